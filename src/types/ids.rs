@@ -1,0 +1,172 @@
+//! Ids: what names a project, a user, a connection, a message and a node.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A node of the cluster, 0 to 1023 (ten bits of every client id).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NodeId(u16);
+
+impl NodeId {
+    pub const MAX: u16 = 1023;
+
+    /// `None` above [`NodeId::MAX`].
+    pub const fn new(node: u16) -> Option<Self> {
+        if node <= Self::MAX { Some(Self(node)) } else { None }
+    }
+
+    pub const fn value(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a decimal number of at most 20 digits")]
+pub struct IdError;
+
+macro_rules! snowflake_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            /// Decimal digits only: no sign, no blanks.
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+                    return Err(IdError);
+                }
+                text.parse().map(Self).map_err(|_| IdError)
+            }
+        }
+    };
+}
+
+snowflake_id! {
+    /// A client id: one connection, never given out twice. 41 bits of milliseconds since
+    /// [`SnowflakeClock::EPOCH_MS`], 10 bits of node, 12 bits of sequence whose top bits are the worker.
+    Cid
+}
+snowflake_id! {
+    /// A message id, of the same build as a [`Cid`] and drawn from the same clock, so the two never meet.
+    MessageId
+}
+
+/// One connection of one worker: its slab slot and the generation that tells it from the slot's
+/// earlier owners. A late completion that carries an older generation is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnKey {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// Gives out snowflake numbers of one worker of one node, strictly rising.
+///
+/// When a millisecond's sequence is used up it goes on with the next millisecond ahead of the clock,
+/// so it neither blocks nor repeats; a clock that steps back is ignored until it has caught up.
+#[derive(Debug)]
+pub struct SnowflakeClock {
+    node: NodeId,
+    worker_bits: u32,
+    worker: u64,
+    last_ms: u64,
+    next_sequence: u64,
+}
+
+impl SnowflakeClock {
+    /// 2024-01-01T00:00:00Z: 41 bits from here last until 2093.
+    pub const EPOCH_MS: u64 = 1_704_067_200_000;
+    const SEQUENCE_BITS: u32 = 12;
+
+    /// `workers` is how many workers the node has (at most 1024), `worker` the index of this one.
+    pub fn new(node: NodeId, worker: usize, workers: usize) -> Self {
+        let worker_bits = workers.max(1).next_power_of_two().trailing_zeros();
+        assert!(worker_bits <= 10 && worker < workers.max(1), "worker {worker} of {workers}");
+        Self { node, worker_bits, worker: worker as u64, last_ms: 0, next_sequence: 0 }
+    }
+
+    pub fn next(&mut self, now_ms: u64) -> u64 {
+        let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
+        if now_ms > self.last_ms {
+            self.last_ms = now_ms;
+            self.next_sequence = 0;
+        } else if self.next_sequence == 1 << sequence_bits {
+            self.last_ms += 1;
+            self.next_sequence = 0;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let ms = self.last_ms.saturating_sub(Self::EPOCH_MS) & ((1 << 41) - 1);
+        ms << 22 | u64::from(self.node.value()) << 12 | self.worker << sequence_bits | sequence
+    }
+}
+
+/// A project id: 1-64 bytes of `[A-Za-z0-9_.-]`.
+pub fn is_pid(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+/// A user id or a tag: 1-128 bytes, no control characters, no comma.
+pub fn is_name(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c == ',')
+}
+
+/// A device: 1-32 bytes of `[a-z0-9_-]`.
+pub fn is_device(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snowflakes_rise_and_carry_node_and_worker() {
+        let mut clock = SnowflakeClock::new(NodeId::new(200).unwrap(), 2, 3);
+        let now = SnowflakeClock::EPOCH_MS + 5;
+        let mut last = 0;
+        for step in 0..5_000u64 {
+            let id = clock.next(if step == 4_000 { now - 3 } else { now });
+            assert!(id > last);
+            assert_eq!(id >> 12 & 1023, 200);
+            assert_eq!(id >> 10 & 3, 2);
+            last = id;
+        }
+        assert_eq!(last >> 22, 5 + 4_999 / 1024);
+    }
+
+    #[test]
+    fn ids_are_digits_only() {
+        assert_eq!("18446744073709551615".parse(), Ok(Cid(u64::MAX)));
+        for bad in ["", "+1", "-1", " 1", "1 ", "18446744073709551616", "0x1", "1.0"] {
+            assert_eq!(bad.parse::<Cid>(), Err(IdError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_keep_the_contract() {
+        assert!(is_pid("a.B_9-") && !is_pid("") && !is_pid("a/b") && !is_pid(&"x".repeat(65)));
+        assert!(is_name("u 1 é") && !is_name("a,b") && !is_name("a\u{7f}") && !is_name(""));
+        assert!(is_name(&"x".repeat(128)) && !is_name(&"x".repeat(129)));
+        assert!(is_device("ios_1-x") && !is_device("iOS") && !is_device(&"x".repeat(33)));
+    }
+}

@@ -1,0 +1,9 @@
+//! Floor 0: what the other floors talk about. Ids and limits; no I/O, no clock, no randomness.
+
+mod ids;
+mod limits;
+
+pub use ids::{
+    Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,
+};
+pub use limits::Limits;

@@ -1,0 +1,314 @@
+//! The envelope: how one accepted message travels between workers and between nodes.
+//!
+//! Layout, little-endian; offsets in bytes:
+//!
+//! ```text
+//!  0 version u8 (1)    1 flags u8    2 origin node u16    4 boot epoch u64    12 seq u64
+//! 20 accepted_ms u64  28 message id u64  36 ttl_ms u32 (0: none)  40 offset of data u32
+//! 44 fields, each: kind u8, length u32, bytes           then: raw data, to the end
+//! ```
+//!
+//! A reader skips field kinds that it does not know and refuses versions that it does not know.
+
+use crate::types::{Cid, MessageId, NodeId};
+
+const VERSION: u8 = 1;
+const FIXED_BYTES: usize = 44;
+
+const FIELD_PID: u8 = 1;
+const FIELD_UIDS: u8 = 2;
+const FIELD_CIDS: u8 = 3;
+const FIELD_TAGS: u8 = 4;
+const FIELD_DEVICES: u8 = 5;
+const FIELD_EXCEPT_CIDS: u8 = 6;
+
+/// Why bytes are not an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("the envelope ends before its header does")]
+    Truncated,
+    #[error("envelope version {0} is newer than this node")]
+    Version(u8),
+    #[error("a field of the envelope is malformed")]
+    Field,
+}
+
+/// One accepted message, borrowed from wherever its bytes are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Envelope<'a> {
+    pub origin: NodeId,
+    /// When the origin was started, in milliseconds since 1970: tells two lives of a node apart.
+    pub epoch: u64,
+    /// Rises by one per origin and channel.
+    pub seq: u64,
+    /// When the origin accepted the message, milliseconds since 1970.
+    pub accepted_ms: u64,
+    pub id: MessageId,
+    /// Milliseconds after `accepted_ms` during which it may be delivered; 0: always.
+    pub ttl_ms: u32,
+    pub pid: &'a str,
+    pub targets: Targets<'a>,
+    /// The JSON value that the client receives, byte for byte.
+    pub data: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    /// The moment from which it is not delivered any more, milliseconds since 1970.
+    pub fn expires_ms(&self) -> Option<u64> {
+        (self.ttl_ms != 0).then(|| self.accepted_ms.saturating_add(u64::from(self.ttl_ms)))
+    }
+
+    /// Appends the envelope's bytes to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.push(VERSION);
+        out.push(0);
+        out.extend_from_slice(&self.origin.value().to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.extend_from_slice(&self.seq.to_le_bytes());
+        out.extend_from_slice(&self.accepted_ms.to_le_bytes());
+        out.extend_from_slice(&self.id.0.to_le_bytes());
+        out.extend_from_slice(&self.ttl_ms.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        put_field(out, FIELD_PID, self.pid.as_bytes());
+        let targets = &self.targets;
+        let lists = [
+            (FIELD_UIDS, targets.uids.map(|names| names.bytes)),
+            (FIELD_CIDS, targets.cids.map(|cids| cids.bytes)),
+            (FIELD_TAGS, targets.tags.map(|names| names.bytes)),
+            (FIELD_DEVICES, targets.devices.map(|names| names.bytes)),
+            (FIELD_EXCEPT_CIDS, targets.except_cids.map(|cids| cids.bytes)),
+        ];
+        for (kind, bytes) in lists {
+            if let Some(bytes) = bytes {
+                put_field(out, kind, bytes);
+            }
+        }
+        let data_offset = (out.len() - start) as u32;
+        out[start + 40..start + 44].copy_from_slice(&data_offset.to_le_bytes());
+        out.extend_from_slice(self.data);
+    }
+
+    /// Reads an envelope that fills `bytes` to its end. Never allocates.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let fixed = bytes.get(..FIXED_BYTES).ok_or(EnvelopeError::Truncated)?;
+        if fixed[0] != VERSION {
+            return Err(EnvelopeError::Version(fixed[0]));
+        }
+        let data_offset = u32_at(fixed, 40) as usize;
+        if data_offset < FIXED_BYTES {
+            return Err(EnvelopeError::Field);
+        }
+        let header = bytes.get(..data_offset).ok_or(EnvelopeError::Truncated)?;
+        let origin = u16::from_le_bytes([fixed[2], fixed[3]]);
+        let mut envelope = Self {
+            origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
+            epoch: u64_at(fixed, 4),
+            seq: u64_at(fixed, 12),
+            accepted_ms: u64_at(fixed, 20),
+            id: MessageId(u64_at(fixed, 28)),
+            ttl_ms: u32_at(fixed, 36),
+            pid: "",
+            targets: Targets::default(),
+            data: &bytes[data_offset..],
+        };
+        let mut fields = &header[FIXED_BYTES..];
+        while !fields.is_empty() {
+            let (kind, value, rest) = take_field(fields)?;
+            envelope.set_field(kind, value)?;
+            fields = rest;
+        }
+        if envelope.pid.is_empty() {
+            return Err(EnvelopeError::Field);
+        }
+        Ok(envelope)
+    }
+
+    fn set_field(&mut self, kind: u8, value: &'a [u8]) -> Result<(), EnvelopeError> {
+        let targets = &mut self.targets;
+        match kind {
+            FIELD_PID => self.pid = text(value)?,
+            FIELD_UIDS => targets.uids = Some(Names::decode(value)?),
+            FIELD_CIDS => targets.cids = Some(Cids::decode(value)?),
+            FIELD_TAGS => targets.tags = Some(Names::decode(value)?),
+            FIELD_DEVICES => targets.devices = Some(Names::decode(value)?),
+            FIELD_EXCEPT_CIDS => targets.except_cids = Some(Cids::decode(value)?),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whom a message is for: the selectors that are given are intersected, the values within one are a
+/// union, none given means every client of the project. A selector that is given but empty matches nobody.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Targets<'a> {
+    pub uids: Option<Names<'a>>,
+    pub cids: Option<Cids<'a>>,
+    pub tags: Option<Names<'a>>,
+    pub devices: Option<Names<'a>>,
+    /// Left out of the result.
+    pub except_cids: Option<Cids<'a>>,
+}
+
+/// A list of names (uids, tags or devices), each of 1-255 bytes of UTF-8.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Names<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Names<'a> {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || {
+            let (name, tail) = take_name(rest)?;
+            rest = tail;
+            Some(name)
+        })
+    }
+
+    fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            rest = take_name(rest).ok_or(EnvelopeError::Field)?.1;
+        }
+        Ok(Self { bytes })
+    }
+}
+
+/// A list of client ids.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cids<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Cids<'a> {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Cid> + use<'a> {
+        self.bytes.chunks_exact(8).map(|chunk| Cid(u64_at(chunk, 0)))
+    }
+
+    pub fn contains(&self, cid: Cid) -> bool {
+        self.bytes.chunks_exact(8).any(|chunk| u64_at(chunk, 0) == cid.0)
+    }
+
+    fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        if bytes.len().is_multiple_of(8) { Ok(Self { bytes }) } else { Err(EnvelopeError::Field) }
+    }
+}
+
+/// Builds [`Targets`]; kept and cleared between messages, so that it allocates only while it grows.
+#[derive(Debug, Default)]
+pub struct TargetsBuf {
+    pub uids: Option<NamesBuf>,
+    pub cids: Option<CidsBuf>,
+    pub tags: Option<NamesBuf>,
+    pub devices: Option<NamesBuf>,
+    pub except_cids: Option<CidsBuf>,
+}
+
+impl TargetsBuf {
+    pub fn as_targets(&self) -> Targets<'_> {
+        Targets {
+            uids: self.uids.as_ref().map(NamesBuf::as_names),
+            cids: self.cids.as_ref().map(CidsBuf::as_cids),
+            tags: self.tags.as_ref().map(NamesBuf::as_names),
+            devices: self.devices.as_ref().map(NamesBuf::as_names),
+            except_cids: self.except_cids.as_ref().map(CidsBuf::as_cids),
+        }
+    }
+}
+
+/// Builds [`Names`].
+#[derive(Debug, Default)]
+pub struct NamesBuf {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl NamesBuf {
+    /// Appends one name. The caller has checked it (`is_name`, `is_device`), so that it has 1-128 bytes.
+    pub fn push(&mut self, name: &str) {
+        debug_assert!((1..=255).contains(&name.len()));
+        self.bytes.push(name.len() as u8);
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.count += 1;
+    }
+
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn as_names(&self) -> Names<'_> {
+        Names { bytes: &self.bytes }
+    }
+}
+
+/// Builds [`Cids`].
+#[derive(Debug, Default)]
+pub struct CidsBuf {
+    bytes: Vec<u8>,
+}
+
+impl CidsBuf {
+    pub fn push(&mut self, cid: Cid) {
+        self.bytes.extend_from_slice(&cid.0.to_le_bytes());
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes.len() / 8
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub fn as_cids(&self) -> Cids<'_> {
+        Cids { bytes: &self.bytes }
+    }
+}
+
+fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    out.push(kind);
+    out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+    out.extend_from_slice(value);
+}
+
+fn take_field(bytes: &[u8]) -> Result<(u8, &[u8], &[u8]), EnvelopeError> {
+    let head = bytes.get(..5).ok_or(EnvelopeError::Truncated)?;
+    let length = u32_at(head, 1) as usize;
+    let value = bytes[5..].get(..length).ok_or(EnvelopeError::Truncated)?;
+    Ok((head[0], value, &bytes[5 + length..]))
+}
+
+fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (&length, rest) = bytes.split_first()?;
+    if length == 0 || rest.len() < usize::from(length) {
+        return None;
+    }
+    let (name, rest) = rest.split_at(usize::from(length));
+    Some((std::str::from_utf8(name).ok()?, rest))
+}
+
+fn text(bytes: &[u8]) -> Result<&str, EnvelopeError> {
+    std::str::from_utf8(bytes).map_err(|_| EnvelopeError::Field)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}

@@ -1,0 +1,3 @@
+//! Floor 1: bytes to meaning and back, never I/O.
+
+pub mod envelope;
