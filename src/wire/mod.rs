@@ -1,3 +1,4 @@
 //! Floor 1: bytes to meaning and back, never I/O.
 
 pub mod envelope;
+pub mod websocket;

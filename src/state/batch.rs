@@ -1,0 +1,321 @@
+//! The batch: finished frames of one turn of the loop, and who gets which, so that every connection
+//! is written to once.
+
+use super::connection::CloseCause;
+use crate::wire::websocket;
+use bytes::Bytes;
+use fastwebsockets::OpCode;
+
+/// From this size on a frame is shared instead of copied.
+pub const SHARED_FRAME_BYTES: usize = 16 << 10;
+/// A batch that holds more than this is flushed before anything else is accepted.
+pub const FULL_BATCH_BYTES: usize = 256 << 10;
+/// No dirty entry; the end of a list of segments.
+pub const NONE: u32 = u32::MAX;
+
+/// Frames laid one behind the other, and for each connection that gets any of them the list of its
+/// segments. A run of consecutive frames is one segment, so that it leaves as one slice.
+///
+/// Invariant: a segment's frames are either all small, and then consecutive in `bytes`, or it is one
+/// shared frame.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    frames: Vec<Frame>,
+    shared: Vec<Bytes>,
+    shared_bytes: usize,
+    dirty: Vec<Dirty>,
+    segments: Vec<Segment>,
+    closes: Vec<CloseRequest>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    start: u32,
+    bytes: u32,
+    /// Index in `shared`, or `NONE`.
+    shared: u32,
+    is_push: bool,
+    expires_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    first: u32,
+    end: u32,
+    next: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Dirty {
+    slot: u32,
+    head: u32,
+    tail: u32,
+    pushes: u32,
+}
+
+/// A connection to be closed when everything before is written.
+#[derive(Debug, Clone)]
+pub struct CloseRequest {
+    pub slot: u32,
+    pub cause: CloseCause,
+}
+
+/// Where one connection's bytes of a sealed batch are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Region {
+    Bytes { start: usize, end: usize },
+    Scratch { start: usize, end: usize },
+    Shared { index: usize },
+    /// Not to be sent from the batch: the frames went to the outbox.
+    Outbox,
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.dirty.is_empty() && self.closes.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() + self.shared_bytes > FULL_BATCH_BYTES
+    }
+
+    /// Adds a text frame that `write` fills. `is_push`: it counts as a delivery.
+    pub fn add_text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        let start = self.bytes.len();
+        websocket::write_text(&mut self.bytes, write);
+        self.seal_frame(start, false, 0)
+    }
+
+    /// Adds a frame of any kind.
+    pub fn add_frame(&mut self, opcode: OpCode, payload: &[u8]) -> u32 {
+        let start = self.bytes.len();
+        websocket::write_frame(&mut self.bytes, opcode, payload);
+        self.seal_frame(start, false, 0)
+    }
+
+    /// Adds bytes that are no frame: the answer to a handshake.
+    pub fn add_raw(&mut self, bytes: &[u8]) -> u32 {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.seal_frame(start, false, 0)
+    }
+
+    /// Adds a push frame whose payload of `payload_bytes` `write` fills.
+    pub fn add_push(
+        &mut self,
+        payload_bytes: usize,
+        expires_ms: u64,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> u32 {
+        if payload_bytes >= SHARED_FRAME_BYTES {
+            let mut frame = Vec::with_capacity(payload_bytes + 10);
+            websocket::write_head(&mut frame, OpCode::Text, payload_bytes);
+            write(&mut frame);
+            let shared = self.shared.len() as u32;
+            self.shared_bytes += frame.len();
+            let bytes = frame.len() as u32;
+            self.shared.push(Bytes::from(frame));
+            self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
+            return self.frames.len() as u32 - 1;
+        }
+        let start = self.bytes.len();
+        websocket::write_head(&mut self.bytes, OpCode::Text, payload_bytes);
+        write(&mut self.bytes);
+        self.seal_frame(start, true, expires_ms)
+    }
+
+    fn seal_frame(&mut self, start: usize, is_push: bool, expires_ms: u64) -> u32 {
+        let bytes = (self.bytes.len() - start) as u32;
+        self.frames.push(Frame { start: start as u32, bytes, shared: NONE, is_push, expires_ms });
+        self.frames.len() as u32 - 1
+    }
+
+    /// Owes `frame` to the connection in `slot`; `dirty` is that connection's entry.
+    #[inline]
+    pub fn owe(&mut self, slot: u32, dirty: &mut u32, frame: u32) {
+        let is_push = u32::from(self.frames[frame as usize].is_push);
+        if *dirty == NONE {
+            *dirty = self.dirty.len() as u32;
+            let segment = self.add_segment(frame);
+            self.dirty.push(Dirty { slot, head: segment, tail: segment, pushes: is_push });
+            return;
+        }
+        let entry = self.dirty[*dirty as usize];
+        self.dirty[*dirty as usize].pushes += is_push;
+        let tail = &mut self.segments[entry.tail as usize];
+        let small = |index: u32| self.frames[index as usize].shared == NONE;
+        if tail.end == frame && small(frame) && small(tail.end - 1) {
+            tail.end += 1;
+            return;
+        }
+        let segment = self.add_segment(frame);
+        self.segments[entry.tail as usize].next = segment;
+        self.dirty[*dirty as usize].tail = segment;
+    }
+
+    fn add_segment(&mut self, frame: u32) -> u32 {
+        self.segments.push(Segment { first: frame, end: frame + 1, next: NONE });
+        self.segments.len() as u32 - 1
+    }
+
+    pub fn close(&mut self, request: CloseRequest) {
+        self.closes.push(request);
+    }
+
+    /// Appends one frame to an outbox that is not empty.
+    pub fn copy_frame(&self, frame: u32, outbox: &mut super::Outbox) {
+        self.put_in_outbox(frame, 0, outbox);
+    }
+
+    fn put_in_outbox(&self, frame: u32, skip: usize, outbox: &mut super::Outbox) {
+        let frame = self.frames[frame as usize];
+        if frame.shared == NONE {
+            let bytes = &self.bytes[frame.start as usize..][..frame.bytes as usize];
+            outbox.push(&bytes[skip..], frame.is_push, frame.expires_ms, skip > 0);
+        } else {
+            let bytes = self.shared[frame.shared as usize].slice(skip..);
+            outbox.push_shared(bytes, frame.is_push, frame.expires_ms, skip > 0);
+        }
+    }
+
+    fn segments_of(&self, dirty: usize) -> impl Iterator<Item = Segment> {
+        let mut next = self.dirty[dirty].head;
+        std::iter::from_fn(move || {
+            let segment = *self.segments.get(next as usize)?;
+            next = segment.next;
+            Some(segment)
+        })
+    }
+}
+
+/// A batch that takes no more frames: it is being sent, entry by entry.
+#[derive(Debug, Default)]
+pub struct Sealed {
+    batch: Batch,
+    /// Where segments that do not lie together are gathered.
+    scratch: Vec<u8>,
+    regions: Vec<Region>,
+}
+
+/// One connection's bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    pub slot: u32,
+    pub bytes: &'a [u8],
+}
+
+impl Sealed {
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// What to send for entry `index`; `None` where the outbox has it.
+    #[inline]
+    pub fn outgoing(&self, index: usize) -> Option<Outgoing<'_>> {
+        let bytes = match self.regions[index] {
+            Region::Bytes { start, end } => &self.batch.bytes[start..end],
+            Region::Scratch { start, end } => &self.scratch[start..end],
+            Region::Shared { index } => &self.batch.shared[index][..],
+            Region::Outbox => return None,
+        };
+        Some(Outgoing { slot: self.batch.dirty[index].slot, bytes })
+    }
+
+    pub(super) fn slot(&self, index: usize) -> u32 {
+        self.batch.dirty[index].slot
+    }
+
+    pub(super) fn pushes(&self, index: usize) -> u64 {
+        u64::from(self.batch.dirty[index].pushes)
+    }
+
+    /// Takes `open` in, lays together what is apart, and leaves an empty batch (with room) behind.
+    /// `outbox_of` gives the outbox of a slot if there is one: then that entry's frames go there.
+    pub(super) fn seal(&mut self, open: &mut Batch) {
+        debug_assert!(self.batch.is_empty() && self.regions.is_empty());
+        std::mem::swap(&mut self.batch, open);
+        self.scratch.clear();
+        self.regions.clear();
+        for index in 0..self.batch.dirty.len() {
+            let region = self.gather(index);
+            self.regions.push(region);
+        }
+    }
+
+    fn gather(&mut self, index: usize) -> Region {
+        let dirty = self.batch.dirty[index];
+        let head = self.batch.segments[dirty.head as usize];
+        let first = self.batch.frames[head.first as usize];
+        if head.next == NONE {
+            return if first.shared == NONE {
+                let last = self.batch.frames[head.end as usize - 1];
+                Region::Bytes { start: first.start as usize, end: (last.start + last.bytes) as usize }
+            } else {
+                Region::Shared { index: first.shared as usize }
+            };
+        }
+        let start = self.scratch.len();
+        let mut next = dirty.head;
+        while let Some(&segment) = self.batch.segments.get(next as usize) {
+            let first = self.batch.frames[segment.first as usize];
+            if first.shared != NONE {
+                self.scratch.truncate(start);
+                return Region::Outbox;
+            }
+            let last = self.batch.frames[segment.end as usize - 1];
+            let run = first.start as usize..(last.start + last.bytes) as usize;
+            self.scratch.extend_from_slice(&self.batch.bytes[run]);
+            next = segment.next;
+        }
+        Region::Scratch { start, end: self.scratch.len() }
+    }
+
+    pub(super) fn redirect_to_outbox(&mut self, index: usize) {
+        self.regions[index] = Region::Outbox;
+    }
+
+    pub(super) fn is_for_outbox(&self, index: usize) -> bool {
+        self.regions[index] == Region::Outbox
+    }
+
+    /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many pushes
+    /// are written whole.
+    pub(super) fn put_rest(&self, index: usize, written: usize, outbox: &mut super::Outbox) -> u64 {
+        let mut skip = written;
+        let mut whole_pushes = 0;
+        for segment in self.batch.segments_of(index) {
+            for number in segment.first..segment.end {
+                let frame = self.batch.frames[number as usize];
+                if skip >= frame.bytes as usize {
+                    skip -= frame.bytes as usize;
+                    whole_pushes += u64::from(frame.is_push);
+                } else {
+                    self.batch.put_in_outbox(number, skip, outbox);
+                    skip = 0;
+                }
+            }
+        }
+        whole_pushes
+    }
+
+    /// Ends the batch: gives back the closes that follow it, keeps the buffers for the next.
+    pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
+        let batch = &mut self.batch;
+        batch.dirty.clear();
+        batch.segments.clear();
+        batch.frames.clear();
+        batch.shared.clear();
+        batch.shared_bytes = 0;
+        batch.bytes.clear();
+        batch.bytes.shrink_to(2 * FULL_BATCH_BYTES);
+        self.scratch.clear();
+        self.scratch.shrink_to(2 * FULL_BATCH_BYTES);
+        self.regions.clear();
+        std::mem::take(&mut batch.closes)
+    }
+}

@@ -1,0 +1,187 @@
+//! One open connection, as plain data.
+
+use super::batch::NONE;
+use super::outbox::Outbox;
+use crate::types::Cid;
+use crate::wire::websocket::{Violation, close};
+use compact_str::CompactString;
+
+/// Why a connection ends, and with that what its peer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseCause {
+    /// The peer sent Close; its code is sent back (RFC 6455 section 5.5.1).
+    Peer(u16),
+    /// The peer broke a rule of RFC 6455.
+    Violation(Violation),
+    /// It did not read fast enough: 4000.
+    SlowConsumer,
+    /// Nothing came from it for the idle timeout: 4002.
+    Idle,
+    /// The node ends: 1001, with the advice when to come back.
+    GoingAway { reconnect_after_ms: u32 },
+    /// The socket is gone: nothing can be told.
+    Gone,
+}
+
+impl CloseCause {
+    /// The code of the Close frame; `None` where there is nobody to send it to.
+    pub fn code(self) -> Option<u16> {
+        match self {
+            Self::Peer(code) => Some(code),
+            Self::Violation(violation) => Some(violation.code),
+            Self::SlowConsumer => Some(close::SLOW_CONSUMER),
+            Self::Idle => Some(close::IDLE),
+            Self::GoingAway { .. } => Some(close::GOING_AWAY),
+            Self::Gone => None,
+        }
+    }
+}
+
+/// One subscription: the tag, and where in the tag's list of members this connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TagRef {
+    pub tag: u32,
+    pub position: u32,
+}
+
+/// A connection's subscriptions. One costs nothing beyond the entry.
+#[derive(Debug, Default)]
+pub enum TagSet {
+    #[default]
+    None,
+    One(TagRef),
+    Many(Box<Vec<TagRef>>),
+}
+
+impl TagSet {
+    pub fn as_slice(&self) -> &[TagRef] {
+        match self {
+            Self::None => &[],
+            Self::One(tag) => std::slice::from_ref(tag),
+            Self::Many(tags) => tags,
+        }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [TagRef] {
+        match self {
+            Self::None => &mut [],
+            Self::One(tag) => std::slice::from_mut(tag),
+            Self::Many(tags) => tags,
+        }
+    }
+
+    pub fn contains(&self, tag: u32) -> bool {
+        self.as_slice().iter().any(|entry| entry.tag == tag)
+    }
+
+    pub fn add(&mut self, tag: TagRef) {
+        match self {
+            Self::None => *self = Self::One(tag),
+            Self::One(first) => *self = Self::Many(Box::new(vec![*first, tag])),
+            Self::Many(tags) => tags.push(tag),
+        }
+    }
+
+    /// Takes out the entry of `tag`, keeping the order of the others.
+    pub fn remove(&mut self, tag: u32) -> Option<TagRef> {
+        let at = self.as_slice().iter().position(|entry| entry.tag == tag)?;
+        match self {
+            Self::None => None,
+            Self::One(entry) => {
+                let entry = *entry;
+                *self = Self::None;
+                Some(entry)
+            }
+            Self::Many(tags) => {
+                let entry = tags.remove(at);
+                match tags[..] {
+                    [] => *self = Self::None,
+                    [last] => *self = Self::One(last),
+                    _ => {}
+                }
+                Some(entry)
+            }
+        }
+    }
+}
+
+/// The slab entry. It stays below 104 bytes; every field has its reason in ARCHITECTURE.md.
+#[derive(Debug)]
+pub struct Connection {
+    pub cid: Cid,
+    /// Up to 24 bytes in place, longer ones on the heap.
+    pub uid: CompactString,
+    pub tags: TagSet,
+    pub outbox: Option<Box<Outbox>>,
+    pub generation: u32,
+    pub project: u32,
+    /// The group of its project and device, and where in its list of members it stands.
+    pub group: u32,
+    pub group_position: u32,
+    /// The other connections of the same user, chained; `NONE` ends it.
+    pub user_next: u32,
+    pub user_previous: u32,
+    /// Its entry in the open batch, or `NONE`.
+    pub dirty: u32,
+    /// The number of the last message that considered it, so that none reaches it twice.
+    pub stamp: u32,
+    /// When anything last came from it, on the worker's millisecond clock, which wraps.
+    pub last_heard_ms: u32,
+    pub phase: Phase,
+    /// A ping was sent since it was last heard.
+    pub pinged: bool,
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Open,
+    /// Out of the directory; its slot is released when its last bytes are on their way.
+    Closing,
+}
+
+impl Connection {
+    pub fn new(cid: Cid, generation: u32, project: u32, uid: &str, heard_ms: u32) -> Self {
+        Self {
+            cid,
+            uid: CompactString::new(uid),
+            tags: TagSet::None,
+            outbox: None,
+            generation,
+            project,
+            group: NONE,
+            group_position: NONE,
+            user_next: NONE,
+            user_previous: NONE,
+            dirty: NONE,
+            stamp: 0,
+            last_heard_ms: heard_ms,
+            phase: Phase::Open,
+            pinged: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Connection>() <= 104, "{}", size_of::<Connection>());
+        assert_eq!(size_of::<Connection>(), size_of::<Option<Connection>>());
+    }
+
+    #[test]
+    fn tags_keep_their_order() {
+        let mut set = TagSet::default();
+        for tag in [5, 3, 9] {
+            set.add(TagRef { tag, position: 0 });
+        }
+        assert!(set.remove(4).is_none());
+        assert_eq!(set.remove(3).map(|entry| entry.tag), Some(3));
+        assert_eq!(set.as_slice().iter().map(|entry| entry.tag).collect::<Vec<_>>(), [5, 9]);
+        assert!(set.remove(5).is_some() && matches!(set, TagSet::One(_)));
+        assert!(set.remove(9).is_some() && matches!(set, TagSet::None));
+    }
+}
