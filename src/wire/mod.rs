@@ -3,3 +3,7 @@
 pub mod chunked;
 pub mod envelope;
 pub mod http;
+pub mod params;
+pub mod response;
+pub mod sign;
+pub mod upgrade;
