@@ -3,6 +3,8 @@
 pub mod chunked;
 pub mod envelope;
 pub mod http;
+pub mod json;
+pub mod message;
 pub mod params;
 pub mod response;
 pub mod sign;
