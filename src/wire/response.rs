@@ -1,5 +1,7 @@
 //! HTTP/1.1 responses to bytes.
 
+use super::json::write_string;
+
 /// Appends a whole response: status line, `extra` fields, body with its Content-Length.
 ///
 /// Nothing of `extra` or `content_type` may hold CR or LF. A 204 carries neither body nor length
@@ -86,23 +88,6 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// A JSON string of `text`, quotes included.
-fn write_string(out: &mut Vec<u8>, text: &str) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    out.push(b'"');
-    for &byte in text.as_bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0..0x20 => {
-                out.extend_from_slice(b"\\u00");
-                out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-            }
-            _ => out.push(byte),
-        }
-    }
-    out.push(b'"');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,8 +116,8 @@ mod tests {
         assert_eq!(
             out,
             "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n\
-             Content-Length: 39\r\nConnection: close\r\n\r\n\
-             {\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\u000a é\"}"
+             Content-Length: 35\r\nConnection: close\r\n\r\n\
+             {\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\n é\"}"
         );
     }
 
