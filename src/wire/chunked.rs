@@ -45,7 +45,7 @@ impl Chunked {
     /// Appends the data that `input` holds to `out` and returns how many bytes of `input` were used
     /// and whether the body is complete; until it is, all of `input` is used.
     ///
-    /// 413 as soon as a chunk's size says that the body exceeds `max` bytes, 400 if it is malformed.
+    /// 413 as soon as a chunk's size says that the body exceeds `max` bytes, 400 if malformed.
     pub fn decode(
         &mut self,
         input: &[u8],
@@ -121,6 +121,7 @@ fn is_text(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     /// The data, the bytes used and whether it was complete, however `input` is cut.
@@ -192,7 +193,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_body_cut_anywhere_is_the_same_body(
-            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..20), 0..6),
+            chunks in vec(vec(any::<u8>(), 1..20), 0..6),
         ) {
             let mut input = Vec::new();
             for chunk in &chunks {

@@ -72,7 +72,7 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Whether the body is of that media type (lower case); parameters such as `charset` are ignored.
+    /// Whether the body is of that media type; parameters such as `charset` are ignored.
     pub fn content_is(&self, media_type: &str) -> bool {
         let essence = self.content_type.unwrap_or("").split(';').next().unwrap_or("");
         essence.trim_ascii().eq_ignore_ascii_case(media_type)
@@ -363,7 +363,8 @@ mod tests {
     #[test]
     fn a_post_keeps_what_follows_for_the_next() {
         let text = "\r\n\r\nPOST /ws/push HTTP/1.1\r\nhost: x\r\nCONTENT-TYPE: Application/JSON ; \
-            charset=utf-8\r\nX-Sign:  ab \r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n{}GET /";
+            charset=utf-8\r\nX-Sign:  ab \r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n\
+            {}GET /";
         let head = head(text);
         assert_eq!(&text[head.head_len..], "{}GET /");
         assert_eq!(head.body, Body::Length(2));
@@ -497,7 +498,9 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_head_never_panics(at in 0..HANDSHAKE.len(), byte: u8, cut in 0..HANDSHAKE.len()) {
+        fn a_damaged_head_never_panics(
+            at in 0..HANDSHAKE.len(), byte: u8, cut in 0..HANDSHAKE.len(),
+        ) {
             let mut bytes = HANDSHAKE.as_bytes().to_vec();
             bytes[at] = byte;
             for end in [cut, bytes.len()] {

@@ -20,8 +20,8 @@ impl<'a> Params<'a> {
     /// Reads `a=b&c=d`. `+` and `%20` are spaces, empty pairs are skipped, a parameter without `=`
     /// has an empty value. Allocates only for values that are encoded.
     ///
-    /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8, and more
-    /// than 256 parameters.
+    /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8, and
+    /// more than 256 parameters.
     pub fn parse(text: &'a [u8]) -> Result<Self, HttpError> {
         let mut pairs = SmallVec::new();
         for pair in text.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
@@ -113,6 +113,7 @@ fn encode(text: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
 
     fn params(text: &str) -> Params<'_> {
@@ -168,14 +169,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_cut_anywhere_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn any_bytes_cut_anywhere_never_panic(bytes in vec(any::<u8>(), 0..60)) {
             for cut in 0..=bytes.len() {
                 let _ = Params::parse(&bytes[..cut]);
             }
         }
 
         #[test]
-        fn what_is_encoded_is_decoded(pairs in proptest::collection::btree_map("\\PC{0,9}", "\\PC{0,9}", 0..6)) {
+        fn what_is_encoded_is_decoded(
+            pairs in btree_map("\\PC{0,9}", "\\PC{0,9}", 0..6),
+        ) {
             let mut text = Vec::new();
             for (name, value) in &pairs {
                 encode(name, &mut text);

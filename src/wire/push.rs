@@ -215,7 +215,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_body_cut_anywhere_never_panics(cut in 0usize..200, at in 0usize..200, byte in 0x20u8..0x7f) {
+        fn a_body_cut_anywhere_never_panics(
+            cut in 0usize..200, at in 0usize..200, byte in 0x20u8..0x7f,
+        ) {
             let body = r#"{"pid":1,"messages":[{"uids":["u1",2],"data":{"a":[1]},"ttl_ms":5},
                 {"cids":"1,2","data":"x","idempotency_key":"k"},{"data":null}],"data":"\u00e9"}"#;
             let mut body = body.to_owned().into_bytes();

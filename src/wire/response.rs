@@ -115,8 +115,8 @@ mod tests {
         let out = written(|out| write_refusal(out, 503, false, &extra, "a \"b\" \\ \n é"));
         assert_eq!(
             out,
-            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n\
-             Content-Length: 35\r\nConnection: close\r\n\r\n\
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+             Content-Type: application/json\r\nContent-Length: 35\r\nConnection: close\r\n\r\n\
              {\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\n é\"}"
         );
     }

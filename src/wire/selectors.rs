@@ -156,6 +156,7 @@ fn malformed(selector: &Selector) -> ApiError {
 mod tests {
     use super::*;
     use crate::wire::params::Params;
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     fn from_form(form: &str) -> Result<TargetsBuf, ApiError> {
@@ -254,7 +255,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_body_cut_anywhere_never_panics(value in r#"[\[\]",a1\\u-]{0,20}"#, form in "\\PC{0,20}") {
+        fn a_body_cut_anywhere_never_panics(
+            value in r#"[\[\]",a1\\u-]{0,20}"#, form in "\\PC{0,20}",
+        ) {
             let body = format!(r#"{{"uids":{value},"cids":{value}}}"#);
             for cut in (0..=body.len()).filter(|&cut| body.is_char_boundary(cut)) {
                 let _ = from_json(&body[..cut]);
@@ -265,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn form_array_and_text_mean_the_same(list in proptest::collection::vec("[a-z]{1,3}", 0..8)) {
+        fn form_array_and_text_mean_the_same(list in vec("[a-z]{1,3}", 0..8)) {
             let text = list.join(",");
             let form = from_form(&format!("tags={text}")).unwrap();
             let array = from_json(&format!(r#"{{"tags":{list:?}}}"#)).unwrap();
