@@ -6,6 +6,7 @@ mod connection;
 pub mod counters;
 mod directory;
 mod outbox;
+pub mod projects;
 mod targets;
 mod worker;
 

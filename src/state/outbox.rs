@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 /// The owner writes what [`Outbox::slices`] shows and tells [`Outbox::advance`] how much went.
 #[derive(Debug, Default)]
 pub struct Outbox {
+    /// Where its owner's list of outboxes has it; the owner keeps it true.
+    pub(super) position: usize,
     frames: VecDeque<Queued>,
     /// The copied frames' bytes; those before `copied_start` are written.
     copied: Vec<u8>,
@@ -29,6 +31,11 @@ struct Queued {
 }
 
 impl Outbox {
+    /// An empty outbox that stands at `position` in its owner's list.
+    pub(super) fn at(position: usize) -> Self {
+        Self { position, ..Self::default() }
+    }
+
     /// Bytes still to be written.
     pub fn pending_bytes(&self) -> usize {
         self.pending_bytes
@@ -71,7 +78,7 @@ impl Outbox {
         if !self.frames.iter().any(has_expired) {
             return 0;
         }
-        let old = std::mem::take(self);
+        let old = std::mem::replace(self, Self::at(self.position));
         let mut at = old.copied_start;
         let mut dropped = 0;
         for frame in old.frames {

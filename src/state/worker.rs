@@ -1,0 +1,629 @@
+//! `Worker`: the product's logic, one per core.
+
+use super::batch::{Batch, CloseRequest, NONE, Sealed};
+use super::connection::{CloseCause, Connection, Phase};
+use super::counters::{Counters, Drop};
+use super::directory::Directory;
+use super::outbox::Outbox;
+use super::projects::{ProjectId, Projects, SubscribePolicy};
+use super::targets;
+use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, SnowflakeClock};
+use crate::wire::envelope::Envelope;
+use crate::wire::message::{self, ClientMessage, Kind};
+use crate::wire::sign;
+use crate::wire::websocket::{Message, Violation};
+use fastwebsockets::OpCode;
+use slab::Slab;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// What a worker is made with.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    pub node: NodeId,
+    /// This worker's index, and how many there are.
+    pub worker: usize,
+    pub workers: usize,
+    pub projects: Arc<Projects>,
+    pub limits: Limits,
+    /// Address space is reserved for so many connections.
+    pub max_connections: usize,
+    /// Silence after which a connection ends with 4002; it is pinged at half of it.
+    pub idle_timeout_ms: u64,
+    /// Unsent bytes of one connection, and of all of this worker's.
+    pub outbox_bytes: usize,
+    pub worker_outbox_bytes: usize,
+    /// Every data frame comes back, and nothing is sent unasked.
+    pub echo: bool,
+    /// Seeds of the keyed hashes, unknown to peers.
+    pub hash_keys: (u64, u64),
+    pub counters: Arc<Counters>,
+}
+
+/// Who a connection is: the outcome of a handshake whose signature held.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    pub project: ProjectId,
+    pub uid: &'a str,
+    /// Empty where none was told.
+    pub device: &'a str,
+    /// Valid, each once, at most `limits.tags`.
+    pub tags: &'a [&'a str],
+}
+
+/// What becomes of a push on this worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PushOutcome {
+    /// Connections that it was owed to.
+    pub matched: u64,
+}
+
+/// A connection that has left the slab: what its socket still needs.
+#[derive(Debug)]
+pub struct Released {
+    pub generation: u32,
+    /// The rest of a frame that was partly written: it comes before a Close frame.
+    pub rest: Vec<u8>,
+}
+
+/// One core's connections and what they are owed.
+///
+/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the caller
+/// read; they write into the open batch. Then, while [`Worker::has_output`]: [`Worker::seal`] the batch,
+/// send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`], then [`Worker::finish`] it and
+/// [`Worker::release`] the slots of the closes that it returns. An outbox that is not empty is written
+/// whenever its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
+///
+/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A connection is in
+/// the directory exactly while its phase is open.
+#[derive(Debug)]
+pub struct Worker {
+    config: WorkerConfig,
+    outbox_limit: usize,
+    connections: Slab<Connection>,
+    directory: Directory,
+    open: Batch,
+    ids: SnowflakeClock,
+    generation: u32,
+    stamp: u32,
+    born_ms: u64,
+    /// Slots whose connection has an outbox.
+    backlogged: Vec<u32>,
+    outbox_bytes: usize,
+    /// Slots whose outbox just got its first bytes: to be written when there is room.
+    blocked: Vec<u32>,
+    sweep: Sweep,
+}
+
+/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and looks
+/// at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
+#[derive(Debug, Default)]
+struct Sweep {
+    next_slot: usize,
+    /// One past the highest slot that ever was in use.
+    slots: usize,
+    last_ms: u64,
+}
+
+impl Worker {
+    pub fn new(config: WorkerConfig, now_ms: u64) -> Self {
+        let reserved = config.max_connections.min(NONE as usize - 1);
+        Self {
+            outbox_limit: config.outbox_bytes.max(2 * config.limits.message_bytes),
+            connections: Slab::with_capacity(reserved),
+            directory: Directory::new(config.hash_keys),
+            open: Batch::default(),
+            ids: SnowflakeClock::new(config.node, config.worker, config.workers),
+            generation: 0,
+            stamp: 0,
+            born_ms: now_ms,
+            backlogged: Vec::new(),
+            outbox_bytes: 0,
+            blocked: Vec::new(),
+            sweep: Sweep { next_slot: 0, slots: 0, last_ms: now_ms },
+            config,
+        }
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.config.counters
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// A number that no other message or connection of the cluster has.
+    pub fn next_message_id(&mut self, now_ms: u64) -> MessageId {
+        MessageId(self.ids.next(now_ms))
+    }
+
+    /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
+    /// simulator), then the welcome frame. From here on pushes reach it.
+    pub fn handle_connect(&mut self, identity: Identity<'_>, head: &[u8], now_ms: u64) -> (ConnKey, Cid) {
+        self.generation = self.generation.wrapping_add(1);
+        let cid = Cid(self.ids.next(now_ms));
+        let heard_ms = self.local_ms(now_ms);
+        let connection =
+            Connection::new(cid, self.generation, identity.project.0, identity.uid, heard_ms);
+        let slot = self.connections.insert(connection) as u32;
+        self.connections[slot as usize].stamp = self.stamp;
+        self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
+        self.directory.insert(&mut self.connections, slot, identity.device);
+        for tag in identity.tags {
+            self.directory.subscribe(&mut self.connections, slot, tag);
+        }
+        if !head.is_empty() {
+            let frame = self.open.add_raw(head);
+            self.owe(slot, frame);
+        }
+        if !self.config.echo {
+            let node = self.config.node;
+            let frame = self.open.add_text(|out| message::write_welcome(out, cid, node));
+            self.owe(slot, frame);
+        }
+        let counters = &self.config.counters;
+        counters.connects.add(1);
+        counters.connections.add(1);
+        (ConnKey { slot, generation: self.generation }, cid)
+    }
+
+    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of it.
+    pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
+        let heard_ms = self.local_ms(now_ms);
+        let connection = &mut self.connections[slot as usize];
+        if connection.phase != Phase::Open {
+            return false;
+        }
+        connection.last_heard_ms = heard_ms;
+        connection.pinged = false;
+        match frame {
+            Message::Ping(payload) => {
+                let frame = self.open.add_frame(OpCode::Pong, payload);
+                self.owe(slot, frame);
+            }
+            Message::Pong(_) => {}
+            Message::Close(code) => self.close(slot, CloseCause::Peer(code)),
+            Message::Text(payload) | Message::Binary(payload) => {
+                self.config.counters.client_messages.add(1);
+                if self.config.echo {
+                    let kind = if matches!(frame, Message::Text(_)) { OpCode::Text } else { OpCode::Binary };
+                    let frame = self.open.add_frame(kind, payload);
+                    self.owe(slot, frame);
+                } else {
+                    self.handle_message(slot, payload, now_ms);
+                }
+            }
+        }
+        self.connections[slot as usize].phase == Phase::Open
+    }
+
+    /// Its bytes broke a rule of RFC 6455.
+    pub fn handle_violation(&mut self, slot: u32, violation: Violation) {
+        self.close(slot, CloseCause::Violation(violation));
+    }
+
+    /// Its socket is gone.
+    pub fn handle_disconnect(&mut self, slot: u32) {
+        self.close(slot, CloseCause::Gone);
+    }
+
+    /// Delivers a message to the connections of this worker that it selects.
+    pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
+        self.config.counters.envelopes.add(1);
+        let mut outcome = PushOutcome::default();
+        let Some((project, _)) = self.config.projects.find(envelope.pid) else { return outcome };
+        let expires_ms = envelope.expires_ms().unwrap_or(0);
+        let is_expired = expires_ms != 0 && expires_ms <= now_ms;
+        let stamp = self.next_stamp();
+        let (batch, total) = (&mut self.open, &mut self.outbox_bytes);
+        let mut frame = NONE;
+        let mut over_limit: Vec<u32> = Vec::new();
+        let limit = self.outbox_limit;
+        let (directory, connections) = (&self.directory, &mut self.connections);
+        targets::select(directory, connections, project.0, &envelope.targets, stamp, |slot, connection| {
+            outcome.matched += 1;
+            if is_expired {
+                return;
+            }
+            if frame == NONE {
+                let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
+                frame = batch.add_push(payload_bytes, expires_ms, |out| {
+                    message::write_push(out, envelope.id, envelope.data);
+                });
+            }
+            if !deliver(batch, total, connection, slot, frame, limit) {
+                over_limit.push(slot);
+            }
+        });
+        if is_expired {
+            self.config.counters.count_drops(Drop::Expired, outcome.matched);
+        }
+        for slot in over_limit {
+            self.close(slot, CloseCause::SlowConsumer);
+        }
+        self.enforce_budget();
+        outcome
+    }
+
+    /// Goes on with the sweep: closes what was silent for the idle timeout, pings what was for half of it.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        let period_ms = (self.config.idle_timeout_ms / 8).max(1);
+        let elapsed_ms = now_ms.saturating_sub(self.sweep.last_ms);
+        let slots = self.sweep.slots;
+        let share = (slots as u64 * elapsed_ms).div_ceil(period_ms).min(slots as u64);
+        if elapsed_ms == 0 || share == 0 {
+            self.sweep.last_ms = now_ms;
+            return;
+        }
+        self.sweep.last_ms = now_ms;
+        for _ in 0..share {
+            if self.sweep.next_slot >= slots {
+                self.sweep.next_slot = 0;
+            }
+            let slot = self.sweep.next_slot;
+            self.sweep.next_slot += 1;
+            self.check_idle(slot as u32, now_ms);
+        }
+    }
+
+    fn check_idle(&mut self, slot: u32, now_ms: u64) {
+        let local_ms = self.local_ms(now_ms);
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        let silent_ms = u64::from(local_ms.wrapping_sub(connection.last_heard_ms));
+        if silent_ms >= self.config.idle_timeout_ms {
+            self.close(slot, CloseCause::Idle);
+        } else if silent_ms >= self.config.idle_timeout_ms / 2 && !connection.pinged && !self.config.echo {
+            connection.pinged = true;
+            let frame = self.open.add_frame(OpCode::Ping, b"");
+            self.owe(slot, frame);
+        }
+    }
+
+    /// Closes every connection with 1001; `reconnect_after_ms` gives each its own advice.
+    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) {
+        let open: Vec<u32> = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.phase == Phase::Open)
+            .map(|(slot, _)| slot as u32)
+            .collect();
+        for slot in open {
+            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
+        }
+    }
+
+    // Output, in the order in which the loop calls it.
+
+    pub fn has_output(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// The open batch is so large that it must go before anything else is taken in.
+    pub fn is_full(&self) -> bool {
+        self.open.is_full()
+    }
+
+    /// Ends the open batch and lays it out for sending. `sealed` must be finished.
+    pub fn seal(&mut self, sealed: &mut Sealed) {
+        sealed.seal(&mut self.open);
+        for index in 0..sealed.len() {
+            let slot = sealed.slot(index);
+            let connection = &mut self.connections[slot as usize];
+            connection.dirty = NONE;
+            if connection.outbox.is_some() || sealed.is_for_outbox(index) {
+                sealed.redirect_to_outbox(index);
+                self.put_rest_in_outbox(sealed, index, 0);
+            }
+        }
+    }
+
+    /// The kernel took `written` bytes of entry `index`: all, some or (full socket) none.
+    pub fn handle_sent(&mut self, sealed: &Sealed, index: usize, written: usize, whole: bool) {
+        if whole {
+            self.config.counters.deliveries.add(sealed.pushes(index));
+        } else {
+            self.put_rest_in_outbox(sealed, index, written);
+        }
+    }
+
+    /// The kernel refused entry `index`: that socket is broken.
+    pub fn handle_send_error(&mut self, sealed: &Sealed, index: usize) {
+        self.config.counters.count_drops(Drop::Disconnected, sealed.pushes(index));
+        self.close(sealed.slot(index), CloseCause::Gone);
+    }
+
+    /// Ends a batch that was sent; the closes that it returns are due now.
+    pub fn finish(&mut self, sealed: &mut Sealed) -> Vec<CloseRequest> {
+        self.enforce_budget();
+        sealed.finish()
+    }
+
+    /// Slots whose outbox got its first bytes since the last call: write them when their socket has room.
+    pub fn take_blocked(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.blocked)
+    }
+
+    /// Frees the slot of a connection whose close is due.
+    pub fn release(&mut self, slot: u32, cause: CloseCause) -> Released {
+        let mut connection = self.connections.remove(slot as usize);
+        debug_assert_eq!(connection.phase, Phase::Closing);
+        let mut released = Released { generation: connection.generation, rest: Vec::new() };
+        if let Some(outbox) = connection.outbox.take() {
+            self.forget_outbox(&outbox);
+            let (rest, dropped) = outbox.into_begun_rest();
+            let reason = match cause {
+                CloseCause::SlowConsumer => Drop::SlowConsumer,
+                CloseCause::Gone => Drop::Disconnected,
+                _ => Drop::Closed,
+            };
+            let lost_rest = u64::from(cause == CloseCause::Gone && !rest.is_empty());
+            self.config.counters.count_drops(reason, dropped + lost_rest);
+            released.rest = rest;
+        }
+        released
+    }
+
+    /// What the connection in `slot` still waits for, expired messages taken out.
+    pub fn outbox(&mut self, slot: u32, now_ms: u64) -> Option<&Outbox> {
+        let outbox = self.connections.get_mut(slot as usize)?.outbox.as_deref_mut()?;
+        let before = outbox.owned_bytes();
+        self.config.counters.count_drops(Drop::Expired, outbox.drop_expired(now_ms));
+        self.outbox_bytes -= before - outbox.owned_bytes();
+        Some(outbox)
+    }
+
+    /// `written` bytes of its outbox went out. Returns whether some are left.
+    pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
+        let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
+        let before = outbox.owned_bytes();
+        self.config.counters.deliveries.add(outbox.advance(written));
+        self.outbox_bytes -= before - outbox.owned_bytes();
+        let is_empty = outbox.is_empty();
+        if is_empty && let Some(outbox) = connection.outbox.take() {
+            self.forget_outbox(&outbox);
+        }
+        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
+        !is_empty
+    }
+
+    /// Whether the peer's next messages should be read: not while it leaves half its outbox unread.
+    pub fn wants_input(&self, slot: u32) -> bool {
+        self.connections.get(slot as usize).is_some_and(|connection| {
+            connection.phase == Phase::Open
+                && connection
+                    .outbox
+                    .as_ref()
+                    .is_none_or(|outbox| outbox.pending_bytes() < self.outbox_limit / 2)
+        })
+    }
+
+    /// The client id of the connection in `slot`.
+    pub fn cid(&self, slot: u32) -> Option<Cid> {
+        self.connections.get(slot as usize).map(|connection| connection.cid)
+    }
+
+    /// Panics unless directory and slab agree; reads everything. For the simulator and tests.
+    pub fn check(&self) {
+        let is_open = |connection: &Connection| connection.phase == Phase::Open;
+        self.directory.check(&self.connections, is_open);
+        let owned = |c: &Connection| c.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
+        let total: usize = self.connections.iter().map(|(_, connection)| owned(connection)).sum();
+        assert_eq!(total, self.outbox_bytes);
+        let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
+        assert_eq!(with_outbox, self.backlogged.len());
+    }
+
+    // Helpers.
+
+    fn handle_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
+        let frame = match message::parse(payload, &self.config.limits) {
+            Ok(ClientMessage::Subscribe { id, tags, sign }) => {
+                return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
+            }
+            Ok(ClientMessage::Unsubscribe { id, tags }) => {
+                for tag in &tags {
+                    self.directory.unsubscribe(&mut self.connections, slot, tag);
+                }
+                return self.answer_tags(slot, Kind::Unsubscribe, id.as_deref());
+            }
+            Ok(ClientMessage::Heartbeat { id }) => {
+                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
+            }
+            Ok(ClientMessage::Request { id, .. }) => self.open.add_text(|out| {
+                message::write_response_refusal(out, id.as_deref(), "no server");
+            }),
+            Ok(ClientMessage::Refresh { id, .. }) => self.open.add_text(|out| {
+                let msg = "this connection has no session_exp to refresh";
+                message::write_refusal(out, Kind::Refresh, id.as_deref(), msg);
+            }),
+            Err(error) => self.open.add_text(|out| error.write(out)),
+        };
+        self.owe(slot, frame);
+    }
+
+    fn handle_subscribe(&mut self, slot: u32, id: Option<&str>, tags: &[Cow<'_, str>], sign: Option<&str>) {
+        if let Err(msg) = self.may_subscribe(slot, tags, sign) {
+            let frame =
+                self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
+            return self.owe(slot, frame);
+        }
+        for tag in tags {
+            self.directory.subscribe(&mut self.connections, slot, tag);
+        }
+        self.answer_tags(slot, Kind::Subscribe, id);
+    }
+
+    fn may_subscribe(
+        &self,
+        slot: u32,
+        tags: &[Cow<'_, str>],
+        sign: Option<&str>,
+    ) -> Result<(), Cow<'static, str>> {
+        let connection = &self.connections[slot as usize];
+        let Some(project) = self.config.projects.get(ProjectId(connection.project)) else {
+            return Err("the project is gone".into());
+        };
+        match project.subscribe {
+            SubscribePolicy::Any => {}
+            SubscribePolicy::None => {
+                return Err("this project takes tags at connect only, where they are signed".into());
+            }
+            SubscribePolicy::Signed => {
+                let text = message::subscribe_text(connection.cid, tags);
+                if !sign::verify(&project.secrets, &[&text], sign.unwrap_or("")) {
+                    return Err("bad sign".into());
+                }
+            }
+        }
+        let has = |name: &str| {
+            let tag = self.directory.tag(connection.project, name);
+            tag.is_some_and(|tag| connection.tags.contains(tag))
+        };
+        let new = tags.iter().filter(|name| !has(name)).count();
+        let max = self.config.limits.tags;
+        if connection.tags.as_slice().len() + new > max {
+            return Err(format!("too many tags: at most {max} for one connection").into());
+        }
+        Ok(())
+    }
+
+    fn answer_tags(&mut self, slot: u32, kind: Kind, id: Option<&str>) {
+        let (directory, tags) = (&self.directory, self.connections[slot as usize].tags.as_slice());
+        let frame = self.open.add_text(|out| {
+            message::write_tags(out, kind, id, tags.iter().map(|entry| directory.tag_name(entry.tag)));
+        });
+        self.owe(slot, frame);
+    }
+
+    /// Owes a frame of the open batch to one connection.
+    fn owe(&mut self, slot: u32, frame: u32) {
+        let connection = &mut self.connections[slot as usize];
+        let limit = self.outbox_limit;
+        if !deliver(&mut self.open, &mut self.outbox_bytes, connection, slot, frame, limit) {
+            self.close(slot, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// Takes a connection out of the directory and asks for its close after what it is owed.
+    fn close(&mut self, slot: u32, cause: CloseCause) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if connection.phase == Phase::Closing {
+            return;
+        }
+        connection.phase = Phase::Closing;
+        self.directory.remove(&mut self.connections, slot);
+        self.open.close(CloseRequest { slot, cause });
+        let counters = &self.config.counters;
+        counters.connections.set(counters.connections.value().saturating_sub(1));
+        counters.count_close(match cause {
+            CloseCause::Peer(_) => 0,
+            CloseCause::Violation(_) => 1,
+            CloseCause::SlowConsumer => 2,
+            CloseCause::Idle => 3,
+            CloseCause::GoingAway { .. } => 4,
+            CloseCause::Gone => 5,
+        });
+    }
+
+    fn put_rest_in_outbox(&mut self, sealed: &Sealed, index: usize, written: usize) {
+        let slot = sealed.slot(index);
+        let connection = &mut self.connections[slot as usize];
+        if connection.outbox.is_none() {
+            let position = self.backlogged.len();
+            connection.outbox = Some(Box::new(Outbox::at(position)));
+            self.backlogged.push(slot);
+            self.blocked.push(slot);
+        }
+        let outbox = connection.outbox.get_or_insert_default();
+        let before = outbox.owned_bytes();
+        let whole_pushes = sealed.put_rest(index, written, outbox);
+        self.outbox_bytes += outbox.owned_bytes() - before;
+        let is_over = outbox.pending_bytes() > self.outbox_limit;
+        let counters = &self.config.counters;
+        counters.deliveries.add(whole_pushes);
+        counters.outbox_bytes.set(self.outbox_bytes as u64);
+        if is_over {
+            self.close(slot, CloseCause::SlowConsumer);
+        }
+    }
+
+    fn forget_outbox(&mut self, outbox: &Outbox) {
+        self.outbox_bytes -= outbox.owned_bytes();
+        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
+        self.backlogged.swap_remove(outbox.position);
+        if let Some(&moved) = self.backlogged.get(outbox.position)
+            && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
+        {
+            moved.position = outbox.position;
+        }
+    }
+
+    /// Over the worker's budget the largest outbox goes first.
+    fn enforce_budget(&mut self) {
+        if self.outbox_bytes <= self.config.worker_outbox_bytes {
+            return;
+        }
+        // Those that are being closed are on their way out with what they hold.
+        let mut kept_bytes = 0;
+        let mut open = Vec::new();
+        for &slot in &self.backlogged {
+            let connection = &self.connections[slot as usize];
+            let bytes = connection.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
+            if connection.phase == Phase::Open {
+                kept_bytes += bytes;
+                open.push((bytes, slot));
+            }
+        }
+        open.sort_unstable();
+        while kept_bytes > self.config.worker_outbox_bytes
+            && let Some((bytes, slot)) = open.pop()
+        {
+            kept_bytes -= bytes;
+            self.close(slot, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// A stamp that no connection carries.
+    fn next_stamp(&mut self) -> u32 {
+        self.stamp = self.stamp.wrapping_add(1);
+        if self.stamp == 0 {
+            self.connections.iter_mut().for_each(|(_, connection)| connection.stamp = 0);
+            self.stamp = 1;
+        }
+        self.stamp
+    }
+
+    fn local_ms(&self, now_ms: u64) -> u32 {
+        now_ms.saturating_sub(self.born_ms) as u32
+    }
+}
+
+/// Owes `frame` to a connection: to its entry in the open batch, or behind what its outbox holds.
+/// `false`: its outbox is over `limit`.
+#[inline]
+fn deliver(
+    batch: &mut Batch,
+    outbox_bytes: &mut usize,
+    connection: &mut Connection,
+    slot: u32,
+    frame: u32,
+    limit: usize,
+) -> bool {
+    match &mut connection.outbox {
+        Some(outbox) if connection.dirty == NONE => {
+            let before = outbox.owned_bytes();
+            batch.copy_frame(frame, outbox);
+            *outbox_bytes += outbox.owned_bytes() - before;
+            outbox.pending_bytes() <= limit
+        }
+        _ => {
+            batch.owe(slot, &mut connection.dirty, frame);
+            true
+        }
+    }
+}
