@@ -1,4 +1,6 @@
 //! ws-cluster: a WebSocket push server, thread per core over io_uring.
 
+pub mod config;
+pub mod state;
 pub mod types;
 pub mod wire;
