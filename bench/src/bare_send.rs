@@ -36,6 +36,9 @@ pub struct Args {
     /// begin a round only when at most this many would be unconfirmed, itself included
     #[argh(option)]
     outstanding: Option<u64>,
+    /// the receiver never sleeps, so that no send has to wake it
+    #[argh(switch)]
+    spin: bool,
     /// the core that sends (default 0)
     #[argh(option, default = "0")]
     server_core: usize,
@@ -102,6 +105,9 @@ fn spawn_client(args: &Args, port: u16) -> io::Result<Child> {
     command.args(["--core", &args.client_core.to_string()]);
     if let Some(outstanding) = args.outstanding {
         command.args(["--outstanding", &outstanding.to_string()]);
+    }
+    if args.spin {
+        command.arg("--spin");
     }
     command.spawn()
 }

@@ -27,6 +27,9 @@ pub struct Args {
     /// confirm every round that all sockets got; this many may be on the way
     #[argh(option)]
     outstanding: Option<usize>,
+    /// never sleep: ask again at once
+    #[argh(switch)]
+    spin: bool,
 }
 
 /// One source address gives some 28,000 ports; this leaves room for those in use elsewhere.
@@ -51,7 +54,7 @@ pub fn run(args: &Args) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
     let mut events = sys::Epoll::events(512);
     loop {
-        for token in epoll.wait(&mut events)? {
+        for token in epoll.wait(&mut events, args.spin)? {
             let Some(socket) = sockets.get(token as usize) else { return Ok(()) };
             let count = match sys::receive_now(socket.as_raw_fd(), &mut buffer) {
                 Ok(0) => return Ok(()),

@@ -128,16 +128,19 @@ impl Epoll {
         vec![libc::epoll_event { events: 0, u64: 0 }; capacity]
     }
 
-    /// Waits for as long as it takes; the tokens of what is readable.
+    /// The tokens of what is readable; if nothing is, waits for it or, to `spin`, gives none.
     pub fn wait<'a>(
         &self,
         events: &'a mut [libc::epoll_event],
+        spin: bool,
     ) -> io::Result<impl Iterator<Item = u64> + 'a> {
         let fd = self.0.as_raw_fd();
+        let timeout_ms = if spin { 0 } else { -1 };
         let count = loop {
             // SAFETY: pointer and length are those of a live slice that is borrowed mutably.
-            let ready =
-                unsafe { libc::epoll_wait(fd, events.as_mut_ptr(), events.len() as i32, -1) };
+            let ready = unsafe {
+                libc::epoll_wait(fd, events.as_mut_ptr(), events.len() as i32, timeout_ms)
+            };
             match check(ready) {
                 Ok(count) => break count as usize,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
