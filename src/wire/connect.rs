@@ -1,0 +1,161 @@
+//! The parameters of `GET /ws/connect`.
+
+use smallvec::SmallVec;
+
+use super::params::Params;
+use super::request::{ApiError, Credentials, Source};
+use crate::types::{Limits, is_device, is_name};
+
+/// Who wants to connect, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connect<'a> {
+    pub credentials: Credentials<'a>,
+    pub peer: Peer<'a>,
+    pub device: Option<&'a str>,
+    /// In the order in which they were given, each once.
+    pub tags: SmallVec<[&'a str; 8]>,
+    /// Unix seconds at which the connection ends unless it is refreshed.
+    pub session_exp: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer<'a> {
+    /// `type=1`, the default.
+    Client { uid: &'a str },
+    /// `type=2`.
+    BusinessServer { uid: Option<&'a str> },
+}
+
+/// Reads the parameters of a handshake; 400 for what is malformed or missing. The signature, and
+/// whether there is one, is checked by the caller, who reads [`Credentials`] alone first.
+pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Connect<'a>, ApiError> {
+    let session_exp = params.given("session_exp").map(|exp| exp.number("session_exp"));
+    Ok(Connect {
+        credentials: Credentials::from_params(params)?,
+        peer: read_peer(params)?,
+        device: read_device(params)?,
+        tags: read_tags(params.get("tags").unwrap_or(""), limits.tags)?,
+        session_exp: session_exp.transpose()?,
+    })
+}
+
+fn read_peer<'a>(params: &'a Params<'_>) -> Result<Peer<'a>, ApiError> {
+    let uid = params.get("uid");
+    if uid.is_some_and(|uid| !is_name(uid)) {
+        let msg = "uid must be 1-128 bytes without control characters and commas";
+        return Err(ApiError::bad(msg));
+    }
+    match (params.get("type").unwrap_or("1"), uid) {
+        ("1", Some(uid)) => Ok(Peer::Client { uid }),
+        ("1", None) => Err(ApiError::bad("uid is missing: the id of the user")),
+        ("2", uid) => Ok(Peer::BusinessServer { uid }),
+        _ => Err(ApiError::bad("type must be 1 (client) or 2 (business server)")),
+    }
+}
+
+fn read_device<'a>(params: &'a Params<'_>) -> Result<Option<&'a str>, ApiError> {
+    match params.get("device") {
+        Some(device) if !is_device(device) => {
+            Err(ApiError::bad("device must be 1-32 bytes of [a-z0-9_-]"))
+        }
+        device => Ok(device),
+    }
+}
+
+/// An empty list is no tags. Tags that are given twice count once.
+fn read_tags(list: &str, max: usize) -> Result<SmallVec<[&str; 8]>, ApiError> {
+    let mut tags = SmallVec::new();
+    if list.is_empty() {
+        return Ok(tags);
+    }
+    for tag in list.split(',') {
+        if !is_name(tag) {
+            let msg =
+                "tags must be a comma-separated list, each 1-128 bytes without control characters";
+            return Err(ApiError::bad(msg));
+        }
+        if tags.contains(&tag) {
+            continue;
+        }
+        if tags.len() == max {
+            return Err(ApiError::bad(format!("tags: at most {max} for one connection")));
+        }
+        tags.push(tag);
+    }
+    Ok(tags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refusal(query: &str) -> String {
+        let params = Params::parse(query.as_bytes()).unwrap();
+        let error = parse_connect(&params, &Limits::default()).unwrap_err();
+        assert_eq!(error.status, 400);
+        error.msg.into_owned()
+    }
+
+    #[test]
+    fn a_client_connects() {
+        let query = "pid=1&uid=u+1&device=ios&tags=b,a,b&exp=9&session_exp=10&sign=ab&events=x";
+        let params = Params::parse(query.as_bytes()).unwrap();
+        let connect = parse_connect(&params, &Limits::default()).unwrap();
+        assert_eq!(connect.peer, Peer::Client { uid: "u 1" });
+        assert_eq!(connect.device, Some("ios"));
+        assert_eq!(connect.tags.as_slice(), ["b", "a"]);
+        assert_eq!(connect.session_exp, Some(10));
+        let credentials = Credentials { pid: "1".into(), exp: Some(9), sign: "ab" };
+        assert_eq!(connect.credentials, credentials);
+    }
+
+    #[test]
+    fn a_business_server_needs_no_uid() {
+        let params = Params::parse(b"pid=1&type=2&tags=").unwrap();
+        let connect = parse_connect(&params, &Limits::default()).unwrap();
+        assert_eq!(connect.peer, Peer::BusinessServer { uid: None });
+        assert!(connect.tags.is_empty() && connect.credentials.sign.is_empty());
+    }
+
+    #[test]
+    fn refusals_name_the_parameter() {
+        let cases = [
+            ("uid=u", "pid is missing"),
+            ("pid=a/b&uid=u", "pid must be"),
+            ("pid=1", "uid is missing"),
+            ("pid=1&uid=", "uid must be"),
+            ("pid=1&uid=a,b", "uid must be"),
+            ("pid=1&uid=u&type=3", "type must be"),
+            ("pid=1&uid=u&type=", "type must be"),
+            ("pid=1&uid=u&type=01", "type must be"),
+            ("pid=1&uid=u&device=iOS", "device must be"),
+            ("pid=1&uid=u&tags=a,,b", "tags must be"),
+            ("pid=1&uid=u&exp=soon", "exp must be"),
+            ("pid=1&uid=u&session_exp=-1", "session_exp must be"),
+        ];
+        for (query, start) in cases {
+            let msg = refusal(query);
+            assert!(msg.starts_with(start), "{query}: {msg}");
+        }
+    }
+
+    #[test]
+    fn tags_are_bounded_once_repetitions_are_gone() {
+        let list = |count: usize| (0..count).map(|i| format!("t{i},")).collect::<String>() + "t0";
+        assert_eq!(read_tags(&list(256), 256).unwrap().len(), 256);
+        assert!(read_tags(&list(257), 256).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_cut_anywhere_never_panics(query in "[a-z0-9=&%,+]{0,60}") {
+            let query = format!("pid=1&uid=u&tags={query}&type=1");
+            for cut in 0..=query.len() {
+                if let Ok(params) = Params::parse(&query.as_bytes()[..cut]) {
+                    let _ = parse_connect(&params, &Limits::default());
+                }
+            }
+        }
+    }
+}

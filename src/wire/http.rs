@@ -1,0 +1,514 @@
+//! HTTP/1.x request heads from bytes (RFC 9110, RFC 9112), strictly: whatever two readers could
+//! understand differently (request smuggling) is refused, never repaired.
+
+use std::mem::MaybeUninit;
+
+use crate::types::Limits;
+
+/// The most header fields that [`Limits::head_fields`] can allow.
+const MAX_FIELDS: usize = 256;
+
+/// Why a request is refused: the status and the sentence that the peer gets.
+///
+/// After an error of [`parse_head`] or of [`super::chunked::Chunked`] nothing is known about where
+/// the next request begins: answer and close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {msg}")]
+pub struct HttpError {
+    pub status: u16,
+    pub msg: &'static str,
+}
+
+impl HttpError {
+    pub(crate) const fn bad(msg: &'static str) -> Self {
+        Self { status: 400, msg }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    Http10,
+    Http11,
+}
+
+/// How the request's body is delimited (RFC 9112, section 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// Neither Content-Length nor Transfer-Encoding: there is none.
+    None,
+    /// So many bytes follow; not compared with [`Limits::body_bytes`] yet.
+    Length(u64),
+    Chunked,
+}
+
+/// A request's head, borrowed from the buffer that it was read into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head<'a> {
+    pub method: &'a str,
+    /// As sent, not decoded, up to the `?`; `*` only with OPTIONS.
+    pub path: &'a str,
+    /// As sent, not decoded, without the `?`.
+    pub query: Option<&'a str>,
+    pub version: Version,
+    /// Bytes of the buffer that the head takes; the body begins there.
+    pub head_len: usize,
+    pub keep_alive: bool,
+    pub body: Body,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expect_continue: bool,
+    /// The authority of an absolute target if there is one, else the Host field.
+    pub host: Option<&'a str>,
+    pub origin: Option<&'a str>,
+    pub content_type: Option<&'a str>,
+    pub x_sign: Option<&'a str>,
+    /// `websocket` is among the tokens of Upgrade.
+    pub upgrade_websocket: bool,
+    /// `upgrade` is among the tokens of Connection.
+    pub connection_upgrade: bool,
+    pub sec_websocket_key: Option<&'a str>,
+    pub sec_websocket_version: Option<&'a str>,
+    pub access_control_request_method: Option<&'a str>,
+    pub access_control_request_headers: Option<&'a str>,
+}
+
+impl Head<'_> {
+    /// Whether the body is of that media type; parameters such as `charset` are ignored.
+    pub fn content_is(&self, media_type: &str) -> bool {
+        let essence = self.content_type.unwrap_or("").split(';').next().unwrap_or("");
+        essence.trim_ascii().eq_ignore_ascii_case(media_type)
+    }
+}
+
+/// Reads one request head from the start of `buf`, which may hold more behind it.
+///
+/// `Ok(None)`: the head is incomplete and still within the limits; call again with more bytes.
+/// Empty lines before the request line are skipped and count as a part of the head.
+pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>, HttpError> {
+    let within = &buf[..buf.len().min(limits.head_bytes)];
+    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut []);
+    let field_limit = limits.head_fields.min(MAX_FIELDS);
+    let parsed = request.parse_with_uninit_headers(within, &mut fields[..field_limit]);
+    let head_len = match parsed.map_err(refusal)? {
+        httparse::Status::Complete(head_len) => head_len,
+        httparse::Status::Partial if buf.len() < limits.head_bytes => return Ok(None),
+        httparse::Status::Partial => {
+            return Err(HttpError { status: 431, msg: "the request's head is too big" });
+        }
+    };
+    if has_bare_lf(&within[..head_len]) {
+        return Err(HttpError::bad("a line of the head does not end in CR LF"));
+    }
+    let method = request.method.unwrap_or("");
+    let version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
+    let target = parse_target(method, request.path.unwrap_or(""))?;
+    let mut seen = Fields::default();
+    for field in request.headers.iter() {
+        seen.add(field.name, field.value)?;
+    }
+    if version == Version::Http11 && seen.host.is_none() {
+        return Err(HttpError::bad("Host is missing"));
+    }
+    Ok(Some(Head {
+        method,
+        path: target.path,
+        query: target.query,
+        version,
+        head_len,
+        keep_alive: seen.keep_alive(version),
+        body: seen.body(version)?,
+        expect_continue: seen.expect_continue && version == Version::Http11,
+        host: target.authority.or(seen.host),
+        origin: seen.origin,
+        content_type: seen.content_type,
+        x_sign: seen.x_sign,
+        upgrade_websocket: seen.upgrade_websocket,
+        connection_upgrade: seen.connection_upgrade,
+        sec_websocket_key: seen.sec_websocket_key,
+        sec_websocket_version: seen.sec_websocket_version,
+        access_control_request_method: seen.access_control_request_method,
+        access_control_request_headers: seen.access_control_request_headers,
+    }))
+}
+
+fn refusal(error: httparse::Error) -> HttpError {
+    use httparse::Error;
+    match error {
+        Error::TooManyHeaders => HttpError { status: 431, msg: "too many header fields" },
+        Error::Version => HttpError::bad("the version is not HTTP/1.0 or HTTP/1.1"),
+        Error::Token | Error::Status => HttpError::bad("the request line is malformed"),
+        Error::NewLine => HttpError::bad("a line of the head does not end in CR LF"),
+        Error::HeaderName => HttpError::bad("the name of a header field is malformed"),
+        Error::HeaderValue => HttpError::bad("the value of a header field is malformed"),
+    }
+}
+
+/// httparse takes a lone LF for the end of a line; not every proxy in front of us does. No early
+/// exit, so that the loop is vectorized.
+fn has_bare_lf(head: &[u8]) -> bool {
+    let after_other = |found, pair: &[u8]| found | ((pair[1] == b'\n') & (pair[0] != b'\r'));
+    head.first() == Some(&b'\n') || head.windows(2).fold(false, after_other)
+}
+
+struct Target<'a> {
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: Option<&'a str>,
+}
+
+fn parse_target<'a>(method: &str, target: &'a str) -> Result<Target<'a>, HttpError> {
+    if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
+        return Err(HttpError::bad("the target has a fragment or a byte to be percent-encoded"));
+    }
+    if target == "*" && method == "OPTIONS" {
+        return Ok(Target { authority: None, path: target, query: None });
+    }
+    let (authority, rest) = if target.starts_with('/') {
+        (None, target)
+    } else {
+        let Some(absolute) = strip_scheme(target) else {
+            return Err(HttpError::bad("the target is neither a path nor an http URL"));
+        };
+        let end = absolute.find(['/', '?']).unwrap_or(absolute.len());
+        let (authority, rest) = absolute.split_at(end);
+        if authority.is_empty() || !is_host(authority) {
+            return Err(HttpError::bad("the target's host is malformed"));
+        }
+        (Some(authority), rest)
+    };
+    let (path, query) = match rest.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (rest, None),
+    };
+    Ok(Target { authority, path: if path.is_empty() { "/" } else { path }, query })
+}
+
+fn strip_scheme(target: &str) -> Option<&str> {
+    ["http://", "https://"].iter().find_map(|scheme| {
+        let head = target.get(..scheme.len())?;
+        head.eq_ignore_ascii_case(scheme).then(|| &target[scheme.len()..])
+    })
+}
+
+fn is_host(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@' | b',');
+    text.bytes().all(allowed)
+}
+
+/// What the header fields said, gathered in one pass.
+#[derive(Default)]
+struct Fields<'a> {
+    host: Option<&'a str>,
+    origin: Option<&'a str>,
+    content_type: Option<&'a str>,
+    x_sign: Option<&'a str>,
+    sec_websocket_key: Option<&'a str>,
+    sec_websocket_version: Option<&'a str>,
+    access_control_request_method: Option<&'a str>,
+    access_control_request_headers: Option<&'a str>,
+    content_length: Option<&'a str>,
+    transfer_encoding: Option<&'a str>,
+    expect_continue: bool,
+    upgrade_websocket: bool,
+    connection_upgrade: bool,
+    connection_close: bool,
+    connection_keep_alive: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn add(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
+        // The length sorts out almost every field before any of its bytes are compared.
+        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
+        match name.len() {
+            4 if is("host") => {
+                once(&mut self.host, value, "Host was given twice")?;
+                if !self.host.is_some_and(is_host) {
+                    return Err(HttpError::bad("Host is malformed"));
+                }
+            }
+            6 if is("origin") => once(&mut self.origin, value, "Origin was given twice")?,
+            6 if is("x-sign") => once(&mut self.x_sign, value, "X-Sign was given twice")?,
+            6 if is("expect") => {
+                self.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
+            }
+            7 if is("upgrade") => {
+                self.upgrade_websocket |=
+                    tokens(value).any(|t| t.eq_ignore_ascii_case(b"websocket"));
+            }
+            10 if is("connection") => self.add_connection(value),
+            12 if is("content-type") => {
+                once(&mut self.content_type, value, "Content-Type was given twice")?;
+            }
+            14 if is("content-length") => {
+                once(&mut self.content_length, value, "Content-Length was given twice")?;
+            }
+            17 if is("transfer-encoding") => {
+                once(&mut self.transfer_encoding, value, "Transfer-Encoding was given twice")?;
+            }
+            17 if is("sec-websocket-key") => {
+                once(&mut self.sec_websocket_key, value, "Sec-WebSocket-Key was given twice")?;
+            }
+            21 if is("sec-websocket-version") => {
+                let twice = "Sec-WebSocket-Version was given twice";
+                once(&mut self.sec_websocket_version, value, twice)?;
+            }
+            29 if is("access-control-request-method") => {
+                let twice = "Access-Control-Request-Method was given twice";
+                once(&mut self.access_control_request_method, value, twice)?;
+            }
+            30 if is("access-control-request-headers") => {
+                let twice = "Access-Control-Request-Headers was given twice";
+                once(&mut self.access_control_request_headers, value, twice)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn add_connection(&mut self, value: &[u8]) {
+        for token in tokens(value) {
+            self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+            self.connection_close |= token.eq_ignore_ascii_case(b"close");
+            self.connection_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    fn keep_alive(&self, version: Version) -> bool {
+        !self.connection_close && (version == Version::Http11 || self.connection_keep_alive)
+    }
+
+    fn body(&self, version: Version) -> Result<Body, HttpError> {
+        match (self.transfer_encoding, self.content_length) {
+            (None, None) => Ok(Body::None),
+            (None, Some(digits)) => parse_length(digits),
+            (Some(_), Some(_)) => {
+                Err(HttpError::bad("Transfer-Encoding and Content-Length exclude each other"))
+            }
+            (Some(coding), None)
+                if version == Version::Http11 && coding.eq_ignore_ascii_case("chunked") =>
+            {
+                Ok(Body::Chunked)
+            }
+            (Some(_), None) => {
+                Err(HttpError::bad("Transfer-Encoding is not exactly chunked, over HTTP/1.1"))
+            }
+        }
+    }
+}
+
+fn parse_length(digits: &str) -> Result<Body, HttpError> {
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(HttpError::bad("Content-Length is not one decimal number"));
+    }
+    let length = digits.parse();
+    length.map(Body::Length).map_err(|_| HttpError { status: 413, msg: "the body is too big" })
+}
+
+fn once<'a>(
+    slot: &mut Option<&'a str>,
+    value: &'a [u8],
+    twice: &'static str,
+) -> Result<(), HttpError> {
+    let text = std::str::from_utf8(value)
+        .map_err(|_| HttpError::bad("the value of a header field is not UTF-8"))?;
+    match slot.replace(text) {
+        None => Ok(()),
+        Some(_) => Err(HttpError::bad(twice)),
+    }
+}
+
+/// The elements of a comma-separated field value.
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(text: &str) -> Result<Option<Head<'_>>, HttpError> {
+        parse_head(text.as_bytes(), &Limits::default())
+    }
+
+    fn head(text: &str) -> Head<'_> {
+        parse(text).unwrap().unwrap()
+    }
+
+    fn status(text: &str) -> u16 {
+        match parse(text) {
+            Err(error) => error.status,
+            Ok(head) => panic!("{text:?} was taken: {head:?}"),
+        }
+    }
+
+    const HANDSHAKE: &str = "GET /ws/connect?pid=1&uid=u%201 HTTP/1.1\r\nHost: a.example:8812\r\n\
+        Upgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\nOrigin: https://a.example\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    #[test]
+    fn a_handshake_is_read_in_one_pass() {
+        let head = head(HANDSHAKE);
+        assert_eq!((head.method, head.path), ("GET", "/ws/connect"));
+        assert_eq!(head.query, Some("pid=1&uid=u%201"));
+        assert_eq!(head.head_len, HANDSHAKE.len());
+        assert_eq!(head.host, Some("a.example:8812"));
+        assert_eq!(head.origin, Some("https://a.example"));
+        assert_eq!(head.sec_websocket_key, Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(head.sec_websocket_version, Some("13"));
+        assert!(head.upgrade_websocket && head.connection_upgrade && head.keep_alive);
+        assert_eq!(head.body, Body::None);
+    }
+
+    #[test]
+    fn a_post_keeps_what_follows_for_the_next() {
+        let text = "\r\n\r\nPOST /ws/push HTTP/1.1\r\nhost: x\r\nCONTENT-TYPE: Application/JSON ; \
+            charset=utf-8\r\nX-Sign:  ab \r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n\
+            {}GET /";
+        let head = head(text);
+        assert_eq!(&text[head.head_len..], "{}GET /");
+        assert_eq!(head.body, Body::Length(2));
+        assert_eq!(head.x_sign, Some("ab"));
+        assert!(head.expect_continue && head.content_is("application/json"));
+        assert!(!head.content_is("application"));
+    }
+
+    #[test]
+    fn keep_alive_follows_version_and_connection() {
+        let cases = [
+            ("HTTP/1.1", "", true),
+            ("HTTP/1.1", "Connection: close\r\n", false),
+            ("HTTP/1.1", "Connection: x\r\nConnection: Keep-Alive, CLOSE\r\n", false),
+            ("HTTP/1.0", "", false),
+            ("HTTP/1.0", "Connection: keep-alive\r\n", true),
+        ];
+        for (version, fields, keep_alive) in cases {
+            let text = format!("GET / {version}\r\nHost: x\r\n{fields}\r\n");
+            assert_eq!(head(&text).keep_alive, keep_alive, "{text:?}");
+        }
+        assert_eq!(head("GET / HTTP/1.0\r\n\r\n").host, None);
+    }
+
+    #[test]
+    fn absolute_targets_are_stripped() {
+        let cases = [
+            ("http://a.example/p?q=1", "/p", Some("q=1"), "a.example"),
+            ("HTTP://[::1]:80/p", "/p", None, "[::1]:80"),
+            ("http://a", "/", None, "a"),
+            ("https://a?q", "/", Some("q"), "a"),
+            ("//p?", "//p", Some(""), "h"),
+        ];
+        for (target, path, query, host) in cases {
+            let text = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+            let head = head(&text);
+            assert_eq!((head.path, head.query, head.host), (path, query, Some(host)), "{target}");
+        }
+        assert_eq!(head("OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").path, "*");
+        for bad in
+            ["*", "p", "http://", "http:///p", "http://u@h/", "ftp://h/", "/a#b", "/\u{e9}", "h:80"]
+        {
+            assert_eq!(status(&format!("GET {bad} HTTP/1.1\r\nHost: h\r\n\r\n")), 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_understood_in_two_ways_is_refused() {
+        let bad = [
+            "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+            "Content-Length: 5\r\nContent-Length: 5\r\n",
+            "Content-Length: 5, 5\r\n",
+            "Content-Length: +5\r\n",
+            "Content-Length: 0x5\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 5 5\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding:\r\n",
+            "Host: second\r\n",
+            "A: b\r\n folded\r\n",
+            " A: b\r\n",
+            "A : b\r\n",
+            "A\r\n",
+            ": b\r\n",
+            "A: b\nC: d\r\n",
+            "A: b\rC: d\r\n",
+            "A: \0\r\n",
+            "A\0: b\r\n",
+            "X-Sign: a\r\nX-Sign: b\r\n",
+        ];
+        for fields in bad {
+            assert_eq!(
+                status(&format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")),
+                400,
+                "{fields:?}"
+            );
+        }
+        let lines = [
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET / HTTP/2.0\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
+            "GET /\r\nHost: x\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\nHost: x\n\n",
+            "\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "G\tT / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "\u{16}\u{3}\u{1}",
+        ];
+        for text in lines {
+            assert_eq!(status(text), 400, "{text:?}");
+        }
+        let chunked = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n";
+        assert_eq!(head(chunked).body, Body::Chunked);
+        let huge = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n";
+        assert_eq!(status(huge), 413);
+    }
+
+    #[test]
+    fn heads_are_bounded_in_bytes_and_fields() {
+        let start = "GET / HTTP/1.1\r\nHost: x\r\n";
+        let filled = |bytes: usize| {
+            let value = "v".repeat(bytes - start.len() - "A: \r\n\r\n".len());
+            format!("{start}A: {value}\r\n\r\n")
+        };
+        assert_eq!(head(&filled(8 << 10)).head_len, 8 << 10);
+        assert_eq!(status(&filled((8 << 10) + 1)), 431);
+        assert_eq!(status(&format!("{start}A: {}", "v".repeat(9_000))), 431);
+        assert_eq!(status(&format!("GET /{}", "v".repeat(9_000))), 431);
+        assert_eq!(status(&"\r\n".repeat(4_096)), 431);
+        assert!(parse(&format!("{start}{}\r\n", "A: b\r\n".repeat(99))).unwrap().is_some());
+        assert_eq!(status(&format!("{start}{}\r\n", "A: b\r\n".repeat(100))), 431);
+    }
+
+    #[test]
+    fn a_head_cut_anywhere_is_incomplete() {
+        for cut in 0..HANDSHAKE.len() {
+            assert_eq!(parse(&HANDSHAKE[..cut]), Ok(None), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse_head(&bytes, &Limits::default());
+        }
+
+        #[test]
+        fn a_damaged_head_never_panics(
+            at in 0..HANDSHAKE.len(), byte: u8, cut in 0..HANDSHAKE.len(),
+        ) {
+            let mut bytes = HANDSHAKE.as_bytes().to_vec();
+            bytes[at] = byte;
+            for end in [cut, bytes.len()] {
+                if let Ok(Some(head)) = parse_head(&bytes[..end], &Limits::default()) {
+                    prop_assert!(head.head_len <= end);
+                    prop_assert!(bytes[..head.head_len].ends_with(b"\r\n\r\n"));
+                }
+            }
+        }
+    }
+}

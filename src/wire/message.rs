@@ -1,0 +1,615 @@
+//! What a client (a `type=1` connection) sends, and the texts that it gets.
+//!
+//! [`parse`] turns one whole message into a [`ClientMessage`]; a text frame and a binary frame hold the
+//! same JSON. The writers append one JSON text each, members in the order of the contract, no blanks.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
+
+use super::json::{self, JsonError, Members};
+use crate::types::{Cid, Limits, MessageId, NodeId, is_name};
+
+/// Bytes of a message's `id`, decoded.
+pub const MAX_ID_BYTES: usize = 64;
+
+/// Above this many tags, repeated ones are found by sorting: a hostile message costs n log n.
+const PAIRWISE_TAGS: usize = 32;
+
+const PUSH_HEAD: &[u8] = b"{\"type\":\"push\",\"id\":\"";
+const PUSH_DATA: &[u8] = b"\",\"data\":";
+
+/// The `id` of a message, echoed in what answers it.
+pub type EchoId<'a> = Option<Cow<'a, str>>;
+
+/// Tags in the order in which they were given; each is a valid name, none is there twice.
+pub type Tags<'a> = SmallVec<[Cow<'a, str>; 4]>;
+
+/// One message of a client, borrowed from its frame where nothing was escaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientMessage<'a> {
+    /// At least one tag. `sign` is there when it was sent: whether it must be is the project's setting.
+    Subscribe {
+        id: EchoId<'a>,
+        tags: Tags<'a>,
+        sign: Option<Cow<'a, str>>,
+    },
+    /// At least one tag.
+    Unsubscribe {
+        id: EchoId<'a>,
+        tags: Tags<'a>,
+    },
+    Heartbeat {
+        id: EchoId<'a>,
+    },
+    /// `data` is a valid JSON value, byte for byte as it was sent.
+    Request {
+        id: EchoId<'a>,
+        data: &'a [u8],
+    },
+    /// `session_exp` in unix seconds; `sign` is over [`refresh_text`].
+    Refresh {
+        id: EchoId<'a>,
+        session_exp: u64,
+        sign: Cow<'a, str>,
+    },
+}
+
+/// A message that is refused; the connection stays.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct MessageError<'a> {
+    /// Of the message, if it had a valid one.
+    pub id: EchoId<'a>,
+    /// The `type` of the answer.
+    pub kind: Kind,
+    pub reason: Refusal,
+}
+
+impl MessageError<'_> {
+    /// Appends the answer to the client.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write_refusal(out, self.kind, self.id.as_deref(), &self.reason.to_string());
+    }
+}
+
+/// The `type` of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Subscribe,
+    Unsubscribe,
+    Refresh,
+    Error,
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Subscribe => "subscribe",
+            Self::Unsubscribe => "unsubscribe",
+            Self::Refresh => "refresh",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Why a message is refused; its text is the answer's `msg`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    #[error("id must be a string of at most {MAX_ID_BYTES} bytes")]
+    Id,
+    #[error("type is missing or unknown")]
+    Type,
+    #[error("tags must be a comma-separated string or an array of strings, not empty")]
+    Tags,
+    #[error("a tag must have 1-128 bytes, no control characters and no comma")]
+    Tag,
+    #[error("too many tags")]
+    TooManyTags,
+    #[error("sign must be a string")]
+    Sign,
+    #[error("data is missing")]
+    Data,
+    #[error("session_exp must be a whole number of unix seconds")]
+    SessionExp,
+}
+
+/// Reads one message, a JSON object. Members that it does not know are ignored.
+///
+/// Tags are counted against `limits.tags` as sent, before repeated ones are dropped.
+pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, MessageError<'a>> {
+    let refused = |id, kind, reason| MessageError { id, kind, reason };
+    let members =
+        json::members(text).map_err(|error| refused(None, Kind::Error, Refusal::Json(error)))?;
+    let id = echo_id(&members).map_err(|reason| refused(None, Kind::Error, reason))?;
+    let kind = members.value("type").and_then(|value| json::string(value).ok());
+    match kind.as_deref() {
+        Some("heartbeat") => Ok(ClientMessage::Heartbeat { id }),
+        Some("request") => match members.value("data") {
+            Some(data) => Ok(ClientMessage::Request { id, data }),
+            None => Err(refused(id, Kind::Error, Refusal::Data)),
+        },
+        Some("subscribe") => match tags_and_sign(&members, limits) {
+            Ok((tags, sign)) => Ok(ClientMessage::Subscribe { id, tags, sign }),
+            Err(reason) => Err(refused(id, Kind::Subscribe, reason)),
+        },
+        Some("unsubscribe") => match tags(&members, limits) {
+            Ok(tags) => Ok(ClientMessage::Unsubscribe { id, tags }),
+            Err(reason) => Err(refused(id, Kind::Unsubscribe, reason)),
+        },
+        Some("refresh") => match session_exp_and_sign(&members) {
+            Ok((session_exp, sign)) => Ok(ClientMessage::Refresh { id, session_exp, sign }),
+            Err(reason) => Err(refused(id, Kind::Error, reason)),
+        },
+        _ => Err(refused(id, Kind::Error, Refusal::Type)),
+    }
+}
+
+/// What `sign` covers where a project's `subscribe` is `signed`: the message's tags, each once, sorted
+/// by bytes.
+pub fn subscribe_text(cid: Cid, tags: &[Cow<'_, str>]) -> Vec<u8> {
+    let mut sorted: SmallVec<[&str; 8]> = tags.iter().map(|tag| tag.as_ref()).collect();
+    sorted.sort_unstable();
+    let mut text = signing_head("subscribe\n", cid);
+    for (index, tag) in sorted.iter().enumerate() {
+        if index > 0 {
+            text.push(b',');
+        }
+        text.extend_from_slice(tag.as_bytes());
+    }
+    text
+}
+
+/// What `sign` covers in a refresh.
+pub fn refresh_text(cid: Cid, session_exp: u64) -> Vec<u8> {
+    let mut text = signing_head("refresh\n", cid);
+    put_number(&mut text, session_exp);
+    text
+}
+
+/// The first frame of a connection.
+pub fn write_welcome(out: &mut Vec<u8>, cid: Cid, node: NodeId) {
+    put(out, "{\"type\":\"connect\",\"code\":1,\"msg\":\"success\",\"client_id\":\"");
+    put_number(out, cid.0);
+    put(out, "\",\"node\":");
+    put_number(out, u64::from(node.value()));
+    put(out, "}");
+}
+
+/// The success of a subscribe or unsubscribe: all tags that the connection now has.
+pub fn write_tags<'t>(
+    out: &mut Vec<u8>,
+    kind: Kind,
+    id: Option<&str>,
+    tags: impl Iterator<Item = &'t str>,
+) {
+    put_type(out, kind.as_str());
+    put(out, ",\"code\":1,\"msg\":\"success\"");
+    put_id(out, id);
+    put(out, ",\"tags\":[");
+    for (index, tag) in tags.enumerate() {
+        if index > 0 {
+            put(out, ",");
+        }
+        json::write_string(out, tag);
+    }
+    put(out, "]}");
+}
+
+/// The success of a refresh. The contract names no members of its own for it.
+pub fn write_refreshed(out: &mut Vec<u8>, id: Option<&str>) {
+    put_type(out, Kind::Refresh.as_str());
+    put(out, ",\"code\":1,\"msg\":\"success\"");
+    put_id(out, id);
+    put(out, "}");
+}
+
+/// A refusal that changed nothing.
+pub fn write_refusal(out: &mut Vec<u8>, kind: Kind, id: Option<&str>, msg: &str) {
+    put_type(out, kind.as_str());
+    put(out, ",\"code\":0,\"msg\":");
+    json::write_string(out, msg);
+    put_id(out, id);
+    put(out, "}");
+}
+
+/// The answer to what is no message that a client may send.
+pub fn write_error(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
+    write_refusal(out, Kind::Error, id, msg);
+}
+
+/// The answer to a heartbeat; `ts_ms` is milliseconds since 1970.
+pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts_ms: u64) {
+    put_type(out, "heartbeat");
+    put(out, ",\"code\":1");
+    put_id(out, id);
+    put(out, ",\"ts\":");
+    put_number(out, ts_ms);
+    put(out, "}");
+}
+
+/// A business server's answer to a request; `data` is the JSON value that it sent, byte for byte.
+pub fn write_response(out: &mut Vec<u8>, id: Option<&str>, data: &[u8]) {
+    put_type(out, "response");
+    put_id(out, id);
+    put(out, ",\"code\":1,\"data\":");
+    out.extend_from_slice(data);
+    put(out, "}");
+}
+
+/// A request that nobody answers: "no server", "timeout" or "server gone".
+pub fn write_response_refusal(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
+    put_type(out, "response");
+    put_id(out, id);
+    put(out, ",\"code\":0,\"msg\":");
+    json::write_string(out, msg);
+    put(out, "}");
+}
+
+/// A push; `data` is a JSON value, byte for byte. Appends exactly [`push_bytes`] bytes.
+pub fn write_push(out: &mut Vec<u8>, id: MessageId, data: &[u8]) {
+    let start = out.len();
+    out.reserve(push_bytes(id, data.len()));
+    out.extend_from_slice(PUSH_HEAD);
+    put_number(out, id.0);
+    out.extend_from_slice(PUSH_DATA);
+    out.extend_from_slice(data);
+    put(out, "}");
+    debug_assert_eq!(out.len() - start, push_bytes(id, data.len()));
+}
+
+/// How many bytes [`write_push`] appends.
+pub fn push_bytes(id: MessageId, data_bytes: usize) -> usize {
+    let digits = id.0.checked_ilog10().unwrap_or(0) as usize + 1;
+    PUSH_HEAD.len() + digits + PUSH_DATA.len() + data_bytes + 1
+}
+
+/// The reason of a close with 1001. At most 44 bytes, where RFC 6455 section 5.5 allows 123.
+pub fn write_reconnect_reason(out: &mut Vec<u8>, after_ms: u64) {
+    put(out, "{\"reconnect_after_ms\":");
+    put_number(out, after_ms);
+    put(out, "}");
+}
+
+fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
+    let Some(value) = members.value("id") else {
+        return Ok(None);
+    };
+    let id = json::string(value).map_err(|_| Refusal::Id)?;
+    if id.len() <= MAX_ID_BYTES { Ok(Some(id)) } else { Err(Refusal::Id) }
+}
+
+fn tags_and_sign<'a>(
+    members: &Members<'a>,
+    limits: &Limits,
+) -> Result<(Tags<'a>, Option<Cow<'a, str>>), Refusal> {
+    Ok((tags(members, limits)?, sign(members)?))
+}
+
+fn session_exp_and_sign<'a>(members: &Members<'a>) -> Result<(u64, Cow<'a, str>), Refusal> {
+    let session_exp = members.value("session_exp").and_then(json::integer);
+    let session_exp = session_exp.ok_or(Refusal::SessionExp)?;
+    Ok((session_exp, sign(members)?.ok_or(Refusal::Sign)?))
+}
+
+fn sign<'a>(members: &Members<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
+    members.value("sign").map(json::string).transpose().map_err(|_| Refusal::Sign)
+}
+
+fn tags<'a>(members: &Members<'a>, limits: &Limits) -> Result<Tags<'a>, Refusal> {
+    let value = members.value("tags").ok_or(Refusal::Tags)?;
+    let mut tags = Tags::new();
+    if json::is_array(value) {
+        for element in json::elements(value)? {
+            let tag = json::string(element?).map_err(|_| Refusal::Tags)?;
+            push_tag(&mut tags, tag, limits)?;
+        }
+    } else {
+        match json::string(value).map_err(|_| Refusal::Tags)? {
+            Cow::Borrowed("") => {}
+            Cow::Borrowed(list) => {
+                list.split(',').try_for_each(|tag| push_tag(&mut tags, tag.into(), limits))?;
+            }
+            Cow::Owned(list) => list
+                .split(',')
+                .try_for_each(|tag| push_tag(&mut tags, tag.to_owned().into(), limits))?,
+        }
+    }
+    drop_repeated(&mut tags);
+    if tags.is_empty() { Err(Refusal::Tags) } else { Ok(tags) }
+}
+
+fn push_tag<'a>(tags: &mut Tags<'a>, tag: Cow<'a, str>, limits: &Limits) -> Result<(), Refusal> {
+    if tags.len() == limits.tags {
+        return Err(Refusal::TooManyTags);
+    }
+    if !is_name(&tag) {
+        return Err(Refusal::Tag);
+    }
+    tags.push(tag);
+    Ok(())
+}
+
+/// Keeps the first of equal tags, and the order.
+fn drop_repeated(tags: &mut Tags<'_>) {
+    let is_repeated: SmallVec<[bool; PAIRWISE_TAGS]> = if tags.len() <= PAIRWISE_TAGS {
+        (0..tags.len()).map(|at| tags[..at].contains(&tags[at])).collect()
+    } else {
+        let mut order: Vec<usize> = (0..tags.len()).collect();
+        order.sort_by_key(|&at| &tags[at]);
+        let mut is_repeated = SmallVec::from_elem(false, tags.len());
+        for pair in order.windows(2) {
+            is_repeated[pair[1]] = tags[pair[0]] == tags[pair[1]];
+        }
+        is_repeated
+    };
+    let mut flags = is_repeated.into_iter();
+    tags.retain(|_| flags.next() != Some(true));
+}
+
+fn signing_head(head: &str, cid: Cid) -> Vec<u8> {
+    let mut text = head.as_bytes().to_vec();
+    put_number(&mut text, cid.0);
+    text.push(b'\n');
+    text
+}
+
+fn put(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    put(out, itoa::Buffer::new().format(number));
+}
+
+/// Opens the object with its type, a word that needs no escape.
+fn put_type(out: &mut Vec<u8>, kind: &str) {
+    put(out, "{\"type\":\"");
+    put(out, kind);
+    put(out, "\"");
+}
+
+fn put_id(out: &mut Vec<u8>, id: Option<&str>) {
+    if let Some(id) = id {
+        put(out, ",\"id\":");
+        json::write_string(out, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::{Index, select};
+    use serde_json::json;
+
+    fn read(text: &str) -> Result<ClientMessage<'_>, MessageError<'_>> {
+        parse(text.as_bytes(), &Limits::default())
+    }
+
+    fn refusal(text: &str) -> String {
+        written(|out| read(text).unwrap_err().write(out))
+    }
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn tag_list<'a>(tags: &[&'a str]) -> Tags<'a> {
+        tags.iter().map(|tag| Cow::Borrowed(*tag)).collect()
+    }
+
+    #[test]
+    fn a_client_says_what_the_contract_lets_it_say() {
+        assert_eq!(
+            read(r#"{"type":"subscribe","tags":"a,b,a","id":"7"}"#),
+            Ok(ClientMessage::Subscribe {
+                id: Some("7".into()),
+                tags: tag_list(&["a", "b"]),
+                sign: None
+            })
+        );
+        assert_eq!(
+            read(r#"{"sign":"ff","tags":["b","\u0061","b"],"unknown":[{}],"type":"subscribe"}"#),
+            Ok(ClientMessage::Subscribe {
+                id: None,
+                tags: tag_list(&["b", "a"]),
+                sign: Some("ff".into())
+            })
+        );
+        assert_eq!(
+            read(r#"{"type":"unsubscribe","tags":"a\u002cb"}"#),
+            Ok(ClientMessage::Unsubscribe { id: None, tags: tag_list(&["a", "b"]) })
+        );
+        assert_eq!(read(r#"{"type":"heartbeat"}"#), Ok(ClientMessage::Heartbeat { id: None }));
+        assert_eq!(
+            read(r#"{"type":"request","id":"r\n","data": {"x": 1e999} }"#),
+            Ok(ClientMessage::Request { id: Some("r\n".into()), data: b"{\"x\": 1e999}" })
+        );
+        assert_eq!(
+            read(r#"{"type":"refresh","session_exp":1700000000,"sign":"ab"}"#),
+            Ok(ClientMessage::Refresh { id: None, session_exp: 1_700_000_000, sign: "ab".into() })
+        );
+    }
+
+    #[test]
+    fn the_usual_message_borrows() {
+        let Ok(ClientMessage::Subscribe { id: Some(Cow::Borrowed("7")), tags, .. }) =
+            read(r#"{"type":"subscribe","tags":"a,b,c,d","id":"7"}"#)
+        else {
+            panic!("an id without escapes is borrowed");
+        };
+        assert!(!tags.spilled() && tags.iter().all(|tag| matches!(tag, Cow::Borrowed(_))));
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error_with_its_id() {
+        for (text, answer) in [
+            ("", r#"{"type":"error","code":0,"msg":"the JSON ends too early"}"#),
+            ("[]", r#"{"type":"error","code":0,"msg":"not a JSON object"}"#),
+            (
+                r#"{"type":"jump","id":"a\"b"}"#,
+                r#"{"type":"error","code":0,"msg":"type is missing or unknown","id":"a\"b"}"#,
+            ),
+            (
+                r#"{"id":"","type":"request"}"#,
+                r#"{"type":"error","code":0,"msg":"data is missing","id":""}"#,
+            ),
+            (
+                r#"{"type":"heartbeat","id":7}"#,
+                r#"{"type":"error","code":0,"msg":"id must be a string of at most 64 bytes"}"#,
+            ),
+            (
+                r#"{"type":"heartbeat","type":"heartbeat"}"#,
+                r#"{"type":"error","code":0,"msg":"a member of the JSON object is given twice"}"#,
+            ),
+        ] {
+            assert_eq!(refusal(text), answer, "{text}");
+        }
+        let with_id = |id: String| format!(r#"{{"type":"heartbeat","id":"{id}"}}"#);
+        assert!(read(&with_id("é".repeat(32))).is_ok());
+        assert_eq!(read(&with_id("x".repeat(65))).unwrap_err().reason, Refusal::Id);
+    }
+
+    #[test]
+    fn refused_tags_are_answered_with_the_type_of_the_message() {
+        assert_eq!(
+            refusal(r#"{"type":"subscribe","id":"7"}"#),
+            r#"{"type":"subscribe","code":0,"msg":"tags must be a comma-separated string or an array of strings, not empty","id":"7"}"#
+        );
+        for (value, reason) in [
+            (r#""""#, Refusal::Tags),
+            ("[]", Refusal::Tags),
+            ("[1]", Refusal::Tags),
+            ("null", Refusal::Tags),
+            (r#""a,,b""#, Refusal::Tag),
+            (r#"["a,b"]"#, Refusal::Tag),
+            (r#""a\n""#, Refusal::Tag),
+        ] {
+            let text = format!(r#"{{"type":"unsubscribe","id":"7","tags":{value}}}"#);
+            let error = read(&text).unwrap_err();
+            let expected = MessageError { id: Some("7".into()), kind: Kind::Unsubscribe, reason };
+            assert_eq!(error, expected, "{value}");
+        }
+        let sign = read(r#"{"type":"subscribe","tags":"a","sign":1}"#).unwrap_err();
+        assert_eq!((sign.kind, sign.reason), (Kind::Subscribe, Refusal::Sign));
+        for bad in ["\"1\"", "-1", "1.5", "null"] {
+            let text = format!(r#"{{"type":"refresh","session_exp":{bad},"sign":""}}"#);
+            let error = read(&text).unwrap_err();
+            assert_eq!((error.kind, error.reason), (Kind::Error, Refusal::SessionExp), "{bad}");
+        }
+    }
+
+    #[test]
+    fn many_tags_keep_their_order_up_to_the_limit() {
+        let numbers: Vec<String> = (0..256).map(|n| (n * 7 % 100).to_string()).collect();
+        let text = json!({"type": "subscribe", "tags": numbers}).to_string();
+        let Ok(ClientMessage::Subscribe { tags, .. }) = read(&text) else {
+            panic!("256 tags are within the limit");
+        };
+        assert_eq!(tags.as_slice(), &numbers[..100]);
+        let text = json!({"type": "subscribe", "tags": vec!["a"; 257].join(",")}).to_string();
+        assert_eq!(read(&text).unwrap_err().reason, Refusal::TooManyTags);
+    }
+
+    #[test]
+    fn signing_texts() {
+        let tags = tag_list(&["b", "a", "é"]);
+        assert_eq!(subscribe_text(Cid(42), &tags), "subscribe\n42\na,b,é".as_bytes());
+        assert_eq!(refresh_text(Cid(42), 1_700_000_000), b"refresh\n42\n1700000000");
+    }
+
+    #[test]
+    fn answers_have_the_members_of_the_contract_in_its_order() {
+        let node = NodeId::new(200).unwrap();
+        assert_eq!(
+            written(|out| write_welcome(out, Cid(9), node)),
+            r#"{"type":"connect","code":1,"msg":"success","client_id":"9","node":200}"#
+        );
+        assert_eq!(
+            written(|out| write_tags(out, Kind::Subscribe, Some("7"), ["a", "b"].into_iter())),
+            r#"{"type":"subscribe","code":1,"msg":"success","id":"7","tags":["a","b"]}"#
+        );
+        assert_eq!(
+            written(|out| write_tags(out, Kind::Unsubscribe, None, std::iter::empty())),
+            r#"{"type":"unsubscribe","code":1,"msg":"success","tags":[]}"#
+        );
+        assert_eq!(
+            written(|out| write_refreshed(out, Some("7"))),
+            r#"{"type":"refresh","code":1,"msg":"success","id":"7"}"#
+        );
+        assert_eq!(
+            written(|out| write_heartbeat(out, None, 1_700_000_000_000)),
+            r#"{"type":"heartbeat","code":1,"ts":1700000000000}"#
+        );
+        assert_eq!(
+            written(|out| write_heartbeat(out, Some("h"), 1)),
+            r#"{"type":"heartbeat","code":1,"id":"h","ts":1}"#
+        );
+        assert_eq!(
+            written(|out| write_error(out, None, "a \"b\"")),
+            r#"{"type":"error","code":0,"msg":"a \"b\""}"#
+        );
+        assert_eq!(
+            written(|out| write_response(out, Some("r1"), b"[1]")),
+            r#"{"type":"response","id":"r1","code":1,"data":[1]}"#
+        );
+        assert_eq!(
+            written(|out| write_response_refusal(out, Some("r1"), "no server")),
+            r#"{"type":"response","id":"r1","code":0,"msg":"no server"}"#
+        );
+        assert_eq!(
+            written(|out| write_reconnect_reason(out, 1500)),
+            r#"{"reconnect_after_ms":1500}"#
+        );
+    }
+
+    #[test]
+    fn a_push_is_as_long_as_announced() {
+        for id in [0, 9, 10, 999, 1000, u64::MAX] {
+            let text = written(|out| write_push(out, MessageId(id), b" null"));
+            assert_eq!(text, format!(r#"{{"type":"push","id":"{id}","data": null}}"#));
+            assert_eq!(push_bytes(MessageId(id), 5), text.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_client_sends_is_a_message_or_an_error_with_an_answer(
+            kind in select(&["subscribe", "unsubscribe", "heartbeat", "request", "refresh", "x"][..]),
+            id in "[a\"\\\\é😀]{0,40}", tags in prop::collection::vec("[a-cé\", ]{0,3}", 0..40),
+            at: Index, byte: u8,
+        ) {
+            let text = json!({
+                "type": kind, "id": id, "tags": tags, "data": tags, "sign": id, "session_exp": 1,
+            });
+            let mut text = text.to_string().into_bytes();
+            if let Ok(ClientMessage::Subscribe { tags: read, .. }) =
+                parse(&text, &Limits::default())
+            {
+                let mut first = Vec::new();
+                for tag in &tags {
+                    if !first.contains(tag) {
+                        first.push(tag.clone());
+                    }
+                }
+                prop_assert_eq!(read.as_slice(), &first[..]);
+            }
+            for end in 0..text.len() {
+                prop_assert!(parse(&text[..end], &Limits::default()).is_err());
+            }
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Err(error) = parse(&text, &Limits::default()) {
+                let answer = written(|out| error.write(out));
+                let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+                prop_assert_eq!(&answer["code"], 0);
+                prop_assert_eq!(answer["id"].as_str(), error.id.as_deref());
+            }
+        }
+    }
+}

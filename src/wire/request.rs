@@ -1,0 +1,188 @@
+//! What the parameters of a request have in common, whether they came as query, form or JSON.
+
+use std::borrow::Cow;
+
+use super::http::HttpError;
+use super::json::{self, JsonError, Members};
+use super::params::Params;
+use crate::types::is_pid;
+
+/// Why a well-formed HTTP request is refused: the status and the sentence for its sender, which
+/// names the parameter and says what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {msg}")]
+pub struct ApiError {
+    pub status: u16,
+    pub msg: Cow<'static, str>,
+}
+
+impl ApiError {
+    pub(super) fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
+        Self { status: 400, msg: msg.into() }
+    }
+}
+
+impl From<HttpError> for ApiError {
+    fn from(error: HttpError) -> Self {
+        Self { status: error.status, msg: error.msg.into() }
+    }
+}
+
+impl From<JsonError> for ApiError {
+    fn from(error: JsonError) -> Self {
+        Self::bad(error.to_string())
+    }
+}
+
+/// The one place that a request's parameters come from. What it gives lives as long as `'a`: the
+/// bytes of a JSON body, or the decoded [`Params`] of a query or form.
+pub trait Source<'a>: Copy {
+    fn given(self, name: &str) -> Option<Given<'a>>;
+}
+
+impl<'a> Source<'a> for &Members<'a> {
+    fn given(self, name: &str) -> Option<Given<'a>> {
+        self.value(name).map(Given::Json)
+    }
+}
+
+impl<'a> Source<'a> for &'a Params<'_> {
+    fn given(self, name: &str) -> Option<Given<'a>> {
+        self.get(name).map(Given::Text)
+    }
+}
+
+/// One parameter's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given<'a> {
+    /// Decoded.
+    Text(&'a str),
+    /// A valid JSON value.
+    Json(&'a [u8]),
+}
+
+impl<'a> Given<'a> {
+    pub(super) fn text(self, name: &str) -> Result<Cow<'a, str>, ApiError> {
+        match self {
+            Self::Text(text) => Ok(Cow::Borrowed(text)),
+            Self::Json(value) if json::is_string(value) => Ok(json::string(value)?),
+            Self::Json(_) => Err(ApiError::bad(format!("{name} must be a string"))),
+        }
+    }
+
+    /// An id: in JSON it may be an integer too, and then stands for its decimal text.
+    pub(super) fn id(self, name: &str) -> Result<Cow<'a, str>, ApiError> {
+        match self {
+            Self::Json(value) if !json::is_string(value) => json::integer_text(value)
+                .map(Cow::Borrowed)
+                .ok_or_else(|| ApiError::bad(format!("{name} must be a string or an integer"))),
+            _ => self.text(name),
+        }
+    }
+
+    /// Decimal digits; in JSON an integer or a string of digits.
+    pub(super) fn number(self, name: &str) -> Result<u64, ApiError> {
+        let text = self.id(name)?;
+        let is_decimal = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| is_decimal);
+        number.ok_or_else(|| ApiError::bad(format!("{name} must be a whole number in digits")))
+    }
+}
+
+/// Who asks, and on what proof. Read first and check it (project: 403, sign: 401, exp: 401) before
+/// anything else of the request is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials<'a> {
+    /// A valid project id; whether there is such a project is not known yet.
+    pub pid: Cow<'a, str>,
+    /// Unix seconds.
+    pub exp: Option<u64>,
+    /// Empty if there was none: no text has the empty signature.
+    pub sign: &'a str,
+}
+
+impl<'a> Credentials<'a> {
+    pub fn from_params(params: &'a Params<'_>) -> Result<Self, ApiError> {
+        Self::read(params, params.get("sign"))
+    }
+
+    /// `x_sign` is the header X-Sign; a member `sign` is like any unknown one.
+    pub fn from_json(members: &Members<'a>, x_sign: Option<&'a str>) -> Result<Self, ApiError> {
+        Self::read(members, x_sign)
+    }
+
+    fn read(source: impl Source<'a>, sign: Option<&'a str>) -> Result<Self, ApiError> {
+        let Some(pid) = source.given("pid") else {
+            return Err(ApiError::bad("pid is missing: the id of the project"));
+        };
+        let pid = pid.id("pid")?;
+        if !is_pid(&pid) {
+            return Err(ApiError::bad("pid must be 1-64 bytes of [A-Za-z0-9_.-]"));
+        }
+        let exp = source.given("exp").map(|exp| exp.number("exp")).transpose()?;
+        Ok(Self { pid, exp, sign: sign.unwrap_or("") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn from_query(query: &str) -> Result<(String, Option<u64>, String), String> {
+        let params = Params::parse(query.as_bytes()).unwrap();
+        let read = Credentials::from_params(&params).map_err(|error| error.msg.into_owned())?;
+        Ok((read.pid.into(), read.exp, read.sign.into()))
+    }
+
+    fn from_json(body: &str) -> Result<Credentials<'_>, ApiError> {
+        Credentials::from_json(&json::members(body.as_bytes())?, Some("ab"))
+    }
+
+    #[test]
+    fn credentials_are_read_from_a_query() {
+        assert_eq!(from_query("pid=p&exp=17&sign=ab"), Ok(("p".into(), Some(17), "ab".into())));
+        assert_eq!(from_query("pid=1"), Ok(("1".into(), None, String::new())));
+        assert_eq!(from_query("sign=ab"), Err("pid is missing: the id of the project".into()));
+        for bad in
+            ["pid=", "pid=a/b", "pid=1&exp=", "pid=1&exp=-1", "pid=1&exp=%2B1", "pid=1&exp=1.5"]
+        {
+            assert!(from_query(bad).is_err(), "{bad}");
+        }
+        assert!(from_query("pid=1&exp=18446744073709551616").is_err());
+    }
+
+    #[test]
+    fn credentials_are_read_from_json() {
+        let expected = Credentials { pid: "7".into(), exp: Some(17), sign: "ab" };
+        for body in [r#"{"pid":7,"exp":17}"#, r#"{"exp":"17","pid":"\u0037","sign":"x"}"#] {
+            assert_eq!(from_json(body), Ok(expected.clone()), "{body}");
+        }
+        let bad = [
+            r#"{"pid":null}"#,
+            r#"{"pid":7.0}"#,
+            r#"{"pid":["7"]}"#,
+            r#"{"pid":"é"}"#,
+            r#"{}"#,
+            "[]",
+            "{",
+            r#"{"pid":7,"exp":null}"#,
+            r#"{"pid":7,"exp":1e3}"#,
+            r#"{"pid":7,"exp":-1}"#,
+            r#"{"pid":7,"pid":7}"#,
+            r#"{"pid":7,"a":1,"\u0061":2}"#,
+        ];
+        for body in bad {
+            assert_eq!(from_json(body).map_err(|error| error.status), Err(400), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_cut_anywhere_never_panics(body in r#"[{}":,pidexp0-9\\\[\] ]{0,40}"#) {
+            for cut in 0..=body.len() {
+                let _ = from_json(&body[..cut]);
+            }
+        }
+    }
+}

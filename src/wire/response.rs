@@ -1,0 +1,132 @@
+//! HTTP/1.1 responses to bytes.
+
+use super::json::write_string;
+
+/// Appends a whole response: status line, `extra` fields, body with its Content-Length.
+///
+/// Nothing of `extra` or `content_type` may hold CR or LF. A 204 carries neither body nor length
+/// (RFC 9110, section 8.6). An empty body has no Content-Type.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    status: u16,
+    keep_alive: bool,
+    extra: &[(&str, &str)],
+    content_type: &str,
+    body: &[u8],
+) {
+    debug_assert!(status != 204 || body.is_empty());
+    out.reserve(160 + body.len());
+    write_status_line(out, status);
+    for (name, value) in extra {
+        write_field(out, name, value);
+    }
+    if !body.is_empty() {
+        write_field(out, "Content-Type", content_type);
+    }
+    if status != 204 {
+        write_field(out, "Content-Length", itoa::Buffer::new().format(body.len()));
+    }
+    if !keep_alive {
+        write_field(out, "Connection", "close");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body);
+}
+
+/// Appends a refusal with the body `{"code":0,"msg":"…"}`.
+pub fn write_refusal(
+    out: &mut Vec<u8>,
+    status: u16,
+    keep_alive: bool,
+    extra: &[(&str, &str)],
+    msg: &str,
+) {
+    let mut body = Vec::with_capacity(msg.len() + 24);
+    body.extend_from_slice(br#"{"code":0,"msg":"#);
+    write_string(&mut body, msg);
+    body.push(b'}');
+    write_response(out, status, keep_alive, extra, "application/json", &body);
+}
+
+pub(super) fn write_status_line(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(reason(status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(super) fn write_field(out: &mut Vec<u8>, name: &str, value: &str) {
+    debug_assert!(!name.bytes().chain(value.bytes()).any(|b| matches!(b, b'\r' | b'\n')));
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        101 => "Switching Protocols",
+        200 => "OK",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        415 => "Unsupported Media Type",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_response_is_compact() {
+        let out = written(|out| write_response(out, 200, true, &[], "text/plain", b"ok"));
+        assert_eq!(
+            out,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+        );
+        let out = written(|out| write_response(out, 204, true, &[("Vary", "Origin")], "", b""));
+        assert_eq!(out, "HTTP/1.1 204 No Content\r\nVary: Origin\r\n\r\n");
+    }
+
+    #[test]
+    fn a_refusal_says_why_in_json() {
+        let extra = [("Retry-After", "1")];
+        let out = written(|out| write_refusal(out, 503, false, &extra, "a \"b\" \\ \n é"));
+        assert_eq!(
+            out,
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+             Content-Type: application/json\r\nContent-Length: 35\r\nConnection: close\r\n\r\n\
+             {\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\n é\"}"
+        );
+    }
+
+    #[test]
+    fn every_status_of_the_contract_has_its_phrase() {
+        for status in
+            [101, 200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 426, 429, 431, 503, 504]
+        {
+            assert!(!reason(status).is_empty(), "{status}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The selectors of pushes, kicks and `online`: whom they are for.
+
+use std::borrow::Cow;
+
+use smallvec::SmallVec;
+
+use super::envelope::{CidsBuf, NamesBuf, TargetsBuf};
+use super::json;
+use super::request::{ApiError, Given, Source};
+use crate::types::{Cid, Limits, is_device, is_name};
+
+/// Reads `uids`, `cids`, `tags`, `devices` and `except_cids`, each without repetitions.
+///
+/// Lists are comma-separated, in JSON also arrays of strings; uids and cids may be integers there.
+/// A selector that is given but empty matches nobody. 400 for what is malformed or too long.
+pub fn read_targets<'a>(source: impl Source<'a>, limits: &Limits) -> Result<TargetsBuf, ApiError> {
+    let max = limits.selector_ids;
+    let names = |selector: &Selector| {
+        source.given(selector.name).map(|given| read_names(selector, given, max)).transpose()
+    };
+    let cids = |selector: &Selector| {
+        source.given(selector.name).map(|given| read_cids(selector, given, max)).transpose()
+    };
+    Ok(TargetsBuf {
+        uids: names(&UIDS)?,
+        cids: cids(&CIDS)?,
+        tags: names(&TAGS)?,
+        devices: names(&DEVICES)?,
+        except_cids: cids(&EXCEPT_CIDS)?,
+    })
+}
+
+/// Whether anything but `except_cids` was given: a kick demands it.
+pub fn has_selector(targets: &TargetsBuf) -> bool {
+    targets.uids.is_some()
+        || targets.cids.is_some()
+        || targets.tags.is_some()
+        || targets.devices.is_some()
+}
+
+struct Selector {
+    name: &'static str,
+    /// How one element looks.
+    rule: &'static str,
+    /// Whether an element may be a JSON integer.
+    is_integer_allowed: bool,
+    is_valid: fn(&str) -> bool,
+}
+
+const UIDS: Selector = Selector {
+    name: "uids",
+    rule: "1-128 bytes without control characters and commas",
+    is_integer_allowed: true,
+    is_valid: is_name,
+};
+const TAGS: Selector = Selector { name: "tags", is_integer_allowed: false, ..UIDS };
+const DEVICES: Selector = Selector {
+    name: "devices",
+    rule: "1-32 bytes of [a-z0-9_-]",
+    is_integer_allowed: false,
+    is_valid: is_device,
+};
+const CIDS: Selector = Selector {
+    name: "cids",
+    rule: "a client id in decimal digits",
+    is_integer_allowed: true,
+    is_valid: |text| text.parse::<Cid>().is_ok(),
+};
+const EXCEPT_CIDS: Selector = Selector { name: "except_cids", ..CIDS };
+
+fn read_names(selector: &Selector, given: Given<'_>, max: usize) -> Result<NamesBuf, ApiError> {
+    with_elements(selector, given, |elements| {
+        let mut names = NamesBuf::default();
+        for name in distinct(selector, elements, max, Ok)? {
+            names.push(&name);
+        }
+        Ok(names)
+    })
+}
+
+fn read_cids(selector: &Selector, given: Given<'_>, max: usize) -> Result<CidsBuf, ApiError> {
+    with_elements(selector, given, |elements| {
+        let mut cids = CidsBuf::default();
+        let parse = |text: Cow<'_, str>| text.parse::<Cid>().map_err(|_| malformed(selector));
+        for cid in distinct(selector, elements, max, parse)? {
+            cids.push(cid);
+        }
+        Ok(cids)
+    })
+}
+
+type Elements<'i, 'a> = &'i mut dyn Iterator<Item = Result<Cow<'a, str>, ApiError>>;
+
+/// Calls `read` with the elements as text, whichever form they were given in.
+fn with_elements<T>(
+    selector: &Selector,
+    given: Given<'_>,
+    read: impl FnOnce(Elements<'_, '_>) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    match given {
+        Given::Text(text) => read(&mut split(text)),
+        Given::Json(value) if json::is_string(value) => read(&mut split(&json::string(value)?)),
+        Given::Json(value) if json::is_array(value) => {
+            read(&mut json::elements(value)?.map(|element| element_text(selector, element?)))
+        }
+        Given::Json(value) => read(&mut std::iter::once(element_text(selector, value))),
+    }
+}
+
+/// An empty text has no elements.
+fn split(text: &str) -> impl Iterator<Item = Result<Cow<'_, str>, ApiError>> {
+    let elements = (!text.is_empty()).then(|| text.split(','));
+    elements.into_iter().flatten().map(|element| Ok(Cow::Borrowed(element)))
+}
+
+fn element_text<'a>(selector: &Selector, value: &'a [u8]) -> Result<Cow<'a, str>, ApiError> {
+    let integer = json::integer_text(value).filter(|_| selector.is_integer_allowed);
+    match integer {
+        Some(integer) => Ok(Cow::Borrowed(integer)),
+        None if json::is_string(value) => Ok(json::string(value)?),
+        None => Err(malformed(selector)),
+    }
+}
+
+/// The elements, sorted and each once; those given twice count towards `max`.
+fn distinct<'a, T: Ord>(
+    selector: &Selector,
+    elements: Elements<'_, 'a>,
+    max: usize,
+    convert: impl Fn(Cow<'a, str>) -> Result<T, ApiError>,
+) -> Result<SmallVec<[T; 16]>, ApiError> {
+    let mut list = SmallVec::new();
+    for element in elements {
+        let element = element?;
+        if list.len() == max {
+            let msg =
+                format!("{}: at most {max} in one selector, split the request", selector.name);
+            return Err(ApiError::bad(msg));
+        }
+        if !(selector.is_valid)(&element) {
+            return Err(malformed(selector));
+        }
+        list.push(convert(element)?);
+    }
+    list.sort_unstable();
+    list.dedup();
+    Ok(list)
+}
+
+fn malformed(selector: &Selector) -> ApiError {
+    let Selector { name, rule, .. } = selector;
+    ApiError::bad(format!("{name} must be a comma-separated list or an array, each element {rule}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::params::Params;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn from_form(form: &str) -> Result<TargetsBuf, ApiError> {
+        read_targets(&Params::parse(form.as_bytes()).unwrap(), &Limits::default())
+    }
+
+    fn from_json(body: &str) -> Result<TargetsBuf, ApiError> {
+        read_targets(&json::members(body.as_bytes())?, &Limits::default())
+    }
+
+    fn names(list: &Option<NamesBuf>) -> Vec<&str> {
+        list.as_ref().unwrap().as_names().iter().collect()
+    }
+
+    fn cids(list: &Option<CidsBuf>) -> Vec<u64> {
+        list.as_ref().unwrap().as_cids().iter().map(|cid| cid.0).collect()
+    }
+
+    #[test]
+    fn forms_have_comma_separated_lists() {
+        let form =
+            "uids=u%202,u1,u1&cids=7,18446744073709551615&tags=a&devices=ios,web&except_cids=9,9";
+        let targets = from_form(form).unwrap();
+        assert_eq!(names(&targets.uids), ["u 2", "u1"]);
+        assert_eq!(cids(&targets.cids), [7, u64::MAX]);
+        assert_eq!(names(&targets.tags), ["a"]);
+        assert_eq!(names(&targets.devices), ["ios", "web"]);
+        assert_eq!(cids(&targets.except_cids), [9]);
+        assert!(has_selector(&targets) && !has_selector(&from_form("except_cids=1").unwrap()));
+    }
+
+    #[test]
+    fn json_has_arrays_texts_and_integers() {
+        let targets = from_json(
+            r#"{"uids":[3,"u\u0031","u1",-4],"cids":["5",6,5],"tags":"b,a","except_cids":7,"x":1}"#,
+        )
+        .unwrap();
+        assert_eq!(names(&targets.uids), ["-4", "3", "u1"]);
+        assert_eq!(cids(&targets.cids), [5, 6]);
+        assert_eq!(names(&targets.tags), ["a", "b"]);
+        assert!(targets.devices.is_none());
+        assert_eq!(cids(&targets.except_cids), [7]);
+        assert_eq!(names(&from_json(r#"{"uids":12}"#).unwrap().uids), ["12"]);
+    }
+
+    #[test]
+    fn given_but_empty_matches_nobody() {
+        for targets in [from_form("uids=&cids"), from_json(r#"{"uids":[ ],"cids":""}"#)] {
+            let targets = targets.unwrap();
+            assert!(names(&targets.uids).is_empty() && cids(&targets.cids).is_empty());
+            assert!(targets.tags.is_none() && has_selector(&targets));
+        }
+    }
+
+    #[test]
+    fn malformed_selectors_are_named() {
+        let bad = [
+            ("uids", "null"),
+            ("uids", "1.5"),
+            ("uids", r#"[["a"]]"#),
+            ("uids", r#"["a,b"]"#),
+            ("uids", r#"[""]"#),
+            ("uids", r#""a,""#),
+            ("uids", r#"[null]"#),
+            ("tags", "1"),
+            ("tags", "[1]"),
+            ("tags", r#""a\n""#),
+            ("devices", r#""iOS""#),
+            ("devices", "{}"),
+            ("cids", "-1"),
+            ("cids", r#"["+1"]"#),
+            ("cids", "18446744073709551616"),
+            ("except_cids", "true"),
+        ];
+        for (name, value) in bad {
+            let error = from_json(&format!(r#"{{"{name}":{value}}}"#)).unwrap_err();
+            assert_eq!(error.status, 400);
+            assert!(error.msg.starts_with(&format!("{name} must be")), "{value}: {}", error.msg);
+        }
+        for form in ["uids=a,,b", "cids=x", "cids=1,", "devices=A", "tags=%00"] {
+            assert!(from_form(form).is_err(), "{form}");
+        }
+    }
+
+    #[test]
+    fn selectors_are_bounded() {
+        let list = |count: usize| vec!["1"; count].join(",");
+        assert_eq!(cids(&from_form(&format!("cids={}", list(1_000))).unwrap().cids), [1]);
+        for body in
+            [format!(r#"{{"uids":[{}]}}"#, list(1_001)), format!(r#"{{"uids":"{}"}}"#, list(1_001))]
+        {
+            let error = from_json(&body).unwrap_err();
+            assert_eq!(error.msg, "uids: at most 1000 in one selector, split the request");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_cut_anywhere_never_panics(
+            value in r#"[\[\]",a1\\u-]{0,20}"#, form in "\\PC{0,20}",
+        ) {
+            let body = format!(r#"{{"uids":{value},"cids":{value}}}"#);
+            for cut in (0..=body.len()).filter(|&cut| body.is_char_boundary(cut)) {
+                let _ = from_json(&body[..cut]);
+            }
+            if let Ok(params) = Params::parse(format!("uids={form}&cids={form}").as_bytes()) {
+                let _ = read_targets(&params, &Limits::default());
+            }
+        }
+
+        #[test]
+        fn form_array_and_text_mean_the_same(list in vec("[a-z]{1,3}", 0..8)) {
+            let text = list.join(",");
+            let form = from_form(&format!("tags={text}")).unwrap();
+            let array = from_json(&format!(r#"{{"tags":{list:?}}}"#)).unwrap();
+            let joined = from_json(&format!(r#"{{"tags":"{text}"}}"#)).unwrap();
+            prop_assert_eq!(form.as_targets(), array.as_targets());
+            prop_assert_eq!(form.as_targets(), joined.as_targets());
+        }
+    }
+}

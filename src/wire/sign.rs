@@ -1,0 +1,178 @@
+//! Signatures: lower-case hexadecimal digits of an HMAC-SHA256.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+
+use super::http::HttpError;
+
+const MAC_BYTES: usize = 32;
+/// SHA-256's block, to which HMAC brings every key.
+const BLOCK_BYTES: usize = 64;
+/// How long after its `exp` a request is still taken: clocks differ.
+const EXP_LEEWAY_MS: u64 = 5_000;
+
+/// One secret of a project, as the state of an HMAC that has taken in the key: every use copies it
+/// and saves hashing the key again.
+#[derive(Clone)]
+pub struct Secret {
+    keyed: Hmac<Sha256>,
+}
+
+impl Secret {
+    pub fn new(secret: &[u8]) -> Self {
+        // RFC 2104: a longer key is replaced by its hash, a shorter one is filled up with zeros.
+        let mut block = [0; BLOCK_BYTES];
+        if secret.len() > BLOCK_BYTES {
+            block[..MAC_BYTES].copy_from_slice(&Sha256::digest(secret));
+        } else {
+            block[..secret.len()].copy_from_slice(secret);
+        }
+        Self { keyed: Hmac::new(&block.into()) }
+    }
+
+    fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
+        let mut mac = self.keyed.clone();
+        for part in parts {
+            mac.update(part);
+        }
+        mac
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Whether `sign` is the signature of the joined `parts` under one of the secrets. Every secret is
+/// tried and compared in constant time; anything but 64 lower-case hexadecimal digits is false.
+pub fn verify(secrets: &[Secret], parts: &[&[u8]], sign: &str) -> bool {
+    let Some(mac) = parse_hex(sign.as_bytes()) else { return false };
+    let matches = |found, secret: &Secret| found | secret.mac(parts).verify_slice(&mac).is_ok();
+    secrets.iter().fold(false, matches)
+}
+
+/// The signature of the joined `parts`.
+pub fn sign_hex(secret: &Secret, parts: &[&[u8]]) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mac = secret.mac(parts).finalize().into_bytes();
+    let digits =
+        mac.iter().flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    digits.map(char::from).collect()
+}
+
+/// Whether a request with that `exp` (unix seconds) is still good: 401 five seconds after it, and
+/// where it is demanded (`--env prod`) but missing.
+pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), HttpError> {
+    match exp {
+        Some(exp) if now_ms > exp.saturating_mul(1_000).saturating_add(EXP_LEEWAY_MS) => {
+            Err(HttpError { status: 401, msg: "exp is past: sign the request anew" })
+        }
+        None if demanded => Err(HttpError {
+            status: 401,
+            msg: "exp is missing: unix seconds until which it is good",
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn parse_hex(digits: &[u8]) -> Option<[u8; MAC_BYTES]> {
+    let digits: &[u8; 2 * MAC_BYTES] = digits.try_into().ok()?;
+    let mut bytes = [0; MAC_BYTES];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = lower_hex(pair[0])? << 4 | lower_hex(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn lower_hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::params::Params;
+    use proptest::prelude::*;
+
+    const SIGN: &str = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
+
+    #[test]
+    fn the_vector_of_the_contract() {
+        let params = Params::parse(b"pid=1&uid=u+1&type=1").unwrap();
+        let mut text = Vec::new();
+        params.canonical("/ws/connect", &mut text);
+        let secrets = [Secret::new(b"old"), Secret::new(b"dev-secret")];
+        assert_eq!(sign_hex(&secrets[1], &[&text]), SIGN);
+        assert!(verify(&secrets, &[&text], SIGN));
+        assert!(verify(&secrets, &[b"/ws/connect", b"\n", b"pid=1&type=1&uid=u%201"], SIGN));
+        assert!(!verify(&secrets, &[&text, b" "], SIGN));
+        assert!(!verify(&secrets[..1], &[&text], SIGN));
+        assert!(!verify(&[], &[&text], SIGN));
+    }
+
+    #[test]
+    fn long_keys_are_hashed_as_rfc_4231_says() {
+        let secret = Secret::new(&[0xaa; 131]);
+        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
+        assert_eq!(
+            sign_hex(&secret, &[text]),
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
+        );
+    }
+
+    #[test]
+    fn only_64_lower_case_digits_are_a_sign() {
+        let secrets = [Secret::new(b"s")];
+        let sign = sign_hex(&secrets[0], &[b"x"]);
+        assert!(verify(&secrets, &[b"x"], &sign));
+        for bad in [
+            "",
+            &sign[1..],
+            &sign.to_uppercase(),
+            &format!("{sign}0"),
+            &format!("0{}", &sign[..63]),
+        ] {
+            assert!(!verify(&secrets, &[b"x"], bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_secret_prints_as_stars() {
+        assert_eq!(format!("{:?}", Secret::new(b"dev-secret")), "***");
+    }
+
+    #[test]
+    fn exp_has_five_seconds_of_leeway() {
+        let status = |exp, demanded, now_ms| check_exp(exp, demanded, now_ms).map_err(|e| e.status);
+        assert_eq!(status(Some(100), true, 105_000), Ok(()));
+        assert_eq!(status(Some(100), false, 105_001), Err(401));
+        assert_eq!(status(Some(u64::MAX), true, u64::MAX), Ok(()));
+        assert_eq!(status(None, false, 1), Ok(()));
+        assert_eq!(status(None, true, 1), Err(401));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_signed_is_verified_however_it_is_cut(
+            key in proptest::collection::vec(any::<u8>(), 0..100),
+            text in proptest::collection::vec(any::<u8>(), 0..100),
+            cut in 0usize..100,
+            junk in "\\PC{0,70}",
+        ) {
+            let secret = Secret::new(&key);
+            let sign = sign_hex(&secret, &[&text]);
+            let (first, second) = text.split_at(cut.min(text.len()));
+            let secrets = [secret];
+            prop_assert!(verify(&secrets, &[first, second], &sign));
+            prop_assert!(!verify(&secrets, &[&text], &junk));
+        }
+    }
+}
