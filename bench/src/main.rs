@@ -1,1 +1,38 @@
-fn main() {}
+//! Bare loops: what the kernel alone allows on this machine. A figure of the server means something
+//! only beside the figure of the loop that does nothing but its system calls.
+
+mod bare_send;
+mod drain;
+mod sys;
+
+use std::process::ExitCode;
+
+use argh::FromArgs;
+
+/// Bare loops that bound the server's figures on this machine.
+#[derive(FromArgs)]
+struct Args {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Command {
+    BareSend(bare_send::Args),
+    Drain(drain::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match argh::from_env::<Args>().command {
+        Command::BareSend(args) => bare_send::run(&args),
+        Command::Drain(args) => drain::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The projects (tenants) that a node serves: an immutable snapshot, replaced as a whole on reload.
+
+use crate::wire::sign::Secret;
+
+/// A project's place in one [`Projects`] snapshot, in the order in which they were given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProjectId(pub u32);
+
+/// Who may subscribe an open connection to further tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SubscribePolicy {
+    /// Every client, to every tag of its project.
+    #[default]
+    Any,
+    /// Nobody: tags come with the connect alone, where they are signed.
+    None,
+    /// Every client whose message carries a sign over its client id and the tags.
+    Signed,
+}
+
+#[derive(Debug)]
+pub struct Project {
+    pub pid: Box<str>,
+    /// At least one; several while one is being rotated out. Any of them signs.
+    pub secrets: Vec<Secret>,
+    /// Browser origins that may connect, exact or `*`. `None` takes any: the sign is what lets in.
+    pub allowed_origins: Option<Vec<Box<str>>>,
+    pub subscribe: SubscribePolicy,
+}
+
+impl Project {
+    /// Whether a request with this `Origin` header may come in. Clients that are no browser send
+    /// none, and are let in: the header protects a browser's user, not the server.
+    pub fn allows_origin(&self, origin: Option<&str>) -> bool {
+        let (Some(origin), Some(allowed)) = (origin, &self.allowed_origins) else { return true };
+        allowed.iter().any(|one| &**one == "*" || &**one == origin)
+    }
+}
+
+/// Two projects of one list share a `pid`; the places are those in the list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("project '{pid}' is given twice")]
+pub struct DuplicatePid {
+    pub pid: Box<str>,
+    pub first: usize,
+    pub second: usize,
+}
+
+/// All projects of a node. Look one up by name once, at the connect or the request, and keep the
+/// [`ProjectId`]: it is an index, and stays valid for this snapshot.
+#[derive(Debug, Default)]
+pub struct Projects {
+    list: Box<[Project]>,
+    /// Indexes into `list`, sorted by pid; strictly rising pids, so each is there once.
+    by_pid: Box<[u32]>,
+}
+
+impl Projects {
+    pub fn new(list: Vec<Project>) -> Result<Self, DuplicatePid> {
+        let mut by_pid: Vec<u32> = (0..list.len() as u32).collect();
+        // A stable sort: of two equal pids the one given first stays first.
+        by_pid.sort_by(|&a, &b| list[a as usize].pid.cmp(&list[b as usize].pid));
+        for pair in by_pid.windows(2) {
+            let (first, second) = (pair[0] as usize, pair[1] as usize);
+            if list[first].pid == list[second].pid {
+                return Err(DuplicatePid { pid: list[first].pid.clone(), first, second });
+            }
+        }
+        Ok(Self { list: list.into(), by_pid: by_pid.into() })
+    }
+
+    pub fn find(&self, pid: &str) -> Option<(ProjectId, &Project)> {
+        let place = self
+            .by_pid
+            .binary_search_by(|&index| (*self.list[index as usize].pid).cmp(pid))
+            .ok()?;
+        let index = self.by_pid[place];
+        Some((ProjectId(index), &self.list[index as usize]))
+    }
+
+    /// `None` for an id of another, larger snapshot.
+    pub fn get(&self, id: ProjectId) -> Option<&Project> {
+        self.list.get(id.0 as usize)
+    }
+
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (ProjectId, &Project)> {
+        self.list.iter().enumerate().map(|(index, project)| (ProjectId(index as u32), project))
+    }
+
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn project(pid: &str, origins: Option<&[&str]>) -> Project {
+        Project {
+            pid: pid.into(),
+            secrets: vec![Secret::new(b"s")],
+            allowed_origins: origins.map(|list| list.iter().map(|&one| one.into()).collect()),
+            subscribe: SubscribePolicy::Any,
+        }
+    }
+
+    #[test]
+    fn found_by_pid_in_any_order() {
+        let pids = ["shop", "1", "z", "a", "10", "2"];
+        let projects = Projects::new(pids.iter().map(|pid| project(pid, None)).collect()).unwrap();
+        assert_eq!(projects.len(), 6);
+        for (index, pid) in pids.iter().enumerate() {
+            let (id, found) = projects.find(pid).unwrap();
+            assert_eq!((id.0 as usize, &*found.pid), (index, *pid));
+            assert_eq!(&*projects.get(id).unwrap().pid, *pid);
+        }
+        assert!(projects.find("").is_none() && projects.find("sho").is_none());
+        assert!(projects.get(ProjectId(6)).is_none());
+        let seen: Vec<_> = projects.iter().map(|(id, one)| (id.0, &*one.pid)).collect();
+        assert_eq!(seen[..2], [(0, "shop"), (1, "1")]);
+        assert!(Projects::default().is_empty() && Projects::default().find("1").is_none());
+    }
+
+    #[test]
+    fn a_pid_given_twice_is_refused() {
+        let list = ["b", "a", "b"].map(|pid| project(pid, None)).into();
+        let error = Projects::new(list).unwrap_err();
+        assert_eq!(error, DuplicatePid { pid: "b".into(), first: 0, second: 2 });
+    }
+
+    #[test]
+    fn origins_are_exact_a_star_or_absent() {
+        let any = project("1", None);
+        assert!(any.allows_origin(None) && any.allows_origin(Some("https://a.example")));
+        let star = project("1", Some(&["*"]));
+        assert!(star.allows_origin(None) && star.allows_origin(Some("null")));
+        let one = project("1", Some(&["https://a.example", "https://b.example:8443"]));
+        assert!(one.allows_origin(None) && one.allows_origin(Some("https://b.example:8443")));
+        for bad in ["http://a.example", "https://a.example:443", "https://x.a.example", "", "*"] {
+            assert!(!one.allows_origin(Some(bad)), "{bad}");
+        }
+        let nobody = project("1", Some(&[]));
+        assert!(nobody.allows_origin(None) && !nobody.allows_origin(Some("https://a.example")));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let mut shop = project("shop", None);
+        shop.secrets = vec![Secret::new(b"hunter2")];
+        assert!(!format!("{shop:?}").contains("hunter2"));
+    }
+}
