@@ -1,0 +1,642 @@
+//! WebSocket clients: many of them, owned by one thread, driven by its epoll.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+
+use hdrhistogram::Histogram;
+use memchr::memmem;
+
+use crate::frame::{self, Next};
+use crate::message::Marks;
+use crate::report::{self, Failures};
+use crate::sign::Signer;
+use crate::sys::{self, Epoll};
+
+/// Every client uses the key of RFC 6455 section 1.3: its answer is known beforehand.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Who connects, and where to.
+#[derive(Clone)]
+pub struct Identity {
+    pub ws: SocketAddrV4,
+    pub signer: Signer,
+    pub pid: String,
+    pub uid_prefix: String,
+    pub tags: String,
+    pub device: String,
+}
+
+impl Identity {
+    /// Appends the upgrade request of the user with this number.
+    pub fn request(&self, user: u64, exp: u64, out: &mut Vec<u8>) {
+        let exp = exp.to_string();
+        let uid = format!("{}{user}", self.uid_prefix);
+        let all = [
+            ("device", self.device.as_str()),
+            ("exp", &exp),
+            ("pid", &self.pid),
+            ("tags", &self.tags),
+            ("type", "1"),
+            ("uid", &uid),
+        ];
+        let mut given = [("", ""); 6];
+        let mut count = 0;
+        for parameter in all.into_iter().filter(|(_, value)| !value.is_empty()) {
+            given[count] = parameter;
+            count += 1;
+        }
+        out.extend_from_slice(b"GET /ws/connect?");
+        self.signer.signed_query(&given[..count], out);
+        out.extend_from_slice(
+            format!(
+                " HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n",
+                self.ws
+            )
+            .as_bytes(),
+        );
+    }
+}
+
+/// What happens to open connections, told to the command that runs.
+pub trait Handler {
+    /// A text or binary frame arrived on an open connection.
+    /// `number`: the connection is of user `first_user + number`.
+    fn frame(&mut self, number: u32, marks: &mut Marks, payload: &[u8]);
+    /// An open connection ended that nobody here had closed.
+    fn ended(&mut self, _number: u32) {}
+}
+
+/// For commands that do not care what arrives.
+pub struct Ignore;
+
+impl Handler for Ignore {
+    fn frame(&mut self, _: u32, _: &mut Marks, _: &[u8]) {}
+}
+
+/// How a connection is given up right after its welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// A Close frame, then wait for the server to close: the closing handshake of RFC 6455.
+    Clean,
+    /// close(): a FIN without a Close frame. Leaves TIME_WAIT here.
+    Fin,
+    /// A reset: the cheapest for this side.
+    Reset,
+}
+
+/// How connections are opened.
+#[derive(Clone)]
+pub struct Opening {
+    /// How many may be on their way at once.
+    pub concurrency: usize,
+    /// Connections per second, 0 for no limit.
+    pub rate: f64,
+    /// After this long without a welcome it is a failure.
+    pub timeout_ns: u64,
+    /// Source addresses to rotate over; empty: the system chooses.
+    pub sources: Vec<Ipv4Addr>,
+    /// Give every connection up as soon as its welcome is there, and open another in its place.
+    pub cycle: Option<Closing>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Free,
+    /// Connecting; the request is not sent yet.
+    Dialing,
+    /// The request is sent, the head of the answer is not here.
+    Upgrading,
+    /// Upgraded, without the welcome.
+    Greeting,
+    Open,
+    /// Our Close frame is sent.
+    Closing,
+}
+
+/// One connection: 48 bytes.
+struct Conn {
+    fd: Option<OwnedFd>,
+    number: u32,
+    phase: Phase,
+    marks: Marks,
+    /// When connecting (or closing) began.
+    since_ns: u64,
+    /// The beginning of a frame whose end has not arrived.
+    partial: Option<Box<Partial>>,
+}
+
+struct Partial {
+    bytes: Vec<u8>,
+}
+
+/// Why a connection is over.
+enum End {
+    /// Ours: it was to end.
+    Expected,
+    Failed(String),
+}
+
+/// The connections of one thread.
+///
+/// Call [`Clients::open_more`] before every wait and [`Clients::on_event`] for every event, in that
+/// order: within one batch of events no slot is given to another connection.
+pub struct Clients {
+    identity: Identity,
+    opening: Opening,
+    /// The number of the first user here; the n-th connection is user `first_user + n`.
+    pub first_user: u64,
+    slots: Vec<Conn>,
+    free: Vec<u32>,
+    request: Vec<u8>,
+    /// When the opening of connections began, for the rate.
+    began_ns: u64,
+    checked_ns: u64,
+    exp: (u64, u64),
+    pub started: u64,
+    /// On their way: between connect and welcome.
+    pub pending: u64,
+    /// Welcomes so far.
+    pub welcomed: u64,
+    /// Open now.
+    pub open: u64,
+    /// Never welcomed.
+    pub refused: u64,
+    /// Welcomed, then ended by the other side.
+    pub dropped: u64,
+    /// TCP connect to welcome, nanoseconds.
+    pub latency: Histogram<u64>,
+    pub failures: Failures,
+    /// Why open connections ended, by close code.
+    pub close_codes: BTreeMap<u16, u64>,
+}
+
+impl Clients {
+    pub fn new(identity: Identity, opening: Opening, first_user: u64, capacity: usize) -> Clients {
+        Clients {
+            identity,
+            opening,
+            first_user,
+            slots: Vec::with_capacity(capacity),
+            free: Vec::new(),
+            request: Vec::new(),
+            began_ns: 0,
+            checked_ns: 0,
+            exp: (0, 0),
+            started: 0,
+            pending: 0,
+            welcomed: 0,
+            open: 0,
+            refused: 0,
+            dropped: 0,
+            latency: report::new_histogram(),
+            failures: Failures::default(),
+            close_codes: BTreeMap::new(),
+        }
+    }
+
+    /// Whether every connection that was started up to `target` is welcomed or refused.
+    pub fn settled(&self, target: u64) -> bool {
+        self.started >= target && self.pending == 0
+    }
+
+    /// Starts connections until `target` have been started in all, as far as concurrency and rate
+    /// let it, and gives up those that take too long. Returns when more may be started by rate, in
+    /// nanoseconds from now.
+    pub fn open_more(&mut self, epoll: &Epoll, target: u64, now: u64) -> u64 {
+        if self.began_ns == 0 {
+            self.began_ns = now;
+        }
+        self.give_up_late(now);
+        // Not too many in one go: what has arrived meanwhile wants to be read.
+        for _ in 0..32 {
+            let busy = match self.opening.cycle {
+                Some(_) => self.slots.len() - self.free.len(),
+                None => self.pending as usize,
+            };
+            if self.started >= target || busy >= self.opening.concurrency {
+                return IDLE_NS;
+            }
+            if self.opening.rate > 0.0 {
+                let due_ns = (self.started as f64 / self.opening.rate * 1e9) as u64;
+                let due_ns = self.began_ns + due_ns;
+                if due_ns > now {
+                    return (due_ns - now).min(IDLE_NS);
+                }
+            }
+            self.open_one(epoll);
+        }
+        0
+    }
+
+    fn open_one(&mut self, epoll: &Epoll) {
+        let number = self.started;
+        self.started += 1;
+        let since_ns = sys::now_ns();
+        let sources = &self.opening.sources;
+        let source = match sources.len() {
+            0 => None,
+            count => Some(sources[number as usize % count]),
+        };
+        let fd = match sys::start_connect(self.identity.ws, source) {
+            Ok(fd) => fd,
+            Err(error) => {
+                self.refused += 1;
+                return self.failures.add(&format!("connect: {}", describe(&error)));
+            }
+        };
+        self.write_request(number, since_ns);
+        // On one machine the handshake is over when connect() returns: the request often goes now.
+        let phase = match sys::send(&fd, &self.request) {
+            Ok(sent) if sent == self.request.len() => Phase::Upgrading,
+            _ => Phase::Dialing,
+        };
+        let index = self.free.pop().map_or(self.slots.len(), |index| index as usize);
+        let interest = match phase {
+            Phase::Dialing => sys::READABLE | sys::WRITABLE,
+            _ => sys::READABLE,
+        };
+        if let Err(error) = epoll.add(&fd, interest, index as u64) {
+            self.refused += 1;
+            return self.failures.add(&format!("epoll: {}", describe(&error)));
+        }
+        let conn = Conn {
+            fd: Some(fd),
+            number: number as u32,
+            phase,
+            marks: Marks::default(),
+            since_ns,
+            partial: None,
+        };
+        if index == self.slots.len() {
+            self.slots.push(conn);
+        } else {
+            self.slots[index] = conn;
+        }
+        self.pending += 1;
+    }
+
+    fn write_request(&mut self, number: u64, now: u64) {
+        let second = now / 1_000_000_000;
+        if self.exp.0 != second {
+            self.exp = (second, sys::unix_seconds() + EXP_SECONDS);
+        }
+        self.request.clear();
+        self.identity.request(self.first_user + number, self.exp.1, &mut self.request);
+    }
+
+    /// Reads what has arrived on a connection and carries it out.
+    #[inline]
+    pub fn on_event<H: Handler>(
+        &mut self,
+        index: usize,
+        mask: u32,
+        now: u64,
+        buffer: &mut [u8],
+        handler: &mut H,
+    ) {
+        if mask & sys::WRITABLE != 0
+            && self.slots[index].phase == Phase::Dialing
+            && let Err(end) = self.send_request(index)
+        {
+            return self.finish(index, end, handler);
+        }
+        loop {
+            let conn = &mut self.slots[index];
+            let Some(fd) = &conn.fd else { return };
+            let got = match sys::recv(fd, buffer) {
+                Ok(0) => return self.finish(index, End::Failed("closed".to_owned()), handler),
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.finish(index, End::Failed(describe(&error)), handler),
+            };
+            if let Err(end) = self.on_bytes(index, &buffer[..got], now, handler) {
+                return self.finish(index, end, handler);
+            }
+            if got < buffer.len() && mask & sys::ENDED == 0 {
+                return;
+            }
+        }
+    }
+
+    fn send_request(&mut self, index: usize) -> Result<(), End> {
+        let number = u64::from(self.slots[index].number);
+        self.write_request(number, sys::now_ns());
+        let conn = &mut self.slots[index];
+        let Some(fd) = &conn.fd else { return Ok(()) };
+        match sys::send(fd, &self.request) {
+            Ok(sent) if sent == self.request.len() => {
+                conn.phase = Phase::Upgrading;
+                Ok(())
+            }
+            Ok(_) => Err(End::Failed("request did not fit the socket".to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(End::Failed(describe(&error))),
+        }
+    }
+
+    /// The stream of one connection goes on with these bytes.
+    #[inline]
+    fn on_bytes<H: Handler>(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        now: u64,
+        handler: &mut H,
+    ) -> Result<(), End> {
+        let Some(mut partial) = self.slots[index].partial.take() else {
+            let used = self.consume(index, bytes, now, handler)?;
+            if used < bytes.len() {
+                let rest = Partial { bytes: bytes[used..].to_vec() };
+                self.slots[index].partial = Some(Box::new(rest));
+            }
+            return Ok(());
+        };
+        partial.bytes.extend_from_slice(bytes);
+        let used = self.consume(index, &partial.bytes, now, handler)?;
+        partial.bytes.drain(..used);
+        if !partial.bytes.is_empty() {
+            self.slots[index].partial = Some(partial);
+        }
+        Ok(())
+    }
+
+    /// Carries out every whole thing at the beginning of `bytes` and returns how much that was.
+    #[inline]
+    fn consume<H: Handler>(
+        &mut self,
+        index: usize,
+        bytes: &[u8],
+        now: u64,
+        handler: &mut H,
+    ) -> Result<usize, End> {
+        let mut at = 0;
+        if self.slots[index].phase == Phase::Upgrading {
+            match upgrade(bytes).map_err(End::Failed)? {
+                None => return Ok(0),
+                Some(head) => at = head,
+            }
+            self.slots[index].phase = Phase::Greeting;
+        }
+        loop {
+            let rest = &bytes[at..];
+            let head = match frame::parse(rest) {
+                Next::Incomplete => return Ok(at),
+                Next::Broken(why) => return Err(End::Failed(why.to_owned())),
+                Next::Frame(head) => head,
+            };
+            let payload = &rest[head.start..head.end];
+            let conn = &mut self.slots[index];
+            if conn.phase == Phase::Open && matches!(head.opcode, frame::TEXT | frame::BINARY) {
+                handler.frame(conn.number, &mut conn.marks, payload);
+            } else {
+                self.on_rare(index, head.opcode, payload, now)?;
+            }
+            at += head.end;
+        }
+    }
+
+    /// Everything but a message on an open connection.
+    fn on_rare(&mut self, index: usize, opcode: u8, payload: &[u8], now: u64) -> Result<(), End> {
+        let conn = &mut self.slots[index];
+        match opcode {
+            frame::TEXT | frame::BINARY if conn.phase == Phase::Greeting => {
+                if !is_welcome(payload) {
+                    let text = String::from_utf8_lossy(&payload[..payload.len().min(120)]);
+                    return Err(End::Failed(format!("not a welcome: {text}")));
+                }
+                report::record(&mut self.latency, now.saturating_sub(conn.since_ns));
+                conn.phase = Phase::Open;
+                self.pending -= 1;
+                self.welcomed += 1;
+                self.open += 1;
+                self.cycle(index, now)
+            }
+            frame::CLOSE => {
+                let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                match conn.phase {
+                    // The server answered our Close; it closes the socket first.
+                    Phase::Closing => Ok(()),
+                    Phase::Open => {
+                        *self.close_codes.entry(code).or_default() += 1;
+                        Err(End::Failed(format!("closed with {code}")))
+                    }
+                    _ => Err(End::Failed(format!("closed with {code} before the welcome"))),
+                }
+            }
+            frame::PING => {
+                if let Some(fd) = &conn.fd {
+                    // Losing a Pong to a full socket is the server's to notice.
+                    let _ = sys::send(fd, &frame::pong(payload));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a welcomed connection up when that is what they are opened for.
+    fn cycle(&mut self, index: usize, now: u64) -> Result<(), End> {
+        let Some(closing) = self.opening.cycle else { return Ok(()) };
+        self.open -= 1;
+        let conn = &mut self.slots[index];
+        conn.phase = Phase::Closing;
+        conn.since_ns = now;
+        let Some(fd) = &conn.fd else { return Ok(()) };
+        match closing {
+            Closing::Clean => match sys::send(fd, frame::CLOSE_1000) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(End::Failed(format!("close: {}", describe(&error)))),
+            },
+            Closing::Fin => Err(End::Expected),
+            Closing::Reset => {
+                sys::reset_on_close(fd).map_err(|error| End::Failed(describe(&error)))?;
+                Err(End::Expected)
+            }
+        }
+    }
+
+    /// The connection is over: count why and free its slot.
+    fn finish<H: Handler>(&mut self, index: usize, end: End, handler: &mut H) {
+        let conn = &mut self.slots[index];
+        let phase = std::mem::replace(&mut conn.phase, Phase::Free);
+        let number = conn.number;
+        conn.fd = None;
+        conn.partial = None;
+        if self.opening.cycle.is_some() {
+            self.free.push(index as u32);
+        }
+        match (phase, end) {
+            (Phase::Free | Phase::Closing, _) | (_, End::Expected) => {}
+            (Phase::Open, End::Failed(why)) => {
+                self.open -= 1;
+                self.dropped += 1;
+                self.failures.add(&format!("while open: {why}"));
+                handler.ended(number);
+            }
+            (_, End::Failed(why)) => {
+                self.pending -= 1;
+                self.refused += 1;
+                let step = if phase == Phase::Dialing { "connect" } else { "handshake" };
+                self.failures.add(&format!("{step}: {why}"));
+            }
+        }
+    }
+
+    /// Fails connections without a welcome, and frees those whose Close was not answered.
+    fn give_up_late(&mut self, now: u64) {
+        if now.saturating_sub(self.checked_ns) < 250_000_000 {
+            return;
+        }
+        self.checked_ns = now;
+        for index in 0..self.slots.len() {
+            let conn = &self.slots[index];
+            let waits = !matches!(conn.phase, Phase::Free | Phase::Open);
+            if waits && now.saturating_sub(conn.since_ns) > self.opening.timeout_ns {
+                if conn.phase == Phase::Closing {
+                    self.failures.add("close: not answered in time");
+                }
+                self.finish(index, End::Failed("no welcome in time".to_owned()), &mut Ignore);
+            }
+        }
+    }
+}
+
+/// How long a thread waits when nothing is due; it looks for Ctrl-C this often.
+pub const IDLE_NS: u64 = 20_000_000;
+
+/// How long a signature is good for.
+pub const EXP_SECONDS: u64 = 120;
+
+/// The end of a response head that upgrades; `None` while it is not whole.
+fn upgrade(bytes: &[u8]) -> Result<Option<usize>, String> {
+    let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
+    let head = &bytes[..end];
+    if !head.starts_with(b"HTTP/1.1 101") {
+        let status = head.get(9..12).map_or("?".into(), String::from_utf8_lossy);
+        return Err(format!("status {status}"));
+    }
+    if memmem::find(head, ACCEPT).is_none() {
+        return Err("wrong Sec-WebSocket-Accept".to_owned());
+    }
+    Ok(Some(end + 4))
+}
+
+fn is_welcome(payload: &[u8]) -> bool {
+    let has = |what: &str| memmem::find(payload, what.as_bytes()).is_some();
+    has(r#""type":"connect""#) && has(r#""code":1"#) && has(r#""client_id":""#)
+}
+
+pub fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "reset".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Count(Vec<Vec<u8>>);
+
+    impl Handler for Count {
+        fn frame(&mut self, _: u32, _: &mut Marks, payload: &[u8]) {
+            self.0.push(payload.to_vec());
+        }
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            ws: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8812),
+            signer: Signer::new("dev-secret", "/ws/connect").unwrap(),
+            pid: "1".to_owned(),
+            uid_prefix: "u ".to_owned(),
+            tags: String::new(),
+            device: String::new(),
+        }
+    }
+
+    fn waiting_client() -> Clients {
+        let opening =
+            Opening { concurrency: 1, rate: 0.0, timeout_ns: 1, sources: Vec::new(), cycle: None };
+        let mut clients = Clients::new(identity(), opening, 0, 1);
+        clients.slots.push(Conn {
+            fd: None,
+            number: 0,
+            phase: Phase::Upgrading,
+            marks: Marks::default(),
+            since_ns: 0,
+            partial: None,
+        });
+        clients.pending = 1;
+        clients
+    }
+
+    fn stream() -> Vec<u8> {
+        let mut stream = b"HTTP/1.1 101 Switching Protocols\r\nsec-websocket-accept: ".to_vec();
+        stream.extend_from_slice(ACCEPT);
+        stream.extend_from_slice(b"\r\n\r\n");
+        for payload in [
+            r#"{"type":"connect","code":1,"msg":"success","client_id":"7","node":200}"#.to_owned(),
+            "first".to_owned(),
+            "y".repeat(300),
+            String::new(),
+        ] {
+            match payload.len() {
+                len @ 0..126 => stream.extend_from_slice(&[0x81, len as u8]),
+                len => stream.extend_from_slice(&[0x81, 126, (len >> 8) as u8, len as u8]),
+            }
+            stream.extend_from_slice(payload.as_bytes());
+        }
+        stream
+    }
+
+    #[test]
+    fn a_stream_cut_anywhere_brings_the_same_messages() {
+        let stream = stream();
+        let want = vec![b"first".to_vec(), vec![b'y'; 300], Vec::new()];
+        for cut in 0..=stream.len() {
+            let mut clients = waiting_client();
+            let mut got = Count(Vec::new());
+            for part in [&stream[..cut], &stream[cut..]] {
+                assert!(clients.on_bytes(0, part, 9, &mut got).is_ok());
+            }
+            assert_eq!(got.0, want, "cut at {cut}");
+            assert_eq!((clients.welcomed, clients.pending, clients.open), (1, 0, 1));
+            assert!(clients.slots[0].partial.is_none());
+        }
+    }
+
+    #[test]
+    fn a_stream_byte_by_byte_brings_the_same_messages() {
+        let mut clients = waiting_client();
+        let mut got = Count(Vec::new());
+        for byte in stream() {
+            assert!(clients.on_bytes(0, &[byte], 9, &mut got).is_ok());
+        }
+        assert_eq!(got.0.len(), 3);
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let refused = upgrade(b"HTTP/1.1 401 Unauthorized\r\n\r\n{}");
+        assert_eq!(refused, Err("status 401".to_owned()));
+        assert_eq!(upgrade(b"HTTP/1.1 101 "), Ok(None));
+        assert!(upgrade(b"HTTP/1.1 101 ok\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn only_what_is_given_is_signed() {
+        let mut request = Vec::new();
+        identity().request(1, 1_700_000_000, &mut request);
+        let request = String::from_utf8(request).unwrap();
+        let start = "GET /ws/connect?exp=1700000000&pid=1&type=1&uid=u%201&sign=";
+        assert!(request.starts_with(start), "{request}");
+        assert!(request.ends_with("\r\n\r\n"));
+    }
+}

@@ -1,0 +1,227 @@
+//! `loadtest connect`: signed connects per second, and what an open connection costs the server.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::client::{Closing, IDLE_NS, Ignore};
+use crate::report::{self, Failures, Report};
+use crate::run::{self, Common, Gauges, Reactor};
+use crate::server::{self, Memory};
+use crate::sys::{self, CpuTime};
+
+/// What `connect` has besides the common settings.
+pub struct Connect {
+    /// Keep all connections open this long after the last welcome.
+    pub hold_ns: u64,
+    /// Open and close for this long instead.
+    pub cycle: Option<(Closing, u64)>,
+    /// Counts at which the server's memory is read; the last one is the number of connections.
+    pub memory_at: Vec<u64>,
+}
+
+/// Between the last welcome and reading the memory: the server frees what the handshakes needed.
+const SETTLE_NS: u64 = 1_000_000_000;
+
+struct Outcome {
+    clients: crate::client::Clients,
+    cpu: CpuTime,
+}
+
+/// Where the coordinating thread is.
+#[derive(Clone, Copy)]
+enum Step {
+    Opening(usize),
+    Settling(usize, u64),
+    Holding(u64),
+    Over,
+}
+
+pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
+    let gauges = Gauges::new(common.threads);
+    let stages = match settings.memory_at.as_slice() {
+        [] => vec![common.connections],
+        stages => stages.to_vec(),
+    };
+    // How many connections there are to be by now, over all threads; u64::MAX ends them.
+    let wanted = AtomicU64::new(if settings.cycle.is_some() { 0 } else { stages[0] });
+    let began_ns = sys::now_ns();
+    let mut opened_ns = 0;
+    let mut memory: Vec<(u64, Memory)> = Vec::new();
+    let mut memory_error = None;
+    let server_began = common.server_pid.map(server::cpu_ns);
+    let mut server_used = None;
+
+    let body = |t, ready: Result<(), String>| {
+        ready.and_then(|()| thread(common, settings, t, &gauges, &wanted))
+    };
+    let bar = match settings.cycle {
+        Some(_) => common.bar(common.connections, "cycle"),
+        None => common.bar(common.connections, "connect"),
+    };
+    let mut step = Step::Opening(0);
+    let watch = || {
+        let now = sys::now_ns();
+        let welcomed = gauges.sum(|gauge| &gauge.welcomed);
+        let decided = gauges.sum(|gauge| &gauge.decided);
+        bar.set_position(welcomed);
+        bar.set_message(format!("{:.0}/s", welcomed as f64 * 1e9 / (now - began_ns) as f64));
+        if settings.cycle.is_some() {
+            return;
+        }
+        step = match step {
+            Step::Opening(stage) if decided >= stages[stage] => {
+                opened_ns = now;
+                if stage == stages.len() - 1 {
+                    server_used = difference(common.server_pid, server_began);
+                }
+                Step::Settling(stage, now)
+            }
+            Step::Settling(stage, since) if settings.memory_at.is_empty() => {
+                debug_assert_eq!(stage, 0);
+                Step::Holding(since)
+            }
+            Step::Settling(stage, since) if now - since > SETTLE_NS => {
+                match common.server_pid.map(Memory::of) {
+                    Some(Ok(read)) => memory.push((gauges.sum(|gauge| &gauge.open), read)),
+                    Some(Err(error)) => memory_error = Some(error),
+                    None => {}
+                }
+                if let Some(&next) = stages.get(stage + 1) {
+                    wanted.store(next, Ordering::Relaxed);
+                    Step::Opening(stage + 1)
+                } else {
+                    Step::Holding(now)
+                }
+            }
+            Step::Holding(since) if now - since >= settings.hold_ns => {
+                wanted.store(u64::MAX, Ordering::Relaxed);
+                Step::Over
+            }
+            same => same,
+        };
+    };
+    let outcomes = common.run_threads(body, watch)?;
+    bar.finish_and_clear();
+    if let Some(error) = memory_error {
+        return Err(error);
+    }
+    if settings.cycle.is_some() {
+        server_used = difference(common.server_pid, server_began);
+    }
+    if opened_ns == 0 {
+        opened_ns = sys::now_ns();
+    }
+
+    let mut report = Report::new("connect");
+    let (mut welcomed, mut refused, mut dropped, mut open) = (0, 0, 0, 0);
+    let mut latency = report::new_histogram();
+    let mut failures = Failures::default();
+    let mut cpus = Vec::new();
+    for Outcome { clients, cpu } in outcomes {
+        welcomed += clients.welcomed;
+        refused += clients.refused;
+        dropped += clients.dropped;
+        open += clients.open;
+        report::merge(&mut latency, &clients.latency);
+        failures.merge(clients.failures);
+        cpus.push(cpu);
+    }
+    let elapsed_ns = match settings.cycle {
+        // From start to end the threads did nothing else.
+        Some((_, cycle_ns)) => cycle_ns.min(sys::now_ns() - began_ns),
+        None => opened_ns - began_ns,
+    };
+    report.set("threads", common.threads);
+    report.set("concurrency", common.concurrency);
+    report.set("connections_welcomed", welcomed);
+    report.set_fault("connections_failed", refused);
+    report.set_fault("connections_ended_by_server", dropped);
+    report.set("connections_open_at_end", open);
+    report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
+    if settings.memory_at.is_empty() {
+        report.set_rounded("connects_per_s", welcomed as f64 * 1e9 / elapsed_ns.max(1) as f64);
+    }
+    report.set_histogram("connect_to_welcome_us", &latency);
+    report.set_failures("failures", &failures);
+    report_memory(&mut report, &memory);
+    if settings.hold_ns == 0 && settings.memory_at.is_empty() {
+        run::report_cpu(&mut report, "connect", welcomed, elapsed_ns, &cpus, server_used);
+    }
+    if welcomed == 0 {
+        report.fail();
+    }
+    Ok(report)
+}
+
+fn difference(server: Option<u32>, began: Option<u64>) -> Option<u64> {
+    Some(server::cpu_ns(server?).saturating_sub(began?))
+}
+
+fn report_memory(report: &mut Report, memory: &[(u64, Memory)]) {
+    if memory.is_empty() {
+        return;
+    }
+    let table: Vec<Value> = memory
+        .iter()
+        .map(|(open, memory)| {
+            json!({
+                "connections": open,
+                "rss": memory.rss,
+                "pss": memory.pss,
+                "private": memory.private,
+            })
+        })
+        .collect();
+    report.set("server_memory_bytes", table);
+    if let ([(first_open, first), .., (last_open, last)], true) =
+        (memory, memory.first().map(|m| m.0) < memory.last().map(|m| m.0))
+    {
+        let slope =
+            |first: u64, last: u64| (last as f64 - first as f64) / (last_open - first_open) as f64;
+        report.set_rounded("rss_bytes_per_connection", slope(first.rss, last.rss));
+        report.set_rounded("pss_bytes_per_connection", slope(first.pss, last.pss));
+        report.set_rounded("private_bytes_per_connection", slope(first.private, last.private));
+    }
+    if let Some((open, last)) = memory.last() {
+        let per = last.private as f64 / (*open).max(1) as f64;
+        report.set_rounded("private_bytes_total_over_connections", per);
+    }
+}
+
+fn thread(
+    common: &Common,
+    settings: &Connect,
+    t: usize,
+    gauges: &Gauges,
+    wanted: &AtomicU64,
+) -> Result<Outcome, String> {
+    let mut reactor = Reactor::new()?;
+    let mut clients = common.clients(t, settings.cycle.map(|(closing, _)| closing));
+    let end_ns = settings.cycle.map_or(u64::MAX, |(_, cycle_ns)| sys::now_ns() + cycle_ns);
+    let began = CpuTime::of_this_thread();
+    let mut cpu = CpuTime::default();
+    loop {
+        let now = sys::now_ns();
+        let target = match wanted.load(Ordering::Relaxed) {
+            _ if settings.cycle.is_some() => u64::MAX,
+            total => total,
+        };
+        let over = settings.cycle.is_none() && target == u64::MAX;
+        if over || now >= end_ns || sys::interrupted() {
+            break;
+        }
+        let target = if settings.cycle.is_some() { target } else { common.share(target, t) };
+        let more_ns = clients.open_more(&reactor.epoll, target, now);
+        let (ready, now) = reactor.wait(more_ns.min(IDLE_NS))?;
+        for i in 0..ready {
+            let (token, mask) = reactor.epoll.event(i);
+            clients.on_event(token as usize, mask, now, &mut reactor.buffer, &mut Ignore);
+        }
+        gauges.of(t).show(&clients);
+        if settings.cycle.is_some() || !clients.settled(target) {
+            cpu = CpuTime::of_this_thread().since(began);
+        }
+    }
+    Ok(Outcome { clients, cpu })
+}

@@ -1,0 +1,582 @@
+//! `loadtest fanout`: every message goes to every connection.
+//!
+//! Thread 0 pushes over one pipelined HTTP connection, so that the order of the messages is
+//! promised. Every thread counts, per message, how many of its connections have it; when a thread
+//! has all, it takes itself off the message's slot, and the last one wakes thread 0.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hdrhistogram::Histogram;
+
+use crate::client::{Clients, Handler, IDLE_NS};
+use crate::http::{self, PushWriter, Pusher};
+use crate::message::{self, Arrival, FRAME_OVERHEAD, Finder, Marks, Stamp};
+use crate::report::{self, Failures, Report};
+use crate::run::{self, Common, Gauges, Reactor, Start};
+use crate::server;
+use crate::sys::{self, CpuTime, Epoll, Waker};
+
+/// What `fanout` has besides the common settings.
+pub struct Fanout {
+    pub bytes: usize,
+    /// At most [`MAX_OUTSTANDING`].
+    pub outstanding: usize,
+    pub seconds: f64,
+    pub warmup_seconds: f64,
+    /// End after this many messages.
+    pub messages: Option<u32>,
+    /// The tag to push to; `None`: the whole project.
+    pub tag: Option<String>,
+}
+
+pub const MAX_OUTSTANDING: usize = 32;
+
+/// More slots than messages in flight: a late thread never meets its slot's next message.
+const SLOTS: usize = 2 * MAX_OUTSTANDING;
+
+const HTTP: u64 = 1 << 32;
+const WAKE: u64 = 2 << 32;
+
+struct Shared {
+    gauges: Gauges,
+    start: Start,
+    waker: Waker,
+    /// seq << 32 | threads that have not got it everywhere.
+    slots: [AtomicU64; SLOTS],
+    /// Threads with open connections.
+    active: AtomicU64,
+    /// Messages sent from here on are measured; u64::MAX until it is known.
+    measure_from_ns: AtomicU64,
+    over: AtomicBool,
+}
+
+/// What a thread has received.
+struct Receiver<'a> {
+    shared: &'a Shared,
+    finder: Finder,
+    /// Open connections of this thread.
+    live: u32,
+    /// Per message: deliveries so far, and those of the batch being read.
+    counts: Vec<Count>,
+    /// The messages of this batch and when they were sent.
+    touched: Vec<(u32, u64)>,
+    latency: Histogram<u64>,
+    deliveries: u64,
+    measured: u64,
+    last_ns: u64,
+    duplicates: u64,
+    out_of_order: u64,
+    foreign: u64,
+    payload_len: usize,
+    is_pusher: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Count {
+    all: u32,
+    batch: u32,
+}
+
+impl Handler for Receiver<'_> {
+    #[inline]
+    fn frame(&mut self, _: u32, marks: &mut Marks, payload: &[u8]) {
+        let Some((found, seq)) =
+            self.finder.find(payload).and_then(|found| Some((found, found.seq()?)))
+        else {
+            self.foreign += 1;
+            return;
+        };
+        match marks.arrived(seq) {
+            Arrival::InOrder => {}
+            Arrival::OutOfOrder => self.out_of_order += 1,
+            Arrival::Duplicate | Arrival::Ancient => {
+                self.duplicates += 1;
+                return;
+            }
+        }
+        let index = seq as usize;
+        if index >= self.counts.len() {
+            self.counts.resize((index + 1).next_power_of_two(), Count::default());
+        }
+        let count = &mut self.counts[index];
+        if count.batch == 0 {
+            self.touched.push((seq, found.at_ns().unwrap_or(0)));
+            self.payload_len = payload.len();
+        }
+        count.batch += 1;
+    }
+
+    fn ended(&mut self, _: u32) {
+        self.live -= 1;
+        if self.live == 0 {
+            self.shared.active.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Receiver<'_> {
+    /// Books what the batch brought. All deliveries of a message in one batch have one latency.
+    fn end_batch(&mut self, now: u64, measure_from_ns: u64) {
+        for (seq, at_ns) in self.touched.drain(..) {
+            let count = &mut self.counts[seq as usize];
+            let batch = std::mem::take(&mut count.batch);
+            count.all += batch;
+            self.deliveries += u64::from(batch);
+            if at_ns >= measure_from_ns {
+                self.measured += u64::from(batch);
+                self.last_ns = now;
+                self.latency.saturating_record_n(now.saturating_sub(at_ns), u64::from(batch));
+            }
+            if count.all >= self.live && count.all - batch < self.live {
+                self.shared.took_all(seq, self.is_pusher);
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// One thread has a message on all of its connections.
+    fn took_all(&self, seq: u32, is_pusher: bool) {
+        let slot = &self.slots[seq as usize % SLOTS];
+        let take =
+            |value: u64| (value >> 32 == u64::from(seq) && value as u32 > 0).then(|| value - 1);
+        if let Ok(before) = slot.fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            && before as u32 == 1
+            && !is_pusher
+        {
+            self.waker.wake();
+        }
+    }
+
+    fn is_complete(&self, seq: u32) -> bool {
+        self.slots[seq as usize % SLOTS].load(Ordering::Acquire) == u64::from(seq) << 32
+    }
+}
+
+/// What thread 0 knows of the messages.
+struct Source<'a> {
+    shared: &'a Shared,
+    settings: &'a Fanout,
+    pusher: Pusher,
+    writer: PushWriter,
+    run: u16,
+    next: u32,
+    /// Not yet complete, oldest first: sequence number and when it was pushed.
+    in_flight: Vec<(u32, u64)>,
+    /// By sequence number: whether the server took it.
+    accepted: Vec<bool>,
+    incomplete: u64,
+    completed_measured: u64,
+    http_latency: Histogram<u64>,
+    statuses: Failures,
+    failures: Failures,
+    end_ns: u64,
+    timeout_ns: u64,
+}
+
+impl Source<'_> {
+    /// Takes complete and overdue messages out, and pushes as many new ones as there is room for.
+    fn turn(&mut self, now: u64, epoll: &Epoll, http: std::net::SocketAddrV4) {
+        let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
+        let (shared, timeout_ns) = (self.shared, self.timeout_ns);
+        let (mut complete, mut overdue) = (0, 0);
+        self.in_flight.retain(|&(seq, at_ns)| {
+            if shared.is_complete(seq) {
+                complete += u64::from(at_ns >= measure_from_ns);
+                return false;
+            }
+            let late = now.saturating_sub(at_ns) > timeout_ns;
+            overdue += u64::from(late);
+            !late
+        });
+        self.completed_measured += complete;
+        self.incomplete += overdue;
+        self.writer.refresh(now);
+        let mut wrote = false;
+        while self.in_flight.len() < self.settings.outstanding && !self.is_over(now) {
+            self.push();
+            wrote = true;
+        }
+        if wrote && let Err(error) = self.pusher.flush() {
+            self.reconnect(&error, epoll, http);
+        }
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        now >= self.end_ns
+            || self.settings.messages.is_some_and(|messages| self.next >= messages)
+            || self.shared.active.load(Ordering::Acquire) == 0
+            || sys::interrupted()
+    }
+
+    fn push(&mut self) {
+        let seq = self.next;
+        self.next += 1;
+        let active = self.shared.active.load(Ordering::Acquire);
+        let slot = &self.shared.slots[seq as usize % SLOTS];
+        slot.store(u64::from(seq) << 32 | active, Ordering::Release);
+        let at_ns = sys::now_ns();
+        let stamp = Stamp { run: self.run, seq, at_ns, pusher: 0 };
+        let tag = self.settings.tag.as_deref();
+        let select = |body: &mut Vec<u8>| {
+            if let Some(tag) = tag {
+                http::write_selector("tags", tag, body);
+            }
+        };
+        self.writer.write(stamp, select, &mut self.pusher.out);
+        self.pusher.pending.push_back(http::Pending { seq, at_ns });
+        self.in_flight.push((seq, at_ns));
+        self.accepted.push(false);
+    }
+
+    fn on_http(
+        &mut self,
+        mask: u32,
+        now: u64,
+        buffer: &mut [u8],
+        epoll: &Epoll,
+        http: std::net::SocketAddrV4,
+    ) {
+        let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
+        let mut result = match mask & sys::WRITABLE {
+            0 => Ok(()),
+            _ => self.pusher.flush(),
+        };
+        if result.is_ok() {
+            result = self.pusher.read(mask, buffer, |asked, answer| {
+                if answer.status == 200 {
+                    self.accepted[asked.seq as usize] = true;
+                    if asked.at_ns >= measure_from_ns {
+                        let took_ns = now.saturating_sub(asked.at_ns);
+                        report::record(&mut self.http_latency, took_ns);
+                    }
+                } else {
+                    self.statuses.add(&answer.status.to_string());
+                    self.in_flight.retain(|&(seq, _)| seq != asked.seq);
+                }
+            });
+        }
+        if let Err(error) = result {
+            self.reconnect(&error, epoll, http);
+        }
+    }
+
+    fn reconnect(&mut self, error: &std::io::Error, epoll: &Epoll, http: std::net::SocketAddrV4) {
+        self.failures.add(&format!("http: {}", crate::client::describe(error)));
+        self.in_flight.clear();
+        let again = Pusher::connect(http).and_then(|pusher| {
+            epoll.add(pusher.fd(), sys::READABLE | sys::WRITABLE, HTTP)?;
+            Ok(pusher)
+        });
+        match again {
+            Ok(pusher) => self.pusher = pusher,
+            Err(error) => {
+                self.failures.add(&format!("http: {}", crate::client::describe(&error)));
+                self.end_ns = 0;
+            }
+        }
+    }
+
+    /// Nothing to send and nothing to wait for any more.
+    fn is_done(&self, now: u64) -> bool {
+        let waits_for_answer = !self.pusher.pending.is_empty()
+            && now < self.end_ns.saturating_add(self.timeout_ns)
+            && self.end_ns != 0;
+        self.is_over(now) && self.in_flight.is_empty() && !waits_for_answer
+    }
+}
+
+struct Outcome {
+    clients: Clients,
+    counts: Vec<Count>,
+    latency: Histogram<u64>,
+    deliveries: u64,
+    measured: u64,
+    last_ns: u64,
+    duplicates: u64,
+    out_of_order: u64,
+    foreign: u64,
+    payload_len: usize,
+    connected: u64,
+    cpu: CpuTime,
+    pushed: Option<Pushed>,
+}
+
+/// Thread 0's part of the outcome.
+struct Pushed {
+    accepted: Vec<bool>,
+    incomplete: u64,
+    completed_measured: u64,
+    http_latency: Histogram<u64>,
+    statuses: Failures,
+    failures: Failures,
+    server_ns: Option<u64>,
+}
+
+pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
+    let shared = Shared {
+        gauges: Gauges::new(common.threads),
+        start: Start::new(common.threads),
+        waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
+        slots: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
+        active: AtomicU64::new(0),
+        measure_from_ns: AtomicU64::new(u64::MAX),
+        over: AtomicBool::new(false),
+    };
+    let run_number = run::run_number();
+    let bar = common.bar(common.connections, "connect");
+    let (mut pushing, mut last) = (false, (sys::now_ns(), 0));
+    let watch = || {
+        let work = shared.gauges.sum(|gauge| &gauge.work);
+        if work == 0 {
+            return bar.set_position(shared.gauges.sum(|gauge| &gauge.welcomed));
+        }
+        if !pushing {
+            pushing = true;
+            bar.set_prefix("fanout");
+            bar.set_length(((settings.seconds + settings.warmup_seconds) * 10.0) as u64);
+            bar.reset();
+        }
+        let now = sys::now_ns();
+        if now - last.0 > 500_000_000 {
+            let rate = (work - last.1) as f64 * 1e9 / (now - last.0) as f64;
+            bar.set_message(format!("{rate:.0} deliveries/s"));
+            last = (now, work);
+        }
+        bar.set_position((bar.elapsed().as_secs_f64() * 10.0) as u64);
+    };
+    let body = |t, ready| thread(common, settings, t, run_number, &shared, ready);
+    let outcomes = common.run_threads(body, watch)?;
+    bar.finish_and_clear();
+    summarize(common, settings, &shared, outcomes)
+}
+
+fn thread(
+    common: &Common,
+    settings: &Fanout,
+    t: usize,
+    run_number: u16,
+    shared: &Shared,
+    ready: Result<(), String>,
+) -> Result<Outcome, String> {
+    let gauge = shared.gauges.of(t);
+    let mut clients = common.clients(t, None);
+    let opened = ready.and_then(|()| open(common, settings, t, run_number, shared, &mut clients));
+    let (mut reactor, mut source) = shared.start.meet(opened)?;
+    let mut receiver = Receiver {
+        shared,
+        finder: Finder::new(run_number),
+        live: clients.open as u32,
+        counts: Vec::new(),
+        touched: Vec::with_capacity(SLOTS),
+        latency: report::new_histogram(),
+        deliveries: 0,
+        measured: 0,
+        last_ns: 0,
+        duplicates: 0,
+        out_of_order: 0,
+        foreign: 0,
+        payload_len: 0,
+        is_pusher: source.is_some(),
+    };
+    let connected = clients.open;
+    let began_ns = sys::now_ns();
+    let measure_from_ns = began_ns + (settings.warmup_seconds * 1e9) as u64;
+    if let Some(source) = &mut source {
+        shared.measure_from_ns.store(measure_from_ns, Ordering::Relaxed);
+        source.end_ns = measure_from_ns + (settings.seconds * 1e9) as u64;
+        source.turn(began_ns, &reactor.epoll, common.http);
+    }
+    let mut cpu_began = None;
+    let mut server_began = None;
+    let mut over = false;
+    while !over {
+        let (ready, now) = reactor.wait(IDLE_NS)?;
+        if cpu_began.is_none() && now >= measure_from_ns {
+            cpu_began = Some(CpuTime::of_this_thread());
+            server_began = common.server_pid.filter(|_| t == 0).map(server::cpu_ns);
+        }
+        for i in 0..ready {
+            let (token, mask) = reactor.epoll.event(i);
+            let buffer = &mut reactor.buffer;
+            if token < HTTP {
+                clients.on_event(token as usize, mask, now, buffer, &mut receiver);
+            } else if token == HTTP
+                && let Some(source) = &mut source
+            {
+                source.on_http(mask, now, buffer, &reactor.epoll, common.http);
+            }
+        }
+        receiver.end_batch(now, shared.measure_from_ns.load(Ordering::Relaxed));
+        gauge.work.store(receiver.deliveries, Ordering::Relaxed);
+        match &mut source {
+            Some(source) => {
+                source.turn(now, &reactor.epoll, common.http);
+                over = source.is_done(now);
+                shared.over.store(over, Ordering::Release);
+            }
+            None => over = shared.over.load(Ordering::Acquire),
+        }
+    }
+    let cpu =
+        cpu_began.map_or_else(CpuTime::default, |began| CpuTime::of_this_thread().since(began));
+    let server_ns = common
+        .server_pid
+        .zip(server_began)
+        .map(|(pid, began)| server::cpu_ns(pid).saturating_sub(began));
+    let pushed = source.map(|source| Pushed {
+        accepted: source.accepted,
+        incomplete: source.incomplete,
+        completed_measured: source.completed_measured,
+        http_latency: source.http_latency,
+        statuses: source.statuses,
+        failures: source.failures,
+        server_ns,
+    });
+    Ok(Outcome {
+        clients,
+        counts: receiver.counts,
+        latency: receiver.latency,
+        deliveries: receiver.deliveries,
+        measured: receiver.measured,
+        last_ns: receiver.last_ns,
+        duplicates: receiver.duplicates,
+        out_of_order: receiver.out_of_order,
+        foreign: receiver.foreign,
+        payload_len: receiver.payload_len,
+        connected,
+        cpu,
+        pushed,
+    })
+}
+
+/// Opens everything that a thread needs before the start.
+fn open<'a>(
+    common: &Common,
+    settings: &'a Fanout,
+    t: usize,
+    run_number: u16,
+    shared: &'a Shared,
+    clients: &mut Clients,
+) -> Result<(Reactor, Option<Source<'a>>), String> {
+    let mut reactor = Reactor::new()?;
+    reactor.open_all(clients, common.share(common.connections, t), shared.gauges.of(t))?;
+    if clients.open > 0 {
+        shared.active.fetch_add(1, Ordering::AcqRel);
+    }
+    if t != 0 {
+        return Ok((reactor, None));
+    }
+    let pusher =
+        Pusher::connect(common.http).map_err(|error| format!("http {}: {error}", common.http))?;
+    let both = sys::READABLE | sys::WRITABLE;
+    let watched = reactor
+        .epoll
+        .add(pusher.fd(), both, HTTP)
+        .and_then(|()| reactor.epoll.add(shared.waker.fd(), sys::READABLE, WAKE));
+    watched.map_err(|error| format!("epoll: {error}"))?;
+    let data_len = message::data_len(settings.bytes);
+    let source = Source {
+        shared,
+        settings,
+        pusher,
+        writer: PushWriter::new(common.http, &common.identity.pid, &common.secret, data_len)?,
+        run: run_number,
+        next: 0,
+        in_flight: Vec::with_capacity(MAX_OUTSTANDING),
+        accepted: Vec::new(),
+        incomplete: 0,
+        completed_measured: 0,
+        http_latency: report::new_histogram(),
+        statuses: Failures::default(),
+        failures: Failures::default(),
+        end_ns: 0,
+        timeout_ns: common.timeout_ns,
+    };
+    Ok((reactor, Some(source)))
+}
+
+fn summarize(
+    common: &Common,
+    settings: &Fanout,
+    shared: &Shared,
+    outcomes: Vec<Outcome>,
+) -> Result<Report, String> {
+    let mut report = Report::new("fanout");
+    let mut latency = report::new_histogram();
+    let mut failures = Failures::default();
+    let (mut connected, mut deliveries, mut measured, mut last_ns) = (0, 0, 0, 0);
+    let (mut duplicates, mut out_of_order, mut foreign, mut payload_len) = (0, 0, 0, 0);
+    let (mut refused, mut dropped) = (0, 0);
+    let mut per_message: Vec<u64> = Vec::new();
+    let (mut cpus, mut pushed) = (Vec::new(), None);
+    for outcome in outcomes {
+        connected += outcome.connected;
+        deliveries += outcome.deliveries;
+        measured += outcome.measured;
+        last_ns = last_ns.max(outcome.last_ns);
+        duplicates += outcome.duplicates;
+        out_of_order += outcome.out_of_order;
+        foreign += outcome.foreign;
+        payload_len = payload_len.max(outcome.payload_len);
+        refused += outcome.clients.refused;
+        dropped += outcome.clients.dropped;
+        failures.merge(outcome.clients.failures);
+        report::merge(&mut latency, &outcome.latency);
+        if per_message.len() < outcome.counts.len() {
+            per_message.resize(outcome.counts.len(), 0);
+        }
+        for (sum, count) in per_message.iter_mut().zip(&outcome.counts) {
+            *sum += u64::from(count.all);
+        }
+        cpus.push(outcome.cpu);
+        pushed = outcome.pushed.or(pushed);
+    }
+    let pushed = pushed.ok_or("nothing was pushed")?;
+    failures.merge(pushed.failures);
+    let got = |seq: usize| per_message.get(seq).copied().unwrap_or(0);
+    let accepted = pushed.accepted.iter().filter(|&&accepted| accepted).count();
+    let lost: u64 = (0..pushed.accepted.len())
+        .filter(|&seq| pushed.accepted[seq])
+        .map(|seq| connected.saturating_sub(got(seq)))
+        .sum();
+    let elapsed_ns = last_ns.saturating_sub(shared.measure_from_ns.load(Ordering::Relaxed)).max(1);
+
+    report.set("threads", common.threads);
+    report.set("connections", connected);
+    report.set("outstanding", settings.outstanding);
+    report.set("payload_bytes", payload_len);
+    report.set("payload_bytes_wanted", settings.bytes.max(FRAME_OVERHEAD + message::STAMP_LEN));
+    report.set("messages_pushed", pushed.accepted.len());
+    report.set("messages_accepted", accepted);
+    report.set("messages_complete_measured", pushed.completed_measured);
+    report.set("deliveries", deliveries);
+    report.set("deliveries_measured", measured);
+    report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
+    report.set_rounded("deliveries_per_s", measured as f64 * 1e9 / elapsed_ns as f64);
+    report
+        .set_rounded("messages_per_s", pushed.completed_measured as f64 * 1e9 / elapsed_ns as f64);
+    report.set_histogram("push_to_delivery_us", &latency);
+    report.set_histogram("http_us", &pushed.http_latency);
+    report.set_fault("lost", lost);
+    report.set_fault("duplicates", duplicates);
+    report.set_fault("out_of_order", out_of_order);
+    report.set_fault("messages_timed_out", pushed.incomplete);
+    report.set("foreign_frames", foreign);
+    report.set_fault("connections_failed", refused);
+    report.set_fault("connections_ended_by_server", dropped);
+    report.set_failures("http_not_200", &pushed.statuses);
+    report.set_failures("failures", &failures);
+    let messages = pushed.completed_measured;
+    run::report_cpu(&mut report, "message", messages, elapsed_ns, &cpus, pushed.server_ns);
+    let tool_us: u64 = cpus.iter().map(|cpu| cpu.total_us()).sum();
+    report.set_rounded("tool_cpu_us_per_delivery", tool_us as f64 / measured.max(1) as f64);
+    if let Some(server_ns) = pushed.server_ns {
+        let us = server_ns as f64 / 1000.0;
+        report.set_rounded("server_cpu_us_per_delivery", us / measured.max(1) as f64);
+    }
+    if deliveries == 0 {
+        report.fail();
+    }
+    Ok(report)
+}

@@ -1,0 +1,240 @@
+//! The measured message: what a push carries, how it is found again, and who has had it.
+//!
+//! `data` is a JSON string: 32 hex digits and as many `x` as the wanted size needs.
+//!
+//! ```text
+//! {"type":"push","id":"1234567890123456789","data":"rrrrssssssssttttttttttttttttppppxxx…"}
+//! ```
+//! r: the run, so that the messages of another run are not counted; s: the sequence number;
+//! t: when it was sent, CLOCK_MONOTONIC nanoseconds; p: the pushing connection.
+
+use memchr::memmem;
+
+/// Bytes of a push frame's payload around `data`'s text, when the message id has 19 digits.
+pub const FRAME_OVERHEAD: usize = r#"{"type":"push","id":"","data":""}"#.len() + 19;
+
+/// The shortest `data` text that carries a stamp.
+pub const STAMP_LEN: usize = 32;
+
+const DATA: &[u8] = br#""data":""#;
+
+/// How long `data` must be for a payload of `bytes`: at least a stamp.
+pub fn data_len(bytes: usize) -> usize {
+    bytes.saturating_sub(FRAME_OVERHEAD).max(STAMP_LEN)
+}
+
+/// What a message says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub run: u16,
+    pub seq: u32,
+    pub at_ns: u64,
+    pub pusher: u16,
+}
+
+impl Stamp {
+    pub fn write(&self, out: &mut Vec<u8>) {
+        write_hex(u64::from(self.run), 4, out);
+        write_hex(u64::from(self.seq), 8, out);
+        write_hex(self.at_ns, 16, out);
+        write_hex(u64::from(self.pusher), 4, out);
+    }
+}
+
+/// Finds the stamp of a pushed message. Messages of one run look alike, so the place where the last
+/// one was is tried before searching.
+pub struct Finder {
+    run: u16,
+    at: usize,
+    search: memmem::Finder<'static>,
+}
+
+/// A stamp still in its frame. Its fields are read one by one, as they are needed.
+#[derive(Clone, Copy)]
+pub struct Found<'a>(&'a [u8; STAMP_LEN]);
+
+impl Finder {
+    pub fn new(run: u16) -> Finder {
+        Finder { run, at: 0, search: memmem::Finder::new(DATA) }
+    }
+
+    /// `None`: not a message of this run.
+    #[inline]
+    pub fn find<'a>(&mut self, payload: &'a [u8]) -> Option<Found<'a>> {
+        if payload.get(self.at..self.at + DATA.len()) != Some(DATA) {
+            self.at = self.search.find(payload)?;
+        }
+        let stamp = payload.get(self.at + DATA.len()..)?.first_chunk()?;
+        (read_hex(&stamp[..4])? == u64::from(self.run)).then_some(Found(stamp))
+    }
+}
+
+impl Found<'_> {
+    #[inline]
+    pub fn seq(&self) -> Option<u32> {
+        read_hex(&self.0[4..12]).map(|seq| seq as u32)
+    }
+
+    #[inline]
+    pub fn at_ns(&self) -> Option<u64> {
+        read_hex(&self.0[12..28])
+    }
+
+    #[inline]
+    pub fn pusher(&self) -> Option<u16> {
+        read_hex(&self.0[28..]).map(|pusher| pusher as u16)
+    }
+}
+
+/// Which messages of a sequence one connection has had: the next one it expects and the 64 before.
+#[derive(Clone, Copy, Default)]
+pub struct Marks {
+    next: u32,
+    seen: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    InOrder,
+    /// New, but a later one came first.
+    OutOfOrder,
+    Duplicate,
+    /// More than 64 messages behind: whether it is new is not known any more.
+    Ancient,
+}
+
+impl Marks {
+    #[inline]
+    pub fn arrived(&mut self, seq: u32) -> Arrival {
+        if seq >= self.next {
+            let step = seq - self.next + 1;
+            self.seen = self.seen.checked_shl(step).unwrap_or(0) | 1;
+            self.next = seq + 1;
+            return Arrival::InOrder;
+        }
+        let Some(bit) = 1u64.checked_shl(self.next - 1 - seq) else { return Arrival::Ancient };
+        if self.seen & bit != 0 {
+            return Arrival::Duplicate;
+        }
+        self.seen |= bit;
+        Arrival::OutOfOrder
+    }
+}
+
+/// A growing set of sequence numbers.
+#[derive(Default)]
+pub struct SeqSet {
+    words: Vec<u64>,
+}
+
+impl SeqSet {
+    /// Whether it was new.
+    #[inline]
+    pub fn insert(&mut self, seq: u32) -> bool {
+        let (word, bit) = (seq as usize / 64, 1u64 << (seq % 64));
+        if word >= self.words.len() {
+            self.words.resize((word + 1).next_power_of_two(), 0);
+        }
+        let new = self.words[word] & bit == 0;
+        self.words[word] |= bit;
+        new
+    }
+
+    /// How many are here and not in `other`.
+    pub fn missing_in(&self, other: &SeqSet) -> u64 {
+        let others = other.words.iter().copied().chain(std::iter::repeat(0));
+        self.words.iter().zip(others).map(|(a, b)| u64::from((a & !b).count_ones())).sum()
+    }
+}
+
+fn write_hex(value: u64, digits: u32, out: &mut Vec<u8>) {
+    for i in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[(value >> (4 * i)) as usize & 15]);
+    }
+}
+
+/// Lower-case hex digits, as [`write_hex`] writes them.
+#[inline]
+fn read_hex(digits: &[u8]) -> Option<u64> {
+    let mut value = 0;
+    let mut bad = 0;
+    for &digit in digits {
+        let nibble = NIBBLES[usize::from(digit)];
+        bad |= nibble;
+        value = value << 4 | u64::from(nibble & 15);
+    }
+    (bad < 16).then_some(value)
+}
+
+const NIBBLES: [u8; 256] = {
+    let mut table = [0xff; 256];
+    let mut i = 0;
+    while i < 16 {
+        table[b"0123456789abcdef"[i] as usize] = i as u8;
+        i += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(stamp: Stamp, id: &str, bytes: usize) -> Vec<u8> {
+        let mut payload = format!(r#"{{"type":"push","id":"{id}","data":""#).into_bytes();
+        let start = payload.len();
+        stamp.write(&mut payload);
+        payload.resize(start + data_len(bytes), b'x');
+        payload.extend_from_slice(br#""}"#);
+        payload
+    }
+
+    #[test]
+    fn a_stamp_is_found_wherever_data_is() {
+        let stamp = Stamp { run: 0xbeef, seq: 77, at_ns: 0x1234_5678_9abc_def0, pusher: 9 };
+        let mut finder = Finder::new(0xbeef);
+        for id in ["1234567890123456789", "1", "1234567890123456789"] {
+            let payload = frame(stamp, id, 128);
+            let found = finder.find(&payload).unwrap();
+            assert_eq!(found.seq(), Some(77));
+            assert_eq!(found.at_ns(), Some(0x1234_5678_9abc_def0));
+            assert_eq!(found.pusher(), Some(9));
+        }
+        assert!(Finder::new(1).find(&frame(stamp, "1", 128)).is_none(), "another run");
+        assert!(finder.find(br#"{"type":"push","data":"short"}"#).is_none());
+        assert!(finder.find(b"").is_none());
+    }
+
+    #[test]
+    fn bytes_is_the_size_of_the_payload() {
+        let stamp = Stamp { run: 1, seq: 1, at_ns: 1, pusher: 0 };
+        assert_eq!(frame(stamp, "1234567890123456789", 128).len(), 128);
+        assert_eq!(frame(stamp, "1234567890123456789", 4096).len(), 4096);
+        let shortest = FRAME_OVERHEAD + STAMP_LEN;
+        assert_eq!(frame(stamp, "1234567890123456789", 1).len(), shortest);
+    }
+
+    #[test]
+    fn marks_tell_new_from_late_from_twice() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.arrived(0), Arrival::InOrder);
+        assert_eq!(marks.arrived(3), Arrival::InOrder);
+        assert_eq!(marks.arrived(1), Arrival::OutOfOrder);
+        assert_eq!(marks.arrived(1), Arrival::Duplicate);
+        assert_eq!(marks.arrived(0), Arrival::Duplicate);
+        assert_eq!(marks.arrived(3), Arrival::Duplicate);
+        assert_eq!(marks.arrived(67), Arrival::InOrder);
+        assert_eq!(marks.arrived(2), Arrival::Ancient);
+        assert_eq!(marks.arrived(4), Arrival::OutOfOrder);
+        assert_eq!(marks.arrived(500), Arrival::InOrder);
+        assert_eq!(marks.arrived(499), Arrival::OutOfOrder);
+    }
+
+    #[test]
+    fn sets_are_compared_whatever_their_length() {
+        let (mut a, mut b) = (SeqSet::default(), SeqSet::default());
+        assert!(a.insert(3) && a.insert(1000) && !a.insert(3));
+        assert!(b.insert(3));
+        assert_eq!((a.missing_in(&b), b.missing_in(&a)), (1, 0));
+    }
+}

@@ -1,0 +1,180 @@
+//! What a run found out: figures in order, for people or as one JSON object.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+/// A histogram of nanoseconds up to two minutes, exact to three digits.
+pub fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 120_000_000_000, 3)
+        .unwrap_or_else(|_| unreachable!("the bounds are constants and valid"))
+}
+
+#[inline]
+pub fn record(histogram: &mut Histogram<u64>, ns: u64) {
+    histogram.saturating_record(ns);
+}
+
+/// Adds what another thread has recorded.
+pub fn merge(into: &mut Histogram<u64>, from: &Histogram<u64>) {
+    // Both have the same bounds, the only thing that it may fail for.
+    let _ = into.add(from);
+}
+
+/// How often what went wrong.
+#[derive(Default)]
+pub struct Failures(BTreeMap<String, u64>);
+
+impl Failures {
+    pub fn add(&mut self, kind: &str) {
+        // A server's texts must not grow this without bound.
+        let known = self.0.len() < 100 || self.0.contains_key(kind);
+        let kind = if known { kind } else { "other" };
+        *self.0.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    pub fn merge(&mut self, other: Failures) {
+        for (kind, count) in other.0 {
+            *self.0.entry(kind).or_default() += count;
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// The figures of a run. Keys end in their unit; a histogram is in microseconds.
+pub struct Report {
+    figures: Map<String, Value>,
+    failed: bool,
+}
+
+impl Report {
+    pub fn new(command: &str) -> Report {
+        let mut report = Report { figures: Map::new(), failed: false };
+        report.set("command", command);
+        report
+    }
+
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.figures.insert(key.to_owned(), value.into());
+    }
+
+    /// A figure with three decimals at most.
+    pub fn set_rounded(&mut self, key: &str, value: f64) {
+        self.set(key, rounded(value));
+    }
+
+    pub fn set_histogram(&mut self, key: &str, histogram: &Histogram<u64>) {
+        let us = |ns: u64| rounded(ns as f64 / 1000.0);
+        let at = |quantile| us(histogram.value_at_quantile(quantile));
+        let value = json!({
+            "count": histogram.len(),
+            "min": us(if histogram.is_empty() { 0 } else { histogram.min() }),
+            "mean": rounded(histogram.mean() / 1000.0),
+            "p50": at(0.5),
+            "p90": at(0.9),
+            "p99": at(0.99),
+            "p99.9": at(0.999),
+            "max": us(histogram.max()),
+        });
+        self.set(key, value);
+    }
+
+    /// Something of which there must be none: any makes the run a failure.
+    pub fn set_fault(&mut self, key: &str, count: u64) {
+        self.failed |= count > 0;
+        self.set(key, count);
+    }
+
+    pub fn set_failures(&mut self, key: &str, failures: &Failures) {
+        self.failed |= failures.total() > 0;
+        self.set(key, json!(failures.0));
+    }
+
+    /// Makes the run a failure for a reason that is no figure.
+    pub fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    pub fn to_json(&self) -> String {
+        let mut figures = self.figures.clone();
+        figures.insert("ok".to_owned(), Value::from(!self.failed));
+        Value::Object(figures).to_string()
+    }
+
+    pub fn to_text(&self) -> String {
+        let width = self.figures.keys().map(String::len).max().unwrap_or(0) + 2;
+        let mut text = String::new();
+        for (key, value) in &self.figures {
+            text.push_str(&format!("{:width$}{}\n", key.replace('_', " "), plain(value)));
+        }
+        text
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Object(map) if map.is_empty() => "none".to_owned(),
+        Value::Object(map) => {
+            let parts: Vec<_> =
+                map.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
+            parts.join("  ")
+        }
+        Value::Array(values) => {
+            let lines: Vec<_> = values.iter().map(plain).collect();
+            lines.join("; ")
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_the_same_for_people_and_programs() {
+        let mut report = Report::new("connect");
+        report.set_rounded("connects_per_s", 1.23456);
+        report.set_fault("lost", 0);
+        assert!(!report.failed());
+        report.set_fault("duplicates", 2);
+        let json: Value = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(json["connects_per_s"], 1.235);
+        assert_eq!(json["ok"], false);
+        assert!(report.to_text().contains("connects per s  1.235\n"));
+    }
+
+    #[test]
+    fn histograms_are_in_microseconds() {
+        let mut histogram = new_histogram();
+        record(&mut histogram, 1_500_000);
+        let mut report = Report::new("x");
+        report.set_histogram("latency_us", &histogram);
+        let json: Value = serde_json::from_str(&report.to_json()).unwrap();
+        let p50 = json["latency_us"]["p50"].as_f64().unwrap();
+        assert!((p50 - 1500.0).abs() < 2.0, "{p50}");
+    }
+
+    #[test]
+    fn kinds_of_failure_are_bounded() {
+        let mut failures = Failures::default();
+        for i in 0..1000 {
+            failures.add(&i.to_string());
+        }
+        assert_eq!(failures.total(), 1000);
+        assert!(failures.0.len() <= 101);
+    }
+}

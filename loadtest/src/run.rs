@@ -1,0 +1,301 @@
+//! What all commands share: resolved settings, threads, progress.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::client::{Clients, Closing, IDLE_NS, Identity, Ignore, Opening};
+use crate::report::Report;
+use crate::sign::Signer;
+use crate::sys::{self, CpuTime, Epoll};
+
+/// Settings that every command has, checked.
+pub struct Common {
+    pub identity: Identity,
+    pub http: SocketAddrV4,
+    pub secret: String,
+    pub connections: u64,
+    pub threads: usize,
+    pub concurrency: usize,
+    pub rate: f64,
+    pub timeout_ns: u64,
+    pub sources: Vec<Ipv4Addr>,
+    pub first_user: u64,
+    pub pin: Vec<usize>,
+    pub progress: bool,
+    pub server_pid: Option<u32>,
+}
+
+/// Connections per source address: the system has about 28,000 ports for them.
+const CONNECTIONS_PER_SOURCE: u64 = 20_000;
+
+impl Common {
+    /// How many of `total` are thread `t`'s.
+    pub fn share(&self, total: u64, t: usize) -> u64 {
+        let (t, threads) = (t as u64, self.threads as u64);
+        total * (t + 1) / threads - total * t / threads
+    }
+
+    /// The clients of thread `t`, none of them open.
+    pub fn clients(&self, t: usize, cycle: Option<Closing>) -> Clients {
+        let capacity = self.share(self.connections, t) as usize;
+        // Users of different threads never meet.
+        let per_thread = match cycle {
+            None => self.connections.div_ceil(self.threads as u64),
+            Some(_) => 1_000_000_000,
+        };
+        let opening = Opening {
+            concurrency: self.concurrency.div_ceil(self.threads),
+            rate: self.rate / self.threads as f64,
+            timeout_ns: self.timeout_ns,
+            sources: self.sources.clone(),
+            cycle,
+        };
+        let first_user = self.first_user + per_thread * t as u64;
+        let capacity = if cycle.is_some() { opening.concurrency } else { capacity };
+        Clients::new(self.identity.clone(), opening, first_user, capacity)
+    }
+
+    /// A bar of `length`, on stderr, or an invisible one.
+    pub fn bar(&self, length: u64, what: &str) -> ProgressBar {
+        let bar =
+            ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(4));
+        if !self.progress {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("{prefix:>10} [{bar:40}] {pos}/{len} {msg}")
+        {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(what.to_owned());
+        bar
+    }
+
+    /// Runs `body` once per thread, each with its own descriptors and core, and `watch` here
+    /// meanwhile: it is called twenty times a second until every thread is done. The body is told
+    /// whether its thread got what it needs, so that it can tell those that wait for it.
+    pub fn run_threads<R: Send>(
+        &self,
+        body: impl Fn(usize, Result<(), String>) -> Result<R, String> + Sync,
+        mut watch: impl FnMut(),
+    ) -> Result<Vec<R>, String> {
+        if let Some(&core) = self.pin.first() {
+            sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads)
+                .map(|t| {
+                    let body = &body;
+                    scope.spawn(move || body(t, self.prepare_thread(t)))
+                })
+                .collect();
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                watch();
+                thread::sleep(Duration::from_millis(50));
+            }
+            watch();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
+    fn prepare_thread(&self, t: usize) -> Result<(), String> {
+        sys::own_file_table().map_err(|error| format!("unshare: {error}"))?;
+        sys::exact_timers();
+        if !self.pin.is_empty() {
+            let core = self.pin[t % self.pin.len()];
+            sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings that are derived from others or checked together.
+pub struct Derived {
+    pub threads: usize,
+    pub sources: Vec<Ipv4Addr>,
+}
+
+/// How many threads and source addresses `connections` need.
+pub fn derive(
+    ws: SocketAddrV4,
+    connections: u64,
+    threads: Option<usize>,
+    sources: Option<usize>,
+) -> Result<Derived, String> {
+    // Epoll, wakers, pushing connections and the standard streams need a few.
+    let per_thread = sys::raise_file_limit().saturating_sub(400).clamp(1, 1 << 30);
+    let needed = connections.div_ceil(per_thread).max(1) as usize;
+    let threads = threads.unwrap_or(needed);
+    if threads < needed {
+        return Err(format!(
+            "{connections} connections need {needed} threads: the limit of open files allows \
+             {per_thread} in each"
+        ));
+    }
+    let automatic = match ws.ip().is_loopback() {
+        true => connections.div_ceil(CONNECTIONS_PER_SOURCE) as usize,
+        false => 0,
+    };
+    let count = match sources.unwrap_or(automatic) {
+        1 if sources.is_none() => 0,
+        count => count,
+    };
+    if count > 0 && !ws.ip().is_loopback() {
+        return Err("--sources works with a node at 127.0.0.0/8 only".to_owned());
+    }
+    let base = u32::from(Ipv4Addr::LOCALHOST);
+    let sources = (0..count as u32).map(|i| Ipv4Addr::from(base + i)).collect();
+    Ok(Derived { threads, sources })
+}
+
+/// The identity for one run.
+pub fn signer(secret: &str) -> Result<Signer, String> {
+    Signer::new(secret, "/ws/connect")
+}
+
+/// What one thread tells the others while it runs. Padded: each is written by one thread only.
+#[derive(Default)]
+#[repr(align(128))]
+pub struct Gauge {
+    /// Connections welcomed.
+    pub welcomed: AtomicU64,
+    /// Connections that are decided: welcomed or refused.
+    pub decided: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+    /// Measured work done: messages, deliveries, cycles.
+    pub work: AtomicU64,
+}
+
+impl Gauge {
+    pub fn show(&self, clients: &Clients) {
+        self.welcomed.store(clients.welcomed, Ordering::Relaxed);
+        self.decided.store(clients.welcomed + clients.refused, Ordering::Release);
+        self.open.store(clients.open, Ordering::Relaxed);
+    }
+}
+
+/// One gauge per thread.
+pub struct Gauges(Vec<Gauge>);
+
+impl Gauges {
+    pub fn new(threads: usize) -> Gauges {
+        Gauges((0..threads).map(|_| Gauge::default()).collect())
+    }
+
+    pub fn of(&self, t: usize) -> &Gauge {
+        &self.0[t]
+    }
+
+    pub fn sum(&self, field: impl Fn(&Gauge) -> &AtomicU64) -> u64 {
+        self.0.iter().map(|gauge| field(gauge).load(Ordering::Acquire)).sum()
+    }
+}
+
+/// A thread's event loop: epoll and the buffer that everything is received into.
+pub struct Reactor {
+    pub epoll: Epoll,
+    pub buffer: Vec<u8>,
+}
+
+/// Events per wait, and so per look at the clock: a batch takes about 0.2 ms.
+const BATCH: usize = 256;
+const BUFFER: usize = 256 << 10;
+
+impl Reactor {
+    pub fn new() -> Result<Reactor, String> {
+        let epoll = Epoll::new(BATCH).map_err(|error| format!("epoll: {error}"))?;
+        Ok(Reactor { epoll, buffer: vec![0; BUFFER] })
+    }
+
+    /// Waits for at most `timeout_ns`; returns how many events there are and the time.
+    pub fn wait(&mut self, timeout_ns: u64) -> Result<(usize, u64), String> {
+        let ready = self.epoll.wait(timeout_ns).map_err(|error| format!("epoll: {error}"))?;
+        Ok((ready, sys::now_ns()))
+    }
+
+    /// Opens `count` connections and returns when every one is welcomed or refused, or the user
+    /// wants the run to end.
+    pub fn open_all(
+        &mut self,
+        clients: &mut Clients,
+        count: u64,
+        gauge: &Gauge,
+    ) -> Result<(), String> {
+        while !clients.settled(count) && !sys::interrupted() {
+            let more_ns = clients.open_more(&self.epoll, count, sys::now_ns());
+            let (ready, now) = self.wait(more_ns.min(IDLE_NS))?;
+            for i in 0..ready {
+                let (token, mask) = self.epoll.event(i);
+                clients.on_event(token as usize, mask, now, &mut self.buffer, &mut Ignore);
+            }
+            gauge.show(clients);
+        }
+        Ok(())
+    }
+}
+
+/// Where threads meet between opening and pushing.
+pub struct Start {
+    barrier: Barrier,
+    /// A thread failed: nobody may wait for it.
+    pub stop: AtomicBool,
+}
+
+impl Start {
+    pub fn new(threads: usize) -> Start {
+        Start { barrier: Barrier::new(threads), stop: AtomicBool::new(false) }
+    }
+
+    /// Waits for all threads; an error of one becomes the end of all.
+    pub fn meet<T>(&self, result: Result<T, String>) -> Result<T, String> {
+        if result.is_err() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        self.barrier.wait();
+        let value = result?;
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(OTHER_FAILED.to_owned()),
+            false => Ok(value),
+        }
+    }
+}
+
+const OTHER_FAILED: &str = "another thread failed";
+
+/// A number that makes the messages of this run its own.
+pub fn run_number() -> u16 {
+    let now = sys::now_ns();
+    ((now >> 10) ^ (now >> 30) ^ u64::from(std::process::id())) as u16
+}
+
+/// Says how much CPU time the tool and the server took over `elapsed_ns` and `units` of work.
+pub fn report_cpu(
+    report: &mut Report,
+    unit: &str,
+    units: u64,
+    elapsed_ns: u64,
+    threads: &[CpuTime],
+    server_ns: Option<u64>,
+) {
+    let all = threads.iter().fold(CpuTime::default(), |sum, cpu| sum.plus(*cpu));
+    let units = units.max(1) as f64;
+    let percent = |us: u64| us as f64 * 100_000.0 / elapsed_ns.max(1) as f64;
+    report.set_rounded("tool_cpu_user_s", all.user_us as f64 / 1e6);
+    report.set_rounded("tool_cpu_system_s", all.system_us as f64 / 1e6);
+    report.set_rounded(&format!("tool_cpu_us_per_{unit}"), all.total_us() as f64 / units);
+    let busiest = threads.iter().map(|cpu| cpu.total_us()).max().unwrap_or(0);
+    report.set_rounded("tool_busiest_thread_percent", percent(busiest));
+    report.set("tool_was_bottleneck", percent(busiest) > 90.0);
+    if let Some(server_ns) = server_ns {
+        report.set_rounded(&format!("server_cpu_us_per_{unit}"), server_ns as f64 / 1000.0 / units);
+        report.set_rounded("server_cpu_percent", percent(server_ns / 1000));
+    }
+}

@@ -1,0 +1,450 @@
+//! `loadtest unicast`: every push goes to one user, several HTTP connections push at once.
+//!
+//! Threads share nothing: each pushes to its own users over its own connections. Message `seq` of a
+//! thread goes to its user `seq mod users`, so an arrival tells whether it came to the right one.
+
+use std::sync::atomic::Ordering;
+
+use hdrhistogram::Histogram;
+
+use crate::client::{self, Clients, Handler, IDLE_NS};
+use crate::http::{self, PushWriter, Pusher};
+use crate::message::{self, Finder, Marks, SeqSet, Stamp};
+use crate::report::{self, Failures, Report};
+use crate::run::{self, Common, Gauge, Gauges, Reactor, Start};
+use crate::server;
+use crate::sys::{self, CpuTime};
+
+/// What `unicast` has besides the common settings. The connections are the users.
+pub struct Unicast {
+    pub pushers: usize,
+    /// Pushes per second over all pushers; `None`: each pushes as soon as it has its answer.
+    pub rate: Option<f64>,
+    pub bytes: usize,
+    pub seconds: f64,
+    pub warmup_seconds: f64,
+}
+
+const HTTP: u64 = 1 << 32;
+
+/// Above this many pairs of user and pusher the order of arrivals is not looked at.
+const MAX_ORDERED: usize = 4 << 20;
+
+struct Receiver {
+    finder: Finder,
+    users: u32,
+    pushers: usize,
+    seen: SeqSet,
+    /// Per user and pusher: the last message that came, plus one.
+    last: Vec<u32>,
+    /// The time of the batch being read.
+    now: u64,
+    measure_from_ns: u64,
+    latency: Histogram<u64>,
+    deliveries: u64,
+    measured: u64,
+    last_ns: u64,
+    duplicates: u64,
+    out_of_order: u64,
+    misdelivered: u64,
+    foreign: u64,
+    payload_len: usize,
+}
+
+impl Handler for Receiver {
+    #[inline]
+    fn frame(&mut self, number: u32, _: &mut Marks, payload: &[u8]) {
+        let Some((seq, at_ns, pusher)) = self
+            .finder
+            .find(payload)
+            .and_then(|found| Some((found.seq()?, found.at_ns()?, found.pusher()?)))
+        else {
+            self.foreign += 1;
+            return;
+        };
+        if seq % self.users != number {
+            self.misdelivered += 1;
+            return;
+        }
+        if !self.seen.insert(seq) {
+            self.duplicates += 1;
+            return;
+        }
+        let pair = number as usize * self.pushers + usize::from(pusher);
+        if let Some(last) = self.last.get_mut(pair) {
+            self.out_of_order += u64::from(seq < *last);
+            *last = (*last).max(seq + 1);
+        }
+        self.deliveries += 1;
+        if at_ns >= self.measure_from_ns {
+            self.measured += 1;
+            self.last_ns = self.now;
+            self.payload_len = payload.len();
+            report::record(&mut self.latency, self.now.saturating_sub(at_ns));
+        }
+    }
+}
+
+struct Source<'a> {
+    common: &'a Common,
+    users: u32,
+    first_user: u64,
+    run: u16,
+    pushers: Vec<Pusher>,
+    /// Pushers without a request on its way.
+    idle: Vec<u16>,
+    writer: PushWriter,
+    next: u32,
+    accepted: SeqSet,
+    accepted_count: u64,
+    accepted_measured: u64,
+    http_latency: Histogram<u64>,
+    statuses: Failures,
+    failures: Failures,
+    began_ns: u64,
+    measure_from_ns: u64,
+    end_ns: u64,
+    /// Nanoseconds from one push to the next, or 0: at once.
+    interval_ns: f64,
+}
+
+impl Source<'_> {
+    /// When message `seq` was meant to be sent.
+    fn intended_ns(&self, seq: u32) -> u64 {
+        self.began_ns + (f64::from(seq) * self.interval_ns) as u64
+    }
+
+    /// Gives every idle pusher something to do. Returns how long there is nothing more to do.
+    fn turn(&mut self, reactor: &Reactor) -> u64 {
+        while let Some(&pusher) = self.idle.last() {
+            let now = sys::now_ns();
+            if self.is_over(now) {
+                return IDLE_NS;
+            }
+            let at_ns = if self.interval_ns > 0.0 {
+                let intended = self.intended_ns(self.next);
+                if intended > now {
+                    return (intended - now).min(IDLE_NS);
+                }
+                intended
+            } else {
+                now
+            };
+            self.writer.refresh(now);
+            self.idle.pop();
+            self.push(pusher, at_ns);
+            if let Err(error) = self.pushers[usize::from(pusher)].flush() {
+                self.reconnect(pusher, &error, reactor);
+            }
+        }
+        IDLE_NS
+    }
+
+    fn push(&mut self, index: u16, at_ns: u64) {
+        let seq = self.next;
+        self.next += 1;
+        let stamp = Stamp { run: self.run, seq, at_ns, pusher: index };
+        let user = self.first_user + u64::from(seq % self.users);
+        let prefix = self.common.identity.uid_prefix.as_bytes();
+        let select = |body: &mut Vec<u8>| {
+            body.extend_from_slice(b"\"uids\":[\"");
+            body.extend_from_slice(prefix);
+            http::write_decimal(user, body);
+            body.extend_from_slice(b"\"],");
+        };
+        let pusher = &mut self.pushers[usize::from(index)];
+        self.writer.write(stamp, select, &mut pusher.out);
+        pusher.pending.push_back(http::Pending { seq, at_ns });
+    }
+
+    fn on_http(
+        &mut self,
+        index: u16,
+        mask: u32,
+        now: u64,
+        buffer: &mut [u8],
+    ) -> std::io::Result<()> {
+        let pusher = &mut self.pushers[usize::from(index)];
+        if mask & sys::WRITABLE != 0 {
+            pusher.flush()?;
+        }
+        pusher.read(mask, buffer, |asked, answer| {
+            if answer.status == 200 {
+                self.accepted.insert(asked.seq);
+                self.accepted_count += 1;
+                if asked.at_ns >= self.measure_from_ns {
+                    self.accepted_measured += 1;
+                    report::record(&mut self.http_latency, now.saturating_sub(asked.at_ns));
+                }
+            } else {
+                self.statuses.add(&answer.status.to_string());
+            }
+            self.idle.push(index);
+        })
+    }
+
+    fn reconnect(&mut self, index: u16, error: &std::io::Error, reactor: &Reactor) {
+        self.failures.add(&format!("http: {}", client::describe(error)));
+        match connect(self.common, index, reactor) {
+            Ok(pusher) => {
+                let had = !self.pushers[usize::from(index)].pending.is_empty();
+                self.pushers[usize::from(index)] = pusher;
+                if had {
+                    self.idle.push(index);
+                }
+            }
+            Err(error) => {
+                self.failures.add(&error);
+                self.end_ns = 0;
+                self.pushers[usize::from(index)].pending.clear();
+            }
+        }
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        now >= self.end_ns || sys::interrupted()
+    }
+}
+
+fn connect(common: &Common, index: u16, reactor: &Reactor) -> Result<Pusher, String> {
+    let http = common.http;
+    let pusher = Pusher::connect(http).map_err(|error| format!("http {http}: {error}"))?;
+    let both = sys::READABLE | sys::WRITABLE;
+    let added = reactor.epoll.add(pusher.fd(), both, HTTP + u64::from(index));
+    added.map_err(|error| format!("epoll: {error}"))?;
+    Ok(pusher)
+}
+
+struct Outcome<'a> {
+    clients: Clients,
+    receiver: Receiver,
+    source: Source<'a>,
+    connected: u64,
+    cpu: CpuTime,
+    server_ns: Option<u64>,
+}
+
+pub fn run(common: &Common, settings: &Unicast) -> Result<Report, String> {
+    let gauges = Gauges::new(common.threads);
+    let start = Start::new(common.threads);
+    let run_number = run::run_number();
+    let bar = common.bar((settings.seconds * 10.0) as u64, "unicast");
+    let mut last = (sys::now_ns(), 0);
+    let watch = || {
+        let work = gauges.sum(|gauge| &gauge.work);
+        let now = sys::now_ns();
+        if now - last.0 > 500_000_000 {
+            let rate = (work - last.1) as f64 * 1e9 / (now - last.0) as f64;
+            bar.set_message(format!("{rate:.0} deliveries/s"));
+            last = (now, work);
+        }
+        bar.set_position((bar.elapsed().as_secs_f64() * 10.0) as u64);
+    };
+    let body = |t, ready: Result<(), String>| {
+        // Threads tell their messages apart by the run.
+        let run_number = run_number.wrapping_add(t as u16);
+        let mut clients = common.clients(t, None);
+        let opened =
+            ready.and_then(|()| open(common, settings, t, run_number, &mut clients, gauges.of(t)));
+        let (reactor, source) = start.meet(opened)?;
+        drive(settings, reactor, clients, source, gauges.of(t), t == 0)
+    };
+    let outcomes = common.run_threads(body, watch)?;
+    bar.finish_and_clear();
+    Ok(summarize(common, settings, outcomes))
+}
+
+/// Opens everything that a thread needs before the start.
+fn open<'a>(
+    common: &'a Common,
+    settings: &Unicast,
+    t: usize,
+    run: u16,
+    clients: &mut Clients,
+    gauge: &Gauge,
+) -> Result<(Reactor, Source<'a>), String> {
+    let mut reactor = Reactor::new()?;
+    let users = common.share(common.connections, t);
+    reactor.open_all(clients, users, gauge)?;
+    let count = common.share(settings.pushers as u64, t) as u16;
+    let pushers: Vec<_> =
+        (0..count).map(|index| connect(common, index, &reactor)).collect::<Result<_, _>>()?;
+    let data_len = message::data_len(settings.bytes);
+    let source = Source {
+        common,
+        users: users as u32,
+        first_user: clients.first_user,
+        run,
+        pushers,
+        idle: (0..count).collect(),
+        writer: PushWriter::new(common.http, &common.identity.pid, &common.secret, data_len)?,
+        next: 0,
+        accepted: SeqSet::default(),
+        accepted_count: 0,
+        accepted_measured: 0,
+        http_latency: report::new_histogram(),
+        statuses: Failures::default(),
+        failures: Failures::default(),
+        began_ns: 0,
+        measure_from_ns: 0,
+        end_ns: 0,
+        interval_ns: settings.rate.map_or(0.0, |rate| 1e9 * common.threads as f64 / rate),
+    };
+    Ok((reactor, source))
+}
+
+fn drive<'a>(
+    settings: &Unicast,
+    mut reactor: Reactor,
+    mut clients: Clients,
+    mut source: Source<'a>,
+    gauge: &Gauge,
+    is_first: bool,
+) -> Result<Outcome<'a>, String> {
+    let common = source.common;
+    source.began_ns = sys::now_ns();
+    source.measure_from_ns = source.began_ns + (settings.warmup_seconds * 1e9) as u64;
+    source.end_ns = source.measure_from_ns + (settings.seconds * 1e9) as u64;
+    let pairs = source.users as usize * source.pushers.len();
+    let mut receiver = Receiver {
+        finder: Finder::new(source.run),
+        users: source.users,
+        pushers: source.pushers.len(),
+        seen: SeqSet::default(),
+        last: vec![0; if pairs <= MAX_ORDERED { pairs } else { 0 }],
+        now: 0,
+        measure_from_ns: source.measure_from_ns,
+        latency: report::new_histogram(),
+        deliveries: 0,
+        measured: 0,
+        last_ns: 0,
+        duplicates: 0,
+        out_of_order: 0,
+        misdelivered: 0,
+        foreign: 0,
+        payload_len: 0,
+    };
+    let connected = clients.open;
+    let drain_until_ns = source.end_ns + common.timeout_ns;
+    let (mut cpu_began, mut cpu) = (None, CpuTime::default());
+    let (mut server_began, mut server_ns) = (None, None);
+    let mut closed = Vec::new();
+    let mut interrupted_ns = u64::MAX;
+    loop {
+        // All sends come after all receives: a send takes microseconds, and what had arrived
+        // before is to be timed before.
+        let wait_ns = source.turn(&reactor);
+        let (ready, now) = reactor.wait(wait_ns)?;
+        if cpu_began.is_none() && now >= source.measure_from_ns {
+            cpu_began = Some(CpuTime::of_this_thread());
+            server_began = common.server_pid.filter(|_| is_first).map(server::cpu_ns);
+        }
+        receiver.now = now;
+        for i in 0..ready {
+            let (token, mask) = reactor.epoll.event(i);
+            let buffer = &mut reactor.buffer;
+            if token < HTTP {
+                clients.on_event(token as usize, mask, now, buffer, &mut receiver);
+            } else {
+                let index = (token - HTTP) as u16;
+                if let Err(error) = source.on_http(index, mask, now, buffer) {
+                    closed.push((index, error));
+                }
+            }
+        }
+        for (index, error) in closed.drain(..) {
+            source.reconnect(index, &error, &reactor);
+        }
+        gauge.work.store(receiver.deliveries, Ordering::Relaxed);
+        if !source.is_over(now) {
+            continue;
+        }
+        if let (Some(began), true) = (cpu_began, server_ns.is_none()) {
+            cpu = CpuTime::of_this_thread().since(began);
+            let pid = common.server_pid.zip(server_began);
+            server_ns = Some(pid.map(|(pid, began)| server::cpu_ns(pid).saturating_sub(began)));
+        }
+        interrupted_ns = interrupted_ns.min(now);
+        let quiet = source.pushers.iter().all(|pusher| pusher.pending.is_empty());
+        let drained = quiet && receiver.deliveries >= source.accepted_count;
+        if drained || now >= drain_until_ns || now - interrupted_ns > common.timeout_ns {
+            break;
+        }
+    }
+    Ok(Outcome { clients, receiver, source, connected, cpu, server_ns: server_ns.flatten() })
+}
+
+fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) -> Report {
+    let mut report = Report::new("unicast");
+    let mut latency = report::new_histogram();
+    let mut http_latency = report::new_histogram();
+    let (mut failures, mut statuses) = (Failures::default(), Failures::default());
+    let (mut connected, mut refused, mut dropped) = (0, 0, 0);
+    let (mut pushed, mut accepted, mut accepted_measured) = (0, 0, 0);
+    let (mut deliveries, mut measured, mut lost, mut unconfirmed) = (0, 0, 0, 0);
+    let (mut duplicates, mut out_of_order, mut misdelivered, mut foreign) = (0, 0, 0, 0);
+    let (mut elapsed_ns, mut payload_len) = (1, 0);
+    let (mut cpus, mut server_ns) = (Vec::new(), None);
+    let mut order_checked = true;
+    for Outcome { clients, receiver, source, connected: open, cpu, server_ns: server } in outcomes {
+        connected += open;
+        refused += clients.refused;
+        dropped += clients.dropped;
+        failures.merge(clients.failures);
+        pushed += u64::from(source.next);
+        accepted += source.accepted_count;
+        accepted_measured += source.accepted_measured;
+        lost += source.accepted.missing_in(&receiver.seen);
+        unconfirmed += receiver.seen.missing_in(&source.accepted);
+        failures.merge(source.failures);
+        statuses.merge(source.statuses);
+        report::merge(&mut http_latency, &source.http_latency);
+        deliveries += receiver.deliveries;
+        measured += receiver.measured;
+        duplicates += receiver.duplicates;
+        out_of_order += receiver.out_of_order;
+        misdelivered += receiver.misdelivered;
+        foreign += receiver.foreign;
+        order_checked &= !receiver.last.is_empty();
+        payload_len = payload_len.max(receiver.payload_len);
+        report::merge(&mut latency, &receiver.latency);
+        elapsed_ns = elapsed_ns.max(receiver.last_ns.saturating_sub(receiver.measure_from_ns));
+        cpus.push(cpu);
+        server_ns = server_ns.or(server);
+    }
+    let per_s = |count: u64| count as f64 * 1e9 / elapsed_ns as f64;
+    report.set("threads", common.threads);
+    report.set("users", connected);
+    report.set("pushers", settings.pushers);
+    if let Some(rate) = settings.rate {
+        report.set_rounded("rate_wanted_per_s", rate);
+    }
+    report.set("payload_bytes", payload_len);
+    report.set("pushes", pushed);
+    report.set("pushes_accepted", accepted);
+    report.set("deliveries", deliveries);
+    report.set("deliveries_measured", measured);
+    report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
+    report.set_rounded("pushes_accepted_per_s", per_s(accepted_measured));
+    report.set_rounded("deliveries_per_s", per_s(measured));
+    report.set_histogram("http_us", &http_latency);
+    report.set_histogram("push_to_delivery_us", &latency);
+    report.set_fault("lost", lost);
+    report.set_fault("duplicates", duplicates);
+    report.set_fault("misdelivered", misdelivered);
+    match order_checked {
+        true => report.set_fault("out_of_order", out_of_order),
+        false => report.set("out_of_order", "not checked: too many users"),
+    }
+    report.set("delivered_without_success", unconfirmed);
+    report.set("foreign_frames", foreign);
+    report.set_fault("connections_failed", refused);
+    report.set_fault("connections_ended_by_server", dropped);
+    report.set_failures("http_not_200", &statuses);
+    report.set_failures("failures", &failures);
+    run::report_cpu(&mut report, "push", measured, elapsed_ns, &cpus, server_ns);
+    if deliveries == 0 {
+        report.fail();
+    }
+    report
+}
