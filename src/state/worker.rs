@@ -273,7 +273,12 @@ impl Worker {
         if connection.phase != Phase::Open {
             return;
         }
-        let silent_ms = u64::from(local_ms.wrapping_sub(connection.last_heard_ms));
+        let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
+        let Ok(silent_ms) = u64::try_from(silent_ms) else {
+            // The clock was set back: the silence counts from here.
+            connection.last_heard_ms = local_ms;
+            return;
+        };
         if silent_ms >= self.config.idle_timeout_ms {
             self.close(slot, CloseCause::Idle);
         } else if silent_ms >= self.config.idle_timeout_ms / 2 && !connection.pinged && !self.config.echo {
