@@ -321,7 +321,7 @@ impl Worker {
             connection.dirty = NONE;
             if connection.outbox.is_some() || sealed.is_for_outbox(index) {
                 sealed.redirect_to_outbox(index);
-                self.put_rest_in_outbox(sealed, index, 0);
+                self.put_rest_in_outbox(sealed, index, 0, false);
             }
         }
     }
@@ -331,7 +331,7 @@ impl Worker {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
         } else {
-            self.put_rest_in_outbox(sealed, index, written);
+            self.put_rest_in_outbox(sealed, index, written, true);
         }
     }
 
@@ -359,15 +359,20 @@ impl Worker {
         let mut released = Released { generation: connection.generation, rest: Vec::new() };
         if let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
-            let (rest, dropped) = outbox.into_begun_rest();
+            let rest = outbox.into_begun_rest();
             let reason = match cause {
                 CloseCause::SlowConsumer => Drop::SlowConsumer,
                 CloseCause::Gone => Drop::Disconnected,
                 _ => Drop::Closed,
             };
-            let lost_rest = u64::from(cause == CloseCause::Gone && !rest.is_empty());
-            self.config.counters.count_drops(reason, dropped + lost_rest);
-            released.rest = rest;
+            // A push that is partly written goes to the kernel whole, unless there is no socket.
+            let (finished, lost) = match cause {
+                CloseCause::Gone => (0, u64::from(rest.is_push)),
+                _ => (u64::from(rest.is_push), 0),
+            };
+            self.config.counters.deliveries.add(finished);
+            self.config.counters.count_drops(reason, rest.dropped + lost);
+            released.rest = rest.bytes;
         }
         released
     }
@@ -388,6 +393,7 @@ impl Worker {
         let before = outbox.owned_bytes();
         self.config.counters.deliveries.add(outbox.advance(written));
         self.outbox_bytes -= before - outbox.owned_bytes();
+        outbox.was_tried = true;
         let is_empty = outbox.is_empty();
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
@@ -405,6 +411,12 @@ impl Worker {
                     .as_ref()
                     .is_none_or(|outbox| outbox.pending_bytes() < self.outbox_limit / 2)
         })
+    }
+
+    /// Whether the connection in `slot` is one that messages can reach: not once its close is decided.
+    pub fn is_open(&self, slot: u32) -> bool {
+        let connection = self.connections.get(slot as usize);
+        connection.is_some_and(|connection| connection.phase == Phase::Open)
     }
 
     /// The client id of the connection in `slot`.
@@ -535,12 +547,13 @@ impl Worker {
         });
     }
 
-    fn put_rest_in_outbox(&mut self, sealed: &Sealed, index: usize, written: usize) {
+    /// `was_tried`: the socket was offered these bytes and left some.
+    fn put_rest_in_outbox(&mut self, sealed: &Sealed, index: usize, written: usize, was_tried: bool) {
         let slot = sealed.slot(index);
         let connection = &mut self.connections[slot as usize];
         if connection.outbox.is_none() {
             let position = self.backlogged.len();
-            connection.outbox = Some(Box::new(Outbox::at(position)));
+            connection.outbox = Some(Box::new(Outbox::at(position, was_tried)));
             self.backlogged.push(slot);
             self.blocked.push(slot);
         }
@@ -548,7 +561,7 @@ impl Worker {
         let before = outbox.owned_bytes();
         let whole_pushes = sealed.put_rest(index, written, outbox);
         self.outbox_bytes += outbox.owned_bytes() - before;
-        let is_over = outbox.pending_bytes() > self.outbox_limit;
+        let is_over = outbox.is_over(self.outbox_limit);
         let counters = &self.config.counters;
         counters.deliveries.add(whole_pushes);
         counters.outbox_bytes.set(self.outbox_bytes as u64);
@@ -578,10 +591,12 @@ impl Worker {
         let mut open = Vec::new();
         for &slot in &self.backlogged {
             let connection = &self.connections[slot as usize];
-            let bytes = connection.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
+            let Some(outbox) = &connection.outbox else { continue };
             if connection.phase == Phase::Open {
-                kept_bytes += bytes;
-                open.push((bytes, slot));
+                kept_bytes += outbox.owned_bytes();
+                if outbox.was_tried {
+                    open.push((outbox.owned_bytes(), slot));
+                }
             }
         }
         open.sort_unstable();
@@ -624,7 +639,7 @@ fn deliver(
             let before = outbox.owned_bytes();
             batch.copy_frame(frame, outbox);
             *outbox_bytes += outbox.owned_bytes() - before;
-            outbox.pending_bytes() <= limit
+            !outbox.is_over(limit)
         }
         _ => {
             batch.owe(slot, &mut connection.dirty, frame);
@@ -632,3 +647,6 @@ fn deliver(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
