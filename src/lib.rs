@@ -1,6 +1,9 @@
 //! ws-cluster: a WebSocket push server, thread per core over io_uring.
 
 pub mod config;
+pub mod io;
+pub mod node;
+pub mod ops;
 pub mod state;
 pub mod types;
 pub mod wire;

@@ -147,7 +147,8 @@ impl Ring {
         let getevents = 1; // IORING_ENTER_GETEVENTS
         let queued = self.ring.submission().len() as u32;
         // SAFETY: no argument beyond numbers is passed.
-        let _ = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, getevents, None) };
+        let _ =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, getevents, None) };
     }
 
     /// Whether completions, or work that leads to them, are waiting.

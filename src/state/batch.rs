@@ -64,9 +64,17 @@ pub struct CloseRequest {
 /// Where one connection's bytes of a sealed batch are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Region {
-    Bytes { start: usize, end: usize },
-    Scratch { start: usize, end: usize },
-    Shared { index: usize },
+    Bytes {
+        start: usize,
+        end: usize,
+    },
+    Scratch {
+        start: usize,
+        end: usize,
+    },
+    Shared {
+        index: usize,
+    },
     /// Not to be sent from the batch: the frames went to the outbox.
     Outbox,
 }
@@ -254,7 +262,10 @@ impl Sealed {
         if head.next == NONE {
             return if first.shared == NONE {
                 let last = self.batch.frames[head.end as usize - 1];
-                Region::Bytes { start: first.start as usize, end: (last.start + last.bytes) as usize }
+                Region::Bytes {
+                    start: first.start as usize,
+                    end: (last.start + last.bytes) as usize,
+                }
             } else {
                 Region::Shared { index: first.shared as usize }
             };

@@ -88,3 +88,72 @@ impl Counters {
         self.closes[cause].value()
     }
 }
+
+/// The statuses that a response or a handshake can end with.
+pub const STATUSES: [u16; 18] =
+    [101, 200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 426, 429, 431, 500, 503, 504];
+
+/// A number for each status of [`STATUSES`].
+#[derive(Debug, Default)]
+pub struct StatusCounts([Counter; STATUSES.len()]);
+
+impl StatusCounts {
+    /// A status that is not in the list counts as 500.
+    pub fn count(&self, status: u16) {
+        let place = |wanted| STATUSES.iter().position(|&one| one == wanted);
+        if let Some(index) = place(status).or_else(|| place(500)) {
+            self.0[index].add(1);
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> {
+        STATUSES.iter().zip(&self.0).map(|(&status, counter)| (status, counter.value()))
+    }
+}
+
+/// The paths that are told apart; anything else is `other`.
+pub const URLS: [&str; 6] =
+    ["/ws/push", "/ws/push/batch", "/healthz", "/readyz", "/version", "other"];
+
+/// Upper bounds of `request_duration`, in seconds.
+pub const DURATION_BOUNDS: [f64; 14] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0,
+    10.0,
+];
+
+/// What one worker's HTTP port counts.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct HttpCounters {
+    urls: [StatusCounts; URLS.len()],
+    durations: [Counter; DURATION_BOUNDS.len() + 1],
+    duration_us: Counter,
+    /// Open HTTP connections now.
+    pub connections: Counter,
+    /// WebSocket handshakes, by the status that they were answered with.
+    pub handshakes: StatusCounts,
+    /// Connections that could not be accepted, for want of descriptors or memory.
+    pub accept_errors: Counter,
+}
+
+impl HttpCounters {
+    pub fn count(&self, path: &str, status: u16, duration_us: u64) {
+        let other = URLS.len() - 1;
+        let url = URLS[..other].iter().position(|&url| url == path).unwrap_or(other);
+        self.urls[url].count(status);
+        let seconds = duration_us as f64 / 1e6;
+        let bucket = DURATION_BOUNDS.partition_point(|&bound| bound < seconds);
+        self.durations[bucket].add(1);
+        self.duration_us.add(duration_us);
+    }
+
+    pub fn url(&self, index: usize) -> &StatusCounts {
+        &self.urls[index]
+    }
+
+    /// Requests in each bucket (the last is the one without a bound), and the sum of seconds.
+    pub fn durations(&self) -> ([u64; DURATION_BOUNDS.len() + 1], f64) {
+        let counts = std::array::from_fn(|bucket| self.durations[bucket].value());
+        (counts, self.duration_us.value() as f64 / 1e6)
+    }
+}

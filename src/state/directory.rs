@@ -200,7 +200,10 @@ impl Directory {
         }
         assert_eq!(self.by_cid.len(), open);
         assert_eq!(self.groups.iter().map(|(_, group)| group.members.len()).sum::<usize>(), open);
-        assert_eq!(self.tags.iter().map(|(_, tag)| tag.members.len()).sum::<usize>(), subscriptions);
+        assert_eq!(
+            self.tags.iter().map(|(_, tag)| tag.members.len()).sum::<usize>(),
+            subscriptions
+        );
         assert_eq!(self.by_tag.len(), self.tags.len());
         assert!(self.tags.iter().all(|(_, tag)| !tag.members.is_empty()));
         assert!(self.groups.iter().all(|(_, group)| !group.members.is_empty()));

@@ -66,7 +66,14 @@ impl Outbox {
         self.queue(frame.len(), is_push, expires_ms, begun, Some(frame));
     }
 
-    fn queue(&mut self, bytes: usize, is_push: bool, expires_ms: u64, begun: bool, shared: Option<Bytes>) {
+    fn queue(
+        &mut self,
+        bytes: usize,
+        is_push: bool,
+        expires_ms: u64,
+        begun: bool,
+        shared: Option<Bytes>,
+    ) {
         debug_assert!(bytes > 0 && (!begun || self.frames.is_empty()));
         self.pending_bytes += bytes;
         self.frames.push_back(Queued { bytes, expires_ms, is_push, begun, shared });
@@ -74,7 +81,8 @@ impl Outbox {
 
     /// Takes out the frames that were not begun before their time ran out; returns how many pushes that were.
     pub fn drop_expired(&mut self, now_ms: u64) -> u64 {
-        let has_expired = |frame: &Queued| !frame.begun && frame.expires_ms != 0 && frame.expires_ms <= now_ms;
+        let has_expired =
+            |frame: &Queued| !frame.begun && frame.expires_ms != 0 && frame.expires_ms <= now_ms;
         if !self.frames.iter().any(has_expired) {
             return 0;
         }
@@ -89,7 +97,12 @@ impl Outbox {
                 Some(ref shared) => {
                     self.push_shared(shared.clone(), frame.is_push, frame.expires_ms, frame.begun);
                 }
-                None => self.push(&old.copied[at..at + bytes], frame.is_push, frame.expires_ms, frame.begun),
+                None => self.push(
+                    &old.copied[at..at + bytes],
+                    frame.is_push,
+                    frame.expires_ms,
+                    frame.begun,
+                ),
             }
             if frame.shared.is_none() {
                 at += bytes;
@@ -99,7 +112,7 @@ impl Outbox {
     }
 
     /// Shows what is to be written next, in order, as at most `max` runs of bytes.
-    pub fn slices(&self, max: usize, mut show: impl FnMut(&[u8])) {
+    pub fn slices<'a>(&'a self, max: usize, mut show: impl FnMut(&'a [u8])) {
         let mut run = self.copied_start..self.copied_start;
         let mut shown = 0;
         for frame in &self.frames {

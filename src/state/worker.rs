@@ -140,7 +140,12 @@ impl Worker {
 
     /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
     /// simulator), then the welcome frame. From here on pushes reach it.
-    pub fn handle_connect(&mut self, identity: Identity<'_>, head: &[u8], now_ms: u64) -> (ConnKey, Cid) {
+    pub fn handle_connect(
+        &mut self,
+        identity: Identity<'_>,
+        head: &[u8],
+        now_ms: u64,
+    ) -> (ConnKey, Cid) {
         self.generation = self.generation.wrapping_add(1);
         let cid = Cid(self.ids.next(now_ms));
         let heard_ms = self.local_ms(now_ms);
@@ -187,7 +192,11 @@ impl Worker {
             Message::Text(payload) | Message::Binary(payload) => {
                 self.config.counters.client_messages.add(1);
                 if self.config.echo {
-                    let kind = if matches!(frame, Message::Text(_)) { OpCode::Text } else { OpCode::Binary };
+                    let kind = if matches!(frame, Message::Text(_)) {
+                        OpCode::Text
+                    } else {
+                        OpCode::Binary
+                    };
                     let frame = self.open.add_frame(kind, payload);
                     self.owe(slot, frame);
                 } else {
@@ -221,21 +230,28 @@ impl Worker {
         let mut over_limit: Vec<u32> = Vec::new();
         let limit = self.outbox_limit;
         let (directory, connections) = (&self.directory, &mut self.connections);
-        targets::select(directory, connections, project.0, &envelope.targets, stamp, |slot, connection| {
-            outcome.matched += 1;
-            if is_expired {
-                return;
-            }
-            if frame == NONE {
-                let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
-                frame = batch.add_push(payload_bytes, expires_ms, |out| {
-                    message::write_push(out, envelope.id, envelope.data);
-                });
-            }
-            if !deliver(batch, total, connection, slot, frame, limit) {
-                over_limit.push(slot);
-            }
-        });
+        targets::select(
+            directory,
+            connections,
+            project.0,
+            &envelope.targets,
+            stamp,
+            |slot, connection| {
+                outcome.matched += 1;
+                if is_expired {
+                    return;
+                }
+                if frame == NONE {
+                    let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
+                    frame = batch.add_push(payload_bytes, expires_ms, |out| {
+                        message::write_push(out, envelope.id, envelope.data);
+                    });
+                }
+                if !deliver(batch, total, connection, slot, frame, limit) {
+                    over_limit.push(slot);
+                }
+            },
+        );
         if is_expired {
             self.config.counters.count_drops(Drop::Expired, outcome.matched);
         }
@@ -276,7 +292,10 @@ impl Worker {
         let silent_ms = u64::from(local_ms.wrapping_sub(connection.last_heard_ms));
         if silent_ms >= self.config.idle_timeout_ms {
             self.close(slot, CloseCause::Idle);
-        } else if silent_ms >= self.config.idle_timeout_ms / 2 && !connection.pinged && !self.config.echo {
+        } else if silent_ms >= self.config.idle_timeout_ms / 2
+            && !connection.pinged
+            && !self.config.echo
+        {
             connection.pinged = true;
             let frame = self.open.add_frame(OpCode::Ping, b"");
             self.owe(slot, frame);
@@ -402,6 +421,11 @@ impl Worker {
         })
     }
 
+    /// Whether the connection in `slot` is there and not being closed.
+    pub fn is_open(&self, slot: u32) -> bool {
+        self.connections.get(slot as usize).is_some_and(|one| one.phase == Phase::Open)
+    }
+
     /// The client id of the connection in `slot`.
     pub fn cid(&self, slot: u32) -> Option<Cid> {
         self.connections.get(slot as usize).map(|connection| connection.cid)
@@ -446,7 +470,13 @@ impl Worker {
         self.owe(slot, frame);
     }
 
-    fn handle_subscribe(&mut self, slot: u32, id: Option<&str>, tags: &[Cow<'_, str>], sign: Option<&str>) {
+    fn handle_subscribe(
+        &mut self,
+        slot: u32,
+        id: Option<&str>,
+        tags: &[Cow<'_, str>],
+        sign: Option<&str>,
+    ) {
         if let Err(msg) = self.may_subscribe(slot, tags, sign) {
             let frame =
                 self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
@@ -495,7 +525,12 @@ impl Worker {
     fn answer_tags(&mut self, slot: u32, kind: Kind, id: Option<&str>) {
         let (directory, tags) = (&self.directory, self.connections[slot as usize].tags.as_slice());
         let frame = self.open.add_text(|out| {
-            message::write_tags(out, kind, id, tags.iter().map(|entry| directory.tag_name(entry.tag)));
+            message::write_tags(
+                out,
+                kind,
+                id,
+                tags.iter().map(|entry| directory.tag_name(entry.tag)),
+            );
         });
         self.owe(slot, frame);
     }

@@ -181,7 +181,9 @@ impl Inbound {
     fn check_utf8(&mut self, whole: bool) -> Result<(), Violation> {
         match simdutf8::compat::from_utf8(&self.message[self.valid..]) {
             Ok(text) => self.valid += text.len(),
-            Err(error) if error.error_len().is_none() && !whole => self.valid += error.valid_up_to(),
+            Err(error) if error.error_len().is_none() && !whole => {
+                self.valid += error.valid_up_to()
+            }
             Err(_) => return Err(NOT_UTF8),
         }
         Ok(())
@@ -234,7 +236,9 @@ impl Head {
             let length = extended.iter().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
             let minimal = if extended_bytes == 2 { length > 125 } else { length > 0xffff };
             if !minimal || length >> 63 != 0 {
-                return Err(protocol_error("a length not in its shortest form (RFC 6455 section 5.2)"));
+                return Err(protocol_error(
+                    "a length not in its shortest form (RFC 6455 section 5.2)",
+                ));
             }
             length
         };

@@ -1,0 +1,385 @@
+//! The HTTP API: routes, signatures, and from a push to its acceptance.
+
+use super::drive::Core;
+use super::http::{self, Connections, Request, Service, Times};
+use super::sys;
+use crate::state::projects::Project;
+use crate::types::{Limits, MessageId};
+use crate::wire::http::{Body, Head, HttpError};
+use crate::wire::json::{self, Members, write_string};
+use crate::wire::params::Params;
+use crate::wire::push::{Batch, Push};
+use crate::wire::request::{ApiError, Credentials};
+use crate::wire::response::write_response;
+use crate::wire::sign;
+use monoio::net::{TcpListener, TcpStream};
+use smallvec::SmallVec;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::IntoRawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+const JSON: &str = "application/json";
+const POST: &str = "POST, OPTIONS";
+const GET: &str = "GET, HEAD, OPTIONS";
+
+/// Accepts on the HTTP port for as long as the worker lives.
+pub fn serve_port(
+    core: Rc<Core>,
+    listener: std::net::TcpListener,
+) -> io::Result<impl Future<Output = ()>> {
+    // monoio's accept waits in the kernel; a non-blocking listener would make it fail instead.
+    listener.set_nonblocking(false)?;
+    let listener = TcpListener::from_std(listener)?;
+    Ok(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => accept(&core, stream),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept HTTP connections");
+                    monoio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    })
+}
+
+fn accept(core: &Rc<Core>, stream: TcpStream) {
+    if core.http.borrow().len() >= core.shared.settings.max_http_connections {
+        return http::refuse_connection(stream.into_raw_fd());
+    }
+    // A socket that is gone already reports it at the first read.
+    let _ = stream.set_nodelay(true);
+    let core = Rc::clone(core);
+    monoio::spawn(async move {
+        let counters = &core.shared.http_counters[core.index];
+        counters.connections.set(core.http.borrow().len() as u64 + 1);
+        http::serve(stream, &*core).await;
+        counters.connections.set(core.http.borrow().len() as u64);
+    });
+}
+
+impl Service for Core {
+    fn limits(&self) -> &Limits {
+        &self.shared.settings.limits
+    }
+
+    fn times(&self) -> Times {
+        let settings = &self.shared.settings;
+        Times {
+            request_timeout_ms: settings.request_timeout_ms,
+            keep_alive_ms: settings.keep_alive_ms,
+            linger_ms: settings.linger_ms,
+        }
+    }
+
+    fn connections(&self) -> &RefCell<Connections> {
+        &self.http
+    }
+
+    fn count_refusal(&self, status: u16) {
+        self.shared.http_counters[self.index].count("other", status, 0);
+    }
+
+    async fn answer(&self, request: Request<'_>, keep_alive: bool, out: &mut Vec<u8>) -> bool {
+        let started = Instant::now();
+        let keep_alive = keep_alive && !self.shared.is_draining();
+        let mut answer = Answer { core: self, head: request.head, keep_alive, out, status: 200 };
+        if let Err(error) = answer.route(request.body) {
+            answer.refuse(None, &error);
+        }
+        let status = answer.status;
+        let duration_us = started.elapsed().as_micros() as u64;
+        self.shared.http_counters[self.index].count(request.head.path, status, duration_us);
+        self.wait_for_room().await;
+        keep_alive
+    }
+}
+
+/// One request on its way to its response.
+struct Answer<'a> {
+    core: &'a Core,
+    head: &'a Head<'a>,
+    keep_alive: bool,
+    out: &'a mut Vec<u8>,
+    status: u16,
+}
+
+/// Fields of a response.
+type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
+
+impl<'a> Answer<'a> {
+    fn route(&mut self, body: &[u8]) -> Result<(), ApiError> {
+        let (path, method) = (self.head.path, self.head.method);
+        let allowed = match path {
+            "/ws/push" | "/ws/push/batch" => POST,
+            "/healthz" | "/readyz" | "/version" => GET,
+            _ => return Err(error(404, "not found")),
+        };
+        match method {
+            "OPTIONS" => self.preflight(allowed),
+            "POST" if allowed == POST && path == "/ws/push" => self.push(body)?,
+            "POST" if allowed == POST => self.push_batch(body)?,
+            "GET" | "HEAD" if allowed == GET => self.status_page(),
+            _ => {
+                self.respond(
+                    405,
+                    None,
+                    &[("Allow", allowed)],
+                    b"{\"code\":0,\"msg\":\"method not allowed\"}",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    // Pages without a signature.
+
+    fn status_page(&mut self) {
+        let draining = self.core.shared.is_draining();
+        match self.head.path {
+            "/readyz" if draining => {
+                let fields = [("Retry-After", "1")];
+                self.respond(503, None, &fields, b"{\"code\":0,\"msg\":\"draining\"}");
+            }
+            "/version" => {
+                let node = self.core.shared.settings.node;
+                let version = env!("CARGO_PKG_VERSION");
+                let body = format!(
+                    r#"{{"code":1,"msg":"success","name":"ws-cluster","version":"{version}","node":{node}}}"#
+                );
+                self.respond(200, None, &[], body.as_bytes());
+            }
+            _ => self.respond(200, None, &[], b"{\"code\":1,\"msg\":\"success\"}"),
+        }
+    }
+
+    /// Answers a browser's question before it sends a cross-origin request.
+    fn preflight(&mut self, allowed: &str) {
+        let asked = self.head.access_control_request_headers;
+        let project = self.head.query.and_then(|query| {
+            let params = Params::parse(query.as_bytes()).ok()?;
+            Some(self.core.shared.projects.find(params.get("pid")?)?.1)
+        });
+        let fields = [
+            ("Allow", allowed),
+            ("Access-Control-Allow-Methods", allowed),
+            ("Access-Control-Allow-Headers", asked.unwrap_or("Content-Type, X-Sign")),
+            ("Access-Control-Max-Age", "600"),
+        ];
+        self.respond(204, project, &fields, b"");
+    }
+
+    // Pushes.
+
+    fn push(&mut self, body: &[u8]) -> Result<(), ApiError> {
+        let head = self.head;
+        let limits = &self.core.shared.settings.limits;
+        let now_ms = sys::now_ms();
+        let project;
+        let result = match parameters(head, body)? {
+            Parameters::Json => {
+                let members = json::members(body)?;
+                project = self.authorize_json(&members, body, now_ms)?;
+                Push::from_json(&members, limits)
+                    .and_then(|push| self.accept(project, &push, now_ms))
+            }
+            Parameters::Text(text) => {
+                let params = Params::parse(text)?;
+                project = self.authorize(
+                    &Credentials::from_params(&params)?,
+                    now_ms,
+                    |secrets, sign| {
+                        let mut canonical = Vec::with_capacity(256);
+                        params.canonical(head.path, &mut canonical);
+                        sign::verify(secrets, &[&canonical], sign)
+                    },
+                )?;
+                Push::from_params(&params, limits)
+                    .and_then(|push| self.accept(project, &push, now_ms))
+            }
+        };
+        match result {
+            Ok(id) => {
+                let mut response: SmallVec<[u8; 96]> = SmallVec::new();
+                response.extend_from_slice(b"{\"code\":1,\"msg\":\"success\",\"id\":\"");
+                response.extend_from_slice(itoa::Buffer::new().format(id.0).as_bytes());
+                response.extend_from_slice(b"\"}");
+                self.respond(200, Some(project), &[], &response);
+            }
+            Err(error) => self.refuse(Some(project), &error),
+        }
+        Ok(())
+    }
+
+    fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
+        let limits = &self.core.shared.settings.limits;
+        let now_ms = sys::now_ms();
+        let Parameters::Json = parameters(self.head, body)? else {
+            return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
+        };
+        let members = json::members(body)?;
+        let project = self.authorize_json(&members, body, now_ms)?;
+        let batch = match Batch::from_json(&members, limits) {
+            Ok(batch) => batch,
+            Err(error) => {
+                self.refuse(Some(project), &error);
+                return Ok(());
+            }
+        };
+        let mut results = Vec::with_capacity(48 * batch.len());
+        let mut first_error = None;
+        let mut accepted = 0;
+        for push in batch.pushes(limits) {
+            results.push(b',');
+            match push.and_then(|push| self.accept(project, &push, now_ms)) {
+                Ok(id) => {
+                    accepted += 1;
+                    results.extend_from_slice(b"{\"code\":1,\"id\":\"");
+                    results.extend_from_slice(itoa::Buffer::new().format(id.0).as_bytes());
+                    results.extend_from_slice(b"\"}");
+                }
+                Err(error) => {
+                    results.extend_from_slice(b"{\"code\":0,\"msg\":");
+                    write_string(&mut results, &error.msg);
+                    results.push(b'}');
+                    first_error.get_or_insert(error.status);
+                }
+            }
+        }
+        let (status, start) = match first_error {
+            Some(status) if accepted == 0 => {
+                (status, &b"{\"code\":0,\"msg\":\"no message was accepted\",\"results\":["[..])
+            }
+            _ => (200, &b"{\"code\":1,\"msg\":\"success\",\"results\":["[..]),
+        };
+        let response = [start, &results[1..], b"]}"].concat();
+        self.respond(status, Some(project), &[], &response);
+        Ok(())
+    }
+
+    fn authorize_json<'b>(
+        &self,
+        members: &Members<'b>,
+        body: &[u8],
+        now_ms: u64,
+    ) -> Result<&'a Project, ApiError>
+    where
+        'a: 'b,
+    {
+        let credentials = Credentials::from_json(members, self.head.x_sign)?;
+        let path = self.head.path.as_bytes();
+        self.authorize(&credentials, now_ms, |secrets, sign| {
+            sign::verify(secrets, &[path, b"\n", body], sign)
+        })
+    }
+
+    /// The project of a request whose signature holds: 403, 401, in this order.
+    fn authorize(
+        &self,
+        credentials: &Credentials<'_>,
+        now_ms: u64,
+        verify: impl FnOnce(&[sign::Secret], &str) -> bool,
+    ) -> Result<&'a Project, ApiError> {
+        let shared = &self.core.shared;
+        let Some((_, project)) = shared.projects.find(&credentials.pid) else {
+            return Err(error(403, "unknown project"));
+        };
+        if !verify(&project.secrets, credentials.sign) {
+            return Err(error(401, "bad sign"));
+        }
+        sign::check_exp(credentials.exp, shared.settings.demand_exp, now_ms)?;
+        Ok(project)
+    }
+
+    fn accept(
+        &self,
+        project: &Project,
+        push: &Push<'_>,
+        now_ms: u64,
+    ) -> Result<MessageId, ApiError> {
+        if self.core.shared.is_draining() {
+            return Err(error(503, "this node is draining: push to another"));
+        }
+        let targets = push.targets.as_targets();
+        self.core
+            .accept_push(&project.pid, targets, &push.data, push.ttl_ms, now_ms)
+            .ok_or(error(503, "the node is overloaded: not accepted, try again"))
+    }
+
+    // Responses.
+
+    fn refuse(&mut self, project: Option<&Project>, error: &ApiError) {
+        let mut body = Vec::with_capacity(128);
+        body.extend_from_slice(b"{\"code\":0,\"msg\":");
+        write_string(&mut body, &error.msg);
+        body.push(b'}');
+        let retry = [("Retry-After", "1")];
+        self.respond(error.status, project, if error.status == 503 { &retry } else { &[] }, &body);
+    }
+
+    /// `project`: whose origins are told to a browser; where it is not known, any project's.
+    fn respond(
+        &mut self,
+        status: u16,
+        project: Option<&Project>,
+        extra: &[(&str, &str)],
+        body: &[u8],
+    ) {
+        self.status = status;
+        let body = if self.head.method == "HEAD" { b"" } else { body };
+        let Some(origin) = self.head.origin else {
+            return write_response(self.out, status, self.keep_alive, extra, JSON, body);
+        };
+        let allows = |project: &Project| project.allows_origin(Some(origin));
+        let is_allowed = match project {
+            Some(project) => allows(project),
+            None => self.core.shared.projects.iter().any(|(_, project)| allows(project)),
+        };
+        let mut fields: Fields<'_> = extra.iter().copied().collect();
+        fields.push(("Vary", "Origin"));
+        if is_allowed {
+            fields.push(("Access-Control-Allow-Origin", origin));
+        } else {
+            fields.retain(|(name, _)| !name.starts_with("Access-Control-"));
+        }
+        write_response(self.out, status, self.keep_alive, &fields, JSON, body);
+    }
+}
+
+fn error(status: u16, msg: &'static str) -> ApiError {
+    HttpError { status, msg }.into()
+}
+
+/// Where a request's parameters are.
+enum Parameters<'a> {
+    /// In the body.
+    Json,
+    /// A query or a form, still encoded.
+    Text(&'a [u8]),
+}
+
+/// Parameters come from exactly one place.
+fn parameters<'a>(head: &Head<'a>, body: &'a [u8]) -> Result<Parameters<'a>, ApiError> {
+    let query = head.query.unwrap_or("");
+    if body.is_empty() && !query.is_empty() {
+        return Ok(Parameters::Text(query.as_bytes()));
+    }
+    if head.body == Body::None {
+        return Err(error(411, "send the parameters as query, or a body with its Content-Length"));
+    }
+    if !query.is_empty() {
+        return Err(error(
+            400,
+            "parameters in two places: send them as query or as body, not both",
+        ));
+    }
+    if head.content_is(JSON) {
+        Ok(Parameters::Json)
+    } else if head.content_is("application/x-www-form-urlencoded") {
+        Ok(Parameters::Text(body))
+    } else {
+        Err(error(415, "send Content-Type: application/json or application/x-www-form-urlencoded"))
+    }
+}

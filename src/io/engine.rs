@@ -1,0 +1,522 @@
+//! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
+
+use super::handshake::{self, refuse};
+use super::linger::{self, LingeringSockets};
+use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
+use super::shared::Shared;
+use super::sys;
+use crate::state::counters::HttpCounters;
+use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
+use crate::wire::http::{HttpError, parse_head};
+use crate::wire::message::write_reconnect_reason;
+use crate::wire::request::ApiError;
+use crate::wire::websocket::{Inbound, write_close};
+use slab::Slab;
+use smallvec::SmallVec;
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+/// What one read takes at most.
+const READ_BYTES: usize = 64 << 10;
+/// Reads of one connection, and accepts, before others get their turn.
+const READS_PER_TURN: usize = 4;
+const ACCEPTS_PER_TURN: usize = 64;
+/// Completions handled in one turn.
+const EVENTS_PER_TURN: usize = 512;
+/// Sends of one submission: about a millisecond of work, after which other tasks run.
+const SENDS_PER_CHUNK: usize = 512;
+/// Up to so many sends plain system calls cost less than a trip through the ring.
+const DIRECT_SENDS: usize = 2;
+
+/// The socket of an open connection, at the index of its slab slot.
+#[derive(Debug)]
+struct Slot {
+    inbound: Option<Box<Inbound>>,
+    /// -1: nobody's.
+    fd: RawFd,
+    /// The low 24 bits; the top bit: it is not read until its outbox has drained.
+    state: u32,
+}
+
+const PAUSED: u32 = 1 << 31;
+
+impl Slot {
+    fn is_generation(&self, generation: u32) -> bool {
+        self.fd >= 0 && self.state & GENERATION_MASK == generation
+    }
+}
+
+/// A connection whose request has not come whole.
+#[derive(Debug)]
+struct Handshake {
+    fd: RawFd,
+    generation: u32,
+    deadline_ms: u64,
+    received: Vec<u8>,
+}
+
+/// Everything of one worker but its executor. Its methods never wait.
+pub struct Engine {
+    pub worker: Worker,
+    shared: Arc<Shared>,
+    counters: Arc<HttpCounters>,
+    ring: Ring,
+    listener: TcpListener,
+    /// The listener is not polled: there were no descriptors left.
+    is_accept_paused: bool,
+    slots: Vec<Slot>,
+    handshakes: Slab<Handshake>,
+    generation: u32,
+    lingering: LingeringSockets,
+    buffer: Box<[u8]>,
+    events: Vec<Completion>,
+    sealed: Sealed,
+    next_send: usize,
+    now_ms: u64,
+}
+
+impl Engine {
+    pub fn new(
+        worker: Worker,
+        shared: Arc<Shared>,
+        counters: Arc<HttpCounters>,
+        ring: Ring,
+        listener: TcpListener,
+    ) -> Self {
+        let mut engine = Self {
+            slots: Vec::with_capacity(shared.settings.max_connections),
+            worker,
+            shared,
+            counters,
+            ring,
+            listener,
+            is_accept_paused: false,
+            handshakes: Slab::new(),
+            generation: 0,
+            lingering: LingeringSockets::default(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            events: Vec::with_capacity(EVENTS_PER_TURN),
+            sealed: Sealed::default(),
+            next_send: 0,
+            now_ms: sys::now_ms(),
+        };
+        engine.poll_listener();
+        engine
+    }
+
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    /// Sockets that are not gone yet, open or on their way out.
+    pub fn sockets(&self) -> usize {
+        self.worker.connections() + self.lingering.len()
+    }
+
+    /// Handles what has completed. Returns whether there may be more.
+    pub fn turn(&mut self, now_ms: u64) -> bool {
+        self.now_ms = now_ms;
+        self.ring.run_deferred();
+        let mut events = std::mem::take(&mut self.events);
+        if events.len() < EVENTS_PER_TURN {
+            self.ring.reap(EVENTS_PER_TURN - events.len(), &mut events);
+        }
+        let may_be_more = events.len() >= EVENTS_PER_TURN;
+        for event in events.drain(..) {
+            self.handle_event(event);
+        }
+        self.events = events;
+        may_be_more
+    }
+
+    /// Whether the ring, or what was set aside while sending, has something to handle.
+    pub fn has_events(&mut self) -> bool {
+        !self.events.is_empty() || self.ring.has_work()
+    }
+
+    fn handle_event(&mut self, event: Completion) {
+        let token = event.token;
+        match token.kind {
+            Kind::Listener => self.accept(),
+            Kind::Handshake => self.continue_handshake(token),
+            Kind::Readable => self.read(token),
+            Kind::Writable => {
+                let is_it = |slot: &Slot| slot.is_generation(token.generation);
+                if self.slots.get(token.index as usize).is_some_and(is_it) {
+                    self.write_outbox(token.index);
+                }
+            }
+            Kind::Lingering => {
+                self.lingering.handle_ready(&mut self.ring, token, &mut self.buffer);
+            }
+            // Reaped where it was sent.
+            Kind::Send => {}
+        }
+    }
+
+    // Accept and handshake.
+
+    fn poll_listener(&mut self) {
+        let token = Token::new(Kind::Listener, 0, 0);
+        self.ring.poll_readable(self.listener.as_raw_fd(), token);
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match sys::accept(self.listener.as_raw_fd()) {
+                Ok(socket) => {
+                    let fd = sys::into_number(socket);
+                    sys::set_nodelay(fd);
+                    self.begin_handshake(fd);
+                }
+                Err(error) if sys::is_not_now(&error) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of descriptors or memory: the next tick tries again.
+                    tracing::warn!(%error, "cannot accept connections");
+                    self.counters.accept_errors.add(1);
+                    self.is_accept_paused = true;
+                    return;
+                }
+            }
+        }
+        self.poll_listener();
+    }
+
+    /// Under load the request is there already when the connection is accepted.
+    fn begin_handshake(&mut self, fd: RawFd) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match sys::recv(fd, &mut buffer) {
+            Ok(0) => sys::close(fd),
+            Ok(bytes) => {
+                if !self.try_handshake(fd, &mut buffer[..bytes]) {
+                    self.keep_handshake(fd, buffer[..bytes].to_vec());
+                }
+            }
+            Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
+            Err(_) => sys::close(fd),
+        }
+        self.buffer = buffer;
+    }
+
+    fn keep_handshake(&mut self, fd: RawFd, received: Vec<u8>) {
+        self.generation = self.generation.wrapping_add(1);
+        let deadline_ms = self.now_ms + self.shared.settings.request_timeout_ms;
+        let generation = self.generation;
+        let index = self.handshakes.insert(Handshake { fd, generation, deadline_ms, received });
+        self.ring.poll_readable(fd, Token::new(Kind::Handshake, index as u32, generation));
+    }
+
+    fn continue_handshake(&mut self, token: Token) {
+        let index = token.index as usize;
+        let is_it = |one: &Handshake| one.generation & GENERATION_MASK == token.generation;
+        let Some(handshake) = self.handshakes.get_mut(index).filter(|one| is_it(one)) else {
+            return;
+        };
+        let fd = handshake.fd;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match sys::recv(fd, &mut buffer) {
+            Ok(0) => {
+                self.handshakes.remove(index);
+                sys::close(fd);
+            }
+            Ok(bytes) => {
+                handshake.received.extend_from_slice(&buffer[..bytes]);
+                let mut received = std::mem::take(&mut handshake.received);
+                if self.try_handshake(fd, &mut received) {
+                    self.handshakes.remove(index);
+                } else {
+                    self.handshakes[index].received = received;
+                    self.ring.poll_readable(fd, token);
+                }
+            }
+            Err(error) if sys::is_not_now(&error) => self.ring.poll_readable(fd, token),
+            Err(_) => {
+                self.handshakes.remove(index);
+                sys::close(fd);
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// `false`: the head is not whole yet. Otherwise `fd` is an open connection now, or refused.
+    fn try_handshake(&mut self, fd: RawFd, bytes: &mut [u8]) -> bool {
+        let opened = match parse_head(bytes, &self.shared.settings.limits) {
+            Ok(None) => return false,
+            Err(error) => Err(ApiError::from(error)),
+            Ok(Some(head)) => {
+                let head_len = head.head_len;
+                let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
+                handshake::judge(&head, shared, now_ms, |identity, switching| {
+                    if !shared.enter() {
+                        return Err(refuse(503, "this node is full: connect to another"));
+                    }
+                    Ok(worker.handle_connect(identity, switching, now_ms).0)
+                })
+                .map(|key| (key, head_len))
+            }
+        };
+        match opened {
+            Ok((key, head_len)) => {
+                self.counters.handshakes.count(101);
+                self.fill_slot(key.slot, key.generation, fd);
+                let mut inbound = None;
+                // Frames may come in the same packet as the handshake.
+                if head_len < bytes.len() {
+                    self.handle_bytes(key.slot, &mut inbound, &mut bytes[head_len..]);
+                    self.slots[key.slot as usize].inbound = inbound;
+                }
+                self.read_on(key.slot);
+            }
+            Err(error) => self.refuse_handshake(fd, &error),
+        }
+        true
+    }
+
+    fn refuse_handshake(&mut self, fd: RawFd, error: &ApiError) {
+        self.counters.handshakes.count(error.status);
+        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        self.lingering.add(&mut self.ring, fd, handshake::refusal(error), deadline_ms);
+    }
+
+    fn fill_slot(&mut self, slot: u32, generation: u32, fd: RawFd) {
+        let index = slot as usize;
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || Slot { inbound: None, fd: -1, state: 0 });
+        }
+        self.slots[index] = Slot { inbound: None, fd, state: generation & GENERATION_MASK };
+    }
+
+    // Reading.
+
+    fn read(&mut self, token: Token) {
+        let slot = token.index;
+        let Some(entry) = self.slots.get_mut(slot as usize) else { return };
+        if !entry.is_generation(token.generation) {
+            return;
+        }
+        let fd = entry.fd;
+        let mut inbound = entry.inbound.take();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        for _ in 0..READS_PER_TURN {
+            match sys::recv(fd, &mut buffer) {
+                Ok(0) => self.worker.handle_disconnect(slot),
+                Ok(bytes) => {
+                    let goes_on = self.handle_bytes(slot, &mut inbound, &mut buffer[..bytes]);
+                    if goes_on && bytes == buffer.len() {
+                        continue;
+                    }
+                }
+                Err(error) if sys::is_not_now(&error) => {}
+                Err(_) => self.worker.handle_disconnect(slot),
+            }
+            break;
+        }
+        self.buffer = buffer;
+        self.slots[slot as usize].inbound = inbound;
+        self.read_on(slot);
+    }
+
+    /// Returns whether the connection is still open.
+    fn handle_bytes(
+        &mut self,
+        slot: u32,
+        inbound: &mut Option<Box<Inbound>>,
+        bytes: &mut [u8],
+    ) -> bool {
+        let (worker, now_ms) = (&mut self.worker, self.now_ms);
+        let max_bytes = self.shared.settings.limits.message_bytes;
+        let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
+            if worker.handle_frame(slot, message, now_ms) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        if let Err(violation) = result {
+            worker.handle_violation(slot, violation);
+        }
+        worker.is_open(slot)
+    }
+
+    /// Asks for the connection's next bytes, unless it is being closed or leaves its answers unread.
+    fn read_on(&mut self, slot: u32) {
+        let wants_input = self.worker.wants_input(slot);
+        let entry = &mut self.slots[slot as usize];
+        if wants_input {
+            entry.state &= !PAUSED;
+            let token = Token::new(Kind::Readable, slot, entry.state);
+            self.ring.poll_readable(entry.fd, token);
+        } else {
+            entry.state |= PAUSED;
+        }
+    }
+
+    // Sending.
+
+    /// Whether anything is to be sent or closed.
+    pub fn has_output(&self) -> bool {
+        self.worker.has_output()
+    }
+
+    /// Begins to send all that is owed now; then [`Engine::send_chunk`] until it says `false`.
+    pub fn begin_flush(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.seal(&mut self.sealed);
+        self.next_send = 0;
+    }
+
+    /// Sends to a bounded number of connections. Returns whether there are more; when not, the closes that
+    /// were asked for have been carried out.
+    pub fn send_chunk(&mut self) -> bool {
+        let left = self.sealed.len() - self.next_send;
+        if left <= DIRECT_SENDS {
+            self.send_directly();
+        } else {
+            self.send_through_ring(self.next_send + left.min(SENDS_PER_CHUNK));
+        }
+        if self.next_send < self.sealed.len() {
+            return true;
+        }
+        for slot in self.worker.take_blocked() {
+            self.write_outbox(slot);
+        }
+        for request in self.worker.finish(&mut self.sealed) {
+            self.close(request);
+        }
+        false
+    }
+
+    fn send_directly(&mut self) {
+        while self.next_send < self.sealed.len() {
+            let index = self.next_send;
+            self.next_send += 1;
+            let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+            let length = outgoing.bytes.len();
+            let sent = sys::send(self.slots[outgoing.slot as usize].fd, outgoing.bytes);
+            let result = match sent {
+                Ok(written) => written as i32,
+                Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            self.handle_sent(index, length, result);
+        }
+    }
+
+    fn send_through_ring(&mut self, end: usize) {
+        let mut under_way = 0;
+        for index in self.next_send..end {
+            let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+            let fd = self.slots[outgoing.slot as usize].fd;
+            let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
+            let token = Token::new(Kind::Send, index as u32, 0);
+            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`, and every
+            // send of this chunk is reaped below before this function returns.
+            unsafe { self.ring.send(fd, bytes, length, token) };
+            under_way += 1;
+        }
+        self.next_send = end;
+        self.ring.submit();
+        let mut reaped = Vec::with_capacity(under_way);
+        loop {
+            self.ring.reap(usize::MAX, &mut reaped);
+            for completion in reaped.drain(..) {
+                if completion.token.kind != Kind::Send {
+                    self.events.push(completion);
+                    continue;
+                }
+                under_way -= 1;
+                let index = completion.token.index as usize;
+                let length = self.sealed.outgoing(index).map_or(0, |outgoing| outgoing.bytes.len());
+                self.handle_sent(index, length, completion.result);
+            }
+            if under_way == 0 {
+                return;
+            }
+            self.ring.submit_and_wait();
+        }
+    }
+
+    fn handle_sent(&mut self, index: usize, length: usize, result: i32) {
+        let refused = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
+        if result >= 0 {
+            let whole = result as usize == length;
+            self.worker.handle_sent(&self.sealed, index, result as usize, whole);
+        } else if refused.contains(&-result) {
+            self.worker.handle_sent(&self.sealed, index, 0, false);
+        } else {
+            self.worker.handle_send_error(&self.sealed, index);
+        }
+    }
+
+    /// Writes what the connection's outbox holds as far as the socket takes it.
+    fn write_outbox(&mut self, slot: u32) {
+        let (fd, generation) = (self.slots[slot as usize].fd, self.slots[slot as usize].state);
+        if fd < 0 {
+            return;
+        }
+        let Some(outbox) = self.worker.outbox(slot, self.now_ms) else { return };
+        let sent = {
+            let mut slices: SmallVec<[&[u8]; sys::MAX_SLICES]> = SmallVec::new();
+            outbox.slices(sys::MAX_SLICES, |slice| slices.push(slice));
+            sys::send_slices(fd, &slices)
+        };
+        let written = match sent {
+            Ok(written) => written,
+            Err(error) if sys::is_not_now(&error) => 0,
+            Err(_) => return self.worker.handle_disconnect(slot),
+        };
+        if self.worker.handle_outbox_written(slot, written) {
+            self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, generation));
+        }
+        if self.slots[slot as usize].state & PAUSED != 0 && self.worker.wants_input(slot) {
+            self.read_on(slot);
+        }
+    }
+
+    fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {
+        let released = self.worker.release(slot, cause);
+        let entry = &mut self.slots[slot as usize];
+        entry.inbound = None;
+        let fd = std::mem::replace(&mut entry.fd, -1);
+        self.shared.leave();
+        let Some(code) = cause.code() else { return linger::close(fd) };
+        let mut last_bytes = released.rest;
+        match cause {
+            CloseCause::GoingAway { reconnect_after_ms } => {
+                let mut reason = Vec::new();
+                write_reconnect_reason(&mut reason, u64::from(reconnect_after_ms));
+                write_close(&mut last_bytes, code, &String::from_utf8_lossy(&reason));
+            }
+            CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
+            CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
+            CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),
+            CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
+        }
+        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        self.lingering.add(&mut self.ring, fd, last_bytes, deadline_ms);
+    }
+
+    // Time.
+
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.handle_tick(now_ms);
+        self.lingering.handle_tick(now_ms);
+        let late: Vec<usize> = self
+            .handshakes
+            .iter()
+            .filter(|(_, handshake)| handshake.deadline_ms <= now_ms)
+            .map(|(index, _)| index)
+            .collect();
+        for index in late {
+            let handshake = self.handshakes.remove(index);
+            let msg = "the request did not come whole in time";
+            self.refuse_handshake(handshake.fd, &HttpError { status: 408, msg }.into());
+        }
+        if std::mem::take(&mut self.is_accept_paused) {
+            self.poll_listener();
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract names.
+
+use super::shared::Shared;
+use crate::state::Identity;
+use crate::state::projects::ProjectId;
+use crate::wire::connect::{Peer, parse_connect};
+use crate::wire::http::Head;
+use crate::wire::params::Params;
+use crate::wire::request::ApiError;
+use crate::wire::response::write_refusal;
+use crate::wire::upgrade::{accept_key, refusal_fields, upgrade, write_switching};
+use crate::wire::{http::HttpError, sign};
+
+/// What a client in echo mode is called.
+const ECHO: Identity<'static> =
+    Identity { project: ProjectId(0), uid: "echo", device: "", tags: &[] };
+
+/// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is good.
+pub fn judge<R>(
+    head: &Head<'_>,
+    shared: &Shared,
+    now_ms: u64,
+    open: impl FnOnce(Identity<'_>, &[u8]) -> Result<R, ApiError>,
+) -> Result<R, ApiError> {
+    let config = &shared.settings;
+    if head.path != "/ws/connect" && !config.echo {
+        return Err(refuse(404, "not found: connect to /ws/connect"));
+    }
+    let key = upgrade(head)?;
+    if shared.is_draining() {
+        return Err(refuse(503, "this node is draining: connect to another"));
+    }
+    let mut switching = Vec::with_capacity(160);
+    write_switching(&mut switching, &accept_key(key));
+    if config.echo {
+        return open(ECHO, &switching);
+    }
+    let params = Params::parse(head.query.unwrap_or("").as_bytes())?;
+    let connect = parse_connect(&params, &config.limits)?;
+    let credentials = &connect.credentials;
+    let Some((project, settings)) = shared.projects.find(&credentials.pid) else {
+        return Err(refuse(403, "unknown project"));
+    };
+    if !settings.allows_origin(head.origin) {
+        return Err(refuse(403, "this Origin is not among the project's allowed_origins"));
+    }
+    let mut text = Vec::with_capacity(256);
+    params.canonical(head.path, &mut text);
+    if !sign::verify(&settings.secrets, &[&text], credentials.sign) {
+        return Err(refuse(401, "bad sign"));
+    }
+    sign::check_exp(credentials.exp, config.demand_exp, now_ms)?;
+    let Peer::Client { uid } = connect.peer else {
+        return Err(refuse(
+            400,
+            "type=2 (business server) is not served by this version: use type=1",
+        ));
+    };
+    let device = connect.device.unwrap_or("");
+    open(Identity { project, uid, device, tags: &connect.tags }, &switching)
+}
+
+pub fn refuse(status: u16, msg: &'static str) -> ApiError {
+    ApiError::from(HttpError { status, msg })
+}
+
+/// The bytes that refuse a handshake; the connection ends with them.
+pub fn refusal(error: &ApiError) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256);
+    let retry: &[(&str, &str)] = &[("Retry-After", "1")];
+    let fields = if error.status == 503 { retry } else { refusal_fields(error.status) };
+    write_refusal(&mut out, error.status, false, fields, &error.msg);
+    out
+}

@@ -1,0 +1,277 @@
+//! HTTP/1.1 over a monoio stream: keep-alive, pipelining, bodies, and every limit of the contract. What
+//! the requests mean is the [`Service`]'s business.
+
+use super::linger::close;
+use super::sys::{self, Side};
+use crate::types::Limits;
+use crate::wire::chunked::Chunked;
+use crate::wire::http::{Body, Head, HttpError, parse_head};
+use crate::wire::response::write_refusal;
+use monoio::buf::IoBufMut;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+use monoio::net::TcpStream;
+use slab::Slab;
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+
+/// Room of a fresh read buffer, and what an idle connection keeps at most.
+const BUFFER_BYTES: usize = 4 << 10;
+/// Answers to pipelined requests are written when they are this long, or no whole request is left.
+const FLUSH_BYTES: usize = 64 << 10;
+
+/// A whole request.
+pub struct Request<'a> {
+    pub head: &'a Head<'a>,
+    pub body: &'a [u8],
+}
+
+/// What answers requests.
+pub trait Service {
+    fn limits(&self) -> &Limits;
+    fn times(&self) -> Times;
+    /// Appends the response to `out`. `keep_alive`: what the client wants; returns what it gets.
+    fn answer(
+        &self,
+        request: Request<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> impl Future<Output = bool>;
+    /// A request that never became whole was answered with `status`.
+    fn count_refusal(&self, status: u16);
+    fn connections(&self) -> &RefCell<Connections>;
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    pub request_timeout_ms: u64,
+    pub keep_alive_ms: u64,
+    pub linger_ms: u64,
+}
+
+/// The open HTTP connections of a worker, with their deadlines.
+#[derive(Debug, Default)]
+pub struct Connections(Slab<Entry>);
+
+#[derive(Debug)]
+struct Entry {
+    fd: RawFd,
+    deadline_ms: u64,
+    /// A request is under way.
+    is_busy: bool,
+    is_late: bool,
+}
+
+impl Connections {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// No request is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.0.iter().all(|(_, entry)| !entry.is_busy)
+    }
+
+    /// Ends the reading side of those that are late; their tasks see it as the end and answer 408.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        for (_, entry) in &mut self.0 {
+            if entry.deadline_ms <= now_ms {
+                let side = if entry.is_late { Side::Both } else { Side::Read };
+                entry.is_late = true;
+                entry.deadline_ms = u64::MAX;
+                sys::shutdown(entry.fd, side);
+            }
+        }
+    }
+}
+
+/// Why a connection ends.
+enum End {
+    /// The peer ended it, or it broke.
+    Peer,
+    /// Its next request did not come (whole) in time.
+    Late,
+    /// The request is refused, and what follows it cannot be read.
+    Refused(HttpError),
+    /// The answer said so.
+    Done,
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
+    let fd = stream.as_raw_fd();
+    let entry = Entry { fd, deadline_ms: u64::MAX, is_busy: false, is_late: false };
+    let key = service.connections().borrow_mut().0.insert(entry);
+    let mut connection = Connection { stream, service, key, input: Vec::new(), out: Vec::new() };
+    connection.run().await;
+    service.connections().borrow_mut().0.remove(key);
+}
+
+struct Connection<'s, S> {
+    stream: TcpStream,
+    service: &'s S,
+    key: usize,
+    input: Vec<u8>,
+    out: Vec<u8>,
+}
+
+impl<S: Service> Connection<'_, S> {
+    async fn run(&mut self) {
+        let mut is_first = true;
+        let end = loop {
+            match self.next_request(is_first).await {
+                Ok(true) => is_first = false,
+                Ok(false) => break End::Done,
+                Err(end) => break end,
+            }
+        };
+        let error = match end {
+            End::Peer => return,
+            End::Done => None,
+            End::Late if self.input.is_empty() && !is_first => None,
+            End::Late => {
+                Some(HttpError { status: 408, msg: "the request did not come whole in time" })
+            }
+            End::Refused(error) => Some(error),
+        };
+        if let Some(error) = error {
+            self.service.count_refusal(error.status);
+            write_refusal(&mut self.out, error.status, false, &[], error.msg);
+        }
+        if self.write().await.is_ok() {
+            self.linger().await;
+        }
+    }
+
+    /// Reads and answers one request. `Ok(false)`: it was the last.
+    async fn next_request(&mut self, is_first: bool) -> Result<bool, End> {
+        let times = self.service.times();
+        let limits = self.service.limits();
+        let mut is_continued = false;
+        let mut chunks: Option<(Chunked, Vec<u8>, usize)> = None;
+        let mut is_begun = is_first;
+        self.set_busy(false);
+        loop {
+            // The head is read again whenever more of the body has come: it is short.
+            let head = parse_head(&self.input, limits).map_err(End::Refused)?;
+            if let Some(head) = &head {
+                let keep_alive = head.keep_alive;
+                let (body, end) = match head.body {
+                    Body::None => (Some(&[][..]), head.head_len),
+                    Body::Length(length) if length > limits.body_bytes as u64 => {
+                        return Err(End::Refused(HttpError {
+                            status: 413,
+                            msg: "the body is too large",
+                        }));
+                    }
+                    Body::Length(length) => {
+                        let end = head.head_len + length as usize;
+                        (self.input.get(head.head_len..end), end)
+                    }
+                    Body::Chunked => {
+                        let (decoder, body, read) = chunks.get_or_insert_with(Default::default);
+                        let fresh = &self.input[head.head_len + *read..];
+                        let decoded = decoder.decode(fresh, body, limits.body_bytes);
+                        let (consumed, done) = decoded.map_err(End::Refused)?;
+                        *read += consumed;
+                        (done.then_some(&body[..]), head.head_len + *read)
+                    }
+                };
+                if let Some(body) = body {
+                    set_busy(self.service, self.key, true);
+                    let request = Request { head, body };
+                    let goes_on = self.service.answer(request, keep_alive, &mut self.out).await;
+                    self.input.drain(..end);
+                    if self.out.len() >= FLUSH_BYTES {
+                        self.write().await?;
+                    }
+                    return Ok(goes_on);
+                }
+                if head.expect_continue && !is_continued {
+                    is_continued = true;
+                    self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                }
+            }
+            self.write().await?;
+            if !self.input.is_empty() && !is_begun || is_first && self.input.is_empty() {
+                is_begun = true;
+                self.set_deadline(times.request_timeout_ms);
+            } else if !is_begun {
+                self.set_deadline(times.keep_alive_ms);
+            }
+            self.read().await?;
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), End> {
+        let mut input = std::mem::take(&mut self.input);
+        if input.is_empty() {
+            input.shrink_to(BUFFER_BYTES);
+        }
+        let used = input.len();
+        input.reserve(if used == 0 { BUFFER_BYTES } else { used });
+        let room = input.capacity();
+        let (result, slice) = self.stream.read(input.slice_mut(used..room)).await;
+        self.input = slice.into_inner();
+        match result {
+            Ok(0) | Err(_) if self.is_late() => Err(End::Late),
+            Ok(0) | Err(_) => Err(End::Peer),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), End> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        self.set_deadline(self.service.times().request_timeout_ms);
+        let out = std::mem::take(&mut self.out);
+        let (result, mut out) = self.stream.write_all(out).await;
+        out.clear();
+        out.shrink_to(BUFFER_BYTES);
+        self.out = out;
+        self.set_deadline_to(u64::MAX);
+        result.map(drop).map_err(|_| End::Peer)
+    }
+
+    /// Ends the write side and reads until the peer has ended its own, so that the last answer arrives.
+    async fn linger(&mut self) {
+        sys::shutdown(self.stream.as_raw_fd(), Side::Write);
+        self.set_deadline(self.service.times().linger_ms);
+        while !self.is_late() {
+            self.input.clear();
+            if self.read().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.service.connections().borrow().0[self.key].is_late
+    }
+
+    fn set_busy(&self, is_busy: bool) {
+        set_busy(self.service, self.key, is_busy);
+    }
+
+    fn set_deadline(&self, in_ms: u64) {
+        self.set_deadline_to(sys::now_ms() + in_ms);
+    }
+
+    fn set_deadline_to(&self, deadline_ms: u64) {
+        self.service.connections().borrow_mut().0[self.key].deadline_ms = deadline_ms;
+    }
+}
+
+fn set_busy<S: Service>(service: &S, key: usize, is_busy: bool) {
+    service.connections().borrow_mut().0[key].is_busy = is_busy;
+}
+
+/// Refuses a connection that there is no room for.
+pub fn refuse_connection(fd: RawFd) {
+    let mut out = Vec::new();
+    let retry = [("Retry-After", "1")];
+    write_refusal(&mut out, 503, false, &retry, "this node has too many HTTP connections");
+    // Best effort: there is nothing to do for one that does not take it.
+    let _ = sys::send(fd, &out);
+    close(fd);
+}

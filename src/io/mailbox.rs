@@ -1,0 +1,134 @@
+//! Worker to worker: envelopes over one single-producer ring for each pair, and an eventfd that is written
+//! only when the other side sleeps.
+
+use super::wake;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+
+/// Envelopes that may wait from one worker to another; beyond, the push is answered 503.
+const RING_ENTRIES: usize = 4096;
+
+/// What wakes one worker. Its eventfd is made before the workers get their own tables, so that all have it.
+#[derive(Debug)]
+pub struct Bell {
+    eventfd: OwnedFd,
+    asleep: AtomicBool,
+}
+
+impl Bell {
+    fn new() -> io::Result<Self> {
+        Ok(Self { eventfd: super::sys::eventfd()?, asleep: AtomicBool::new(false) })
+    }
+
+    /// Wakes the owner if it sleeps. What was put in its rings before is seen by it in any case.
+    pub fn ring(&self) {
+        fence(SeqCst);
+        if self.asleep.swap(false, SeqCst) {
+            wake::raise(&self.eventfd);
+        }
+    }
+
+    pub fn eventfd(&self) -> &OwnedFd {
+        &self.eventfd
+    }
+
+    /// The owner is about to sleep; it must look at its rings once more after this.
+    pub fn fall_asleep(&self) {
+        self.asleep.store(true, SeqCst);
+        fence(SeqCst);
+    }
+}
+
+/// One worker's ends: a ring from and to every other worker.
+#[derive(Debug)]
+pub struct Mailbox {
+    bells: Arc<[Bell]>,
+    index: usize,
+    /// By worker; `None` for itself.
+    outgoing: Vec<Option<Producer<Arc<[u8]>>>>,
+    incoming: Vec<Consumer<Arc<[u8]>>>,
+}
+
+impl Mailbox {
+    /// The mailboxes of all workers of a node.
+    pub fn all(workers: usize) -> io::Result<Vec<Self>> {
+        let bells: io::Result<Arc<[Bell]>> = (0..workers).map(|_| Bell::new()).collect();
+        let bells = bells?;
+        let mut mailboxes: Vec<Self> = (0..workers)
+            .map(|index| Self {
+                bells: Arc::clone(&bells),
+                index,
+                outgoing: (0..workers).map(|_| None).collect(),
+                incoming: Vec::new(),
+            })
+            .collect();
+        for from in 0..workers {
+            for to in (0..workers).filter(|&to| to != from) {
+                let (producer, consumer) = RingBuffer::new(RING_ENTRIES);
+                mailboxes[from].outgoing[to] = Some(producer);
+                mailboxes[to].incoming.push(consumer);
+            }
+        }
+        Ok(mailboxes)
+    }
+
+    /// Its owner's bell.
+    pub fn bell(&self) -> &Bell {
+        &self.bells[self.index]
+    }
+
+    pub fn is_alone(&self) -> bool {
+        self.bells.len() == 1
+    }
+
+    /// Whether every worker that `wanted` names (all others without) has room for one more.
+    pub fn has_room(&self, wanted: impl Fn(usize) -> bool) -> bool {
+        self.outgoing
+            .iter()
+            .enumerate()
+            .all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| !ring.is_full()))
+    }
+
+    /// Hands an envelope to every worker that `wanted` names. Each must have room ([`Mailbox::has_room`]).
+    pub fn send(&mut self, envelope: &Arc<[u8]>, wanted: impl Fn(usize) -> bool) {
+        for (to, ring) in self.outgoing.iter_mut().enumerate() {
+            if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
+                let pushed = ring.push(Arc::clone(envelope));
+                debug_assert!(pushed.is_ok(), "has_room was asked before");
+                self.bells[to].ring();
+            }
+        }
+    }
+
+    /// The next envelope, taking turns between the senders only when one is empty: each keeps its order.
+    pub fn receive(&mut self) -> Option<Arc<[u8]>> {
+        self.incoming.iter_mut().find_map(|ring| ring.pop().ok())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.incoming.iter().all(Consumer::is_empty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn envelopes_arrive_in_order_and_only_where_wanted() {
+        let mut all = Mailbox::all(3).unwrap();
+        for number in 0..RING_ENTRIES {
+            assert!(all[0].has_room(|to| to == 1));
+            all[0].send(&Arc::from((number as u32).to_le_bytes()), |to| to == 1);
+        }
+        assert!(!all[0].has_room(|_| true) && all[0].has_room(|to| to == 2));
+        assert!(all[2].is_empty() && all[2].receive().is_none());
+        for number in 0..RING_ENTRIES {
+            assert_eq!(all[1].receive().as_deref(), Some(&(number as u32).to_le_bytes()[..]));
+        }
+        assert!(all[1].is_empty() && all[0].is_empty());
+    }
+}

@@ -1,0 +1,117 @@
+//! Ways to wait on one thread: for another task of it, and for another thread.
+
+use super::sys;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+/// Wakes one waiting task of the same thread. Raised while nobody waits, it is kept.
+#[derive(Default)]
+pub struct Flag {
+    raised: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Flag {
+    pub fn raise(&self) {
+        if !self.raised.replace(true)
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    pub fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        if self.raised.take() {
+            return Poll::Ready(());
+        }
+        self.waker.set(Some(context.waker().clone()));
+        Poll::Pending
+    }
+}
+
+/// Tasks of the same thread that wait for a condition to be looked at again.
+#[derive(Debug, Default)]
+pub struct Waiters(RefCell<Vec<Waker>>);
+
+impl Waiters {
+    /// Waits until `is_true`; it is asked now and after every [`Waiters::wake_all`].
+    pub async fn wait_until(&self, mut is_true: impl FnMut() -> bool) {
+        poll_fn(|context| {
+            if is_true() {
+                return Poll::Ready(());
+            }
+            self.0.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    pub fn wake_all(&self) {
+        for waker in self.0.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// An eventfd that a monoio task waits on. One read is always under way while it waits, and stays under
+/// way when the wait ends for another reason: dropping it would cost a cancel.
+pub struct EventFd {
+    file: Rc<monoio::fs::File>,
+    read: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl EventFd {
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let file = Rc::new(monoio::fs::File::from_std(fd.into())?);
+        Ok(Self { file, read: None })
+    }
+
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let file = &self.file;
+        let read = self.read.get_or_insert_with(|| {
+            let file = Rc::clone(file);
+            Box::pin(async move {
+                let (result, _) = file.read_at(vec![0u8; 8], 0).await;
+                debug_assert!(result.is_ok(), "{result:?}");
+            })
+        });
+        let poll = read.as_mut().poll(context);
+        if poll.is_ready() {
+            self.read = None;
+        }
+        poll
+    }
+
+    pub async fn wait(&mut self) {
+        poll_fn(|context| self.poll(context)).await;
+    }
+}
+
+/// Lets every other task that is ready run first, and the executor look for completions.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|context| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A second descriptor for the same eventfd.
+pub fn duplicate(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    fd.try_clone()
+}
+
+/// Raises `fd` from any thread that has it in its table.
+pub fn raise(fd: &OwnedFd) {
+    sys::wake(sys::number(fd));
+}

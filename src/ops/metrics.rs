@@ -1,0 +1,266 @@
+//! `/metrics` for Prometheus (OpenMetrics text), on a port and a thread of its own.
+
+use crate::io::http::{self, Connections, Request, Service, Times};
+use crate::io::shared::Shared;
+use crate::state::counters::{
+    CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters,
+};
+use crate::state::counters::{StatusCounts, URLS};
+use crate::types::Limits;
+use crate::wire::response::write_response;
+use monoio::net::TcpListener;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet, text::encode,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Serves the node's metrics until the process ends. To be called in a thread of its own.
+pub async fn serve_port(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(false)?;
+    let listener = TcpListener::from_std(listener)?;
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(NodeMetrics(Arc::clone(&shared))));
+    let page = Rc::new(Page { shared, registry, connections: RefCell::default() });
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let page = Rc::clone(&page);
+                monoio::spawn(async move { http::serve(stream, &*page).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections for metrics");
+                monoio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+        page.connections.borrow_mut().handle_tick(crate::io::sys::now_ms());
+    }
+}
+
+struct Page {
+    shared: Arc<Shared>,
+    registry: Registry,
+    connections: RefCell<Connections>,
+}
+
+impl Service for Page {
+    fn limits(&self) -> &Limits {
+        &self.shared.settings.limits
+    }
+
+    fn times(&self) -> Times {
+        let settings = &self.shared.settings;
+        Times {
+            request_timeout_ms: settings.request_timeout_ms,
+            keep_alive_ms: settings.keep_alive_ms,
+            linger_ms: settings.linger_ms,
+        }
+    }
+
+    fn connections(&self) -> &RefCell<Connections> {
+        &self.connections
+    }
+
+    fn count_refusal(&self, _status: u16) {}
+
+    async fn answer(&self, request: Request<'_>, keep_alive: bool, out: &mut Vec<u8>) -> bool {
+        let head = request.head;
+        match (head.path, head.method) {
+            ("/metrics", "GET") => {
+                let mut text = String::new();
+                match encode(&mut text, &self.registry) {
+                    Ok(()) => {
+                        write_response(out, 200, keep_alive, &[], OPEN_METRICS, text.as_bytes())
+                    }
+                    Err(_) => {
+                        write_response(out, 500, keep_alive, &[], "text/plain", b"not encoded")
+                    }
+                }
+            }
+            ("/metrics", _) => {
+                write_response(
+                    out,
+                    405,
+                    keep_alive,
+                    &[("Allow", "GET")],
+                    "text/plain",
+                    b"use GET\n",
+                );
+            }
+            _ => write_response(out, 404, keep_alive, &[], "text/plain", b"see /metrics\n"),
+        }
+        keep_alive
+    }
+}
+
+#[derive(Debug)]
+struct NodeMetrics(Arc<Shared>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UrlLabels {
+    url: &'static str,
+    code: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: u16,
+}
+
+impl NodeMetrics {
+    fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
+        self.0.counters.iter().map(|counters| counter(counters).value()).sum()
+    }
+
+    fn sum_http(&self, counter: impl Fn(&HttpCounters) -> &Counter) -> u64 {
+        self.0.http_counters.iter().map(|counters| counter(counters).value()).sum()
+    }
+
+    /// Sums of a set of status counts over all workers, those that are not zero.
+    fn statuses(&self, counts: impl Fn(&HttpCounters) -> &StatusCounts) -> Vec<(u16, u64)> {
+        let mut sums: Vec<(u16, u64)> = Vec::new();
+        for counters in &self.0.http_counters {
+            for (index, (status, count)) in counts(counters).iter().enumerate() {
+                match sums.get_mut(index) {
+                    Some(sum) => sum.1 += count,
+                    None => sums.push((status, count)),
+                }
+            }
+        }
+        sums.retain(|&(_, count)| count > 0);
+        sums
+    }
+
+    fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let urls: Vec<_> = (0..URLS.len())
+            .map(|index| (URLS[index], self.statuses(|http| http.url(index))))
+            .collect();
+        let total = urls.iter().flat_map(|(_, statuses)| statuses).map(|(_, count)| count).sum();
+        encode_counter(encoder, "request", "HTTP requests answered", total)?;
+        let help = "HTTP requests answered, by path and status";
+        let mut family =
+            encoder.encode_descriptor("request_url", help, None, MetricType::Counter)?;
+        for (url, statuses) in urls {
+            for (code, count) in statuses {
+                let labels = UrlLabels { url, code };
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut counts = [0; DURATION_BOUNDS.len() + 1];
+        let mut sum = 0.0;
+        for counters in &self.0.http_counters {
+            let (worker_counts, worker_sum) = counters.durations();
+            counts.iter_mut().zip(worker_counts).for_each(|(count, more)| *count += more);
+            sum += worker_sum;
+        }
+        let bounds = DURATION_BOUNDS.into_iter().chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let help = "Seconds from a whole HTTP request to its answer";
+        let kind = MetricType::Histogram;
+        let mut histogram = encoder.encode_descriptor("request_duration", help, None, kind)?;
+        histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+    }
+}
+
+impl Collector for NodeMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        self.encode_requests(encoder)?;
+        let connections = self.sum(|worker| &worker.connections);
+        encode_gauge(encoder, "ws_connection", "Open WebSocket connections", connections)?;
+        let http = self.sum_http(|http| &http.connections);
+        encode_gauge(encoder, "http_connection", "Open HTTP connections", http)?;
+        let outbox = self.sum(|worker| &worker.outbox_bytes);
+        encode_gauge(encoder, "outbox_bytes", "Bytes that wait for sockets to take them", outbox)?;
+        let counters: [(&str, &str, u64); 5] = [
+            ("ws_connect", "WebSocket connections opened", self.sum(|worker| &worker.connects)),
+            (
+                "envelope",
+                "Messages that workers handled, one for each worker",
+                self.sum(|worker| &worker.envelopes),
+            ),
+            (
+                "delivery",
+                "Pushes handed to sockets, one for each connection",
+                self.sum(|worker| &worker.deliveries),
+            ),
+            ("client_message", "Messages from clients", self.sum(|worker| &worker.client_messages)),
+            (
+                "accept_error",
+                "Connections that could not be accepted",
+                self.sum_http(|http| &http.accept_errors),
+            ),
+        ];
+        for (name, help, value) in counters {
+            encode_counter(encoder, name, help, value)?;
+        }
+        let help = "Pushes that did not reach a connection that they were for";
+        let drops = Drop::ALL.map(|(reason, name)| {
+            (name, self.0.counters.iter().map(|counters| counters.drops(reason)).sum())
+        });
+        encode_reasons(encoder, "drop", help, &drops)?;
+        let closes: Vec<(&'static str, u64)> = CLOSE_CAUSES
+            .iter()
+            .enumerate()
+            .map(|(cause, &name)| (name, self.0.counters.iter().map(|one| one.closes(cause)).sum()))
+            .collect();
+        encode_reasons(encoder, "ws_close", "WebSocket connections closed", &closes)?;
+        let help = "WebSocket handshakes, by the HTTP status of the answer";
+        let mut family =
+            encoder.encode_descriptor("ws_handshake", help, None, MetricType::Counter)?;
+        for (result, count) in self.statuses(|http| &http.handshakes) {
+            let labels = ResultLabels { result };
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> fmt::Result {
+    let metric = ConstCounter::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn encode_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: u64,
+) -> fmt::Result {
+    let metric = ConstGauge::new(value as i64);
+    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn encode_reasons(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    reasons: &[(&'static str, u64)],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for &(reason, count) in reasons {
+        let labels = ReasonLabels { reason };
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
