@@ -5,19 +5,21 @@
 //! from the environment.
 
 mod projects_file;
+mod raw_args;
+mod setting;
 
-use std::fmt::Display;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use argh::FromArgs;
 use tracing_subscriber::EnvFilter;
 
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId};
+
+use raw_args::RawArgs;
+use setting::Source;
 
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 
@@ -118,110 +120,44 @@ impl Config {
         if raw.version {
             return Err(Exit::Version(format!("ws-cluster {}\n", env!("CARGO_PKG_VERSION"))));
         }
-        let from = Source { env };
+        Self::resolve(&raw, &Source { env })
+    }
+
+    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
         let mut warnings = Vec::new();
-
-        let env = from.get("env", raw.env).parsed(Env::Dev, "an environment", Env::FIX, "dev")?;
-        let echo = from.get("echo", raw.echo.then(|| "true".into())).flag(false)?;
-        if echo && env == Env::Prod {
-            return Err(Exit::Error(
-                "--echo is refused with --env prod: it is for measuring; leave it out, or use \
-                 --env test"
-                    .into(),
-            ));
-        }
-        let projects_file = from.get("projects", raw.projects).text.map(PathBuf::from);
+        let env = from.get("env", &raw.env).parsed(Env::Dev, "an environment", Env::FIX, "dev")?;
+        let echo = resolve_echo(raw, from, env)?;
+        let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
         let projects = load_projects(projects_file.as_deref(), env, &mut warnings)?;
-
-        let queue =
-            from.get("queue", raw.queue).parsed(Queue::Local, "a queue", Queue::FIX, "local")?;
-        let bind = from.get("bind", raw.bind).parsed(
-            IpAddr::from([0, 0, 0, 0]),
-            "an IP address",
-            "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 for all",
-            "127.0.0.1",
-        )?;
-        let log = from.get("log", raw.log).parsed(
-            LogFilter("info".into()),
-            "a log filter",
-            "give a level (error, warn, info, debug, trace) or target=level pairs",
-            "info,ws_cluster=debug",
-        )?;
-        let pin = from.get("pin", raw.pin).flag(true)?;
-
-        let port = |flag, arg, default: u16| {
-            from.get(flag, arg).number("a port", default.into(), 0..=65_535).map(|n| n as u16)
-        };
-        let ws_port = port("ws_port", raw.ws_port, 8812)?;
-        let http_port = port("http_port", raw.http_port, 8912)?;
-        let prometheus_port = port("prometheus_port", raw.prometheus_port, 9091)?;
-        distinct_ports(&[
-            ("ws_port", ws_port),
-            ("http_port", http_port),
-            ("prometheus_port", prometheus_port),
-        ])?;
-
-        let count = |flag, arg, what, default, range| {
-            from.get(flag, arg).number(what, default, range).map(|n| n as usize)
-        };
-        let node = count("node", raw.node, "a node number", 1, 0..=NodeId::MAX.into())?;
-        let workers =
-            count("workers", raw.workers, "a number of workers", default_workers(), 1..=64)?;
-        let max_connections = count(
-            "max_connections",
-            raw.max_connections,
-            "a number of connections",
-            1_000_000,
-            1..=100_000_000,
-        )?;
-        let max_http_connections = count(
-            "max_http_connections",
-            raw.max_http_connections,
-            "a number of connections",
-            10_000,
-            1..=1_000_000,
-        )?;
-
+        let queue = from.get("queue", &raw.queue);
+        let queue = queue.parsed(Queue::Local, "a queue", Queue::FIX, "local")?;
+        let bind = resolve_bind(raw, from)?;
+        let log = resolve_log(raw, from)?;
+        let pin = from.get("pin", &raw.pin).flag(true)?;
+        let ports = Ports::resolve(raw, from)?;
+        let counts = Counts::resolve(raw, from)?;
         let ms = |flag, arg, default, least| {
             from.get(flag, arg).number("a time in milliseconds", default, least..=DAY_MS)
         };
-        let drain_ms = ms("drain_ms", raw.drain_ms, 10_000, 0)?;
-        let idle_timeout_ms = ms("idle_timeout_ms", raw.idle_timeout_ms, 120_000, 100)?;
-        let request_timeout_ms = ms("request_timeout_ms", raw.request_timeout_ms, 10_000, 100)?;
-        let keep_alive_ms = ms("keep_alive_ms", raw.keep_alive_ms, 75_000, 100)?;
-        let linger_ms = ms("linger_ms", raw.linger_ms, 2_000, 0)?;
-
-        let size = |flag, arg, default, range| {
-            from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
-        };
-        let limits = Limits {
-            message_bytes: size("max_message_bytes", raw.max_message_bytes, 65_536, 128..=GIB)?,
-            body_bytes: size("max_body_bytes", raw.max_body_bytes, 1_048_576, 1_024..=GIB)?,
-            ..Limits::default()
-        };
-        let outbox_bytes = size("outbox_bytes", raw.outbox_bytes, 1_048_576, 4_096..=GIB)?;
-        let worker_outbox_bytes =
-            size("worker_outbox_bytes", raw.worker_outbox_bytes, 268_435_456, 4_096..=1_024 * GIB)?;
-        if worker_outbox_bytes < outbox_bytes {
-            return Err(Exit::Error(format!(
-                "--worker_outbox_bytes {worker_outbox_bytes} is below --outbox_bytes \
-                 {outbox_bytes}: one connection would use up its worker; give \
-                 --worker_outbox_bytes at least that much"
-            )));
-        }
+        let drain_ms = ms("drain_ms", &raw.drain_ms, 10_000, 0)?;
+        let idle_timeout_ms = ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?;
+        let request_timeout_ms = ms("request_timeout_ms", &raw.request_timeout_ms, 10_000, 100)?;
+        let keep_alive_ms = ms("keep_alive_ms", &raw.keep_alive_ms, 75_000, 100)?;
+        let linger_ms = ms("linger_ms", &raw.linger_ms, 2_000, 0)?;
+        let sizes = Sizes::resolve(raw, from)?;
 
         Ok(Self {
-            node: NodeId::new(node as u16).unwrap_or_default(),
+            node: counts.node,
             bind,
-            ws_port,
-            http_port,
-            prometheus_port,
+            ws_port: ports.ws,
+            http_port: ports.http,
+            prometheus_port: ports.prometheus,
             queue,
             env,
-            workers,
+            workers: counts.workers,
             pin,
-            max_connections,
-            max_http_connections,
+            max_connections: counts.max_connections,
+            max_http_connections: counts.max_http_connections,
             projects,
             projects_file,
             demand_exp: env == Env::Prod,
@@ -230,261 +166,125 @@ impl Config {
             request_timeout_ms,
             keep_alive_ms,
             linger_ms,
-            limits,
-            outbox_bytes,
-            worker_outbox_bytes,
+            limits: sizes.limits,
+            outbox_bytes: sizes.outbox,
+            worker_outbox_bytes: sizes.worker_outbox,
             echo,
-            log: log.0,
+            log,
             warnings,
         })
     }
 }
 
-/// What was typed, every value still text. The names are argh's; `--ws_port` is folded to
-/// `--ws-port` before.
-#[derive(FromArgs)]
-#[argh(
-    help_triggers("-h", "--help"),
-    description = "ws-cluster: a WebSocket push server, thread per core over io_uring.",
-    note = "Names work with underscores as well (--ws_port), and as --ws_port=8812.\n\
-            Every flag is an environment variable too: WS_CLUSTER_WS_PORT=8812,\n\
-            WS_CLUSTER_ECHO=true; the flag wins, an empty variable counts as absent.\n\
-            Sizes take the suffixes K, M and G (1024, 1024^2, 1024^3).\n\
-            A port of 0 takes any free one.\n\n\
-            The projects file is TOML:\n\n\
-            [[project]]\n\
-            pid = \"shop\"\n\
-            secrets = [\"at least 16 random bytes\"]      # several while rotating\n\
-            allowed_origins = [\"https://shop.example\"]  # optional; absent: any\n\
-            subscribe = \"any\"                           # any (default), none or signed",
-    error_code(0, "asked for help or the version, or ended in order"),
-    error_code(2, "a wrong argument or a wrong projects file")
-)]
-struct RawArgs {
-    /// print the version and end
-    #[argh(switch)]
-    version: bool,
-    /// this node's number in the cluster, 0 to 1023, its own (default 1)
-    #[argh(option)]
-    node: Option<String>,
-    /// the port for WebSocket connections (default 8812)
-    #[argh(option)]
-    ws_port: Option<String>,
-    /// the port of the HTTP API (default 8912)
-    #[argh(option)]
-    http_port: Option<String>,
-    /// the port of the Prometheus metrics (default 9091)
-    #[argh(option)]
-    prometheus_port: Option<String>,
-    /// the IP address to listen on (default 0.0.0.0)
-    #[argh(option)]
-    bind: Option<String>,
-    /// what carries messages between nodes: local (default)
-    #[argh(option)]
-    queue: Option<String>,
-    /// dev (default), test or prod; prod demands --projects and an exp in every signed request
-    #[argh(option)]
-    env: Option<String>,
-    /// the projects file (default in dev and test: project 1 with the secret dev-secret)
-    #[argh(option)]
-    projects: Option<String>,
-    /// worker threads, 1 to 64 (default: cores - 1)
-    #[argh(option)]
-    workers: Option<String>,
-    /// pin every worker to a core, true (default) or false
-    #[argh(option)]
-    pin: Option<String>,
-    /// open WebSocket connections of this node (default 1000000)
-    #[argh(option)]
-    max_connections: Option<String>,
-    /// open HTTP connections of one worker (default 10000)
-    #[argh(option)]
-    max_http_connections: Option<String>,
-    /// how long a stopping node waits for its connections (default 10000)
-    #[argh(option)]
-    drain_ms: Option<String>,
-    /// silence after which a WebSocket connection ends, at least 100 (default 120000)
-    #[argh(option)]
-    idle_timeout_ms: Option<String>,
-    /// time for a request's head and body to arrive whole (default 10000)
-    #[argh(option)]
-    request_timeout_ms: Option<String>,
-    /// time an HTTP connection may wait for its next request (default 75000)
-    #[argh(option)]
-    keep_alive_ms: Option<String>,
-    /// time a closing connection waits for its peer (default 2000)
-    #[argh(option)]
-    linger_ms: Option<String>,
-    /// size of a client's message (default 64K)
-    #[argh(option)]
-    max_message_bytes: Option<String>,
-    /// size of an HTTP body or of a business server's message (default 1M)
-    #[argh(option)]
-    max_body_bytes: Option<String>,
-    /// unsent bytes of one connection (default 1M)
-    #[argh(option)]
-    outbox_bytes: Option<String>,
-    /// unsent bytes of all connections of one worker (default 256M)
-    #[argh(option)]
-    worker_outbox_bytes: Option<String>,
-    /// send clients their own frames back, for measuring; refused with --env prod
-    #[argh(switch)]
-    echo: bool,
-    /// what to log, a tracing filter (default info)
-    #[argh(option)]
-    log: Option<String>,
+fn resolve_echo(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<bool, Exit> {
+    let echo = from.get("echo", &raw.echo.then(|| "true".into())).flag(false)?;
+    if echo && env == Env::Prod {
+        return Err(Exit::Error(
+            "--echo is refused with --env prod: it is for measuring; leave it out, or use \
+             --env test"
+                .into(),
+        ));
+    }
+    Ok(echo)
 }
 
-impl RawArgs {
-    fn parse(args: &[String]) -> Result<Self, Exit> {
-        let folded = fold_names(args)?;
-        let folded: Vec<&str> = folded.iter().map(String::as_str).collect();
-        Self::from_args(&["ws-cluster"], &folded).map_err(|early| match early.status {
-            Ok(()) => Exit::Help(early.output),
-            Err(()) => {
-                let output = early.output.split_whitespace().collect::<Vec<_>>().join(" ");
-                let output = output.trim_end_matches('.');
-                Exit::Error(format!("{output}: ws-cluster --help lists the arguments"))
-            }
+fn resolve_bind(raw: &RawArgs, from: &Source<'_>) -> Result<IpAddr, Exit> {
+    from.get("bind", &raw.bind).parsed(
+        IpAddr::from([0, 0, 0, 0]),
+        "an IP address",
+        "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 for all",
+        "127.0.0.1",
+    )
+}
+
+fn resolve_log(raw: &RawArgs, from: &Source<'_>) -> Result<String, Exit> {
+    let filter = from.get("log", &raw.log).parsed(
+        LogFilter("info".into()),
+        "a log filter",
+        "give a level (error, warn, info, debug, trace) or target=level pairs",
+        "info,ws_cluster=debug",
+    )?;
+    Ok(filter.0)
+}
+
+/// The ports, each its own.
+struct Ports {
+    ws: u16,
+    http: u16,
+    prometheus: u16,
+}
+
+impl Ports {
+    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+        let port = |flag, arg, default: u16| {
+            from.get(flag, arg).number("a port", default.into(), 0..=65_535).map(|n| n as u16)
+        };
+        let ws = port("ws_port", &raw.ws_port, 8812)?;
+        let http = port("http_port", &raw.http_port, 8912)?;
+        let prometheus = port("prometheus_port", &raw.prometheus_port, 9091)?;
+        distinct_ports(&[("ws_port", ws), ("http_port", http), ("prometheus_port", prometheus)])?;
+        Ok(Self { ws, http, prometheus })
+    }
+}
+
+/// What is counted in pieces.
+struct Counts {
+    node: NodeId,
+    workers: usize,
+    max_connections: usize,
+    max_http_connections: usize,
+}
+
+impl Counts {
+    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+        let connections = |flag, arg, default, max| {
+            from.get(flag, arg).number("a number of connections", default, 1..=max)
+        };
+        let node = from.get("node", &raw.node).number("a node number", 1, 0..=NodeId::MAX.into());
+        let workers = from.get("workers", &raw.workers);
+        let workers = workers.number("a number of workers", default_workers(), 1..=64);
+        let open = connections("max_connections", &raw.max_connections, 1_000_000, 100_000_000);
+        let http =
+            connections("max_http_connections", &raw.max_http_connections, 10_000, 1_000_000);
+        Ok(Self {
+            node: NodeId::new(node? as u16).unwrap_or_default(),
+            workers: workers? as usize,
+            max_connections: open? as usize,
+            max_http_connections: http? as usize,
         })
     }
 }
 
-/// `--ws_port=8812` to `--ws-port 8812`: argh knows neither underscores nor the equals sign.
-/// Values stay as they are.
-fn fold_names(args: &[String]) -> Result<Vec<String>, Exit> {
-    let mut folded = Vec::with_capacity(args.len());
-    for arg in args {
-        let Some(long) = arg.strip_prefix("--") else {
-            folded.push(arg.clone());
-            continue;
+/// What is counted in bytes.
+struct Sizes {
+    limits: Limits,
+    outbox: usize,
+    worker_outbox: usize,
+}
+
+impl Sizes {
+    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+        let size = |flag, arg, default, range| {
+            from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
         };
-        let (name, value) = match long.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (long, None),
+        let limits = Limits {
+            message_bytes: size("max_message_bytes", &raw.max_message_bytes, 65_536, 128..=GIB)?,
+            body_bytes: size("max_body_bytes", &raw.max_body_bytes, 1_048_576, 1_024..=GIB)?,
+            ..Limits::default()
         };
-        let name = format!("--{}", name.replace('_', "-"));
-        match value {
-            None => folded.push(name),
-            Some(value) if name == "--echo" => {
-                let echo = Setting { flag: "echo", text: Some(value.into()), from_env: false };
-                if echo.flag(false)? {
-                    folded.push(name);
-                }
-            }
-            Some(value) => folded.extend([name, value.into()]),
+        let outbox = size("outbox_bytes", &raw.outbox_bytes, 1_048_576, 4_096..=GIB)?;
+        let range = 4_096..=1_024 * GIB;
+        let worker_outbox =
+            size("worker_outbox_bytes", &raw.worker_outbox_bytes, 268_435_456, range)?;
+        if worker_outbox < outbox {
+            return Err(Exit::Error(format!(
+                "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
+                 connection would use up its worker; give --worker_outbox_bytes at least that \
+                 much"
+            )));
         }
+        Ok(Self { limits, outbox, worker_outbox })
     }
-    Ok(folded)
-}
-
-/// Where a value comes from: the flag if it was typed, else the environment.
-struct Source<'a> {
-    env: &'a dyn Fn(&str) -> Option<String>,
-}
-
-impl Source<'_> {
-    fn get(&self, flag: &'static str, arg: Option<String>) -> Setting {
-        let from_env = arg.is_none();
-        let text = arg.or_else(|| (self.env)(&variable(flag)).filter(|text| !text.is_empty()));
-        Setting { flag, text, from_env }
-    }
-}
-
-fn variable(flag: &str) -> String {
-    format!("WS_CLUSTER_{}", flag.to_ascii_uppercase())
-}
-
-/// One value, still text, that knows how to complain about itself.
-struct Setting {
-    flag: &'static str,
-    text: Option<String>,
-    from_env: bool,
-}
-
-impl Setting {
-    fn number(self, what: &str, default: u64, range: RangeInclusive<u64>) -> Result<u64, Exit> {
-        let Some(text) = &self.text else { return Ok(default) };
-        let digits_only = text.bytes().all(|b| b.is_ascii_digit());
-        match text.parse() {
-            Ok(number) if digits_only && range.contains(&number) => Ok(number),
-            _ => {
-                let fix = format!("give a number from {} to {}", range.start(), range.end());
-                Err(self.wrong(what, &fix, default))
-            }
-        }
-    }
-
-    fn size(self, default: u64, range: RangeInclusive<u64>) -> Result<u64, Exit> {
-        let Some(text) = &self.text else { return Ok(default) };
-        match parse_size(text) {
-            Some(bytes) if range.contains(&bytes) => Ok(bytes),
-            _ => {
-                let fix = format!(
-                    "give bytes from {} to {}, or a number with K, M or G",
-                    range.start(),
-                    range.end()
-                );
-                Err(self.wrong("a size", &fix, default))
-            }
-        }
-    }
-
-    fn flag(self, default: bool) -> Result<bool, Exit> {
-        match self.text.as_deref() {
-            None => Ok(default),
-            Some("true" | "1") => Ok(true),
-            Some("false" | "0") => Ok(false),
-            Some(_) => Err(self.wrong("true or false", "give one of the two", default)),
-        }
-    }
-
-    fn parsed<T: FromStr>(
-        self,
-        default: T,
-        what: &str,
-        fix: &str,
-        example: &str,
-    ) -> Result<T, Exit> {
-        let Some(text) = &self.text else { return Ok(default) };
-        text.parse().map_err(|_| match (self.flag, text.as_str()) {
-            ("queue", "redis" | "redis-stream") => Exit::Error(format!(
-                "{} comes with a later version: use {}",
-                self.written(text),
-                self.written("local")
-            )),
-            _ => self.wrong(what, fix, example),
-        })
-    }
-
-    fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
-        let name = if self.from_env { variable(self.flag) } else { format!("--{}", self.flag) };
-        let value = self.text.as_deref().unwrap_or_default();
-        let example = self.written(example);
-        Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
-    }
-
-    /// The setting with a value, in the way in which it was given.
-    fn written(&self, value: impl Display) -> String {
-        match self.from_env {
-            true => format!("{}={value}", variable(self.flag)),
-            false => format!("--{} {value}", self.flag),
-        }
-    }
-}
-
-/// `64K`, `1M`, `2G`, also with `iB` behind and in lower case, or plain bytes.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, suffix) = text.split_at(digits);
-    let unit = match suffix.to_ascii_lowercase().as_str() {
-        "" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => GIB,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 fn default_workers() -> u64 {
@@ -546,6 +346,7 @@ impl FromStr for LogFilter {
 
 #[cfg(test)]
 mod tests {
+    use super::setting::parse_size;
     use super::*;
 
     fn config(line: &str) -> Result<Config, Exit> {

@@ -1,0 +1,61 @@
+# `make` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+VENV := tests/.venv
+# The build that the tests run against: with debug assertions, and without a second, slow build.
+export WS_CLUSTER_BIN ?= $(abspath $(TARGET_DIR))/debug/ws-cluster
+
+FUZZ_SECONDS ?= 60
+ROUNDS ?= 5
+SOAK_SECONDS ?= 600
+SOAK_CONNECTIONS ?= 1000
+
+.PHONY: help build fmt lint python-env test test-rust test-python test-node \
+        bench side-by-side soak fuzz fuzz-short clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+build: ## the release binaries: the server, loadtest, bench
+	cargo build --release --workspace
+
+fmt: ## format the code
+	cargo fmt --all
+
+lint: ## formatting and clippy, nothing is changed
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+python-env: $(VENV)/.done ## the Python environment of the tests, in tests/.venv
+
+$(VENV)/.done: tests/requirements.txt
+	tests/python-env.sh $(VENV) tests/requirements.txt
+	touch $@
+
+test: ## everything a change must pass: lint, Rust, Python and Node tests
+	@tests/run.sh
+
+bench: ## the criterion benches and the bare loops' own figures
+	cargo bench --workspace
+	cargo run --release -p bench -- --help
+
+side-by-side: build ## server and bare loop in turn on the same cores (ROUNDS=5)
+	bench/side_by_side.py --rounds $(ROUNDS)
+
+soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
+	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
+
+fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
+	tests/fuzz.sh $(FUZZ_SECONDS)
+
+fuzz-short: ## every fuzz target for 5 seconds
+	tests/fuzz.sh 5
+
+clean: ## remove what was built
+	cargo clean
+	rm -rf $(VENV)

@@ -1,0 +1,144 @@
+//! What was typed: argh's view of the arguments, every value still text.
+
+use argh::FromArgs;
+
+use super::Exit;
+use super::setting::Setting;
+
+/// What was typed, every value still text. The names are argh's; `--ws_port` is folded to
+/// `--ws-port` before.
+#[derive(FromArgs)]
+#[argh(
+    help_triggers("-h", "--help"),
+    description = "ws-cluster: a WebSocket push server, thread per core over io_uring.",
+    note = "Names work with underscores as well (--ws_port), and as --ws_port=8812.\n\
+            Every flag is an environment variable too: WS_CLUSTER_WS_PORT=8812,\n\
+            WS_CLUSTER_ECHO=true; the flag wins, an empty variable counts as absent.\n\
+            Sizes take the suffixes K, M and G (1024, 1024^2, 1024^3).\n\
+            A port of 0 takes any free one.\n\n\
+            The projects file is TOML:\n\n\
+            [[project]]\n\
+            pid = \"shop\"\n\
+            secrets = [\"at least 16 random bytes\"]      # several while rotating\n\
+            allowed_origins = [\"https://shop.example\"]  # optional; absent: any\n\
+            subscribe = \"any\"                           # any (default), none or signed",
+    error_code(0, "asked for help or the version, or ended in order"),
+    error_code(2, "a wrong argument or a wrong projects file")
+)]
+pub(super) struct RawArgs {
+    /// print the version and end
+    #[argh(switch)]
+    pub(super) version: bool,
+    /// this node's number in the cluster, 0 to 1023, its own (default 1)
+    #[argh(option)]
+    pub(super) node: Option<String>,
+    /// the port for WebSocket connections (default 8812)
+    #[argh(option)]
+    pub(super) ws_port: Option<String>,
+    /// the port of the HTTP API (default 8912)
+    #[argh(option)]
+    pub(super) http_port: Option<String>,
+    /// the port of the Prometheus metrics (default 9091)
+    #[argh(option)]
+    pub(super) prometheus_port: Option<String>,
+    /// the IP address to listen on (default 0.0.0.0)
+    #[argh(option)]
+    pub(super) bind: Option<String>,
+    /// what carries messages between nodes: local (default)
+    #[argh(option)]
+    pub(super) queue: Option<String>,
+    /// dev (default), test or prod; prod demands --projects and an exp in every signed request
+    #[argh(option)]
+    pub(super) env: Option<String>,
+    /// the projects file (default in dev and test: project 1 with the secret dev-secret)
+    #[argh(option)]
+    pub(super) projects: Option<String>,
+    /// worker threads, 1 to 64 (default: cores - 1)
+    #[argh(option)]
+    pub(super) workers: Option<String>,
+    /// pin every worker to a core, true (default) or false
+    #[argh(option)]
+    pub(super) pin: Option<String>,
+    /// open WebSocket connections of this node (default 1000000)
+    #[argh(option)]
+    pub(super) max_connections: Option<String>,
+    /// open HTTP connections of one worker (default 10000)
+    #[argh(option)]
+    pub(super) max_http_connections: Option<String>,
+    /// how long a stopping node waits for its connections (default 10000)
+    #[argh(option)]
+    pub(super) drain_ms: Option<String>,
+    /// silence after which a WebSocket connection ends, at least 100 (default 120000)
+    #[argh(option)]
+    pub(super) idle_timeout_ms: Option<String>,
+    /// time for a request's head and body to arrive whole (default 10000)
+    #[argh(option)]
+    pub(super) request_timeout_ms: Option<String>,
+    /// time an HTTP connection may wait for its next request (default 75000)
+    #[argh(option)]
+    pub(super) keep_alive_ms: Option<String>,
+    /// time a closing connection waits for its peer (default 2000)
+    #[argh(option)]
+    pub(super) linger_ms: Option<String>,
+    /// size of a client's message (default 64K)
+    #[argh(option)]
+    pub(super) max_message_bytes: Option<String>,
+    /// size of an HTTP body or of a business server's message (default 1M)
+    #[argh(option)]
+    pub(super) max_body_bytes: Option<String>,
+    /// unsent bytes of one connection (default 1M)
+    #[argh(option)]
+    pub(super) outbox_bytes: Option<String>,
+    /// unsent bytes of all connections of one worker (default 256M)
+    #[argh(option)]
+    pub(super) worker_outbox_bytes: Option<String>,
+    /// send clients their own frames back, for measuring; refused with --env prod
+    #[argh(switch)]
+    pub(super) echo: bool,
+    /// what to log, a tracing filter (default info)
+    #[argh(option)]
+    pub(super) log: Option<String>,
+}
+
+impl RawArgs {
+    pub(super) fn parse(args: &[String]) -> Result<Self, Exit> {
+        let folded = fold_names(args)?;
+        let folded: Vec<&str> = folded.iter().map(String::as_str).collect();
+        Self::from_args(&["ws-cluster"], &folded).map_err(|early| match early.status {
+            Ok(()) => Exit::Help(early.output),
+            Err(()) => {
+                let output = early.output.split_whitespace().collect::<Vec<_>>().join(" ");
+                let output = output.trim_end_matches('.');
+                Exit::Error(format!("{output}: ws-cluster --help lists the arguments"))
+            }
+        })
+    }
+}
+
+/// `--ws_port=8812` to `--ws-port 8812`: argh knows neither underscores nor the equals sign.
+/// Values stay as they are.
+fn fold_names(args: &[String]) -> Result<Vec<String>, Exit> {
+    let mut folded = Vec::with_capacity(args.len());
+    for arg in args {
+        let Some(long) = arg.strip_prefix("--") else {
+            folded.push(arg.clone());
+            continue;
+        };
+        let (name, value) = match long.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (long, None),
+        };
+        let name = format!("--{}", name.replace('_', "-"));
+        match value {
+            None => folded.push(name),
+            Some(value) if name == "--echo" => {
+                let echo = Setting { flag: "echo", text: Some(value.into()), from_env: false };
+                if echo.flag(false)? {
+                    folded.push(name);
+                }
+            }
+            Some(value) => folded.extend([name, value.into()]),
+        }
+    }
+    Ok(folded)
+}

@@ -1,0 +1,449 @@
+//! Rules of the house as a test, in the spirit of TigerBeetle's `tidy.zig`. Each rule is a function
+//! from a file's text to what is wrong with it, so that the tests at the end can show that it fails.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const MAX_LINE_CHARS: usize = 100;
+const MAX_FILE_LINES: usize = 700;
+const MAX_FUNCTION_LINES: usize = 70;
+/// In the tools, where a run reads from top to bottom, and in tests.
+const MAX_TOOL_FUNCTION_LINES: usize = 120;
+
+/// Where a module of the root crate lives; a file imports its own floor or lower ones. Modules of one
+/// floor may know each other.
+const FLOORS: [(&str, u8); 9] = [
+    ("types", 0),
+    ("wire", 1),
+    ("state", 2),
+    ("io", 3),
+    ("ops", 3),
+    ("config", 4),
+    ("node", 4),
+    ("shutdown", 4),
+    ("main", 4),
+];
+
+/// What may stand at the top of the repository.
+const TOP_LEVEL: [&str; 24] = [
+    ".ci",
+    ".dockerignore",
+    ".gitignore",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "Dockerfile",
+    "Jenkinsfile",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "bench",
+    "clippy.toml",
+    "deny.toml",
+    "deploy",
+    "docs",
+    "fuzz",
+    "loadtest",
+    "rustfmt.toml",
+    "src",
+    "systemd",
+    "tests",
+    ".github",
+];
+
+/// One line that breaks a rule, counted from 1.
+#[derive(Debug, PartialEq)]
+struct Offence {
+    line: usize,
+    what: String,
+}
+
+fn offence(line: usize, what: impl Into<String>) -> Offence {
+    Offence { line, what: what.into() }
+}
+
+#[test]
+fn the_tree_is_tidy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut report = String::new();
+    for path in tracked_files(root) {
+        if !is_at_top(&path) {
+            let _ = writeln!(report, "{path}: not in the list of top-level entries in tidy.rs");
+        }
+        if path.ends_with(".rs")
+            && let Ok(text) = fs::read_to_string(root.join(&path))
+        {
+            for Offence { line, what } in check(&path, &text) {
+                let _ = writeln!(report, "{path}:{line}: {what}");
+            }
+        }
+    }
+    assert!(report.is_empty(), "\n{report}");
+}
+
+/// What git knows, and what it would add: a new file counts before it is committed.
+fn tracked_files(root: &Path) -> Vec<String> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    let listed = git.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let files: Vec<String> = listed.unwrap_or_default().lines().map(String::from).collect();
+    assert!(files.iter().any(|file| file == "Cargo.toml"), "git ls-files lists no Cargo.toml");
+    files
+}
+
+fn is_at_top(path: &str) -> bool {
+    TOP_LEVEL.contains(&path.split('/').next().unwrap_or(path))
+}
+
+/// All rules over one Rust file.
+fn check(path: &str, text: &str) -> Vec<Offence> {
+    let source = Source::new(path, text);
+    let rules = [sizes, functions, floors, unsafe_code, unwraps, left_overs, prints];
+    rules.iter().flat_map(|rule| rule(&source)).collect()
+}
+
+/// A file, its lines beside their code: without comments, and with the insides of texts left out.
+struct Source<'a> {
+    path: &'a str,
+    lines: Vec<&'a str>,
+    code: Vec<String>,
+    /// The line (from 0) at which `#[cfg(test)]` ends the shipping part.
+    tests_from: usize,
+}
+
+impl<'a> Source<'a> {
+    fn new(path: &'a str, text: &'a str) -> Self {
+        let code: Vec<String> = code_only(text).lines().map(String::from).collect();
+        let is_test_file = path.starts_with("tests/")
+            || path.contains("/tests/")
+            || path.ends_with("/tests.rs")
+            || path.ends_with("/properties.rs");
+        let marker = code.iter().position(|line| line.trim() == "#[cfg(test)]");
+        let tests_from = if is_test_file { 0 } else { marker.unwrap_or(usize::MAX) };
+        Self { path, lines: text.lines().collect(), code, tests_from }
+    }
+
+    /// The code that ships, with line numbers from 1.
+    fn shipping(&self) -> impl Iterator<Item = (usize, &str)> {
+        let lines = self.code.iter().enumerate().take(self.tests_from);
+        lines.map(|(index, line)| (index + 1, line.as_str()))
+    }
+}
+
+/// Blanks out comments and the insides of string and character literals; lines stay where they are.
+fn code_only(text: &str) -> String {
+    let bytes: Vec<char> = text.chars().collect();
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = match token(&bytes[at..]) {
+            Token::Code => {
+                out.push(bytes[at]);
+                at += 1;
+                continue;
+            }
+            Token::Blank(length) => at + length,
+        };
+        let end = end.min(bytes.len());
+        out.extend(bytes[at..end].iter().filter(|&&c| c == '\n'));
+        at = end;
+    }
+    out
+}
+
+enum Token {
+    Code,
+    /// So many characters that are no code.
+    Blank(usize),
+}
+
+fn token(rest: &[char]) -> Token {
+    let starts = |text: &str| text.chars().eq(rest.iter().copied().take(text.chars().count()));
+    if starts("//") {
+        return Token::Blank(rest.iter().position(|&c| c == '\n').unwrap_or(rest.len()));
+    }
+    if starts("/*") {
+        let end = rest.windows(2).skip(2).position(|pair| pair == ['*', '/']);
+        return Token::Blank(end.map_or(rest.len(), |end| end + 4));
+    }
+    if starts("r\"") || starts("r#") || starts("br\"") || starts("br#") {
+        let from = rest.iter().position(|&c| c != 'b' && c != 'r').unwrap_or(0);
+        let hashes = rest[from..].iter().take_while(|&&c| c == '#').count();
+        if rest.get(from + hashes) == Some(&'"') {
+            let mut close = vec!['"'];
+            close.extend(std::iter::repeat_n('#', hashes));
+            let body = from + hashes + 1;
+            let end = rest[body..].windows(close.len()).position(|part| part == close);
+            return Token::Blank(end.map_or(rest.len(), |end| body + end + close.len()));
+        }
+    }
+    match rest {
+        ['"', ..] => Token::Blank(literal_end(rest, '"')),
+        ['\'', '\\', ..] => Token::Blank(literal_end(rest, '\'')),
+        ['\'', _, '\'', ..] => Token::Blank(3),
+        _ => Token::Code,
+    }
+}
+
+fn literal_end(rest: &[char], quote: char) -> usize {
+    let mut at = 1;
+    while at < rest.len() && rest[at] != quote {
+        at += if rest[at] == '\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
+fn sizes(source: &Source<'_>) -> Vec<Offence> {
+    let mut found = Vec::new();
+    let lines = source.lines.len();
+    if lines > MAX_FILE_LINES {
+        found.push(offence(lines, format!("{lines} lines, at most {MAX_FILE_LINES} in a file")));
+    }
+    for (index, line) in source.lines.iter().enumerate() {
+        let chars = line.chars().count();
+        if chars > MAX_LINE_CHARS {
+            found.push(offence(index + 1, format!("{chars} characters in a line")));
+        }
+        if line.ends_with([' ', '\t']) {
+            found.push(offence(index + 1, "blanks at the end of the line"));
+        }
+    }
+    found
+}
+
+/// rustfmt puts the brace that ends a function under the first character of its first line.
+fn functions(source: &Source<'_>) -> Vec<Offence> {
+    let is_product = source.path.starts_with("src/");
+    let max = if is_product { MAX_FUNCTION_LINES } else { MAX_TOOL_FUNCTION_LINES };
+    let mut found = Vec::new();
+    for (start, line) in source.code.iter().enumerate() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some(name) =
+            words.iter().position(|word| *word == "fn").and_then(|at| words.get(at + 1))
+        else {
+            continue;
+        };
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let closing = format!("{indent}}}");
+        let body = &source.code[start..];
+        let ends =
+            |line: &String| *line == closing || (line.ends_with(';') && line.starts_with(indent));
+        let is_one_line = line.trim_end().ends_with('}') || line.trim_end().ends_with(';');
+        let Some(length) = body.iter().position(|line| *line == closing) else { continue };
+        let is_declaration = body.iter().take(length).take(8).any(|line| {
+            ends(line) && !line.contains('{') && line.trim_start().starts_with([')', '-'])
+        });
+        if !is_one_line && !is_declaration && length + 1 > max {
+            let lines = length + 1;
+            let what = format!("{name} has {lines} lines, at most {max}");
+            found.push(offence(start + 1, what));
+        }
+    }
+    found
+}
+
+fn floors(source: &Source<'_>) -> Vec<Offence> {
+    let Some(inside) = source.path.strip_prefix("src/") else { return Vec::new() };
+    let top = inside.split(['/', '.']).next().unwrap_or("");
+    if top == "lib" {
+        return Vec::new();
+    }
+    let Some(floor) = floor_of(top) else {
+        return vec![offence(1, format!("src/{top} stands on no floor: name it in tidy.rs"))];
+    };
+    let depth = inside.matches('/').count() + usize::from(!inside.ends_with("mod.rs"));
+    let mut found = Vec::new();
+    for (line, code) in source.shipping() {
+        for module in modules_named(code, depth) {
+            if let Some(other) = floor_of(module).filter(|other| *other > floor) {
+                let what = format!("{top} (floor {floor}) imports {module} (floor {other})");
+                found.push(offence(line, what));
+            }
+        }
+    }
+    found
+}
+
+fn floor_of(module: &str) -> Option<u8> {
+    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
+}
+
+/// The top-level modules that a line names by `crate::…`, `crate::{…}`, `ws_cluster::…`, or by as many
+/// `super::` as lead to the root from a file `depth` modules below it.
+fn modules_named(code: &str, depth: usize) -> Vec<&str> {
+    let to_root = "super::".repeat(depth);
+    let prefixes = ["crate::", "ws_cluster::", to_root.as_str()];
+    let mut found = Vec::new();
+    for prefix in prefixes.iter().filter(|prefix| !prefix.is_empty()) {
+        for (at, _) in code.match_indices(prefix) {
+            let rest = &code[at + prefix.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => found.extend(group.split(',').map(|path| first_name(path.trim()))),
+                None => found.push(first_name(rest)),
+            }
+        }
+    }
+    found
+}
+
+fn first_name(path: &str) -> &str {
+    let end = path.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(path.len());
+    &path[..end]
+}
+
+fn has_word(code: &str, word: &str) -> bool {
+    code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|part| part == word)
+}
+
+fn unsafe_code(source: &Source<'_>) -> Vec<Offence> {
+    let is_allowed = source.path.starts_with("src/io/")
+        || source.path.ends_with("/src/sys.rs")
+        || source.path == "tests/allocations.rs";
+    let hits = source.code.iter().enumerate();
+    hits.filter(|(_, code)| !is_allowed && has_word(code, "unsafe"))
+        .map(|(index, _)| offence(index + 1, "unsafe outside src/io, or a member's sys.rs"))
+        .collect()
+}
+
+/// A text in the call is blanked out already; `expect` of something else is a method of ours.
+fn unwraps(source: &Source<'_>) -> Vec<Offence> {
+    source
+        .shipping()
+        .filter(|(_, code)| {
+            [".unwrap()", ".expect()", ".expect(&", ".unwrap_err()", ".expect_err()"]
+                .iter()
+                .any(|call| code.contains(call))
+        })
+        .map(|(line, _)| offence(line, "unwrap or expect outside tests"))
+        .collect()
+}
+
+fn left_overs(source: &Source<'_>) -> Vec<Offence> {
+    // Put together, so that this file does not find itself.
+    let words =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
+    let macros = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("db", "g!(")];
+    let mut found = Vec::new();
+    for (index, line) in source.lines.iter().enumerate() {
+        if words.iter().any(|word| has_word(line, word)) {
+            found.push(offence(index + 1, "a note about work to be done"));
+        }
+        if macros.iter().any(|name| line.contains(name)) {
+            found.push(offence(index + 1, "a macro that marks unfinished work"));
+        }
+    }
+    found
+}
+
+fn prints(source: &Source<'_>) -> Vec<Offence> {
+    if !source.path.starts_with("src/") || source.path == "src/main.rs" {
+        return Vec::new();
+    }
+    let printing = ["println!", "print!", "eprintln!", "eprint!"];
+    source
+        .shipping()
+        .filter(|(_, code)| printing.iter().any(|name| code.contains(name)))
+        .map(|(line, _)| offence(line, "printing outside main.rs: use tracing"))
+        .collect()
+}
+
+// That each rule can fail.
+
+fn lines_of(path: &str, text: &str) -> Vec<usize> {
+    check(path, text).iter().map(|offence| offence.line).collect()
+}
+
+#[test]
+fn floors_are_kept() {
+    for (path, code) in [
+        ("src/types/ids.rs", "use crate::wire::sign;"),
+        ("src/types/ids.rs", "use super::super::state::Worker;"),
+        ("src/wire/mod.rs", "use super::state::Worker;"),
+        ("src/wire/json.rs", "fn f() { let x = crate::state::Worker::new(); }"),
+        ("src/state/worker.rs", "use crate::{types::Cid, io::ring};"),
+        ("src/state/a/b.rs", "use super::super::super::ops::metrics;"),
+        ("src/io/ring.rs", "use crate::config::Config;"),
+        ("src/ops/metrics.rs", "use crate::node::run;"),
+        ("src/elsewhere/x.rs", ""),
+    ] {
+        assert_eq!(lines_of(path, code), [1], "{path}: {code}");
+    }
+    for (path, code) in [
+        ("src/types/ids.rs", "use super::limits::Limits;"),
+        ("src/wire/json.rs", "use super::state::Parser; // of its own\nuse crate::types::Cid;"),
+        ("src/state/worker.rs", "use crate::{types::Cid, wire::json};"),
+        ("src/io/ring.rs", "use crate::ops::metrics;\nuse super::sys;"),
+        ("src/node.rs", "use crate::config::Config;\nuse crate::io::ring;"),
+        ("src/types/ids.rs", "// crate::wire\n#[cfg(test)]\nuse crate::wire::json;"),
+        ("src/lib.rs", "pub mod io;"),
+    ] {
+        assert_eq!(lines_of(path, code), [0; 0], "{path}: {code}");
+    }
+}
+
+#[test]
+fn unsafe_stays_in_io() {
+    let code = "fn f() {\n    unsafe { g() }\n}";
+    for path in ["src/wire/json.rs", "src/node.rs", "bench/src/main.rs", "tests/push.rs"] {
+        assert_eq!(lines_of(path, code), [2], "{path}");
+    }
+    for path in ["src/io/sys.rs", "loadtest/src/sys.rs"] {
+        assert_eq!(lines_of(path, code), [0; 0], "{path}");
+    }
+    assert_eq!(lines_of("src/node.rs", "#![deny(unsafe_op_in_unsafe_fn)] // unsafe"), [0; 0]);
+}
+
+#[test]
+fn unwraps_stay_in_tests() {
+    let code = "fn f() {\n    x.unwrap();\n    y.expect(\"z\");\n}";
+    assert_eq!(lines_of("src/node.rs", code), [2, 3]);
+    assert_eq!(lines_of("loadtest/src/main.rs", code), [2, 3]);
+    assert_eq!(lines_of("tests/push.rs", code), [0; 0]);
+    assert_eq!(lines_of("src/node.rs", &format!("#[cfg(test)]\nmod tests {{\n{code}\n}}")), [0; 0]);
+    assert_eq!(lines_of("src/node.rs", "// x.unwrap()\nlet t = \".unwrap()\";"), [0; 0]);
+    assert_eq!(
+        lines_of("src/node.rs", "let t = r#\"\" .unwrap()\"#; let q = '\"'; z.unwrap()"),
+        [1]
+    );
+}
+
+#[test]
+fn lines_files_and_functions_are_bounded() {
+    let long = "x".repeat(101);
+    assert_eq!(lines_of("src/node.rs", &format!("a\n// {}\n// {long}\nb ", &long[..97])), [3, 4]);
+    assert_eq!(lines_of("src/node.rs", &"\n".repeat(701)), [701]);
+    assert_eq!(lines_of("src/node.rs", &"\n".repeat(700)), [0; 0]);
+    let function = |lines: usize| {
+        format!("impl X {{\n    pub fn f() {{\n{}    }}\n}}\n", "        g();\n".repeat(lines - 2))
+    };
+    assert_eq!(lines_of("src/node.rs", &function(70)), [0; 0]);
+    assert_eq!(lines_of("src/node.rs", &function(71)), [2]);
+    let inner = function(71).trim_end().replace('\n', "\n    ");
+    assert_eq!(lines_of("bench/src/main.rs", &function(120)), [0; 0]);
+    assert_eq!(lines_of("bench/src/main.rs", &function(121)), [2]);
+    let nested = format!("fn a() {{\n    {inner}\n}}\n");
+    assert_eq!(lines_of("src/node.rs", &nested), [1, 3]);
+    let declared = format!("trait T {{\n    fn f();\n}}\n{}", "mod a;\n".repeat(90));
+    assert_eq!(lines_of("src/node.rs", &declared), [0; 0]);
+}
+
+#[test]
+fn nothing_is_left_over_or_printed() {
+    for word in ["TO DO", "FIX ME", "to do!(", "unimple mented!(", "db g!("] {
+        let line = format!("// {} x", word.replace(' ', ""));
+        assert_eq!(lines_of("loadtest/src/main.rs", &line), [1], "{line}");
+    }
+    assert_eq!(lines_of("src/node.rs", "println!(\"x\");"), [1]);
+    assert_eq!(lines_of("src/node.rs", "eprintln!(\"x\");"), [1]);
+    assert_eq!(lines_of("src/main.rs", "println!(\"x\");"), [0; 0]);
+    assert_eq!(lines_of("loadtest/src/main.rs", "println!(\"x\");"), [0; 0]);
+}
+
+#[test]
+fn the_top_level_is_a_list() {
+    assert!(is_at_top("src/node.rs") && is_at_top("LICENSE"));
+    assert!(!is_at_top("notes.md") && !is_at_top("scratch/a.rs"));
+}
