@@ -1,5 +1,7 @@
 //! ws-cluster: a WebSocket push server, thread per core over io_uring.
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 pub mod config;
 pub mod io;
 pub mod node;

@@ -1,5 +1,7 @@
 //! Arguments to config to [`ws_cluster::node::run`].
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 use std::process::ExitCode;
 use ws_cluster::config::{Config, DEV_PID, DEV_SECRET, Env, Exit};
 use ws_cluster::io::sys;

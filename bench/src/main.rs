@@ -1,6 +1,8 @@
 //! Bare loops: what the kernel alone allows on this machine. A figure of the server means something
 //! only beside the figure of the loop that does nothing but its system calls.
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 mod bare_send;
 mod drain;
 mod sys;

@@ -3,6 +3,8 @@
 //! One thread is one event loop: edge-triggered epoll, one receive buffer, frames parsed where they
 //! lie, no allocation per message, the clock read once per batch of events.
 
+#![warn(clippy::unwrap_used, clippy::expect_used)]
+
 mod client;
 mod connect;
 mod fanout;

@@ -46,7 +46,7 @@ pub fn serve_port(
 }
 
 fn accept(core: &Rc<Core>, stream: TcpStream) {
-    if core.http.borrow().len() >= core.shared.settings.max_http_connections {
+    if core.http.borrow().count() >= core.shared.settings.max_http_connections {
         return http::refuse_connection(stream.into_raw_fd());
     }
     // A socket that is gone already reports it at the first read.
@@ -54,9 +54,9 @@ fn accept(core: &Rc<Core>, stream: TcpStream) {
     let core = Rc::clone(core);
     monoio::spawn(async move {
         let counters = &core.shared.http_counters[core.index];
-        counters.connections.set(core.http.borrow().len() as u64 + 1);
+        counters.connections.set(core.http.borrow().count() as u64 + 1);
         http::serve(stream, &*core).await;
-        counters.connections.set(core.http.borrow().len() as u64);
+        counters.connections.set(core.http.borrow().count() as u64);
     });
 }
 

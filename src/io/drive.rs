@@ -172,17 +172,9 @@ async fn drive(core: Rc<Core>) {
                 core.engine.borrow_mut().turn(sys::now_ms());
             }
             core.flush().await;
-            let mut engine = core.engine.borrow_mut();
-            engine.ring().submit();
-            if !has_events && !engine.has_events() {
-                engine.ring().set_eventfd(true);
-                // What came between the look and the switch raised nothing.
-                if !engine.has_events() {
-                    break;
-                }
-                engine.ring().set_eventfd(false);
+            if !has_events && core.engine.borrow_mut().may_sleep() {
+                break;
             }
-            drop(engine);
             yield_now().await;
         }
     }

@@ -136,6 +136,22 @@ impl Engine {
         !self.events.is_empty() || self.ring.has_work()
     }
 
+    /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is something
+    /// to handle already.
+    pub fn may_sleep(&mut self) -> bool {
+        self.ring.submit();
+        if self.has_events() {
+            return false;
+        }
+        self.ring.set_eventfd(true);
+        // What came between the look and the switch raised nothing.
+        let may_sleep = !self.has_events();
+        if !may_sleep {
+            self.ring.set_eventfd(false);
+        }
+        may_sleep
+    }
+
     fn handle_event(&mut self, event: Completion) {
         let token = event.token;
         match token.kind {

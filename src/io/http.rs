@@ -62,7 +62,7 @@ struct Entry {
 }
 
 impl Connections {
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.len()
     }
 

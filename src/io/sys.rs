@@ -50,9 +50,8 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 /// The most slices that [`send_slices`] takes.
 pub const MAX_SLICES: usize = 16;
 
-/// Like [`send`], for bytes that are in several places. `fill` hands each slice to the function that it
-/// gets; all of them live as long as what `fill` borrows from.
-pub fn send_slices<'a>(fd: RawFd, slices: &[&'a [u8]]) -> io::Result<usize> {
+/// Like [`send`], for bytes that are in several places: at most [`MAX_SLICES`] of them are looked at.
+pub fn send_slices(fd: RawFd, slices: &[&[u8]]) -> io::Result<usize> {
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLICES];
     let count = slices.len().min(MAX_SLICES);
     for (vector, slice) in vectors.iter_mut().zip(slices) {

@@ -168,7 +168,7 @@ impl NodeMetrics {
             counts.iter_mut().zip(worker_counts).for_each(|(count, more)| *count += more);
             sum += worker_sum;
         }
-        let bounds = DURATION_BOUNDS.into_iter().chain([f64::MAX]);
+        let bounds = DURATION_BOUNDS.into_iter().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let help = "Seconds from a whole HTTP request to its answer";
         let kind = MetricType::Histogram;

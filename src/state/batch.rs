@@ -117,7 +117,9 @@ impl Batch {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> u32 {
         if payload_bytes >= SHARED_FRAME_BYTES {
-            let mut frame = Vec::with_capacity(payload_bytes + 10);
+            // Of exactly its size, so that sharing it needs no second allocation.
+            let mut frame =
+                Vec::with_capacity(websocket::head_bytes(payload_bytes) + payload_bytes);
             websocket::write_head(&mut frame, OpCode::Text, payload_bytes);
             write(&mut frame);
             let shared = self.shared.len() as u32;

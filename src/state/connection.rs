@@ -44,13 +44,20 @@ pub struct TagRef {
     pub position: u32,
 }
 
+/// Eight bytes in the entry instead of the 24 of a bare `Vec`: connections are many, those with two tags
+/// and more pay for them.
+#[derive(Debug)]
+pub struct ManyTags(Box<TagList>);
+
+type TagList = Vec<TagRef>;
+
 /// A connection's subscriptions. One costs nothing beyond the entry.
 #[derive(Debug, Default)]
 pub enum TagSet {
     #[default]
     None,
     One(TagRef),
-    Many(Box<Vec<TagRef>>),
+    Many(ManyTags),
 }
 
 impl TagSet {
@@ -58,7 +65,7 @@ impl TagSet {
         match self {
             Self::None => &[],
             Self::One(tag) => std::slice::from_ref(tag),
-            Self::Many(tags) => tags,
+            Self::Many(tags) => &tags.0,
         }
     }
 
@@ -66,7 +73,7 @@ impl TagSet {
         match self {
             Self::None => &mut [],
             Self::One(tag) => std::slice::from_mut(tag),
-            Self::Many(tags) => tags,
+            Self::Many(tags) => &mut tags.0,
         }
     }
 
@@ -77,8 +84,8 @@ impl TagSet {
     pub fn add(&mut self, tag: TagRef) {
         match self {
             Self::None => *self = Self::One(tag),
-            Self::One(first) => *self = Self::Many(Box::new(vec![*first, tag])),
-            Self::Many(tags) => tags.push(tag),
+            Self::One(first) => *self = Self::Many(ManyTags(Box::new(vec![*first, tag]))),
+            Self::Many(tags) => tags.0.push(tag),
         }
     }
 
@@ -93,8 +100,8 @@ impl TagSet {
                 Some(entry)
             }
             Self::Many(tags) => {
-                let entry = tags.remove(at);
-                match tags[..] {
+                let entry = tags.0.remove(at);
+                match tags.0[..] {
                     [] => *self = Self::None,
                     [last] => *self = Self::One(last),
                     _ => {}

@@ -16,6 +16,18 @@ pub struct Outbox {
     copied: Vec<u8>,
     copied_start: usize,
     pending_bytes: usize,
+    /// Its socket had its turn and left some. Until then its owner is not slow, however much there is.
+    pub(super) was_tried: bool,
+}
+
+/// What is left of an outbox when its connection is closed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct BegunRest {
+    /// The rest of a frame that is partly written, so that a Close frame may follow it.
+    pub bytes: Vec<u8>,
+    pub is_push: bool,
+    /// Pushes of which nothing was written.
+    pub dropped: u64,
 }
 
 #[derive(Debug)]
@@ -32,8 +44,13 @@ struct Queued {
 
 impl Outbox {
     /// An empty outbox that stands at `position` in its owner's list.
-    pub(super) fn at(position: usize) -> Self {
-        Self { position, ..Self::default() }
+    pub(super) fn at(position: usize, was_tried: bool) -> Self {
+        Self { position, was_tried, ..Self::default() }
+    }
+
+    /// Whether more than `limit` bytes wait although the socket had its turn.
+    pub(super) fn is_over(&self, limit: usize) -> bool {
+        self.was_tried && self.pending_bytes > limit
     }
 
     /// Bytes still to be written.
@@ -86,7 +103,7 @@ impl Outbox {
         if !self.frames.iter().any(has_expired) {
             return 0;
         }
-        let old = std::mem::replace(self, Self::at(self.position));
+        let old = std::mem::replace(self, Self::at(self.position, self.was_tried));
         let mut at = old.copied_start;
         let mut dropped = 0;
         for frame in old.frames {
@@ -167,20 +184,19 @@ impl Outbox {
         pushes
     }
 
-    /// Keeps only the rest of a frame that is partly written, so that a Close frame may follow it;
-    /// returns that rest and how many pushes were dropped.
-    pub fn into_begun_rest(self) -> (Vec<u8>, u64) {
-        let mut dropped = self.pushes();
+    /// Keeps only the rest of a frame that is partly written.
+    pub fn into_begun_rest(self) -> BegunRest {
+        let pushes = self.pushes();
         match self.frames.front() {
-            Some(frame) if frame.begun => {
-                dropped -= u64::from(frame.is_push);
-                let rest = match &frame.shared {
+            Some(frame) if frame.begun => BegunRest {
+                bytes: match &frame.shared {
                     Some(shared) => shared.to_vec(),
                     None => self.copied[self.copied_start..][..frame.bytes].to_vec(),
-                };
-                (rest, dropped)
-            }
-            _ => (Vec::new(), dropped),
+                },
+                is_push: frame.is_push,
+                dropped: pushes - u64::from(frame.is_push),
+            },
+            _ => BegunRest { dropped: pushes, ..BegunRest::default() },
         }
     }
 }
@@ -248,9 +264,10 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(b"rest", true, 0, true);
         outbox.push(b"next", true, 0, false);
-        assert_eq!(outbox.into_begun_rest(), (b"rest".to_vec(), 1));
+        let rest = BegunRest { bytes: b"rest".to_vec(), is_push: true, dropped: 1 };
+        assert_eq!(outbox.into_begun_rest(), rest);
         let mut outbox = Outbox::default();
         outbox.push(b"next", true, 0, false);
-        assert_eq!(outbox.into_begun_rest(), (Vec::new(), 1));
+        assert_eq!(outbox.into_begun_rest(), BegunRest { dropped: 1, ..BegunRest::default() });
     }
 }

@@ -289,7 +289,12 @@ impl Worker {
         if connection.phase != Phase::Open {
             return;
         }
-        let silent_ms = u64::from(local_ms.wrapping_sub(connection.last_heard_ms));
+        let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
+        let Ok(silent_ms) = u64::try_from(silent_ms) else {
+            // The clock was set back: the silence counts from here.
+            connection.last_heard_ms = local_ms;
+            return;
+        };
         if silent_ms >= self.config.idle_timeout_ms {
             self.close(slot, CloseCause::Idle);
         } else if silent_ms >= self.config.idle_timeout_ms / 2
@@ -335,7 +340,7 @@ impl Worker {
             connection.dirty = NONE;
             if connection.outbox.is_some() || sealed.is_for_outbox(index) {
                 sealed.redirect_to_outbox(index);
-                self.put_rest_in_outbox(sealed, index, 0);
+                self.put_rest_in_outbox(sealed, index, 0, false);
             }
         }
     }
@@ -345,7 +350,7 @@ impl Worker {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
         } else {
-            self.put_rest_in_outbox(sealed, index, written);
+            self.put_rest_in_outbox(sealed, index, written, true);
         }
     }
 
@@ -373,15 +378,20 @@ impl Worker {
         let mut released = Released { generation: connection.generation, rest: Vec::new() };
         if let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
-            let (rest, dropped) = outbox.into_begun_rest();
+            let rest = outbox.into_begun_rest();
             let reason = match cause {
                 CloseCause::SlowConsumer => Drop::SlowConsumer,
                 CloseCause::Gone => Drop::Disconnected,
                 _ => Drop::Closed,
             };
-            let lost_rest = u64::from(cause == CloseCause::Gone && !rest.is_empty());
-            self.config.counters.count_drops(reason, dropped + lost_rest);
-            released.rest = rest;
+            // A push that is partly written goes to the kernel whole, unless there is no socket.
+            let (finished, lost) = match cause {
+                CloseCause::Gone => (0, u64::from(rest.is_push)),
+                _ => (u64::from(rest.is_push), 0),
+            };
+            self.config.counters.deliveries.add(finished);
+            self.config.counters.count_drops(reason, rest.dropped + lost);
+            released.rest = rest.bytes;
         }
         released
     }
@@ -402,6 +412,7 @@ impl Worker {
         let before = outbox.owned_bytes();
         self.config.counters.deliveries.add(outbox.advance(written));
         self.outbox_bytes -= before - outbox.owned_bytes();
+        outbox.was_tried = true;
         let is_empty = outbox.is_empty();
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
@@ -565,12 +576,19 @@ impl Worker {
         });
     }
 
-    fn put_rest_in_outbox(&mut self, sealed: &Sealed, index: usize, written: usize) {
+    /// `was_tried`: the socket was offered these bytes and left some.
+    fn put_rest_in_outbox(
+        &mut self,
+        sealed: &Sealed,
+        index: usize,
+        written: usize,
+        was_tried: bool,
+    ) {
         let slot = sealed.slot(index);
         let connection = &mut self.connections[slot as usize];
         if connection.outbox.is_none() {
             let position = self.backlogged.len();
-            connection.outbox = Some(Box::new(Outbox::at(position)));
+            connection.outbox = Some(Box::new(Outbox::at(position, was_tried)));
             self.backlogged.push(slot);
             self.blocked.push(slot);
         }
@@ -578,7 +596,7 @@ impl Worker {
         let before = outbox.owned_bytes();
         let whole_pushes = sealed.put_rest(index, written, outbox);
         self.outbox_bytes += outbox.owned_bytes() - before;
-        let is_over = outbox.pending_bytes() > self.outbox_limit;
+        let is_over = outbox.is_over(self.outbox_limit);
         let counters = &self.config.counters;
         counters.deliveries.add(whole_pushes);
         counters.outbox_bytes.set(self.outbox_bytes as u64);
@@ -608,10 +626,12 @@ impl Worker {
         let mut open = Vec::new();
         for &slot in &self.backlogged {
             let connection = &self.connections[slot as usize];
-            let bytes = connection.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
+            let Some(outbox) = &connection.outbox else { continue };
             if connection.phase == Phase::Open {
-                kept_bytes += bytes;
-                open.push((bytes, slot));
+                kept_bytes += outbox.owned_bytes();
+                if outbox.was_tried {
+                    open.push((outbox.owned_bytes(), slot));
+                }
             }
         }
         open.sort_unstable();
@@ -654,7 +674,7 @@ fn deliver(
             let before = outbox.owned_bytes();
             batch.copy_frame(frame, outbox);
             *outbox_bytes += outbox.owned_bytes() - before;
-            outbox.pending_bytes() <= limit
+            !outbox.is_over(limit)
         }
         _ => {
             batch.owe(slot, &mut connection.dirty, frame);
@@ -662,3 +682,6 @@ fn deliver(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

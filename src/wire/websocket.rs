@@ -293,6 +293,15 @@ pub fn write_head(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize) {
     }
 }
 
+/// How many bytes [`write_head`] appends.
+pub fn head_bytes(payload_bytes: usize) -> usize {
+    match payload_bytes {
+        0..=CONTROL_PAYLOAD_BYTES => 2,
+        126..=0xffff => 4,
+        _ => MAX_HEAD_BYTES,
+    }
+}
+
 /// Appends a text frame whose payload `write` appends; its length need not be known before.
 pub fn write_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();

@@ -1,0 +1,235 @@
+//! One worker, told what happens and asked what it wants written.
+
+use super::*;
+use crate::state::projects::Project;
+use crate::wire::envelope::{NamesBuf, TargetsBuf};
+use crate::wire::sign::Secret;
+use crate::wire::websocket::close;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+const IDLE_MS: u64 = 8_000;
+
+/// A worker with everything that it emits carried out at once.
+struct Rig {
+    worker: Worker,
+    sealed: Sealed,
+    /// What was closed, and with which code.
+    closed: Vec<(u32, Option<u16>)>,
+    /// Bytes that each send takes.
+    room: usize,
+    ids: u64,
+}
+
+impl Rig {
+    fn new(outbox_bytes: usize, worker_outbox_bytes: usize) -> Self {
+        let project = Project {
+            pid: "1".into(),
+            secrets: vec![Secret::new(b"s")],
+            allowed_origins: None,
+            subscribe: SubscribePolicy::Any,
+        };
+        let config = WorkerConfig {
+            node: NodeId::new(1).unwrap(),
+            worker: 0,
+            workers: 1,
+            projects: Arc::new(Projects::new(vec![project]).unwrap()),
+            limits: Limits { message_bytes: 1_000, ..Limits::default() },
+            max_connections: 100,
+            idle_timeout_ms: IDLE_MS,
+            outbox_bytes,
+            worker_outbox_bytes,
+            echo: false,
+            hash_keys: (1, 2),
+            counters: Arc::default(),
+        };
+        let worker = Worker::new(config, NOW_MS);
+        Self { worker, sealed: Sealed::default(), closed: Vec::new(), room: usize::MAX, ids: 0 }
+    }
+
+    fn connect(&mut self, uid: &str) -> u32 {
+        let identity = Identity { project: ProjectId(0), uid, device: "", tags: &[] };
+        let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
+        self.flush();
+        key.slot
+    }
+
+    /// Pushes a JSON string of `bytes` bytes to one user, without a flush.
+    fn push(&mut self, uid: &str, bytes: usize, ttl_ms: u32) {
+        self.ids += 1;
+        let mut uids = NamesBuf::default();
+        uids.push(uid);
+        let data = format!("\"{}\"", "x".repeat(bytes - 2));
+        let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
+        let envelope = Envelope {
+            origin: NodeId::new(1).unwrap(),
+            epoch: 0,
+            seq: self.ids,
+            accepted_ms: NOW_MS,
+            id: MessageId(self.ids),
+            ttl_ms,
+            pid: "1",
+            targets: targets.as_targets(),
+            data: data.as_bytes(),
+        };
+        self.worker.handle_envelope(&envelope, NOW_MS);
+    }
+
+    fn flush(&mut self) -> Vec<(u32, Vec<u8>)> {
+        let mut sent = Vec::new();
+        while self.worker.has_output() {
+            self.worker.seal(&mut self.sealed);
+            for index in 0..self.sealed.len() {
+                let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+                let taken = self.room.min(outgoing.bytes.len());
+                sent.push((outgoing.slot, outgoing.bytes[..taken].to_vec()));
+                let whole = taken == outgoing.bytes.len();
+                self.worker.handle_sent(&self.sealed, index, taken, whole);
+            }
+            for CloseRequest { slot, cause } in self.worker.finish(&mut self.sealed) {
+                self.worker.release(slot, cause);
+                self.closed.push((slot, cause.code()));
+            }
+        }
+        self.worker.check();
+        sent
+    }
+
+    fn drops(&self, reason: Drop) -> u64 {
+        self.worker.counters().drops(reason)
+    }
+}
+
+#[test]
+fn a_connection_that_leaves_more_than_its_budget_unread_is_closed_with_4000() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let (slow, other) = (rig.connect("slow"), rig.connect("other"));
+    rig.room = 0;
+    for _ in 0..4 {
+        rig.push("slow", 1_000, 0);
+        rig.flush();
+    }
+    assert_eq!(rig.closed, []);
+    rig.push("slow", 1_000, 0);
+    rig.push("slow", 1_000, 0);
+    rig.flush();
+    assert_eq!(rig.closed, [(slow, Some(close::SLOW_CONSUMER))]);
+    assert_eq!((rig.drops(Drop::SlowConsumer), rig.worker.counters().deliveries.value()), (5, 0));
+    assert!(rig.worker.is_open(other) && rig.worker.counters().outbox_bytes.value() == 0);
+}
+
+/// Frames of which some are shared cannot lie in one slice, so they leave through the outbox. Their
+/// connection was closed as slow when they were many, before its socket was offered anything.
+#[test]
+fn nobody_is_slow_before_the_socket_had_its_turn() {
+    let mut rig = Rig::new(50_000, 60_000);
+    let slot = rig.connect("fast");
+    for _ in 0..4 {
+        rig.push("fast", 20_000, 0);
+        rig.push("fast", 15_500, 0);
+    }
+    assert_eq!(rig.flush(), []);
+    assert_eq!(rig.worker.take_blocked(), [slot]);
+    rig.push("fast", 1_000, 0);
+    rig.flush();
+    assert_eq!(rig.closed, []);
+    let pending = rig.worker.outbox(slot, NOW_MS).unwrap().pending_bytes();
+    assert!(!rig.worker.handle_outbox_written(slot, pending));
+    assert_eq!(rig.worker.counters().deliveries.value(), 9);
+}
+
+#[test]
+fn the_workers_budget_closes_the_largest_outbox_first() {
+    let mut rig = Rig::new(1 << 20, 5_000);
+    let slots = ["a", "b", "c"].map(|uid| rig.connect(uid));
+    rig.room = 0;
+    for (uid, bytes) in [("a", 1_500), ("b", 2_000), ("c", 1_000)] {
+        rig.push(uid, bytes, 0);
+    }
+    rig.flush();
+    assert_eq!(rig.closed, []);
+    rig.push("c", 500, 0);
+    rig.flush();
+    assert_eq!(rig.closed, [(slots[1], Some(close::SLOW_CONSUMER))]);
+    assert!(rig.worker.is_open(slots[0]) && rig.worker.is_open(slots[2]));
+}
+
+#[test]
+fn what_waits_longer_than_its_ttl_is_dropped_and_counted() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let slot = rig.connect("u");
+    rig.room = 10;
+    rig.push("u", 100, 50);
+    rig.flush();
+    rig.push("u", 200, 50);
+    rig.push("u", 300, 51);
+    rig.flush();
+    // The first was begun, so it is finished whatever the time; the last has a millisecond left.
+    let whole = |bytes: usize| bytes + 32 + if bytes > 90 { 4 } else { 2 };
+    let pending = rig.worker.outbox(slot, NOW_MS + 50).unwrap().pending_bytes();
+    assert_eq!(pending, whole(100) - 10 + whole(300));
+    assert_eq!(rig.drops(Drop::Expired), 1);
+    // Nothing is left of an outbox whose messages all ran out.
+    assert!(rig.worker.handle_outbox_written(slot, whole(100) - 10));
+    assert!(rig.worker.outbox(slot, NOW_MS + 51).unwrap().is_empty());
+    assert!(!rig.worker.handle_outbox_written(slot, 0));
+    assert!(rig.worker.outbox(slot, NOW_MS + 51).is_none());
+    assert_eq!((rig.drops(Drop::Expired), rig.worker.counters().deliveries.value()), (2, 1));
+    rig.worker.check();
+}
+
+#[test]
+fn silence_is_pinged_at_half_of_the_timeout_and_closed_at_the_whole() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let (silent, lively) = (rig.connect("silent"), rig.connect("lively"));
+    let mut pinged = Vec::new();
+    for tick in 1..=16 {
+        let now_ms = NOW_MS + tick * IDLE_MS / 16;
+        rig.worker.handle_tick(now_ms);
+        let sent = rig.flush();
+        pinged.extend(sent.into_iter().map(|(slot, bytes)| (slot, bytes, tick)));
+        if tick % 4 == 0 {
+            rig.worker.handle_frame(lively, Message::Pong(b""), now_ms);
+        }
+    }
+    rig.worker.handle_tick(NOW_MS + IDLE_MS + IDLE_MS / 8);
+    rig.flush();
+    let [(slot, ping, at)] = &pinged[..] else { panic!("one ping, not {pinged:?}") };
+    assert_eq!((*slot, &ping[..]), (silent, &[0x89, 0][..]));
+    assert!((8..=10).contains(at), "{at}");
+    assert_eq!(rig.closed, [(silent, Some(close::IDLE))]);
+}
+
+/// The clock is the wall clock: a step back by a millisecond made every connection 49 days silent.
+#[test]
+fn a_clock_that_steps_back_closes_nobody() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let slot = rig.connect("u");
+    rig.worker.handle_frame(slot, Message::Pong(b""), NOW_MS + 5_000);
+    rig.worker.handle_tick(NOW_MS + 4_000);
+    rig.worker.handle_tick(NOW_MS + 4_999);
+    assert_eq!(rig.flush(), []);
+    assert_eq!(rig.closed, []);
+    rig.worker.handle_tick(NOW_MS + 5_000 + IDLE_MS);
+    rig.flush();
+    assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
+}
+
+/// The rest of a partly written push goes out before the Close frame: it counts as delivered. A
+/// partly written answer is no message at all.
+#[test]
+fn a_message_that_is_partly_written_is_counted_once() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let [a, b, c] = ["a", "b", "c"].map(|uid| rig.connect(uid));
+    rig.room = 3;
+    rig.push("a", 100, 0);
+    rig.push("b", 100, 0);
+    rig.worker.handle_frame(c, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+    rig.flush();
+    rig.worker.handle_frame(a, Message::Close(1000), NOW_MS);
+    rig.worker.handle_disconnect(b);
+    rig.worker.handle_disconnect(c);
+    rig.flush();
+    assert_eq!(rig.closed, [(a, Some(1000)), (b, None), (c, None)]);
+    assert_eq!(rig.worker.counters().deliveries.value(), 1);
+    assert_eq!((rig.drops(Drop::Disconnected), rig.drops(Drop::Closed)), (1, 0));
+}

@@ -1,0 +1,172 @@
+//! The client's side: parses what arrived byte by byte, and holds it against what is owed.
+
+use super::model::Push;
+use serde_json::Value;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use ws_cluster::wire::websocket::server_frame_bytes;
+
+/// What the server owes a client, in the order in which it must come.
+#[derive(Debug, Clone)]
+pub enum Owed {
+    Welcome,
+    Push(Rc<Push>),
+    /// An answer of this type; with `tags` a successful one that lists them.
+    Answer {
+        kind: &'static str,
+        code: u64,
+        id: Option<String>,
+        tags: Option<Vec<String>>,
+    },
+    Pong(Vec<u8>),
+}
+
+/// One client's view of its connection.
+#[derive(Debug)]
+pub struct Receiver {
+    cid: u64,
+    pub pid: &'static str,
+    bytes: Vec<u8>,
+    pub owed: VecDeque<Owed>,
+    /// Pushes that arrived whole.
+    pub pushes: u64,
+    /// The tags of the last answer or of the connect: what the client may rely on.
+    pub tags: Option<Vec<String>>,
+    pub close_code: Option<u16>,
+    /// Server pings that were not answered yet.
+    pub pings: usize,
+    /// Unsubscribes that were answered.
+    pub unsubscribes: u64,
+    last_of_pusher: BTreeMap<usize, u64>,
+    /// When the first byte of the frame that is not whole yet came.
+    begun_ms: u64,
+}
+
+impl Receiver {
+    pub fn new(cid: u64, pid: &'static str) -> Self {
+        Self {
+            cid,
+            pid,
+            bytes: Vec::new(),
+            owed: VecDeque::from([Owed::Welcome]),
+            pushes: 0,
+            tags: None,
+            close_code: None,
+            pings: 0,
+            unsubscribes: 0,
+            last_of_pusher: BTreeMap::new(),
+            begun_ms: 0,
+        }
+    }
+
+    /// `bytes` arrived; `connect_tags` are those that it connected with.
+    pub fn receive(&mut self, bytes: &[u8], connect_tags: &[String], now_ms: u64) {
+        assert!(bytes.is_empty() || self.close_code.is_none(), "bytes after a Close frame");
+        if self.bytes.is_empty() {
+            self.begun_ms = now_ms;
+        }
+        self.bytes.extend_from_slice(bytes);
+        let mut at = 0;
+        while let Some(frame) = server_frame_bytes(&self.bytes[at..])
+            && self.bytes.len() - at >= frame
+        {
+            let frame = self.bytes[at..at + frame].to_vec();
+            at += frame.len();
+            assert!(self.close_code.is_none(), "a frame after a Close frame");
+            self.take_frame(&frame, connect_tags, now_ms);
+            self.begun_ms = now_ms;
+        }
+        self.bytes.drain(..at);
+    }
+
+    /// Its socket is closed: what came ends with a whole frame, unless the socket broke.
+    pub fn end(&self, broke: bool) {
+        assert!(broke || self.bytes.is_empty(), "the stream ends inside a frame: {:?}", self.bytes);
+        assert!(broke || self.close_code.is_some(), "the stream ends without a Close frame");
+    }
+
+    /// Nothing is under way to this client: what it is still owed ran out of time.
+    pub fn assert_served(&mut self, now_ms: u64) {
+        while let Some(owed) = self.owed.pop_front() {
+            match owed {
+                Owed::Push(push) if push.is_expired(now_ms) => {}
+                owed => panic!("client {} never got {owed:?}", self.cid),
+            }
+        }
+        assert!(self.bytes.is_empty());
+    }
+
+    fn take_frame(&mut self, frame: &[u8], connect_tags: &[String], now_ms: u64) {
+        let head = match frame[1] {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        assert!(frame[1] < 128, "a masked frame of the server");
+        let payload = &frame[head..];
+        match (head, payload.len()) {
+            (2, 0..=125) | (4, 126..=65_535) | (10, 65_536..) => {}
+            _ => panic!("a length not in its shortest form"),
+        }
+        match frame[0] {
+            0x81 => self.take_text(payload, connect_tags, now_ms),
+            0x88 => self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
+            0x89 => {
+                assert!(payload.is_empty());
+                self.pings += 1;
+            }
+            0x8a => match self.next_owed(None, now_ms) {
+                Some(Owed::Pong(expected)) => assert_eq!(payload, expected),
+                other => panic!("client {}: a pong instead of {other:?}", self.cid),
+            },
+            other => panic!("first byte {other:#x} of a frame"),
+        }
+    }
+
+    fn take_text(&mut self, payload: &[u8], connect_tags: &[String], now_ms: u64) {
+        let json: Value = serde_json::from_slice(payload).unwrap();
+        let kind = json["type"].as_str().unwrap();
+        let id: Option<u64> =
+            (kind == "push").then(|| json["id"].as_str().unwrap().parse().unwrap());
+        match self.next_owed(id, now_ms) {
+            Some(Owed::Push(push)) => {
+                assert_eq!(Some(push.id), id, "client {}: not the push that was due", self.cid);
+                let text = std::str::from_utf8(payload).unwrap();
+                let expected =
+                    format!(r#"{{"type":"push","id":"{}","data":{}}}"#, push.id, push.data);
+                assert!(text == expected, "the data is not what was pushed");
+                assert!(!push.is_expired(self.begun_ms), "a push after its ttl_ms");
+                assert_eq!(push.pid, self.pid, "a push of another project");
+                let last = self.last_of_pusher.insert(push.pusher, push.number);
+                assert!(last.is_none_or(|last| last < push.number), "twice or out of order");
+                self.pushes += 1;
+            }
+            Some(Owed::Welcome) => {
+                assert_eq!(kind, "connect");
+                assert_eq!(json["client_id"].as_str().unwrap(), self.cid.to_string());
+                assert_eq!((json["code"].as_u64(), json["node"].as_u64()), (Some(1), Some(200)));
+                self.tags = Some(connect_tags.to_vec());
+            }
+            Some(Owed::Answer { kind: expected, code, id, tags }) => {
+                assert_eq!((kind, json["code"].as_u64()), (expected, Some(code)), "{json}");
+                assert_eq!(json.get("id").and_then(Value::as_str), id.as_deref());
+                self.unsubscribes += u64::from(kind == "unsubscribe");
+                if let Some(tags) = tags {
+                    assert_eq!(json["tags"], Value::from(tags.clone()));
+                    self.tags = Some(tags);
+                }
+            }
+            other => panic!("client {}: {json} instead of {other:?}", self.cid),
+        }
+    }
+
+    /// The next that is due. Pushes whose time ran out may be missing.
+    fn next_owed(&mut self, push_id: Option<u64>, now_ms: u64) -> Option<Owed> {
+        loop {
+            match self.owed.pop_front()? {
+                Owed::Push(push) if Some(push.id) != push_id && push.is_expired(now_ms) => {}
+                owed => return Some(owed),
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The simulator: one node of several `state::Worker`s in memory, with simulated sockets, clients that
+//! behave and clients that do not, and simulated time. Everything that happens follows from one seed.
+//!
+//! `SIM_SEED=7` repeats a run, `SIM_STEPS` lengthens each run, `SIM_RUNS` makes more of them. A failure
+//! prints its seed and what happened last.
+
+mod checks;
+mod model;
+mod net;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// SplitMix64: a stream of numbers from one seed.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    /// True in `percent` of 100 cases.
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    pub fn pick<'t, T>(&mut self, from: &'t [T]) -> &'t T {
+        &from[self.below(from.len())]
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+fn run(seed: u64, steps: u64) {
+    let mut node = net::Node::new(seed);
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        for _ in 0..steps {
+            node.step();
+        }
+        node.end();
+    }));
+    if let Err(panic) = outcome {
+        eprintln!("the last events:");
+        for line in &node.log {
+            eprintln!("  {line}");
+        }
+        eprintln!("repeat with: SIM_SEED={seed} SIM_STEPS={steps} cargo test --test sim");
+        resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_push_reaches_exactly_the_right_clients() {
+    let steps = setting("SIM_STEPS").unwrap_or(4_000);
+    match setting("SIM_SEED") {
+        Some(seed) => run(seed, steps),
+        None => {
+            let runs = setting("SIM_RUNS").unwrap_or(150);
+            let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            let first = first.as_millis() as u64;
+            println!("seeds {first} to {}", first + runs - 1);
+            (first..first + runs).for_each(|seed| run(seed, steps));
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let fingerprint = |seed| {
+        let mut node = net::Node::new(seed);
+        (0..500).for_each(|_| node.step());
+        (node.log.clone(), node.totals())
+    };
+    assert_eq!(fingerprint(3), fingerprint(3));
+}

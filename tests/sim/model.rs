@@ -1,0 +1,89 @@
+//! Who must get what, said with plain lists and loops. Nothing here knows how the server does it.
+
+use std::collections::BTreeMap;
+
+/// An open connection, as its peer would describe it.
+#[derive(Debug, Clone)]
+pub struct Person {
+    pub worker: usize,
+    pub pid: &'static str,
+    pub uid: String,
+    pub device: String,
+    /// In the order in which they were subscribed.
+    pub tags: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Push {
+    pub id: u64,
+    pub pid: &'static str,
+    pub uids: Option<Vec<String>>,
+    pub cids: Option<Vec<u64>>,
+    pub tags: Option<Vec<String>>,
+    pub devices: Option<Vec<String>>,
+    pub except_cids: Option<Vec<u64>>,
+    pub accepted_ms: u64,
+    pub ttl_ms: u32,
+    /// Who pushed it, and its how-many-eth that was.
+    pub pusher: usize,
+    pub number: u64,
+    pub data: String,
+}
+
+impl Push {
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.ttl_ms != 0 && now_ms >= self.accepted_ms + u64::from(self.ttl_ms)
+    }
+
+    /// Whether a connection with these tags is meant.
+    pub fn is_for(&self, cid: u64, person: &Person, tags: &[String]) -> bool {
+        let given = |list: &Option<Vec<String>>, ok: &dyn Fn(&String) -> bool| match list {
+            None => true,
+            Some(list) => list.iter().any(ok),
+        };
+        person.pid == self.pid
+            && given(&self.uids, &|uid| *uid == person.uid)
+            && given(&self.devices, &|device| *device == person.device)
+            && given(&self.tags, &|tag| tags.contains(tag))
+            && self.cids.as_ref().is_none_or(|cids| cids.contains(&cid))
+            && !self.except_cids.as_ref().is_some_and(|cids| cids.contains(&cid))
+    }
+}
+
+/// Everybody who is here, by client id.
+#[derive(Debug, Default)]
+pub struct Model {
+    pub people: BTreeMap<u64, Person>,
+}
+
+impl Model {
+    /// The client ids of `worker` that `push` is for.
+    pub fn matching(&self, worker: usize, push: &Push) -> Vec<u64> {
+        let here = self.people.iter().filter(|(_, person)| person.worker == worker);
+        here.filter(|(cid, person)| push.is_for(**cid, person, &person.tags))
+            .map(|(cid, _)| *cid)
+            .collect()
+    }
+
+    /// Subscribes in order; `None` where that would be more than `max` tags, and then nothing changed.
+    pub fn subscribe(&mut self, cid: u64, tags: &[String], max: usize) -> Option<Vec<String>> {
+        let person = self.people.get_mut(&cid)?;
+        let mut all = person.tags.clone();
+        for tag in tags {
+            if !all.contains(tag) {
+                all.push(tag.clone());
+            }
+        }
+        if all.len() > max {
+            return None;
+        }
+        person.tags = all.clone();
+        Some(all)
+    }
+
+    pub fn unsubscribe(&mut self, cid: u64, tags: &[String]) -> Vec<String> {
+        let Some(person) = self.people.get_mut(&cid) else { return Vec::new() };
+        person.tags.retain(|tag| !tags.contains(tag));
+        person.tags.clone()
+    }
+}
