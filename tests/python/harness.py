@@ -151,7 +151,8 @@ class Server:
     def open(self, uid="u1", secret=SECRET, origin=None, **params):
         """Connects without reading anything."""
         url = self.url(uid, secret, **params)
-        return Client(ws_connect(url, origin=origin, compression=None, proxy=None, open_timeout=5))
+        options = {"compression": None, "proxy": None, "max_size": None, "open_timeout": PATIENCE}
+        return Client(ws_connect(url, origin=origin, **options))
 
     def client(self, uid="u1", **params):
         client = self.open(uid, **params)
@@ -279,8 +280,9 @@ class Answer:
 class Client:
     """A `websockets` connection with the few verbs that the tests need."""
 
-    def __init__(self, connection):
-        self.connection = connection
+    def __init__(self, connecting):
+        self._connecting = connecting
+        self.connection = connecting.__enter__()
         self.cid = None
         self.welcome = None
 
@@ -291,7 +293,7 @@ class Client:
         self.close()
 
     def close(self):
-        self.connection.close()
+        self._connecting.__exit__(None, None, None)
 
     def send(self, message):
         self.connection.send(message if isinstance(message, (str, bytes)) else json.dumps(message))

@@ -115,7 +115,7 @@ def test_refresh_without_session_exp(client):
         "{}",
         '{"type":"connect"}',
         '{"type":"push","data":1}',
-        '{"type":"response","id":"x","data":1}',
+        '{"type":"response","data":1}',
         "[" * 5000,
     ],
 )

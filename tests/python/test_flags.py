@@ -1,0 +1,109 @@
+"""A wrong value names itself and the fix, with exit code 2."""
+
+import os
+import subprocess
+
+import pytest
+from harness import BINARY, Server
+
+
+def run(*args, env=None):
+    command = [BINARY, *args]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--ws_port", "x"], ["--ws_port", "'x'"]),
+        (["--http-port", "70000"], ["--http_port", "'70000'"]),
+        (["--node", "1024"], ["--node", "1023"]),
+        (["--workers", "0"], ["--workers", "1 to 64"]),
+        (["--queue", "kafka"], ["--queue", "local"]),
+        (["--queue", "redis"], ["--queue", "later"]),
+        (["--env", "staging"], ["--env", "prod"]),
+        (["--bind", "here"], ["--bind", "127.0.0.1"]),
+        (["--drain_ms", "1s"], ["--drain_ms", "'1s'"]),
+        (["--max_connections", "-1"], ["--max_connections"]),
+        (["--projects", "/nowhere.toml"], ["--projects", "/nowhere.toml"]),
+        (["--env", "prod"], ["--env prod", "--projects"]),
+        (["--env", "prod", "--echo"], ["--echo", "--env prod"]),
+        (["--nonsense"], ["--nonsense", "--help"]),
+        (["--ws_port", "1", "--http_port", "1"], ["--ws_port", "--http_port"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_wrong_flags(args, named):
+    done = run(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    for part in named:
+        assert part in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_wrong_variables_of_the_environment():
+    done = run(env={"WS_CLUSTER_WS_PORT": "x"})
+    assert done.returncode == 2 and "WS_CLUSTER_WS_PORT 'x'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "no project"),
+        ("[[project]]\npid = 'a b'\nsecrets = ['s']", "a b"),
+        ("[[project]]\npid = 'a'", "secrets"),
+        ("[[project]]\npid = 'a'\nsecrets = []", "secrets"),
+        ("[[project]]\npid = 'a'\nsecrets = ['s']\nsubscribe = 'maybe'", "maybe"),
+        ("[[project]]\npid = 'a'\nsecrets = ['s']\nallowed_origins = ['x/']", "x/"),
+        ("[[project]]\npid = 'a'\nsecrets = ['s']\n" * 2, "pid 'a' was given before"),
+        ("[[project]\n", "line 1"),
+        ("[[project]]\npid = 'a'\nsecrets = ['hidden']\nsecret = 1", "secret"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_wrong_projects_files(tmp_path, text, named):
+    file = tmp_path / "projects.toml"
+    file.write_text(text)
+    done = run("--projects", str(file))
+    assert done.returncode == 2 and named in done.stderr, done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_help_and_version():
+    done = run("--help")
+    assert done.returncode == 0 and "--ws-port" in done.stdout
+    done = run("--version")
+    assert done.returncode == 0 and done.stdout.startswith("ws-cluster ")
+
+
+def test_flags_of_the_environment_and_of_the_seed():
+    env = {"WS_CLUSTER_WORKERS": "2", "WS_CLUSTER_NODE": "7"}
+    server = Server("--queue", "local", "--env", "dev", "--max-connections=5", env=env)
+    try:
+        assert server.request("GET", "/version").json["node"] == 7
+    finally:
+        server.stop()
+
+
+def test_the_lines_for_a_first_push(tmp_path):
+    """What the start prints in dev can be pasted into a shell."""
+    server = Server("--workers", "1")
+    try:
+        with server.client("alice", tags="news") as client:
+            from harness import eventually
+
+            eventually(lambda: any("All flags" in line for line in server.output), "all lines")
+            text = "".join(server.output)
+            curl = text[text.index("  curl ") :].split("\n\n")[0]
+            done = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=20)
+            assert '"code":1' in done.stdout, done
+            assert client.pushed() == '{"hello":"world"}'
+            connect = next(line for line in text.splitlines() if "ws/connect?" in line)
+            url = connect.split("'")[1]
+            from websockets.sync.client import connect as ws_connect
+
+            with ws_connect(url, proxy=None) as pasted:
+                assert '"connect"' in pasted.recv(10)
+    finally:
+        server.stop()
