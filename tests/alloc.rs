@@ -74,8 +74,13 @@ impl Rig {
         let mut rig = Self { worker, sealed: Sealed::default(), sent_bytes: 0 };
         for number in 0..CONNECTIONS {
             let uid = format!("user {number}");
-            let identity =
-                Identity { project: ProjectId(0), uid: &uid, device: "web", tags: &["news"] };
+            let identity = Identity {
+                project: ProjectId(0),
+                uid: &uid,
+                device: "web",
+                tags: &["news"],
+                session_exp: 0,
+            };
             rig.worker.handle_connect(identity, b"", NOW_MS);
             rig.flush();
         }

@@ -243,7 +243,13 @@ impl Node {
             }
         }
         let core = &mut self.cores[worker];
-        let identity = Identity { project: ProjectId(project as u32), uid, device, tags: &tags };
+        let identity = Identity {
+            project: ProjectId(project as u32),
+            uid,
+            device,
+            tags: &tags,
+            session_exp: 0,
+        };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", self.now_ms);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);
         assert!(key.generation > core.generation, "a generation was given out twice");
@@ -664,6 +670,7 @@ impl Node {
             CloseCause::Gone => assert!(client.is_gone),
             CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
             CloseCause::GoingAway { .. } => {}
+            CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
         }
         let released = core.worker.release(slot, cause);
         assert_eq!(released.generation, client.key.generation);
