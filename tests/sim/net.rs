@@ -501,7 +501,8 @@ impl Node {
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
         for other in (0..self.cores.len()).filter(|other| *other != worker) {
-            let due_ms = self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
+            let due_ms =
+                self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let parcel = Parcel {
                 due_ms,
                 bytes: bytes.clone(),
