@@ -1,6 +1,8 @@
 //! The rule of the hot path: after warm-up no allocation per delivered frame, at most one per worker
 //! per envelope. Counted by an allocator that counts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

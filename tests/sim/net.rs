@@ -356,7 +356,7 @@ impl Node {
             4 => ("{\"type\":".into(), Intent::Answered { kind: "error", code: 0, id: None }),
             _ => {
                 let length = self.rng.below(126);
-                let payload: Vec<u8> = (0..length).map(|_| self.rng.next() as u8).collect();
+                let payload: Vec<u8> = (0..length).map(|_| self.rng.number() as u8).collect();
                 return self.send_frame(cid, 0x89, &payload, Some(Intent::Ping(payload.clone())));
             }
         };
@@ -392,7 +392,7 @@ impl Node {
     }
 
     fn send_frame(&mut self, cid: u64, first: u8, payload: &[u8], intent: Option<Intent>) {
-        let mask = (self.rng.next() as u32).to_le_bytes();
+        let mask = (self.rng.number() as u32).to_le_bytes();
         self.note(format!("{cid} sends {first:#x} {intent:?}"));
         let client = self.client(cid);
         client.up.push(first);
@@ -507,7 +507,8 @@ impl Node {
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
         for other in (0..self.cores.len()).filter(|other| *other != worker) {
-            let due_ms = self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.next() % 100 };
+            let due_ms =
+                self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let parcel = Parcel {
                 due_ms,
                 bytes: bytes.clone(),
