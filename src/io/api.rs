@@ -146,8 +146,9 @@ impl<'a> Answer<'a> {
             "/version" => {
                 let node = self.core.shared.settings.node;
                 let version = env!("CARGO_PKG_VERSION");
+                let name = r#""name":"ws-cluster""#;
                 let body = format!(
-                    r#"{{"code":1,"msg":"success","name":"ws-cluster","version":"{version}","node":{node}}}"#
+                    r#"{{"code":1,"msg":"success",{name},"version":"{version}","node":{node}}}"#
                 );
                 self.respond(200, None, &[], body.as_bytes());
             }

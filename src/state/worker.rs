@@ -1,20 +1,22 @@
 //! `Worker`: the product's logic, one per core.
 
+mod messages;
+#[cfg(test)]
+mod tests;
+
 use super::batch::{Batch, CloseRequest, NONE, Sealed};
 use super::connection::{CloseCause, Connection, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::outbox::Outbox;
-use super::projects::{ProjectId, Projects, SubscribePolicy};
+use super::projects::{ProjectId, Projects};
 use super::targets;
 use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, SnowflakeClock};
 use crate::wire::envelope::Envelope;
-use crate::wire::message::{self, ClientMessage, Kind};
-use crate::wire::sign;
+use crate::wire::message;
 use crate::wire::websocket::{Message, Violation};
 use fastwebsockets::OpCode;
 use slab::Slab;
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -71,14 +73,15 @@ pub struct Released {
 
 /// One core's connections and what they are owed.
 ///
-/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the caller
-/// read; they write into the open batch. Then, while [`Worker::has_output`]: [`Worker::seal`] the batch,
-/// send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`], then [`Worker::finish`] it and
-/// [`Worker::release`] the slots of the closes that it returns. An outbox that is not empty is written
-/// whenever its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
+/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
+/// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
+/// [`Worker::seal`] the batch, send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`],
+/// then [`Worker::finish`] it and [`Worker::release`] the slots of the closes that it returns. An
+/// outbox that is not empty is written whenever its socket has room ([`Worker::outbox`],
+/// [`Worker::handle_outbox_written`]).
 ///
-/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A connection is in
-/// the directory exactly while its phase is open.
+/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
+/// connection is in the directory exactly while its phase is open.
 #[derive(Debug)]
 pub struct Worker {
     config: WorkerConfig,
@@ -96,12 +99,13 @@ pub struct Worker {
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
-    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are here.
+    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
+    /// here.
     sessions: BTreeSet<(u64, u32, u32)>,
 }
 
-/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and looks
-/// at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
+/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
+/// looks at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
 #[derive(Debug, Default)]
 struct Sweep {
     next_slot: usize,
@@ -180,7 +184,8 @@ impl Worker {
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
-    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of it.
+    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
+    /// it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
@@ -269,8 +274,8 @@ impl Worker {
         outcome
     }
 
-    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the idle
-    /// timeout, pings what was for half of it.
+    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the
+    /// idle timeout, pings what was for half of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
         while let Some(&(session_exp, slot, _)) = self.sessions.first()
             && session_exp.saturating_mul(1_000) <= now_ms
@@ -379,7 +384,8 @@ impl Worker {
         sealed.finish()
     }
 
-    /// Slots whose outbox got its first bytes since the last call: write them when their socket has room.
+    /// Slots whose outbox got its first bytes since the last call: write them when their socket has
+    /// room.
     pub fn take_blocked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.blocked)
     }
@@ -469,127 +475,6 @@ impl Worker {
     }
 
     // Helpers.
-
-    fn handle_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
-        let frame = match message::parse(payload, &self.config.limits) {
-            Ok(ClientMessage::Subscribe { id, tags, sign }) => {
-                return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
-            }
-            Ok(ClientMessage::Unsubscribe { id, tags }) => {
-                for tag in &tags {
-                    self.directory.unsubscribe(&mut self.connections, slot, tag);
-                }
-                return self.answer_tags(slot, Kind::Unsubscribe, id.as_deref());
-            }
-            Ok(ClientMessage::Heartbeat { id }) => {
-                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
-            }
-            Ok(ClientMessage::Request { id, .. }) => self.open.add_text(|out| {
-                message::write_response_refusal(out, id.as_deref(), "no server");
-            }),
-            Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
-                let result = self.refresh(slot, session_exp, &sign);
-                self.open.add_text(|out| match result {
-                    Ok(()) => message::write_refreshed(out, id.as_deref()),
-                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
-                })
-            }
-            Err(error) => self.open.add_text(|out| error.write(out)),
-        };
-        self.owe(slot, frame);
-    }
-
-    /// A signed refresh moves the end of a session; a connection without one has none to move.
-    fn refresh(&mut self, slot: u32, session_exp: u64, sign: &str) -> Result<(), &'static str> {
-        let connection = &self.connections[slot as usize];
-        let project = self.config.projects.get(ProjectId(connection.project));
-        let text = message::refresh_text(connection.cid, session_exp);
-        if !project.is_some_and(|project| sign::verify(&project.secrets, &[&text], sign)) {
-            return Err("bad sign");
-        }
-        if connection.session_exp == 0 {
-            return Err("this connection was opened without session_exp");
-        }
-        self.set_session_exp(slot, session_exp);
-        Ok(())
-    }
-
-    /// Unix seconds beyond 2106 are as good as never.
-    fn set_session_exp(&mut self, slot: u32, session_exp: u64) {
-        let connection = &mut self.connections[slot as usize];
-        let generation = connection.generation;
-        let session_exp = u32::try_from(session_exp).unwrap_or(u32::MAX);
-        let before = std::mem::replace(&mut connection.session_exp, session_exp);
-        self.sessions.remove(&(u64::from(before), slot, generation));
-        if session_exp != 0 {
-            self.sessions.insert((u64::from(session_exp), slot, generation));
-        }
-    }
-
-    fn handle_subscribe(
-        &mut self,
-        slot: u32,
-        id: Option<&str>,
-        tags: &[Cow<'_, str>],
-        sign: Option<&str>,
-    ) {
-        if let Err(msg) = self.may_subscribe(slot, tags, sign) {
-            let frame =
-                self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
-            return self.owe(slot, frame);
-        }
-        for tag in tags {
-            self.directory.subscribe(&mut self.connections, slot, tag);
-        }
-        self.answer_tags(slot, Kind::Subscribe, id);
-    }
-
-    fn may_subscribe(
-        &self,
-        slot: u32,
-        tags: &[Cow<'_, str>],
-        sign: Option<&str>,
-    ) -> Result<(), Cow<'static, str>> {
-        let connection = &self.connections[slot as usize];
-        let Some(project) = self.config.projects.get(ProjectId(connection.project)) else {
-            return Err("the project is gone".into());
-        };
-        match project.subscribe {
-            SubscribePolicy::Any => {}
-            SubscribePolicy::None => {
-                return Err("this project takes tags at connect only, where they are signed".into());
-            }
-            SubscribePolicy::Signed => {
-                let text = message::subscribe_text(connection.cid, tags);
-                if !sign::verify(&project.secrets, &[&text], sign.unwrap_or("")) {
-                    return Err("bad sign".into());
-                }
-            }
-        }
-        let has = |name: &str| {
-            let tag = self.directory.tag(connection.project, name);
-            tag.is_some_and(|tag| connection.tags.contains(tag))
-        };
-        let new = tags.iter().filter(|name| !has(name)).count();
-        let max = self.config.limits.tags;
-        if connection.tags.as_slice().len() + new > max {
-            return Err(format!("too many tags: at most {max} for one connection").into());
-        }
-        Ok(())
-    }
-
-    fn answer_tags(&mut self, slot: u32, kind: Kind, id: Option<&str>) {
-        let (directory, tags) = (&self.directory, self.connections[slot as usize].tags.as_slice());
-        let frame = self.open.add_text(|out| {
-            message::write_tags(
-                out,
-                kind,
-                id,
-                tags.iter().map(|entry| directory.tag_name(entry.tag)),
-            );
-        });
-        self.owe(slot, frame);
-    }
 
     /// Owes a frame of the open batch to one connection.
     fn owe(&mut self, slot: u32, frame: u32) {
@@ -730,6 +615,3 @@ fn deliver(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,9 +1,9 @@
 //! One worker, told what happens and asked what it wants written.
 
 use super::*;
-use crate::state::projects::Project;
+use crate::state::projects::{Project, SubscribePolicy};
 use crate::wire::envelope::{NamesBuf, TargetsBuf};
-use crate::wire::sign::Secret;
+use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
 const NOW_MS: u64 = 1_800_000_000_000;

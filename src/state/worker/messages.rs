@@ -1,0 +1,130 @@
+//! What clients ask for in their messages, and the answers.
+
+use super::Worker;
+use crate::state::projects::{ProjectId, SubscribePolicy};
+use crate::wire::message::{self, ClientMessage, Kind};
+use crate::wire::sign;
+use std::borrow::Cow;
+
+impl Worker {
+    pub(super) fn handle_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
+        let frame = match message::parse(payload, &self.config.limits) {
+            Ok(ClientMessage::Subscribe { id, tags, sign }) => {
+                return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
+            }
+            Ok(ClientMessage::Unsubscribe { id, tags }) => {
+                for tag in &tags {
+                    self.directory.unsubscribe(&mut self.connections, slot, tag);
+                }
+                return self.answer_tags(slot, Kind::Unsubscribe, id.as_deref());
+            }
+            Ok(ClientMessage::Heartbeat { id }) => {
+                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
+            }
+            Ok(ClientMessage::Request { id, .. }) => self.open.add_text(|out| {
+                message::write_response_refusal(out, id.as_deref(), "no server");
+            }),
+            Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
+                let result = self.refresh(slot, session_exp, &sign);
+                self.open.add_text(|out| match result {
+                    Ok(()) => message::write_refreshed(out, id.as_deref()),
+                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
+                })
+            }
+            Err(error) => self.open.add_text(|out| error.write(out)),
+        };
+        self.owe(slot, frame);
+    }
+
+    /// A signed refresh moves the end of a session; a connection without one has none to move.
+    fn refresh(&mut self, slot: u32, session_exp: u64, sign: &str) -> Result<(), &'static str> {
+        let connection = &self.connections[slot as usize];
+        let project = self.config.projects.get(ProjectId(connection.project));
+        let text = message::refresh_text(connection.cid, session_exp);
+        if !project.is_some_and(|project| sign::verify(&project.secrets, &[&text], sign)) {
+            return Err("bad sign");
+        }
+        if connection.session_exp == 0 {
+            return Err("this connection was opened without session_exp");
+        }
+        self.set_session_exp(slot, session_exp);
+        Ok(())
+    }
+
+    /// Unix seconds beyond 2106 are as good as never.
+    pub(super) fn set_session_exp(&mut self, slot: u32, session_exp: u64) {
+        let connection = &mut self.connections[slot as usize];
+        let generation = connection.generation;
+        let session_exp = u32::try_from(session_exp).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut connection.session_exp, session_exp);
+        self.sessions.remove(&(u64::from(before), slot, generation));
+        if session_exp != 0 {
+            self.sessions.insert((u64::from(session_exp), slot, generation));
+        }
+    }
+
+    fn handle_subscribe(
+        &mut self,
+        slot: u32,
+        id: Option<&str>,
+        tags: &[Cow<'_, str>],
+        sign: Option<&str>,
+    ) {
+        if let Err(msg) = self.may_subscribe(slot, tags, sign) {
+            let frame =
+                self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
+            return self.owe(slot, frame);
+        }
+        for tag in tags {
+            self.directory.subscribe(&mut self.connections, slot, tag);
+        }
+        self.answer_tags(slot, Kind::Subscribe, id);
+    }
+
+    fn may_subscribe(
+        &self,
+        slot: u32,
+        tags: &[Cow<'_, str>],
+        sign: Option<&str>,
+    ) -> Result<(), Cow<'static, str>> {
+        let connection = &self.connections[slot as usize];
+        let Some(project) = self.config.projects.get(ProjectId(connection.project)) else {
+            return Err("the project is gone".into());
+        };
+        match project.subscribe {
+            SubscribePolicy::Any => {}
+            SubscribePolicy::None => {
+                return Err("this project takes tags at connect only, where they are signed".into());
+            }
+            SubscribePolicy::Signed => {
+                let text = message::subscribe_text(connection.cid, tags);
+                if !sign::verify(&project.secrets, &[&text], sign.unwrap_or("")) {
+                    return Err("bad sign".into());
+                }
+            }
+        }
+        let has = |name: &str| {
+            let tag = self.directory.tag(connection.project, name);
+            tag.is_some_and(|tag| connection.tags.contains(tag))
+        };
+        let new = tags.iter().filter(|name| !has(name)).count();
+        let max = self.config.limits.tags;
+        if connection.tags.as_slice().len() + new > max {
+            return Err(format!("too many tags: at most {max} for one connection").into());
+        }
+        Ok(())
+    }
+
+    fn answer_tags(&mut self, slot: u32, kind: Kind, id: Option<&str>) {
+        let (directory, tags) = (&self.directory, self.connections[slot as usize].tags.as_slice());
+        let frame = self.open.add_text(|out| {
+            message::write_tags(
+                out,
+                kind,
+                id,
+                tags.iter().map(|entry| directory.tag_name(entry.tag)),
+            );
+        });
+        self.owe(slot, frame);
+    }
+}
