@@ -7,7 +7,7 @@ use super::shared::Shared;
 use super::wake::{EventFd, Flag, Waiters, duplicate, yield_now};
 use super::{api, sys};
 use crate::state::counters::Drop as DropReason;
-use crate::types::{MessageId, NodeId};
+use crate::types::{MessageId, NodeId, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Targets};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -22,7 +22,9 @@ use std::time::Duration;
 const TICK_MS: u64 = 50;
 /// Envelopes taken from the mailbox before other tasks run.
 const ENVELOPES_PER_TURN: usize = 256;
-/// `reconnect_after_ms` is spread over so many milliseconds, so that a node's clients do not come back at once.
+/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not come back
+/// all at once.
+const RECONNECT_MIN_MS: u64 = 1_000;
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 /// What the tasks of one worker share.
@@ -37,6 +39,10 @@ pub struct Core {
     flushed: Waiters,
     next_seq: Cell<u64>,
     pub http: RefCell<Connections>,
+    last_tick_ms: Cell<u64>,
+    drain_until_ms: Cell<Option<u64>>,
+    /// The worker has drained.
+    ended: Flag,
 }
 
 impl Core {
@@ -50,6 +56,9 @@ impl Core {
             flushed: Waiters::default(),
             next_seq: Cell::new(1),
             http: RefCell::default(),
+            last_tick_ms: Cell::new(0),
+            drain_until_ms: Cell::new(None),
+            ended: Flag::default(),
         })
     }
 
@@ -65,7 +74,8 @@ impl Core {
     ) -> Option<MessageId> {
         let mut mailbox = self.mailbox.borrow_mut();
         let mut engine = self.engine.borrow_mut();
-        if !mailbox.is_alone() && !mailbox.has_room(|_| true) {
+        let wanted = self.workers_of(&targets);
+        if !mailbox.is_alone() && !mailbox.has_room(wanted) {
             engine.worker.counters().count_drops(DropReason::MailboxFull, 1);
             return None;
         }
@@ -84,13 +94,22 @@ impl Core {
         if !mailbox.is_alone() {
             let mut bytes = Vec::with_capacity(256 + data.len());
             envelope.encode(&mut bytes);
-            mailbox.send(&Arc::from(bytes), |_| true);
+            mailbox.send(&Arc::from(bytes), wanted);
         }
         engine.worker.handle_envelope(&envelope, now_ms);
         if engine.has_output() {
             self.work.raise();
         }
         Some(id)
+    }
+
+    /// Which workers may have a target: a client id names its worker, anything else may be at all.
+    fn workers_of(&self, targets: &Targets<'_>) -> impl Fn(usize) -> bool + Copy + use<> {
+        let workers = self.shared.settings.workers;
+        let wanted = targets.cids.map(|cids| {
+            cids.iter().fold(0u64, |set, cid| set | 1 << SnowflakeClock::worker_of(cid.0, workers))
+        });
+        move |worker| wanted.is_none_or(|set| set >> worker & 1 == 1)
     }
 
     fn node(&self) -> NodeId {
@@ -108,16 +127,40 @@ impl Core {
             self.engine.borrow_mut().begin_flush(sys::now_ms());
             while self.engine.borrow_mut().send_chunk() {
                 yield_now().await;
+                self.tick(sys::now_ms());
             }
             self.flushed.wake_all();
         }
     }
 
-    fn tick(&self) {
-        let now_ms = sys::now_ms();
+    /// Looks at the deadlines, if that is due. The executor's timers starve while some task is always
+    /// ready, so the sending loop calls this too.
+    fn tick(&self, now_ms: u64) {
+        if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
+            return;
+        }
+        self.last_tick_ms.set(now_ms);
         self.engine.borrow_mut().handle_tick(now_ms);
         self.http.borrow_mut().handle_tick(now_ms);
+        if self.shared.is_draining() {
+            self.drain(now_ms);
+        }
         self.work.raise();
+    }
+
+    /// Closes every client, once, and ends the worker when all have gone or the time is up.
+    fn drain(&self, now_ms: u64) {
+        let mut engine = self.engine.borrow_mut();
+        let Some(until_ms) = self.drain_until_ms.get() else {
+            let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
+            engine.worker.handle_shutdown(spread);
+            let drain_ms = self.shared.settings.drain_ms;
+            return self.drain_until_ms.set(Some(now_ms + drain_ms.saturating_sub(4 * TICK_MS)));
+        };
+        let is_drained = engine.sockets() == 0 && self.http.borrow().is_quiet();
+        if is_drained || now_ms >= until_ms {
+            self.ended.raise();
+        }
     }
 }
 
@@ -127,28 +170,15 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
     monoio::spawn(drive(Rc::clone(&core)));
     monoio::spawn(receive(Rc::clone(&core)));
     monoio::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
-    let mut drain_until_ms = None;
-    loop {
-        monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
-        core.tick();
-        if !core.shared.is_draining() {
-            continue;
+    let ticking = Rc::clone(&core);
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+            ticking.tick(sys::now_ms());
         }
-        let now_ms = sys::now_ms();
-        let settings = &core.shared.settings;
-        let deadline_ms = *drain_until_ms.get_or_insert_with(|| {
-            core.engine
-                .borrow_mut()
-                .worker
-                .handle_shutdown(|| (1_000 + sys::random_u64() % RECONNECT_SPREAD_MS) as u32);
-            core.work.raise();
-            now_ms + settings.drain_ms.saturating_sub(4 * TICK_MS)
-        });
-        let is_drained = core.engine.borrow().sockets() == 0 && core.http.borrow().is_quiet();
-        if is_drained || now_ms >= deadline_ms {
-            return Ok(());
-        }
-    }
+    });
+    poll_fn(|context| core.ended.poll(context)).await;
+    Ok(())
 }
 
 /// Handles what the ring brings and sends what is owed, for as long as the worker lives.
@@ -169,7 +199,9 @@ async fn drive(core: Rc<Core>) {
         loop {
             let has_events = core.engine.borrow_mut().has_events();
             if has_events {
-                core.engine.borrow_mut().turn(sys::now_ms());
+                let now_ms = sys::now_ms();
+                core.engine.borrow_mut().turn(now_ms);
+                core.tick(now_ms);
             }
             core.flush().await;
             if !has_events && core.engine.borrow_mut().may_sleep() {

@@ -149,7 +149,8 @@ impl<S: Service> Connection<'_, S> {
         let mut is_continued = false;
         let mut chunks: Option<(Chunked, Vec<u8>, usize)> = None;
         let mut is_begun = is_first;
-        self.set_busy(false);
+        let patience_ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
+        let mut deadline_ms = sys::now_ms() + patience_ms;
         loop {
             // The head is read again whenever more of the body has come: it is short.
             let head = parse_head(&self.input, limits).map_err(End::Refused)?;
@@ -191,13 +192,13 @@ impl<S: Service> Connection<'_, S> {
                     self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
             }
-            self.write().await?;
-            if !self.input.is_empty() && !is_begun || is_first && self.input.is_empty() {
+            if !is_begun && !self.input.is_empty() {
                 is_begun = true;
-                self.set_deadline(times.request_timeout_ms);
-            } else if !is_begun {
-                self.set_deadline(times.keep_alive_ms);
+                deadline_ms = sys::now_ms() + times.request_timeout_ms;
             }
+            self.write().await?;
+            self.set_busy(false);
+            self.set_deadline_to(deadline_ms);
             self.read().await?;
         }
     }
@@ -223,7 +224,7 @@ impl<S: Service> Connection<'_, S> {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.set_deadline(self.service.times().request_timeout_ms);
+        self.set_deadline_to(sys::now_ms() + self.service.times().request_timeout_ms);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;
         out.clear();
@@ -236,7 +237,7 @@ impl<S: Service> Connection<'_, S> {
     /// Ends the write side and reads until the peer has ended its own, so that the last answer arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.as_raw_fd(), Side::Write);
-        self.set_deadline(self.service.times().linger_ms);
+        self.set_deadline_to(sys::now_ms() + self.service.times().linger_ms);
         while !self.is_late() {
             self.input.clear();
             if self.read().await.is_err() {
@@ -251,10 +252,6 @@ impl<S: Service> Connection<'_, S> {
 
     fn set_busy(&self, is_busy: bool) {
         set_busy(self.service, self.key, is_busy);
-    }
-
-    fn set_deadline(&self, in_ms: u64) {
-        self.set_deadline_to(sys::now_ms() + in_ms);
     }
 
     fn set_deadline_to(&self, deadline_ms: u64) {

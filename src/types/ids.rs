@@ -100,6 +100,12 @@ impl SnowflakeClock {
         Self { node, worker_bits, worker: worker as u64, last_ms: 0, next_sequence: 0 }
     }
 
+    /// The worker, of `workers`, that gave out `id`; for a foreign number some worker or none.
+    pub fn worker_of(id: u64, workers: usize) -> usize {
+        let worker_bits = workers.max(1).next_power_of_two().trailing_zeros();
+        (id >> (Self::SEQUENCE_BITS - worker_bits) & ((1 << worker_bits) - 1)) as usize
+    }
+
     pub fn next(&mut self, now_ms: u64) -> u64 {
         let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
         if now_ms > self.last_ms {
@@ -149,6 +155,7 @@ mod tests {
             assert!(id > last);
             assert_eq!(id >> 12 & 1023, 200);
             assert_eq!(id >> 10 & 3, 2);
+            assert_eq!(SnowflakeClock::worker_of(id, 3), 2);
             last = id;
         }
         assert_eq!(last >> 22, 5 + 4_999 / 1024);
