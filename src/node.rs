@@ -52,11 +52,11 @@ enum News {
     Ended(Result<(), NodeError>),
 }
 
-/// Runs a node until it is told to end by SIGTERM or SIGINT and has drained; a second signal ends the
-/// process at once, with code 143. Calls `started` when every port is open.
+/// Runs a node until it is told to end by SIGTERM or SIGINT and has drained; a second signal ends
+/// the process at once, with code 143. Calls `started` when every port is open.
 ///
-/// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table; all meet
-/// at a barrier; only then is anything opened that must not have copies in other tables.
+/// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table;
+/// all meet at a barrier; only then is anything opened that must not have copies in other tables.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
     sys::block_termination_signals().map_err(system("blocking signals"))?;
     sys::raise_open_files().map_err(system("raising the limit of open files"))?;
@@ -135,7 +135,8 @@ struct Birth {
 }
 
 impl Birth {
-    /// To be called in the thread that is born: gives it its own table, and waits until main has the ports.
+    /// To be called in the thread that is born: gives it its own table, and waits until main has
+    /// the ports.
     fn take_table(&self) -> Result<Option<Addresses>, NodeError> {
         let unshared = sys::unshare_files();
         self.barrier.wait();

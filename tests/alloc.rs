@@ -1,5 +1,5 @@
-//! The rule of the hot path: after warm-up no allocation per delivered frame, at most one per worker
-//! per envelope. Counted by an allocator that counts.
+//! The rule of the hot path: after warm-up no allocation per delivered frame, at most one per
+//! worker per envelope. Counted by an allocator that counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;

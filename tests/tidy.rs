@@ -1,5 +1,6 @@
 //! Rules of the house as a test, in the spirit of TigerBeetle's `tidy.zig`. Each rule is a function
-//! from a file's text to what is wrong with it, so that the tests at the end can show that it fails.
+//! from a file's text to what is wrong with it, so that the tests at the end can show that it
+//! fails.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,8 +13,8 @@ const MAX_FUNCTION_LINES: usize = 70;
 /// In the tools, where a run reads from top to bottom, and in tests.
 const MAX_TOOL_FUNCTION_LINES: usize = 120;
 
-/// Where a module of the root crate lives; a file imports its own floor or lower ones. Modules of one
-/// floor may know each other.
+/// Where a module of the root crate lives; a file imports its own floor or lower ones. Modules of
+/// one floor may know each other.
 const FLOORS: [(&str, u8); 9] = [
     ("types", 0),
     ("wire", 1),
@@ -118,6 +119,7 @@ impl<'a> Source<'a> {
     fn new(path: &'a str, text: &'a str) -> Self {
         let code: Vec<String> = code_only(text).lines().map(String::from).collect();
         let is_test_file = path.starts_with("tests/")
+            || path.starts_with("fuzz/")
             || path.contains("/tests/")
             || path.ends_with("/tests.rs")
             || path.ends_with("/properties.rs");
@@ -271,8 +273,8 @@ fn floor_of(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
-/// The top-level modules that a line names by `crate::…`, `crate::{…}`, `ws_cluster::…`, or by as many
-/// `super::` as lead to the root from a file `depth` modules below it.
+/// The top-level modules that a line names by `crate::…`, `crate::{…}`, `ws_cluster::…`, or by as
+/// many `super::` as lead to the root from a file `depth` modules below it.
 fn modules_named(code: &str, depth: usize) -> Vec<&str> {
     let to_root = "super::".repeat(depth);
     let prefixes = ["crate::", "ws_cluster::", to_root.as_str()];

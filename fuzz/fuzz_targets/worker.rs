@@ -1,5 +1,5 @@
-//! `state::Worker` driven by arbitrary bytes: each two are an event and its argument. The directory must
-//! agree with the slab all the way, and nothing may be left when everybody is gone.
+//! `state::Worker` driven by arbitrary bytes: each two are an event and its argument. The directory
+//! must agree with the slab all the way, and nothing may be left when everybody is gone.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

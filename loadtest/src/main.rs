@@ -31,7 +31,8 @@ use report::Report;
 use run::Common;
 use unicast::Unicast;
 
-/// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, memory per connection.
+/// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, memory per
+/// connection.
 ///
 /// Everything is checked while it is measured: each message carries a sequence number, and any that
 /// is lost, doubled or (where the order is promised) out of order makes the exit code 1.
@@ -59,7 +60,8 @@ enum Command {
     Unicast(UnicastArguments),
 }
 
-/// A subcommand with its own options and the common ones: argh cannot flatten a struct into another.
+/// A subcommand with its own options and the common ones: argh cannot flatten a struct into
+/// another.
 macro_rules! subcommand {
     (
         $(#[$about:meta])*

@@ -147,7 +147,8 @@ impl<'a> Answer<'a> {
                 let node = self.core.shared.settings.node;
                 let version = env!("CARGO_PKG_VERSION");
                 let body = format!(
-                    r#"{{"code":1,"msg":"success","name":"ws-cluster","version":"{version}","node":{node}}}"#
+                    "{{\"code\":1,\"msg\":\"success\",\"name\":\"ws-cluster\",\
+                     \"version\":\"{version}\",\"node\":{node}}}"
                 );
                 self.respond(200, None, &[], body.as_bytes());
             }

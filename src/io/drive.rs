@@ -22,8 +22,8 @@ use std::time::Duration;
 const TICK_MS: u64 = 50;
 /// Envelopes taken from the mailbox before other tasks run.
 const ENVELOPES_PER_TURN: usize = 256;
-/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not come back
-/// all at once.
+/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
+/// come back all at once.
 const RECONNECT_MIN_MS: u64 = 1_000;
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
@@ -62,8 +62,8 @@ impl Core {
         })
     }
 
-    /// Accepts a message: delivers it to this worker's connections and hands it to the other workers.
-    /// `None`: some worker's mailbox is full, and nobody got it.
+    /// Accepts a message: delivers it to this worker's connections and hands it to the other
+    /// workers. `None`: some worker's mailbox is full, and nobody got it.
     pub fn accept_push(
         &self,
         pid: &str,
@@ -133,8 +133,8 @@ impl Core {
         }
     }
 
-    /// Looks at the deadlines, if that is due. The executor's timers starve while some task is always
-    /// ready, so the sending loop calls this too.
+    /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
+    /// always ready, so the sending loop calls this too.
     fn tick(&self, now_ms: u64) {
         if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
             return;
@@ -164,8 +164,8 @@ impl Core {
     }
 }
 
-/// Runs a worker until the node has drained. To be called in the worker's own thread, after it has its own
-/// file-descriptor table.
+/// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
+/// its own file-descriptor table.
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
     monoio::spawn(drive(Rc::clone(&core)));
     monoio::spawn(receive(Rc::clone(&core)));

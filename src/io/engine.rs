@@ -136,8 +136,8 @@ impl Engine {
         !self.events.is_empty() || self.ring.has_work()
     }
 
-    /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is something
-    /// to handle already.
+    /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
+    /// something to handle already.
     pub fn may_sleep(&mut self) -> bool {
         self.ring.submit();
         if self.has_events() {
@@ -357,7 +357,8 @@ impl Engine {
         worker.is_open(slot)
     }
 
-    /// Asks for the connection's next bytes, unless it is being closed or leaves its answers unread.
+    /// Asks for the connection's next bytes, unless it is being closed or leaves its answers
+    /// unread.
     fn read_on(&mut self, slot: u32) {
         let wants_input = self.worker.wants_input(slot);
         let entry = &mut self.slots[slot as usize];
@@ -384,8 +385,8 @@ impl Engine {
         self.next_send = 0;
     }
 
-    /// Sends to a bounded number of connections. Returns whether there are more; when not, the closes that
-    /// were asked for have been carried out.
+    /// Sends to a bounded number of connections. Returns whether there are more; when not, the
+    /// closes that were asked for have been carried out.
     pub fn send_chunk(&mut self) -> bool {
         let left = self.sealed.len() - self.next_send;
         if left <= DIRECT_SENDS {
@@ -427,8 +428,8 @@ impl Engine {
             let fd = self.slots[outgoing.slot as usize].fd;
             let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
             let token = Token::new(Kind::Send, index as u32, 0);
-            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`, and every
-            // send of this chunk is reaped below before this function returns.
+            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`, and
+            // every send of this chunk is reaped below before this function returns.
             unsafe { self.ring.send(fd, bytes, length, token) };
             under_way += 1;
         }

@@ -1,4 +1,5 @@
-//! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract names.
+//! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract
+//! names.
 
 use super::shared::Shared;
 use crate::state::Identity;
@@ -15,7 +16,8 @@ use crate::wire::{http::HttpError, sign};
 const ECHO: Identity<'static> =
     Identity { project: ProjectId(0), uid: "echo", device: "", tags: &[] };
 
-/// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is good.
+/// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is
+/// good.
 pub fn judge<R>(
     head: &Head<'_>,
     shared: &Shared,

@@ -1,5 +1,5 @@
-//! HTTP/1.1 over a monoio stream: keep-alive, pipelining, bodies, and every limit of the contract. What
-//! the requests mean is the [`Service`]'s business.
+//! HTTP/1.1 over a monoio stream: keep-alive, pipelining, bodies, and every limit of the contract.
+//! What the requests mean is the [`Service`]'s business.
 
 use super::linger::close;
 use super::sys::{self, Side};
@@ -234,7 +234,8 @@ impl<S: Service> Connection<'_, S> {
         result.map(drop).map_err(|_| End::Peer)
     }
 
-    /// Ends the write side and reads until the peer has ended its own, so that the last answer arrives.
+    /// Ends the write side and reads until the peer has ended its own, so that the last answer
+    /// arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.as_raw_fd(), Side::Write);
         self.set_deadline_to(sys::now_ms() + self.service.times().linger_ms);

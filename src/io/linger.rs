@@ -1,6 +1,6 @@
-//! Closes that arrive: what is left is written, the write side ends, and the peer's bytes are read and
-//! dropped until its FIN or the deadline. A plain close with unread input sends RST, which destroys
-//! the last frame on its way: 0 of 40 Close frames arrived so, 40 of 40 this way.
+//! Closes that arrive: what is left is written, the write side ends, and the peer's bytes are read
+//! and dropped until its FIN or the deadline. A plain close with unread input sends RST, which
+//! destroys the last frame on its way: 0 of 40 Close frames arrived so, 40 of 40 this way.
 
 use super::ring::{Kind, Ring, Token};
 use super::sys::{self, Side};
@@ -114,8 +114,8 @@ fn discard(fd: RawFd, buffer: &mut [u8]) -> bool {
     true
 }
 
-/// Closes a socket on which a poll may still be pending: the poll holds the socket until it fires, and
-/// the shutdown makes it fire.
+/// Closes a socket on which a poll may still be pending: the poll holds the socket until it fires,
+/// and the shutdown makes it fire.
 pub fn close(fd: RawFd) {
     sys::shutdown(fd, Side::Both);
     sys::close(fd);

@@ -7,9 +7,9 @@ use std::net::{SocketAddr, TcpListener};
 /// Connections that the kernel keeps until a worker takes them.
 const BACKLOG: i32 = 4096;
 
-/// Holds a port for this process without listening on it, so that every worker may bind it after; with
-/// port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT alone would
-/// let two servers of one user share it unnoticed.
+/// Holds a port for this process without listening on it, so that every worker may bind it after;
+/// with port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT
+/// alone would let two servers of one user share it unnoticed.
 pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     if address.port() != 0 {
         let probe = socket(address)?;

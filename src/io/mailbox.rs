@@ -1,5 +1,5 @@
-//! Worker to worker: envelopes over one single-producer ring for each pair, and an eventfd that is written
-//! only when the other side sleeps.
+//! Worker to worker: envelopes over one single-producer ring for each pair, and an eventfd that is
+//! written only when the other side sleeps.
 
 use super::wake;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 /// Envelopes that may wait from one worker to another; beyond, the push is answered 503.
 const RING_ENTRIES: usize = 4096;
 
-/// What wakes one worker. Its eventfd is made before the workers get their own tables, so that all have it.
+/// What wakes one worker. Its eventfd is made before the workers get their own tables, so that all
+/// have it.
 #[derive(Debug)]
 pub struct Bell {
     eventfd: OwnedFd,
@@ -92,7 +93,8 @@ impl Mailbox {
             .all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| !ring.is_full()))
     }
 
-    /// Hands an envelope to every worker that `wanted` names. Each must have room ([`Mailbox::has_room`]).
+    /// Hands an envelope to every worker that `wanted` names. Each must have room
+    /// ([`Mailbox::has_room`]).
     pub fn send(&mut self, envelope: &Arc<[u8]>, wanted: impl Fn(usize) -> bool) {
         for (to, ring) in self.outgoing.iter_mut().enumerate() {
             if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
@@ -103,7 +105,8 @@ impl Mailbox {
         }
     }
 
-    /// The next envelope, taking turns between the senders only when one is empty: each keeps its order.
+    /// The next envelope, taking turns between the senders only when one is empty: each keeps its
+    /// order.
     pub fn receive(&mut self) -> Option<Arc<[u8]>> {
         self.incoming.iter_mut().find_map(|ring| ring.pop().ok())
     }

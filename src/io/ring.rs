@@ -1,7 +1,7 @@
 //! The nested io_uring: readiness of open connections, and sends that never wait.
 //!
-//! Its contract towards the rest is readiness plus non-blocking sends, so that an epoll back end could
-//! stand in its place.
+//! Its contract towards the rest is readiness plus non-blocking sends, so that an epoll back end
+//! could stand in its place.
 
 use super::sys;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -20,8 +20,8 @@ pub enum Kind {
     Send,
 }
 
-/// Names an operation: what for, which entry of that table, and the low 24 bits of the generation that
-/// the entry had, so that a late completion never touches a newer owner.
+/// Names an operation: what for, which entry of that table, and the low 24 bits of the generation
+/// that the entry had, so that a late completion never touches a newer owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     pub kind: Kind,
@@ -85,13 +85,14 @@ impl Ring {
         Ok(Self { ring, eventfd })
     }
 
-    /// Becomes readable when there is something to reap (a ring of this kind wakes no poller itself).
+    /// Becomes readable when there is something to reap (a ring of this kind wakes no poller
+    /// itself).
     pub fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
     }
 
-    /// Asks once for readiness; errors and hang-ups count as ready. The descriptor must stay open until
-    /// then (`shutdown` it to be told early).
+    /// Asks once for readiness; errors and hang-ups count as ready. The descriptor must stay open
+    /// until then (`shutdown` it to be told early).
     pub fn poll_readable(&mut self, fd: RawFd, token: Token) {
         self.poll(fd, libc::POLLIN, token);
     }
@@ -105,8 +106,9 @@ impl Ring {
         self.push(&entry.user_data(token.pack()));
     }
 
-    /// Queues a send that does not wait. The bytes must live until [`Ring::submit`] returns and every
-    /// send of this round is reaped: all of them have completed by then, whole, short or EAGAIN.
+    /// Queues a send that does not wait. The bytes must live until [`Ring::submit`] returns and
+    /// every send of this round is reaped: all of them have completed by then, whole, short or
+    /// EAGAIN.
     ///
     /// # Safety
     /// `bytes` must stay valid and unchanged until its completion was reaped.

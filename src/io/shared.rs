@@ -1,4 +1,5 @@
-//! What all workers of a node share: the configuration, immutable, and numbers touched at connect and close.
+//! What all workers of a node share: the configuration, immutable, and numbers touched at connect
+//! and close.
 
 use crate::state::counters::{Counters, HttpCounters};
 use crate::state::projects::Projects;

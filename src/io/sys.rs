@@ -50,7 +50,8 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
 /// The most slices that [`send_slices`] takes.
 pub const MAX_SLICES: usize = 16;
 
-/// Like [`send`], for bytes that are in several places: at most [`MAX_SLICES`] of them are looked at.
+/// Like [`send`], for bytes that are in several places: at most [`MAX_SLICES`] of them are looked
+/// at.
 pub fn send_slices(fd: RawFd, slices: &[&[u8]]) -> io::Result<usize> {
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLICES];
     let count = slices.len().min(MAX_SLICES);
@@ -62,7 +63,8 @@ pub fn send_slices(fd: RawFd, slices: &[&[u8]]) -> io::Result<usize> {
     message.msg_iov = vectors.as_mut_ptr();
     message.msg_iovlen = count;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the message points to `count` vectors, each made from a live slice; sendmsg only reads.
+    // SAFETY: the message points to `count` vectors, each made from a live slice; sendmsg only
+    // reads.
     check_len(unsafe { libc::sendmsg(fd, &message, flags) })
 }
 
@@ -160,8 +162,8 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, bytes, &wanted) }).map(drop)
 }
 
-/// Keeps SIGTERM and SIGINT from ending the process; [`wait_for_signal`] takes them. To be called before
-/// any other thread exists, so that all inherit it.
+/// Keeps SIGTERM and SIGINT from ending the process; [`wait_for_signal`] takes them. To be called
+/// before any other thread exists, so that all inherit it.
 pub fn block_termination_signals() -> io::Result<()> {
     let set = termination_signals();
     // SAFETY: the set is initialised; the old mask is not asked for.
@@ -193,8 +195,8 @@ fn termination_signals() -> libc::sigset_t {
     }
 }
 
-/// Switches transparent huge pages off for this process: with them mimalloc's arenas made a connection of
-/// 134 bytes cost 551.
+/// Switches transparent huge pages off for this process: with them mimalloc's arenas made a
+/// connection of 134 bytes cost 551.
 pub fn disable_huge_pages() {
     // SAFETY: no memory is involved.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };

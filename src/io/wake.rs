@@ -58,8 +58,8 @@ impl Waiters {
     }
 }
 
-/// An eventfd that a monoio task waits on. One read is always under way while it waits, and stays under
-/// way when the wait ends for another reason: dropping it would cost a cancel.
+/// An eventfd that a monoio task waits on. One read is always under way while it waits, and stays
+/// under way when the wait ends for another reason: dropping it would cost a cancel.
 pub struct EventFd {
     file: Rc<monoio::fs::File>,
     read: Option<Pin<Box<dyn Future<Output = ()>>>>,

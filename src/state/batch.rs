@@ -16,8 +16,8 @@ pub const NONE: u32 = u32::MAX;
 /// Frames laid one behind the other, and for each connection that gets any of them the list of its
 /// segments. A run of consecutive frames is one segment, so that it leaves as one slice.
 ///
-/// Invariant: a segment's frames are either all small, and then consecutive in `bytes`, or it is one
-/// shared frame.
+/// Invariant: a segment's frames are either all small, and then consecutive in `bytes`, or it is
+/// one shared frame.
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
@@ -296,8 +296,8 @@ impl Sealed {
         self.regions[index] == Region::Outbox
     }
 
-    /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many pushes
-    /// are written whole.
+    /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many
+    /// pushes are written whole.
     pub(super) fn put_rest(&self, index: usize, written: usize, outbox: &mut super::Outbox) -> u64 {
         let mut skip = written;
         let mut whole_pushes = 0;

@@ -44,8 +44,8 @@ pub struct TagRef {
     pub position: u32,
 }
 
-/// Eight bytes in the entry instead of the 24 of a bare `Vec`: connections are many, those with two tags
-/// and more pay for them.
+/// Eight bytes in the entry instead of the 24 of a bare `Vec`: connections are many, those with two
+/// tags and more pay for them.
 #[derive(Debug)]
 pub struct ManyTags(Box<TagList>);
 

@@ -1,8 +1,8 @@
 //! Who is here: by client id, by user, by tag and by device.
 //!
-//! The tables hold slab slots with a stored 32-bit keyed hash and look the rest up in the slab. Each is
-//! split into 256 sub-tables, so that growing one moves a 256th of it: in one piece that stalled a
-//! worker for 176 ms at a million connections.
+//! The tables hold slab slots with a stored 32-bit keyed hash and look the rest up in the slab.
+//! Each is split into 256 sub-tables, so that growing one moves a 256th of it: in one piece that
+//! stalled a worker for 176 ms at a million connections.
 
 use super::batch::NONE;
 use super::connection::{Connection, TagRef};
@@ -15,8 +15,9 @@ use std::hash::Hasher;
 
 const SUB_TABLES: usize = 256;
 
-/// Invariant (asserted by [`Directory::check`]): exactly the open connections of the slab are in it, each
-/// once by client id, once in its user's chain, once in its group, once in each of its tags.
+/// Invariant (asserted by [`Directory::check`]): exactly the open connections of the slab are in
+/// it, each once by client id, once in its user's chain, once in its group, once in each of its
+/// tags.
 #[derive(Debug)]
 pub struct Directory {
     keys: (u64, u64),
@@ -277,7 +278,8 @@ fn is_user(slab: &Slab<Connection>, head: u32, project: u32, uid: &str) -> bool 
     connection.project == project && connection.uid == uid
 }
 
-/// Pushes without the four elements that `Vec` takes at first: most tags of a large node have one member.
+/// Pushes without the four elements that `Vec` takes at first: most tags of a large node have one
+/// member.
 fn push_tight(members: &mut Vec<u32>, slot: u32) {
     if members.is_empty() {
         members.reserve_exact(1);

@@ -1,5 +1,5 @@
-//! Floor 2: who is here and what each is owed. No sockets, no clock, no randomness: time, ids' seeds
-//! and hash keys come in as arguments, what must happen outside goes out through the batch.
+//! Floor 2: who is here and what each is owed. No sockets, no clock, no randomness: time, ids'
+//! seeds and hash keys come in as arguments, what must happen outside goes out through the batch.
 
 mod batch;
 mod connection;

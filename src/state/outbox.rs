@@ -16,7 +16,8 @@ pub struct Outbox {
     copied: Vec<u8>,
     copied_start: usize,
     pending_bytes: usize,
-    /// Its socket had its turn and left some. Until then its owner is not slow, however much there is.
+    /// Its socket had its turn and left some. Until then its owner is not slow, however much there
+    /// is.
     pub(super) was_tried: bool,
 }
 
@@ -96,7 +97,8 @@ impl Outbox {
         self.frames.push_back(Queued { bytes, expires_ms, is_push, begun, shared });
     }
 
-    /// Takes out the frames that were not begun before their time ran out; returns how many pushes that were.
+    /// Takes out the frames that were not begun before their time ran out; returns how many pushes
+    /// that were.
     pub fn drop_expired(&mut self, now_ms: u64) -> u64 {
         let has_expired =
             |frame: &Queued| !frame.begun && frame.expires_ms != 0 && frame.expires_ms <= now_ms;

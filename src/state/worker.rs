@@ -68,14 +68,15 @@ pub struct Released {
 
 /// One core's connections and what they are owed.
 ///
-/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the caller
-/// read; they write into the open batch. Then, while [`Worker::has_output`]: [`Worker::seal`] the batch,
-/// send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`], then [`Worker::finish`] it and
-/// [`Worker::release`] the slots of the closes that it returns. An outbox that is not empty is written
-/// whenever its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
+/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
+/// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
+/// [`Worker::seal`] the batch, send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`],
+/// then [`Worker::finish`] it and [`Worker::release`] the slots of the closes that it returns. An
+/// outbox that is not empty is written whenever its socket has room ([`Worker::outbox`],
+/// [`Worker::handle_outbox_written`]).
 ///
-/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A connection is in
-/// the directory exactly while its phase is open.
+/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
+/// connection is in the directory exactly while its phase is open.
 #[derive(Debug)]
 pub struct Worker {
     config: WorkerConfig,
@@ -95,8 +96,8 @@ pub struct Worker {
     sweep: Sweep,
 }
 
-/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and looks
-/// at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
+/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
+/// looks at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
 #[derive(Debug, Default)]
 struct Sweep {
     next_slot: usize,
@@ -173,7 +174,8 @@ impl Worker {
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
-    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of it.
+    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
+    /// it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
@@ -262,7 +264,8 @@ impl Worker {
         outcome
     }
 
-    /// Goes on with the sweep: closes what was silent for the idle timeout, pings what was for half of it.
+    /// Goes on with the sweep: closes what was silent for the idle timeout, pings what was for half
+    /// of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
         let period_ms = (self.config.idle_timeout_ms / 8).max(1);
         let elapsed_ms = now_ms.saturating_sub(self.sweep.last_ms);
@@ -366,7 +369,8 @@ impl Worker {
         sealed.finish()
     }
 
-    /// Slots whose outbox got its first bytes since the last call: write them when their socket has room.
+    /// Slots whose outbox got its first bytes since the last call: write them when their socket has
+    /// room.
     pub fn take_blocked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.blocked)
     }

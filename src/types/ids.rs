@@ -59,11 +59,13 @@ macro_rules! snowflake_id {
 
 snowflake_id! {
     /// A client id: one connection, never given out twice. 41 bits of milliseconds since
-    /// [`SnowflakeClock::EPOCH_MS`], 10 bits of node, 12 bits of sequence whose top bits are the worker.
+    /// [`SnowflakeClock::EPOCH_MS`], 10 bits of node, 12 bits of sequence whose top bits are the
+    /// worker.
     Cid
 }
 snowflake_id! {
-    /// A message id, of the same build as a [`Cid`] and drawn from the same clock, so the two never meet.
+    /// A message id, of the same build as a [`Cid`] and drawn from the same clock, so the two never
+    /// meet.
     MessageId
 }
 
@@ -77,8 +79,9 @@ pub struct ConnKey {
 
 /// Gives out snowflake numbers of one worker of one node, strictly rising.
 ///
-/// When a millisecond's sequence is used up it goes on with the next millisecond ahead of the clock,
-/// so it neither blocks nor repeats; a clock that steps back is ignored until it has caught up.
+/// When a millisecond's sequence is used up it goes on with the next millisecond ahead of the
+/// clock, so it neither blocks nor repeats; a clock that steps back is ignored until it has caught
+/// up.
 #[derive(Debug)]
 pub struct SnowflakeClock {
     node: NodeId,

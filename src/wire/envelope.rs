@@ -140,7 +140,8 @@ impl<'a> Envelope<'a> {
 }
 
 /// Whom a message is for: the selectors that are given are intersected, the values within one are a
-/// union, none given means every client of the project. A selector that is given but empty matches nobody.
+/// union, none given means every client of the project. A selector that is given but empty matches
+/// nobody.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Targets<'a> {
     pub uids: Option<Names<'a>>,
@@ -234,7 +235,8 @@ pub struct NamesBuf {
 }
 
 impl NamesBuf {
-    /// Appends one name. The caller has checked it (`is_name`, `is_device`), so that it has 1-128 bytes.
+    /// Appends one name. The caller has checked it (`is_name`, `is_device`), so that it has 1-128
+    /// bytes.
     pub fn push(&mut self, name: &str) {
         debug_assert!((1..=255).contains(&name.len()));
         self.bytes.push(name.len() as u8);

@@ -1,11 +1,11 @@
 //! A strict RFC 8259 reader that keeps source spans: `data` travels on byte for byte.
 //!
-//! It never recurses (the stack of open containers is one `u128`, hence [`MAX_DEPTH`]), takes numbers
-//! of any size as text, and allocates only for an escaped name, an escaped string that is decoded, or
-//! an object of more than eight members.
+//! It never recurses (the stack of open containers is one `u128`, hence [`MAX_DEPTH`]), takes
+//! numbers of any size as text, and allocates only for an escaped name, an escaped string that is
+//! decoded, or an object of more than eight members.
 //!
-//! Call [`members`] or [`validate`] on what a peer sent. The spans they give are valid JSON values and
-//! go to [`elements`], [`string`], [`integer`] or again to [`members`].
+//! Call [`members`] or [`validate`] on what a peer sent. The spans they give are valid JSON values
+//! and go to [`elements`], [`string`], [`integer`] or again to [`members`].
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -41,8 +41,8 @@ pub enum JsonError {
     NotString,
 }
 
-/// Is `text` exactly one JSON value, blanks around it allowed? A lone surrogate escape (`\ud800`) is
-/// grammatical, so it passes here and fails where it is decoded.
+/// Is `text` exactly one JSON value, blanks around it allowed? A lone surrogate escape (`\ud800`)
+/// is grammatical, so it passes here and fails where it is decoded.
 pub fn validate(text: &[u8]) -> Result<(), JsonError> {
     let mut scanner = Scanner::new(utf8(text)?.as_bytes());
     scanner.skip_blanks();
@@ -195,7 +195,8 @@ pub fn is_null(value: &[u8]) -> bool {
     value == b"null"
 }
 
-/// Decodes a value that is a string; borrows where nothing is escaped. A lone surrogate is an error.
+/// Decodes a value that is a string; borrows where nothing is escaped. A lone surrogate is an
+/// error.
 pub fn string(value: &[u8]) -> Result<Cow<'_, str>, JsonError> {
     let body = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
     unescape(utf8(body.ok_or(JsonError::NotString)?)?)
@@ -343,8 +344,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Behind a value, or before the end of an empty container: closes what ends here, then goes on to
-    /// the next value. False when nothing is open any more.
+    /// Behind a value, or before the end of an empty container: closes what ends here, then goes on
+    /// to the next value. False when nothing is open any more.
     fn is_value_next(&mut self, open: &mut Open, outer: u32) -> Result<bool, JsonError> {
         while open.depth > outer {
             self.skip_blanks();
@@ -472,7 +473,8 @@ impl Open {
     }
 }
 
-/// How many bytes `text` starts with that are neither a quote, nor a backslash, nor a control character.
+/// How many bytes `text` starts with that are neither a quote, nor a backslash, nor a control
+/// character.
 fn plain_run(text: &[u8]) -> usize {
     let (words, tail) = text.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
@@ -591,8 +593,8 @@ mod tests {
         for text in good.split(' ') {
             assert_eq!(validate(text.as_bytes()), Ok(()), "{text}");
         }
-        let bad = "01 +1 .5 1. 1e -a nul truex \"\\x\" \"\\u12g4\" [1,] [,1] {\"a\":1,} {\"a\"} {a:1} \
-                   {1:1} [1}  {\"a\":1] \" ] \u{feff}1 'a' NaN [1:2] /**/1";
+        let bad = "01 +1 .5 1. 1e -a nul truex \"\\x\" \"\\u12g4\" [1,] [,1] {\"a\":1,} {\"a\"} \
+                   {a:1} {1:1} [1}  {\"a\":1] \" ] \u{feff}1 'a' NaN [1:2] /**/1";
         for text in bad.split(' ') {
             assert!(validate(text.as_bytes()).is_err(), "{text}");
         }

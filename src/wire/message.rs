@@ -1,7 +1,8 @@
 //! What a client (a `type=1` connection) sends, and the texts that it gets.
 //!
-//! [`parse`] turns one whole message into a [`ClientMessage`]; a text frame and a binary frame hold the
-//! same JSON. The writers append one JSON text each, members in the order of the contract, no blanks.
+//! [`parse`] turns one whole message into a [`ClientMessage`]; a text frame and a binary frame hold
+//! the same JSON. The writers append one JSON text each, members in the order of the contract, no
+//! blanks.
 
 use std::borrow::Cow;
 
@@ -28,7 +29,8 @@ pub type Tags<'a> = SmallVec<[Cow<'a, str>; 4]>;
 /// One message of a client, borrowed from its frame where nothing was escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientMessage<'a> {
-    /// At least one tag. `sign` is there when it was sent: whether it must be is the project's setting.
+    /// At least one tag. `sign` is there when it was sent: whether it must be is the project's
+    /// setting.
     Subscribe {
         id: EchoId<'a>,
         tags: Tags<'a>,
@@ -147,8 +149,8 @@ pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, M
     }
 }
 
-/// What `sign` covers where a project's `subscribe` is `signed`: the message's tags, each once, sorted
-/// by bytes.
+/// What `sign` covers where a project's `subscribe` is `signed`: the message's tags, each once,
+/// sorted by bytes.
 pub fn subscribe_text(cid: Cid, tags: &[Cow<'_, str>]) -> Vec<u8> {
     let mut sorted: SmallVec<[&str; 8]> = tags.iter().map(|tag| tag.as_ref()).collect();
     sorted.sort_unstable();
@@ -479,7 +481,8 @@ mod tests {
     fn refused_tags_are_answered_with_the_type_of_the_message() {
         assert_eq!(
             refusal(r#"{"type":"subscribe","id":"7"}"#),
-            r#"{"type":"subscribe","code":0,"msg":"tags must be a comma-separated string or an array of strings, not empty","id":"7"}"#
+            "{\"type\":\"subscribe\",\"code\":0,\"msg\":\"tags must be a comma-separated string or \
+             an array of strings, not empty\",\"id\":\"7\"}"
         );
         for (value, reason) in [
             (r#""""#, Refusal::Tags),
@@ -580,7 +583,9 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_a_client_sends_is_a_message_or_an_error_with_an_answer(
-            kind in select(&["subscribe", "unsubscribe", "heartbeat", "request", "refresh", "x"][..]),
+            kind in select(
+                &["subscribe", "unsubscribe", "heartbeat", "request", "refresh", "x"][..],
+            ),
             id in "[a\"\\\\é😀]{0,40}", tags in prop::collection::vec("[a-cé\", ]{0,3}", 0..40),
             at: Index, byte: u8,
         ) {

@@ -1,8 +1,8 @@
 //! WebSocket frames (RFC 6455), strictly: what a client may send, and what the server writes.
 //!
-//! [`Inbound::read`] turns bytes into [`Message`]s in place: it unmasks in the caller's buffer, keeps
-//! what is left of a frame only while there is something left, and names every violation with its
-//! close code.
+//! [`Inbound::read`] turns bytes into [`Message`]s in place: it unmasks in the caller's buffer,
+//! keeps what is left of a frame only while there is something left, and names every violation with
+//! its close code.
 
 use fastwebsockets::{CloseCode, OpCode, unmask};
 use std::ops::ControlFlow;
@@ -107,7 +107,8 @@ impl Inbound {
         self.raw.is_empty() && self.kind.is_none()
     }
 
-    /// Parses whole frames of `bytes`; returns how many bytes they took, `None` when `on` broke off.
+    /// Parses whole frames of `bytes`; returns how many bytes they took, `None` when `on` broke
+    /// off.
     fn drain(
         &mut self,
         bytes: &mut [u8],
@@ -177,7 +178,8 @@ impl Inbound {
         }
     }
 
-    /// Checks the fragments' text as far as it has come; a character may be cut only where more follows.
+    /// Checks the fragments' text as far as it has come; a character may be cut only where more
+    /// follows.
     fn check_utf8(&mut self, whole: bool) -> Result<(), Violation> {
         match simdutf8::compat::from_utf8(&self.message[self.valid..]) {
             Ok(text) => self.valid += text.len(),
@@ -502,7 +504,10 @@ mod tests {
         #[test]
         fn random_bytes_read_the_same_however_cut(
             bytes in proptest::collection::vec(any::<u8>(), 0..40),
-            valid in proptest::collection::vec((0u8..16, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..5)), 0..6),
+            valid in proptest::collection::vec(
+                (0u8..16, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..5)),
+                0..6,
+            ),
         ) {
             let mut all = Vec::new();
             for (opcode, fin, payload) in valid {

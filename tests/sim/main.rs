@@ -1,8 +1,9 @@
-//! The simulator: one node of several `state::Worker`s in memory, with simulated sockets, clients that
-//! behave and clients that do not, and simulated time. Everything that happens follows from one seed.
+//! The simulator: one node of several `state::Worker`s in memory, with simulated sockets, clients
+//! that behave and clients that do not, and simulated time. Everything that happens follows from
+//! one seed.
 //!
-//! `SIM_SEED=7` repeats a run, `SIM_STEPS` lengthens each run, `SIM_RUNS` makes more of them. A failure
-//! prints its seed and what happened last.
+//! `SIM_SEED=7` repeats a run, `SIM_STEPS` lengthens each run, `SIM_RUNS` makes more of them. A
+//! failure prints its seed and what happened last.
 
 mod checks;
 mod model;

@@ -65,7 +65,8 @@ impl Model {
             .collect()
     }
 
-    /// Subscribes in order; `None` where that would be more than `max` tags, and then nothing changed.
+    /// Subscribes in order; `None` where that would be more than `max` tags, and then nothing
+    /// changed.
     pub fn subscribe(&mut self, cid: u64, tags: &[String], max: usize) -> Option<Vec<String>> {
         let person = self.people.get_mut(&cid)?;
         let mut all = person.tags.clone();

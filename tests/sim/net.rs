@@ -1,4 +1,5 @@
-//! The node and its surroundings: workers, the queues between them, sockets and the clients behind them.
+//! The node and its surroundings: workers, the queues between them, sockets and the clients behind
+//! them.
 
 use super::Rng;
 use super::checks::{Owed, Receiver};

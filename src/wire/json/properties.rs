@@ -31,8 +31,8 @@ fn value() -> impl Strategy<Value = Value> {
 
 /// Pieces of JSON, parted by the character `~`, in any order.
 fn fragments() -> impl Strategy<Value = String> {
-    const PIECES: &str = "{~}~[~]~,~:~\"~\\~\\u~\\ud83d~\\n~true~null~-~0~12~.~e~E+~ ~\n~\t~é~\u{1}~\
-                          \"a\"~\"b\":~[1,2]~{\"a\":1}";
+    const PIECES: &str = "{~}~[~]~,~:~\"~\\~\\u~\\ud83d~\\n~true~null~-~0~12~.~e~E+~ ~\n~\t~é~\
+                          \u{1}~\"a\"~\"b\":~[1,2]~{\"a\":1}";
     let pieces: Vec<&str> = PIECES.split('~').collect();
     prop::collection::vec(select(pieces), 0..12).prop_map(|list| list.concat())
 }
@@ -99,7 +99,9 @@ proptest! {
     }
 
     #[test]
-    fn strings_agree_with_serde(body in "(\\\\u(d[89a-f])?[0-9a-f]{2}|\\\\[nt\"/x]|[a-zé😀\"]){0,9}") {
+    fn strings_agree_with_serde(
+        body in "(\\\\u(d[89a-f])?[0-9a-f]{2}|\\\\[nt\"/x]|[a-zé😀\"]){0,9}",
+    ) {
         let text = format!("\"{body}\"");
         if validate(text.as_bytes()).is_ok() {
             let reference = serde_json::from_str::<String>(&text).ok();
