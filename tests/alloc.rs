@@ -1,6 +1,8 @@
 //! The rule of the hot path: after warm-up no allocation per delivered frame, at most one per
 //! worker per envelope. Counted by an allocator that counts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -74,8 +76,13 @@ impl Rig {
         let mut rig = Self { worker, sealed: Sealed::default(), sent_bytes: 0 };
         for number in 0..CONNECTIONS {
             let uid = format!("user {number}");
-            let identity =
-                Identity { project: ProjectId(0), uid: &uid, device: "web", tags: &["news"] };
+            let identity = Identity {
+                project: ProjectId(0),
+                uid: &uid,
+                device: "web",
+                tags: &["news"],
+                session_exp: 0,
+            };
             rig.worker.handle_connect(identity, b"", NOW_MS);
             rig.flush();
         }

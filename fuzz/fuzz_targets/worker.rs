@@ -89,6 +89,7 @@ impl Rig {
                     uid: name(argument >> 3),
                     device: ["", "ios"][usize::from(argument >> 5 & 1)],
                     tags,
+                    session_exp: u64::from(argument >> 6) * (self.now_ms / 1_000 + 1),
                 };
                 let (key, cid) = self.worker.handle_connect(identity, b"", self.now_ms);
                 self.open.push((key.slot, cid, None));

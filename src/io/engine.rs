@@ -509,6 +509,7 @@ impl Engine {
             CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
             CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
             CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),
+            CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
             CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
         }
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;

@@ -14,7 +14,7 @@ use crate::wire::{http::HttpError, sign};
 
 /// What a client in echo mode is called.
 const ECHO: Identity<'static> =
-    Identity { project: ProjectId(0), uid: "echo", device: "", tags: &[] };
+    Identity { project: ProjectId(0), uid: "echo", device: "", tags: &[], session_exp: 0 };
 
 /// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is
 /// good.
@@ -59,7 +59,8 @@ pub fn judge<R>(
         ));
     };
     let device = connect.device.unwrap_or("");
-    open(Identity { project, uid, device, tags: &connect.tags }, &switching)
+    let session_exp = connect.session_exp.unwrap_or(0);
+    open(Identity { project, uid, device, tags: &connect.tags, session_exp }, &switching)
 }
 
 pub fn refuse(status: u16, msg: &'static str) -> ApiError {

@@ -17,6 +17,8 @@ pub enum CloseCause {
     SlowConsumer,
     /// Nothing came from it for the idle timeout: 4002.
     Idle,
+    /// Its session ended and was not refreshed: 4003.
+    SessionExpired,
     /// The node ends: 1001, with the advice when to come back.
     GoingAway { reconnect_after_ms: u32 },
     /// The socket is gone: nothing can be told.
@@ -31,6 +33,7 @@ impl CloseCause {
             Self::Violation(violation) => Some(violation.code),
             Self::SlowConsumer => Some(close::SLOW_CONSUMER),
             Self::Idle => Some(close::IDLE),
+            Self::SessionExpired => Some(close::SESSION_EXPIRED),
             Self::GoingAway { .. } => Some(close::GOING_AWAY),
             Self::Gone => None,
         }
@@ -134,6 +137,8 @@ pub struct Connection {
     pub stamp: u32,
     /// When anything last came from it, on the worker's millisecond clock, which wraps.
     pub last_heard_ms: u32,
+    /// Unix seconds at which it ends; 0: never.
+    pub session_exp: u32,
     pub phase: Phase,
     /// A ping was sent since it was last heard.
     pub pinged: bool,
@@ -163,6 +168,7 @@ impl Connection {
             dirty: NONE,
             stamp: 0,
             last_heard_ms: heard_ms,
+            session_exp: 0,
             phase: Phase::Open,
             pinged: false,
         }

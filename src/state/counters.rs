@@ -28,8 +28,8 @@ impl Drop {
 }
 
 /// How a connection ended.
-pub const CLOSE_CAUSES: [&str; 6] =
-    ["peer", "violation", "slow_consumer", "idle", "going_away", "gone"];
+pub const CLOSE_CAUSES: [&str; 7] =
+    ["peer", "violation", "slow_consumer", "idle", "going_away", "gone", "session_expired"];
 
 /// A number that one thread raises and others read: no locked instruction.
 #[derive(Debug, Default)]

@@ -15,6 +15,7 @@ use crate::wire::websocket::{Message, Violation};
 use fastwebsockets::OpCode;
 use slab::Slab;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What a worker is made with.
@@ -49,6 +50,8 @@ pub struct Identity<'a> {
     pub device: &'a str,
     /// Valid, each once, at most `limits.tags`.
     pub tags: &'a [&'a str],
+    /// Unix seconds at which it ends with 4003 unless refreshed; 0: never.
+    pub session_exp: u64,
 }
 
 /// What becomes of a push on this worker.
@@ -68,15 +71,14 @@ pub struct Released {
 
 /// One core's connections and what they are owed.
 ///
-/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
-/// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
-/// [`Worker::seal`] the batch, send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`],
-/// then [`Worker::finish`] it and [`Worker::release`] the slots of the closes that it returns. An
-/// outbox that is not empty is written whenever its socket has room ([`Worker::outbox`],
-/// [`Worker::handle_outbox_written`]).
+/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the caller
+/// read; they write into the open batch. Then, while [`Worker::has_output`]: [`Worker::seal`] the batch,
+/// send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`], then [`Worker::finish`] it and
+/// [`Worker::release`] the slots of the closes that it returns. An outbox that is not empty is written
+/// whenever its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
 ///
-/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
-/// connection is in the directory exactly while its phase is open.
+/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A connection is in
+/// the directory exactly while its phase is open.
 #[derive(Debug)]
 pub struct Worker {
     config: WorkerConfig,
@@ -94,10 +96,12 @@ pub struct Worker {
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
+    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are here.
+    sessions: BTreeSet<(u64, u32, u32)>,
 }
 
-/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
-/// looks at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
+/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and looks
+/// at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
 #[derive(Debug, Default)]
 struct Sweep {
     next_slot: usize,
@@ -122,6 +126,7 @@ impl Worker {
             outbox_bytes: 0,
             blocked: Vec::new(),
             sweep: Sweep { next_slot: 0, slots: 0, last_ms: now_ms },
+            sessions: BTreeSet::new(),
             config,
         }
     }
@@ -156,6 +161,7 @@ impl Worker {
         self.connections[slot as usize].stamp = self.stamp;
         self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
         self.directory.insert(&mut self.connections, slot, identity.device);
+        self.set_session_exp(slot, identity.session_exp);
         for tag in identity.tags {
             self.directory.subscribe(&mut self.connections, slot, tag);
         }
@@ -174,8 +180,7 @@ impl Worker {
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
-    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
-    /// it.
+    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
@@ -264,9 +269,14 @@ impl Worker {
         outcome
     }
 
-    /// Goes on with the sweep: closes what was silent for the idle timeout, pings what was for half
-    /// of it.
+    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the idle
+    /// timeout, pings what was for half of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
+        while let Some(&(session_exp, slot, _)) = self.sessions.first()
+            && session_exp.saturating_mul(1_000) <= now_ms
+        {
+            self.close(slot, CloseCause::SessionExpired);
+        }
         let period_ms = (self.config.idle_timeout_ms / 8).max(1);
         let elapsed_ms = now_ms.saturating_sub(self.sweep.last_ms);
         let slots = self.sweep.slots;
@@ -369,8 +379,7 @@ impl Worker {
         sealed.finish()
     }
 
-    /// Slots whose outbox got its first bytes since the last call: write them when their socket has
-    /// room.
+    /// Slots whose outbox got its first bytes since the last call: write them when their socket has room.
     pub fn take_blocked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.blocked)
     }
@@ -455,6 +464,8 @@ impl Worker {
         assert_eq!(total, self.outbox_bytes);
         let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
         assert_eq!(with_outbox, self.backlogged.len());
+        let with_end = self.connections.iter().filter(|(_, c)| is_open(c) && c.session_exp != 0);
+        assert_eq!(with_end.count(), self.sessions.len());
     }
 
     // Helpers.
@@ -476,13 +487,43 @@ impl Worker {
             Ok(ClientMessage::Request { id, .. }) => self.open.add_text(|out| {
                 message::write_response_refusal(out, id.as_deref(), "no server");
             }),
-            Ok(ClientMessage::Refresh { id, .. }) => self.open.add_text(|out| {
-                let msg = "this connection has no session_exp to refresh";
-                message::write_refusal(out, Kind::Refresh, id.as_deref(), msg);
-            }),
+            Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
+                let result = self.refresh(slot, session_exp, &sign);
+                self.open.add_text(|out| match result {
+                    Ok(()) => message::write_refreshed(out, id.as_deref()),
+                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
+                })
+            }
             Err(error) => self.open.add_text(|out| error.write(out)),
         };
         self.owe(slot, frame);
+    }
+
+    /// A signed refresh moves the end of a session; a connection without one has none to move.
+    fn refresh(&mut self, slot: u32, session_exp: u64, sign: &str) -> Result<(), &'static str> {
+        let connection = &self.connections[slot as usize];
+        let project = self.config.projects.get(ProjectId(connection.project));
+        let text = message::refresh_text(connection.cid, session_exp);
+        if !project.is_some_and(|project| sign::verify(&project.secrets, &[&text], sign)) {
+            return Err("bad sign");
+        }
+        if connection.session_exp == 0 {
+            return Err("this connection was opened without session_exp");
+        }
+        self.set_session_exp(slot, session_exp);
+        Ok(())
+    }
+
+    /// Unix seconds beyond 2106 are as good as never.
+    fn set_session_exp(&mut self, slot: u32, session_exp: u64) {
+        let connection = &mut self.connections[slot as usize];
+        let generation = connection.generation;
+        let session_exp = u32::try_from(session_exp).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut connection.session_exp, session_exp);
+        self.sessions.remove(&(u64::from(before), slot, generation));
+        if session_exp != 0 {
+            self.sessions.insert((u64::from(session_exp), slot, generation));
+        }
     }
 
     fn handle_subscribe(
@@ -566,6 +607,8 @@ impl Worker {
             return;
         }
         connection.phase = Phase::Closing;
+        let session = (u64::from(connection.session_exp), slot, connection.generation);
+        self.sessions.remove(&session);
         self.directory.remove(&mut self.connections, slot);
         self.open.close(CloseRequest { slot, cause });
         let counters = &self.config.counters;
@@ -577,6 +620,7 @@ impl Worker {
             CloseCause::Idle => 3,
             CloseCause::GoingAway { .. } => 4,
             CloseCause::Gone => 5,
+            CloseCause::SessionExpired => 6,
         });
     }
 

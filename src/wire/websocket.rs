@@ -21,6 +21,7 @@ pub mod close {
     pub const TOO_BIG: u16 = 1009;
     pub const SLOW_CONSUMER: u16 = 4000;
     pub const IDLE: u16 = 4002;
+    pub const SESSION_EXPIRED: u16 = 4003;
 }
 
 /// A broken rule, with the close code that tells the peer.

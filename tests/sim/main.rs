@@ -5,6 +5,8 @@
 //! `SIM_SEED=7` repeats a run, `SIM_STEPS` lengthens each run, `SIM_RUNS` makes more of them. A
 //! failure prints its seed and what happened last.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod checks;
 mod model;
 mod net;
@@ -15,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 pub struct Rng(u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +26,7 @@ impl Rng {
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
+        (self.number() % n.max(1) as u64) as usize
     }
 
     /// True in `percent` of 100 cases.

@@ -244,7 +244,13 @@ impl Node {
             }
         }
         let core = &mut self.cores[worker];
-        let identity = Identity { project: ProjectId(project as u32), uid, device, tags: &tags };
+        let identity = Identity {
+            project: ProjectId(project as u32),
+            uid,
+            device,
+            tags: &tags,
+            session_exp: 0,
+        };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", self.now_ms);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);
         assert!(key.generation > core.generation, "a generation was given out twice");
@@ -351,7 +357,7 @@ impl Node {
             4 => ("{\"type\":".into(), Intent::Answered { kind: "error", code: 0, id: None }),
             _ => {
                 let length = self.rng.below(126);
-                let payload: Vec<u8> = (0..length).map(|_| self.rng.next() as u8).collect();
+                let payload: Vec<u8> = (0..length).map(|_| self.rng.number() as u8).collect();
                 return self.send_frame(cid, 0x89, &payload, Some(Intent::Ping(payload.clone())));
             }
         };
@@ -387,7 +393,7 @@ impl Node {
     }
 
     fn send_frame(&mut self, cid: u64, first: u8, payload: &[u8], intent: Option<Intent>) {
-        let mask = (self.rng.next() as u32).to_le_bytes();
+        let mask = (self.rng.number() as u32).to_le_bytes();
         self.note(format!("{cid} sends {first:#x} {intent:?}"));
         let client = self.client(cid);
         client.up.push(first);
@@ -502,7 +508,8 @@ impl Node {
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
         for other in (0..self.cores.len()).filter(|other| *other != worker) {
-            let due_ms = self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.next() % 100 };
+            let due_ms =
+                self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let parcel = Parcel {
                 due_ms,
                 bytes: bytes.clone(),
@@ -665,6 +672,7 @@ impl Node {
             CloseCause::Gone => assert!(client.is_gone),
             CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
             CloseCause::GoingAway { .. } => {}
+            CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
         }
         let released = core.worker.release(slot, cause);
         assert_eq!(released.generation, client.key.generation);

@@ -47,7 +47,11 @@ impl Rig {
     }
 
     fn connect(&mut self, uid: &str) -> u32 {
-        let identity = Identity { project: ProjectId(0), uid, device: "", tags: &[] };
+        self.connect_until(uid, 0)
+    }
+
+    fn connect_until(&mut self, uid: &str, session_exp: u64) -> u32 {
+        let identity = Identity { project: ProjectId(0), uid, device: "", tags: &[], session_exp };
         let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
         self.flush();
         key.slot
@@ -232,4 +236,36 @@ fn a_message_that_is_partly_written_is_counted_once() {
     assert_eq!(rig.closed, [(a, Some(1000)), (b, None), (c, None)]);
     assert_eq!(rig.worker.counters().deliveries.value(), 1);
     assert_eq!((rig.drops(Drop::Disconnected), rig.drops(Drop::Closed)), (1, 0));
+}
+
+#[test]
+fn a_session_ends_at_its_time_unless_a_signed_refresh_moves_it() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let exp = NOW_MS / 1_000 + 5;
+    let slots =
+        [rig.connect_until("ends", exp), rig.connect_until("goes on", exp), rig.connect("free")];
+    let refresh = |rig: &mut Rig, slot, secret: &[u8], session_exp| {
+        let text = message::refresh_text(rig.worker.cid(slot).unwrap(), session_exp);
+        let sign = sign::sign_hex(&Secret::new(secret), &[&text]);
+        let frame = format!(r#"{{"type":"refresh","session_exp":{session_exp},"sign":"{sign}"}}"#);
+        rig.worker.handle_frame(slot, Message::Text(frame.as_bytes()), NOW_MS);
+        let sent = rig.flush();
+        String::from_utf8(sent[0].1[2..].to_vec()).unwrap()
+    };
+    let success = r#"{"type":"refresh","code":1,"msg":"success"}"#;
+    assert_eq!(refresh(&mut rig, slots[1], b"s", exp + 5), success);
+    assert!(
+        refresh(&mut rig, slots[0], b"other", exp + 5).contains(r#""code":0,"msg":"bad sign""#)
+    );
+    assert!(refresh(&mut rig, slots[2], b"s", exp + 5).contains("without session_exp"));
+    for (later_ms, closed) in [(4_999, 0), (5_000, 1), (9_999, 1), (10_000, 2)] {
+        rig.worker.handle_tick(NOW_MS + later_ms);
+        for slot in slots.into_iter().filter(|&slot| rig.worker.is_open(slot)).collect::<Vec<_>>() {
+            rig.worker.handle_frame(slot, Message::Pong(b""), NOW_MS + later_ms);
+        }
+        rig.flush();
+        assert_eq!(rig.closed.len(), closed, "{later_ms}");
+    }
+    let expected = [slots[0], slots[1]].map(|slot| (slot, Some(close::SESSION_EXPIRED)));
+    assert_eq!(rig.closed, expected);
 }
