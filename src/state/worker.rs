@@ -71,14 +71,15 @@ pub struct Released {
 
 /// One core's connections and what they are owed.
 ///
-/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the caller
-/// read; they write into the open batch. Then, while [`Worker::has_output`]: [`Worker::seal`] the batch,
-/// send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`], then [`Worker::finish`] it and
-/// [`Worker::release`] the slots of the closes that it returns. An outbox that is not empty is written
-/// whenever its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
+/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
+/// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
+/// [`Worker::seal`] the batch, send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`],
+/// then [`Worker::finish`] it and [`Worker::release`] the slots of the closes that it returns. An
+/// outbox that is not empty is written whenever its socket has room ([`Worker::outbox`],
+/// [`Worker::handle_outbox_written`]).
 ///
-/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A connection is in
-/// the directory exactly while its phase is open.
+/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
+/// connection is in the directory exactly while its phase is open.
 #[derive(Debug)]
 pub struct Worker {
     config: WorkerConfig,
@@ -96,12 +97,13 @@ pub struct Worker {
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
-    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are here.
+    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
+    /// here.
     sessions: BTreeSet<(u64, u32, u32)>,
 }
 
-/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and looks
-/// at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
+/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
+/// looks at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
 #[derive(Debug, Default)]
 struct Sweep {
     next_slot: usize,
@@ -180,7 +182,8 @@ impl Worker {
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
-    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of it.
+    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
+    /// it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
@@ -269,8 +272,8 @@ impl Worker {
         outcome
     }
 
-    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the idle
-    /// timeout, pings what was for half of it.
+    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the
+    /// idle timeout, pings what was for half of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
         while let Some(&(session_exp, slot, _)) = self.sessions.first()
             && session_exp.saturating_mul(1_000) <= now_ms
@@ -379,7 +382,8 @@ impl Worker {
         sealed.finish()
     }
 
-    /// Slots whose outbox got its first bytes since the last call: write them when their socket has room.
+    /// Slots whose outbox got its first bytes since the last call: write them when their socket has
+    /// room.
     pub fn take_blocked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.blocked)
     }
