@@ -34,7 +34,7 @@ else
     exit 1
 fi
 if command -v node >/dev/null; then
-    run node --test tests/node/
+    run node --test --test-reporter=tap tests/node/
 else
     echo "== node is not installed: the Node checks are left out"
     skipped=$((skipped + 1))
