@@ -80,8 +80,9 @@ pub enum Region {
 }
 
 impl Batch {
+    /// Frames that went to outboxes alone count too: nothing but a flush gives back their room.
     pub fn is_empty(&self) -> bool {
-        self.dirty.is_empty() && self.closes.is_empty()
+        self.frames.is_empty() && self.closes.is_empty()
     }
 
     pub fn is_full(&self) -> bool {

@@ -427,3 +427,13 @@ def test_pushes_while_clients_come_and_go(shared, name):
     finally:
         stop.set()
         thread.join()
+
+
+def test_pushes_to_nobody_but_a_slow_client_are_answered(start):
+    """They filled the batch without anything to be sent, and the pusher waited for ever."""
+    server = start()
+    with server.raw_ws("slow", receive_buffer=4096):
+        for number in range(6):
+            body = {"pid": "1", "messages": [{"uids": "slow", "data": "x" * 1000}] * 1000}
+            answer = server.post_json("/ws/push/batch", body)
+            assert (answer.status, len(answer.json["results"])) == (200, 1000), number

@@ -269,3 +269,21 @@ fn a_session_ends_at_its_time_unless_a_signed_refresh_moves_it() {
     let expected = [slots[0], slots[1]].map(|slot| (slot, Some(close::SESSION_EXPIRED)));
     assert_eq!(rig.closed, expected);
 }
+
+#[test]
+fn frames_that_only_outboxes_got_are_flushed_away() {
+    // They stayed in the open batch, which was full of them at last with nothing to be sent: every
+    // pusher waited for a flush that never came.
+    let mut rig = Rig::new(1 << 20, 1 << 30);
+    rig.connect("slow");
+    rig.room = 0;
+    rig.push("slow", 1_000, 0);
+    rig.flush();
+    for _ in 0..300 {
+        rig.push("slow", 1_000, 0);
+    }
+    assert!(rig.worker.is_full() && rig.worker.has_output());
+    rig.flush();
+    assert!(!rig.worker.is_full());
+    assert!(rig.closed.is_empty());
+}
