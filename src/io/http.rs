@@ -56,6 +56,8 @@ pub struct Connections(Slab<Entry>);
 struct Entry {
     fd: RawFd,
     deadline_ms: u64,
+    /// What ends at the deadline. A write that waits for its peer ends with both sides only.
+    side: Side,
     /// A request is under way.
     is_busy: bool,
     is_late: bool,
@@ -71,14 +73,14 @@ impl Connections {
         self.0.iter().all(|(_, entry)| !entry.is_busy)
     }
 
-    /// Ends the reading side of those that are late; their tasks see it as the end and answer 408.
+    /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
+    /// read what they are sent end altogether.
     pub fn handle_tick(&mut self, now_ms: u64) {
         for (_, entry) in &mut self.0 {
             if entry.deadline_ms <= now_ms {
-                let side = if entry.is_late { Side::Both } else { Side::Read };
                 entry.is_late = true;
                 entry.deadline_ms = u64::MAX;
-                sys::shutdown(entry.fd, side);
+                sys::shutdown(entry.fd, entry.side);
             }
         }
     }
@@ -99,7 +101,8 @@ enum End {
 /// Serves one connection to its end.
 pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
     let fd = stream.as_raw_fd();
-    let entry = Entry { fd, deadline_ms: u64::MAX, is_busy: false, is_late: false };
+    let side = Side::Read;
+    let entry = Entry { fd, deadline_ms: u64::MAX, side, is_busy: false, is_late: false };
     let key = service.connections().borrow_mut().0.insert(entry);
     let mut connection = Connection { stream, service, key, input: Vec::new(), out: Vec::new() };
     connection.run().await;
@@ -198,7 +201,7 @@ impl<S: Service> Connection<'_, S> {
             }
             self.write().await?;
             self.set_busy(false);
-            self.set_deadline_to(deadline_ms);
+            self.set_deadline(deadline_ms, Side::Read);
             self.read().await?;
         }
     }
@@ -224,13 +227,14 @@ impl<S: Service> Connection<'_, S> {
         if self.out.is_empty() {
             return Ok(());
         }
-        self.set_deadline_to(sys::now_ms() + self.service.times().request_timeout_ms);
+        let deadline_ms = sys::now_ms() + self.service.times().request_timeout_ms;
+        self.set_deadline(deadline_ms, Side::Both);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;
         out.clear();
         out.shrink_to(BUFFER_BYTES);
         self.out = out;
-        self.set_deadline_to(u64::MAX);
+        self.set_deadline(u64::MAX, Side::Read);
         result.map(drop).map_err(|_| End::Peer)
     }
 
@@ -238,7 +242,7 @@ impl<S: Service> Connection<'_, S> {
     /// arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.as_raw_fd(), Side::Write);
-        self.set_deadline_to(sys::now_ms() + self.service.times().linger_ms);
+        self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Side::Read);
         while !self.is_late() {
             self.input.clear();
             if self.read().await.is_err() {
@@ -255,8 +259,9 @@ impl<S: Service> Connection<'_, S> {
         set_busy(self.service, self.key, is_busy);
     }
 
-    fn set_deadline_to(&self, deadline_ms: u64) {
-        self.service.connections().borrow_mut().0[self.key].deadline_ms = deadline_ms;
+    fn set_deadline(&self, deadline_ms: u64, side: Side) {
+        let entry = &mut self.service.connections().borrow_mut().0[self.key];
+        (entry.deadline_ms, entry.side) = (deadline_ms, side);
     }
 }
 

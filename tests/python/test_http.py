@@ -1,9 +1,10 @@
 """The HTTP API's statuses, its framing, and what browsers are told."""
 
+import contextlib
 import json
 
 import pytest
-from harness import TEXT, Raw, sign_body, signed
+from harness import TEXT, Raw, eventually, sign_body, signed
 
 PATH = "/ws/push"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -292,3 +293,29 @@ def test_frames_on_the_http_port_and_pushes_on_the_ws_port(shared):
     with Raw(shared.ws) as raw:
         raw.send(f"POST {PATH}?{query} HTTP/1.1\r\nHost: x\r\n\r\n")
         assert raw.read_response()[0] == 404
+
+
+def test_a_client_that_reads_no_answers_is_ended(start):
+    """It was kept for ever: the deadline ended the reading side alone."""
+    server = start("--request_timeout_ms", "300")
+    before = server.metric("http_connection")
+    asked = "a" * 7500
+    request = "OPTIONS /ws/push HTTP/1.1\r\nHost: x\r\n"
+    request += f"Access-Control-Request-Headers: {asked}\r\n\r\n"
+    with Raw(server.http, receive_buffer=4096) as raw:
+        raw.socket.settimeout(0.2)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while True:
+                raw.send(request)
+        is_gone = lambda: server.metric("http_connection") == before
+        eventually(is_gone, "the connection is gone")
+
+
+def test_head_is_get_without_the_body(shared):
+    for path in ("/healthz", "/version", "/nowhere"):
+        length = len(shared.request("GET", path).text)
+        with shared.raw_http() as raw:
+            raw.send(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert f"Content-Length: {length}" in raw.read_head()
+            raw.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert raw.read_response()[0] == 200
