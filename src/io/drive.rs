@@ -153,6 +153,10 @@ impl Core {
     fn drain(&self, now_ms: u64) {
         let mut engine = self.engine.borrow_mut();
         let Some(until_ms) = self.drain_until_ms.get() else {
+            if !self.mailbox.borrow().is_empty() {
+                // What others accepted before the drain is still to be delivered; nothing follows.
+                return;
+            }
             let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
             engine.worker.handle_shutdown(spread);
             let drain_ms = self.shared.settings.drain_ms;
