@@ -329,23 +329,29 @@ impl<'a> Answer<'a> {
         body: &[u8],
     ) {
         self.status = status;
-        let body = if self.head.method == "HEAD" { b"" } else { body };
-        let Some(origin) = self.head.origin else {
-            return write_response(self.out, status, self.keep_alive, extra, JSON, body);
-        };
+        let mut fields: Fields<'_> = extra.iter().copied().collect();
+        if let Some(origin) = self.head.origin {
+            self.add_cors(origin, project, &mut fields);
+        }
+        write_response(self.out, status, self.keep_alive, &fields, JSON, body);
+        if self.head.method == "HEAD" {
+            // Content-Length stays what a GET would have (RFC 9110, section 8.6).
+            self.out.truncate(self.out.len() - body.len());
+        }
+    }
+
+    fn add_cors<'f>(&self, origin: &'f str, project: Option<&Project>, fields: &mut Fields<'f>) {
         let allows = |project: &Project| project.allows_origin(Some(origin));
         let is_allowed = match project {
             Some(project) => allows(project),
             None => self.core.shared.projects.iter().any(|(_, project)| allows(project)),
         };
-        let mut fields: Fields<'_> = extra.iter().copied().collect();
         fields.push(("Vary", "Origin"));
         if is_allowed {
             fields.push(("Access-Control-Allow-Origin", origin));
         } else {
             fields.retain(|(name, _)| !name.starts_with("Access-Control-"));
         }
-        write_response(self.out, status, self.keep_alive, &fields, JSON, body);
     }
 }
 
