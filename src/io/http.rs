@@ -150,7 +150,7 @@ impl<S: Service> Connection<'_, S> {
         let times = self.service.times();
         let limits = self.service.limits();
         let mut is_continued = false;
-        let mut chunks: Option<(Chunked, Vec<u8>, usize)> = None;
+        let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
         let patience_ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
         let mut deadline_ms = sys::now_ms() + patience_ms;
@@ -172,12 +172,11 @@ impl<S: Service> Connection<'_, S> {
                         (self.input.get(head.head_len..end), end)
                     }
                     Body::Chunked => {
-                        let (decoder, body, read) = chunks.get_or_insert_with(Default::default);
-                        let fresh = &self.input[head.head_len + *read..];
+                        let (decoder, body) = chunks.get_or_insert_with(Default::default);
+                        let fresh = &self.input[head.head_len..];
                         let decoded = decoder.decode(fresh, body, limits.body_bytes);
                         let (consumed, done) = decoded.map_err(End::Refused)?;
-                        *read += consumed;
-                        (done.then_some(&body[..]), head.head_len + *read)
+                        (done.then_some(&body[..]), head.head_len + consumed)
                     }
                 };
                 if let Some(body) = body {
@@ -193,6 +192,11 @@ impl<S: Service> Connection<'_, S> {
                 if head.expect_continue && !is_continued {
                     is_continued = true;
                     self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                }
+                if chunks.is_some() {
+                    // All of it is decoded; kept, tiny chunks would take twenty times their data.
+                    let head_len = head.head_len;
+                    self.input.truncate(head_len);
                 }
             }
             if !is_begun && !self.input.is_empty() {
