@@ -51,6 +51,8 @@ pub struct Mailbox {
     /// By worker; `None` for itself.
     outgoing: Vec<Option<Producer<Arc<[u8]>>>>,
     incoming: Vec<Consumer<Arc<[u8]>>>,
+    /// Whose turn it is among `incoming`.
+    next: usize,
 }
 
 impl Mailbox {
@@ -64,6 +66,7 @@ impl Mailbox {
                 index,
                 outgoing: (0..workers).map(|_| None).collect(),
                 incoming: Vec::new(),
+                next: 0,
             })
             .collect();
         for from in 0..workers {
@@ -105,10 +108,17 @@ impl Mailbox {
         }
     }
 
-    /// The next envelope, taking turns between the senders only when one is empty: each keeps its
-    /// order.
+    /// The next envelope. The senders take turns, so that a busy one leaves the others their room;
+    /// each keeps its order.
     pub fn receive(&mut self) -> Option<Arc<[u8]>> {
-        self.incoming.iter_mut().find_map(|ring| ring.pop().ok())
+        for _ in 0..self.incoming.len() {
+            let turn = self.next;
+            self.next = (turn + 1) % self.incoming.len();
+            if let Ok(envelope) = self.incoming[turn].pop() {
+                return Some(envelope);
+            }
+        }
+        None
     }
 
     pub fn is_empty(&self) -> bool {
@@ -133,5 +143,16 @@ mod tests {
             assert_eq!(all[1].receive().as_deref(), Some(&(number as u32).to_le_bytes()[..]));
         }
         assert!(all[1].is_empty() && all[0].is_empty());
+    }
+
+    #[test]
+    fn a_busy_sender_does_not_keep_the_others_waiting() {
+        let mut all = Mailbox::all(3).unwrap();
+        for _ in 0..100 {
+            all[0].send(&Arc::from(*b"busy"), |to| to == 2);
+        }
+        all[1].send(&Arc::from(*b"rare"), |to| to == 2);
+        let first: Vec<_> = (0..2).filter_map(|_| all[2].receive()).collect();
+        assert!(first.iter().any(|envelope| **envelope == *b"rare"));
     }
 }
