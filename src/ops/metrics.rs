@@ -2,6 +2,7 @@
 
 use crate::io::http::{self, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
+use crate::io::sys;
 use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters,
 };
@@ -22,8 +23,11 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Serves the node's metrics until the process ends. To be called in a thread of its own.
 pub async fn serve_port(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<()> {
@@ -32,6 +36,13 @@ pub async fn serve_port(shared: Arc<Shared>, listener: std::net::TcpListener) ->
     let mut registry = Registry::default();
     registry.register_collector(Box::new(NodeMetrics(Arc::clone(&shared))));
     let page = Rc::new(Page { shared, registry, connections: RefCell::default() });
+    let ticking = Rc::clone(&page);
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(TICK).await;
+            ticking.connections.borrow_mut().handle_tick(sys::now_ms());
+        }
+    });
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -40,10 +51,9 @@ pub async fn serve_port(shared: Arc<Shared>, listener: std::net::TcpListener) ->
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept connections for metrics");
-                monoio::time::sleep(std::time::Duration::from_millis(100)).await;
+                monoio::time::sleep(TICK).await;
             }
         }
-        page.connections.borrow_mut().handle_tick(crate::io::sys::now_ms());
     }
 }
 
