@@ -344,6 +344,7 @@ impl Engine {
     ) -> bool {
         let (worker, now_ms) = (&mut self.worker, self.now_ms);
         let max_bytes = self.shared.settings.limits.message_bytes;
+        worker.handle_input(slot, now_ms);
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
             if worker.handle_frame(slot, message, now_ms) {
                 ControlFlow::Continue(())

@@ -184,16 +184,22 @@ impl Worker {
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
+    /// Something came from the connection in `slot`, perhaps a piece of a frame only: it is not
+    /// silent.
+    pub fn handle_input(&mut self, slot: u32, now_ms: u64) {
+        let heard_ms = self.local_ms(now_ms);
+        let connection = &mut self.connections[slot as usize];
+        connection.last_heard_ms = heard_ms;
+        connection.pinged = false;
+    }
+
     /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
     /// it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
-        let heard_ms = self.local_ms(now_ms);
-        let connection = &mut self.connections[slot as usize];
-        if connection.phase != Phase::Open {
+        if self.connections[slot as usize].phase != Phase::Open {
             return false;
         }
-        connection.last_heard_ms = heard_ms;
-        connection.pinged = false;
+        self.handle_input(slot, now_ms);
         match frame {
             Message::Ping(payload) => {
                 let frame = self.open.add_frame(OpCode::Pong, payload);

@@ -62,6 +62,18 @@ def test_a_heartbeat_keeps_a_connection_that_answers_no_ping(start):
         assert beats.read_frame()[0] == 0x81
 
 
+def test_a_message_that_comes_slowly_is_no_silence(start):
+    server = start("--idle_timeout_ms", "600")
+    with server.raw_ws("slow") as raw:
+        raw.read_frame()
+        message = frame(TEXT, json.dumps({"type": "heartbeat", "pad": "x" * 20}))
+        for byte in message:
+            raw.send(bytes([byte]))
+            time.sleep(0.02)
+        first, payload = raw.read_frame()
+        assert json.loads(payload)["type"] == "heartbeat"
+
+
 def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
     server = start("--outbox_bytes", "131072", "--linger_ms", "5000")
     data = "s" * 20_000
@@ -274,3 +286,12 @@ def test_a_port_that_is_taken_names_its_flag():
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         assert done.returncode != 0
         assert "--ws_port" in done.stderr and port in done.stderr, done.stderr
+
+
+def test_the_metrics_port_ends_what_does_not_come_whole(start):
+    """Deadlines were looked at only when another connection came."""
+    server = start("--request_timeout_ms", "300")
+    with Raw(server.metrics_address) as raw:
+        raw.send("GET /metrics HTTP/1.1\r\n")
+        assert raw.read_response()[0] == 408
+        assert raw.ended()
