@@ -1,5 +1,5 @@
-//! The real binary, with tungstenite as a client that is not ours: a push reaches exactly the matching
-//! clients, in order, none twice, with one worker and with three.
+//! The real binary, with tungstenite as a client that is not ours: a push reaches exactly the
+//! matching clients, in order, none twice, with one worker and with three.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -36,8 +36,8 @@ struct Slot {
     inbound: Option<Box<Inbound>>,
     /// -1: nobody's.
     fd: RawFd,
-    /// Its generation in the low 24 bits; above them `POLLED`, and `PAUSED`: it is not read until its
-    /// outbox has drained.
+    /// Its generation in the low 24 bits; above them `POLLED`, and `PAUSED`: it is not read until
+    /// its outbox has drained.
     state: u32,
 }
 
