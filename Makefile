@@ -40,9 +40,8 @@ $(VENV)/.done: tests/requirements.txt
 test: ## everything a change must pass: lint, Rust, Python and Node tests
 	@tests/run.sh
 
-bench: ## the criterion benches and the bare loops' own figures
-	cargo bench --workspace
-	cargo run --release -p bench -- --help
+bench: ## the bare loop's own figures, one `send` a connection and one ring
+	cargo run --release -p bench -- bare-send $(BENCH_ARGS)
 
 side-by-side: build ## server and bare loop in turn on the same cores (ROUNDS=5)
 	bench/side_by_side.py --rounds $(ROUNDS)

@@ -9,8 +9,7 @@ if [ ! -f fuzz/Cargo.toml ]; then
     exit 1
 fi
 if ! cargo fuzz --version >/dev/null 2>&1; then
-    echo "cargo-fuzz is missing: cargo install cargo-fuzz" >&2
-    exit 1
+    cargo install --locked cargo-fuzz
 fi
 if ! cargo +nightly --version >/dev/null 2>&1; then
     echo "cargo-fuzz needs a nightly compiler: rustup toolchain install nightly" >&2

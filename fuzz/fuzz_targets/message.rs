@@ -1,24 +1,6 @@
-//! Whatever a client says is a message, or is answered with JSON.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use ws_cluster::types::Limits;
-use ws_cluster::wire::json;
-use ws_cluster::wire::message::{self, ClientMessage};
+#[path = "../checks/message.rs"]
+mod checks;
 
-fuzz_target!(|text: &[u8]| {
-    let limits = Limits { tags: 5, ..Limits::default() };
-    match message::parse(text, &limits) {
-        Ok(ClientMessage::Subscribe { tags, .. } | ClientMessage::Unsubscribe { tags, .. }) => {
-            assert!((1..=limits.tags).contains(&tags.len()));
-            assert!(tags.iter().all(|tag| ws_cluster::types::is_name(tag)));
-        }
-        Ok(ClientMessage::Request { data, .. }) => assert!(json::validate(data).is_ok()),
-        Ok(_) => {}
-        Err(error) => {
-            let mut answer = Vec::new();
-            error.write(&mut answer);
-            assert!(json::validate(&answer).is_ok());
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| checks::run(bytes));

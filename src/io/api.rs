@@ -49,8 +49,6 @@ fn accept(core: &Rc<Core>, stream: TcpStream) {
     if core.http.borrow().count() >= core.shared.settings.max_http_connections {
         return http::refuse_connection(stream.into_raw_fd());
     }
-    // A socket that is gone already reports it at the first read.
-    let _ = stream.set_nodelay(true);
     let core = Rc::clone(core);
     monoio::spawn(async move {
         let counters = &core.shared.http_counters[core.index];
@@ -66,12 +64,7 @@ impl Service for Core {
     }
 
     fn times(&self) -> Times {
-        let settings = &self.shared.settings;
-        Times {
-            request_timeout_ms: settings.request_timeout_ms,
-            keep_alive_ms: settings.keep_alive_ms,
-            linger_ms: settings.linger_ms,
-        }
+        Times::from(&self.shared.settings)
     }
 
     fn connections(&self) -> &RefCell<Connections> {

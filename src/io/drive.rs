@@ -41,6 +41,7 @@ pub struct Core {
     pub http: RefCell<Connections>,
     last_tick_ms: Cell<u64>,
     drain_until_ms: Cell<Option<u64>>,
+    has_said_goodbye: Cell<bool>,
     /// The worker has drained.
     ended: Flag,
 }
@@ -58,6 +59,7 @@ impl Core {
             http: RefCell::default(),
             last_tick_ms: Cell::new(0),
             drain_until_ms: Cell::new(None),
+            has_said_goodbye: Cell::new(false),
             ended: Flag::default(),
         })
     }
@@ -149,23 +151,38 @@ impl Core {
         self.work.raise();
     }
 
-    /// Closes every client, once, and ends the worker when all have gone or the time is up.
+    /// First nothing new is accepted anywhere; a tick later every client is closed, after what was
+    /// accepted for it; then the worker ends when all have gone or the time is up.
     fn drain(&self, now_ms: u64) {
-        let mut engine = self.engine.borrow_mut();
         let Some(until_ms) = self.drain_until_ms.get() else {
-            if !self.mailbox.borrow().is_empty() {
-                // What others accepted before the drain is still to be delivered; nothing follows.
-                return;
-            }
-            let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
-            engine.worker.handle_shutdown(spread);
             let drain_ms = self.shared.settings.drain_ms;
             return self.drain_until_ms.set(Some(now_ms + drain_ms.saturating_sub(4 * TICK_MS)));
         };
-        let is_drained = engine.sockets() == 0 && self.http.borrow().is_quiet();
+        if !self.has_said_goodbye.replace(true) {
+            while self.receive_one() {}
+            let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
+            return self.engine.borrow_mut().worker.handle_shutdown(spread);
+        }
+        let is_drained = self.engine.borrow().sockets() == 0 && self.http.borrow().is_quiet();
         if is_drained || now_ms >= until_ms {
             self.ended.raise();
         }
+    }
+
+    /// Delivers one envelope of another worker; `false`: there is none.
+    fn receive_one(&self) -> bool {
+        let Some(bytes) = self.mailbox.borrow_mut().receive() else { return false };
+        match Envelope::decode(&bytes) {
+            Ok(envelope) => {
+                let mut engine = self.engine.borrow_mut();
+                engine.worker.handle_envelope(&envelope, sys::now_ms());
+                if engine.has_output() {
+                    self.work.raise();
+                }
+            }
+            Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
+        }
+        true
     }
 }
 
@@ -226,16 +243,8 @@ async fn receive(core: Rc<Core>) {
     };
     loop {
         for _ in 0..ENVELOPES_PER_TURN {
-            let Some(bytes) = core.mailbox.borrow_mut().receive() else { break };
-            match Envelope::decode(&bytes) {
-                Ok(envelope) => {
-                    let mut engine = core.engine.borrow_mut();
-                    engine.worker.handle_envelope(&envelope, sys::now_ms());
-                    if engine.has_output() {
-                        core.work.raise();
-                    }
-                }
-                Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
+            if !core.receive_one() {
+                break;
             }
             core.wait_for_room().await;
         }

@@ -36,11 +36,14 @@ struct Slot {
     inbound: Option<Box<Inbound>>,
     /// -1: nobody's.
     fd: RawFd,
-    /// The low 24 bits; the top bit: it is not read until its outbox has drained.
+    /// Its generation in the low 24 bits; above them `POLLED`, and `PAUSED`: it is not read until
+    /// its outbox has drained.
     state: u32,
 }
 
 const PAUSED: u32 = 1 << 31;
+/// A poll for its next bytes is pending.
+const POLLED: u32 = 1 << 30;
 
 impl Slot {
     fn is_generation(&self, generation: u32) -> bool {
@@ -183,9 +186,7 @@ impl Engine {
         for _ in 0..ACCEPTS_PER_TURN {
             match sys::accept(self.listener.as_raw_fd()) {
                 Ok(socket) => {
-                    let fd = sys::into_number(socket);
-                    sys::set_nodelay(fd);
-                    self.begin_handshake(fd);
+                    self.begin_handshake(sys::into_number(socket));
                 }
                 Err(error) if sys::is_not_now(&error) => break,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -313,6 +314,7 @@ impl Engine {
         if !entry.is_generation(token.generation) {
             return;
         }
+        entry.state &= !POLLED;
         let fd = entry.fd;
         let mut inbound = entry.inbound.take();
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -364,7 +366,7 @@ impl Engine {
         let wants_input = self.worker.wants_input(slot);
         let entry = &mut self.slots[slot as usize];
         if wants_input {
-            entry.state &= !PAUSED;
+            entry.state = entry.state & !PAUSED | POLLED;
             let token = Token::new(Kind::Readable, slot, entry.state);
             self.ring.poll_readable(entry.fd, token);
         } else {
@@ -499,7 +501,10 @@ impl Engine {
         entry.inbound = None;
         let fd = std::mem::replace(&mut entry.fd, -1);
         self.shared.leave();
-        let Some(code) = cause.code() else { return linger::close(fd) };
+        let Some(code) = cause.code() else {
+            let is_polled = released.was_blocked || entry.state & POLLED != 0;
+            return if is_polled { linger::close(fd) } else { sys::close(fd) };
+        };
         let mut last_bytes = released.rest;
         match cause {
             CloseCause::GoingAway { reconnect_after_ms } => {

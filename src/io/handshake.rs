@@ -59,7 +59,8 @@ pub fn judge<R>(
         ));
     };
     let device = connect.device.unwrap_or("");
-    let session_exp = connect.session_exp.unwrap_or(0);
+    // 0 stands for "no end"; a session that ended in 1970 has one.
+    let session_exp = connect.session_exp.map_or(0, |exp| exp.max(1));
     open(Identity { project, uid, device, tags: &connect.tags, session_exp }, &switching)
 }
 

@@ -2,6 +2,7 @@
 //! What the requests mean is the [`Service`]'s business.
 
 use super::linger::close;
+use super::shared::Settings;
 use super::sys::{self, Side};
 use crate::types::Limits;
 use crate::wire::chunked::Chunked;
@@ -46,6 +47,16 @@ pub struct Times {
     pub request_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
+}
+
+impl From<&Settings> for Times {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            request_timeout_ms: settings.request_timeout_ms,
+            keep_alive_ms: settings.keep_alive_ms,
+            linger_ms: settings.linger_ms,
+        }
+    }
 }
 
 /// The open HTTP connections of a worker, with their deadlines.

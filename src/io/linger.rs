@@ -98,7 +98,8 @@ impl LingeringSockets {
     }
 
     fn end(&mut self, index: usize) {
-        close(self.sockets.remove(index).fd);
+        // Its poll has just fired, and whatever was polled before fired with it.
+        sys::close(self.sockets.remove(index).fd);
     }
 }
 

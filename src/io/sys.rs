@@ -79,11 +79,6 @@ pub fn accept(listener: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sends small frames at once instead of waiting for more (Nagle).
-pub fn set_nodelay(fd: RawFd) {
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1 as libc::c_int);
-}
-
 /// A later close sends RST instead of waiting for a peer that reads nothing.
 pub fn set_reset_on_close(fd: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

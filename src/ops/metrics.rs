@@ -69,12 +69,7 @@ impl Service for Page {
     }
 
     fn times(&self) -> Times {
-        let settings = &self.shared.settings;
-        Times {
-            request_timeout_ms: settings.request_timeout_ms,
-            keep_alive_ms: settings.keep_alive_ms,
-            linger_ms: settings.linger_ms,
-        }
+        Times::from(&self.shared.settings)
     }
 
     fn connections(&self) -> &RefCell<Connections> {

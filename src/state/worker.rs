@@ -69,6 +69,8 @@ pub struct Released {
     pub generation: u32,
     /// The rest of a frame that was partly written: it comes before a Close frame.
     pub rest: Vec<u8>,
+    /// It waited for its socket to take more.
+    pub was_blocked: bool,
 }
 
 /// One core's connections and what they are owed.
@@ -400,7 +402,8 @@ impl Worker {
     pub fn release(&mut self, slot: u32, cause: CloseCause) -> Released {
         let mut connection = self.connections.remove(slot as usize);
         debug_assert_eq!(connection.phase, Phase::Closing);
-        let mut released = Released { generation: connection.generation, rest: Vec::new() };
+        let mut released =
+            Released { generation: connection.generation, rest: Vec::new(), was_blocked: false };
         if let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
             let rest = outbox.into_begun_rest();
@@ -417,6 +420,7 @@ impl Worker {
             self.config.counters.deliveries.add(finished);
             self.config.counters.count_drops(reason, rest.dropped + lost);
             released.rest = rest.bytes;
+            released.was_blocked = true;
         }
         released
     }

@@ -20,6 +20,7 @@ from harness import (
     eventually,
     frame,
     handshake,
+    hmac_hex,
     signed,
 )
 from websockets.exceptions import InvalidStatus
@@ -295,3 +296,40 @@ def test_the_metrics_port_ends_what_does_not_come_whole(start):
         raw.send("GET /metrics HTTP/1.1\r\n")
         assert raw.read_response()[0] == 408
         assert raw.ended()
+
+
+def test_a_session_ends_with_4003_unless_it_is_refreshed(start):
+    server = start()
+    soon = int(time.time()) + 2
+    with (
+        server.client("ends", session_exp=soon) as ends,
+        server.client("stays", session_exp=soon) as stays,
+        server.client("forever") as forever,
+    ):
+
+        def refresh(client, until, secret="dev-secret"):
+            sign = hmac_hex(secret, f"refresh\n{client.cid}\n{until}")
+            message = {"type": "refresh", "session_exp": until, "sign": sign, "id": "r"}
+            return client.ask(message)
+
+        later = soon + 3600
+        refused = json.loads(refresh(stays, later, "wrong"))
+        assert (refused["type"], refused["code"], refused["id"]) == ("refresh", 0, "r")
+        success = '{"type":"refresh","code":1,"msg":"success","id":"r"}'
+        assert refresh(stays, later) == success
+        assert json.loads(refresh(forever, later))["code"] == 0
+        assert ends.close_code()[0] == 4003
+        assert soon <= time.time() < soon + 1.5
+        for client in (stays, forever):
+            assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
+        # A refresh can also bring the end nearer.
+        assert refresh(stays, soon) == success
+        assert stays.close_code()[0] == 4003
+    assert server.metric("ws_close_total", reason="session_expired") == 2
+
+
+@pytest.mark.parametrize("session_exp", ["0", "1"])
+def test_a_session_that_is_over_ends_at_once(start, session_exp):
+    server = start()
+    with server.open("late", session_exp=session_exp) as late:
+        assert late.close_code()[0] == 4003

@@ -47,7 +47,7 @@ impl Worker {
         if connection.session_exp == 0 {
             return Err("this connection was opened without session_exp");
         }
-        self.set_session_exp(slot, session_exp);
+        self.set_session_exp(slot, session_exp.max(1));
         Ok(())
     }
 

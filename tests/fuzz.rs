@@ -1,0 +1,156 @@
+//! The fuzz targets' checks for a second each, on a stable compiler: random bytes, and mutations of
+//! inputs that mean something. `make fuzz` runs the same checks guided by coverage, for as long as
+//! one likes.
+//!
+//! `FUZZ_SECONDS` lengthens it, `FUZZ_SEED` repeats a run: a failure prints the seed and the input.
+
+use std::panic::catch_unwind;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+#[path = "../fuzz/checks/envelope.rs"]
+mod envelope;
+#[path = "../fuzz/checks/frames.rs"]
+mod frames;
+#[path = "../fuzz/checks/http.rs"]
+mod http;
+#[path = "../fuzz/checks/json.rs"]
+mod json;
+#[path = "../fuzz/checks/message.rs"]
+mod message;
+#[path = "../fuzz/checks/params.rs"]
+mod params;
+#[path = "../fuzz/checks/push.rs"]
+mod push;
+#[path = "../fuzz/checks/worker.rs"]
+mod worker;
+
+/// SplitMix64: a stream of numbers from one seed.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+}
+
+/// Changes an input in a few places: bytes, bits, cuts, repetitions, and pieces of other inputs.
+fn mutate(rng: &mut Rng, input: &mut Vec<u8>, others: &[&[u8]]) {
+    for _ in 0..=rng.below(4) {
+        let at = rng.below(input.len() + 1);
+        match rng.below(7) {
+            0 if at < input.len() => input[at] = rng.byte(),
+            1 if at < input.len() => input[at] ^= 1 << rng.below(8),
+            2 => input.insert(at, rng.byte()),
+            3 => input.truncate(at),
+            4 => {
+                let end = (at + rng.below(8)).min(input.len());
+                input.drain(at..end);
+            }
+            5 => {
+                let end = (at + rng.below(16)).min(input.len());
+                let piece = input[at..end].to_vec();
+                input.splice(at..at, piece);
+            }
+            _ => {
+                let other = others[rng.below(others.len())];
+                let from = rng.below(other.len());
+                let end = (from + 1 + rng.below(20)).min(other.len());
+                input.splice(at..at, other[from..end].iter().copied());
+            }
+        }
+    }
+    input.truncate(2_000);
+}
+
+fn fuzz(name: &str, check: fn(&[u8]), seeds: &[&[u8]]) {
+    let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = variable("FUZZ_SEED").unwrap_or(now);
+    let end = Instant::now() + Duration::from_secs(variable("FUZZ_SECONDS").unwrap_or(1));
+    let mut rng = Rng(seed);
+    let mut runs = 0u64;
+    for seed in seeds {
+        check(seed);
+    }
+    while Instant::now() < end {
+        for _ in 0..100 {
+            let mut input = match rng.below(8) {
+                0 => (0..rng.below(200)).map(|_| rng.byte()).collect(),
+                _ => seeds[rng.below(seeds.len())].to_vec(),
+            };
+            mutate(&mut rng, &mut input, seeds);
+            if catch_unwind(|| check(&input)).is_err() {
+                panic!("{name}: FUZZ_SEED={seed}, input {:?}", String::from_utf8_lossy(&input));
+            }
+            runs += 1;
+        }
+    }
+    println!("{name}: {runs} inputs, FUZZ_SEED={seed}");
+}
+
+#[test]
+fn envelopes() {
+    let header = [&[1u8, 0, 200, 0][..], &[7; 36], &[59, 0, 0, 0], &[1, 1, 0, 0, 0, b'1']].concat();
+    let named = [&header[..], &[2, 4, 0, 0, 0, 1, b'u', 1, b'v'], b"{}"].concat();
+    fuzz("envelope", envelope::run, &[&header, &named]);
+}
+
+#[test]
+fn client_frames() {
+    let text = b"\x02\x03\x05\x81\x85\x01\x02\x03\x04igohn\x89\x80\x01\x02\x03\x04";
+    let parts = b"\x01\x02\x01\x81\x00\x00\x00\x00a\
+        \x80\x81\x00\x00\x00\x00b\x88\x82\x00\x00\x00\x00\x03\xe8";
+    fuzz("frames", frames::run, &[text, parts]);
+}
+
+#[test]
+fn http_requests() {
+    let push = b"\x02\x05\x09POST /ws/push?a=b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let chunked = b"\x01\x03POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\
+        3\r\nabc\r\n0\r\n\r\n";
+    let chunks = b"\x02\x01\x04a;x=y\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n";
+    fuzz("http", http::run, &[push, chunked, chunks]);
+}
+
+#[test]
+fn json_texts() {
+    let object = br#"{"a":[1,-2.5e+7,true,null,"\ud83d\ude00\n"],"b":{"c":{}}, "\u0061b":""}"#;
+    fuzz("json", json::run, &[object, b"[[],[{}],0.1]", "\"é😀\"".as_bytes()]);
+}
+
+#[test]
+fn client_messages() {
+    let subscribe = br#"{"type":"subscribe","tags":["a","b"],"id":"7","sign":"ab"}"#;
+    let refresh = br#"{"type":"refresh","session_exp":1700000000,"sign":"ab"}"#;
+    let request = br#"{"type":"request","id":"r","data":{"x":[1]}}"#;
+    fuzz("message", message::run, &[subscribe, refresh, request, br#"{"type":"heartbeat"}"#]);
+}
+
+#[test]
+fn parameters() {
+    fuzz("params", params::run, &[b"pid=1&uid=u+1&tags=a%2Cb&sign=ab", b"a=%C3%A9&b&c=~"]);
+}
+
+#[test]
+fn pushes() {
+    let one =
+        br#"{"pid":1,"uids":"a,b","cids":[1,"2"],"tags":["t"],"devices":"ios","data":{"x":1}}"#;
+    let batch =
+        br#"{"pid":"1","exp":9,"messages":[{"data":1,"ttl_ms":5},{"uids":[],"data":[]},0]}"#;
+    fuzz("push", push::run, &[one, batch]);
+}
+
+#[test]
+fn a_worker() {
+    let all: Vec<u8> =
+        (0..=255u8).flat_map(|number| [number, number.wrapping_mul(37), 9]).collect();
+    fuzz("worker", worker::run, &[&all, &all[..100]]);
+}
