@@ -79,7 +79,7 @@ impl Service for Core {
         let started = Instant::now();
         let keep_alive = keep_alive && !self.shared.is_draining();
         let mut answer = Answer { core: self, head: request.head, keep_alive, out, status: 200 };
-        if let Err(error) = answer.route(request.body) {
+        if let Err(error) = answer.route(request.body).await {
             answer.refuse(None, &error);
         }
         let status = answer.status;
@@ -103,7 +103,7 @@ struct Answer<'a> {
 type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
 
 impl<'a> Answer<'a> {
-    fn route(&mut self, body: &[u8]) -> Result<(), ApiError> {
+    async fn route(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let (path, method) = (self.head.path, self.head.method);
         let allowed = match path {
             "/ws/push" | "/ws/push/batch" => POST,
@@ -113,7 +113,7 @@ impl<'a> Answer<'a> {
         match method {
             "OPTIONS" => self.preflight(allowed),
             "POST" if allowed == POST && path == "/ws/push" => self.push(body)?,
-            "POST" if allowed == POST => self.push_batch(body)?,
+            "POST" if allowed == POST => self.push_batch(body).await?,
             "GET" | "HEAD" if allowed == GET => self.status_page(),
             _ => {
                 self.respond(
@@ -207,7 +207,7 @@ impl<'a> Answer<'a> {
         Ok(())
     }
 
-    fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
+    async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let limits = &self.core.shared.settings.limits;
         let now_ms = sys::now_ms();
         let Parameters::Json = parameters(self.head, body)? else {
@@ -226,6 +226,7 @@ impl<'a> Answer<'a> {
         let mut first_error = None;
         let mut accepted = 0;
         for push in batch.pushes(limits) {
+            self.core.wait_for_room().await;
             results.push(b',');
             match push.and_then(|push| self.accept(project, &push, now_ms)) {
                 Ok(id) => {

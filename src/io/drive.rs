@@ -124,16 +124,18 @@ impl Core {
         self.flushed.wait_until(|| !self.engine.borrow().worker.is_full()).await;
     }
 
-    /// Sends everything that is owed, and lets other tasks run about every millisecond.
+    /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
+    /// meanwhile waits for the next flush: the ring's events have their turn between the two.
     async fn flush(&self) {
-        while self.engine.borrow().has_output() {
-            self.engine.borrow_mut().begin_flush(sys::now_ms());
-            while self.engine.borrow_mut().send_chunk() {
-                yield_now().await;
-                self.tick(sys::now_ms());
-            }
-            self.flushed.wake_all();
+        if !self.engine.borrow().has_output() {
+            return;
         }
+        self.engine.borrow_mut().begin_flush(sys::now_ms());
+        while self.engine.borrow_mut().send_chunk() {
+            yield_now().await;
+            self.tick(sys::now_ms());
+        }
+        self.flushed.wake_all();
     }
 
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is

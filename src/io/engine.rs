@@ -30,6 +30,9 @@ const SENDS_PER_CHUNK: usize = 512;
 /// Up to so many sends plain system calls cost less than a trip through the ring.
 const DIRECT_SENDS: usize = 2;
 
+/// A lasting lack of descriptors is logged so often.
+const WARNING_EVERY_MS: u64 = 10_000;
+
 /// The socket of an open connection, at the index of its slab slot.
 #[derive(Debug)]
 struct Slot {
@@ -69,6 +72,7 @@ pub struct Engine {
     listener: TcpListener,
     /// The listener is not polled: there were no descriptors left.
     is_accept_paused: bool,
+    last_warning_ms: u64,
     slots: Vec<Slot>,
     handshakes: Slab<Handshake>,
     generation: u32,
@@ -96,6 +100,7 @@ impl Engine {
             ring,
             listener,
             is_accept_paused: false,
+            last_warning_ms: 0,
             handshakes: Slab::new(),
             generation: 0,
             lingering: LingeringSockets::default(),
@@ -143,7 +148,7 @@ impl Engine {
     /// something to handle already.
     pub fn may_sleep(&mut self) -> bool {
         self.ring.submit();
-        if self.has_events() {
+        if self.has_output() || self.has_events() {
             return false;
         }
         self.ring.set_eventfd(true);
@@ -192,7 +197,10 @@ impl Engine {
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Out of descriptors or memory: the next tick tries again.
-                    tracing::warn!(%error, "cannot accept connections");
+                    if self.now_ms >= self.last_warning_ms + WARNING_EVERY_MS {
+                        self.last_warning_ms = self.now_ms;
+                        tracing::warn!(%error, "cannot accept connections: see accept_error_total");
+                    }
                     self.counters.accept_errors.add(1);
                     self.is_accept_paused = true;
                     return;

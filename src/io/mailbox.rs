@@ -6,10 +6,12 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 
 /// Envelopes that may wait from one worker to another; beyond, the push is answered 503.
 const RING_ENTRIES: usize = 4096;
+/// Bytes of envelopes that may wait for one worker, over all its rings; beyond, likewise.
+const WAITING_BYTES: usize = 64 << 20;
 
 /// What wakes one worker. Its eventfd is made before the workers get their own tables, so that all
 /// have it.
@@ -17,11 +19,17 @@ const RING_ENTRIES: usize = 4096;
 pub struct Bell {
     eventfd: OwnedFd,
     asleep: AtomicBool,
+    /// Bytes of the envelopes that wait for the owner.
+    waiting_bytes: AtomicUsize,
 }
 
 impl Bell {
     fn new() -> io::Result<Self> {
-        Ok(Self { eventfd: super::sys::eventfd()?, asleep: AtomicBool::new(false) })
+        Ok(Self {
+            eventfd: super::sys::eventfd()?,
+            asleep: AtomicBool::new(false),
+            waiting_bytes: AtomicUsize::new(0),
+        })
     }
 
     /// Wakes the owner if it sleeps. What was put in its rings before is seen by it in any case.
@@ -90,10 +98,11 @@ impl Mailbox {
 
     /// Whether every worker that `wanted` names (all others without) has room for one more.
     pub fn has_room(&self, wanted: impl Fn(usize) -> bool) -> bool {
-        self.outgoing
-            .iter()
-            .enumerate()
-            .all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| !ring.is_full()))
+        let has_room = |to: usize, ring: &Producer<_>| {
+            !ring.is_full() && self.bells[to].waiting_bytes.load(Relaxed) <= WAITING_BYTES
+        };
+        let mut rings = self.outgoing.iter().enumerate();
+        rings.all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| has_room(to, ring)))
     }
 
     /// Hands an envelope to every worker that `wanted` names. Each must have room
@@ -101,6 +110,7 @@ impl Mailbox {
     pub fn send(&mut self, envelope: &Arc<[u8]>, wanted: impl Fn(usize) -> bool) {
         for (to, ring) in self.outgoing.iter_mut().enumerate() {
             if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
+                self.bells[to].waiting_bytes.fetch_add(envelope.len(), Relaxed);
                 let pushed = ring.push(Arc::clone(envelope));
                 debug_assert!(pushed.is_ok(), "has_room was asked before");
                 self.bells[to].ring();
@@ -115,6 +125,7 @@ impl Mailbox {
             let turn = self.next;
             self.next = (turn + 1) % self.incoming.len();
             if let Ok(envelope) = self.incoming[turn].pop() {
+                self.bell().waiting_bytes.fetch_sub(envelope.len(), Relaxed);
                 return Some(envelope);
             }
         }
@@ -143,6 +154,19 @@ mod tests {
             assert_eq!(all[1].receive().as_deref(), Some(&(number as u32).to_le_bytes()[..]));
         }
         assert!(all[1].is_empty() && all[0].is_empty());
+    }
+
+    #[test]
+    fn large_envelopes_fill_a_mailbox_by_their_bytes() {
+        let mut all = Mailbox::all(2).unwrap();
+        let large: Arc<[u8]> = Arc::from(vec![0; 1 << 20]);
+        let mut sent = 0;
+        while all[0].has_room(|_| true) {
+            all[0].send(&large, |_| true);
+            sent += 1;
+        }
+        assert_eq!(sent, (WAITING_BYTES >> 20) + 1);
+        assert!(all[1].receive().is_some() && all[0].has_room(|_| true));
     }
 
     #[test]

@@ -191,7 +191,12 @@ impl Collector for NodeMetrics {
         let http = self.sum_http(|http| &http.connections);
         encode_gauge(encoder, "http_connection", "Open HTTP connections", http)?;
         let outbox = self.sum(|worker| &worker.outbox_bytes);
-        encode_gauge(encoder, "outbox_bytes", "Bytes that wait for sockets to take them", outbox)?;
+        encode_gauge(
+            encoder,
+            "outbox_bytes",
+            "Bytes copied for sockets that did not take them yet",
+            outbox,
+        )?;
         let counters: [(&str, &str, u64); 5] = [
             ("ws_connect", "WebSocket connections opened", self.sum(|worker| &worker.connects)),
             (

@@ -10,6 +10,8 @@ use fastwebsockets::OpCode;
 pub const SHARED_FRAME_BYTES: usize = 16 << 10;
 /// A batch that holds more than this is flushed before anything else is accepted.
 pub const FULL_BATCH_BYTES: usize = 256 << 10;
+/// So does one that owes more stretches than this: about 0.1 s of sends.
+const FULL_BATCH_SEGMENTS: usize = 64 << 10;
 /// No dirty entry; the end of a list of segments.
 pub const NONE: u32 = u32::MAX;
 
@@ -87,6 +89,7 @@ impl Batch {
 
     pub fn is_full(&self) -> bool {
         self.bytes.len() + self.shared_bytes > FULL_BATCH_BYTES
+            || self.segments.len() > FULL_BATCH_SEGMENTS
     }
 
     /// Adds a text frame that `write` fills. `is_push`: it counts as a delivery.
@@ -317,13 +320,14 @@ impl Sealed {
         whole_pushes
     }
 
-    /// Ends the batch: gives back the closes that follow it, keeps the buffers for the next.
-    pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
+    /// Ends the batch: gives back the closes that follow it, keeps the buffers for the next, and
+    /// adds the shared frames that outboxes still hold to `held`.
+    pub(super) fn finish(&mut self, held: &mut Vec<Bytes>) -> Vec<CloseRequest> {
         let batch = &mut self.batch;
         batch.dirty.clear();
         batch.segments.clear();
         batch.frames.clear();
-        batch.shared.clear();
+        held.extend(batch.shared.drain(..).filter(|frame| !frame.is_unique()));
         batch.shared_bytes = 0;
         batch.bytes.clear();
         batch.bytes.shrink_to(2 * FULL_BATCH_BYTES);

@@ -15,6 +15,7 @@ use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, SnowflakeClock};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use crate::wire::websocket::{Message, Violation};
+use bytes::Bytes;
 use fastwebsockets::OpCode;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -98,6 +99,8 @@ pub struct Worker {
     /// Slots whose connection has an outbox.
     backlogged: Vec<u32>,
     outbox_bytes: usize,
+    /// Shared frames that some outbox holds.
+    held_frames: Vec<Bytes>,
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
@@ -130,6 +133,7 @@ impl Worker {
             born_ms: now_ms,
             backlogged: Vec::new(),
             outbox_bytes: 0,
+            held_frames: Vec::new(),
             blocked: Vec::new(),
             sweep: Sweep { next_slot: 0, slots: 0, last_ms: now_ms },
             sessions: BTreeSet::new(),
@@ -388,8 +392,9 @@ impl Worker {
 
     /// Ends a batch that was sent; the closes that it returns are due now.
     pub fn finish(&mut self, sealed: &mut Sealed) -> Vec<CloseRequest> {
+        let closes = sealed.finish(&mut self.held_frames);
         self.enforce_budget();
-        sealed.finish()
+        closes
     }
 
     /// Slots whose outbox got its first bytes since the last call: write them when their socket has
@@ -559,29 +564,31 @@ impl Worker {
         }
     }
 
-    /// Over the worker's budget the largest outbox goes first.
+    /// Over the worker's budget the largest outbox goes first. What is shared counts once, however
+    /// many hold it. Those that are being closed are on their way out with what they hold.
     fn enforce_budget(&mut self) {
-        if self.outbox_bytes <= self.config.worker_outbox_bytes {
+        self.held_frames.retain(|frame| !frame.is_unique());
+        let held_bytes: usize = self.held_frames.iter().map(Bytes::len).sum();
+        let total = self.outbox_bytes + held_bytes;
+        let mut excess = total.saturating_sub(self.config.worker_outbox_bytes);
+        if excess == 0 {
             return;
         }
-        // Those that are being closed are on their way out with what they hold.
-        let mut kept_bytes = 0;
         let mut open = Vec::new();
         for &slot in &self.backlogged {
             let connection = &self.connections[slot as usize];
             let Some(outbox) = &connection.outbox else { continue };
-            if connection.phase == Phase::Open {
-                kept_bytes += outbox.owned_bytes();
-                if outbox.was_tried {
-                    open.push((outbox.owned_bytes(), slot));
-                }
+            if connection.phase == Phase::Closing {
+                excess = excess.saturating_sub(outbox.pending_bytes());
+            } else if outbox.was_tried {
+                open.push((outbox.pending_bytes(), slot));
             }
         }
         open.sort_unstable();
-        while kept_bytes > self.config.worker_outbox_bytes
+        while excess > 0
             && let Some((bytes, slot)) = open.pop()
         {
-            kept_bytes -= bytes;
+            excess = excess.saturating_sub(bytes);
             self.close(slot, CloseCause::SlowConsumer);
         }
     }

@@ -287,3 +287,18 @@ fn frames_that_only_outboxes_got_are_flushed_away() {
     assert!(!rig.worker.is_full());
     assert!(rig.closed.is_empty());
 }
+
+/// Frames of 16 KiB and more are shared, and were in no budget: slow clients, each with messages of
+/// its own, could hold a worker's memory many times over.
+#[test]
+fn shared_frames_count_in_the_workers_budget() {
+    let mut rig = Rig::new(1 << 20, 100_000);
+    let slots = ["a", "b", "c", "d"].map(|uid| rig.connect(uid));
+    rig.room = 0;
+    for uid in ["a", "b", "c", "a", "d"] {
+        rig.push(uid, 30_000, 0);
+        rig.flush();
+    }
+    assert_eq!(rig.closed, [(slots[0], Some(close::SLOW_CONSUMER))]);
+    assert!(slots[1..].iter().all(|&slot| rig.worker.is_open(slot)));
+}
