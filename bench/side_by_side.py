@@ -33,7 +33,7 @@ FIGURES = {
     "fanout4": ("fan-out, 4 outstanding: deliveries", "1/s", 1.5, "ratio"),
     "unicast": ("unicast, {pushers} pushers: deliveries", "1/s", 0.40, "ratio"),
     "p99": ("unicast at half that rate: p99", "us", 250.0, "below"),
-    "connect": ("signed connects and closes", "1/s", 0.16, "ratio"),
+    "connect": ("signed connects", "1/s", 0.16, "ratio"),
     "memory": ("user-space memory of an idle connection", "bytes", 256.0, "at most"),
 }
 
@@ -42,6 +42,7 @@ KEYS = {
     "deliveries": ("deliveries_per_s",),
     "pushes": ("pushes_accepted_per_s",),
     "p99": ("push_to_delivery_us", "p99"),
+    "intended": ("intended_to_answer_us", "p99"),
     "connect": ("connects_per_s",),
     "memory": ("private_bytes_per_connection",),
     "payload_bytes": ("payload_bytes",),
@@ -133,10 +134,12 @@ def measure(args, name, results):
                 pushes = pick(node.load(*push), "pushes")
             rate = max(1, int(pushes / 2))
             out = node.load(*push, "--rate", rate)
-        return {"server": pick(out, "p99"), "rate": rate}
+        sample = {"server": pick(out, "p99"), "rate": rate, "intended": pick(out, "intended")}
+        # What the machine itself adds to a tail, measured right after.
+        return sample | {"machine_stalls_1ms_per_s": stalls(args)}
     if name == "connect":
         with server(args) as node:
-            out = node.load("connect", "--seconds", args.seconds, "--cycle")
+            out = node.load("connect", "--connections", 15_000)
         sample = {"server": pick(out, "connect"), "tool_bound": pick(out, "tool_bound")}
         sample["bare"] = bare(args, args.bytes + 4)
         return sample
@@ -144,6 +147,16 @@ def measure(args, name, results):
         load = ["--memory-at", args.memory_at, "--pid-of-server", node.pid]
         out = node.load("connect", *load)
     return {"server": pick(out, "memory")}
+
+
+def stalls(args):
+    """How often a second either core stood still for a millisecond, doing nothing but spinning."""
+    total = 0
+    for core in (args.server_core, args.client_core):
+        command = [args.bench, "stalls", "--json", "--seconds", "2", "--core", str(core)]
+        out = subprocess.run(command, capture_output=True, check=True, text=True, timeout=60)
+        total += json.loads(out.stdout)["stalls_1ms_per_s"]
+    return total
 
 
 def frame_bytes(out):

@@ -5,6 +5,7 @@
 
 mod bare_send;
 mod drain;
+mod stalls;
 mod sys;
 
 use std::process::ExitCode;
@@ -23,12 +24,14 @@ struct Args {
 enum Command {
     BareSend(bare_send::Args),
     Drain(drain::Args),
+    Stalls(stalls::Args),
 }
 
 fn main() -> ExitCode {
     let result = match argh::from_env::<Args>().command {
         Command::BareSend(args) => bare_send::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Stalls(args) => stalls::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

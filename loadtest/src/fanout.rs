@@ -224,7 +224,7 @@ impl Source<'_> {
             }
         };
         self.writer.write(stamp, select, &mut self.pusher.out);
-        self.pusher.pending.push_back(http::Pending { seq, at_ns });
+        self.pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns: at_ns });
         self.in_flight.push((seq, at_ns));
         self.accepted.push(false);
     }

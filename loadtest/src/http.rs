@@ -135,8 +135,10 @@ fn parse_decimal(digits: &[u8]) -> Option<u64> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
     pub seq: u32,
-    /// From when its latency counts.
+    /// When it was sent.
     pub at_ns: u64,
+    /// When it should have been: earlier where a rate is wanted and every pusher was busy.
+    pub intended_ns: u64,
 }
 
 /// One keep-alive HTTP connection. Requests are written to [`Pusher::out`] and leave with
@@ -283,7 +285,7 @@ mod tests {
 
     #[test]
     fn pipelined_answers_meet_their_requests() {
-        let ask = |seq| Pending { seq, at_ns: 0 };
+        let ask = |seq| Pending { seq, at_ns: 0, intended_ns: 0 };
         let mut pending = VecDeque::from([ask(1), ask(2), ask(3)]);
         let bytes = b"HTTP/1.1 200 ok\r\nContent-Length: 0\r\n\r\nHTTP/1.1 400 no\r\n\r\nHTT";
         let mut got = Vec::new();

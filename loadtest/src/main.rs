@@ -123,7 +123,7 @@ macro_rules! subcommand {
             #[argh(option)]
             pin: Option<String>,
 
-            /// source addresses 127.0.0.1, .2 and so on to rotate over (one per 20,000 connections)
+            /// source addresses 127.0.0.1, .2 and so on to rotate over (32 or more)
             #[argh(option)]
             sources: Option<usize>,
 
@@ -263,8 +263,8 @@ subcommand! {
 
 subcommand! {
     /// Pushes messages to one user each over keep-alive HTTP connections with one request on its
-    /// way each. With --rate the load does not wait for the server: latencies count from when a
-    /// push was meant to be sent.
+    /// way each. With --rate a push that is late counts from when it was meant to be sent in
+    /// intended_to_answer_us, and from when it was sent in the other latencies.
     #[argh(subcommand, name = "unicast")]
     struct UnicastArguments {
         /// HTTP connections that push (8)
@@ -469,7 +469,7 @@ mod tests {
         assert_eq!(connect.memory_at.as_deref(), Some("9,19"));
         assert_eq!(connect.pid_of_server, Some(7));
         let common = connect.common(19, "").unwrap();
-        assert_eq!((common.threads, common.sources.len()), (1, 0));
+        assert_eq!((common.threads, common.sources.len()), (1, 32));
     }
 
     #[test]

@@ -99,6 +99,8 @@ struct Source<'a> {
     accepted_count: u64,
     accepted_measured: u64,
     http_latency: Histogram<u64>,
+    /// The same from the intended moment: with the time that the push waited for a free pusher.
+    intended_latency: Histogram<u64>,
     statuses: Failures,
     failures: Failures,
     began_ns: u64,
@@ -121,18 +123,16 @@ impl Source<'_> {
             if self.is_over(now) {
                 return IDLE_NS;
             }
-            let at_ns = if self.interval_ns > 0.0 {
-                let intended = self.intended_ns(self.next);
-                if intended > now {
-                    return (intended - now).min(IDLE_NS);
+            let mut intended_ns = now;
+            if self.interval_ns > 0.0 {
+                intended_ns = self.intended_ns(self.next);
+                if intended_ns > now {
+                    return (intended_ns - now).min(IDLE_NS);
                 }
-                intended
-            } else {
-                now
-            };
+            }
             self.writer.refresh(now);
             self.idle.pop();
-            self.push(pusher, at_ns);
+            self.push(pusher, now, intended_ns);
             if let Err(error) = self.pushers[usize::from(pusher)].flush() {
                 self.reconnect(pusher, &error, reactor);
             }
@@ -140,7 +140,7 @@ impl Source<'_> {
         IDLE_NS
     }
 
-    fn push(&mut self, index: u16, at_ns: u64) {
+    fn push(&mut self, index: u16, at_ns: u64, intended_ns: u64) {
         let seq = self.next;
         self.next += 1;
         let stamp = Stamp { run: self.run, seq, at_ns, pusher: index };
@@ -154,7 +154,7 @@ impl Source<'_> {
         };
         let pusher = &mut self.pushers[usize::from(index)];
         self.writer.write(stamp, select, &mut pusher.out);
-        pusher.pending.push_back(http::Pending { seq, at_ns });
+        pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns });
     }
 
     fn on_http(
@@ -175,6 +175,8 @@ impl Source<'_> {
                 if asked.at_ns >= self.measure_from_ns {
                     self.accepted_measured += 1;
                     report::record(&mut self.http_latency, now.saturating_sub(asked.at_ns));
+                    let waited_ns = now.saturating_sub(asked.intended_ns);
+                    report::record(&mut self.intended_latency, waited_ns);
                 }
             } else {
                 self.statuses.add(&answer.status.to_string());
@@ -283,6 +285,7 @@ fn open<'a>(
         accepted_count: 0,
         accepted_measured: 0,
         http_latency: report::new_histogram(),
+        intended_latency: report::new_histogram(),
         statuses: Failures::default(),
         failures: Failures::default(),
         began_ns: 0,
@@ -378,6 +381,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     let mut report = Report::new("unicast");
     let mut latency = report::new_histogram();
     let mut http_latency = report::new_histogram();
+    let mut intended_latency = report::new_histogram();
     let (mut failures, mut statuses) = (Failures::default(), Failures::default());
     let (mut connected, mut refused, mut dropped) = (0, 0, 0);
     let (mut pushed, mut accepted, mut accepted_measured) = (0, 0, 0);
@@ -399,6 +403,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
         failures.merge(source.failures);
         statuses.merge(source.statuses);
         report::merge(&mut http_latency, &source.http_latency);
+        report::merge(&mut intended_latency, &source.intended_latency);
         deliveries += receiver.deliveries;
         measured += receiver.measured;
         duplicates += receiver.duplicates;
@@ -428,6 +433,9 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     report.set_rounded("pushes_accepted_per_s", per_s(accepted_measured));
     report.set_rounded("deliveries_per_s", per_s(measured));
     report.set_histogram("http_us", &http_latency);
+    if settings.rate.is_some() {
+        report.set_histogram("intended_to_answer_us", &intended_latency);
+    }
     report.set_histogram("push_to_delivery_us", &latency);
     report.set_fault("lost", lost);
     report.set_fault("duplicates", duplicates);
