@@ -40,8 +40,12 @@ $(VENV)/.done: tests/requirements.txt
 test: ## everything a change must pass: lint, Rust, Python and Node tests
 	@tests/run.sh
 
-bench: ## the bare loop's own figures, one `send` a connection and one ring
-	cargo run --release -p bench -- bare-send $(BENCH_ARGS)
+bench: ## what the kernel alone allows here: the bare loops, and how often a core stands still
+	cargo build --release -p bench
+	$(TARGET_DIR)/release/bench bare-send $(BENCH_ARGS)
+	$(TARGET_DIR)/release/bench bare-send --ring $(BENCH_ARGS)
+	$(TARGET_DIR)/release/bench bare-send --connections 50
+	$(TARGET_DIR)/release/bench stalls
 
 side-by-side: build ## server and bare loop in turn on the same cores (ROUNDS=5)
 	bench/side_by_side.py --rounds $(ROUNDS)

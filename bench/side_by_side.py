@@ -144,7 +144,7 @@ def measure(args, name, results):
         sample["bare"] = bare(args, args.bytes + 4)
         return sample
     with server(args) as node:
-        load = ["--memory-at", args.memory_at, "--pid-of-server", node.pid]
+        load = ["--memory-at", args.memory_at, "--tags", "news", "--pid-of-server", node.pid]
         out = node.load("connect", *load)
     return {"server": pick(out, "memory")}
 

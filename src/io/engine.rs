@@ -123,20 +123,18 @@ impl Engine {
         self.worker.connections() + self.lingering.len()
     }
 
-    /// Handles what has completed. Returns whether there may be more.
-    pub fn turn(&mut self, now_ms: u64) -> bool {
+    /// Handles what has completed, as much as fits one turn.
+    pub fn turn(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.ring.run_deferred();
         let mut events = std::mem::take(&mut self.events);
         if events.len() < EVENTS_PER_TURN {
             self.ring.reap(EVENTS_PER_TURN - events.len(), &mut events);
         }
-        let may_be_more = events.len() >= EVENTS_PER_TURN;
         for event in events.drain(..) {
             self.handle_event(event);
         }
         self.events = events;
-        may_be_more
     }
 
     /// Whether the ring, or what was set aside while sending, has something to handle.
