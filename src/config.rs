@@ -1,6 +1,6 @@
 //! Floor 4: arguments and environment to a [`Config`] that is complete, checked and immutable.
 //!
-//! Two steps, as in ripgrep: [`RawArgs`] is what was typed, every value still text; [`Config`] is
+//! Two steps, as in ripgrep: `RawArgs` is what was typed, every value still text; [`Config`] is
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 

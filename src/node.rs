@@ -1,7 +1,8 @@
 //! Floor 4: a node's birth, life and end.
 
 use crate::config::Config;
-use crate::io::drive::{self, Core};
+use crate::io::core::Core;
+use crate::io::drive;
 use crate::io::engine::Engine;
 use crate::io::listener::{listen, reserve};
 use crate::io::mailbox::Mailbox;

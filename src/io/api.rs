@@ -1,6 +1,6 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
-use super::drive::Core;
+use super::core::Core;
 use super::http::{self, Connections, Request, Service, Times};
 use super::sys;
 use crate::state::projects::Project;

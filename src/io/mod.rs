@@ -5,6 +5,7 @@
 //! API is straight-line monoio tasks ([`http`], [`api`]).
 
 pub mod api;
+pub mod core;
 pub mod drive;
 pub mod engine;
 pub mod handshake;

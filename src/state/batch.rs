@@ -1,7 +1,7 @@
 //! The batch: finished frames of one turn of the loop, and who gets which, so that every connection
 //! is written to once.
 
-use super::connection::CloseCause;
+use super::connection::{CloseCause, NONE};
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
@@ -12,8 +12,6 @@ pub const SHARED_FRAME_BYTES: usize = 16 << 10;
 pub const FULL_BATCH_BYTES: usize = 256 << 10;
 /// So does one that owes more stretches than this: about 0.1 s of sends.
 const FULL_BATCH_SEGMENTS: usize = 64 << 10;
-/// No dirty entry; the end of a list of segments.
-pub const NONE: u32 = u32::MAX;
 
 /// Frames laid one behind the other, and for each connection that gets any of them the list of its
 /// segments. A run of consecutive frames is one segment, so that it leaves as one slice.

@@ -1,10 +1,12 @@
 //! One open connection, as plain data.
 
-use super::batch::NONE;
 use super::outbox::Outbox;
 use crate::types::Cid;
 use crate::wire::websocket::{Violation, close};
 use compact_str::CompactString;
+
+/// No slot, no entry, the end of a list: an index that is none.
+pub const NONE: u32 = u32::MAX;
 
 /// Why a connection ends, and with that what its peer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

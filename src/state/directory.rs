@@ -4,8 +4,7 @@
 //! Each is split into 256 sub-tables, so that growing one moves a 256th of it: in one piece that
 //! stalled a worker for 176 ms at a million connections.
 
-use super::batch::NONE;
-use super::connection::{Connection, TagRef};
+use super::connection::{Connection, NONE, TagRef};
 use crate::types::Cid;
 use compact_str::CompactString;
 use hashbrown::HashTable;

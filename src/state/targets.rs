@@ -1,7 +1,6 @@
 //! From a message's selectors to the connections that match.
 
-use super::batch::NONE;
-use super::connection::Connection;
+use super::connection::{Connection, NONE};
 use super::directory::Directory;
 use crate::types::Cid;
 use crate::wire::envelope::Targets;

@@ -4,8 +4,8 @@ mod messages;
 #[cfg(test)]
 mod tests;
 
-use super::batch::{Batch, CloseRequest, NONE, Sealed};
-use super::connection::{CloseCause, Connection, Phase};
+use super::batch::{Batch, CloseRequest, Sealed};
+use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::outbox::Outbox;

@@ -314,3 +314,84 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names(list: &[String]) -> NamesBuf {
+        let mut names = NamesBuf::default();
+        list.iter().for_each(|name| names.push(name));
+        names
+    }
+
+    fn cids(list: &[u64]) -> CidsBuf {
+        let mut cids = CidsBuf::default();
+        list.iter().for_each(|&cid| cids.push(Cid(cid)));
+        cids
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded_and_what_is_cut_is_refused(
+            uids in proptest::option::of(proptest::collection::vec("[a-zé]{1,9}", 0..4)),
+            tags in proptest::option::of(proptest::collection::vec("[a-zé]{1,9}", 0..4)),
+            one in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..4)),
+            except in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..4)),
+            numbers: (u64, u64, u64, u64, u32),
+            data: Vec<u8>,
+        ) {
+            let targets = TargetsBuf {
+                uids: uids.as_deref().map(names),
+                tags: tags.as_deref().map(names),
+                cids: one.as_deref().map(cids),
+                devices: None,
+                except_cids: except.as_deref().map(cids),
+            };
+            let envelope = Envelope {
+                origin: NodeId::new(1023).unwrap(),
+                epoch: numbers.0,
+                seq: numbers.1,
+                accepted_ms: numbers.2,
+                id: MessageId(numbers.3),
+                ttl_ms: numbers.4,
+                pid: "p",
+                targets: targets.as_targets(),
+                data: &data,
+            };
+            let mut bytes = Vec::new();
+            envelope.encode(&mut bytes);
+            prop_assert_eq!(Envelope::decode(&bytes), Ok(envelope));
+            for cut in 0..bytes.len() - data.len() {
+                prop_assert!(Envelope::decode(&bytes[..cut]).is_err(), "cut at {}", cut);
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_skips_unknown_fields_and_refuses_unknown_versions() {
+        let envelope = Envelope {
+            origin: NodeId::new(7).unwrap(),
+            epoch: 1,
+            seq: 2,
+            accepted_ms: 3,
+            id: MessageId(4),
+            ttl_ms: 5,
+            pid: "p",
+            targets: Targets::default(),
+            data: b"{}",
+        };
+        let mut bytes = Vec::new();
+        envelope.encode(&mut bytes);
+        let data_offset = u32_at(&bytes, 40) as usize;
+        let mut field = Vec::new();
+        put_field(&mut field, 200, b"from the future");
+        let later = (data_offset + field.len()) as u32;
+        bytes.splice(data_offset..data_offset, field);
+        bytes[40..44].copy_from_slice(&later.to_le_bytes());
+        assert_eq!(Envelope::decode(&bytes), Ok(envelope));
+        bytes[0] = 2;
+        assert_eq!(Envelope::decode(&bytes), Err(EnvelopeError::Version(2)));
+    }
+}
