@@ -12,9 +12,12 @@ use crate::wire::envelope::{Envelope, Targets};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How often deadlines are looked at.
 pub(super) const TICK_MS: u64 = 50;
+/// From this difference to the monotonic clock on, the wall clock was set.
+const CLOCK_STEP_MS: i64 = 500;
 /// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
 /// come back all at once.
 const RECONNECT_MIN_MS: u64 = 1_000;
@@ -33,6 +36,7 @@ pub struct Core {
     next_seq: Cell<u64>,
     pub http: RefCell<Connections>,
     last_tick_ms: Cell<u64>,
+    last_tick: Cell<Instant>,
     drain_until_ms: Cell<Option<u64>>,
     has_said_goodbye: Cell<bool>,
     /// The worker has drained.
@@ -50,7 +54,8 @@ impl Core {
             flushed: Waiters::default(),
             next_seq: Cell::new(1),
             http: RefCell::default(),
-            last_tick_ms: Cell::new(0),
+            last_tick_ms: Cell::new(sys::now_ms()),
+            last_tick: Cell::new(Instant::now()),
             drain_until_ms: Cell::new(None),
             has_said_goodbye: Cell::new(false),
             ended: Flag::default(),
@@ -137,13 +142,30 @@ impl Core {
         if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
             return;
         }
-        self.last_tick_ms.set(now_ms);
+        self.notice_clock_step(now_ms);
         self.engine.borrow_mut().handle_tick(now_ms);
         self.http.borrow_mut().handle_tick(now_ms);
         if self.shared.is_draining() {
             self.drain(now_ms);
         }
         self.work.raise();
+    }
+
+    /// Deadlines are in wall time, as everything that is told to clients is; when that clock is
+    /// set, they move along.
+    fn notice_clock_step(&self, now_ms: u64) {
+        let now = Instant::now();
+        let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
+        let wall_ms = now_ms.wrapping_sub(self.last_tick_ms.replace(now_ms)) as i64;
+        let step_ms = wall_ms - elapsed_ms;
+        if step_ms.abs() < CLOCK_STEP_MS {
+            return;
+        }
+        tracing::warn!(step_ms, "the clock was set");
+        self.engine.borrow_mut().handle_clock_step(step_ms);
+        self.http.borrow_mut().handle_clock_step(step_ms);
+        let until_ms = self.drain_until_ms.get();
+        self.drain_until_ms.set(until_ms.map(|until_ms| until_ms.saturating_add_signed(step_ms)));
     }
 
     /// First nothing new is accepted anywhere; a tick later every client is closed, after what was

@@ -530,6 +530,15 @@ impl Engine {
 
     // Time.
 
+    /// The wall clock was set: deadlines stay as far away as they were.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        self.worker.handle_clock_step(step_ms);
+        self.lingering.handle_clock_step(step_ms);
+        for (_, handshake) in &mut self.handshakes {
+            handshake.deadline_ms = handshake.deadline_ms.saturating_add_signed(step_ms);
+        }
+    }
+
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.handle_tick(now_ms);

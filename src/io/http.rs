@@ -84,6 +84,15 @@ impl Connections {
         self.0.iter().all(|(_, entry)| !entry.is_busy)
     }
 
+    /// The wall clock was set: deadlines stay as far away as they were.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        for (_, entry) in &mut self.0 {
+            if entry.deadline_ms != u64::MAX {
+                entry.deadline_ms = entry.deadline_ms.saturating_add_signed(step_ms);
+            }
+        }
+    }
+
     /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
     /// read what they are sent end altogether.
     pub fn handle_tick(&mut self, now_ms: u64) {

@@ -59,6 +59,13 @@ impl LingeringSockets {
         }
     }
 
+    /// The wall clock was set: deadlines stay as far away as they were.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        for (_, socket) in &mut self.sockets {
+            socket.deadline_ms = socket.deadline_ms.saturating_add_signed(step_ms);
+        }
+    }
+
     /// Ends those whose deadline has passed; a peer that never read gets RST.
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.sockets.retain(|_, socket| {

@@ -313,6 +313,13 @@ impl Worker {
         }
     }
 
+    /// The wall clock was set by `step_ms` (forward if positive): silence goes on counting as if it
+    /// had not been. Only what is told in wall time, `session_exp` and `ttl_ms`, follows the clock.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
+        self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
+    }
+
     fn check_idle(&mut self, slot: u32, now_ms: u64) {
         let local_ms = self.local_ms(now_ms);
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };

@@ -302,3 +302,23 @@ fn shared_frames_count_in_the_workers_budget() {
     assert_eq!(rig.closed, [(slots[0], Some(close::SLOW_CONSUMER))]);
     assert!(slots[1..].iter().all(|&slot| rig.worker.is_open(slot)));
 }
+
+#[test]
+fn a_clock_that_is_set_closes_nobody_as_idle() {
+    for step_ms in [3_600_000, -3_600_000] {
+        let mut rig = Rig::new(5_000, 1 << 20);
+        rig.connect("u");
+        let later_ms = NOW_MS + IDLE_MS / 4;
+        rig.worker.handle_tick(later_ms);
+        rig.worker.handle_clock_step(step_ms);
+        let stepped_ms = later_ms.saturating_add_signed(step_ms);
+        for wait_ms in [0, IDLE_MS / 8, IDLE_MS / 2] {
+            rig.worker.handle_tick(stepped_ms + wait_ms);
+            rig.flush();
+        }
+        assert_eq!(rig.closed, [], "step {step_ms}");
+        rig.worker.handle_tick(stepped_ms + IDLE_MS);
+        rig.flush();
+        assert_eq!(rig.closed.len(), 1, "step {step_ms}");
+    }
+}
