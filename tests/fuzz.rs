@@ -4,6 +4,7 @@
 //!
 //! `FUZZ_SECONDS` lengthens it, `FUZZ_SEED` repeats a run: a failure prints the seed and the input.
 
+use rng::Rng;
 use std::panic::catch_unwind;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,34 +22,19 @@ mod message;
 mod params;
 #[path = "../fuzz/checks/push.rs"]
 mod push;
+#[path = "support/rng.rs"]
+mod rng;
 #[path = "../fuzz/checks/worker.rs"]
 mod worker;
-
-/// SplitMix64: a stream of numbers from one seed.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.below(256) as u8
-    }
-}
 
 /// Changes an input in a few places: bytes, bits, cuts, repetitions, and pieces of other inputs.
 fn mutate(rng: &mut Rng, input: &mut Vec<u8>, others: &[&[u8]]) {
     for _ in 0..=rng.below(4) {
         let at = rng.below(input.len() + 1);
         match rng.below(7) {
-            0 if at < input.len() => input[at] = rng.byte(),
+            0 if at < input.len() => input[at] = rng.below(256) as u8,
             1 if at < input.len() => input[at] ^= 1 << rng.below(8),
-            2 => input.insert(at, rng.byte()),
+            2 => input.insert(at, rng.below(256) as u8),
             3 => input.truncate(at),
             4 => {
                 let end = (at + rng.below(8)).min(input.len());
@@ -60,7 +46,7 @@ fn mutate(rng: &mut Rng, input: &mut Vec<u8>, others: &[&[u8]]) {
                 input.splice(at..at, piece);
             }
             _ => {
-                let other = others[rng.below(others.len())];
+                let other = *rng.pick(others);
                 let from = rng.below(other.len());
                 let end = (from + 1 + rng.below(20)).min(other.len());
                 input.splice(at..at, other[from..end].iter().copied());
@@ -82,9 +68,10 @@ fn fuzz(name: &str, check: fn(&[u8]), seeds: &[&[u8]]) {
     }
     while Instant::now() < end {
         for _ in 0..100 {
-            let mut input = match rng.below(8) {
-                0 => (0..rng.below(200)).map(|_| rng.byte()).collect(),
-                _ => seeds[rng.below(seeds.len())].to_vec(),
+            let mut input = if rng.chance(12) {
+                (0..rng.below(200)).map(|_| rng.below(256) as u8).collect()
+            } else {
+                rng.pick(seeds).to_vec()
             };
             mutate(&mut rng, &mut input, seeds);
             if catch_unwind(|| check(&input)).is_err() {

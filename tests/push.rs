@@ -9,17 +9,20 @@
 mod hammer;
 #[path = "push/model.rs"]
 mod model;
+#[path = "support/rng.rs"]
+mod rng;
 mod support;
 
 use hammer::Hammer;
-use model::{Person, Selector, pushed};
+use model::{Person, Selector, pushed, some};
+use rng::Rng;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
-use support::{Http, Raw, Rng, Server, escaped, eventually, open_tcp, signed};
+use support::{Http, Raw, Server, escaped, eventually, open_tcp, signed};
 use tungstenite::{Message, WebSocket};
 
 /// Two tenants whose users, tags and devices have the same names.
@@ -259,13 +262,13 @@ impl Pusher<'_> {
         let cids: Vec<String> = self.people.iter().map(|person| person.cid.clone()).collect();
         let mut names = |percent, from: &[&str]| {
             rng.chance(percent)
-                .then(|| rng.some(from, 3).into_iter().map(String::from).collect::<Vec<_>>())
+                .then(|| some(rng, from, 3).into_iter().map(String::from).collect::<Vec<_>>())
         };
         let uids = names(35, &[&UIDS[..], &["nobody"]].concat());
         let tags = names(45, &[&TAGS[..], &["no such tag"]].concat());
         let devices = names(20, &DEVICES);
-        let cids_wanted = rng.chance(20).then(|| rng.some(&cids, 8));
-        let except = rng.chance(15).then(|| rng.some(&cids, 8));
+        let cids_wanted = rng.chance(20).then(|| some(rng, &cids, 8));
+        let except = rng.chance(15).then(|| some(rng, &cids, 8));
         Selector { uids, cids: cids_wanted, tags, devices, except }
     }
 
@@ -339,7 +342,7 @@ impl Socket {
         let uid = *rng.pick(&UIDS);
         let device = if rng.chance(80) { *rng.pick(&DEVICES) } else { "" };
         let tags: BTreeSet<String> = if rng.chance(70) {
-            rng.some(&TAGS, 4).into_iter().map(String::from).collect()
+            some(rng, &TAGS, 4).into_iter().map(String::from).collect()
         } else {
             BTreeSet::new()
         };

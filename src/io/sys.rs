@@ -217,10 +217,3 @@ pub fn into_number(fd: OwnedFd) -> RawFd {
 pub fn number(fd: &OwnedFd) -> RawFd {
     fd.as_raw_fd()
 }
-
-/// Reads an eventfd to zero without waiting for it, through poll.
-pub fn drain_eventfd(fd: RawFd) {
-    let mut count = [0u8; 8];
-    // SAFETY: the buffer is eight writable bytes; the caller knows that the counter is not zero.
-    unsafe { libc::read(fd, count.as_mut_ptr().cast(), count.len()) };
-}

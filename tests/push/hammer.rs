@@ -1,6 +1,7 @@
 //! Peers that break every rule they can, as fast as they can.
 
-use super::support::{Http, Raw, Rng, handshake, masked, open_tcp, signed, unmasked};
+use super::Rng;
+use super::support::{Http, Raw, handshake, masked, open_tcp, signed, unmasked};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -1,6 +1,6 @@
 //! Who must get a push: plain sets, no index.
 
-use super::support::Rng;
+use super::Rng;
 use std::collections::BTreeSet;
 
 /// A client as the test knows it.
@@ -36,7 +36,7 @@ impl Person {
     pub fn plan_change(&mut self, rng: &mut Rng, names: &[&str]) {
         self.before = self.after.clone();
         self.change = rng.chance(70).then(|| {
-            let tags = rng.some(names, 3).into_iter().map(String::from).collect();
+            let tags = some(rng, names, 3).into_iter().map(String::from).collect();
             let verb = if rng.chance(60) { "subscribe" } else { "unsubscribe" };
             Change { verb, tags }
         });
@@ -119,4 +119,9 @@ impl Selector {
 pub fn pushed(text: &str) -> Option<(&str, &str)> {
     let rest = text.strip_prefix(r#"{"type":"push","id":""#)?.strip_suffix("\"}")?;
     rest.split_once(r#"","data":""#)
+}
+
+/// One to `most` of `from`; one may come twice.
+pub fn some<T: Clone>(rng: &mut Rng, from: &[T], most: usize) -> Vec<T> {
+    (0..1 + rng.below(most)).map(|_| rng.pick(from).clone()).collect()
 }
