@@ -1,18 +1,26 @@
 //! Floor 4: a node's birth, life and end.
 
-use crate::config::Config;
-use crate::io::core::Core;
+use crate::config::{self, Config};
+use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::drive;
 use crate::io::engine::Engine;
 use crate::io::listener::{listen, reserve};
 use crate::io::mailbox::Mailbox;
+use crate::io::near::Near;
+use crate::io::port::{self, Far, WorkerPort};
+use crate::io::queue::{self, Driver, Host};
 use crate::io::ring::Ring;
-use crate::io::shared::{Settings, Shared};
+use crate::io::shared::{RedisSettings, Settings, Shared};
 use crate::io::sys;
 use crate::ops::metrics;
-use crate::state::{Worker, WorkerConfig};
+use crate::state::broker::{Broker, BrokerConfig, Credentials};
+use crate::state::{Hearing, Worker, WorkerConfig};
+use crate::types::Routing;
+use crate::wire::publication::ChannelNames;
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
@@ -65,11 +73,16 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let metrics_address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.prometheus_port);
     let shared = Arc::new(shared_of(config));
     let workers = shared.settings.workers;
-    let mailboxes = Mailbox::all(workers).map_err(system("making eventfds"))?;
+    let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
-    let birth = Arc::new(Birth { barrier: Barrier::new(workers + 2), addresses: OnceLock::new() });
-    for mailbox in mailboxes.into_iter().enumerate() {
-        spawn_worker(mailbox, &shared, &birth, &news_sender)?;
+    // Main and ops besides.
+    let threads = workers + usize::from(broker.is_some()) + 2;
+    let birth = Arc::new(Birth { barrier: Barrier::new(threads), addresses: OnceLock::new() });
+    for end in ends.into_iter().enumerate() {
+        spawn_worker(end, &shared, &birth, &news_sender)?;
+    }
+    if let Some(far) = broker {
+        spawn_broker(far, &shared, &birth, &news_sender)?;
     }
     spawn_ops(&shared, &birth, &news_sender)?;
     // Every thread has its own table now; what main holds from here on is in no other.
@@ -152,8 +165,29 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), NodeErr
     builder.spawn(body).map(drop).map_err(system("starting a thread"))
 }
 
+/// A worker's end of what carries messages to the others.
+enum End {
+    Mailbox(Mailbox),
+    /// The broker is to live on this very thread.
+    Here,
+    Port(WorkerPort),
+}
+
+/// The ends of all workers, and that of a broker with a thread of its own.
+fn ends(shared: &Shared) -> io::Result<(Vec<End>, Option<Far>)> {
+    let workers = shared.settings.workers;
+    match &shared.settings.redis {
+        None => Ok((Mailbox::all(workers)?.into_iter().map(End::Mailbox).collect(), None)),
+        Some(redis) if redis.has_own_thread => {
+            let (near, far) = port::ports(workers, &shared.broker_counters)?;
+            Ok((near.into_iter().map(End::Port).collect(), Some(far)))
+        }
+        Some(_) => Ok(((0..workers).map(|_| End::Here).collect(), None)),
+    }
+}
+
 fn spawn_worker(
-    (index, mailbox): (usize, Mailbox),
+    (index, end): (usize, End),
     shared: &Arc<Shared>,
     birth: &Arc<Birth>,
     news: &Sender<News>,
@@ -161,7 +195,7 @@ fn spawn_worker(
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
     spawn(&format!("worker-{index}"), move || {
         let result = birth.take_table().and_then(|addresses| match addresses {
-            Some(addresses) => work(index, mailbox, &shared, addresses, &news),
+            Some(addresses) => work(index, end, &shared, addresses, &news),
             None => Ok(()),
         });
         // Main is gone only when the process ends.
@@ -172,7 +206,7 @@ fn spawn_worker(
 /// A worker's life.
 fn work(
     index: usize,
-    mailbox: Mailbox,
+    end: End,
     shared: &Arc<Shared>,
     addresses: Addresses,
     news: &Sender<News>,
@@ -187,9 +221,72 @@ fn work(
     let worker = Worker::new(worker_config(index, shared), sys::now_ms());
     let http_counters = Arc::clone(&shared.http_counters[index]);
     let engine = Engine::new(worker, Arc::clone(shared), http_counters, ring, ws);
-    let core = Core::new(Arc::clone(shared), index, engine, mailbox);
+    let core = Core::new(Arc::clone(shared), index, engine, queue_of(end, shared));
     let _ = news.send(News::Listening);
-    runtime.block_on(drive::run(core, http)).map_err(system("serving"))
+    let serve = async {
+        if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
+            && let Some(redis) = &shared.settings.redis
+        {
+            let host = Near::new(Rc::clone(&core));
+            let driver = here.get_or_init(|| driver(shared, redis, host));
+            monoio::spawn(Rc::clone(driver).run());
+        }
+        drive::run(core, http).await
+    };
+    runtime.block_on(serve).map_err(system("serving"))
+}
+
+fn queue_of(end: End, shared: &Shared) -> Queue {
+    let broker = match end {
+        End::Mailbox(mailbox) => return Queue::Local(RefCell::new(mailbox)),
+        End::Here => BrokerAt::Here(OnceCell::new()),
+        End::Port(port) => BrokerAt::Thread(RefCell::new(port)),
+    };
+    let redis = shared.settings.redis.as_ref();
+    let names = ChannelNames::new(redis.map_or("", |redis| &redis.prefix));
+    let routing = redis.map_or(Routing::Project, |redis| redis.routing);
+    Queue::Redis(RedisQueue { names, routing, broker })
+}
+
+fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<Driver<H>> {
+    let settings = &shared.settings;
+    let broker = Broker::new(BrokerConfig {
+        node: settings.node,
+        epoch: shared.epoch,
+        workers: settings.workers,
+        projects: Arc::clone(&shared.projects),
+        names: ChannelNames::new(&redis.prefix),
+        credentials: Credentials { url: redis.url.clone() },
+        queue_timeout_ms: redis.queue_timeout_ms,
+        // A form's data may double when it becomes JSON; selectors come beside it.
+        max_envelope_bytes: 4 * settings.limits.body_bytes + (64 << 10),
+        hash_keys: redis.hash_keys,
+        counters: Arc::clone(&shared.broker_counters),
+    });
+    Driver::new(broker, host, Arc::clone(shared), redis.url.clone())
+}
+
+/// The broker's thread: its links, the workers' rings, and the time.
+fn spawn_broker(
+    far: Far,
+    shared: &Arc<Shared>,
+    birth: &Arc<Birth>,
+    news: &Sender<News>,
+) -> Result<(), NodeError> {
+    let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
+    spawn("broker", move || {
+        let result = birth.take_table().and_then(|addresses| {
+            let (Some(_), Some(redis)) = (addresses, &shared.settings.redis) else {
+                return Ok(());
+            };
+            let mut runtime = executor()?;
+            let driver = driver(&shared, redis, far);
+            runtime.block_on(queue::run_far(driver)).map_err(system("hearing the workers"))
+        });
+        if result.is_err() {
+            let _ = news.send(News::Ended(result));
+        }
+    })
 }
 
 type Executor = monoio::Runtime<monoio::time::TimeDriver<monoio::IoUringDriver>>;
@@ -259,8 +356,17 @@ fn shared_of(config: Config) -> Shared {
         limits: config.limits,
         outbox_bytes: config.outbox_bytes,
         worker_outbox_bytes: config.worker_outbox_bytes,
+        idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,
+        redis: (config.queue == config::Queue::Redis).then(|| RedisSettings {
+            url: config.redis,
+            prefix: config.redis_prefix,
+            queue_timeout_ms: config.queue_timeout_ms,
+            routing: config.routing,
+            has_own_thread: config.broker_thread,
+            hash_keys: (sys::random_u64(), sys::random_u64()),
+        }),
     };
     Shared::new(settings, config.projects, sys::now_ms())
 }
@@ -279,6 +385,12 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
         worker_outbox_bytes: settings.worker_outbox_bytes,
         echo: settings.echo,
         hash_keys: (sys::random_u64(), sys::random_u64()),
+        idempotency_keys: settings.idempotency_keys,
+        hearing: settings.redis.as_ref().map(|redis| Hearing {
+            routing: redis.routing,
+            announces_users: settings.workers > 1,
+            user_keys: redis.hash_keys,
+        }),
         counters: Arc::clone(&shared.counters[index]),
     }
 }

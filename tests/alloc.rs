@@ -70,6 +70,8 @@ impl Rig {
             worker_outbox_bytes: 256 << 20,
             echo: false,
             hash_keys: (1, 2),
+            idempotency_keys: 1_000,
+            hearing: None,
             counters: Arc::new(Counters::default()),
         };
         let worker = Worker::new(config, NOW_MS);
@@ -130,6 +132,7 @@ fn envelopes(data: &str, targets: &TargetsBuf, count: u64) -> Vec<Vec<u8>> {
             accepted_ms: NOW_MS,
             id: MessageId(1 << 60 | seq),
             ttl_ms: 60_000,
+            key: None,
             pid: "1",
             targets: targets.as_targets(),
             data: data.as_bytes(),

@@ -8,6 +8,8 @@ use rng::Rng;
 use std::panic::catch_unwind;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+#[path = "../fuzz/checks/broker.rs"]
+mod broker;
 #[path = "../fuzz/checks/envelope.rs"]
 mod envelope;
 #[path = "../fuzz/checks/frames.rs"]
@@ -22,6 +24,8 @@ mod message;
 mod params;
 #[path = "../fuzz/checks/push.rs"]
 mod push;
+#[path = "../fuzz/checks/resp.rs"]
+mod resp;
 #[path = "support/rng.rs"]
 mod rng;
 #[path = "../fuzz/checks/worker.rs"]
@@ -85,7 +89,8 @@ fn fuzz(name: &str, check: fn(&[u8]), seeds: &[&[u8]]) {
 
 #[test]
 fn envelopes() {
-    let header = [&[1u8, 0, 200, 0][..], &[7; 36], &[59, 0, 0, 0], &[1, 1, 0, 0, 0, b'1']].concat();
+    let header =
+        [&[1u8, 0, 200, 0][..], &[7; 36], &[67, 0, 0, 0], &[7; 8], &[1, 1, 0, 0, 0, b'1']].concat();
     let named = [&header[..], &[2, 4, 0, 0, 0, 1, b'u', 1, b'v'], b"{}"].concat();
     fuzz("envelope", envelope::run, &[&header, &named]);
 }
@@ -136,8 +141,29 @@ fn pushes() {
 }
 
 #[test]
+fn redis_replies() {
+    let messages = b"\xff>3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$2\r\n{}\r\n\
+        *3\r\n$7\r\nmessage\r\n$2\r\ncd\r\n$0\r\n\r\n+PONG\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n";
+    let subscribed = b"\x0b>3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n\
+        *3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n>3\r\n$11\r\nunsubscribe\r\n_\r\n:-7\r\n";
+    let others = b"\x20%2\r\n$1\r\na\r\n*-1\r\n#t\r\n~1\r\n,1.5\r\n-ERR no\r\n!2\r\nno\r\n\
+        |1\r\n+a\r\n:1\r\n(12\r\n=5\r\ntxt:a\r\n*1\r\n*1\r\n*1\r\n*0\r\n";
+    fuzz("resp", resp::run, &[messages, subscribed, others]);
+}
+
+#[test]
 fn a_worker() {
     let all: Vec<u8> =
         (0..=255u8).flat_map(|number| [number, number.wrapping_mul(37), 9]).collect();
     fuzz("worker", worker::run, &[&all, &all[..100]]);
+}
+
+#[test]
+fn the_broker() {
+    let life =
+        b"\x05\x00\x00\x00\x00\x0c\x00\x07\x08\x00\x0b\x09\x06\x05\x00\x00\x00\x00\x1c\x00\x0c";
+    let message =
+        b"\x05\x00\x00\x00\x00\x0c\x00\xfe>3\r\n$7\r\nmessage\r\n$5\r\nx:{p}\r\n$2\r\nab\r\n";
+    let refused = b"\x05\x00\x00\x00\x00\x07\x4d-OOM command not allowed\r\n\x00";
+    fuzz("broker", broker::run, &[life, message, refused]);
 }

@@ -59,6 +59,8 @@ impl Rig {
             worker_outbox_bytes: 1_000,
             echo: false,
             hash_keys: (1, 2),
+            idempotency_keys: 1_000,
+            hearing: None,
             counters: counters.clone(),
         };
         let now_ms = 1_800_000_000_000;
@@ -175,6 +177,7 @@ impl Rig {
             accepted_ms: self.now_ms,
             id: MessageId(self.ids),
             ttl_ms: u32::from(argument % 3) * 50,
+            key: None,
             pid: ["0", "1", "2"][usize::from(argument >> 4) % 3],
             targets: targets.as_targets(),
             data: data.as_bytes(),

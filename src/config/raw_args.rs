@@ -44,9 +44,35 @@ pub(super) struct RawArgs {
     /// the IP address to listen on (default 0.0.0.0)
     #[argh(option)]
     pub(super) bind: Option<String>,
-    /// what carries messages between nodes: local (default)
+    /// what carries messages between nodes: local (default), for a node that is alone; or redis,
+    /// the publish/subscribe of the server at --redis
     #[argh(option)]
     pub(super) queue: Option<String>,
+    /// the server of --queue redis (default redis://127.0.0.1:6379/0), in full
+    /// redis://user:password@host:port/db or unix://user:password@/path?db=0; a password is given
+    /// as WS_CLUSTER_REDIS, because every user of the machine sees the arguments of a process
+    #[argh(option)]
+    pub(super) redis: Option<String>,
+    /// what the names of channels and keys in Redis begin with, 1 to 64 of A-Z a-z 0-9 _ . : -
+    /// (default wsc); the same on all nodes of a cluster, another for each cluster
+    #[argh(option)]
+    pub(super) redis_prefix: Option<String>,
+    /// how long a push waits for the queue's answer before it gets 504, 100 to 60000 (default
+    /// 2000)
+    #[argh(option)]
+    pub(super) queue_timeout_ms: Option<String>,
+    /// which channels of the queue a node listens to: project (default), one for each project; or
+    /// user, one for each connected user as well, for clusters of many nodes where most pushes
+    /// are to single users. The same on all nodes
+    #[argh(option)]
+    pub(super) routing: Option<String>,
+    /// give the queue's connections a thread of their own, true or false (default: true with two
+    /// or more workers; a single worker shares its thread)
+    #[argh(option)]
+    pub(super) broker_thread: Option<String>,
+    /// idempotency keys that one worker remembers, 1000 to 100000000 (default 1000000)
+    #[argh(option)]
+    pub(super) idempotency_keys: Option<String>,
     /// dev (default), test or prod; prod demands --projects and an exp in every signed request
     #[argh(option)]
     pub(super) env: Option<String>,
@@ -107,12 +133,23 @@ impl RawArgs {
         Self::from_args(&["ws-cluster"], &folded).map_err(|early| match early.status {
             Ok(()) => Exit::Help(early.output),
             Err(()) => {
-                let output = early.output.split_whitespace().collect::<Vec<_>>().join(" ");
+                let output = without_urls(early.output, &folded);
+                let output = output.split_whitespace().collect::<Vec<_>>().join(" ");
                 let output = output.trim_end_matches('.');
                 Exit::Error(format!("{output}: ws-cluster --help lists the arguments"))
             }
         })
     }
+}
+
+/// A complaint quotes a stray argument, which may be the URL of `--redis` with its password.
+fn without_urls(mut output: String, args: &[&str]) -> String {
+    for arg in args {
+        if arg.contains("://") || arg.contains('@') {
+            output = output.replace(arg, "***");
+        }
+    }
+    output
 }
 
 /// `--ws_port=8812` to `--ws-port 8812`: argh knows neither underscores nor the equals sign.

@@ -82,24 +82,29 @@ impl Setting {
     ) -> Result<T, Exit> {
         let Some(text) = &self.text else { return Ok(default) };
         text.parse().map_err(|_| match (self.flag, text.as_str()) {
-            ("queue", "redis" | "redis-stream") => Exit::Error(format!(
-                "{} comes with a later version: use {}",
+            ("queue", "redis-stream") => Exit::Error(format!(
+                "{} comes with a later version: use {} or local",
                 self.written(text),
-                self.written("local")
+                self.written("redis")
             )),
             _ => self.wrong(what, fix, example),
         })
     }
 
     fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
-        let name = if self.from_env { variable(self.flag) } else { format!("--{}", self.flag) };
+        let name = self.name();
         let value = self.text.as_deref().unwrap_or_default();
         let example = self.written(example);
         Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
     }
 
+    /// The flag or the variable, in the way in which it was given.
+    pub(super) fn name(&self) -> String {
+        if self.from_env { variable(self.flag) } else { format!("--{}", self.flag) }
+    }
+
     /// The setting with a value, in the way in which it was given.
-    fn written(&self, value: impl Display) -> String {
+    pub(super) fn written(&self, value: impl Display) -> String {
         match self.from_env {
             true => format!("{}={value}", variable(self.flag)),
             false => format!("--{} {value}", self.flag),

@@ -1,8 +1,9 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
-use super::core::Core;
+use super::core::{Begun, Core};
 use super::http::{self, Connections, Request, Service, Times};
 use super::sys;
+use crate::state::broker::Outcome;
 use crate::state::projects::Project;
 use crate::types::{Limits, MessageId};
 use crate::wire::http::{Body, Head, HttpError};
@@ -20,6 +21,7 @@ use std::os::fd::IntoRawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+const PUSH: &str = "/ws/push";
 const JSON: &str = "application/json";
 const POST: &str = "POST, OPTIONS";
 const GET: &str = "GET, HEAD, OPTIONS";
@@ -59,6 +61,8 @@ fn accept(core: &Rc<Core>, stream: TcpStream) {
 }
 
 impl Service for Core {
+    type Begun<'a> = BegunPush<'a>;
+
     fn limits(&self) -> &Limits {
         &self.shared.settings.limits
     }
@@ -75,48 +79,105 @@ impl Service for Core {
         self.shared.http_counters[self.index].count("other", status, 0);
     }
 
-    async fn answer(&self, request: Request<'_>, keep_alive: bool, out: &mut Vec<u8>) -> bool {
+    async fn answer(
+        &self,
+        request: Request<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> http::Answer<BegunPush<'_>> {
         let started = Instant::now();
         let keep_alive = keep_alive && !self.shared.is_draining();
-        let mut answer = Answer { core: self, head: request.head, keep_alive, out, status: 200 };
-        if let Err(error) = answer.route(request.body).await {
-            answer.refuse(None, &error);
-        }
-        let status = answer.status;
-        let duration_us = started.elapsed().as_micros() as u64;
-        self.shared.http_counters[self.index].count(request.head.path, status, duration_us);
+        let head = request.head;
+        let (origin, is_head) = (head.origin, head.method == "HEAD");
+        let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
+        let mut answer = Answer { core: self, head, reply };
+        let begun = match answer.route(request.body).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                answer.reply.refuse(None, &error);
+                None
+            }
+        };
+        let status = answer.reply.status;
         self.wait_for_room().await;
-        keep_alive
+        let begun = begun.map(|(push, project)| BegunPush {
+            push,
+            project,
+            keep_alive,
+            origin: request.head.origin.map(Into::into),
+            started,
+        });
+        if begun.is_none() {
+            self.count(request.head.path, status, started);
+        }
+        http::Answer { keep_alive, begun }
+    }
+
+    async fn finish<'a>(&'a self, begun: BegunPush<'a>, out: &mut Vec<u8>) {
+        let BegunPush { push, project, keep_alive, origin, started } = begun;
+        let result = finish(Ok(push)).await;
+        let origin = origin.as_deref();
+        let mut reply = Reply { core: self, origin, is_head: false, keep_alive, out, status: 200 };
+        reply.answer_push(project, result);
+        self.count(PUSH, reply.status, started);
     }
 }
 
-/// One request on its way to its response.
-struct Answer<'a> {
-    core: &'a Core,
-    head: &'a Head<'a>,
+impl Core {
+    fn count(&self, path: &str, status: u16, started: Instant) {
+        let duration_us = started.elapsed().as_micros() as u64;
+        self.shared.http_counters[self.index].count(path, status, duration_us);
+    }
+}
+
+/// A push that waits for the queue's answer, and what its response needs of the request.
+pub struct BegunPush<'a> {
+    push: Begun<'a>,
+    project: &'a Project,
     keep_alive: bool,
-    out: &'a mut Vec<u8>,
+    origin: Option<Box<str>>,
+    started: Instant,
+}
+
+/// One request on its way to its response.
+struct Answer<'c, 'r, 'h> {
+    core: &'c Core,
+    head: &'r Head<'h>,
+    reply: Reply<'c, 'r>,
+}
+
+/// Where the response to a request is written, and what it needs of the request.
+struct Reply<'c, 'r> {
+    core: &'c Core,
+    origin: Option<&'r str>,
+    is_head: bool,
+    keep_alive: bool,
+    out: &'r mut Vec<u8>,
     status: u16,
 }
+
+/// A push that has begun, and the project that it is for.
+type BegunAt<'c> = (Begun<'c>, &'c Project);
 
 /// Fields of a response.
 type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
 
-impl<'a> Answer<'a> {
-    async fn route(&mut self, body: &[u8]) -> Result<(), ApiError> {
+impl<'c, 'h> Answer<'c, '_, 'h> {
+    /// A push that has begun is answered later.
+    async fn route(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let (path, method) = (self.head.path, self.head.method);
         let allowed = match path {
-            "/ws/push" | "/ws/push/batch" => POST,
+            PUSH | "/ws/push/batch" => POST,
             "/healthz" | "/readyz" | "/version" => GET,
             _ => return Err(error(404, "not found")),
         };
         match method {
             "OPTIONS" => self.preflight(allowed),
-            "POST" if allowed == POST && path == "/ws/push" => self.push(body)?,
+            "POST" if allowed == POST && path == PUSH => return self.push(body),
             "POST" if allowed == POST => self.push_batch(body).await?,
             "GET" | "HEAD" if allowed == GET => self.status_page(),
             _ => {
-                self.respond(
+                self.reply.respond(
                     405,
                     None,
                     &[("Allow", allowed)],
@@ -124,18 +185,19 @@ impl<'a> Answer<'a> {
                 );
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     // Pages without a signature.
 
     fn status_page(&mut self) {
-        let draining = self.core.shared.is_draining();
-        match self.head.path {
-            "/readyz" if draining => {
-                let fields = [("Retry-After", "1")];
-                self.respond(503, None, &fields, b"{\"code\":0,\"msg\":\"draining\"}");
+        if self.head.path == "/readyz" {
+            let is_draining = self.core.shared.is_draining().then(|| "draining".to_owned());
+            if let Some(msg) = is_draining.or_else(|| self.core.shared.queue.trouble()) {
+                return self.reply.refuse(None, &ApiError { status: 503, msg: msg.into() });
             }
+        }
+        match self.head.path {
             "/version" => {
                 let node = self.core.shared.settings.node;
                 let version = env!("CARGO_PKG_VERSION");
@@ -143,9 +205,9 @@ impl<'a> Answer<'a> {
                 let body = format!(
                     r#"{{"code":1,"msg":"success",{name},"version":"{version}","node":{node}}}"#
                 );
-                self.respond(200, None, &[], body.as_bytes());
+                self.reply.respond(200, None, &[], body.as_bytes());
             }
-            _ => self.respond(200, None, &[], b"{\"code\":1,\"msg\":\"success\"}"),
+            _ => self.reply.respond(200, None, &[], b"{\"code\":1,\"msg\":\"success\"}"),
         }
     }
 
@@ -162,12 +224,12 @@ impl<'a> Answer<'a> {
             ("Access-Control-Allow-Headers", asked.unwrap_or("Content-Type, X-Sign")),
             ("Access-Control-Max-Age", "600"),
         ];
-        self.respond(204, project, &fields, b"");
+        self.reply.respond(204, project, &fields, b"");
     }
 
     // Pushes.
 
-    fn push(&mut self, body: &[u8]) -> Result<(), ApiError> {
+    fn push(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let head = self.head;
         let limits = &self.core.shared.settings.limits;
         let now_ms = sys::now_ms();
@@ -177,7 +239,7 @@ impl<'a> Answer<'a> {
                 let members = json::members(body)?;
                 project = self.authorize_json(&members, body, now_ms)?;
                 Push::from_json(&members, limits)
-                    .and_then(|push| self.accept(project, &push, now_ms))
+                    .and_then(|push| self.begin(project, &push, now_ms))
             }
             Parameters::Text(text) => {
                 let params = Params::parse(text)?;
@@ -191,20 +253,15 @@ impl<'a> Answer<'a> {
                     },
                 )?;
                 Push::from_params(&params, limits)
-                    .and_then(|push| self.accept(project, &push, now_ms))
+                    .and_then(|push| self.begin(project, &push, now_ms))
             }
         };
         match result {
-            Ok(id) => {
-                let mut response: SmallVec<[u8; 96]> = SmallVec::new();
-                response.extend_from_slice(b"{\"code\":1,\"msg\":\"success\",\"id\":\"");
-                response.extend_from_slice(itoa::Buffer::new().format(id.0).as_bytes());
-                response.extend_from_slice(b"\"}");
-                self.respond(200, Some(project), &[], &response);
-            }
-            Err(error) => self.refuse(Some(project), &error),
+            Ok(begun) if !begun.is_accepted() => return Ok(Some((begun, project))),
+            Ok(begun) => self.reply.answer_push(project, Ok(begun.id())),
+            Err(error) => self.reply.refuse(Some(project), &error),
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
@@ -218,17 +275,21 @@ impl<'a> Answer<'a> {
         let batch = match Batch::from_json(&members, limits) {
             Ok(batch) => batch,
             Err(error) => {
-                self.refuse(Some(project), &error);
+                self.reply.refuse(Some(project), &error);
                 return Ok(());
             }
         };
+        let mut begun = Vec::with_capacity(batch.len());
+        for push in batch.pushes(limits) {
+            self.core.wait_for_room().await;
+            begun.push(push.and_then(|push| self.begin(project, &push, now_ms)));
+        }
         let mut results = Vec::with_capacity(48 * batch.len());
         let mut first_error = None;
         let mut accepted = 0;
-        for push in batch.pushes(limits) {
-            self.core.wait_for_room().await;
+        for one in begun {
             results.push(b',');
-            match push.and_then(|push| self.accept(project, &push, now_ms)) {
+            match finish(one).await {
                 Ok(id) => {
                     accepted += 1;
                     results.extend_from_slice(b"{\"code\":1,\"id\":\"");
@@ -250,7 +311,7 @@ impl<'a> Answer<'a> {
             _ => (200, &b"{\"code\":1,\"msg\":\"success\",\"results\":["[..]),
         };
         let response = [start, &results[1..], b"]}"].concat();
-        self.respond(status, Some(project), &[], &response);
+        self.reply.respond(status, Some(project), &[], &response);
         Ok(())
     }
 
@@ -259,9 +320,9 @@ impl<'a> Answer<'a> {
         members: &Members<'b>,
         body: &[u8],
         now_ms: u64,
-    ) -> Result<&'a Project, ApiError>
+    ) -> Result<&'c Project, ApiError>
     where
-        'a: 'b,
+        'h: 'b,
     {
         let credentials = Credentials::from_json(members, self.head.x_sign)?;
         let path = self.head.path.as_bytes();
@@ -276,7 +337,7 @@ impl<'a> Answer<'a> {
         credentials: &Credentials<'_>,
         now_ms: u64,
         verify: impl FnOnce(&[sign::Secret], &str) -> bool,
-    ) -> Result<&'a Project, ApiError> {
+    ) -> Result<&'c Project, ApiError> {
         let shared = &self.core.shared;
         let Some((_, project)) = shared.projects.find(&credentials.pid) else {
             return Err(error(403, "unknown project"));
@@ -288,22 +349,32 @@ impl<'a> Answer<'a> {
         Ok(project)
     }
 
-    fn accept(
+    fn begin(
         &self,
         project: &Project,
         push: &Push<'_>,
         now_ms: u64,
-    ) -> Result<MessageId, ApiError> {
+    ) -> Result<Begun<'c>, ApiError> {
         if self.core.shared.is_draining() {
             return Err(error(503, "this node is draining: push to another"));
         }
-        let targets = push.targets.as_targets();
-        self.core
-            .accept_push(&project.pid, targets, &push.data, push.ttl_ms, now_ms)
-            .ok_or(error(503, "the node is overloaded: not accepted, try again"))
+        self.core.begin_push(&project.pid, push, now_ms).map_err(not_accepted)
     }
+}
 
-    // Responses.
+impl Reply<'_, '_> {
+    fn answer_push(&mut self, project: &Project, result: Result<MessageId, ApiError>) {
+        match result {
+            Ok(id) => {
+                let mut response: SmallVec<[u8; 96]> = SmallVec::new();
+                response.extend_from_slice(b"{\"code\":1,\"msg\":\"success\",\"id\":\"");
+                response.extend_from_slice(itoa::Buffer::new().format(id.0).as_bytes());
+                response.extend_from_slice(b"\"}");
+                self.respond(200, Some(project), &[], &response);
+            }
+            Err(error) => self.refuse(Some(project), &error),
+        }
+    }
 
     fn refuse(&mut self, project: Option<&Project>, error: &ApiError) {
         let mut body = Vec::with_capacity(128);
@@ -324,11 +395,11 @@ impl<'a> Answer<'a> {
     ) {
         self.status = status;
         let mut fields: Fields<'_> = extra.iter().copied().collect();
-        if let Some(origin) = self.head.origin {
+        if let Some(origin) = self.origin {
             self.add_cors(origin, project, &mut fields);
         }
         write_response(self.out, status, self.keep_alive, &fields, JSON, body);
-        if self.head.method == "HEAD" {
+        if self.is_head {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
             self.out.truncate(self.out.len() - body.len());
         }
@@ -346,6 +417,24 @@ impl<'a> Answer<'a> {
         } else {
             fields.retain(|(name, _)| !name.starts_with("Access-Control-"));
         }
+    }
+}
+
+async fn finish(begun: Result<Begun<'_>, ApiError>) -> Result<MessageId, ApiError> {
+    begun?.finish().await.map_err(not_accepted)
+}
+
+/// The answer to a push that the queue did not take, or did not say that it took.
+fn not_accepted(outcome: Outcome) -> ApiError {
+    match outcome {
+        Outcome::Unreachable => {
+            error(503, "the queue is down: not accepted, try again or push to another node")
+        }
+        Outcome::Refused => error(503, "the queue refused the message: see the node's log"),
+        Outcome::Unknown | Outcome::Accepted => {
+            error(504, "outcome unknown: the queue did not answer in time; it may be delivered")
+        }
+        Outcome::Overloaded => error(503, "the node is overloaded: not accepted, try again"),
     }
 }
 

@@ -2,14 +2,23 @@
 
 use super::engine::Engine;
 use super::http::Connections;
-use super::mailbox::Mailbox;
+use super::mailbox::{Bell, Mailbox};
+use super::near::Near;
+use super::port::{ToWorker, WorkerPort};
+use super::queue::Driver;
 use super::shared::Shared;
 use super::sys;
+use super::tickets::{Ticket, Tickets};
 use super::wake::{Flag, Waiters, yield_now};
+use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::Drop as DropReason;
-use crate::types::{MessageId, NodeId, SnowflakeClock};
+use crate::state::idempotency::key_hash;
+use crate::state::wants::Interest;
+use crate::types::{MessageId, Routing, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Targets};
-use std::cell::{Cell, RefCell};
+use crate::wire::publication::{ChannelNames, Publication};
+use crate::wire::push::Push;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,17 +32,68 @@ const CLOCK_STEP_MS: i64 = 500;
 const RECONNECT_MIN_MS: u64 = 1_000;
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
+/// What carries what a worker accepts to those who have clients for it.
+pub enum Queue {
+    Local(RefCell<Mailbox>),
+    Redis(RedisQueue),
+}
+
+/// A worker's way to the broker.
+pub struct RedisQueue {
+    pub names: ChannelNames,
+    pub routing: Routing,
+    pub broker: BrokerAt,
+}
+
+pub enum BrokerAt {
+    /// On this very thread: set once both are made.
+    Here(OnceCell<Rc<Driver<Near>>>),
+    Thread(RefCell<WorkerPort>),
+}
+
+/// A push that has begun.
+#[derive(Debug)]
+pub struct Begun<'a> {
+    id: MessageId,
+    /// `None`: it is accepted already.
+    ticket: Option<Ticket<'a>>,
+}
+
+impl Begun<'_> {
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// Whether there is nothing to wait for.
+    pub fn is_accepted(&self) -> bool {
+        self.ticket.is_none()
+    }
+
+    /// Waits until the queue has accepted it; its id.
+    pub async fn finish(self) -> Result<MessageId, Outcome> {
+        match self.ticket {
+            None => Ok(self.id),
+            Some(ticket) => match ticket.await {
+                Outcome::Accepted => Ok(self.id),
+                refused => Err(refused),
+            },
+        }
+    }
+}
+
 /// What the tasks of one worker share.
 pub struct Core {
     pub shared: Arc<Shared>,
     pub index: usize,
     pub engine: RefCell<Engine>,
-    pub(super) mailbox: RefCell<Mailbox>,
+    pub queue: Queue,
+    pub(super) tickets: Tickets,
+    /// Written anew for each message; kept, so that it allocates once.
+    publication: RefCell<Publication>,
     /// Something is to be sent.
     pub(super) work: Flag,
     /// A flush ended.
     flushed: Waiters,
-    next_seq: Cell<u64>,
     pub http: RefCell<Connections>,
     last_tick_ms: Cell<u64>,
     last_tick: Cell<Instant>,
@@ -44,15 +104,16 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(shared: Arc<Shared>, index: usize, engine: Engine, mailbox: Mailbox) -> Rc<Self> {
+    pub fn new(shared: Arc<Shared>, index: usize, engine: Engine, queue: Queue) -> Rc<Self> {
         Rc::new(Self {
             shared,
             index,
             engine: RefCell::new(engine),
-            mailbox: RefCell::new(mailbox),
+            queue,
+            tickets: Tickets::default(),
+            publication: RefCell::default(),
             work: Flag::default(),
             flushed: Waiters::default(),
-            next_seq: Cell::new(1),
             http: RefCell::default(),
             last_tick_ms: Cell::new(sys::now_ms()),
             last_tick: Cell::new(Instant::now()),
@@ -62,46 +123,85 @@ impl Core {
         })
     }
 
-    /// Accepts a message: delivers it to this worker's connections and hands it to the other
-    /// workers.
-    /// `None`: some worker's mailbox is full, and nobody got it.
-    pub fn accept_push(
+    /// Begins to push a message: at once it has its id and its place in the order; whether it is
+    /// accepted [`Begun::finish`] tells.
+    pub fn begin_push(
         &self,
         pid: &str,
-        targets: Targets<'_>,
-        data: &[u8],
-        ttl_ms: u32,
+        push: &Push<'_>,
         now_ms: u64,
-    ) -> Option<MessageId> {
-        let mut mailbox = self.mailbox.borrow_mut();
-        let mut engine = self.engine.borrow_mut();
-        let wanted = self.workers_of(&targets);
-        if !mailbox.is_alone() && !mailbox.has_room(wanted) {
-            engine.worker.counters().count_drops(DropReason::MailboxFull, 1);
-            return None;
-        }
-        let id = engine.worker.next_message_id(now_ms);
+    ) -> Result<Begun<'_>, Outcome> {
+        let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
+        let id = self.engine.borrow_mut().worker.next_message_id(now_ms);
         let envelope = Envelope {
-            origin: self.node(),
+            origin: self.shared.settings.node,
             epoch: self.shared.epoch,
-            seq: self.next_seq.replace(self.next_seq.get() + 1),
+            seq: 0,
             accepted_ms: now_ms,
             id,
-            ttl_ms,
+            ttl_ms: push.ttl_ms,
+            key: key.as_ref(),
             pid,
-            targets,
-            data,
+            targets: push.targets.as_targets(),
+            data: &push.data,
         };
+        let ticket = match &self.queue {
+            Queue::Local(mailbox) => {
+                self.hand_to_all(&mut mailbox.borrow_mut(), &envelope, now_ms)?;
+                None
+            }
+            Queue::Redis(redis) => Some(self.publish(redis, &envelope)?),
+        };
+        Ok(Begun { id, ticket })
+    }
+
+    /// The `local` queue: to the other workers, and to this one's own clients.
+    fn hand_to_all(
+        &self,
+        mailbox: &mut Mailbox,
+        envelope: &Envelope<'_>,
+        now_ms: u64,
+    ) -> Result<(), Outcome> {
         if !mailbox.is_alone() {
-            let mut bytes = Vec::with_capacity(256 + data.len());
+            let wanted = self.workers_of(&envelope.targets);
+            if !mailbox.has_room(wanted) {
+                let engine = self.engine.borrow();
+                engine.worker.counters().count_drops(DropReason::MailboxFull, 1);
+                return Err(Outcome::Overloaded);
+            }
+            let mut bytes = Vec::with_capacity(envelope.encoded_bytes());
             envelope.encode(&mut bytes);
             mailbox.send(&Arc::from(bytes), wanted);
         }
-        engine.worker.handle_envelope(&envelope, now_ms);
-        if engine.has_output() {
-            self.work.raise();
+        self.deliver(envelope, now_ms);
+        Ok(())
+    }
+
+    /// The `redis` queue: to the broker; own clients get it when it comes back.
+    fn publish(&self, redis: &RedisQueue, envelope: &Envelope<'_>) -> Result<Ticket<'_>, Outcome> {
+        if self.shared.queue.is_down() {
+            return Err(Outcome::Unreachable);
         }
-        Some(id)
+        let ticket = self.tickets.issue().ok_or(Outcome::Overloaded)?;
+        let mut publication = self.publication.take();
+        publication.clear();
+        publication.add_message(&redis.names, redis.routing, envelope);
+        match &redis.broker {
+            BrokerAt::Here(driver) => {
+                let pusher = Pusher { worker: self.index, ticket: ticket.number() };
+                if let Some(driver) = driver.get() {
+                    driver.publish(&mut publication, pusher);
+                }
+                self.publication.replace(publication);
+            }
+            BrokerAt::Thread(port) => {
+                let handed = port.borrow_mut().publish(publication, ticket.number());
+                if handed.is_err() {
+                    self.tickets.answer(ticket.number(), Outcome::Overloaded);
+                }
+            }
+        }
+        Ok(ticket)
     }
 
     /// Which workers may have a target: a client id names its worker, anything else may be at all.
@@ -113,8 +213,35 @@ impl Core {
         move |worker| wanted.is_none_or(|set| set >> worker & 1 == 1)
     }
 
-    fn node(&self) -> NodeId {
-        self.shared.settings.node
+    /// Delivers a message to this worker's clients.
+    pub(super) fn deliver(&self, envelope: &Envelope<'_>, now_ms: u64) {
+        let mut engine = self.engine.borrow_mut();
+        engine.worker.handle_envelope(envelope, now_ms);
+        if engine.has_output() {
+            self.work.raise();
+        }
+    }
+
+    /// What clients wait for is in force: those that waited are let in.
+    pub(super) fn handle_ready(&self, interest: &Interest) {
+        self.engine.borrow_mut().handle_ready(interest, sys::now_ms());
+        self.work.raise();
+    }
+
+    /// Tells the broker what it must know before anything else is sent to clients.
+    pub(super) fn forward_asks(&self) {
+        let Queue::Redis(redis) = &self.queue else { return };
+        while self.engine.borrow().worker.has_asks() {
+            let asks = self.engine.borrow_mut().worker.take_asks();
+            for ask in asks {
+                match &redis.broker {
+                    BrokerAt::Here(driver) => {
+                        driver.get().into_iter().for_each(|driver| driver.ask(self.index, &ask));
+                    }
+                    BrokerAt::Thread(port) => port.borrow_mut().ask(ask),
+                }
+            }
+        }
     }
 
     /// Waits until the open batch has room: what pushes faster than the sockets take waits here.
@@ -145,6 +272,15 @@ impl Core {
         self.notice_clock_step(now_ms);
         self.engine.borrow_mut().handle_tick(now_ms);
         self.http.borrow_mut().handle_tick(now_ms);
+        match &self.queue {
+            Queue::Redis(RedisQueue { broker: BrokerAt::Here(driver), .. }) => {
+                driver.get().into_iter().for_each(|driver| driver.handle_tick());
+            }
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                port.borrow_mut().send_late_asks();
+            }
+            Queue::Local(_) => {}
+        }
         if self.shared.is_draining() {
             self.drain(now_ms);
         }
@@ -177,6 +313,10 @@ impl Core {
         };
         if !self.has_said_goodbye.replace(true) {
             while self.receive_one() {}
+            if !self.tickets.is_empty() && now_ms < until_ms {
+                // Accepted by the queue in a moment: its clients shall have it before they go.
+                return self.has_said_goodbye.set(false);
+            }
             let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
             return self.engine.borrow_mut().worker.handle_shutdown(spread);
         }
@@ -186,19 +326,53 @@ impl Core {
         }
     }
 
-    /// Delivers one envelope of another worker; `false`: there is none.
+    /// Takes one word of another worker, or of the broker's thread; `false`: there is none.
     pub(super) fn receive_one(&self) -> bool {
-        let Some(bytes) = self.mailbox.borrow_mut().receive() else { return false };
-        match Envelope::decode(&bytes) {
-            Ok(envelope) => {
-                let mut engine = self.engine.borrow_mut();
-                engine.worker.handle_envelope(&envelope, sys::now_ms());
-                if engine.has_output() {
-                    self.work.raise();
+        match &self.queue {
+            Queue::Local(mailbox) => {
+                let Some(bytes) = mailbox.borrow_mut().receive() else { return false };
+                self.deliver_bytes(&bytes);
+            }
+            Queue::Redis(RedisQueue { broker: BrokerAt::Here(_), .. }) => return false,
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                let Some(word) = port.borrow_mut().receive() else { return false };
+                match word {
+                    ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes),
+                    ToWorker::Answer(ticket, outcome) => self.tickets.answer(ticket, outcome),
+                    ToWorker::Ready(interest) => self.handle_ready(&interest),
+                    ToWorker::Canary => port.borrow_mut().say_canary_seen(),
                 }
             }
-            Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
         }
         true
+    }
+
+    fn deliver_bytes(&self, bytes: &[u8]) {
+        match Envelope::decode(bytes) {
+            Ok(envelope) => self.deliver(&envelope, sys::now_ms()),
+            Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
+        }
+    }
+
+    /// Whether nothing waits for [`Core::receive_one`].
+    pub(super) fn has_heard_all(&self) -> bool {
+        match &self.queue {
+            Queue::Local(mailbox) => mailbox.borrow().is_empty(),
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                port.borrow().is_empty()
+            }
+            Queue::Redis(_) => true,
+        }
+    }
+
+    /// Looks at the bell that others ring for this worker; `None`: there are no others.
+    pub(super) fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> Option<R> {
+        match &self.queue {
+            Queue::Local(mailbox) => Some(look(mailbox.borrow().bell())),
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                Some(look(port.borrow().bell()))
+            }
+            Queue::Redis(_) => None,
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::api;
 use super::core::{Core, TICK_MS};
+use super::mailbox::Bell;
 use super::sys;
 use super::wake::{EventFd, duplicate, yield_now};
 use std::future::poll_fn;
@@ -11,8 +12,8 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Envelopes taken from the mailbox before other tasks run.
-const ENVELOPES_PER_TURN: usize = 256;
+/// Words taken from the mailbox before other tasks run.
+const WORDS_PER_TURN: usize = 256;
 
 /// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
 /// its own file-descriptor table.
@@ -53,6 +54,7 @@ async fn drive(core: Rc<Core>) {
                 core.engine.borrow_mut().turn(now_ms);
                 core.tick(now_ms);
             }
+            core.forward_asks();
             core.flush().await;
             if !has_events && core.engine.borrow_mut().may_sleep() {
                 break;
@@ -62,26 +64,26 @@ async fn drive(core: Rc<Core>) {
     }
 }
 
-/// Delivers what other workers accepted.
+/// Takes what other workers, or the broker's thread, have for this one.
 async fn receive(core: Rc<Core>) {
-    let eventfd = duplicate(core.mailbox.borrow().bell().eventfd());
+    let Some(eventfd) = core.with_bell(|bell| duplicate(bell.eventfd())) else { return };
     let Ok(mut eventfd) = eventfd.and_then(EventFd::new) else {
         tracing::error!("no eventfd for the mailbox: this worker hears nothing");
         return;
     };
     loop {
-        for _ in 0..ENVELOPES_PER_TURN {
+        for _ in 0..WORDS_PER_TURN {
             if !core.receive_one() {
                 break;
             }
             core.wait_for_room().await;
         }
-        if !core.mailbox.borrow().is_empty() {
+        if !core.has_heard_all() {
             yield_now().await;
             continue;
         }
-        core.mailbox.borrow().bell().fall_asleep();
-        if core.mailbox.borrow().is_empty() {
+        core.with_bell(Bell::fall_asleep);
+        if core.has_heard_all() {
             eventfd.wait().await;
         }
     }

@@ -6,13 +6,15 @@ use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
 use super::shared::Shared;
 use super::sys;
 use crate::state::counters::HttpCounters;
+use crate::state::wants::Interest;
 use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
-use crate::wire::http::{HttpError, parse_head};
+use crate::wire::http::parse_head;
 use crate::wire::message::write_reconnect_reason;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, write_close};
 use slab::Slab;
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
@@ -61,6 +63,18 @@ struct Handshake {
     generation: u32,
     deadline_ms: u64,
     received: Vec<u8>,
+    /// The request is whole, and the queue must confirm something first.
+    is_waiting: bool,
+}
+
+/// What became of the bytes of a handshake.
+enum Judged {
+    /// Its head is not whole yet.
+    NotWhole,
+    /// It is good, but this is not in force yet.
+    Waiting(Interest),
+    /// It is an open connection now, or refused.
+    Done,
 }
 
 /// Everything of one worker but its executor. Its methods never wait.
@@ -75,6 +89,8 @@ pub struct Engine {
     last_warning_ms: u64,
     slots: Vec<Slot>,
     handshakes: Slab<Handshake>,
+    /// Handshakes (index and generation) that wait for the same thing.
+    waiting: HashMap<Interest, Vec<(usize, u32)>>,
     generation: u32,
     lingering: LingeringSockets,
     buffer: Box<[u8]>,
@@ -102,6 +118,7 @@ impl Engine {
             is_accept_paused: false,
             last_warning_ms: 0,
             handshakes: Slab::new(),
+            waiting: HashMap::new(),
             generation: 0,
             lingering: LingeringSockets::default(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -213,11 +230,14 @@ impl Engine {
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(fd, &mut buffer) {
             Ok(0) => sys::close(fd),
-            Ok(bytes) => {
-                if !self.try_handshake(fd, &mut buffer[..bytes]) {
-                    self.keep_handshake(fd, buffer[..bytes].to_vec());
+            Ok(bytes) => match self.try_handshake(fd, &mut buffer[..bytes]) {
+                Judged::Done => {}
+                Judged::NotWhole => self.keep_handshake(fd, buffer[..bytes].to_vec()),
+                Judged::Waiting(interest) => {
+                    let index = self.insert_handshake(fd, buffer[..bytes].to_vec());
+                    self.let_wait(index, interest);
                 }
-            }
+            },
             Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
             Err(_) => sys::close(fd),
         }
@@ -225,11 +245,47 @@ impl Engine {
     }
 
     fn keep_handshake(&mut self, fd: RawFd, received: Vec<u8>) {
-        self.generation = self.generation.wrapping_add(1);
-        let deadline_ms = self.now_ms + self.shared.settings.request_timeout_ms;
-        let generation = self.generation;
-        let index = self.handshakes.insert(Handshake { fd, generation, deadline_ms, received });
+        let index = self.insert_handshake(fd, received);
+        let generation = self.handshakes[index].generation;
         self.ring.poll_readable(fd, Token::new(Kind::Handshake, index as u32, generation));
+    }
+
+    fn insert_handshake(&mut self, fd: RawFd, received: Vec<u8>) -> usize {
+        self.generation = self.generation.wrapping_add(1);
+        self.handshakes.insert(Handshake {
+            fd,
+            generation: self.generation,
+            deadline_ms: self.now_ms + self.shared.settings.request_timeout_ms,
+            received,
+            is_waiting: false,
+        })
+    }
+
+    /// A good handshake is answered when `interest` is in force.
+    fn let_wait(&mut self, index: usize, interest: Interest) {
+        let handshake = &mut self.handshakes[index];
+        handshake.is_waiting = true;
+        self.waiting.entry(interest).or_default().push((index, handshake.generation));
+    }
+
+    /// What some handshakes wait for is in force.
+    pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.handle_ready(interest);
+        for (index, generation) in self.waiting.remove(interest).unwrap_or_default() {
+            let is_it = |one: &&mut Handshake| one.generation == generation && one.is_waiting;
+            let Some(handshake) = self.handshakes.get_mut(index).filter(is_it) else { continue };
+            let (fd, mut received) = (handshake.fd, std::mem::take(&mut handshake.received));
+            match self.try_handshake(fd, &mut received) {
+                Judged::Waiting(interest) => {
+                    self.handshakes[index].received = received;
+                    self.let_wait(index, interest);
+                }
+                Judged::Done | Judged::NotWhole => {
+                    self.handshakes.remove(index);
+                }
+            }
+        }
     }
 
     fn continue_handshake(&mut self, token: Token) {
@@ -248,11 +304,18 @@ impl Engine {
             Ok(bytes) => {
                 handshake.received.extend_from_slice(&buffer[..bytes]);
                 let mut received = std::mem::take(&mut handshake.received);
-                if self.try_handshake(fd, &mut received) {
-                    self.handshakes.remove(index);
-                } else {
-                    self.handshakes[index].received = received;
-                    self.ring.poll_readable(fd, token);
+                match self.try_handshake(fd, &mut received) {
+                    Judged::Done => {
+                        self.handshakes.remove(index);
+                    }
+                    Judged::NotWhole => {
+                        self.handshakes[index].received = received;
+                        self.ring.poll_readable(fd, token);
+                    }
+                    Judged::Waiting(interest) => {
+                        self.handshakes[index].received = received;
+                        self.let_wait(index, interest);
+                    }
                 }
             }
             Err(error) if sys::is_not_now(&error) => self.ring.poll_readable(fd, token),
@@ -264,21 +327,27 @@ impl Engine {
         self.buffer = buffer;
     }
 
-    /// `false`: the head is not whole yet. Otherwise `fd` is an open connection now, or refused.
-    fn try_handshake(&mut self, fd: RawFd, bytes: &mut [u8]) -> bool {
+    fn try_handshake(&mut self, fd: RawFd, bytes: &mut [u8]) -> Judged {
         let opened = match parse_head(bytes, &self.shared.settings.limits) {
-            Ok(None) => return false,
+            Ok(None) => return Judged::NotWhole,
             Err(error) => Err(ApiError::from(error)),
             Ok(Some(head)) => {
                 let head_len = head.head_len;
                 let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
-                handshake::judge(&head, shared, now_ms, |identity, switching| {
+                let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
+                    if let Some(interest) = worker.admit(identity.project, identity.uid) {
+                        return Ok(Err(interest));
+                    }
                     if !shared.enter() {
                         return Err(refuse(503, "this node is full: connect to another"));
                     }
-                    Ok(worker.handle_connect(identity, switching, now_ms).0)
-                })
-                .map(|key| (key, head_len))
+                    Ok(Ok(worker.handle_connect(identity, switching, now_ms).0))
+                });
+                match judged {
+                    Ok(Err(interest)) => return Judged::Waiting(interest),
+                    Ok(Ok(key)) => Ok((key, head_len)),
+                    Err(error) => Err(error),
+                }
             }
         };
         match opened {
@@ -295,7 +364,7 @@ impl Engine {
             }
             Err(error) => self.refuse_handshake(fd, &error),
         }
-        true
+        Judged::Done
     }
 
     fn refuse_handshake(&mut self, fd: RawFd, error: &ApiError) {
@@ -551,8 +620,11 @@ impl Engine {
             .collect();
         for index in late {
             let handshake = self.handshakes.remove(index);
-            let msg = "the request did not come whole in time";
-            self.refuse_handshake(handshake.fd, &HttpError { status: 408, msg }.into());
+            let error = match handshake.is_waiting {
+                true => refuse(503, "the queue did not confirm a subscription in time: try again"),
+                false => refuse(408, "the request did not come whole in time"),
+            };
+            self.refuse_handshake(handshake.fd, &error);
         }
         if std::mem::take(&mut self.is_accept_paused) {
             self.poll_listener();

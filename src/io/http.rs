@@ -13,6 +13,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use slab::Slab;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Room of a fresh read buffer, and what an idle connection keeps at most.
@@ -20,23 +21,42 @@ const BUFFER_BYTES: usize = 4 << 10;
 /// Answers to pipelined requests are written when they are this long, or no whole request is left.
 const FLUSH_BYTES: usize = 64 << 10;
 
+/// Pipelined requests that may be under way at once.
+const MAX_DUE: usize = 256;
+
 /// A whole request.
 pub struct Request<'a> {
     pub head: &'a Head<'a>,
     pub body: &'a [u8],
 }
 
+/// What came of a request.
+pub struct Answer<B> {
+    /// Whether the connection may go on to the next.
+    pub keep_alive: bool,
+    /// The response waits for this; otherwise it is written already.
+    pub begun: Option<B>,
+}
+
 /// What answers requests.
 pub trait Service {
+    /// A request that has begun, and is answered when others have done their part.
+    type Begun<'a>
+    where
+        Self: 'a;
+
     fn limits(&self) -> &Limits;
     fn times(&self) -> Times;
-    /// Appends the response to `out`. `keep_alive`: what the client wants; returns what it gets.
+    /// Begins what the request asks for, and appends the response to `out` if it is known at once.
+    /// `keep_alive`: what the client wants.
     fn answer(
         &self,
         request: Request<'_>,
         keep_alive: bool,
         out: &mut Vec<u8>,
-    ) -> impl Future<Output = bool>;
+    ) -> impl Future<Output = Answer<Self::Begun<'_>>>;
+    /// Waits for the end of what has begun and appends the response to `out`.
+    fn finish<'a>(&'a self, begun: Self::Begun<'a>, out: &mut Vec<u8>) -> impl Future<Output = ()>;
     /// A request that never became whole was answered with `status`.
     fn count_refusal(&self, status: u16);
     fn connections(&self) -> &RefCell<Connections>;
@@ -124,20 +144,38 @@ pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
     let side = Side::Read;
     let entry = Entry { fd, deadline_ms: u64::MAX, side, is_busy: false, is_late: false };
     let key = service.connections().borrow_mut().0.insert(entry);
-    let mut connection = Connection { stream, service, key, input: Vec::new(), out: Vec::new() };
+    let mut connection = Connection {
+        stream,
+        service,
+        key,
+        input: Vec::new(),
+        read_to: 0,
+        out: Vec::new(),
+        due: VecDeque::new(),
+    };
     connection.run().await;
     service.connections().borrow_mut().0.remove(key);
 }
 
-struct Connection<'s, S> {
+/// A response that is due after others.
+enum Due<B> {
+    Begun(B),
+    Written(Vec<u8>),
+}
+
+struct Connection<'s, S: Service + 's> {
     stream: TcpStream,
     service: &'s S,
     key: usize,
     input: Vec<u8>,
+    /// So much of `input` has been answered.
+    read_to: usize,
     out: Vec<u8>,
+    /// Responses to pipelined requests, in their order, behind `out`.
+    due: VecDeque<Due<S::Begun<'s>>>,
 }
 
-impl<S: Service> Connection<'_, S> {
+impl<'s, S: Service> Connection<'s, S> {
     async fn run(&mut self) {
         let mut is_first = true;
         let end = loop {
@@ -150,12 +188,13 @@ impl<S: Service> Connection<'_, S> {
         let error = match end {
             End::Peer => return,
             End::Done => None,
-            End::Late if self.input.is_empty() && !is_first => None,
+            End::Late if self.input.len() == self.read_to && !is_first => None,
             End::Late => {
                 Some(HttpError { status: 408, msg: "the request did not come whole in time" })
             }
             End::Refused(error) => Some(error),
         };
+        self.finish_due().await;
         if let Some(error) = error {
             self.service.count_refusal(error.status);
             write_refusal(&mut self.out, error.status, false, &[], error.msg);
@@ -176,7 +215,8 @@ impl<S: Service> Connection<'_, S> {
         let mut deadline_ms = sys::now_ms() + patience_ms;
         loop {
             // The head is read again whenever more of the body has come: it is short.
-            let head = parse_head(&self.input, limits).map_err(End::Refused)?;
+            let input = &self.input[self.read_to..];
+            let head = parse_head(input, limits).map_err(End::Refused)?;
             if let Some(head) = &head {
                 let keep_alive = head.keep_alive;
                 let (body, end) = match head.body {
@@ -189,11 +229,11 @@ impl<S: Service> Connection<'_, S> {
                     }
                     Body::Length(length) => {
                         let end = head.head_len + length as usize;
-                        (self.input.get(head.head_len..end), end)
+                        (input.get(head.head_len..end), end)
                     }
                     Body::Chunked => {
                         let (decoder, body) = chunks.get_or_insert_with(Default::default);
-                        let fresh = &self.input[head.head_len..];
+                        let fresh = &input[head.head_len..];
                         let decoded = decoder.decode(fresh, body, limits.body_bytes);
                         let (consumed, done) = decoded.map_err(End::Refused)?;
                         (done.then_some(&body[..]), head.head_len + consumed)
@@ -202,12 +242,13 @@ impl<S: Service> Connection<'_, S> {
                 if let Some(body) = body {
                     set_busy(self.service, self.key, true);
                     let request = Request { head, body };
-                    let goes_on = self.service.answer(request, keep_alive, &mut self.out).await;
-                    self.input.drain(..end);
-                    if self.out.len() >= FLUSH_BYTES {
-                        self.write().await?;
-                    }
-                    return Ok(goes_on);
+                    let mut later = Vec::new();
+                    let out = if self.due.is_empty() { &mut self.out } else { &mut later };
+                    let answer = self.service.answer(request, keep_alive, out).await;
+                    self.read_to += end;
+                    let keep_alive = answer.keep_alive;
+                    self.take_answer(answer, later).await?;
+                    return Ok(keep_alive);
                 }
                 if head.expect_continue && !is_continued {
                     is_continued = true;
@@ -215,14 +256,15 @@ impl<S: Service> Connection<'_, S> {
                 }
                 if chunks.is_some() {
                     // All of it is decoded; kept, tiny chunks would take twenty times their data.
-                    let head_len = head.head_len;
-                    self.input.truncate(head_len);
+                    let head_end = self.read_to + head.head_len;
+                    self.input.truncate(head_end);
                 }
             }
-            if !is_begun && !self.input.is_empty() {
+            if !is_begun && self.read_to < self.input.len() {
                 is_begun = true;
                 deadline_ms = sys::now_ms() + times.request_timeout_ms;
             }
+            self.finish_due().await;
             self.write().await?;
             self.set_busy(false);
             self.set_deadline(deadline_ms, Side::Read);
@@ -230,8 +272,37 @@ impl<S: Service> Connection<'_, S> {
         }
     }
 
+    /// A request was answered, in `later` if others are due before it.
+    async fn take_answer(
+        &mut self,
+        answer: Answer<S::Begun<'s>>,
+        later: Vec<u8>,
+    ) -> Result<(), End> {
+        match answer.begun {
+            Some(begun) => self.due.push_back(Due::Begun(begun)),
+            None if self.due.is_empty() => {}
+            None => self.due.push_back(Due::Written(later)),
+        }
+        if self.out.len() >= FLUSH_BYTES || self.due.len() >= MAX_DUE {
+            self.finish_due().await;
+            self.write().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the responses that wait for others, in order.
+    async fn finish_due(&mut self) {
+        while let Some(due) = self.due.pop_front() {
+            match due {
+                Due::Begun(begun) => self.service.finish(begun, &mut self.out).await,
+                Due::Written(bytes) => self.out.extend_from_slice(&bytes),
+            }
+        }
+    }
+
     async fn read(&mut self) -> Result<(), End> {
         let mut input = std::mem::take(&mut self.input);
+        input.drain(..std::mem::take(&mut self.read_to));
         if input.is_empty() {
             input.shrink_to(BUFFER_BYTES);
         }
@@ -269,6 +340,7 @@ impl<S: Service> Connection<'_, S> {
         self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Side::Read);
         while !self.is_late() {
             self.input.clear();
+            self.read_to = 0;
             if self.read().await.is_err() {
                 return;
             }

@@ -24,7 +24,7 @@ pub struct Bell {
 }
 
 impl Bell {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             eventfd: super::sys::eventfd()?,
             asleep: AtomicBool::new(false),
@@ -42,6 +42,19 @@ impl Bell {
 
     pub fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
+    }
+
+    /// Bytes of what waits for the owner.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes.load(Relaxed)
+    }
+
+    pub(super) fn add_bytes(&self, bytes: usize) {
+        self.waiting_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn take_bytes(&self, bytes: usize) {
+        self.waiting_bytes.fetch_sub(bytes, Relaxed);
     }
 
     /// The owner is about to sleep; it must look at its rings once more after this.
@@ -99,7 +112,7 @@ impl Mailbox {
     /// Whether every worker that `wanted` names (all others without) has room for one more.
     pub fn has_room(&self, wanted: impl Fn(usize) -> bool) -> bool {
         let has_room = |to: usize, ring: &Producer<_>| {
-            !ring.is_full() && self.bells[to].waiting_bytes.load(Relaxed) <= WAITING_BYTES
+            !ring.is_full() && self.bells[to].waiting_bytes() <= WAITING_BYTES
         };
         let mut rings = self.outgoing.iter().enumerate();
         rings.all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| has_room(to, ring)))
@@ -110,7 +123,7 @@ impl Mailbox {
     pub fn send(&mut self, envelope: &Arc<[u8]>, wanted: impl Fn(usize) -> bool) {
         for (to, ring) in self.outgoing.iter_mut().enumerate() {
             if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
-                self.bells[to].waiting_bytes.fetch_add(envelope.len(), Relaxed);
+                self.bells[to].add_bytes(envelope.len());
                 let pushed = ring.push(Arc::clone(envelope));
                 debug_assert!(pushed.is_ok(), "has_room was asked before");
                 self.bells[to].ring();
@@ -125,7 +138,7 @@ impl Mailbox {
             let turn = self.next;
             self.next = (turn + 1) % self.incoming.len();
             if let Ok(envelope) = self.incoming[turn].pop() {
-                self.bell().waiting_bytes.fetch_sub(envelope.len(), Relaxed);
+                self.bell().take_bytes(envelope.len());
                 return Some(envelope);
             }
         }

@@ -1,11 +1,12 @@
 //! What all workers of a node share: the configuration, immutable, and numbers touched at connect
 //! and close.
 
-use crate::state::counters::{Counters, HttpCounters};
+use crate::state::counters::{BrokerCounters, Counters, HttpCounters};
 use crate::state::projects::Projects;
-use crate::types::{Limits, NodeId};
-use std::sync::Arc;
+use crate::types::{Limits, NodeId, Routing};
+use crate::wire::redis_url::RedisUrl;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the workers are told; the meaning of each is that of the flag of the same name.
 #[derive(Debug, Clone)]
@@ -23,8 +24,23 @@ pub struct Settings {
     pub limits: Limits,
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
+    pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
+    /// `None`: the `local` queue.
+    pub redis: Option<RedisSettings>,
+}
+
+#[derive(Debug, Clone)]
+pub struct RedisSettings {
+    pub url: RedisUrl,
+    pub prefix: String,
+    pub queue_timeout_ms: u64,
+    pub routing: Routing,
+    /// Whether the broker has a thread of its own; otherwise it is on that of the only worker.
+    pub has_own_thread: bool,
+    /// Seeds of what workers and the broker both hash.
+    pub hash_keys: (u64, u64),
 }
 
 /// One per node.
@@ -36,9 +52,51 @@ pub struct Shared {
     pub epoch: u64,
     connections: AtomicUsize,
     draining: AtomicBool,
+    pub queue: QueueHealth,
     /// One entry a worker.
     pub counters: Vec<Arc<Counters>>,
     pub http_counters: Vec<Arc<HttpCounters>>,
+    pub broker_counters: Arc<BrokerCounters>,
+}
+
+/// Whether the queue takes pushes, as every thread may ask. The broker says it; with the `local`
+/// queue nobody has to.
+#[derive(Debug, Default)]
+pub struct QueueHealth {
+    is_down: AtomicBool,
+    /// Why [`QueueHealth::trouble`] has something to tell; the lock is taken when that changes, and
+    /// when somebody asks.
+    trouble: Mutex<Option<String>>,
+}
+
+impl QueueHealth {
+    pub fn is_down(&self) -> bool {
+        self.is_down.load(Relaxed)
+    }
+
+    /// What an operator should know; `None`: all is well.
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
+    pub fn set_down(&self, reason: &str) {
+        *self.lock() = Some(format!("the queue is down: {reason}"));
+        self.is_down.store(true, Relaxed);
+    }
+
+    pub fn set_ready(&self) {
+        self.lock().take();
+        self.is_down.store(false, Relaxed);
+    }
+
+    /// The queue works, but this worker does not take what comes from it.
+    pub fn set_stuck(&self, worker: usize) {
+        *self.lock() = Some(format!("worker {worker} does not take what the queue brings"));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Shared {
@@ -50,6 +108,8 @@ impl Shared {
             epoch,
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            queue: QueueHealth::default(),
+            broker_counters: Arc::default(),
             counters: (0..workers).map(|_| Arc::default()).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
         }

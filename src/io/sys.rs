@@ -116,6 +116,14 @@ pub fn close(fd: RawFd) {
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
+/// A second descriptor of what `fd`, which the caller keeps open, stands for.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: fcntl returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A counter that one thread raises to wake another. `read` on it blocks while it is zero.
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved.

@@ -1,6 +1,8 @@
 //! `/metrics` for Prometheus (OpenMetrics text), on a port and a thread of its own.
 
-use crate::io::http::{self, Connections, Request, Service, Times};
+mod queue;
+
+use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::sys;
 use crate::state::counters::{
@@ -19,6 +21,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
@@ -64,6 +67,8 @@ struct Page {
 }
 
 impl Service for Page {
+    type Begun<'a> = Infallible;
+
     fn limits(&self) -> &Limits {
         &self.shared.settings.limits
     }
@@ -78,7 +83,12 @@ impl Service for Page {
 
     fn count_refusal(&self, _status: u16) {}
 
-    async fn answer(&self, request: Request<'_>, keep_alive: bool, out: &mut Vec<u8>) -> bool {
+    async fn answer(
+        &self,
+        request: Request<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> Answer<Infallible> {
         let head = request.head;
         match (head.path, head.method) {
             ("/metrics", "GET") => {
@@ -104,7 +114,12 @@ impl Service for Page {
             }
             _ => write_response(out, 404, keep_alive, &[], "text/plain", b"see /metrics\n"),
         }
-        keep_alive
+        Answer { keep_alive, begun: None }
+    }
+
+    #[expect(clippy::needless_lifetimes, reason = "the trait names it")]
+    async fn finish<'a>(&'a self, begun: Infallible, _out: &mut Vec<u8>) {
+        match begun {}
     }
 }
 
@@ -180,6 +195,18 @@ impl NodeMetrics {
         let mut histogram = encoder.encode_descriptor("request_duration", help, None, kind)?;
         histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
     }
+
+    fn encode_keys(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let remembered = self.sum(|worker| &worker.remembered_keys);
+        let help = "Idempotency keys that are remembered, one for each worker";
+        encode_gauge(encoder, "idempotency_key", help, remembered)?;
+        let repeated = self.sum(|worker| &worker.repeated_keys);
+        let help = "Pushes left out because their key was remembered, one for each worker";
+        encode_counter(encoder, "idempotency_repeated", help, repeated)?;
+        let forgotten = self.sum(|worker| &worker.forgotten_keys);
+        let help = "Idempotency keys forgotten before their time, for want of room";
+        encode_counter(encoder, "idempotency_forgotten", help, forgotten)
+    }
 }
 
 impl Collector for NodeMetrics {
@@ -219,10 +246,14 @@ impl Collector for NodeMetrics {
         for (name, help, value) in counters {
             encode_counter(encoder, name, help, value)?;
         }
+        queue::encode(&self.0, encoder)?;
+        self.encode_keys(encoder)?;
         let help = "Pushes that did not reach a connection that they were for";
-        let drops = Drop::ALL.map(|(reason, name)| {
-            (name, self.0.counters.iter().map(|counters| counters.drops(reason)).sum())
-        });
+        let mut drops: Vec<(&'static str, u64)> = Drop::ALL
+            .iter()
+            .map(|&(reason, name)| (name, self.0.counters.iter().map(|c| c.drops(reason)).sum()))
+            .collect();
+        drops.push(queue::dropped(&self.0));
         encode_reasons(encoder, "drop", help, &drops)?;
         let closes: Vec<(&'static str, u64)> = CLOSE_CAUSES
             .iter()

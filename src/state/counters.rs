@@ -1,6 +1,10 @@
 //! Counters of one worker: written by it alone, read by whoever shows them.
 
+use super::broker::Outcome;
+use crate::types::NodeId;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 /// Why a message that matched an open connection did not reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,11 @@ pub struct Counters {
     pub deliveries: Counter,
     /// Data messages that came from clients.
     pub client_messages: Counter,
+    /// Pushes that were left out because their `idempotency_key` had been here; keys that are
+    /// remembered now; keys that were forgotten early, for want of room.
+    pub repeated_keys: Counter,
+    pub remembered_keys: Counter,
+    pub forgotten_keys: Counter,
     /// Bytes waiting in outboxes now.
     pub outbox_bytes: Counter,
     drops: [Counter; Drop::ALL.len()],
@@ -86,6 +95,64 @@ impl Counters {
 
     pub fn closes(&self, cause: usize) -> u64 {
         self.closes[cause].value()
+    }
+}
+
+/// Pairs of node and channel whose missed messages are told apart; those beyond count as `other`.
+const MISSED_PAIRS: usize = 1_000;
+
+/// What the broker counts.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct BrokerCounters {
+    /// 1 while the queue takes pushes and its messages arrive here.
+    pub ready: Counter,
+    /// Lives of the links that were lost.
+    pub losses: Counter,
+    /// Pushes that the queue accepted, refused, and did not answer in time.
+    pub published: Counter,
+    pub refused: Counter,
+    pub unknown: Counter,
+    /// Commands that were sent again after a reconnect.
+    pub resent: Counter,
+    /// Messages that came from the queue; those that had come before; what was no envelope.
+    pub received: Counter,
+    pub repeated: Counter,
+    pub malformed: Counter,
+    /// Messages of another process with this node's number.
+    pub foreign: Counter,
+    /// Messages that were dropped because a worker's ring was full.
+    pub worker_full: Counter,
+    /// Bytes of pushes that wait for the queue's answer now.
+    pub pending_bytes: Counter,
+    /// Channels that this node wants to hear now.
+    pub channels: Counter,
+    missed: Mutex<BTreeMap<(NodeId, String), u64>>,
+}
+
+impl BrokerCounters {
+    /// What became of a push that was handed to the queue.
+    pub fn count_outcome(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Accepted => self.published.add(1),
+            Outcome::Unknown => self.unknown.add(1),
+            Outcome::Refused | Outcome::Unreachable | Outcome::Overloaded => self.refused.add(1),
+        }
+    }
+
+    /// Messages of `origin` on a channel were lost on the way to this node.
+    pub fn count_missed(&self, origin: NodeId, channel: &[u8], missed: u64) {
+        let mut all = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (origin, String::from_utf8_lossy(channel).into_owned());
+        if all.len() >= MISSED_PAIRS && !all.contains_key(&key) {
+            key.1 = "other".into();
+        }
+        *all.entry(key).or_default() += missed;
+    }
+
+    /// Messages missed, by origin and channel.
+    pub fn missed(&self) -> BTreeMap<(NodeId, String), u64> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -2,15 +2,20 @@
 //! seeds and hash keys come in as arguments, what must happen outside goes out through the batch.
 
 mod batch;
+pub mod broker;
 mod connection;
 pub mod counters;
 mod directory;
+pub mod idempotency;
+mod orders;
 mod outbox;
 pub mod projects;
+pub mod sequence;
 mod targets;
+pub mod wants;
 mod worker;
 
 pub use batch::{CloseRequest, Outgoing, Sealed};
 pub use connection::CloseCause;
 pub use outbox::Outbox;
-pub use worker::{Identity, PushOutcome, Released, Worker, WorkerConfig};
+pub use worker::{Hearing, Identity, PushOutcome, Released, Worker, WorkerConfig};

@@ -1,17 +1,20 @@
 //! `Worker`: the product's logic, one per core.
 
 mod messages;
+mod outboxes;
 #[cfg(test)]
 mod tests;
 
 use super::batch::{Batch, CloseRequest, Sealed};
+use super::broker::user_hash;
 use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
-use super::outbox::Outbox;
+use super::idempotency::{Inserted, RememberedKeys};
 use super::projects::{ProjectId, Projects};
 use super::targets;
-use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, SnowflakeClock};
+use super::wants::{Ask, Interest, Wants};
+use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, Routing, SnowflakeClock};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use crate::wire::websocket::{Message, Violation};
@@ -41,7 +44,21 @@ pub struct WorkerConfig {
     pub echo: bool,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
+    /// Keys of pushes that are remembered at most.
+    pub idempotency_keys: usize,
+    /// `None`: the `local` queue, where everything that is accepted is heard.
+    pub hearing: Option<Hearing>,
     pub counters: Arc<Counters>,
+}
+
+/// How a worker hears what other nodes accept.
+#[derive(Debug, Clone, Copy)]
+pub struct Hearing {
+    pub routing: Routing,
+    /// Whether the broker is told which users are here, to choose between workers.
+    pub announces_users: bool,
+    /// Seeds of [`user_hash`], the same at the broker and all its workers.
+    pub user_keys: (u64, u64),
 }
 
 /// Who a connection is: the outcome of a handshake whose signature held.
@@ -107,6 +124,8 @@ pub struct Worker {
     /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
     /// here.
     sessions: BTreeSet<(u64, u32, u32)>,
+    wants: Wants,
+    remembered: RememberedKeys,
 }
 
 /// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
@@ -137,6 +156,13 @@ impl Worker {
             blocked: Vec::new(),
             sweep: Sweep { next_slot: 0, slots: 0, last_ms: now_ms },
             sessions: BTreeSet::new(),
+            wants: Wants::new(
+                config.hearing.map(|hearing| hearing.routing),
+                config.projects.len(),
+                config.hash_keys,
+                now_ms,
+            ),
+            remembered: RememberedKeys::new(config.idempotency_keys),
             config,
         }
     }
@@ -152,6 +178,26 @@ impl Worker {
     /// A number that no other message or connection of the cluster has.
     pub fn next_message_id(&mut self, now_ms: u64) -> MessageId {
         MessageId(self.ids.next(now_ms))
+    }
+
+    /// What has to be in force before a client like this may be taken in, so that no push passes it
+    /// by once it has its welcome; `None`: nothing more. It is asked for ([`Worker::take_asks`]).
+    pub fn admit(&mut self, project: ProjectId, uid: &str) -> Option<Interest> {
+        self.wants.admit(project, uid)
+    }
+
+    /// The broker's answer: this is in force, or the queue is not there to confirm it.
+    pub fn handle_ready(&mut self, interest: &Interest) {
+        self.wants.handle_ready(interest);
+    }
+
+    /// What the broker must know, in order. To be handed over before anything is sent.
+    pub fn take_asks(&mut self) -> Vec<Ask> {
+        self.wants.take_asks()
+    }
+
+    pub fn has_asks(&self) -> bool {
+        self.wants.has_asks()
     }
 
     /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
@@ -171,6 +217,8 @@ impl Worker {
         self.connections[slot as usize].stamp = self.stamp;
         self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
         self.directory.insert(&mut self.connections, slot, identity.device);
+        self.wants.join(identity.project, identity.uid);
+        self.announce(slot, Ask::UserHere);
         self.set_session_exp(slot, identity.session_exp);
         for tag in identity.tags {
             self.directory.subscribe(&mut self.connections, slot, tag);
@@ -246,6 +294,9 @@ impl Worker {
         self.config.counters.envelopes.add(1);
         let mut outcome = PushOutcome::default();
         let Some((project, _)) = self.config.projects.find(envelope.pid) else { return outcome };
+        if envelope.key.is_some_and(|key| !self.is_first(key, now_ms)) {
+            return outcome;
+        }
         let expires_ms = envelope.expires_ms().unwrap_or(0);
         let is_expired = expires_ms != 0 && expires_ms <= now_ms;
         let stamp = self.next_stamp();
@@ -286,6 +337,21 @@ impl Worker {
         outcome
     }
 
+    /// Whether no push with this key was handled within five minutes.
+    fn is_first(&mut self, key: &[u8; 16], now_ms: u64) -> bool {
+        let counters = &self.config.counters;
+        match self.remembered.insert(key, now_ms) {
+            Inserted::New => {}
+            Inserted::NewForgettingOldest => counters.forgotten_keys.add(1),
+            Inserted::Repeated => {
+                counters.repeated_keys.add(1);
+                return false;
+            }
+        }
+        counters.remembered_keys.set(self.remembered.len() as u64);
+        true
+    }
+
     /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the
     /// idle timeout, pings what was for half of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
@@ -294,6 +360,9 @@ impl Worker {
         {
             self.close(slot, CloseCause::SessionExpired);
         }
+        self.wants.handle_tick(now_ms);
+        self.remembered.handle_tick(now_ms);
+        self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         let period_ms = (self.config.idle_timeout_ms / 8).max(1);
         let elapsed_ms = now_ms.saturating_sub(self.sweep.last_ms);
         let slots = self.sweep.slots;
@@ -318,6 +387,8 @@ impl Worker {
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.born_ms = self.born_ms.saturating_add_signed(step_ms);
         self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
+        self.wants.handle_clock_step(step_ms);
+        self.remembered.handle_clock_step(step_ms);
     }
 
     fn check_idle(&mut self, slot: u32, now_ms: u64) {
@@ -437,31 +508,6 @@ impl Worker {
         released
     }
 
-    /// What the connection in `slot` still waits for, expired messages taken out.
-    pub fn outbox(&mut self, slot: u32, now_ms: u64) -> Option<&Outbox> {
-        let outbox = self.connections.get_mut(slot as usize)?.outbox.as_deref_mut()?;
-        let before = outbox.owned_bytes();
-        self.config.counters.count_drops(Drop::Expired, outbox.drop_expired(now_ms));
-        self.outbox_bytes -= before - outbox.owned_bytes();
-        Some(outbox)
-    }
-
-    /// `written` bytes of its outbox went out. Returns whether some are left.
-    pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
-        let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
-        let before = outbox.owned_bytes();
-        self.config.counters.deliveries.add(outbox.advance(written));
-        self.outbox_bytes -= before - outbox.owned_bytes();
-        outbox.was_tried = true;
-        let is_empty = outbox.is_empty();
-        if is_empty && let Some(outbox) = connection.outbox.take() {
-            self.forget_outbox(&outbox);
-        }
-        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
-        !is_empty
-    }
-
     /// Whether the peer's next messages should be read: not while it leaves half its outbox unread.
     pub fn wants_input(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|connection| {
@@ -516,6 +562,8 @@ impl Worker {
         connection.phase = Phase::Closing;
         let session = (u64::from(connection.session_exp), slot, connection.generation);
         self.sessions.remove(&session);
+        self.wants.leave(ProjectId(connection.project), &connection.uid);
+        self.announce(slot, Ask::UserGone);
         self.directory.remove(&mut self.connections, slot);
         self.open.close(CloseRequest { slot, cause });
         let counters = &self.config.counters;
@@ -531,72 +579,13 @@ impl Worker {
         });
     }
 
-    /// `was_tried`: the socket was offered these bytes and left some.
-    fn put_rest_in_outbox(
-        &mut self,
-        sealed: &Sealed,
-        index: usize,
-        written: usize,
-        was_tried: bool,
-    ) {
-        let slot = sealed.slot(index);
-        let connection = &mut self.connections[slot as usize];
-        if connection.outbox.is_none() {
-            let position = self.backlogged.len();
-            connection.outbox = Some(Box::new(Outbox::at(position, was_tried)));
-            self.backlogged.push(slot);
-            self.blocked.push(slot);
-        }
-        let outbox = connection.outbox.get_or_insert_default();
-        let before = outbox.owned_bytes();
-        let whole_pushes = sealed.put_rest(index, written, outbox);
-        self.outbox_bytes += outbox.owned_bytes() - before;
-        let is_over = outbox.is_over(self.outbox_limit);
-        let counters = &self.config.counters;
-        counters.deliveries.add(whole_pushes);
-        counters.outbox_bytes.set(self.outbox_bytes as u64);
-        if is_over {
-            self.close(slot, CloseCause::SlowConsumer);
-        }
-    }
-
-    fn forget_outbox(&mut self, outbox: &Outbox) {
-        self.outbox_bytes -= outbox.owned_bytes();
-        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
-        self.backlogged.swap_remove(outbox.position);
-        if let Some(&moved) = self.backlogged.get(outbox.position)
-            && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
-        {
-            moved.position = outbox.position;
-        }
-    }
-
-    /// Over the worker's budget the largest outbox goes first. What is shared counts once, however
-    /// many hold it. Those that are being closed are on their way out with what they hold.
-    fn enforce_budget(&mut self) {
-        self.held_frames.retain(|frame| !frame.is_unique());
-        let held_bytes: usize = self.held_frames.iter().map(Bytes::len).sum();
-        let total = self.outbox_bytes + held_bytes;
-        let mut excess = total.saturating_sub(self.config.worker_outbox_bytes);
-        if excess == 0 {
-            return;
-        }
-        let mut open = Vec::new();
-        for &slot in &self.backlogged {
-            let connection = &self.connections[slot as usize];
-            let Some(outbox) = &connection.outbox else { continue };
-            if connection.phase == Phase::Closing {
-                excess = excess.saturating_sub(outbox.pending_bytes());
-            } else if outbox.was_tried {
-                open.push((outbox.pending_bytes(), slot));
-            }
-        }
-        open.sort_unstable();
-        while excess > 0
-            && let Some((bytes, slot)) = open.pop()
-        {
-            excess = excess.saturating_sub(bytes);
-            self.close(slot, CloseCause::SlowConsumer);
+    /// Tells the broker of a user whose only connection is the one in `slot`.
+    fn announce(&mut self, slot: u32, ask: impl FnOnce(u64) -> Ask) {
+        let connection = &self.connections[slot as usize];
+        let is_only = connection.user_next == NONE && connection.user_previous == NONE;
+        if let Some(hearing) = self.config.hearing.filter(|one| one.announces_users && is_only) {
+            let project = ProjectId(connection.project);
+            self.wants.tell(ask(user_hash(hearing.user_keys, project, &connection.uid)));
         }
     }
 

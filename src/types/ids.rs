@@ -109,6 +109,11 @@ impl SnowflakeClock {
         (id >> (Self::SEQUENCE_BITS - worker_bits) & ((1 << worker_bits) - 1)) as usize
     }
 
+    /// The node that gave out `id`.
+    pub fn node_of(id: u64) -> NodeId {
+        NodeId((id >> Self::SEQUENCE_BITS) as u16 & NodeId::MAX)
+    }
+
     pub fn next(&mut self, now_ms: u64) -> u64 {
         let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
         if now_ms > self.last_ms {
@@ -156,7 +161,7 @@ mod tests {
         for step in 0..5_000u64 {
             let id = clock.next(if step == 4_000 { now - 3 } else { now });
             assert!(id > last);
-            assert_eq!(id >> 12 & 1023, 200);
+            assert_eq!(SnowflakeClock::node_of(id).value(), 200);
             assert_eq!(id >> 10 & 3, 2);
             assert_eq!(SnowflakeClock::worker_of(id, 3), 2);
             last = id;

@@ -2,8 +2,10 @@
 
 mod ids;
 mod limits;
+mod routing;
 
 pub use ids::{
     Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,
 };
 pub use limits::Limits;
+pub use routing::Routing;

@@ -3,17 +3,21 @@
 //! Layout, little-endian; offsets in bytes:
 //!
 //! ```text
-//!  0 version u8 (1)    1 flags u8    2 origin node u16    4 boot epoch u64    12 seq u64
+//!  0 version u8 (1)    1 kind u8     2 origin node u16    4 boot epoch u64    12 seq u64
 //! 20 accepted_ms u64  28 message id u64  36 ttl_ms u32 (0: none)  40 offset of data u32
-//! 44 fields, each: kind u8, length u32, bytes           then: raw data, to the end
+//! 44 order u64
+//! 52 fields, each: kind u8, length u32, bytes           then: raw data, to the end
 //! ```
 //!
 //! A reader skips field kinds that it does not know and refuses versions that it does not know.
+//! What the broker alone needs is in the first 52 bytes, the [`Header`].
 
 use crate::types::{Cid, MessageId, NodeId};
 
 const VERSION: u8 = 1;
-const FIXED_BYTES: usize = 44;
+const FIXED_BYTES: usize = 52;
+/// A field's kind and length.
+const FIELD_HEAD_BYTES: usize = 5;
 
 const FIELD_PID: u8 = 1;
 const FIELD_UIDS: u8 = 2;
@@ -21,6 +25,11 @@ const FIELD_CIDS: u8 = 3;
 const FIELD_TAGS: u8 = 4;
 const FIELD_DEVICES: u8 = 5;
 const FIELD_EXCEPT_CIDS: u8 = 6;
+const FIELD_KEY: u8 = 7;
+
+const KIND_OFFSET: usize = 1;
+const SEQ_OFFSET: usize = 12;
+const ORDER_OFFSET: usize = 44;
 
 /// Why bytes are not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +40,81 @@ pub enum EnvelopeError {
     Version(u8),
     #[error("a field of the envelope is malformed")]
     Field,
+}
+
+/// What an envelope is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A message to deliver.
+    Message,
+    /// Takes the place of a message whose pusher was told that its outcome is unknown: its number
+    /// is used up, and nothing is delivered.
+    Void,
+    /// Repeats the last number of a channel, so that a lost last message is noticed.
+    Tail,
+    /// A node's word to itself, once a second; its number is where a message has its id.
+    Canary,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Message, Self::Void, Self::Tail, Self::Canary];
+}
+
+/// The fixed part of an envelope: who sent it, and as its how-many-eth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub kind: Kind,
+    pub origin: NodeId,
+    /// When the origin was started, in milliseconds since 1970: tells two lives of a node apart.
+    pub epoch: u64,
+    /// Rises by one per origin and channel.
+    pub seq: u64,
+    /// Rises with each message of an origin, whichever its channel.
+    pub order: u64,
+    /// The message's id, or a canary's number.
+    pub id: MessageId,
+}
+
+impl Header {
+    pub fn read(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        let fixed = bytes.get(..FIXED_BYTES).ok_or(EnvelopeError::Truncated)?;
+        if fixed[0] != VERSION {
+            return Err(EnvelopeError::Version(fixed[0]));
+        }
+        let origin = u16::from_le_bytes([fixed[2], fixed[3]]);
+        let kind = Kind::ALL.get(usize::from(fixed[KIND_OFFSET])).copied();
+        Ok(Self {
+            kind: kind.ok_or(EnvelopeError::Field)?,
+            origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
+            epoch: u64_at(fixed, 4),
+            seq: u64_at(fixed, SEQ_OFFSET),
+            order: u64_at(fixed, ORDER_OFFSET),
+            id: MessageId(u64_at(fixed, 28)),
+        })
+    }
+
+    /// The length of an envelope that is nothing but its header.
+    pub const BYTES: usize = FIXED_BYTES;
+
+    /// Appends an envelope that is nothing but its header.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
+        out.push(self.kind as u8);
+        out.extend_from_slice(&self.origin.value().to_le_bytes());
+        out.extend_from_slice(&self.epoch.to_le_bytes());
+        out.extend_from_slice(&self.seq.to_le_bytes());
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&self.id.0.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&(FIXED_BYTES as u32).to_le_bytes());
+        out.extend_from_slice(&self.order.to_le_bytes());
+    }
+
+    /// Numbers an encoded envelope.
+    pub fn set_numbers(envelope: &mut [u8], seq: u64, order: u64) {
+        envelope[SEQ_OFFSET..SEQ_OFFSET + 8].copy_from_slice(&seq.to_le_bytes());
+        envelope[ORDER_OFFSET..ORDER_OFFSET + 8].copy_from_slice(&order.to_le_bytes());
+    }
 }
 
 /// One accepted message, borrowed from wherever its bytes are.
@@ -46,6 +130,9 @@ pub struct Envelope<'a> {
     pub id: MessageId,
     /// Milliseconds after `accepted_ms` during which it may be delivered; 0: always.
     pub ttl_ms: u32,
+    /// What stands for its project and `idempotency_key`, where it has one: of several messages
+    /// with the same a client gets at most one.
+    pub key: Option<&'a [u8; 16]>,
     pub pid: &'a str,
     pub targets: Targets<'a>,
     /// The JSON value that the client receives, byte for byte.
@@ -62,7 +149,7 @@ impl<'a> Envelope<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.push(VERSION);
-        out.push(0);
+        out.push(Kind::Message as u8);
         out.extend_from_slice(&self.origin.value().to_le_bytes());
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&self.seq.to_le_bytes());
@@ -70,7 +157,23 @@ impl<'a> Envelope<'a> {
         out.extend_from_slice(&self.id.0.to_le_bytes());
         out.extend_from_slice(&self.ttl_ms.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
-        put_field(out, FIELD_PID, self.pid.as_bytes());
+        // Numbered by the broker, if one is on its way.
+        out.extend_from_slice(&[0; 8]);
+        self.each_field(|kind, value| put_field(out, kind, value));
+        let data_offset = (out.len() - start) as u32;
+        out[start + 40..start + 44].copy_from_slice(&data_offset.to_le_bytes());
+        out.extend_from_slice(self.data);
+    }
+
+    /// How many bytes [`Envelope::encode`] appends.
+    pub fn encoded_bytes(&self) -> usize {
+        let mut bytes = FIXED_BYTES + self.data.len();
+        self.each_field(|_, value| bytes += FIELD_HEAD_BYTES + value.len());
+        bytes
+    }
+
+    fn each_field(&self, mut put: impl FnMut(u8, &[u8])) {
+        put(FIELD_PID, self.pid.as_bytes());
         let targets = &self.targets;
         let lists = [
             (FIELD_UIDS, targets.uids.map(|names| names.bytes)),
@@ -78,36 +181,31 @@ impl<'a> Envelope<'a> {
             (FIELD_TAGS, targets.tags.map(|names| names.bytes)),
             (FIELD_DEVICES, targets.devices.map(|names| names.bytes)),
             (FIELD_EXCEPT_CIDS, targets.except_cids.map(|cids| cids.bytes)),
+            (FIELD_KEY, self.key.map(|key| &key[..])),
         ];
         for (kind, bytes) in lists {
             if let Some(bytes) = bytes {
-                put_field(out, kind, bytes);
+                put(kind, bytes);
             }
         }
-        let data_offset = (out.len() - start) as u32;
-        out[start + 40..start + 44].copy_from_slice(&data_offset.to_le_bytes());
-        out.extend_from_slice(self.data);
     }
 
-    /// Reads an envelope that fills `bytes` to its end. Never allocates.
+    /// Reads a message's envelope that fills `bytes` to its end. Never allocates.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let fixed = bytes.get(..FIXED_BYTES).ok_or(EnvelopeError::Truncated)?;
-        if fixed[0] != VERSION {
-            return Err(EnvelopeError::Version(fixed[0]));
-        }
-        let data_offset = u32_at(fixed, 40) as usize;
-        if data_offset < FIXED_BYTES {
+        let Header { kind, origin, epoch, seq, id, .. } = Header::read(bytes)?;
+        let data_offset = u32_at(bytes, 40) as usize;
+        if kind != Kind::Message || data_offset < FIXED_BYTES {
             return Err(EnvelopeError::Field);
         }
         let header = bytes.get(..data_offset).ok_or(EnvelopeError::Truncated)?;
-        let origin = u16::from_le_bytes([fixed[2], fixed[3]]);
         let mut envelope = Self {
-            origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
-            epoch: u64_at(fixed, 4),
-            seq: u64_at(fixed, 12),
-            accepted_ms: u64_at(fixed, 20),
-            id: MessageId(u64_at(fixed, 28)),
-            ttl_ms: u32_at(fixed, 36),
+            origin,
+            epoch,
+            seq,
+            accepted_ms: u64_at(bytes, 20),
+            id,
+            ttl_ms: u32_at(bytes, 36),
+            key: None,
             pid: "",
             targets: Targets::default(),
             data: &bytes[data_offset..],
@@ -133,6 +231,7 @@ impl<'a> Envelope<'a> {
             FIELD_TAGS => targets.tags = Some(Names::decode(value)?),
             FIELD_DEVICES => targets.devices = Some(Names::decode(value)?),
             FIELD_EXCEPT_CIDS => targets.except_cids = Some(Cids::decode(value)?),
+            FIELD_KEY => self.key = Some(value.try_into().map_err(|_| EnvelopeError::Field)?),
             _ => {}
         }
         Ok(())
@@ -288,10 +387,11 @@ fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
 }
 
 fn take_field(bytes: &[u8]) -> Result<(u8, &[u8], &[u8]), EnvelopeError> {
-    let head = bytes.get(..5).ok_or(EnvelopeError::Truncated)?;
+    let head = bytes.get(..FIELD_HEAD_BYTES).ok_or(EnvelopeError::Truncated)?;
     let length = u32_at(head, 1) as usize;
-    let value = bytes[5..].get(..length).ok_or(EnvelopeError::Truncated)?;
-    Ok((head[0], value, &bytes[5 + length..]))
+    let (value, rest) =
+        bytes[FIELD_HEAD_BYTES..].split_at_checked(length).ok_or(EnvelopeError::Truncated)?;
+    Ok((head[0], value, rest))
 }
 
 fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
@@ -340,6 +440,7 @@ mod tests {
             one in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..4)),
             except in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..4)),
             numbers: (u64, u64, u64, u64, u32),
+            key: Option<[u8; 16]>,
             data: Vec<u8>,
         ) {
             let targets = TargetsBuf {
@@ -356,16 +457,47 @@ mod tests {
                 accepted_ms: numbers.2,
                 id: MessageId(numbers.3),
                 ttl_ms: numbers.4,
+                key: key.as_ref(),
                 pid: "p",
                 targets: targets.as_targets(),
                 data: &data,
             };
             let mut bytes = Vec::new();
             envelope.encode(&mut bytes);
+            prop_assert_eq!(envelope.encoded_bytes(), bytes.len());
             prop_assert_eq!(Envelope::decode(&bytes), Ok(envelope));
+            Header::set_numbers(&mut bytes, 7, 9);
+            let numbered = Header {
+                kind: Kind::Message,
+                origin: envelope.origin,
+                epoch: envelope.epoch,
+                seq: 7,
+                order: 9,
+                id: envelope.id,
+            };
+            prop_assert_eq!(Header::read(&bytes), Ok(numbered));
             for cut in 0..bytes.len() - data.len() {
                 prop_assert!(Envelope::decode(&bytes[..cut]).is_err(), "cut at {}", cut);
             }
+        }
+    }
+
+    #[test]
+    fn a_header_alone_is_read_back_and_is_no_message() {
+        for kind in Kind::ALL {
+            let header = Header {
+                kind,
+                origin: NodeId::new(3).unwrap(),
+                epoch: 1 << 60,
+                seq: u64::MAX,
+                order: 1 << 50,
+                id: MessageId(9),
+            };
+            let mut bytes = Vec::new();
+            header.encode(&mut bytes);
+            assert_eq!(Header::read(&bytes), Ok(header));
+            assert_eq!(Header::read(&bytes[..51]), Err(EnvelopeError::Truncated));
+            assert!(Envelope::decode(&bytes).is_err());
         }
     }
 
@@ -378,6 +510,7 @@ mod tests {
             accepted_ms: 3,
             id: MessageId(4),
             ttl_ms: 5,
+            key: None,
             pid: "p",
             targets: Targets::default(),
             data: b"{}",

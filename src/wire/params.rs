@@ -94,12 +94,13 @@ fn decode(text: &[u8]) -> Result<Cow<'_, str>, HttpError> {
 const BAD_PERCENT: HttpError =
     HttpError::bad("a % in a parameter is not followed by two hexadecimal digits");
 
-fn hex_byte(digits: [u8; 2]) -> Option<u8> {
+pub(super) fn hex_byte(digits: [u8; 2]) -> Option<u8> {
     let [high, low] = digits.map(|digit| char::from(digit).to_digit(16));
     Some((high? << 4 | low?) as u8)
 }
 
-fn encode(text: &str, out: &mut Vec<u8>) {
+/// Percent-encodes all but the unreserved characters of RFC 3986.
+pub(super) fn encode(text: &str, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in text.as_bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {

@@ -21,7 +21,14 @@ def run(*args, env=None):
         (["--node", "1024"], ["--node", "1023"]),
         (["--workers", "0"], ["--workers", "1 to 64"]),
         (["--queue", "kafka"], ["--queue", "local"]),
-        (["--queue", "redis"], ["--queue", "later"]),
+        (["--queue", "redis-stream"], ["--queue redis-stream", "later", "--queue redis or local"]),
+        (["--redis", "127.0.0.1:6379"], ["--redis", "redis://host:port"]),
+        (["--redis", "rediss://host"], ["--redis", "TLS", "stunnel"]),
+        (["--redis_prefix", "{a}"], ["--redis_prefix", "'{a}'", "1 to 64"]),
+        (["--queue_timeout_ms", "99"], ["--queue_timeout_ms", "100 to 60000"]),
+        (["--routing", "tag"], ["--routing", "project", "user"]),
+        (["--workers", "2", "--broker-thread", "false"], ["--broker_thread", "--workers 1"]),
+        (["--idempotency_keys", "1"], ["--idempotency_keys", "1000"]),
         (["--env", "staging"], ["--env", "prod"]),
         (["--bind", "here"], ["--bind", "127.0.0.1"]),
         (["--drain_ms", "1s"], ["--drain_ms", "'1s'"]),
@@ -45,6 +52,12 @@ def test_wrong_flags(args, named):
 def test_wrong_variables_of_the_environment():
     done = run(env={"WS_CLUSTER_WS_PORT": "x"})
     assert done.returncode == 2 and "WS_CLUSTER_WS_PORT 'x'" in done.stderr
+
+
+def test_a_redis_password_is_not_repeated():
+    for url in ["user:hidden@host", "redis://user:hidden", "rediss://:hidden@host"]:
+        for done in [run("--redis", url), run(env={"WS_CLUSTER_REDIS": url}), run(url)]:
+            assert done.returncode == 2 and "hidden" not in done.stderr + done.stdout, done
 
 
 @pytest.mark.parametrize(

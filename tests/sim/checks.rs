@@ -26,6 +26,7 @@ pub enum Owed {
 pub struct Receiver {
     cid: u64,
     pub pid: &'static str,
+    node: u16,
     bytes: Vec<u8>,
     pub owed: VecDeque<Owed>,
     /// Pushes that arrived whole.
@@ -43,10 +44,11 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub fn new(cid: u64, pid: &'static str) -> Self {
+    pub fn new(cid: u64, pid: &'static str, node: u16) -> Self {
         Self {
             cid,
             pid,
+            node,
             bytes: Vec::new(),
             owed: VecDeque::from([Owed::Welcome]),
             pushes: 0,
@@ -138,13 +140,19 @@ impl Receiver {
                 assert!(!push.is_expired(self.begun_ms), "a push after its ttl_ms");
                 assert_eq!(push.pid, self.pid, "a push of another project");
                 let last = self.last_of_pusher.insert(push.pusher, push.number);
-                assert!(last.is_none_or(|last| last < push.number), "twice or out of order");
+                assert!(
+                    last.is_none_or(|last| last < push.number),
+                    "client {}: push {} is twice or out of order, after the {last:?}th",
+                    self.cid,
+                    push.id
+                );
                 self.pushes += 1;
             }
             Some(Owed::Welcome) => {
                 assert_eq!(kind, "connect");
                 assert_eq!(json["client_id"].as_str().unwrap(), self.cid.to_string());
-                assert_eq!((json["code"].as_u64(), json["node"].as_u64()), (Some(1), Some(200)));
+                let node = Some(u64::from(self.node));
+                assert_eq!((json["code"].as_u64(), json["node"].as_u64()), (Some(1), node));
                 self.tags = Some(connect_tags.to_vec());
             }
             Some(Owed::Answer { kind: expected, code, id, tags }) => {

@@ -1,6 +1,7 @@
-//! The simulator: one node of several `state::Worker`s in memory, with simulated sockets, clients
-//! that behave and clients that do not, and simulated time. Everything that happens follows from
-//! one seed.
+//! Simulators. `net`: one node of several `state::Worker`s in memory, with simulated sockets,
+//! clients that behave and clients that do not. `cluster`: several nodes, each with a broker,
+//! on a simulated Redis, with clients that are simple and links that break. Time is simulated,
+//! and everything that happens follows from one seed.
 //!
 //! `SIM_SEED=7` repeats a run, `SIM_STEPS` lengthens each run, `SIM_RUNS` makes more of them. A
 //! failure prints its seed and what happened last.
@@ -8,58 +9,99 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checks;
+mod cluster;
 mod model;
 mod net;
 #[path = "../support/rng.rs"]
 mod rng;
 
 use rng::Rng;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+trait Simulation {
+    fn new(seed: u64) -> Self;
+    fn step(&mut self);
+    /// Lets everything come to its end, and looks at what is left.
+    fn end(&mut self);
+    fn log(&self) -> &VecDeque<String>;
+    /// What was done: the same for the same seed.
+    fn totals(&self) -> Vec<u64>;
+}
 
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-fn run(seed: u64, steps: u64) {
-    let mut node = net::Node::new(seed);
+fn run<S: Simulation>(test: &str, seed: u64, steps: u64) -> S {
+    let mut simulation = S::new(seed);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..steps {
-            node.step();
+            simulation.step();
         }
-        node.end();
+        simulation.end();
     }));
     if let Err(panic) = outcome {
         eprintln!("the last events:");
-        for line in &node.log {
+        for line in simulation.log() {
             eprintln!("  {line}");
         }
-        eprintln!("repeat with: SIM_SEED={seed} SIM_STEPS={steps} cargo test --test sim");
+        eprintln!("repeat with: SIM_SEED={seed} SIM_STEPS={steps} cargo test --test sim {test}");
         resume_unwind(panic);
     }
+    simulation
+}
+
+/// Many runs, or the one that is asked for. Returns the sum of their totals.
+fn run_many<S: Simulation>(test: &str, runs: u64, steps: u64) -> Vec<u64> {
+    let steps = setting("SIM_STEPS").unwrap_or(steps);
+    let (first, runs) = match setting("SIM_SEED") {
+        Some(seed) => (seed, 1),
+        None => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            (now.as_millis() as u64, setting("SIM_RUNS").unwrap_or(runs))
+        }
+    };
+    println!("seeds {first} to {}", first + runs - 1);
+    let mut sum: Vec<u64> = Vec::new();
+    for seed in first..first + runs {
+        let totals = run::<S>(test, seed, steps).totals();
+        sum.resize(sum.len().max(totals.len()), 0);
+        sum.iter_mut().zip(totals).for_each(|(sum, one)| *sum += one);
+    }
+    sum
+}
+
+/// The first line stays, of the others the last `most`.
+fn numbered_log(lines: &mut VecDeque<String>, most: usize, now_ms: u64, line: String) {
+    if lines.len() > most {
+        lines.remove(1);
+    }
+    lines.push_back(format!("{now_ms} {line}"));
+}
+
+fn fingerprint<S: Simulation>(seed: u64) -> (VecDeque<String>, Vec<u64>) {
+    let mut simulation = S::new(seed);
+    (0..500).for_each(|_| simulation.step());
+    (simulation.log().clone(), simulation.totals())
 }
 
 #[test]
 fn a_push_reaches_exactly_the_right_clients() {
-    let steps = setting("SIM_STEPS").unwrap_or(4_000);
-    match setting("SIM_SEED") {
-        Some(seed) => run(seed, steps),
-        None => {
-            let runs = setting("SIM_RUNS").unwrap_or(150);
-            let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            let first = first.as_millis() as u64;
-            println!("seeds {first} to {}", first + runs - 1);
-            (first..first + runs).for_each(|seed| run(seed, steps));
-        }
-    }
+    run_many::<net::Node>("a_push_reaches_exactly_the_right_clients", 150, 4_000);
+}
+
+#[test]
+fn a_cluster_loses_nothing_that_it_does_not_count() {
+    let test = "a_cluster_loses_nothing_that_it_does_not_count";
+    let totals = run_many::<cluster::Cluster>(test, 30, 2_000);
+    println!("accepted, unreachable, overloaded, refused, unknown: {:?}", &totals[..5]);
+    println!("deliveries checked {}, commands {}, losses {}", totals[5], totals[6], totals[7]);
 }
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    let fingerprint = |seed| {
-        let mut node = net::Node::new(seed);
-        (0..500).for_each(|_| node.step());
-        (node.log.clone(), node.totals())
-    };
-    assert_eq!(fingerprint(3), fingerprint(3));
+    assert_eq!(fingerprint::<net::Node>(3), fingerprint::<net::Node>(3));
+    assert_eq!(fingerprint::<cluster::Cluster>(3), fingerprint::<cluster::Cluster>(3));
 }

@@ -1,6 +1,8 @@
 //! Who must get what, said with plain lists and loops. Nothing here knows how the server does it.
 
 use std::collections::BTreeMap;
+use ws_cluster::types::Cid;
+use ws_cluster::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 
 /// An open connection, as its peer would describe it.
 #[derive(Debug, Clone)]
@@ -33,6 +35,31 @@ pub struct Push {
 impl Push {
     pub fn is_expired(&self, now_ms: u64) -> bool {
         self.ttl_ms != 0 && now_ms >= self.accepted_ms + u64::from(self.ttl_ms)
+    }
+
+    /// Its selectors as an envelope takes them.
+    pub fn targets(&self) -> TargetsBuf {
+        let names = |list: &Option<Vec<String>>| {
+            list.as_ref().map(|list| {
+                let mut names = NamesBuf::default();
+                list.iter().for_each(|name| names.push(name));
+                names
+            })
+        };
+        let cids = |list: &Option<Vec<u64>>| {
+            list.as_ref().map(|list| {
+                let mut cids = CidsBuf::default();
+                list.iter().for_each(|cid| cids.push(Cid(*cid)));
+                cids
+            })
+        };
+        TargetsBuf {
+            uids: names(&self.uids),
+            cids: cids(&self.cids),
+            tags: names(&self.tags),
+            devices: names(&self.devices),
+            except_cids: cids(&self.except_cids),
+        }
     }
 
     /// Whether a connection with these tags is meant.

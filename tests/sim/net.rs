@@ -3,9 +3,9 @@
 
 mod sending;
 
-use super::Rng;
 use super::checks::{Owed, Receiver};
 use super::model::{Model, Person, Push};
+use super::{Rng, Simulation};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Cid, ConnKey, Limits, MessageId, NodeId};
-use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
+use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
 use ws_cluster::wire::websocket::{Inbound, Message, write_close};
 
@@ -104,11 +104,11 @@ pub struct Node {
     clients: BTreeMap<u64, Client>,
     model: Model,
     pushed: u64,
-    pub log: VecDeque<String>,
+    log: VecDeque<String>,
 }
 
-impl Node {
-    pub fn new(seed: u64) -> Self {
+impl Simulation for Node {
+    fn new(seed: u64) -> Self {
         let mut rng = Rng(seed);
         let now_ms = 1_800_000_000_000 + rng.below(1_000) as u64;
         let workers = 1 + rng.below(4);
@@ -135,6 +135,8 @@ impl Node {
                 worker_outbox_bytes,
                 echo: false,
                 hash_keys: (seed, worker as u64),
+                idempotency_keys: 1_000,
+                hearing: None,
                 counters: counters.clone(),
             };
             Core {
@@ -161,13 +163,17 @@ impl Node {
         }
     }
 
-    /// What was matched, delivered and closed: the same for the same seed.
-    pub fn totals(&self) -> Vec<(u64, u64, u64)> {
-        let total = |core: &Core| (core.matched, core.counters.deliveries.value(), core.closes);
-        self.cores.iter().map(total).collect()
+    fn log(&self) -> &VecDeque<String> {
+        &self.log
     }
 
-    pub fn step(&mut self) {
+    /// What was matched, delivered and closed.
+    fn totals(&self) -> Vec<u64> {
+        let total = |core: &Core| [core.matched, core.counters.deliveries.value(), core.closes];
+        self.cores.iter().flat_map(total).collect()
+    }
+
+    fn step(&mut self) {
         let worker = self.rng.below(self.cores.len());
         match self.rng.below(1_000) {
             0..600 => self.event(worker),
@@ -181,7 +187,7 @@ impl Node {
     }
 
     /// Everybody leaves, one way or the other, and nothing stays behind.
-    pub fn end(&mut self) {
+    fn end(&mut self) {
         self.quiesce();
         if self.rng.chance(50) {
             self.note("shutdown".into());
@@ -217,7 +223,9 @@ impl Node {
             );
         }
     }
+}
 
+impl Node {
     /// One thing that can happen at any time, also while a batch is being sent.
     fn event(&mut self, worker: usize) {
         match self.rng.below(100) {
@@ -266,7 +274,7 @@ impl Node {
             worker,
             key,
             connect_tags: tags,
-            receiver: Receiver::new(cid, pid),
+            receiver: Receiver::new(cid, pid, 200),
             window: 0,
             is_slow: self.rng.chance(15),
             is_lively: self.rng.chance(80),
@@ -631,29 +639,5 @@ impl Node {
             self.log.remove(1);
         }
         self.log.push_back(format!("{} {line}", self.now_ms));
-    }
-}
-
-fn targets_of(push: &Push) -> TargetsBuf {
-    let names = |list: &Option<Vec<String>>| {
-        list.as_ref().map(|list| {
-            let mut names = NamesBuf::default();
-            list.iter().for_each(|name| names.push(name));
-            names
-        })
-    };
-    let cids = |list: &Option<Vec<u64>>| {
-        list.as_ref().map(|list| {
-            let mut cids = CidsBuf::default();
-            list.iter().for_each(|cid| cids.push(Cid(*cid)));
-            cids
-        })
-    };
-    TargetsBuf {
-        uids: names(&push.uids),
-        cids: cids(&push.cids),
-        tags: names(&push.tags),
-        devices: names(&push.devices),
-        except_cids: cids(&push.except_cids),
     }
 }

@@ -40,6 +40,8 @@ impl Rig {
             worker_outbox_bytes,
             echo: false,
             hash_keys: (1, 2),
+            idempotency_keys: 1_000,
+            hearing: None,
             counters: Arc::default(),
         };
         let worker = Worker::new(config, NOW_MS);
@@ -71,6 +73,7 @@ impl Rig {
             accepted_ms: NOW_MS,
             id: MessageId(self.ids),
             ttl_ms,
+            key: None,
             pid: "1",
             targets: targets.as_targets(),
             data: data.as_bytes(),

@@ -151,7 +151,7 @@ impl Node {
             })
             .map(|(cid, client)| (*cid, client.unsubscribes_sent))
             .collect();
-        let targets = targets_of(&push);
+        let targets = push.targets();
         let envelope = Envelope {
             origin: NodeId::new(200).unwrap(),
             epoch: 1,
@@ -159,6 +159,7 @@ impl Node {
             accepted_ms: push.accepted_ms,
             id: MessageId(push.id),
             ttl_ms: push.ttl_ms,
+            key: None,
             pid: push.pid,
             targets: targets.as_targets(),
             data: push.data.as_bytes(),

@@ -1,0 +1,219 @@
+//! `Broker` driven by arbitrary bytes: each is an event, those of Redis followed by what it says.
+//! Whatever comes, it never panics; every push has exactly one outcome, and every wish to hear a
+//! project is answered once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use ws_cluster::state::broker::{
+    Broker, BrokerConfig, Credentials, LinkName, Outcome, Pusher, Sink,
+};
+use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::wants::{Ask, Interest};
+use ws_cluster::types::{MessageId, NodeId, Routing};
+use ws_cluster::wire::envelope::{Envelope, Targets};
+use ws_cluster::wire::publication::{ChannelNames, Publication};
+use ws_cluster::wire::sign::Secret;
+
+const WORKERS: usize = 2;
+
+#[derive(Default)]
+struct Said {
+    waiting: BTreeSet<u32>,
+    joins: usize,
+}
+
+impl Sink for Said {
+    fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
+        assert!(workers != 0 && workers < 1 << WORKERS);
+        assert!(std::str::from_utf8(envelope.data).is_ok());
+    }
+
+    fn answer(&mut self, pusher: Pusher, _outcome: Outcome) {
+        assert!(self.waiting.remove(&pusher.ticket), "an answer that nobody waits for");
+    }
+
+    fn ready(&mut self, worker: usize, _interest: &Interest) {
+        assert!(worker < WORKERS && self.joins > 0);
+        self.joins -= 1;
+    }
+
+    fn canary(&mut self) {}
+
+    fn has_room(&self) -> bool {
+        true
+    }
+}
+
+struct Rig {
+    broker: Broker,
+    said: Said,
+    now_ms: u64,
+    tickets: u32,
+    has_asked: [bool; WORKERS],
+}
+
+impl Rig {
+    fn new() -> Self {
+        let project = Project {
+            pid: "p".into(),
+            secrets: vec![Secret::new(b"s")],
+            allowed_origins: None,
+            subscribe: SubscribePolicy::Any,
+        };
+        let broker = Broker::new(BrokerConfig {
+            node: NodeId::default(),
+            epoch: 1,
+            workers: WORKERS,
+            projects: Arc::new(Projects::new(vec![project]).expect("one pid")),
+            names: ChannelNames::new("x"),
+            credentials: Credentials { url: "redis://:p@h/1".parse().expect("a URL") },
+            queue_timeout_ms: 500,
+            max_envelope_bytes: 1_000,
+            hash_keys: (1, 2),
+            counters: Arc::default(),
+        });
+        let has_asked = [false; WORKERS];
+        Self { broker, said: Said::default(), now_ms: 0, tickets: 0, has_asked }
+    }
+
+    fn hear(&mut self, link: LinkName, bytes: &[u8]) {
+        if self.broker.handle_bytes(link, bytes, self.now_ms, &mut self.said).is_err() {
+            self.broker.handle_lost(&mut self.said);
+        }
+    }
+
+    fn tick(&mut self, ms: u64) {
+        self.now_ms += ms;
+        if self.broker.handle_tick(self.now_ms, &mut self.said).is_err() {
+            self.broker.handle_lost(&mut self.said);
+        }
+    }
+
+    fn push(&mut self) {
+        let envelope = Envelope {
+            origin: NodeId::default(),
+            epoch: 1,
+            seq: 0,
+            accepted_ms: 0,
+            id: MessageId(1),
+            ttl_ms: 0,
+            key: None,
+            pid: "p",
+            targets: Targets::default(),
+            data: b"1",
+        };
+        let mut publication = Publication::default();
+        publication.add_message(&ChannelNames::new("x"), Routing::Project, &envelope);
+        self.tickets += 1;
+        self.said.waiting.insert(self.tickets);
+        let pusher = Pusher { worker: 0, ticket: self.tickets };
+        self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
+    }
+
+    /// A worker asks once at a time, as `Wants` does.
+    fn ask(&mut self, worker: usize) {
+        let interest = Interest::Project(ProjectId(0));
+        let asked = &mut self.has_asked[worker];
+        *asked = !*asked;
+        let ask = if *asked {
+            self.said.joins += 1;
+            Ask::Join(interest)
+        } else if self.said.joins > 0 {
+            // It leaves only what is in force.
+            *asked = true;
+            return;
+        } else {
+            Ask::Leave(interest)
+        };
+        self.broker.handle_ask(worker, &ask, self.now_ms, &mut self.said);
+    }
+
+    /// Redis answers what it was asked, and brings back what was published.
+    fn talk(&mut self) {
+        for link in [LinkName::Subscribe, LinkName::Publish] {
+            let mut out = Vec::new();
+            self.broker.take_outgoing(link, &mut out, usize::MAX);
+            let (mut answers, mut messages) = (Vec::new(), Vec::new());
+            for command in commands(&out) {
+                match command[0] {
+                    b"SUBSCRIBE" => {
+                        for channel in &command[1..] {
+                            answers.extend_from_slice(b">3\r\n$9\r\nsubscribe\r\n");
+                            bulk(&mut answers, channel);
+                            answers.extend_from_slice(b":1\r\n");
+                        }
+                    }
+                    b"UNSUBSCRIBE" => {}
+                    b"PUBLISH" => {
+                        answers.extend_from_slice(b":1\r\n");
+                        messages.extend_from_slice(b">3\r\n$7\r\nmessage\r\n");
+                        bulk(&mut messages, command[1]);
+                        bulk(&mut messages, command[2]);
+                    }
+                    b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
+                    _ => answers.extend_from_slice(b"+OK\r\n"),
+                }
+            }
+            self.hear(link, &answers);
+            self.hear(LinkName::Subscribe, &messages);
+        }
+    }
+}
+
+/// The commands in what the broker wrote, which must be whole and well-formed.
+fn commands(mut bytes: &[u8]) -> Vec<Vec<&[u8]>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let count = number(&mut bytes, b'*');
+        let mut command = Vec::new();
+        for _ in 0..count {
+            let length = number(&mut bytes, b'$');
+            command.push(&bytes[..length]);
+            assert_eq!(&bytes[length..length + 2], b"\r\n");
+            bytes = &bytes[length + 2..];
+        }
+        found.push(command);
+    }
+    found
+}
+
+fn number(bytes: &mut &[u8], kind: u8) -> usize {
+    assert_eq!(bytes[0], kind);
+    let end = bytes.windows(2).position(|two| two == b"\r\n").expect("a line");
+    let digits = std::str::from_utf8(&bytes[1..end]).expect("digits");
+    *bytes = &bytes[end + 2..];
+    digits.parse().expect("a number")
+}
+
+fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub fn run(mut bytes: &[u8]) {
+    let mut rig = Rig::new();
+    while let Some((&event, rest)) = bytes.split_first() {
+        bytes = rest;
+        match event % 16 {
+            0..5 => rig.talk(),
+            5 => rig.broker.handle_open(rig.now_ms),
+            6 => rig.broker.handle_lost(&mut rig.said),
+            7..10 => rig.push(),
+            10 => rig.tick(u64::from(event) * 10),
+            11 => rig.tick(50),
+            12 => rig.ask(usize::from(event / 16) % WORKERS),
+            _ => {
+                let length = usize::from(event / 16 * 8).min(bytes.len());
+                let link = if event % 16 == 13 { LinkName::Publish } else { LinkName::Subscribe };
+                rig.hear(link, &bytes[..length]);
+                bytes = &bytes[length..];
+            }
+        }
+    }
+    // Links that end leave nobody waiting for a subscription, and time no push for its outcome.
+    rig.broker.handle_lost(&mut rig.said);
+    assert_eq!(rig.said.joins, 0);
+    rig.tick(10_000);
+    assert!(rig.said.waiting.is_empty(), "{:?}", rig.said.waiting);
+}

@@ -1,0 +1,327 @@
+use super::setting::parse_size;
+use super::*;
+
+const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379/0";
+
+fn config(line: &str) -> Result<Config, Exit> {
+    config_with(line, &[])
+}
+
+fn config_with(line: &str, env: &[(&str, &str)]) -> Result<Config, Exit> {
+    let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+    Config::from_args(&args, &|name| {
+        env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
+    })
+}
+
+fn error(result: Result<Config, Exit>) -> String {
+    let exit = result.unwrap_err();
+    assert_eq!(exit.code(), 2, "{exit}");
+    exit.to_string()
+}
+
+#[test]
+fn defaults() {
+    let config = config("").unwrap();
+    assert_eq!(config.node.value(), 1);
+    assert_eq!((config.ws_port, config.http_port, config.prometheus_port), (8812, 8912, 9091));
+    assert_eq!(config.bind, IpAddr::from([0, 0, 0, 0]));
+    assert_eq!((config.queue, config.env), (Queue::Local, Env::Dev));
+    assert!((1..=64).contains(&config.workers) && config.pin && !config.echo);
+    assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
+    assert_eq!((config.drain_ms, config.idle_timeout_ms), (10_000, 120_000));
+    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 75_000));
+    assert_eq!(config.linger_ms, 2_000);
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (1 << 20, 256 << 20));
+    assert_eq!(config.log, "info");
+    assert!(!config.demand_exp && config.warnings.is_empty());
+    assert!(config.projects_file.is_none());
+    assert_eq!((config.redis.to_string(), &*config.redis_prefix), (DEFAULT_REDIS.into(), "wsc"));
+    assert_eq!(config.redis, DEFAULT_REDIS.parse().unwrap());
+    assert_eq!((config.queue_timeout_ms, config.routing), (2_000, Routing::Project));
+    assert_eq!(config.idempotency_keys, 1_000_000);
+    let (_, project) = config.projects.find("1").unwrap();
+    assert_eq!((project.secrets.len(), config.projects.len()), (1, 1));
+    assert!(project.allowed_origins.is_none());
+}
+
+#[test]
+fn the_seeds_line_works_in_every_spelling() {
+    for line in [
+        "--node 200 --ws_port 8812 --http_port 8912 --queue local --env dev",
+        "--node 200 --ws-port 8812 --http-port 8912 --queue local --env dev",
+        "--node=200 --ws_port=8812 --http-port=8912 --queue=local --env=dev",
+    ] {
+        let config = config(line).unwrap();
+        assert_eq!((config.node.value(), config.ws_port, config.http_port), (200, 8812, 8912));
+    }
+}
+
+#[test]
+fn every_flag_is_taken() {
+    let config = config(
+        "--node 0 --ws_port 0 --http_port 0 --prometheus_port 0 --bind ::1 --queue redis \
+         --env test --workers 64 --pin false --max_connections 5 --max_http_connections 6 \
+         --drain_ms 0 --idle_timeout_ms 100 --request_timeout_ms 200 --keep_alive_ms 300 \
+         --linger_ms 0 --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
+         --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info \
+         --redis unix:///s?db=2 --redis_prefix A.b:c_d-9 --queue_timeout_ms 60000 --routing user \
+         --broker_thread true --idempotency_keys 1000",
+    )
+    .unwrap();
+    assert_eq!((config.node.value(), config.ws_port, config.http_port), (0, 0, 0));
+    assert_eq!((config.prometheus_port, config.bind.to_string()), (0, "::1".into()));
+    assert_eq!((config.env, config.workers, config.pin), (Env::Test, 64, false));
+    assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
+    assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
+    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
+    assert_eq!((config.linger_ms, config.limits.message_bytes), (0, 1 << 10));
+    assert_eq!(config.limits.body_bytes, 2 << 20);
+    assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (8 << 10, 1 << 30));
+    assert!(config.echo && !config.demand_exp && config.projects.find("1").is_some());
+    assert_eq!(config.log, "ws_cluster=debug,info");
+    assert_eq!((config.queue, config.redis.to_string()), (Queue::Redis, "unix:///s?db=2".into()));
+    assert_eq!((&*config.redis_prefix, config.queue_timeout_ms), ("A.b:c_d-9", 60_000));
+    assert_eq!((config.routing, config.broker_thread), (Routing::User, true));
+    assert_eq!((config.idempotency_keys, config.warnings.len()), (1_000, 0));
+}
+
+#[test]
+fn the_environment_counts_where_no_flag_was_given() {
+    let env = [("WS_CLUSTER_WS_PORT", "1"), ("WS_CLUSTER_NODE", "7"), ("WS_CLUSTER_LOG", "")];
+    let config = config_with("--ws_port 2", &env).unwrap();
+    assert_eq!((config.ws_port, config.node.value(), &*config.log), (2, 7, "info"));
+    assert!(config_with("", &[("WS_CLUSTER_ECHO", "true")]).unwrap().echo);
+    assert!(!config_with("--echo=false", &[]).unwrap().echo);
+    assert!(!config_with("", &[("WS_CLUSTER_PIN", "0")]).unwrap().pin);
+    assert_eq!(
+        error(config_with("", &[("WS_CLUSTER_WS_PORT", "abc")])),
+        "ws-cluster: WS_CLUSTER_WS_PORT 'abc' is not a port: give a number from 0 to 65535, \
+         e.g. WS_CLUSTER_WS_PORT=8812"
+    );
+    assert_eq!(
+        error(config_with("", &[("WS_CLUSTER_QUEUE", "redis-stream")])),
+        "ws-cluster: WS_CLUSTER_QUEUE=redis-stream comes with a later version: use \
+         WS_CLUSTER_QUEUE=redis or local"
+    );
+}
+
+#[test]
+fn help_and_version_end_with_0() {
+    for line in ["-h", "--help", "--ws_port 1 --help"] {
+        let exit = config(line).unwrap_err();
+        assert!(matches!(exit, Exit::Help(_)) && exit.code() == 0);
+        let text = exit.to_string();
+        for part in [
+            "--worker-outbox-bytes",
+            "WS_CLUSTER_WS_PORT",
+            "WS_CLUSTER_REDIS",
+            "[[project]]",
+            "--ws_port",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+    let exit = config("--version").unwrap_err();
+    assert_eq!(exit.code(), 0);
+    assert_eq!(exit.to_string(), format!("ws-cluster {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn every_wrong_value_names_itself_and_the_fix() {
+    let ms = "a time in milliseconds: give a number from";
+    for (flag, bad, what) in [
+        ("node", "1024", "a node number: give a number from 0 to 1023, e.g. --node 1"),
+        ("node", "-1", "a node number: give a number from 0 to 1023, e.g. --node 1"),
+        ("ws_port", "abc", "a port: give a number from 0 to 65535, e.g. --ws_port 8812"),
+        ("ws_port", "+1", "a port: give a number from 0 to 65535, e.g. --ws_port 8812"),
+        ("http_port", "65536", "a port: give a number from 0 to 65535, e.g. --http_port 8912"),
+        ("prometheus_port", "9e3", "a port: give a number from 0 to 65535, e.g. --p"),
+        ("bind", "localhost", "an IP address: give an IPv4 or IPv6 address"),
+        ("queue", "kafka", "a queue: give local or redis, e.g. --queue local"),
+        ("env", "staging", "an environment: give dev, test or prod, e.g. --env dev"),
+        ("env", "Prod", "an environment: give dev, test or prod, e.g. --env dev"),
+        ("workers", "0", "a number of workers: give a number from 1 to 64"),
+        ("workers", "65", "a number of workers: give a number from 1 to 64"),
+        ("pin", "yes", "true or false: give one of the two, e.g. --pin true"),
+        ("max_connections", "1M", "a number of connections: give a number from 1 to"),
+        ("max_http_connections", "0", "a number of connections: give a number from 1 to"),
+        ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 10000")),
+        ("idle_timeout_ms", "99", &format!("{ms} 100 to 86400000, e.g. --idle")),
+        ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
+        ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 75000")),
+        ("linger_ms", "86400001", &format!("{ms} 0 to 86400000, e.g. --linger_ms 2000")),
+        ("max_message_bytes", "127", "a size: give bytes from 128 to 1073741824, or a number"),
+        ("max_body_bytes", "2G", "a size: give bytes from 1024 to 1073741824, or a number"),
+        ("outbox_bytes", "1KB", "a size: give bytes from 4096 to 1073741824, or a number"),
+        ("worker_outbox_bytes", "99999999999G", "a size: give bytes from 4096 to"),
+        (
+            "redis_prefix",
+            "{a}",
+            "a prefix of names in Redis: give 1 to 64 of A-Z a-z 0-9 _ . : and",
+        ),
+        ("redis_prefix", &"x".repeat(65), "a prefix of names in Redis: give 1 to 64 of"),
+        ("queue_timeout_ms", "99", &format!("{ms} 100 to 60000, e.g. --queue_timeout_ms 2000")),
+        ("queue_timeout_ms", "60001", &format!("{ms} 100 to 60000, e.g. --queue_timeout_ms")),
+        ("routing", "tag", "a routing: give project, or user for a channel per connected user"),
+        ("broker_thread", "on", "true or false: give one of the two, e.g. --broker_thread"),
+        ("idempotency_keys", "999", "a number of keys: give a number from 1000 to 100000000, e.g."),
+        ("idempotency_keys", "100000001", "a number of keys: give a number from 1000 to 1000000"),
+        ("log", "info=loud", "a log filter: give a level"),
+    ] {
+        let text = error(config(&format!("--{flag} {bad}")));
+        let wanted = format!("ws-cluster: --{flag} '{bad}' is not {what}");
+        assert!(text.starts_with(&wanted), "{text}\n{wanted}");
+    }
+    let text = error(config("--echo=loud"));
+    assert!(text.starts_with("ws-cluster: --echo 'loud' is not true or false"), "{text}");
+    let text = error(config("--projects /nowhere/p.toml"));
+    assert!(text.starts_with("ws-cluster: --projects '/nowhere/p.toml' cannot be"), "{text}");
+}
+
+#[test]
+fn unknown_and_broken_arguments() {
+    for (line, part) in [
+        ("--nope 1", "Unrecognized argument: --nope"),
+        ("stray", "Unrecognized argument: stray"),
+        ("--ws_port", "No value provided for option '--ws-port'"),
+        ("--node 1 --node 2", "'--node'"),
+    ] {
+        let text = error(config(line));
+        assert!(text.starts_with("ws-cluster: ") && text.contains(part), "{text}");
+        assert!(text.ends_with(": ws-cluster --help lists the arguments"), "{text}");
+    }
+}
+
+#[test]
+fn values_that_contradict_each_other() {
+    assert_eq!(
+        error(config("--queue redis-stream")),
+        "ws-cluster: --queue redis-stream comes with a later version: use --queue redis or local"
+    );
+    assert_eq!(
+        error(config("--workers 4 --broker_thread false")),
+        "ws-cluster: --broker_thread false needs a single worker, whose thread the broker shares, \
+         and there are 4: leave it out, or give --workers 1"
+    );
+    assert_eq!(
+        error(config("--http_port 8812")),
+        "ws-cluster: --ws_port and --http_port are both 8812: give each its own port, e.g. \
+         --http_port 8912"
+    );
+    let text = error(config("--outbox_bytes 2M --worker_outbox_bytes 1M"));
+    assert!(text.contains("give --worker_outbox_bytes at least that much"), "{text}");
+    let text = error(config("--env prod --echo"));
+    assert!(text.starts_with("ws-cluster: --echo is refused with --env prod"), "{text}");
+    let text = error(config("--env prod"));
+    assert!(text.starts_with("ws-cluster: --env prod needs a projects file"), "{text}");
+}
+
+#[test]
+fn the_broker_has_a_thread_where_there_are_two_workers() {
+    for (line, own) in [
+        ("--workers 1", false),
+        ("--workers 1 --broker_thread false", false),
+        ("--workers 1 --broker_thread true", true),
+        ("--workers 2", true),
+        ("--workers 2 --broker_thread true", true),
+    ] {
+        assert_eq!(config(line).unwrap().broker_thread, own, "{line}");
+    }
+    let text = error(config_with("--workers 2", &[("WS_CLUSTER_BROKER_THREAD", "0")]));
+    assert!(text.starts_with("ws-cluster: WS_CLUSTER_BROKER_THREAD=false needs a sing"), "{text}");
+}
+
+#[test]
+fn a_redis_password_is_shown_nowhere_and_belongs_in_the_environment() {
+    let secret = "redis://app:hunter2@host";
+    let starts = |config: &Config, wanted: &[&str]| {
+        assert_eq!(config.warnings.len(), wanted.len(), "{:?}", config.warnings);
+        for (warning, start) in config.warnings.iter().zip(wanted) {
+            assert!(warning.starts_with(start), "{warning}");
+        }
+        let debug = format!("{config:?} {config:#?}");
+        assert!(debug.contains("Some(***)") && !debug.contains("hunter2"), "{debug}");
+    };
+    let by_flag = format!("--redis {secret}");
+    let has = "--redis has a password in it, which every user of this machine can read";
+    starts(&config(&format!("--queue redis {by_flag}")).unwrap(), &[has]);
+    starts(&config(&by_flag).unwrap(), &[has, "--redis has no effect with --queue local: give"]);
+    let env = [("WS_CLUSTER_REDIS", secret)];
+    let by_env = config_with("--queue redis", &env).unwrap();
+    assert_eq!(by_env.redis.password.as_ref().unwrap().expose(), "hunter2");
+    starts(&by_env, &[]);
+    let local = config_with("", &env).unwrap();
+    starts(&local, &["WS_CLUSTER_REDIS has no effect with --queue local"]);
+    assert!(config_with("", &[("WS_CLUSTER_REDIS", "")]).unwrap().warnings.is_empty());
+}
+
+#[test]
+fn a_wrong_redis_url_names_the_flag_and_the_fix_and_no_password() {
+    for (url, part) in [
+        ("host:6379", "it has no scheme; give redis://host:port"),
+        ("app:hunter2@host:6379", "it has no scheme; give redis://host:port"),
+        ("rediss://:hunter2@host", "TLS (rediss://) is not served; put stunnel"),
+        ("redis://app:hunter2", "its port is not a number from 1 to 65535; give"),
+        ("redis://:hunter2@", "its host is missing"),
+        ("redis://:hun/ter2@host", "an @ or a # comes too late; write / as %2F"),
+    ] {
+        let text = error(config(&format!("--redis {url}")));
+        let wanted = format!("ws-cluster: --redis is not a URL of a Redis server: {part}");
+        assert!(text.starts_with(&wanted) && !text.contains("ter2"), "{text}\n{wanted}");
+        let text = error(config_with("", &[("WS_CLUSTER_REDIS", url)]));
+        assert!(text.starts_with("ws-cluster: WS_CLUSTER_REDIS is not a URL of a Re"), "{text}");
+        assert!(text.contains(part) && !text.contains("ter2"), "{text}");
+    }
+    for line in ["redis://:hunter2@host", "--rediss=redis://:hunter2@host", "a:hunter2@host"] {
+        let text = error(config(line));
+        assert!(text.contains("Unrecognized") && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn prod_demands_exp_and_warns() {
+    let file = std::env::temp_dir().join(format!("ws-cluster-{}.toml", std::process::id()));
+    let text = "[[project]]\npid = 'shop'\nsecrets = ['short', 'dev-secret', \
+                '0123456789abcdef']\n[[project]]\npid = 'ok'\nsecrets = \
+                ['0123456789abcdef']\nallowed_origins = []\n";
+    std::fs::write(&file, text).unwrap();
+    let config = config(&format!("--env prod --projects {}", file.display()));
+    std::fs::remove_file(&file).unwrap();
+    let config = config.unwrap();
+    assert!(config.demand_exp && config.projects.find("1").is_none());
+    assert_eq!(config.projects_file.as_deref(), Some(&*file));
+    let starts = [
+        "project 'shop' has no allowed_origins",
+        "secret 1 of project 'shop' is shorter than 16 bytes",
+        "secret 2 of project 'shop' is the published dev-secret",
+    ];
+    assert_eq!(config.warnings.len(), starts.len(), "{:?}", config.warnings);
+    for (warning, start) in config.warnings.iter().zip(starts) {
+        assert!(warning.starts_with(start), "{warning}");
+    }
+    let debug = format!("{config:?}");
+    assert!(!debug.contains("0123456789abcdef") && !debug.contains("'short'"), "{debug}");
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [
+        ("0", Some(0)),
+        ("65536", Some(65_536)),
+        ("64K", Some(65_536)),
+        ("64kib", Some(65_536)),
+        ("2M", Some(2 << 20)),
+        ("3GiB", Some(3 << 30)),
+        ("", None),
+        ("K", None),
+        ("-1", None),
+        ("1.5M", None),
+        ("1 M", None),
+        ("1T", None),
+        ("18446744073709551615G", None),
+    ] {
+        assert_eq!(parse_size(text), bytes, "{text}");
+    }
+}

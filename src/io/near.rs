@@ -1,0 +1,69 @@
+//! The broker on the thread of the node's only worker: nothing is handed over.
+
+use super::core::Core;
+use super::queue::Host;
+use super::sys;
+use crate::state::broker::{Broker, Outcome, Pusher, Sink};
+use crate::state::wants::Interest;
+use crate::wire::envelope::Envelope;
+use std::cell::Cell;
+use std::rc::Rc;
+
+pub struct Near {
+    core: Rc<Core>,
+    /// The canary came by.
+    has_canary: Cell<bool>,
+}
+
+impl Near {
+    pub fn new(core: Rc<Core>) -> Self {
+        Self { core, has_canary: Cell::new(false) }
+    }
+}
+
+impl Host for Near {
+    fn sink(&self) -> impl Sink + '_ {
+        NearSink { near: self, now_ms: None }
+    }
+
+    fn hear(&self, broker: &mut Broker, now_ms: u64) {
+        if self.has_canary.take() {
+            broker.handle_canary_seen(0, now_ms);
+        }
+    }
+
+    fn wake(&self) {}
+
+    async fn wait_for_room(&self) {
+        self.core.wait_for_room().await;
+    }
+}
+
+struct NearSink<'a> {
+    near: &'a Near,
+    /// Read once for all that is delivered in one go.
+    now_ms: Option<u64>,
+}
+
+impl Sink for NearSink<'_> {
+    fn deliver(&mut self, _workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
+        let now_ms = *self.now_ms.get_or_insert_with(sys::now_ms);
+        self.near.core.deliver(envelope, now_ms);
+    }
+
+    fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
+        self.near.core.tickets.answer(pusher.ticket, outcome);
+    }
+
+    fn ready(&mut self, _worker: usize, interest: &Interest) {
+        self.near.core.handle_ready(interest);
+    }
+
+    fn canary(&mut self) {
+        self.near.has_canary.set(true);
+    }
+
+    fn has_room(&self) -> bool {
+        !self.near.core.engine.borrow().worker.is_full()
+    }
+}

@@ -1,0 +1,284 @@
+//! Between the broker's thread and the workers': one pair of single-producer rings for each worker,
+//! and a bell on either side.
+
+use super::mailbox::Bell;
+use super::queue::Host;
+use crate::state::broker::{Broker, Outcome, Pusher, Sink};
+use crate::state::counters::BrokerCounters;
+use crate::state::wants::{Ask, Interest};
+use crate::wire::envelope::Envelope;
+use crate::wire::publication::Publication;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Words that may wait from a worker to the broker; beyond, pushes are answered 503.
+const TO_BROKER_ENTRIES: usize = 4096;
+/// Words that may wait from the broker to a worker; beyond, messages are dropped and counted.
+const TO_WORKER_ENTRIES: usize = 8192;
+/// Bytes of messages that may wait for a worker; beyond, likewise.
+const WAITING_BYTES: usize = 64 << 20;
+
+#[derive(Debug)]
+enum ToBroker {
+    Publish(Publication, u32),
+    Ask(Ask),
+    CanarySeen,
+}
+
+/// What the broker tells a worker.
+#[derive(Debug)]
+pub enum ToWorker {
+    Deliver(Arc<[u8]>),
+    Answer(u32, Outcome),
+    Ready(Interest),
+    Canary,
+}
+
+/// A worker's end.
+#[derive(Debug)]
+pub struct WorkerPort {
+    to_broker: Producer<ToBroker>,
+    from_broker: Consumer<ToWorker>,
+    broker_bell: Arc<Bell>,
+    bell: Arc<Bell>,
+    /// Asks for which the ring had no room, in order. While there are any the broker sends this
+    /// worker everything.
+    late_asks: VecDeque<Ask>,
+    is_unsure: Arc<AtomicBool>,
+}
+
+impl WorkerPort {
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Hands a message over, to be answered with [`ToWorker::Answer`]; gives it back where there is
+    /// no room.
+    pub fn publish(&mut self, publication: Publication, ticket: u32) -> Result<(), Publication> {
+        match self.to_broker.push(ToBroker::Publish(publication, ticket)) {
+            Ok(()) => {
+                self.broker_bell.ring();
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(ToBroker::Publish(publication, _))) => Err(publication),
+            Err(_) => Err(Publication::default()),
+        }
+    }
+
+    pub fn ask(&mut self, ask: Ask) {
+        self.late_asks.push_back(ask);
+        self.send_late_asks();
+    }
+
+    /// Tries again to hand over what there was no room for.
+    pub fn send_late_asks(&mut self) {
+        while let Some(ask) = self.late_asks.pop_front() {
+            if let Err(rtrb::PushError::Full(ToBroker::Ask(ask))) =
+                self.to_broker.push(ToBroker::Ask(ask))
+            {
+                self.late_asks.push_front(ask);
+                break;
+            }
+            self.broker_bell.ring();
+        }
+        self.is_unsure.store(!self.late_asks.is_empty(), Ordering::SeqCst);
+    }
+
+    pub fn say_canary_seen(&mut self) {
+        // The next one comes in a second.
+        if self.to_broker.push(ToBroker::CanarySeen).is_ok() {
+            self.broker_bell.ring();
+        }
+    }
+
+    pub fn receive(&mut self) -> Option<ToWorker> {
+        let word = self.from_broker.pop().ok()?;
+        if let ToWorker::Deliver(envelope) = &word {
+            self.bell.take_bytes(envelope.len());
+        }
+        Some(word)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.from_broker.is_empty()
+    }
+}
+
+/// The broker's end of one worker's pair.
+#[derive(Debug)]
+struct BrokerPort {
+    from_worker: Consumer<ToBroker>,
+    to_worker: Producer<ToWorker>,
+    worker_bell: Arc<Bell>,
+    is_unsure: Arc<AtomicBool>,
+    /// Answers for which the ring had no room: none is ever lost.
+    late: VecDeque<ToWorker>,
+    /// Something was put in the ring since the bell was rung.
+    is_due: bool,
+}
+
+impl BrokerPort {
+    /// Tells the worker something that must not be lost.
+    fn tell(&mut self, word: ToWorker) {
+        self.late.push_back(word);
+        self.send_late();
+    }
+
+    fn send_late(&mut self) {
+        while let Some(word) = self.late.pop_front() {
+            if let Err(rtrb::PushError::Full(word)) = self.to_worker.push(word) {
+                self.late.push_front(word);
+                break;
+            }
+        }
+        self.is_due = true;
+    }
+
+    /// Hands a message over; `false`: there is no room.
+    fn deliver(&mut self, envelope: &Arc<[u8]>) -> bool {
+        let has_room = self.late.is_empty() && self.worker_bell.waiting_bytes() <= WAITING_BYTES;
+        if !has_room || self.to_worker.is_full() {
+            return false;
+        }
+        self.worker_bell.add_bytes(envelope.len());
+        let pushed = self.to_worker.push(ToWorker::Deliver(Arc::clone(envelope)));
+        debug_assert!(pushed.is_ok(), "there was room");
+        self.is_due = true;
+        true
+    }
+}
+
+/// The broker's ends of all pairs: where a broker lives that has a thread of its own.
+#[derive(Debug)]
+pub struct Far {
+    ports: RefCell<Vec<BrokerPort>>,
+    bell: Arc<Bell>,
+    counters: Arc<BrokerCounters>,
+}
+
+/// Both ends for all workers of a node. To be called before the threads have their own tables.
+pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<WorkerPort>, Far)> {
+    let broker_bell = Arc::new(Bell::new()?);
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    for _ in 0..workers {
+        let bell = Arc::new(Bell::new()?);
+        let is_unsure = Arc::new(AtomicBool::new(false));
+        let (to_broker, from_worker) = RingBuffer::new(TO_BROKER_ENTRIES);
+        let (to_worker, from_broker) = RingBuffer::new(TO_WORKER_ENTRIES);
+        near.push(WorkerPort {
+            to_broker,
+            from_broker,
+            broker_bell: Arc::clone(&broker_bell),
+            bell: Arc::clone(&bell),
+            late_asks: VecDeque::new(),
+            is_unsure: Arc::clone(&is_unsure),
+        });
+        far.push(BrokerPort {
+            from_worker,
+            to_worker,
+            worker_bell: bell,
+            is_unsure,
+            late: VecDeque::new(),
+            is_due: false,
+        });
+    }
+    let counters = Arc::clone(counters);
+    Ok((near, Far { ports: RefCell::new(far), bell: broker_bell, counters }))
+}
+
+impl Far {
+    pub fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
+    /// Whether no worker has said anything.
+    pub fn is_quiet(&self) -> bool {
+        self.ports.borrow().iter().all(|port| port.from_worker.is_empty())
+    }
+}
+
+impl Host for Far {
+    fn sink(&self) -> impl Sink + '_ {
+        FarSink(self)
+    }
+
+    fn hear(&self, broker: &mut Broker, now_ms: u64) {
+        let workers = self.ports.borrow().len();
+        let mut unsure = 0;
+        for worker in 0..workers {
+            // Looked at before the ring: what is not in the ring by then was flagged before.
+            if self.ports.borrow()[worker].is_unsure.load(Ordering::SeqCst) {
+                unsure |= 1 << worker;
+            }
+            loop {
+                let word = self.ports.borrow_mut()[worker].from_worker.pop();
+                match word {
+                    Ok(ToBroker::Publish(mut publication, ticket)) => {
+                        let pusher = Pusher { worker, ticket };
+                        broker.handle_publish(&mut publication, pusher, now_ms, &mut FarSink(self));
+                    }
+                    Ok(ToBroker::Ask(ask)) => {
+                        broker.handle_ask(worker, &ask, now_ms, &mut FarSink(self));
+                    }
+                    Ok(ToBroker::CanarySeen) => broker.handle_canary_seen(worker, now_ms),
+                    Err(_) => break,
+                }
+            }
+            let port = &mut self.ports.borrow_mut()[worker];
+            if !port.late.is_empty() {
+                port.send_late();
+            }
+        }
+        broker.set_unsure(unsure);
+    }
+
+    fn wake(&self) {
+        for port in self.ports.borrow_mut().iter_mut() {
+            if std::mem::take(&mut port.is_due) {
+                port.worker_bell.ring();
+            }
+        }
+    }
+
+    /// A full ring drops; the link is always read, Redis cuts slow subscribers.
+    async fn wait_for_room(&self) {}
+}
+
+struct FarSink<'a>(&'a Far);
+
+impl Sink for FarSink<'_> {
+    fn deliver(&mut self, mut workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
+        let envelope: Arc<[u8]> = Arc::from(bytes);
+        let mut ports = self.0.ports.borrow_mut();
+        while workers != 0 {
+            let worker = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            if !ports[worker].deliver(&envelope) {
+                self.0.counters.worker_full.add(1);
+            }
+        }
+    }
+
+    fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
+        let word = ToWorker::Answer(pusher.ticket, outcome);
+        self.0.ports.borrow_mut()[pusher.worker].tell(word);
+    }
+
+    fn ready(&mut self, worker: usize, interest: &Interest) {
+        self.0.ports.borrow_mut()[worker].tell(ToWorker::Ready(interest.clone()));
+    }
+
+    fn canary(&mut self) {
+        for port in self.0.ports.borrow_mut().iter_mut() {
+            port.tell(ToWorker::Canary);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,339 @@
+//! The broker at work: keeps its two links to Redis open, and lets its thread's time pass.
+
+use super::port::Far;
+use super::redis;
+use super::shared::Shared;
+use super::sys;
+use super::wake::{EventFd, Flag, Waiters, duplicate, yield_now};
+use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink};
+use crate::state::counters::BrokerCounters;
+use crate::state::wants::Ask;
+use crate::types::NodeId;
+use crate::wire::publication::Publication;
+use crate::wire::redis_url::RedisUrl;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often the broker's deadlines are looked at.
+pub(super) const TICK_MS: u64 = 50;
+/// The pause after the first failed attempt; it doubles with each that follows. Half of it is
+/// random, so that the nodes of a cluster do not come back all at once.
+const BACKOFF_MS: u64 = 100;
+const MAX_BACKOFF_MS: u64 = 500;
+/// An attempt that fails for the reason of the one before, and any other trouble that repeats, is
+/// logged so often.
+const WARNING_EVERY: Duration = Duration::from_secs(10);
+/// Gaps that are logged one by one after a reconnect; of more, the sum.
+const GAPS_LOGGED: usize = 20;
+
+/// The thread that a broker lives on: with its workers on other threads, or with its only one.
+pub trait Host: 'static {
+    fn sink(&self) -> impl Sink + '_;
+    /// Brings what the workers said before now to the broker.
+    fn hear(&self, broker: &mut Broker, now_ms: u64);
+    /// Wakes those to whom the sink had something to say.
+    fn wake(&self);
+    /// Returns when [`Sink::has_room`] may be true again.
+    fn wait_for_room(&self) -> impl Future<Output = ()>;
+}
+
+/// A broker, its links and its host.
+pub struct Driver<H> {
+    broker: RefCell<Broker>,
+    host: H,
+    shared: Arc<Shared>,
+    counters: Arc<BrokerCounters>,
+    url: RedisUrl,
+    started: Instant,
+    /// Something is to be written, by link.
+    outgoing: [Flag; 2],
+    /// The tasks of the links are to end, or have: the reason, and how many are left.
+    is_ending: Cell<bool>,
+    error: RefCell<Option<LinkError>>,
+    failed: Flag,
+    tasks: Cell<usize>,
+    task_ended: Waiters,
+    gaps: RefCell<Gaps>,
+    /// When each kind of trouble was last logged.
+    logged: RefCell<[Option<Instant>; 4]>,
+}
+
+/// Gaps since the links came up: each is logged once, many of them in sum.
+#[derive(Default)]
+struct Gaps {
+    logged: usize,
+    unlogged: usize,
+    messages: u64,
+}
+
+/// Runs a broker on a thread of its own, for as long as the node lives.
+pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
+    let mut eventfd = EventFd::new(duplicate(driver.host.bell().eventfd())?)?;
+    monoio::spawn(Rc::clone(&driver).run());
+    let ticking = Rc::clone(&driver);
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+            ticking.handle_tick();
+        }
+    });
+    loop {
+        driver.hear();
+        driver.host.bell().fall_asleep();
+        if driver.host.is_quiet() {
+            eventfd.wait().await;
+        } else {
+            yield_now().await;
+        }
+    }
+}
+
+impl<H: Host> Driver<H> {
+    pub fn new(broker: Broker, host: H, shared: Arc<Shared>, url: RedisUrl) -> Rc<Self> {
+        shared.queue.set_down("connecting to Redis");
+        Rc::new(Self {
+            broker: RefCell::new(broker),
+            host,
+            counters: Arc::clone(&shared.broker_counters),
+            shared,
+            url,
+            started: Instant::now(),
+            outgoing: Default::default(),
+            is_ending: Cell::new(false),
+            error: RefCell::default(),
+            failed: Flag::default(),
+            tasks: Cell::new(0),
+            task_ended: Waiters::default(),
+            gaps: RefCell::default(),
+            logged: RefCell::default(),
+        })
+    }
+
+    pub(super) fn host(&self) -> &H {
+        &self.host
+    }
+
+    /// Keeps the links open for as long as the node lives.
+    pub async fn run(self: Rc<Self>) {
+        let mut attempts = 0;
+        let mut last_warning: Option<(LinkError, Instant)> = None;
+        loop {
+            let error = self.live_once().await;
+            let was_ready = self.broker.borrow().is_ready();
+            self.shared.queue.set_down(&error.to_string());
+            {
+                let mut broker = self.broker.borrow_mut();
+                broker.handle_lost(&mut self.host.sink());
+                self.host.wake();
+                self.log_events(&mut broker);
+            }
+            attempts = if was_ready { 0 } else { attempts + 1 };
+            if was_ready {
+                self.counters.losses.add(1);
+            }
+            let is_repeated = last_warning
+                .as_ref()
+                .is_some_and(|(last, at)| *last == error && at.elapsed() < WARNING_EVERY);
+            if was_ready || !is_repeated {
+                tracing::warn!(%error, "the queue is down: pushes get 503 until it is back");
+                last_warning = Some((error, Instant::now()));
+            }
+            let backoff_ms = (BACKOFF_MS << attempts.min(8)).min(MAX_BACKOFF_MS);
+            let jittered_ms = backoff_ms / 2 + sys::random_u64() % (backoff_ms / 2);
+            monoio::time::sleep(Duration::from_millis(jittered_ms)).await;
+        }
+    }
+
+    /// One life of the links; why it ended.
+    async fn live_once(self: &Rc<Self>) -> LinkError {
+        self.is_ending.set(false);
+        self.error.take();
+        let mut closers = Vec::new();
+        for link in [LinkName::Subscribe, LinkName::Publish] {
+            self.tasks.set(self.tasks.get() + 2);
+            match redis::open(self, link, &self.url).await {
+                Ok(closer) => closers.push(closer),
+                Err(error) => {
+                    self.tasks.set(self.tasks.get() - 2);
+                    self.fail(error);
+                    break;
+                }
+            }
+        }
+        if closers.len() == 2 {
+            self.broker.borrow_mut().handle_open(self.now_ms());
+            self.outgoing.iter().for_each(Flag::raise);
+        }
+        // The flag may be left over from the last life.
+        while self.error.borrow().is_none() {
+            poll_fn(|context| self.failed.poll(context)).await;
+        }
+        self.is_ending.set(true);
+        drop(closers);
+        self.outgoing.iter().for_each(Flag::raise);
+        self.task_ended.wait_until(|| self.tasks.get() == 0).await;
+        self.error.take().unwrap_or(LinkError::Closed)
+    }
+
+    fn fail(&self, error: LinkError) {
+        self.error.borrow_mut().get_or_insert(error);
+        self.failed.raise();
+    }
+
+    /// A task of a link is over.
+    pub(super) fn handle_task_end(&self, result: Result<(), LinkError>) {
+        self.tasks.set(self.tasks.get() - 1);
+        if let Err(error) = result
+            && !self.is_ending()
+        {
+            self.fail(error);
+        }
+        self.task_ended.wake_all();
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.get()
+    }
+
+    pub(super) fn outgoing(&self, link: LinkName) -> &Flag {
+        &self.outgoing[link as usize]
+    }
+
+    pub(super) fn take_outgoing(&self, link: LinkName, out: &mut Vec<u8>, max: usize) {
+        self.broker.borrow_mut().take_outgoing(link, out, max);
+    }
+
+    // What goes in.
+
+    pub(super) fn handle_bytes(&self, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
+        self.with_broker(|broker, now_ms, sink| {
+            self.host.hear(broker, now_ms);
+            broker.handle_bytes(link, bytes, now_ms, sink)
+        })
+    }
+
+    /// Publishes a message; the outcome goes to the host's sink.
+    pub(super) fn publish(&self, publication: &mut Publication, pusher: Pusher) {
+        self.with_broker(|broker, now_ms, sink| {
+            broker.handle_publish(publication, pusher, now_ms, sink);
+        });
+    }
+
+    pub(super) fn ask(&self, worker: usize, ask: &Ask) {
+        self.with_broker(|broker, now_ms, sink| broker.handle_ask(worker, ask, now_ms, sink));
+    }
+
+    pub(super) fn hear(&self) {
+        self.with_broker(|broker, now_ms, _| self.host.hear(broker, now_ms));
+    }
+
+    pub(super) fn handle_tick(&self) {
+        let result = self.with_broker(|broker, now_ms, sink| {
+            self.host.hear(broker, now_ms);
+            let result = broker.handle_tick(now_ms, sink);
+            if result.is_ok() && broker.is_ready() {
+                match broker.stuck_worker(now_ms) {
+                    Some(worker) => self.shared.queue.set_stuck(worker),
+                    None => self.shared.queue.set_ready(),
+                }
+            }
+            result
+        });
+        if let Err(error) = result {
+            self.fail(error);
+        }
+        self.log_unlogged_gaps();
+    }
+
+    fn with_broker<R>(&self, act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R) -> R {
+        let mut broker = self.broker.borrow_mut();
+        let result = act(&mut broker, self.now_ms(), &mut self.host.sink());
+        self.host.wake();
+        for link in [LinkName::Publish, LinkName::Subscribe] {
+            if broker.has_outgoing(link) {
+                self.outgoing(link).raise();
+            }
+        }
+        self.log_events(&mut broker);
+        result
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn log_events(&self, broker: &mut Broker) {
+        for event in broker.take_events() {
+            match event {
+                Event::Ready { resent, channels } => {
+                    self.gaps.take();
+                    self.shared.queue.set_ready();
+                    tracing::info!(url = %self.url, resent, channels, "the queue is up");
+                }
+                Event::Missed { origin, channel, missed } => {
+                    self.log_gap(origin, &channel, missed);
+                }
+                Event::Malformed { channel, error } if self.may_log(0) => {
+                    let channel = String::from_utf8_lossy(&channel);
+                    tracing::warn!(%channel, %error, "what came on a channel is no envelope");
+                }
+                Event::TooBig { channel, bytes } if self.may_log(1) => {
+                    let channel = String::from_utf8_lossy(&channel);
+                    tracing::warn!(
+                        %channel,
+                        bytes,
+                        "an envelope is dropped: give all nodes the same --max_body_bytes"
+                    );
+                }
+                Event::SameNode if self.may_log(2) => {
+                    let node = self.shared.settings.node;
+                    tracing::error!(
+                        %node,
+                        "another process has this node's number: give each its own --node"
+                    );
+                }
+                Event::Refused { error } if self.may_log(3) => {
+                    tracing::warn!(%error, "Redis refused a PUBLISH: the push gets 503");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether trouble of this kind was not logged lately: a peer must not fill the log. All of it
+    /// is counted.
+    fn may_log(&self, kind: usize) -> bool {
+        let last = &mut self.logged.borrow_mut()[kind];
+        let may_log = last.is_none_or(|last| last.elapsed() >= WARNING_EVERY);
+        if may_log {
+            *last = Some(Instant::now());
+        }
+        may_log
+    }
+
+    fn log_gap(&self, origin: NodeId, channel: &[u8], missed: u64) {
+        let mut gaps = self.gaps.borrow_mut();
+        if gaps.logged < GAPS_LOGGED {
+            gaps.logged += 1;
+            let channel = String::from_utf8_lossy(channel);
+            tracing::warn!(%origin, %channel, missed, "messages were missed while a link was down");
+        } else {
+            gaps.unlogged += 1;
+            gaps.messages += missed;
+        }
+    }
+
+    /// Those gaps that were too many to be logged one by one.
+    fn log_unlogged_gaps(&self) {
+        let mut gaps = self.gaps.borrow_mut();
+        let (channels, missed) =
+            (std::mem::take(&mut gaps.unlogged), std::mem::take(&mut gaps.messages));
+        if missed > 0 {
+            tracing::warn!(channels, missed, "messages were missed on further channels");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Pushes of one worker that wait for the queue's answer.
+
+use crate::state::broker::Outcome;
+use slab::Slab;
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+/// So many pushes of a worker may wait; beyond, they are refused.
+const MAX_WAITING: usize = 65_536;
+
+#[derive(Debug)]
+enum State {
+    Waiting(Option<Waker>),
+    Answered(Outcome),
+    /// Nobody waits any more; the answer is still to come.
+    Abandoned,
+}
+
+#[derive(Debug, Default)]
+pub struct Tickets(RefCell<Slab<State>>);
+
+impl Tickets {
+    /// A place to wait for an answer; `None`: too many wait already.
+    pub fn issue(&self) -> Option<Ticket<'_>> {
+        let mut states = self.0.borrow_mut();
+        if states.len() >= MAX_WAITING {
+            return None;
+        }
+        Some(Ticket { tickets: self, key: states.insert(State::Waiting(None)) })
+    }
+
+    /// The answer to a ticket came. Each gets exactly one.
+    pub fn answer(&self, key: u32, outcome: Outcome) {
+        let mut states = self.0.borrow_mut();
+        let Some(state) = states.get_mut(key as usize) else { return };
+        match std::mem::replace(state, State::Answered(outcome)) {
+            State::Waiting(waker) => waker.into_iter().for_each(Waker::wake),
+            State::Abandoned | State::Answered(_) => {
+                states.remove(key as usize);
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+}
+
+/// Resolves to the outcome of a push.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    tickets: &'a Tickets,
+    key: usize,
+}
+
+impl Ticket<'_> {
+    pub fn number(&self) -> u32 {
+        self.key as u32
+    }
+}
+
+impl Future for Ticket<'_> {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+        match self.tickets.0.borrow_mut().get_mut(self.key) {
+            Some(State::Answered(outcome)) => Poll::Ready(*outcome),
+            Some(State::Waiting(waker)) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            _ => Poll::Ready(Outcome::Unknown),
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut states = self.tickets.0.borrow_mut();
+        match states.get_mut(self.key) {
+            Some(State::Answered(_)) => {
+                states.remove(self.key);
+            }
+            Some(state) => *state = State::Abandoned,
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poll(ticket: &mut Ticket<'_>) -> Poll<Outcome> {
+        Pin::new(ticket).poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_ticket_gets_its_own_answer_and_none_that_was_for_another() {
+        let tickets = Tickets::default();
+        let mut first = tickets.issue().unwrap();
+        let second = tickets.issue().unwrap();
+        assert_eq!(poll(&mut first), Poll::Pending);
+        let abandoned = second.number();
+        drop(second);
+        // Its place stays taken until the answer to it has come.
+        let mut third = tickets.issue().unwrap();
+        assert_ne!(third.number(), abandoned);
+        tickets.answer(abandoned, Outcome::Refused);
+        tickets.answer(first.number(), Outcome::Accepted);
+        assert_eq!(poll(&mut first), Poll::Ready(Outcome::Accepted));
+        assert_eq!(poll(&mut third), Poll::Pending);
+        tickets.answer(third.number(), Outcome::Unknown);
+        assert_eq!(poll(&mut third), Poll::Ready(Outcome::Unknown));
+        drop((first, third));
+        assert!(tickets.is_empty());
+    }
+}

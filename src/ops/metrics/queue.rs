@@ -1,0 +1,71 @@
+//! What is shown of the queue between nodes.
+
+use super::{encode_counter, encode_gauge};
+use crate::io::shared::Shared;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use std::fmt;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MissedLabels {
+    origin: u16,
+    channel: String,
+}
+
+/// Whether pushes are accepted; with the `local` queue always, and then that is all.
+pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let broker = &shared.broker_counters;
+    let has_redis = shared.settings.redis.is_some();
+    let ready = if has_redis { broker.ready.value() } else { 1 };
+    encode_gauge(encoder, "queue_ready", "1 while the queue takes pushes, else 0", ready)?;
+    if !has_redis {
+        return Ok(());
+    }
+    let gauges = [
+        ("queue_pending_bytes", "Bytes that wait for the queue's answer", &broker.pending_bytes),
+        ("queue_channel", "Channels that this node wants to hear", &broker.channels),
+    ];
+    for (name, help, gauge) in gauges {
+        encode_gauge(encoder, name, help, gauge.value())?;
+    }
+    let counters = [
+        ("queue_link_loss", "Times that the links to the queue were lost", &broker.losses),
+        ("queue_resent", "Commands sent again after a reconnect", &broker.resent),
+        ("queue_received", "Messages that came from the queue, of any kind", &broker.received),
+        ("queue_repeated", "Messages that had come before, and were left out", &broker.repeated),
+        ("queue_malformed", "Messages that were no envelope, or too long", &broker.malformed),
+        ("queue_foreign", "Messages of another process with this number", &broker.foreign),
+    ];
+    for (name, help, counter) in counters {
+        encode_counter(encoder, name, help, counter.value())?;
+    }
+    let results = [
+        ("accepted", &broker.published),
+        ("refused", &broker.refused),
+        ("unknown", &broker.unknown),
+    ];
+    let help = "Pushes, by what the queue said of them";
+    let mut family = encoder.encode_descriptor("queue_publish", help, None, MetricType::Counter)?;
+    for (result, counter) in results {
+        let labels = OutcomeLabels { result };
+        ConstCounter::new(counter.value()).encode(family.encode_family(&labels)?)?;
+    }
+    let help = "Messages lost on the way to this node, by node of origin and channel";
+    let mut family = encoder.encode_descriptor("queue_missed", help, None, MetricType::Counter)?;
+    for ((origin, channel), missed) in broker.missed() {
+        let labels = MissedLabels { origin: origin.value(), channel };
+        ConstCounter::new(missed).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// One more reason of `drop_total`, whose other ones the workers count.
+pub(super) fn dropped(shared: &Shared) -> (&'static str, u64) {
+    ("worker_full", shared.broker_counters.worker_full.value())
+}

@@ -1,0 +1,689 @@
+//! `Broker`: a node's side of the queue, whatever carries the bytes.
+
+mod greeting;
+mod interests;
+mod link;
+mod presence;
+mod publish_log;
+#[cfg(test)]
+mod tests;
+
+use super::counters::BrokerCounters;
+use super::orders::Orders;
+use super::projects::{ProjectId, Projects};
+use super::sequence::{Arrival, OutgoingSequences};
+use super::wants::{Ask, Interest};
+use crate::types::{Cid, MessageId, NodeId, SnowflakeClock};
+use crate::wire::envelope::{Envelope, Header, Kind};
+use crate::wire::publication::{ChannelNames, Publication};
+use crate::wire::resp::{self, Reply, write_command};
+use interests::{Interests, Joined};
+use link::Link;
+use presence::Presence;
+use publish_log::{Answered, Parts, PublishLog};
+use std::sync::Arc;
+
+pub use greeting::Credentials;
+pub use link::{LinkError, LinkName};
+pub use presence::user_hash;
+pub use publish_log::Pusher;
+
+/// Redis is asked for a sign of life so often, on either link, and the canary flies so often.
+const PING_EVERY_MS: u64 = 500;
+const CANARY_EVERY_MS: u64 = 1_000;
+/// A canary that is not back after this long is lost: the links are made anew.
+const CANARY_LOST_MS: u64 = 2_500;
+/// What waits for Redis's answers at most; beyond, pushes are refused.
+const MAX_PENDING_BYTES: usize = 64 << 20;
+/// The longest thing that is taken from Redis; beyond, the link is cut.
+const MAX_BULK_BYTES: usize = 64 << 20;
+/// Channels in one SUBSCRIBE.
+const CHANNELS_PER_COMMAND: usize = 500;
+
+/// What a broker is made with.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    pub node: NodeId,
+    /// When this node was started, milliseconds since 1970.
+    pub epoch: u64,
+    pub workers: usize,
+    pub projects: Arc<Projects>,
+    pub names: ChannelNames,
+    pub credentials: Credentials,
+    pub queue_timeout_ms: u64,
+    /// The longest envelope that is handed on.
+    pub max_envelope_bytes: usize,
+    /// Seeds of the keyed hashes, unknown to peers.
+    pub hash_keys: (u64, u64),
+    pub counters: Arc<BrokerCounters>,
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Accepted,
+    /// Not accepted, and not delivered.
+    Unreachable,
+    Overloaded,
+    /// Redis answered with an error.
+    Refused,
+    /// No answer came in time: it may have been delivered.
+    Unknown,
+}
+
+/// Where a broker's words go. None of them may call the broker.
+pub trait Sink {
+    /// Hands a message to the workers whose bits are set; `bytes` is the envelope's.
+    fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, bytes: &[u8]);
+    /// Answers a [`Broker::handle_publish`].
+    fn answer(&mut self, pusher: Pusher, outcome: Outcome);
+    /// Answers an [`Ask::Join`].
+    fn ready(&mut self, worker: usize, interest: &Interest);
+    /// Hands the canary to every worker; each tells [`Broker::handle_canary_seen`].
+    fn canary(&mut self);
+    /// Whether more may be delivered now; otherwise the rest waits.
+    fn has_room(&self) -> bool;
+}
+
+/// Something to be logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Ready {
+        resent: usize,
+        channels: usize,
+    },
+    /// Messages of `origin` on `channel` were lost on the way to this node.
+    Missed {
+        origin: NodeId,
+        channel: Box<[u8]>,
+        missed: u64,
+    },
+    /// Bytes on a channel that are no envelope.
+    Malformed {
+        channel: Box<[u8]>,
+        error: String,
+    },
+    TooBig {
+        channel: Box<[u8]>,
+        bytes: usize,
+    },
+    /// Another process publishes with this node's number.
+    SameNode,
+    /// Redis refused a PUBLISH.
+    Refused {
+        error: String,
+    },
+}
+
+/// How far the links are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Down,
+    /// Greeting, then subscribing.
+    Opening,
+    /// The rest of the last life is sent again, and the first canary is under way.
+    Proving,
+    Ready,
+}
+
+/// How much of some bytes was handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handled {
+    pub bytes: usize,
+    /// The sink has no room: call again with the rest when it has.
+    pub is_paused: bool,
+}
+
+#[derive(Debug, Default)]
+struct Canary {
+    number: u64,
+    sent_ms: u64,
+    /// It came back from Redis.
+    is_back: bool,
+    last_back_ms: u64,
+    /// When each worker has last handled one.
+    seen_ms: Vec<u64>,
+}
+
+/// A node's side of the queue: publishes what the workers accepted, keeps what was not answered,
+/// subscribes to what they need, and routes what comes to those who may have a target.
+///
+/// Two links, one fate: when either is lost both are made anew. To be called in this order, for
+/// each life of the links: [`Broker::handle_open`]; then, in any order, [`Broker::handle_bytes`],
+/// [`Broker::handle_tick`] and the workers' calls; [`Broker::handle_lost`] after an `Err` or when a
+/// socket broke. What is to be written is in [`Broker::take_outgoing`]. `now_ms` is monotonic.
+///
+/// Invariant: every message that is accepted here has the next number of its channel, and leaves in
+/// that order; what was not answered is sent again before anything new.
+#[derive(Debug)]
+pub struct Broker {
+    config: BrokerConfig,
+    state: State,
+    publishing: Link,
+    subscribing: Link,
+    log: PublishLog,
+    interests: Interests,
+    sequences: OutgoingSequences,
+    /// Of the last message.
+    order: u64,
+    orders: Orders,
+    presence: Presence,
+    /// Workers whose announcements may be late.
+    unsure: u64,
+    /// Subscriptions of this life of the links that are not confirmed.
+    unconfirmed: usize,
+    /// Commands that were sent again at the begin of this life.
+    resent: usize,
+    canary: Canary,
+    own_channel: Vec<u8>,
+    /// What came of the parts of the message that is being answered.
+    parts: Parts,
+    events: Vec<Event>,
+}
+
+impl Broker {
+    pub fn new(config: BrokerConfig) -> Self {
+        let mut own_channel = Vec::new();
+        config.names.node(&mut own_channel, config.node);
+        let mut interests = Interests::new(config.hash_keys);
+        for worker in 0..config.workers {
+            interests.join(&own_channel, worker, None);
+        }
+        Self {
+            state: State::Down,
+            publishing: Link::new(LinkName::Publish, config.node),
+            subscribing: Link::new(LinkName::Subscribe, config.node),
+            log: PublishLog::default(),
+            interests,
+            sequences: OutgoingSequences::new(config.hash_keys),
+            order: 0,
+            orders: Orders::default(),
+            presence: Presence::default(),
+            unsure: 0,
+            unconfirmed: 0,
+            canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
+            resent: 0,
+            own_channel,
+            parts: Parts::default(),
+            events: Vec::new(),
+            config,
+        }
+    }
+
+    /// Whether pushes are accepted.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    /// A worker that has not handled a canary for long, though they come back.
+    pub fn stuck_worker(&self, now_ms: u64) -> Option<usize> {
+        let is_late = |&seen_ms: &u64| now_ms.saturating_sub(seen_ms) > CANARY_LOST_MS;
+        self.canary.seen_ms.iter().position(is_late).filter(|_| self.is_ready())
+    }
+
+    /// What is to be logged.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    // The life of the links.
+
+    /// Both sockets are connected.
+    pub fn handle_open(&mut self, now_ms: u64) {
+        self.state = State::Opening;
+        self.unconfirmed = 0;
+        self.publishing.greet(&self.config.credentials, now_ms);
+        self.subscribing.greet(&self.config.credentials, now_ms);
+    }
+
+    /// The links are gone. What was not answered is kept until they are back.
+    pub fn handle_lost(&mut self, sink: &mut dyn Sink) {
+        self.state = State::Down;
+        // Nothing will be confirmed: who asks from now on does not wait for it.
+        self.unconfirmed = 0;
+        self.publishing.close();
+        self.subscribing.close();
+        self.interests.handle_lost(|worker, interest| sink.ready(worker, interest));
+        self.config.counters.ready.set(0);
+    }
+
+    /// Bytes that Redis sent on one of the links. An `Err` ends both.
+    pub fn handle_bytes(
+        &mut self,
+        link: LinkName,
+        bytes: &[u8],
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<Handled, LinkError> {
+        let mut at = 0;
+        let mut is_paused = false;
+        while at < bytes.len() {
+            if !sink.has_room() {
+                is_paused = true;
+                break;
+            }
+            let Some((reply, length)) = resp::read(&bytes[at..], MAX_BULK_BYTES)? else { break };
+            at += length;
+            self.handle_reply(link, reply, now_ms, sink)?;
+        }
+        match link {
+            // Until everything is subscribed to, the log waits for us, not for Redis.
+            LinkName::Publish => {
+                let is_waiting = self.may_publish() && !self.log.is_empty();
+                self.publishing.handle_heard(now_ms, is_waiting);
+            }
+            LinkName::Subscribe => self.subscribing.handle_heard(now_ms, self.unconfirmed > 0),
+        }
+        Ok(Handled { bytes: at, is_paused })
+    }
+
+    fn handle_reply(
+        &mut self,
+        link: LinkName,
+        reply: Reply<'_>,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        let greeted = match link {
+            LinkName::Publish => &mut self.publishing,
+            LinkName::Subscribe => &mut self.subscribing,
+        };
+        if !greeted.is_greeted() {
+            greeted.handle_greeting(&reply, &self.config.credentials)?;
+            if self.publishing.is_greeted() && self.subscribing.is_greeted() {
+                self.subscribe_to_all(now_ms);
+            }
+            return Ok(());
+        }
+        match (link, reply) {
+            (LinkName::Subscribe, Reply::Message { channel, payload }) => {
+                self.handle_message(channel, payload, now_ms, sink);
+            }
+            (LinkName::Subscribe, Reply::Subscribed { channel }) => {
+                self.interests.confirm(channel, |worker, interest| sink.ready(worker, interest));
+                self.unconfirmed = self.unconfirmed.saturating_sub(1);
+                if self.unconfirmed == 0 && self.state == State::Opening {
+                    self.begin_publishing(now_ms);
+                }
+            }
+            (LinkName::Subscribe, Reply::Error(text)) => {
+                return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
+            }
+            (LinkName::Subscribe, _) => {}
+            (LinkName::Publish, reply) => self.handle_answer(&reply, sink)?,
+        }
+        Ok(())
+    }
+
+    fn subscribe_to_all(&mut self, now_ms: u64) {
+        // In order, so that of a project's two channels the node's is confirmed last, which stands
+        // for both: see `join`.
+        let mut names: Vec<&[u8]> = self.interests.names().collect();
+        names.sort_unstable();
+        for some in names.chunks(CHANNELS_PER_COMMAND) {
+            let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+            command.extend(some);
+            write_command(&mut self.subscribing.out, &command);
+        }
+        self.unconfirmed = names.len();
+        self.subscribing.handle_asked(now_ms);
+    }
+
+    /// Everything is subscribed to: first what was not answered in the last life, then the canary
+    /// that proves the way.
+    fn begin_publishing(&mut self, now_ms: u64) {
+        self.state = State::Proving;
+        self.log.rewind();
+        self.resent = self.log.len();
+        self.config.counters.resent.add(self.resent as u64);
+        self.sequences.handle_reconnect(now_ms);
+        self.send_canary(now_ms);
+        self.canary.last_back_ms = now_ms;
+    }
+
+    /// Looks at deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
+    pub fn handle_tick(&mut self, now_ms: u64, sink: &mut dyn Sink) -> Result<(), LinkError> {
+        let counters = &self.config.counters;
+        self.log.expire(now_ms, |pusher| {
+            counters.count_outcome(Outcome::Unknown);
+            sink.answer(pusher, Outcome::Unknown);
+        });
+        counters.pending_bytes.set(self.log.pending_bytes() as u64);
+        counters.channels.set(self.interests.len() as u64);
+        if self.state == State::Down {
+            return Ok(());
+        }
+        self.publishing.check(now_ms)?;
+        self.subscribing.check(now_ms)?;
+        if self.state == State::Opening {
+            return Ok(());
+        }
+        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        if self.log.is_empty() && self.publishing.is_ping_due(now_ms) {
+            self.log.add_ping(deadline_ms);
+            self.publishing.handle_asked(now_ms);
+        }
+        if self.subscribing.is_ping_due(now_ms) {
+            write_command(&mut self.subscribing.out, &[b"PING"]);
+            self.subscribing.handle_asked(now_ms);
+        }
+        if now_ms.saturating_sub(self.canary.last_back_ms) > CANARY_LOST_MS && !self.canary.is_back
+        {
+            return Err(LinkError::CanaryLost);
+        }
+        if self.canary.is_back && now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS {
+            self.send_canary(now_ms);
+        }
+        self.repeat_tails(now_ms, deadline_ms);
+        Ok(())
+    }
+
+    fn send_canary(&mut self, now_ms: u64) {
+        self.canary.number += 1;
+        self.canary.sent_ms = now_ms;
+        self.canary.is_back = false;
+        let header = self.header(Kind::Canary, 0, self.canary.number);
+        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        self.log.add_word(&self.own_channel, &header, deadline_ms);
+        self.publishing.handle_asked(now_ms);
+    }
+
+    fn repeat_tails(&mut self, now_ms: u64, deadline_ms: u64) {
+        let (config, log) = (&self.config, &mut self.log);
+        let mut has_any = false;
+        self.sequences.repeat_tails(now_ms, |channel, seq| {
+            let id = MessageId(0);
+            let (origin, epoch) = (config.node, config.epoch);
+            let header = Header { kind: Kind::Tail, origin, epoch, seq, order: 0, id };
+            log.add_word(channel, &header, deadline_ms);
+            has_any = true;
+        });
+        if has_any {
+            self.publishing.handle_asked(now_ms);
+        }
+    }
+
+    fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
+        let (origin, epoch) = (self.config.node, self.config.epoch);
+        Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
+    }
+
+    // Out.
+
+    /// Moves at most `max` bytes that are to be written to a link into `out`.
+    pub fn take_outgoing(&mut self, link: LinkName, out: &mut Vec<u8>, max: usize) {
+        match link {
+            LinkName::Subscribe => self.subscribing.take_outgoing(out, max),
+            LinkName::Publish if self.publishing.out.is_empty() => {
+                if self.may_publish() {
+                    self.log.take_unsent(out, max);
+                }
+            }
+            LinkName::Publish => self.publishing.take_outgoing(out, max),
+        }
+    }
+
+    pub fn has_outgoing(&self, link: LinkName) -> bool {
+        match link {
+            LinkName::Subscribe => !self.subscribing.out.is_empty(),
+            LinkName::Publish => {
+                !self.publishing.out.is_empty() || self.may_publish() && self.log.has_unsent()
+            }
+        }
+    }
+
+    fn may_publish(&self) -> bool {
+        matches!(self.state, State::Proving | State::Ready)
+    }
+
+    // What workers say.
+
+    /// A worker accepted a message. The sink gets the outcome, at once or later.
+    pub fn handle_publish(
+        &mut self,
+        publication: &mut Publication,
+        pusher: Pusher,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        if self.state != State::Ready {
+            return sink.answer(pusher, Outcome::Unreachable);
+        }
+        if self.log.pending_bytes() + publication.bytes.len() > MAX_PENDING_BYTES {
+            return sink.answer(pusher, Outcome::Overloaded);
+        }
+        for part in 0..publication.parts.len() {
+            let seq = self.sequences.next(publication.channel(part), now_ms);
+            self.order += 1;
+            publication.set_numbers(part, seq, self.order);
+        }
+        if self.log.is_empty() {
+            self.publishing.handle_asked(now_ms);
+        }
+        self.log.add_message(publication, pusher, now_ms + self.config.queue_timeout_ms);
+    }
+
+    /// Bit by bit, the workers that could not announce all their users yet.
+    pub fn set_unsure(&mut self, workers: u64) {
+        self.unsure = workers;
+    }
+
+    /// What a worker needs to hear, or needs no more.
+    pub fn handle_ask(&mut self, worker: usize, ask: &Ask, now_ms: u64, sink: &mut dyn Sink) {
+        match ask {
+            Ask::Join(interest) => self.join(worker, interest, now_ms, sink),
+            Ask::Leave(interest) => self.leave(worker, interest),
+            Ask::UserHere(user) => self.presence.insert(*user, worker),
+            Ask::UserGone(user) => self.presence.remove(*user, worker),
+        }
+    }
+
+    fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
+        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let names = self.channel_names(interest);
+        let last = names.len() - 1;
+        let mut must_wait = false;
+        let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+        for (index, name) in names.iter().enumerate() {
+            // Redis confirms them in order: the last one stands for all.
+            let waits_for = Some(interest).filter(|_| is_up && index == last);
+            let joined = self.interests.join(name, worker, waits_for);
+            must_wait |= joined != Joined::InForce;
+            if joined == Joined::New && is_up {
+                command.push(name);
+            }
+        }
+        if command.len() > 1 {
+            self.unconfirmed += command.len() - 1;
+            write_command(&mut self.subscribing.out, &command);
+            self.subscribing.handle_asked(now_ms);
+        }
+        if !is_up || !must_wait {
+            sink.ready(worker, interest);
+        }
+    }
+
+    fn leave(&mut self, worker: usize, interest: &Interest) {
+        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let names = self.channel_names(interest);
+        let mut command: Vec<&[u8]> = vec![b"UNSUBSCRIBE"];
+        for name in &names {
+            if self.interests.leave(name, worker) && is_up {
+                command.push(name);
+            }
+        }
+        if command.len() > 1 {
+            write_command(&mut self.subscribing.out, &command);
+        }
+    }
+
+    /// Some worker has handled a canary.
+    pub fn handle_canary_seen(&mut self, worker: usize, now_ms: u64) {
+        self.canary.seen_ms[worker] = now_ms;
+    }
+
+    fn channel_names(&self, interest: &Interest) -> Vec<Vec<u8>> {
+        let names = &self.config.names;
+        let pid = |project: ProjectId| {
+            self.config.projects.get(project).map_or("", |project| &*project.pid)
+        };
+        let mut channels = vec![Vec::new()];
+        match interest {
+            Interest::Project(project) => {
+                names.project(&mut channels[0], pid(*project));
+                channels.push(Vec::new());
+                names.node_of_project(&mut channels[1], pid(*project), self.config.node);
+            }
+            Interest::User(project, uid) => names.user(&mut channels[0], pid(*project), uid),
+        }
+        channels
+    }
+
+    // What Redis says.
+
+    /// An answer on the publishing link: to the oldest command that has none.
+    fn handle_answer(&mut self, reply: &Reply<'_>, sink: &mut dyn Sink) -> Result<(), LinkError> {
+        let counters = &self.config.counters;
+        match (self.log.front(), reply) {
+            (None, _) => return Err(LinkError::Unasked),
+            (Some(Answered::Ping | Answered::Word), Reply::Error(text)) => {
+                return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
+            }
+            (Some(Answered::Ping), Reply::Pong) | (Some(Answered::Word), Reply::Integer(_)) => {}
+            (Some(Answered::Message(message)), Reply::Integer(_) | Reply::Error(_)) => {
+                if let Reply::Error(text) = reply {
+                    // A number that may be out must not be given to another message.
+                    match message.was_sent_before {
+                        true => self.parts.some_unsure = true,
+                        false => {
+                            self.parts.some_refused = true;
+                            self.sequences.roll_back(message.channel, message.seq);
+                        }
+                    }
+                    let error = String::from_utf8_lossy(text).into_owned();
+                    self.events.push(Event::Refused { error });
+                } else {
+                    self.parts.some_accepted = true;
+                }
+                if message.is_last_part {
+                    let outcome = std::mem::take(&mut self.parts).outcome();
+                    // Where nobody waits, the outcome was told already: unknown.
+                    if let Some(pusher) = message.pusher {
+                        counters.count_outcome(outcome);
+                        sink.answer(pusher, outcome);
+                    }
+                }
+            }
+            _ => return Err(LinkError::Unasked),
+        }
+        self.log.pop_front();
+        Ok(())
+    }
+
+    /// A message on a channel.
+    fn handle_message(
+        &mut self,
+        channel_name: &[u8],
+        payload: &[u8],
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        let counters = &self.config.counters;
+        counters.received.add(1);
+        // Just left, or never asked for.
+        let Some(channel) = self.interests.find(channel_name) else { return };
+        let header = match Header::read(payload) {
+            Ok(header) => header,
+            Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
+        };
+        if header.origin == self.config.node && header.epoch != self.config.epoch {
+            counters.foreign.add(1);
+            if header.epoch > self.config.epoch {
+                self.events.push(Event::SameNode);
+            }
+        }
+        let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
+        let mut is_late = false;
+        let missed = match header.kind {
+            Kind::Canary => return self.handle_canary(&header, now_ms, sink),
+            Kind::Tail => channel.origins.receive_tail(origin, epoch, seq, now_ms),
+            Kind::Void | Kind::Message => {
+                let Arrival::New { missed } = channel.origins.receive(origin, epoch, seq, now_ms)
+                else {
+                    return counters.repeated.add(1);
+                };
+                is_late = !self.orders.receive(origin, epoch, header.order);
+                missed + u64::from(is_late)
+            }
+        };
+        let workers = channel.workers;
+        if missed > 0 {
+            counters.count_missed(origin, channel_name, missed);
+            let channel = channel_name.into();
+            self.events.push(Event::Missed { origin, channel, missed });
+        }
+        if header.kind == Kind::Message && !is_late {
+            self.route(channel_name, workers, payload, sink);
+        }
+    }
+
+    /// Hands a message to the workers that may have a target of it.
+    fn route(&mut self, channel_name: &[u8], workers: u64, payload: &[u8], sink: &mut dyn Sink) {
+        if payload.len() > self.config.max_envelope_bytes {
+            self.config.counters.malformed.add(1);
+            let (channel, bytes) = (channel_name.into(), payload.len());
+            return self.events.push(Event::TooBig { channel, bytes });
+        }
+        let envelope = match Envelope::decode(payload) {
+            Ok(envelope) => envelope,
+            Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
+        };
+        // A client would have to close for it (RFC 6455, section 8.1).
+        if simdutf8::basic::from_utf8(envelope.data).is_err() {
+            return self.refuse_envelope(channel_name, "its data is not UTF-8".into());
+        }
+        let wanted = self.workers_of(&envelope, workers);
+        if wanted != 0 {
+            sink.deliver(wanted, &envelope, payload);
+        }
+    }
+
+    /// Those of `workers` that may hold a target: a client id names its worker, a user is where it
+    /// was announced; anything else may be at all of them.
+    fn workers_of(&self, envelope: &Envelope<'_>, workers: u64) -> u64 {
+        if workers.is_power_of_two() {
+            return workers;
+        }
+        let config = &self.config;
+        if let Some(cids) = envelope.targets.cids {
+            let worker_of = |cid: Cid| SnowflakeClock::worker_of(cid.0, config.workers);
+            return workers & cids.iter().fold(0, |set, cid| set | 1 << worker_of(cid));
+        }
+        let Some(uids) = envelope.targets.uids else { return workers };
+        let Some((project, _)) = config.projects.find(envelope.pid) else { return 0 };
+        let users = uids.iter().map(|uid| user_hash(config.hash_keys, project, uid));
+        workers & users.fold(self.unsure, |set, user| set | self.presence.workers_of(user))
+    }
+
+    fn handle_canary(&mut self, header: &Header, now_ms: u64, sink: &mut dyn Sink) {
+        let is_own = header.origin == self.config.node && header.epoch == self.config.epoch;
+        if !is_own || header.id.0 != self.canary.number || self.canary.is_back {
+            return;
+        }
+        self.canary.is_back = true;
+        self.canary.last_back_ms = now_ms;
+        sink.canary();
+        if self.state == State::Proving {
+            self.state = State::Ready;
+            self.canary.seen_ms.fill(now_ms);
+            self.config.counters.ready.set(1);
+            let channels = self.interests.len();
+            self.events.push(Event::Ready { resent: self.resent, channels });
+        }
+    }
+
+    fn refuse_envelope(&mut self, channel: &[u8], error: String) {
+        self.config.counters.malformed.add(1);
+        self.events.push(Event::Malformed { channel: channel.into(), error });
+    }
+}

@@ -1,0 +1,186 @@
+//! The first words on a link to Redis: who we are, and which protocol we speak.
+
+use crate::wire::redis_url::RedisUrl;
+use crate::wire::resp::{Reply, write_command};
+
+/// What a link is greeted with.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    pub url: RedisUrl,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Hello,
+    /// RESP2 from here on: Redis before 6, or one that forbids HELLO.
+    Auth,
+    SetName,
+    Select,
+    Done,
+}
+
+/// One step at a time, each answered before the next: HELLO 3 with the credentials and the link's
+/// name; where that is not known, AUTH and CLIENT SETNAME; then SELECT where the database is not 0.
+#[derive(Debug)]
+pub struct Greeting {
+    step: Step,
+}
+
+impl Greeting {
+    pub fn start(credentials: &Credentials, name: &str, out: &mut Vec<u8>) -> Self {
+        let url = &credentials.url;
+        let mut arguments: Vec<&[u8]> = vec![b"HELLO", b"3"];
+        if let Some(password) = &url.password {
+            let user = url.user.as_deref().unwrap_or("default");
+            arguments.extend([&b"AUTH"[..], user.as_bytes(), password.expose().as_bytes()]);
+        }
+        arguments.extend([&b"SETNAME"[..], name.as_bytes()]);
+        write_command(out, &arguments);
+        Self { step: Step::Hello }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.step == Step::Done
+    }
+
+    /// The answer to the current step came. `Err`: Redis does not let us in; its words.
+    pub fn handle_reply(
+        &mut self,
+        reply: &Reply<'_>,
+        credentials: &Credentials,
+        name: &str,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let next = match (self.step, reply) {
+            (Step::Hello, Reply::Error(text)) if is_about_password(text) || is_closed(text) => {
+                return Err(explain(text));
+            }
+            (Step::Hello, Reply::Error(_)) if credentials.url.password.is_some() => Step::Auth,
+            (Step::Hello, Reply::Error(_)) => Step::SetName,
+            (Step::Auth | Step::Select, Reply::Error(text)) => return Err(explain(text)),
+            (Step::Auth, _) => Step::SetName,
+            // A name is for people only: an ACL may forbid it. But without AUTH this is the first
+            // command that says whether one is needed.
+            (Step::SetName, Reply::Error(text)) if is_about_password(text) => {
+                return Err(explain(text));
+            }
+            (Step::Hello | Step::SetName, _) if credentials.url.db != 0 => Step::Select,
+            (Step::Hello | Step::SetName | Step::Select | Step::Done, _) => Step::Done,
+        };
+        self.step = next;
+        match next {
+            Step::Auth => write_auth(credentials, out),
+            Step::SetName => {
+                write_command(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]);
+            }
+            Step::Select => {
+                let db = credentials.url.db.to_string();
+                write_command(out, &[b"SELECT", db.as_bytes()]);
+            }
+            Step::Hello | Step::Done => {}
+        }
+        Ok(())
+    }
+}
+
+fn write_auth(credentials: &Credentials, out: &mut Vec<u8>) {
+    let url = &credentials.url;
+    let password = url.password.as_ref().map_or("", |password| password.expose());
+    match &url.user {
+        Some(user) => write_command(out, &[b"AUTH", user.as_bytes(), password.as_bytes()]),
+        None => write_command(out, &[b"AUTH", password.as_bytes()]),
+    }
+}
+
+fn is_about_password(text: &[u8]) -> bool {
+    text.starts_with(b"WRONGPASS") || text.starts_with(b"NOAUTH")
+}
+
+/// Redis would say that to any first command, and takes none: it is no answer to HELLO.
+fn is_closed(text: &[u8]) -> bool {
+    let words: [&[u8]; 3] = [b"ERR max number of clients", b"DENIED", b"LOADING"];
+    words.iter().any(|words| text.starts_with(words))
+}
+
+/// What Redis said, with the fix where we know it.
+fn explain(text: &[u8]) -> String {
+    let said = String::from_utf8_lossy(text);
+    if text.starts_with(b"NOAUTH") {
+        return format!(
+            "{said} Give the password: WS_CLUSTER_REDIS=redis://user:password@host:port/0"
+        );
+    }
+    if is_about_password(text) || text.starts_with(b"ERR invalid password") {
+        return format!("{said} Check the user and the password in --redis (WS_CLUSTER_REDIS)");
+    }
+    if text.starts_with(b"ERR max number of clients") {
+        return format!("{said}: raise maxclients of Redis");
+    }
+    said.into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said, in words, when Redis answers each with the next of `replies`.
+    fn talk(url: &str, replies: &[Reply<'_>]) -> (Vec<String>, Result<bool, String>) {
+        let credentials = Credentials { url: url.parse().unwrap() };
+        let mut out = Vec::new();
+        let mut greeting = Greeting::start(&credentials, "me", &mut out);
+        let mut said = Vec::new();
+        for reply in replies {
+            said.push(words(&mut out));
+            if let Err(error) = greeting.handle_reply(reply, &credentials, "me", &mut out) {
+                return (said, Err(error));
+            }
+        }
+        if !out.is_empty() {
+            said.push(words(&mut out));
+        }
+        (said, Ok(greeting.is_done()))
+    }
+
+    fn words(out: &mut Vec<u8>) -> String {
+        let text = String::from_utf8(std::mem::take(out)).unwrap();
+        let is_word = |line: &&str| !line.starts_with(['*', '$']) && !line.is_empty();
+        text.split("\r\n").filter(is_word).collect::<Vec<_>>().join(" ")
+    }
+
+    const OK: Reply<'static> = Reply::Simple(b"OK");
+    const UNKNOWN: Reply<'static> = Reply::Error(b"ERR unknown command 'HELLO'");
+
+    #[test]
+    fn one_hello_says_it_all() {
+        let done = Ok(true);
+        let (said, result) = talk("redis://h", &[Reply::Other]);
+        assert_eq!((said, &result), (vec!["HELLO 3 SETNAME me".into()], &done));
+        let (said, result) = talk("redis://:p@h/2", &[Reply::Other, OK]);
+        let expected = ["HELLO 3 AUTH default p SETNAME me", "SELECT 2"];
+        assert_eq!((&said[..], &result), (&expected.map(String::from)[..], &done));
+    }
+
+    #[test]
+    fn an_old_redis_is_greeted_in_its_own_way() {
+        let (said, result) = talk("redis://u:p@h/2", &[UNKNOWN, OK, OK, OK]);
+        assert_eq!(said[1..], ["AUTH u p", "CLIENT SETNAME me", "SELECT 2"].map(String::from));
+        assert_eq!(result, Ok(true));
+        let (said, result) = talk("redis://:p@h", &[UNKNOWN, OK, Reply::Error(b"NOPERM")]);
+        assert_eq!(said[1..], ["AUTH p", "CLIENT SETNAME me"].map(String::from));
+        assert_eq!(result, Ok(true), "a name is for people only");
+    }
+
+    #[test]
+    fn a_refusal_names_the_fix() {
+        let wrong = Reply::Error(b"WRONGPASS invalid username-password pair");
+        let (_, result) = talk("redis://:p@h", &[wrong]);
+        assert!(result.unwrap_err().contains("WS_CLUSTER_REDIS"));
+        let missing = Reply::Error(b"NOAUTH HELLO must be called with the client authenticated");
+        let (_, result) = talk("redis://h", &[missing]);
+        assert!(result.unwrap_err().contains("redis://user:password@host"));
+        let (_, result) = talk("redis://h", &[UNKNOWN, Reply::Error(b"NOAUTH required")]);
+        assert!(result.is_err());
+        let (_, result) = talk("redis://h/99", &[Reply::Other, Reply::Error(b"ERR DB index")]);
+        assert_eq!(result, Err("ERR DB index".into()));
+    }
+}

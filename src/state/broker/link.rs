@@ -1,0 +1,130 @@
+//! One of the two links to Redis: its greeting, and whether it lives.
+
+use super::PING_EVERY_MS;
+use super::greeting::{Credentials, Greeting};
+use crate::types::NodeId;
+use crate::wire::resp::{Reply, RespError};
+
+/// A link that owes an answer and says nothing for so long is dead. With a ping every half second
+/// that is noticed within 2 s.
+const SILENCE_MS: u64 = 1_200;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkName {
+    Publish,
+    Subscribe,
+}
+
+/// Why a link is given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    #[error("Redis does not answer (no word for {SILENCE_MS} ms)")]
+    Silent,
+    #[error("Redis closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Io(String),
+    #[error("Redis refused: {0}")]
+    Refused(String),
+    #[error("Redis answered something that was not asked")]
+    Unasked,
+    #[error("what Redis sent is not RESP: {0}")]
+    Malformed(#[from] RespError),
+    #[error(
+        "what this node publishes does not come back to it: Redis took it, and did not deliver it"
+    )]
+    CanaryLost,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    /// As `CLIENT LIST` shows it.
+    name: String,
+    greeting: Option<Greeting>,
+    /// To be written; on the publishing link only the greeting, the rest is in the log.
+    pub(super) out: Vec<u8>,
+    /// Since when an answer is due.
+    waiting_since_ms: Option<u64>,
+    asked_ms: u64,
+}
+
+impl Link {
+    pub(super) fn new(link: LinkName, node: NodeId) -> Self {
+        let what = match link {
+            LinkName::Publish => "publish",
+            LinkName::Subscribe => "subscribe",
+        };
+        Self {
+            name: format!("ws-cluster-{node}-{what}"),
+            greeting: None,
+            out: Vec::new(),
+            waiting_since_ms: None,
+            asked_ms: 0,
+        }
+    }
+
+    pub(super) fn greet(&mut self, credentials: &Credentials, now_ms: u64) {
+        self.out.clear();
+        self.greeting = Some(Greeting::start(credentials, &self.name, &mut self.out));
+        self.waiting_since_ms = Some(now_ms);
+        self.asked_ms = now_ms;
+    }
+
+    pub(super) fn close(&mut self) {
+        self.greeting = None;
+        self.out.clear();
+        self.waiting_since_ms = None;
+    }
+
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeting.as_ref().is_some_and(Greeting::is_done)
+    }
+
+    pub(super) fn handle_greeting(
+        &mut self,
+        reply: &Reply<'_>,
+        credentials: &Credentials,
+    ) -> Result<(), LinkError> {
+        let Some(greeting) = &mut self.greeting else {
+            // Some refusals come unasked: too many clients, protected mode.
+            return Err(match reply {
+                Reply::Error(text) => {
+                    LinkError::Refused(String::from_utf8_lossy(text).into_owned())
+                }
+                _ => LinkError::Unasked,
+            });
+        };
+        greeting
+            .handle_reply(reply, credentials, &self.name, &mut self.out)
+            .map_err(LinkError::Refused)
+    }
+
+    pub(super) fn take_outgoing(&mut self, out: &mut Vec<u8>, max: usize) {
+        let count = self.out.len().min(max);
+        out.extend_from_slice(&self.out[..count]);
+        self.out.drain(..count);
+    }
+
+    // Life.
+
+    /// Something was asked that Redis must answer.
+    pub(super) fn handle_asked(&mut self, now_ms: u64) {
+        self.asked_ms = now_ms;
+        self.waiting_since_ms.get_or_insert(now_ms);
+    }
+
+    /// Something came. `is_waiting`: more is due.
+    pub(super) fn handle_heard(&mut self, now_ms: u64, is_waiting: bool) {
+        self.waiting_since_ms = (is_waiting || !self.is_greeted()).then_some(now_ms);
+    }
+
+    pub(super) fn is_ping_due(&self, now_ms: u64) -> bool {
+        self.waiting_since_ms.is_none() && now_ms.saturating_sub(self.asked_ms) >= PING_EVERY_MS
+    }
+
+    pub(super) fn check(&self, now_ms: u64) -> Result<(), LinkError> {
+        let silent = |since_ms: u64| now_ms.saturating_sub(since_ms) > SILENCE_MS;
+        if self.waiting_since_ms.is_some_and(silent) { Err(LinkError::Silent) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,76 @@
+//! Which workers have connections of which users, so that a push to one user wakes one worker.
+
+use crate::state::projects::ProjectId;
+use hashbrown::HashTable;
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
+
+/// Growing one table in one piece would stall the broker.
+const SUB_TABLES: usize = 256;
+
+/// What stands for a user: a keyed hash, so that nobody can choose two that share one. Among a
+/// million users two share one with a probability of 3 in 10^8; the worker of the one that stays
+/// when the other leaves would then be passed over.
+pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: &str) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(keys.0, keys.1);
+    hasher.write_u32(project.0);
+    hasher.write(uid.as_bytes());
+    hasher.finish()
+}
+
+#[derive(Debug)]
+pub(super) struct Presence {
+    /// User and the bits of its workers, 16 bytes a user.
+    tables: Box<[HashTable<(u64, u64)>]>,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self { tables: (0..SUB_TABLES).map(|_| HashTable::new()).collect() }
+    }
+}
+
+impl Presence {
+    pub fn insert(&mut self, user: u64, worker: usize) {
+        let table = &mut self.tables[user as usize % SUB_TABLES];
+        let entry = table.entry(user, |one| one.0 == user, |one| one.0);
+        entry.or_insert((user, 0)).get_mut().1 |= 1 << worker;
+    }
+
+    pub fn remove(&mut self, user: u64, worker: usize) {
+        let table = &mut self.tables[user as usize % SUB_TABLES];
+        let Ok(mut entry) = table.find_entry(user, |one| one.0 == user) else { return };
+        let workers = &mut entry.get_mut().1;
+        *workers &= !(1 << worker);
+        if *workers == 0 {
+            entry.remove();
+        }
+    }
+
+    pub fn workers_of(&self, user: u64) -> u64 {
+        let table = &self.tables[user as usize % SUB_TABLES];
+        table.find(user, |one| one.0 == user).map_or(0, |one| one.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_where_they_were_announced() {
+        let mut presence = Presence::default();
+        let user = |uid| user_hash((1, 2), ProjectId(0), uid);
+        assert_ne!(user("a"), user_hash((1, 2), ProjectId(1), "a"));
+        presence.insert(user("a"), 0);
+        presence.insert(user("a"), 63);
+        presence.insert(user("b"), 5);
+        assert_eq!(presence.workers_of(user("a")), 1 | 1 << 63);
+        presence.remove(user("a"), 0);
+        presence.remove(user("c"), 0);
+        assert_eq!([presence.workers_of(user("a")), presence.workers_of(user("b"))], [1 << 63, 32]);
+        presence.remove(user("a"), 63);
+        presence.remove(user("b"), 5);
+        assert!(presence.tables.iter().all(HashTable::is_empty));
+    }
+}

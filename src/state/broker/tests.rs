@@ -1,0 +1,458 @@
+//! A broker against a few lines that answer like Redis. Whole clusters are in `tests/sim`.
+
+use super::*;
+use crate::state::projects::{Project, SubscribePolicy};
+use crate::types::Routing;
+use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
+use crate::wire::sign::Secret;
+
+const KEYS: (u64, u64) = (1, 2);
+
+/// What the broker said to its workers.
+#[derive(Debug, Default)]
+struct Said {
+    delivered: Vec<(u64, String)>,
+    answers: Vec<(u32, Outcome)>,
+    ready: Vec<usize>,
+    canaries: usize,
+    is_full: bool,
+}
+
+impl Sink for Said {
+    fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
+        let data = String::from_utf8(envelope.data.to_vec()).unwrap();
+        self.delivered.push((workers, data));
+    }
+
+    fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
+        self.answers.push((pusher.ticket, outcome));
+    }
+
+    fn ready(&mut self, worker: usize, _interest: &Interest) {
+        self.ready.push(worker);
+    }
+
+    fn canary(&mut self) {
+        self.canaries += 1;
+    }
+
+    fn has_room(&self) -> bool {
+        !self.is_full
+    }
+}
+
+struct Setting {
+    broker: Broker,
+    said: Said,
+    now_ms: u64,
+    /// Redis takes what is published, and delivers nothing.
+    is_deaf: bool,
+    /// It answers nothing at all.
+    is_silent: bool,
+    subscribed: Vec<Vec<u8>>,
+    /// Messages of another node.
+    arrived: u64,
+}
+
+fn config(workers: usize) -> BrokerConfig {
+    let project = Project {
+        pid: "p".into(),
+        secrets: vec![Secret::new(b"s")],
+        allowed_origins: None,
+        subscribe: SubscribePolicy::Any,
+    };
+    BrokerConfig {
+        node: NodeId::new(7).unwrap(),
+        epoch: 100,
+        workers,
+        projects: Arc::new(Projects::new(vec![project]).unwrap()),
+        names: ChannelNames::new("x"),
+        credentials: Credentials { url: "redis://h".parse().unwrap() },
+        queue_timeout_ms: 2_000,
+        max_envelope_bytes: 10_000,
+        hash_keys: KEYS,
+        counters: Arc::default(),
+    }
+}
+
+impl Setting {
+    fn new(workers: usize) -> Self {
+        Self {
+            broker: Broker::new(config(workers)),
+            said: Said::default(),
+            now_ms: 1_000,
+            is_deaf: false,
+            is_silent: false,
+            subscribed: Vec::new(),
+            arrived: 0,
+        }
+    }
+
+    fn ready(workers: usize) -> Self {
+        let mut setting = Self::new(workers);
+        setting.broker.handle_open(setting.now_ms);
+        setting.talk();
+        assert!(setting.broker.is_ready());
+        setting
+    }
+
+    /// Lets Redis answer until nobody has anything to say.
+    fn talk(&mut self) {
+        loop {
+            let mut was_quiet = true;
+            for link in [LinkName::Subscribe, LinkName::Publish] {
+                let mut out = Vec::new();
+                self.broker.take_outgoing(link, &mut out, usize::MAX);
+                let (mut answers, mut messages) = (Vec::new(), Vec::new());
+                for command in commands(&out) {
+                    was_quiet = false;
+                    self.execute(&command, &mut answers, &mut messages);
+                }
+                if !self.is_silent {
+                    self.hear(link, &answers);
+                    self.hear(LinkName::Subscribe, &messages);
+                }
+            }
+            if was_quiet {
+                return;
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &[Vec<u8>], answers: &mut Vec<u8>, messages: &mut Vec<u8>) {
+        match &command[0][..] {
+            b"SUBSCRIBE" => {
+                for channel in &command[1..] {
+                    self.subscribed.push(channel.clone());
+                    answers.extend_from_slice(b">3\r\n$9\r\nsubscribe\r\n");
+                    bulk(answers, channel);
+                    answers.extend_from_slice(b":1\r\n");
+                }
+            }
+            b"UNSUBSCRIBE" => self.subscribed.retain(|one| !command[1..].contains(one)),
+            b"PUBLISH" => {
+                answers.extend_from_slice(b":1\r\n");
+                if self.subscribed.contains(&command[1]) && !self.is_deaf {
+                    message(messages, &command[1], &command[2]);
+                }
+            }
+            b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
+            _ => answers.extend_from_slice(b"%0\r\n"),
+        }
+    }
+
+    fn hear(&mut self, link: LinkName, bytes: &[u8]) {
+        let handled = self.broker.handle_bytes(link, bytes, self.now_ms, &mut self.said).unwrap();
+        assert_eq!(handled.bytes, bytes.len());
+    }
+
+    fn tick(&mut self, ms: u64) -> Result<(), LinkError> {
+        for _ in 0..ms / 50 {
+            self.now_ms += 50;
+            self.broker.handle_tick(self.now_ms, &mut self.said)?;
+            self.talk();
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, ticket: u32, data: &str, targets: &TargetsBuf) {
+        self.push_by(Routing::Project, ticket, data, targets);
+    }
+
+    fn push_by(&mut self, routing: Routing, ticket: u32, data: &str, targets: &TargetsBuf) {
+        let mut publication = publication(routing, 7, 100, 0, data, targets);
+        let pusher = Pusher { worker: 0, ticket };
+        self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
+    }
+
+    /// A message of another node arrives.
+    fn arrive(&mut self, seq: u64, data: &str, targets: &TargetsBuf) {
+        let mut publication = publication(Routing::Project, 9, 5, seq, data, targets);
+        self.arrived += 1;
+        publication.set_numbers(0, seq, self.arrived);
+        let mut bytes = Vec::new();
+        let envelope = publication.parts[0].envelope.clone();
+        message(&mut bytes, publication.channel(0), &publication.bytes[envelope]);
+        self.hear(LinkName::Subscribe, &bytes);
+    }
+
+    fn join(&mut self, worker: usize) {
+        let ask = Ask::Join(Interest::Project(ProjectId(0)));
+        self.broker.handle_ask(worker, &ask, self.now_ms, &mut self.said);
+    }
+}
+
+fn publication(
+    routing: Routing,
+    node: u16,
+    epoch: u64,
+    seq: u64,
+    data: &str,
+    targets: &TargetsBuf,
+) -> Publication {
+    let envelope = Envelope {
+        origin: NodeId::new(node).unwrap(),
+        epoch,
+        seq,
+        accepted_ms: 0,
+        id: MessageId(1),
+        ttl_ms: 0,
+        key: None,
+        pid: "p",
+        targets: targets.as_targets(),
+        data: data.as_bytes(),
+    };
+    let mut publication = Publication::default();
+    publication.add_message(&ChannelNames::new("x"), routing, &envelope);
+    publication
+}
+
+fn uids(list: &[&str]) -> TargetsBuf {
+    let mut names = NamesBuf::default();
+    list.iter().for_each(|name| names.push(name));
+    TargetsBuf { uids: Some(names), ..TargetsBuf::default() }
+}
+
+fn commands(mut bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let count = number(&mut bytes, b'*');
+        let mut command = Vec::new();
+        for _ in 0..count {
+            let length = number(&mut bytes, b'$');
+            command.push(bytes[..length].to_vec());
+            bytes = &bytes[length + 2..];
+        }
+        found.push(command);
+    }
+    found
+}
+
+fn number(bytes: &mut &[u8], kind: u8) -> usize {
+    assert_eq!(bytes[0], kind);
+    let end = bytes.windows(2).position(|two| two == b"\r\n").unwrap();
+    let number = std::str::from_utf8(&bytes[1..end]).unwrap().parse().unwrap();
+    *bytes = &bytes[end + 2..];
+    number
+}
+
+fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn message(out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {
+    out.extend_from_slice(b">3\r\n$7\r\nmessage\r\n");
+    bulk(out, channel);
+    bulk(out, payload);
+}
+
+#[test]
+fn a_push_is_answered_when_redis_has_it_and_comes_back_to_those_who_are_meant() {
+    let mut setting = Setting::ready(2);
+    setting.join(1);
+    assert!(setting.said.ready.is_empty(), "not before Redis confirmed it");
+    setting.talk();
+    assert_eq!(setting.said.ready, [1]);
+    setting.push(5, "hello", &TargetsBuf::default());
+    assert!(setting.said.answers.is_empty());
+    setting.talk();
+    assert_eq!(setting.said.answers, [(5, Outcome::Accepted)]);
+    assert_eq!(setting.said.delivered, [(0b10, "hello".into())]);
+}
+
+#[test]
+fn while_the_links_are_down_nothing_is_accepted_and_nobody_waits() {
+    let mut setting = Setting::new(1);
+    setting.push(1, "no", &TargetsBuf::default());
+    setting.join(0);
+    assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
+    assert_eq!(setting.said.ready, [0]);
+    setting.broker.handle_open(setting.now_ms);
+    setting.push(2, "no", &TargetsBuf::default());
+    assert_eq!(setting.said.answers[1], (2, Outcome::Unreachable));
+    setting.talk();
+    let names: [&[u8]; 3] = [b"x:node:7", b"x:{p}", b"x:{p}:n:7"];
+    assert!(names.iter().all(|name| setting.subscribed.iter().any(|one| one == name)));
+}
+
+#[test]
+fn what_was_not_answered_is_sent_again_and_delivered_once() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    setting.push(1, "first", &TargetsBuf::default());
+    setting.talk();
+    // Redis executes the next one, and its answer is lost.
+    setting.push(2, "second", &TargetsBuf::default());
+    let mut out = Vec::new();
+    setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
+    let command = commands(&out).remove(0);
+    let mut bytes = Vec::new();
+    message(&mut bytes, &command[1], &command[2]);
+    setting.hear(LinkName::Subscribe, &bytes);
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    setting.broker.handle_open(setting.now_ms);
+    setting.talk();
+    assert_eq!(setting.said.answers, [(1, Outcome::Accepted), (2, Outcome::Accepted)]);
+    let data: Vec<&str> = setting.said.delivered.iter().map(|(_, data)| &**data).collect();
+    assert_eq!(data, ["first", "second"]);
+}
+
+#[test]
+fn an_unanswered_push_is_unknown_after_its_time_and_not_delivered_later() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    setting.push(1, "late", &TargetsBuf::default());
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(setting.tick(1_950), Ok(()));
+    assert!(setting.said.answers.is_empty());
+    assert_eq!(setting.tick(50), Ok(()));
+    assert_eq!(setting.said.answers, [(1, Outcome::Unknown)]);
+    setting.broker.handle_open(setting.now_ms);
+    setting.talk();
+    setting.push(2, "next", &TargetsBuf::default());
+    setting.talk();
+    // Its number was used up by nothing: no gap.
+    assert_eq!(setting.said.delivered, [(1, "next".into())]);
+    assert!(setting.broker.config.counters.missed().is_empty());
+}
+
+#[test]
+fn gaps_and_repeats_are_counted_by_origin_and_channel() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    for seq in [4, 5, 5, 9, 3, 10] {
+        setting.arrive(seq, &seq.to_string(), &TargetsBuf::default());
+    }
+    let data: Vec<&str> = setting.said.delivered.iter().map(|(_, data)| &**data).collect();
+    assert_eq!(data, ["4", "5", "9", "10"]);
+    let counters = &setting.broker.config.counters;
+    assert_eq!(counters.repeated.value(), 2);
+    let missed: Vec<_> = counters.missed().into_iter().collect();
+    assert_eq!(missed, [((NodeId::new(9).unwrap(), "x:{p}".to_owned()), 3)]);
+}
+
+#[test]
+fn only_workers_that_may_have_a_target_are_woken() {
+    let mut setting = Setting::ready(4);
+    (0..3).for_each(|worker| setting.join(worker));
+    setting.talk();
+    let user = |uid| user_hash(KEYS, ProjectId(0), uid);
+    let (broker, said) = (&mut setting.broker, &mut setting.said);
+    broker.handle_ask(1, &Ask::UserHere(user("a")), 0, said);
+    broker.handle_ask(2, &Ask::UserHere(user("b")), 0, said);
+    broker.handle_ask(3, &Ask::UserHere(user("b")), 0, said);
+    let mut cids = CidsBuf::default();
+    cids.push(Cid(7 << 12 | 2 << 10));
+    let cids = TargetsBuf { cids: Some(cids), ..TargetsBuf::default() };
+    setting.arrive(1, "all", &TargetsBuf::default());
+    setting.arrive(2, "a", &uids(&["a"]));
+    setting.arrive(3, "a and b", &uids(&["a", "b"]));
+    setting.arrive(4, "nobody", &uids(&["c"]));
+    setting.arrive(1, "a client of worker 2", &cids);
+    setting.broker.set_unsure(1);
+    setting.arrive(5, "who knows", &uids(&["c"]));
+    let expected = [
+        (0b111, "all"),
+        (0b010, "a"),
+        (0b110, "a and b"),
+        (0b100, "a client of worker 2"),
+        (0b001, "who knows"),
+    ];
+    assert_eq!(setting.said.delivered, expected.map(|(set, data)| (set, data.to_owned())));
+}
+
+#[test]
+fn a_redis_that_says_nothing_is_noticed_within_two_seconds() {
+    let mut setting = Setting::ready(1);
+    assert_eq!(setting.tick(60_000), Ok(()));
+    setting.is_silent = true;
+    assert_eq!(setting.tick(2_000), Err(LinkError::Silent));
+}
+
+#[test]
+fn a_redis_that_delivers_nothing_is_noticed_by_the_canary() {
+    let mut setting = Setting::ready(1);
+    assert!(setting.tick(10_000).is_ok() && setting.said.canaries >= 9);
+    setting.is_deaf = true;
+    assert_eq!(setting.tick(5_000), Err(LinkError::CanaryLost));
+}
+
+#[test]
+fn a_worker_that_does_not_hear_the_canary_is_named() {
+    let mut setting = Setting::ready(2);
+    for _ in 0..100 {
+        setting.tick(50).unwrap();
+        setting.broker.handle_canary_seen(0, setting.now_ms);
+    }
+    assert_eq!(setting.broker.stuck_worker(setting.now_ms), Some(1));
+    setting.broker.handle_canary_seen(1, setting.now_ms);
+    assert_eq!(setting.broker.stuck_worker(setting.now_ms), None);
+}
+
+#[test]
+fn an_error_of_redis_refuses_the_push_and_its_number_is_given_again() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    setting.push(1, "before", &TargetsBuf::default());
+    setting.talk();
+    setting.push(2, "refused", &TargetsBuf::default());
+    setting.broker.take_outgoing(LinkName::Publish, &mut Vec::new(), usize::MAX);
+    setting.hear(LinkName::Publish, b"-OOM command not allowed\r\n");
+    setting.push(3, "after", &TargetsBuf::default());
+    setting.talk();
+    let (ok, refused) = (Outcome::Accepted, Outcome::Refused);
+    assert_eq!(setting.said.answers, [(1, ok), (2, refused), (3, ok)]);
+    assert!(setting.broker.config.counters.missed().is_empty());
+}
+
+#[test]
+fn a_message_that_redis_took_in_part_is_neither_accepted_nor_refused() {
+    let mut setting = Setting::ready(1);
+    for (ticket, replies) in
+        [":1\r\n:1\r\n", "-NOPERM\r\n-NOPERM\r\n", ":0\r\n-NOPERM\r\n"].into_iter().enumerate()
+    {
+        setting.push_by(Routing::User, ticket as u32, "1", &uids(&["a", "b"]));
+        setting.broker.take_outgoing(LinkName::Publish, &mut Vec::new(), usize::MAX);
+        setting.hear(LinkName::Publish, replies.as_bytes());
+    }
+    let expected = [Outcome::Accepted, Outcome::Refused, Outcome::Unknown];
+    let answers: Vec<Outcome> = setting.said.answers.iter().map(|(_, outcome)| *outcome).collect();
+    assert_eq!(answers, expected);
+    let counters = &setting.broker.config.counters;
+    let counts = [&counters.published, &counters.refused, &counters.unknown];
+    assert_eq!(counts.map(|counter| counter.value()), [1, 1, 1]);
+}
+
+#[test]
+fn bad_bytes_on_a_channel_cost_nothing_but_themselves() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    for payload in [&b""[..], b"x", &[2; 44], &[0xff; 500]] {
+        let mut bytes = Vec::new();
+        message(&mut bytes, b"x:{p}", payload);
+        message(&mut bytes, b"x:node:7", payload);
+        setting.hear(LinkName::Subscribe, &bytes);
+    }
+    setting.arrive(1, &"x".repeat(10_000), &TargetsBuf::default());
+    setting.arrive(2, "good", &TargetsBuf::default());
+    assert_eq!(setting.said.delivered, [(1, "good".into())]);
+    assert_eq!(setting.broker.config.counters.malformed.value(), 9);
+}
+
+#[test]
+fn a_full_sink_pauses_the_reading() {
+    let mut setting = Setting::ready(1);
+    setting.said.is_full = true;
+    let bytes = b"+PONG\r\n+PONG\r\n";
+    let (broker, said) = (&mut setting.broker, &mut setting.said);
+    let handled = broker.handle_bytes(LinkName::Subscribe, bytes, 1_000, said).unwrap();
+    assert_eq!(handled, Handled { bytes: 0, is_paused: true });
+}

@@ -1,0 +1,423 @@
+//! Keys of pushes that were delivered a short while ago: a push that is sent again under its key
+//! reaches nobody twice.
+
+use hashbrown::HashTable;
+use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
+
+/// The same project and key within this time reach a client at most once.
+pub const REMEMBER_MS: u64 = 5 * 60 * 1000;
+
+/// Entries in one piece of the ring: 20 KiB.
+const CHUNK: usize = 1024;
+const SUB_TABLES: usize = 64;
+/// A call of [`RememberedKeys::handle_tick`] forgets at most so many.
+const MAX_FORGOTTEN_PER_TICK: usize = 1000;
+/// More than one, so that inserts alone catch up with a backlog.
+const MAX_FORGOTTEN_PER_INSERT: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    New,
+    /// It was here within [`REMEMBER_MS`].
+    Repeated,
+    /// New, and there was no room: the oldest key was forgotten before its time.
+    NewForgettingOldest,
+}
+
+/// Keys of the pushes that this worker has delivered within the last [`REMEMBER_MS`], at most
+/// `max_keys` of them.
+///
+/// A key costs 20 bytes in the ring and 5 for each bucket of the table, which is between 7/16 and
+/// 7/8 full: 26 to 32 bytes (a test computes it). The ring grows by a piece of 1,024 entries and
+/// moves nothing; the table is 64 tables, so that growing one at a million keys moves 14,000
+/// numbers of 4 bytes.
+///
+/// The ring is in order of time, because time does not go back within it: an insert that is told
+/// an earlier time than the one before it counts as made at that one's.
+#[derive(Debug)]
+pub struct RememberedKeys {
+    max_keys: usize,
+    len: usize,
+    chunks: VecDeque<Chunk>,
+    /// The position of the first entry of the first chunk. Positions rise by one with each key,
+    /// and wrap.
+    start: u32,
+    /// Entries of the first chunk that are forgotten.
+    gone: usize,
+    /// Positions by hash. Empty until there is a key.
+    sub_tables: Vec<HashTable<u32>>,
+    /// The latest time that an insert was told.
+    latest_ms: u64,
+}
+
+/// Only the last chunk has room. None is left when no key is left, so one spans at most `CHUNK`
+/// times [`REMEMBER_MS`]: 85 hours, which 32 bits of milliseconds hold.
+#[derive(Debug)]
+struct Chunk {
+    base_ms: u64,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    key: [u8; 16],
+    /// When it was inserted, after the chunk's base.
+    after_ms: u32,
+}
+
+impl RememberedKeys {
+    /// Allocates nothing until the first key. At least one key is remembered, at most 2^31.
+    pub fn new(max_keys: usize) -> Self {
+        Self {
+            max_keys: max_keys.clamp(1, 1 << 31),
+            len: 0,
+            chunks: VecDeque::new(),
+            start: 0,
+            gone: 0,
+            sub_tables: Vec::new(),
+            latest_ms: 0,
+        }
+    }
+
+    /// Remembers the key if it is new. A repeated one is not remembered for longer.
+    pub fn insert(&mut self, key: &[u8; 16], now_ms: u64) -> Inserted {
+        let now_ms = now_ms.max(self.latest_ms);
+        self.latest_ms = now_ms;
+        self.forget_over(now_ms, MAX_FORGOTTEN_PER_INSERT);
+        if let Some(position) = self.find(key) {
+            if !self.is_over(position, now_ms) {
+                return Inserted::Repeated;
+            }
+            // Its turn to be forgotten has not come; the ring's entry goes later, as nobody's.
+            self.remove_position(key, position);
+        }
+        let mut inserted = Inserted::New;
+        if self.len >= self.max_keys {
+            if !self.is_over(self.first(), now_ms) {
+                inserted = Inserted::NewForgettingOldest;
+            }
+            self.forget_first();
+        }
+        self.push(key, now_ms);
+        inserted
+    }
+
+    /// The wall clock was set, forward for a positive step: every key keeps its age. To be told
+    /// before the first insert at the new time.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        self.latest_ms = self.latest_ms.saturating_add_signed(step_ms);
+        for chunk in &mut self.chunks {
+            chunk.base_ms = chunk.base_ms.saturating_add_signed(step_ms);
+        }
+    }
+
+    /// Forgets up to a thousand keys whose time is over, and gives memory back.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        self.forget_over(now_ms, MAX_FORGOTTEN_PER_TICK);
+    }
+
+    /// Those whose time is over count until a tick or an insert has come to them.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn first(&self) -> u32 {
+        self.start.wrapping_add(self.gone as u32)
+    }
+
+    fn find(&self, key: &[u8; 16]) -> Option<u32> {
+        let table = self.sub_tables.get(sub_table(key))?;
+        let is_it = |position: &u32| entry(&self.chunks, self.start, *position).1.key == *key;
+        table.find(table_hash(key), is_it).copied()
+    }
+
+    fn is_over(&self, position: u32, now_ms: u64) -> bool {
+        let (base_ms, entry) = entry(&self.chunks, self.start, position);
+        let inserted_ms = base_ms.saturating_add(u64::from(entry.after_ms));
+        now_ms.saturating_sub(inserted_ms) >= REMEMBER_MS
+    }
+
+    fn push(&mut self, key: &[u8; 16], now_ms: u64) {
+        if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
+            let entries = Vec::with_capacity(CHUNK);
+            self.chunks.push_back(Chunk { base_ms: now_ms, entries });
+        }
+        if self.sub_tables.is_empty() {
+            self.sub_tables.resize_with(SUB_TABLES, HashTable::new);
+        }
+        let position = self.first().wrapping_add(self.len as u32);
+        if let Some(chunk) = self.chunks.back_mut() {
+            let after_ms = now_ms.saturating_sub(chunk.base_ms).min(u64::from(u32::MAX)) as u32;
+            chunk.entries.push(Entry { key: *key, after_ms });
+        }
+        self.len += 1;
+        let Self { chunks, sub_tables, start, .. } = self;
+        let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
+        sub_tables[sub_table(key)].insert_unique(table_hash(key), position, hash_of);
+    }
+
+    fn forget_over(&mut self, now_ms: u64, max: usize) {
+        for _ in 0..max {
+            if self.len == 0 || !self.is_over(self.first(), now_ms) {
+                return;
+            }
+            self.forget_first();
+        }
+    }
+
+    /// There is one.
+    fn forget_first(&mut self) {
+        let position = self.first();
+        let key = entry(&self.chunks, self.start, position).1.key;
+        self.remove_position(&key, position);
+        self.len -= 1;
+        self.gone += 1;
+        if self.len == 0 {
+            self.start = self.first();
+            self.gone = 0;
+            self.chunks = VecDeque::new();
+            self.sub_tables = Vec::new();
+        } else if self.gone == CHUNK {
+            self.start = self.first();
+            self.gone = 0;
+            self.chunks.pop_front();
+        }
+    }
+
+    /// Takes the position out of its table, where it still is in it.
+    fn remove_position(&mut self, key: &[u8; 16], position: u32) {
+        let Self { chunks, sub_tables, start, .. } = self;
+        let table = &mut sub_tables[sub_table(key)];
+        if let Ok(found) = table.find_entry(table_hash(key), |other| *other == position) {
+            found.remove();
+        }
+        if table.capacity() > 64 && table.len() < table.capacity() / 4 {
+            let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
+            table.shrink_to(table.len() * 2, hash_of);
+        }
+    }
+}
+
+/// 128 bits that stand for a project and a key of its own: the beginning of a SHA-256. The length
+/// of `pid` goes first, so that no two pairs share a text.
+pub fn key_hash(pid: &str, key: &str) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    hasher.update((pid.len() as u64).to_le_bytes());
+    hasher.update(pid);
+    hasher.update(key);
+    let digest: [u8; 32] = hasher.finalize().into();
+    std::array::from_fn(|at| digest[at])
+}
+
+/// The entry at a position that the ring holds, with its chunk's base.
+fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, Entry) {
+    let index = position.wrapping_sub(start) as usize;
+    let chunk = &chunks[index / CHUNK];
+    (chunk.base_ms, chunk.entries[index % CHUNK])
+}
+
+/// A key is a hash already: other bits of it than those that choose the table.
+fn table_hash(key: &[u8; 16]) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|at| key[at]))
+}
+
+fn sub_table(key: &[u8; 16]) -> usize {
+    usize::from(key[8]) % SUB_TABLES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    const MINUTE: u64 = 60_000;
+
+    fn key(number: u32) -> [u8; 16] {
+        key_hash("1", &number.to_string())
+    }
+
+    fn bytes(keys: &RememberedKeys) -> usize {
+        let chunks = keys.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>());
+        let tables = keys.sub_tables.iter().map(HashTable::allocation_size);
+        chunks.sum::<usize>()
+            + tables.sum::<usize>()
+            + keys.chunks.capacity() * size_of::<Chunk>()
+            + keys.sub_tables.capacity() * size_of::<HashTable<u32>>()
+    }
+
+    #[test]
+    fn a_key_is_new_once_in_five_minutes() {
+        use Inserted::{New, NewForgettingOldest, Repeated};
+        let mut keys = RememberedKeys::new(3);
+        for (minute, number, expected) in [
+            (100, 1, New),
+            (100, 1, Repeated),
+            (101, 2, New),
+            (104, 1, Repeated), // does not lengthen
+            (105, 1, New),
+            (105, 2, Repeated),
+            (105, 3, New),
+            (105, 4, NewForgettingOldest), // 2
+            (105, 2, NewForgettingOldest), // 1
+            (106, 3, Repeated),
+            (106, 1, NewForgettingOldest), // 3
+            (110, 5, New),                 // 4 and 2 are over, room without force
+            (110, 1, Repeated),
+            (109, 5, Repeated),
+            (90, 6, New),
+            (114, 6, Repeated), // as if inserted at 110, the latest
+            (115, 6, New),
+        ] {
+            let inserted = keys.insert(&key(number), minute * MINUTE);
+            assert_eq!(inserted, expected, "{number} at {minute}");
+        }
+        let mut exact = RememberedKeys::new(3);
+        assert_eq!(exact.insert(&key(1), 7), New);
+        assert_eq!(exact.insert(&key(1), 7 + REMEMBER_MS - 1), Repeated);
+        assert_eq!(exact.insert(&key(1), 7 + REMEMBER_MS), New);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_changes_no_age() {
+        for step in [-3_600_000_i64, 3_600_000] {
+            let mut keys = RememberedKeys::new(10);
+            let start = 100 * MINUTE;
+            keys.insert(&key(1), start);
+            keys.handle_clock_step(step);
+            let stepped = start.saturating_add_signed(step);
+            assert_eq!(keys.insert(&key(1), stepped + REMEMBER_MS - 1), Inserted::Repeated);
+            assert_eq!(keys.insert(&key(1), stepped + REMEMBER_MS), Inserted::New);
+        }
+    }
+
+    #[test]
+    fn ticks_are_bounded_and_give_everything_back() {
+        let mut keys = RememberedKeys::new(1_000_000);
+        assert_eq!(bytes(&keys), 0);
+        for number in 0..5_500 {
+            assert_eq!(keys.insert(&key(number), MINUTE), Inserted::New);
+        }
+        keys.handle_tick(MINUTE + REMEMBER_MS - 1);
+        assert_eq!(keys.len(), 5_500);
+        for left in [4_500, 3_500, 2_500] {
+            keys.handle_tick(MINUTE + REMEMBER_MS);
+            assert_eq!(keys.len(), left);
+        }
+        // Over, and not forgotten yet: new all the same, once.
+        for number in 5_400..5_500 {
+            assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::New);
+            assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::Repeated);
+        }
+        for _ in 0..3 {
+            keys.handle_tick(MINUTE + REMEMBER_MS);
+        }
+        assert_eq!(keys.len(), 100);
+        assert_eq!(keys.insert(&key(5_499), MINUTE + REMEMBER_MS), Inserted::Repeated);
+        keys.handle_tick(MINUTE + 2 * REMEMBER_MS);
+        assert!(keys.is_empty());
+        assert_eq!(bytes(&keys), 0);
+    }
+
+    #[test]
+    fn bytes_for_each_key() {
+        assert_eq!(size_of::<Entry>(), 20);
+        let mut keys = RememberedKeys::new(250_000);
+        let mut most = 0.0_f64;
+        for number in 0..300_000 {
+            keys.insert(&key(number), MINUTE + u64::from(number));
+            let each = |keys: &RememberedKeys| bytes(keys) as f64 / keys.len() as f64;
+            if number == 99_999 {
+                assert!(each(&keys) < 28.0, "{} bytes", each(&keys));
+            }
+            if number > 50_000 && number % 1_000 == 0 {
+                most = most.max(each(&keys));
+            }
+        }
+        assert!(most < 33.0, "{most} bytes");
+        assert_eq!(keys.len(), 250_000);
+    }
+
+    #[test]
+    fn positions_wrap() {
+        let mut keys = RememberedKeys::new(3_000);
+        keys.start = u32::MAX - 1_500;
+        for number in 0..9_000 {
+            let expected =
+                if number < 3_000 { Inserted::New } else { Inserted::NewForgettingOldest };
+            assert_eq!(keys.insert(&key(number), MINUTE), expected);
+            assert_eq!(keys.insert(&key(number), MINUTE), Inserted::Repeated);
+            let oldest = number.saturating_sub(2_999);
+            assert_eq!(keys.insert(&key(oldest), MINUTE), Inserted::Repeated, "{oldest}");
+        }
+        let in_tables: usize = keys.sub_tables.iter().map(HashTable::len).sum();
+        assert_eq!(in_tables, 3_000);
+    }
+
+    #[test]
+    fn no_two_pairs_share_a_hash() {
+        let pairs = [("1", "23"), ("12", "3"), ("123", ""), ("", "123"), ("1", "2"), ("2", "1")];
+        let hashes: HashSet<_> = pairs.iter().map(|(pid, key)| key_hash(pid, key)).collect();
+        assert_eq!(hashes.len(), pairs.len());
+        // printf '\1\0\0\0\0\0\0\0p42' | sha256sum
+        let known = [
+            0x25, 0x8b, 0x96, 0xee, 0x32, 0x5a, 0x1c, 0x23, 0x30, 0x84, 0xec, 0xb0, 0x3f, 0x4c,
+            0x44, 0xf5,
+        ];
+        assert_eq!(key_hash("p", "42"), known);
+    }
+
+    proptest! {
+        /// Against a plain list of (key, time inserted), oldest first.
+        #[test]
+        fn as_a_list_would(
+            max_keys in 1_usize..40,
+            steps in vec((0_u32..60, 0_u64..40_000, 0_u8..20), 0..400),
+        ) {
+            let mut keys = RememberedKeys::new(max_keys);
+            let mut list: Vec<(u32, u64)> = Vec::new();
+            let mut now = 1_000_000_000;
+            for (number, later, action) in steps {
+                now += later;
+                match action {
+                    0 => {
+                        keys.handle_tick(now);
+                        list.retain(|(_, at)| now - at < REMEMBER_MS);
+                        prop_assert_eq!(keys.len(), list.len());
+                        prop_assert_eq!(bytes(&keys) == 0, list.is_empty());
+                        continue;
+                    }
+                    1 => {
+                        let step = (later as i64 - 20_000) * 50;
+                        keys.handle_clock_step(step);
+                        now = now.saturating_add_signed(step);
+                        for (_, at) in &mut list {
+                            *at = at.saturating_add_signed(step);
+                        }
+                    }
+                    _ => {}
+                }
+                list.retain(|(_, at)| now - at < REMEMBER_MS);
+                let expected = if list.iter().any(|(other, _)| *other == number) {
+                    Inserted::Repeated
+                } else {
+                    list.push((number, now));
+                    if list.len() > max_keys {
+                        list.remove(0);
+                        Inserted::NewForgettingOldest
+                    } else {
+                        Inserted::New
+                    }
+                };
+                prop_assert_eq!(keys.insert(&key(number), now), expected);
+                prop_assert!(keys.len() <= max_keys);
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A message on its way to Redis: the names of channels, and `PUBLISH` commands.
+//!
+//! Channels, behind a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the
+//! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`),
+//! `wsc:node:<node>` for a node itself. The braces are Redis Cluster's hash tags: all channels of a
+//! project would share a slot.
+
+use super::envelope::{Envelope, Header, NamesBuf, Targets};
+use crate::types::{NodeId, Routing, SnowflakeClock};
+use smallvec::SmallVec;
+use std::ops::Range;
+
+/// With `--routing user`, pushes to at most so many users go to the users' own channels.
+pub const MAX_USER_CHANNELS: usize = 16;
+
+/// Writes names of channels.
+#[derive(Debug, Clone)]
+pub struct ChannelNames {
+    prefix: Box<str>,
+}
+
+impl ChannelNames {
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    pub fn project(&self, out: &mut Vec<u8>, pid: &str) {
+        for part in [&*self.prefix, ":{", pid, "}"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    pub fn node_of_project(&self, out: &mut Vec<u8>, pid: &str, node: NodeId) {
+        self.project(out, pid);
+        out.extend_from_slice(b":n:");
+        out.extend_from_slice(itoa::Buffer::new().format(node.value()).as_bytes());
+    }
+
+    pub fn user(&self, out: &mut Vec<u8>, pid: &str, uid: &str) {
+        self.project(out, pid);
+        out.extend_from_slice(b":u:");
+        out.extend_from_slice(uid.as_bytes());
+    }
+
+    pub fn node(&self, out: &mut Vec<u8>, node: NodeId) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(b":node:");
+        out.extend_from_slice(itoa::Buffer::new().format(node.value()).as_bytes());
+    }
+}
+
+/// One `PUBLISH` inside a [`Publication`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where the command ends; it begins where the part before it ends.
+    pub end: usize,
+    pub channel: Range<usize>,
+    pub envelope: Range<usize>,
+}
+
+/// One message as the commands that publish it, complete but for the numbers of their envelopes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Publication {
+    pub bytes: Vec<u8>,
+    /// More than one only for a push to several users that have channels of their own.
+    pub parts: SmallVec<[Part; 1]>,
+    /// Where a name is written first; kept, so that it allocates once.
+    channel: Vec<u8>,
+}
+
+impl Publication {
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.parts.clear();
+    }
+
+    /// Appends the commands that bring `envelope` to every node that may hold a target of it.
+    ///
+    /// Client ids of one node go to that node's channel. Those of several go to the project's: one
+    /// command, accepted as a whole.
+    pub fn add_message(&mut self, names: &ChannelNames, routing: Routing, envelope: &Envelope<'_>) {
+        let (pid, targets) = (envelope.pid, &envelope.targets);
+        if let Some(node) = only_node(targets) {
+            return self.add(|out| names.node_of_project(out, pid, node), envelope);
+        }
+        let users = targets.uids.filter(|_| routing == Routing::User && targets.cids.is_none());
+        // A worker takes one message with a key: several with the same would be one user's only.
+        let most = if envelope.key.is_some() { 1 } else { MAX_USER_CHANNELS };
+        match users {
+            Some(uids) if (1..=most).contains(&uids.iter().count()) => {
+                for (index, uid) in uids.iter().enumerate() {
+                    if uids.iter().take(index).any(|earlier| earlier == uid) {
+                        continue;
+                    }
+                    // A node with two of the users gets two messages, each for one of them.
+                    let mut one = NamesBuf::default();
+                    one.push(uid);
+                    let targets = Targets { uids: Some(one.as_names()), ..*targets };
+                    let envelope = Envelope { targets, ..*envelope };
+                    self.add(|out| names.user(out, pid, uid), &envelope);
+                }
+            }
+            _ => self.add(|out| names.project(out, pid), envelope),
+        }
+    }
+
+    fn add(&mut self, name: impl FnOnce(&mut Vec<u8>), envelope: &Envelope<'_>) {
+        let mut channel = std::mem::take(&mut self.channel);
+        channel.clear();
+        name(&mut channel);
+        self.add_command(&channel, envelope.encoded_bytes(), |out| envelope.encode(out));
+        self.channel = channel;
+    }
+
+    fn add_command(&mut self, channel: &[u8], length: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let (channel, envelope) = write_publish(&mut self.bytes, channel, length, write);
+        self.parts.push(Part { end: self.bytes.len(), channel, envelope });
+    }
+
+    /// Numbers the envelope of a part.
+    pub fn set_numbers(&mut self, part: usize, seq: u64, order: u64) {
+        let envelope = self.parts[part].envelope.clone();
+        Header::set_numbers(&mut self.bytes[envelope], seq, order);
+    }
+
+    pub fn channel(&self, part: usize) -> &[u8] {
+        &self.bytes[self.parts[part].channel.clone()]
+    }
+}
+
+/// The node that all client ids of a selector belong to, if there is one.
+fn only_node(targets: &Targets<'_>) -> Option<NodeId> {
+    let mut nodes = targets.cids?.iter().map(|cid| SnowflakeClock::node_of(cid.0));
+    let first = nodes.next()?;
+    nodes.all(|node| node == first).then_some(first)
+}
+
+/// Appends a `PUBLISH` of an envelope of `length` bytes, which `write` appends. Returns where
+/// channel and envelope are.
+pub fn write_publish(
+    out: &mut Vec<u8>,
+    channel: &[u8],
+    length: usize,
+    write: impl FnOnce(&mut Vec<u8>),
+) -> (Range<usize>, Range<usize>) {
+    out.extend_from_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
+    let channel = add_bulk(out, channel.len(), |out| out.extend_from_slice(channel));
+    (channel, add_bulk(out, length, write))
+}
+
+/// Appends a bulk string of `length` bytes that `write` writes.
+fn add_bulk(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
+    out.push(b'$');
+    out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let start = out.len();
+    write(out);
+    let end = out.len();
+    debug_assert_eq!(end - start, length);
+    out.extend_from_slice(b"\r\n");
+    start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Cid, MessageId};
+    use crate::wire::envelope::{CidsBuf, TargetsBuf};
+
+    fn publication(routing: Routing, targets: &TargetsBuf, key: Option<&[u8; 16]>) -> Publication {
+        let envelope = Envelope {
+            origin: NodeId::new(7).unwrap(),
+            epoch: 1,
+            seq: 0,
+            accepted_ms: 3,
+            id: MessageId(4),
+            ttl_ms: 5,
+            key,
+            pid: "shop",
+            targets: targets.as_targets(),
+            data: b"{}",
+        };
+        let mut publication = Publication::default();
+        publication.add_message(&ChannelNames::new("wsc"), routing, &envelope);
+        publication
+    }
+
+    fn channels(routing: Routing, targets: &TargetsBuf) -> Vec<String> {
+        let publication = publication(routing, targets, None);
+        let name = |part| String::from_utf8(publication.channel(part).to_vec()).unwrap();
+        (0..publication.parts.len()).map(name).collect()
+    }
+
+    fn names(list: &[&str]) -> Option<NamesBuf> {
+        let mut names = NamesBuf::default();
+        list.iter().for_each(|name| names.push(name));
+        Some(names)
+    }
+
+    fn cids(nodes: &[u64]) -> Option<CidsBuf> {
+        let mut cids = CidsBuf::default();
+        nodes.iter().for_each(|node| cids.push(Cid(node << 12 | 1)));
+        Some(cids)
+    }
+
+    #[test]
+    fn channels_follow_the_selectors() {
+        let (project, user) = (Routing::Project, Routing::User);
+        let all = TargetsBuf::default();
+        let some = TargetsBuf { uids: names(&["a", "b:c", "a"]), ..TargetsBuf::default() };
+        let of_node = TargetsBuf { cids: cids(&[200, 200]), ..some_uids() };
+        let of_two = TargetsBuf { cids: cids(&[200, 1023]), ..some_uids() };
+        let nobody = TargetsBuf { cids: cids(&[]), ..TargetsBuf::default() };
+        for routing in [project, user] {
+            assert_eq!(channels(routing, &all), ["wsc:{shop}"]);
+            assert_eq!(channels(routing, &of_node), ["wsc:{shop}:n:200"]);
+            assert_eq!(channels(routing, &of_two), ["wsc:{shop}"]);
+            assert_eq!(channels(routing, &nobody), ["wsc:{shop}"]);
+        }
+        assert_eq!(channels(project, &some), ["wsc:{shop}"]);
+        assert_eq!(channels(user, &some), ["wsc:{shop}:u:a", "wsc:{shop}:u:b:c"]);
+        let many: Vec<String> = (0..17).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let many = TargetsBuf { uids: names(&many), ..TargetsBuf::default() };
+        assert_eq!(channels(user, &many), ["wsc:{shop}"]);
+    }
+
+    fn some_uids() -> TargetsBuf {
+        TargetsBuf { uids: names(&["a"]), ..TargetsBuf::default() }
+    }
+
+    #[test]
+    fn each_part_is_one_command_whose_envelope_is_numbered_in_place() {
+        let some = TargetsBuf { uids: names(&["a", "b"]), ..TargetsBuf::default() };
+        let mut publication = publication(Routing::User, &some, None);
+        publication.set_numbers(1, 77, 78);
+        let mut start = 0;
+        for (part, uid, seq) in [(0, "a", 0), (1, "b", 77)] {
+            let Part { end, envelope, .. } = publication.parts[part].clone();
+            let bytes = &publication.bytes[envelope];
+            let decoded = Envelope::decode(bytes).unwrap();
+            assert_eq!(decoded.targets.uids.unwrap().iter().collect::<Vec<_>>(), [uid]);
+            assert_eq!(decoded.seq, seq);
+            let head = format!(
+                "*3\r\n$7\r\nPUBLISH\r\n$14\r\nwsc:{{shop}}:u:{uid}\r\n${}\r\n",
+                bytes.len()
+            );
+            let expected = [head.as_bytes(), bytes, b"\r\n"].concat();
+            assert_eq!(&publication.bytes[start..end], expected);
+            start = end;
+        }
+        assert_eq!(start, publication.bytes.len());
+    }
+
+    /// A node with both users took the first part, and the second for a repeat of it.
+    #[test]
+    fn a_key_is_on_one_command() {
+        for (uids, channel) in [(&["a", "b"][..], "wsc:{shop}"), (&["a"], "wsc:{shop}:u:a")] {
+            let targets = TargetsBuf { uids: names(uids), ..TargetsBuf::default() };
+            let publication = publication(Routing::User, &targets, Some(&[7; 16]));
+            assert_eq!(publication.parts.len(), 1);
+            assert_eq!(publication.channel(0), channel.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_node_has_a_channel_of_its_own() {
+        let mut name = Vec::new();
+        ChannelNames::new("wsc").node(&mut name, NodeId::new(200).unwrap());
+        assert_eq!(name, b"wsc:node:200");
+    }
+}

@@ -1,0 +1,397 @@
+//! RESP2 and RESP3, the protocol of the Redis link: what Redis sends, and the commands it is sent.
+//!
+//! [`read`] takes one reply from the front of a buffer, in place. The link lives for one kind of
+//! reply, the messages of its channels, so these have a path of their own; of everything else it
+//! must know how long it is, and hardly more.
+//!
+//! Bytes are read from left to right and judged as they come. So more bytes never change what was
+//! said about the first ones: not a reply, and not a refusal.
+
+/// The longest simple string, error or number, without its CRLF.
+const MAX_LINE_BYTES: usize = 64 << 10;
+/// How many elements one reply may have in all, on every level; a map's pair counts as two.
+const MAX_ELEMENTS: usize = 4_096;
+/// How many aggregates may be inside one another.
+const MAX_DEPTH: usize = 8;
+
+/// How a message begins: as RESP3 pushes it, and as RESP2 sends it.
+const PUSHED_MESSAGE: &[u8; 17] = b">3\r\n$7\r\nmessage\r\n";
+const LISTED_MESSAGE: &[u8; 17] = b"*3\r\n$7\r\nmessage\r\n";
+
+/// Why bytes are not RESP, or not what we take. The link must be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RespError {
+    #[error("the bytes are not RESP")]
+    Malformed,
+    #[error("a string or a line of the reply is longer than what is taken")]
+    TooLong,
+    #[error("the reply is nested more than 8 deep")]
+    TooDeep,
+    #[error("the reply has more than 4096 elements")]
+    TooMany,
+}
+
+/// One thing that Redis sent, borrowed from the read buffer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reply<'a> {
+    /// A message of a channel that we are subscribed to: a RESP3 push, or a RESP2 array, of
+    /// "message", channel and payload.
+    Message {
+        channel: &'a [u8],
+        payload: &'a [u8],
+    },
+    /// One channel of a SUBSCRIBE was confirmed.
+    Subscribed {
+        channel: &'a [u8],
+    },
+    /// One channel of an UNSUBSCRIBE was left; `None`: there was none to leave.
+    Unsubscribed {
+        channel: Option<&'a [u8]>,
+    },
+    /// `+PONG`, or the RESP2 array of "pong" and "" that a subscribed link gets.
+    Pong,
+    Integer(i64),
+    /// Redis refused a command; the text with its code, e.g. `NOAUTH Authentication required.`
+    Error(&'a [u8]),
+    /// Any other simple string, e.g. `OK`.
+    Simple(&'a [u8]),
+    /// Any other whole value (HELLO's map, other pushes, bulk strings, nulls, doubles, …), skipped.
+    Other,
+}
+
+/// Reads the first reply of `bytes` in place: `Ok(None)` while it has not come whole; otherwise the
+/// reply and how many bytes it took, with those of an attribute before it. Never allocates.
+///
+/// `max_bytes` is the longest bulk string (and thereby payload) that is taken. A longer one is
+/// refused by its length, before it comes; and while one is coming, only its length is read again.
+pub fn read<'a>(
+    bytes: &'a [u8],
+    max_bytes: usize,
+) -> Result<Option<(Reply<'a>, usize)>, RespError> {
+    match read_message(bytes, max_bytes) {
+        Some(whole) => Ok(Some(whole)),
+        None => read_any(bytes, max_bytes),
+    }
+}
+
+/// Appends one command as an array of bulk strings.
+pub fn write_command(out: &mut Vec<u8>, args: &[&[u8]]) {
+    write_length(out, b'*', args.len());
+    for arg in args {
+        write_length(out, b'$', arg.len());
+        out.extend_from_slice(arg);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn write_length(out: &mut Vec<u8>, kind: u8, length: usize) {
+    out.push(kind);
+    out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The fast path: a whole message in its usual form. Whatever else it may be, `None`, and then
+/// [`read_any`] says what.
+fn read_message(bytes: &[u8], max_bytes: usize) -> Option<(Reply<'_>, usize)> {
+    let head = bytes.first_chunk::<17>()?;
+    let is_message = head == PUSHED_MESSAGE || head == LISTED_MESSAGE;
+    // The first string has its limit, too.
+    if !is_message || max_bytes < b"message".len() {
+        return None;
+    }
+    let mut reader = Reader::new(bytes, max_bytes);
+    reader.at = head.len();
+    let channel = reader.plain_bulk()?;
+    let payload = reader.plain_bulk()?;
+    Some((Reply::Message { channel, payload }, reader.at))
+}
+
+/// Every reply, messages too.
+fn read_any(bytes: &[u8], max_bytes: usize) -> Result<Option<(Reply<'_>, usize)>, RespError> {
+    let mut reader = Reader::new(bytes, max_bytes);
+    match reader.reply() {
+        Ok(reply) => Ok(Some((reply, reader.at))),
+        Err(Stop::Incomplete) => Ok(None),
+        Err(Stop::Refused(error)) => Err(error),
+    }
+}
+
+/// Why reading went no further.
+#[derive(Debug, Clone, Copy)]
+enum Stop {
+    /// So far all is well, but there is more to come.
+    Incomplete,
+    Refused(RespError),
+}
+
+impl From<RespError> for Stop {
+    fn from(error: RespError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// A scalar whole, or the head of what has members.
+#[derive(Debug, Clone, Copy)]
+enum Token<'a> {
+    Simple(&'a [u8]),
+    Error(&'a [u8]),
+    Integer(i64),
+    Bulk(&'a [u8]),
+    Null,
+    /// A boolean, a double, a big number, or a string that says what it is written in.
+    Scalar,
+    /// So many values follow; a pair of a map is two.
+    Aggregate {
+        kind: u8,
+        members: usize,
+    },
+    /// So many values follow, and after them the one that they are about.
+    Attribute {
+        members: usize,
+    },
+}
+
+/// Where reading stands in the bytes of one reply.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    max_bytes: usize,
+    /// How many more elements the reply may have.
+    elements_left: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8], max_bytes: usize) -> Self {
+        // No slice is longer than this, and two such lengths have a sum.
+        let max_bytes = max_bytes.min(isize::MAX as usize);
+        Self { bytes, at: 0, max_bytes, elements_left: MAX_ELEMENTS }
+    }
+
+    fn reply(&mut self) -> Result<Reply<'a>, Stop> {
+        Ok(match self.value(1)? {
+            Token::Simple(b"PONG") => Reply::Pong,
+            Token::Simple(text) => Reply::Simple(text),
+            Token::Error(text) => Reply::Error(text),
+            Token::Integer(number) => Reply::Integer(number),
+            Token::Aggregate { kind, members } => {
+                let mut first = [Token::Scalar; 3];
+                for index in 0..members {
+                    let member = self.value(2)?;
+                    if let Token::Aggregate { members, .. } = member {
+                        self.skip(members, 2)?;
+                    }
+                    if let Some(place) = first.get_mut(index) {
+                        *place = member;
+                    }
+                }
+                aggregate_reply(kind, members, first)
+            }
+            _ => Reply::Other,
+        })
+    }
+
+    /// The token of the next value, which is `depth` deep if it is an aggregate; attributes before
+    /// it are skipped.
+    fn value(&mut self, depth: usize) -> Result<Token<'a>, Stop> {
+        loop {
+            match self.token()? {
+                Token::Attribute { members } => self.skip(members, depth)?,
+                token => return Ok(token),
+            }
+        }
+    }
+
+    /// Skips the members of an aggregate that is `depth` deep (the outermost: 1). Not by recursion:
+    /// how deep the bytes go must not be for the stack to find out.
+    fn skip(&mut self, members: usize, depth: usize) -> Result<(), Stop> {
+        let mut left = [0; MAX_DEPTH + 1];
+        let mut level = depth;
+        left[level] = members;
+        loop {
+            while left[level] == 0 {
+                if level == depth {
+                    return Ok(());
+                }
+                level -= 1;
+            }
+            let inside = match self.token()? {
+                // The value that it is about is still to come.
+                Token::Attribute { members } => members,
+                Token::Aggregate { members, .. } => {
+                    left[level] -= 1;
+                    members
+                }
+                _ => {
+                    left[level] -= 1;
+                    continue;
+                }
+            };
+            level += 1;
+            *left.get_mut(level).ok_or(RespError::TooDeep)? = inside;
+        }
+    }
+
+    fn token(&mut self) -> Result<Token<'a>, Stop> {
+        let kind = self.peek(0)?;
+        self.at += 1;
+        match kind {
+            b'$' | b'*' if self.is_null()? => Ok(Token::Null),
+            b'$' => self.bulk().map(Token::Bulk),
+            b'!' => self.bulk().map(Token::Error),
+            b'=' => match self.bulk()? {
+                [_, _, _, b':', ..] => Ok(Token::Scalar),
+                _ => Err(RespError::Malformed.into()),
+            },
+            b'*' | b'>' | b'~' => Ok(Token::Aggregate { kind, members: self.members(1)? }),
+            b'%' => Ok(Token::Aggregate { kind, members: self.members(2)? }),
+            b'|' => {
+                // One without members counts, too: there is no end to how many may follow each
+                // other.
+                self.elements_left = self.elements_left.checked_sub(1).ok_or(RespError::TooMany)?;
+                Ok(Token::Attribute { members: self.members(2)? })
+            }
+            b'+' => self.line().map(Token::Simple),
+            b'-' => self.line().map(Token::Error),
+            b':' | b',' | b'(' | b'#' | b'_' => {
+                let line = self.line()?;
+                Ok(scalar(kind, line).ok_or(RespError::Malformed)?)
+            }
+            _ => Err(RespError::Malformed.into()),
+        }
+    }
+
+    /// Whether `-1` stands for a length: RESP2's null, which is taken then.
+    fn is_null(&mut self) -> Result<bool, Stop> {
+        if self.peek(0)? != b'-' {
+            return Ok(false);
+        }
+        self.at += 1;
+        if self.peek(0)? != b'1' {
+            return Err(RespError::Malformed.into());
+        }
+        self.at += 1;
+        self.line_end()?;
+        Ok(true)
+    }
+
+    /// How many values an aggregate of groups of `each` has.
+    fn members(&mut self, each: usize) -> Result<usize, Stop> {
+        let count = self.length(self.elements_left / each, RespError::TooMany)? * each;
+        self.elements_left -= count;
+        Ok(count)
+    }
+
+    /// A bulk string after its `$`.
+    #[inline]
+    fn bulk(&mut self) -> Result<&'a [u8], Stop> {
+        let length = self.length(self.max_bytes, RespError::TooLong)?;
+        let rest = &self.bytes[self.at..];
+        let string = rest.get(..length).ok_or(Stop::Incomplete)?;
+        self.at += length;
+        self.line_end()?;
+        Ok(string)
+    }
+
+    /// A bulk string with its `$`, if there is a whole one.
+    #[inline]
+    fn plain_bulk(&mut self) -> Option<&'a [u8]> {
+        if *self.bytes.get(self.at)? != b'$' {
+            return None;
+        }
+        self.at += 1;
+        self.bulk().ok()
+    }
+
+    /// A length and its CRLF: decimal digits, in the shortest form. One above `limit` is `excess`,
+    /// told at its first digit too many.
+    #[inline]
+    fn length(&mut self, limit: usize, excess: RespError) -> Result<usize, Stop> {
+        let mut length = 0usize;
+        let mut digits = 0;
+        loop {
+            let byte = self.peek(0)?;
+            match byte {
+                b'0'..=b'9' if digits == 0 || length != 0 => {
+                    length = length.saturating_mul(10).saturating_add(usize::from(byte - b'0'));
+                    if length > limit {
+                        return Err(excess.into());
+                    }
+                }
+                b'\r' if digits != 0 => break,
+                _ => return Err(RespError::Malformed.into()),
+            }
+            digits += 1;
+            self.at += 1;
+        }
+        self.line_end()?;
+        Ok(length)
+    }
+
+    /// What stands before the next CRLF. A CR or LF alone is refused.
+    fn line(&mut self) -> Result<&'a [u8], Stop> {
+        let rest = &self.bytes[self.at..];
+        let possible = &rest[..rest.len().min(MAX_LINE_BYTES + 1)];
+        let Some(end) = possible.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
+            let is_over = rest.len() > MAX_LINE_BYTES;
+            return Err(if is_over { RespError::TooLong.into() } else { Stop::Incomplete });
+        };
+        self.at += end;
+        self.line_end()?;
+        Ok(&rest[..end])
+    }
+
+    #[inline]
+    fn line_end(&mut self) -> Result<(), Stop> {
+        if self.peek(0)? != b'\r' || self.peek(1)? != b'\n' {
+            return Err(RespError::Malformed.into());
+        }
+        self.at += 2;
+        Ok(())
+    }
+
+    #[inline]
+    fn peek(&self, ahead: usize) -> Result<u8, Stop> {
+        self.bytes.get(self.at + ahead).copied().ok_or(Stop::Incomplete)
+    }
+}
+
+/// What an outermost aggregate says; `first` are its members, as far as it has so many.
+fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply<'a> {
+    use Token::{Bulk, Integer, Null};
+    match (kind, members, first) {
+        (b'>' | b'*', 3, [Bulk(b"message"), Bulk(channel), Bulk(payload)]) => {
+            Reply::Message { channel, payload }
+        }
+        (b'>' | b'*', 3, [Bulk(b"subscribe"), Bulk(channel), Integer(_)]) => {
+            Reply::Subscribed { channel }
+        }
+        (b'>' | b'*', 3, [Bulk(b"unsubscribe"), Bulk(channel), Integer(_)]) => {
+            Reply::Unsubscribed { channel: Some(channel) }
+        }
+        (b'>' | b'*', 3, [Bulk(b"unsubscribe"), Null, Integer(_)]) => {
+            Reply::Unsubscribed { channel: None }
+        }
+        (b'*', 2, [Bulk(b"pong"), Bulk(b""), _]) => Reply::Pong,
+        _ => Reply::Other,
+    }
+}
+
+/// A scalar that is one line; `None` if that is not how one is written.
+fn scalar<'a>(kind: u8, line: &[u8]) -> Option<Token<'a>> {
+    let text = str::from_utf8(line).ok()?;
+    match kind {
+        b':' => text.parse().ok().map(Token::Integer),
+        b',' => text.parse::<f64>().ok().map(|_| Token::Scalar),
+        b'(' => {
+            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then_some(Token::Scalar)
+        }
+        b'#' => matches!(text, "t" | "f").then_some(Token::Scalar),
+        b'_' => text.is_empty().then_some(Token::Null),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

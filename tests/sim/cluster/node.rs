@@ -1,0 +1,529 @@
+//! A node: a broker, its workers, the ways between them, and what keeps its links open. What
+//! `io::queue`, `io::port` and `io::near` do with sockets and threads is done here with time.
+
+use super::core::{Core, Home, ToBroker, Word};
+use super::gaps::Heard;
+use super::redis::Owner;
+use super::truth::QUEUE_TIMEOUT_MS;
+use super::{MAX_TAGS, Model, World};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use ws_cluster::state::broker::{
+    Broker, BrokerConfig, Event, LinkError, LinkName, Outcome, Pusher, Sink,
+};
+use ws_cluster::state::counters::{BrokerCounters, Counters};
+use ws_cluster::state::projects::ProjectId;
+use ws_cluster::state::wants::{Ask, Interest};
+use ws_cluster::state::{Hearing, Worker, WorkerConfig};
+use ws_cluster::types::{Limits, NodeId, Routing};
+use ws_cluster::wire::envelope::Envelope;
+use ws_cluster::wire::publication::Publication;
+
+const LINKS: [LinkName; 2] = [LinkName::Publish, LinkName::Subscribe];
+/// What `io::queue` has.
+const TICK_MS: u64 = 50;
+const BACKOFF_MS: u64 = 100;
+const MAX_BACKOFF_MS: u64 = 2_000;
+/// A link on which nothing arrives is given up within 2 s; and the longest step of this simulator.
+const NOTICED_MS: u64 = 2_000 + super::LONGEST_STEP_MS;
+
+enum Driver {
+    Waiting { until_ms: u64 },
+    Connecting { until_ms: u64, links: Vec<u64> },
+    Open { links: [u64; 2] },
+}
+
+pub struct Node {
+    pub home: Home,
+    pub cores: Vec<Core>,
+    pub broker: Broker,
+    pub counters: Arc<BrokerCounters>,
+    pub model: Model,
+    pub heard: Heard,
+    /// What its events said.
+    missed: u64,
+    driver: Driver,
+    unread: [Vec<u8>; 2],
+    /// There was no room for the rest.
+    is_paused: [bool; 2],
+    attempts: u32,
+    next_tick_ms: u64,
+    /// Something happened to its links that they may not survive.
+    has_fault: bool,
+    /// Since when nothing arrives.
+    pub deaf_since_ms: Option<u64>,
+    /// Joins that the broker has not answered, and since when.
+    asked: BTreeMap<(usize, String), u64>,
+    publication: Publication,
+    pub losses: u64,
+}
+
+/// What the broker says is done when it has said it all.
+struct Words {
+    list: Vec<(usize, Word)>,
+    room: usize,
+}
+
+impl Sink for Words {
+    fn deliver(&mut self, mut workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
+        let bytes: Rc<[u8]> = Rc::from(bytes);
+        while workers != 0 {
+            let worker = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            self.list.push((worker, Word::Deliver(bytes.clone())));
+        }
+    }
+
+    fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
+        self.list.push((pusher.worker, Word::Answer(pusher.ticket, outcome)));
+    }
+
+    fn ready(&mut self, worker: usize, interest: &Interest) {
+        self.list.push((worker, Word::Ready(interest.clone())));
+    }
+
+    fn canary(&mut self) {
+        // For every worker: see `Node::dispatch`.
+        self.list.push((usize::MAX, Word::Canary));
+    }
+
+    fn has_room(&self) -> bool {
+        self.list.len() < self.room
+    }
+}
+
+impl Node {
+    pub fn new(index: usize, workers: usize, world: &World) -> Self {
+        let (setup, now_ms) = (&world.setup, world.now_ms);
+        let number = 7 + index as u16;
+        let node = NodeId::new(number).unwrap();
+        let hash_keys = (setup.seed, now_ms);
+        let core = |worker| {
+            let counters = Arc::new(Counters::default());
+            let config = WorkerConfig {
+                node,
+                worker,
+                workers,
+                projects: setup.projects.clone(),
+                limits: Limits { tags: MAX_TAGS, ..Limits::default() },
+                max_connections: 64,
+                idle_timeout_ms: 3_600_000,
+                outbox_bytes: 1 << 20,
+                worker_outbox_bytes: 1 << 24,
+                echo: false,
+                hash_keys: (setup.seed, worker as u64),
+                idempotency_keys: 1_000,
+                hearing: Some(Hearing {
+                    routing: setup.routing,
+                    announces_users: workers > 1,
+                    user_keys: hash_keys,
+                }),
+                counters: counters.clone(),
+            };
+            Core::new(worker, Worker::new(config, now_ms), counters)
+        };
+        let counters = Arc::new(BrokerCounters::default());
+        let broker = Broker::new(BrokerConfig {
+            node,
+            epoch: now_ms,
+            workers,
+            projects: setup.projects.clone(),
+            names: setup.names.clone(),
+            credentials: setup.credentials.clone(),
+            queue_timeout_ms: QUEUE_TIMEOUT_MS,
+            max_envelope_bytes: 1 << 20,
+            hash_keys,
+            counters: counters.clone(),
+        });
+        Self {
+            home: Home { node: index, number, epoch: now_ms, clean_since_ms: None },
+            cores: (0..workers).map(core).collect(),
+            broker,
+            counters,
+            model: Model::default(),
+            heard: Heard::default(),
+            missed: 0,
+            driver: Driver::Waiting { until_ms: now_ms },
+            unread: Default::default(),
+            is_paused: [false; 2],
+            attempts: 0,
+            next_tick_ms: now_ms + TICK_MS,
+            has_fault: false,
+            deaf_since_ms: None,
+            asked: BTreeMap::new(),
+            publication: Publication::default(),
+            losses: 0,
+        }
+    }
+
+    /// Its broker is on the thread of its only worker.
+    fn is_alone(&self) -> bool {
+        self.cores.len() == 1
+    }
+
+    pub fn links(&self) -> Vec<u64> {
+        match &self.driver {
+            Driver::Waiting { .. } => Vec::new(),
+            Driver::Connecting { links, .. } => links.clone(),
+            Driver::Open { links } => links.to_vec(),
+        }
+    }
+
+    /// Its links may not survive this: what is under way to it may be missed.
+    pub fn note_fault(&mut self) {
+        self.has_fault = true;
+        self.home.clean_since_ms = None;
+    }
+
+    /// Everything that it has to do by now.
+    pub fn turn(&mut self, world: &mut World) {
+        self.drive(world);
+        if world.rng.chance(50) {
+            self.hear(world);
+        }
+        if world.now_ms >= self.next_tick_ms {
+            self.next_tick_ms = world.now_ms + TICK_MS;
+            self.tick(world);
+        }
+        for worker in 0..self.cores.len() {
+            self.work(worker, world);
+        }
+        self.send(world);
+    }
+
+    // Workers.
+
+    fn work(&mut self, worker: usize, world: &mut World) {
+        while let Some((due_ms, _)) = self.cores[worker].inbox.front()
+            && *due_ms <= world.now_ms
+            && let Some((_, word)) = self.cores[worker].inbox.pop_front()
+        {
+            self.handle_word(worker, word, world);
+        }
+        if world.rng.chance(70) {
+            self.flush(worker, world);
+        }
+    }
+
+    /// Sends what is owed, after the broker knows of it.
+    pub fn flush(&mut self, worker: usize, world: &mut World) {
+        while self.cores[worker].worker.has_asks() {
+            self.forward_asks(worker, world);
+        }
+        self.cores[worker].flush(world.now_ms);
+    }
+
+    fn handle_word(&mut self, worker: usize, word: Word, world: &mut World) {
+        self.cores[worker].handle_word(word, world, &mut self.model, self.home);
+    }
+
+    pub fn connect(&mut self, worker: usize, world: &mut World) {
+        self.cores[worker].connect(world, &mut self.model, self.home);
+        self.forward_asks(worker, world);
+    }
+
+    pub fn disconnect(&mut self, worker: usize, cid: u64, world: &mut World) {
+        self.flush(worker, world);
+        self.cores[worker].disconnect(cid, &mut self.model);
+        world.log.note(format!("node {}: {cid} leaves", self.home.number));
+        self.flush(worker, world);
+    }
+
+    /// The broker knows of everything before a client is told of it.
+    fn forward_asks(&mut self, worker: usize, world: &mut World) {
+        for ask in self.cores[worker].worker.take_asks() {
+            match self.is_alone() {
+                true => self.ask(worker, &ask, world),
+                false => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
+            }
+        }
+    }
+
+    /// A push, complete but for its outcome.
+    pub fn publish(
+        &mut self,
+        worker: usize,
+        ticket: u32,
+        world: &mut World,
+        fill: impl FnOnce(&mut Publication),
+    ) {
+        let mut publication = std::mem::take(&mut self.publication);
+        publication.clear();
+        fill(&mut publication);
+        if self.is_alone() {
+            self.publish_now(worker, ticket, &mut publication, world);
+            self.publication = publication;
+        } else {
+            self.cores[worker].to_broker.push_back(ToBroker::Publish(publication, ticket));
+        }
+    }
+
+    // The broker.
+
+    /// What the workers have said before now.
+    fn hear(&mut self, world: &mut World) {
+        for worker in 0..self.cores.len() {
+            while let Some(word) = self.cores[worker].to_broker.pop_front() {
+                match word {
+                    ToBroker::Publish(mut publication, ticket) => {
+                        self.publish_now(worker, ticket, &mut publication, world);
+                    }
+                    ToBroker::Ask(ask) => self.ask(worker, &ask, world),
+                    ToBroker::CanarySeen => self.broker.handle_canary_seen(worker, world.now_ms),
+                }
+            }
+        }
+    }
+
+    fn publish_now(
+        &mut self,
+        worker: usize,
+        ticket: u32,
+        publication: &mut Publication,
+        world: &mut World,
+    ) {
+        let mut words = Words { list: Vec::new(), room: usize::MAX };
+        let pusher = Pusher { worker, ticket };
+        self.broker.handle_publish(publication, pusher, world.now_ms, &mut words);
+        self.dispatch(words, world);
+    }
+
+    fn ask(&mut self, worker: usize, ask: &Ask, world: &mut World) {
+        match ask {
+            Ask::Join(interest) => {
+                self.names(interest, world).iter().for_each(|name| self.heard.join(name, worker));
+                let key = (worker, format!("{interest:?}"));
+                assert!(self.asked.insert(key, world.now_ms).is_none(), "asked twice");
+            }
+            Ask::Leave(interest) => {
+                self.names(interest, world).iter().for_each(|name| self.heard.leave(name, worker));
+            }
+            Ask::UserHere(_) | Ask::UserGone(_) => {}
+        }
+        if !matches!(ask, Ask::UserHere(_) | Ask::UserGone(_)) {
+            world.log.note(format!("node {}: worker {worker} asks {ask:?}", self.home.number));
+        }
+        let mut words = Words { list: Vec::new(), room: usize::MAX };
+        self.broker.handle_ask(worker, ask, world.now_ms, &mut words);
+        self.dispatch(words, world);
+    }
+
+    fn names(&self, interest: &Interest, world: &World) -> Vec<Vec<u8>> {
+        let (names, node) = (&world.setup.names, NodeId::new(self.home.number).unwrap());
+        let pid = |project: &ProjectId| super::PIDS[project.0 as usize];
+        let mut channels = vec![Vec::new()];
+        match interest {
+            Interest::Project(project) => {
+                names.project(&mut channels[0], pid(project));
+                channels.push(Vec::new());
+                names.node_of_project(&mut channels[1], pid(project), node);
+            }
+            Interest::User(project, uid) => {
+                assert_eq!(world.setup.routing, Routing::User);
+                names.user(&mut channels[0], pid(project), uid);
+            }
+        }
+        channels
+    }
+
+    /// Hands over what the broker said: at once, or by way of the workers' queues.
+    fn dispatch(&mut self, words: Words, world: &mut World) {
+        for event in self.broker.take_events() {
+            match event {
+                Event::Ready { resent, channels } => {
+                    let number = self.home.number;
+                    world.log.note(format!("node {number}: ready, {resent} {channels}"));
+                    self.attempts = 0;
+                    self.home.clean_since_ms = (!self.has_fault).then_some(world.now_ms);
+                }
+                Event::Missed { origin, channel, missed } => {
+                    self.missed += missed;
+                    let (number, channel) = (self.home.number, String::from_utf8_lossy(&channel));
+                    world.log.note(format!("node {number}: missed {missed} of {origin} {channel}"));
+                }
+                Event::Refused { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        for (worker, word) in words.list {
+            if let Word::Ready(interest) = &word {
+                let key = (worker, format!("{interest:?}"));
+                assert!(self.asked.remove(&key).is_some(), "{key:?} is ready, and was not asked");
+            }
+            if let Word::Answer(ticket, outcome) = &word {
+                let Home { node, epoch, .. } = self.home;
+                world.truth.decide(node, epoch, *ticket, *outcome, world.now_ms);
+            }
+            if worker != usize::MAX {
+                self.tell(worker, word, world);
+                continue;
+            }
+            for worker in 0..self.cores.len() {
+                self.tell(worker, Word::Canary, world);
+            }
+        }
+    }
+
+    fn tell(&mut self, worker: usize, word: Word, world: &mut World) {
+        if self.is_alone() {
+            return self.handle_word(worker, word, world);
+        }
+        let delay_ms = if world.rng.chance(70) { 0 } else { world.rng.number() % 60 };
+        let inbox = &mut self.cores[worker].inbox;
+        let last_ms = inbox.back().map_or(0, |(due_ms, _)| *due_ms);
+        inbox.push_back((last_ms.max(world.now_ms + delay_ms), word));
+    }
+
+    fn tick(&mut self, world: &mut World) {
+        for worker in 0..self.cores.len() {
+            self.cores[worker].worker.handle_tick(world.now_ms);
+            self.forward_asks(worker, world);
+        }
+        self.hear(world);
+        let mut words = Words { list: Vec::new(), room: usize::MAX };
+        let result = self.broker.handle_tick(world.now_ms, &mut words);
+        self.dispatch(words, world);
+        if let Err(error) = result {
+            self.lose(error, world);
+        }
+        assert_eq!(self.broker.stuck_worker(world.now_ms), None);
+    }
+
+    // The links.
+
+    fn drive(&mut self, world: &mut World) {
+        let now_ms = world.now_ms;
+        match &mut self.driver {
+            Driver::Waiting { until_ms } if *until_ms <= now_ms => {
+                let until_ms = now_ms + world.rng.number() % 20;
+                self.driver = Driver::Connecting { until_ms, links: Vec::new() };
+            }
+            Driver::Connecting { until_ms, links } if *until_ms <= now_ms => {
+                let link = [LinkName::Subscribe, LinkName::Publish][links.len()];
+                let owner = Owner { node: self.home.node, epoch: self.home.epoch, link };
+                let Some(opened) = world.redis.open(owner, now_ms) else {
+                    return self.lose(LinkError::Io("refused".into()), world);
+                };
+                links.push(opened);
+                *until_ms = now_ms + world.rng.number() % 20;
+                if let [subscribing, publishing] = links[..] {
+                    self.driver = Driver::Open { links: [publishing, subscribing] };
+                    self.broker.handle_open(now_ms);
+                }
+            }
+            Driver::Waiting { .. } | Driver::Connecting { .. } => {}
+            Driver::Open { links } => {
+                let links = *links;
+                let first = world.rng.below(2);
+                for index in [first, 1 - first] {
+                    if let Err(error) = self.read(index, links[index], world) {
+                        return self.lose(error, world);
+                    }
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, index: usize, link: u64, world: &mut World) -> Result<(), LinkError> {
+        let read = world.redis.read(link, world.now_ms);
+        self.unread[index].extend_from_slice(&read.bytes);
+        if !read.bytes.is_empty() || self.is_paused[index] {
+            self.hear(world);
+            let full = self.is_alone() && world.rng.chance(20);
+            let room = if full { world.rng.below(4) } else { usize::MAX };
+            let mut words = Words { list: Vec::new(), room };
+            let now_ms = world.now_ms;
+            let bytes = &self.unread[index];
+            let result = self.broker.handle_bytes(LINKS[index], bytes, now_ms, &mut words);
+            let taken = result.as_ref().map_or(0, |handled| handled.bytes);
+            self.unread[index].drain(..taken);
+            for (channel, header) in world.redis.take_messages(link, taken) {
+                self.heard.arrive(&channel, &header);
+            }
+            self.dispatch(words, world);
+            self.is_paused[index] = result?.is_paused;
+        }
+        if read.is_over && !self.is_paused[index] { Err(LinkError::Closed) } else { Ok(()) }
+    }
+
+    fn send(&mut self, world: &mut World) {
+        let Driver::Open { links } = &self.driver else { return };
+        for (name, link) in LINKS.into_iter().zip(*links) {
+            while self.broker.has_outgoing(name) {
+                let mut out = Vec::new();
+                let max = if world.rng.chance(70) { 64 << 10 } else { 1 + world.rng.below(300) };
+                self.broker.take_outgoing(name, &mut out, max);
+                world.redis.write(link, &out, world.now_ms, &mut world.rng);
+                if world.rng.chance(10) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, error: LinkError, world: &mut World) {
+        let now_ms = world.now_ms;
+        world.log.note(format!("node {}: {error}", self.home.number));
+        let is_explained = match &error {
+            LinkError::Refused(_) => now_ms < world.excuses.refused_until_ms,
+            LinkError::Silent | LinkError::CanaryLost => now_ms < world.excuses.slow_until_ms,
+            LinkError::Io(_) => !world.redis.is_up,
+            _ => false,
+        };
+        assert!(is_explained || self.has_fault, "the links are given up for nothing: {error}");
+        let was_ready = self.broker.is_ready();
+        self.losses += u64::from(was_ready);
+        for link in self.links() {
+            world.redis.close(link, &mut world.rng);
+        }
+        let mut words = Words { list: Vec::new(), room: usize::MAX };
+        self.broker.handle_lost(&mut words);
+        self.home.clean_since_ms = None;
+        self.dispatch(words, world);
+        assert!(self.asked.is_empty(), "nobody waits for a link that is lost: {:?}", self.asked);
+        (self.unread, self.is_paused) = Default::default();
+        (self.has_fault, self.deaf_since_ms) = (false, None);
+        self.attempts = if was_ready { 0 } else { self.attempts + 1 };
+        let backoff_ms = (BACKOFF_MS << self.attempts.min(8)).min(MAX_BACKOFF_MS);
+        let jittered_ms = backoff_ms / 2 + world.rng.number() % (backoff_ms / 2);
+        self.driver = Driver::Waiting { until_ms: now_ms + jittered_ms };
+    }
+
+    /// The process ends, whatever it was doing.
+    pub fn die(self, world: &mut World) {
+        for link in self.links() {
+            world.redis.close(link, &mut world.rng);
+        }
+        world.truth.forget_waiting(self.home.node);
+    }
+
+    /// What must hold at any time.
+    pub fn check(&mut self, world: &World, stalled_since_ms: Option<u64>) {
+        let now_ms = world.now_ms;
+        let has_links = matches!(self.driver, Driver::Open { .. });
+        assert!(has_links || self.asked.is_empty(), "{:?} wait for nothing", self.asked);
+        for (key, since_ms) in &self.asked {
+            let waited_ms = now_ms - since_ms;
+            assert!(waited_ms <= NOTICED_MS, "{key:?} is not answered after {waited_ms} ms");
+        }
+        if self.broker.is_ready()
+            && let Some(since_ms) =
+                [self.deaf_since_ms, stalled_since_ms].into_iter().flatten().min()
+        {
+            let deaf_ms = now_ms - since_ms;
+            assert!(deaf_ms <= NOTICED_MS, "ready, and nothing has come for {deaf_ms} ms");
+        }
+        self.cores.iter_mut().for_each(|core| core.check(now_ms));
+    }
+
+    /// What is counted as missed is what was missed.
+    pub fn check_missed(&self, expected: &super::gaps::Missed) {
+        let counted = self.counters.missed();
+        for key in expected.keys().chain(counted.keys()) {
+            let (is, must) = (counted.get(key), expected.get(key));
+            assert_eq!(is, must, "counted, and missed, of {key:?} at node {}", self.home.number);
+        }
+        assert_eq!(self.missed, expected.values().sum::<u64>());
+    }
+}

@@ -1,0 +1,416 @@
+//! A Redis in memory, and the links to it. It works on bytes: commands in, replies out. Like the
+//! real one it does one thing at a time, keeps the order of each connection and no other, and hands
+//! a message to who is subscribed at that moment and to nobody else.
+
+use super::super::rng::Rng;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use ws_cluster::state::broker::LinkName;
+use ws_cluster::wire::envelope::Header;
+
+/// One direction of a link: bytes that are under way, in order.
+#[derive(Default)]
+struct Pipe {
+    chunks: VecDeque<(u64, Vec<u8>)>,
+    last_due_ms: u64,
+    /// Nothing arrives any more. What is written is kept: the kernel would send it again and again.
+    is_dead: bool,
+}
+
+impl Pipe {
+    fn write(&mut self, mut bytes: &[u8], now_ms: u64, rng: &mut Rng) {
+        while !bytes.is_empty() {
+            let most = if rng.chance(70) { bytes.len() } else { 1 + rng.below(bytes.len()) };
+            let delay = match rng.below(100) {
+                0..60 => 0,
+                60..97 => rng.below(12),
+                _ => rng.below(120),
+            };
+            self.last_due_ms = self.last_due_ms.max(now_ms + delay as u64);
+            self.chunks.push_back((self.last_due_ms, bytes[..most].to_vec()));
+            bytes = &bytes[most..];
+        }
+    }
+
+    fn read(&mut self, now_ms: u64, into: &mut Vec<u8>) {
+        while !self.is_dead
+            && let Some((due_ms, _)) = self.chunks.front()
+            && *due_ms <= now_ms
+            && let Some((_, bytes)) = self.chunks.pop_front()
+        {
+            into.extend_from_slice(&bytes);
+        }
+    }
+
+    /// What is under way is lost from a random byte on.
+    fn cut(&mut self, rng: &mut Rng) {
+        let total: usize = self.chunks.iter().map(|(_, bytes)| bytes.len()).sum();
+        let mut left = rng.below(total + 1);
+        for (_, bytes) in &mut self.chunks {
+            bytes.truncate(left);
+            left -= bytes.len();
+        }
+        self.chunks.retain(|(_, bytes)| !bytes.is_empty());
+    }
+
+    /// Everything that is under way comes later.
+    fn delay(&mut self, by_ms: u64) {
+        self.chunks.iter_mut().for_each(|(due_ms, _)| *due_ms += by_ms);
+    }
+}
+
+/// Which connection: whose, and in which life of that node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub node: usize,
+    pub epoch: u64,
+    pub link: LinkName,
+}
+
+struct Link {
+    owner: Owner,
+    opened_ms: u64,
+    up: Pipe,
+    down: Pipe,
+    /// The node has it open. If not, what has arrived is done all the same.
+    has_peer: bool,
+    /// The node sees its end once `down` is read.
+    is_cut: bool,
+    inbox: Vec<u8>,
+    is_resp3: bool,
+    is_let_in: bool,
+    channels: BTreeSet<Vec<u8>>,
+    /// Bytes that were written to the node, and that it has taken.
+    written: u64,
+    taken: u64,
+    /// Messages that it was sent: where each ends.
+    messages: VecDeque<(u64, Vec<u8>, Header)>,
+}
+
+/// A PUBLISH that was done.
+pub struct Execution {
+    pub owner: Owner,
+    pub opened_ms: u64,
+    pub channel: Vec<u8>,
+    pub header: Header,
+    /// It was answered with an error, and nobody got it.
+    pub is_refused: bool,
+    /// A later connection of the same node was quicker.
+    pub is_late: bool,
+}
+
+/// What a node reads from a link.
+#[derive(Default)]
+pub struct Read {
+    pub bytes: Vec<u8>,
+    /// There is no more: the connection has ended.
+    pub is_over: bool,
+}
+
+pub struct Redis {
+    links: BTreeMap<u64, Link>,
+    next_link: u64,
+    has_hello: bool,
+    password: Option<&'static str>,
+    pub is_up: bool,
+    /// Stopped (SIGSTOP) until then.
+    pub stalled_until_ms: u64,
+    /// So many of a hundred PUBLISHes are refused.
+    pub refused_percent: usize,
+    /// The newest publishing connection of a node's life that has been heard.
+    newest: BTreeMap<(usize, u64), u64>,
+    /// Done since the last call of [`Redis::take_executions`].
+    executions: Vec<Execution>,
+    pub commands: u64,
+}
+
+impl Redis {
+    pub fn new(has_hello: bool, password: Option<&'static str>) -> Self {
+        Self {
+            links: BTreeMap::new(),
+            next_link: 0,
+            has_hello,
+            password,
+            is_up: true,
+            stalled_until_ms: 0,
+            refused_percent: 0,
+            newest: BTreeMap::new(),
+            executions: Vec::new(),
+            commands: 0,
+        }
+    }
+
+    // The nodes' side.
+
+    /// A new connection; `None`: refused.
+    pub fn open(&mut self, owner: Owner, now_ms: u64) -> Option<u64> {
+        if !self.is_up {
+            return None;
+        }
+        self.next_link += 1;
+        let link = Link {
+            owner,
+            opened_ms: now_ms,
+            up: Pipe::default(),
+            down: Pipe::default(),
+            has_peer: true,
+            is_cut: false,
+            inbox: Vec::new(),
+            is_resp3: false,
+            is_let_in: self.password.is_none(),
+            channels: BTreeSet::new(),
+            written: 0,
+            taken: 0,
+            messages: VecDeque::new(),
+        };
+        self.links.insert(self.next_link, link);
+        Some(self.next_link)
+    }
+
+    pub fn write(&mut self, link: u64, bytes: &[u8], now_ms: u64, rng: &mut Rng) {
+        if let Some(link) = self.links.get_mut(&link).filter(|link| !link.is_cut) {
+            link.up.write(bytes, now_ms, rng);
+        }
+    }
+
+    pub fn read(&mut self, link: u64, now_ms: u64) -> Read {
+        let Some(link) = self.links.get_mut(&link) else {
+            return Read { is_over: true, ..Read::default() };
+        };
+        let mut read = Read::default();
+        link.down.read(now_ms, &mut read.bytes);
+        read.is_over = link.is_cut && link.down.chunks.is_empty() && !link.down.is_dead;
+        read
+    }
+
+    /// The node's broker has taken this much of what it read: the messages that are whole by now.
+    pub fn take_messages(&mut self, link: u64, bytes: usize) -> Vec<(Vec<u8>, Header)> {
+        let Some(link) = self.links.get_mut(&link) else { return Vec::new() };
+        link.taken += bytes as u64;
+        let mut whole = Vec::new();
+        while let Some((end, ..)) = link.messages.front()
+            && *end <= link.taken
+            && let Some((_, channel, header)) = link.messages.pop_front()
+        {
+            whole.push((channel, header));
+        }
+        whole
+    }
+
+    /// The node closes its end. What it has sent is under way still, some of it for long.
+    pub fn close(&mut self, link: u64, rng: &mut Rng) {
+        let Some(link) = self.links.get_mut(&link) else { return };
+        link.has_peer = false;
+        link.is_cut = true;
+        if link.up.is_dead {
+            // The network comes back, and the kernel has not given up; or it has.
+            link.up.is_dead = false;
+            link.up.cut(rng);
+        }
+        if rng.chance(40) {
+            link.up.delay(rng.number() % 3_000);
+        }
+    }
+
+    /// How many channels the node hears.
+    pub fn channels(&self, node: usize) -> usize {
+        let links = self.links.values().filter(|link| link.has_peer && link.owner.node == node);
+        links.map(|link| link.channels.len()).sum()
+    }
+
+    // Faults.
+
+    /// The link breaks: of what is under way some prefix arrives.
+    pub fn cut(&mut self, link: u64, rng: &mut Rng) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.is_cut = true;
+            link.up.cut(rng);
+            link.down.cut(rng);
+        }
+    }
+
+    /// From now on nothing arrives, and nobody is told.
+    pub fn deafen(&mut self, link: u64) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.up.is_dead = true;
+            link.down.is_dead = true;
+        }
+    }
+
+    /// It dies. What it had sent may arrive.
+    pub fn die(&mut self, rng: &mut Rng) {
+        self.is_up = false;
+        self.stalled_until_ms = 0;
+        for link in self.links.values_mut() {
+            link.is_cut = true;
+            link.inbox.clear();
+            link.channels.clear();
+            link.up.chunks.clear();
+            link.down.cut(rng);
+        }
+    }
+
+    // Redis's own side.
+
+    pub fn take_executions(&mut self) -> Vec<Execution> {
+        std::mem::take(&mut self.executions)
+    }
+
+    /// Does what has arrived, or a part of it: connections take turns as they like.
+    pub fn run(&mut self, now_ms: u64, rng: &mut Rng) {
+        if !self.is_up {
+            return self.links.retain(|_, link| link.has_peer);
+        }
+        for link in self.links.values_mut() {
+            link.up.read(now_ms, &mut link.inbox);
+        }
+        if now_ms < self.stalled_until_ms {
+            return;
+        }
+        let mut most = if rng.chance(80) { usize::MAX } else { rng.below(6) };
+        let mut ready: Vec<u64> = self.links.keys().copied().collect();
+        ready.retain(|link| command_bytes(&self.links[link].inbox).is_some());
+        while !ready.is_empty() && most > 0 {
+            let index = rng.below(ready.len());
+            let id = ready[index];
+            for _ in 0..1 + rng.below(4) {
+                let Some(bytes) = command_bytes(&self.links[&id].inbox) else { break };
+                let link = self.links.get_mut(&id).unwrap();
+                let command: Vec<u8> = link.inbox.drain(..bytes).collect();
+                self.execute(id, &arguments(&command), now_ms, rng);
+                most = most.saturating_sub(1);
+            }
+            if command_bytes(&self.links[&id].inbox).is_none() {
+                ready.swap_remove(index);
+            }
+        }
+        self.links.retain(|_, link| {
+            let is_done = link.up.chunks.is_empty() && command_bytes(&link.inbox).is_none();
+            link.has_peer || !is_done
+        });
+    }
+
+    fn execute(&mut self, id: u64, arguments: &[&[u8]], now_ms: u64, rng: &mut Rng) {
+        self.commands += 1;
+        let name = std::str::from_utf8(arguments[0]).unwrap();
+        let (has_hello, password) = (self.has_hello, self.password);
+        let link = self.links.get_mut(&id).unwrap();
+        let reply: &[u8] = match name {
+            "HELLO" if !has_hello => b"-ERR unknown command 'HELLO'\r\n",
+            "HELLO" => {
+                let auth = arguments.iter().position(|word| *word == b"AUTH");
+                let given = auth.map(|at| arguments[at + 2]);
+                link.is_let_in |= given == password.map(str::as_bytes);
+                link.is_resp3 = link.is_let_in;
+                match link.is_let_in {
+                    true => b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nmodules\r\n*0\r\n",
+                    false => b"-WRONGPASS invalid username-password pair\r\n",
+                }
+            }
+            "AUTH" => {
+                link.is_let_in = arguments.last().copied() == password.map(str::as_bytes);
+                if link.is_let_in { b"+OK\r\n" } else { b"-WRONGPASS no\r\n" }
+            }
+            _ if !link.is_let_in => b"-NOAUTH Authentication required.\r\n",
+            "CLIENT" | "SELECT" => b"+OK\r\n",
+            "PING" if !link.is_resp3 && !link.channels.is_empty() => {
+                b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
+            }
+            "PING" => b"+PONG\r\n",
+            "SUBSCRIBE" | "UNSUBSCRIBE" => {
+                for channel in &arguments[1..] {
+                    let link = self.links.get_mut(&id).unwrap();
+                    match name {
+                        "SUBSCRIBE" => link.channels.insert(channel.to_vec()),
+                        _ => link.channels.remove(*channel),
+                    };
+                    let kind = name.to_lowercase();
+                    let mut reply = vec![if link.is_resp3 { b'>' } else { b'*' }];
+                    let head = format!("3\r\n${}\r\n{kind}\r\n${}\r\n", kind.len(), channel.len());
+                    reply.extend_from_slice(head.as_bytes());
+                    reply.extend_from_slice(channel);
+                    let count = link.channels.len();
+                    reply.extend_from_slice(format!("\r\n:{count}\r\n").as_bytes());
+                    link.tell(&reply, now_ms, rng);
+                }
+                return;
+            }
+            "PUBLISH" => return self.publish(id, arguments[1], arguments[2], now_ms, rng),
+            other => panic!("Redis was told {other}"),
+        };
+        link.tell(reply, now_ms, rng);
+    }
+
+    fn publish(&mut self, id: u64, channel: &[u8], payload: &[u8], now_ms: u64, rng: &mut Rng) {
+        let header = Header::read(payload).expect("what is published is an envelope");
+        let link = self.links.get_mut(&id).unwrap();
+        assert!(link.channels.is_empty(), "a subscribed link publishes");
+        let newest = self.newest.entry((link.owner.node, link.owner.epoch)).or_default();
+        *newest = id.max(*newest);
+        let is_refused = rng.chance(self.refused_percent);
+        self.executions.push(Execution {
+            owner: link.owner,
+            opened_ms: link.opened_ms,
+            channel: channel.to_vec(),
+            header,
+            is_refused,
+            is_late: id < *newest,
+        });
+        if is_refused {
+            return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
+        }
+        let mut receivers = 0;
+        for link in self.links.values_mut().filter(|link| link.channels.contains(channel)) {
+            receivers += 1;
+            let mut message = vec![if link.is_resp3 { b'>' } else { b'*' }];
+            let head = format!("3\r\n$7\r\nmessage\r\n${}\r\n", channel.len());
+            message.extend_from_slice(head.as_bytes());
+            message.extend_from_slice(channel);
+            message.extend_from_slice(format!("\r\n${}\r\n", payload.len()).as_bytes());
+            message.extend_from_slice(payload);
+            message.extend_from_slice(b"\r\n");
+            let end = link.written + message.len() as u64;
+            link.messages.push_back((end, channel.to_vec(), header));
+            link.tell(&message, now_ms, rng);
+        }
+        let link = self.links.get_mut(&id).unwrap();
+        link.tell(format!(":{receivers}\r\n").as_bytes(), now_ms, rng);
+    }
+}
+
+impl Link {
+    fn tell(&mut self, bytes: &[u8], now_ms: u64, rng: &mut Rng) {
+        if self.has_peer && !self.is_cut {
+            self.written += bytes.len() as u64;
+            self.down.write(bytes, now_ms, rng);
+        }
+    }
+}
+
+/// The length of the first command, if it is whole.
+fn command_bytes(bytes: &[u8]) -> Option<usize> {
+    let (count, mut at) = length(bytes, 0, b'*')?;
+    for _ in 0..count {
+        let (length, start) = length(bytes, at, b'$')?;
+        at = start + length + 2;
+    }
+    (at <= bytes.len()).then_some(at)
+}
+
+fn arguments(command: &[u8]) -> Vec<&[u8]> {
+    let (count, mut at) = length(command, 0, b'*').unwrap();
+    let mut next = || {
+        let (length, start) = length(command, at, b'$').unwrap();
+        at = start + length + 2;
+        assert_eq!(&command[at - 2..at], b"\r\n");
+        &command[start..start + length]
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// A number in its line, and where the next line begins.
+fn length(bytes: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
+    let line = bytes.get(at..)?;
+    let end = line.windows(2).position(|pair| pair == b"\r\n")?;
+    assert_eq!(line[0], kind, "not a command: {:?}", String::from_utf8_lossy(line));
+    Some((std::str::from_utf8(&line[1..end]).unwrap().parse().unwrap(), at + end + 2))
+}

@@ -1,0 +1,173 @@
+//! What was pushed, what Redis did with it, and what the pushers were told.
+
+use super::gaps::Published;
+use super::redis::Execution;
+use super::{Log, Push};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use ws_cluster::state::broker::Outcome;
+use ws_cluster::state::idempotency::key_hash;
+use ws_cluster::wire::envelope::Kind;
+
+/// Answers come so long after a push at the latest: the queue's time, a tick, and the ways between
+/// threads.
+pub const QUEUE_TIMEOUT_MS: u64 = 2_000;
+const ANSWER_MS: u64 = QUEUE_TIMEOUT_MS + 300;
+/// What was published has reached every client so long after the pusher's answer.
+const SETTLED_AFTER_MS: u64 = 600;
+
+/// A client that must get a push, unless it leaves or unsubscribes, or its node is cut off.
+pub type Certain = BTreeMap<(usize, u64), u64>;
+
+/// One push.
+pub struct Record {
+    pub push: Rc<Push>,
+    /// Which idempotency key it has.
+    pub group: Option<usize>,
+    pub node: usize,
+    pub epoch: u64,
+    pub begun_ms: u64,
+    pub outcome: Option<(Outcome, u64)>,
+    pub is_told: bool,
+    /// How often each of its commands was done.
+    pub parts: BTreeMap<Vec<u8>, u32>,
+    /// Its node's number of `unsubscribe`s, by node and client id.
+    pub certain: Certain,
+    /// Redis refused it. If the answer was lost and it was sent again, a later number may have been
+    /// out before it: then it counts as missed where that arrived.
+    pub was_refused: bool,
+}
+
+/// Pushes with one key.
+pub struct Group {
+    pub key: [u8; 16],
+    pub push: Rc<Push>,
+    pub certain: Certain,
+    pub first_ms: u64,
+}
+
+#[derive(Default)]
+pub struct Truth {
+    pub records: BTreeMap<u64, Record>,
+    pub groups: Vec<Group>,
+    /// Node, epoch and ticket of those that wait for their outcome.
+    waiting: BTreeMap<(usize, u64, u32), u64>,
+    settling: VecDeque<(u64, u64)>,
+    pub published: Published,
+    next_ticket: u32,
+    /// By outcome.
+    pub outcomes: [u64; 5],
+    pub checked: u64,
+}
+
+impl Truth {
+    /// A push begins. Returns its ticket.
+    pub fn begin(&mut self, mut record: Record) -> u32 {
+        self.next_ticket += 1;
+        if let Some(group) = record.group {
+            let group = &mut self.groups[group];
+            let both = |client: &(usize, u64), unsubscribes: &u64| {
+                record.certain.get(client) == Some(unsubscribes)
+            };
+            group.certain.retain(|client, unsubscribes| both(client, unsubscribes));
+            record.certain = group.certain.clone();
+        }
+        let ticket = (record.node, record.epoch, self.next_ticket);
+        self.waiting.insert(ticket, record.push.id);
+        assert!(self.records.insert(record.push.id, record).is_none(), "a message id came twice");
+        self.next_ticket
+    }
+
+    pub fn new_group(&mut self, push: &Rc<Push>, certain: &Certain, now_ms: u64) -> usize {
+        let number = self.groups.len();
+        let key = key_hash(push.pid, &number.to_string());
+        let (push, certain) = (push.clone(), certain.clone());
+        self.groups.push(Group { key, push, certain, first_ms: now_ms });
+        number
+    }
+
+    /// A broker says what became of a push; its pusher is told a little later.
+    pub fn decide(&mut self, node: usize, epoch: u64, ticket: u32, outcome: Outcome, now_ms: u64) {
+        let id = self.waiting[&(node, epoch, ticket)];
+        let record = self.records.get_mut(&id).unwrap();
+        assert!(record.outcome.is_none(), "push {id} has two outcomes");
+        record.outcome = Some((outcome, now_ms));
+        self.outcomes[outcome as usize] += 1;
+        let times = record.parts.values().copied();
+        match outcome {
+            Outcome::Accepted => {
+                assert!(times.min() > Some(0), "push {id} was accepted, and never published");
+                self.settling.push_back((now_ms + SETTLED_AFTER_MS, id));
+            }
+            Outcome::Unreachable | Outcome::Overloaded | Outcome::Refused => {
+                assert_eq!(times.max(), Some(0), "push {id} is {outcome:?}, and was published");
+            }
+            Outcome::Unknown => {}
+        }
+    }
+
+    pub fn tell(&mut self, node: usize, epoch: u64, ticket: u32) {
+        let id = self.waiting.remove(&(node, epoch, ticket));
+        self.records.get_mut(&id.expect("it is told twice")).unwrap().is_told = true;
+    }
+
+    /// Redis did something.
+    pub fn handle_execution(&mut self, execution: &Execution, log: &mut Log) {
+        let Execution { channel, header, is_refused, .. } = execution;
+        self.published.note(channel, header, *is_refused);
+        if header.kind == Kind::Canary {
+            return;
+        }
+        let (kind, seq, name) = (header.kind, header.seq, String::from_utf8_lossy(channel));
+        let late = if execution.is_late { ", late" } else { "" };
+        let refused = if *is_refused { ", refused" } else { "" };
+        log.note(format!(
+            "redis: {kind:?} {seq} of {} on {name} {}{late}{refused}",
+            header.origin, header.id
+        ));
+        if header.kind == Kind::Tail {
+            return;
+        }
+        let id = header.id.0;
+        let record = self.records.get_mut(&id).expect("nobody pushed this");
+        record.was_refused |= *is_refused;
+        if *is_refused {
+            return;
+        }
+        assert_eq!((record.node, record.epoch), (execution.owner.node, header.epoch));
+        if header.kind == Kind::Void {
+            let is_unknown = matches!(record.outcome, Some((Outcome::Unknown, _)));
+            assert!(is_unknown, "push {id} is taken back, and its pusher was not told");
+            return;
+        }
+        *record.parts.get_mut(channel).expect("not a channel of this push") += 1;
+        match record.outcome {
+            Some((Outcome::Unknown, told_ms)) => assert!(
+                execution.opened_ms <= told_ms,
+                "push {id} is sent again after its pusher was told that it is unknown"
+            ),
+            Some((Outcome::Accepted, _)) | None => {}
+            Some((outcome, _)) => panic!("push {id} is {outcome:?}, and was published"),
+        }
+    }
+
+    /// Nobody waits for longer than is allowed.
+    pub fn check_waiting(&self, now_ms: u64) {
+        for id in self.waiting.values() {
+            let waited_ms = now_ms - self.records[id].begun_ms;
+            assert!(waited_ms <= ANSWER_MS, "push {id} has no outcome after {waited_ms} ms");
+        }
+    }
+
+    /// The node died: its pushers will never know.
+    pub fn forget_waiting(&mut self, node: usize) {
+        self.waiting.retain(|(other, ..), _| *other != node);
+    }
+
+    /// The next accepted push that must have reached everybody by now.
+    pub fn next_settled(&mut self, now_ms: u64) -> Option<u64> {
+        let (due_ms, _) = self.settling.front()?;
+        let is_due = *due_ms <= now_ms;
+        self.settling.pop_front_if(|_| is_due).map(|(_, id)| id)
+    }
+}
