@@ -170,21 +170,23 @@ class Node:
         self.args, self.pid = args, process.pid
         self.ws_port, self.http_port = ws_port, http_port
 
-    def load(self, command, *flags):
-        line = [self.args.loadtest, command]
-        line += ["--ws", f"127.0.0.1:{self.ws_port}", "--http", f"127.0.0.1:{self.http_port}"]
+    def load(self, command, *flags, http_port=None):
+        """The load tool's report; the pushes go to another node where its port is given."""
+        line = [self.args.loadtest, command, "--ws", f"127.0.0.1:{self.ws_port}"]
+        line += ["--http", f"127.0.0.1:{http_port or self.http_port}"]
         line += [str(flag) for flag in flags] + ["--json"]
         return run_json(line, self.args.client_core, self.args.seconds + 120)
 
 
 @contextlib.contextmanager
-def server(args):
+def server(args, number=1, extra=()):
     """A fresh server, so that no figure inherits the memory or the sockets of another."""
     ws_port, http_port, prometheus_port = free_ports(3)
-    line = [args.server, "--node", "1", "--bind", "127.0.0.1", "--env", "dev", "--workers", "1"]
+    line = [args.server, "--node", str(number), "--bind", "127.0.0.1", "--env", "dev"]
+    line += ["--workers", "1"]
     line += ["--pin", "false", "--log", "warn", "--ws_port", str(ws_port)]
     line += ["--http_port", str(http_port), "--prometheus_port", str(prometheus_port)]
-    line += args.server_arg
+    line += [*extra, *args.server_arg]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             line, stdout=log, stderr=log, preexec_fn=on_core(args.server_core)

@@ -1,16 +1,23 @@
 //! Bare loops: what the kernel alone allows on this machine. A figure of the server means something
-//! only beside the figure of the loop that does nothing but its system calls.
+//! only beside the figure of the loop that does nothing but its system calls. And parts of the
+//! server without the rest: `broker`.
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
 mod bare_send;
+mod broker;
 mod drain;
+mod redis_round_trip;
 mod stalls;
 mod sys;
 
 use std::process::ExitCode;
 
 use argh::FromArgs;
+
+/// The server's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Bare loops that bound the server's figures on this machine.
 #[derive(FromArgs)]
@@ -23,14 +30,18 @@ struct Args {
 #[argh(subcommand)]
 enum Command {
     BareSend(bare_send::Args),
+    Broker(broker::Args),
     Drain(drain::Args),
+    RedisRoundTrip(redis_round_trip::Args),
     Stalls(stalls::Args),
 }
 
 fn main() -> ExitCode {
     let result = match argh::from_env::<Args>().command {
         Command::BareSend(args) => bare_send::run(&args),
+        Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::RedisRoundTrip(args) => redis_round_trip::run(&args),
         Command::Stalls(args) => stalls::run(&args),
     };
     match result {

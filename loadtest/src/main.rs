@@ -45,6 +45,7 @@ use unicast::Unicast;
 {command_name} connect --memory-at 9000,19000 --pid-of-server $(pidof ws-cluster)
 {command_name} fanout --connections 10000 --bytes 128 --outstanding 4 --seconds 10 --pin 1
 {command_name} unicast --pushers 8 --seconds 10 --json
+{command_name} unicast --pushers 1 --await-delivery --http a:8912 --ws b:8812
 {command_name} unicast --pushers 64 --rate 20000 --users 1000 --seconds 10")]
 #[argh(error_code(1, "something failed, was lost, doubled or out of order; or a wrong option"))]
 struct Arguments {
@@ -263,19 +264,28 @@ subcommand! {
 
 subcommand! {
     /// Pushes messages to one user each over keep-alive HTTP connections with one request on its
-    /// way each. With --rate a push that is late counts from when it was meant to be sent in
-    /// intended_to_answer_us, and from when it was sent in the other latencies.
+    /// way each, or with as many as --pipeline says. With --rate a push that is late counts from
+    /// when it was meant to be sent in intended_to_answer_us, and from when it was sent in the
+    /// other latencies.
     #[argh(subcommand, name = "unicast")]
     struct UnicastArguments {
         /// HTTP connections that push (8)
         #[argh(option, default = "8")]
         pushers: [usize],
 
+        /// requests on their way on each of them, written before the first answer (1)
+        #[argh(option, default = "1")]
+        pipeline: [usize],
+
+        /// a push is over when it is answered and its message has arrived (when it is answered)
+        #[argh(switch)]
+        await_delivery: [bool],
+
         /// users with one connection each, pushed to in turn (1)
         #[argh(option, default = "1")]
         users: [u64],
 
-        /// pushes per second over all pushers (each pushes as soon as it has its answer)
+        /// pushes per second over all pushers (each pushes as soon as its last push is over)
         #[argh(option)]
         rate: [Option<f64>],
 
@@ -392,6 +402,9 @@ fn run_unicast(arguments: &UnicastArguments) -> Result<Report, String> {
     if arguments.pushers > 10_000 {
         return Err("--pushers: 10,000 at most".to_owned());
     }
+    if !(1..=1_000).contains(&arguments.pipeline) {
+        return Err("--pipeline: 1 to 1,000".to_owned());
+    }
     if arguments.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
         return Err("--rate: above 0".to_owned());
     }
@@ -399,6 +412,8 @@ fn run_unicast(arguments: &UnicastArguments) -> Result<Report, String> {
     nanoseconds("--warmup", arguments.warmup)?;
     let settings = Unicast {
         pushers: arguments.pushers,
+        pipeline: arguments.pipeline,
+        await_delivery: arguments.await_delivery,
         rate: arguments.rate,
         bytes: arguments.bytes,
         seconds: arguments.seconds,

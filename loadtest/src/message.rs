@@ -140,6 +140,11 @@ impl SeqSet {
         new
     }
 
+    pub fn contains(&self, seq: u32) -> bool {
+        let word = self.words.get(seq as usize / 64);
+        word.is_some_and(|word| word & 1 << (seq % 64) != 0)
+    }
+
     /// How many are here and not in `other`.
     pub fn missing_in(&self, other: &SeqSet) -> u64 {
         let others = other.words.iter().copied().chain(std::iter::repeat(0));
@@ -235,6 +240,7 @@ mod tests {
         let (mut a, mut b) = (SeqSet::default(), SeqSet::default());
         assert!(a.insert(3) && a.insert(1000) && !a.insert(3));
         assert!(b.insert(3));
+        assert!(a.contains(1000) && !a.contains(999) && !b.contains(1000));
         assert_eq!((a.missing_in(&b), b.missing_in(&a)), (1, 0));
     }
 }

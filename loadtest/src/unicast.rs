@@ -3,6 +3,7 @@
 //! Threads share nothing: each pushes to its own users over its own connections. Message `seq` of a
 //! thread goes to its user `seq mod users`, so an arrival tells whether it came to the right one.
 
+use std::iter::repeat_n;
 use std::sync::atomic::Ordering;
 
 use hdrhistogram::Histogram;
@@ -18,7 +19,11 @@ use crate::sys::{self, CpuTime};
 /// What `unicast` has besides the common settings. The connections are the users.
 pub struct Unicast {
     pub pushers: usize,
-    /// Pushes per second over all pushers; `None`: each pushes as soon as it has its answer.
+    /// Requests on their way on each pusher.
+    pub pipeline: usize,
+    /// A push is over when its message has arrived as well as its answer.
+    pub await_delivery: bool,
+    /// Pushes per second over all pushers; `None`: each pushes as soon as its last push is over.
     pub rate: Option<f64>,
     pub bytes: usize,
     pub seconds: f64,
@@ -91,8 +96,10 @@ struct Source<'a> {
     first_user: u64,
     run: u16,
     pushers: Vec<Pusher>,
-    /// Pushers without a request on its way.
+    /// Pushers that may write a request, once for each that they may.
     idle: Vec<u16>,
+    /// Where deliveries are awaited: pushers whose push was answered.
+    undelivered: Option<Vec<(u16, http::Pending)>>,
     writer: PushWriter,
     next: u32,
     accepted: SeqSet,
@@ -118,26 +125,51 @@ impl Source<'_> {
 
     /// Gives every idle pusher something to do. Returns how long there is nothing more to do.
     fn turn(&mut self, reactor: &Reactor) -> u64 {
-        while let Some(&pusher) = self.idle.last() {
-            let now = sys::now_ns();
-            if self.is_over(now) {
-                return IDLE_NS;
+        let mut written = None;
+        loop {
+            let top = self.idle.last().copied();
+            // What one pusher may write leaves with one send.
+            if let Some(pusher) = written.take_if(|pusher| Some(*pusher) != top) {
+                self.flush(pusher, reactor);
+                continue;
             }
+            let Some(pusher) = top else { return IDLE_NS };
+            let now = sys::now_ns();
             let mut intended_ns = now;
             if self.interval_ns > 0.0 {
                 intended_ns = self.intended_ns(self.next);
-                if intended_ns > now {
-                    return (intended_ns - now).min(IDLE_NS);
+            }
+            if intended_ns > now || self.is_over(now) {
+                if let Some(pusher) = written {
+                    self.flush(pusher, reactor);
                 }
+                // Where the run is over, only answers are left to wait for.
+                return if intended_ns > now { (intended_ns - now).min(IDLE_NS) } else { IDLE_NS };
             }
             self.writer.refresh(now);
             self.idle.pop();
             self.push(pusher, now, intended_ns);
-            if let Err(error) = self.pushers[usize::from(pusher)].flush() {
-                self.reconnect(pusher, &error, reactor);
-            }
+            written = Some(pusher);
         }
-        IDLE_NS
+    }
+
+    fn flush(&mut self, pusher: u16, reactor: &Reactor) {
+        if let Err(error) = self.pushers[usize::from(pusher)].flush() {
+            self.reconnect(pusher, &error, reactor);
+        }
+    }
+
+    /// Frees the pushers whose message has arrived by now, or never will.
+    fn settle(&mut self, seen: &SeqSet, now: u64) {
+        let Some(undelivered) = &mut self.undelivered else { return };
+        let timeout_ns = self.common.timeout_ns;
+        undelivered.retain(|(pusher, push)| {
+            let waits = !seen.contains(push.seq) && now.saturating_sub(push.at_ns) < timeout_ns;
+            if !waits {
+                self.idle.push(*pusher);
+            }
+            waits
+        });
     }
 
     fn push(&mut self, index: u16, at_ns: u64, intended_ns: u64) {
@@ -169,7 +201,8 @@ impl Source<'_> {
             pusher.flush()?;
         }
         pusher.read(mask, buffer, |asked, answer| {
-            if answer.status == 200 {
+            let is_accepted = answer.status == 200;
+            if is_accepted {
                 self.accepted.insert(asked.seq);
                 self.accepted_count += 1;
                 if asked.at_ns >= self.measure_from_ns {
@@ -181,7 +214,10 @@ impl Source<'_> {
             } else {
                 self.statuses.add(&answer.status.to_string());
             }
-            self.idle.push(index);
+            match &mut self.undelivered {
+                Some(undelivered) if is_accepted => undelivered.push((index, asked)),
+                _ => self.idle.push(index),
+            }
         })
     }
 
@@ -189,11 +225,9 @@ impl Source<'_> {
         self.failures.add(&format!("http: {}", client::describe(error)));
         match connect(self.common, index, reactor) {
             Ok(pusher) => {
-                let had = !self.pushers[usize::from(index)].pending.is_empty();
+                let unanswered = self.pushers[usize::from(index)].pending.len();
                 self.pushers[usize::from(index)] = pusher;
-                if had {
-                    self.idle.push(index);
-                }
+                self.idle.extend(repeat_n(index, unanswered));
             }
             Err(error) => {
                 self.failures.add(&error);
@@ -278,7 +312,8 @@ fn open<'a>(
         first_user: clients.first_user,
         run,
         pushers,
-        idle: (0..count).collect(),
+        idle: (0..count).flat_map(|index| repeat_n(index, settings.pipeline)).collect(),
+        undelivered: settings.await_delivery.then(Vec::new),
         writer: PushWriter::new(common.http, &common.identity.pid, &common.secret, data_len)?,
         next: 0,
         accepted: SeqSet::default(),
@@ -358,6 +393,7 @@ fn drive<'a>(
         for (index, error) in closed.drain(..) {
             source.reconnect(index, &error, &reactor);
         }
+        source.settle(&receiver.seen, now);
         gauge.work.store(receiver.deliveries, Ordering::Relaxed);
         if !source.is_over(now) {
             continue;
@@ -421,6 +457,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     report.set("threads", common.threads);
     report.set("users", connected);
     report.set("pushers", settings.pushers);
+    report.set("pipeline", settings.pipeline);
     if let Some(rate) = settings.rate {
         report.set_rounded("rate_wanted_per_s", rate);
     }

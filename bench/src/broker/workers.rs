@@ -1,0 +1,90 @@
+//! The workers of a broker under test: they take what it gives them, and count it.
+
+use std::io;
+use std::sync::Arc;
+
+use ws_cluster::io::port::{self, Far, ToWorker, WorkerPort};
+use ws_cluster::io::queue::Host;
+use ws_cluster::state::broker::{Outcome, Pusher, Sink};
+use ws_cluster::state::counters::BrokerCounters;
+use ws_cluster::state::wants::Interest;
+use ws_cluster::wire::envelope::Envelope;
+
+pub trait Workers {
+    fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink));
+    /// Takes what waits in rings. On a node the workers' threads do that.
+    fn drain(&mut self);
+    fn delivered(&self) -> u64;
+}
+
+/// One worker, on the broker's own thread: nothing is handed over, so nothing but counting is
+/// done.
+#[derive(Default)]
+pub struct Counting {
+    delivered: u64,
+    /// So that the message is looked at.
+    bytes: u64,
+}
+
+impl Workers for Counting {
+    fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink)) {
+        act(self);
+    }
+
+    fn drain(&mut self) {}
+
+    fn delivered(&self) -> u64 {
+        std::hint::black_box(self.bytes);
+        self.delivered
+    }
+}
+
+impl Sink for Counting {
+    fn deliver(&mut self, _workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
+        self.delivered += 1;
+        self.bytes += bytes.len() as u64;
+    }
+
+    fn answer(&mut self, _pusher: Pusher, _outcome: Outcome) {}
+
+    fn ready(&mut self, _worker: usize, _interest: &Interest) {}
+
+    fn canary(&mut self) {}
+
+    fn has_room(&self) -> bool {
+        true
+    }
+}
+
+/// The server's own rings, to workers that are awake.
+pub struct Rings {
+    far: Far,
+    ports: Vec<WorkerPort>,
+    delivered: u64,
+}
+
+impl Rings {
+    pub fn new(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<Self> {
+        let (ports, far) = port::ports(workers, counters)?;
+        Ok(Self { far, ports, delivered: 0 })
+    }
+}
+
+impl Workers for Rings {
+    fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink)) {
+        act(&mut self.far.sink());
+        self.far.wake();
+    }
+
+    fn drain(&mut self) {
+        for port in &mut self.ports {
+            while let Some(word) = port.receive() {
+                self.delivered += u64::from(matches!(word, ToWorker::Deliver(_)));
+            }
+        }
+    }
+
+    fn delivered(&self) -> u64 {
+        self.delivered
+    }
+}
