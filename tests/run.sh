@@ -33,6 +33,7 @@ run() {
 SECONDS=0
 run cargo fmt --all --check
 run cargo clippy --workspace --all-targets -- -D warnings
+run tests/redis.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 if [ -x "$WS_CLUSTER_BIN" ]; then

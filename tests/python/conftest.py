@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 from harness import Server  # noqa: E402
+from redis_harness import Redis, node  # noqa: E402
 
 PROJECTS = """
 [[project]]
@@ -71,3 +73,79 @@ def start(workers):
 def name(request):
     """Something that no other test's users and tags are called."""
     return "t%x-" % (abs(hash(request.node.nodeid)) % (1 << 40))
+
+
+# Nodes on a Redis.
+
+
+@pytest.fixture(scope="session")
+def redis():
+    """A Redis that nobody breaks."""
+    server = Redis()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def many_projects(tmp_path_factory):
+    """A file with the projects 1, two, and fifty that nobody has heard of: p0 to p49."""
+    file = tmp_path_factory.mktemp("many") / "projects.toml"
+    fresh = [f'\n[[project]]\npid = "p{n}"\nsecrets = ["dev-secret"]\n' for n in range(50)]
+    file.write_text(PROJECTS + "".join(fresh))
+    return str(file)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        ("1", "project"),
+        ("1", "user", "--broker_thread", "true"),
+        ("2", "project"),
+        ("2", "user"),
+    ],
+    ids=["1-worker", "1-worker-2-threads-routing-user", "2-workers", "2-workers-routing-user"],
+)
+def cluster(request, redis, many_projects):
+    """Two nodes on one Redis, for tests that only ask."""
+    workers, routing, *more = request.param
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for number in (201, 202):
+            # Each pair has a prefix of its own: the pairs do not hear each other.
+            args = ["--redis_prefix", f"pair-{workers}-{routing}", "--routing", routing]
+            args += ["--projects", many_projects, *more]
+            nodes.append(node(number, redis.url, *args, workers=workers))
+            stack.callback(nodes[-1].stop)
+            nodes[-1].routing = routing
+        yield nodes
+
+
+@pytest.fixture
+def own_redis():
+    """Starts Redis servers that the test may break: own_redis(*args)."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args, **options):
+            server = Redis(*args, **options)
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def own_node():
+    """Starts nodes: own_node(number, url, *args)."""
+    servers = []
+
+    def start(*args, **options):
+        servers.append(node(*args, **options))
+        return servers[-1]
+
+    yield start
+    # They end together, not one after the other.
+    for server in servers:
+        if server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+    for server in servers:
+        server.stop()

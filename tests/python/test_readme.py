@@ -1,18 +1,24 @@
 """The README's snippets do what it says, against a real server."""
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from harness import BINARY, PATIENCE, ROOT, Server, eventually
 
 
-def snippet(language):
+def snippet(language, after=""):
+    """The first snippet in that language, below that heading."""
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        return re.search(rf"```{language}\n(.*?)```", file.read(), re.DOTALL)[1]
+        text = file.read().partition(after)[2] if after else file.read()
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,73 @@ def needs(program):
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
+# The two nodes.
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def answers_ping(port):
+    with contextlib.suppress(OSError):
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as link:
+            link.sendall(b"PING\r\n")
+            return link.recv(64).startswith(b"+PONG")
+    return False
+
+
+def said(port, *commands):
+    """What Redis answers to each of these commands."""
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as link:
+        link.sendall("".join(f"{command}\r\n" for command in (*commands, "QUIT")).encode())
+        with link.makefile(encoding="utf-8") as answers:
+            return answers.read().splitlines()
+
+
+@contextlib.contextmanager
+def running(redis_line, directory):
+    """The Redis of a command line that names the usual port, on a free one: the port."""
+    port = free_port()
+    command = [str(port) if word == "6379" else word for word in shlex.split(redis_line)]
+    assert command[0] == "redis-server" and str(port) in command
+    # Its own directory: whatever it may write is gone with it.
+    redis = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: answers_ping(port), "Redis")
+        yield port
+    finally:
+        redis.kill()
+        redis.wait()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """What the three lines start, on free ports."""
+    redis_line, *node_lines = snippet("sh", "## Two nodes").splitlines()
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(running(redis_line, tmp_path_factory.mktemp("redis")))
+        nodes = []
+        for line in node_lines:
+            *cargo, flags = line.partition(" -- ")
+            assert cargo == ["cargo run --release", " -- "], line
+            # The harness gives each its own ports.
+            flags = re.sub(r" --\w+_port \d+", "", flags).split()
+            flags += ["--redis", f"redis://127.0.0.1:{port}"]
+            nodes.append(Server(*flags))
+            stack.callback(nodes[-1].stop)
+        for node in nodes:
+            eventually(lambda: node.request("GET", "/readyz").status == 200, "a ready node")
+        yield nodes
+
+
+def printed(node, start):
+    """The command that the node prints, from its first word on, with this Python."""
+    pattern = re.compile(rf"^  ({start}.*?[^\\])\n", re.MULTILINE | re.DOTALL)
+    found = eventually(lambda: pattern.search("".join(node.output)), start)
+    return found[1].replace("python3", shlex.quote(sys.executable), 1)
+
+
 @needs("curl")
 @needs("openssl")
 def test_the_shell_snippet_pushes(server):
@@ -41,6 +114,53 @@ def test_the_shell_snippet_pushes(server):
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.stdout.startswith('{"code":1,"msg":"success","id":"'), done
         assert server.received([alice, bob]) == [['{"hello":"world"}'], []]
+
+
+@needs("curl")
+@needs("redis-server")
+def test_the_two_node_walk(nodes):
+    assert len(nodes) == 2
+    one, two = nodes
+    with subprocess.Popen(
+        shlex.split(printed(one, "python3 -m websockets")),
+        stdin=subprocess.PIPE,  # it ends with its input
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as client:
+        lines = []
+        reader = threading.Thread(target=lambda: lines.extend(client.stdout))
+        reader.start()
+        try:
+            eventually(lambda: '"type":"connect","code":1' in "".join(lines), "the welcome")
+            command = ["bash", "-euc", printed(two, "curl")]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            assert done.stdout.startswith('{"code":1,"msg":"success","id":"'), done
+            eventually(lambda: '"data":{"hello":"world"}' in "".join(lines), "the push")
+        finally:
+            client.kill()
+            reader.join(PATIENCE)
+    assert one.request("GET", "/version").json["node"] == 1
+    assert two.request("GET", "/version").json["node"] == 2
+
+
+@needs("redis-server")
+def test_the_access_rules_of_the_operations_page_are_enough(tmp_path):
+    with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
+        rule = re.search(r"^ACL SETUSER .*", file.read(), re.MULTILINE)[0]
+    redis_line = snippet("sh", "## Two nodes").splitlines()[0]
+    with running(redis_line, tmp_path) as port:
+        assert said(port, rule, "ACL SETUSER default off")[:2] == ["+OK", "+OK"]
+        url = f"redis://ws-cluster:secret@127.0.0.1:{port}/2"
+        node = Server("--queue", "redis", "--routing", "user", env={"WS_CLUSTER_REDIS": url})
+        try:
+            eventually(lambda: node.request("GET", "/readyz").status == 200, "a ready node")
+            with node.client("alice") as alice:
+                node.push("to alice", uids=["alice"])
+                node.push("to all")
+                assert node.received([alice]) == [['"to alice"', '"to all"']]
+        finally:
+            node.stop()
 
 
 @needs("node")
@@ -86,13 +206,22 @@ def test_the_servers_help_names_every_flag_of_the_operations_page(server):
     assert {flag.replace("-", "_") for flag in flags} == documented
 
 
-def test_every_metric_is_in_the_operations_page(server):
-    def names():
+@needs("redis-server")
+def test_every_metric_is_in_the_operations_page(server, nodes):
+    def names(server):
         text = server.request("GET", "/metrics", at=server.metrics_address).text
+        assert text.endswith("\n# EOF\n"), text
         return set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
 
     server.push(1)
-    found = eventually(names, "metrics")
+    nodes[0].push(1)
+    found = names(server)
+    assert "queue_ready" in found and "queue_missed" not in found
+    assert server.metric("queue_ready") == 1
+    assert found < names(nodes[0])
+    found = names(nodes[0])
+    assert nodes[0].metric("queue_ready") == 1
+    assert nodes[0].metric("queue_publish_total", result="accepted") >= 1
     with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
         page = file.read()
     for name in found:
