@@ -282,3 +282,104 @@ impl Sink for FarSink<'_> {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{MessageId, NodeId};
+    use crate::wire::envelope::Targets;
+
+    fn pair(workers: usize) -> (Vec<WorkerPort>, Far, Arc<BrokerCounters>) {
+        let counters = Arc::default();
+        let (near, far) = ports(workers, &counters).unwrap();
+        (near, far, counters)
+    }
+
+    fn deliver(far: &Far, workers: u64, bytes: &[u8]) {
+        let envelope = Envelope {
+            origin: NodeId::default(),
+            epoch: 1,
+            seq: 1,
+            accepted_ms: 0,
+            id: MessageId(1),
+            ttl_ms: 0,
+            key: None,
+            pid: "p",
+            targets: Targets::default(),
+            data: b"1",
+        };
+        far.sink().deliver(workers, &envelope, bytes);
+        far.wake();
+    }
+
+    #[test]
+    fn messages_go_where_they_are_wanted_and_beyond_a_full_ring_they_are_counted() {
+        let (mut near, far, counters) = pair(3);
+        for _ in 0..TO_WORKER_ENTRIES + 5 {
+            deliver(&far, 0b101, b"x");
+            // This one keeps up.
+            assert!(matches!(near[2].receive(), Some(ToWorker::Deliver(_))));
+        }
+        assert_eq!(counters.worker_full.value(), 5);
+        assert!(near[1].is_empty());
+        let mut taken = 0;
+        while near[0].receive().is_some() {
+            taken += 1;
+        }
+        assert_eq!(taken, TO_WORKER_ENTRIES);
+        assert_eq!(near[0].bell().waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn large_messages_fill_a_ring_by_their_bytes() {
+        let (mut near, far, counters) = pair(1);
+        let large = vec![0; 1 << 20];
+        while counters.worker_full.value() == 0 {
+            deliver(&far, 1, &large);
+        }
+        assert_eq!(near[0].bell().waiting_bytes(), WAITING_BYTES + (1 << 20));
+        near[0].receive().unwrap();
+        deliver(&far, 1, &large);
+        assert_eq!(counters.worker_full.value(), 1);
+    }
+
+    #[test]
+    fn answers_are_late_rather_than_lost_and_keep_their_order() {
+        let (mut near, far, counters) = pair(1);
+        let answers = TO_WORKER_ENTRIES as u32 + 10;
+        for ticket in 0..answers {
+            far.sink().answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
+        }
+        deliver(&far, 1, b"after them");
+        assert_eq!(counters.worker_full.value(), 1, "nothing overtakes an answer");
+        for ticket in 0..answers {
+            let Some(ToWorker::Answer(found, Outcome::Accepted)) = near[0].receive() else {
+                panic!("ticket {ticket} has no answer");
+            };
+            assert_eq!(found, ticket);
+            if near[0].is_empty() {
+                far.ports.borrow_mut()[0].send_late();
+            }
+        }
+        assert!(near[0].is_empty());
+    }
+
+    #[test]
+    fn a_worker_that_cannot_announce_all_its_users_says_so() {
+        let (mut near, far, _) = pair(1);
+        for user in 0..=TO_BROKER_ENTRIES as u64 {
+            near[0].ask(Ask::UserHere(user));
+        }
+        let is_unsure = || far.ports.borrow()[0].is_unsure.load(Ordering::SeqCst);
+        assert!(is_unsure());
+        assert!(near[0].publish(Publication::default(), 1).is_err(), "the push is refused");
+        let mut asked = 0;
+        while let Ok(word) = far.ports.borrow_mut()[0].from_worker.pop() {
+            assert!(matches!(word, ToBroker::Ask(Ask::UserHere(user)) if user == asked));
+            asked += 1;
+            near[0].send_late_asks();
+        }
+        assert_eq!(asked, TO_BROKER_ENTRIES as u64 + 1);
+        assert!(!is_unsure() && far.is_quiet());
+    }
+}
