@@ -60,6 +60,14 @@ pub struct BrokerConfig {
     pub counters: Arc<BrokerCounters>,
 }
 
+impl BrokerConfig {
+    /// The whole envelope of a word that is no message.
+    fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
+        let (origin, epoch) = (self.node, self.epoch);
+        Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
+    }
+}
+
 /// What became of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -385,7 +393,7 @@ impl Broker {
         self.canary.number += 1;
         self.canary.sent_ms = now_ms;
         self.canary.is_back = false;
-        let header = self.header(Kind::Canary, 0, self.canary.number);
+        let header = self.config.header(Kind::Canary, 0, self.canary.number);
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
         self.log.add_word(&self.own_channel, &header, deadline_ms);
         self.publishing.handle_asked(now_ms);
@@ -395,20 +403,12 @@ impl Broker {
         let (config, log) = (&self.config, &mut self.log);
         let mut has_any = false;
         self.sequences.repeat_tails(now_ms, |channel, seq| {
-            let id = MessageId(0);
-            let (origin, epoch) = (config.node, config.epoch);
-            let header = Header { kind: Kind::Tail, origin, epoch, seq, order: 0, id };
-            log.add_word(channel, &header, deadline_ms);
+            log.add_word(channel, &config.header(Kind::Tail, seq, 0), deadline_ms);
             has_any = true;
         });
         if has_any {
             self.publishing.handle_asked(now_ms);
         }
-    }
-
-    fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
-        let (origin, epoch) = (self.config.node, self.config.epoch);
-        Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
     }
 
     // Out.
