@@ -37,8 +37,6 @@ const CANARY_LOST_MS: u64 = 2_500;
 const MAX_PENDING_BYTES: usize = 64 << 20;
 /// The longest thing that is taken from Redis; beyond, the link is cut.
 const MAX_BULK_BYTES: usize = 64 << 20;
-/// From then on, counted from the start, an older process with this node's number is another one.
-const SAME_NODE_AFTER_MS: u64 = 10_000;
 /// Channels in one SUBSCRIBE.
 const CHANNELS_PER_COMMAND: usize = 500;
 
@@ -161,8 +159,7 @@ struct Canary {
 /// Two links, one fate: when either is lost both are made anew. To be called in this order, for
 /// each life of the links: [`Broker::handle_open`]; then, in any order, [`Broker::handle_bytes`],
 /// [`Broker::handle_tick`] and the workers' calls; [`Broker::handle_lost`] after an `Err` or when a
-/// socket broke. What is to be written is in [`Broker::take_outgoing`]. `now_ms` is monotonic, from
-/// the node's start.
+/// socket broke. What is to be written is in [`Broker::take_outgoing`]. `now_ms` is monotonic.
 ///
 /// Invariant: every message that is accepted here has the next number of its channel, and leaves in
 /// that order; what was not answered is sent again before anything new.
@@ -601,8 +598,8 @@ impl Broker {
         };
         if header.origin == self.config.node && header.epoch != self.config.epoch {
             counters.foreign.add(1);
-            // At the start it may be the last words of this node's own last life.
-            if header.epoch > self.config.epoch || now_ms > SAME_NODE_AFTER_MS {
+            // An older one may be this node's own last life: a stalled Redis keeps words for long.
+            if header.epoch > self.config.epoch {
                 self.events.push(Event::SameNode);
             }
         }
