@@ -93,7 +93,7 @@ def arguments():
     parser.add_argument("--rate", type=float, default=200, help="pushes a second of the slow run")
     parser.add_argument("--pushers", type=int, default=8)
     parser.add_argument("--users", type=int, default=1, help="pushed to in turn")
-    parser.add_argument("--pipeline", default="1,8", help="requests on their way a pusher, each")
+    parser.add_argument("--pipeline", default="1,8,32", help="requests on their way a pusher, each")
     parser.add_argument("--link", choices=("tcp", "unix"), default="tcp", help="to Redis")
     parser.add_argument("--resp3", action="store_true", help="the bare client has one link")
     parser.add_argument("--server-core", type=int, help="not pinned")

@@ -2,7 +2,6 @@
 
 use super::core::{Begun, Core};
 use super::http::{self, Connections, Request, Service, Times};
-use super::sys;
 use crate::state::broker::Outcome;
 use crate::state::projects::Project;
 use crate::types::{Limits, MessageId};
@@ -85,12 +84,13 @@ impl Service for Core {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> http::Answer<BegunPush<'_>> {
-        let started = Instant::now();
+        let started = request.read_at.instant;
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
         let (origin, is_head) = (head.origin, head.method == "HEAD");
         let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
-        let mut answer = Answer { core: self, head, reply };
+        let now_ms = request.read_at.now_ms;
+        let mut answer = Answer { core: self, head, now_ms, reply };
         let begun = match answer.route(request.body).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -143,6 +143,7 @@ pub struct BegunPush<'a> {
 struct Answer<'c, 'r, 'h> {
     core: &'c Core,
     head: &'r Head<'h>,
+    now_ms: u64,
     reply: Reply<'c, 'r>,
 }
 
@@ -232,7 +233,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     fn push(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let head = self.head;
         let limits = &self.core.shared.settings.limits;
-        let now_ms = sys::now_ms();
+        let now_ms = self.now_ms;
         let project;
         let result = match parameters(head, body)? {
             Parameters::Json => {
@@ -266,7 +267,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let limits = &self.core.shared.settings.limits;
-        let now_ms = sys::now_ms();
+        let now_ms = self.now_ms;
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
         };

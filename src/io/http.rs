@@ -15,6 +15,7 @@ use slab::Slab;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
 
 /// Room of a fresh read buffer, and what an idle connection keeps at most.
 const BUFFER_BYTES: usize = 4 << 10;
@@ -28,6 +29,22 @@ const MAX_DUE: usize = 256;
 pub struct Request<'a> {
     pub head: &'a Head<'a>,
     pub body: &'a [u8],
+    /// When the last of its bytes were read.
+    pub read_at: Moment,
+}
+
+/// One look at the clocks, for all requests that were read together.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    pub instant: Instant,
+    /// Milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { instant: Instant::now(), now_ms: sys::now_ms() }
+    }
 }
 
 /// What came of a request.
@@ -150,6 +167,7 @@ pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
         key,
         input: Vec::new(),
         read_to: 0,
+        read_at: Moment::now(),
         out: Vec::new(),
         due: VecDeque::new(),
     };
@@ -170,6 +188,7 @@ struct Connection<'s, S: Service + 's> {
     input: Vec<u8>,
     /// So much of `input` has been answered.
     read_to: usize,
+    read_at: Moment,
     out: Vec<u8>,
     /// Responses to pipelined requests, in their order, behind `out`.
     due: VecDeque<Due<S::Begun<'s>>>,
@@ -211,8 +230,8 @@ impl<'s, S: Service> Connection<'s, S> {
         let mut is_continued = false;
         let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
-        let patience_ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
-        let mut deadline_ms = sys::now_ms() + patience_ms;
+        let mut patience_ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
+        let mut deadline_ms = None;
         loop {
             // The head is read again whenever more of the body has come: it is short.
             let input = &self.input[self.read_to..];
@@ -241,7 +260,7 @@ impl<'s, S: Service> Connection<'s, S> {
                 };
                 if let Some(body) = body {
                     set_busy(self.service, self.key, true);
-                    let request = Request { head, body };
+                    let request = Request { head, body, read_at: self.read_at };
                     let mut later = Vec::new();
                     let out = if self.due.is_empty() { &mut self.out } else { &mut later };
                     let answer = self.service.answer(request, keep_alive, out).await;
@@ -262,11 +281,13 @@ impl<'s, S: Service> Connection<'s, S> {
             }
             if !is_begun && self.read_to < self.input.len() {
                 is_begun = true;
-                deadline_ms = sys::now_ms() + times.request_timeout_ms;
+                patience_ms = times.request_timeout_ms;
+                deadline_ms = None;
             }
             self.finish_due().await;
             self.write().await?;
             self.set_busy(false);
+            let deadline_ms = *deadline_ms.get_or_insert_with(|| sys::now_ms() + patience_ms);
             self.set_deadline(deadline_ms, Side::Read);
             self.read().await?;
         }
@@ -286,6 +307,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if self.out.len() >= FLUSH_BYTES || self.due.len() >= MAX_DUE {
             self.finish_due().await;
             self.write().await?;
+            self.read_at = Moment::now();
         }
         Ok(())
     }
@@ -311,6 +333,7 @@ impl<'s, S: Service> Connection<'s, S> {
         let room = input.capacity();
         let (result, slice) = self.stream.read(input.slice_mut(used..room)).await;
         self.input = slice.into_inner();
+        self.read_at = Moment::now();
         match result {
             Ok(0) | Err(_) if self.is_late() => Err(End::Late),
             Ok(0) | Err(_) => Err(End::Peer),

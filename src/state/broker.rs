@@ -14,13 +14,14 @@ use super::projects::{ProjectId, Projects};
 use super::sequence::{Arrival, OutgoingSequences};
 use super::wants::{Ask, Interest};
 use crate::types::{Cid, MessageId, NodeId, SnowflakeClock};
+use crate::wire::bundle;
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::resp::{self, Reply, write_command};
 use interests::{Interests, Joined};
 use link::Link;
 use presence::Presence;
-use publish_log::{Answered, Parts, PublishLog};
+use publish_log::{Asked, Parts, PublishLog};
 use std::sync::Arc;
 
 pub use greeting::Credentials;
@@ -543,36 +544,28 @@ impl Broker {
 
     /// An answer on the publishing link: to the oldest command that has none.
     fn handle_answer(&mut self, reply: &Reply<'_>, sink: &mut dyn Sink) -> Result<(), LinkError> {
-        let counters = &self.config.counters;
         match (self.log.front(), reply) {
-            (None, _) => return Err(LinkError::Unasked),
-            (Some(Answered::Ping | Answered::Word), Reply::Error(text)) => {
+            (Some(Asked::Ping | Asked::Word), Reply::Error(text)) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
-            (Some(Answered::Ping), Reply::Pong) | (Some(Answered::Word), Reply::Integer(_)) => {}
-            (Some(Answered::Message(message)), Reply::Integer(_) | Reply::Error(_)) => {
-                if let Reply::Error(text) = reply {
-                    // A number that may be out must not be given to another message.
-                    match message.was_sent_before {
-                        true => self.parts.some_unsure = true,
-                        false => {
-                            self.parts.some_refused = true;
-                            self.sequences.roll_back(message.channel, message.seq);
-                        }
-                    }
-                    let error = String::from_utf8_lossy(text).into_owned();
-                    self.events.push(Event::Refused { error });
-                } else {
-                    self.parts.some_accepted = true;
-                }
-                if message.is_last_part {
-                    let outcome = std::mem::take(&mut self.parts).outcome();
-                    // Where nobody waits, the outcome was told already: unknown.
-                    if let Some(pusher) = message.pusher {
-                        counters.count_outcome(outcome);
-                        sink.answer(pusher, outcome);
+            (Some(Asked::Ping), Reply::Pong) | (Some(Asked::Word), Reply::Integer(_)) => {}
+            (Some(Asked::Messages(count)), Reply::Integer(_)) => {
+                (0..count).for_each(|index| self.settle(index, false, sink));
+            }
+            (Some(Asked::Messages(count)), Reply::Error(text)) => {
+                // A number that may be out must not be given to another message. The last first:
+                // what is before it is the channel's latest then.
+                for index in (0..count).rev() {
+                    let was_sent = self.log.message(index).is_some_and(|one| one.was_sent_before);
+                    if let Some((channel, seq)) = self.log.channel_and_seq(index)
+                        && !was_sent
+                    {
+                        self.sequences.roll_back(channel, seq);
                     }
                 }
+                let error = String::from_utf8_lossy(text).into_owned();
+                self.events.push(Event::Refused { error });
+                (0..count).for_each(|index| self.settle(index, true, sink));
             }
             _ => return Err(LinkError::Unasked),
         }
@@ -580,7 +573,25 @@ impl Broker {
         Ok(())
     }
 
-    /// A message on a channel.
+    /// What Redis said of one message of the oldest command.
+    fn settle(&mut self, index: usize, is_refused: bool, sink: &mut dyn Sink) {
+        let Some(message) = self.log.message(index) else { return };
+        match is_refused {
+            false => self.parts.some_accepted = true,
+            true if message.was_sent_before => self.parts.some_unsure = true,
+            true => self.parts.some_refused = true,
+        }
+        if message.is_last_part {
+            let outcome = std::mem::take(&mut self.parts).outcome();
+            // Where nobody waits, the outcome was told already: unknown.
+            if let Some(pusher) = message.pusher {
+                self.config.counters.count_outcome(outcome);
+                sink.answer(pusher, outcome);
+            }
+        }
+    }
+
+    /// A message on a channel: one envelope, or a bundle of them.
     fn handle_message(
         &mut self,
         channel_name: &[u8],
@@ -588,8 +599,23 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
+        for envelope in bundle::envelopes(payload) {
+            self.config.counters.received.add(1);
+            match envelope {
+                Ok(envelope) => self.handle_envelope(channel_name, envelope, now_ms, sink),
+                Err(error) => self.refuse_envelope(channel_name, error.to_string()),
+            }
+        }
+    }
+
+    fn handle_envelope(
+        &mut self,
+        channel_name: &[u8],
+        payload: &[u8],
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
         let counters = &self.config.counters;
-        counters.received.add(1);
         // Just left, or never asked for.
         let Some(channel) = self.interests.find(channel_name) else { return };
         let header = match Header::read(payload) {

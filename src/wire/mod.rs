@@ -1,5 +1,6 @@
 //! Floor 1: bytes to meaning and back, never I/O.
 
+pub mod bundle;
 pub mod chunked;
 pub mod connect;
 pub mod envelope;

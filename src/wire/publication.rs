@@ -1,4 +1,4 @@
-//! A message on its way to Redis: the names of channels, and `PUBLISH` commands.
+//! A message on its way to Redis: the names of channels, and what is published on which.
 //!
 //! Channels, behind a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the
 //! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`),
@@ -49,23 +49,20 @@ impl ChannelNames {
     }
 }
 
-/// One `PUBLISH` inside a [`Publication`].
+/// One channel that a [`Publication`] goes to: where in its bytes the channel's name is, and right
+/// behind it the envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Where the command ends; it begins where the part before it ends.
-    pub end: usize,
     pub channel: Range<usize>,
     pub envelope: Range<usize>,
 }
 
-/// One message as the commands that publish it, complete but for the numbers of their envelopes.
+/// One message as it is published, complete but for the numbers of its envelopes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Publication {
     pub bytes: Vec<u8>,
     /// More than one only for a push to several users that have channels of their own.
     pub parts: SmallVec<[Part; 1]>,
-    /// Where a name is written first; kept, so that it allocates once.
-    channel: Vec<u8>,
 }
 
 impl Publication {
@@ -74,10 +71,10 @@ impl Publication {
         self.parts.clear();
     }
 
-    /// Appends the commands that bring `envelope` to every node that may hold a target of it.
+    /// Appends what brings `envelope` to every node that may hold a target of it.
     ///
     /// Client ids of one node go to that node's channel. Those of several go to the project's: one
-    /// command, accepted as a whole.
+    /// part, accepted as a whole.
     pub fn add_message(&mut self, names: &ChannelNames, routing: Routing, envelope: &Envelope<'_>) {
         let (pid, targets) = (envelope.pid, &envelope.targets);
         if let Some(node) = only_node(targets) {
@@ -105,16 +102,11 @@ impl Publication {
     }
 
     fn add(&mut self, name: impl FnOnce(&mut Vec<u8>), envelope: &Envelope<'_>) {
-        let mut channel = std::mem::take(&mut self.channel);
-        channel.clear();
-        name(&mut channel);
-        self.add_command(&channel, envelope.encoded_bytes(), |out| envelope.encode(out));
-        self.channel = channel;
-    }
-
-    fn add_command(&mut self, channel: &[u8], length: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let (channel, envelope) = write_publish(&mut self.bytes, channel, length, write);
-        self.parts.push(Part { end: self.bytes.len(), channel, envelope });
+        let start = self.bytes.len();
+        name(&mut self.bytes);
+        let middle = self.bytes.len();
+        envelope.encode(&mut self.bytes);
+        self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
     }
 
     /// Numbers the envelope of a part.
@@ -135,30 +127,27 @@ fn only_node(targets: &Targets<'_>) -> Option<NodeId> {
     nodes.all(|node| node == first).then_some(first)
 }
 
-/// Appends a `PUBLISH` of an envelope of `length` bytes, which `write` appends. Returns where
-/// channel and envelope are.
+/// Appends a `PUBLISH` of a payload of `length` bytes, which `write` appends.
 pub fn write_publish(
     out: &mut Vec<u8>,
     channel: &[u8],
     length: usize,
     write: impl FnOnce(&mut Vec<u8>),
-) -> (Range<usize>, Range<usize>) {
+) {
     out.extend_from_slice(b"*3\r\n$7\r\nPUBLISH\r\n");
-    let channel = add_bulk(out, channel.len(), |out| out.extend_from_slice(channel));
-    (channel, add_bulk(out, length, write))
+    add_bulk(out, channel.len(), |out| out.extend_from_slice(channel));
+    add_bulk(out, length, write);
 }
 
 /// Appends a bulk string of `length` bytes that `write` writes.
-fn add_bulk(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Range<usize> {
+fn add_bulk(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(b'$');
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
     out.extend_from_slice(b"\r\n");
     let start = out.len();
     write(out);
-    let end = out.len();
-    debug_assert_eq!(end - start, length);
+    debug_assert_eq!(out.len() - start, length);
     out.extend_from_slice(b"\r\n");
-    start..end
 }
 
 #[cfg(test)]
@@ -230,31 +219,33 @@ mod tests {
     }
 
     #[test]
-    fn each_part_is_one_command_whose_envelope_is_numbered_in_place() {
+    fn each_part_is_a_channel_and_an_envelope_that_is_numbered_in_place() {
         let some = TargetsBuf { uids: names(&["a", "b"]), ..TargetsBuf::default() };
         let mut publication = publication(Routing::User, &some, None);
         publication.set_numbers(1, 77, 78);
         let mut start = 0;
         for (part, uid, seq) in [(0, "a", 0), (1, "b", 77)] {
-            let Part { end, envelope, .. } = publication.parts[part].clone();
-            let bytes = &publication.bytes[envelope];
-            let decoded = Envelope::decode(bytes).unwrap();
+            let Part { channel, envelope } = publication.parts[part].clone();
+            assert_eq!((channel.start, channel.end), (start, envelope.start));
+            assert_eq!(publication.channel(part), format!("wsc:{{shop}}:u:{uid}").as_bytes());
+            let decoded = Envelope::decode(&publication.bytes[envelope.clone()]).unwrap();
             assert_eq!(decoded.targets.uids.unwrap().iter().collect::<Vec<_>>(), [uid]);
             assert_eq!(decoded.seq, seq);
-            let head = format!(
-                "*3\r\n$7\r\nPUBLISH\r\n$14\r\nwsc:{{shop}}:u:{uid}\r\n${}\r\n",
-                bytes.len()
-            );
-            let expected = [head.as_bytes(), bytes, b"\r\n"].concat();
-            assert_eq!(&publication.bytes[start..end], expected);
-            start = end;
+            start = envelope.end;
         }
         assert_eq!(start, publication.bytes.len());
     }
 
+    #[test]
+    fn a_publish_is_three_bulk_strings() {
+        let mut out = Vec::new();
+        write_publish(&mut out, b"wsc:{p}", 3, |out| out.extend_from_slice(b"abc"));
+        assert_eq!(out, b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nwsc:{p}\r\n$3\r\nabc\r\n");
+    }
+
     /// A node with both users took the first part, and the second for a repeat of it.
     #[test]
-    fn a_key_is_on_one_command() {
+    fn a_key_is_on_one_part() {
         for (uids, channel) in [(&["a", "b"][..], "wsc:{shop}"), (&["a"], "wsc:{shop}:u:a")] {
             let targets = TargetsBuf { uids: names(uids), ..TargetsBuf::default() };
             let publication = publication(Routing::User, &targets, Some(&[7; 16]));

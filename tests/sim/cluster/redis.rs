@@ -5,6 +5,7 @@
 use super::super::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ws_cluster::state::broker::LinkName;
+use ws_cluster::wire::bundle;
 use ws_cluster::wire::envelope::Header;
 
 /// One direction of a link: bytes that are under way, in order.
@@ -341,20 +342,24 @@ impl Redis {
     }
 
     fn publish(&mut self, id: u64, channel: &[u8], payload: &[u8], now_ms: u64, rng: &mut Rng) {
-        let header = Header::read(payload).expect("what is published is an envelope");
+        let headers: Vec<Header> = bundle::envelopes(payload)
+            .map(|envelope| Header::read(envelope.expect("a whole bundle")))
+            .collect::<Result<_, _>>()
+            .expect("what is published are envelopes");
         let link = self.links.get_mut(&id).unwrap();
         assert!(link.channels.is_empty(), "a subscribed link publishes");
         let newest = self.newest.entry((link.owner.node, link.owner.epoch)).or_default();
         *newest = id.max(*newest);
         let is_refused = rng.chance(self.refused_percent);
-        self.executions.push(Execution {
+        let is_late = id < *newest;
+        self.executions.extend(headers.iter().map(|&header| Execution {
             owner: link.owner,
             opened_ms: link.opened_ms,
             channel: channel.to_vec(),
             header,
             is_refused,
-            is_late: id < *newest,
-        });
+            is_late,
+        }));
         if is_refused {
             return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
         }
@@ -369,7 +374,8 @@ impl Redis {
             message.extend_from_slice(payload);
             message.extend_from_slice(b"\r\n");
             let end = link.written + message.len() as u64;
-            link.messages.push_back((end, channel.to_vec(), header));
+            let each = headers.iter().map(|&header| (end, channel.to_vec(), header));
+            link.messages.extend(each);
             link.tell(&message, now_ms, rng);
         }
         let link = self.links.get_mut(&id).unwrap();

@@ -1,0 +1,109 @@
+//! A bundle: several envelopes of one channel in one publication, so that Redis has one command to
+//! do for all of them.
+//!
+//! Layout, little-endian: version u8 (1), kind u8 (255), then for each envelope its length u32 and
+//! its bytes. One envelope alone is published as it is.
+
+use super::envelope::EnvelopeError;
+
+/// Envelopes in one bundle at most. What is delivered of one bundle is flushed together, so it
+/// bounds how long other work waits.
+pub const MAX_ENVELOPES: usize = 16;
+/// A bundle takes no further envelope that would make it longer than this.
+pub const MAX_BYTES: usize = 64 << 10;
+
+const HEAD: [u8; 2] = [1, 255];
+const LENGTH_BYTES: usize = 4;
+
+/// The length of a bundle of envelopes that have these lengths.
+pub fn bundle_bytes(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.fold(HEAD.len(), |sum, length| sum + LENGTH_BYTES + length)
+}
+
+/// Appends a bundle.
+pub fn write_bundle<'e>(out: &mut Vec<u8>, envelopes: impl Iterator<Item = &'e [u8]>) {
+    out.extend_from_slice(&HEAD);
+    for envelope in envelopes {
+        out.extend_from_slice(&(envelope.len() as u32).to_le_bytes());
+        out.extend_from_slice(envelope);
+    }
+}
+
+/// The envelopes of a payload: those of a bundle, or the payload itself.
+pub fn envelopes(payload: &[u8]) -> Envelopes<'_> {
+    match payload.strip_prefix(&HEAD) {
+        Some(rest) => Envelopes { rest, is_bundle: true },
+        None => Envelopes { rest: payload, is_bundle: false },
+    }
+}
+
+/// See [`envelopes`].
+#[derive(Debug, Clone)]
+pub struct Envelopes<'a> {
+    rest: &'a [u8],
+    is_bundle: bool,
+}
+
+impl<'a> Iterator for Envelopes<'a> {
+    type Item = Result<&'a [u8], EnvelopeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !self.is_bundle {
+            self.is_bundle = true;
+            return Some(Ok(std::mem::take(&mut self.rest)));
+        }
+        if self.rest.is_empty() {
+            return None;
+        }
+        let rest = std::mem::take(&mut self.rest);
+        let envelope = rest
+            .split_first_chunk()
+            .and_then(|(length, rest)| rest.split_at_checked(u32::from_le_bytes(*length) as usize));
+        Some(match envelope {
+            Some((envelope, rest)) => {
+                self.rest = rest;
+                Ok(envelope)
+            }
+            None => Err(EnvelopeError::Truncated),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_envelope_alone_is_its_own_payload() {
+        for payload in [&b""[..], b"\x01", b"\x01\x00 an envelope"] {
+            assert_eq!(envelopes(payload).collect::<Vec<_>>(), [Ok(payload)]);
+        }
+        assert_eq!(envelopes(&HEAD).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_bundled_comes_out_and_a_cut_bundle_ends_with_an_error(
+            list in vec(vec(any::<u8>(), 0..40), 1..20),
+        ) {
+            let mut payload = Vec::new();
+            write_bundle(&mut payload, list.iter().map(Vec::as_slice));
+            prop_assert_eq!(payload.len(), bundle_bytes(list.iter().map(Vec::len)));
+            let found: Result<Vec<_>, _> = envelopes(&payload).collect();
+            prop_assert_eq!(found, Ok(list.iter().map(Vec::as_slice).collect()));
+            let mut end = payload.len();
+            for whole in (0..list.len()).rev() {
+                end -= list[whole].len() + LENGTH_BYTES;
+                let next = end + LENGTH_BYTES + list[whole].len();
+                for cut in end + 1..next {
+                    let found: Vec<_> = envelopes(&payload[..cut]).collect();
+                    prop_assert_eq!(found.len(), whole + 1);
+                    prop_assert!(found[..whole].iter().all(Result::is_ok));
+                    prop_assert_eq!(found[whole], Err(EnvelopeError::Truncated));
+                }
+            }
+        }
+    }
+}
