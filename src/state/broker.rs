@@ -1,6 +1,7 @@
 //! `Broker`: a node's side of the queue, whatever carries the bytes.
 
 mod greeting;
+mod incoming;
 mod interests;
 mod link;
 mod presence;
@@ -11,17 +12,16 @@ mod tests;
 use super::counters::BrokerCounters;
 use super::orders::Orders;
 use super::projects::{ProjectId, Projects};
-use super::sequence::{Arrival, OutgoingSequences};
+use super::sequence::OutgoingSequences;
 use super::wants::{Ask, Interest};
-use crate::types::{Cid, MessageId, NodeId, SnowflakeClock};
-use crate::wire::bundle;
+use crate::types::{MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::resp::{self, Reply, write_command};
 use interests::{Interests, Joined};
 use link::Link;
 use presence::Presence;
-use publish_log::{Asked, Parts, PublishLog};
+use publish_log::{Parts, PublishLog};
 use std::sync::Arc;
 
 pub use greeting::Credentials;
@@ -538,179 +538,5 @@ impl Broker {
             Interest::User(project, uid) => names.user(&mut channels[0], pid(*project), uid),
         }
         channels
-    }
-
-    // What Redis says.
-
-    /// An answer on the publishing link: to the oldest command that has none.
-    fn handle_answer(&mut self, reply: &Reply<'_>, sink: &mut dyn Sink) -> Result<(), LinkError> {
-        match (self.log.front(), reply) {
-            (Some(Asked::Ping | Asked::Word), Reply::Error(text)) => {
-                return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
-            }
-            (Some(Asked::Ping), Reply::Pong) | (Some(Asked::Word), Reply::Integer(_)) => {}
-            (Some(Asked::Messages(count)), Reply::Integer(_)) => {
-                (0..count).for_each(|index| self.settle(index, false, sink));
-            }
-            (Some(Asked::Messages(count)), Reply::Error(text)) => {
-                // A number that may be out must not be given to another message. The last first:
-                // what is before it is the channel's latest then.
-                for index in (0..count).rev() {
-                    let was_sent = self.log.message(index).is_some_and(|one| one.was_sent_before);
-                    if let Some((channel, seq)) = self.log.channel_and_seq(index)
-                        && !was_sent
-                    {
-                        self.sequences.roll_back(channel, seq);
-                    }
-                }
-                let error = String::from_utf8_lossy(text).into_owned();
-                self.events.push(Event::Refused { error });
-                (0..count).for_each(|index| self.settle(index, true, sink));
-            }
-            _ => return Err(LinkError::Unasked),
-        }
-        self.log.pop_front();
-        Ok(())
-    }
-
-    /// What Redis said of one message of the oldest command.
-    fn settle(&mut self, index: usize, is_refused: bool, sink: &mut dyn Sink) {
-        let Some(message) = self.log.message(index) else { return };
-        match is_refused {
-            false => self.parts.some_accepted = true,
-            true if message.was_sent_before => self.parts.some_unsure = true,
-            true => self.parts.some_refused = true,
-        }
-        if message.is_last_part {
-            let outcome = std::mem::take(&mut self.parts).outcome();
-            // Where nobody waits, the outcome was told already: unknown.
-            if let Some(pusher) = message.pusher {
-                self.config.counters.count_outcome(outcome);
-                sink.answer(pusher, outcome);
-            }
-        }
-    }
-
-    /// A message on a channel: one envelope, or a bundle of them.
-    fn handle_message(
-        &mut self,
-        channel_name: &[u8],
-        payload: &[u8],
-        now_ms: u64,
-        sink: &mut dyn Sink,
-    ) {
-        for envelope in bundle::envelopes(payload) {
-            self.config.counters.received.add(1);
-            match envelope {
-                Ok(envelope) => self.handle_envelope(channel_name, envelope, now_ms, sink),
-                Err(error) => self.refuse_envelope(channel_name, error.to_string()),
-            }
-        }
-    }
-
-    fn handle_envelope(
-        &mut self,
-        channel_name: &[u8],
-        payload: &[u8],
-        now_ms: u64,
-        sink: &mut dyn Sink,
-    ) {
-        let counters = &self.config.counters;
-        // Just left, or never asked for.
-        let Some(channel) = self.interests.find(channel_name) else { return };
-        let header = match Header::read(payload) {
-            Ok(header) => header,
-            Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
-        };
-        if header.origin == self.config.node && header.epoch != self.config.epoch {
-            counters.foreign.add(1);
-            // An older one may be this node's own last life: a stalled Redis keeps words for long.
-            if header.epoch > self.config.epoch {
-                self.events.push(Event::SameNode);
-            }
-        }
-        let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
-        let mut is_late = false;
-        let missed = match header.kind {
-            Kind::Canary => return self.handle_canary(&header, now_ms, sink),
-            Kind::Tail => channel.origins.receive_tail(origin, epoch, seq, now_ms),
-            Kind::Void | Kind::Message => {
-                let Arrival::New { missed } = channel.origins.receive(origin, epoch, seq, now_ms)
-                else {
-                    return counters.repeated.add(1);
-                };
-                is_late = !self.orders.receive(origin, epoch, header.order);
-                missed + u64::from(is_late)
-            }
-        };
-        let workers = channel.workers;
-        if missed > 0 {
-            counters.count_missed(origin, channel_name, missed);
-            let channel = channel_name.into();
-            self.events.push(Event::Missed { origin, channel, missed });
-        }
-        if header.kind == Kind::Message && !is_late {
-            self.route(channel_name, workers, payload, sink);
-        }
-    }
-
-    /// Hands a message to the workers that may have a target of it.
-    fn route(&mut self, channel_name: &[u8], workers: u64, payload: &[u8], sink: &mut dyn Sink) {
-        if payload.len() > self.config.max_envelope_bytes {
-            self.config.counters.malformed.add(1);
-            let (channel, bytes) = (channel_name.into(), payload.len());
-            return self.events.push(Event::TooBig { channel, bytes });
-        }
-        let envelope = match Envelope::decode(payload) {
-            Ok(envelope) => envelope,
-            Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
-        };
-        // A client would have to close for it (RFC 6455, section 8.1).
-        if simdutf8::basic::from_utf8(envelope.data).is_err() {
-            return self.refuse_envelope(channel_name, "its data is not UTF-8".into());
-        }
-        let wanted = self.workers_of(&envelope, workers);
-        if wanted != 0 {
-            sink.deliver(wanted, &envelope, payload);
-        }
-    }
-
-    /// Those of `workers` that may hold a target: a client id names its worker, a user is where it
-    /// was announced; anything else may be at all of them.
-    fn workers_of(&self, envelope: &Envelope<'_>, workers: u64) -> u64 {
-        if workers.is_power_of_two() {
-            return workers;
-        }
-        let config = &self.config;
-        if let Some(cids) = envelope.targets.cids {
-            let worker_of = |cid: Cid| SnowflakeClock::worker_of(cid.0, config.workers);
-            return workers & cids.iter().fold(0, |set, cid| set | 1 << worker_of(cid));
-        }
-        let Some(uids) = envelope.targets.uids else { return workers };
-        let Some((project, _)) = config.projects.find(envelope.pid) else { return 0 };
-        let users = uids.iter().map(|uid| user_hash(config.hash_keys, project, uid));
-        workers & users.fold(self.unsure, |set, user| set | self.presence.workers_of(user))
-    }
-
-    fn handle_canary(&mut self, header: &Header, now_ms: u64, sink: &mut dyn Sink) {
-        let is_own = header.origin == self.config.node && header.epoch == self.config.epoch;
-        if !is_own || header.id.0 != self.canary.number || self.canary.is_back {
-            return;
-        }
-        self.canary.is_back = true;
-        self.canary.last_back_ms = now_ms;
-        sink.canary();
-        if self.state == State::Proving {
-            self.state = State::Ready;
-            self.canary.seen_ms.fill(now_ms);
-            self.config.counters.ready.set(1);
-            let channels = self.interests.len();
-            self.events.push(Event::Ready { resent: self.resent, channels });
-        }
-    }
-
-    fn refuse_envelope(&mut self, channel: &[u8], error: String) {
-        self.config.counters.malformed.add(1);
-        self.events.push(Event::Malformed { channel: channel.into(), error });
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
+use crate::types::Cid;
 use crate::types::Routing;
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::sign::Secret;
