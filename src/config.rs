@@ -78,6 +78,8 @@ pub struct Config {
     pub outbox_bytes: usize,
     /// Unsent bytes of all connections of one worker; beyond: the largest is closed first.
     pub worker_outbox_bytes: usize,
+    /// Unsent bytes of a business server's connection; beyond: closed with 4000.
+    pub server_outbox_bytes: usize,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
     /// A filter of `tracing`, already checked: `info`, `ws_cluster=debug,info`.
@@ -182,6 +184,7 @@ impl Config {
             limits: sizes.limits,
             outbox_bytes: sizes.outbox,
             worker_outbox_bytes: sizes.worker_outbox,
+            server_outbox_bytes: sizes.server_outbox,
             echo,
             log,
             warnings,
@@ -273,6 +276,7 @@ struct Sizes {
     limits: Limits,
     outbox: usize,
     worker_outbox: usize,
+    server_outbox: usize,
 }
 
 impl Sizes {
@@ -296,7 +300,13 @@ impl Sizes {
                  much"
             )));
         }
-        Ok(Self { limits, outbox, worker_outbox })
+        let server_outbox = size(
+            "server_outbox_bytes",
+            &raw.server_outbox_bytes,
+            67_108_864.min(worker_outbox as u64),
+            4_096..=GIB,
+        )?;
+        Ok(Self { limits, outbox, worker_outbox, server_outbox })
     }
 }
 

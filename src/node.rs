@@ -258,8 +258,9 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
         names: ChannelNames::new(&redis.prefix),
         credentials: Credentials { url: redis.url.clone() },
         queue_timeout_ms: redis.queue_timeout_ms,
-        // A form's data may double when it becomes JSON; selectors come beside it.
-        max_envelope_bytes: 4 * settings.limits.body_bytes + (64 << 10),
+        // A form's data may double when it becomes JSON; selectors come beside it. And events of
+        // clients, 64 KiB and one with all its tags.
+        max_envelope_bytes: 4 * settings.limits.body_bytes + (512 << 10),
         hash_keys: redis.hash_keys,
         counters: Arc::clone(&shared.broker_counters),
     });
@@ -356,6 +357,7 @@ fn shared_of(config: Config) -> Shared {
         limits: config.limits,
         outbox_bytes: config.outbox_bytes,
         worker_outbox_bytes: config.worker_outbox_bytes,
+        server_outbox_bytes: config.server_outbox_bytes,
         idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,
@@ -383,6 +385,10 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
         idle_timeout_ms: settings.idle_timeout_ms,
         outbox_bytes: settings.outbox_bytes,
         worker_outbox_bytes: settings.worker_outbox_bytes,
+        server_outbox_bytes: settings.server_outbox_bytes,
+        request_timeout_ms: settings.request_timeout_ms,
+        loads: Arc::clone(&shared.loads),
+        epoch: shared.epoch,
         echo: settings.echo,
         hash_keys: (sys::random_u64(), sys::random_u64()),
         idempotency_keys: settings.idempotency_keys,

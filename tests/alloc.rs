@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::{Identity, Sealed, Worker, WorkerConfig};
+use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
@@ -68,6 +68,10 @@ impl Rig {
             idle_timeout_ms: 120_000,
             outbox_bytes: 1 << 20,
             worker_outbox_bytes: 256 << 20,
+            server_outbox_bytes: 1 << 20,
+            request_timeout_ms: 10_000,
+            loads: Arc::default(),
+            epoch: 1,
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
@@ -84,6 +88,7 @@ impl Rig {
                 device: "web",
                 tags: &["news"],
                 session_exp: 0,
+                role: Role::Client,
             };
             rig.worker.handle_connect(identity, b"", NOW_MS);
             rig.flush();

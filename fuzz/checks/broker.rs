@@ -8,7 +8,7 @@ use ws_cluster::state::broker::{
     Broker, BrokerConfig, Credentials, LinkName, Outcome, Pusher, Sink,
 };
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::wants::{Ask, Interest};
+use ws_cluster::state::wants::{Ask, Interest, Notice};
 use ws_cluster::types::{MessageId, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Targets};
 use ws_cluster::wire::publication::{ChannelNames, Publication};
@@ -27,6 +27,10 @@ impl Sink for Said {
         assert!(workers != 0 && workers < 1 << WORKERS);
         assert!(std::str::from_utf8(envelope.data).is_ok());
     }
+
+    fn relay(&mut self, _workers: u64, _parcel: &[u8]) {}
+
+    fn notice(&mut self, _worker: usize, _notice: Notice) {}
 
     fn answer(&mut self, pusher: Pusher, _outcome: Outcome) {
         assert!(self.waiting.remove(&pusher.ticket), "an answer that nobody waits for");
@@ -106,7 +110,7 @@ impl Rig {
         publication.add_message(&ChannelNames::new("x"), Routing::Project, &envelope);
         self.tickets += 1;
         self.said.waiting.insert(self.tickets);
-        let pusher = Pusher { worker: 0, ticket: self.tickets };
+        let pusher = Some(Pusher { worker: 0, ticket: self.tickets });
         self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
     }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use ws_cluster::state::counters::{Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::{CloseRequest, Identity, Sealed, Worker, WorkerConfig};
+use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Cid, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
@@ -57,6 +57,10 @@ impl Rig {
             idle_timeout_ms: 1_000,
             outbox_bytes: 600,
             worker_outbox_bytes: 1_000,
+            server_outbox_bytes: 1 << 20,
+            request_timeout_ms: 10_000,
+            loads: Arc::default(),
+            epoch: 1,
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
@@ -90,6 +94,7 @@ impl Rig {
                     device: ["", "ios"][usize::from(argument >> 5 & 1)],
                     tags,
                     session_exp: u64::from(argument >> 6) * (self.now_ms / 1_000 + 1),
+                    role: Role::Client,
                 };
                 let (key, cid) = self.worker.handle_connect(identity, b"", self.now_ms);
                 self.open.push((key.slot, cid, None));

@@ -97,7 +97,8 @@ pub(super) struct RawArgs {
     /// silence after which a WebSocket connection ends, at least 100 (default 120000)
     #[argh(option)]
     pub(super) idle_timeout_ms: Option<String>,
-    /// time for a request's head and body to arrive whole (default 10000)
+    /// time for an HTTP request to arrive whole, beyond it 408; and for a client's request to be
+    /// answered by a business server, beyond it "timeout" (default 10000)
     #[argh(option)]
     pub(super) request_timeout_ms: Option<String>,
     /// time an HTTP connection may wait for its next request (default 75000)
@@ -118,6 +119,9 @@ pub(super) struct RawArgs {
     /// unsent bytes of all connections of one worker (default 256M)
     #[argh(option)]
     pub(super) worker_outbox_bytes: Option<String>,
+    /// unsent bytes of a business server's connection (default 64M)
+    #[argh(option)]
+    pub(super) server_outbox_bytes: Option<String>,
     /// send clients their own frames back, for measuring; refused with --env prod
     #[argh(switch)]
     pub(super) echo: bool,

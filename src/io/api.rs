@@ -421,12 +421,12 @@ impl Reply<'_, '_> {
     }
 }
 
-async fn finish(begun: Result<Begun<'_>, ApiError>) -> Result<MessageId, ApiError> {
+pub(super) async fn finish(begun: Result<Begun<'_>, ApiError>) -> Result<MessageId, ApiError> {
     begun?.finish().await.map_err(not_accepted)
 }
 
 /// The answer to a push that the queue did not take, or did not say that it took.
-fn not_accepted(outcome: Outcome) -> ApiError {
+pub(super) fn not_accepted(outcome: Outcome) -> ApiError {
     match outcome {
         Outcome::Unreachable => {
             error(503, "the queue is down: not accepted, try again or push to another node")

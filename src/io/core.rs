@@ -2,7 +2,7 @@
 
 use super::engine::Engine;
 use super::http::Connections;
-use super::mailbox::{Bell, Mailbox};
+use super::mailbox::{Bell, Mailbox, Word};
 use super::near::Near;
 use super::port::{ToWorker, WorkerPort};
 use super::queue::Driver;
@@ -13,9 +13,9 @@ use super::wake::{Flag, Waiters, yield_now};
 use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::Drop as DropReason;
 use crate::state::idempotency::key_hash;
-use crate::state::wants::Interest;
+use crate::state::wants::{Ask, Interest, Notice, Relay, To};
 use crate::types::{MessageId, Routing, SnowflakeClock};
-use crate::wire::envelope::{Envelope, Targets};
+use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::push::Push;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -92,6 +92,8 @@ pub struct Core {
     publication: RefCell<Publication>,
     /// Something is to be sent.
     pub(super) work: Flag,
+    /// Business servers have pushed.
+    pub(super) server_pushes: Flag,
     /// A flush ended.
     flushed: Waiters,
     pub http: RefCell<Connections>,
@@ -113,6 +115,7 @@ impl Core {
             tickets: Tickets::default(),
             publication: RefCell::default(),
             work: Flag::default(),
+            server_pushes: Flag::default(),
             flushed: Waiters::default(),
             http: RefCell::default(),
             last_tick_ms: Cell::new(sys::now_ms()),
@@ -222,25 +225,89 @@ impl Core {
         }
     }
 
+    /// Brings a parcel of another worker or node to this worker.
+    pub(super) fn deliver_parcel(&self, bytes: &[u8]) {
+        let mut engine = self.engine.borrow_mut();
+        engine.worker.handle_parcel(bytes, sys::now_ms());
+        if engine.has_output() || engine.worker.has_asks() {
+            self.work.raise();
+        }
+    }
+
+    pub(super) fn handle_notice(&self, notice: Notice) {
+        self.engine.borrow_mut().worker.handle_notice(notice, sys::now_ms());
+        self.work.raise();
+    }
+
     /// What clients wait for is in force: those that waited are let in.
     pub(super) fn handle_ready(&self, interest: &Interest) {
         self.engine.borrow_mut().handle_ready(interest, sys::now_ms());
         self.work.raise();
     }
 
-    /// Tells the broker what it must know before anything else is sent to clients.
+    /// Tells the broker, or the other workers, what they must know before anything else is sent to
+    /// clients.
     pub(super) fn forward_asks(&self) {
-        let Queue::Redis(redis) = &self.queue else { return };
         while self.engine.borrow().worker.has_asks() {
             let asks = self.engine.borrow_mut().worker.take_asks();
             for ask in asks {
-                match &redis.broker {
-                    BrokerAt::Here(driver) => {
-                        driver.get().into_iter().for_each(|driver| driver.ask(self.index, &ask));
-                    }
-                    BrokerAt::Thread(port) => port.borrow_mut().ask(ask),
+                match &self.queue {
+                    Queue::Local(mailbox) => self.tell_workers(mailbox, ask),
+                    Queue::Redis(redis) => self.tell_broker(redis, ask),
                 }
             }
+        }
+        if self.engine.borrow().worker.has_server_pushes() {
+            self.server_pushes.raise();
+        }
+    }
+
+    fn tell_broker(&self, redis: &RedisQueue, ask: Ask) {
+        if let Ask::Relay(relay) = &ask
+            && self.shared.queue.is_down()
+        {
+            return self.engine.borrow_mut().worker.handle_unsent(relay);
+        }
+        match (&redis.broker, ask) {
+            (BrokerAt::Here(driver), ask) => {
+                driver.get().into_iter().for_each(|driver| driver.ask(self.index, &ask));
+            }
+            (BrokerAt::Thread(port), Ask::Relay(relay)) => {
+                if let Err(relay) = port.borrow_mut().relay(relay) {
+                    self.engine.borrow_mut().worker.handle_unsent(&relay);
+                }
+            }
+            (BrokerAt::Thread(port), ask) => port.borrow_mut().ask(ask),
+        }
+    }
+
+    /// The `local` queue: there is no broker, so that the workers tell each other.
+    fn tell_workers(&self, mailbox: &RefCell<Mailbox>, ask: Ask) {
+        let mut mailbox = mailbox.borrow_mut();
+        match ask {
+            Ask::ServerHere(server) => mailbox.notify_all(Notice::ServerHere(server)),
+            Ask::ServerGone(cid) => mailbox.notify_all(Notice::ServerGone(cid)),
+            Ask::ServerSeen(cid) => {
+                let workers = self.shared.settings.workers;
+                let holder = SnowflakeClock::worker_of(cid.0, workers);
+                mailbox.notify(holder, Notice::ServerKnown(cid));
+            }
+            Ask::Relay(relay) => self.hand_over(&mut mailbox, relay),
+            Ask::Join(_) | Ask::Leave(_) | Ask::UserHere(_) | Ask::UserGone(_) => {}
+        }
+    }
+
+    fn hand_over(&self, mailbox: &mut Mailbox, relay: Relay) {
+        let workers = self.shared.settings.workers;
+        let holder = match relay.to {
+            To::Holder { cid, .. } => Some(SnowflakeClock::worker_of(cid.0, workers)),
+            To::Events(_) => None,
+        };
+        let wanted = |worker: usize| holder.is_none_or(|holder| holder == worker);
+        if mailbox.has_room(wanted) {
+            mailbox.send(&Arc::from(relay.parcel), wanted);
+        } else {
+            self.engine.borrow_mut().worker.handle_unsent(&relay);
         }
     }
 
@@ -279,7 +346,7 @@ impl Core {
             Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
                 port.borrow_mut().send_late_asks();
             }
-            Queue::Local(_) => {}
+            Queue::Local(mailbox) => mailbox.borrow_mut().send_late(),
         }
         if self.shared.is_draining() {
             self.drain(now_ms);
@@ -320,7 +387,9 @@ impl Core {
             let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
             return self.engine.borrow_mut().worker.handle_shutdown(spread);
         }
-        let is_drained = self.engine.borrow().sockets() == 0 && self.http.borrow().is_quiet();
+        let is_drained = self.engine.borrow().sockets() == 0
+            && self.http.borrow().is_quiet()
+            && (matches!(self.queue, Queue::Local(_)) || self.shared.queue.is_over());
         if is_drained || now_ms >= until_ms {
             self.ended.raise();
         }
@@ -330,8 +399,11 @@ impl Core {
     pub(super) fn receive_one(&self) -> bool {
         match &self.queue {
             Queue::Local(mailbox) => {
-                let Some(bytes) = mailbox.borrow_mut().receive() else { return false };
-                self.deliver_bytes(&bytes);
+                let Some(word) = mailbox.borrow_mut().receive() else { return false };
+                match word {
+                    Word::Envelope(bytes) => self.deliver_bytes(&bytes),
+                    Word::Notice(notice) => self.handle_notice(notice),
+                }
             }
             Queue::Redis(RedisQueue { broker: BrokerAt::Here(_), .. }) => return false,
             Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
@@ -340,6 +412,7 @@ impl Core {
                     ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes),
                     ToWorker::Answer(ticket, outcome) => self.tickets.answer(ticket, outcome),
                     ToWorker::Ready(interest) => self.handle_ready(&interest),
+                    ToWorker::Notice(notice) => self.handle_notice(notice),
                     ToWorker::Canary => port.borrow_mut().say_canary_seen(),
                 }
             }
@@ -348,6 +421,9 @@ impl Core {
     }
 
     fn deliver_bytes(&self, bytes: &[u8]) {
+        if Header::read(bytes).is_ok_and(|header| header.kind != Kind::Message) {
+            return self.deliver_parcel(bytes);
+        }
         match Envelope::decode(bytes) {
             Ok(envelope) => self.deliver(&envelope, sys::now_ms()),
             Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),

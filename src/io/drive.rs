@@ -3,6 +3,7 @@
 use super::api;
 use super::core::{Core, TICK_MS};
 use super::mailbox::Bell;
+use super::server_pushes;
 use super::sys;
 use super::wake::{EventFd, duplicate, yield_now};
 use std::future::poll_fn;
@@ -20,6 +21,7 @@ const WORDS_PER_TURN: usize = 256;
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
     monoio::spawn(drive(Rc::clone(&core)));
     monoio::spawn(receive(Rc::clone(&core)));
+    monoio::spawn(server_pushes::serve(Rc::clone(&core)));
     monoio::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
     let ticking = Rc::clone(&core);
     monoio::spawn(async move {

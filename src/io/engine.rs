@@ -335,7 +335,7 @@ impl Engine {
                 let head_len = head.head_len;
                 let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
                 let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
-                    if let Some(interest) = worker.admit(identity.project, identity.uid) {
+                    if let Some(interest) = worker.admit(&identity) {
                         return Ok(Err(interest));
                     }
                     if !shared.enter() {
@@ -420,7 +420,7 @@ impl Engine {
         bytes: &mut [u8],
     ) -> bool {
         let (worker, now_ms) = (&mut self.worker, self.now_ms);
-        let max_bytes = self.shared.settings.limits.message_bytes;
+        let max_bytes = worker.message_limit(slot);
         worker.handle_input(slot, now_ms);
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
             if worker.handle_frame(slot, message, now_ms) {
@@ -446,6 +446,14 @@ impl Engine {
             self.ring.poll_readable(entry.fd, token);
         } else {
             entry.state |= PAUSED;
+        }
+    }
+
+    /// Goes on to read a connection that was left unread, if it is to be read again.
+    pub fn resume(&mut self, slot: u32) {
+        let is_paused = |entry: &Slot| entry.fd >= 0 && entry.state & PAUSED != 0;
+        if self.slots.get(slot as usize).is_some_and(is_paused) && self.worker.wants_input(slot) {
+            self.read_on(slot);
         }
     }
 
@@ -565,9 +573,7 @@ impl Engine {
         if self.worker.handle_outbox_written(slot, written) {
             self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, generation));
         }
-        if self.slots[slot as usize].state & PAUSED != 0 && self.worker.wants_input(slot) {
-            self.read_on(slot);
-        }
+        self.resume(slot);
     }
 
     fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {

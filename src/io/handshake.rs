@@ -2,8 +2,8 @@
 //! names.
 
 use super::shared::Shared;
-use crate::state::Identity;
 use crate::state::projects::ProjectId;
+use crate::state::{Identity, Role};
 use crate::wire::connect::{Peer, parse_connect};
 use crate::wire::http::Head;
 use crate::wire::params::Params;
@@ -13,8 +13,14 @@ use crate::wire::upgrade::{accept_key, refusal_fields, upgrade, write_switching}
 use crate::wire::{http::HttpError, sign};
 
 /// What a client in echo mode is called.
-const ECHO: Identity<'static> =
-    Identity { project: ProjectId(0), uid: "echo", device: "", tags: &[], session_exp: 0 };
+const ECHO: Identity<'static> = Identity {
+    project: ProjectId(0),
+    uid: "echo",
+    device: "",
+    tags: &[],
+    session_exp: 0,
+    role: Role::Client,
+};
 
 /// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is
 /// good.
@@ -52,16 +58,14 @@ pub fn judge<R>(
         return Err(refuse(401, "bad sign"));
     }
     sign::check_exp(credentials.exp, config.demand_exp, now_ms)?;
-    let Peer::Client { uid } = connect.peer else {
-        return Err(refuse(
-            400,
-            "type=2 (business server) is not served by this version: use type=1",
-        ));
+    let (uid, role) = match connect.peer {
+        Peer::Client { uid } => (uid, Role::Client),
+        Peer::BusinessServer { uid, events } => (uid.unwrap_or(""), Role::Server(events)),
     };
     let device = connect.device.unwrap_or("");
     // 0 stands for "no end"; a session that ended in 1970 has one.
     let session_exp = connect.session_exp.map_or(0, |exp| exp.max(1));
-    open(Identity { project, uid, device, tags: &connect.tags, session_exp }, &switching)
+    open(Identity { project, uid, device, tags: &connect.tags, session_exp, role }, &switching)
 }
 
 pub fn refuse(status: u16, msg: &'static str) -> ApiError {

@@ -2,7 +2,9 @@
 //! written only when the other side sleeps.
 
 use super::wake;
+use crate::state::wants::Notice;
 use rtrb::{Consumer, Producer, RingBuffer};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,6 +14,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::Se
 const RING_ENTRIES: usize = 4096;
 /// Bytes of envelopes that may wait for one worker, over all its rings; beyond, likewise.
 const WAITING_BYTES: usize = 64 << 20;
+
+/// What one worker tells another.
+#[derive(Debug)]
+pub enum Word {
+    /// An envelope or a parcel.
+    Envelope(Arc<[u8]>),
+    Notice(Notice),
+}
 
 /// What wakes one worker. Its eventfd is made before the workers get their own tables, so that all
 /// have it.
@@ -70,8 +80,10 @@ pub struct Mailbox {
     bells: Arc<[Bell]>,
     index: usize,
     /// By worker; `None` for itself.
-    outgoing: Vec<Option<Producer<Arc<[u8]>>>>,
-    incoming: Vec<Consumer<Arc<[u8]>>>,
+    outgoing: Vec<Option<Producer<Word>>>,
+    incoming: Vec<Consumer<Word>>,
+    /// Notices for which a ring had no room, in order: none is ever lost.
+    late: VecDeque<(usize, Notice)>,
     /// Whose turn it is among `incoming`.
     next: usize,
 }
@@ -87,6 +99,7 @@ impl Mailbox {
                 index,
                 outgoing: (0..workers).map(|_| None).collect(),
                 incoming: Vec::new(),
+                late: VecDeque::new(),
                 next: 0,
             })
             .collect();
@@ -124,22 +137,50 @@ impl Mailbox {
         for (to, ring) in self.outgoing.iter_mut().enumerate() {
             if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
                 self.bells[to].add_bytes(envelope.len());
-                let pushed = ring.push(Arc::clone(envelope));
+                let pushed = ring.push(Word::Envelope(Arc::clone(envelope)));
                 debug_assert!(pushed.is_ok(), "has_room was asked before");
                 self.bells[to].ring();
             }
         }
     }
 
-    /// The next envelope. The senders take turns, so that a busy one leaves the others their room;
-    /// each keeps its order.
-    pub fn receive(&mut self) -> Option<Arc<[u8]>> {
+    /// Tells a worker something that must not be lost.
+    pub fn notify(&mut self, to: usize, notice: Notice) {
+        self.late.push_back((to, notice));
+        self.send_late();
+    }
+
+    /// Tells all others.
+    pub fn notify_all(&mut self, notice: Notice) {
+        for to in (0..self.bells.len()).filter(|&to| to != self.index) {
+            self.late.push_back((to, notice));
+        }
+        self.send_late();
+    }
+
+    /// Tries again to hand over what there was no room for.
+    pub fn send_late(&mut self) {
+        while let Some(&(to, notice)) = self.late.front() {
+            let Some(ring) = &mut self.outgoing[to] else { return };
+            if ring.push(Word::Notice(notice)).is_err() {
+                return;
+            }
+            self.late.pop_front();
+            self.bells[to].ring();
+        }
+    }
+
+    /// The next word. The senders take turns, so that a busy one leaves the others their room; each
+    /// keeps its order.
+    pub fn receive(&mut self) -> Option<Word> {
         for _ in 0..self.incoming.len() {
             let turn = self.next;
             self.next = (turn + 1) % self.incoming.len();
-            if let Ok(envelope) = self.incoming[turn].pop() {
-                self.bell().take_bytes(envelope.len());
-                return Some(envelope);
+            if let Ok(word) = self.incoming[turn].pop() {
+                if let Word::Envelope(envelope) = &word {
+                    self.bell().take_bytes(envelope.len());
+                }
+                return Some(word);
             }
         }
         None
@@ -153,6 +194,34 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Cid;
+
+    fn receive(mailbox: &mut Mailbox) -> Option<Arc<[u8]>> {
+        match mailbox.receive()? {
+            Word::Envelope(envelope) => Some(envelope),
+            Word::Notice(notice) => panic!("{notice:?}"),
+        }
+    }
+
+    /// One was lost where the ring was full of envelopes.
+    #[test]
+    fn notices_wait_for_room_and_keep_their_order() {
+        let mut all = Mailbox::all(2).unwrap();
+        while all[0].has_room(|_| true) {
+            all[0].send(&Arc::from(*b"x"), |_| true);
+        }
+        for number in 0..3 {
+            all[0].notify_all(Notice::ServerGone(Cid(number)));
+        }
+        let mut gone = Vec::new();
+        while let Some(word) = all[1].receive() {
+            if let Word::Notice(Notice::ServerGone(cid)) = word {
+                gone.push(cid.0);
+            }
+            all[0].send_late();
+        }
+        assert_eq!(gone, [0, 1, 2]);
+    }
 
     #[test]
     fn envelopes_arrive_in_order_and_only_where_wanted() {
@@ -164,7 +233,7 @@ mod tests {
         assert!(!all[0].has_room(|_| true) && all[0].has_room(|to| to == 2));
         assert!(all[2].is_empty() && all[2].receive().is_none());
         for number in 0..RING_ENTRIES {
-            assert_eq!(all[1].receive().as_deref(), Some(&(number as u32).to_le_bytes()[..]));
+            assert_eq!(receive(&mut all[1]).as_deref(), Some(&(number as u32).to_le_bytes()[..]));
         }
         assert!(all[1].is_empty() && all[0].is_empty());
     }
@@ -189,7 +258,7 @@ mod tests {
             all[0].send(&Arc::from(*b"busy"), |to| to == 2);
         }
         all[1].send(&Arc::from(*b"rare"), |to| to == 2);
-        let first: Vec<_> = (0..2).filter_map(|_| all[2].receive()).collect();
+        let first: Vec<_> = (0..2).filter_map(|_| receive(&mut all[2])).collect();
         assert!(first.iter().any(|envelope| **envelope == *b"rare"));
     }
 }

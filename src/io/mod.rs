@@ -18,6 +18,7 @@ pub mod port;
 pub mod queue;
 mod redis;
 pub mod ring;
+mod server_pushes;
 pub mod shared;
 pub mod sys;
 mod tickets;

@@ -4,7 +4,7 @@ use super::core::Core;
 use super::queue::Host;
 use super::sys;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
-use crate::state::wants::Interest;
+use crate::state::wants::{Interest, Notice};
 use crate::wire::envelope::Envelope;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -49,6 +49,14 @@ impl Sink for NearSink<'_> {
     fn deliver(&mut self, _workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
         let now_ms = *self.now_ms.get_or_insert_with(sys::now_ms);
         self.near.core.deliver(envelope, now_ms);
+    }
+
+    fn relay(&mut self, _workers: u64, parcel: &[u8]) {
+        self.near.core.deliver_parcel(parcel);
+    }
+
+    fn notice(&mut self, _worker: usize, notice: Notice) {
+        self.near.core.handle_notice(notice);
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {

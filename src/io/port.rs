@@ -5,7 +5,7 @@ use super::mailbox::Bell;
 use super::queue::Host;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
-use crate::state::wants::{Ask, Interest};
+use crate::state::wants::{Ask, Interest, Notice, Relay};
 use crate::wire::envelope::Envelope;
 use crate::wire::publication::Publication;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -32,9 +32,11 @@ enum ToBroker {
 /// What the broker tells a worker.
 #[derive(Debug)]
 pub enum ToWorker {
+    /// An envelope or a parcel.
     Deliver(Arc<[u8]>),
     Answer(u32, Outcome),
     Ready(Interest),
+    Notice(Notice),
     Canary,
 }
 
@@ -72,6 +74,15 @@ impl WorkerPort {
     pub fn ask(&mut self, ask: Ask) {
         self.late_asks.push_back(ask);
         self.send_late_asks();
+    }
+
+    /// Hands a parcel over; gives it back where there is no room.
+    pub fn relay(&mut self, relay: Relay) -> Result<(), Relay> {
+        if !self.late_asks.is_empty() || self.to_broker.is_full() {
+            return Err(relay);
+        }
+        self.ask(Ask::Relay(relay));
+        Ok(())
     }
 
     /// Tries again to hand over what there was no room for.
@@ -218,7 +229,7 @@ impl Host for Far {
                 let word = self.ports.borrow_mut()[worker].from_worker.pop();
                 match word {
                     Ok(ToBroker::Publish(mut publication, ticket)) => {
-                        let pusher = Pusher { worker, ticket };
+                        let pusher = Some(Pusher { worker, ticket });
                         broker.handle_publish(&mut publication, pusher, now_ms, &mut FarSink(self));
                     }
                     Ok(ToBroker::Ask(ask)) => {
@@ -251,7 +262,15 @@ impl Host for Far {
 struct FarSink<'a>(&'a Far);
 
 impl Sink for FarSink<'_> {
-    fn deliver(&mut self, mut workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
+    fn deliver(&mut self, workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
+        self.relay(workers, bytes);
+    }
+
+    fn notice(&mut self, worker: usize, notice: Notice) {
+        self.0.ports.borrow_mut()[worker].tell(ToWorker::Notice(notice));
+    }
+
+    fn relay(&mut self, mut workers: u64, bytes: &[u8]) {
         let envelope: Arc<[u8]> = Arc::from(bytes);
         let mut ports = self.0.ports.borrow_mut();
         while workers != 0 {

@@ -219,7 +219,7 @@ impl<H: Host> Driver<H> {
     /// Publishes a message; the outcome goes to the host's sink.
     pub(super) fn publish(&self, publication: &mut Publication, pusher: Pusher) {
         self.with_broker(|broker, now_ms, sink| {
-            broker.handle_publish(publication, pusher, now_ms, sink);
+            broker.handle_publish(publication, Some(pusher), now_ms, sink);
         });
     }
 
@@ -241,12 +241,25 @@ impl<H: Host> Driver<H> {
                     None => self.shared.queue.set_ready(),
                 }
             }
+            self.leave_when_drained(broker, now_ms);
             result
         });
         if let Err(error) = result {
             self.fail(error);
         }
         self.log_unlogged_gaps();
+    }
+
+    /// The last connection of a node that drains is gone: the others shall know before it ends.
+    fn leave_when_drained(&self, broker: &mut Broker, now_ms: u64) {
+        if !self.shared.is_draining() || self.shared.connections() > 0 {
+            return;
+        }
+        let has_left = broker.has_left();
+        broker.handle_leaving(now_ms);
+        if !broker.is_ready() || has_left && broker.is_idle() {
+            self.shared.queue.set_over();
+        }
     }
 
     fn with_broker<R>(&self, act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R) -> R {

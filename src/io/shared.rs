@@ -3,6 +3,7 @@
 
 use crate::state::counters::{BrokerCounters, Counters, HttpCounters};
 use crate::state::projects::Projects;
+use crate::state::servers::Loads;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -24,6 +25,7 @@ pub struct Settings {
     pub limits: Limits,
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
+    pub server_outbox_bytes: usize,
     pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
@@ -53,6 +55,8 @@ pub struct Shared {
     connections: AtomicUsize,
     draining: AtomicBool,
     pub queue: QueueHealth,
+    /// Requests in flight by business server, counted by all workers together.
+    pub loads: Arc<Loads>,
     /// One entry a worker.
     pub counters: Vec<Arc<Counters>>,
     pub http_counters: Vec<Arc<HttpCounters>>,
@@ -64,6 +68,8 @@ pub struct Shared {
 #[derive(Debug, Default)]
 pub struct QueueHealth {
     is_down: AtomicBool,
+    /// The node drains, and has said its last word to the others.
+    is_over: AtomicBool,
     /// Why [`QueueHealth::trouble`] has something to tell; the lock is taken when that changes, and
     /// when somebody asks.
     trouble: Mutex<Option<String>>,
@@ -72,6 +78,14 @@ pub struct QueueHealth {
 impl QueueHealth {
     pub fn is_down(&self) -> bool {
         self.is_down.load(Relaxed)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Relaxed)
+    }
+
+    pub fn set_over(&self) {
+        self.is_over.store(true, Relaxed);
     }
 
     /// What an operator should know; `None`: all is well.
@@ -109,6 +123,7 @@ impl Shared {
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             queue: QueueHealth::default(),
+            loads: Arc::default(),
             broker_counters: Arc::default(),
             counters: (0..workers).map(|_| Arc::default()).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
@@ -128,6 +143,11 @@ impl Shared {
 
     pub fn leave(&self) {
         self.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Open WebSocket connections of the node.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
     }
 
     /// From here on nothing new is taken in.

@@ -1,6 +1,7 @@
 //! `/metrics` for Prometheus (OpenMetrics text), on a port and a thread of its own.
 
 mod queue;
+mod servers;
 
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
@@ -246,6 +247,7 @@ impl Collector for NodeMetrics {
         for (name, help, value) in counters {
             encode_counter(encoder, name, help, value)?;
         }
+        servers::encode(self, encoder)?;
         queue::encode(&self.0, encoder)?;
         self.encode_keys(encoder)?;
         let help = "Pushes that did not reach a connection that they were for";

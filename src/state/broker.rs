@@ -4,6 +4,7 @@ mod greeting;
 mod incoming;
 mod interests;
 mod link;
+mod members;
 mod presence;
 mod publish_log;
 #[cfg(test)]
@@ -13,15 +14,17 @@ use super::counters::BrokerCounters;
 use super::orders::Orders;
 use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
-use super::wants::{Ask, Interest};
-use crate::types::{MessageId, NodeId};
+use super::wants::{Ask, Interest, Notice, Relay, To};
+use crate::types::{MessageId, NodeId, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::resp::{self, Reply, write_command};
 use interests::{Interests, Joined};
 use link::Link;
+use members::Members;
 use presence::Presence;
 use publish_log::{Parts, PublishLog};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub use greeting::Credentials;
@@ -84,6 +87,9 @@ pub enum Outcome {
 pub trait Sink {
     /// Hands a message to the workers whose bits are set; `bytes` is the envelope's.
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, bytes: &[u8]);
+    /// Hands a parcel to the workers whose bits are set.
+    fn relay(&mut self, workers: u64, parcel: &[u8]);
+    fn notice(&mut self, worker: usize, notice: Notice);
     /// Answers a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);
     /// Answers an [`Ask::Join`].
@@ -177,6 +183,7 @@ pub struct Broker {
     order: u64,
     orders: Orders,
     presence: Presence,
+    members: Members,
     /// Workers whose announcements may be late.
     unsure: u64,
     /// Subscriptions of this life of the links that are not confirmed.
@@ -185,6 +192,9 @@ pub struct Broker {
     resent: usize,
     canary: Canary,
     own_channel: Vec<u8>,
+    nodes_channel: Vec<u8>,
+    /// A parcel as it is published; kept, so that it allocates once.
+    relayed: Publication,
     /// What came of the parts of the message that is being answered.
     parts: Parts,
     events: Vec<Event>,
@@ -194,7 +204,10 @@ impl Broker {
     pub fn new(config: BrokerConfig) -> Self {
         let mut own_channel = Vec::new();
         config.names.node(&mut own_channel, config.node);
+        let mut nodes_channel = Vec::new();
+        config.names.nodes(&mut nodes_channel);
         let mut interests = Interests::new(config.hash_keys);
+        interests.join(&nodes_channel, 0, None);
         for worker in 0..config.workers {
             interests.join(&own_channel, worker, None);
         }
@@ -208,15 +221,23 @@ impl Broker {
             order: 0,
             orders: Orders::default(),
             presence: Presence::default(),
+            members: Members::default(),
             unsure: 0,
             unconfirmed: 0,
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
             resent: 0,
             own_channel,
+            nodes_channel,
+            relayed: Publication::default(),
             parts: Parts::default(),
             events: Vec::new(),
             config,
         }
+    }
+
+    /// Whether nothing is to be sent to Redis, or waits for its answer.
+    pub fn is_idle(&self) -> bool {
+        self.log.is_empty()
     }
 
     /// Whether pushes are accepted.
@@ -252,7 +273,15 @@ impl Broker {
         self.unconfirmed = 0;
         self.publishing.close();
         self.subscribing.close();
-        self.interests.handle_lost(|worker, interest| sink.ready(worker, interest));
+        let mut told = HashSet::new();
+        self.interests.handle_lost(|worker, interest| {
+            if told.insert((worker, interest.clone())) {
+                sink.ready(worker, interest);
+            }
+        });
+        for (worker, cid) in self.log.take_waiters() {
+            sink.notice(worker, Notice::ServerKnown(cid));
+        }
         self.config.counters.ready.set(0);
     }
 
@@ -309,7 +338,7 @@ impl Broker {
                 self.handle_message(channel, payload, now_ms, sink);
             }
             (LinkName::Subscribe, Reply::Subscribed { channel }) => {
-                self.interests.confirm(channel, |worker, interest| sink.ready(worker, interest));
+                self.handle_subscribed(channel, sink);
                 self.unconfirmed = self.unconfirmed.saturating_sub(1);
                 if self.unconfirmed == 0 && self.state == State::Opening {
                     self.begin_publishing(now_ms);
@@ -324,9 +353,17 @@ impl Broker {
         Ok(())
     }
 
+    /// A channel is confirmed: whoever waited for it is told, once all that they wait for is.
+    fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
+        for (worker, interest) in self.interests.confirm(channel) {
+            let names = self.channel_names(&interest);
+            if names.iter().all(|name| self.interests.is_in_force(name)) {
+                sink.ready(worker, &interest);
+            }
+        }
+    }
+
     fn subscribe_to_all(&mut self, now_ms: u64) {
-        // In order, so that of a project's two channels the node's is confirmed last, which stands
-        // for both: see `join`.
         let mut names: Vec<&[u8]> = self.interests.names().collect();
         names.sort_unstable();
         for some in names.chunks(CHANNELS_PER_COMMAND) {
@@ -338,14 +375,27 @@ impl Broker {
         self.subscribing.handle_asked(now_ms);
     }
 
-    /// Everything is subscribed to: first what was not answered in the last life, then the canary
-    /// that proves the way.
+    /// Pushes are accepted once the canary is back, and it is known who else is there.
+    fn become_ready(&mut self, now_ms: u64) {
+        if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
+            return;
+        }
+        self.state = State::Ready;
+        self.canary.seen_ms.fill(now_ms);
+        self.config.counters.ready.set(1);
+        let channels = self.interests.len();
+        self.events.push(Event::Ready { resent: self.resent, channels });
+    }
+
+    /// Everything is subscribed to: first what was not answered in the last life, then what this
+    /// node says of itself, and the canary that proves the way.
     fn begin_publishing(&mut self, now_ms: u64) {
         self.state = State::Proving;
         self.log.rewind();
         self.resent = self.log.len();
         self.config.counters.resent.add(self.resent as u64);
         self.sequences.handle_reconnect(now_ms);
+        self.say_hello(now_ms);
         self.send_canary(now_ms);
         self.canary.last_back_ms = now_ms;
     }
@@ -384,6 +434,8 @@ impl Broker {
             self.send_canary(now_ms);
         }
         self.repeat_tails(now_ms, deadline_ms);
+        self.tick_members(now_ms, sink);
+        self.become_ready(now_ms);
         Ok(())
     }
 
@@ -391,17 +443,21 @@ impl Broker {
         self.canary.number += 1;
         self.canary.sent_ms = now_ms;
         self.canary.is_back = false;
-        let header = self.config.header(Kind::Canary, 0, self.canary.number);
+        let mut canary = Vec::new();
+        self.config.header(Kind::Canary, 0, self.canary.number).encode(&mut canary);
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
-        self.log.add_word(&self.own_channel, &header, deadline_ms);
+        self.log.add_word(&self.own_channel, &canary, None, deadline_ms);
         self.publishing.handle_asked(now_ms);
     }
 
     fn repeat_tails(&mut self, now_ms: u64, deadline_ms: u64) {
         let (config, log) = (&self.config, &mut self.log);
         let mut has_any = false;
+        let mut tail = Vec::new();
         self.sequences.repeat_tails(now_ms, |channel, seq| {
-            log.add_word(channel, &config.header(Kind::Tail, seq, 0), deadline_ms);
+            tail.clear();
+            config.header(Kind::Tail, seq, 0).encode(&mut tail);
+            log.add_word(channel, &tail, None, deadline_ms);
             has_any = true;
         });
         if has_any {
@@ -439,19 +495,27 @@ impl Broker {
 
     // What workers say.
 
-    /// A worker accepted a message. The sink gets the outcome, at once or later.
+    /// A worker accepted a message, or has a parcel. The sink gets the outcome, at once or later;
+    /// where there is no pusher, nobody does.
     pub fn handle_publish(
         &mut self,
         publication: &mut Publication,
-        pusher: Pusher,
+        pusher: Option<Pusher>,
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        if self.state != State::Ready {
-            return sink.answer(pusher, Outcome::Unreachable);
-        }
-        if self.log.pending_bytes() + publication.bytes.len() > MAX_PENDING_BYTES {
-            return sink.answer(pusher, Outcome::Overloaded);
+        let pending_bytes = self.log.pending_bytes() + publication.bytes.len();
+        let refused = match self.state {
+            State::Ready if pending_bytes <= MAX_PENDING_BYTES => None,
+            State::Ready => Some(Outcome::Overloaded),
+            _ => Some(Outcome::Unreachable),
+        };
+        if let Some(outcome) = refused {
+            match pusher {
+                Some(pusher) => sink.answer(pusher, outcome),
+                None => self.config.counters.parcels_refused.add(1),
+            }
+            return;
         }
         for part in 0..publication.parts.len() {
             let seq = self.sequences.next(publication.channel(part), now_ms);
@@ -476,19 +540,40 @@ impl Broker {
             Ask::Leave(interest) => self.leave(worker, interest),
             Ask::UserHere(user) => self.presence.insert(*user, worker),
             Ask::UserGone(user) => self.presence.remove(*user, worker),
+            Ask::ServerHere(server) => self.handle_server_here(worker, *server, now_ms, sink),
+            Ask::ServerGone(cid) => self.handle_server_gone(worker, *cid, now_ms, sink),
+            // Nobody waits for it: the broker has told them.
+            Ask::ServerSeen(_) => {}
+            Ask::Relay(relay) => self.relay(relay, now_ms, sink),
         }
+    }
+
+    /// A worker has a parcel for others.
+    fn relay(&mut self, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
+        let Relay { to, parcel } = relay;
+        let (To::Holder { project, .. } | To::Events(project)) = to;
+        let config = &self.config;
+        let pid = config.projects.get(*project).map_or("", |project| &*project.pid);
+        let mut publication = std::mem::take(&mut self.relayed);
+        publication.clear();
+        let name = |out: &mut Vec<u8>| match to {
+            To::Holder { cid, .. } => {
+                config.names.node_of_project(out, pid, SnowflakeClock::node_of(cid.0));
+            }
+            To::Events(_) => config.names.events(out, pid),
+        };
+        publication.add_parcel(name, parcel);
+        self.handle_publish(&mut publication, None, now_ms, sink);
+        self.relayed = publication;
     }
 
     fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
         let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
         let names = self.channel_names(interest);
-        let last = names.len() - 1;
         let mut must_wait = false;
         let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
-        for (index, name) in names.iter().enumerate() {
-            // Redis confirms them in order: the last one stands for all.
-            let waits_for = Some(interest).filter(|_| is_up && index == last);
-            let joined = self.interests.join(name, worker, waits_for);
+        for name in &names {
+            let joined = self.interests.join(name, worker, Some(interest).filter(|_| is_up));
             must_wait |= joined != Joined::InForce;
             if joined == Joined::New && is_up {
                 command.push(name);
@@ -536,6 +621,10 @@ impl Broker {
                 names.node_of_project(&mut channels[1], pid(*project), self.config.node);
             }
             Interest::User(project, uid) => names.user(&mut channels[0], pid(*project), uid),
+            Interest::Inbox(project) => {
+                names.node_of_project(&mut channels[0], pid(*project), self.config.node);
+            }
+            Interest::Events(project) => names.events(&mut channels[0], pid(*project)),
         }
         channels
     }

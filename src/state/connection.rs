@@ -28,6 +28,19 @@ pub enum CloseCause {
 }
 
 impl CloseCause {
+    /// Its place in [`super::counters::CLOSE_CAUSES`].
+    pub fn index(self) -> usize {
+        match self {
+            Self::Peer(_) => 0,
+            Self::Violation(_) => 1,
+            Self::SlowConsumer => 2,
+            Self::Idle => 3,
+            Self::GoingAway { .. } => 4,
+            Self::Gone => 5,
+            Self::SessionExpired => 6,
+        }
+    }
+
     /// The code of the Close frame; `None` where there is nobody to send it to.
     pub fn code(self) -> Option<u16> {
         match self {
@@ -144,6 +157,8 @@ pub struct Connection {
     pub phase: Phase,
     /// A ping was sent since it was last heard.
     pub pinged: bool,
+    /// It is a business server's: in no index of the directory, so that no push finds it.
+    pub is_server: bool,
 }
 
 /// Where a connection is in its life.
@@ -173,6 +188,7 @@ impl Connection {
             session_exp: 0,
             phase: Phase::Open,
             pinged: false,
+            is_server: false,
         }
     }
 }

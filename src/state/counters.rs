@@ -31,6 +31,50 @@ impl Drop {
     ];
 }
 
+/// What a client's request got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// A business server's answer.
+    Answered,
+    NoServer,
+    Timeout,
+    ServerGone,
+    /// Too many wait, or the queue is down.
+    Overloaded,
+}
+
+impl Answered {
+    pub const ALL: [(Self, &str); 5] = [
+        (Self::Answered, "answered"),
+        (Self::NoServer, "no_server"),
+        (Self::Timeout, "timeout"),
+        (Self::ServerGone, "server_gone"),
+        (Self::Overloaded, "overloaded"),
+    ];
+}
+
+/// Why an answer of a business server reached nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LostAnswer {
+    /// It was not asked that, or has answered already, or too late.
+    Unasked,
+    /// The client's worker had given up, or has had the answer.
+    Late,
+    /// Another connection was asked.
+    Forged,
+    /// The client is gone.
+    ClientGone,
+}
+
+impl LostAnswer {
+    pub const ALL: [(Self, &str); 4] = [
+        (Self::Unasked, "unasked"),
+        (Self::Late, "late"),
+        (Self::Forged, "forged"),
+        (Self::ClientGone, "client_gone"),
+    ];
+}
+
 /// How a connection ended.
 pub const CLOSE_CAUSES: [&str; 7] =
     ["peer", "violation", "slow_consumer", "idle", "going_away", "gone", "session_expired"];
@@ -67,8 +111,19 @@ pub struct Counters {
     pub envelopes: Counter,
     /// Pushes handed to the kernel, whole, one for each connection.
     pub deliveries: Counter,
-    /// Data messages that came from clients.
+    /// Data messages that came from clients, and from business servers.
     pub client_messages: Counter,
+    pub server_messages: Counter,
+    /// Business servers that are connected now.
+    pub servers: Counter,
+    /// Events that were published for others, and those that business servers here were told.
+    pub events_published: Counter,
+    pub events_delivered: Counter,
+    /// Requests that went to a second business server, because the first was gone.
+    pub requests_retried: Counter,
+    /// Parcels of others that could not be read, and own ones that could not be handed over.
+    pub parcels_malformed: Counter,
+    pub parcels_unsent: Counter,
     /// Pushes that were left out because their `idempotency_key` had been here; keys that are
     /// remembered now; keys that were forgotten early, for want of room.
     pub repeated_keys: Counter,
@@ -76,6 +131,8 @@ pub struct Counters {
     pub forgotten_keys: Counter,
     /// Bytes waiting in outboxes now.
     pub outbox_bytes: Counter,
+    answered: [Counter; Answered::ALL.len()],
+    lost_answers: [Counter; LostAnswer::ALL.len()],
     drops: [Counter; Drop::ALL.len()],
     closes: [Counter; CLOSE_CAUSES.len()],
 }
@@ -87,6 +144,22 @@ impl Counters {
 
     pub fn drops(&self, reason: Drop) -> u64 {
         self.drops[reason as usize].value()
+    }
+
+    pub fn count_answered(&self, how: Answered) {
+        self.answered[how as usize].add(1);
+    }
+
+    pub fn answered(&self, how: Answered) -> u64 {
+        self.answered[how as usize].value()
+    }
+
+    pub fn count_lost_answer(&self, why: LostAnswer) {
+        self.lost_answers[why as usize].add(1);
+    }
+
+    pub fn lost_answers(&self, why: LostAnswer) -> u64 {
+        self.lost_answers[why as usize].value()
     }
 
     pub fn count_close(&self, cause: usize) {
@@ -123,6 +196,8 @@ pub struct BrokerCounters {
     pub foreign: Counter,
     /// Messages that were dropped because a worker's ring was full.
     pub worker_full: Counter,
+    /// Parcels (requests, answers, events) that could not be published: the queue was down or full.
+    pub parcels_refused: Counter,
     /// Bytes of pushes that wait for the queue's answer now.
     pub pending_bytes: Counter,
     /// Channels that this node wants to hear now.

@@ -166,6 +166,11 @@ impl Directory {
             .find(|&group| self.groups[group as usize].device == device)
     }
 
+    /// What the members of a group told at connect; empty if nothing.
+    pub fn device(&self, group: u32) -> &str {
+        &self.groups[group as usize].device
+    }
+
     pub fn project_groups(&self, project: u32) -> &[u32] {
         self.project_groups.get(project as usize).map_or(&[], Vec::as_slice)
     }

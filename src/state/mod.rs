@@ -11,6 +11,7 @@ mod orders;
 mod outbox;
 pub mod projects;
 pub mod sequence;
+pub mod servers;
 mod targets;
 pub mod wants;
 mod worker;
@@ -18,4 +19,6 @@ mod worker;
 pub use batch::{CloseRequest, Outgoing, Sealed};
 pub use connection::CloseCause;
 pub use outbox::Outbox;
-pub use worker::{Hearing, Identity, PushOutcome, Released, Worker, WorkerConfig};
+pub use worker::{
+    Hearing, Identity, PushOutcome, Released, Role, ServerPush, Worker, WorkerConfig,
+};

@@ -1,10 +1,11 @@
 //! What a worker wants to hear from the queue, because its clients may be meant.
 
 use super::projects::ProjectId;
-use crate::types::Routing;
+use crate::types::{Cid, EventSet, NodeId, Routing};
 use compact_str::CompactString;
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 
@@ -18,6 +19,22 @@ pub enum Interest {
     Project(ProjectId),
     /// A user's channel, with `--routing user`.
     User(ProjectId, CompactString),
+    /// The channel of a project's client ids of this node, for business servers.
+    Inbox(ProjectId),
+    /// What happens to a project's clients.
+    Events(ProjectId),
+}
+
+/// Who needs to hear something.
+#[derive(Debug, Clone, Copy)]
+pub enum Listener<'a> {
+    Client {
+        uid: &'a str,
+    },
+    /// A business server; `events`: of clients.
+    Server {
+        hears_events: bool,
+    },
 }
 
 /// What a worker tells the broker.
@@ -30,6 +47,49 @@ pub enum Ask {
     /// there are several workers to choose from.
     UserHere(u64),
     UserGone(u64),
+    /// A business server came, went. The first is answered with [`Notice::ServerKnown`].
+    ServerHere(Server),
+    ServerGone(Cid),
+    /// This worker knows of a business server of another one now. Where there is no broker.
+    ServerSeen(Cid),
+    Relay(Relay),
+}
+
+/// A parcel for others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    pub to: To,
+    pub parcel: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// The worker, of whichever node, that holds this connection.
+    Holder { project: ProjectId, cid: Cid },
+    /// Whoever has business servers of the project that want to hear its events.
+    Events(ProjectId),
+}
+
+/// A business server's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Server {
+    pub cid: Cid,
+    pub project: ProjectId,
+    pub events: EventSet,
+}
+
+/// What the broker, or another worker, tells a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    ServerHere(Server),
+    ServerGone(Cid),
+    /// Whoever must know of this worker's business server does.
+    ServerKnown(Cid),
+    /// A node came, or is lost with all that it held.
+    Node {
+        node: NodeId,
+        is_up: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -42,12 +102,19 @@ enum State {
 
 #[derive(Debug, Default)]
 struct Want {
-    clients: u32,
+    listeners: u32,
     state: State,
     /// It is in the queue of those that may be left.
     is_queued: bool,
-    /// When its last client went.
+    /// When its last listener went.
     idle_since_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct ProjectWants {
+    pushes: Want,
+    inbox: Want,
+    events: Want,
 }
 
 #[derive(Debug)]
@@ -71,7 +138,7 @@ pub struct Wants {
     /// `None`: the `local` queue; nothing is needed.
     routing: Option<Routing>,
     /// By [`ProjectId`].
-    projects: Vec<Want>,
+    projects: Vec<ProjectWants>,
     users: HashMap<(ProjectId, CompactString), Want, Keyed>,
     /// Since when, oldest first.
     idle: VecDeque<(u64, Interest)>,
@@ -89,7 +156,7 @@ impl Wants {
     ) -> Self {
         Self {
             routing,
-            projects: (0..projects).map(|_| Want::default()).collect(),
+            projects: (0..projects).map(|_| ProjectWants::default()).collect(),
             users: HashMap::with_hasher(Keyed(hash_keys)),
             idle: VecDeque::new(),
             asks: Vec::new(),
@@ -97,41 +164,46 @@ impl Wants {
         }
     }
 
-    /// What has to be in force before a client of this user is told that it is connected; `None`:
-    /// nothing more. Asks for it.
-    pub fn admit(&mut self, project: ProjectId, uid: &str) -> Option<Interest> {
-        let routing = self.routing?;
-        let asks = &mut self.asks;
-        let want = self.projects.get_mut(project.0 as usize)?;
-        if !want.is_in_force(asks, || Interest::Project(project)) {
-            return Some(Interest::Project(project));
-        }
-        if routing == Routing::User {
-            let key = (project, CompactString::from(uid));
-            let interest = Interest::User(project, key.1.clone());
-            if !self.users.entry(key).or_default().is_in_force(asks, || interest.clone()) {
-                return Some(interest);
+    /// What has to be in force before a client, or a business server, is told that it is connected;
+    /// `None`: nothing more. Asks for it.
+    pub fn admit(&mut self, project: ProjectId, listener: Listener<'_>) -> Option<Interest> {
+        self.needs(project, listener).into_iter().find(|interest| {
+            if let Interest::User(project, uid) = interest {
+                self.users.entry((*project, uid.clone())).or_default();
+            }
+            let is_new = self.find(interest).is_some_and(|want| {
+                let is_new = want.state == State::Unknown;
+                if is_new {
+                    want.state = State::Asked;
+                }
+                is_new
+            });
+            if is_new {
+                self.asks.push(Ask::Join(interest.clone()));
+            }
+            self.find(interest).is_some_and(|want| want.state != State::InForce)
+        })
+    }
+
+    /// It came.
+    pub fn join(&mut self, project: ProjectId, listener: Listener<'_>) {
+        for interest in self.needs(project, listener) {
+            if let Some(want) = self.find(&interest) {
+                want.listeners += 1;
             }
         }
-        None
     }
 
-    /// A client came.
-    pub fn join(&mut self, project: ProjectId, uid: &str) {
-        self.for_each(project, uid, |want, _| want.clients += 1);
-    }
-
-    /// A client went.
-    pub fn leave(&mut self, project: ProjectId, uid: &str) {
+    /// It went.
+    pub fn leave(&mut self, project: ProjectId, listener: Listener<'_>) {
         let now_ms = self.now_ms;
-        let mut idle = std::mem::take(&mut self.idle);
-        self.for_each(project, uid, |want, interest| {
-            want.clients = want.clients.saturating_sub(1);
-            if want.clients == 0 && want.is_to_be_queued(now_ms) {
-                idle.push_back((now_ms, interest()));
+        for interest in self.needs(project, listener) {
+            let Some(want) = self.find(&interest) else { continue };
+            want.listeners = want.listeners.saturating_sub(1);
+            if want.listeners == 0 && want.is_to_be_queued(now_ms) {
+                self.idle.push_back((now_ms, interest));
             }
-        });
-        self.idle = idle;
+        }
     }
 
     /// The broker's answer to an [`Ask::Join`].
@@ -140,7 +212,7 @@ impl Wants {
         if let Some(want) = self.find(interest) {
             want.state = State::InForce;
             // Who asked may have gone meanwhile.
-            if want.clients == 0 && want.is_to_be_queued(now_ms) {
+            if want.listeners == 0 && want.is_to_be_queued(now_ms) {
                 self.idle.push_back((now_ms, interest.clone()));
             }
         }
@@ -155,7 +227,7 @@ impl Wants {
         {
             let Some(want) = self.find(&interest) else { continue };
             want.is_queued = false;
-            if want.clients > 0 || want.state != State::InForce {
+            if want.listeners > 0 || want.state != State::InForce {
                 continue;
             }
             let since_ms = want.idle_since_ms;
@@ -194,29 +266,39 @@ impl Wants {
         !self.asks.is_empty()
     }
 
-    fn for_each(
-        &mut self,
-        project: ProjectId,
-        uid: &str,
-        mut act: impl FnMut(&mut Want, &dyn Fn() -> Interest),
-    ) {
-        let Some(routing) = self.routing else { return };
-        if let Some(want) = self.projects.get_mut(project.0 as usize) {
-            act(want, &|| Interest::Project(project));
-        }
-        if routing == Routing::User {
-            let uid = CompactString::from(uid);
-            if let Some(want) = self.users.get_mut(&(project, uid.clone())) {
-                act(want, &|| Interest::User(project, uid.clone()));
+    /// In the order in which it is asked for.
+    fn needs(&self, project: ProjectId, listener: Listener<'_>) -> SmallVec<[Interest; 2]> {
+        let mut needs = SmallVec::new();
+        match (self.routing, listener) {
+            (None, _) => {}
+            (Some(routing), Listener::Client { uid }) => {
+                needs.push(Interest::Project(project));
+                if routing == Routing::User {
+                    needs.push(Interest::User(project, uid.into()));
+                }
+            }
+            (Some(_), Listener::Server { hears_events }) => {
+                needs.push(Interest::Inbox(project));
+                if hears_events {
+                    needs.push(Interest::Events(project));
+                }
             }
         }
+        needs
     }
 
     fn find(&mut self, interest: &Interest) -> Option<&mut Want> {
-        match interest {
-            Interest::Project(project) => self.projects.get_mut(project.0 as usize),
-            Interest::User(project, uid) => self.users.get_mut(&(*project, uid.clone())),
-        }
+        let (Interest::Project(id)
+        | Interest::User(id, _)
+        | Interest::Inbox(id)
+        | Interest::Events(id)) = interest;
+        let project = self.projects.get_mut(id.0 as usize)?;
+        Some(match interest {
+            Interest::Project(_) => &mut project.pushes,
+            Interest::Inbox(_) => &mut project.inbox,
+            Interest::Events(_) => &mut project.events,
+            Interest::User(_, uid) => return self.users.get_mut(&(*id, uid.clone())),
+        })
     }
 }
 
@@ -226,14 +308,6 @@ impl Want {
         self.idle_since_ms = now_ms;
         !std::mem::replace(&mut self.is_queued, true)
     }
-
-    fn is_in_force(&mut self, asks: &mut Vec<Ask>, interest: impl FnOnce() -> Interest) -> bool {
-        if self.state == State::Unknown {
-            self.state = State::Asked;
-            asks.push(Ask::Join(interest()));
-        }
-        self.state == State::InForce
-    }
 }
 
 #[cfg(test)]
@@ -242,6 +316,10 @@ mod tests {
 
     const SHOP: ProjectId = ProjectId(1);
 
+    fn client(uid: &str) -> Listener<'_> {
+        Listener::Client { uid }
+    }
+
     fn wants(routing: Routing) -> Wants {
         Wants::new(Some(routing), 2, (1, 2), 1_000)
     }
@@ -249,9 +327,9 @@ mod tests {
     #[test]
     fn the_local_queue_needs_nothing() {
         let mut wants = Wants::new(None, 2, (1, 2), 0);
-        assert_eq!(wants.admit(SHOP, "u"), None);
-        wants.join(SHOP, "u");
-        wants.leave(SHOP, "u");
+        assert_eq!(wants.admit(SHOP, client("u")), None);
+        wants.join(SHOP, client("u"));
+        wants.leave(SHOP, client("u"));
         wants.handle_tick(1 << 40);
         assert!(!wants.has_asks());
     }
@@ -260,11 +338,11 @@ mod tests {
     fn the_first_client_waits_and_the_others_do_not_ask_again() {
         let mut wants = wants(Routing::Project);
         let project = Interest::Project(SHOP);
-        assert_eq!(wants.admit(SHOP, "a"), Some(project.clone()));
-        assert_eq!(wants.admit(SHOP, "b"), Some(project.clone()));
+        assert_eq!(wants.admit(SHOP, client("a")), Some(project.clone()));
+        assert_eq!(wants.admit(SHOP, client("b")), Some(project.clone()));
         assert_eq!(wants.take_asks(), [Ask::Join(project.clone())]);
         wants.handle_ready(&project);
-        assert_eq!(wants.admit(SHOP, "a"), None);
+        assert_eq!(wants.admit(SHOP, client("a")), None);
         assert!(!wants.has_asks());
     }
 
@@ -272,11 +350,11 @@ mod tests {
     fn a_users_channel_is_needed_after_its_projects() {
         let mut wants = wants(Routing::User);
         let (project, user) = (Interest::Project(SHOP), Interest::User(SHOP, "a".into()));
-        assert_eq!(wants.admit(SHOP, "a"), Some(project.clone()));
+        assert_eq!(wants.admit(SHOP, client("a")), Some(project.clone()));
         wants.handle_ready(&project);
-        assert_eq!(wants.admit(SHOP, "a"), Some(user.clone()));
+        assert_eq!(wants.admit(SHOP, client("a")), Some(user.clone()));
         wants.handle_ready(&user);
-        assert_eq!(wants.admit(SHOP, "a"), None);
+        assert_eq!(wants.admit(SHOP, client("a")), None);
         assert_eq!(wants.take_asks(), [Ask::Join(project), Ask::Join(user)]);
     }
 
@@ -285,20 +363,20 @@ mod tests {
         let mut wants = wants(Routing::User);
         let (project, user) = (Interest::Project(SHOP), Interest::User(SHOP, "a".into()));
         for interest in [&project, &user] {
-            wants.admit(SHOP, "a");
+            wants.admit(SHOP, client("a"));
             wants.handle_ready(interest);
         }
         wants.take_asks();
-        wants.join(SHOP, "a");
+        wants.join(SHOP, client("a"));
         wants.handle_tick(5_000);
-        wants.leave(SHOP, "a");
-        wants.join(SHOP, "a");
+        wants.leave(SHOP, client("a"));
+        wants.join(SHOP, client("a"));
         wants.handle_tick(5_000 + LEAVE_AFTER_MS);
         assert!(!wants.has_asks());
-        wants.leave(SHOP, "a");
+        wants.leave(SHOP, client("a"));
         wants.handle_tick(5_000 + LEAVE_AFTER_MS + 30_000);
-        wants.join(SHOP, "a");
-        wants.leave(SHOP, "a");
+        wants.join(SHOP, client("a"));
+        wants.leave(SHOP, client("a"));
         wants.handle_tick(5_000 + 2 * LEAVE_AFTER_MS + 30_000 - 1);
         assert!(!wants.has_asks());
         wants.handle_tick(5_000 + 2 * LEAVE_AFTER_MS + 30_000);
@@ -306,14 +384,33 @@ mod tests {
         asks.sort_by_key(|ask| format!("{ask:?}"));
         assert_eq!(asks, [Ask::Leave(project.clone()), Ask::Leave(user)]);
         assert!(wants.users.is_empty());
-        assert_eq!(wants.admit(SHOP, "a"), Some(project));
+        assert_eq!(wants.admit(SHOP, client("a")), Some(project));
+    }
+
+    #[test]
+    fn a_business_server_needs_its_inbox_and_the_events_that_it_wants() {
+        let mut wants = wants(Routing::User);
+        let (quiet, all) =
+            (Listener::Server { hears_events: false }, Listener::Server { hears_events: true });
+        let (inbox, events) = (Interest::Inbox(SHOP), Interest::Events(SHOP));
+        assert_eq!(wants.admit(SHOP, quiet), Some(inbox.clone()));
+        wants.handle_ready(&inbox);
+        assert_eq!(wants.admit(SHOP, quiet), None);
+        assert_eq!(wants.admit(SHOP, all), Some(events.clone()));
+        wants.handle_ready(&events);
+        assert_eq!(wants.take_asks(), [Ask::Join(inbox.clone()), Ask::Join(events.clone())]);
+        wants.join(SHOP, quiet);
+        wants.join(SHOP, all);
+        wants.leave(SHOP, all);
+        wants.handle_tick(2_000 + LEAVE_AFTER_MS);
+        assert_eq!(wants.take_asks(), [Ask::Leave(events)]);
     }
 
     #[test]
     fn what_nobody_waited_for_in_the_end_is_left_too() {
         let mut wants = wants(Routing::Project);
         let project = Interest::Project(SHOP);
-        wants.admit(SHOP, "a");
+        wants.admit(SHOP, client("a"));
         wants.take_asks();
         wants.handle_ready(&project);
         wants.handle_tick(1_000 + LEAVE_AFTER_MS);

@@ -1,25 +1,35 @@
 //! `Worker`: the product's logic, one per core.
 
+mod events;
+mod life;
 mod messages;
 mod outboxes;
+mod requests;
+mod servers;
 #[cfg(test)]
 mod tests;
 
 use super::batch::{Batch, CloseRequest, Sealed};
-use super::broker::user_hash;
 use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::idempotency::{Inserted, RememberedKeys};
 use super::projects::{ProjectId, Projects};
+use super::servers::{Loads, Registry};
 use super::targets;
 use super::wants::{Ask, Interest, Wants};
-use crate::types::{Cid, ConnKey, Limits, MessageId, NodeId, Routing, SnowflakeClock};
+use crate::types::{Cid, EventSet, Limits, MessageId, NodeId, Routing, SnowflakeClock};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
+use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
 use bytes::Bytes;
+use events::Untold;
 use fastwebsockets::OpCode;
+use requests::Requests;
+use servers::OwnServers;
+
+pub use servers::ServerPush;
 use slab::Slab;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,6 +38,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     pub node: NodeId,
+    /// When this node was started, milliseconds since 1970.
+    pub epoch: u64,
     /// This worker's index, and how many there are.
     pub worker: usize,
     pub workers: usize,
@@ -40,6 +52,12 @@ pub struct WorkerConfig {
     /// Unsent bytes of one connection, and of all of this worker's.
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
+    /// Unsent bytes of a business server's connection.
+    pub server_outbox_bytes: usize,
+    /// How long a client's request waits for its answer.
+    pub request_timeout_ms: u64,
+    /// Requests in flight by business server, shared by the node's workers.
+    pub loads: Arc<Loads>,
     /// Every data frame comes back, and nothing is sent unasked.
     pub echo: bool,
     /// Seeds of the keyed hashes, unknown to peers.
@@ -72,6 +90,15 @@ pub struct Identity<'a> {
     pub tags: &'a [&'a str],
     /// Unix seconds at which it ends with 4003 unless refreshed; 0: never.
     pub session_exp: u64,
+    pub role: Role,
+}
+
+/// What a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Client,
+    /// A business server, and what it is told of.
+    Server(EventSet),
 }
 
 /// What becomes of a push on this worker.
@@ -126,6 +153,17 @@ pub struct Worker {
     sessions: BTreeSet<(u64, u32, u32)>,
     wants: Wants,
     remembered: RememberedKeys,
+    /// The cluster's business servers, and those that are connected here.
+    registry: Registry,
+    own_servers: OwnServers,
+    /// Requests of this worker's clients that wait for an answer.
+    requests: Requests,
+    /// What business servers elsewhere are still to be told.
+    untold: Untold,
+    /// Room for the text of an event, kept.
+    event_text: Vec<u8>,
+    /// The latest time that it was told.
+    now_ms: u64,
 }
 
 /// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
@@ -163,6 +201,17 @@ impl Worker {
                 now_ms,
             ),
             remembered: RememberedKeys::new(config.idempotency_keys),
+            registry: Registry::new(
+                config.node,
+                config.worker,
+                config.workers,
+                Arc::clone(&config.loads),
+            ),
+            own_servers: OwnServers::default(),
+            requests: Requests::default(),
+            untold: Untold::default(),
+            event_text: Vec::new(),
+            now_ms,
             config,
         }
     }
@@ -180,10 +229,11 @@ impl Worker {
         MessageId(self.ids.next(now_ms))
     }
 
-    /// What has to be in force before a client like this may be taken in, so that no push passes it
-    /// by once it has its welcome; `None`: nothing more. It is asked for ([`Worker::take_asks`]).
-    pub fn admit(&mut self, project: ProjectId, uid: &str) -> Option<Interest> {
-        self.wants.admit(project, uid)
+    /// What has to be in force before a connection like this may be taken in, so that nothing
+    /// passes it by once it has its welcome; `None`: nothing more. It is asked for
+    /// ([`Worker::take_asks`]).
+    pub fn admit(&mut self, identity: &Identity<'_>) -> Option<Interest> {
+        self.wants.admit(identity.project, life::listener(identity.role, identity.uid))
     }
 
     /// The broker's answer: this is in force, or the queue is not there to confirm it.
@@ -193,54 +243,18 @@ impl Worker {
 
     /// What the broker must know, in order. To be handed over before anything is sent.
     pub fn take_asks(&mut self) -> Vec<Ask> {
+        self.send_untold();
         self.wants.take_asks()
     }
 
     pub fn has_asks(&self) -> bool {
-        self.wants.has_asks()
-    }
-
-    /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
-    /// simulator), then the welcome frame. From here on pushes reach it.
-    pub fn handle_connect(
-        &mut self,
-        identity: Identity<'_>,
-        head: &[u8],
-        now_ms: u64,
-    ) -> (ConnKey, Cid) {
-        self.generation = self.generation.wrapping_add(1);
-        let cid = Cid(self.ids.next(now_ms));
-        let heard_ms = self.local_ms(now_ms);
-        let connection =
-            Connection::new(cid, self.generation, identity.project.0, identity.uid, heard_ms);
-        let slot = self.connections.insert(connection) as u32;
-        self.connections[slot as usize].stamp = self.stamp;
-        self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
-        self.directory.insert(&mut self.connections, slot, identity.device);
-        self.wants.join(identity.project, identity.uid);
-        self.announce(slot, Ask::UserHere);
-        self.set_session_exp(slot, identity.session_exp);
-        for tag in identity.tags {
-            self.directory.subscribe(&mut self.connections, slot, tag);
-        }
-        if !head.is_empty() {
-            let frame = self.open.add_raw(head);
-            self.owe(slot, frame);
-        }
-        if !self.config.echo {
-            let node = self.config.node;
-            let frame = self.open.add_text(|out| message::write_welcome(out, cid, node));
-            self.owe(slot, frame);
-        }
-        let counters = &self.config.counters;
-        counters.connects.add(1);
-        counters.connections.add(1);
-        (ConnKey { slot, generation: self.generation }, cid)
+        self.wants.has_asks() || !self.untold.is_empty()
     }
 
     /// Something came from the connection in `slot`, perhaps a piece of a frame only: it is not
     /// silent.
     pub fn handle_input(&mut self, slot: u32, now_ms: u64) {
+        self.now_ms = now_ms;
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
         connection.last_heard_ms = heard_ms;
@@ -271,6 +285,8 @@ impl Worker {
                     };
                     let frame = self.open.add_frame(kind, payload);
                     self.owe(slot, frame);
+                } else if self.connections[slot as usize].is_server {
+                    self.handle_server_message(slot, payload, now_ms);
                 } else {
                     self.handle_message(slot, payload, now_ms);
                 }
@@ -291,6 +307,7 @@ impl Worker {
 
     /// Delivers a message to the connections of this worker that it selects.
     pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
+        self.now_ms = now_ms;
         self.config.counters.envelopes.add(1);
         let mut outcome = PushOutcome::default();
         let Some((project, _)) = self.config.projects.find(envelope.pid) else { return outcome };
@@ -355,12 +372,14 @@ impl Worker {
     /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the
     /// idle timeout, pings what was for half of it.
     pub fn handle_tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
         while let Some(&(session_exp, slot, _)) = self.sessions.first()
             && session_exp.saturating_mul(1_000) <= now_ms
         {
             self.close(slot, CloseCause::SessionExpired);
         }
         self.wants.handle_tick(now_ms);
+        self.expire_requests(now_ms);
         self.remembered.handle_tick(now_ms);
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         let period_ms = (self.config.idle_timeout_ms / 8).max(1);
@@ -389,6 +408,8 @@ impl Worker {
         self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
         self.wants.handle_clock_step(step_ms);
         self.remembered.handle_clock_step(step_ms);
+        self.requests.handle_clock_step(step_ms);
+        self.own_servers.handle_clock_step(step_ms);
     }
 
     fn check_idle(&mut self, slot: u32, now_ms: u64) {
@@ -412,19 +433,6 @@ impl Worker {
             connection.pinged = true;
             let frame = self.open.add_frame(OpCode::Ping, b"");
             self.owe(slot, frame);
-        }
-    }
-
-    /// Closes every connection with 1001; `reconnect_after_ms` gives each its own advice.
-    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) {
-        let open: Vec<u32> = self
-            .connections
-            .iter()
-            .filter(|(_, connection)| connection.phase == Phase::Open)
-            .map(|(slot, _)| slot as u32)
-            .collect();
-        for slot in open {
-            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
         }
     }
 
@@ -512,11 +520,20 @@ impl Worker {
     pub fn wants_input(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|connection| {
             connection.phase == Phase::Open
-                && connection
-                    .outbox
-                    .as_ref()
-                    .is_none_or(|outbox| outbox.pending_bytes() < self.outbox_limit / 2)
+                && connection.outbox.as_ref().is_none_or(|outbox| {
+                    outbox.pending_bytes() < self.outbox_limit_of(connection) / 2
+                })
+                && (!connection.is_server || self.own_servers.takes_pushes(connection.cid))
         })
+    }
+
+    /// The longest message that the connection in `slot` may send.
+    pub fn message_limit(&self, slot: u32) -> usize {
+        let limits = &self.config.limits;
+        match self.connections.get(slot as usize) {
+            Some(connection) if connection.is_server => limits.body_bytes,
+            _ => limits.message_bytes,
+        }
     }
 
     /// Whether the connection in `slot` is there and not being closed.
@@ -532,7 +549,11 @@ impl Worker {
     /// Panics unless directory and slab agree; reads everything. For the simulator and tests.
     pub fn check(&self) {
         let is_open = |connection: &Connection| connection.phase == Phase::Open;
-        self.directory.check(&self.connections, is_open);
+        let is_client = |connection: &Connection| is_open(connection) && !connection.is_server;
+        self.directory.check(&self.connections, is_client);
+        let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server);
+        assert_eq!(servers.count(), self.own_servers.len());
+        self.requests.check();
         let owned = |c: &Connection| c.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
         let total: usize = self.connections.iter().map(|(_, connection)| owned(connection)).sum();
         assert_eq!(total, self.outbox_bytes);
@@ -546,46 +567,10 @@ impl Worker {
 
     /// Owes a frame of the open batch to one connection.
     fn owe(&mut self, slot: u32, frame: u32) {
+        let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
-        let limit = self.outbox_limit;
         if !deliver(&mut self.open, &mut self.outbox_bytes, connection, slot, frame, limit) {
             self.close(slot, CloseCause::SlowConsumer);
-        }
-    }
-
-    /// Takes a connection out of the directory and asks for its close after what it is owed.
-    fn close(&mut self, slot: u32, cause: CloseCause) {
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.phase == Phase::Closing {
-            return;
-        }
-        connection.phase = Phase::Closing;
-        let session = (u64::from(connection.session_exp), slot, connection.generation);
-        self.sessions.remove(&session);
-        self.wants.leave(ProjectId(connection.project), &connection.uid);
-        self.announce(slot, Ask::UserGone);
-        self.directory.remove(&mut self.connections, slot);
-        self.open.close(CloseRequest { slot, cause });
-        let counters = &self.config.counters;
-        counters.connections.set(counters.connections.value().saturating_sub(1));
-        counters.count_close(match cause {
-            CloseCause::Peer(_) => 0,
-            CloseCause::Violation(_) => 1,
-            CloseCause::SlowConsumer => 2,
-            CloseCause::Idle => 3,
-            CloseCause::GoingAway { .. } => 4,
-            CloseCause::Gone => 5,
-            CloseCause::SessionExpired => 6,
-        });
-    }
-
-    /// Tells the broker of a user whose only connection is the one in `slot`.
-    fn announce(&mut self, slot: u32, ask: impl FnOnce(u64) -> Ask) {
-        let connection = &self.connections[slot as usize];
-        let is_only = connection.user_next == NONE && connection.user_previous == NONE;
-        if let Some(hearing) = self.config.hearing.filter(|one| one.announces_users && is_only) {
-            let project = ProjectId(connection.project);
-            self.wants.tell(ask(user_hash(hearing.user_keys, project, &connection.uid)));
         }
     }
 
@@ -601,6 +586,15 @@ impl Worker {
 
     fn local_ms(&self, now_ms: u64) -> u32 {
         now_ms.saturating_sub(self.born_ms) as u32
+    }
+
+    fn outbox_limit_of(&self, connection: &Connection) -> usize {
+        if connection.is_server { self.config.server_outbox_bytes } else { self.outbox_limit }
+    }
+
+    /// As parcels name this node.
+    fn sender(&self) -> Sender {
+        Sender { node: self.config.node, epoch: self.config.epoch }
     }
 }
 

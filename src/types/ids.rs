@@ -71,7 +71,7 @@ snowflake_id! {
 
 /// One connection of one worker: its slab slot and the generation that tells it from the slot's
 /// earlier owners. A late completion that carries an older generation is nobody's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnKey {
     pub slot: u32,
     pub generation: u32,

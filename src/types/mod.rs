@@ -1,9 +1,11 @@
 //! Floor 0: what the other floors talk about. Ids and limits; no I/O, no clock, no randomness.
 
+mod events;
 mod ids;
 mod limits;
 mod routing;
 
+pub use events::EventSet;
 pub use ids::{
     Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,
 };

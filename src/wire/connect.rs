@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use super::params::Params;
 use super::request::{ApiError, Credentials, Source};
-use crate::types::{Limits, is_device, is_name};
+use crate::types::{EventSet, Limits, is_device, is_name};
 
 /// Who wants to connect, and as what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct Connect<'a> {
 pub enum Peer<'a> {
     /// `type=1`, the default.
     Client { uid: &'a str },
-    /// `type=2`.
-    BusinessServer { uid: Option<&'a str> },
+    /// `type=2`; `events`: what it is told of.
+    BusinessServer { uid: Option<&'a str>, events: EventSet },
 }
 
 /// Reads the parameters of a handshake; 400 for what is malformed or missing. The signature, and
@@ -48,9 +48,17 @@ fn read_peer<'a>(params: &'a Params<'_>) -> Result<Peer<'a>, ApiError> {
     match (params.get("type").unwrap_or("1"), uid) {
         ("1", Some(uid)) => Ok(Peer::Client { uid }),
         ("1", None) => Err(ApiError::bad("uid is missing: the id of the user")),
-        ("2", uid) => Ok(Peer::BusinessServer { uid }),
+        ("2", uid) => Ok(Peer::BusinessServer { uid, events: read_events(params)? }),
         _ => Err(ApiError::bad("type must be 1 (client) or 2 (business server)")),
     }
+}
+
+/// Everything, unless it is narrowed.
+fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
+    let Some(list) = params.get("events") else { return Ok(EventSet::ALL) };
+    let msg = "events must be a comma-separated list of request, connect, disconnect, subscribe, \
+               unsubscribe and node";
+    EventSet::parse(list).ok_or_else(|| ApiError::bad(msg))
 }
 
 fn read_device<'a>(params: &'a Params<'_>) -> Result<Option<&'a str>, ApiError> {
@@ -114,8 +122,16 @@ mod tests {
     fn a_business_server_needs_no_uid() {
         let params = Params::parse(b"pid=1&type=2&tags=").unwrap();
         let connect = parse_connect(&params, &Limits::default()).unwrap();
-        assert_eq!(connect.peer, Peer::BusinessServer { uid: None });
+        assert_eq!(connect.peer, Peer::BusinessServer { uid: None, events: EventSet::ALL });
         assert!(connect.tags.is_empty() && connect.credentials.sign.is_empty());
+    }
+
+    #[test]
+    fn a_business_server_narrows_what_it_is_told_of() {
+        let params = Params::parse(b"pid=1&uid=s&type=2&events=request,node").unwrap();
+        let connect = parse_connect(&params, &Limits::default()).unwrap();
+        let events = EventSet::REQUEST.union(EventSet::NODE);
+        assert_eq!(connect.peer, Peer::BusinessServer { uid: Some("s"), events });
     }
 
     #[test]
@@ -133,6 +149,7 @@ mod tests {
             ("pid=1&uid=u&tags=a,,b", "tags must be"),
             ("pid=1&uid=u&exp=soon", "exp must be"),
             ("pid=1&uid=u&session_exp=-1", "session_exp must be"),
+            ("pid=1&type=2&events=connects", "events must be"),
         ];
         for (query, start) in cases {
             let msg = refusal(query);

@@ -19,7 +19,7 @@ const FIXED_BYTES: usize = 52;
 /// A field's kind and length.
 const FIELD_HEAD_BYTES: usize = 5;
 
-const FIELD_PID: u8 = 1;
+pub(super) const FIELD_PID: u8 = 1;
 const FIELD_UIDS: u8 = 2;
 const FIELD_CIDS: u8 = 3;
 const FIELD_TAGS: u8 = 4;
@@ -29,6 +29,10 @@ const FIELD_KEY: u8 = 7;
 
 const KIND_OFFSET: usize = 1;
 const SEQ_OFFSET: usize = 12;
+const ACCEPTED_OFFSET: usize = 20;
+const ID_OFFSET: usize = 28;
+const TTL_OFFSET: usize = 36;
+const DATA_OFFSET: usize = 40;
 const ORDER_OFFSET: usize = 44;
 
 /// Why bytes are not an envelope.
@@ -54,10 +58,26 @@ pub enum Kind {
     Tail,
     /// A node's word to itself, once a second; its number is where a message has its id.
     Canary,
+    /// What a node tells the others of itself (`wire::member`).
+    Member,
+    /// A client's request, a business server's answer, and what happens to clients
+    /// (`wire::parcel`).
+    Request,
+    Response,
+    Events,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Message, Self::Void, Self::Tail, Self::Canary];
+    const ALL: [Self; 8] = [
+        Self::Message,
+        Self::Void,
+        Self::Tail,
+        Self::Canary,
+        Self::Member,
+        Self::Request,
+        Self::Response,
+        Self::Events,
+    ];
 }
 
 /// The fixed part of an envelope: who sent it, and as its how-many-eth.
@@ -89,7 +109,7 @@ impl Header {
             epoch: u64_at(fixed, 4),
             seq: u64_at(fixed, SEQ_OFFSET),
             order: u64_at(fixed, ORDER_OFFSET),
-            id: MessageId(u64_at(fixed, 28)),
+            id: MessageId(u64_at(fixed, ID_OFFSET)),
         })
     }
 
@@ -148,21 +168,13 @@ impl<'a> Envelope<'a> {
     /// Appends the envelope's bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
-        out.push(VERSION);
-        out.push(Kind::Message as u8);
-        out.extend_from_slice(&self.origin.value().to_le_bytes());
-        out.extend_from_slice(&self.epoch.to_le_bytes());
-        out.extend_from_slice(&self.seq.to_le_bytes());
-        out.extend_from_slice(&self.accepted_ms.to_le_bytes());
-        out.extend_from_slice(&self.id.0.to_le_bytes());
-        out.extend_from_slice(&self.ttl_ms.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        // Numbered by the broker, if one is on its way.
-        out.extend_from_slice(&[0; 8]);
+        let Self { origin, epoch, seq, id, .. } = *self;
+        let kind = Kind::Message;
+        Header { kind, origin, epoch, seq, order: 0, id }.encode(out);
+        out[start + ACCEPTED_OFFSET..][..8].copy_from_slice(&self.accepted_ms.to_le_bytes());
+        out[start + TTL_OFFSET..][..4].copy_from_slice(&self.ttl_ms.to_le_bytes());
         self.each_field(|kind, value| put_field(out, kind, value));
-        let data_offset = (out.len() - start) as u32;
-        out[start + 40..start + 44].copy_from_slice(&data_offset.to_le_bytes());
-        out.extend_from_slice(self.data);
+        put_data(out, start, self.data);
     }
 
     /// How many bytes [`Envelope::encode`] appends.
@@ -192,29 +204,25 @@ impl<'a> Envelope<'a> {
 
     /// Reads a message's envelope that fills `bytes` to its end. Never allocates.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let Header { kind, origin, epoch, seq, id, .. } = Header::read(bytes)?;
-        let data_offset = u32_at(bytes, 40) as usize;
-        if kind != Kind::Message || data_offset < FIXED_BYTES {
+        let (header, fields, data) = take_apart(bytes)?;
+        if header.kind != Kind::Message {
             return Err(EnvelopeError::Field);
         }
-        let header = bytes.get(..data_offset).ok_or(EnvelopeError::Truncated)?;
         let mut envelope = Self {
-            origin,
-            epoch,
-            seq,
-            accepted_ms: u64_at(bytes, 20),
-            id,
-            ttl_ms: u32_at(bytes, 36),
+            origin: header.origin,
+            epoch: header.epoch,
+            seq: header.seq,
+            accepted_ms: u64_at(bytes, ACCEPTED_OFFSET),
+            id: header.id,
+            ttl_ms: u32_at(bytes, TTL_OFFSET),
             key: None,
             pid: "",
             targets: Targets::default(),
-            data: &bytes[data_offset..],
+            data,
         };
-        let mut fields = &header[FIXED_BYTES..];
-        while !fields.is_empty() {
-            let (kind, value, rest) = take_field(fields)?;
+        for field in fields {
+            let (kind, value) = field?;
             envelope.set_field(kind, value)?;
-            fields = rest;
         }
         if envelope.pid.is_empty() {
             return Err(EnvelopeError::Field);
@@ -380,18 +388,53 @@ impl CidsBuf {
     }
 }
 
-fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
+/// Appends a field to an envelope.
+pub(super) fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
     out.push(kind);
     out.extend_from_slice(&(value.len() as u32).to_le_bytes());
     out.extend_from_slice(value);
 }
 
-fn take_field(bytes: &[u8]) -> Result<(u8, &[u8], &[u8]), EnvelopeError> {
-    let head = bytes.get(..FIELD_HEAD_BYTES).ok_or(EnvelopeError::Truncated)?;
-    let length = u32_at(head, 1) as usize;
-    let (value, rest) =
-        bytes[FIELD_HEAD_BYTES..].split_at_checked(length).ok_or(EnvelopeError::Truncated)?;
-    Ok((head[0], value, rest))
+/// Ends the envelope that begins at `start` with its data.
+pub(super) fn put_data(out: &mut Vec<u8>, start: usize, data: &[u8]) {
+    let data_offset = (out.len() - start) as u32;
+    out[start + DATA_OFFSET..][..4].copy_from_slice(&data_offset.to_le_bytes());
+    out.extend_from_slice(data);
+}
+
+/// Header, fields and data of an envelope of any kind.
+pub(super) fn take_apart(bytes: &[u8]) -> Result<(Header, Fields<'_>, &[u8]), EnvelopeError> {
+    let header = Header::read(bytes)?;
+    let data_offset = u32_at(bytes, DATA_OFFSET) as usize;
+    if data_offset < FIXED_BYTES {
+        return Err(EnvelopeError::Field);
+    }
+    let (head, data) = bytes.split_at_checked(data_offset).ok_or(EnvelopeError::Truncated)?;
+    Ok((header, Fields { rest: &head[FIXED_BYTES..] }, data))
+}
+
+/// The fields of an envelope: kind and value. After an error there are no more.
+pub(super) struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Result<(u8, &'a [u8]), EnvelopeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = std::mem::take(&mut self.rest);
+        if rest.is_empty() {
+            return None;
+        }
+        let Some((head, rest)) = rest.split_at_checked(FIELD_HEAD_BYTES) else {
+            return Some(Err(EnvelopeError::Truncated));
+        };
+        let Some((value, rest)) = rest.split_at_checked(u32_at(head, 1) as usize) else {
+            return Some(Err(EnvelopeError::Truncated));
+        };
+        self.rest = rest;
+        Some(Ok((head[0], value)))
+    }
 }
 
 fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
@@ -403,15 +446,15 @@ fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(name).ok()?, rest))
 }
 
-fn text(bytes: &[u8]) -> Result<&str, EnvelopeError> {
+pub(super) fn text(bytes: &[u8]) -> Result<&str, EnvelopeError> {
     std::str::from_utf8(bytes).map_err(|_| EnvelopeError::Field)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 

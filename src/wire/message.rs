@@ -114,6 +114,8 @@ pub enum Refusal {
     Sign,
     #[error("data is missing")]
     Data,
+    #[error("this type is for clients (type=1): this is a business server's connection")]
+    ForClients,
     #[error("session_exp must be a whole number of unix seconds")]
     SessionExp,
 }
@@ -275,7 +277,7 @@ pub fn write_reconnect_reason(out: &mut Vec<u8>, after_ms: u64) {
     put(out, "}");
 }
 
-fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
+pub(super) fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
     let Some(value) = members.value("id") else {
         return Ok(None);
     };
@@ -290,7 +292,9 @@ fn tags_and_sign<'a>(
     Ok((tags(members, limits)?, sign(members)?))
 }
 
-fn session_exp_and_sign<'a>(members: &Members<'a>) -> Result<(u64, Cow<'a, str>), Refusal> {
+pub(super) fn session_exp_and_sign<'a>(
+    members: &Members<'a>,
+) -> Result<(u64, Cow<'a, str>), Refusal> {
     let session_exp = members.value("session_exp").and_then(json::integer);
     let session_exp = session_exp.ok_or(Refusal::SessionExp)?;
     Ok((session_exp, sign(members)?.ok_or(Refusal::Sign)?))
@@ -358,22 +362,22 @@ fn signing_head(head: &str, cid: Cid) -> Vec<u8> {
     text
 }
 
-fn put(out: &mut Vec<u8>, text: &str) {
+pub(super) fn put(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn put_number(out: &mut Vec<u8>, number: u64) {
+pub(super) fn put_number(out: &mut Vec<u8>, number: u64) {
     put(out, itoa::Buffer::new().format(number));
 }
 
 /// Opens the object with its type, a word that needs no escape.
-fn put_type(out: &mut Vec<u8>, kind: &str) {
+pub(super) fn put_type(out: &mut Vec<u8>, kind: &str) {
     put(out, "{\"type\":\"");
     put(out, kind);
     put(out, "\"");
 }
 
-fn put_id(out: &mut Vec<u8>, id: Option<&str>) {
+pub(super) fn put_id(out: &mut Vec<u8>, id: Option<&str>) {
     if let Some(id) = id {
         put(out, ",\"id\":");
         json::write_string(out, id);

@@ -1,9 +1,9 @@
 //! A message on its way to Redis: the names of channels, and what is published on which.
 //!
 //! Channels, behind a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the
-//! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`),
-//! `wsc:node:<node>` for a node itself. The braces are Redis Cluster's hash tags: all channels of a
-//! project would share a slot.
+//! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`), `wsc:{pid}:e`
+//! for what happens to its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one. The
+//! braces are Redis Cluster's hash tags: all channels of a project would share a slot.
 
 use super::envelope::{Envelope, Header, NamesBuf, Targets};
 use crate::types::{NodeId, Routing, SnowflakeClock};
@@ -40,6 +40,17 @@ impl ChannelNames {
         self.project(out, pid);
         out.extend_from_slice(b":u:");
         out.extend_from_slice(uid.as_bytes());
+    }
+
+    pub fn events(&self, out: &mut Vec<u8>, pid: &str) {
+        self.project(out, pid);
+        out.extend_from_slice(b":e");
+    }
+
+    /// What every node hears.
+    pub fn nodes(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(b":nodes");
     }
 
     pub fn node(&self, out: &mut Vec<u8>, node: NodeId) {
@@ -106,6 +117,15 @@ impl Publication {
         name(&mut self.bytes);
         let middle = self.bytes.len();
         envelope.encode(&mut self.bytes);
+        self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
+    }
+
+    /// Appends a parcel, an envelope that is encoded already, for the channel that `name` appends.
+    pub fn add_parcel(&mut self, name: impl FnOnce(&mut Vec<u8>), parcel: &[u8]) {
+        let start = self.bytes.len();
+        name(&mut self.bytes);
+        let middle = self.bytes.len();
+        self.bytes.extend_from_slice(parcel);
         self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
     }
 
@@ -259,5 +279,8 @@ mod tests {
         let mut name = Vec::new();
         ChannelNames::new("wsc").node(&mut name, NodeId::new(200).unwrap());
         assert_eq!(name, b"wsc:node:200");
+        name.clear();
+        ChannelNames::new("wsc").events(&mut name, "p");
+        assert_eq!(name, b"wsc:{p}:e");
     }
 }

@@ -160,6 +160,10 @@ class Server:
         client.cid = json.loads(client.welcome)["client_id"]
         return client
 
+    def business(self, events=None, uid=None, **params):
+        """A business server's connection."""
+        return self.client(uid, type="2", events=events, **params)
+
     # HTTP.
 
     def request(self, method, path, body=None, headers=None, at=None):

@@ -253,6 +253,7 @@ def node(number, url, *args, workers="2", wait=True, env=None, **options):
         env={"WS_CLUSTER_REDIS": url, **(env or {})}, **options,
     )
     server.number = number
+    server.workers = workers
     if wait:
         try:
             await_ready(server)

@@ -81,7 +81,6 @@ GOOD = {"pid": "1", "uid": "u1", "type": "1"}
         {"uid": "u" * 129},
         {"type": "3"},
         {"type": ""},
-        {"type": "2"},
         {"device": "iOS"},
         {"device": ""},
         {"device": "d" * 33},

@@ -102,7 +102,7 @@ def test_a_user_that_is_unknown_or_may_too_little(own_redis, own_node):
     await_unready(server, word="WRONGPASS")
     redis.command("ACL", "SETUSER", "app", "on", f">{PASSWORD}", "+ping", "+subscribe", "&*")
     await_unready(server, word="publish")
-    redis.command("ACL", "SETUSER", "app", "+publish", "resetchannels", "&wsc:node:*")
+    redis.command("ACL", "SETUSER", "app", "+publish", "resetchannels", "&wsc:node*")
     # The node is ready without a client; the first one needs more.
     await_ready(server)
     with server.client("u") as client:

@@ -531,8 +531,8 @@ impl Cluster {
         self.pass_long(62_000);
         for node in self.nodes.iter().flatten() {
             assert_eq!(node.heard.len(), 0);
-            assert_eq!(node.counters.channels.value(), 1);
-            assert_eq!(self.world.redis.channels(node.home.node), 1);
+            assert_eq!(node.counters.channels.value(), 2);
+            assert_eq!(self.world.redis.channels(node.home.node), 2);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::{CloseCause, CloseRequest, Identity, Sealed, Worker, WorkerConfig};
+use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Cid, ConnKey, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
@@ -133,6 +133,10 @@ impl Simulation for Node {
                 idle_timeout_ms: IDLE_MS,
                 outbox_bytes,
                 worker_outbox_bytes,
+                server_outbox_bytes: 1 << 20,
+                request_timeout_ms: 10_000,
+                loads: Arc::default(),
+                epoch: 1,
                 echo: false,
                 hash_keys: (seed, worker as u64),
                 idempotency_keys: 1_000,
@@ -260,6 +264,7 @@ impl Node {
             device,
             tags: &tags,
             session_exp: 0,
+            role: Role::Client,
         };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", self.now_ms);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);

@@ -1,11 +1,13 @@
 //! What Redis says: answers to what was published, and messages on the channels.
 
 use super::publish_log::Asked;
-use super::{Broker, Event, LinkError, Sink, State, user_hash};
+use super::{Broker, Event, LinkError, Sink, user_hash};
 use crate::state::sequence::Arrival;
+use crate::state::wants::Notice;
 use crate::types::{Cid, SnowflakeClock};
 use crate::wire::bundle;
 use crate::wire::envelope::{Envelope, Header, Kind};
+use crate::wire::parcel;
 use crate::wire::resp::Reply;
 
 impl Broker {
@@ -16,10 +18,15 @@ impl Broker {
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         match (self.log.front(), reply) {
-            (Some(Asked::Ping | Asked::Word), Reply::Error(text)) => {
+            (Some(Asked::Ping | Asked::Word(_)), Reply::Error(text)) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
-            (Some(Asked::Ping), Reply::Pong) | (Some(Asked::Word), Reply::Integer(_)) => {}
+            (Some(Asked::Ping), Reply::Pong) => {}
+            (Some(Asked::Word(waiter)), Reply::Integer(_)) => {
+                if let Some((worker, cid)) = waiter {
+                    sink.notice(worker, Notice::ServerKnown(cid));
+                }
+            }
             (Some(Asked::Messages(count)), Reply::Integer(_)) => {
                 (0..count).for_each(|index| self.settle(index, false, sink));
             }
@@ -104,8 +111,14 @@ impl Broker {
         let mut is_late = false;
         let missed = match header.kind {
             Kind::Canary => return self.handle_canary(&header, now_ms, sink),
+            Kind::Member => {
+                if let Err(error) = self.handle_member(payload, now_ms, sink) {
+                    self.refuse_envelope(channel_name, error.to_string());
+                }
+                return;
+            }
             Kind::Tail => channel.origins.receive_tail(origin, epoch, seq, now_ms),
-            Kind::Void | Kind::Message => {
+            Kind::Void | Kind::Message | Kind::Request | Kind::Response | Kind::Events => {
                 let Arrival::New { missed } = channel.origins.receive(origin, epoch, seq, now_ms)
                 else {
                     return counters.repeated.add(1);
@@ -120,18 +133,44 @@ impl Broker {
             let channel = channel_name.into();
             self.events.push(Event::Missed { origin, channel, missed });
         }
-        if header.kind == Kind::Message && !is_late {
-            self.route(channel_name, workers, payload, sink);
+        if matches!(header.kind, Kind::Void | Kind::Tail) || is_late {
+            return;
         }
-    }
-
-    /// Hands a message to the workers that may have a target of it.
-    fn route(&mut self, channel_name: &[u8], workers: u64, payload: &[u8], sink: &mut dyn Sink) {
         if payload.len() > self.config.max_envelope_bytes {
             self.config.counters.malformed.add(1);
             let (channel, bytes) = (channel_name.into(), payload.len());
             return self.events.push(Event::TooBig { channel, bytes });
         }
+        match header.kind {
+            Kind::Message => self.route(channel_name, workers, payload, sink),
+            // All that have business servers which want to hear them.
+            Kind::Events => sink.relay(workers, payload),
+            _ => self.route_to_one(channel_name, workers, payload, sink),
+        }
+    }
+
+    /// Hands a request or a response to the worker of the connection that it is for.
+    fn route_to_one(
+        &mut self,
+        channel_name: &[u8],
+        workers: u64,
+        payload: &[u8],
+        sink: &mut dyn Sink,
+    ) {
+        match parcel::addressee(payload) {
+            Ok(cid) => {
+                let worker = SnowflakeClock::worker_of(cid.0, self.config.workers);
+                let wanted = workers & 1 << worker;
+                if wanted != 0 {
+                    sink.relay(wanted, payload);
+                }
+            }
+            Err(error) => self.refuse_envelope(channel_name, error.to_string()),
+        }
+    }
+
+    /// Hands a message to the workers that may have a target of it.
+    fn route(&mut self, channel_name: &[u8], workers: u64, payload: &[u8], sink: &mut dyn Sink) {
         let envelope = match Envelope::decode(payload) {
             Ok(envelope) => envelope,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
@@ -171,13 +210,7 @@ impl Broker {
         self.canary.is_back = true;
         self.canary.last_back_ms = now_ms;
         sink.canary();
-        if self.state == State::Proving {
-            self.state = State::Ready;
-            self.canary.seen_ms.fill(now_ms);
-            self.config.counters.ready.set(1);
-            let channels = self.interests.len();
-            self.events.push(Event::Ready { resent: self.resent, channels });
-        }
+        self.become_ready(now_ms);
     }
 
     fn refuse_envelope(&mut self, channel: &[u8], error: String) {

@@ -12,9 +12,11 @@ pub struct Channel {
     pub name: Box<[u8]>,
     /// Bit by bit: who has clients that its messages may be for.
     pub workers: u64,
+    /// Those who need it for two interests: the channel of client ids is that of a project's
+    /// clients and of its business servers.
+    twice: u64,
     /// Who waits for the confirmation, and of what.
-    waiting: u64,
-    interest: Option<Interest>,
+    waiting: Vec<(usize, Interest)>,
     is_confirmed: bool,
     pub origins: Origins,
 }
@@ -41,8 +43,8 @@ impl Interests {
         Self { channels: HashTable::new(), hash_keys }
     }
 
-    /// `worker` wants to hear the channel. `interest`: what it is to be told once that is
-    /// confirmed.
+    /// `worker` wants to hear the channel, until it leaves it as often. `interest`: what it is to
+    /// be told once that is confirmed.
     pub fn join(&mut self, name: &[u8], worker: usize, interest: Option<&Interest>) -> Joined {
         let (hash, bit) = (self.hash(name), 1 << worker);
         let keys = self.hash_keys;
@@ -55,19 +57,19 @@ impl Interests {
         let mut entry = entry.or_insert_with(|| Channel {
             name: name.into(),
             workers: 0,
-            waiting: 0,
-            interest: None,
+            twice: 0,
+            waiting: Vec::new(),
             is_confirmed: false,
             origins: Origins::default(),
         });
         let channel = entry.get_mut();
+        channel.twice |= channel.workers & bit;
         channel.workers |= bit;
         if channel.is_confirmed {
             return Joined::InForce;
         }
         if let Some(interest) = interest {
-            channel.waiting |= bit;
-            channel.interest.get_or_insert_with(|| interest.clone());
+            channel.waiting.push((worker, interest.clone()));
         }
         if is_new { Joined::New } else { Joined::Waiting }
     }
@@ -80,8 +82,12 @@ impl Interests {
             return false;
         };
         let channel = entry.get_mut();
+        if channel.twice & 1 << worker != 0 {
+            channel.twice &= !(1 << worker);
+            return false;
+        }
         channel.workers &= !(1 << worker);
-        channel.waiting &= !(1 << worker);
+        channel.waiting.retain(|(waiting, _)| *waiting != worker);
         if channel.workers != 0 {
             return false;
         }
@@ -94,19 +100,24 @@ impl Interests {
         self.channels.find_mut(hash, |channel| *channel.name == *name)
     }
 
-    /// Redis confirmed a subscription: calls `ready` for each worker that waited for it.
-    pub fn confirm(&mut self, name: &[u8], ready: impl FnMut(usize, &Interest)) {
-        if let Some(channel) = self.find(name) {
-            channel.is_confirmed = true;
-            channel.tell_waiting(ready);
-        }
+    /// Redis confirmed a subscription. Who waited for it, and of what it is a part.
+    pub fn confirm(&mut self, name: &[u8]) -> Vec<(usize, Interest)> {
+        let Some(channel) = self.find(name) else { return Vec::new() };
+        channel.is_confirmed = true;
+        std::mem::take(&mut channel.waiting)
+    }
+
+    pub fn is_in_force(&mut self, name: &[u8]) -> bool {
+        self.find(name).is_some_and(|channel| channel.is_confirmed)
     }
 
     /// The link is lost: nothing is confirmed any more, and nobody waits for it.
     pub fn handle_lost(&mut self, mut ready: impl FnMut(usize, &Interest)) {
         for channel in &mut self.channels {
             channel.is_confirmed = false;
-            channel.tell_waiting(&mut ready);
+            for (worker, interest) in std::mem::take(&mut channel.waiting) {
+                ready(worker, &interest);
+            }
         }
     }
 
@@ -120,17 +131,6 @@ impl Interests {
 
     fn hash(&self, name: &[u8]) -> u64 {
         hash_of(self.hash_keys, name)
-    }
-}
-
-impl Channel {
-    fn tell_waiting(&mut self, mut ready: impl FnMut(usize, &Interest)) {
-        let Some(interest) = self.interest.take() else { return };
-        let mut waiting = std::mem::take(&mut self.waiting);
-        while waiting != 0 {
-            ready(waiting.trailing_zeros() as usize, &interest);
-            waiting &= waiting - 1;
-        }
     }
 }
 
@@ -149,11 +149,12 @@ mod tests {
     fn a_channel_is_subscribed_to_once_and_left_by_the_last() {
         let mut interests = Interests::new((1, 2));
         let interest = Interest::Project(ProjectId(7));
-        let mut ready = Vec::new();
         assert_eq!(interests.join(b"a", 0, Some(&interest)), Joined::New);
         assert_eq!(interests.join(b"a", 3, Some(&interest)), Joined::Waiting);
-        interests.confirm(b"a", |worker, what| ready.push((worker, what.clone())));
-        interests.confirm(b"a", |_, _| panic!("they were told"));
+        assert!(!interests.is_in_force(b"a"));
+        let ready = interests.confirm(b"a");
+        assert!(interests.is_in_force(b"a"));
+        assert_eq!(interests.confirm(b"a"), [], "they were told");
         assert_eq!(ready, [(0, interest.clone()), (3, interest.clone())]);
         assert_eq!(interests.join(b"a", 1, Some(&interest)), Joined::InForce);
         assert_eq!(interests.find(b"a").unwrap().workers, 0b1011);
@@ -162,6 +163,20 @@ mod tests {
         );
         assert!(interests.leave(b"a", 1));
         assert!(interests.find(b"a").is_none() && interests.len() == 0);
+    }
+
+    /// A project's clients and its business servers share the channel of its client ids.
+    #[test]
+    fn whoever_waits_for_one_channel_is_told_of_the_own_interest() {
+        let mut interests = Interests::new((1, 2));
+        let (project, inbox) = (ProjectId(7), Interest::Inbox(ProjectId(7)));
+        interests.join(b"a", 0, Some(&Interest::Project(project)));
+        interests.join(b"a", 0, Some(&inbox));
+        let ready = interests.confirm(b"a");
+        assert_eq!(ready, [(0, Interest::Project(project)), (0, inbox)]);
+        assert!(!interests.leave(b"a", 0), "it needs it for the other one");
+        assert_eq!(interests.find(b"a").unwrap().workers, 1);
+        assert!(interests.leave(b"a", 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! order after a reconnect.
 
 use super::Outcome;
+use crate::types::Cid;
 use crate::wire::bundle::{self, bundle_bytes, write_bundle};
 use crate::wire::envelope::{Header, Kind};
 use crate::wire::publication::{Publication, write_publish};
@@ -23,9 +24,9 @@ pub struct Pusher {
 #[derive(Debug)]
 enum What {
     Ping,
-    /// A canary, or the repeated number of a channel: nobody waits for it, and it is not sent
+    /// A canary, the repeated number of a channel, or what the node says of itself: it is not sent
     /// again.
-    Word,
+    Word(Option<Waiter>),
     Message {
         /// `None`: it was told that the outcome is unknown, or another part of its message will
         /// tell it.
@@ -35,6 +36,9 @@ enum What {
         was_sent_before: bool,
     },
 }
+
+/// The worker that waits until a word of its business server is out.
+pub type Waiter = (usize, Cid);
 
 /// Its bytes are the channel's name and the envelope; a ping has none.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Ping,
-    Word,
+    Word(Option<Waiter>),
     /// So many messages, all of one channel: [`PublishLog::message`] has them.
     Messages(usize),
 }
@@ -103,11 +107,16 @@ pub struct PublishLog {
 impl PublishLog {
     /// Appends a message; its envelopes are numbered. Deadlines never fall from one call to the
     /// next.
-    pub fn add_message(&mut self, publication: &Publication, pusher: Pusher, deadline_ms: u64) {
+    pub fn add_message(
+        &mut self,
+        publication: &Publication,
+        pusher: Option<Pusher>,
+        deadline_ms: u64,
+    ) {
         let last = publication.parts.len() - 1;
         for (index, part) in publication.parts.iter().enumerate() {
             let what = What::Message {
-                pusher: (index == last).then_some(pusher),
+                pusher: pusher.filter(|_| index == last),
                 is_last_part: index == last,
                 has_expired: false,
                 was_sent_before: false,
@@ -124,13 +133,29 @@ impl PublishLog {
         self.entries.push_back(entry);
     }
 
-    /// Appends a canary or a tail: an envelope that is nothing but its header.
-    pub fn add_word(&mut self, channel: &[u8], header: &Header, deadline_ms: u64) {
+    /// Appends a word, an envelope of any kind without a number.
+    pub fn add_word(
+        &mut self,
+        channel: &[u8],
+        envelope: &[u8],
+        waiter: Option<Waiter>,
+        deadline_ms: u64,
+    ) {
         self.bytes.extend_from_slice(channel);
-        header.encode(&mut self.bytes);
+        self.bytes.extend_from_slice(envelope);
         let channel_bytes = channel.len();
-        let bytes = channel_bytes + Header::BYTES;
-        self.entries.push_back(Entry { channel_bytes, bytes, deadline_ms, what: What::Word });
+        let bytes = channel_bytes + envelope.len();
+        let what = What::Word(waiter);
+        self.entries.push_back(Entry { channel_bytes, bytes, deadline_ms, what });
+    }
+
+    /// Those who wait for words, and need not any more.
+    pub fn take_waiters(&mut self) -> Vec<Waiter> {
+        let waiter = |entry: &mut Entry| match &mut entry.what {
+            What::Word(waiter) => waiter.take(),
+            What::Ping | What::Message { .. } => None,
+        };
+        self.entries.iter_mut().filter_map(waiter).collect()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -171,7 +196,7 @@ impl PublishLog {
                 out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
                 return 1;
             }
-            What::Word => {}
+            What::Word(_) => {}
             What::Message { .. } => {
                 let count = self.unsent_of(channel).take(bundle::MAX_ENVELOPES).count();
                 let envelopes = || self.unsent_of(channel).take(count);
@@ -207,7 +232,7 @@ impl PublishLog {
         let count = *self.commands.front()?;
         Some(match self.entries.front()?.what {
             What::Ping => Asked::Ping,
-            What::Word => Asked::Word,
+            What::Word(waiter) => Asked::Word(waiter),
             What::Message { .. } => Asked::Messages(count),
         })
     }
@@ -218,7 +243,7 @@ impl PublishLog {
             What::Message { pusher, is_last_part, was_sent_before, .. } => {
                 Some(AskedMessage { pusher, is_last_part, was_sent_before })
             }
-            What::Ping | What::Word => None,
+            What::Ping | What::Word(_) => None,
         }
     }
 
@@ -330,8 +355,8 @@ mod tests {
         publication
     }
 
-    fn pusher(ticket: u32) -> Pusher {
-        Pusher { worker: 0, ticket }
+    fn pusher(ticket: u32) -> Option<Pusher> {
+        Some(Pusher { worker: 0, ticket })
     }
 
     /// The kinds and numbers of the envelopes in what is to be sent, command by command.
@@ -397,7 +422,9 @@ mod tests {
         for seq in 1..=20 {
             log.add_message(&message(seq, b"1"), pusher(0), 10);
         }
-        log.add_word(b"x:{p}", &Header { kind: Kind::Tail, ..header.unwrap() }, 10);
+        let mut tail = Vec::new();
+        Header { kind: Kind::Tail, ..header.unwrap() }.encode(&mut tail);
+        log.add_word(b"x:{p}", &tail, None, 10);
         let half = vec![b'1'; bundle::MAX_BYTES / 2 + 1];
         for seq in 21..=22 {
             log.add_message(&message(seq, &half), pusher(0), 10);

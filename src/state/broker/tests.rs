@@ -13,6 +13,8 @@ const KEYS: (u64, u64) = (1, 2);
 #[derive(Debug, Default)]
 struct Said {
     delivered: Vec<(u64, String)>,
+    relayed: Vec<(u64, Kind)>,
+    notices: Vec<(usize, Notice)>,
     answers: Vec<(u32, Outcome)>,
     ready: Vec<usize>,
     canaries: usize,
@@ -23,6 +25,15 @@ impl Sink for Said {
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
         let data = String::from_utf8(envelope.data.to_vec()).unwrap();
         self.delivered.push((workers, data));
+    }
+
+    fn relay(&mut self, workers: u64, parcel: &[u8]) {
+        let kind = Header::read(parcel).unwrap().kind;
+        self.relayed.push((workers, kind));
+    }
+
+    fn notice(&mut self, worker: usize, notice: Notice) {
+        self.notices.push((worker, notice));
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
@@ -93,6 +104,8 @@ impl Setting {
         let mut setting = Self::new(workers);
         setting.broker.handle_open(setting.now_ms);
         setting.talk();
+        assert!(!setting.broker.is_ready(), "what others have is waited for");
+        setting.tick(150).unwrap();
         assert!(setting.broker.is_ready());
         setting
     }
@@ -162,7 +175,7 @@ impl Setting {
 
     fn push_by(&mut self, routing: Routing, ticket: u32, data: &str, targets: &TargetsBuf) {
         let mut publication = publication(routing, 7, 100, 0, data, targets);
-        let pusher = Pusher { worker: 0, ticket };
+        let pusher = Some(Pusher { worker: 0, ticket });
         self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
     }
 
@@ -456,4 +469,24 @@ fn a_full_sink_pauses_the_reading() {
     let (broker, said) = (&mut setting.broker, &mut setting.said);
     let handled = broker.handle_bytes(LinkName::Subscribe, bytes, 1_000, said).unwrap();
     assert_eq!(handled, Handled { bytes: 0, is_paused: true });
+}
+
+/// A client waited for ever where the second of its two channels was a business server's already.
+#[test]
+fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
+    let mut setting = Setting::ready(1);
+    let ask = |setting: &mut Setting, interest| {
+        let ask = Ask::Join(interest);
+        setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+    };
+    ask(&mut setting, Interest::Inbox(ProjectId(0)));
+    setting.talk();
+    assert_eq!(setting.said.ready.len(), 1);
+    ask(&mut setting, Interest::Project(ProjectId(0)));
+    assert_eq!(setting.said.ready.len(), 1, "one of the two is not confirmed");
+    setting.talk();
+    assert_eq!(setting.said.ready.len(), 2);
+    ask(&mut setting, Interest::Events(ProjectId(0)));
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(setting.said.ready.len(), 3, "nobody waits for a link that is lost");
 }

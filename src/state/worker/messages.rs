@@ -2,8 +2,11 @@
 
 use super::Worker;
 use crate::state::projects::{ProjectId, SubscribePolicy};
+use crate::types::EventSet;
 use crate::wire::message::{self, ClientMessage, Kind};
+use crate::wire::server_message::Detail;
 use crate::wire::sign;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 
 impl Worker {
@@ -13,17 +16,14 @@ impl Worker {
                 return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
             }
             Ok(ClientMessage::Unsubscribe { id, tags }) => {
-                for tag in &tags {
-                    self.directory.unsubscribe(&mut self.connections, slot, tag);
-                }
-                return self.answer_tags(slot, Kind::Unsubscribe, id.as_deref());
+                return self.handle_unsubscribe(slot, id.as_deref(), &tags);
             }
             Ok(ClientMessage::Heartbeat { id }) => {
                 self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
             }
-            Ok(ClientMessage::Request { id, .. }) => self.open.add_text(|out| {
-                message::write_response_refusal(out, id.as_deref(), "no server");
-            }),
+            Ok(ClientMessage::Request { id, data }) => {
+                return self.handle_client_request(slot, id.as_deref(), data, now_ms);
+            }
             Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
                 let result = self.refresh(slot, session_exp, &sign);
                 self.open.add_text(|out| match result {
@@ -37,7 +37,12 @@ impl Worker {
     }
 
     /// A signed refresh moves the end of a session; a connection without one has none to move.
-    fn refresh(&mut self, slot: u32, session_exp: u64, sign: &str) -> Result<(), &'static str> {
+    pub(super) fn refresh(
+        &mut self,
+        slot: u32,
+        session_exp: u64,
+        sign: &str,
+    ) -> Result<(), &'static str> {
         let connection = &self.connections[slot as usize];
         let project = self.config.projects.get(ProjectId(connection.project));
         let text = message::refresh_text(connection.cid, session_exp);
@@ -75,10 +80,29 @@ impl Worker {
                 self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
             return self.owe(slot, frame);
         }
+        let mut new: SmallVec<[&str; 8]> = SmallVec::new();
         for tag in tags {
-            self.directory.subscribe(&mut self.connections, slot, tag);
+            if self.directory.subscribe(&mut self.connections, slot, tag) {
+                new.push(tag);
+            }
         }
         self.answer_tags(slot, Kind::Subscribe, id);
+        if !new.is_empty() {
+            self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new), self.now_ms);
+        }
+    }
+
+    fn handle_unsubscribe(&mut self, slot: u32, id: Option<&str>, tags: &[Cow<'_, str>]) {
+        let mut gone: SmallVec<[&str; 8]> = SmallVec::new();
+        for tag in tags {
+            if self.directory.unsubscribe(&mut self.connections, slot, tag) {
+                gone.push(tag);
+            }
+        }
+        self.answer_tags(slot, Kind::Unsubscribe, id);
+        if !gone.is_empty() {
+            self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone), self.now_ms);
+        }
     }
 
     fn may_subscribe(

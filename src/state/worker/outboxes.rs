@@ -26,8 +26,12 @@ impl Worker {
         self.outbox_bytes -= before - outbox.owned_bytes();
         outbox.was_tried = true;
         let is_empty = outbox.is_empty();
+        let has_backlog = is_empty && connection.is_server;
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
+        }
+        if has_backlog {
+            self.write_backlog(slot);
         }
         self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
         !is_empty
@@ -42,6 +46,7 @@ impl Worker {
         was_tried: bool,
     ) {
         let slot = sealed.slot(index);
+        let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
         if connection.outbox.is_none() {
             let position = self.backlogged.len();
@@ -53,7 +58,7 @@ impl Worker {
         let before = outbox.owned_bytes();
         let whole_pushes = sealed.put_rest(index, written, outbox);
         self.outbox_bytes += outbox.owned_bytes() - before;
-        let is_over = outbox.is_over(self.outbox_limit);
+        let is_over = outbox.is_over(limit);
         let counters = &self.config.counters;
         counters.deliveries.add(whole_pushes);
         counters.outbox_bytes.set(self.outbox_bytes as u64);

@@ -38,6 +38,10 @@ impl Rig {
             idle_timeout_ms: IDLE_MS,
             outbox_bytes,
             worker_outbox_bytes,
+            server_outbox_bytes: 1 << 20,
+            request_timeout_ms: 10_000,
+            loads: Arc::default(),
+            epoch: 1,
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
@@ -53,7 +57,14 @@ impl Rig {
     }
 
     fn connect_until(&mut self, uid: &str, session_exp: u64) -> u32 {
-        let identity = Identity { project: ProjectId(0), uid, device: "", tags: &[], session_exp };
+        let identity = Identity {
+            project: ProjectId(0),
+            uid,
+            device: "",
+            tags: &[],
+            session_exp,
+            role: Role::Client,
+        };
         let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
         self.flush();
         key.slot

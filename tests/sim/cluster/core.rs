@@ -10,8 +10,8 @@ use ws_cluster::state::broker::Outcome;
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::REMEMBER_MS;
 use ws_cluster::state::projects::ProjectId;
-use ws_cluster::state::wants::{Ask, Interest};
-use ws_cluster::state::{Identity, Sealed, Worker};
+use ws_cluster::state::wants::{Ask, Interest, Notice};
+use ws_cluster::state::{Identity, Role, Sealed, Worker};
 use ws_cluster::types::{Cid, ConnKey};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
@@ -20,6 +20,8 @@ use ws_cluster::wire::websocket::Message;
 /// What a broker tells a worker.
 pub enum Word {
     Deliver(Rc<[u8]>),
+    Relay(Rc<[u8]>),
+    Notice(Notice),
     Answer(u32, Outcome),
     Ready(Interest),
     Canary,
@@ -115,13 +117,14 @@ impl Core {
 
     fn try_handshake(&mut self, guest: Guest, world: &mut World, model: &mut Model, home: Home) {
         let project = ProjectId(guest.project as u32);
-        if let Some(interest) = self.worker.admit(project, guest.uid) {
-            return self.waiting.push((interest, guest));
-        }
         let now_ms = world.now_ms;
         let tags: Vec<&str> = guest.tags.iter().map(String::as_str).collect();
         let (uid, device) = (guest.uid, guest.device);
-        let identity = Identity { project, uid, device, tags: &tags, session_exp: 0 };
+        let identity =
+            Identity { project, uid, device, tags: &tags, session_exp: 0, role: Role::Client };
+        if let Some(interest) = self.worker.admit(&identity) {
+            return self.waiting.push((interest, guest));
+        }
         let (key, Cid(cid)) = self.worker.handle_connect(identity, b"", now_ms);
         let pid = super::PIDS[guest.project];
         world.log.note(format!("node {}: {cid} {pid} {uid} connects", home.number));
@@ -213,6 +216,8 @@ impl Core {
                 let envelope = Envelope::decode(&bytes).unwrap();
                 self.handle_envelope(&envelope, world.now_ms, &world.truth, model);
             }
+            Word::Relay(parcel) => self.worker.handle_parcel(&parcel, world.now_ms),
+            Word::Notice(notice) => self.worker.handle_notice(notice, world.now_ms),
             Word::Answer(ticket, outcome) => {
                 world.log.note(format!("node {}: ticket {ticket} {outcome:?}", home.number));
                 world.truth.tell(home.node, home.epoch, ticket);

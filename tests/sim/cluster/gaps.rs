@@ -35,13 +35,13 @@ impl Published {
     pub fn note(&mut self, channel: &[u8], header: &Header, is_refused: bool) {
         let origin = (channel.to_vec(), header.origin, header.epoch);
         match (header.kind, is_refused) {
-            (Kind::Canary, _) | (Kind::Tail, true) => return,
+            (Kind::Canary | Kind::Member, _) | (Kind::Tail, true) => return,
             (_, true) => {
                 self.refused.entry(origin).or_default().insert(header.seq);
                 return;
             }
             (Kind::Tail, false) => {}
-            (Kind::Message | Kind::Void, false) => {
+            (_, false) => {
                 self.done.entry(origin.clone()).or_default().insert(header.seq);
             }
         }
@@ -113,7 +113,7 @@ impl Heard {
     /// Something arrived. Returns whether it is to be handed on.
     pub fn arrive(&mut self, channel: &[u8], header: &Header) -> bool {
         let Some(channel) = self.channels.get_mut(channel) else { return false };
-        if header.kind == Kind::Canary {
+        if matches!(header.kind, Kind::Canary | Kind::Member) {
             return false;
         }
         let life = (header.origin, header.epoch);

@@ -14,7 +14,7 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::counters::{BrokerCounters, Counters};
 use ws_cluster::state::projects::ProjectId;
-use ws_cluster::state::wants::{Ask, Interest};
+use ws_cluster::state::wants::{Ask, Interest, Notice};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
 use ws_cluster::types::{Limits, NodeId, Routing};
 use ws_cluster::wire::envelope::Envelope;
@@ -75,6 +75,19 @@ impl Sink for Words {
         }
     }
 
+    fn relay(&mut self, mut workers: u64, parcel: &[u8]) {
+        let parcel: Rc<[u8]> = Rc::from(parcel);
+        while workers != 0 {
+            let worker = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            self.list.push((worker, Word::Relay(parcel.clone())));
+        }
+    }
+
+    fn notice(&mut self, worker: usize, notice: Notice) {
+        self.list.push((worker, Word::Notice(notice)));
+    }
+
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
         self.list.push((pusher.worker, Word::Answer(pusher.ticket, outcome)));
     }
@@ -111,6 +124,10 @@ impl Node {
                 idle_timeout_ms: 3_600_000,
                 outbox_bytes: 1 << 20,
                 worker_outbox_bytes: 1 << 24,
+                server_outbox_bytes: 1 << 20,
+                request_timeout_ms: 10_000,
+                loads: Arc::default(),
+                epoch: 1,
                 echo: false,
                 hash_keys: (setup.seed, worker as u64),
                 idempotency_keys: 1_000,
@@ -285,7 +302,7 @@ impl Node {
     ) {
         let mut words = Words { list: Vec::new(), room: usize::MAX };
         let pusher = Pusher { worker, ticket };
-        self.broker.handle_publish(publication, pusher, world.now_ms, &mut words);
+        self.broker.handle_publish(publication, Some(pusher), world.now_ms, &mut words);
         self.dispatch(words, world);
     }
 
@@ -299,7 +316,7 @@ impl Node {
             Ask::Leave(interest) => {
                 self.names(interest, world).iter().for_each(|name| self.heard.leave(name, worker));
             }
-            Ask::UserHere(_) | Ask::UserGone(_) => {}
+            _ => {}
         }
         if !matches!(ask, Ask::UserHere(_) | Ask::UserGone(_)) {
             world.log.note(format!("node {}: worker {worker} asks {ask:?}", self.home.number));
@@ -323,6 +340,10 @@ impl Node {
                 assert_eq!(world.setup.routing, Routing::User);
                 names.user(&mut channels[0], pid(project), uid);
             }
+            Interest::Inbox(project) => {
+                names.node_of_project(&mut channels[0], pid(project), node);
+            }
+            Interest::Events(project) => names.events(&mut channels[0], pid(project)),
         }
         channels
     }

@@ -115,7 +115,7 @@ impl Truth {
     pub fn handle_execution(&mut self, execution: &Execution, log: &mut Log) {
         let Execution { channel, header, is_refused, .. } = execution;
         self.published.note(channel, header, *is_refused);
-        if header.kind == Kind::Canary {
+        if matches!(header.kind, Kind::Canary | Kind::Member) {
             return;
         }
         let (kind, seq, name) = (header.kind, header.seq, String::from_utf8_lossy(channel));
@@ -126,6 +126,9 @@ impl Truth {
             header.origin, header.id
         ));
         if header.kind == Kind::Tail {
+            return;
+        }
+        if matches!(header.kind, Kind::Request | Kind::Response | Kind::Events) {
             return;
         }
         let id = header.id.0;

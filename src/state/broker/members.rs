@@ -1,0 +1,318 @@
+//! The nodes of the cluster and their business servers, as each tells the others.
+//!
+//! Every node says once a second that it is there, on a channel that all hear. When a business
+//! server comes or goes it says so at once, under the next version; whoever has another version
+//! than the one that was said asks for all of it. A node that is silent for too long is lost.
+
+use super::{Broker, Sink};
+use crate::state::projects::Projects;
+use crate::state::wants::{Notice, Server};
+use crate::types::{Cid, NodeId};
+use crate::wire::envelope::EnvelopeError;
+use crate::wire::member::{self, Cids, Member, Servers, add_server};
+use crate::wire::parcel::Sender;
+use std::collections::BTreeMap;
+
+/// How often a node says that it is there.
+const SAY_EVERY_MS: u64 = 1_000;
+/// A node that has not been heard for so long is lost. Only while this node hears itself.
+const LOST_AFTER_MS: u64 = 5_000;
+/// So long a node waits, at its start, for what the others have.
+const SETTLE_MS: u64 = 150;
+/// Everything is said, and asked for, at most so often.
+const WHOLE_EVERY_MS: u64 = 50;
+/// A thread that stood still for so long has heard nobody, and judges nobody for it.
+const STALLED_MS: u64 = 1_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    own: Vec<Server>,
+    version: u64,
+    others: BTreeMap<NodeId, Other>,
+    said_ms: u64,
+    /// When everything was last said; whether it is due again.
+    said_whole_ms: u64,
+    is_whole_due: bool,
+    /// Until then what the others have is waited for; only in the first life of the links.
+    settle_until_ms: Option<u64>,
+    /// Since when this node has heard itself without a break.
+    hears_since_ms: u64,
+    last_tick_ms: u64,
+    has_left: bool,
+}
+
+/// Another node, in one of its lives.
+#[derive(Debug)]
+struct Other {
+    epoch: u64,
+    /// `None`: what it has is not known.
+    version: Option<u64>,
+    heard_ms: u64,
+    asked_ms: Option<u64>,
+    servers: Vec<Server>,
+    /// It has said that it ends. What of its words comes later is of no use.
+    has_left: bool,
+}
+
+impl Broker {
+    /// The nodes that are there, this one too.
+    pub fn nodes(&self) -> usize {
+        1 + self.members.others.values().filter(|other| !other.has_left).count()
+    }
+
+    // This node's own words.
+
+    /// The links are up, and this node's words go out: all that it has, and the question for what
+    /// the others have.
+    pub(super) fn say_hello(&mut self, now_ms: u64) {
+        self.members.settle_until_ms.get_or_insert(now_ms + SETTLE_MS);
+        self.members.hears_since_ms = now_ms;
+        self.say_whole(true, now_ms);
+    }
+
+    /// Whether what the others have is known, or nobody has answered for long enough.
+    pub(super) fn is_settled(&self, now_ms: u64) -> bool {
+        self.members.settle_until_ms.is_none_or(|until_ms| now_ms >= until_ms)
+    }
+
+    /// The node ends: its last word.
+    pub fn handle_leaving(&mut self, now_ms: u64) {
+        if !self.may_publish() || std::mem::replace(&mut self.members.has_left, true) {
+            return;
+        }
+        let word = Member { leaves: true, ..self.member() };
+        self.say(&word, None, now_ms);
+    }
+
+    /// Whether it has said so.
+    pub fn has_left(&self) -> bool {
+        self.members.has_left
+    }
+
+    pub(super) fn handle_server_here(
+        &mut self,
+        worker: usize,
+        server: Server,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        self.members.own.push(server);
+        self.members.version += 1;
+        self.tell_others(worker, Notice::ServerHere(server), sink);
+        if !self.may_publish() {
+            return sink.notice(worker, Notice::ServerKnown(server.cid));
+        }
+        let mut here = Vec::new();
+        put_server(&mut here, &self.config.projects, &server);
+        let word = Member { here: Servers(&here), ..self.member() };
+        self.say(&word, Some((worker, server.cid)), now_ms);
+    }
+
+    pub(super) fn handle_server_gone(
+        &mut self,
+        worker: usize,
+        cid: Cid,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        let before = self.members.own.len();
+        self.members.own.retain(|server| server.cid != cid);
+        if self.members.own.len() == before {
+            return;
+        }
+        self.members.version += 1;
+        self.tell_others(worker, Notice::ServerGone(cid), sink);
+        if self.may_publish() {
+            let gone = cid.0.to_le_bytes();
+            let word = Member { gone: Cids(&gone), ..self.member() };
+            self.say(&word, None, now_ms);
+        }
+    }
+
+    /// This node's other workers.
+    fn tell_others(&self, worker: usize, notice: Notice, sink: &mut dyn Sink) {
+        for other in (0..self.config.workers).filter(|&other| other != worker) {
+            sink.notice(other, notice);
+        }
+    }
+
+    fn member(&self) -> Member<'static> {
+        let sender = Sender { node: self.config.node, epoch: self.config.epoch };
+        Member::new(sender, self.members.version)
+    }
+
+    fn say_whole(&mut self, asks: bool, now_ms: u64) {
+        let mut here = Vec::new();
+        for server in &self.members.own {
+            put_server(&mut here, &self.config.projects, server);
+        }
+        let word = Member { is_whole: true, asks, here: Servers(&here), ..self.member() };
+        self.say(&word, None, now_ms);
+        self.members.said_whole_ms = now_ms;
+        self.members.is_whole_due = false;
+    }
+
+    /// Publishes a word to all nodes; `waiter`: who is told when Redis has it.
+    fn say(&mut self, word: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
+        let mut bytes = Vec::new();
+        word.encode(&mut bytes);
+        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline_ms);
+        self.publishing.handle_asked(now_ms);
+        self.members.said_ms = now_ms;
+    }
+
+    /// Says what is due, and looks for nodes that are silent.
+    pub(super) fn tick_members(&mut self, now_ms: u64, sink: &mut dyn Sink) {
+        let members = &mut self.members;
+        if now_ms.saturating_sub(members.last_tick_ms) > STALLED_MS {
+            members.hears_since_ms = now_ms;
+        }
+        members.last_tick_ms = now_ms;
+        if members.has_left {
+            return;
+        }
+        let since_whole_ms = now_ms.saturating_sub(members.said_whole_ms);
+        if members.is_whole_due && since_whole_ms >= WHOLE_EVERY_MS {
+            self.say_whole(false, now_ms);
+        } else if now_ms.saturating_sub(members.said_ms) >= SAY_EVERY_MS {
+            let word = self.member();
+            self.say(&word, None, now_ms);
+        }
+        let since_ms = self.members.hears_since_ms;
+        let is_lost = |other: &Other| {
+            !other.has_left && now_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS
+        };
+        let others = self.members.others.iter();
+        let lost: Vec<NodeId> =
+            others.filter(|(_, other)| is_lost(other)).map(|(&node, _)| node).collect();
+        for node in lost {
+            self.members.others.remove(&node);
+            self.tell_node(node, false, sink);
+        }
+    }
+
+    // The others' words.
+
+    pub(super) fn handle_member(
+        &mut self,
+        payload: &[u8],
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<(), EnvelopeError> {
+        let word = Member::decode(payload)?;
+        let Sender { node, epoch } = word.sender;
+        if node == self.config.node {
+            return Ok(());
+        }
+        let known = self.members.others.get(&node);
+        if known.is_some_and(|other| other.epoch > epoch || other.epoch == epoch && other.has_left)
+        {
+            return Ok(());
+        }
+        let is_same = known.is_some_and(|other| other.epoch == epoch);
+        if word.leaves {
+            let was_there = known.is_some_and(|other| !other.has_left);
+            let left = Other { has_left: true, ..Other::new(epoch, now_ms) };
+            self.members.others.insert(node, left);
+            if was_there {
+                self.tell_node(node, false, sink);
+            }
+            return Ok(());
+        }
+        if !is_same {
+            if known.is_some_and(|other| !other.has_left) {
+                self.tell_node(node, false, sink);
+            }
+            self.members.others.insert(node, Other::new(epoch, now_ms));
+            self.tell_node(node, true, sink);
+        }
+        self.take_servers(&word, now_ms, sink);
+        if word.asks {
+            match now_ms.saturating_sub(self.members.said_whole_ms) >= WHOLE_EVERY_MS {
+                true if self.may_publish() => self.say_whole(false, now_ms),
+                _ => self.members.is_whole_due = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node that is there says of its business servers.
+    fn take_servers(&mut self, word: &Member<'_>, now_ms: u64, sink: &mut dyn Sink) {
+        let node = word.sender.node;
+        let Some(other) = self.members.others.get_mut(&node) else { return };
+        other.heard_ms = now_ms;
+        let here = servers_of(word, &self.config.projects);
+        let mut notices: Vec<Notice> = Vec::new();
+        // A word without a change may tell the version of one that was missed.
+        let is_change = !word.here.0.is_empty() || !word.gone.0.is_empty();
+        if word.is_whole {
+            let is_in = |list: &[Server], cid: Cid| list.iter().any(|server| server.cid == cid);
+            let gone = other.servers.iter().filter(|server| !is_in(&here, server.cid));
+            notices.extend(gone.map(|server| Notice::ServerGone(server.cid)));
+            let new = here.iter().filter(|server| !is_in(&other.servers, server.cid));
+            notices.extend(new.map(|&server| Notice::ServerHere(server)));
+            other.servers = here;
+            other.version = Some(word.version);
+        } else if is_change && other.version.is_some_and(|version| version + 1 == word.version) {
+            other.version = Some(word.version);
+            notices.extend(here.iter().map(|&server| Notice::ServerHere(server)));
+            other.servers.extend(here);
+            for cid in word.gone {
+                other.servers.retain(|server| server.cid != cid);
+                notices.push(Notice::ServerGone(cid));
+            }
+        }
+        let misses_some = other.version != Some(word.version);
+        let may_ask = |asked_ms: u64| now_ms.saturating_sub(asked_ms) >= WHOLE_EVERY_MS;
+        if misses_some && other.asked_ms.is_none_or(may_ask) {
+            self.ask(node, now_ms);
+        }
+        for notice in notices {
+            (0..self.config.workers).for_each(|worker| sink.notice(worker, notice));
+        }
+    }
+
+    /// Asks one node for all that it has.
+    fn ask(&mut self, node: NodeId, now_ms: u64) {
+        if !self.may_publish() {
+            return;
+        }
+        if let Some(other) = self.members.others.get_mut(&node) {
+            other.asked_ms = Some(now_ms);
+        }
+        let (mut channel, mut bytes) = (Vec::new(), Vec::new());
+        self.config.names.node(&mut channel, node);
+        Member { asks: true, ..self.member() }.encode(&mut bytes);
+        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        self.log.add_word(&channel, &bytes, None, deadline_ms);
+        self.publishing.handle_asked(now_ms);
+    }
+
+    fn tell_node(&mut self, node: NodeId, is_up: bool, sink: &mut dyn Sink) {
+        let workers = 0..self.config.workers;
+        workers.for_each(|worker| sink.notice(worker, Notice::Node { node, is_up }));
+    }
+}
+
+impl Other {
+    fn new(epoch: u64, now_ms: u64) -> Self {
+        let servers = Vec::new();
+        Self { epoch, version: None, heard_ms: now_ms, asked_ms: None, servers, has_left: false }
+    }
+}
+
+fn put_server(list: &mut Vec<u8>, projects: &Projects, server: &Server) {
+    let Some(project) = projects.get(server.project) else { return };
+    let Server { cid, events, .. } = *server;
+    add_server(list, &member::Server { cid, events, pid: &project.pid });
+}
+
+/// Those of projects that this node serves.
+fn servers_of(word: &Member<'_>, projects: &Projects) -> Vec<Server> {
+    let known = |server: member::Server<'_>| {
+        let (project, _) = projects.find(server.pid)?;
+        Some(Server { cid: server.cid, project, events: server.events })
+    };
+    word.here.filter_map(|server| known(server.ok()?)).collect()
+}

@@ -1,0 +1,140 @@
+//! What business servers are told of clients and nodes.
+
+use super::Worker;
+use crate::state::projects::ProjectId;
+use crate::state::wants::{Ask, Relay, To};
+use crate::types::{Cid, EventSet, NodeId};
+use crate::wire::parcel::{self, EventList, Events};
+use crate::wire::server_message::{self, Client, Detail};
+use std::collections::BTreeMap;
+
+/// Events that leave together; a parcel is not longer than this and one event.
+const PARCEL_BYTES: usize = 64 << 10;
+
+/// Events of this turn of the loop for business servers elsewhere, by project.
+#[derive(Debug, Default)]
+pub(super) struct Untold(BTreeMap<ProjectId, Vec<u8>>);
+
+impl Untold {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Worker {
+    /// Something happened to the client in `slot`, which is in the directory: tells those who want
+    /// to hear it, wherever they are.
+    pub(super) fn tell_of(
+        &mut self,
+        slot: u32,
+        kind: EventSet,
+        detail: Detail<'_, '_>,
+        now_ms: u64,
+    ) {
+        if self.registry.is_empty() {
+            return;
+        }
+        let connection = &self.connections[slot as usize];
+        let project = ProjectId(connection.project);
+        let is_wanted_elsewhere = self.registry.wanted_elsewhere(project).meets(kind);
+        if !is_wanted_elsewhere && !self.own_servers.want(project, kind) {
+            return;
+        }
+        let mut text = std::mem::take(&mut self.event_text);
+        let device = self.directory.device(connection.group);
+        let client = Client { cid: connection.cid, uid: &connection.uid, device };
+        let name = name_of(kind);
+        server_message::write_event(&mut text, name, client, self.config.node, now_ms, detail);
+        self.tell_own_servers(Some(project), kind, &text);
+        if is_wanted_elsewhere {
+            self.tell_others(project, kind, &text);
+        }
+        text.clear();
+        self.event_text = text;
+    }
+
+    fn tell_others(&mut self, project: ProjectId, kind: EventSet, text: &[u8]) {
+        self.config.counters.events_published.add(1);
+        let list = self.untold.0.entry(project).or_default();
+        parcel::add_event(list, kind, |out| out.extend_from_slice(text));
+        if list.len() >= PARCEL_BYTES {
+            let list = std::mem::take(list);
+            self.send_events(project, &list);
+        }
+    }
+
+    /// Hands over what is to be told elsewhere.
+    pub(super) fn send_untold(&mut self) {
+        for (project, list) in std::mem::take(&mut self.untold.0) {
+            if !list.is_empty() {
+                self.send_events(project, &list);
+            }
+        }
+    }
+
+    fn send_events(&mut self, project: ProjectId, list: &[u8]) {
+        let pid = self.config.projects.get(project).map_or("", |project| &project.pid);
+        let mut bytes = Vec::with_capacity(list.len() + 128);
+        let (sender, worker) = (self.sender(), self.config.worker as u8);
+        Events { sender, worker, pid, list: EventList(list) }.encode(&mut bytes);
+        self.wants.tell(Ask::Relay(Relay { to: To::Events(project), parcel: bytes }));
+    }
+
+    /// Events of another worker. What this very one published has been told here already.
+    pub(super) fn handle_events(&mut self, events: &Events<'_>) {
+        let is_own =
+            events.sender == self.sender() && usize::from(events.worker) == self.config.worker;
+        let Some((project, _)) = self.config.projects.find(events.pid).filter(|_| !is_own) else {
+            return;
+        };
+        for event in events.list {
+            match event {
+                Ok((kind, text)) => {
+                    self.tell_own_servers(Some(project), kind, text.as_bytes());
+                }
+                Err(_) => return self.config.counters.parcels_malformed.add(1),
+            }
+        }
+    }
+
+    /// A node came, or is lost with its business servers.
+    pub(super) fn handle_node(&mut self, node: NodeId, is_up: bool, now_ms: u64) {
+        if !is_up {
+            for cid in self.registry.of_node(node) {
+                self.forget_server(cid);
+            }
+        }
+        let mut text = Vec::new();
+        server_message::write_node(&mut text, node, is_up, now_ms);
+        self.tell_own_servers(None, EventSet::NODE, &text);
+    }
+
+    /// `project`: whose business servers; `None`: all.
+    fn tell_own_servers(&mut self, project: Option<ProjectId>, kind: EventSet, text: &[u8]) {
+        let slots = self.own_servers.slots_that_want(project, kind);
+        let mut frame = None;
+        for slot in slots {
+            let frame =
+                *frame.get_or_insert_with(|| self.open.add_text(|out| out.extend_from_slice(text)));
+            self.config.counters.events_delivered.add(1);
+            self.owe(slot, frame);
+        }
+    }
+
+    /// A business server elsewhere is gone: what it was asked will not be answered.
+    pub(super) fn forget_server(&mut self, cid: Cid) {
+        self.registry.remove(cid);
+        for id in self.requests.asked_of(cid) {
+            self.refuse_request(id, "server gone");
+        }
+    }
+}
+
+fn name_of(kind: EventSet) -> &'static str {
+    match kind {
+        EventSet::CONNECT => "connect",
+        EventSet::DISCONNECT => "disconnect",
+        EventSet::SUBSCRIBE => "subscribe",
+        _ => "unsubscribe",
+    }
+}

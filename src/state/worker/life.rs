@@ -1,0 +1,133 @@
+//! How connections come and go.
+
+use super::{Identity, Role, Worker};
+use crate::state::batch::CloseRequest;
+use crate::state::broker::user_hash;
+use crate::state::connection::{CloseCause, Connection, NONE, Phase};
+use crate::state::counters::CLOSE_CAUSES;
+use crate::state::projects::ProjectId;
+use crate::state::wants::{Ask, Listener};
+use crate::types::{Cid, ConnKey, EventSet};
+use crate::wire::message;
+use crate::wire::server_message::Detail;
+
+impl Worker {
+    /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
+    /// simulator), then the welcome frame. From here on pushes reach a client; a business server
+    /// has its welcome when everybody knows of it.
+    pub fn handle_connect(
+        &mut self,
+        identity: Identity<'_>,
+        head: &[u8],
+        now_ms: u64,
+    ) -> (ConnKey, Cid) {
+        self.now_ms = now_ms;
+        self.generation = self.generation.wrapping_add(1);
+        let cid = Cid(self.ids.next(now_ms));
+        let heard_ms = self.local_ms(now_ms);
+        let Identity { project, uid, role, .. } = identity;
+        let connection = Connection::new(cid, self.generation, project.0, uid, heard_ms);
+        let slot = self.connections.insert(connection) as u32;
+        self.connections[slot as usize].stamp = self.stamp;
+        self.connections[slot as usize].is_server = role != Role::Client;
+        self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
+        self.wants.join(project, listener(role, uid));
+        self.set_session_exp(slot, identity.session_exp);
+        if !head.is_empty() {
+            let frame = self.open.add_raw(head);
+            self.owe(slot, frame);
+        }
+        let counters = &self.config.counters;
+        counters.connects.add(1);
+        counters.connections.add(1);
+        match role {
+            Role::Client => self.enter_client(slot, &identity, now_ms),
+            Role::Server(events) => self.enter_server(slot, project, events),
+        }
+        (ConnKey { slot, generation: self.generation }, cid)
+    }
+
+    fn enter_client(&mut self, slot: u32, identity: &Identity<'_>, now_ms: u64) {
+        self.directory.insert(&mut self.connections, slot, identity.device);
+        self.announce(slot, Ask::UserHere);
+        for tag in identity.tags {
+            self.directory.subscribe(&mut self.connections, slot, tag);
+        }
+        self.welcome(slot);
+        let detail = match identity.tags {
+            [] => Detail::None,
+            tags => Detail::Tags(tags),
+        };
+        self.tell_of(slot, EventSet::CONNECT, detail, now_ms);
+    }
+
+    pub(super) fn welcome(&mut self, slot: u32) {
+        if !self.config.echo {
+            let (cid, node) = (self.connections[slot as usize].cid, self.config.node);
+            let frame = self.open.add_text(|out| message::write_welcome(out, cid, node));
+            self.owe(slot, frame);
+        }
+    }
+
+    /// Closes every connection with 1001; `reconnect_after_ms` gives each its own advice. Business
+    /// servers first: those of other nodes hear of the clients.
+    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) {
+        let is_open = |(_, connection): &(usize, &Connection)| connection.phase == Phase::Open;
+        let open = self.connections.iter().filter(is_open);
+        let mut open: Vec<(bool, u32)> =
+            open.map(|(slot, connection)| (!connection.is_server, slot as u32)).collect();
+        open.sort_unstable();
+        for (_, slot) in open {
+            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
+        }
+    }
+
+    /// Takes a connection out of the directory and asks for its close after what it is owed.
+    pub(super) fn close(&mut self, slot: u32, cause: CloseCause) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if connection.phase == Phase::Closing {
+            return;
+        }
+        connection.phase = Phase::Closing;
+        let session = (u64::from(connection.session_exp), slot, connection.generation);
+        self.sessions.remove(&session);
+        if connection.is_server {
+            self.leave_server(slot);
+        } else {
+            self.leave_client(slot, cause);
+        }
+        self.open.close(CloseRequest { slot, cause });
+        let counters = &self.config.counters;
+        counters.connections.set(counters.connections.value().saturating_sub(1));
+        counters.count_close(cause.index());
+    }
+
+    fn leave_client(&mut self, slot: u32, cause: CloseCause) {
+        let connection = &self.connections[slot as usize];
+        let listener = Listener::Client { uid: &connection.uid };
+        self.wants.leave(ProjectId(connection.project), listener);
+        self.announce(slot, Ask::UserGone);
+        let reason = Detail::Reason(CLOSE_CAUSES[cause.index()]);
+        self.tell_of(slot, EventSet::DISCONNECT, reason, self.now_ms);
+        self.directory.remove(&mut self.connections, slot);
+    }
+
+    /// Tells the broker of a user whose only connection is the one in `slot`.
+    fn announce(&mut self, slot: u32, ask: impl FnOnce(u64) -> Ask) {
+        let connection = &self.connections[slot as usize];
+        let is_only = connection.user_next == NONE && connection.user_previous == NONE;
+        if let Some(hearing) = self.config.hearing.filter(|one| one.announces_users && is_only) {
+            let project = ProjectId(connection.project);
+            self.wants.tell(ask(user_hash(hearing.user_keys, project, &connection.uid)));
+        }
+    }
+}
+
+pub(super) fn listener(role: Role, uid: &str) -> Listener<'_> {
+    match role {
+        Role::Client => Listener::Client { uid },
+        Role::Server(events) => {
+            Listener::Server { hears_events: events.meets(EventSet::OF_CLIENTS) }
+        }
+    }
+}

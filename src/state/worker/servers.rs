@@ -1,0 +1,346 @@
+//! Business servers that are connected here: what they are asked, what they answer and push.
+
+use super::Worker;
+use crate::state::counters::LostAnswer;
+use crate::state::projects::ProjectId;
+use crate::state::wants::{Ask, Listener, Notice, Relay, Server, To};
+use crate::types::{Cid, ConnKey, EventSet, MessageId};
+use crate::wire::message::{self, Kind};
+use crate::wire::parcel::{Answer, Parcel, Request, Response};
+use crate::wire::server_message::{self, Client, ServerMessage};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Bytes of requests that wait for a business server whose socket is full; beyond, another is
+/// asked.
+const MAX_BACKLOG_BYTES: usize = 1 << 20;
+/// Bytes of a business server's pushes that are not answered; beyond, it is not read.
+const MAX_PUSH_BYTES: usize = 1 << 20;
+/// What it was asked is forgotten so long after the asking node has given up.
+const FORGET_AFTER_MS: u64 = 1_000;
+
+/// A push that came from a business server, to be accepted by whoever drives the worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerPush {
+    pub key: ConnKey,
+    pub project: ProjectId,
+    /// The `id` of its message.
+    pub echo: Option<Box<str>>,
+    /// The whole message, a JSON object.
+    pub message: Box<[u8]>,
+}
+
+#[derive(Debug)]
+struct OwnServer {
+    slot: u32,
+    server: Server,
+    /// So many have to know of it before it gets its welcome. Until then it is told nothing.
+    unknown_to: usize,
+    /// Requests that it has not answered, and who waits.
+    asked: BTreeMap<MessageId, Cid>,
+    /// Requests that are not written, because its socket is full or it has no welcome.
+    backlog: VecDeque<(MessageId, Vec<u8>)>,
+    backlog_bytes: usize,
+    push_bytes: usize,
+}
+
+/// The business servers of this worker, by client id.
+#[derive(Debug, Default)]
+pub(super) struct OwnServers {
+    all: BTreeMap<Cid, OwnServer>,
+    by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
+    /// When what was asked is forgotten.
+    deadlines: VecDeque<(u64, Cid, MessageId)>,
+    pushes: VecDeque<ServerPush>,
+}
+
+impl OwnServers {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn want(&self, project: ProjectId, kind: EventSet) -> bool {
+        self.that_want(Some(project), kind).next().is_some()
+    }
+
+    pub(super) fn slots_that_want(&self, project: Option<ProjectId>, kind: EventSet) -> Vec<u32> {
+        self.that_want(project, kind).map(|own| own.slot).collect()
+    }
+
+    fn that_want(
+        &self,
+        project: Option<ProjectId>,
+        kind: EventSet,
+    ) -> impl Iterator<Item = &OwnServer> {
+        let of_project = project.map(|project| self.by_project.get(&project));
+        let wants = move |own: &&OwnServer| own.unknown_to == 0 && own.server.events.meets(kind);
+        let named = of_project.into_iter().flatten().flatten();
+        let named = named.filter_map(|cid| self.all.get(cid));
+        let all = self.all.values().filter(move |_| project.is_none());
+        named.chain(all).filter(wants)
+    }
+
+    /// Whether more of its pushes are taken.
+    pub(super) fn takes_pushes(&self, cid: Cid) -> bool {
+        self.all.get(&cid).is_none_or(|own| own.push_bytes < MAX_PUSH_BYTES)
+    }
+
+    pub(super) fn forget_late(&mut self, now_ms: u64) {
+        while let Some(&(deadline_ms, server, id)) = self.deadlines.front()
+            && deadline_ms <= now_ms
+        {
+            self.deadlines.pop_front();
+            if let Some(own) = self.all.get_mut(&server) {
+                own.asked.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
+        for (deadline_ms, ..) in &mut self.deadlines {
+            *deadline_ms = deadline_ms.saturating_add_signed(step_ms);
+        }
+    }
+}
+
+impl Worker {
+    // Its life.
+
+    pub(super) fn enter_server(&mut self, slot: u32, project: ProjectId, events: EventSet) {
+        let cid = self.connections[slot as usize].cid;
+        let server = Server { cid, project, events };
+        let unknown_to = match self.config.hearing {
+            // The broker speaks for all.
+            Some(_) => 1,
+            None => self.config.workers - 1,
+        };
+        let own = OwnServer {
+            slot,
+            server,
+            unknown_to,
+            asked: BTreeMap::new(),
+            backlog: VecDeque::new(),
+            backlog_bytes: 0,
+            push_bytes: 0,
+        };
+        self.own_servers.all.insert(cid, own);
+        self.own_servers.by_project.entry(project).or_default().insert(cid);
+        self.config.counters.servers.set(self.own_servers.len() as u64);
+        self.wants.tell(Ask::ServerHere(server));
+        if unknown_to == 0 {
+            self.welcome_server(cid);
+        }
+    }
+
+    /// Somebody who must know of it does.
+    fn handle_known(&mut self, cid: Cid) {
+        let Some(own) = self.own_servers.all.get_mut(&cid).filter(|own| own.unknown_to > 0) else {
+            return;
+        };
+        own.unknown_to -= 1;
+        if own.unknown_to == 0 {
+            self.welcome_server(cid);
+        }
+    }
+
+    fn welcome_server(&mut self, cid: Cid) {
+        let Some(own) = self.own_servers.all.get(&cid) else { return };
+        let slot = own.slot;
+        self.registry.insert(own.server);
+        self.welcome(slot);
+        self.write_backlog(slot);
+    }
+
+    /// It ends: what it was asked is answered, and nobody asks it any more.
+    pub(super) fn leave_server(&mut self, slot: u32) {
+        let cid = self.connections[slot as usize].cid;
+        let Some(own) = self.own_servers.all.remove(&cid) else { return };
+        let Server { project, events, .. } = own.server;
+        if let Some(list) = self.own_servers.by_project.get_mut(&project) {
+            list.remove(&cid);
+            if list.is_empty() {
+                self.own_servers.by_project.remove(&project);
+            }
+        }
+        self.config.counters.servers.set(self.own_servers.len() as u64);
+        self.registry.remove(cid);
+        let hears_events = events.meets(EventSet::OF_CLIENTS);
+        self.wants.leave(project, Listener::Server { hears_events });
+        for (id, client) in own.asked {
+            let is_unwritten = own.backlog.iter().any(|(waiting, _)| *waiting == id);
+            let answer = if is_unwritten { Answer::Unwritten } else { Answer::Gone };
+            self.respond(project, id, client, cid, answer);
+        }
+        // After the answers, so that those who may ask another one hear of them first.
+        self.wants.tell(Ask::ServerGone(cid));
+    }
+
+    // What it is asked.
+
+    /// A request or an answer of another worker, or events.
+    pub fn handle_parcel(&mut self, bytes: &[u8], now_ms: u64) {
+        self.now_ms = now_ms;
+        match Parcel::decode(bytes) {
+            Ok(Parcel::Request(request)) => self.handle_request(&request, now_ms),
+            Ok(Parcel::Response(response)) => self.handle_response(&response, now_ms),
+            Ok(Parcel::Events(events)) => self.handle_events(&events),
+            Err(_) => self.config.counters.parcels_malformed.add(1),
+        }
+    }
+
+    fn handle_request(&mut self, request: &Request<'_>, now_ms: u64) {
+        let Request { id, server, client, pid, uid, device, data } = *request;
+        let Some((project, _)) = self.config.projects.find(pid) else { return };
+        let takes = |own: &&mut OwnServer| {
+            own.server.project == project && own.backlog_bytes + data.len() <= MAX_BACKLOG_BYTES
+        };
+        let Some(own) = self.own_servers.all.get_mut(&server).filter(takes) else {
+            return self.respond(project, id, client, server, Answer::Unwritten);
+        };
+        if own.asked.insert(id, client).is_some() {
+            return;
+        }
+        let deadline_ms = now_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
+        self.own_servers.deadlines.push_back((deadline_ms, server, id));
+        let slot = own.slot;
+        let from = Client { cid: client, uid, device };
+        if own.unknown_to == 0 && self.connections[slot as usize].outbox.is_none() {
+            let frame =
+                self.open.add_text(|out| server_message::write_request(out, id, from, data));
+            return self.owe(slot, frame);
+        }
+        let mut text = Vec::new();
+        server_message::write_request(&mut text, id, from, data);
+        own.backlog_bytes += text.len();
+        own.backlog.push_back((id, text));
+    }
+
+    /// Its socket has room again: what it still is to be asked.
+    pub(super) fn write_backlog(&mut self, slot: u32) {
+        let cid = self.connections[slot as usize].cid;
+        let Some(own) = self.own_servers.all.get_mut(&cid).filter(|own| own.unknown_to == 0) else {
+            return;
+        };
+        own.backlog_bytes = 0;
+        for (id, text) in std::mem::take(&mut own.backlog) {
+            // It may have been answered with a timeout meanwhile.
+            let is_due =
+                self.own_servers.all.get(&cid).is_some_and(|own| own.asked.contains_key(&id));
+            if is_due {
+                let frame = self.open.add_text(|out| out.extend_from_slice(&text));
+                self.owe(slot, frame);
+            }
+        }
+    }
+
+    /// Brings an answer to the client's worker.
+    fn respond(
+        &mut self,
+        project: ProjectId,
+        id: MessageId,
+        client: Cid,
+        server: Cid,
+        answer: Answer<'_>,
+    ) {
+        let projects = Arc::clone(&self.config.projects);
+        let pid = projects.get(project).map_or("", |project| &project.pid);
+        let response = Response { id, client, server, pid, answer };
+        if self.registry.is_here(client) {
+            return self.handle_response(&response, self.now_ms);
+        }
+        let mut parcel = Vec::new();
+        response.encode(self.sender(), &mut parcel);
+        let to = To::Holder { project, cid: client };
+        self.wants.tell(Ask::Relay(Relay { to, parcel }));
+    }
+
+    // What it says.
+
+    pub(super) fn handle_server_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
+        self.config.counters.server_messages.add(1);
+        let frame = match server_message::parse(payload) {
+            Ok(ServerMessage::Push { id }) => {
+                return self.take_push(slot, id.as_deref(), payload);
+            }
+            Ok(ServerMessage::Response { id, data }) => return self.take_answer(slot, id, data),
+            Ok(ServerMessage::Heartbeat { id }) => {
+                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
+            }
+            Ok(ServerMessage::Refresh { id, session_exp, sign }) => {
+                let result = self.refresh(slot, session_exp, &sign);
+                self.open.add_text(|out| match result {
+                    Ok(()) => message::write_refreshed(out, id.as_deref()),
+                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
+                })
+            }
+            Err(error) => self.open.add_text(|out| error.write(out)),
+        };
+        self.owe(slot, frame);
+    }
+
+    /// An answer counts only from the connection that was asked, and once.
+    fn take_answer(&mut self, slot: u32, id: Option<MessageId>, data: &[u8]) {
+        let cid = self.connections[slot as usize].cid;
+        let own = self.own_servers.all.get_mut(&cid);
+        let asked = own.and_then(|own| Some((own.server.project, id?, own.asked.remove(&id?)?)));
+        match asked {
+            Some((project, id, client)) => {
+                self.respond(project, id, client, cid, Answer::Data(data));
+            }
+            None => self.config.counters.count_lost_answer(LostAnswer::Unasked),
+        }
+    }
+
+    fn take_push(&mut self, slot: u32, echo: Option<&str>, payload: &[u8]) {
+        let connection = &self.connections[slot as usize];
+        let key = ConnKey { slot, generation: connection.generation };
+        let Some(own) = self.own_servers.all.get_mut(&connection.cid) else { return };
+        own.push_bytes += payload.len();
+        let (echo, message) = (echo.map(Into::into), payload.into());
+        let project = own.server.project;
+        self.own_servers.pushes.push_back(ServerPush { key, project, echo, message });
+    }
+
+    /// The next push of a business server, in their order; each is to be answered with
+    /// [`Worker::answer_push`].
+    pub fn take_server_push(&mut self) -> Option<ServerPush> {
+        self.own_servers.pushes.pop_front()
+    }
+
+    pub fn has_server_pushes(&self) -> bool {
+        !self.own_servers.pushes.is_empty()
+    }
+
+    /// What came of a push: its id, or why it was not accepted.
+    pub fn answer_push(&mut self, push: &ServerPush, result: Result<MessageId, &str>) {
+        let ConnKey { slot, generation } = push.key;
+        let Some(connection) = self.connections.get(slot as usize) else { return };
+        if connection.generation != generation {
+            return;
+        }
+        let Some(own) = self.own_servers.all.get_mut(&connection.cid) else { return };
+        own.push_bytes -= push.message.len();
+        let echo = push.echo.as_deref();
+        let frame = self.open.add_text(|out| match result {
+            Ok(id) => server_message::write_push_accepted(out, echo, id),
+            Err(msg) => server_message::write_push_refused(out, echo, msg),
+        });
+        self.owe(slot, frame);
+    }
+
+    /// What the broker, or another worker, has to say.
+    pub fn handle_notice(&mut self, notice: Notice, now_ms: u64) {
+        self.now_ms = now_ms;
+        match notice {
+            Notice::ServerHere(server) => {
+                self.registry.insert(server);
+                if self.config.hearing.is_none() {
+                    self.wants.tell(Ask::ServerSeen(server.cid));
+                }
+            }
+            Notice::ServerGone(cid) => self.forget_server(cid),
+            Notice::ServerKnown(cid) => self.handle_known(cid),
+            Notice::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
+        }
+    }
+}

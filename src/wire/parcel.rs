@@ -1,0 +1,309 @@
+//! What workers and nodes send one another besides pushes: requests of clients to business servers,
+//! the answers, and what happens to clients.
+//!
+//! A parcel is an envelope of another kind: the same head, fields of its own, then data. Its `id`
+//! is the request's.
+
+use super::envelope::{
+    EnvelopeError, FIELD_PID, Header, Kind, put_data, put_field, take_apart, text, u64_at,
+};
+use crate::types::{Cid, EventSet, MessageId, NodeId};
+
+const FIELD_TO: u8 = 8;
+const FIELD_FROM: u8 = 9;
+const FIELD_UID: u8 = 10;
+const FIELD_DEVICE: u8 = 11;
+const FIELD_STATUS: u8 = 12;
+const FIELD_WORKER: u8 = 13;
+
+/// The node and the life of it that a parcel comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    pub node: NodeId,
+    pub epoch: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parcel<'a> {
+    Request(Request<'a>),
+    Response(Response<'a>),
+    Events(Events<'a>),
+}
+
+/// A client asks a business server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Unique in the cluster; the answer has it, too.
+    pub id: MessageId,
+    /// The connection that is asked.
+    pub server: Cid,
+    pub client: Cid,
+    pub pid: &'a str,
+    pub uid: &'a str,
+    pub device: &'a str,
+    /// A JSON value, byte for byte.
+    pub data: &'a [u8],
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Response<'a> {
+    pub id: MessageId,
+    pub client: Cid,
+    /// The connection that was asked.
+    pub server: Cid,
+    pub pid: &'a str,
+    pub answer: Answer<'a>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer<'a> {
+    /// The JSON value that the business server sent, byte for byte.
+    Data(&'a [u8]),
+    /// Its connection ended; the request was written to it.
+    Gone,
+    /// Its connection ended, or has no room, and the request was not written: another one may be
+    /// asked.
+    Unwritten,
+}
+
+/// What happened to clients of a project, in order: see [`EventList`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Events<'a> {
+    pub sender: Sender,
+    /// The worker of the sender where it happened.
+    pub worker: u8,
+    pub pid: &'a str,
+    pub list: EventList<'a>,
+}
+
+/// Each event: its kind u8, the length of its text u32, and the text, the frame that business
+/// servers get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventList<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for EventList<'a> {
+    type Item = Result<(EventSet, &'a str), EnvelopeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&kind, rest) = std::mem::take(&mut self.0).split_first()?;
+        let event = rest
+            .split_first_chunk()
+            .and_then(|(length, rest)| rest.split_at_checked(u32::from_le_bytes(*length) as usize));
+        let Some((event, rest)) = event else { return Some(Err(EnvelopeError::Truncated)) };
+        self.0 = rest;
+        Some(text(event).map(|event| (EventSet::from_bits(kind), event)))
+    }
+}
+
+/// Appends an event to a list; `write` appends its text.
+pub fn add_event(list: &mut Vec<u8>, kind: EventSet, write: impl FnOnce(&mut Vec<u8>)) {
+    list.push(kind.bits());
+    let start = list.len();
+    list.extend_from_slice(&[0; 4]);
+    write(list);
+    let length = (list.len() - start - 4) as u32;
+    list[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+impl Request<'_> {
+    pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
+        let start = begin(out, Kind::Request, sender, self.id, self.pid);
+        put_field(out, FIELD_TO, &self.server.0.to_le_bytes());
+        put_field(out, FIELD_FROM, &self.client.0.to_le_bytes());
+        put_field(out, FIELD_UID, self.uid.as_bytes());
+        put_field(out, FIELD_DEVICE, self.device.as_bytes());
+        put_data(out, start, self.data);
+    }
+}
+
+impl Response<'_> {
+    pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
+        let start = begin(out, Kind::Response, sender, self.id, self.pid);
+        put_field(out, FIELD_TO, &self.client.0.to_le_bytes());
+        put_field(out, FIELD_FROM, &self.server.0.to_le_bytes());
+        let (status, data) = match self.answer {
+            Answer::Data(data) => (0, data),
+            Answer::Gone => (1, &[][..]),
+            Answer::Unwritten => (2, &[][..]),
+        };
+        put_field(out, FIELD_STATUS, &[status]);
+        put_data(out, start, data);
+    }
+}
+
+impl Events<'_> {
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = begin(out, Kind::Events, self.sender, MessageId(0), self.pid);
+        put_field(out, FIELD_WORKER, &[self.worker]);
+        put_data(out, start, self.list.0);
+    }
+}
+
+fn begin(out: &mut Vec<u8>, kind: Kind, sender: Sender, id: MessageId, pid: &str) -> usize {
+    let start = out.len();
+    let (origin, epoch) = (sender.node, sender.epoch);
+    Header { kind, origin, epoch, seq: 0, order: 0, id }.encode(out);
+    put_field(out, FIELD_PID, pid.as_bytes());
+    start
+}
+
+/// The connection that a request or a response is for, without reading the rest.
+pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
+    let (_, fields, _) = take_apart(bytes)?;
+    for field in fields {
+        if let (FIELD_TO, value) = field? {
+            return cid(value);
+        }
+    }
+    Err(EnvelopeError::Field)
+}
+
+impl<'a> Parcel<'a> {
+    /// Reads a parcel that fills `bytes` to its end. Never allocates. The data of a request or a
+    /// response is UTF-8; that it is JSON its sender has seen to.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let (header, fields, data) = take_apart(bytes)?;
+        let (mut pid, mut uid, mut device) = ("", "", "");
+        let (mut to, mut from, mut status, mut worker) = (None, None, None, None);
+        for field in fields {
+            let (kind, value) = field?;
+            match kind {
+                FIELD_PID => pid = text(value)?,
+                FIELD_UID => uid = text(value)?,
+                FIELD_DEVICE => device = text(value)?,
+                FIELD_TO => to = Some(cid(value)?),
+                FIELD_FROM => from = Some(cid(value)?),
+                FIELD_STATUS => status = value.first().copied(),
+                FIELD_WORKER => worker = value.first().copied(),
+                _ => {}
+            }
+        }
+        let id = header.id;
+        let missing = EnvelopeError::Field;
+        if pid.is_empty() {
+            return Err(missing);
+        }
+        let utf8 = |data: &'a [u8]| simdutf8::basic::from_utf8(data).map(|_| data);
+        Ok(match header.kind {
+            Kind::Request => Self::Request(Request {
+                id,
+                server: to.ok_or(missing)?,
+                client: from.ok_or(missing)?,
+                pid,
+                uid,
+                device,
+                data: utf8(data).map_err(|_| missing)?,
+            }),
+            Kind::Response => Self::Response(Response {
+                id,
+                client: to.ok_or(missing)?,
+                server: from.ok_or(missing)?,
+                pid,
+                answer: match status {
+                    Some(0) => Answer::Data(utf8(data).map_err(|_| missing)?),
+                    Some(1) => Answer::Gone,
+                    Some(2) => Answer::Unwritten,
+                    _ => return Err(missing),
+                },
+            }),
+            Kind::Events => Self::Events(Events {
+                sender: Sender { node: header.origin, epoch: header.epoch },
+                worker: worker.ok_or(missing)?,
+                pid,
+                list: EventList(data),
+            }),
+            _ => return Err(missing),
+        })
+    }
+}
+
+fn cid(value: &[u8]) -> Result<Cid, EnvelopeError> {
+    match value.len() {
+        8 => Ok(Cid(u64_at(value, 0))),
+        _ => Err(EnvelopeError::Field),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SENDER: Sender = Sender { node: NodeId::new(7).unwrap(), epoch: 9 };
+
+    fn request() -> Request<'static> {
+        Request {
+            id: MessageId(1),
+            server: Cid(2),
+            client: Cid(3),
+            pid: "p",
+            uid: "u é",
+            device: "",
+            data: b"{\"a\": 1}",
+        }
+    }
+
+    fn response(answer: Answer<'_>) -> Response<'_> {
+        Response { id: MessageId(1), client: Cid(3), server: Cid(2), pid: "p", answer }
+    }
+
+    fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(&mut out);
+        out
+    }
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        let bytes = encoded(|out| request().encode(SENDER, out));
+        assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Request(request())));
+        assert_eq!(addressee(&bytes), Ok(Cid(2)));
+        for answer in [Answer::Data(b"null"), Answer::Gone, Answer::Unwritten] {
+            let bytes = encoded(|out| response(answer).encode(SENDER, out));
+            assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Response(response(answer))));
+            assert_eq!(addressee(&bytes), Ok(Cid(3)));
+        }
+    }
+
+    #[test]
+    fn events_keep_their_order() {
+        let mut list = Vec::new();
+        for (kind, text) in [(EventSet::CONNECT, "{}"), (EventSet::SUBSCRIBE, "")] {
+            add_event(&mut list, kind, |out| out.extend_from_slice(text.as_bytes()));
+        }
+        let events = Events { sender: SENDER, worker: 5, pid: "p", list: EventList(&list) };
+        let bytes = encoded(|out| events.encode(out));
+        let Ok(Parcel::Events(found)) = Parcel::decode(&bytes) else { panic!() };
+        assert_eq!(found, events);
+        let found: Vec<_> = found.list.map(Result::unwrap).collect();
+        assert_eq!(found, [(EventSet::CONNECT, "{}"), (EventSet::SUBSCRIBE, "")]);
+        let cut: Vec<_> = EventList(&list[..list.len() - 1]).collect();
+        assert!(cut[0].is_ok() && cut[1].is_err() && cut.len() == 2);
+    }
+
+    #[test]
+    fn what_is_incomplete_is_refused() {
+        let mut out = Vec::new();
+        let start = begin(&mut out, Kind::Request, SENDER, MessageId(1), "p");
+        put_field(&mut out, FIELD_TO, &[0; 7]);
+        put_data(&mut out, start, b"1");
+        assert!(Parcel::decode(&out).is_err() && addressee(&out).is_err());
+        let other = Request { data: b"\xff", ..request() };
+        assert!(Parcel::decode(&encoded(|out| other.encode(SENDER, out))).is_err());
+        let nobody = Request { pid: "", ..request() };
+        assert!(Parcel::decode(&encoded(|out| nobody.encode(SENDER, out))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(at in 0..90_usize, byte: u8, cut in 0..120_usize) {
+            let mut bytes = encoded(|out| request().encode(SENDER, out));
+            let place = at % bytes.len();
+            bytes[place] = byte;
+            bytes.truncate(cut);
+            let _ = Parcel::decode(&bytes);
+            let _ = addressee(&bytes);
+        }
+    }
+}

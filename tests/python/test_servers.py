@@ -1,0 +1,308 @@
+"""Business servers: what they are told, what they are asked, and what they push."""
+
+import json
+import re
+
+import pytest
+from harness import Raw, eventually, handshake, signed
+
+
+@pytest.fixture
+def own(start):
+    """A node that no other test's business servers are connected to."""
+    return start("--node", "200", "--request_timeout_ms", "1000")
+
+
+def event(server, *kinds):
+    """The next event of one of these kinds."""
+    while True:
+        message = server.json()
+        if message["type"] in kinds:
+            return message
+
+
+def request(client, data, echo="r1"):
+    message = {"type": "request", "id": echo, "data": data}
+    client.send({name: value for name, value in message.items() if name != "id" or value})
+
+
+def answer_one(server, data=None):
+    asked = event(server, "request")
+    reply = {"type": "response", "id": asked["id"], "data": asked["data"] if data is None else data}
+    server.send(reply)
+    return asked
+
+
+# Its connection.
+
+
+def test_a_business_server_is_welcomed_and_needs_no_uid(own):
+    with own.business() as server:
+        assert re.fullmatch(
+            r'\{"type":"connect","code":1,"msg":"success","client_id":"\d+","node":200\}',
+            server.welcome,
+        )
+        assert json.loads(server.ask({"type": "heartbeat", "id": "h"}))["type"] == "heartbeat"
+
+
+@pytest.mark.parametrize("events", ["connects", "connect,", "request,push", "CONNECT"])
+def test_an_unknown_event_is_refused(own, events):
+    query = signed("/ws/connect", {"pid": "1", "type": "2", "events": events}, "dev-secret")
+    with Raw(own.ws) as raw:
+        raw.send(handshake("/ws/connect?" + query))
+        status, _, body = raw.read_response()
+    assert status == 400 and "events must be" in json.loads(body)["msg"]
+
+
+def test_a_business_server_is_no_target(own):
+    with own.business(uid="u1") as server, own.client("u1") as client:
+        own.push("all")
+        own.push("user", uids=["u1"])
+        own.push("cid", cids=[server.cid, client.cid])
+        assert [client.pushed() for _ in range(3)] == ['"all"', '"user"', '"cid"']
+        own.push("server", cids=[server.cid])
+        kinds = set()
+        server.send({"type": "heartbeat"})
+        while "heartbeat" not in kinds:
+            kinds.add(server.json()["type"])
+        assert "push" not in kinds
+
+
+def test_what_clients_say_is_not_for_business_servers(own):
+    with own.business() as server:
+        for message in ({"type": "subscribe", "tags": "a"}, {"type": "request", "data": 1}):
+            refused = json.loads(server.ask(message | {"id": "x"}))
+            assert (refused["type"], refused["code"], refused["id"]) == ("error", 0, "x")
+        assert json.loads(server.ask("not json"))["type"] == "error"
+
+
+def test_a_business_servers_message_may_be_larger_than_a_clients(own):
+    with own.business("request") as server, own.client("big") as client:
+        data = "x" * 300_000
+        reply = json.loads(server.ask({"type": "push", "uids": ["big"], "data": data, "id": "1"}))
+        assert reply["code"] == 1, reply
+        assert json.loads(client.pushed()) == data
+        server.send("x" * 1_100_000)
+        assert server.close_code()[0] == 1009
+
+
+def test_its_session_ends_too(own):
+    with own.business(session_exp="1") as server:
+        assert server.close_code() == (4003, "session expired")
+
+
+# Events.
+
+
+def test_events_of_a_client_come_in_order_with_their_members(own):
+    with own.business() as server:
+        with own.client("ann", device="ios", tags="a") as client:
+            cid = client.cid
+            client.ask({"type": "subscribe", "tags": "a,b,c"})
+            client.ask({"type": "unsubscribe", "tags": "c,never"})
+            client.ask({"type": "unsubscribe", "tags": "never"})
+        kinds = ("connect", "subscribe", "unsubscribe", "disconnect")
+        events = [event(server, *kinds) for _ in range(4)]
+    assert [one["type"] for one in events] == list(kinds)
+    for one in events:
+        assert one.pop("ts") > 1_700_000_000_000
+        assert one.pop("type") and "code" not in one
+        assert (one.pop("client_id"), one.pop("uid")) == (cid, "ann")
+        assert (one.pop("device"), one.pop("node")) == ("ios", 200)
+    assert events == [
+        {"tags": ["a"]},
+        {"tags": ["b", "c"]},
+        {"tags": ["c"]},
+        {"reason": "peer"},
+    ]
+
+
+def test_events_are_narrowed(own):
+    with own.business("disconnect") as some, own.business("") as none, own.business() as everything:
+        own.client("ann").close()
+        assert event(everything, "connect")["uid"] == "ann"
+        assert event(everything, "disconnect")["uid"] == "ann"
+        assert some.json()["type"] == "disconnect"
+        assert json.loads(none.ask({"type": "heartbeat"}))["type"] == "heartbeat"
+
+
+def test_events_stay_in_their_project(start, projects):
+    node = start("--projects", projects)
+    two = {"pid": "two", "secret": "old-secret-of-two"}
+    with node.business() as one, node.business(**two) as other:
+        with node.client("ann", **two), node.client("bob"):
+            assert event(one, "connect")["uid"] == "bob"
+            assert event(other, "connect")["uid"] == "ann"
+            with node.client("cat", **two) as cat:
+                request(cat, 1)
+                assert event(other, "request")["from"]["uid"] == "cat"
+
+
+def test_the_reason_of_a_disconnect(start):
+    node = start("--idle_timeout_ms", "400")
+    with node.business("disconnect") as server:
+        with node.raw_ws("ill") as ill:
+            ill.frame(3, b"reserved opcode")
+            assert ill.close_code() == 1002
+        assert server.json()["reason"] == "violation"
+        with node.raw_ws("gone"):
+            pass
+        assert server.json()["reason"] == "gone"
+        with node.client("late", session_exp="1") as late:
+            assert late.close_code()[0] == 4003
+        assert server.json()["reason"] == "session_expired"
+        with node.raw_ws("silent") as silent:
+            assert silent.close_code() == 4002
+        assert server.json()["reason"] == "idle"
+
+
+# Pushes.
+
+
+def test_a_push_is_acknowledged_with_its_message_id(own):
+    with own.business() as server, own.client("ann", tags="x") as client:
+        reply = server.ask({"type": "push", "uids": ["ann"], "data": {"a": 1}, "id": "p1"})
+        while json.loads(reply)["type"] != "push":
+            reply = server.text()
+        found = re.fullmatch(r'\{"type":"push","code":1,"id":"p1","message_id":"(\d+)"\}', reply)
+        assert client.json() == {"type": "push", "id": found[1], "data": {"a": 1}}
+        for number in range(100):
+            server.send({"type": "push", "tags": "x", "data": number})
+        acknowledged = [event(server, "push") for _ in range(100)]
+        assert all(list(one) == ["type", "code", "message_id"] for one in acknowledged)
+        pushes = [client.json() for _ in range(100)]
+        assert [one["data"] for one in pushes] == list(range(100))
+        assert [one["id"] for one in pushes] == [one["message_id"] for one in acknowledged]
+
+
+def test_a_bad_push_is_refused_and_the_next_is_not(own):
+    with own.business("request") as server:
+        for bad in ({}, {"data": 1, "uids": ["a,b"]}, {"data": 1, "cids": "x"}, {"data": 1, "ttl_ms": 0}):
+            refused = json.loads(server.ask({"type": "push", "id": "b", **bad}))
+            assert (refused["type"], refused["code"], refused["id"]) == ("push", 0, "b")
+            assert refused["msg"]
+        assert json.loads(server.ask({"type": "push", "data": 1, "id": "g"}))["code"] == 1
+
+
+# Requests.
+
+
+def test_a_request_goes_to_one_server_and_its_answer_to_that_client(own):
+    with own.business("request") as server:
+        with own.client("ann", device="web") as ann, own.client("bob") as bob:
+            request(ann, {"x": [1, 2.50]}, "r\"1")
+            text = server.text()
+            asked = json.loads(text)
+            assert text == (
+                '{"type":"request","id":"%s","from":{"client_id":"%s","uid":"ann","device":"web"}'
+                ',"data":{"x": [1, 2.5]}}' % (asked["id"], ann.cid)
+            )
+            server.send('{"type":"response","id":"%s","data": {"y" : 1.50}}' % asked["id"])
+            assert ann.text() == '{"type":"response","id":"r\\"1","code":1,"data":{"y" : 1.50}}'
+            request(bob, None, None)
+            answer_one(server, "hi")
+            assert bob.text() == '{"type":"response","code":1,"data":"hi"}'
+
+
+def test_no_server_at_once(own):
+    with own.client("ann") as ann:
+        assert ann.ask({"type": "request", "id": "r1", "data": 1}) == (
+            '{"type":"response","id":"r1","code":0,"msg":"no server"}'
+        )
+        with own.business("connect,disconnect"):
+            assert json.loads(ann.ask({"type": "request", "data": 1}))["msg"] == "no server"
+
+
+def test_a_server_that_says_nothing_is_a_timeout_and_its_late_answer_is_counted(own):
+    with own.business("request") as server, own.client("ann") as ann:
+        request(ann, 1)
+        asked = event(server, "request")
+        assert ann.text() == '{"type":"response","id":"r1","code":0,"msg":"timeout"}'
+        server.send({"type": "response", "id": asked["id"], "data": 1})
+        eventually(lambda: own.metric("request_answer_lost_total") == 1, "the late answer counted")
+        assert json.loads(ann.ask({"type": "heartbeat"}))["type"] == "heartbeat"
+
+
+def test_repeated_and_forged_answers_are_dropped_and_counted(own):
+    with own.business("request") as first, own.business("request") as second:
+        with own.client("ann") as ann:
+            request(ann, "a", "1")
+            request(ann, "b", "2")
+            # The one with the fewest in flight.
+            a, b = event(first, "request"), event(second, "request")
+            assert {a["data"], b["data"]} == {"a", "b"}
+            second.send({"type": "response", "id": a["id"], "data": "forged"})
+            second.send({"type": "response", "id": "1", "data": "guessed"})
+            second.send({"type": "response", "data": "none"})
+            lost = lambda: own.metric("request_answer_lost_total", reason="unasked")
+            eventually(lambda: lost() == 3, "three are counted")
+            for _ in range(3):
+                first.send({"type": "response", "id": a["id"], "data": "own"})
+            eventually(lambda: lost() == 5, "two more are counted")
+            second.send({"type": "response", "id": b["id"], "data": "own"})
+            answers = [ann.json(), ann.json()]
+            assert {one["id"] for one in answers} == {"1", "2"}
+            assert all(one["data"] == "own" for one in answers)
+
+
+def test_requests_go_to_the_server_with_the_fewest_in_flight(own):
+    with own.business("request") as first, own.business("request") as second:
+        clients = [own.client(f"u{number}") for number in range(6)]
+        for number, client in enumerate(clients):
+            request(client, number)
+        shares = [[event(server, "request") for _ in range(3)] for server in (first, second)]
+        assert {one["data"] for share in shares for one in share} == set(range(6))
+        for one in shares[0]:
+            first.send({"type": "response", "id": one["id"], "data": 0})
+        answered = {one["data"] for one in shares[0]}
+        for number in answered:
+            clients[number].json()
+            request(clients[number], "again")
+        assert [event(first, "request")["data"] for _ in range(3)] == ["again"] * 3
+        for client in clients:
+            client.close()
+
+
+def test_a_server_that_goes_answers_for_itself(own):
+    with own.client("ann") as ann, own.business("request") as server:
+        request(ann, 1)
+        event(server, "request")
+        server.close()
+        assert ann.text() == '{"type":"response","id":"r1","code":0,"msg":"server gone"}'
+        assert json.loads(ann.ask({"type": "request", "data": 1}))["msg"] == "no server"
+
+
+def test_a_client_that_goes_leaves_nothing_behind(own):
+    with own.business("request") as server:
+        with own.client("ann") as ann:
+            request(ann, 1)
+            asked = event(server, "request")
+        eventually(lambda: own.metric("ws_connection") == 1, "the client is gone")
+        server.send({"type": "response", "id": asked["id"], "data": 1})
+        lost = lambda: own.metric("request_answer_lost_total", reason="client_gone")
+        eventually(lambda: lost() == 1, "its answer is counted")
+
+
+def test_many_requests_of_one_client_and_a_limit(own):
+    with own.business("request") as server, own.client("ann") as ann:
+        for number in range(1_001):
+            request(ann, number, str(number))
+        refused = ann.json()
+        assert (refused["id"], refused["msg"]) == ("1000", "too many requests wait")
+        for _ in range(1_000):
+            answer_one(server)
+        answers = {one["id"]: one["data"] for one in (ann.json() for _ in range(1_000))}
+        assert answers == {str(number): number for number in range(1_000)}
+
+
+def test_a_storm_of_connects_is_told_whole(own):
+    with own.business("connect,disconnect") as server:
+        clients = [own.client(f"s{number}") for number in range(200)]
+        cids = {client.cid for client in clients}
+        for client in clients:
+            client.close()
+        seen = {}
+        for _ in range(400):
+            one = server.json()
+            seen.setdefault(one["client_id"], []).append(one["type"])
+        assert seen == {cid: ["connect", "disconnect"] for cid in cids}
