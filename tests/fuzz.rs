@@ -22,6 +22,8 @@ mod json;
 mod message;
 #[path = "../fuzz/checks/params.rs"]
 mod params;
+#[path = "../fuzz/checks/parcel.rs"]
+mod parcel;
 #[path = "../fuzz/checks/push.rs"]
 mod push;
 #[path = "../fuzz/checks/resp.rs"]
@@ -93,6 +95,23 @@ fn envelopes() {
         [&[1u8, 0, 200, 0][..], &[7; 36], &[67, 0, 0, 0], &[7; 8], &[1, 1, 0, 0, 0, b'1']].concat();
     let named = [&header[..], &[2, 4, 0, 0, 0, 1, b'u', 1, b'v'], b"{}"].concat();
     fuzz("envelope", envelope::run, &[&header, &named]);
+}
+
+#[test]
+fn parcels() {
+    let head = |kind: u8, data_at: u8| {
+        [&[1u8, kind, 200, 0][..], &[7; 36], &[data_at, 0, 0, 0], &[7; 8], &[1, 1, 0, 0, 0, b'1']]
+            .concat()
+    };
+    let ends = [8, 8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
+    let request = [&head(5, 84)[..], &ends, b"{}"].concat();
+    let response = [&head(6, 90)[..], &ends, &[12, 1, 0, 0, 0, 0], b"[1]"].concat();
+    let events = [&head(7, 64)[..], &[13, 1, 0, 0, 0, 2, 2, 2, 0, 0, 0], b"{}"].concat();
+    let member =
+        [&head(4, 74)[..], &[15, 11, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 1, b'p']].concat();
+    let bundle = [&[1, 255, request.len() as u8, 0, 0, 0][..], &request].concat();
+    let answer = br#"{"type":"response","id":"42","data":{"x":[1]}}"#;
+    fuzz("parcel", parcel::run, &[&request, &response, &events, &member, &bundle, answer]);
 }
 
 #[test]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use ws_cluster::state::counters::{Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, EventSet, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
-use ws_cluster::wire::websocket::Inbound;
+use ws_cluster::wire::websocket::{Inbound, Message};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "a name that is too long to be kept in place"];
 const LIMITS: Limits = Limits {
@@ -94,7 +94,10 @@ impl Rig {
                     device: ["", "ios"][usize::from(argument >> 5 & 1)],
                     tags,
                     session_exp: u64::from(argument >> 6) * (self.now_ms / 1_000 + 1),
-                    role: Role::Client,
+                    role: match kind / 10 % 3 {
+                        0 => Role::Server(EventSet::from_bits(argument | 1)),
+                        _ => Role::Client,
+                    },
                 };
                 let (key, cid) = self.worker.handle_connect(identity, b"", self.now_ms);
                 self.open.push((key.slot, cid, None));
@@ -103,6 +106,14 @@ impl Rig {
                 let count = usize::from(kind / 10 * 4).min(rest.len());
                 self.read(at, &rest[..count]);
                 return count;
+            }
+            4 if kind / 10 % 4 == 3 && !self.open.is_empty() => {
+                let slot = self.open[at].0;
+                let text: &[u8] = match argument & 64 {
+                    0 => br#"{"type":"request","id":"r","data":[1]}"#,
+                    _ => br#"{"type":"push","id":"p","data":[1]}"#,
+                };
+                self.worker.handle_frame(slot, Message::Text(text), self.now_ms);
             }
             4 => self.push(kind, argument),
             5 => self.flush(),
@@ -191,6 +202,11 @@ impl Rig {
     }
 
     fn flush(&mut self) {
+        self.worker.take_asks();
+        while let Some(push) = self.worker.take_server_push() {
+            let result = if self.room == 8 { Err("refused") } else { Ok(MessageId(1)) };
+            self.worker.answer_push(&push, result);
+        }
         while self.worker.has_output() {
             self.worker.seal(&mut self.sealed);
             for index in 0..self.sealed.len() {

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
-use crate::types::Cid;
-use crate::types::Routing;
+use crate::state::wants::Server;
+use crate::types::{Cid, EventSet, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
+use crate::wire::member::{self, Cids, Member, Servers};
+use crate::wire::parcel::Sender;
 use crate::wire::sign::Secret;
 
 const KEYS: (u64, u64) = (1, 2);
@@ -489,4 +491,129 @@ fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     ask(&mut setting, Interest::Events(ProjectId(0)));
     setting.broker.handle_lost(&mut setting.said);
     assert_eq!(setting.said.ready.len(), 3, "nobody waits for a link that is lost");
+}
+
+/// What node 9 says of itself arrives.
+fn say<'a>(setting: &mut Setting, epoch: u64, version: u64, change: impl FnOnce(&mut Member<'a>)) {
+    let sender = Sender { node: NodeId::new(9).unwrap(), epoch };
+    let mut word = Member::new(sender, version);
+    change(&mut word);
+    let (mut envelope, mut bytes) = (Vec::new(), Vec::new());
+    word.encode(&mut envelope);
+    message(&mut bytes, b"x:nodes", &envelope);
+    setting.hear(LinkName::Subscribe, &bytes);
+}
+
+fn here(cids: &[u64]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for &cid in cids {
+        let server = member::Server { cid: Cid(cid), events: EventSet::ALL, pid: "p" };
+        member::add_server(&mut list, &server);
+    }
+    list
+}
+
+fn notices(setting: &mut Setting) -> Vec<String> {
+    let said = std::mem::take(&mut setting.said.notices).into_iter();
+    said.map(|(worker, notice)| match notice {
+        Notice::ServerHere(server) => format!("{worker}: {} here", server.cid),
+        Notice::ServerGone(cid) => format!("{worker}: {cid} gone"),
+        Notice::ServerKnown(cid) => format!("{worker}: {cid} known"),
+        Notice::Node { node, is_up } => format!("{worker}: node {node} {is_up}"),
+    })
+    .collect()
+}
+
+/// The words that were published on a channel since the last call.
+fn published(setting: &mut Setting, channel: &[u8]) -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
+    let list = commands(&out);
+    let mut answers = Vec::new();
+    list.iter().for_each(|_| answers.extend_from_slice(b":1\r\n"));
+    if !answers.is_empty() {
+        setting.hear(LinkName::Publish, &answers);
+    }
+    list.into_iter().filter(|words| words[1] == channel).map(|words| words[2].clone()).collect()
+}
+
+#[test]
+fn another_nodes_business_servers_are_told_of_as_they_come_and_go() {
+    let mut setting = Setting::ready(1);
+    let list = here(&[5, 6]);
+    say(&mut setting, 1, 2, |word| (word.is_whole, word.here) = (true, Servers(&list)));
+    assert_eq!(notices(&mut setting), ["0: node 9 true", "0: 5 here", "0: 6 here"]);
+    assert_eq!(setting.broker.nodes(), 2);
+    let list = here(&[7]);
+    say(&mut setting, 1, 3, |word| word.here = Servers(&list));
+    say(&mut setting, 1, 3, |_| {});
+    let gone = 5_u64.to_le_bytes();
+    say(&mut setting, 1, 4, |word| word.gone = Cids(&gone));
+    assert_eq!(notices(&mut setting), ["0: 7 here", "0: 5 gone"]);
+    let list = here(&[7, 8]);
+    say(&mut setting, 1, 9, |word| (word.is_whole, word.here) = (true, Servers(&list)));
+    assert_eq!(notices(&mut setting), ["0: 6 gone", "0: 8 here"]);
+    say(&mut setting, 2, 0, |word| word.is_whole = true);
+    assert_eq!(notices(&mut setting), ["0: node 9 false", "0: node 9 true"]);
+    say(&mut setting, 1, 9, |_| {});
+    say(&mut setting, 2, 0, |word| word.leaves = true);
+    say(&mut setting, 2, 0, |_| {});
+    assert_eq!(notices(&mut setting), ["0: node 9 false"], "nothing comes after its last word");
+    assert_eq!(setting.broker.nodes(), 1);
+}
+
+#[test]
+fn whoever_missed_a_change_asks_for_everything() {
+    let mut setting = Setting::ready(1);
+    say(&mut setting, 1, 2, |word| word.is_whole = true);
+    published(&mut setting, b"");
+    let list = here(&[7]);
+    say(&mut setting, 1, 4, |word| word.here = Servers(&list));
+    say(&mut setting, 1, 4, |_| {});
+    let asked = published(&mut setting, b"x:node:9");
+    assert_eq!(asked.len(), 1, "once");
+    assert!(Member::decode(&asked[0]).unwrap().asks);
+    notices(&mut setting);
+    say(&mut setting, 1, 4, |word| (word.is_whole, word.here) = (true, Servers(&list)));
+    assert_eq!(notices(&mut setting), ["0: 7 here"]);
+    // And asked itself, it says all that it has.
+    setting.now_ms += 100;
+    say(&mut setting, 1, 4, |word| word.asks = true);
+    let said = published(&mut setting, b"x:nodes");
+    assert!(said.iter().any(|word| Member::decode(word).unwrap().is_whole));
+}
+
+#[test]
+fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
+    let mut setting = Setting::ready(1);
+    say(&mut setting, 1, 0, |word| word.is_whole = true);
+    notices(&mut setting);
+    setting.tick(4_900).unwrap();
+    assert_eq!(notices(&mut setting), [""; 0]);
+    // This very thread stood still: it has not listened.
+    setting.now_ms += 1_100;
+    setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+    setting.talk();
+    assert_eq!(notices(&mut setting), [""; 0]);
+    setting.tick(5_100).unwrap();
+    assert_eq!(notices(&mut setting), ["0: node 9 false"]);
+}
+
+#[test]
+fn a_business_server_is_known_when_redis_has_it_or_is_away() {
+    let mut setting = Setting::ready(2);
+    let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
+    let ask = |setting: &mut Setting, ask: Ask| {
+        setting.broker.handle_ask(1, &ask, setting.now_ms, &mut setting.said);
+    };
+    ask(&mut setting, Ask::ServerHere(server(5)));
+    assert_eq!(notices(&mut setting), ["0: 5 here"]);
+    setting.talk();
+    assert_eq!(notices(&mut setting), ["1: 5 known"]);
+    ask(&mut setting, Ask::ServerHere(server(6)));
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(notices(&mut setting), ["0: 6 here", "1: 6 known"]);
+    ask(&mut setting, Ask::ServerHere(server(7)));
+    ask(&mut setting, Ask::ServerGone(Cid(5)));
+    assert_eq!(notices(&mut setting), ["0: 7 here", "1: 7 known", "0: 5 gone"]);
 }
