@@ -263,7 +263,8 @@ impl Core {
     }
 
     fn tell_broker(&self, redis: &RedisQueue, ask: Ask) {
-        if let Ask::Relay(relay) = &ask
+        // Events wait for it at the broker.
+        if let Ask::Relay(relay @ Relay { to: To::Holder { .. }, .. }) = &ask
             && self.shared.queue.is_down()
         {
             return self.engine.borrow_mut().worker.handle_unsent(relay);

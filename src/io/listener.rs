@@ -3,18 +3,20 @@
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Connections that the kernel keeps until a worker takes them.
 const BACKLOG: i32 = 4096;
+/// How long a start waits for a port to be free.
+const RESTART_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Holds a port for this process without listening on it, so that every worker may bind it after;
 /// with port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT
 /// alone would let two servers of one user share it unnoticed.
 pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     if address.port() != 0 {
-        let probe = socket(address)?;
-        probe.bind(&address.into())?;
-        probe.listen(1)?;
+        probe(address)?;
     }
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
@@ -22,6 +24,21 @@ pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let held: TcpListener = socket.into();
     let address = held.local_addr()?;
     Ok((held, address))
+}
+
+/// Fails where somebody listens already. The kernel takes the listeners of a process that has just
+/// ended down with its rings, a moment later: a restart waits for that.
+fn probe(address: SocketAddr) -> io::Result<()> {
+    let until = Instant::now() + RESTART_PATIENCE;
+    loop {
+        let probe = socket(address)?;
+        match probe.bind(&address.into()).and_then(|()| probe.listen(1)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Listens on a port that is reserved.

@@ -39,6 +39,8 @@ const CANARY_EVERY_MS: u64 = 1_000;
 const CANARY_LOST_MS: u64 = 2_500;
 /// What waits for Redis's answers at most; beyond, pushes are refused.
 const MAX_PENDING_BYTES: usize = 64 << 20;
+/// What waits while it is away at most; beyond, events are lost.
+const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
 /// The longest thing that is taken from Redis; beyond, the link is cut.
 const MAX_BULK_BYTES: usize = 64 << 20;
 /// Channels in one SUBSCRIBE.
@@ -517,12 +519,17 @@ impl Broker {
             }
             return;
         }
+        self.accept(publication, pusher, now_ms);
+    }
+
+    /// Numbers what is to be published and keeps it until it is answered.
+    fn accept(&mut self, publication: &mut Publication, pusher: Option<Pusher>, now_ms: u64) {
         for part in 0..publication.parts.len() {
             let seq = self.sequences.next(publication.channel(part), now_ms);
             self.order += 1;
             publication.set_numbers(part, seq, self.order);
         }
-        if self.log.is_empty() {
+        if self.log.is_empty() && self.may_publish() {
             self.publishing.handle_asked(now_ms);
         }
         self.log.add_message(publication, pusher, now_ms + self.config.queue_timeout_ms);
@@ -548,7 +555,8 @@ impl Broker {
         }
     }
 
-    /// A worker has a parcel for others.
+    /// A worker has a parcel for others. Events wait for a queue that is away: a business server that
+    /// misses one of them knows too little of its clients for good.
     fn relay(&mut self, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
@@ -563,7 +571,12 @@ impl Broker {
             To::Events(_) => config.names.events(out, pid),
         };
         publication.add_parcel(name, parcel);
-        self.handle_publish(&mut publication, None, now_ms, sink);
+        let may_wait = matches!(to, To::Events(_)) && self.state != State::Ready;
+        if may_wait && self.log.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
+            self.accept(&mut publication, None, now_ms);
+        } else {
+            self.handle_publish(&mut publication, None, now_ms, sink);
+        }
         self.relayed = publication;
     }
 

@@ -189,8 +189,12 @@ def test_a_redis_that_is_away(nodes):
             while (answer := ann.json())["id"] != "down":
                 pass
             assert answer["msg"] == "the queue is down"
+            # What happens meanwhile is told after.
+            a.client("cat").close()
             nodes.redis.start()
             await_ready(a, b)
+            assert event(far, "connect")["uid"] == "cat"
+            assert event(far, "disconnect")["uid"] == "cat"
             if a.workers == "1":
                 near.send({"type": "response", "id": held["id"], "data": 1})
                 assert ann.json()["code"] == 1

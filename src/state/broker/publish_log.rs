@@ -32,6 +32,8 @@ enum What {
         /// tell it.
         pusher: Option<Pusher>,
         is_last_part: bool,
+        /// Whether it is worth less later: a push, whose pusher will push again, and a request.
+        may_expire: bool,
         has_expired: bool,
         was_sent_before: bool,
     },
@@ -115,9 +117,11 @@ impl PublishLog {
     ) {
         let last = publication.parts.len() - 1;
         for (index, part) in publication.parts.iter().enumerate() {
+            let header = Header::read(&publication.bytes[part.envelope.clone()]);
             let what = What::Message {
                 pusher: pusher.filter(|_| index == last),
                 is_last_part: index == last,
+                may_expire: header.is_ok_and(|header| header.kind != Kind::Events),
                 has_expired: false,
                 was_sent_before: false,
             };
@@ -281,8 +285,8 @@ impl PublishLog {
             && entry.deadline_ms <= now_ms
         {
             self.expired += 1;
-            if let What::Message { pusher, has_expired, .. } = &mut entry.what {
-                *has_expired = true;
+            if let What::Message { pusher, may_expire, has_expired, .. } = &mut entry.what {
+                *has_expired = *may_expire;
                 if let Some(pusher) = pusher.take() {
                     expire(pusher);
                 }
