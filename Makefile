@@ -16,7 +16,7 @@ SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench soak fuzz fuzz-short clean
+        bench side-by-side cluster-bench request-bench soak fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,6 +52,9 @@ side-by-side: build ## server and bare loop in turn on the same cores (ROUNDS=5)
 
 cluster-bench: build ## two nodes on a Redis, beside one node and Redis alone; the broker (ROUNDS=5)
 	bench/cluster.py --rounds $(ROUNDS)
+
+request-bench: build ## requests to business servers and events of a storm, with and without Redis (ROUNDS=5)
+	bench/requests.py --rounds $(ROUNDS)
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)

@@ -49,10 +49,25 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def main():
     args = arguments()
+    wanted = figures_of(args, FIGURES)
+    prepare(args)
+    if not args.local:
+        demand_redis_queue(args)
+    results = run_rounds(args, [step for name in wanted for step in steps_of(args, name)])
+    failed = report(args, wanted, results)
+    sys.exit(1 if failed else 0)
+
+
+def figures_of(args, figures):
     wanted = args.only.split(",")
-    unknown = [name for name in wanted if name not in FIGURES]
+    unknown = [name for name in wanted if name not in figures]
     if unknown:
-        sys.exit(f"--only {','.join(unknown)}: give some of {','.join(FIGURES)}")
+        sys.exit(f"--only {','.join(unknown)}: give some of {','.join(figures)}")
+    return wanted
+
+
+def prepare(args):
+    """Ends here if a program is not there."""
     for path in (args.server, args.loadtest, args.bench):
         if not os.access(path, os.X_OK):
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
@@ -60,9 +75,10 @@ def main():
         sys.exit(f"{args.redis_server} is not there: install it (tests/redis.sh), or name it")
     # What is started below is ended by leaving its `with`, whatever ends this script.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    if not args.local:
-        demand_redis_queue(args)
-    steps = [step for name in wanted for step in steps_of(args, name)]
+
+
+def run_rounds(args, steps):
+    """All steps in turn, round by round: the samples by key, None for what failed."""
     results = {key: [] for key, _ in steps}
     for number in range(1, args.rounds + 1):
         for key, step in steps:
@@ -76,13 +92,12 @@ def main():
             results[key].append(sample)
             text = ", ".join(f"{name} {value:,.2f}" for name, value in sample.items())
             print(f"round {number} {key}: {text}", file=sys.stderr)
-    failed = report(args, wanted, results)
-    sys.exit(1 if failed else 0)
+    return results
 
 
-def arguments():
+def common_arguments(description, figures):
     release = os.path.join(base.HERE, "target", "release")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--server", default=os.path.join(release, "ws-cluster"))
     parser.add_argument("--loadtest", default=os.path.join(release, "loadtest"))
     parser.add_argument("--bench", default=os.path.join(release, "bench"))
@@ -90,23 +105,33 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--bytes", type=int, default=128, help="payload of a message")
-    parser.add_argument("--rate", type=float, default=200, help="pushes a second of the slow run")
-    parser.add_argument("--pushers", type=int, default=8)
-    parser.add_argument("--users", type=int, default=1, help="pushed to in turn")
-    parser.add_argument("--pipeline", default="1,8,32", help="requests on their way a pusher, each")
     parser.add_argument("--link", choices=("tcp", "unix"), default="tcp", help="to Redis")
     parser.add_argument("--resp3", action="store_true", help="the bare client has one link")
     parser.add_argument("--server-core", type=int, help="not pinned")
     parser.add_argument("--second-core", type=int, help="of the second node: as --server-core")
     parser.add_argument("--client-core", type=int, help="load tool and bare client: not pinned")
     parser.add_argument("--redis-core", type=int, help="not pinned")
-    parser.add_argument("--only", default=",".join(FIGURES), help="figures, comma-separated")
-    parser.add_argument("--local", action="store_true", help="leave --queue redis out")
+    parser.add_argument("--only", default=",".join(figures), help="figures, comma-separated")
     parser.add_argument("--server-arg", action="append", default=[], help="one more for the server")
     parser.add_argument("--json", metavar="FILE", help="write every sample there")
+    return parser
+
+
+def parse(parser):
     args = parser.parse_args()
     if args.second_core is None:
         args.second_core = args.server_core
+    return args
+
+
+def arguments():
+    parser = common_arguments(__doc__.splitlines()[0], FIGURES)
+    parser.add_argument("--rate", type=float, default=200, help="pushes a second of the slow run")
+    parser.add_argument("--pushers", type=int, default=8)
+    parser.add_argument("--users", type=int, default=1, help="pushed to in turn")
+    parser.add_argument("--pipeline", default="1,8,32", help="requests on their way a pusher, each")
+    parser.add_argument("--local", action="store_true", help="leave --queue redis out")
+    args = parse(parser)
     try:
         args.pipelines = [int(number) for number in args.pipeline.split(",")]
     except ValueError:
@@ -164,11 +189,26 @@ def latency_local(args, rate):
 
 
 def latency_cluster(args, rate):
+    with two_nodes(args) as (a, b):
+        flags = one_at_a_time(args, rate)
+        return latency_of(b.load("unicast", *flags, http_port=a.http_port))
+
+
+@contextlib.contextmanager
+def one_node(args, queue):
+    """A node, and the Redis that it is on if it has one."""
+    with contextlib.ExitStack() as stack:
+        between = stack.enter_context(redis(args)) if queue == "redis" else None
+        yield stack.enter_context(base.server(args, 1, between.flags() if between else ())), between
+
+
+@contextlib.contextmanager
+def two_nodes(args):
+    """Two nodes on a Redis of their own."""
     second = argparse.Namespace(**vars(args) | {"server_core": args.second_core})
     with redis(args) as queue:
         with base.server(args, 1, queue.flags()) as a, base.server(second, 2, queue.flags()) as b:
-            flags = one_at_a_time(args, rate)
-            return latency_of(b.load("unicast", *flags, http_port=a.http_port))
+            yield a, b
 
 
 def latency_of(out):
@@ -191,9 +231,7 @@ def bare(args, rate):
 def throughput(args, pipeline, queue):
     flags = ["--pushers", args.pushers, "--pipeline", pipeline, "--users", args.users]
     flags += ["--bytes", args.bytes, "--seconds", args.seconds]
-    with contextlib.ExitStack() as stack:
-        between = stack.enter_context(redis(args)) if queue == "redis" else None
-        node = stack.enter_context(base.server(args, 1, between.flags() if between else ()))
+    with one_node(args, queue) as (node, between):
         pids = {"server": node.pid} | ({"redis": between.pid} if between else {})
         before, tool = {name: cpu_s(pid) for name, pid in pids.items()}, ended_children_s()
         began = time.monotonic()
@@ -283,6 +321,20 @@ def await_pong(process, port, log):
 
 def report(args, wanted, results):
     """Prints the tables; whether any figure is missing or not reached."""
+    head(args)
+    failed = False
+    if "latency" in wanted:
+        failed |= report_latency(args, results)
+    if "throughput" in wanted:
+        failed |= report_throughput(args, results)
+    if "broker" in wanted:
+        failed |= report_broker(results)
+    keep(args, results)
+    return failed
+
+
+def head(args):
+    """Where and how the figures below were measured."""
     cores = {
         "server": args.server_core,
         "second node": args.second_core,
@@ -294,17 +346,12 @@ def report(args, wanted, results):
     print(f"\nMachine: {os.cpu_count()} cores, {cpu}, Linux {kernel}, {redis_version(args)}")
     print(f"Command: {' '.join(sys.argv)}")
     print(f"Pinned: {', '.join(pinned) or 'nothing'}; {args.link} to Redis; medians of the rounds")
-    failed = False
-    if "latency" in wanted:
-        failed |= report_latency(args, results)
-    if "throughput" in wanted:
-        failed |= report_throughput(args, results)
-    if "broker" in wanted:
-        failed |= report_broker(results)
+
+
+def keep(args, results):
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
-    return failed
 
 
 def report_latency(args, results):
@@ -326,6 +373,11 @@ def report_latency(args, results):
         failed |= reached == "no"
         print(f"| {title} | {' | '.join(texts)} | {shown(ratios, '.2f')} |", end="")
         print(f" ≤ {ROUND_TRIPS:g} | {reached} |")
+    report_tails(results)
+    return failed
+
+
+def report_tails(results):
     print("\n| tails (us) | p90 | p99 | a second |\n|---|---:|---:|---:|")
     for key, samples in results.items():
         if key.startswith("latency"):
@@ -334,7 +386,6 @@ def report_latency(args, results):
                 for name in ("p90", "p99", "per_s")
             )
             print(f"| {key.removeprefix('latency ')} | {p90} | {p99} | {per_s} |")
-    return failed
 
 
 def report_throughput(args, results):

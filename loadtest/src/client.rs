@@ -2,70 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use hdrhistogram::Histogram;
-use memchr::memmem;
 
 use crate::frame::{self, Next};
+use crate::identity::{self, Identity};
 use crate::message::Marks;
 use crate::report::{self, Failures};
-use crate::sign::Signer;
 use crate::sys::{self, Epoll};
-
-/// Every client uses the key of RFC 6455 section 1.3: its answer is known beforehand.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
-
-/// Who connects, and where to.
-#[derive(Clone)]
-pub struct Identity {
-    pub ws: SocketAddrV4,
-    pub signer: Signer,
-    pub pid: String,
-    pub uid_prefix: String,
-    pub tags: String,
-    pub device: String,
-}
-
-impl Identity {
-    /// Appends the upgrade request of the user with this number.
-    pub fn request(&self, user: u64, exp: u64, out: &mut Vec<u8>) {
-        let exp = exp.to_string();
-        let uid = format!("{}{user}", self.uid_prefix);
-        let all = [
-            ("device", self.device.as_str()),
-            ("exp", &exp),
-            ("pid", &self.pid),
-            ("tags", &self.tags),
-            ("type", "1"),
-            ("uid", &uid),
-        ];
-        let mut given = [("", ""); 6];
-        let mut count = 0;
-        for parameter in all.into_iter().filter(|(_, value)| !value.is_empty()) {
-            given[count] = parameter;
-            count += 1;
-        }
-        out.extend_from_slice(b"GET /ws/connect?");
-        self.signer.signed_query(&given[..count], out);
-        out.extend_from_slice(
-            format!(
-                " HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n",
-                self.ws
-            )
-            .as_bytes(),
-        );
-    }
-}
 
 /// What happens to open connections, told to the command that runs.
 pub trait Handler {
     /// A text or binary frame arrived on an open connection.
     /// `number`: the connection is of user `first_user + number`.
     fn frame(&mut self, number: u32, marks: &mut Marks, payload: &[u8]);
+    /// A connection got this welcome.
+    fn welcomed(&mut self, _number: u32, _payload: &[u8]) {}
+    /// What the frames that were just handed over are answered with, on their connection. It is
+    /// asked for once a read: many frames that came together are answered with one write.
+    fn reply(&mut self) -> Option<&mut Vec<u8>> {
+        None
+    }
     /// An open connection ended that nobody here had closed.
     fn ended(&mut self, _number: u32) {}
 }
@@ -149,8 +108,16 @@ pub struct Clients {
     opening: Opening,
     /// The number of the first user here; the n-th connection is user `first_user + n`.
     pub first_user: u64,
+    /// The epoll token of the first slot here: several of these can share one epoll.
+    pub tokens_from: u64,
+    /// Whether frames are sent on open connections. Then those are watched for taking bytes again.
+    pub sends: bool,
     slots: Vec<Conn>,
     free: Vec<u32>,
+    /// By slot: what a socket did not take.
+    unsent: BTreeMap<usize, Vec<u8>>,
+    /// Where [`Clients::close_more`] goes on.
+    closed_to: usize,
     request: Vec<u8>,
     /// When the opening of connections began, for the rate.
     began_ns: u64,
@@ -169,6 +136,8 @@ pub struct Clients {
     pub dropped: u64,
     /// TCP connect to welcome, nanoseconds.
     pub latency: Histogram<u64>,
+    /// How many reads brought bytes.
+    pub reads: u64,
     pub failures: Failures,
     /// Why open connections ended, by close code.
     pub close_codes: BTreeMap<u16, u64>,
@@ -180,8 +149,12 @@ impl Clients {
             identity,
             opening,
             first_user,
+            tokens_from: 0,
+            sends: false,
             slots: Vec::with_capacity(capacity),
             free: Vec::new(),
+            unsent: BTreeMap::new(),
+            closed_to: 0,
             request: Vec::new(),
             began_ns: 0,
             checked_ns: 0,
@@ -193,6 +166,7 @@ impl Clients {
             refused: 0,
             dropped: 0,
             latency: report::new_histogram(),
+            reads: 0,
             failures: Failures::default(),
             close_codes: BTreeMap::new(),
         }
@@ -241,7 +215,14 @@ impl Clients {
             0 => None,
             count => Some(sources[number as usize % count]),
         };
-        let fd = match sys::start_connect(self.identity.ws, source) {
+        let node = self.identity.node_of(self.first_user + number);
+        let dialed = sys::start_connect(node, source).and_then(|fd| {
+            if self.sends {
+                sys::send_at_once(&fd)?;
+            }
+            Ok(fd)
+        });
+        let fd = match dialed {
             Ok(fd) => fd,
             Err(error) => {
                 self.refused += 1;
@@ -252,14 +233,18 @@ impl Clients {
         // On one machine the handshake is over when connect() returns: the request often goes now.
         let phase = match sys::send(&fd, &self.request) {
             Ok(sent) if sent == self.request.len() => Phase::Upgrading,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.refused += 1;
+                return self.failures.add(&format!("connect: {}", describe(&error)));
+            }
             _ => Phase::Dialing,
         };
         let index = self.free.pop().map_or(self.slots.len(), |index| index as usize);
-        let interest = match phase {
-            Phase::Dialing => sys::READABLE | sys::WRITABLE,
-            _ => sys::READABLE,
+        let interest = match self.sends || phase == Phase::Dialing {
+            true => sys::READABLE | sys::WRITABLE,
+            false => sys::READABLE,
         };
-        if let Err(error) = epoll.add(&fd, interest, index as u64) {
+        if let Err(error) = epoll.add(&fd, interest, self.tokens_from + index as u64) {
             self.refused += 1;
             return self.failures.add(&format!("epoll: {}", describe(&error)));
         }
@@ -304,6 +289,10 @@ impl Clients {
         {
             return self.finish(index, end, handler);
         }
+        if mask & sys::WRITABLE != 0 && !self.unsent.is_empty() {
+            let unsent = self.unsent.remove(&index).unwrap_or_default();
+            self.send(index, &unsent);
+        }
         loop {
             let conn = &mut self.slots[index];
             let Some(fd) = &conn.fd else { return };
@@ -313,7 +302,13 @@ impl Clients {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => return self.finish(index, End::Failed(describe(&error)), handler),
             };
-            if let Err(end) = self.on_bytes(index, &buffer[..got], now, handler) {
+            self.reads += 1;
+            let read = self.on_bytes(index, &buffer[..got], now, handler);
+            if let Some(reply) = handler.reply() {
+                self.send(index, reply);
+                reply.clear();
+            }
+            if let Err(end) = read {
                 return self.finish(index, end, handler);
             }
             if got < buffer.len() && mask & sys::ENDED == 0 {
@@ -336,6 +331,59 @@ impl Clients {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(End::Failed(describe(&error))),
         }
+    }
+
+    /// Sends whole frames on a connection if it is open. What the socket does not take leaves as
+    /// soon as it takes bytes again; of a broken one the next read tells.
+    pub fn send(&mut self, index: usize, bytes: &[u8]) {
+        debug_assert!(self.sends, "nobody watches whether the socket takes bytes again");
+        let conn = &self.slots[index];
+        let (Phase::Open, Some(fd), false) = (conn.phase, &conn.fd, bytes.is_empty()) else {
+            return;
+        };
+        if let Some(unsent) = self.unsent.get_mut(&index) {
+            return unsent.extend_from_slice(bytes);
+        }
+        let mut at = 0;
+        while at < bytes.len() {
+            match sys::send(fd, &bytes[at..]) {
+                Ok(sent) => at += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.unsent.insert(index, bytes[at..].to_vec());
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The slots of the open connections, each with its number.
+    pub fn open_slots(&self) -> impl Iterator<Item = (usize, u32)> {
+        let open = self.slots.iter().enumerate().filter(|(_, conn)| conn.phase == Phase::Open);
+        open.map(|(index, conn)| (index, conn.number))
+    }
+
+    /// Sends the next open connections their Close frame, at most `count`, the oldest first.
+    pub fn close_more(&mut self, count: usize, now: u64) {
+        let to = self.slots.len().min(self.closed_to + count);
+        for index in std::mem::replace(&mut self.closed_to, to)..to {
+            if self.slots[index].phase == Phase::Open
+                && let Err(end) = self.close(index, Closing::Clean, now)
+            {
+                self.finish(index, end, &mut Ignore);
+            }
+        }
+    }
+
+    /// Drops every connection. A descriptor means nothing in another thread, so a thread does this
+    /// before it hands its clients over.
+    pub fn drop_all(&mut self) {
+        self.slots.clear();
+    }
+
+    /// Whether nothing is left, not even a connection that is closing.
+    pub fn all_gone(&self) -> bool {
+        self.slots.iter().all(|conn| conn.phase == Phase::Free)
     }
 
     /// The stream of one connection goes on with these bytes.
@@ -375,7 +423,7 @@ impl Clients {
     ) -> Result<usize, End> {
         let mut at = 0;
         if self.slots[index].phase == Phase::Upgrading {
-            match upgrade(bytes).map_err(End::Failed)? {
+            match identity::upgrade(bytes).map_err(End::Failed)? {
                 None => return Ok(0),
                 Some(head) => at = head,
             }
@@ -393,18 +441,25 @@ impl Clients {
             if conn.phase == Phase::Open && matches!(head.opcode, frame::TEXT | frame::BINARY) {
                 handler.frame(conn.number, &mut conn.marks, payload);
             } else {
-                self.on_rare(index, head.opcode, payload, now)?;
+                self.on_rare(index, head.opcode, payload, now, handler)?;
             }
             at += head.end;
         }
     }
 
     /// Everything but a message on an open connection.
-    fn on_rare(&mut self, index: usize, opcode: u8, payload: &[u8], now: u64) -> Result<(), End> {
+    fn on_rare<H: Handler>(
+        &mut self,
+        index: usize,
+        opcode: u8,
+        payload: &[u8],
+        now: u64,
+        handler: &mut H,
+    ) -> Result<(), End> {
         let conn = &mut self.slots[index];
         match opcode {
             frame::TEXT | frame::BINARY if conn.phase == Phase::Greeting => {
-                if !is_welcome(payload) {
+                if !identity::is_welcome(payload) {
                     let text = String::from_utf8_lossy(&payload[..payload.len().min(120)]);
                     return Err(End::Failed(format!("not a welcome: {text}")));
                 }
@@ -413,7 +468,9 @@ impl Clients {
                 self.pending -= 1;
                 self.welcomed += 1;
                 self.open += 1;
-                self.cycle(index, now)
+                handler.welcomed(conn.number, payload);
+                // Given up at once when that is what they are opened for.
+                self.opening.cycle.map_or(Ok(()), |closing| self.close(index, closing, now))
             }
             frame::CLOSE => {
                 let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
@@ -428,9 +485,15 @@ impl Clients {
                 }
             }
             frame::PING => {
-                if let Some(fd) = &conn.fd {
-                    // Losing a Pong to a full socket is the server's to notice.
-                    let _ = sys::send(fd, &frame::pong(payload));
+                let pong = frame::pong(payload);
+                match (self.unsent.get_mut(&index), &conn.fd) {
+                    // In between it would be in the middle of a frame.
+                    (Some(unsent), _) => unsent.extend_from_slice(&pong),
+                    (None, Some(fd)) => {
+                        // Losing a Pong to a full socket is the server's to notice.
+                        let _ = sys::send(fd, &pong);
+                    }
+                    (None, None) => {}
                 }
                 Ok(())
             }
@@ -438,9 +501,9 @@ impl Clients {
         }
     }
 
-    /// Gives a welcomed connection up when that is what they are opened for.
-    fn cycle(&mut self, index: usize, now: u64) -> Result<(), End> {
-        let Some(closing) = self.opening.cycle else { return Ok(()) };
+    /// Gives an open connection up.
+    fn close(&mut self, index: usize, closing: Closing, now: u64) -> Result<(), End> {
+        debug_assert!(!self.unsent.contains_key(&index), "a frame would be cut off");
         self.open -= 1;
         let conn = &mut self.slots[index];
         conn.phase = Phase::Closing;
@@ -466,6 +529,7 @@ impl Clients {
         let number = conn.number;
         conn.fd = None;
         conn.partial = None;
+        self.unsent.remove(&index);
         if self.opening.cycle.is_some() {
             self.free.push(index as u32);
         }
@@ -511,25 +575,6 @@ pub const IDLE_NS: u64 = 20_000_000;
 /// How long a signature is good for.
 pub const EXP_SECONDS: u64 = 120;
 
-/// The end of a response head that upgrades; `None` while it is not whole.
-fn upgrade(bytes: &[u8]) -> Result<Option<usize>, String> {
-    let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
-    let head = &bytes[..end];
-    if !head.starts_with(b"HTTP/1.1 101") {
-        let status = head.get(9..12).map_or("?".into(), String::from_utf8_lossy);
-        return Err(format!("status {status}"));
-    }
-    if memmem::find(head, ACCEPT).is_none() {
-        return Err("wrong Sec-WebSocket-Accept".to_owned());
-    }
-    Ok(Some(end + 4))
-}
-
-fn is_welcome(payload: &[u8]) -> bool {
-    let has = |what: &str| memmem::find(payload, what.as_bytes()).is_some();
-    has(r#""type":"connect""#) && has(r#""code":1"#) && has(r#""client_id":""#)
-}
-
 pub fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "refused".to_owned(),
@@ -540,24 +585,18 @@ pub fn describe(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::identity::ACCEPT;
+    use crate::identity::tests::identity;
 
     struct Count(Vec<Vec<u8>>);
 
     impl Handler for Count {
         fn frame(&mut self, _: u32, _: &mut Marks, payload: &[u8]) {
             self.0.push(payload.to_vec());
-        }
-    }
-
-    fn identity() -> Identity {
-        Identity {
-            ws: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8812),
-            signer: Signer::new("dev-secret", "/ws/connect").unwrap(),
-            pid: "1".to_owned(),
-            uid_prefix: "u ".to_owned(),
-            tags: String::new(),
-            device: String::new(),
         }
     }
 
@@ -613,6 +652,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_socket_does_not_take_leaves_later() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut clients = waiting_client();
+        clients.sends = true;
+        clients.slots[0].fd = Some(near.into());
+        clients.slots[0].phase = Phase::Open;
+        let bytes: Vec<u8> = (0..2_000_000).map(|i: u32| i as u8).collect();
+        for part in bytes.chunks(100_000) {
+            clients.send(0, part);
+        }
+        assert!(!clients.unsent.is_empty(), "it took everything");
+        let mut got = vec![0; bytes.len()];
+        let mut at = 0;
+        far.set_nonblocking(true).unwrap();
+        while at < got.len() {
+            at += far.read(&mut got[at..]).unwrap();
+            clients.on_event(0, sys::WRITABLE, 9, &mut [0; 64], &mut Ignore);
+        }
+        assert!(got == bytes && clients.unsent.is_empty());
+    }
+
+    #[test]
     fn a_stream_byte_by_byte_brings_the_same_messages() {
         let mut clients = waiting_client();
         let mut got = Count(Vec::new());
@@ -620,23 +681,5 @@ mod tests {
             assert!(clients.on_bytes(0, &[byte], 9, &mut got).is_ok());
         }
         assert_eq!(got.0.len(), 3);
-    }
-
-    #[test]
-    fn refusals_say_why() {
-        let refused = upgrade(b"HTTP/1.1 401 Unauthorized\r\n\r\n{}");
-        assert_eq!(refused, Err("status 401".to_owned()));
-        assert_eq!(upgrade(b"HTTP/1.1 101 "), Ok(None));
-        assert!(upgrade(b"HTTP/1.1 101 ok\r\n\r\n").is_err());
-    }
-
-    #[test]
-    fn only_what_is_given_is_signed() {
-        let mut request = Vec::new();
-        identity().request(1, 1_700_000_000, &mut request);
-        let request = String::from_utf8(request).unwrap();
-        let start = "GET /ws/connect?exp=1700000000&pid=1&type=1&uid=u%201&sign=";
-        assert!(request.starts_with(start), "{request}");
-        assert!(request.ends_with("\r\n\r\n"));
     }
 }

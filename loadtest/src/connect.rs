@@ -223,5 +223,6 @@ fn thread(
             cpu = CpuTime::of_this_thread().since(began);
         }
     }
+    clients.drop_all();
     Ok(Outcome { clients, cpu })
 }

@@ -433,6 +433,7 @@ fn thread(
         failures: source.failures,
         server_ns,
     });
+    clients.drop_all();
     Ok(Outcome {
         clients,
         counts: receiver.counts,

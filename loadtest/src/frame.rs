@@ -68,9 +68,54 @@ pub fn pong(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Appends a client's text frame whose payload is these parts, masked with zeros.
+pub fn write_text(parts: &[&[u8]], out: &mut Vec<u8>) {
+    let len: usize = parts.iter().map(|part| part.len()).sum();
+    out.push(0x80 | TEXT);
+    match len {
+        0..126 => out.push(0x80 | len as u8),
+        126..65536 => {
+            out.push(0x80 | 126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        _ => {
+            out.push(0x80 | 127);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(&[0; 4]);
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+
+    /// The payloads of these client frames, whose masks are zeros.
+    pub fn client_payloads(frames: &[u8]) -> Vec<String> {
+        let mut frames = frames.to_vec();
+        let mut payloads = Vec::new();
+        while !frames.is_empty() {
+            unmask(&mut frames);
+            let Next::Frame(head) = parse(&frames) else { panic!("not a whole frame") };
+            payloads.push(String::from_utf8(frames[head.start..head.end].to_vec()).unwrap());
+            frames.drain(..head.end);
+        }
+        payloads
+    }
+
+    /// Makes the first frame one of a server: with a mask of zeros nothing else differs.
+    fn unmask(frames: &mut Vec<u8>) {
+        frames[1] &= 0x7f;
+        let at = match frames[1] {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        frames.drain(at..at + 4);
+    }
 
     fn server_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0x80 | opcode];
@@ -118,5 +163,19 @@ mod tests {
     #[test]
     fn a_pong_echoes() {
         assert_eq!(pong(b"hi"), [0x8a, 0x82, 0, 0, 0, 0, b'h', b'i']);
+    }
+
+    #[test]
+    fn a_text_has_the_shortest_length() {
+        let mut out = Vec::new();
+        write_text(&[b"h", b"i"], &mut out);
+        assert_eq!(out, [0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);
+        for len in [125, 126, 65535, 65536] {
+            let payload = vec![b'x'; len];
+            out.clear();
+            write_text(&[&payload], &mut out);
+            unmask(&mut out);
+            assert_eq!(out, server_frame(TEXT, &payload));
+        }
     }
 }

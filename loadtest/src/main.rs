@@ -5,13 +5,17 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+mod business;
 mod client;
 mod connect;
+mod events;
 mod fanout;
 mod frame;
 mod http;
+mod identity;
 mod message;
 mod report;
+mod requests;
 mod run;
 mod server;
 mod sign;
@@ -24,15 +28,18 @@ use std::process::ExitCode;
 
 use argh::{EarlyExit, FromArgs};
 
-use client::{Closing, Identity};
+use business::Business;
+use client::Closing;
 use connect::Connect;
 use fanout::Fanout;
+use identity::{Identity, Kind};
 use report::Report;
+use requests::Requests;
 use run::Common;
 use unicast::Unicast;
 
-/// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, memory per
-/// connection.
+/// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, requests to business
+/// servers and events to them, memory per connection.
 ///
 /// Everything is checked while it is measured: each message carries a sequence number, and any that
 /// is lost, doubled or (where the order is promised) out of order makes the exit code 1.
@@ -46,7 +53,10 @@ use unicast::Unicast;
 {command_name} fanout --connections 10000 --bytes 128 --outstanding 4 --seconds 10 --pin 1
 {command_name} unicast --pushers 8 --seconds 10 --json
 {command_name} unicast --pushers 1 --await-delivery --http a:8912 --ws b:8812
-{command_name} unicast --pushers 64 --rate 20000 --users 1000 --seconds 10")]
+{command_name} unicast --pushers 64 --rate 20000 --users 1000 --seconds 10
+{command_name} requests --clients 64 --seconds 10 --pin 1
+{command_name} requests --clients 1 --ws a:8812 --server-ws b:8812
+{command_name} events --connections 10000 --servers 2 --ws a:8812 --server-ws a:8812,b:8812")]
 #[argh(error_code(1, "something failed, was lost, doubled or out of order; or a wrong option"))]
 struct Arguments {
     #[argh(subcommand)]
@@ -59,6 +69,8 @@ enum Command {
     Connect(ConnectArguments),
     Fanout(FanoutArguments),
     Unicast(UnicastArguments),
+    Requests(RequestsArguments),
+    Events(EventsArguments),
 }
 
 /// A subcommand with its own options and the common ones: argh cannot flatten a struct into
@@ -155,12 +167,13 @@ macro_rules! subcommand {
                 let derived = run::derive(ws, connections, self.threads, self.sources)?;
                 Ok(Common {
                     identity: Identity {
-                        ws,
+                        ws: vec![ws],
                         signer: run::signer(&secret)?,
                         pid: self.pid.clone(),
                         uid_prefix: self.uid_prefix.clone(),
                         tags: tags.to_owned(),
                         device: self.device.clone(),
+                        kind: Kind::Client,
                     },
                     http: resolve(&self.http)?,
                     secret,
@@ -308,6 +321,72 @@ subcommand! {
     }
 }
 
+subcommand! {
+    /// Clients send requests and business servers answer them, both on this side, in one thread.
+    /// Every request gets exactly one answer, its own, or the run fails. With --rate a request that
+    /// is late counts from when it was meant to be sent in intended_to_answer_us.
+    #[argh(subcommand, name = "requests")]
+    struct RequestsArguments {
+        /// clients, each one connection and one user (8)
+        #[argh(option, default = "8")]
+        clients: [u64],
+
+        /// business servers, each one connection (1)
+        #[argh(option, default = "1")]
+        servers: [u64],
+
+        /// the nodes that they connect to in turn, host:port, separated by commas (as --ws)
+        #[argh(option)]
+        server_ws: [Option<String>],
+
+        /// requests on their way on each client, sent before the first answer (1)
+        #[argh(option, default = "1")]
+        outstanding: [usize],
+
+        /// requests per second over all clients (each asks as soon as it is answered)
+        #[argh(option)]
+        rate: [Option<f64>],
+
+        /// size of a request's WebSocket payload; at least 76 (128)
+        #[argh(option, default = "128")]
+        bytes: [usize],
+
+        /// how long to ask, after the warm-up (10)
+        #[argh(option, default = "10.0")]
+        seconds: [f64],
+
+        /// seconds of asking before anything is measured (0.5); losses count there too
+        #[argh(option, default = "0.5")]
+        warmup: [f64],
+    }
+}
+
+subcommand! {
+    /// Opens clients in a storm while business servers listen for connect and disconnect, then
+    /// closes all of them. Every server hears of each client's connect once, and then of its
+    /// disconnect once, or the run fails. welcome_to_event_us is exact with --connect-rate; in a
+    /// storm both are often read at once, and are 0 apart.
+    #[argh(subcommand, name = "events")]
+    struct EventsArguments {
+        /// how many clients (1000)
+        #[argh(option, default = "1000")]
+        connections: [u64],
+
+        /// business servers, each one connection; all are welcome before the first client
+        /// connects (1)
+        #[argh(option, default = "1")]
+        servers: [u64],
+
+        /// the nodes that they connect to in turn, host:port, separated by commas (as --ws)
+        #[argh(option)]
+        server_ws: [Option<String>],
+
+        /// tags told at connect, separated by commas (none)
+        #[argh(option, default = "String::new()")]
+        tags: [String],
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = fold(std::env::args());
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -328,6 +407,8 @@ fn main() -> ExitCode {
         Command::Connect(arguments) => (arguments.json, run_connect(&arguments)),
         Command::Fanout(arguments) => (arguments.json, run_fanout(&arguments)),
         Command::Unicast(arguments) => (arguments.json, run_unicast(&arguments)),
+        Command::Requests(arguments) => (arguments.json, run_requests(&arguments)),
+        Command::Events(arguments) => (arguments.json, run_events(&arguments)),
     };
     match result {
         Ok(report) => {
@@ -420,6 +501,48 @@ fn run_unicast(arguments: &UnicastArguments) -> Result<Report, String> {
         warmup_seconds: arguments.warmup,
     };
     unicast::run(&common, &settings)
+}
+
+fn run_requests(arguments: &RequestsArguments) -> Result<Report, String> {
+    let common = arguments.common(arguments.clients, "")?;
+    if common.threads > 1 {
+        return Err("requests: one thread, in which clients and servers take turns".to_owned());
+    }
+    if !(1..=10_000).contains(&arguments.clients) {
+        return Err("--clients: 1 to 10,000".to_owned());
+    }
+    if !(1..=1_000).contains(&arguments.outstanding) {
+        return Err("--outstanding: 1 to 1,000".to_owned());
+    }
+    if arguments.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
+        return Err("--rate: above 0".to_owned());
+    }
+    nanoseconds("--seconds", arguments.seconds)?;
+    nanoseconds("--warmup", arguments.warmup)?;
+    let ws = arguments.server_ws.as_deref().unwrap_or(&arguments.ws);
+    let settings = Requests {
+        business: business(arguments.servers, ws, "request")?,
+        outstanding: arguments.outstanding,
+        rate: arguments.rate,
+        bytes: arguments.bytes,
+        seconds: arguments.seconds,
+        warmup_seconds: arguments.warmup,
+    };
+    requests::run(&common, &settings)
+}
+
+fn run_events(arguments: &EventsArguments) -> Result<Report, String> {
+    let common = arguments.common(arguments.connections, &arguments.tags)?;
+    let ws = arguments.server_ws.as_deref().unwrap_or(&arguments.ws);
+    events::run(&common, &business(arguments.servers, ws, "connect,disconnect")?)
+}
+
+fn business(servers: u64, ws: &str, events: &'static str) -> Result<Business, String> {
+    if !(1..=100).contains(&servers) {
+        return Err("--servers: 1 to 100".to_owned());
+    }
+    let ws = ws.split(',').map(resolve).collect::<Result<_, _>>()?;
+    Ok(Business { servers, ws, events })
 }
 
 /// `--a_b` becomes `--a-b`, and `--a=b` becomes two words.

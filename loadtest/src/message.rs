@@ -16,7 +16,7 @@ pub const FRAME_OVERHEAD: usize = r#"{"type":"push","id":"","data":""}"#.len() +
 /// The shortest `data` text that carries a stamp.
 pub const STAMP_LEN: usize = 32;
 
-const DATA: &[u8] = br#""data":""#;
+const DATA: &str = r#""data":""#;
 
 /// How long `data` must be for a payload of `bytes`: at least a stamp.
 pub fn data_len(bytes: usize) -> usize {
@@ -39,14 +39,51 @@ impl Stamp {
         write_hex(self.at_ns, 16, out);
         write_hex(u64::from(self.pusher), 4, out);
     }
+
+    /// The stamp that `data` begins with, whichever run's it is.
+    pub fn read(data: &[u8]) -> Option<Stamp> {
+        let run = read_hex(data.get(..4)?)? as u16;
+        let found = Found(data.first_chunk()?);
+        Some(Stamp { run, seq: found.seq()?, at_ns: found.at_ns()?, pusher: found.pusher()? })
+    }
 }
 
-/// Finds the stamp of a pushed message. Messages of one run look alike, so the place where the last
-/// one was is tried before searching.
-pub struct Finder {
-    run: u16,
+/// Finds a member by its name. Messages of one kind look alike, so the place where the last one
+/// had it is tried before searching.
+pub struct Member {
+    name: &'static str,
     at: usize,
     search: memmem::Finder<'static>,
+}
+
+impl Member {
+    /// `name`: as it is written, up to where what is wanted begins, such as `"id":"`.
+    pub fn new(name: &'static str) -> Member {
+        Member { name, at: 0, search: memmem::Finder::new(name) }
+    }
+
+    /// Everything behind the name.
+    #[inline]
+    pub fn rest<'a>(&mut self, payload: &'a [u8]) -> Option<&'a [u8]> {
+        let name = self.name.as_bytes();
+        if payload.get(self.at..self.at + name.len()) != Some(name) {
+            self.at = self.search.find(payload)?;
+        }
+        payload.get(self.at + name.len()..)
+    }
+
+    /// The text behind the name, as far as its closing quote. None that is looked for has escapes.
+    #[inline]
+    pub fn text<'a>(&mut self, payload: &'a [u8]) -> Option<&'a [u8]> {
+        let rest = self.rest(payload)?;
+        rest.get(..memchr::memchr(b'"', rest)?)
+    }
+}
+
+/// Finds the stamp of a pushed message.
+pub struct Finder {
+    run: u16,
+    data: Member,
 }
 
 /// A stamp still in its frame. Its fields are read one by one, as they are needed.
@@ -55,16 +92,13 @@ pub struct Found<'a>(&'a [u8; STAMP_LEN]);
 
 impl Finder {
     pub fn new(run: u16) -> Finder {
-        Finder { run, at: 0, search: memmem::Finder::new(DATA) }
+        Finder { run, data: Member::new(DATA) }
     }
 
     /// `None`: not a message of this run.
     #[inline]
     pub fn find<'a>(&mut self, payload: &'a [u8]) -> Option<Found<'a>> {
-        if payload.get(self.at..self.at + DATA.len()) != Some(DATA) {
-            self.at = self.search.find(payload)?;
-        }
-        let stamp = payload.get(self.at + DATA.len()..)?.first_chunk()?;
+        let stamp = self.data.rest(payload)?.first_chunk()?;
         (read_hex(&stamp[..4])? == u64::from(self.run)).then_some(Found(stamp))
     }
 }
@@ -152,7 +186,7 @@ impl SeqSet {
     }
 }
 
-fn write_hex(value: u64, digits: u32, out: &mut Vec<u8>) {
+pub fn write_hex(value: u64, digits: u32, out: &mut Vec<u8>) {
     for i in (0..digits).rev() {
         out.push(b"0123456789abcdef"[(value >> (4 * i)) as usize & 15]);
     }
@@ -160,7 +194,7 @@ fn write_hex(value: u64, digits: u32, out: &mut Vec<u8>) {
 
 /// Lower-case hex digits, as [`write_hex`] writes them.
 #[inline]
-fn read_hex(digits: &[u8]) -> Option<u64> {
+pub fn read_hex(digits: &[u8]) -> Option<u64> {
     let mut value = 0;
     let mut bad = 0;
     for &digit in digits {
@@ -242,5 +276,29 @@ mod tests {
         assert!(b.insert(3));
         assert!(a.contains(1000) && !a.contains(999) && !b.contains(1000));
         assert_eq!((a.missing_in(&b), b.missing_in(&a)), (1, 0));
+    }
+
+    #[test]
+    fn members_are_found_wherever_they_are() {
+        let mut id = Member::new(r#""id":""#);
+        for payload in [
+            r#"{"type":"request","id":"7","from":{"client_id":"8"}}"#,
+            r#"{"from":{"client_id":"8"},"id":"7"}"#,
+            r#"{"type":"request","id":"7"}"#,
+        ] {
+            assert_eq!(id.text(payload.as_bytes()), Some(b"7".as_slice()), "{payload}");
+        }
+        assert_eq!(id.text(br#"{"client_id":"8"}"#), None);
+        assert_eq!(id.text(br#"{"id":"7"#), None, "no end");
+    }
+
+    #[test]
+    fn a_stamp_is_read_as_it_was_written() {
+        let stamp = Stamp { run: 1, seq: 2, at_ns: 3, pusher: 4 };
+        let mut data = Vec::new();
+        stamp.write(&mut data);
+        assert_eq!(Stamp::read(&data), Some(stamp));
+        assert_eq!(Stamp::read(&data[..31]), None);
+        assert_eq!(Stamp::read(&[b'g'; 32]), None);
     }
 }

@@ -22,6 +22,11 @@ pub fn merge(into: &mut Histogram<u64>, from: &Histogram<u64>) {
     let _ = into.add(from);
 }
 
+/// A time in microseconds below which this part of the recorded ones is.
+pub fn quantile_us(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    rounded(histogram.value_at_quantile(quantile) as f64 / 1000.0)
+}
+
 /// How often what went wrong.
 #[derive(Default)]
 pub struct Failures(BTreeMap<String, u64>);
@@ -42,6 +47,13 @@ impl Failures {
 
     pub fn total(&self) -> u64 {
         self.0.values().sum()
+    }
+
+    /// Every kind in one line.
+    pub fn to_text(&self) -> String {
+        let kinds: Vec<_> =
+            self.0.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
+        kinds.join(", ")
     }
 }
 
@@ -69,7 +81,7 @@ impl Report {
 
     pub fn set_histogram(&mut self, key: &str, histogram: &Histogram<u64>) {
         let us = |ns: u64| rounded(ns as f64 / 1000.0);
-        let at = |quantile| us(histogram.value_at_quantile(quantile));
+        let at = |quantile| quantile_us(histogram, quantile);
         let value = json!({
             "count": histogram.len(),
             "min": us(if histogram.is_empty() { 0 } else { histogram.min() }),
@@ -119,7 +131,7 @@ impl Report {
     }
 }
 
-fn rounded(value: f64) -> f64 {
+pub fn rounded(value: f64) -> f64 {
     if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
 }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::client::{Clients, Closing, IDLE_NS, Identity, Ignore, Opening};
+use crate::client::{Clients, Closing, IDLE_NS, Ignore, Opening};
+use crate::identity::Identity;
 use crate::report::Report;
 use crate::sign::Signer;
 use crate::sys::{self, CpuTime, Epoll};
@@ -46,11 +47,6 @@ impl Common {
     /// The clients of thread `t`, none of them open.
     pub fn clients(&self, t: usize, cycle: Option<Closing>) -> Clients {
         let capacity = self.share(self.connections, t) as usize;
-        // Users of different threads never meet.
-        let per_thread = match cycle {
-            None => self.connections.div_ceil(self.threads as u64),
-            Some(_) => 1_000_000_000,
-        };
         let opening = Opening {
             concurrency: self.concurrency.div_ceil(self.threads),
             rate: self.rate / self.threads as f64,
@@ -58,9 +54,17 @@ impl Common {
             sources: self.sources.clone(),
             cycle,
         };
-        let first_user = self.first_user + per_thread * t as u64;
+        let first_user = match cycle {
+            None => self.first_user_of(t),
+            Some(_) => self.first_user + 1_000_000_000 * t as u64,
+        };
         let capacity = if cycle.is_some() { opening.concurrency } else { capacity };
         Clients::new(self.identity.clone(), opening, first_user, capacity)
+    }
+
+    /// The number of thread `t`'s first user. Users of different threads never meet.
+    pub fn first_user_of(&self, t: usize) -> u64 {
+        self.first_user + self.connections.div_ceil(self.threads as u64) * t as u64
     }
 
     /// A bar of `length`, on stderr, or an invisible one.
@@ -237,7 +241,8 @@ impl Reactor {
             let (ready, now) = self.wait(more_ns.min(IDLE_NS))?;
             for i in 0..ready {
                 let (token, mask) = self.epoll.event(i);
-                clients.on_event(token as usize, mask, now, &mut self.buffer, &mut Ignore);
+                let index = (token - clients.tokens_from) as usize;
+                clients.on_event(index, mask, now, &mut self.buffer, &mut Ignore);
             }
             gauge.show(clients);
         }

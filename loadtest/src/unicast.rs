@@ -410,6 +410,8 @@ fn drive<'a>(
             break;
         }
     }
+    clients.drop_all();
+    source.pushers.clear();
     Ok(Outcome { clients, receiver, source, connected, cpu, server_ns: server_ns.flatten() })
 }
 
