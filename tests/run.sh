@@ -34,6 +34,7 @@ SECONDS=0
 run cargo fmt --all --check
 run cargo clippy --workspace --all-targets -- -D warnings
 run tests/redis.sh
+run tests/chromium.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 if [ -x "$WS_CLUSTER_BIN" ]; then

@@ -28,7 +28,7 @@ const FLOORS: [(&str, u8); 9] = [
 ];
 
 /// What may stand at the top of the repository.
-const TOP_LEVEL: [&str; 24] = [
+const TOP_LEVEL: [&str; 25] = [
     ".ci",
     ".dockerignore",
     ".gitignore",
@@ -46,6 +46,7 @@ const TOP_LEVEL: [&str; 24] = [
     "deny.toml",
     "deploy",
     "docs",
+    "examples",
     "fuzz",
     "loadtest",
     "rustfmt.toml",

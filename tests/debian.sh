@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Brings programs that the tests start from the path: tests/debian.sh PROGRAM=PACKAGE...
+# Installs the Debian packages of those that are missing; says which they are where it may not.
+set -euo pipefail
+
+programs=()
+packages=()
+for pair in "$@"; do
+    if ! command -v "${pair%%=*}" >/dev/null; then
+        programs+=("${pair%%=*}")
+        packages+=("${pair#*=}")
+    fi
+done
+if [ "${#packages[@]}" -eq 0 ]; then
+    exit
+fi
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    echo "not in the path: ${programs[*]}; install it (Debian: apt-get install ${packages[*]})" >&2
+    exit 1
+fi
+# A package may start a service of its own, on the usual port, unless this file forbids it.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+fi
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[@]}"
+for program in "${programs[@]}"; do
+    command -v "$program" >/dev/null || {
+        echo "$program is not in the path although its package is installed" >&2
+        exit 1
+    }
+done

@@ -1,0 +1,106 @@
+"""Chromium without a window, driven over the WebDriver protocol: a person with a browser."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+
+# A browser starts many processes, and two cores are few.
+SLACK = 60.0
+# Runs as root, and asks nobody but the page's own servers.
+SWITCHES = """
+--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
+--disable-background-networking --disable-component-update --disable-sync
+--disable-dev-shm-usage --no-proxy-server --window-size=900,640
+""".split()
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+class Browser:
+    """A browser of its own, with a profile of its own."""
+
+    def __init__(self):
+        self.profile = tempfile.mkdtemp(prefix="chromium-")
+        self.driver = subprocess.Popen(
+            ["chromedriver", "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.session = None
+        try:
+            # It says so in its first lines, and nothing else later.
+            port = re.compile(r"started successfully on port (\d+)")
+            ports = map(port.search, self.driver.stdout)
+            self.root = f"http://127.0.0.1:{next(filter(None, ports))[1]}"
+            options = {
+                "binary": shutil.which("chromium"),
+                "args": [*SWITCHES, f"--user-data-dir={self.profile}"],
+            }
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            answer = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            self.session = f"/session/{answer['sessionId']}"
+        except BaseException:
+            self.stop()
+            raise
+
+    def call(self, method, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.root + path, data, headers, method=method)
+        # No proxy that the environment may name.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=SLACK) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def post(self, path, **body):
+        return self.call("POST", self.session + path, body)
+
+    def stop(self):
+        try:
+            if self.session is not None:
+                self.call("DELETE", self.session)
+        finally:
+            self.driver.terminate()
+            self.driver.wait(SLACK)
+            self.driver.stdout.close()
+            shutil.rmtree(self.profile, ignore_errors=True)
+
+    def open(self, url):
+        self.post("/url", url=url)
+
+    def run(self, script, *args):
+        """What the script returns, run in the page."""
+        return self.post("/execute/sync", script=script, args=args)
+
+    def find(self, selector):
+        found = self.post("/element", using="css selector", value=selector)
+        return f"/element/{found[ELEMENT]}"
+
+    def click(self, selector):
+        self.post(self.find(selector) + "/click")
+
+    def type(self, selector, text):
+        """Key by key, into an element that must be there to be typed in."""
+        self.post(self.find(selector) + "/value", text=text)
+
+    def texts(self, selector):
+        """What a person reads in each of these elements; nothing in one that is not shown."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
+        return self.run(script, selector)
+
+    def complaints(self):
+        """What the console was told since the last look, but for what the network refused."""
+        entries = self.post("/se/log", type="browser")
+        return [entry["message"] for entry in entries if entry["source"] != "network"]
+
+    def screenshot(self, path):
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(self.call("GET", self.session + "/screenshot")))
