@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
+use crate::wire::sign::Token;
 
 use queue::QueueSettings;
 use raw_args::RawArgs;
@@ -37,6 +38,12 @@ pub struct Config {
     pub ws_port: u16,
     pub http_port: u16,
     pub prometheus_port: u16,
+    pub pprof_port: OpsPort,
+    pub swagger_port: OpsPort,
+    /// The address of those three.
+    pub ops_bind: IpAddr,
+    /// What a request to them must bear.
+    pub ops_token: Option<Token>,
     pub queue: Queue,
     /// Of [`Queue::Redis`], like all up to `idempotency_keys`.
     pub redis: RedisUrl,
@@ -140,6 +147,7 @@ impl Config {
         let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
         let projects = load_projects(projects_file.as_deref(), env, &mut warnings)?;
         let bind = resolve_bind(raw, from)?;
+        let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let log = resolve_log(raw, from)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
@@ -161,6 +169,10 @@ impl Config {
             ws_port: ports.ws,
             http_port: ports.http,
             prometheus_port: ports.prometheus,
+            pprof_port: ports.pprof,
+            swagger_port: ports.swagger,
+            ops_bind,
+            ops_token,
             queue: queue.queue,
             redis: queue.redis,
             redis_prefix: queue.redis_prefix,
@@ -213,6 +225,41 @@ fn resolve_bind(raw: &RawArgs, from: &Source<'_>) -> Result<IpAddr, Exit> {
     )
 }
 
+/// Whoever reaches these ports sees the whole node: from other machines only with a token.
+fn resolve_ops(
+    raw: &RawArgs,
+    from: &Source<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<(IpAddr, Option<Token>), Exit> {
+    let bind = from.get("ops_bind", &raw.ops_bind).parsed(
+        IpAddr::from([127, 0, 0, 1]),
+        "an IP address",
+        "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 for all",
+        "127.0.0.1",
+    )?;
+    let setting = from.get("ops_token", &raw.ops_token);
+    if setting.text.is_some() && !setting.from_env {
+        warnings.push(
+            "--ops_token is in the list of processes, which every user of this machine can read: \
+             give it as WS_CLUSTER_OPS_TOKEN instead"
+                .into(),
+        );
+    }
+    match setting.text {
+        Some(text) if text.len() < 16 || !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(Exit::Error(
+                "the ops token must be at least 16 printable ASCII characters: openssl rand -hex 32"
+                    .into(),
+            ))
+        }
+        None if !bind.is_loopback() => Err(Exit::Error(format!(
+            "--ops_bind {bind} shows metrics, profiles and the console to other machines: give \
+             WS_CLUSTER_OPS_TOKEN, too, or leave --ops_bind out"
+        ))),
+        text => Ok((bind, text.map(Token::new))),
+    }
+}
+
 fn resolve_log(raw: &RawArgs, from: &Source<'_>) -> Result<String, Exit> {
     let filter = from.get("log", &raw.log).parsed(
         LogFilter("info".into()),
@@ -228,18 +275,40 @@ struct Ports {
     ws: u16,
     http: u16,
     prometheus: u16,
+    pprof: OpsPort,
+    swagger: OpsPort,
+}
+
+/// A port that the node can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpsPort {
+    pub port: u16,
+    /// Somebody asked for it. Otherwise any other will do where it is taken.
+    pub is_given: bool,
 }
 
 impl Ports {
     fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
-        let port = |flag, arg, default: u16| {
+        let port = |flag, arg: &Option<String>, default: u16| {
             from.get(flag, arg).number("a port", default.into(), 0..=65_535).map(|n| n as u16)
         };
         let ws = port("ws_port", &raw.ws_port, 8812)?;
         let http = port("http_port", &raw.http_port, 8912)?;
         let prometheus = port("prometheus_port", &raw.prometheus_port, 9091)?;
-        distinct_ports(&[("ws_port", ws), ("http_port", http), ("prometheus_port", prometheus)])?;
-        Ok(Self { ws, http, prometheus })
+        let mut taken = vec![("ws_port", ws), ("http_port", http), ("prometheus_port", prometheus)];
+        let mut ops_port = |flag, arg: &Option<String>, default: u16| {
+            let is_given = from.get(flag, arg).text.is_some();
+            let mut port = port(flag, arg, default)?;
+            if !is_given && taken.iter().any(|(_, other)| *other == port) {
+                port = 0;
+            }
+            taken.push((flag, port));
+            Ok(OpsPort { port, is_given })
+        };
+        let pprof = ops_port("pprof_port", &raw.pprof_port, 6060)?;
+        let swagger = ops_port("swagger_port", &raw.swagger_port, 9092)?;
+        distinct_ports(&taken)?;
+        Ok(Self { ws, http, prometheus, pprof, swagger })
     }
 }
 

@@ -35,8 +35,11 @@ fn main() -> ExitCode {
     }
     let shows_lines = config.env == Env::Dev && config.projects_file.is_none() && !config.echo;
     let result = node::run(config, |addresses| {
-        let Addresses { ws, http, metrics } = addresses;
-        println!("ws-cluster listening: ws={ws} http={http} metrics={metrics}");
+        let Addresses { ws, http, metrics, pprof, swagger } = addresses;
+        println!(
+            "ws-cluster listening: ws={ws} http={http} metrics={metrics} pprof={pprof} \
+             swagger={swagger}"
+        );
         if shows_lines {
             print_first_push(addresses);
         }
@@ -59,6 +62,7 @@ fn print_first_push(addresses: &Addresses) {
     let body = format!(r#"{{"pid":"{DEV_PID}","tags":["news"],"data":{{"hello":"world"}}}}"#);
     let push_sign = sign_hex(&secret, &[b"/ws/push\n", body.as_bytes()]);
     let (ws_port, http_port) = (addresses.ws.port(), addresses.http.port());
+    let Addresses { metrics, pprof, swagger, .. } = addresses;
     println!(
         "
 Connect (any WebSocket client; here Python: pip install websockets):
@@ -69,7 +73,7 @@ Push to the tag 'news':
     -H 'X-Sign: {push_sign}' \\
     -d '{body}'
 
-Metrics: http://{}/metrics   Stop: Ctrl-C   All flags: --help",
-        addresses.metrics
+Live page and API: http://{swagger}/   Metrics: http://{metrics}/metrics
+Profiles: http://{pprof}/debug/pprof/   Stop: Ctrl-C   All flags: --help"
     );
 }

@@ -1,6 +1,6 @@
 //! Floor 4: a node's birth, life and end.
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, OpsPort};
 use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::drive;
 use crate::io::engine::Engine;
@@ -12,14 +12,14 @@ use crate::io::queue::{self, Driver, Host};
 use crate::io::ring::Ring;
 use crate::io::shared::{RedisSettings, Settings, Shared};
 use crate::io::sys;
-use crate::ops::metrics;
+use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials};
 use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::Routing;
 use crate::wire::publication::ChannelNames;
 use std::cell::{OnceCell, RefCell};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
@@ -53,6 +53,8 @@ pub struct Addresses {
     pub ws: SocketAddr,
     pub http: SocketAddr,
     pub metrics: SocketAddr,
+    pub pprof: SocketAddr,
+    pub swagger: SocketAddr,
 }
 
 /// What a thread tells main.
@@ -69,8 +71,15 @@ enum News {
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
     sys::block_termination_signals().map_err(system("blocking signals"))?;
     sys::raise_open_files().map_err(system("raising the limit of open files"))?;
-    let (bind, ws_port, http_port) = (config.bind, config.ws_port, config.http_port);
-    let metrics_address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), config.prometheus_port);
+    let ports = Wanted {
+        bind: config.bind,
+        ws: config.ws_port,
+        http: config.http_port,
+        ops_bind: config.ops_bind,
+        metrics: config.prometheus_port,
+        pprof: config.pprof_port,
+        swagger: config.swagger_port,
+    };
     let shared = Arc::new(shared_of(config));
     let workers = shared.settings.workers;
     let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
@@ -87,7 +96,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     spawn_ops(&shared, &birth, &news_sender)?;
     // Every thread has its own table now; what main holds from here on is in no other.
     birth.barrier.wait();
-    let reserved = reserve_all(bind, ws_port, http_port, metrics_address);
+    let reserved = reserve_all(&ports);
     let addresses = match &reserved {
         Ok((addresses, _)) => Some(*addresses),
         Err(_) => None,
@@ -312,12 +321,16 @@ fn spawn_ops(
     spawn("ops", move || {
         let result = birth.take_table().and_then(|addresses| {
             let Some(addresses) = addresses else { return Ok(()) };
-            let listener = listen(addresses.metrics).map_err(system("listening for metrics"))?;
+            let listen = |address| listen(address).map_err(system("listening on an ops port"));
+            let listeners = [
+                (Site::Metrics, listen(addresses.metrics)?),
+                (Site::Pprof, listen(addresses.pprof)?),
+                (Site::Pages, listen(addresses.swagger)?),
+            ];
             let mut runtime = executor()?;
             let _ = news.send(News::Listening);
-            runtime
-                .block_on(metrics::serve_port(shared, listener))
-                .map_err(system("serving metrics"))
+            let ops = Ops::new(shared, addresses.ws, addresses.http);
+            runtime.block_on(server::serve(ops, listeners)).map_err(system("serving ops"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));
@@ -325,21 +338,39 @@ fn spawn_ops(
     })
 }
 
-/// The ports, held until every worker listens on them.
-fn reserve_all(
+/// The ports that were asked for.
+struct Wanted {
     bind: IpAddr,
-    ws_port: u16,
-    http_port: u16,
-    metrics: SocketAddr,
-) -> Result<(Addresses, [TcpListener; 3]), NodeError> {
-    let take = |flag, address| {
+    ws: u16,
+    http: u16,
+    ops_bind: IpAddr,
+    metrics: u16,
+    pprof: OpsPort,
+    swagger: OpsPort,
+}
+
+/// The ports, held until every thread listens on its own.
+fn reserve_all(wanted: &Wanted) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
+    let take = |flag, bind, port| {
+        let address = SocketAddr::new(bind, port);
         let fix = "stop what listens there, or choose another port";
         reserve(address).map_err(|error| NodeError::Port { flag, address, error, fix })
     };
-    let (ws_held, ws) = take("--ws_port", SocketAddr::new(bind, ws_port))?;
-    let (http_held, http) = take("--http_port", SocketAddr::new(bind, http_port))?;
-    let (metrics_held, metrics) = take("--prometheus_port", metrics)?;
-    Ok((Addresses { ws, http, metrics }, [ws_held, http_held, metrics_held]))
+    let take_ops = |flag, OpsPort { port, is_given }| match take(flag, wanted.ops_bind, port) {
+        Err(NodeError::Port { address, .. }) if !is_given => {
+            let other = take(flag, wanted.ops_bind, 0)?;
+            tracing::warn!("{flag} {address} is taken: it is {} instead", other.1);
+            Ok(other)
+        }
+        result => result,
+    };
+    let (ws_held, ws) = take("--ws_port", wanted.bind, wanted.ws)?;
+    let (http_held, http) = take("--http_port", wanted.bind, wanted.http)?;
+    let (metrics_held, metrics) = take("--prometheus_port", wanted.ops_bind, wanted.metrics)?;
+    let (pprof_held, pprof) = take_ops("--pprof_port", wanted.pprof)?;
+    let (swagger_held, swagger) = take_ops("--swagger_port", wanted.swagger)?;
+    let addresses = Addresses { ws, http, metrics, pprof, swagger };
+    Ok((addresses, [ws_held, http_held, metrics_held, pprof_held, swagger_held]))
 }
 
 fn shared_of(config: Config) -> Shared {
@@ -361,6 +392,7 @@ fn shared_of(config: Config) -> Shared {
         idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,
+        ops_token: config.ops_token,
         redis: (config.queue == config::Queue::Redis).then(|| RedisSettings {
             url: config.redis,
             prefix: config.redis_prefix,

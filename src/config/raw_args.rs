@@ -41,6 +41,20 @@ pub(super) struct RawArgs {
     /// the port of the Prometheus metrics (default 9091)
     #[argh(option)]
     pub(super) prometheus_port: Option<String>,
+    /// the port of profiles, /debug/pprof/ (default 6060; where that is taken, any free one)
+    #[argh(option)]
+    pub(super) pprof_port: Option<String>,
+    /// the port of the live page and of Swagger UI, /swagger/index.html (default 9092; where that
+    /// is taken, any free one)
+    #[argh(option)]
+    pub(super) swagger_port: Option<String>,
+    /// the IP address of the three ports above (default 127.0.0.1); any other needs --ops_token
+    #[argh(option)]
+    pub(super) ops_bind: Option<String>,
+    /// what those ports demand as `Authorization: Bearer`, at least 16 bytes; given as
+    /// WS_CLUSTER_OPS_TOKEN, because every user of the machine sees the arguments of a process
+    #[argh(option)]
+    pub(super) ops_token: Option<String>,
     /// the IP address to listen on (default 0.0.0.0)
     #[argh(option)]
     pub(super) bind: Option<String>,

@@ -6,6 +6,7 @@ use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
+use crate::wire::sign::Token;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,6 +30,8 @@ pub struct Settings {
     pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
+    /// What requests to the ops ports must bear.
+    pub ops_token: Option<Token>,
     /// `None`: the `local` queue.
     pub redis: Option<RedisSettings>,
 }

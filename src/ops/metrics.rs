@@ -1,18 +1,15 @@
-//! `/metrics` for Prometheus (OpenMetrics text), on a port and a thread of its own.
+//! `/metrics` for Prometheus (OpenMetrics text).
 
 mod queue;
 mod servers;
 
-use crate::io::http::{self, Answer, Connections, Request, Service, Times};
+use super::server::{Ops, Reply};
 use crate::io::shared::Shared;
-use crate::io::sys;
 use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters,
 };
 use crate::state::counters::{StatusCounts, URLS};
-use crate::types::Limits;
-use crate::wire::response::write_response;
-use monoio::net::TcpListener;
+use crate::wire::http::Head;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet, text::encode,
@@ -21,106 +18,27 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use std::cell::RefCell;
-use std::convert::Infallible;
 use std::fmt;
-use std::io;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// How often deadlines are looked at.
-const TICK: Duration = Duration::from_millis(100);
 
-/// Serves the node's metrics until the process ends. To be called in a thread of its own.
-pub async fn serve_port(shared: Arc<Shared>, listener: std::net::TcpListener) -> io::Result<()> {
-    listener.set_nonblocking(false)?;
-    let listener = TcpListener::from_std(listener)?;
+/// What `/metrics` shows.
+pub fn registry(shared: &Arc<Shared>) -> Registry {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(NodeMetrics(Arc::clone(&shared))));
-    let page = Rc::new(Page { shared, registry, connections: RefCell::default() });
-    let ticking = Rc::clone(&page);
-    monoio::spawn(async move {
-        loop {
-            monoio::time::sleep(TICK).await;
-            ticking.connections.borrow_mut().handle_tick(sys::now_ms());
-        }
-    });
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let page = Rc::clone(&page);
-                monoio::spawn(async move { http::serve(stream, &*page).await });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept connections for metrics");
-                monoio::time::sleep(TICK).await;
-            }
-        }
-    }
+    registry.register_collector(Box::new(NodeMetrics(Arc::clone(shared))));
+    registry
 }
 
-struct Page {
-    shared: Arc<Shared>,
-    registry: Registry,
-    connections: RefCell<Connections>,
-}
-
-impl Service for Page {
-    type Begun<'a> = Infallible;
-
-    fn limits(&self) -> &Limits {
-        &self.shared.settings.limits
+/// Answers a request to the Prometheus port.
+pub fn answer(ops: &Ops, head: &Head<'_>) -> Reply {
+    if head.path != "/metrics" {
+        return Reply::text(404, "see /metrics\n");
     }
-
-    fn times(&self) -> Times {
-        Times::from(&self.shared.settings)
-    }
-
-    fn connections(&self) -> &RefCell<Connections> {
-        &self.connections
-    }
-
-    fn count_refusal(&self, _status: u16) {}
-
-    async fn answer(
-        &self,
-        request: Request<'_>,
-        keep_alive: bool,
-        out: &mut Vec<u8>,
-    ) -> Answer<Infallible> {
-        let head = request.head;
-        match (head.path, head.method) {
-            ("/metrics", "GET") => {
-                let mut text = String::new();
-                match encode(&mut text, &self.registry) {
-                    Ok(()) => {
-                        write_response(out, 200, keep_alive, &[], OPEN_METRICS, text.as_bytes())
-                    }
-                    Err(_) => {
-                        write_response(out, 500, keep_alive, &[], "text/plain", b"not encoded")
-                    }
-                }
-            }
-            ("/metrics", _) => {
-                write_response(
-                    out,
-                    405,
-                    keep_alive,
-                    &[("Allow", "GET")],
-                    "text/plain",
-                    b"use GET\n",
-                );
-            }
-            _ => write_response(out, 404, keep_alive, &[], "text/plain", b"see /metrics\n"),
-        }
-        Answer { keep_alive, begun: None }
-    }
-
-    #[expect(clippy::needless_lifetimes, reason = "the trait names it")]
-    async fn finish<'a>(&'a self, begun: Infallible, _out: &mut Vec<u8>) {
-        match begun {}
+    let mut text = String::new();
+    match encode(&mut text, &ops.registry) {
+        Ok(()) => Reply::new(200, OPEN_METRICS, text),
+        Err(_) => Reply::text(500, "not encoded\n"),
     }
 }
 

@@ -555,8 +555,8 @@ impl Broker {
         }
     }
 
-    /// A worker has a parcel for others. Events wait for a queue that is away: a business server that
-    /// misses one of them knows too little of its clients for good.
+    /// A worker has a parcel for others. Events wait for a queue that is away: a business server
+    /// that misses one of them knows too little of its clients for good.
     fn relay(&mut self, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;

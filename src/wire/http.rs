@@ -61,6 +61,7 @@ pub struct Head<'a> {
     pub origin: Option<&'a str>,
     pub content_type: Option<&'a str>,
     pub x_sign: Option<&'a str>,
+    pub authorization: Option<&'a str>,
     /// `websocket` is among the tokens of Upgrade.
     pub upgrade_websocket: bool,
     /// `upgrade` is among the tokens of Connection.
@@ -122,6 +123,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         origin: seen.origin,
         content_type: seen.content_type,
         x_sign: seen.x_sign,
+        authorization: seen.authorization,
         upgrade_websocket: seen.upgrade_websocket,
         connection_upgrade: seen.connection_upgrade,
         sec_websocket_key: seen.sec_websocket_key,
@@ -202,6 +204,7 @@ struct Fields<'a> {
     origin: Option<&'a str>,
     content_type: Option<&'a str>,
     x_sign: Option<&'a str>,
+    authorization: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
     access_control_request_method: Option<&'a str>,
@@ -238,6 +241,9 @@ impl<'a> Fields<'a> {
             10 if is("connection") => self.add_connection(value),
             12 if is("content-type") => {
                 once(&mut self.content_type, value, "Content-Type was given twice")?;
+            }
+            13 if is("authorization") => {
+                once(&mut self.authorization, value, "Authorization was given twice")?;
             }
             14 if is("content-length") => {
                 once(&mut self.content_length, value, "Content-Length was given twice")?;

@@ -47,6 +47,32 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A secret that is shown as it is (RFC 6750): kept as the state that compares it in constant time.
+#[derive(Clone)]
+pub struct Token {
+    keyed: Secret,
+    mac: [u8; MAC_BYTES],
+}
+
+impl Token {
+    pub fn new(token: String) -> Self {
+        // Both are hashed under it, so that the comparison does not tell how much of it is right.
+        let keyed = Secret::new(token.as_bytes());
+        let mac = keyed.mac(&[token.as_bytes()]).finalize().into_bytes().into();
+        Self { keyed, mac }
+    }
+
+    pub fn is(&self, given: &str) -> bool {
+        self.keyed.mac(&[given.as_bytes()]).verify_slice(&self.mac).is_ok()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// Whether `sign` is the signature of the joined `parts` under one of the secrets. Every secret is
 /// tried and compared in constant time; anything but 64 lower-case hexadecimal digits is false.
 pub fn verify(secrets: &[Secret], parts: &[&[u8]], sign: &str) -> bool {
@@ -142,6 +168,16 @@ mod tests {
         ] {
             assert!(!verify(&secrets, &[b"x"], bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_token_is_itself_and_nothing_else() {
+        let token = Token::new("0123456789abcdef".into());
+        assert!(token.is("0123456789abcdef"));
+        for other in ["", "0123456789abcde", "0123456789abcdeF", "0123456789abcdef0"] {
+            assert!(!token.is(other), "{other}");
+        }
+        assert_eq!(format!("{token:?}"), "***");
     }
 
     #[test]

@@ -64,12 +64,15 @@ def eventually(check, what, timeout=PATIENCE):
         threading.Event().wait(0.005)
 
 
+PORTS = ("ws_port", "http_port", "prometheus_port", "pprof_port", "swagger_port")
+
+
 class Server:
     """A running ws-cluster on free ports."""
 
-    def __init__(self, *args, env=None):
+    def __init__(self, *args, env=None, given=PORTS):
         command = [BINARY, "--bind", "127.0.0.1"]
-        for flag in ("ws_port", "http_port", "prometheus_port"):
+        for flag in given:
             command += [f"--{flag}", "0"]
         command += ["--pin", "false", *args]
         self.process = subprocess.Popen(
@@ -91,7 +94,7 @@ class Server:
         for reader in self._readers:
             reader.start()
         ports = self._await_ports()
-        self.ws, self.http, self.metrics_address = (
+        self.ws, self.http, self.metrics_address, self.pprof, self.swagger = (
             (host, int(port)) for host, port in (at.rsplit(":", 1) for at in ports)
         )
 
@@ -101,7 +104,8 @@ class Server:
             self._lines.put(line)
 
     def _await_ports(self):
-        pattern = re.compile(r"ws-cluster listening: ws=(\S+) http=(\S+) metrics=(\S+)")
+        names = ("ws", "http", "metrics", "pprof", "swagger")
+        pattern = re.compile("ws-cluster listening: " + " ".join(rf"{one}=(\S+)" for one in names))
 
         def listening():
             found = next(filter(None, map(pattern.search, list(self.output))), None)

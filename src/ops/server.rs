@@ -1,0 +1,195 @@
+//! The HTTP of the ops ports: who may ask, and which site answers.
+
+use super::{metrics, pages, pprof};
+use crate::io::http::{self, Answer, Connections, Request, Service, Times};
+use crate::io::shared::Shared;
+use crate::io::sys;
+use crate::types::Limits;
+use crate::wire::http::Head;
+use crate::wire::params::Params;
+use crate::wire::response::write_response;
+use monoio::net::{TcpListener, TcpStream};
+use prometheus_client::registry::Registry;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::IntoRawFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Connections of one port; beyond, they are refused.
+const MAX_CONNECTIONS: usize = 256;
+
+/// What answers on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    Metrics,
+    Pprof,
+    /// The live page, Swagger UI, and the descriptions of the APIs.
+    Pages,
+}
+
+/// What the sites share.
+pub struct Ops {
+    pub shared: Arc<Shared>,
+    pub registry: Registry,
+    pub ws: SocketAddr,
+    pub http: SocketAddr,
+}
+
+impl Ops {
+    pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr) -> Self {
+        Self { registry: metrics::registry(&shared), shared, ws, http }
+    }
+}
+
+/// A site's answer.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub content_type: Cow<'static, str>,
+    pub fields: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn new(
+        status: u16,
+        content_type: impl Into<Cow<'static, str>>,
+        body: impl Into<Vec<u8>>,
+    ) -> Self {
+        let (content_type, body) = (content_type.into(), body.into());
+        Self { status, content_type, fields: Vec::new(), body }
+    }
+
+    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", body)
+    }
+
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.fields.push((name, value.into()));
+        self
+    }
+}
+
+/// Serves the ops ports until the process ends. To be called in a thread of its own.
+pub async fn serve(
+    ops: Ops,
+    listeners: impl IntoIterator<Item = (Site, std::net::TcpListener)>,
+) -> io::Result<()> {
+    let ops = Rc::new(ops);
+    let mut ports = Vec::new();
+    for (site, listener) in listeners {
+        listener.set_nonblocking(false)?;
+        let listener = TcpListener::from_std(listener)?;
+        let port = Rc::new(Port { ops: Rc::clone(&ops), site, connections: RefCell::default() });
+        ports.push(Rc::clone(&port));
+        monoio::spawn(accept(port, listener));
+    }
+    loop {
+        monoio::time::sleep(TICK).await;
+        let now_ms = sys::now_ms();
+        ports.iter().for_each(|port| port.connections.borrow_mut().handle_tick(now_ms));
+    }
+}
+
+async fn accept(port: Rc<Port>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => serve_one(&port, stream),
+            Err(error) => {
+                tracing::warn!(%error, site = ?port.site, "cannot accept connections");
+                monoio::time::sleep(TICK).await;
+            }
+        }
+    }
+}
+
+fn serve_one(port: &Rc<Port>, stream: TcpStream) {
+    if port.connections.borrow().count() >= MAX_CONNECTIONS {
+        return http::refuse_connection(stream.into_raw_fd());
+    }
+    let port = Rc::clone(port);
+    monoio::spawn(async move { http::serve(stream, &*port).await });
+}
+
+struct Port {
+    ops: Rc<Ops>,
+    site: Site,
+    connections: RefCell<Connections>,
+}
+
+impl Port {
+    async fn reply(&self, head: &Head<'_>) -> Reply {
+        if !matches!(head.method, "GET" | "HEAD") {
+            return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
+        }
+        if !self.is_allowed(head) {
+            let demand = "Bearer realm=\"ws-cluster\"";
+            let text = "send Authorization: Bearer with the node's WS_CLUSTER_OPS_TOKEN\n";
+            return Reply::text(401, text).with("WWW-Authenticate", demand);
+        }
+        match self.site {
+            Site::Metrics => metrics::answer(&self.ops, head),
+            Site::Pprof => pprof::answer(&self.ops, head).await,
+            Site::Pages => pages::answer(&self.ops, head).await,
+        }
+    }
+
+    /// With a token it must be borne (RFC 6750, section 2.1); a browser's address may have it as
+    /// `?token=` (section 2.3).
+    fn is_allowed(&self, head: &Head<'_>) -> bool {
+        let Some(token) = &self.ops.shared.settings.ops_token else { return true };
+        let borne = head.authorization.and_then(|value| value.split_once(' '));
+        match borne {
+            Some((scheme, given)) => scheme.eq_ignore_ascii_case("bearer") && token.is(given),
+            None => Params::parse(head.query.unwrap_or("").as_bytes())
+                .is_ok_and(|params| params.get("token").is_some_and(|given| token.is(given))),
+        }
+    }
+}
+
+impl Service for Port {
+    type Begun<'a> = Infallible;
+
+    fn limits(&self) -> &Limits {
+        &self.ops.shared.settings.limits
+    }
+
+    fn times(&self) -> Times {
+        Times::from(&self.ops.shared.settings)
+    }
+
+    fn connections(&self) -> &RefCell<Connections> {
+        &self.connections
+    }
+
+    fn count_refusal(&self, _status: u16) {}
+
+    async fn answer(
+        &self,
+        request: Request<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> Answer<Infallible> {
+        let Reply { status, content_type, fields, body } = self.reply(request.head).await;
+        let fields: Vec<(&str, &str)> =
+            fields.iter().map(|(name, value)| (*name, &**value)).collect();
+        write_response(out, status, keep_alive, &fields, &content_type, &body);
+        if request.head.method == "HEAD" {
+            // Content-Length stays what a GET would have (RFC 9110, section 8.6).
+            out.truncate(out.len() - body.len());
+        }
+        Answer { keep_alive, begun: None }
+    }
+
+    #[expect(clippy::needless_lifetimes, reason = "the trait names it")]
+    async fn finish<'a>(&'a self, begun: Infallible, _out: &mut Vec<u8>) {
+        match begun {}
+    }
+}
