@@ -89,8 +89,8 @@ impl Service for Core {
         let head = request.head;
         let (origin, is_head) = (head.origin, head.method == "HEAD");
         let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
-        let now_ms = request.read_at.now_ms;
-        let mut answer = Answer { core: self, head, now_ms, reply };
+        let now_us = request.read_at.now_us;
+        let mut answer = Answer { core: self, head, now_us, reply };
         let begun = match answer.route(request.body).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -143,7 +143,8 @@ pub struct BegunPush<'a> {
 struct Answer<'c, 'r, 'h> {
     core: &'c Core,
     head: &'r Head<'h>,
-    now_ms: u64,
+    /// When the request was read, microseconds since 1970.
+    now_us: u64,
     reply: Reply<'c, 'r>,
 }
 
@@ -233,14 +234,13 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     fn push(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let head = self.head;
         let limits = &self.core.shared.settings.limits;
-        let now_ms = self.now_ms;
+        let now_ms = self.now_us / 1_000;
         let project;
         let result = match parameters(head, body)? {
             Parameters::Json => {
                 let members = json::members(body)?;
                 project = self.authorize_json(&members, body, now_ms)?;
-                Push::from_json(&members, limits)
-                    .and_then(|push| self.begin(project, &push, now_ms))
+                Push::from_json(&members, limits).and_then(|push| self.begin(project, &push))
             }
             Parameters::Text(text) => {
                 let params = Params::parse(text)?;
@@ -253,8 +253,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
                         sign::verify(secrets, &[&canonical], sign)
                     },
                 )?;
-                Push::from_params(&params, limits)
-                    .and_then(|push| self.begin(project, &push, now_ms))
+                Push::from_params(&params, limits).and_then(|push| self.begin(project, &push))
             }
         };
         match result {
@@ -267,7 +266,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let limits = &self.core.shared.settings.limits;
-        let now_ms = self.now_ms;
+        let now_ms = self.now_us / 1_000;
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
         };
@@ -283,7 +282,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let mut begun = Vec::with_capacity(batch.len());
         for push in batch.pushes(limits) {
             self.core.wait_for_room().await;
-            begun.push(push.and_then(|push| self.begin(project, &push, now_ms)));
+            begun.push(push.and_then(|push| self.begin(project, &push)));
         }
         let mut results = Vec::with_capacity(48 * batch.len());
         let mut first_error = None;
@@ -350,16 +349,11 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         Ok(project)
     }
 
-    fn begin(
-        &self,
-        project: &Project,
-        push: &Push<'_>,
-        now_ms: u64,
-    ) -> Result<Begun<'c>, ApiError> {
+    fn begin(&self, project: &Project, push: &Push<'_>) -> Result<Begun<'c>, ApiError> {
         if self.core.shared.is_draining() {
             return Err(error(503, "this node is draining: push to another"));
         }
-        self.core.begin_push(&project.pid, push, now_ms).map_err(not_accepted)
+        self.core.begin_push(&project.pid, push, self.now_us).map_err(not_accepted)
     }
 }
 

@@ -11,7 +11,7 @@ use super::sys;
 use super::tickets::{Ticket, Tickets};
 use super::wake::{Flag, Waiters, yield_now};
 use crate::state::broker::{Outcome, Pusher};
-use crate::state::counters::Drop as DropReason;
+use crate::state::counters::{Counters, Drop as DropReason};
 use crate::state::idempotency::key_hash;
 use crate::state::wants::{Ask, Interest, Notice, Relay, To};
 use crate::types::{MessageId, Routing, SnowflakeClock};
@@ -86,10 +86,13 @@ pub struct Core {
     pub shared: Arc<Shared>,
     pub index: usize,
     pub engine: RefCell<Engine>,
+    pub(super) counters: Arc<Counters>,
     pub queue: Queue,
     pub(super) tickets: Tickets,
     /// Written anew for each message; kept, so that it allocates once.
     publication: RefCell<Publication>,
+    /// When each message that the open batch holds was accepted, and came here; microseconds.
+    unwritten: RefCell<Vec<(u64, u64)>>,
     /// Something is to be sent.
     pub(super) work: Flag,
     /// Business servers have pushed.
@@ -108,12 +111,14 @@ pub struct Core {
 impl Core {
     pub fn new(shared: Arc<Shared>, index: usize, engine: Engine, queue: Queue) -> Rc<Self> {
         Rc::new(Self {
+            counters: Arc::clone(&shared.counters[index]),
             shared,
             index,
             engine: RefCell::new(engine),
             queue,
             tickets: Tickets::default(),
             publication: RefCell::default(),
+            unwritten: RefCell::default(),
             work: Flag::default(),
             server_pushes: Flag::default(),
             flushed: Waiters::default(),
@@ -127,20 +132,31 @@ impl Core {
     }
 
     /// Begins to push a message: at once it has its id and its place in the order; whether it is
-    /// accepted [`Begun::finish`] tells.
+    /// accepted [`Begun::finish`] tells. `now_us`: since 1970.
     pub fn begin_push(
         &self,
         pid: &str,
         push: &Push<'_>,
-        now_ms: u64,
+        now_us: u64,
     ) -> Result<Begun<'_>, Outcome> {
+        let begun = self.try_begin(pid, push, now_us);
+        match &begun {
+            Ok(begun) if begun.is_accepted() => self.counters.pushes_accepted.add(1),
+            Ok(_) => {}
+            Err(_) => self.counters.pushes_refused.add(1),
+        }
+        begun
+    }
+
+    fn try_begin(&self, pid: &str, push: &Push<'_>, now_us: u64) -> Result<Begun<'_>, Outcome> {
         let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
-        let id = self.engine.borrow_mut().worker.next_message_id(now_ms);
+        let id = self.engine.borrow_mut().worker.next_message_id(now_us / 1_000);
         let envelope = Envelope {
             origin: self.shared.settings.node,
             epoch: self.shared.epoch,
             seq: 0,
-            accepted_ms: now_ms,
+            accepted_us: now_us,
+            trace: None,
             id,
             ttl_ms: push.ttl_ms,
             key: key.as_ref(),
@@ -150,7 +166,7 @@ impl Core {
         };
         let ticket = match &self.queue {
             Queue::Local(mailbox) => {
-                self.hand_to_all(&mut mailbox.borrow_mut(), &envelope, now_ms)?;
+                self.hand_to_all(&mut mailbox.borrow_mut(), &envelope, now_us)?;
                 None
             }
             Queue::Redis(redis) => Some(self.publish(redis, &envelope)?),
@@ -158,25 +174,35 @@ impl Core {
         Ok(Begun { id, ticket })
     }
 
+    /// The queue's answer to a push came.
+    pub(super) fn settle(&self, ticket: u32, outcome: Outcome, now_us: u64) {
+        match outcome {
+            Outcome::Accepted => self.counters.pushes_accepted.add(1),
+            _ => self.counters.pushes_refused.add(1),
+        }
+        if let Some(issued_us) = self.tickets.answer(ticket, outcome) {
+            self.counters.queue_latency.observe(now_us.saturating_sub(issued_us));
+        }
+    }
+
     /// The `local` queue: to the other workers, and to this one's own clients.
     fn hand_to_all(
         &self,
         mailbox: &mut Mailbox,
         envelope: &Envelope<'_>,
-        now_ms: u64,
+        now_us: u64,
     ) -> Result<(), Outcome> {
         if !mailbox.is_alone() {
             let wanted = self.workers_of(&envelope.targets);
             if !mailbox.has_room(wanted) {
-                let engine = self.engine.borrow();
-                engine.worker.counters().count_drops(DropReason::MailboxFull, 1);
+                self.counters.count_drops(DropReason::MailboxFull, 1);
                 return Err(Outcome::Overloaded);
             }
             let mut bytes = Vec::with_capacity(envelope.encoded_bytes());
             envelope.encode(&mut bytes);
             mailbox.send(&Arc::from(bytes), wanted);
         }
-        self.deliver(envelope, now_ms);
+        self.deliver(envelope, now_us);
         Ok(())
     }
 
@@ -185,7 +211,7 @@ impl Core {
         if self.shared.queue.is_down() {
             return Err(Outcome::Unreachable);
         }
-        let ticket = self.tickets.issue().ok_or(Outcome::Overloaded)?;
+        let ticket = self.tickets.issue(envelope.accepted_us).ok_or(Outcome::Overloaded)?;
         let mut publication = self.publication.take();
         publication.clear();
         publication.add_message(&redis.names, redis.routing, envelope);
@@ -200,7 +226,7 @@ impl Core {
             BrokerAt::Thread(port) => {
                 let handed = port.borrow_mut().publish(publication, ticket.number());
                 if handed.is_err() {
-                    self.tickets.answer(ticket.number(), Outcome::Overloaded);
+                    self.settle(ticket.number(), Outcome::Overloaded, envelope.accepted_us);
                 }
             }
         }
@@ -217,11 +243,28 @@ impl Core {
     }
 
     /// Delivers a message to this worker's clients.
-    pub(super) fn deliver(&self, envelope: &Envelope<'_>, now_ms: u64) {
+    pub(super) fn deliver(&self, envelope: &Envelope<'_>, now_us: u64) {
         let mut engine = self.engine.borrow_mut();
-        engine.worker.handle_envelope(envelope, now_ms);
+        let outcome = engine.worker.handle_envelope(envelope, now_us / 1_000);
+        if outcome.matched > 0 {
+            let waited_us = now_us.saturating_sub(envelope.accepted_us);
+            self.counters.receive_latency.observe(waited_us);
+            self.unwritten.borrow_mut().push((envelope.accepted_us, now_us));
+        }
         if engine.has_output() {
             self.work.raise();
+        }
+    }
+
+    /// What was delivered has been handed to the sockets.
+    fn observe_written(&self, delivered: &mut Vec<(u64, u64)>) {
+        if delivered.is_empty() {
+            return;
+        }
+        let now_us = sys::now_us();
+        for (accepted_us, received_us) in delivered.drain(..) {
+            self.counters.write_latency.observe(now_us.saturating_sub(received_us));
+            self.counters.delivery_latency.observe(now_us.saturating_sub(accepted_us));
         }
     }
 
@@ -323,10 +366,16 @@ impl Core {
         if !self.engine.borrow().has_output() {
             return;
         }
+        // What is delivered meanwhile is for the next flush.
+        let mut delivered = self.unwritten.take();
         self.engine.borrow_mut().begin_flush(sys::now_ms());
         while self.engine.borrow_mut().send_chunk() {
             yield_now().await;
             self.tick(sys::now_ms());
+        }
+        self.observe_written(&mut delivered);
+        if self.unwritten.borrow().is_empty() {
+            self.unwritten.replace(delivered);
         }
         self.flushed.wake_all();
     }
@@ -349,6 +398,8 @@ impl Core {
             }
             Queue::Local(mailbox) => mailbox.borrow_mut().send_late(),
         }
+        let waiting_bytes = self.with_bell(Bell::waiting_bytes).unwrap_or(0);
+        self.counters.waiting_bytes.set(waiting_bytes as u64);
         if self.shared.is_draining() {
             self.drain(now_ms);
         }
@@ -411,7 +462,9 @@ impl Core {
                 let Some(word) = port.borrow_mut().receive() else { return false };
                 match word {
                     ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes),
-                    ToWorker::Answer(ticket, outcome) => self.tickets.answer(ticket, outcome),
+                    ToWorker::Answer(ticket, outcome) => {
+                        self.settle(ticket, outcome, sys::now_us());
+                    }
                     ToWorker::Ready(interest) => self.handle_ready(&interest),
                     ToWorker::Notice(notice) => self.handle_notice(notice),
                     ToWorker::Canary => port.borrow_mut().say_canary_seen(),
@@ -426,7 +479,7 @@ impl Core {
             return self.deliver_parcel(bytes);
         }
         match Envelope::decode(bytes) {
-            Ok(envelope) => self.deliver(&envelope, sys::now_ms()),
+            Ok(envelope) => self.deliver(&envelope, sys::now_us()),
             Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
         }
     }

@@ -422,6 +422,7 @@ impl Engine {
         let (worker, now_ms) = (&mut self.worker, self.now_ms);
         let max_bytes = worker.message_limit(slot);
         worker.handle_input(slot, now_ms);
+        worker.counters().received_bytes.add(bytes.len() as u64);
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
             if worker.handle_frame(slot, message, now_ms) {
                 ControlFlow::Continue(())
@@ -544,6 +545,7 @@ impl Engine {
     fn handle_sent(&mut self, index: usize, length: usize, result: i32) {
         let refused = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
         if result >= 0 {
+            self.worker.counters().sent_bytes.add(result as u64);
             let whole = result as usize == length;
             self.worker.handle_sent(&self.sealed, index, result as usize, whole);
         } else if refused.contains(&-result) {
@@ -566,7 +568,10 @@ impl Engine {
             sys::send_slices(fd, &slices)
         };
         let written = match sent {
-            Ok(written) => written,
+            Ok(written) => {
+                self.worker.counters().sent_bytes.add(written as u64);
+                written
+            }
             Err(error) if sys::is_not_now(&error) => 0,
             Err(_) => return self.worker.handle_disconnect(slot),
         };

@@ -37,13 +37,13 @@ pub struct Request<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     pub instant: Instant,
-    /// Milliseconds since 1970.
-    pub now_ms: u64,
+    /// Microseconds since 1970.
+    pub now_us: u64,
 }
 
 impl Moment {
     fn now() -> Self {
-        Self { instant: Instant::now(), now_ms: sys::now_ms() }
+        Self { instant: Instant::now(), now_us: sys::now_us() }
     }
 }
 

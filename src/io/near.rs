@@ -23,7 +23,7 @@ impl Near {
 
 impl Host for Near {
     fn sink(&self) -> impl Sink + '_ {
-        NearSink { near: self, now_ms: None }
+        NearSink { near: self, now_us: None }
     }
 
     fn hear(&self, broker: &mut Broker, now_ms: u64) {
@@ -41,14 +41,20 @@ impl Host for Near {
 
 struct NearSink<'a> {
     near: &'a Near,
-    /// Read once for all that is delivered in one go.
-    now_ms: Option<u64>,
+    /// Read once for all that is said in one go.
+    now_us: Option<u64>,
+}
+
+impl NearSink<'_> {
+    fn now_us(&mut self) -> u64 {
+        *self.now_us.get_or_insert_with(sys::now_us)
+    }
 }
 
 impl Sink for NearSink<'_> {
     fn deliver(&mut self, _workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
-        let now_ms = *self.now_ms.get_or_insert_with(sys::now_ms);
-        self.near.core.deliver(envelope, now_ms);
+        let now_us = self.now_us();
+        self.near.core.deliver(envelope, now_us);
     }
 
     fn relay(&mut self, _workers: u64, parcel: &[u8]) {
@@ -60,7 +66,8 @@ impl Sink for NearSink<'_> {
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
-        self.near.core.tickets.answer(pusher.ticket, outcome);
+        let now_us = self.now_us();
+        self.near.core.settle(pusher.ticket, outcome, now_us);
     }
 
     fn ready(&mut self, _worker: usize, interest: &Interest) {

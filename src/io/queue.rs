@@ -113,6 +113,10 @@ impl<H: Host> Driver<H> {
         })
     }
 
+    pub(super) fn counters(&self) -> &BrokerCounters {
+        &self.counters
+    }
+
     pub(super) fn host(&self) -> &H {
         &self.host
     }

@@ -141,7 +141,7 @@ async fn read_all<H: Host>(
         buffer = slice.into_inner();
         match result {
             Ok(0) => return Err(LinkError::Closed),
-            Ok(_) => {}
+            Ok(bytes) => driver.counters().received_bytes.add(bytes as u64),
             Err(error) => return Err(LinkError::Io(error.to_string())),
         }
         let mut at = 0;
@@ -175,7 +175,8 @@ async fn write_all<H: Host>(
             continue;
         }
         let (result, buffer) = writer.write_all(bytes).await;
-        result.map_err(|error| LinkError::Io(error.to_string()))?;
+        let written = result.map_err(|error| LinkError::Io(error.to_string()))?;
+        driver.counters().sent_bytes.add(written as u64);
         bytes = buffer;
     }
 }

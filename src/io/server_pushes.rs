@@ -54,5 +54,5 @@ fn begin<'c>(core: &'c Core, push: &ServerPush) -> Result<Begun<'c>, ApiError> {
         let msg = "this node is draining: push to another".into();
         return Err(ApiError { status: 503, msg });
     }
-    core.begin_push(pid, &read, sys::now_ms()).map_err(not_accepted)
+    core.begin_push(pid, &read, sys::now_us()).map_err(not_accepted)
 }

@@ -119,16 +119,17 @@ impl QueueHealth {
 impl Shared {
     pub fn new(settings: Settings, projects: Projects, epoch: u64) -> Self {
         let workers = settings.workers;
+        let projects = Arc::new(projects);
         Self {
             settings,
-            projects: Arc::new(projects),
+            projects: Arc::clone(&projects),
             epoch,
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             queue: QueueHealth::default(),
             loads: Arc::default(),
             broker_counters: Arc::default(),
-            counters: (0..workers).map(|_| Arc::default()).collect(),
+            counters: (0..workers).map(|_| Arc::new(Counters::new(projects.len()))).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
         }
     }

@@ -18,28 +18,38 @@ enum State {
 }
 
 #[derive(Debug, Default)]
-pub struct Tickets(RefCell<Slab<State>>);
+pub struct Tickets(RefCell<Slab<Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    /// When it was issued, microseconds since 1970.
+    issued_us: u64,
+}
 
 impl Tickets {
     /// A place to wait for an answer; `None`: too many wait already.
-    pub fn issue(&self) -> Option<Ticket<'_>> {
-        let mut states = self.0.borrow_mut();
-        if states.len() >= MAX_WAITING {
+    pub fn issue(&self, now_us: u64) -> Option<Ticket<'_>> {
+        let mut entries = self.0.borrow_mut();
+        if entries.len() >= MAX_WAITING {
             return None;
         }
-        Some(Ticket { tickets: self, key: states.insert(State::Waiting(None)) })
+        let entry = Entry { state: State::Waiting(None), issued_us: now_us };
+        Some(Ticket { tickets: self, key: entries.insert(entry) })
     }
 
-    /// The answer to a ticket came. Each gets exactly one.
-    pub fn answer(&self, key: u32, outcome: Outcome) {
-        let mut states = self.0.borrow_mut();
-        let Some(state) = states.get_mut(key as usize) else { return };
-        match std::mem::replace(state, State::Answered(outcome)) {
+    /// The answer to a ticket came. Each gets exactly one. Returns when it was issued.
+    pub fn answer(&self, key: u32, outcome: Outcome) -> Option<u64> {
+        let mut entries = self.0.borrow_mut();
+        let entry = entries.get_mut(key as usize)?;
+        let issued_us = entry.issued_us;
+        match std::mem::replace(&mut entry.state, State::Answered(outcome)) {
             State::Waiting(waker) => waker.into_iter().for_each(Waker::wake),
             State::Abandoned | State::Answered(_) => {
-                states.remove(key as usize);
+                entries.remove(key as usize);
             }
         }
+        Some(issued_us)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -64,7 +74,7 @@ impl Future for Ticket<'_> {
     type Output = Outcome;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
-        match self.tickets.0.borrow_mut().get_mut(self.key) {
+        match self.tickets.0.borrow_mut().get_mut(self.key).map(|entry| &mut entry.state) {
             Some(State::Answered(outcome)) => Poll::Ready(*outcome),
             Some(State::Waiting(waker)) => {
                 *waker = Some(context.waker().clone());
@@ -77,10 +87,10 @@ impl Future for Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let mut states = self.tickets.0.borrow_mut();
-        match states.get_mut(self.key) {
+        let mut entries = self.tickets.0.borrow_mut();
+        match entries.get_mut(self.key).map(|entry| &mut entry.state) {
             Some(State::Answered(_)) => {
-                states.remove(self.key);
+                entries.remove(self.key);
             }
             Some(state) => *state = State::Abandoned,
             None => {}
@@ -99,13 +109,13 @@ mod tests {
     #[test]
     fn a_ticket_gets_its_own_answer_and_none_that_was_for_another() {
         let tickets = Tickets::default();
-        let mut first = tickets.issue().unwrap();
-        let second = tickets.issue().unwrap();
+        let mut first = tickets.issue(1).unwrap();
+        let second = tickets.issue(1).unwrap();
         assert_eq!(poll(&mut first), Poll::Pending);
         let abandoned = second.number();
         drop(second);
         // Its place stays taken until the answer to it has come.
-        let mut third = tickets.issue().unwrap();
+        let mut third = tickets.issue(1).unwrap();
         assert_ne!(third.number(), abandoned);
         tickets.answer(abandoned, Outcome::Refused);
         tickets.answer(first.number(), Outcome::Accepted);

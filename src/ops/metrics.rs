@@ -1,7 +1,9 @@
 //! `/metrics` for Prometheus (OpenMetrics text).
 
+mod process;
 mod queue;
 mod servers;
+mod workers;
 
 use super::server::{Ops, Reply};
 use crate::io::shared::Shared;
@@ -12,11 +14,13 @@ use crate::state::counters::{StatusCounts, URLS};
 use crate::wire::http::Head;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet, text::encode,
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, NoLabelSet,
+    text::encode,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
@@ -115,6 +119,19 @@ impl NodeMetrics {
         histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
     }
 
+    fn encode_info(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let settings = &self.0.settings;
+        let labels = vec![
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("node", settings.node.to_string()),
+            ("queue", if settings.redis.is_some() { "redis" } else { "local" }.to_owned()),
+            ("workers", settings.workers.to_string()),
+        ];
+        let help = "The program, and what it was started as";
+        let kind = MetricType::Info;
+        Info::new(labels).encode(encoder.encode_descriptor("ws_cluster", help, None, kind)?)
+    }
+
     fn encode_keys(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let remembered = self.sum(|worker| &worker.remembered_keys);
         let help = "Idempotency keys that are remembered, one for each worker";
@@ -165,6 +182,9 @@ impl Collector for NodeMetrics {
         for (name, help, value) in counters {
             encode_counter(encoder, name, help, value)?;
         }
+        self.encode_info(encoder)?;
+        workers::encode(self, encoder)?;
+        process::encode(encoder, self.0.epoch)?;
         servers::encode(self, encoder)?;
         queue::encode(&self.0, encoder)?;
         self.encode_keys(encoder)?;
@@ -190,6 +210,42 @@ impl Collector for NodeMetrics {
         }
         Ok(())
     }
+}
+
+/// One label whose name is told.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Label(&'static str, String);
+
+impl Label {
+    fn new(name: &'static str, value: &str) -> Self {
+        Self(name, value.into())
+    }
+}
+
+impl EncodeLabelSet for Label {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        (self.0, &*self.1).encode(encoder.encode_label())
+    }
+}
+
+fn encode_counter_f64(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: f64,
+) -> fmt::Result {
+    let metric = ConstCounter::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn encode_gauge_f64(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: f64,
+) -> fmt::Result {
+    let metric = ConstGauge::new(value);
+    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
 }
 
 fn encode_counter(

@@ -385,6 +385,7 @@ impl Broker {
         self.state = State::Ready;
         self.canary.seen_ms.fill(now_ms);
         self.config.counters.ready.set(1);
+        self.show_nodes();
         let channels = self.interests.len();
         self.events.push(Event::Ready { resent: self.resent, channels });
     }
@@ -428,9 +429,13 @@ impl Broker {
             write_command(&mut self.subscribing.out, &[b"PING"]);
             self.subscribing.handle_asked(now_ms);
         }
-        if now_ms.saturating_sub(self.canary.last_back_ms) > CANARY_LOST_MS && !self.canary.is_back
-        {
-            return Err(LinkError::CanaryLost);
+        if !self.canary.is_back {
+            let late_ms = now_ms.saturating_sub(self.canary.sent_ms);
+            let lag_ms = &self.config.counters.lag_ms;
+            lag_ms.set(lag_ms.value().max(late_ms));
+            if now_ms.saturating_sub(self.canary.last_back_ms) > CANARY_LOST_MS {
+                return Err(LinkError::CanaryLost);
+            }
         }
         if self.canary.is_back && now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS {
             self.send_canary(now_ms);

@@ -100,13 +100,72 @@ impl Counter {
     }
 }
 
-/// Everything `state::Worker` counts.
+/// Upper bounds of latencies, in microseconds.
+pub const LATENCY_BOUNDS_US: [u64; 19] = [
+    25, 50, 100, 200, 400, 800, 1_500, 3_000, 6_000, 12_000, 25_000, 50_000, 100_000, 200_000,
+    400_000, 800_000, 1_600_000, 5_000_000, 10_000_000,
+];
+
+/// Counts of durations by size: written by one thread, read by others.
+#[derive(Debug)]
+pub struct Latencies {
+    counts: [Counter; LATENCY_BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { counts: std::array::from_fn(|_| Counter::default()), sum_us: Counter::default() }
+    }
+}
+
+impl Latencies {
+    #[inline]
+    pub fn observe(&self, us: u64) {
+        let bucket = LATENCY_BOUNDS_US.partition_point(|&bound| bound < us);
+        self.counts[bucket].add(1);
+        self.sum_us.add(us);
+    }
+
+    /// How many are in each bucket (the last is the one without a bound), and their sum.
+    pub fn read(&self) -> ([u64; LATENCY_BOUNDS_US.len() + 1], u64) {
+        (std::array::from_fn(|bucket| self.counts[bucket].value()), self.sum_us.value())
+    }
+}
+
+/// Open connections of one project at one worker.
+#[derive(Debug, Default)]
+pub struct ProjectCounters {
+    pub clients: Counter,
+    pub servers: Counter,
+}
+
+/// Everything that one worker counts.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
     /// Open connections now.
     pub connections: Counter,
+    /// By [`super::projects::ProjectId`]; empty where nobody asks.
+    pub projects: Box<[ProjectCounters]>,
     pub connects: Counter,
+    /// Pushes that were accepted here, and that were not.
+    pub pushes_accepted: Counter,
+    pub pushes_refused: Counter,
+    /// From the acceptance of a push to the queue's answer.
+    pub queue_latency: Latencies,
+    /// From the acceptance, at whichever node, to this worker; and from there to the sockets.
+    pub receive_latency: Latencies,
+    pub write_latency: Latencies,
+    /// From the acceptance to the sockets.
+    pub delivery_latency: Latencies,
+    /// Bytes that sockets took and gave, of WebSocket connections.
+    pub sent_bytes: Counter,
+    pub received_bytes: Counter,
+    /// Connections whose outbox holds something now.
+    pub backlogged: Counter,
+    /// Bytes of what waits in the rings to this worker, as of its last tick.
+    pub waiting_bytes: Counter,
     /// Messages accepted by this worker or handed to it.
     pub envelopes: Counter,
     /// Pushes handed to the kernel, whole, one for each connection.
@@ -138,6 +197,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    pub fn new(projects: usize) -> Self {
+        let projects = (0..projects).map(|_| ProjectCounters::default()).collect();
+        Self { projects, ..Self::default() }
+    }
+
     pub fn count_drops(&self, reason: Drop, n: u64) {
         self.drops[reason as usize].add(n);
     }
@@ -198,6 +262,13 @@ pub struct BrokerCounters {
     pub worker_full: Counter,
     /// Parcels (requests, answers, events) that could not be published: the queue was down or full.
     pub parcels_refused: Counter,
+    /// Bytes written to and read from the queue's links.
+    pub sent_bytes: Counter,
+    pub received_bytes: Counter,
+    /// Milliseconds that the last canary was under way, or that one which is late has been.
+    pub lag_ms: Counter,
+    /// The nodes that are there, this one too.
+    pub nodes: Mutex<Vec<NodeId>>,
     /// Bytes of pushes that wait for the queue's answer now.
     pub pending_bytes: Counter,
     /// Channels that this node wants to hear now.

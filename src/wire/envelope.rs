@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  0 version u8 (1)    1 kind u8     2 origin node u16    4 boot epoch u64    12 seq u64
-//! 20 accepted_ms u64  28 message id u64  36 ttl_ms u32 (0: none)  40 offset of data u32
+//! 20 accepted_us u64  28 message id u64  36 ttl_ms u32 (0: none)  40 offset of data u32
 //! 44 order u64
 //! 52 fields, each: kind u8, length u32, bytes           then: raw data, to the end
 //! ```
@@ -26,6 +26,10 @@ const FIELD_TAGS: u8 = 4;
 const FIELD_DEVICES: u8 = 5;
 const FIELD_EXCEPT_CIDS: u8 = 6;
 const FIELD_KEY: u8 = 7;
+pub(super) const FIELD_TRACE: u8 = 17;
+
+/// A trace id, a span id, and flags (W3C Trace Context), as bytes.
+pub const TRACE_BYTES: usize = 25;
 
 const KIND_OFFSET: usize = 1;
 const SEQ_OFFSET: usize = 12;
@@ -145,10 +149,12 @@ pub struct Envelope<'a> {
     pub epoch: u64,
     /// Rises by one per origin and channel.
     pub seq: u64,
-    /// When the origin accepted the message, milliseconds since 1970.
-    pub accepted_ms: u64,
+    /// When the origin accepted the message, microseconds since 1970.
+    pub accepted_us: u64,
+    /// The span in which it was accepted, where it is traced.
+    pub trace: Option<&'a [u8; TRACE_BYTES]>,
     pub id: MessageId,
-    /// Milliseconds after `accepted_ms` during which it may be delivered; 0: always.
+    /// Milliseconds after `accepted_us` during which it may be delivered; 0: always.
     pub ttl_ms: u32,
     /// What stands for its project and `idempotency_key`, where it has one: of several messages
     /// with the same a client gets at most one.
@@ -162,7 +168,8 @@ pub struct Envelope<'a> {
 impl<'a> Envelope<'a> {
     /// The moment from which it is not delivered any more, milliseconds since 1970.
     pub fn expires_ms(&self) -> Option<u64> {
-        (self.ttl_ms != 0).then(|| self.accepted_ms.saturating_add(u64::from(self.ttl_ms)))
+        let accepted_ms = self.accepted_us / 1_000;
+        (self.ttl_ms != 0).then(|| accepted_ms.saturating_add(u64::from(self.ttl_ms)))
     }
 
     /// Appends the envelope's bytes to `out`.
@@ -171,7 +178,7 @@ impl<'a> Envelope<'a> {
         let Self { origin, epoch, seq, id, .. } = *self;
         let kind = Kind::Message;
         Header { kind, origin, epoch, seq, order: 0, id }.encode(out);
-        out[start + ACCEPTED_OFFSET..][..8].copy_from_slice(&self.accepted_ms.to_le_bytes());
+        out[start + ACCEPTED_OFFSET..][..8].copy_from_slice(&self.accepted_us.to_le_bytes());
         out[start + TTL_OFFSET..][..4].copy_from_slice(&self.ttl_ms.to_le_bytes());
         self.each_field(|kind, value| put_field(out, kind, value));
         put_data(out, start, self.data);
@@ -194,6 +201,7 @@ impl<'a> Envelope<'a> {
             (FIELD_DEVICES, targets.devices.map(|names| names.bytes)),
             (FIELD_EXCEPT_CIDS, targets.except_cids.map(|cids| cids.bytes)),
             (FIELD_KEY, self.key.map(|key| &key[..])),
+            (FIELD_TRACE, self.trace.map(|trace| &trace[..])),
         ];
         for (kind, bytes) in lists {
             if let Some(bytes) = bytes {
@@ -212,7 +220,8 @@ impl<'a> Envelope<'a> {
             origin: header.origin,
             epoch: header.epoch,
             seq: header.seq,
-            accepted_ms: u64_at(bytes, ACCEPTED_OFFSET),
+            accepted_us: u64_at(bytes, ACCEPTED_OFFSET),
+            trace: None,
             id: header.id,
             ttl_ms: u32_at(bytes, TTL_OFFSET),
             key: None,
@@ -239,6 +248,9 @@ impl<'a> Envelope<'a> {
             FIELD_TAGS => targets.tags = Some(Names::decode(value)?),
             FIELD_DEVICES => targets.devices = Some(Names::decode(value)?),
             FIELD_EXCEPT_CIDS => targets.except_cids = Some(Cids::decode(value)?),
+            FIELD_TRACE => {
+                self.trace = Some(value.try_into().map_err(|_| EnvelopeError::Field)?);
+            }
             FIELD_KEY => self.key = Some(value.try_into().map_err(|_| EnvelopeError::Field)?),
             _ => {}
         }
@@ -484,6 +496,7 @@ mod tests {
             except in proptest::option::of(proptest::collection::vec(any::<u64>(), 0..4)),
             numbers: (u64, u64, u64, u64, u32),
             key: Option<[u8; 16]>,
+            trace: Option<[u8; TRACE_BYTES]>,
             data: Vec<u8>,
         ) {
             let targets = TargetsBuf {
@@ -497,7 +510,8 @@ mod tests {
                 origin: NodeId::new(1023).unwrap(),
                 epoch: numbers.0,
                 seq: numbers.1,
-                accepted_ms: numbers.2,
+                accepted_us: numbers.2,
+                trace: trace.as_ref(),
                 id: MessageId(numbers.3),
                 ttl_ms: numbers.4,
                 key: key.as_ref(),
@@ -550,7 +564,8 @@ mod tests {
             origin: NodeId::new(7).unwrap(),
             epoch: 1,
             seq: 2,
-            accepted_ms: 3,
+            accepted_us: 3_000,
+            trace: None,
             id: MessageId(4),
             ttl_ms: 5,
             key: None,

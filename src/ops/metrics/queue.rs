@@ -1,6 +1,6 @@
 //! What is shown of the queue between nodes.
 
-use super::{encode_counter, encode_gauge};
+use super::{encode_counter, encode_gauge, encode_gauge_f64};
 use crate::io::shared::Shared;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -34,7 +34,14 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
     for (name, help, gauge) in gauges {
         encode_gauge(encoder, name, help, gauge.value())?;
     }
+    let lag_s = broker.lag_ms.value() as f64 / 1e3;
+    let help = "Seconds that this node's last word to itself was under way, or has been";
+    encode_gauge_f64(encoder, "queue_lag_seconds", help, lag_s)?;
+    let nodes = broker.nodes.lock().map_or(0, |nodes| nodes.len() as u64);
+    encode_gauge(encoder, "cluster_node", "Nodes that are there, this one too", nodes)?;
     let counters = [
+        ("queue_sent_bytes", "Bytes written to the queue's links", &broker.sent_bytes),
+        ("queue_received_bytes", "Bytes read from the queue's links", &broker.received_bytes),
         ("queue_link_loss", "Times that the links to the queue were lost", &broker.losses),
         ("queue_resent", "Commands sent again after a reconnect", &broker.resent),
         ("queue_received", "Messages that came from the queue, of any kind", &broker.received),

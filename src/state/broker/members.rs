@@ -12,6 +12,7 @@ use crate::wire::envelope::EnvelopeError;
 use crate::wire::member::{self, Cids, Member, Servers, add_server};
 use crate::wire::parcel::Sender;
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 /// How often a node says that it is there.
 const SAY_EVERY_MS: u64 = 1_000;
@@ -289,7 +290,17 @@ impl Broker {
         self.publishing.handle_asked(now_ms);
     }
 
+    /// Those that are there, for whoever looks.
+    pub(super) fn show_nodes(&self) {
+        let others = self.members.others.iter().filter(|(_, other)| !other.has_left);
+        let mut nodes: Vec<NodeId> = others.map(|(&node, _)| node).collect();
+        nodes.push(self.config.node);
+        nodes.sort_unstable();
+        *self.config.counters.nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+
     fn tell_node(&mut self, node: NodeId, is_up: bool, sink: &mut dyn Sink) {
+        self.show_nodes();
         let workers = 0..self.config.workers;
         workers.for_each(|worker| sink.notice(worker, Notice::Node { node, is_up }));
     }

@@ -40,6 +40,7 @@ impl Worker {
         let counters = &self.config.counters;
         counters.connects.add(1);
         counters.connections.add(1);
+        self.count_in_project(slot, |open| open + 1);
         match role {
             Role::Client => self.enter_client(slot, &identity, now_ms),
             Role::Server(events) => self.enter_server(slot, project, events),
@@ -99,7 +100,17 @@ impl Worker {
         self.open.close(CloseRequest { slot, cause });
         let counters = &self.config.counters;
         counters.connections.set(counters.connections.value().saturating_sub(1));
+        self.count_in_project(slot, |open| open.saturating_sub(1));
         counters.count_close(cause.index());
+    }
+
+    fn count_in_project(&self, slot: u32, change: impl FnOnce(u64) -> u64) {
+        let connection = &self.connections[slot as usize];
+        let Some(project) = self.config.counters.projects.get(connection.project as usize) else {
+            return;
+        };
+        let open = if connection.is_server { &project.servers } else { &project.clients };
+        open.set(change(open.value()));
     }
 
     fn leave_client(&mut self, slot: u32, cause: CloseCause) {

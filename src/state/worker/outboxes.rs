@@ -52,6 +52,7 @@ impl Worker {
             let position = self.backlogged.len();
             connection.outbox = Some(Box::new(Outbox::at(position, was_tried)));
             self.backlogged.push(slot);
+            self.config.counters.backlogged.set(self.backlogged.len() as u64);
             self.blocked.push(slot);
         }
         let outbox = connection.outbox.get_or_insert_default();
@@ -71,6 +72,7 @@ impl Worker {
         self.outbox_bytes -= outbox.owned_bytes();
         self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
         self.backlogged.swap_remove(outbox.position);
+        self.config.counters.backlogged.set(self.backlogged.len() as u64);
         if let Some(&moved) = self.backlogged.get(outbox.position)
             && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
         {

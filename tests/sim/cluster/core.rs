@@ -282,7 +282,7 @@ fn part_of(push: &Push, envelope: &Envelope<'_>) -> Push {
     let mut part = push.clone();
     assert_eq!(envelope.pid, push.pid);
     assert_eq!(envelope.data, push.data.as_bytes(), "the data is not what was pushed");
-    assert_eq!((envelope.accepted_ms, envelope.ttl_ms), (push.accepted_ms, push.ttl_ms));
+    assert_eq!((envelope.accepted_us, envelope.ttl_ms), (push.accepted_ms * 1_000, push.ttl_ms));
     part.uids = envelope.targets.uids.map(|uids| uids.iter().map(String::from).collect());
     let targets = part.targets();
     assert_eq!(envelope.targets, targets.as_targets());

@@ -1,0 +1,140 @@
+//! What is shown of the workers: pushes on their way to sockets, bytes, and who is connected.
+
+use super::{Label, NodeMetrics, encode_counter, encode_gauge};
+use crate::state::counters::{Counter, Counters, LATENCY_BOUNDS_US, Latencies, ProjectCounters};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use std::fmt;
+
+/// Projects that are shown by name, those with the most connections; the others in sum.
+const PROJECTS_BY_NAME: usize = 100;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProjectLabels {
+    project: String,
+    r#type: &'static str,
+}
+
+pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    encode_pushes(node, encoder)?;
+    encode_projects(node, encoder)?;
+    let sent = node.sum(|worker| &worker.sent_bytes);
+    encode_counter(encoder, "ws_sent_bytes", "Bytes that WebSocket connections took", sent)?;
+    let received = node.sum(|worker| &worker.received_bytes);
+    let help = "Bytes that came from WebSocket connections, after their handshakes";
+    encode_counter(encoder, "ws_received_bytes", help, received)?;
+    let backlogged = node.sum(|worker| &worker.backlogged);
+    let help = "Connections that did not take all they are owed yet";
+    encode_gauge(encoder, "outbox_connection", help, backlogged)?;
+    each_gauge(node, encoder, "worker_connection", "Open WebSocket connections of each worker", {
+        |worker| &worker.connections
+    })?;
+    let help = "Bytes of messages that wait for a worker, as of its last tick (50 ms)";
+    each_gauge(node, encoder, "worker_waiting_bytes", help, |worker| &worker.waiting_bytes)?;
+    let help = "Pushes that each worker handed to sockets, one for each connection";
+    let mut family =
+        encoder.encode_descriptor("worker_delivery", help, None, MetricType::Counter)?;
+    for (index, worker) in node.0.counters.iter().enumerate() {
+        let labels = Label::new("worker", &index.to_string());
+        ConstCounter::new(worker.deliveries.value()).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn encode_pushes(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let results = [
+        ("accepted", node.sum(|worker| &worker.pushes_accepted)),
+        ("refused", node.sum(|worker| &worker.pushes_refused)),
+    ];
+    let help = "Pushes of backends over HTTP and WebSocket, by what became of them";
+    let mut family = encoder.encode_descriptor("push", help, None, MetricType::Counter)?;
+    for (result, count) in results {
+        let labels = Label::new("result", result);
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    let help = "Seconds from the acceptance of a push, at whichever node, until a worker has \
+                handed it to its sockets";
+    let kind = MetricType::Histogram;
+    let family = encoder.encode_descriptor("push_delivery_seconds", help, None, kind)?;
+    encode_latencies(node, family, |worker| &worker.delivery_latency)?;
+    let help = "Seconds of a push's way: queue, from its acceptance to the queue's answer; \
+                receive, from its acceptance to a worker with clients for it; write, from there \
+                to the sockets";
+    let mut family = encoder.encode_descriptor("push_hop_seconds", help, None, kind)?;
+    let mut hop = |hop, latencies: fn(&Counters) -> &Latencies| {
+        encode_latencies(node, family.encode_family(&Label::new("hop", hop))?, latencies)
+    };
+    hop("queue", |worker| &worker.queue_latency)?;
+    hop("receive", |worker| &worker.receive_latency)?;
+    hop("write", |worker| &worker.write_latency)
+}
+
+fn encode_latencies(
+    node: &NodeMetrics,
+    mut encoder: MetricEncoder<'_>,
+    latencies: impl Fn(&Counters) -> &Latencies,
+) -> fmt::Result {
+    let mut counts = [0; LATENCY_BOUNDS_US.len() + 1];
+    let mut sum_us = 0;
+    for worker in &node.0.counters {
+        let (more, more_us) = latencies(worker).read();
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+        sum_us += more_us;
+    }
+    let bounds = LATENCY_BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+    let total = counts.iter().sum();
+    encoder.encode_histogram::<NoLabelSet>(sum_us as f64 / 1e6, total, &buckets, None)
+}
+
+fn encode_projects(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let mut list: Vec<(u64, u64, &str)> = Vec::new();
+    for (id, project) in node.0.projects.iter() {
+        let of = |counter: fn(&ProjectCounters) -> &Counter| -> u64 {
+            let workers = node.0.counters.iter();
+            workers
+                .filter_map(|one| one.projects.get(id.0 as usize))
+                .map(|p| counter(p).value())
+                .sum()
+        };
+        let (clients, servers) = (of(|project| &project.clients), of(|project| &project.servers));
+        if clients + servers > 0 {
+            list.push((clients, servers, &project.pid));
+        }
+    }
+    list.sort_unstable_by_key(|&(clients, servers, pid)| (u64::MAX - clients - servers, pid));
+    let rest = list.split_off(list.len().min(PROJECTS_BY_NAME));
+    if !rest.is_empty() {
+        let sum = |of: fn(&(u64, u64, &str)) -> u64| rest.iter().map(of).sum();
+        list.push((sum(|one| one.0), sum(|one| one.1), "other"));
+    }
+    let help = "Open WebSocket connections by project, the 100 with the most by name";
+    let kind = MetricType::Gauge;
+    let mut family = encoder.encode_descriptor("ws_project_connection", help, None, kind)?;
+    for (clients, servers, pid) in list {
+        for (r#type, count) in [("client", clients), ("server", servers)] {
+            let labels = ProjectLabels { project: pid.into(), r#type };
+            ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn each_gauge(
+    node: &NodeMetrics,
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    gauge: impl Fn(&Counters) -> &Counter,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (index, worker) in node.0.counters.iter().enumerate() {
+        let labels = Label::new("worker", &index.to_string());
+        ConstGauge::new(gauge(worker).value() as i64).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
