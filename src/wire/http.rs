@@ -62,6 +62,7 @@ pub struct Head<'a> {
     pub content_type: Option<&'a str>,
     pub x_sign: Option<&'a str>,
     pub authorization: Option<&'a str>,
+    pub traceparent: Option<&'a str>,
     /// `websocket` is among the tokens of Upgrade.
     pub upgrade_websocket: bool,
     /// `upgrade` is among the tokens of Connection.
@@ -124,6 +125,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         content_type: seen.content_type,
         x_sign: seen.x_sign,
         authorization: seen.authorization,
+        traceparent: seen.traceparent,
         upgrade_websocket: seen.upgrade_websocket,
         connection_upgrade: seen.connection_upgrade,
         sec_websocket_key: seen.sec_websocket_key,
@@ -204,6 +206,7 @@ struct Fields<'a> {
     origin: Option<&'a str>,
     content_type: Option<&'a str>,
     x_sign: Option<&'a str>,
+    traceparent: Option<&'a str>,
     authorization: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
@@ -239,6 +242,12 @@ impl<'a> Fields<'a> {
                     tokens(value).any(|t| t.eq_ignore_ascii_case(b"websocket"));
             }
             10 if is("connection") => self.add_connection(value),
+            // Given twice it begins a new trace (W3C Trace Context, section 3.2.1).
+            11 if is("traceparent") => {
+                let is_first = self.traceparent.is_none();
+                self.traceparent =
+                    std::str::from_utf8(value).ok().filter(|_| is_first).or(Some(""));
+            }
             12 if is("content-type") => {
                 once(&mut self.content_type, value, "Content-Type was given twice")?;
             }
