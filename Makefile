@@ -16,7 +16,7 @@ SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench request-bench soak fuzz fuzz-short clean
+        bench side-by-side cluster-bench request-bench ops-bench soak fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ cluster-bench: build ## two nodes on a Redis, beside one node and Redis alone; t
 
 request-bench: build ## requests to business servers and events of a storm, with and without Redis (ROUNDS=5)
 	bench/requests.py --rounds $(ROUNDS)
+
+ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating runs (ROUNDS=12)
+	bench/ops.py --rounds $(if $(filter 5,$(ROUNDS)),12,$(ROUNDS))
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
