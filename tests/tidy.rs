@@ -28,7 +28,8 @@ const FLOORS: [(&str, u8); 9] = [
 ];
 
 /// What may stand at the top of the repository.
-const TOP_LEVEL: [&str; 25] = [
+const TOP_LEVEL: [&str; 27] = [
+    ".cargo",
     ".ci",
     ".dockerignore",
     ".gitignore",
@@ -42,6 +43,7 @@ const TOP_LEVEL: [&str; 25] = [
     "Makefile",
     "README.md",
     "bench",
+    "build.rs",
     "clippy.toml",
     "deny.toml",
     "deploy",

@@ -31,6 +31,8 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// When the last of its bytes were read.
     pub read_at: Moment,
+    /// Where it came from; open until it is answered.
+    pub connection: RawFd,
 }
 
 /// One look at the clocks, for all requests that were read together.
@@ -260,7 +262,8 @@ impl<'s, S: Service> Connection<'s, S> {
                 };
                 if let Some(body) = body {
                     set_busy(self.service, self.key, true);
-                    let request = Request { head, body, read_at: self.read_at };
+                    let (read_at, connection) = (self.read_at, self.stream.as_raw_fd());
+                    let request = Request { head, body, read_at, connection };
                     let mut later = Vec::new();
                     let out = if self.due.is_empty() { &mut self.out } else { &mut later };
                     let answer = self.service.answer(request, keep_alive, out).await;
@@ -385,7 +388,12 @@ impl<'s, S: Service> Connection<'s, S> {
 }
 
 fn set_busy<S: Service>(service: &S, key: usize, is_busy: bool) {
-    service.connections().borrow_mut().0[key].is_busy = is_busy;
+    let entry = &mut service.connections().borrow_mut().0[key];
+    entry.is_busy = is_busy;
+    if is_busy {
+        // The deadline was for the request to arrive. Its answer may take longer: a profile does.
+        entry.deadline_ms = u64::MAX;
+    }
 }
 
 /// Refuses a connection that there is no room for.

@@ -4,6 +4,7 @@
 //! connections, closes) is on the [`ring`] nested in it, driven by one task ([`drive`]); the HTTP
 //! API is straight-line monoio tasks ([`http`], [`api`]).
 
+pub mod allocator;
 pub mod api;
 pub mod core;
 pub mod drive;
@@ -13,7 +14,9 @@ pub mod http;
 mod linger;
 pub mod listener;
 pub mod mailbox;
+pub mod map;
 pub mod near;
+pub mod perf;
 pub mod port;
 pub mod queue;
 mod redis;

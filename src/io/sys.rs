@@ -1,8 +1,10 @@
 //! System calls that neither std nor monoio offers, each wrapped once.
 
+use socket2::SockRef;
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970.
@@ -219,6 +221,34 @@ pub fn raise_open_files() -> io::Result<u64> {
     // SAFETY: the struct is readable.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })?;
     Ok(limit.rlim_max)
+}
+
+/// Whether the other side of a connection has ended at least its own half, or is gone.
+pub fn has_peer_ended(fd: RawFd) -> bool {
+    let mut asked = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one writable entry; no time is waited.
+    unsafe { libc::poll(&mut asked, 1, 0) > 0 }
+}
+
+/// The other side's address, of a socket that the caller keeps open.
+pub fn peer_address(fd: RawFd) -> Option<SocketAddr> {
+    // SAFETY: the caller keeps the descriptor open through the call.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    SockRef::from(&socket).peer_addr().ok()?.as_socket()
+}
+
+/// The calling thread's number, as in `/proc/self/task`.
+pub fn thread_id() -> i32 {
+    // SAFETY: no memory is involved.
+    unsafe { libc::gettid() }
+}
+
+/// Where all cores are busy, the calling thread gets a tenth of one: others hardly wait for it, and
+/// it comes to an end.
+pub fn yield_to_others() {
+    let (this_thread, niceness) = (0, 10);
+    // SAFETY: no memory is involved. A thread that may not be lowered goes on as it was.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, this_thread, niceness) };
 }
 
 /// Gives up the ownership of a descriptor: from here on a table holds it as a number.

@@ -1,8 +1,281 @@
 //! Profiles, in the shape of Go's `net/http/pprof`.
+//!
+//! A profile is taken by the kernel ([`crate::io::perf`]): the workers do nothing for it. Reading
+//! what it wrote, and giving names to addresses, is done on a thread that lives as long as the
+//! profile and has a low priority: neither workers nor scrapes wait for it.
+
+mod cmdline;
+mod cpu;
+mod flamegraph;
+mod heap;
+mod index;
+mod kernel;
+mod maps;
+mod profile;
+mod proto;
+mod records;
+mod source;
+mod symbols;
 
 use super::server::{Ops, Reply};
+use crate::io::sys;
 use crate::wire::http::Head;
+use crate::wire::params::Params;
+use cpu::CpuError;
+use profile::Profile;
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::time::{Duration, Instant};
 
-pub async fn answer(_ops: &Ops, _head: &Head<'_>) -> Reply {
-    Reply::text(404, "nothing here\n")
+/// Go's.
+const DEFAULT_SECONDS: u64 = 30;
+const MAX_SECONDS: u64 = 300;
+/// How often it is looked whether a job is done, and whether its client is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Seconds that giving names to addresses may take, as far as others are told when to come again.
+const NAMING_SECONDS: u64 = 2;
+
+/// What a recording is made into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pprof,
+    FlameGraph,
+}
+
+/// The profile that is being taken, if there is one: two at a time would see each other's work.
+#[derive(Debug, Default)]
+pub struct Profiler(RefCell<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    who: String,
+    seconds: u64,
+    since: Instant,
+}
+
+/// Answers a request to the port of profiles; `connection` is where it came from.
+pub async fn answer(ops: &Ops, head: &Head<'_>, connection: RawFd) -> Reply {
+    match head.path {
+        "/" | "/debug/pprof" | "/debug/pprof/" => index::page(head),
+        "/debug/pprof/profile" => take(ops, head, connection, Kind::Pprof).await,
+        "/debug/pprof/flamegraph" => take(ops, head, connection, Kind::FlameGraph).await,
+        "/debug/pprof/heap" => {
+            let shared = Arc::clone(&ops.shared);
+            match Job::start(move |_| heap::report(&shared)) {
+                Ok(job) => job.result(connection).await.map_or_else(ended_early, text),
+                Err(error) => no_thread(&error),
+            }
+        }
+        "/debug/pprof/cmdline" => text(cmdline::show(std::env::args())),
+        _ => Reply::text(404, index::list()),
+    }
+}
+
+fn text(body: String) -> Reply {
+    Reply::text(200, body).with("X-Content-Type-Options", "nosniff")
+}
+
+fn no_thread(error: &io::Error) -> Reply {
+    Reply::text(500, format!("cannot start a thread: {error}\n"))
+}
+
+fn ended_early() -> Reply {
+    Reply::text(500, "the thread for it ended early: see the node's log\n")
+}
+
+/// Takes a profile and makes it into what was asked for.
+async fn take(ops: &Ops, head: &Head<'_>, connection: RawFd, kind: Kind) -> Reply {
+    let seconds = match seconds(head.query.unwrap_or("")) {
+        Ok(seconds) => seconds,
+        Err(problem) => return Reply::text(400, format!("{problem}\n")),
+    };
+    let who = sys::peer_address(connection).map_or("somebody".into(), |peer| peer.to_string());
+    let place = ops.profiler.enter(Running { who, seconds, since: Instant::now() });
+    let _place = match place {
+        Ok(place) => place,
+        Err(refusal) => return refusal,
+    };
+    let length = Duration::from_secs(seconds);
+    let node = ops.shared.settings.node;
+    let work = move |is_cancelled: &AtomicBool| {
+        let recording = cpu::record(length, is_cancelled)?;
+        let profile = Profile::new(&recording);
+        Ok(match kind {
+            Kind::Pprof => {
+                proto::encode(&profile).map_err(|error| CpuError::System { what: "gzip", error })?
+            }
+            Kind::FlameGraph => {
+                flamegraph::draw(&profile, &format!("ws-cluster, node {node}")).into_bytes()
+            }
+        })
+    };
+    let job = match Job::start(work) {
+        Ok(job) => job,
+        Err(error) => return no_thread(&error),
+    };
+    match job.result(connection).await {
+        Some(Ok(body)) => taken(kind, body),
+        Some(Err(error @ CpuError::Refused(_))) => Reply::text(501, refused(&error)),
+        Some(Err(error)) => Reply::text(500, format!("{error}\n")),
+        None => ended_early(),
+    }
+}
+
+fn taken(kind: Kind, body: Vec<u8>) -> Reply {
+    let reply = match kind {
+        Kind::Pprof => Reply::new(200, "application/octet-stream", body)
+            .with("Content-Disposition", "attachment; filename=\"profile.pb.gz\""),
+        Kind::FlameGraph => Reply::new(200, "image/svg+xml", body),
+    };
+    reply.with("X-Content-Type-Options", "nosniff")
+}
+
+/// What to allow, where the kernel refuses.
+fn refused(error: &CpuError) -> String {
+    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    let paranoid = paranoid.unwrap_or_else(|_| "not to be read".into());
+    format!(
+        "{error}: this node may not look at its own threads. Allow it:\n\
+         - kernel.perf_event_paranoid at 2 or below (it is {}); at 1 or below also the kernel's \
+         part is seen\n\
+         - or the capability CAP_PERFMON for the node, above 2 needed in any case: systemd \
+         AmbientCapabilities=CAP_PERFMON, docker --cap-add PERFMON, Kubernetes \
+         capabilities.add: [PERFMON]\n\
+         - and perf_event_open in the filter of system calls (seccomp), which containers' default \
+         ones let pass only with that capability\n\
+         perf, from outside of the container, needs none of this: perf record -g -p PID\n",
+        paranoid.trim()
+    )
+}
+
+/// The `seconds` of a query.
+fn seconds(query: &str) -> Result<u64, String> {
+    let params = Params::parse(query.as_bytes()).map_err(|error| error.msg.to_string())?;
+    let Some(text) = params.get("seconds") else { return Ok(DEFAULT_SECONDS) };
+    // A sign or a fraction is none of Go's either.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = text.parse().ok().filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
+    seconds.filter(|_| is_number).ok_or_else(|| {
+        format!(
+            "seconds={text} is no whole number from 1 to {MAX_SECONDS}: give seconds=10, or leave \
+             it out for {DEFAULT_SECONDS}"
+        )
+    })
+}
+
+impl Profiler {
+    /// Takes the only place, or refuses.
+    fn enter(&self, running: Running) -> Result<Place<'_>, Reply> {
+        if let Some(other) = &*self.0.borrow() {
+            let began = other.since.elapsed().as_secs();
+            let left = (other.seconds + NAMING_SECONDS).saturating_sub(began).max(1);
+            let text = format!(
+                "{} has been taking a profile of {} s for {began} s: one at a time, try again in \
+                 {left} s\n",
+                other.who, other.seconds
+            );
+            return Err(Reply::text(503, text).with("Retry-After", left.to_string()));
+        }
+        *self.0.borrow_mut() = Some(running);
+        Ok(Place(self))
+    }
+}
+
+/// The only place; free again when this is dropped.
+struct Place<'a>(&'a Profiler);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.0.take();
+    }
+}
+
+/// Work on a thread of its own, which shares the ops thread's table of descriptors.
+struct Job<T> {
+    result: Receiver<T>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+impl<T: Send + 'static> Job<T> {
+    fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> io::Result<Self> {
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let (sender, result) = mpsc::channel();
+        let seen = Arc::clone(&is_cancelled);
+        std::thread::Builder::new().name("pprof".into()).spawn(move || {
+            sys::yield_to_others();
+            // Nobody waits any more: then it was for nothing.
+            let _ = sender.send(work(&seen));
+        })?;
+        Ok(Self { result, is_cancelled })
+    }
+
+    /// Waits for the end of the work, and asks it to end soon when the client goes away. `None`:
+    /// it panicked.
+    async fn result(self, connection: RawFd) -> Option<T> {
+        loop {
+            match self.result.try_recv() {
+                Ok(result) => return Some(result),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => monoio::time::sleep(LOOK_EVERY).await,
+            }
+            // As Go does, which takes the end of what a client sends for the client's end.
+            if sys::has_peer_ended(connection) {
+                self.is_cancelled.store(true, Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_whole_and_within_limits() {
+        for (query, expected) in [
+            ("", Some(30)),
+            ("debug=1", Some(30)),
+            ("seconds=1", Some(1)),
+            ("token=x&seconds=300", Some(300)),
+            ("seconds=0", None),
+            ("seconds=301", None),
+            ("seconds=", None),
+            ("seconds=+5", None),
+            ("seconds=%2B5", None),
+            ("seconds=1.5", None),
+            ("seconds=-1", None),
+            ("seconds=99999999999999999999", None),
+            ("seconds=1&seconds=2", None),
+            ("seconds=%", None),
+        ] {
+            assert_eq!(seconds(query).ok(), expected, "{query}");
+        }
+        assert!(seconds("seconds=ten").unwrap_err().starts_with("seconds=ten is no whole number"));
+    }
+
+    #[test]
+    fn there_is_one_place() {
+        let profiler = Profiler::default();
+        let running = |who: &str| Running { who: who.into(), seconds: 20, since: Instant::now() };
+        let place = profiler.enter(running("1.2.3.4:5")).ok().unwrap();
+        let refusal = profiler.enter(running("other")).err().unwrap();
+        assert_eq!(refusal.status, 503);
+        let text = String::from_utf8(refusal.body).unwrap();
+        assert!(text.contains("1.2.3.4:5 has been taking a profile of 20 s for 0 s"), "{text}");
+        assert_eq!(refusal.fields, [("Retry-After", "22".to_string())]);
+        drop(place);
+        assert!(profiler.enter(running("other")).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_allow() {
+        let text = refused(&CpuError::Refused(io::Error::from_raw_os_error(1)));
+        for word in ["CAP_PERFMON", "perf_event_paranoid", "seccomp", "perf record"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The HTTP of the ops ports: who may ask, and which site answers.
 
-use super::{metrics, pages, pprof};
+use super::pprof::{self, Profiler};
+use super::{metrics, pages};
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::sys;
@@ -15,7 +16,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +41,13 @@ pub struct Ops {
     pub registry: Registry,
     pub ws: SocketAddr,
     pub http: SocketAddr,
+    pub profiler: Profiler,
 }
 
 impl Ops {
     pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr) -> Self {
-        Self { registry: metrics::registry(&shared), shared, ws, http }
+        let (registry, profiler) = (metrics::registry(&shared), Profiler::default());
+        Self { registry, shared, ws, http, profiler }
     }
 }
 
@@ -125,7 +128,7 @@ struct Port {
 }
 
 impl Port {
-    async fn reply(&self, head: &Head<'_>) -> Reply {
+    async fn reply(&self, head: &Head<'_>, connection: RawFd) -> Reply {
         if !matches!(head.method, "GET" | "HEAD") {
             return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
         }
@@ -136,7 +139,7 @@ impl Port {
         }
         match self.site {
             Site::Metrics => metrics::answer(&self.ops, head),
-            Site::Pprof => pprof::answer(&self.ops, head).await,
+            Site::Pprof => pprof::answer(&self.ops, head, connection).await,
             Site::Pages => pages::answer(&self.ops, head).await,
         }
     }
@@ -177,7 +180,8 @@ impl Service for Port {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> Answer<Infallible> {
-        let Reply { status, content_type, fields, body } = self.reply(request.head).await;
+        let Reply { status, content_type, fields, body } =
+            self.reply(request.head, request.connection).await;
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(name, value)| (*name, &**value)).collect();
         write_response(out, status, keep_alive, &fields, &content_type, &body);

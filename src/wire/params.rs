@@ -100,7 +100,7 @@ pub(super) fn hex_byte(digits: [u8; 2]) -> Option<u8> {
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.
-pub(super) fn encode(text: &str, out: &mut Vec<u8>) {
+pub fn encode(text: &str, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in text.as_bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {

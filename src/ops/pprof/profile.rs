@@ -1,0 +1,262 @@
+//! A profile: stacks with names and lines. What is written as pprof or drawn is this.
+
+use super::cpu::{PERIOD_NS, Recording};
+use super::kernel;
+use super::maps::{self, Mapping};
+use super::source;
+use super::symbols::{Frame, Symbols};
+use crate::io::perf::Depth;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// What is known of a function; two are one if all of it is equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Function {
+    /// With its path, for people.
+    pub name: String,
+    /// As the linker knows it, or `name`.
+    pub system_name: String,
+    /// In short, see [`source::shorten`]; empty where it is not known.
+    pub file: String,
+}
+
+/// A line of a function that was running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// Its place in [`Profile::functions`].
+    pub function: usize,
+    /// 0 where it is not known.
+    pub line: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    pub address: u64,
+    /// Its place in [`Profile::mappings`]; `None` for the kernel.
+    pub mapping: Option<usize>,
+    /// The innermost inlined function first, the one that holds all of them last; never empty.
+    pub lines: Vec<Line>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// The name of a thread, or of several.
+    pub thread: String,
+    /// Places in [`Profile::locations`], innermost first.
+    pub locations: Vec<usize>,
+    pub count: u64,
+}
+
+/// All that was sampled.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Profile {
+    /// Nanoseconds since 1970.
+    pub began_ns: u64,
+    pub lasted_ns: u64,
+    /// Time on a core that one sample stands for.
+    pub period_ns: u64,
+    pub mappings: Vec<Mapping>,
+    pub functions: Vec<Function>,
+    pub locations: Vec<Location>,
+    pub samples: Vec<Sample>,
+    /// What a reader should know, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Profile {
+    /// Gives names to what was recorded in this process. It takes some tenths of a second.
+    pub fn new(recording: &Recording) -> Self {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let mappings = maps::parse(&maps);
+        let addresses = || recording.stacks.keys().flat_map(|(_, stack)| stack.iter().copied());
+        let kernel_names = kernel::names(addresses());
+        let used = addresses().filter_map(|address| maps::find(&mappings, address));
+        let files = Symbols::open(&mappings, used);
+        let names = Names { kernel: kernel_names, symbols: Symbols::new(&files) };
+        let mut builder = Builder::new(mappings, names);
+        let samples = recording.stacks.iter().map(|((thread, stack), &count)| {
+            let locations = builder.locations(stack);
+            Sample { thread: recording.threads[*thread].clone(), locations, count }
+        });
+        let mut samples: Vec<Sample> = samples.collect();
+        samples.sort_unstable_by(|a, b| {
+            (b.count, &a.thread, &a.locations).cmp(&(a.count, &b.thread, &b.locations))
+        });
+        Self {
+            began_ns: recording.began_ns,
+            lasted_ns: recording.lasted.as_nanos() as u64,
+            period_ns: PERIOD_NS,
+            mappings: builder.mappings,
+            functions: builder.functions.items,
+            locations: builder.locations,
+            samples,
+            notes: notes(recording),
+        }
+    }
+
+    /// All samples.
+    pub fn total(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.count).sum()
+    }
+}
+
+fn notes(recording: &Recording) -> Vec<String> {
+    let mut notes = Vec::new();
+    if recording.depth == Depth::User {
+        notes.push(
+            "Without the kernel: time in system calls is not in it. CAP_PERFMON, or \
+             kernel.perf_event_paranoid at 1 or below, shows it."
+                .into(),
+        );
+    }
+    if !cfg!(frame_pointers) {
+        notes.push(
+            "This program was built without frame pointers: stacks are cut short. Build it \
+             without RUSTFLAGS, or add -C force-frame-pointers=yes."
+                .into(),
+        );
+    }
+    if recording.lost > 0 {
+        notes.push(format!("{} samples found no room and are missing.", recording.lost));
+    }
+    notes
+}
+
+struct Names<'data> {
+    kernel: HashMap<u64, String>,
+    symbols: Symbols<'data>,
+}
+
+/// Each thing once, by its place.
+struct Interned<T> {
+    items: Vec<T>,
+    places: HashMap<T, usize>,
+}
+
+impl<T: Clone + Eq + Hash> Interned<T> {
+    fn place(&mut self, item: T) -> usize {
+        *self.places.entry(item).or_insert_with_key(|item| {
+            self.items.push(item.clone());
+            self.items.len() - 1
+        })
+    }
+}
+
+struct Builder<'data> {
+    mappings: Vec<Mapping>,
+    names: Names<'data>,
+    functions: Interned<Function>,
+    locations: Vec<Location>,
+    /// The place of each address that was met before.
+    places: HashMap<u64, usize>,
+}
+
+impl<'data> Builder<'data> {
+    fn new(mappings: Vec<Mapping>, names: Names<'data>) -> Self {
+        let functions = Interned { items: Vec::new(), places: HashMap::new() };
+        Self { mappings, names, functions, locations: Vec::new(), places: HashMap::new() }
+    }
+
+    /// The locations of a stack. It ends where a caller's address is no code: a function without a
+    /// frame pointer keeps other things in that register.
+    fn locations(&mut self, stack: &[u64]) -> Vec<usize> {
+        let mut locations = Vec::with_capacity(stack.len());
+        for (depth, &address) in stack.iter().enumerate() {
+            let mapping = maps::find(&self.mappings, address);
+            if depth > 0 && mapping.is_none() && !kernel::is_kernel(address) {
+                break;
+            }
+            let place = match self.places.get(&address) {
+                Some(&place) => place,
+                None => self.add(address, mapping),
+            };
+            locations.push(place);
+        }
+        locations
+    }
+
+    fn add(&mut self, address: u64, mapping: Option<usize>) -> usize {
+        let mut lines = Vec::new();
+        for frame in self.frames(address, mapping) {
+            let function = self.functions.place(Function {
+                name: frame.name,
+                system_name: frame.system_name,
+                file: source::shorten(&frame.file).into(),
+            });
+            lines.push(Line { function, line: frame.line });
+        }
+        self.locations.push(Location { address, mapping, lines });
+        self.places.insert(address, self.locations.len() - 1);
+        self.locations.len() - 1
+    }
+
+    /// At least one.
+    fn frames(&self, address: u64, mapping: Option<usize>) -> Vec<Frame> {
+        if kernel::is_kernel(address) {
+            let name = self.names.kernel.get(&address).map_or("[kernel]", String::as_str);
+            return vec![Frame { file: "[kernel]".into(), ..Frame::named(name) }];
+        }
+        let Some(mapping) = mapping.map(|place| &self.mappings[place]) else {
+            return vec![Frame::named("[unknown]")];
+        };
+        let frames = self.names.symbols.frames(mapping, address);
+        if frames.is_empty() { vec![Frame::named(&mapping.short_name())] } else { frames }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[inline(never)]
+    fn a_function_to_find() -> u64 {
+        std::hint::black_box(7)
+    }
+
+    fn recording(stacks: HashMap<(usize, Vec<u64>), u64>) -> Recording {
+        Recording {
+            threads: vec!["one".into(), "two".into()],
+            stacks,
+            lost: 2,
+            depth: Depth::User,
+            began_ns: 5,
+            lasted: Duration::from_secs(1),
+        }
+    }
+
+    fn functions(profile: &Profile, sample: &Sample) -> Vec<String> {
+        let lines = sample.locations.iter().flat_map(|&place| &profile.locations[place].lines);
+        lines.map(|line| profile.functions[line.function].name.clone()).collect()
+    }
+
+    #[test]
+    fn own_functions_have_names_files_and_lines() {
+        let function: fn() -> u64 = a_function_to_find;
+        let address = function as usize as u64;
+        let stack = vec![address + 1, 0x10, address];
+        let profile = Profile::new(&recording([((1, stack), 3)].into()));
+        assert_eq!((profile.total(), profile.period_ns), (3, 5_025_125));
+        assert_eq!(profile.samples[0].thread, "two");
+        let names = functions(&profile, &profile.samples[0]);
+        assert_eq!(names.len(), 1, "cut at what is no code: {names:?}");
+        assert!(names[0].starts_with("ws_cluster::ops::pprof::profile::"), "{names:?}");
+        assert!(names[0].ends_with("::a_function_to_find"), "{names:?}");
+        let location = &profile.locations[profile.samples[0].locations[0]];
+        let function = &profile.functions[location.lines[0].function];
+        assert_eq!(function.file, "src/ops/pprof/profile.rs");
+        let near = line!() - 42..line!();
+        assert!(near.contains(&location.lines[0].line), "{location:?}, not in {near:?}");
+    }
+
+    #[test]
+    fn kernel_and_unknown_addresses_have_a_name() {
+        let stacks = [((0, vec![u64::MAX - 0x1000, 0x10]), 1), ((0, vec![0x20]), 2)];
+        let profile = Profile::new(&recording(stacks.into()));
+        let all: Vec<Vec<String>> =
+            profile.samples.iter().map(|sample| functions(&profile, sample)).collect();
+        assert_eq!(all[0], ["[unknown]"]);
+        assert_eq!(all[1].len(), 1);
+        assert_eq!(profile.notes.len(), 2 + usize::from(!cfg!(frame_pointers)));
+    }
+}

@@ -1,0 +1,195 @@
+//! Addresses of this process to functions and lines, from the programs' and libraries' own files:
+//! line tables where there are some, else their tables of symbols.
+
+use super::maps::Mapping;
+use super::source;
+use crate::io::map::MappedFile;
+use addr2line::Context;
+use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian};
+use object::read::elf::ElfFile64;
+use object::{Object, ObjectSection, ObjectSegment, SymbolMap, SymbolMapName};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+
+type Slice<'data> = EndianSlice<'data, NativeEndian>;
+
+/// A function at an address, and its line.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Frame {
+    /// With its path, for people.
+    pub name: String,
+    /// As the linker knows it, or `name`.
+    pub system_name: String,
+    /// As the compiler knew it; empty where it is not known.
+    pub file: String,
+    /// 0 where it is not known.
+    pub line: u32,
+}
+
+impl Frame {
+    pub fn named(name: &str) -> Self {
+        Self { name: name.into(), system_name: name.into(), ..Self::default() }
+    }
+}
+
+/// The files that addresses come from, by the names of their mappings.
+pub struct Symbols<'data>(HashMap<&'data str, Program<'data>>);
+
+impl<'data> Symbols<'data> {
+    /// Maps the files of the stretches `used` (places in `mappings`).
+    ///
+    /// The program itself is found even where an upgrade has put another one in its place.
+    pub fn open(
+        mappings: &[Mapping],
+        used: impl IntoIterator<Item = usize>,
+    ) -> Vec<(String, MappedFile)> {
+        let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+        let mut files = HashMap::new();
+        for place in used {
+            let name = mappings[place].name.as_str();
+            if let Entry::Vacant(entry) = files.entry(name) {
+                let is_own = own.to_str() == Some(name);
+                let opened = File::open(if is_own { "/proc/self/exe" } else { name });
+                entry.insert(opened.and_then(|file| MappedFile::open(&file)).ok());
+            }
+        }
+        files.into_iter().filter_map(|(name, file)| Some((name.into(), file?))).collect()
+    }
+
+    /// Reads what the files say; those that cannot be read give no names.
+    pub fn new(files: &'data [(String, MappedFile)]) -> Self {
+        let read = |(name, file): &'data (String, MappedFile)| {
+            Program::parse(file).map(|program| (name.as_str(), program))
+        };
+        Self(files.iter().filter_map(read).collect())
+    }
+
+    /// The functions at an address: those that were inlined first, the one that holds them last.
+    /// None where nothing is known.
+    pub fn frames(&self, mapping: &Mapping, address: u64) -> Vec<Frame> {
+        let program = self.0.get(mapping.name.as_str());
+        program.map_or_else(Vec::new, |program| program.frames(mapping.file_offset(address)))
+    }
+}
+
+/// One file.
+struct Program<'data> {
+    lines: Option<Context<Slice<'data>>>,
+    symbols: SymbolMap<SymbolMapName<'data>>,
+    /// Where stretches of the file are in its own address space: offset, length, address.
+    segments: Vec<(u64, u64, u64)>,
+}
+
+impl<'data> Program<'data> {
+    fn parse(file: &'data [u8]) -> Option<Self> {
+        let object = ElfFile64::<object::NativeEndian>::parse(file).ok()?;
+        let section = |id: addr2line::gimli::SectionId| {
+            let section = object.section_by_name(id.name());
+            // A compressed one counts as none: neither the compiler nor Debian makes such.
+            let data = section.and_then(|section| section.uncompressed_data().ok());
+            let data = match data {
+                Some(std::borrow::Cow::Borrowed(data)) => data,
+                _ => &[],
+            };
+            Ok::<_, ()>(EndianSlice::new(data, NativeEndian))
+        };
+        let lines = Dwarf::load(section).ok().and_then(|dwarf| Context::from_dwarf(dwarf).ok());
+        let segments = object.segments().map(|segment| {
+            let (offset, length) = segment.file_range();
+            (offset, length, segment.address())
+        });
+        Some(Self { lines, symbols: object.symbol_map(), segments: segments.collect() })
+    }
+
+    fn frames(&self, file_offset: u64) -> Vec<Frame> {
+        let mut segments = self.segments.iter();
+        let found = segments.find(|(offset, length, _)| {
+            file_offset.checked_sub(*offset).is_some_and(|inside| inside < *length)
+        });
+        let Some((offset, _, start)) = found else { return Vec::new() };
+        let address = file_offset - offset + start;
+        let mut frames = self.inlined(address).unwrap_or_default();
+        // The linker's name of the function that holds the others has its path; that of line
+        // tables has none.
+        if let Some(symbol) = self.symbols.containing(address) {
+            if frames.is_empty() {
+                frames.push(Frame::default());
+            }
+            if let Some(holder) = frames.last_mut() {
+                holder.name = readable(symbol.name(), &holder.file);
+                holder.system_name = symbol.name().into();
+            }
+        }
+        frames.retain(|frame| !frame.name.is_empty());
+        frames
+    }
+
+    fn inlined(&self, address: u64) -> Option<Vec<Frame>> {
+        let mut found = self.lines.as_ref()?.find_frames(address).skip_all_loads().ok()?;
+        let mut frames = Vec::new();
+        while let Some(frame) = found.next().ok()? {
+            let name = frame.function.as_ref().and_then(|function| function.raw_name().ok());
+            let name = name.unwrap_or_default();
+            let location = frame.location.as_ref();
+            let file = location.and_then(|at| at.file).unwrap_or_default();
+            frames.push(Frame {
+                name: readable(&name, file),
+                system_name: name.into(),
+                file: file.into(),
+                line: location.and_then(|at| at.line).unwrap_or(0),
+            });
+        }
+        Some(frames)
+    }
+}
+
+/// A name with its path: that of the linker undone, or the module of the file before it.
+fn readable(name: &str, file: &str) -> String {
+    if let Ok(demangled) = rustc_demangle::try_demangle(name) {
+        // Without the hash at the end.
+        return format!("{demangled:#}");
+    }
+    match source::module(source::shorten(file)) {
+        Some(module) if !name.is_empty() => format!("{module}::{name}"),
+        _ => name.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::pprof::maps;
+
+    #[test]
+    fn names_have_their_path() {
+        let file = "/x/registry/src/i/monoio-0.2.4/src/driver/op.rs";
+        assert_eq!(readable("poll<u8>", file), "monoio::driver::op::poll<u8>");
+        let mangled = "_ZN10ws_cluster2io4ring4Ring6submit17h0123456789abcdefE";
+        assert_eq!(readable(mangled, file), "ws_cluster::io::ring::Ring::submit");
+        assert_eq!(readable("mi_malloc", "/x/alloc.c"), "mi_malloc");
+        assert_eq!(readable("", file), "");
+    }
+
+    #[test]
+    fn a_library_without_line_tables_has_its_symbols() {
+        let mappings = maps::parse(&std::fs::read_to_string("/proc/self/maps").unwrap());
+        // Of the C library, which Debian strips of all but what it exports.
+        let address = libc::close as *const () as usize as u64;
+        let place = maps::find(&mappings, address).unwrap();
+        let files = Symbols::open(&mappings, [place, place]);
+        assert_eq!(files.len(), 1);
+        let frames = Symbols::new(&files).frames(&mappings[place], address);
+        assert!(frames[0].name.contains("close"), "{frames:?}");
+    }
+
+    #[test]
+    fn what_is_no_program_has_no_names() {
+        assert!(Program::parse(b"").is_none());
+        assert!(Program::parse(b"#!/bin/sh\n").is_none());
+        let mapping = Mapping { start: 0, end: 9, offset: 0, name: "[vdso]".into() };
+        let mappings = [mapping];
+        assert!(Symbols::open(&mappings, [0]).is_empty());
+        assert!(Symbols::new(&[]).frames(&mappings[0], 4).is_empty());
+    }
+}
