@@ -97,8 +97,8 @@ impl Sampler {
         // SAFETY: perf_event_open returned a new descriptor that nothing else owns.
         let event = unsafe { OwnedFd::from_raw_fd(event as libc::c_int) };
         let page_bytes = page_bytes();
-        let ring = Map::shared(&event, page_bytes + RING_BYTES.max(page_bytes))?;
-        Ok(Self { event, ring, page_bytes })
+        let ring = Map::shared(&event, page_bytes + RING_BYTES.max(page_bytes));
+        Ok(Self { event, ring: ring.map_err(|error| no_ring(&error))?, page_bytes })
     }
 
     pub fn start(&self) -> io::Result<()> {
@@ -152,6 +152,14 @@ impl Sampler {
             records.set_len(records.len() + length);
         }
     }
+}
+
+/// Refused for another reason than the event: it is not to be taken for one.
+fn no_ring(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "no memory for what it writes ({error}): raise kernel.perf_event_mlock_kb, or the limit of \
+         locked memory"
+    ))
 }
 
 fn page_bytes() -> usize {

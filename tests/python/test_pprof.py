@@ -284,10 +284,14 @@ def test_cmdline_shows_no_secret():
 
 # Where the machine allows less.
 
+CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON = 21, 34, 38
+with open("/proc/sys/kernel/perf_event_paranoid", encoding="ascii") as setting:
+    PARANOID = int(setting.read())
+
 WITHOUT_RIGHTS = """#!{python}
 import ctypes, os, platform, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
-for capability in (21, 38):  # CAP_SYS_ADMIN, CAP_PERFMON
+for capability in {without}:
     libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 if {forbidden}:
     call = {{"x86_64": 298, "aarch64": 241}}[platform.machine()]  # perf_event_open
@@ -305,12 +309,12 @@ os.execv("{binary}", ["{binary}", *sys.argv[1:]])
 
 @pytest.fixture
 def limited(tmp_path, monkeypatch, start):
-    """Starts a server that may do less."""
+    """Starts a server that may do less: some capabilities, perf_event_open."""
 
-    def limited(forbidden):
+    def limited(without, forbidden=False):
         wrapper = tmp_path / "ws-cluster"
         text = WITHOUT_RIGHTS.format(
-            python=sys.executable, forbidden=forbidden, binary=harness.BINARY
+            python=sys.executable, without=without, forbidden=forbidden, binary=harness.BINARY
         )
         wrapper.write_text(text)
         wrapper.chmod(0o755)
@@ -321,7 +325,7 @@ def limited(tmp_path, monkeypatch, start):
 
 
 def test_where_the_kernel_refuses_it_says_what_to_allow(limited):
-    server = limited(forbidden=True)
+    server = limited((CAP_PERFMON, CAP_SYS_ADMIN), forbidden=True)
     for path in ("profile", "flamegraph"):
         answer = get(server, f"/debug/pprof/{path}?seconds=1")
         assert answer.status == 501
@@ -331,10 +335,9 @@ def test_where_the_kernel_refuses_it_says_what_to_allow(limited):
 
 
 def test_without_the_right_to_see_the_kernel_its_part_is_missing(limited):
-    with open("/proc/sys/kernel/perf_event_paranoid", encoding="ascii") as file:
-        if int(file.read()) < 2:
-            pytest.skip("everybody may see the kernel's part here")
-    server = limited(forbidden=False)
+    if PARANOID < 2:
+        pytest.skip("everybody may see the kernel's part here")
+    server = limited((CAP_PERFMON, CAP_SYS_ADMIN))
     clients = clients_of(server, 20)
     with load(server, clients):
         answer = needs_rights(get(server, "/debug/pprof/profile?seconds=2"))
@@ -342,3 +345,17 @@ def test_without_the_right_to_see_the_kernel_its_part_is_missing(limited):
     assert any("Without the kernel" in note for note in profile.notes)
     assert profile.samples("ws_cluster::") > 0
     assert "[kernel]" not in {file for _, file in profile.functions.values()}
+
+
+def test_without_the_kernel_s_names_its_part_is_one_box(limited):
+    if PARANOID < 2 or os.geteuid() != 0:
+        pytest.skip("the kernel's names cannot be taken away here, or its part not be seen")
+    server = limited((CAP_SYSLOG,))
+    clients = clients_of(server, 20)
+    with load(server, clients):
+        answer = needs_rights(get(server, "/debug/pprof/profile?seconds=2"))
+    profile = Profile(answer.body)
+    assert any("CAP_SYSLOG" in note for note in profile.notes)
+    kernel = {name for name, file in profile.functions.values() if file == "[kernel]"}
+    assert kernel == {"[kernel]"}
+    assert all(names.count("[kernel]") <= 1 for _, names, _ in profile.stacks)

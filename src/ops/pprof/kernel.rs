@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 
 /// Addresses from here on are the kernel's, on every 64-bit machine.
-const FROM: u64 = 1 << 63;
+pub const FROM: u64 = 1 << 63;
 
 pub fn is_kernel(address: u64) -> bool {
     address >= FROM

@@ -90,7 +90,7 @@ impl Profile {
             functions: builder.functions.items,
             locations: builder.locations,
             samples,
-            notes: notes(recording),
+            notes: notes(recording, builder.places.contains_key(&kernel::FROM)),
         }
     }
 
@@ -100,8 +100,14 @@ impl Profile {
     }
 }
 
-fn notes(recording: &Recording) -> Vec<String> {
+fn notes(recording: &Recording, is_kernel_unnamed: bool) -> Vec<String> {
     let mut notes = Vec::new();
+    if is_kernel_unnamed {
+        notes.push(
+            "The kernel's functions have no names: CAP_SYSLOG, beside CAP_PERFMON, shows them."
+                .into(),
+        );
+    }
     if recording.depth == Depth::User {
         notes.push(
             "Without the kernel: time in system calls is not in it. CAP_PERFMON, or \
@@ -162,6 +168,7 @@ impl<'data> Builder<'data> {
     fn locations(&mut self, stack: &[u64]) -> Vec<usize> {
         let mut locations = Vec::with_capacity(stack.len());
         for (depth, &address) in stack.iter().enumerate() {
+            let address = self.one_for_unnamed(address);
             let mapping = maps::find(&self.mappings, address);
             if depth > 0 && mapping.is_none() && !kernel::is_kernel(address) {
                 break;
@@ -170,9 +177,17 @@ impl<'data> Builder<'data> {
                 Some(&place) => place,
                 None => self.add(address, mapping),
             };
-            locations.push(place);
+            if address != kernel::FROM || locations.last() != Some(&place) {
+                locations.push(place);
+            }
         }
         locations
+    }
+
+    /// The kernel's functions without a name are one, however deep they go: [`kernel::FROM`].
+    fn one_for_unnamed(&self, address: u64) -> u64 {
+        let is_named = self.names.kernel.contains_key(&address);
+        if kernel::is_kernel(address) && !is_named { kernel::FROM } else { address }
     }
 
     fn add(&mut self, address: u64, mapping: Option<usize>) -> usize {
@@ -251,12 +266,13 @@ mod tests {
 
     #[test]
     fn kernel_and_unknown_addresses_have_a_name() {
-        let stacks = [((0, vec![u64::MAX - 0x1000, 0x10]), 1), ((0, vec![0x20]), 2)];
+        let low = kernel::FROM + 0x1000;
+        let stacks = [((0, vec![low, low + 8, low, 0x10]), 1), ((0, vec![0x20]), 2)];
         let profile = Profile::new(&recording(stacks.into()));
         let all: Vec<Vec<String>> =
             profile.samples.iter().map(|sample| functions(&profile, sample)).collect();
         assert_eq!(all[0], ["[unknown]"]);
-        assert_eq!(all[1].len(), 1);
-        assert_eq!(profile.notes.len(), 2 + usize::from(!cfg!(frame_pointers)));
+        assert_eq!(all[1], ["[kernel]"]);
+        assert_eq!(profile.notes.len(), 3 + usize::from(!cfg!(frame_pointers)));
     }
 }

@@ -2,7 +2,6 @@
 //! line tables where there are some, else their tables of symbols.
 
 use super::maps::Mapping;
-use super::source;
 use crate::io::map::MappedFile;
 use addr2line::Context;
 use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian};
@@ -110,16 +109,12 @@ impl<'data> Program<'data> {
         let Some((offset, _, start)) = found else { return Vec::new() };
         let address = file_offset - offset + start;
         let mut frames = self.inlined(address).unwrap_or_default();
-        // The linker's name of the function that holds the others has its path; that of line
-        // tables has none.
+        // The table of symbols knows the function that holds the others, also where the line
+        // tables have its name without its path, or nothing at all.
         if let Some(symbol) = self.symbols.containing(address) {
-            if frames.is_empty() {
-                frames.push(Frame::default());
-            }
-            if let Some(holder) = frames.last_mut() {
-                holder.name = readable(symbol.name(), &holder.file);
-                holder.system_name = symbol.name().into();
-            }
+            let holder = frames.pop().unwrap_or_default();
+            let (name, system_name) = (readable(symbol.name()), symbol.name().into());
+            frames.push(Frame { name, system_name, ..holder });
         }
         frames.retain(|frame| !frame.name.is_empty());
         frames
@@ -134,7 +129,7 @@ impl<'data> Program<'data> {
             let location = frame.location.as_ref();
             let file = location.and_then(|at| at.file).unwrap_or_default();
             frames.push(Frame {
-                name: readable(&name, file),
+                name: readable(&name),
                 system_name: name.into(),
                 file: file.into(),
                 line: location.and_then(|at| at.line).unwrap_or(0),
@@ -144,16 +139,9 @@ impl<'data> Program<'data> {
     }
 }
 
-/// A name with its path: that of the linker undone, or the module of the file before it.
-fn readable(name: &str, file: &str) -> String {
-    if let Ok(demangled) = rustc_demangle::try_demangle(name) {
-        // Without the hash at the end.
-        return format!("{demangled:#}");
-    }
-    match source::module(source::shorten(file)) {
-        Some(module) if !name.is_empty() => format!("{module}::{name}"),
-        _ => name.into(),
-    }
+/// The linker's name as it is in the source, without the hash at its end.
+fn readable(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
 }
 
 #[cfg(test)]
@@ -162,13 +150,11 @@ mod tests {
     use crate::ops::pprof::maps;
 
     #[test]
-    fn names_have_their_path() {
-        let file = "/x/registry/src/i/monoio-0.2.4/src/driver/op.rs";
-        assert_eq!(readable("poll<u8>", file), "monoio::driver::op::poll<u8>");
+    fn names_are_those_of_the_source() {
         let mangled = "_ZN10ws_cluster2io4ring4Ring6submit17h0123456789abcdefE";
-        assert_eq!(readable(mangled, file), "ws_cluster::io::ring::Ring::submit");
-        assert_eq!(readable("mi_malloc", "/x/alloc.c"), "mi_malloc");
-        assert_eq!(readable("", file), "");
+        assert_eq!(readable(mangled), "ws_cluster::io::ring::Ring::submit");
+        assert_eq!(readable("mi_malloc"), "mi_malloc");
+        assert_eq!(readable(""), "");
     }
 
     #[test]
