@@ -14,10 +14,11 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
+SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
         bench side-by-side cluster-bench request-bench ops-bench soak openapi \
-        fuzz fuzz-short clean
+        swagger-ui fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -65,6 +66,9 @@ soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its
 
 openapi: ## docs/openapi.yaml anew, from the code
 	RENEW_OPENAPI=1 cargo test --lib ops::openapi
+
+swagger-ui: ## the files of Swagger UI anew, from npm's swagger-ui-dist
+	src/ops/pages/assets/swagger/renew.sh $(SWAGGER_UI)
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
 	tests/fuzz.sh $(FUZZ_SECONDS)
