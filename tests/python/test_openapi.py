@@ -285,4 +285,4 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     print(run.stdout)
     assert run.returncode == 0
     # That it has asked at all.
-    assert int(re.search(r"(\d+) generated", run.stdout)[1]) > 5 * EXAMPLES
+    assert int(re.search(r"(\d+) generated", run.stdout)[1]) > 2 * EXAMPLES
