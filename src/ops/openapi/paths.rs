@@ -2,7 +2,7 @@
 //! descriptions; what answers is `io::api`.
 
 use super::schemas::{
-    Accepted, Batch, BatchAccepted, BatchRefused, Push, PushForm, Refused, Success, Version,
+    Accepted, Batch, BatchAccepted, BatchRefused, Push, PushForm, Refused, Success, Trace, Version,
 };
 use utoipa::IntoResponses;
 
@@ -47,7 +47,7 @@ pub enum SignedRequest {
     post,
     path = "/ws/push",
     tag = "push",
-    params(PushForm),
+    params(PushForm, Trace),
     request_body(
         description = "Absent where the parameters are the query.",
         content((Push = "application/json"), (PushForm = "application/x-www-form-urlencoded")),
@@ -120,6 +120,7 @@ pub fn push() {}
     post,
     path = "/ws/push/batch",
     tag = "push",
+    params(Trace),
     request_body = Batch,
     responses(
         (status = 200, description = "At least one message was accepted.", body = BatchAccepted),

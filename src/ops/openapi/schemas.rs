@@ -124,6 +124,15 @@ pub struct PushForm {
     pub sign: Sign,
 }
 
+/// A field of a push, however it is sent.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub struct Trace {
+    /// W3C Trace Context: the trace that a push goes on with, where spans are recorded.
+    #[param(required = false)]
+    pub traceparent: String,
+}
+
 // Answers.
 
 /// It is so.
