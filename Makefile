@@ -14,9 +14,12 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
+API_EXAMPLES ?= 1000
+SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench request-bench ops-bench soak fuzz fuzz-short clean
+        bench side-by-side cluster-bench request-bench ops-bench soak openapi \
+        api-check swagger-ui fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +64,16 @@ ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
+
+openapi: ## docs/openapi.yaml anew, from the code
+	RENEW_OPENAPI=1 cargo test --lib ops::openapi
+
+api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000 a path, at random
+	cargo build
+	API_EXAMPLES=$(API_EXAMPLES) $(VENV)/bin/python -m pytest -s tests/python/test_openapi.py
+
+swagger-ui: ## the files of Swagger UI anew, from npm's swagger-ui-dist
+	src/ops/pages/assets/swagger/renew.sh $(SWAGGER_UI)
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
 	tests/fuzz.sh $(FUZZ_SECONDS)
