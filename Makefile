@@ -16,7 +16,8 @@ SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench request-bench ops-bench soak fuzz fuzz-short clean
+        bench side-by-side cluster-bench request-bench ops-bench soak pictures fuzz \
+        fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -61,6 +62,11 @@ ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
+
+pictures: python-env ## the pictures of docs/ anew, in a browser, from five minutes of load
+	cargo build
+	WS_CLUSTER_PICTURES=docs $(VENV)/bin/python -m pytest -q tests/python/test_live.py \
+	    -k "charts_move or in_the_console"
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
 	tests/fuzz.sh $(FUZZ_SECONDS)

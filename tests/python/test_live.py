@@ -281,8 +281,10 @@ class Load:
 
 def slow_consumer(server):
     """A client that does not read, until the node has dropped what it was owed."""
+    dropped = lambda: server.metric("drop_total", reason="slow_consumer")
+    before = dropped()
     raw = server.raw_ws("sloth", receive_buffer=4096)
-    while server.metric("drop_total", reason="slow_consumer") == 0:
+    while dropped() == before:
         server.push("x" * 60_000, uids=["sloth"])
     raw.socket.close()
 
@@ -292,9 +294,11 @@ def picture(page, name, folder):
 
 
 def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path):
-    nodes = [own_node(number, redis.url, "--redis_prefix", name) for number in (201, 202)]
+    # The crowd answers no pings.
+    args = ["--redis_prefix", name, "--idle_timeout_ms", "86400000"]
+    nodes = [own_node(number, redis.url, *args) for number in (201, 202)]
     Load(nodes, stack)
-    page.resize(1400, 1250)
+    page.resize(1400, 1270)
     page.visit(nodes[0])
     page.await_text("#status", "node 201 answers")
     page.await_tile("Deliveries", r"[\d.]+k?/s")
@@ -332,9 +336,9 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
 
     if PICTURES:
         # As long as the charts are wide.
-        time.sleep(290)
+        time.sleep(240)
         slow_consumer(nodes[0])
-        time.sleep(15)
+        time.sleep(60)
     for theme in ("light", "dark"):
         eventually(lambda: click_theme(page, theme), f"the theme {theme}", SLACK)
         picture(page, f"live-{theme}.png", tmp_path)
@@ -504,6 +508,7 @@ def test_a_client_and_a_business_server_in_the_console(console, tmp_path):
     page.click("#subscribe button[value=unsubscribe]")
     answer = page.await_frame("←", "client alice", "unsubscribe")
     assert json.loads(answer)["tags"] == []
+    page.run("scrollTo(0, 0)")
     picture(page, "console.png", tmp_path)
 
     page.click("#connections li:first-child button")

@@ -187,7 +187,8 @@ export class Chart {
   }
 
   #times() {
-    const steps = this.width < 420 ? 2 : 4;
+    // Whole minutes of five, quarters of one.
+    const steps = this.ms > 60_000 ? 5 : 4;
     return Array.from({ length: steps + 1 }, (_, index) => {
       const ago = (this.ms * (steps - index)) / steps;
       const anchor = index === 0 ? "start" : index === steps ? "end" : "middle";
@@ -244,16 +245,20 @@ export class Chart {
     const isOn = chosen !== null && this.listed.length > 0;
     this.tip.hidden = !isOn;
     this.cursor.style.visibility = isOn ? "visible" : "hidden";
-    this.plot.setAttribute("aria-valuemax", this.shown.length - 1);
-    const said = chosen ?? this.shown.at(-1);
-    this.plot.setAttribute("aria-valuenow", this.shown.indexOf(said));
-    this.plot.setAttribute("aria-valuetext", this.#words(said));
+    // Whoever is at the chart is told of a point when it is chosen, not of every new one.
+    if (isOn || document.activeElement !== this.plot) this.#tell(chosen ?? this.shown.at(-1));
     if (!isOn) return;
     const x = this.#x(chosen.time);
     this.cursor.setAttribute("x1", x);
     this.cursor.setAttribute("x2", x);
     this.#renderTip(chosen, x);
     this.#renderLegend(chosen);
+  }
+
+  #tell(sample) {
+    this.plot.setAttribute("aria-valuemax", this.shown.length - 1);
+    this.plot.setAttribute("aria-valuenow", this.shown.indexOf(sample));
+    this.plot.setAttribute("aria-valuetext", this.#words(sample));
   }
 
   #nearest(x) {
