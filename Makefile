@@ -19,7 +19,7 @@ SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
         bench side-by-side cluster-bench request-bench ops-bench soak openapi \
-        api-check swagger-ui fuzz fuzz-short clean
+        api-check swagger-ui pictures fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -74,6 +74,11 @@ api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000
 
 swagger-ui: ## the files of Swagger UI anew, from npm's swagger-ui-dist
 	src/ops/pages/assets/swagger/renew.sh $(SWAGGER_UI)
+
+pictures: python-env ## the pictures of docs/ anew, in a browser, from five minutes of load
+	cargo build
+	WS_CLUSTER_PICTURES=docs $(VENV)/bin/python -m pytest -q tests/python/test_live.py \
+	    -k "charts_move or in_the_console"
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
 	tests/fuzz.sh $(FUZZ_SECONDS)

@@ -208,6 +208,11 @@ impl Config {
             warnings,
         })
     }
+
+    /// Whether clients may connect to the built-in project in development.
+    pub fn has_dev_project(&self) -> bool {
+        self.env == Env::Dev && self.projects_file.is_none()
+    }
 }
 
 fn resolve_echo(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<bool, Exit> {
@@ -405,6 +410,15 @@ fn distinct_ports(ports: &[(&str, u16)]) -> Result<(), Exit> {
 
 impl Env {
     const FIX: &str = "give dev, test or prod";
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Test => "test",
+            Self::Prod => "prod",
+        }
+    }
 }
 
 impl FromStr for Env {

@@ -391,6 +391,8 @@ fn reserve_all(wanted: &Wanted) -> Result<(Addresses, [TcpListener; 5]), NodeErr
 fn shared_of(config: Config) -> Shared {
     let settings = Settings {
         node: config.node,
+        env: config.env.name(),
+        dev_project: config.has_dev_project().then_some((config::DEV_PID, config::DEV_SECRET)),
         workers: config.workers,
         max_connections: config.max_connections,
         max_http_connections: config.max_http_connections,
