@@ -4,6 +4,7 @@
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 
+mod logs;
 mod projects_file;
 mod queue;
 mod raw_args;
@@ -14,8 +15,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
-
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
@@ -25,6 +24,7 @@ use queue::QueueSettings;
 use raw_args::RawArgs;
 use setting::Source;
 
+pub use logs::LogSettings;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
 
@@ -89,8 +89,7 @@ pub struct Config {
     pub server_outbox_bytes: usize,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
-    /// A filter of `tracing`, already checked: `info`, `ws_cluster=debug,info`.
-    pub log: String,
+    pub logs: LogSettings,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
     pub warnings: Vec<String>,
 }
@@ -148,7 +147,7 @@ impl Config {
         let projects = load_projects(projects_file.as_deref(), env, &mut warnings)?;
         let bind = resolve_bind(raw, from)?;
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
-        let log = resolve_log(raw, from)?;
+        let logs = LogSettings::resolve(raw, from, &mut warnings)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
@@ -198,7 +197,7 @@ impl Config {
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
             echo,
-            log,
+            logs,
             warnings,
         })
     }
@@ -258,16 +257,6 @@ fn resolve_ops(
         ))),
         text => Ok((bind, text.map(Token::new))),
     }
-}
-
-fn resolve_log(raw: &RawArgs, from: &Source<'_>) -> Result<String, Exit> {
-    let filter = from.get("log", &raw.log).parsed(
-        LogFilter("info".into()),
-        "a log filter",
-        "give a level (error, warn, info, debug, trace) or target=level pairs",
-        "info,ws_cluster=debug",
-    )?;
-    Ok(filter.0)
 }
 
 /// The ports, each its own.
@@ -411,16 +400,6 @@ impl FromStr for Env {
             "prod" => Ok(Self::Prod),
             _ => Err(()),
         }
-    }
-}
-
-struct LogFilter(String);
-
-impl FromStr for LogFilter {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        EnvFilter::builder().parse(text).map(|_| Self(text.into())).map_err(|_| ())
     }
 }
 

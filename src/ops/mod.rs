@@ -1,6 +1,7 @@
 //! Floor 3: what operators see of a node, on ports and a thread of their own: nothing here can slow
 //! or stop a worker.
 
+pub mod logs;
 pub mod metrics;
 pub mod pages;
 pub mod pprof;
