@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::ops::sentry::SentryDsn;
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
@@ -90,6 +91,8 @@ pub struct Config {
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
     pub logs: LogSettings,
+    /// Where errors and panics are reported.
+    pub sentry_dsn: Option<SentryDsn>,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
     pub warnings: Vec<String>,
 }
@@ -148,6 +151,7 @@ impl Config {
         let bind = resolve_bind(raw, from)?;
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let logs = LogSettings::resolve(raw, from, &mut warnings)?;
+        let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
@@ -198,6 +202,7 @@ impl Config {
             server_outbox_bytes: sizes.server_outbox,
             echo,
             logs,
+            sentry_dsn,
             warnings,
         })
     }
@@ -238,11 +243,7 @@ fn resolve_ops(
     )?;
     let setting = from.get("ops_token", &raw.ops_token);
     if setting.text.is_some() && !setting.from_env {
-        warnings.push(
-            "--ops_token is in the list of processes, which every user of this machine can read: \
-             give it as WS_CLUSTER_OPS_TOKEN instead"
-                .into(),
-        );
+        warnings.push(visible("--ops_token is", "WS_CLUSTER_OPS_TOKEN"));
     }
     match setting.text {
         Some(text) if text.len() < 16 || !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
@@ -257,6 +258,35 @@ fn resolve_ops(
         ))),
         text => Ok((bind, text.map(Token::new))),
     }
+}
+
+/// The value is not quoted: it has a key in it.
+fn resolve_sentry(
+    raw: &RawArgs,
+    from: &Source<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<SentryDsn>, Exit> {
+    let setting = from.get("sentry_dsn", &raw.sentry_dsn);
+    let Some(text) = &setting.text else { return Ok(None) };
+    let dsn = text.parse().map_err(|()| {
+        let name = setting.name();
+        Exit::Error(format!(
+            "{name} is not a DSN of Sentry: give https://KEY@HOST/PROJECT, as the project's page \
+             Client Keys shows it"
+        ))
+    })?;
+    if !setting.from_env {
+        warnings.push(visible("--sentry_dsn is", "WS_CLUSTER_SENTRY_DSN"));
+    }
+    Ok(Some(dsn))
+}
+
+/// Warns of a secret that was given as a flag.
+fn visible(what: &str, variable: &str) -> String {
+    format!(
+        "{what} in the list of processes, which every user of this machine can read: give it as \
+         {variable} instead"
+    )
 }
 
 /// The ports, each its own.
@@ -388,6 +418,15 @@ fn distinct_ports(ports: &[(&str, u16)]) -> Result<(), Exit> {
 
 impl Env {
     const FIX: &str = "give dev, test or prod";
+
+    /// As it is given.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Test => "test",
+            Self::Prod => "prod",
+        }
+    }
 }
 
 impl FromStr for Env {

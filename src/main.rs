@@ -2,6 +2,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
@@ -11,6 +12,7 @@ use ws_cluster::config::{Config, DEV_PID, DEV_SECRET, Env, Exit};
 use ws_cluster::io::sys;
 use ws_cluster::node::{self, Addresses};
 use ws_cluster::ops::logs::{self, Logs};
+use ws_cluster::ops::sentry::{self, Reporter};
 use ws_cluster::wire::sign::{Secret, sign_hex};
 
 #[global_allocator]
@@ -37,13 +39,30 @@ fn main() -> ExitCode {
         Ok(logs) => logs,
         Err(error) => return end(&settings.cannot_open(&error)),
     };
+    let reporter = match report(&config) {
+        Ok(reporter) => reporter,
+        Err(error) => {
+            eprintln!("ws-cluster: the thread for Sentry cannot be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let filter = EnvFilter::new(&settings.filter);
-    tracing_subscriber::registry().with(logs.clone().with_filter(filter)).init();
+    tracing_subscriber::registry()
+        .with(logs.clone().with_filter(filter))
+        .with(reporter.as_ref().map(|_| sentry::errors()))
+        .init();
     logs::install(logs.clone());
     logs::log_panics();
     let code = run(config, &logs);
+    drop(reporter);
     logs.flush(LAST_WORDS);
     code
+}
+
+fn report(config: &Config) -> io::Result<Option<Reporter>> {
+    let Some(dsn) = config.sentry_dsn.clone() else { return Ok(None) };
+    let (node, environment) = (config.node, config.env.name());
+    Reporter::start(sentry::Settings { dsn, node, environment }).map(Some)
 }
 
 /// Ends without having begun.

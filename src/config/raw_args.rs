@@ -157,6 +157,10 @@ pub(super) struct RawArgs {
     /// rotated files to keep, compressed, 1 to 10000 (default 14)
     #[argh(option)]
     pub(super) log_keep: Option<String>,
+    /// the Sentry that errors and panics are reported to, https://KEY@HOST/PROJECT; given as
+    /// WS_CLUSTER_SENTRY_DSN, because every user of the machine sees the arguments of a process
+    #[argh(option)]
+    pub(super) sentry_dsn: Option<String>,
 }
 
 impl RawArgs {

@@ -36,7 +36,7 @@ fn defaults() {
     assert_eq!(config.limits, Limits::default());
     assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (1 << 20, 256 << 20));
     assert_eq!((&*config.logs.filter, config.logs.format), ("info", Format::Text));
-    assert!(config.logs.file.is_none());
+    assert!(config.logs.file.is_none() && config.sentry_dsn.is_none());
     assert!(!config.demand_exp && config.warnings.is_empty());
     assert!(config.projects_file.is_none());
     assert_eq!((config.redis.to_string(), &*config.redis_prefix), (DEFAULT_REDIS.into(), "wsc"));
@@ -287,6 +287,21 @@ fn a_wrong_redis_url_names_the_flag_and_the_fix_and_no_password() {
     for line in ["redis://:hunter2@host", "--rediss=redis://:hunter2@host", "a:hunter2@host"] {
         let text = error(config(line));
         assert!(text.contains("Unrecognized") && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn a_dsn_is_shown_nowhere_and_belongs_in_the_environment() {
+    let dsn = "https://hunter2@sentry.example/42";
+    let by_env = config_with("", &[("WS_CLUSTER_SENTRY_DSN", dsn)]).unwrap();
+    assert!(by_env.sentry_dsn.is_some() && by_env.warnings.is_empty());
+    assert!(!format!("{by_env:?}").contains("hunter2"));
+    let by_flag = config(&format!("--sentry_dsn {dsn}")).unwrap();
+    assert!(by_flag.warnings[0].starts_with("--sentry_dsn is in the list of processes"));
+    for wrong in ["hunter2", "https://sentry.example/42", "https://hunter2@sentry.example/"] {
+        let text = error(config_with("", &[("WS_CLUSTER_SENTRY_DSN", wrong)]));
+        let wanted = "ws-cluster: WS_CLUSTER_SENTRY_DSN is not a DSN of Sentry: give https://KEY@";
+        assert!(text.starts_with(wanted) && !text.contains("hunter2"), "{text}");
     }
 }
 

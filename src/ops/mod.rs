@@ -5,4 +5,5 @@ pub mod logs;
 pub mod metrics;
 pub mod pages;
 pub mod pprof;
+pub mod sentry;
 pub mod server;
