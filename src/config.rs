@@ -4,6 +4,7 @@
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 
+mod logs;
 mod otel;
 mod projects_file;
 mod queue;
@@ -15,9 +16,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
-
 use crate::ops::otel::OtelSettings;
+use crate::ops::sentry::SentryDsn;
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
@@ -27,6 +27,7 @@ use queue::QueueSettings;
 use raw_args::RawArgs;
 use setting::Source;
 
+pub use logs::LogSettings;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
 
@@ -93,8 +94,9 @@ pub struct Config {
     pub echo: bool,
     /// Where traces go; `None`: nowhere.
     pub otel: Option<OtelSettings>,
-    /// A filter of `tracing`, already checked: `info`, `ws_cluster=debug,info`.
-    pub log: String,
+    pub logs: LogSettings,
+    /// Where errors and panics are reported.
+    pub sentry_dsn: Option<SentryDsn>,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
     pub warnings: Vec<String>,
 }
@@ -152,8 +154,9 @@ impl Config {
         let projects = load_projects(projects_file.as_deref(), env, &mut warnings)?;
         let bind = resolve_bind(raw, from)?;
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
-        let log = resolve_log(raw, from)?;
         let otel = otel::from_env(from.env, &mut warnings)?;
+        let logs = LogSettings::resolve(raw, from, &mut warnings)?;
+        let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
@@ -204,7 +207,8 @@ impl Config {
             server_outbox_bytes: sizes.server_outbox,
             echo,
             otel,
-            log,
+            logs,
+            sentry_dsn,
             warnings,
         })
     }
@@ -250,11 +254,7 @@ fn resolve_ops(
     )?;
     let setting = from.get("ops_token", &raw.ops_token);
     if setting.text.is_some() && !setting.from_env {
-        warnings.push(
-            "--ops_token is in the list of processes, which every user of this machine can read: \
-             give it as WS_CLUSTER_OPS_TOKEN instead"
-                .into(),
-        );
+        warnings.push(visible("--ops_token is", "WS_CLUSTER_OPS_TOKEN"));
     }
     match setting.text {
         Some(text) if text.len() < 16 || !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
@@ -271,14 +271,33 @@ fn resolve_ops(
     }
 }
 
-fn resolve_log(raw: &RawArgs, from: &Source<'_>) -> Result<String, Exit> {
-    let filter = from.get("log", &raw.log).parsed(
-        LogFilter("info".into()),
-        "a log filter",
-        "give a level (error, warn, info, debug, trace) or target=level pairs",
-        "info,ws_cluster=debug",
-    )?;
-    Ok(filter.0)
+/// The value is not quoted: it has a key in it.
+fn resolve_sentry(
+    raw: &RawArgs,
+    from: &Source<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<SentryDsn>, Exit> {
+    let setting = from.get("sentry_dsn", &raw.sentry_dsn);
+    let Some(text) = &setting.text else { return Ok(None) };
+    let dsn = text.parse().map_err(|()| {
+        let name = setting.name();
+        Exit::Error(format!(
+            "{name} is not a DSN of Sentry: give https://KEY@HOST/PROJECT, as the project's page \
+             Client Keys shows it"
+        ))
+    })?;
+    if !setting.from_env {
+        warnings.push(visible("--sentry_dsn is", "WS_CLUSTER_SENTRY_DSN"));
+    }
+    Ok(Some(dsn))
+}
+
+/// Warns of a secret that was given as a flag.
+fn visible(what: &str, variable: &str) -> String {
+    format!(
+        "{what} in the list of processes, which every user of this machine can read: give it as \
+         {variable} instead"
+    )
 }
 
 /// The ports, each its own.
@@ -431,16 +450,6 @@ impl FromStr for Env {
             "prod" => Ok(Self::Prod),
             _ => Err(()),
         }
-    }
-}
-
-struct LogFilter(String);
-
-impl FromStr for LogFilter {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        EnvFilter::builder().parse(text).map(|_| Self(text.into())).map_err(|_| ())
     }
 }
 

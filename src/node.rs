@@ -12,7 +12,8 @@ use crate::io::queue::{self, Driver, Host};
 use crate::io::ring::Ring;
 use crate::io::shared::{RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
-use crate::io::sys;
+use crate::io::sys::{self, Signal};
+use crate::ops::logs;
 use crate::ops::otel;
 use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials};
@@ -22,13 +23,18 @@ use crate::wire::publication::ChannelNames;
 use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 /// Entries of the executor's own ring: accepts, HTTP reads and writes, eventfds, timers.
 const EXECUTOR_ENTRIES: u32 = 1024;
+
+/// How long an end by a second signal waits for the log.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +47,8 @@ pub enum NodeError {
     Ring(io::Error),
     #[error("{what} failed: {error}")]
     System { what: &'static str, error: io::Error },
-    #[error("a worker ended early: {0}")]
-    Worker(String),
+    #[error("a thread ended early: {0}")]
+    Thread(String),
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
@@ -66,12 +72,12 @@ enum News {
 }
 
 /// Runs a node until it is told to end by SIGTERM or SIGINT and has drained; a second signal ends
-/// the process at once, with code 143. Calls `started` when every port is open.
+/// the process at once, with code 143. SIGUSR1 and SIGHUP open the log's file anew. Calls `started`
+/// when every port is open. To be called with [`sys::block_signals`] done.
 ///
 /// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table;
 /// all meet at a barrier; only then is anything opened that must not have copies in other tables.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
-    sys::block_termination_signals().map_err(system("blocking signals"))?;
     sys::raise_open_files().map_err(system("raising the limit of open files"))?;
     let ports = Wanted {
         bind: config.bind,
@@ -117,7 +123,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         match news.recv() {
             Ok(News::Listening) => {}
             Ok(News::Ended(result)) => return result,
-            Err(_) => return Err(NodeError::Worker("no thread is left".into())),
+            Err(_) => return Err(NodeError::Thread("none is left".into())),
         }
     }
     drop(held);
@@ -138,24 +144,32 @@ fn live(shared: &Arc<Shared>, news: &Receiver<News>, workers: usize) -> Result<(
             Ok(News::Listening) => {}
             Ok(News::Ended(Ok(()))) => ended += 1,
             Ok(News::Ended(Err(error))) => return Err(error),
-            Err(_) => return Err(NodeError::Worker("its thread is gone".into())),
+            Err(_) => return Err(NodeError::Thread("none is left".into())),
         }
     }
     Ok(())
 }
 
-/// The first signal begins the drain, the second ends the process.
+/// The first signal to end begins the drain, the second ends the process.
 fn watch_signals(shared: &Arc<Shared>) -> Result<(), NodeError> {
     let shared = Arc::clone(shared);
     let watch = move || {
-        if sys::wait_for_signal().is_ok() {
-            tracing::info!(
-                drain_ms = shared.settings.drain_ms,
-                "draining: a second signal ends at once"
-            );
-            shared.drain();
-            if sys::wait_for_signal().is_ok() {
-                std::process::exit(143);
+        while let Ok(signal) = sys::wait_for_signal() {
+            match signal {
+                Signal::Reopen => logs::reopen(),
+                // It was closed, or its connection is lost.
+                Signal::HangUp if !logs::is_on_terminal() => logs::reopen(),
+                Signal::End | Signal::HangUp if shared.is_draining() => {
+                    logs::flush(LAST_WORDS);
+                    std::process::exit(143);
+                }
+                Signal::End | Signal::HangUp => {
+                    tracing::info!(
+                        drain_ms = shared.settings.drain_ms,
+                        "draining: a second signal ends at once"
+                    );
+                    shared.drain();
+                }
             }
         }
     };
@@ -179,6 +193,13 @@ impl Birth {
         unshared.map_err(system("unshare(CLONE_FILES)"))?;
         Ok(self.addresses.get().copied().flatten())
     }
+}
+
+/// What a thread came to, a panic included: a node with a part of it missing must end, so that it
+/// is started anew. What the thread had is dropped, and nobody looks at what it shared.
+fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<(), NodeError> {
+    panic::catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|_| Err(NodeError::Thread(format!("{name} panicked"))))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), NodeError> {
@@ -216,8 +237,9 @@ fn spawn_worker(
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
-    spawn(&format!("worker-{index}"), move || {
-        let result = birth.take_table().and_then(|addresses| match addresses {
+    let name = format!("worker-{index}");
+    spawn(&name.clone(), move || {
+        let result = caught(&name, || match birth.take_table()? {
             Some(addresses) => work(index, end, recorder, &shared, addresses, &news),
             None => Ok(()),
         });
@@ -300,8 +322,8 @@ fn spawn_broker(
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
     spawn("broker", move || {
-        let result = birth.take_table().and_then(|addresses| {
-            let (Some(_), Some(redis)) = (addresses, &shared.settings.redis) else {
+        let result = caught("broker", || {
+            let (Some(_), Some(redis)) = (birth.take_table()?, &shared.settings.redis) else {
                 return Ok(());
             };
             let mut runtime = executor()?;
@@ -334,8 +356,8 @@ fn spawn_ops(
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
     spawn("ops", move || {
-        let result = birth.take_table().and_then(|addresses| {
-            let Some(addresses) = addresses else { return Ok(()) };
+        let result = caught("ops", || {
+            let Some(addresses) = birth.take_table()? else { return Ok(()) };
             let listen = |address| listen(address).map_err(system("listening on an ops port"));
             let listeners = [
                 (Site::Metrics, listen(addresses.metrics)?),
@@ -447,5 +469,17 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
             user_keys: redis.hash_keys,
         }),
         counters: Arc::clone(&shared.counters[index]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_end_with_an_error() {
+        let error = caught("worker-3", || panic!("as a test")).unwrap_err();
+        assert_eq!(error.to_string(), "a thread ended early: worker-3 panicked");
+        assert!(caught("worker-3", || Ok(())).is_ok());
     }
 }

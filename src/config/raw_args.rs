@@ -142,6 +142,25 @@ pub(super) struct RawArgs {
     /// what to log, a tracing filter (default info)
     #[argh(option)]
     pub(super) log: Option<String>,
+    /// text (default), for people; or json, one object a line, for machines
+    #[argh(option)]
+    pub(super) log_format: Option<String>,
+    /// the file to log to (default: standard output); SIGUSR1 and SIGHUP open it anew
+    #[argh(option)]
+    pub(super) log_path: Option<String>,
+    /// begin a new file every hour or day by UTC: hourly, daily (default) or never
+    #[argh(option)]
+    pub(super) log_rotate: Option<String>,
+    /// begin a new file when it would be longer (default 100M); 0: however long
+    #[argh(option)]
+    pub(super) log_max_bytes: Option<String>,
+    /// rotated files to keep, compressed, 1 to 10000 (default 14)
+    #[argh(option)]
+    pub(super) log_keep: Option<String>,
+    /// the Sentry that errors and panics are reported to, https://KEY@HOST/PROJECT; given as
+    /// WS_CLUSTER_SENTRY_DSN, because every user of the machine sees the arguments of a process
+    #[argh(option)]
+    pub(super) sentry_dsn: Option<String>,
 }
 
 impl RawArgs {

@@ -103,6 +103,11 @@ impl Setting {
         if self.from_env { variable(self.flag) } else { format!("--{}", self.flag) }
     }
 
+    /// This setting with a value, in the way in which another one was given.
+    pub(super) fn sibling(&self, other: &Self, value: impl Display) -> String {
+        Self { flag: self.flag, text: None, from_env: other.from_env }.written(value)
+    }
+
     /// The setting with a value, in the way in which it was given.
     pub(super) fn written(&self, value: impl Display) -> String {
         match self.from_env {

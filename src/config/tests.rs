@@ -1,5 +1,6 @@
 use super::setting::parse_size;
 use super::*;
+use crate::ops::logs::{Format, Rotate};
 
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379/0";
 
@@ -34,7 +35,8 @@ fn defaults() {
     assert_eq!(config.linger_ms, 2_000);
     assert_eq!(config.limits, Limits::default());
     assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (1 << 20, 256 << 20));
-    assert_eq!(config.log, "info");
+    assert_eq!((&*config.logs.filter, config.logs.format), ("info", Format::Text));
+    assert!(config.logs.file.is_none() && config.sentry_dsn.is_none());
     assert!(!config.demand_exp && config.warnings.is_empty());
     assert!(config.projects_file.is_none());
     assert_eq!((config.redis.to_string(), &*config.redis_prefix), (DEFAULT_REDIS.into(), "wsc"));
@@ -65,7 +67,8 @@ fn every_flag_is_taken() {
          --env test --workers 64 --pin false --max_connections 5 --max_http_connections 6 \
          --drain_ms 0 --idle_timeout_ms 100 --request_timeout_ms 200 --keep_alive_ms 300 \
          --linger_ms 0 --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
-         --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info \
+         --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info --log_format json \
+         --log_path /l/x.log --log_rotate hourly --log_max_bytes 64K --log_keep 3 \
          --redis unix:///s?db=2 --redis_prefix A.b:c_d-9 --queue_timeout_ms 60000 --routing user \
          --broker_thread true --idempotency_keys 1000",
     )
@@ -80,7 +83,10 @@ fn every_flag_is_taken() {
     assert_eq!(config.limits.body_bytes, 2 << 20);
     assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (8 << 10, 1 << 30));
     assert!(config.echo && !config.demand_exp && config.projects.find("1").is_some());
-    assert_eq!(config.log, "ws_cluster=debug,info");
+    assert_eq!((&*config.logs.filter, config.logs.format), ("ws_cluster=debug,info", Format::Json));
+    let file = config.logs.file.unwrap();
+    assert_eq!((file.path.to_str(), file.rotate), (Some("/l/x.log"), Rotate::Hourly));
+    assert_eq!((file.max_bytes, file.keep), (Some(64 << 10), 3));
     assert_eq!((config.queue, config.redis.to_string()), (Queue::Redis, "unix:///s?db=2".into()));
     assert_eq!((&*config.redis_prefix, config.queue_timeout_ms), ("A.b:c_d-9", 60_000));
     assert_eq!((config.routing, config.broker_thread), (Routing::User, true));
@@ -91,7 +97,7 @@ fn every_flag_is_taken() {
 fn the_environment_counts_where_no_flag_was_given() {
     let env = [("WS_CLUSTER_WS_PORT", "1"), ("WS_CLUSTER_NODE", "7"), ("WS_CLUSTER_LOG", "")];
     let config = config_with("--ws_port 2", &env).unwrap();
-    assert_eq!((config.ws_port, config.node.value(), &*config.log), (2, 7, "info"));
+    assert_eq!((config.ws_port, config.node.value(), &*config.logs.filter), (2, 7, "info"));
     assert!(config_with("", &[("WS_CLUSTER_ECHO", "true")]).unwrap().echo);
     assert!(!config_with("--echo=false", &[]).unwrap().echo);
     assert!(!config_with("", &[("WS_CLUSTER_PIN", "0")]).unwrap().pin);
@@ -169,6 +175,10 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("idempotency_keys", "999", "a number of keys: give a number from 1000 to 100000000, e.g."),
         ("idempotency_keys", "100000001", "a number of keys: give a number from 1000 to 1000000"),
         ("log", "info=loud", "a log filter: give a level"),
+        ("log_format", "xml", "a log format: give text or json, e.g. --log_format json"),
+        ("log_rotate", "weekly", "a time to rotate: give hourly, daily or never, e.g. --log_rot"),
+        ("log_max_bytes", "1K", "a size: give bytes from 65536 to 1099511627776, or a number"),
+        ("log_keep", "0", "a number of files: give a number from 1 to 10000, e.g. --log_keep 14"),
     ] {
         let text = error(config(&format!("--{flag} {bad}")));
         let wanted = format!("ws-cluster: --{flag} '{bad}' is not {what}");
@@ -278,6 +288,36 @@ fn a_wrong_redis_url_names_the_flag_and_the_fix_and_no_password() {
         let text = error(config(line));
         assert!(text.contains("Unrecognized") && !text.contains("hunter2"), "{text}");
     }
+}
+
+#[test]
+fn a_dsn_is_shown_nowhere_and_belongs_in_the_environment() {
+    let dsn = "https://hunter2@sentry.example/42";
+    let by_env = config_with("", &[("WS_CLUSTER_SENTRY_DSN", dsn)]).unwrap();
+    assert!(by_env.sentry_dsn.is_some() && by_env.warnings.is_empty());
+    assert!(!format!("{by_env:?}").contains("hunter2"));
+    let by_flag = config(&format!("--sentry_dsn {dsn}")).unwrap();
+    assert!(by_flag.warnings[0].starts_with("--sentry_dsn is in the list of processes"));
+    for wrong in ["hunter2", "https://sentry.example/42", "https://hunter2@sentry.example/"] {
+        let text = error(config_with("", &[("WS_CLUSTER_SENTRY_DSN", wrong)]));
+        let wanted = "ws-cluster: WS_CLUSTER_SENTRY_DSN is not a DSN of Sentry: give https://KEY@";
+        assert!(text.starts_with(wanted) && !text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn what_is_about_files_wants_a_file() {
+    let config = config_with("--log_keep 3", &[]).unwrap();
+    assert_eq!(
+        config.warnings,
+        ["--log_keep has no effect without a file: give --log_path \
+          /var/log/ws-cluster/ws-cluster.log, or leave it out"]
+    );
+    let config = config_with("", &[("WS_CLUSTER_LOG_MAX_BYTES", "0")]).unwrap();
+    assert!(config.warnings[0].contains("give WS_CLUSTER_LOG_PATH=/var/log/"), "{config:?}");
+    let config = config_with("--log_path x --log_max_bytes 0 --log_rotate never", &[]).unwrap();
+    assert!(config.warnings.is_empty());
+    assert_eq!(config.logs.file.unwrap().max_bytes, None);
 }
 
 #[test]

@@ -126,6 +126,7 @@ impl Service for Core {
 impl Core {
     fn count(&self, path: &str, status: u16, started: Instant) {
         let duration_us = started.elapsed().as_micros() as u64;
+        tracing::trace!(path, status, duration_us, "a request is answered");
         self.shared.http_counters[self.index].count(path, status, duration_us);
     }
 }

@@ -353,6 +353,7 @@ impl Engine {
         match opened {
             Ok((key, head_len)) => {
                 self.counters.handshakes.count(101);
+                tracing::trace!(slot = key.slot, "a connection is open");
                 self.fill_slot(key.slot, key.generation, fd);
                 let mut inbound = None;
                 // Frames may come in the same packet as the handshake.
@@ -369,6 +370,7 @@ impl Engine {
 
     fn refuse_handshake(&mut self, fd: RawFd, error: &ApiError) {
         self.counters.handshakes.count(error.status);
+        tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
         self.lingering.add(&mut self.ring, fd, handshake::refusal(error), deadline_ms);
     }
@@ -582,6 +584,7 @@ impl Engine {
     }
 
     fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {
+        tracing::trace!(slot, ?cause, "a connection is closed");
         let released = self.worker.release(slot, cause);
         let entry = &mut self.slots[slot as usize];
         entry.inbound = None;

@@ -172,10 +172,24 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, bytes, &wanted) }).map(drop)
 }
 
-/// Keeps SIGTERM and SIGINT from ending the process; [`wait_for_signal`] takes them. To be called
-/// before any other thread exists, so that all inherit it.
-pub fn block_termination_signals() -> io::Result<()> {
-    let set = termination_signals();
+/// What the process is told from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM or SIGINT.
+    End,
+    /// SIGUSR1: files are to be opened anew.
+    Reopen,
+    /// SIGHUP: the same, or the terminal is gone.
+    HangUp,
+}
+
+/// Keeps signals from ending the process; [`wait_for_signal`] takes them. SIGXFSZ is blocked for
+/// good: a file that may not grow is an error of its write. To be called before any other thread
+/// exists, so that all inherit it.
+pub fn block_signals() -> io::Result<()> {
+    let mut set = awaited_signals();
+    // SAFETY: the set is initialised.
+    unsafe { libc::sigaddset(&mut set, libc::SIGXFSZ) };
     // SAFETY: the set is initialised; the old mask is not asked for.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
         0 => Ok(()),
@@ -183,26 +197,36 @@ pub fn block_termination_signals() -> io::Result<()> {
     }
 }
 
-/// Waits until SIGTERM or SIGINT comes.
-pub fn wait_for_signal() -> io::Result<()> {
-    let set = termination_signals();
+/// Waits for the next signal.
+pub fn wait_for_signal() -> io::Result<Signal> {
+    let set = awaited_signals();
     let mut signal = 0;
     // SAFETY: both point to initialised memory of this frame.
     match unsafe { libc::sigwait(&set, &mut signal) } {
-        0 => Ok(()),
+        0 if signal == libc::SIGUSR1 => Ok(Signal::Reopen),
+        0 if signal == libc::SIGHUP => Ok(Signal::HangUp),
+        0 => Ok(Signal::End),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
-fn termination_signals() -> libc::sigset_t {
+fn awaited_signals() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set before anything reads it.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
         libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGHUP);
         set.assume_init()
     }
+}
+
+/// The calling thread runs when those that have more to do leave it a core.
+pub fn give_way() {
+    // SAFETY: no memory is involved. On Linux, 0 is the calling thread alone.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
 
 /// Switches transparent huge pages off for this process: with them mimalloc's arenas made a

@@ -1,9 +1,12 @@
 //! Floor 3: what operators see of a node, on ports and a thread of their own: nothing here can slow
 //! or stop a worker.
 
+mod client;
+pub mod logs;
 pub mod metrics;
 pub mod openapi;
 pub mod otel;
 pub mod pages;
 pub mod pprof;
+pub mod sentry;
 pub mod server;

@@ -1,5 +1,6 @@
 //! Traces to an OpenTelemetry collector: OTLP over HTTP, from a thread of its own.
 
+use super::client;
 use crate::io::shared::Shared;
 use crate::io::spans::{Sampler, Span, SpanName};
 use prost::Message;
@@ -40,11 +41,7 @@ impl std::fmt::Debug for Hidden {
 
 /// Exports spans for as long as the process lives.
 pub fn run(settings: OtelSettings, shared: Arc<Shared>, mut sources: Vec<Consumer<Span>>) {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(settings.timeout))
-        .http_status_as_error(true)
-        .build()
-        .into();
+    let agent = client::agent(settings.timeout);
     let mut last_warning: Option<Instant> = None;
     let mut lost = 0_u64;
     loop {
@@ -59,7 +56,12 @@ pub fn run(settings: OtelSettings, shared: Arc<Shared>, mut sources: Vec<Consume
         for (name, value) in &settings.headers {
             post = post.header(name, &value.0);
         }
-        if let Err(error) = post.send(&body[..]) {
+        let error = match post.send(&body[..]) {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = error {
             lost += count;
             if last_warning.is_none_or(|at| at.elapsed() >= WARNING_EVERY) {
                 last_warning = Some(Instant::now());

@@ -26,7 +26,8 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 /// A ws-cluster on free ports, stopped when it is dropped.
 pub struct Server {
     child: Child,
-    errors: Option<JoinHandle<String>>,
+    /// All that it says: its log, and what goes to standard error.
+    told: Option<[JoinHandle<String>; 2]>,
     pub ws: SocketAddr,
     pub http: SocketAddr,
     pub metrics: SocketAddr,
@@ -39,34 +40,34 @@ impl Server {
         command.args(["--bind", "127.0.0.1", "--pin", "false"]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let errors = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
-        });
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let Some(ports) = line.strip_prefix("ws-cluster listening: ") else {
-            let _ = child.kill();
-            panic!("the server did not start: {line}{}", errors.join().unwrap());
+        let mut before = String::new();
+        let ports = loop {
+            let mut line = String::new();
+            if stdout.read_line(&mut line).unwrap() == 0 {
+                let errors = reading(child.stderr.take().unwrap(), String::new());
+                panic!("the server did not start: {before}{}", errors.join().unwrap());
+            }
+            match line.strip_prefix("ws-cluster listening: ") {
+                Some(ports) => break ports.to_owned(),
+                None => before.push_str(&line),
+            }
         };
         let port = |name: &str| {
             let mut words = ports.split_whitespace();
             words.find_map(|word| word.strip_prefix(name)).unwrap().parse().unwrap()
         };
         let (ws, http, metrics) = (port("ws="), port("http="), port("metrics="));
-        thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-        Self { child, errors: Some(errors), ws, http, metrics }
+        let errors = reading(child.stderr.take().unwrap(), String::new());
+        Self { child, told: Some([reading(stdout, before), errors]), ws, http, metrics }
     }
 
     /// Stops it; it must end well and have complained of nothing that it calls an error.
     pub fn stop(mut self) {
         let status = self.terminate();
-        let errors = self.errors.take().unwrap().join().unwrap();
-        assert!(status.success(), "{status}\n{errors}");
-        assert!(!errors.contains("panicked") && !errors.contains("ERROR"), "{errors}");
+        let told = self.told.take().unwrap().map(|told| told.join().unwrap()).concat();
+        assert!(status.success(), "{status}\n{told}");
+        assert!(!told.contains("panicked") && !told.contains("ERROR"), "{told}");
     }
 
     fn terminate(&mut self) -> ExitStatus {
@@ -97,10 +98,18 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.errors.is_some() {
+        if self.told.is_some() {
             self.terminate();
         }
     }
+}
+
+/// Reads it to its end, on a thread of its own so that the writer never waits.
+fn reading(mut from: impl Read + Send + 'static, mut text: String) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let _ = from.read_to_string(&mut text);
+        text
+    })
 }
 
 /// A TCP connection on which a read that waits for ever is an error.

@@ -1,0 +1,238 @@
+//! The log. Whoever has something to tell formats it whole and hands it to a thread that owns the
+//! output, and never waits: what the output does not take in time is dropped and counted.
+
+mod file;
+mod janitor;
+mod line;
+mod said;
+mod scrub;
+mod stamp;
+mod writer;
+
+pub use file::{FileSettings, Rotate};
+pub use line::Format;
+pub use said::{Said, Value, told};
+pub use stamp::rfc3339;
+
+use crate::io::sys;
+use crate::types::NodeId;
+use file::Open;
+use line::{Line, Style};
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::panic;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use writer::{Output, Word, Writer};
+
+/// Words that may wait for the output, and their bytes; beyond, lines are dropped.
+const MAX_WORDS: usize = 8_192;
+const MAX_BYTES: usize = 8 << 20;
+/// The target of what is logged about panics.
+pub const PANICS: &str = "panic";
+/// How often a full queue is tried again by who waits for its end.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The log of this process; tests have others.
+static LOGS: OnceLock<Logs> = OnceLock::new();
+
+/// Makes it the log of this process, which the functions below are about. The first one stays.
+pub fn install(logs: Logs) {
+    let _ = LOGS.set(logs);
+}
+
+/// Lines that were dropped since the start: `log_dropped_total`.
+pub fn dropped() -> u64 {
+    LOGS.get().map_or(0, Logs::dropped)
+}
+
+/// Opens the file anew, if there is one: logrotate has moved it away.
+pub fn reopen() {
+    LOGS.get().into_iter().for_each(Logs::reopen);
+}
+
+/// Whether somebody reads the log on a terminal, and nowhere else.
+pub fn is_on_terminal() -> bool {
+    LOGS.get().is_some_and(|logs| logs.is_on_terminal)
+}
+
+/// Waits until what was handed over is written, at most that long.
+pub fn flush(patience: Duration) {
+    if let Some(logs) = LOGS.get() {
+        logs.flush(patience);
+    }
+}
+
+/// What a log is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub format: Format,
+    pub node: NodeId,
+    /// `None`: standard output.
+    pub file: Option<FileSettings>,
+}
+
+/// Hands lines to the thread that writes them. Clones share it; it ends after the last of them.
+#[derive(Debug, Clone)]
+pub struct Logs {
+    words: SyncSender<Word>,
+    queue: Arc<Queue>,
+    style: Style,
+    is_file: bool,
+    is_on_terminal: bool,
+}
+
+/// What the writing thread shares with the others beside the words.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Of lines that wait.
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
+    must_reopen: AtomicBool,
+}
+
+impl Queue {
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    fn count_dropped(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Relaxed);
+    }
+}
+
+impl Logs {
+    /// Starts the thread; fails where the output cannot be opened. To be called before the threads
+    /// that log, with signals blocked.
+    pub fn start(settings: Settings) -> io::Result<Self> {
+        let Settings { format, node, file } = settings;
+        let is_file = file.is_some();
+        let is_on_terminal = !is_file && io::stdout().is_terminal();
+        let style = Style {
+            format,
+            node,
+            has_colours: is_on_terminal && std::env::var_os("NO_COLOR").is_none(),
+            is_journal: !is_file && is_journal(&Open::stdout()?.metadata()?),
+        };
+        let (words, received) = sync_channel(MAX_WORDS);
+        let queue = Arc::new(Queue::default());
+        let (opened, is_open) = sync_channel(1);
+        let shared = Arc::clone(&queue);
+        let write = move || {
+            // In a table of its own: copies in those of the workers would keep a file that was
+            // rotated and deleted on the disk.
+            match sys::unshare_files().and_then(|()| Output::open(file)) {
+                Ok(output) => {
+                    let _ = opened.send(Ok(()));
+                    Writer::new(received, shared, output, style).run();
+                }
+                Err(error) => {
+                    let _ = opened.send(Err(error));
+                }
+            }
+        };
+        thread::Builder::new().name("logs".into()).spawn(write)?;
+        is_open.recv().map_err(io::Error::other)??;
+        Ok(Self { words, queue, style, is_file, is_on_terminal })
+    }
+
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
+    }
+
+    /// For who started the node: lines as they are, on standard output wherever the log goes.
+    pub fn print(&self, lines: &str) {
+        if self.is_file {
+            // A node does its work even if nobody wants to read where it listens.
+            let _ = io::stdout().write_all(lines.as_bytes());
+        } else {
+            self.hand_over(lines.into());
+        }
+    }
+
+    /// The path may name another file now.
+    pub fn reopen(&self) {
+        self.queue.must_reopen.store(true, Relaxed);
+        // A full queue needs no wake.
+        let _ = self.words.try_send(Word::Wake);
+    }
+
+    /// Waits until what was handed over is written, at most that long; `false`: it is not.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let (done, is_done) = sync_channel(1);
+        let mut word = Word::Flush(done);
+        loop {
+            match self.words.try_send(word) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < until => word = back,
+                Err(_) => return false,
+            }
+            thread::sleep(PAUSE);
+        }
+        is_done.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
+    }
+
+    /// Takes whole lines, each with its end. Never waits.
+    fn hand_over(&self, lines: String) {
+        let (count, length) = (lines_in(lines.as_bytes()), lines.len());
+        let before = self.queue.bytes.fetch_add(length, Relaxed);
+        if before + length > MAX_BYTES || self.words.try_send(Word::Lines(lines)).is_err() {
+            self.queue.bytes.fetch_sub(length, Relaxed);
+            self.queue.count_dropped(count);
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Logs {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let line = self.style.line(&Line {
+            now_ms: sys::now_ms(),
+            level: *metadata.level(),
+            target: metadata.target(),
+            thread: thread::current().name().unwrap_or("unnamed"),
+            said: Said::of(event),
+        });
+        self.hand_over(line);
+    }
+}
+
+/// Logs panics, too, before they go where they went. To be called once.
+pub fn log_panics() {
+    let next = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        let payload = panic.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(target: PANICS, at, "panicked: {}", message.unwrap_or("without a word"));
+        next(panic);
+    }));
+}
+
+/// systemd says what its journal is connected to (systemd.exec(5), `JOURNAL_STREAM`): whoever
+/// starts us may have put something else in its place.
+fn is_journal(stdout: &Metadata) -> bool {
+    let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    journal == format!("{}:{}", stdout.dev(), stdout.ino())
+}
+
+fn lines_in(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut text = OsString::from(path);
+    text.push(end);
+    text.into()
+}

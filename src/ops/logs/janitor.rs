@@ -1,0 +1,136 @@
+//! What becomes of rotated files, on a thread of its own so that writing goes on: the oldest are
+//! deleted, the others compressed. Looks at the directory each time, so that what a process before
+//! has left is taken care of, too.
+
+use super::{stamp, with_end};
+use crate::io::sys;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+
+/// Wakes the thread, which ends with it.
+#[derive(Debug)]
+pub struct Janitor(SyncSender<()>);
+
+impl Janitor {
+    /// To be started by the thread that writes: they share a table of file descriptors.
+    pub fn start(path: PathBuf, keep: usize) -> io::Result<Self> {
+        let (sender, wakes) = sync_channel(1);
+        let clean = move || {
+            sys::give_way();
+            while wakes.recv().is_ok() {
+                if let Err(error) = clean(&path, keep) {
+                    tracing::warn!(%error, "a rotated log file cannot be compressed or deleted");
+                }
+            }
+        };
+        thread::Builder::new().name("log-janitor".into()).spawn(clean)?;
+        let janitor = Self(sender);
+        janitor.wake();
+        Ok(janitor)
+    }
+
+    /// One wake that waits is enough.
+    pub fn wake(&self) {
+        let _ = self.0.try_send(());
+    }
+}
+
+/// A file that was rotated, by its name.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rotated {
+    pub stamp_ms: u64,
+    kind: Kind,
+    path: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Plain,
+    Compressed,
+    /// The compressing was broken off.
+    Part,
+}
+
+impl Kind {
+    /// By the rest of the name, behind the stamp.
+    fn of(end: &str) -> Option<Self> {
+        match end {
+            "" => Some(Self::Plain),
+            ".gz" => Some(Self::Compressed),
+            ".gz.part" => Some(Self::Part),
+            _ => None,
+        }
+    }
+}
+
+/// Those of the log at that path, the oldest first. Other files beside it are none of ours.
+pub fn rotated_files(path: &Path) -> io::Result<Vec<Rotated>> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let ours = |text: &str| {
+            let rest = text.strip_prefix(&*name)?.strip_prefix('.')?;
+            let (stamp, end) = rest.split_at_checked(stamp::COMPACT_BYTES)?;
+            Some((stamp::parse_compact(stamp)?, Kind::of(end)?))
+        };
+        if let Some((stamp_ms, kind)) = path.file_name().and_then(|name| ours(name.to_str()?)) {
+            found.push(Rotated { stamp_ms, kind, path });
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn clean(path: &Path, keep: usize) -> io::Result<()> {
+    let files = rotated_files(path)?;
+    let mut stamps: Vec<u64> = files.iter().map(|file| file.stamp_ms).collect();
+    stamps.dedup();
+    let oldest_kept = stamps.len().checked_sub(keep).and_then(|first| stamps.get(first));
+    for Rotated { stamp_ms, kind, path } in &files {
+        if oldest_kept.is_some_and(|oldest| stamp_ms < oldest) || *kind == Kind::Part {
+            delete(path)?;
+        } else if *kind == Kind::Plain {
+            compress(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever deleted it before has done our work.
+fn delete(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The compressed file has its name when it is complete and on the disk; only then the other goes.
+/// What a crash leaves in between is done again.
+fn compress(path: &Path) -> io::Result<()> {
+    let (part, whole) = (with_end(path, ".gz.part"), with_end(path, ".gz"));
+    let result = write_compressed(path, &part).and_then(|()| fs::rename(&part, &whole));
+    if result.is_err() {
+        let _ = fs::remove_file(&part);
+        return result;
+    }
+    delete(path)
+}
+
+fn write_compressed(path: &Path, part: &Path) -> io::Result<()> {
+    let mut source = File::open(path)?;
+    let part = File::create(part)?;
+    part.set_permissions(source.metadata()?.permissions())?;
+    let mut encoder = GzEncoder::new(part, Compression::default());
+    io::copy(&mut source, &mut encoder)?;
+    encoder.finish()?.sync_all()
+}

@@ -1,0 +1,139 @@
+//! What an event says, for the log and for Sentry: short enough, and without secrets.
+
+use super::scrub::{is_secret_name, scrub};
+use std::error::Error;
+use std::fmt::{self, Write};
+use tracing::Event;
+use tracing::field::{Field, Visit};
+
+/// A value is cut at this length.
+const MAX_VALUE_BYTES: usize = 8 << 10;
+/// What is looked at beyond the cut, so that a sign that the cut divides is still seen whole.
+const MARGIN_BYTES: usize = 256;
+
+/// The message of an event and its fields, not yet escaped.
+#[derive(Debug, Default)]
+pub struct Said {
+    pub message: String,
+    pub fields: Vec<(&'static str, Value)>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Bool(bool),
+    /// Of a text, which text lines put in quotes.
+    Quoted(String),
+    Text(String),
+}
+
+impl Said {
+    pub fn of(event: &Event<'_>) -> Self {
+        let mut said = Self::default();
+        event.record(&mut said);
+        said
+    }
+
+    fn push(&mut self, field: &Field, value: Value) {
+        let name = field.name();
+        let value = match is_secret_name(name) {
+            true => Value::Text("***".into()),
+            false => value,
+        };
+        self.fields.push((name, value));
+    }
+
+    fn push_text(&mut self, field: &Field, text: String) {
+        match field.name() {
+            "message" => self.message = text,
+            _ => self.push(field, Value::Text(text)),
+        }
+    }
+}
+
+impl Visit for Said {
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.push(field, Value::Signed(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.push(field, Value::Unsigned(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.push(field, Value::Float(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.push(field, Value::Bool(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.message = told(format_args!("{value}")),
+            _ => self.push(field, Value::Quoted(told(format_args!("{value}")))),
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.push_text(field, told(format_args!("{value}")));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.push_text(field, told(format_args!("{value:?}")));
+    }
+}
+
+/// The text, cut and without secrets.
+pub fn told(text: fmt::Arguments<'_>) -> String {
+    let mut cut = Cut { text: String::new(), is_cut: false };
+    // Its only error says that the rest is left out.
+    let _ = cut.write_fmt(text);
+    let mut told = scrub(&cut.text).into_owned();
+    if cut.is_cut || told.len() > MAX_VALUE_BYTES {
+        told.truncate(told.floor_char_boundary(MAX_VALUE_BYTES));
+        told.push('…');
+    }
+    told
+}
+
+/// Takes so much and no more.
+struct Cut {
+    text: String,
+    is_cut: bool,
+}
+
+impl Write for Cut {
+    fn write_str(&mut self, more: &str) -> fmt::Result {
+        let room = MAX_VALUE_BYTES + MARGIN_BYTES - self.text.len();
+        if more.len() <= room {
+            self.text.push_str(more);
+            return Ok(());
+        }
+        self.text.push_str(&more[..more.floor_char_boundary(room)]);
+        self.is_cut = true;
+        Err(fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_long_is_cut_and_a_sign_at_the_cut_is_not_half_told() {
+        let sign = "0123456789abcdef".repeat(4);
+        for before in MAX_VALUE_BYTES - 66..=MAX_VALUE_BYTES {
+            let text = format!("{} {sign} {}", "é".repeat(before / 2), "-".repeat(100_000));
+            let told = told(format_args!("{text}"));
+            assert!(told.len() <= MAX_VALUE_BYTES + '…'.len_utf8(), "{}", told.len());
+            assert!(told.ends_with('…') && !told.contains("0123"), "{before}");
+        }
+        let all = "x".repeat(MAX_VALUE_BYTES);
+        assert_eq!(told(format_args!("{all}")), all);
+        let more = "x".repeat(MAX_VALUE_BYTES + 1);
+        assert_eq!(told(format_args!("{more}")), format!("{all}…"));
+    }
+}

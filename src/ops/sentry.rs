@@ -1,0 +1,155 @@
+//! Errors and panics, told to a Sentry. Without a DSN nothing of this exists: no thread, no hook,
+//! no look at an event.
+//!
+//! Whoever logs an error makes the event and hands it to a thread that posts it; only a thread that
+//! panics waits until it is posted, because the process may end with it.
+
+mod budget;
+mod post;
+
+use super::logs::{PANICS, Said, Value, told};
+use crate::types::NodeId;
+use ::sentry::protocol::{Event, Value as Json};
+use ::sentry::types::Dsn;
+use ::sentry::{ClientInitGuard, ClientOptions, Level};
+use budget::Budget;
+use post::Post;
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+use tracing::Subscriber;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::LookupSpan;
+
+/// How long the end of the process, and of a thread that panics, waits for what is to be posted.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Events that were not sent since the start.
+static UNSENT: AtomicU64 = AtomicU64::new(0);
+
+/// Those of them that a later event has told of.
+static TOLD: AtomicU64 = AtomicU64::new(0);
+
+/// Events that Sentry did not get: over the limit of a minute, or it did not take them.
+pub fn unsent() -> u64 {
+    UNSENT.load(Relaxed)
+}
+
+/// Where a Sentry is, and the key to it.
+#[derive(Clone)]
+pub struct SentryDsn(Dsn);
+
+impl FromStr for SentryDsn {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        text.parse().map(Self).map_err(|_| ())
+    }
+}
+
+impl fmt::Debug for SentryDsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What a reporter is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub dsn: SentryDsn,
+    pub node: NodeId,
+    /// The value of `--env`.
+    pub environment: &'static str,
+}
+
+/// Reports until it is dropped, which waits a moment for what is still to be posted.
+pub struct Reporter {
+    _client: ClientInitGuard,
+}
+
+impl Reporter {
+    /// Starts the thread that posts, and the hook that reports panics.
+    pub fn start(settings: Settings) -> io::Result<Self> {
+        let Settings { dsn, node, environment } = settings;
+        let post = Post::start(&dsn.0)?;
+        let budget = Budget::new(Instant::now());
+        let mut options = ClientOptions::new()
+            .release(concat!(env!("CARGO_PKG_NAME"), "@", env!("CARGO_PKG_VERSION")))
+            .environment(environment)
+            .in_app_include(["ws_cluster"])
+            .max_breadcrumbs(0)
+            .shutdown_timeout(LAST_WORDS)
+            .transport(Arc::new(post))
+            .before_send(move |event| finished(event, node, &budget));
+        options.dsn = Some(dsn.0);
+        Ok(Self { _client: ::sentry::init(options) })
+    }
+}
+
+/// A layer that makes events of what is logged as an error. A stack trace would tell little more
+/// than the message, and looking up its names would hold a worker up.
+pub fn errors<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
+    Errors.with_filter(LevelFilter::ERROR)
+}
+
+struct Errors;
+
+impl<S: Subscriber> Layer<S> for Errors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        // Panics have a hook of their own.
+        if metadata.target() == PANICS {
+            return;
+        }
+        let Said { message, fields } = Said::of(event);
+        let extra = fields.into_iter().map(|(name, value)| (name.into(), json(value))).collect();
+        ::sentry::capture_event(Event {
+            level: Level::Error,
+            logger: Some(metadata.target().into()),
+            message: Some(message),
+            extra,
+            ..Event::default()
+        });
+    }
+}
+
+fn json(value: Value) -> Json {
+    match value {
+        Value::Signed(number) => number.into(),
+        Value::Unsigned(number) => number.into(),
+        Value::Float(number) => number.into(),
+        Value::Bool(truth) => truth.into(),
+        Value::Quoted(text) | Value::Text(text) => text.into(),
+    }
+}
+
+/// The event as it is sent; `None`: there were too many. Called by the thread that it is about.
+fn finished(mut event: Event<'static>, node: NodeId, budget: &Budget) -> Option<Event<'static>> {
+    if !budget.take(Instant::now()) {
+        UNSENT.fetch_add(1, Relaxed);
+        return None;
+    }
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    event.tags.insert("node".into(), node.to_string());
+    event.tags.insert("thread".into(), name.into());
+    if let Some(worker) = name.strip_prefix("worker-") {
+        event.tags.insert("worker".into(), worker.into());
+    }
+    let unsent = unsent();
+    let untold = unsent - TOLD.swap(unsent, Relaxed).min(unsent);
+    if untold > 0 {
+        event.extra.insert("events_not_sent".into(), untold.into());
+    }
+    // A panic may quote anything.
+    for text in event.exception.values.iter_mut().filter_map(|panic| panic.value.as_mut()) {
+        *text = told(format_args!("{text}"));
+    }
+    Some(event)
+}

@@ -1,0 +1,143 @@
+//! The thread that posts envelopes: the only one that waits for a Sentry.
+
+use super::UNSENT;
+use crate::io::sys;
+use crate::ops::client::agent;
+use ::sentry::types::Dsn;
+use ::sentry::{Envelope, Transport};
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use ureq::Agent;
+
+/// Envelopes that may wait; beyond, they are dropped.
+const MAX_WAITING: usize = 32;
+/// An answer must have come by then.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long nothing is sent when a Sentry that has enough does not say how long.
+const QUIET: Duration = Duration::from_secs(60);
+const MAX_QUIET: Duration = Duration::from_secs(3_600);
+/// How often the log is told that events are not taken.
+const COMPLAINT_EVERY: Duration = Duration::from_secs(60);
+/// How often a full queue is tried again by who waits for its end.
+const PAUSE: Duration = Duration::from_millis(5);
+
+#[derive(Debug)]
+enum Task {
+    Send(Box<Envelope>),
+    /// To be answered when all before it is posted.
+    Flush(SyncSender<()>),
+}
+
+/// Hands envelopes to the thread. It ends with this.
+#[derive(Debug)]
+pub struct Post(SyncSender<Task>);
+
+impl Post {
+    /// To be called with signals blocked.
+    pub fn start(dsn: &Dsn) -> io::Result<Self> {
+        let (sender, tasks) = sync_channel(MAX_WAITING);
+        let postman = Postman {
+            agent: agent(TIMEOUT),
+            url: dsn.envelope_api_url().to_string(),
+            auth: dsn.to_auth(Some(concat!("ws-cluster/", env!("CARGO_PKG_VERSION")))).to_string(),
+            quiet_until: None,
+            last_complaint: None,
+        };
+        let (ready, is_ready) = sync_channel(1);
+        let work = move || {
+            // Its sockets are nothing for the tables of the workers.
+            let unshared = sys::unshare_files();
+            let has_failed = unshared.is_err();
+            let _ = ready.send(unshared);
+            if !has_failed {
+                postman.work(&tasks);
+            }
+        };
+        thread::Builder::new().name("sentry".into()).spawn(work)?;
+        is_ready.recv().map_err(io::Error::other)??;
+        Ok(Self(sender))
+    }
+}
+
+impl Transport for Post {
+    fn send_envelope(&self, envelope: Envelope) {
+        if self.0.try_send(Task::Send(Box::new(envelope))).is_err() {
+            UNSENT.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn flush(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        let (done, is_done) = sync_channel(1);
+        let mut task = Task::Flush(done);
+        loop {
+            match self.0.try_send(task) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < until => task = back,
+                Err(_) => return false,
+            }
+            thread::sleep(PAUSE);
+        }
+        is_done.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
+    }
+}
+
+struct Postman {
+    agent: Agent,
+    url: String,
+    auth: String,
+    /// The Sentry has enough until then.
+    quiet_until: Option<Instant>,
+    last_complaint: Option<Instant>,
+}
+
+impl Postman {
+    fn work(mut self, tasks: &Receiver<Task>) {
+        while let Ok(task) = tasks.recv() {
+            match task {
+                Task::Send(envelope) => self.send(&envelope),
+                Task::Flush(done) => {
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.try_send(());
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, envelope: &Envelope) {
+        let is_quiet = self.quiet_until.is_some_and(|until| Instant::now() < until);
+        let result = match is_quiet {
+            true => Err("it has enough for now".into()),
+            false => self.post(envelope),
+        };
+        if let Err(error) = result {
+            UNSENT.fetch_add(1, Relaxed);
+            if self.last_complaint.is_none_or(|last| last.elapsed() >= COMPLAINT_EVERY) {
+                self.last_complaint = Some(Instant::now());
+                tracing::warn!(%error, "Sentry does not take events");
+            }
+        }
+    }
+
+    fn post(&mut self, envelope: &Envelope) -> Result<(), String> {
+        let mut body = Vec::new();
+        envelope.to_writer(&mut body).map_err(|error| error.to_string())?;
+        let request = self.agent.post(&self.url).header("X-Sentry-Auth", &self.auth);
+        let request = request.header("Content-Type", "application/x-sentry-envelope");
+        let response = request.send(&body[..]).map_err(|error| error.to_string())?;
+        let status = response.status().as_u16();
+        if status == 429 {
+            let wanted = response.headers().get("retry-after");
+            let seconds = wanted.and_then(|value| value.to_str().ok()?.parse().ok());
+            let quiet = seconds.map_or(QUIET, Duration::from_secs).min(MAX_QUIET);
+            self.quiet_until = Some(Instant::now() + quiet);
+        }
+        match status {
+            200..=299 => Ok(()),
+            _ => Err(format!("HTTP status {status}")),
+        }
+    }
+}
