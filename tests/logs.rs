@@ -323,3 +323,14 @@ fn a_file_that_logrotate_truncates_is_written_from_its_beginning() {
     log_one(&logs, 2);
     assert_eq!(numbers(&folder.read("node.log")), [2]);
 }
+
+#[test]
+fn what_a_killed_process_has_left_of_a_line_is_ended() {
+    let folder = Folder::new("torn");
+    fs::write(folder.log(), "{}\n{\"half\":").unwrap();
+    let logs = start(folder.log());
+    log_one(&logs, 1);
+    let text = folder.read("node.log");
+    let whole = text.strip_prefix("{}\n{\"half\":\n").unwrap();
+    assert_eq!(numbers(whole), [1]);
+}

@@ -12,7 +12,6 @@ mod writer;
 pub use file::{FileSettings, Rotate};
 pub use line::Format;
 pub use said::{Said, Value, told};
-pub use stamp::rfc3339;
 
 use crate::io::sys;
 use crate::types::NodeId;

@@ -6,7 +6,7 @@ use super::{stamp, with_end};
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread;
@@ -197,14 +197,15 @@ impl Open {
             // So that no other log begins to write to it. Who has it before is not kept out here.
             let _ = file.try_lock();
         }
+        let length = metadata.len();
         let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let modified_ms = modified.map_or(0, |since| since.as_millis() as u64);
         Ok(Self {
             file,
             is_regular: metadata.is_file(),
-            length: metadata.len(),
+            length,
             period: rotate.period(modified_ms),
-            is_torn: false,
+            is_torn: metadata.is_file() && length > 0 && !ends_with_a_line(path, length),
         })
     }
 
@@ -246,6 +247,7 @@ impl Open {
         if self.is_torn {
             write_all(&mut self.file, b"\n")?;
             self.is_torn = false;
+            self.length += 1;
         }
         write_all(&mut self.file, lines).map_err(|Failure { error, written }| {
             let whole = lines[..written].iter().rposition(|&byte| byte == b'\n');
@@ -263,6 +265,14 @@ impl Open {
             && self.metadata().is_ok_and(is_as_left)
             && self.file.set_len(self.length + whole as u64).is_ok()
     }
+}
+
+/// A process that was killed, or a disk that was full, may have left a part of a line. A file that
+/// may not be read is taken for whole.
+fn ends_with_a_line(path: &Path, length: u64) -> bool {
+    let mut last = [b'\n'];
+    let read = File::open(path).and_then(|file| file.read_at(&mut last, length - 1));
+    read.is_err() || last == [b'\n']
 }
 
 /// Like `Write::write_all`, but says how far it came, and waits for an output that is not ready.
