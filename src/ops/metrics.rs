@@ -1,9 +1,9 @@
 //! `/metrics` for Prometheus (OpenMetrics text).
 
-mod process;
+pub(super) mod process;
 mod queue;
 mod servers;
-mod workers;
+pub(super) mod workers;
 
 use super::server::{Ops, Reply};
 use crate::io::shared::Shared;

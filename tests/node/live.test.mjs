@@ -72,6 +72,11 @@ function worker(more = {}) {
     client_messages: 0,
     server_messages: 0,
     outbox_bytes: 64,
+    waiting_bytes: 0,
+    sent_bytes: 0,
+    received_bytes: 0,
+    pushes_accepted: 0,
+    pushes_refused: 0,
     drops: { slow_consumer: 0, ttl: 0 },
     closes: { peer: 5, gone: 0 },
     ...more,
@@ -84,8 +89,10 @@ function snapshot(more = {}) {
     epoch: 1,
     workers: [worker(), worker()],
     handshakes: { 101: 20, 401: 1 },
+    threads: [{ name: "worker-0", busy_us: 0 }],
     requests: [{ url: "/ws/push", code: 200, count: 50 }],
-    request_duration: { bounds: BOUNDS, counts: [10, 10, 0, 0], sum: 1 },
+    request_duration: { bounds: BOUNDS, counts: [10, 10, 0, 0] },
+    push_seconds: { delivery: { bounds: BOUNDS, counts: [0, 0, 0, 0] } },
     answers: { answered: 0, timeout: 0 },
     queue: { kind: "local", ready: true },
     ...more,
@@ -130,9 +137,7 @@ test("a sample is sums of workers, and rates by the node's own clock", () => {
   assert.equal(values["worker.0.deliveries"], 150);
   assert.equal(values["worker.1.deliveries"], 0);
   // Nothing is known of what the node does not tell.
-  for (const name of ["worker.0.busy", "delivery.p99", "pending_bytes", "queue.received"]) {
-    assert.ok(!(name in values), name);
-  }
+  for (const name of ["pending_bytes", "queue.received", "lag"]) assert.ok(!(name in values), name);
 });
 
 test("there is no rate across a restart, without time, or at the start", () => {
@@ -146,24 +151,27 @@ test("there is no rate across a restart, without time, or at the start", () => {
   }
 });
 
-test("what a newer node tells is shown", () => {
-  const queue = { received: 1, published: 0, refused: 0, unknown: 0, missed: 0, worker_full: 0 };
-  const delivery_latency = { bounds: BOUNDS, counts: [0, 0, 0, 0] };
-  const before = snapshot({
-    workers: [worker({ busy_us: 1e6 })],
-    queue: { ...queue, pending_bytes: 9 },
-    delivery_latency,
-  });
+test("threads, the queue, and the way of a push", () => {
+  const queue = {
+    received: 1, published: 0, refused: 0, unknown: 0, missed: 0, worker_full: 0,
+    pending_bytes: 9, lag_ms: 2,
+  };
+  const before = snapshot({ threads: [{ name: "worker-0", busy_us: 1e6 }], queue });
   const now = snapshot({
     ts: 11_000,
-    workers: [worker({ busy_us: 1.25e6 })],
+    // Two of one name, of which one is new.
+    threads: [
+      { name: "worker-0", busy_us: 1.25e6 },
+      { name: "tool", busy_us: 1e5 },
+      { name: "tool", busy_us: 4e5 },
+    ],
     queue: { ...queue, received: 4, worker_full: 2, pending_bytes: 8 },
-    delivery_latency: { bounds: BOUNDS, counts: [0, 100, 0, 0] },
+    push_seconds: { delivery: { bounds: BOUNDS, counts: [0, 100, 0, 0] } },
   });
   const values = sample(now, before, before);
-  assert.equal(values["worker.0.busy"], 0.25);
+  assert.deepEqual([values["busy.worker-0"], values["busy.tool"]], [0.25, 0.5]);
   assert.equal(values["queue.received"], 3);
-  assert.equal(values.pending_bytes, 8);
+  assert.deepEqual([values.pending_bytes, values.lag], [8, 0.002]);
   assert.equal(values.drops, 2);
   assert.equal(units.seconds(values["delivery.p50"]), "5.5 ms");
 });
@@ -196,6 +204,7 @@ test("numbers with three digits that count, and their units", () => {
   );
   const bytes = [0, 1023, 1536, 5 << 20].map(units.bytes);
   assert.deepEqual(bytes, ["0 B", "1023 B", "1.5 KiB", "5 MiB"]);
+  assert.equal(units.byteRate(1536), "1.5 KiB/s");
   assert.deepEqual([0, 0.456, 1].map(units.share), ["0%", "45.6%", "100%"]);
   for (const write of Object.values(units)) {
     assert.deepEqual([null, undefined].map(write), ["–", "–"]);

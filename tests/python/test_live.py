@@ -182,6 +182,9 @@ def test_the_feed_says_what_the_metrics_say(serve):
     feed = answer.json
     assert (feed["node"], feed["env"], feed["draining"]) == (7, "dev", False)
     assert feed["nodes"] == [{"node": 7, "state": "up"}]
+    assert feed["projects"] == [{"pid": "1", "clients": 5, "servers": 1}]
+    assert {"worker-0", "worker-1", "ops"} <= {one["name"] for one in feed["threads"]}
+    assert feed["memory_bytes"] > 1 << 20
     assert feed["queue"] == {"kind": "local", "ready": True}
     assert abs(feed["ts"] / 1000 - time.time()) < PATIENCE
     assert 0 <= feed["uptime_ms"] == feed["ts"] - feed["epoch"] < PATIENCE * 1000
@@ -200,6 +203,11 @@ def test_the_feed_says_what_the_metrics_say(serve):
     histogram = feed["request_duration"]
     assert len(histogram["counts"]) == len(histogram["bounds"]) + 1
     assert sum(histogram["counts"]) == metrics["request_duration_count"]
+    pushes = feed["push_seconds"]
+    assert sum(pushes["delivery"]["counts"]) == metrics["push_delivery_seconds_count"] > 0
+    for hop in ("queue", "receive", "write"):
+        count = metrics[f'push_hop_seconds_count{{hop="{hop}"}}']
+        assert sum(pushes[hop]["counts"]) == count, hop
     for reason in feed["workers"][0]["drops"]:
         dropped = sum(worker["drops"][reason] for worker in feed["workers"])
         assert dropped == metrics[f'drop_total{{reason="{reason}"}}']
@@ -298,25 +306,29 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     args = ["--redis_prefix", name, "--idle_timeout_ms", "86400000"]
     nodes = [own_node(number, redis.url, *args) for number in (201, 202)]
     Load(nodes, stack)
-    page.resize(1400, 1270)
+    page.resize(1400, 1620)
     page.visit(nodes[0])
     page.await_text("#status", "node 201 answers")
     page.await_tile("Deliveries", r"[\d.]+k?/s")
     page.await_tile("Connections", r"2[1-3]")
     page.await_tile("Business servers", "0")
-    page.await_tile("Queue", "ready")
-    page.await_tile("HTTP p99", r"[\d.]+ (µs|ms)")
-    page.await_text("#nodes li", "node 201: up")
+    page.await_text("#tiles dt", r"^Queue, lag (< )?[\d.]+ ms$")
+    for tile in ("HTTP p99", "Delivery p99"):
+        page.await_tile(tile, r"[\d.]+ (µs|ms)")
+    page.await_tile("Memory", r"[\d.]+ MiB")
+    assert page.texts("#nodes li") == ["node 201: up this one", "node 202: up"]
     # Both nodes push, and each hears both.
     seen = eventually(lambda: rates(page, "queue"), "the queue's rates", SLACK)
     assert seen["received"] > seen["accepted"] > 10, seen
     assert rates(page, "deliveries")["deliveries"] > 100
-    assert set(page.legend("latency")) == {"p50", "p95", "p99"}
+    for chart in ("request", "delivery"):
+        assert set(page.legend(chart)) == {"p50", "p95", "p99"}
+    assert set(page.legend("hops")) == {"queue's answer", "to a worker", "writing"}
     eventually(lambda: rates(page, "answers").get("answered", 0) > 1, "requests", SLACK)
 
     before = page.lines("deliveries")
     eventually(lambda: page.lines("deliveries") != before, "charts that move", SLACK)
-    assert [len(page.lines(chart)) for chart in ("connections", "deliveries")] == [2, 3]
+    assert [len(page.lines(chart)) for chart in ("connections", "deliveries")] == [2, 4]
     assert page.lines("drops") == [] and "nothing was dropped" in page.text("#chart-drops .empty")
     slow_consumer(nodes[0])
     eventually(lambda: page.legend("drops").keys() == {"slow consumer"}, "the drops", SLACK)
@@ -326,13 +338,14 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
         "return [...document.querySelectorAll('#workers tr')].map((row) =>"
         " [...row.cells].map((cell) => cell.innerText.trim()))"
     )
-    assert [row[0] for row in rows] == ["0", "1"]
-    assert all(re.fullmatch(r"[\d.]+k?/s", row[2]) and row[2] != "0/s" for row in rows), rows
+    assert [row[0] for row in rows] == ["worker-0", "worker-1", "broker"]
+    assert all(re.fullmatch(r"[\d.]+%", row[1]) and row[1] != "0%" for row in rows), rows
+    assert all(re.fullmatch(r"[\d.]+k?/s", row[2]) and row[2] != "0/s" for row in rows[:2]), rows
     shares = page.run(
         "return [...document.querySelectorAll('.sparkline .line')].map((e) => e.getAttribute('d'))"
     )
-    assert len(shares) == 2 and all("L" in share for share in shares)
-    assert "/ws/push" in page.texts("#requests th")
+    assert len(shares) == 3 and all("L" in share for share in shares)
+    assert "/ws/push" in page.texts("#requests th") and page.texts("#projects th") == ["1"]
 
     if PICTURES:
         # As long as the charts are wide.
@@ -427,6 +440,7 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     before = page.lines("connections")
     eventually(lambda: page.lines("connections") != before, "charts that move", SLACK)
     assert other.text("#status") == "node 202 answers"
+    other.await_text("#nodes li", "node 201: lost")
 
     port = str(nodes[0].swagger[1])
     given = ("ws_port", "http_port", "prometheus_port", "pprof_port")
@@ -436,6 +450,7 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     gaps = lambda: len(re.findall("M", page.lines("connections")[0]))
     eventually(lambda: gaps() == 2, "a gap in the line", SLACK)
     page.await_tile("Deliveries", r"0/s")
+    other.await_text("#nodes li", "node 201: up")
 
     nodes[1].signal(19)
     other.await_text("#status", "gone")

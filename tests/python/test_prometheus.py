@@ -273,7 +273,11 @@ def exposed(server):
     text = server.request("GET", "/metrics", at=server.metrics_address).text
     names = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", text, re.MULTILINE):
-        ends = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
+        ends = {
+            "counter": ["_total"],
+            "histogram": ["_bucket", "_count", "_sum"],
+            "info": ["_info"],
+        }
         names |= {name + end for end in ends.get(kind, [""])}
     return names
 

@@ -7,7 +7,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A thread, its processor time in seconds, and the descriptors in its table.
 struct Thread {
@@ -34,28 +34,41 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, epoch_ms: u64) -> fmt:
     if let Some(limit) = open_files_limit() {
         encode_gauge(encoder, "process_max_fds", "Descriptors that one table may have", limit)?;
     }
-    let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let mut bytes = pages.split(' ').map_while(|pages| pages.parse::<u64>().ok());
+    let [virtual_bytes, resident_bytes] = memory();
     let help = "Bytes of address space; the tables of connections are reserved, not used";
-    let page = 4096;
-    encode_gauge(encoder, "process_virtual_memory_bytes", help, page * bytes.next().unwrap_or(0))?;
+    encode_gauge(encoder, "process_virtual_memory_bytes", help, virtual_bytes)?;
     let help = "Bytes of memory in use";
-    encode_gauge(encoder, "process_resident_memory_bytes", help, page * bytes.next().unwrap_or(0))?;
+    encode_gauge(encoder, "process_resident_memory_bytes", help, resident_bytes)?;
     let help = "When the process was started, seconds since 1970";
     encode_gauge_f64(encoder, "process_start_time_seconds", help, epoch_ms as f64 / 1e3)
+}
+
+/// Bytes of address space, and of memory in use.
+pub(in crate::ops) fn memory() -> [u64; 2] {
+    const PAGE_BYTES: u64 = 4096;
+    let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let mut bytes = pages.split(' ').map_while(|pages| pages.parse::<u64>().ok());
+    [(); 2].map(|()| PAGE_BYTES * bytes.next().unwrap_or(0))
+}
+
+/// The directory of each of this process's threads, its name, and the nanoseconds of processor
+/// time that it has used.
+pub(in crate::ops) fn tasks() -> impl Iterator<Item = (PathBuf, String, u64)> {
+    fs::read_dir("/proc/self/task").into_iter().flatten().flatten().filter_map(|task| {
+        let path = task.path();
+        let name = fs::read_to_string(path.join("comm")).ok()?;
+        let schedule = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        let busy_ns = schedule.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+        Some((path, name.trim_end().to_owned(), busy_ns))
+    })
 }
 
 /// This process's threads. Those of one name, such as a library's, are told apart by nothing and
 /// count together.
 fn threads() -> Vec<Thread> {
     let mut threads: Vec<Thread> = Vec::new();
-    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let path = task.path();
-        let Ok(name) = fs::read_to_string(path.join("comm")) else { continue };
-        let schedule = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
-        let busy_ns: u64 = schedule.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
-        let (name, busy_s, files) =
-            (name.trim_end().to_owned(), busy_ns as f64 / 1e9, files(&path.join("fd")));
+    for (path, name, busy_ns) in tasks() {
+        let (busy_s, files) = (busy_ns as f64 / 1e9, files(&path.join("fd")));
         match threads.iter_mut().find(|thread| thread.name == name) {
             Some(thread) => {
                 thread.busy_s += busy_s;

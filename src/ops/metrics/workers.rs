@@ -1,6 +1,7 @@
 //! What is shown of the workers: pushes on their way to sockets, bytes, and who is connected.
 
 use super::{Label, NodeMetrics, encode_counter, encode_gauge};
+use crate::io::shared::Shared;
 use crate::state::counters::{Counter, Counters, LATENCY_BOUNDS_US, Latencies, ProjectCounters};
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet,
@@ -93,11 +94,13 @@ fn encode_latencies(
     encoder.encode_histogram::<NoLabelSet>(sum_us as f64 / 1e6, total, &buckets, None)
 }
 
-fn encode_projects(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+/// Clients, business servers and pid of the projects that have any: the `named` ones with the most,
+/// the rest together as `other`.
+pub(in crate::ops) fn projects(shared: &Shared, named: usize) -> Vec<(u64, u64, &str)> {
     let mut list: Vec<(u64, u64, &str)> = Vec::new();
-    for (id, project) in node.0.projects.iter() {
+    for (id, project) in shared.projects.iter() {
         let of = |counter: fn(&ProjectCounters) -> &Counter| -> u64 {
-            let workers = node.0.counters.iter();
+            let workers = shared.counters.iter();
             workers
                 .filter_map(|one| one.projects.get(id.0 as usize))
                 .map(|p| counter(p).value())
@@ -109,15 +112,19 @@ fn encode_projects(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> f
         }
     }
     list.sort_unstable_by_key(|&(clients, servers, pid)| (u64::MAX - clients - servers, pid));
-    let rest = list.split_off(list.len().min(PROJECTS_BY_NAME));
+    let rest = list.split_off(list.len().min(named));
     if !rest.is_empty() {
         let sum = |of: fn(&(u64, u64, &str)) -> u64| rest.iter().map(of).sum();
         list.push((sum(|one| one.0), sum(|one| one.1), "other"));
     }
+    list
+}
+
+fn encode_projects(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let help = "Open WebSocket connections by project, the 100 with the most by name";
     let kind = MetricType::Gauge;
     let mut family = encoder.encode_descriptor("ws_project_connection", help, None, kind)?;
-    for (clients, servers, pid) in list {
+    for (clients, servers, pid) in projects(&node.0, PROJECTS_BY_NAME) {
         for (r#type, count) in [("client", clients), ("server", servers)] {
             let labels = ProjectLabels { project: pid.into(), r#type };
             ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;

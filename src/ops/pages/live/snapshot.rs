@@ -3,11 +3,19 @@
 
 use crate::io::shared::Shared;
 use crate::io::sys;
+use crate::ops::metrics::process;
+use crate::ops::metrics::workers::projects;
 use crate::ops::pages::json::{self, Object};
 use crate::ops::server::Ops;
 use crate::state::counters::{
-    Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, StatusCounts, URLS,
+    Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
+    Latencies, StatusCounts, URLS,
 };
+use crate::types::NodeId;
+use std::sync::PoisonError;
+
+/// Projects that the page shows by name.
+const PROJECTS_BY_NAME: usize = 20;
 
 /// The one place that reads what the page shows.
 pub(super) fn snapshot(ops: &Ops) -> Vec<u8> {
@@ -16,15 +24,33 @@ pub(super) fn snapshot(ops: &Ops) -> Vec<u8> {
         node(top, ops);
         let both = shared.counters.iter().zip(&shared.http_counters);
         top.objects("workers", both, |one, (worker, http)| self::worker(one, worker, http));
+        top.objects("threads", process::tasks(), |one, (_, name, busy_ns)| {
+            one.text("name", &name);
+            one.value("busy_us", busy_ns / 1_000);
+        });
+        top.value("memory_bytes", process::memory()[1]);
         requests(top, shared);
+        pushes(top, shared);
         servers(top, shared);
         queue(top, shared);
-        let nodes = [(shared.settings.node, "up")];
-        top.objects("nodes", nodes, |one, (node, state)| {
+        top.objects("nodes", nodes(shared), |one, node| {
+            let is_leaving = node == shared.settings.node && shared.is_draining();
             one.value("node", node.value());
-            one.text("state", state);
+            one.text("state", if is_leaving { "draining" } else { "up" });
+        });
+        let projects = projects(shared, PROJECTS_BY_NAME);
+        top.objects("projects", projects, |one, (clients, servers, pid)| {
+            one.text("pid", pid);
+            one.value("clients", clients);
+            one.value("servers", servers);
         });
     })
+}
+
+/// Those that are there, as this node hears them.
+fn nodes(shared: &Shared) -> Vec<NodeId> {
+    let heard = shared.broker_counters.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if heard.is_empty() { vec![shared.settings.node] } else { heard }
 }
 
 fn node(top: &mut Object<'_>, ops: &Ops) {
@@ -58,6 +84,11 @@ fn worker(one: &mut Object<'_>, worker: &Counters, http: &HttpCounters) {
         ("client_messages", &worker.client_messages),
         ("server_messages", &worker.server_messages),
         ("outbox_bytes", &worker.outbox_bytes),
+        ("waiting_bytes", &worker.waiting_bytes),
+        ("sent_bytes", &worker.sent_bytes),
+        ("received_bytes", &worker.received_bytes),
+        ("pushes_accepted", &worker.pushes_accepted),
+        ("pushes_refused", &worker.pushes_refused),
     ];
     for (name, counter) in counters {
         one.value(name, counter.value());
@@ -105,17 +136,38 @@ fn requests(top: &mut Object<'_>, shared: &Shared) {
         one.value("count", count);
     });
     let mut counts = [0; DURATION_BOUNDS.len() + 1];
-    let mut sum = 0.0;
     for http in &shared.http_counters {
-        let (of_worker, seconds) = http.durations();
+        let (of_worker, _) = http.durations();
         counts.iter_mut().zip(of_worker).for_each(|(count, more)| *count += more);
-        sum += seconds;
     }
     top.object("request_duration", |histogram| {
         // The last count is of what took longer than the last bound.
         histogram.values("bounds", DURATION_BOUNDS);
         histogram.values("counts", counts);
-        histogram.value("sum", sum);
+    });
+}
+
+/// The way of pushes: as a whole, and by hop.
+fn pushes(top: &mut Object<'_>, shared: &Shared) {
+    type Read = fn(&Counters) -> &Latencies;
+    let hops: [(&str, Read); 4] = [
+        ("delivery", |worker| &worker.delivery_latency),
+        ("queue", |worker| &worker.queue_latency),
+        ("receive", |worker| &worker.receive_latency),
+        ("write", |worker| &worker.write_latency),
+    ];
+    top.object("push_seconds", |all| {
+        for (name, latencies) in hops {
+            let mut counts = [0; LATENCY_BOUNDS_US.len() + 1];
+            for worker in &shared.counters {
+                let (of_worker, _) = latencies(worker).read();
+                counts.iter_mut().zip(of_worker).for_each(|(count, more)| *count += more);
+            }
+            all.object(name, |histogram| {
+                histogram.values("bounds", LATENCY_BOUNDS_US.map(|us| us as f64 / 1e6));
+                histogram.values("counts", counts);
+            });
+        }
     });
 }
 
@@ -151,6 +203,9 @@ fn queue(top: &mut Object<'_>, shared: &Shared) {
             ("worker_full", &broker.worker_full),
             ("pending_bytes", &broker.pending_bytes),
             ("channels", &broker.channels),
+            ("lag_ms", &broker.lag_ms),
+            ("sent_bytes", &broker.sent_bytes),
+            ("received_bytes", &broker.received_bytes),
         ];
         for (name, counter) in counters {
             queue.value(name, counter.value());

@@ -172,7 +172,7 @@ export class Chart {
       this.share = (value) => (Math.log10(Math.max(value, marks[0])) - first) / (last - first);
     } else {
       const { least } = this;
-      const isBinary = this.unit === "bytes";
+      const isBinary = this.unit.startsWith("byte");
       this.marks = linearMarks(values.reduce((a, b) => Math.max(a, b), 0), { isBinary, least });
       this.share = (value) => value / this.marks.at(-1);
     }

@@ -19,6 +19,12 @@ export function sum(numbers) {
   return numbers.reduce((total, number) => total + number, 0);
 }
 
+const AMOUNTS = ["connections", "http_connections", "servers", "outbox_bytes", "waiting_bytes"];
+const COUNTS = [
+  "connects", "deliveries", "client_messages", "server_messages", "sent_bytes", "received_bytes",
+  "pushes_accepted", "pushes_refused",
+];
+
 /**
  * One point of every chart: names to numbers, null where one is not known. `before` is the last
  * snapshot, for the rates; `earlier` an older one, for the percentiles.
@@ -31,12 +37,8 @@ export function sample(now, before, earlier) {
     values[name] = more === null ? null : more / seconds;
   };
   const total = (read) => (snapshot) => sum(snapshot.workers.map(read));
-  for (const name of ["connections", "http_connections", "servers", "outbox_bytes"]) {
-    values[name] = total((worker) => worker[name])(now);
-  }
-  for (const name of ["connects", "deliveries", "client_messages", "server_messages"]) {
-    rate(name, total((worker) => worker[name]));
-  }
+  for (const name of AMOUNTS) values[name] = total((worker) => worker[name])(now);
+  for (const name of COUNTS) rate(name, total((worker) => worker[name]));
   rate("closes", total((worker) => sum(Object.values(worker.closes))));
   rate("refused", ({ handshakes }) => sum(Object.values({ ...handshakes, 101: 0 })));
   for (const reason of Object.keys(now.workers[0].drops)) {
@@ -47,9 +49,14 @@ export function sample(now, before, earlier) {
     rate(`answer.${result}`, ({ answers }) => answers[result]);
   }
   if (now.queue.received !== undefined) queueValues(rate, values, now);
-  now.workers.forEach((_, index) => workerValues(rate, values, index, now));
-  percentiles(values, "request", (snapshot) => snapshot.request_duration, now, earlier);
-  percentiles(values, "delivery", (snapshot) => snapshot.delivery_latency, now, earlier);
+  now.workers.forEach((_, index) => workerRates(rate, index));
+  for (const name of new Set(now.threads.map((thread) => thread.name))) {
+    rate(`busy.${name}`, ({ threads }) => busySeconds(threads, name));
+  }
+  percentiles(values, "request", ({ request_duration: requests }) => requests, now, earlier);
+  for (const hop of Object.keys(now.push_seconds)) {
+    percentiles(values, hop, ({ push_seconds: hops }) => hops[hop], now, earlier);
+  }
   values.drops = sumOfKnown(values, "drop.");
   return values;
 }
@@ -68,26 +75,28 @@ function requestRates(rate, now) {
 
 function queueValues(rate, values, now) {
   values.pending_bytes = now.queue.pending_bytes;
+  values.lag = now.queue.lag_ms / 1000;
   for (const name of ["published", "received", "refused", "unknown", "missed"]) {
     rate(`queue.${name}`, ({ queue }) => queue[name]);
   }
   rate("drop.worker_full", ({ queue }) => queue.worker_full);
 }
 
-function workerValues(rate, values, index, now) {
+/** Threads of one name count together; one that is not there has done nothing. */
+function busySeconds(threads, name) {
+  return sum(threads.filter((one) => one.name === name).map((one) => one.busy_us)) / 1e6;
+}
+
+function workerRates(rate, index) {
   const name = (what) => `worker.${index}.${what}`;
   const of = (read) => ({ workers }) => workers[index] && read(workers[index]);
   rate(name("deliveries"), of((worker) => worker.deliveries));
   rate(name("messages"), of((worker) => worker.client_messages + worker.server_messages));
   rate(name("envelopes"), of((worker) => worker.envelopes));
   rate(name("drops"), of((worker) => sum(Object.values(worker.drops))));
-  if (now.workers[index].busy_us !== undefined) {
-    rate(name("busy"), of((worker) => worker.busy_us / 1e6));
-  }
 }
 
 function percentiles(values, name, histogram, now, earlier) {
-  if (!histogram(now)) return;
   const between = earlier && secondsBetween(earlier, now) !== null && histogram(earlier);
   const { bounds, counts } = histogram(now);
   const risen = between ? counts.map((count, index) => count - between.counts[index]) : [];
@@ -148,6 +157,7 @@ const known = (write) => (number) =>
   number === null || number === undefined ? unknown : write(number);
 
 const THOUSANDS = ["", "k", "M", "G"];
+const BYTES = [" B", " KiB", " MiB", " GiB", " TiB"];
 
 function counted(number) {
   if (number >= 1e5) return scaled(number, 1000, THOUSANDS);
@@ -157,7 +167,8 @@ function counted(number) {
 export const units = {
   count: known(counted),
   rate: known((number) => `${scaled(number, 1000, THOUSANDS)}/s`),
-  bytes: known((number) => scaled(number, 1024, [" B", " KiB", " MiB", " GiB", " TiB"])),
+  bytes: known((number) => scaled(number, 1024, BYTES)),
+  byteRate: known((number) => `${scaled(number, 1024, BYTES)}/s`),
   seconds: known((number) => scaled(number * 1e6, 1000, [" µs", " ms", " s"])),
   share: known((number) => `${short(number * 100)}%`),
 };

@@ -39,14 +39,20 @@ const ANSWERS = {
   overloaded: ["overloaded", 4],
 };
 
-const latency = (id, title, note, name) => ({
+const HOPS = [
+  { name: "queue.p95", label: "queue's answer" },
+  { name: "receive.p95", label: "to a worker" },
+  { name: "write.p95", label: "writing" },
+];
+
+const latency = (id, title, note) => ({
   id,
   title,
   note,
   unit: "seconds",
   isLog: true,
   series: (history) => {
-    const all = ["p50", "p95", "p99"].map((one) => ({ name: `${name}.${one}`, label: one }));
+    const all = ["p50", "p95", "p99"].map((one) => ({ name: `${id}.${one}`, label: one }));
     return history.some(({ values }) => values[all[0].name] > 0) ? all : [];
   },
   empty: "nothing in this time",
@@ -69,6 +75,7 @@ const CHARTS = [
     unit: "rate",
     series: fixed(
       ["deliveries", "deliveries"],
+      ["pushes_accepted", "pushes"],
       ["client_messages", "from clients"],
       ["server_messages", "from servers"],
     ),
@@ -76,16 +83,22 @@ const CHARTS = [
   {
     id: "drops",
     title: "Drops",
-    note: "pushes per second that did not reach their connection",
+    note: "pushes per second that did not arrive",
     unit: "rate",
     series: present("drop.", DROPS),
     empty: "nothing was dropped in this time",
   },
+  latency("delivery", "Delivery latency", "of pushes, to the sockets"),
   {
-    ...latency("delivery", "Delivery latency", "from acceptance to the socket", "delivery"),
-    isShown: (snapshot) => snapshot.delivery_latency !== undefined,
+    id: "hops",
+    title: "The way of a push",
+    note: "95th percentile",
+    unit: "seconds",
+    isLog: true,
+    series: (history) => HOPS.filter(({ name }) => history.some(({ values }) => values[name] > 0)),
+    empty: "nothing in this time",
   },
-  latency("latency", "HTTP latency", `requests of the last ${LATENCY_SECONDS} s`, "request"),
+  latency("request", "HTTP latency", `requests of the last ${LATENCY_SECONDS} s`),
   {
     id: "requests",
     title: "HTTP requests",
@@ -104,14 +117,25 @@ const CHARTS = [
   {
     id: "waiting",
     title: "Bytes that wait",
-    note: "for sockets, for the queue's answer",
+    note: "for sockets, workers, the queue",
     unit: "bytes",
     least: 256,
     series: (history) => {
-      const outboxes = { name: "outbox_bytes", label: "outboxes" };
+      const own = [
+        { name: "outbox_bytes", label: "outboxes" },
+        { name: "waiting_bytes", label: "workers" },
+      ];
       const pending = { name: "pending_bytes", label: "queue" };
-      return history.at(-1).values.pending_bytes === undefined ? [outboxes] : [outboxes, pending];
+      return history.some(({ values }) => "pending_bytes" in values) ? [...own, pending] : own;
     },
+  },
+  {
+    id: "bytes",
+    title: "Bytes",
+    note: "per second, of WebSocket connections",
+    unit: "byteRate",
+    least: 256,
+    series: fixed(["sent_bytes", "sent"], ["received_bytes", "received"]),
   },
   {
     id: "queue",
@@ -140,19 +164,26 @@ const CHARTS = [
   },
 ];
 
+/** What the small lines of the threads may go up to: shares of a core. */
+const TOPS = [0.1, 0.25, 0.5, 1];
+
 export class Panels {
   constructor() {
     this.charts = CHARTS.map((definition) => ({ definition, chart: new Chart(definition) }));
     byId("charts").append(...this.charts.map(({ chart }) => chart.element));
-    this.workers = [];
+    this.workers = new Map();
+    /** Every node that was seen: one that is not there any more is lost. */
+    this.nodes = new Map();
   }
 
   /** `snapshot` is null while the node is gone: what it last said stays. */
   draw(snapshot, history, ms) {
     const { values } = history.at(-1);
     if (snapshot) {
-      this.#showNode(snapshot, values);
+      showTiles(snapshot, values);
+      this.#showNodes(snapshot);
       this.#showWorkers(snapshot, history, ms);
+      showProjects(snapshot);
       showRequests(snapshot, values);
     }
     for (const { definition, chart } of this.charts) {
@@ -162,97 +193,115 @@ export class Panels {
     }
   }
 
-  #showNode(snapshot, values) {
-    const tiles = [
-      ["Connections", units.count(values.connections)],
-      ["Deliveries", units.rate(values.deliveries)],
-      ["Dropped", units.rate(values.drops), values.drops > 0 ? "bad" : ""],
-      ["HTTP p99", units.seconds(values["request.p99"])],
-    ];
-    if (snapshot.delivery_latency) {
-      tiles.push(["Delivery p99", units.seconds(values["delivery.p99"])]);
-    }
-    tiles.push(
-      ["Business servers", units.count(values.servers)],
-      ["Queue", ...queueWords(snapshot.queue)],
-      ["Up for", duration(snapshot.uptime_ms)],
-    );
-    byId("tiles").replaceChildren(...tiles.map(([label, text, state = ""]) => {
-      const tile = element("div", "tile");
-      tile.dataset.state = state;
-      tile.append(element("dt", "", label), element("dd", "", text));
-      return tile;
-    }));
-    const nodes = snapshot.nodes.map(({ node, state }) => {
+  #showNodes({ nodes, node: own }) {
+    for (const node of this.nodes.keys()) this.nodes.set(node, "lost");
+    for (const { node, state } of nodes) this.nodes.set(node, state);
+    const sorted = [...this.nodes].sort(([one], [other]) => one - other);
+    const items = sorted.map(([node, state]) => {
       const item = element("li", "", `node ${node}: ${state}`);
       item.dataset.state = state;
-      if (node === snapshot.node) item.append(element("span", "note", " this one"));
+      if (node === own) item.append(element("span", "note", " this one"));
       return item;
     });
-    byId("nodes").replaceChildren(...nodes);
+    byId("nodes").replaceChildren(...items);
   }
 
-  /** A worker's load is the share of time that it was busy; where nobody tells, its deliveries. */
-  #showWorkers({ workers }, history, ms) {
-    const isBusyKnown = workers[0].busy_us !== undefined;
-    const load = (index) => `worker.${index}.${isBusyKnown ? "busy" : "deliveries"}`;
-    byId("load").textContent = isBusyKnown ? "Busy" : "Load";
+  #showWorkers({ workers, threads }, history, ms) {
     const { values } = history.at(-1);
     const shown = history.filter(({ time }) => time > history.at(-1).time - ms);
-    const all = workers.flatMap((_, index) => shown.map((one) => one.values[load(index)] ?? 0));
-    const top = isBusyKnown ? 1 : all.reduce((a, b) => Math.max(a, b), 1);
-    const body = byId("workers");
-    for (let index = this.workers.length; index < workers.length; index++) {
-      this.workers.push(workerRow(index));
-      body.append(this.workers[index].row);
-    }
+    const names = [...workers.map((_, index) => `worker-${index}`), "broker"];
+    const most = (name) => Math.max(...shown.map((one) => one.values[`busy.${name}`] ?? 0));
+    const highest = Math.max(...names.map(most));
+    const top = TOPS.find((one) => one >= highest) ?? 1;
+    byId("busy").textContent = `Busy, up to ${units.share(top)}`;
+    const row = (name, texts) => {
+      if (!this.workers.has(name)) {
+        this.workers.set(name, workerRow(name));
+        byId("workers").append(this.workers.get(name).row);
+      }
+      const { cells, line } = this.workers.get(name);
+      line.draw(shown, ms, `busy.${name}`, top);
+      const all = [units.share(values[`busy.${name}`]), ...texts];
+      all.forEach((text, place) => (cells[place].textContent = text));
+    };
     workers.forEach((worker, index) => {
-      const { cells, line } = this.workers[index];
       const of = (name) => values[`worker.${index}.${name}`];
-      line.draw(shown, ms, load(index), top);
-      const texts = [
-        isBusyKnown ? units.share(of("busy")) : "",
+      row(`worker-${index}`, [
         units.rate(of("deliveries")),
         units.rate(of("drops")),
         units.count(worker.connections),
         units.rate(of("messages")),
         units.rate(of("envelopes")),
         units.bytes(worker.outbox_bytes),
-      ];
-      texts.forEach((text, place) => (cells[place].textContent = text));
+      ]);
     });
+    // With one worker it lives on that one's thread.
+    if (threads.some(({ name }) => name === "broker")) row("broker", []);
   }
 }
 
-function queueWords(queue) {
-  if (queue.kind === "local") return ["local"];
-  return queue.ready ? ["ready"] : ["down", "bad"];
+function showTiles(snapshot, values) {
+  const tiles = [
+    ["Connections", units.count(values.connections)],
+    ["Deliveries", units.rate(values.deliveries)],
+    ["Dropped", units.rate(values.drops), values.drops > 0 ? "bad" : ""],
+    ["Delivery p99", units.seconds(values["delivery.p99"])],
+    ["HTTP p99", units.seconds(values["request.p99"])],
+    ["Business servers", units.count(values.servers)],
+    queueTile(snapshot.queue),
+    ["Memory", units.bytes(snapshot.memory_bytes)],
+    ["Up for", duration(snapshot.uptime_ms)],
+  ];
+  byId("tiles").replaceChildren(...tiles.map(([label, text, state = ""]) => {
+    const tile = element("div", "tile");
+    tile.dataset.state = state;
+    tile.append(element("dt", "", label), element("dd", "", text));
+    return tile;
+  }));
 }
 
-function workerRow(index) {
+function queueTile({ kind, ready, lag_ms: lag }) {
+  if (kind === "local") return ["Queue", "local"];
+  if (!ready) return ["Queue", "down", "bad"];
+  // How long a word of the node's own is under way, in whole milliseconds.
+  return [`Queue, lag ${lag > 0 ? units.seconds(lag / 1000) : "< 1 ms"}`, "ready"];
+}
+
+function workerRow(name) {
   const row = element("tr");
-  const name = element("th", "", String(index));
-  name.scope = "row";
+  const head = element("th", "", name);
+  head.scope = "row";
   const line = new Sparkline();
   const picture = element("td", "load");
   const cells = [element("span"), ...Array.from({ length: 6 }, () => element("td"))];
   picture.append(line.element, cells[0]);
-  row.append(name, picture, ...cells.slice(1));
+  row.append(head, picture, ...cells.slice(1));
   return { row, cells, line };
 }
 
-function showRequests({ requests, handshakes }, values) {
-  const row = (url, code, count, rate) => {
-    const cells = [String(code), units.count(count), rate === undefined ? "" : units.rate(rate)];
-    const made = element("tr");
-    const head = element("th", "", url);
-    head.scope = "row";
-    made.append(head, ...cells.map((text) => element("td", "", text)));
-    return made;
-  };
-  const ofHttp = requests.map(({ url, code, count }) =>
-    row(url, code, count, values[`url.${url}.${code}`]),
+/** A row that is named by its first cell. */
+function tableRow(name, ...texts) {
+  const row = element("tr");
+  const head = element("th", "", name);
+  head.scope = "row";
+  row.append(head, ...texts.map((text) => element("td", "", text)));
+  return row;
+}
+
+function showProjects({ projects }) {
+  const rows = projects.map(({ pid, clients, servers }) =>
+    tableRow(pid, units.count(clients), units.count(servers)),
   );
-  const ofWs = Object.entries(handshakes).map(([code, count]) => row("/ws/connect", code, count));
+  byId("projects").replaceChildren(...rows);
+}
+
+function showRequests({ requests, handshakes }, values) {
+  const ofWs = Object.entries(handshakes).map(([code, count]) =>
+    tableRow("/ws/connect", code, units.count(count), ""),
+  );
+  const ofHttp = requests.map(({ url, code, count }) => {
+    const rate = units.rate(values[`url.${url}.${code}`]);
+    return tableRow(url, String(code), units.count(count), rate);
+  });
   byId("requests").replaceChildren(...ofWs, ...ofHttp);
 }
