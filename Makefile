@@ -14,9 +14,12 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
 SOAK_CONNECTIONS ?= 1000
+API_EXAMPLES ?= 1000
+SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench request-bench soak fuzz fuzz-short clean
+        bench side-by-side cluster-bench request-bench ops-bench soak openapi \
+        api-check swagger-ui pictures fuzz fuzz-short clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,8 +59,26 @@ cluster-bench: build ## two nodes on a Redis, beside one node and Redis alone; t
 request-bench: build ## requests to business servers and events of a storm, with and without Redis (ROUNDS=5)
 	bench/requests.py --rounds $(ROUNDS)
 
+ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating runs (ROUNDS=12)
+	bench/ops.py --rounds $(if $(filter 5,$(ROUNDS)),12,$(ROUNDS))
+
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
+
+openapi: ## docs/openapi.yaml anew, from the code
+	RENEW_OPENAPI=1 cargo test --lib ops::openapi
+
+api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000 a path, at random
+	cargo build
+	API_EXAMPLES=$(API_EXAMPLES) $(VENV)/bin/python -m pytest -s tests/python/test_openapi.py
+
+swagger-ui: ## the files of Swagger UI anew, from npm's swagger-ui-dist
+	src/ops/pages/assets/swagger/renew.sh $(SWAGGER_UI)
+
+pictures: python-env ## the pictures of docs/ anew, in a browser, from five minutes of load
+	cargo build
+	WS_CLUSTER_PICTURES=docs $(VENV)/bin/python -m pytest -q tests/python/test_live.py \
+	    -k "charts_move or in_the_console"
 
 fuzz: ## every fuzz target for FUZZ_SECONDS=60 (cargo-fuzz and a nightly compiler)
 	tests/fuzz.sh $(FUZZ_SECONDS)

@@ -4,6 +4,7 @@
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 
+mod otel;
 mod projects_file;
 mod queue;
 mod raw_args;
@@ -16,6 +17,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::ops::otel::OtelSettings;
 use crate::state::projects::Projects;
 use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
@@ -89,6 +91,8 @@ pub struct Config {
     pub server_outbox_bytes: usize,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
+    /// Where traces go; `None`: nowhere.
+    pub otel: Option<OtelSettings>,
     /// A filter of `tracing`, already checked: `info`, `ws_cluster=debug,info`.
     pub log: String,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
@@ -149,6 +153,7 @@ impl Config {
         let bind = resolve_bind(raw, from)?;
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let log = resolve_log(raw, from)?;
+        let otel = otel::from_env(from.env, &mut warnings)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
@@ -198,9 +203,15 @@ impl Config {
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
             echo,
+            otel,
             log,
             warnings,
         })
+    }
+
+    /// Whether clients may connect to the built-in project in development.
+    pub fn has_dev_project(&self) -> bool {
+        self.env == Env::Dev && self.projects_file.is_none()
     }
 }
 
@@ -399,6 +410,15 @@ fn distinct_ports(ports: &[(&str, u16)]) -> Result<(), Exit> {
 
 impl Env {
     const FIX: &str = "give dev, test or prod";
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Test => "test",
+            Self::Prod => "prod",
+        }
+    }
 }
 
 impl FromStr for Env {

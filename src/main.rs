@@ -3,7 +3,7 @@
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
 use std::process::ExitCode;
-use ws_cluster::config::{Config, DEV_PID, DEV_SECRET, Env, Exit};
+use ws_cluster::config::{Config, DEV_PID, DEV_SECRET, Exit};
 use ws_cluster::io::sys;
 use ws_cluster::node::{self, Addresses};
 use ws_cluster::wire::sign::{Secret, sign_hex};
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let shows_lines = config.env == Env::Dev && config.projects_file.is_none() && !config.echo;
+    let shows_lines = config.has_dev_project() && !config.echo;
     let result = node::run(config, |addresses| {
         let Addresses { ws, http, metrics, pprof, swagger } = addresses;
         println!(

@@ -11,7 +11,9 @@ use crate::io::port::{self, Far, WorkerPort};
 use crate::io::queue::{self, Driver, Host};
 use crate::io::ring::Ring;
 use crate::io::shared::{RedisSettings, Settings, Shared};
+use crate::io::spans::{self, Recorder};
 use crate::io::sys;
+use crate::ops::otel;
 use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials};
 use crate::state::{Hearing, Worker, WorkerConfig};
@@ -80,6 +82,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         pprof: config.pprof_port,
         swagger: config.swagger_port,
     };
+    let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config));
     let workers = shared.settings.workers;
     let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
@@ -87,8 +90,13 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     // Main and ops besides.
     let threads = workers + usize::from(broker.is_some()) + 2;
     let birth = Arc::new(Birth { barrier: Barrier::new(threads), addresses: OnceLock::new() });
-    for end in ends.into_iter().enumerate() {
-        spawn_worker(end, &shared, &birth, &news_sender)?;
+    let mut sources = Vec::new();
+    for (index, end) in ends.into_iter().enumerate() {
+        let spans =
+            otel.as_ref().map(|otel| spans::pair(index, otel.sampler, &shared.counters[index]));
+        let (recorder, source) = spans.unzip();
+        sources.extend(source);
+        spawn_worker(index, end, recorder, &shared, &birth, &news_sender)?;
     }
     if let Some(far) = broker {
         spawn_broker(far, &shared, &birth, &news_sender)?;
@@ -113,6 +121,10 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         }
     }
     drop(held);
+    if let Some(otel) = otel {
+        let shared = Arc::clone(&shared);
+        spawn("otel", move || otel::run(otel, shared, sources))?;
+    }
     started(&addresses);
     live(&shared, &news, workers)
 }
@@ -196,7 +208,9 @@ fn ends(shared: &Shared) -> io::Result<(Vec<End>, Option<Far>)> {
 }
 
 fn spawn_worker(
-    (index, end): (usize, End),
+    index: usize,
+    end: End,
+    recorder: Option<Recorder>,
     shared: &Arc<Shared>,
     birth: &Arc<Birth>,
     news: &Sender<News>,
@@ -204,7 +218,7 @@ fn spawn_worker(
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
     spawn(&format!("worker-{index}"), move || {
         let result = birth.take_table().and_then(|addresses| match addresses {
-            Some(addresses) => work(index, end, &shared, addresses, &news),
+            Some(addresses) => work(index, end, recorder, &shared, addresses, &news),
             None => Ok(()),
         });
         // Main is gone only when the process ends.
@@ -216,6 +230,7 @@ fn spawn_worker(
 fn work(
     index: usize,
     end: End,
+    recorder: Option<Recorder>,
     shared: &Arc<Shared>,
     addresses: Addresses,
     news: &Sender<News>,
@@ -230,7 +245,7 @@ fn work(
     let worker = Worker::new(worker_config(index, shared), sys::now_ms());
     let http_counters = Arc::clone(&shared.http_counters[index]);
     let engine = Engine::new(worker, Arc::clone(shared), http_counters, ring, ws);
-    let core = Core::new(Arc::clone(shared), index, engine, queue_of(end, shared));
+    let core = Core::new(Arc::clone(shared), index, engine, queue_of(end, shared), recorder);
     let _ = news.send(News::Listening);
     let serve = async {
         if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
@@ -376,6 +391,8 @@ fn reserve_all(wanted: &Wanted) -> Result<(Addresses, [TcpListener; 5]), NodeErr
 fn shared_of(config: Config) -> Shared {
     let settings = Settings {
         node: config.node,
+        env: config.env.name(),
+        dev_project: config.has_dev_project().then_some((config::DEV_PID, config::DEV_SECRET)),
         workers: config.workers,
         max_connections: config.max_connections,
         max_http_connections: config.max_http_connections,

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Brings programs that the tests start from the path: tests/debian.sh PROGRAM=PACKAGE...
+# Brings programs that the tests start from the path:
+# tests/debian.sh [--OPTION_OF_APT_GET] PROGRAM=PACKAGE...
 # Installs the Debian packages of those that are missing; says which they are where it may not.
 set -euo pipefail
 
+options=()
 programs=()
 packages=()
+while [[ "${1:-}" == --* ]]; do
+    options+=("$1")
+    shift
+done
 for pair in "$@"; do
     if ! command -v "${pair%%=*}" >/dev/null; then
         programs+=("${pair%%=*}")
@@ -26,7 +32,7 @@ if [ ! -e "$policy" ]; then
     chmod +x "$policy"
 fi
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[@]}"
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${options[@]}" "${packages[@]}"
 for program in "${programs[@]}"; do
     command -v "$program" >/dev/null || {
         echo "$program is not in the path although its package is installed" >&2

@@ -35,6 +35,7 @@ run cargo fmt --all --check
 run cargo clippy --workspace --all-targets -- -D warnings
 run tests/redis.sh
 run tests/chromium.sh
+run tests/prometheus.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 if [ -x "$WS_CLUSTER_BIN" ]; then

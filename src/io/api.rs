@@ -1,6 +1,6 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
-use super::core::{Begun, Core};
+use super::core::{Begun, Core, PushOrigin};
 use super::http::{self, Connections, Request, Service, Times};
 use crate::state::broker::Outcome;
 use crate::state::projects::Project;
@@ -353,7 +353,9 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         if self.core.shared.is_draining() {
             return Err(error(503, "this node is draining: push to another"));
         }
-        self.core.begin_push(&project.pid, push, self.now_us).map_err(not_accepted)
+        let (now_us, traceparent) = (self.now_us, self.head.traceparent);
+        let origin = PushOrigin { now_us, traceparent };
+        self.core.begin_push(&project.pid, push, origin).map_err(not_accepted)
     }
 }
 

@@ -7,17 +7,21 @@ use super::near::Near;
 use super::port::{ToWorker, WorkerPort};
 use super::queue::Driver;
 use super::shared::Shared;
+use super::spans::{Recorder, Side, Span, SpanName};
 use super::sys;
 use super::tickets::{Ticket, Tickets};
 use super::wake::{Flag, Waiters, yield_now};
+use crate::state::Note;
 use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::{Counters, Drop as DropReason};
 use crate::state::idempotency::key_hash;
+use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Interest, Notice, Relay, To};
 use crate::types::{MessageId, Routing, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::push::Push;
+use crate::wire::trace_context::TraceContext;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,10 +55,37 @@ pub enum BrokerAt {
     Thread(RefCell<WorkerPort>),
 }
 
-/// A push that has begun.
-#[derive(Debug)]
-pub struct Begun<'a> {
+/// Where a push comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct PushOrigin<'a> {
+    /// When it was read, microseconds since 1970.
+    pub now_us: u64,
+    pub traceparent: Option<&'a str>,
+}
+
+/// The span of a push's acceptance.
+#[derive(Debug, Clone, Copy)]
+struct PushTrace {
+    context: TraceContext,
+    parent: Option<[u8; 8]>,
+    start_us: u64,
+}
+
+/// A traced message that the open batch holds.
+#[derive(Debug, Clone, Copy)]
+struct TracedDelivery {
+    parent: TraceContext,
     id: MessageId,
+    project: Option<ProjectId>,
+    received_us: u64,
+    matched: u64,
+}
+
+/// A push that has begun.
+pub struct Begun<'a> {
+    core: &'a Core,
+    id: MessageId,
+    trace: Option<PushTrace>,
     /// `None`: it is accepted already.
     ticket: Option<Ticket<'a>>,
 }
@@ -73,10 +104,14 @@ impl Begun<'_> {
     pub async fn finish(self) -> Result<MessageId, Outcome> {
         match self.ticket {
             None => Ok(self.id),
-            Some(ticket) => match ticket.await {
-                Outcome::Accepted => Ok(self.id),
-                refused => Err(refused),
-            },
+            Some(ticket) => {
+                let outcome = ticket.await;
+                self.core.trace_push(self.trace, self.id, Some(outcome));
+                match outcome {
+                    Outcome::Accepted => Ok(self.id),
+                    refused => Err(refused),
+                }
+            }
         }
     }
 }
@@ -93,6 +128,10 @@ pub struct Core {
     publication: RefCell<Publication>,
     /// When each message that the open batch holds was accepted, and came here; microseconds.
     unwritten: RefCell<Vec<(u64, u64)>>,
+    /// `None`: nothing is traced.
+    recorder: Option<Recorder>,
+    traced: RefCell<Vec<TracedDelivery>>,
+    flush_began_us: Cell<u64>,
     /// Something is to be sent.
     pub(super) work: Flag,
     /// Business servers have pushed.
@@ -109,7 +148,15 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(shared: Arc<Shared>, index: usize, engine: Engine, queue: Queue) -> Rc<Self> {
+    /// `recorder`: where traces go, if anywhere.
+    pub fn new(
+        shared: Arc<Shared>,
+        index: usize,
+        mut engine: Engine,
+        queue: Queue,
+        recorder: Option<Recorder>,
+    ) -> Rc<Self> {
+        engine.worker.set_notes(recorder.is_some());
         Rc::new(Self {
             counters: Arc::clone(&shared.counters[index]),
             shared,
@@ -119,6 +166,9 @@ impl Core {
             tickets: Tickets::default(),
             publication: RefCell::default(),
             unwritten: RefCell::default(),
+            recorder,
+            traced: RefCell::default(),
+            flush_began_us: Cell::new(0),
             work: Flag::default(),
             server_pushes: Flag::default(),
             flushed: Waiters::default(),
@@ -137,18 +187,58 @@ impl Core {
         &self,
         pid: &str,
         push: &Push<'_>,
-        now_us: u64,
+        origin: PushOrigin<'_>,
     ) -> Result<Begun<'_>, Outcome> {
-        let begun = self.try_begin(pid, push, now_us);
+        let parent = origin.traceparent.and_then(TraceContext::parse);
+        let recorder = self.recorder.as_ref();
+        let trace = recorder.and_then(|recorder| recorder.begin(parent)).map(|context| PushTrace {
+            context,
+            parent: parent.map(|parent| parent.span_id),
+            start_us: origin.now_us,
+        });
+        let begun = self.try_begin(pid, push, origin.now_us, trace);
         match &begun {
-            Ok(begun) if begun.is_accepted() => self.counters.pushes_accepted.add(1),
+            Ok(begun) if begun.is_accepted() => {
+                self.counters.pushes_accepted.add(1);
+                self.trace_push(begun.trace, begun.id, None);
+            }
             Ok(_) => {}
             Err(_) => self.counters.pushes_refused.add(1),
         }
         begun
     }
 
-    fn try_begin(&self, pid: &str, push: &Push<'_>, now_us: u64) -> Result<Begun<'_>, Outcome> {
+    /// A push was accepted, or not. `queued`: what the queue said.
+    fn trace_push(&self, trace: Option<PushTrace>, id: MessageId, queued: Option<Outcome>) {
+        let (Some(recorder), Some(trace)) = (&self.recorder, trace) else { return };
+        let span = Span {
+            name: SpanName::PushAccepted,
+            context: trace.context,
+            parent: trace.parent,
+            start_us: trace.start_us,
+            end_us: sys::now_us(),
+            project: None,
+            id,
+            count: 0,
+            is_error: queued.is_some_and(|outcome| outcome != Outcome::Accepted),
+            worker: 0,
+        };
+        if queued.is_some() {
+            let context = recorder.below(&trace.context);
+            let parent = Some(trace.context.span_id);
+            recorder.record(Span { name: SpanName::PushQueued, context, parent, ..span });
+        }
+        recorder.record(span);
+    }
+
+    fn try_begin(
+        &self,
+        pid: &str,
+        push: &Push<'_>,
+        now_us: u64,
+        trace: Option<PushTrace>,
+    ) -> Result<Begun<'_>, Outcome> {
+        let trace_bytes = trace.map(|trace| trace.context.to_bytes());
         let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
         let id = self.engine.borrow_mut().worker.next_message_id(now_us / 1_000);
         let envelope = Envelope {
@@ -156,7 +246,7 @@ impl Core {
             epoch: self.shared.epoch,
             seq: 0,
             accepted_us: now_us,
-            trace: None,
+            trace: trace_bytes.as_ref(),
             id,
             ttl_ms: push.ttl_ms,
             key: key.as_ref(),
@@ -171,7 +261,7 @@ impl Core {
             }
             Queue::Redis(redis) => Some(self.publish(redis, &envelope)?),
         };
-        Ok(Begun { id, ticket })
+        Ok(Begun { core: self, id, ticket, trace })
     }
 
     /// The queue's answer to a push came.
@@ -250,6 +340,16 @@ impl Core {
             let waited_us = now_us.saturating_sub(envelope.accepted_us);
             self.counters.receive_latency.observe(waited_us);
             self.unwritten.borrow_mut().push((envelope.accepted_us, now_us));
+            if let (Some(trace), Some(_)) = (envelope.trace, &self.recorder) {
+                let parent = TraceContext::from_bytes(trace);
+                self.traced.borrow_mut().push(TracedDelivery {
+                    parent,
+                    id: envelope.id,
+                    project: self.shared.projects.find(envelope.pid).map(|(project, _)| project),
+                    received_us: now_us,
+                    matched: outcome.matched,
+                });
+            }
         }
         if engine.has_output() {
             self.work.raise();
@@ -257,15 +357,37 @@ impl Core {
     }
 
     /// What was delivered has been handed to the sockets.
-    fn observe_written(&self, delivered: &mut Vec<(u64, u64)>) {
+    fn observe_written(&self, delivered: &mut Vec<(u64, u64)>, traced: &[TracedDelivery]) {
         if delivered.is_empty() {
             return;
         }
         let now_us = sys::now_us();
+        traced.iter().for_each(|delivery| self.trace_delivery(delivery, now_us));
         for (accepted_us, received_us) in delivered.drain(..) {
             self.counters.write_latency.observe(now_us.saturating_sub(received_us));
             self.counters.delivery_latency.observe(now_us.saturating_sub(accepted_us));
         }
+    }
+
+    fn trace_delivery(&self, delivery: &TracedDelivery, now_us: u64) {
+        let Some(recorder) = &self.recorder else { return };
+        let received = recorder.below(&delivery.parent);
+        let span = Span {
+            name: SpanName::PushReceived,
+            context: received,
+            parent: Some(delivery.parent.span_id),
+            start_us: delivery.received_us,
+            end_us: now_us,
+            project: delivery.project,
+            id: delivery.id,
+            count: delivery.matched,
+            is_error: false,
+            worker: 0,
+        };
+        let context = recorder.below(&received);
+        let (parent, start_us) = (Some(received.span_id), self.flush_began_us.get());
+        recorder.record(Span { name: SpanName::PushWritten, context, parent, start_us, ..span });
+        recorder.record(span);
     }
 
     /// Brings a parcel of another worker or node to this worker.
@@ -300,8 +422,25 @@ impl Core {
                 }
             }
         }
+        self.trace_requests();
         if self.engine.borrow().worker.has_server_pushes() {
             self.server_pushes.raise();
+        }
+    }
+
+    fn trace_requests(&self) {
+        let Some(recorder) = &self.recorder else { return };
+        for note in self.engine.borrow_mut().worker.take_notes() {
+            match note {
+                Note::Asked(id) => recorder.begin_request(id, Side::Client),
+                Note::Put(id) => recorder.begin_request(id, Side::Server),
+                Note::Answered { id, project, is_error } => {
+                    recorder.end_request(id, Side::Client, project, is_error);
+                }
+                Note::Replied { id, project, is_error } => {
+                    recorder.end_request(id, Side::Server, project, is_error);
+                }
+            }
         }
     }
 
@@ -368,12 +507,16 @@ impl Core {
         }
         // What is delivered meanwhile is for the next flush.
         let mut delivered = self.unwritten.take();
+        let traced = self.traced.take();
+        if !traced.is_empty() {
+            self.flush_began_us.set(sys::now_us());
+        }
         self.engine.borrow_mut().begin_flush(sys::now_ms());
         while self.engine.borrow_mut().send_chunk() {
             yield_now().await;
             self.tick(sys::now_ms());
         }
-        self.observe_written(&mut delivered);
+        self.observe_written(&mut delivered, &traced);
         if self.unwritten.borrow().is_empty() {
             self.unwritten.replace(delivered);
         }

@@ -23,6 +23,7 @@ mod redis;
 pub mod ring;
 mod server_pushes;
 pub mod shared;
+pub mod spans;
 pub mod sys;
 mod tickets;
 pub mod wake;

@@ -1,7 +1,7 @@
 //! Pushes that business servers send over their WebSocket: accepted in order, answered in order.
 
 use super::api::{finish, not_accepted};
-use super::core::{Begun, Core};
+use super::core::{Begun, Core, PushOrigin};
 use super::sys;
 use crate::state::ServerPush;
 use crate::wire::json;
@@ -54,5 +54,6 @@ fn begin<'c>(core: &'c Core, push: &ServerPush) -> Result<Begun<'c>, ApiError> {
         let msg = "this node is draining: push to another".into();
         return Err(ApiError { status: 503, msg });
     }
-    core.begin_push(pid, &read, sys::now_us()).map_err(not_accepted)
+    let origin = PushOrigin { now_us: sys::now_us(), traceparent: None };
+    core.begin_push(pid, &read, origin).map_err(not_accepted)
 }

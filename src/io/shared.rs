@@ -14,6 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub node: NodeId,
+    /// `--env`, as it is written.
+    pub env: &'static str,
+    /// The pid and the secret of the built-in project, where `dev` runs with it: the console of the
+    /// live page fills them in.
+    pub dev_project: Option<(&'static str, &'static str)>,
     pub workers: usize,
     pub max_connections: usize,
     pub max_http_connections: usize,

@@ -2,6 +2,8 @@
 //! or stop a worker.
 
 pub mod metrics;
+pub mod openapi;
+pub mod otel;
 pub mod pages;
 pub mod pprof;
 pub mod server;

@@ -148,6 +148,9 @@ impl Port {
     /// `?token=` (section 2.3).
     fn is_allowed(&self, head: &Head<'_>) -> bool {
         let Some(token) = &self.ops.shared.settings.ops_token else { return true };
+        if self.site == Site::Pages && pages::is_public(head.path) {
+            return true;
+        }
         let borne = head.authorization.and_then(|value| value.split_once(' '));
         match borne {
             Some((scheme, given)) => scheme.eq_ignore_ascii_case("bearer") && token.is(given),

@@ -20,5 +20,5 @@ pub use batch::{CloseRequest, Outgoing, Sealed};
 pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use worker::{
-    Hearing, Identity, PushOutcome, Released, Role, ServerPush, Worker, WorkerConfig,
+    Hearing, Identity, Note, PushOutcome, Released, Role, ServerPush, Worker, WorkerConfig,
 };

@@ -29,6 +29,7 @@ use fastwebsockets::OpCode;
 use requests::Requests;
 use servers::OwnServers;
 
+pub use requests::Note;
 pub use servers::ServerPush;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -162,6 +163,8 @@ pub struct Worker {
     untold: Untold,
     /// Room for the text of an event, kept.
     event_text: Vec<u8>,
+    /// What happened to requests, where somebody wants to know.
+    notes: Option<Vec<Note>>,
     /// The latest time that it was told.
     now_ms: u64,
 }
@@ -211,6 +214,7 @@ impl Worker {
             requests: Requests::default(),
             untold: Untold::default(),
             event_text: Vec::new(),
+            notes: None,
             now_ms,
             config,
         }

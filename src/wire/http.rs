@@ -62,6 +62,9 @@ pub struct Head<'a> {
     pub content_type: Option<&'a str>,
     pub x_sign: Option<&'a str>,
     pub authorization: Option<&'a str>,
+    pub traceparent: Option<&'a str>,
+    /// The last one: what it leaves out costs a transfer, no more.
+    pub if_none_match: Option<&'a str>,
     /// `websocket` is among the tokens of Upgrade.
     pub upgrade_websocket: bool,
     /// `upgrade` is among the tokens of Connection.
@@ -124,6 +127,8 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         content_type: seen.content_type,
         x_sign: seen.x_sign,
         authorization: seen.authorization,
+        traceparent: seen.traceparent,
+        if_none_match: seen.if_none_match,
         upgrade_websocket: seen.upgrade_websocket,
         connection_upgrade: seen.connection_upgrade,
         sec_websocket_key: seen.sec_websocket_key,
@@ -204,7 +209,9 @@ struct Fields<'a> {
     origin: Option<&'a str>,
     content_type: Option<&'a str>,
     x_sign: Option<&'a str>,
+    traceparent: Option<&'a str>,
     authorization: Option<&'a str>,
+    if_none_match: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
     access_control_request_method: Option<&'a str>,
@@ -239,12 +246,19 @@ impl<'a> Fields<'a> {
                     tokens(value).any(|t| t.eq_ignore_ascii_case(b"websocket"));
             }
             10 if is("connection") => self.add_connection(value),
+            // Given twice it begins a new trace (W3C Trace Context, section 3.2.1).
+            11 if is("traceparent") => {
+                let is_first = self.traceparent.is_none();
+                self.traceparent =
+                    std::str::from_utf8(value).ok().filter(|_| is_first).or(Some(""));
+            }
             12 if is("content-type") => {
                 once(&mut self.content_type, value, "Content-Type was given twice")?;
             }
             13 if is("authorization") => {
                 once(&mut self.authorization, value, "Authorization was given twice")?;
             }
+            13 if is("if-none-match") => self.if_none_match = std::str::from_utf8(value).ok(),
             14 if is("content-length") => {
                 once(&mut self.content_length, value, "Content-Length was given twice")?;
             }
@@ -372,6 +386,7 @@ mod tests {
             charset=utf-8\r\nX-Sign:  ab \r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n\
             {}GET /";
         let head = head(text);
+        assert_eq!(head.if_none_match, None);
         assert_eq!(&text[head.head_len..], "{}GET /");
         assert_eq!(head.body, Body::Length(2));
         assert_eq!(head.x_sign, Some("ab"));
@@ -385,6 +400,7 @@ mod tests {
             ("HTTP/1.1", "", true),
             ("HTTP/1.1", "Connection: close\r\n", false),
             ("HTTP/1.1", "Connection: x\r\nConnection: Keep-Alive, CLOSE\r\n", false),
+            ("HTTP/1.1", "If-None-Match: \"a\"\r\nIf-None-Match: \"b\"\r\n", true),
             ("HTTP/1.0", "", false),
             ("HTTP/1.0", "Connection: keep-alive\r\n", true),
         ];

@@ -19,5 +19,6 @@ pub mod response;
 pub mod selectors;
 pub mod server_message;
 pub mod sign;
+pub mod trace_context;
 pub mod upgrade;
 pub mod websocket;

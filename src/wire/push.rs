@@ -11,8 +11,8 @@ use super::selectors::read_targets;
 use crate::types::Limits;
 
 /// The longest `ttl_ms`: seven days.
-const MAX_TTL_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
-const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64;
+pub const MAX_TTL_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64;
 
 /// What one push says, the credentials aside.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use super::json::write_string;
 
 /// Appends a whole response: status line, `extra` fields, body with its Content-Length.
 ///
-/// Nothing of `extra` or `content_type` may hold CR or LF. A 204 carries neither body nor length
-/// (RFC 9110, section 8.6). An empty body has no Content-Type.
+/// Nothing of `extra` or `content_type` may hold CR or LF. A 204 and a 304 carry neither body nor
+/// length (RFC 9110, section 8.6). An empty body has no Content-Type.
 pub fn write_response(
     out: &mut Vec<u8>,
     status: u16,
@@ -14,7 +14,8 @@ pub fn write_response(
     content_type: &str,
     body: &[u8],
 ) {
-    debug_assert!(status != 204 || body.is_empty());
+    let is_bodiless = matches!(status, 204 | 304);
+    debug_assert!(!is_bodiless || body.is_empty());
     out.reserve(160 + body.len());
     write_status_line(out, status);
     for (name, value) in extra {
@@ -23,7 +24,7 @@ pub fn write_response(
     if !body.is_empty() {
         write_field(out, "Content-Type", content_type);
     }
-    if status != 204 {
+    if !is_bodiless {
         write_field(out, "Content-Length", itoa::Buffer::new().format(body.len()));
     }
     if !keep_alive {
@@ -69,6 +70,7 @@ fn reason(status: u16) -> &'static str {
         101 => "Switching Protocols",
         200 => "OK",
         204 => "No Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -108,6 +110,8 @@ mod tests {
         );
         let out = written(|out| write_response(out, 204, true, &[("Vary", "Origin")], "", b""));
         assert_eq!(out, "HTTP/1.1 204 No Content\r\nVary: Origin\r\n\r\n");
+        let out = written(|out| write_response(out, 304, true, &[("ETag", "\"1\"")], "", b""));
+        assert_eq!(out, "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n");
     }
 
     #[test]

@@ -23,7 +23,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 class Browser:
     """A browser of its own, with a profile of its own."""
 
-    def __init__(self):
+    def __init__(self, *switches):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         self.driver = subprocess.Popen(
             ["chromedriver", "--port=0"],
@@ -39,7 +39,7 @@ class Browser:
             self.root = f"http://127.0.0.1:{next(filter(None, ports))[1]}"
             options = {
                 "binary": shutil.which("chromium"),
-                "args": [*SWITCHES, f"--user-data-dir={self.profile}"],
+                "args": [*SWITCHES, *switches, f"--user-data-dir={self.profile}"],
             }
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
             answer = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
@@ -95,6 +95,11 @@ class Browser:
         """What a person reads in each of these elements; nothing in one that is not shown."""
         script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
         return self.run(script, selector)
+
+    def prefer(self, scheme):
+        """Has the page shown `light` or `dark`."""
+        wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.post("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=wanted)
 
     def complaints(self):
         """What the console was told since the last look, but for what the network refused."""

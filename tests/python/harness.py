@@ -110,7 +110,7 @@ class Server:
         def listening():
             found = next(filter(None, map(pattern.search, list(self.output))), None)
             if found is None and self.process.poll() is not None:
-                # What it said last may not have been read yet.
+                # Its last words may still be on their way.
                 for reader in self._readers:
                     reader.join(PATIENCE)
                 raise AssertionError(f"the server ended: {self.errors}")

@@ -27,6 +27,8 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     let received = node.sum(|worker| &worker.received_bytes);
     let help = "Bytes that came from WebSocket connections, after their handshakes";
     encode_counter(encoder, "ws_received_bytes", help, received)?;
+    let dropped = node.sum(|worker| &worker.spans_dropped);
+    encode_counter(encoder, "span_dropped", "Spans that the exporter was too slow for", dropped)?;
     let backlogged = node.sum(|worker| &worker.backlogged);
     let help = "Connections that did not take all they are owed yet";
     encode_gauge(encoder, "outbox_connection", help, backlogged)?;

@@ -19,6 +19,25 @@ const MAX_WAITING: usize = 65_536;
 /// Bytes of the requests that wait, kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
+/// What happened to a request, for whoever traces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// A client of this worker asked; it was answered.
+    Asked(MessageId),
+    Answered {
+        id: MessageId,
+        project: ProjectId,
+        is_error: bool,
+    },
+    /// A business server of this worker was asked; it answered, or is gone.
+    Put(MessageId),
+    Replied {
+        id: MessageId,
+        project: ProjectId,
+        is_error: bool,
+    },
+}
+
 /// Invariant: every request that waits is in `waiting` once, counts in its server's load and in
 /// `by_client` once, and is in `deadlines`, which may hold some that wait no more.
 #[derive(Debug, Default)]
@@ -126,6 +145,7 @@ impl Worker {
         let (echo, data) = (echo.map(Into::into), data.into());
         let waiting = Waiting { client, echo, project, server, load, data, was_retried: false };
         self.requests.insert(id, waiting, now_ms + self.config.request_timeout_ms);
+        self.note(Note::Asked(id));
         self.send_request(id, now_ms);
     }
 
@@ -218,12 +238,29 @@ impl Worker {
         write: impl FnOnce(&mut Vec<u8>, Option<&str>),
     ) {
         let Some(waiting) = self.requests.remove(id) else { return };
+        let is_error = answered != Answered::Answered;
+        self.note(Note::Answered { id, project: waiting.project, is_error });
         if !is_open(&self.connections, waiting.client) {
             return self.config.counters.count_lost_answer(LostAnswer::ClientGone);
         }
         self.config.counters.count_answered(answered);
         let frame = self.open.add_text(|out| write(out, waiting.echo.as_deref()));
         self.owe(waiting.client.slot, frame);
+    }
+
+    /// Whether requests are noted from here on; what is noted must be taken.
+    pub fn set_notes(&mut self, is_noting: bool) {
+        self.notes = is_noting.then(Vec::new);
+    }
+
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        self.notes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        if let Some(notes) = &mut self.notes {
+            notes.push(note);
+        }
     }
 
     fn answer_refusal(&mut self, slot: u32, echo: Option<&str>, msg: &str, answered: Answered) {

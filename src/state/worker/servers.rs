@@ -1,6 +1,6 @@
 //! Business servers that are connected here: what they are asked, what they answer and push.
 
-use super::Worker;
+use super::{Note, Worker};
 use crate::state::counters::LostAnswer;
 use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Listener, Notice, Relay, Server, To};
@@ -169,6 +169,7 @@ impl Worker {
         for (id, client) in own.asked {
             let is_unwritten = own.backlog.iter().any(|(waiting, _)| *waiting == id);
             let answer = if is_unwritten { Answer::Unwritten } else { Answer::Gone };
+            self.note(Note::Replied { id, project, is_error: true });
             self.respond(project, id, client, cid, answer);
         }
         // After the answers, so that those who may ask another one hear of them first.
@@ -202,17 +203,20 @@ impl Worker {
         }
         let deadline_ms = now_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
         self.own_servers.deadlines.push_back((deadline_ms, server, id));
-        let slot = own.slot;
+        let (slot, is_known) = (own.slot, own.unknown_to == 0);
+        self.note(Note::Put(id));
         let from = Client { cid: client, uid, device };
-        if own.unknown_to == 0 && self.connections[slot as usize].outbox.is_none() {
+        if is_known && self.connections[slot as usize].outbox.is_none() {
             let frame =
                 self.open.add_text(|out| server_message::write_request(out, id, from, data));
             return self.owe(slot, frame);
         }
         let mut text = Vec::new();
         server_message::write_request(&mut text, id, from, data);
-        own.backlog_bytes += text.len();
-        own.backlog.push_back((id, text));
+        if let Some(own) = self.own_servers.all.get_mut(&server) {
+            own.backlog_bytes += text.len();
+            own.backlog.push_back((id, text));
+        }
     }
 
     /// Its socket has room again: what it still is to be asked.
@@ -285,6 +289,7 @@ impl Worker {
         let asked = own.and_then(|own| Some((own.server.project, id?, own.asked.remove(&id?)?)));
         match asked {
             Some((project, id, client)) => {
+                self.note(Note::Replied { id, project, is_error: false });
                 self.respond(project, id, client, cid, Answer::Data(data));
             }
             None => self.config.counters.count_lost_answer(LostAnswer::Unasked),

@@ -1,0 +1,237 @@
+//! Spans of pushes and requests, as the workers record them: put in a ring, and exported by others.
+//! A full ring drops them, counted; without an exporter there is no recorder at all.
+
+use super::sys;
+use crate::state::counters::Counters;
+use crate::state::projects::ProjectId;
+use crate::types::MessageId;
+use crate::wire::trace_context::TraceContext;
+use rtrb::{Consumer, Producer, RingBuffer};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Spans of one worker that wait for the exporter.
+const RING_ENTRIES: usize = 8_192;
+/// Requests of one worker that are traced at once.
+const MAX_REQUESTS: usize = 4_096;
+
+/// What a span is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanName {
+    /// From a whole request of a backend to its answer.
+    PushAccepted,
+    /// From the acceptance to the queue's answer.
+    PushQueued,
+    /// From a worker's having it to its having handed it to its sockets.
+    PushReceived,
+    /// The sends themselves.
+    PushWritten,
+    /// From a client's request to its answer.
+    Request,
+    /// From a business server's being asked to its answer.
+    Response,
+}
+
+/// Whose view of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    Client,
+    Server,
+}
+
+/// One span, over.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    pub name: SpanName,
+    pub context: TraceContext,
+    /// `None`: it begins the trace.
+    pub parent: Option<[u8; 8]>,
+    /// Microseconds since 1970.
+    pub start_us: u64,
+    pub end_us: u64,
+    pub project: Option<ProjectId>,
+    /// The message's, or the request's.
+    pub id: MessageId,
+    /// Connections that it went to; for a request 1 if it was answered.
+    pub count: u64,
+    pub is_error: bool,
+    pub worker: u8,
+}
+
+/// Which new traces are recorded; one that comes with a push says it itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler {
+    /// Of a thousand million.
+    pub parts_per_billion: u32,
+    /// Whether a caller's decision counts.
+    pub follows_parent: bool,
+}
+
+/// A worker's end.
+pub struct Recorder {
+    ring: RefCell<Producer<Span>>,
+    sampler: Sampler,
+    worker: u8,
+    state: Cell<u64>,
+    /// Requests that are under way, and since when.
+    requests: RefCell<HashMap<(MessageId, Side), u64>>,
+    counters: Arc<Counters>,
+}
+
+/// Both ends for a worker.
+pub fn pair(
+    worker: usize,
+    sampler: Sampler,
+    counters: &Arc<Counters>,
+) -> (Recorder, Consumer<Span>) {
+    let (producer, consumer) = RingBuffer::new(RING_ENTRIES);
+    let recorder = Recorder {
+        ring: RefCell::new(producer),
+        sampler,
+        worker: worker as u8,
+        state: Cell::new(sys::random_u64()),
+        requests: RefCell::default(),
+        counters: Arc::clone(counters),
+    };
+    (recorder, consumer)
+}
+
+impl Recorder {
+    /// The context of a new span, below `parent` if there is one; `None`: it is not recorded.
+    pub fn begin(&self, parent: Option<TraceContext>) -> Option<TraceContext> {
+        let is_sampled = match parent {
+            Some(parent) if self.sampler.follows_parent => parent.is_sampled,
+            _ => self.next() % 1_000_000_000 < u64::from(self.sampler.parts_per_billion),
+        };
+        let trace_id = || {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&self.next().to_be_bytes());
+            id[8..].copy_from_slice(&(self.next() | 1).to_be_bytes());
+            id
+        };
+        is_sampled.then(|| TraceContext {
+            trace_id: parent.map_or_else(trace_id, |parent| parent.trace_id),
+            span_id: (self.next() | 1).to_be_bytes(),
+            is_sampled: true,
+        })
+    }
+
+    /// A span below `parent`.
+    pub fn below(&self, parent: &TraceContext) -> TraceContext {
+        TraceContext { span_id: (self.next() | 1).to_be_bytes(), ..*parent }
+    }
+
+    pub fn record(&self, span: Span) {
+        let span = Span { worker: self.worker, ..span };
+        if self.ring.borrow_mut().push(span).is_err() {
+            self.counters.spans_dropped.add(1);
+        }
+    }
+
+    /// A client's request begins here, or a business server here is asked. Both nodes know the
+    /// trace by the request's id.
+    pub fn begin_request(&self, id: MessageId, side: Side) {
+        let mut requests = self.requests.borrow_mut();
+        if self.request_context(id).is_some() && requests.len() < MAX_REQUESTS {
+            requests.insert((id, side), sys::now_us());
+        }
+    }
+
+    pub fn end_request(&self, id: MessageId, side: Side, project: ProjectId, is_error: bool) {
+        let Some(start_us) = self.requests.borrow_mut().remove(&(id, side)) else { return };
+        let Some(root) = self.request_context(id) else { return };
+        let (name, context, parent) = match side {
+            Side::Client => (SpanName::Request, root, None),
+            Side::Server => (SpanName::Response, self.below(&root), Some(root.span_id)),
+        };
+        let (end_us, project, count) = (sys::now_us(), Some(project), u64::from(!is_error));
+        let worker = self.worker;
+        self.record(Span {
+            name,
+            context,
+            parent,
+            start_us,
+            end_us,
+            project,
+            id,
+            count,
+            is_error,
+            worker,
+        });
+    }
+
+    /// `None`: it is not sampled. Its bits are mixed, so that a share of the ids is chosen.
+    fn request_context(&self, id: MessageId) -> Option<TraceContext> {
+        let mixed = mix(id.0);
+        let is_sampled = mixed % 1_000_000_000 < u64::from(self.sampler.parts_per_billion);
+        let mut trace_id = [0; 16];
+        trace_id[..8].copy_from_slice(&mixed.to_be_bytes());
+        trace_id[8..].copy_from_slice(&id.0.to_be_bytes());
+        is_sampled.then(|| TraceContext { trace_id, span_id: id.0.to_be_bytes(), is_sampled: true })
+    }
+
+    fn next(&self) -> u64 {
+        let state = self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state.set(state);
+        mix(state)
+    }
+}
+
+/// The output function of SplitMix64 (Steele, Lea, Flood 2014).
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Sampler = Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
+
+    fn parent(is_sampled: bool) -> TraceContext {
+        TraceContext { trace_id: [7; 16], span_id: [9; 8], is_sampled }
+    }
+
+    #[test]
+    fn a_callers_trace_is_continued_and_its_decision_counts() {
+        let (recorder, _) = pair(0, ALL, &Arc::default());
+        let context = recorder.begin(Some(parent(true))).unwrap();
+        assert_eq!(context.trace_id, [7; 16]);
+        assert_ne!(context.span_id, [9; 8]);
+        assert_eq!(recorder.begin(Some(parent(false))), None);
+        let none = Sampler { parts_per_billion: 0, follows_parent: true };
+        let (recorder, _) = pair(0, none, &Arc::default());
+        assert!(recorder.begin(None).is_none() && recorder.begin(Some(parent(true))).is_some());
+        let (recorder, _) = pair(0, Sampler { follows_parent: false, ..none }, &Arc::default());
+        assert!(recorder.begin(Some(parent(true))).is_none());
+    }
+
+    #[test]
+    fn a_share_of_new_traces_and_requests_is_sampled() {
+        let tenth = Sampler { parts_per_billion: 100_000_000, follows_parent: true };
+        let (recorder, _) = pair(0, tenth, &Arc::default());
+        let traces = (0..10_000).filter(|_| recorder.begin(None).is_some()).count();
+        assert!((800..1_200).contains(&traces), "{traces}");
+        let id = |number: u64| MessageId(number << 12 | 1 << 40);
+        let asked = (0..10_000).filter(|&n| recorder.request_context(id(n)).is_some()).count();
+        assert!((800..1_200).contains(&asked), "{asked}");
+    }
+
+    #[test]
+    fn a_full_ring_drops_and_counts() {
+        let counters: Arc<Counters> = Arc::default();
+        let (recorder, mut source) = pair(3, ALL, &counters);
+        for number in 0..RING_ENTRIES as u64 + 5 {
+            recorder.begin_request(MessageId(number), Side::Client);
+            recorder.end_request(MessageId(number), Side::Client, ProjectId(0), false);
+        }
+        assert_eq!(counters.spans_dropped.value(), 5);
+        let first = source.pop().unwrap();
+        assert_eq!((first.worker, first.id, first.parent), (3, MessageId(0), None));
+        recorder.end_request(MessageId(7), Side::Server, ProjectId(0), false);
+        assert!(recorder.requests.borrow().is_empty());
+    }
+}

@@ -1,0 +1,62 @@
+//! Files that are built in. A browser keeps them, and asks each time whether they are still those
+//! of this version.
+
+use crate::ops::server::Reply;
+use crate::wire::http::Head;
+use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
+
+/// Bytes of the hash that make a file's tag: nobody forges one.
+const TAG_BYTES: usize = 12;
+
+pub(super) struct Asset {
+    pub(super) path: &'static str,
+    pub(super) content_type: &'static str,
+    pub(super) bytes: &'static [u8],
+}
+
+impl Asset {
+    /// The file, or 304 where the browser has it.
+    pub(super) fn answer(&self, head: &Head<'_>) -> Reply {
+        let tag = tag(self.bytes);
+        let reply = match head.if_none_match {
+            Some(known) if is_among(&tag, known) => Reply::new(304, "", ""),
+            _ => Reply::new(200, self.content_type, self.bytes),
+        };
+        reply
+            .with("ETag", tag)
+            .with("Cache-Control", "no-cache")
+            .with("X-Content-Type-Options", "nosniff")
+    }
+}
+
+fn tag(bytes: &[u8]) -> String {
+    let mut tag = String::from("\"");
+    for byte in &Sha256::digest(bytes)[..TAG_BYTES] {
+        let _ = write!(tag, "{byte:02x}");
+    }
+    tag.push('"');
+    tag
+}
+
+/// Whether the tag is in the list of If-None-Match (RFC 9110, section 13.1.2).
+fn is_among(tag: &str, known: &str) -> bool {
+    known.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_found_in_a_list() {
+        let tag = tag(b"a file");
+        assert_eq!(tag.len(), 2 * TAG_BYTES + 2);
+        for known in [tag.clone(), format!("\"x\", W/{tag}"), "*".into()] {
+            assert!(is_among(&tag, &known), "{known}");
+        }
+        for other in ["", "\"\"", tag.trim_matches('"'), &super::tag(b"another file")] {
+            assert!(!is_among(&tag, other), "{other}");
+        }
+    }
+}

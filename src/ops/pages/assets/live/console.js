@@ -1,0 +1,428 @@
+// The console: a client, a business server and a backend, all in the page.
+
+import { element } from "./chart.js";
+import { clock, units } from "./figures.js";
+import {
+  MAX_FRAMES, jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused,
+} from "./frames.js";
+import { sign, signedTags, signedTarget } from "./sign.js";
+
+const MAX_CONNECTIONS = 8;
+const MAX_ASKED = 1000;
+/** Frames are shown so often at most: a page that is pushed thousands a second stays usable. */
+const SHOW_EVERY_MS = 100;
+const PREVIEW_CHARS = 300;
+const ARROWS = { in: "←", out: "→", note: "·" };
+const DIRECTIONS = { in: "received", out: "sent", note: "note" };
+const byId = (id) => document.getElementById(id);
+const fields = (form) => Object.fromEntries(new FormData(byId(form)));
+const inOneMinute = () => Math.floor(Date.now() / 1000) + 60;
+const trimmed = (address) => address.trim().replace(/\/+$/, "");
+/** Those that were filled in. */
+const given = (values) =>
+  Object.fromEntries(Object.entries(values).filter(([, value]) => value.trim() !== ""));
+
+/** A JSON value as it was typed. */
+function json(text, what) {
+  try {
+    JSON.parse(text);
+  } catch (error) {
+    throw new Error(`${what} is not JSON: ${error.message}`);
+  }
+  return text.trim();
+}
+
+/** The frames that are kept, and the list that shows them. */
+class FrameList {
+  #kept = [];
+  #fresh = [];
+  #count = 0;
+  #timer = null;
+  #isPaused = false;
+
+  constructor() {
+    byId("filter").addEventListener("input", () => this.#showAll());
+    byId("direction").addEventListener("change", () => this.#showAll());
+    byId("clear").addEventListener("click", () => this.#clear());
+    byId("pause").addEventListener("click", () => this.#pause());
+    this.#tell();
+  }
+
+  add(direction, from, kind, text, isBad = false) {
+    const frame = { direction, from, kind, text, isBad, time: new Date(), size: sizeOf(text) };
+    frame.number = ++this.#count;
+    this.#kept.push(frame);
+    this.#fresh.push(frame);
+    if (this.#kept.length > MAX_FRAMES) this.#kept.shift();
+    if (this.#fresh.length > MAX_FRAMES) this.#fresh.shift();
+    this.#timer ??= setTimeout(() => this.#showFresh(), SHOW_EVERY_MS);
+  }
+
+  #wanted() {
+    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    return { words, direction: byId("direction").value };
+  }
+
+  #showFresh() {
+    this.#timer = null;
+    if (!this.#isPaused) {
+      const wanted = this.#wanted();
+      const rows = this.#fresh.filter((frame) => matches(frame, wanted)).reverse().map(rowOf);
+      this.#fresh = [];
+      const list = byId("frames");
+      list.prepend(...rows);
+      const oldest = this.#kept[0]?.number ?? 0;
+      while (list.lastElementChild?.value < oldest) list.lastElementChild.remove();
+    }
+    this.#tell();
+  }
+
+  #showAll() {
+    const wanted = this.#wanted();
+    // What came since the pause is not shown by a filter either.
+    const until = this.#isPaused && this.#fresh.length > 0 ? this.#fresh[0].number : Infinity;
+    const shown = this.#kept.filter((frame) => frame.number < until && matches(frame, wanted));
+    if (!this.#isPaused) this.#fresh = [];
+    byId("frames").replaceChildren(...shown.reverse().map(rowOf));
+    this.#tell();
+  }
+
+  #clear() {
+    this.#kept = [];
+    this.#fresh = [];
+    byId("frames").replaceChildren();
+    this.#tell();
+  }
+
+  #pause() {
+    this.#isPaused = !this.#isPaused;
+    byId("pause").setAttribute("aria-pressed", this.#isPaused);
+    if (this.#isPaused) this.#tell();
+    else this.#showAll();
+  }
+
+  #tell() {
+    const waiting = this.#fresh.length;
+    const shown = byId("frames").children.length;
+    byId("pause").textContent = this.#isPaused ? `Resume (${waiting} new)` : "Pause";
+    byId("tally").textContent = `${shown} of ${this.#kept.length}, at most ${MAX_FRAMES}`;
+  }
+}
+
+function rowOf(frame) {
+  const row = element("li", frame.isBad ? "frame bad" : "frame");
+  row.value = frame.number;
+  row.dataset.direction = frame.direction;
+  const details = element("details");
+  const summary = element("summary");
+  const ms = String(frame.time.getMilliseconds()).padStart(3, "0");
+  const arrow = element("span", "arrow", ARROWS[frame.direction]);
+  arrow.title = DIRECTIONS[frame.direction];
+  summary.append(
+    element("time", "", `${clock(frame.time.getTime())}.${ms}`),
+    arrow,
+    element("span", "from", frame.from),
+    element("span", "kind", frame.kind),
+    element("span", "size", frame.direction === "note" ? "" : units.bytes(frame.size)),
+    element("code", "", frame.text.slice(0, PREVIEW_CHARS)),
+  );
+  details.append(summary);
+  details.addEventListener("toggle", () => {
+    if (details.open && !details.querySelector("pre")) {
+      details.append(element("pre", "", pretty(frame.text)));
+    }
+  });
+  row.append(details);
+  return row;
+}
+
+/** One WebSocket connection. */
+class Link {
+  constructor({ kind, name, url, secret, before }, owner) {
+    Object.assign(this, { kind, name, secret, before, owner });
+    this.state = "connecting";
+    this.clientId = null;
+    this.isWelcome = false;
+    /** When each request was sent, by its id. */
+    this.sent = new Map();
+    /** Ids of what it was asked and has not answered, the oldest first. */
+    this.asked = [];
+    this.count = 0;
+    this.socket = new WebSocket(url);
+    this.socket.binaryType = "arraybuffer";
+    this.socket.onmessage = ({ data }) => this.#take(data);
+    this.socket.onclose = (event) => this.#end(event);
+  }
+
+  get isOpen() {
+    return this.socket.readyState === WebSocket.OPEN;
+  }
+
+  get isUsable() {
+    return this.isWelcome && this.isOpen;
+  }
+
+  /** Neither closed nor about to be. */
+  get isAlive() {
+    return this.socket.readyState < WebSocket.CLOSING;
+  }
+
+  send(text) {
+    if (!this.isOpen) throw new Error(`${this.name} is not connected`);
+    this.socket.send(text);
+    this.owner.frames.add("out", this.name, kindOf(text).kind, text);
+  }
+
+  request(data) {
+    const id = `r${++this.count}`;
+    this.sent.set(id, performance.now());
+    this.send(jsonOf({ type: "request", id }, { data }));
+  }
+
+  answer(data) {
+    const id = this.asked.shift();
+    if (id === undefined) throw new Error("no request waits for an answer");
+    this.send(jsonOf({ type: "response", id }, { data }));
+  }
+
+  #take(data) {
+    const text = typeof data === "string" ? data : new TextDecoder().decode(data);
+    const { kind, isBad, message } = kindOf(text);
+    this.owner.frames.add("in", this.name, this.#timed(kind, message), text, isBad);
+    if (!this.isWelcome && kind === "connect") {
+      this.isWelcome = true;
+      this.owner.active = this;
+      this.clientId = String(message.client_id);
+      this.state = `node ${message.node}, ${this.clientId}`;
+      this.owner.show();
+    }
+    if (this.kind === "2" && kind === "request") this.#note(message.id);
+  }
+
+  /** The oldest are forgotten: nobody waits for their answers any more. */
+  #note(id) {
+    this.asked.push(id);
+    if (this.asked.length > MAX_ASKED) this.asked.shift();
+    this.owner.asked(this);
+  }
+
+  /** How long it took to be answered, where it was asked here. */
+  #timed(kind, message) {
+    const began = kind === "response" ? this.sent.get(message.id) : undefined;
+    if (began === undefined) return kind;
+    this.sent.delete(message.id);
+    return `${kind} in ${units.seconds((performance.now() - began) / 1000)}`;
+  }
+
+  async #end({ code, reason }) {
+    this.state = `closed with ${code}`;
+    let why = reason;
+    if (!this.isWelcome) {
+      const after = await this.owner.ask().catch(() => null);
+      why = whyRefused(refusals(this.before, after));
+      this.state = why;
+    }
+    const isBad = code !== 1000;
+    this.owner.frames.add("note", this.name, "closed", `code ${code} ${why}`.trim(), isBad);
+    this.owner.show();
+  }
+}
+
+export class Console {
+  /** `ask()` promises what /live.json says. */
+  constructor(ask) {
+    this.ask = ask;
+    this.frames = new FrameList();
+    this.links = [];
+    this.active = null;
+    this.isKnown = false;
+    this.#listen();
+    this.show();
+  }
+
+  /** Fills in the node's addresses, and in development its project; not over what was typed. */
+  know({ ws, http, dev_project: project }) {
+    if (this.isKnown) return;
+    this.isKnown = true;
+    const isSecure = location.protocol === "https:";
+    const form = byId("project").elements;
+    form.ws.value ||= `${isSecure ? "wss" : "ws"}://${reachable(ws)}`;
+    form.http.value ||= `${isSecure ? "https" : "http"}://${reachable(http)}`;
+    if (project && !form.pid.value && !form.secret.value) {
+      form.pid.value = project.pid;
+      form.secret.value = project.secret;
+    }
+  }
+
+  #listen() {
+    const on = (id, event, action) =>
+      byId(id).addEventListener(event, (occurred) => {
+        occurred.preventDefault();
+        byId("problem").textContent = "";
+        Promise.resolve(occurred.submitter?.value).then(action).catch((error) => {
+          byId("problem").textContent = error.message;
+        });
+      });
+    on("project", "submit", () => {});
+    on("connect", "submit", () => this.#connect());
+    on("subscribe", "submit", (type) => this.#subscribe(type));
+    on("request", "submit", () => this.#request());
+    on("heartbeat", "click", () => this.active.send(jsonOf({ type: "heartbeat" })));
+    on("of-server", "submit", () => this.#answer(this.active));
+    on("push", "submit", (over) => this.#push(over));
+    on("raw", "submit", () => this.active.send(fields("raw").text));
+    byId("connect").elements.type.addEventListener("change", () => this.show());
+  }
+
+  async #connect() {
+    const { pid, secret, ws } = this.#project();
+    const { type, uid, device, tags, events } = fields("connect");
+    const own = type === "1" ? { uid, device, tags } : { uid, events };
+    const params = { pid, type, exp: String(inOneMinute()), ...given(own) };
+    this.links = this.links.filter((link) => link.isAlive);
+    if (this.links.length >= MAX_CONNECTIONS) throw new Error("disconnect one first");
+    const name = `${type === "1" ? "client" : "server"} ${uid.trim()}`.trim();
+    const url = trimmed(ws) + signedTarget("/ws/connect", params, secret);
+    const before = await this.ask().catch(() => null);
+    const link = new Link({ kind: type, name, url, secret, before }, this);
+    this.links.push(link);
+    // Nobody reads a signature twice.
+    this.frames.add("note", name, "connects", url.replace(/&sign=.*/, "&sign=…"));
+    this.show();
+  }
+
+  #project() {
+    if (!byId("project").reportValidity()) throw new Error("the project is not filled in");
+    return fields("project");
+  }
+
+  #subscribe(type) {
+    const { active } = this;
+    const message = { type, id: `s${++active.count}`, tags: listOf(fields("subscribe").tags) };
+    // Only some projects ask for it; the others do not look at it.
+    if (type === "subscribe") {
+      message.sign = signedTags(active.clientId, message.tags, active.secret);
+    }
+    active.send(jsonOf(message));
+  }
+
+  #request() {
+    this.active.request(json(fields("request").data, "the request"));
+  }
+
+  #answer(link) {
+    link.answer(json(fields("of-server").data, "the answer"));
+    this.show();
+  }
+
+  /** A business server was asked. */
+  asked(link) {
+    try {
+      if (byId("of-server").elements.auto.checked) this.#answer(link);
+      else this.show();
+    } catch (error) {
+      byId("problem").textContent = error.message;
+    }
+  }
+
+  /** The members of a push: lists, a number, a text; and `data`, byte for byte. */
+  #pushed() {
+    const { data, ttl_ms: ttl, idempotency_key: key, ...selectors } = fields("push");
+    const lists = Object.entries(given(selectors)).map(([name, text]) => [name, listOf(text)]);
+    const members = Object.fromEntries(lists);
+    if (ttl.trim() !== "") members.ttl_ms = Number(ttl);
+    if (key !== "") members.idempotency_key = key;
+    return [members, { data: json(data, "data") }];
+  }
+
+  #push(over) {
+    return over === "server" ? this.#pushAsServer() : this.#pushOverHttp();
+  }
+
+  #pushAsServer() {
+    const [members, raw] = this.#pushed();
+    const id = `p${++this.active.count}`;
+    this.active.send(jsonOf({ type: "push", id, ...members }, raw));
+  }
+
+  async #pushOverHttp() {
+    const { pid, secret, http } = this.#project();
+    const [members, raw] = this.#pushed();
+    const path = "/ws/push";
+    const body = jsonOf({ pid, exp: inOneMinute(), ...members }, raw);
+    const headers = {
+      "Content-Type": "application/json",
+      "X-Sign": sign(secret, `${path}\n${body}`),
+    };
+    this.frames.add("out", "HTTP", `POST ${path}`, body);
+    const began = performance.now();
+    try {
+      const answer = await fetch(trimmed(http) + path, { method: "POST", headers, body });
+      const text = await answer.text();
+      const took = units.seconds((performance.now() - began) / 1000);
+      this.frames.add("in", "HTTP", `${answer.status} in ${took}`, text, !answer.ok);
+    } catch {
+      const why = "not reached, or this page is not among the project's allowed_origins";
+      this.frames.add("note", "HTTP", "no answer", why, true);
+    }
+  }
+
+  /** What can be done with the connection that is chosen. */
+  show() {
+    // Whoever is gone can do nothing.
+    if (!this.active?.isOpen) this.active = this.links.findLast((link) => link.isUsable) ?? null;
+    const { type } = byId("connect").elements;
+    for (const label of byId("connect").querySelectorAll("[data-for]")) {
+      label.hidden = label.dataset.for !== type.value;
+    }
+    const { active } = this;
+    byId("of-client").hidden = active?.kind !== "1";
+    byId("of-server").hidden = active?.kind !== "2";
+    byId("raw").hidden = active === null;
+    byId("push-server").hidden = active?.kind !== "2";
+    const count = active?.asked.length ?? 0;
+    byId("asked").textContent = count > 0 ? `${count} waiting` : "none waits";
+    this.#showLinks();
+  }
+
+  #showLinks() {
+    const known = this.links.map((link) => `${link.name} ${link.state}`).join("\n");
+    const chosen = this.links.indexOf(this.active);
+    // Only what has changed: whoever is about to press a button still finds it there.
+    if (this.drawn === `${known} ${chosen}`) return;
+    this.drawn = `${known} ${chosen}`;
+    byId("connections").replaceChildren(...this.links.map((link) => this.#item(link)));
+  }
+
+  #item(link) {
+    const item = element("li");
+    item.dataset.state = link.isUsable ? "on" : "off";
+    const label = element("label", "check");
+    const choice = element("input");
+    const isActive = link === this.active;
+    Object.assign(choice, { type: "radio", name: "active", checked: isActive });
+    choice.disabled = !link.isUsable;
+    choice.addEventListener("change", () => {
+      this.active = link;
+      this.show();
+    });
+    const text = element("span");
+    text.append(element("b", "", link.name), element("span", "note", link.state));
+    label.append(choice, text);
+    item.append(label);
+    if (link.isAlive) {
+      const end = element("button", "", "Disconnect");
+      end.type = "button";
+      end.addEventListener("click", () => link.socket.close(1000));
+      item.append(end);
+    }
+    return item;
+  }
+}
+
+/** The address of a port as this page reaches it: a node that listens everywhere names no host. */
+function reachable(address) {
+  const [, host, port] = address.match(/^(.*):(\d+)$/);
+  const isAnywhere = host === "0.0.0.0" || host === "[::]";
+  return `${isAnywhere ? location.hostname : host}:${port}`;
+}

@@ -1,0 +1,160 @@
+//! What the live page shows, read at one moment: counters as they are. The page makes rates of
+//! their differences, and shows a chart only where its numbers are there.
+
+use crate::io::shared::Shared;
+use crate::io::sys;
+use crate::ops::pages::json::{self, Object};
+use crate::ops::server::Ops;
+use crate::state::counters::{
+    Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, StatusCounts, URLS,
+};
+
+/// The one place that reads what the page shows.
+pub(super) fn snapshot(ops: &Ops) -> Vec<u8> {
+    let shared = &*ops.shared;
+    json::object(|top| {
+        node(top, ops);
+        let both = shared.counters.iter().zip(&shared.http_counters);
+        top.objects("workers", both, |one, (worker, http)| self::worker(one, worker, http));
+        requests(top, shared);
+        servers(top, shared);
+        queue(top, shared);
+        let nodes = [(shared.settings.node, "up")];
+        top.objects("nodes", nodes, |one, (node, state)| {
+            one.value("node", node.value());
+            one.text("state", state);
+        });
+    })
+}
+
+fn node(top: &mut Object<'_>, ops: &Ops) {
+    let shared = &*ops.shared;
+    let now_ms = sys::now_ms();
+    top.value("ts", now_ms);
+    top.value("node", shared.settings.node.value());
+    top.text("version", env!("CARGO_PKG_VERSION"));
+    top.text("env", shared.settings.env);
+    top.value("epoch", shared.epoch);
+    top.value("uptime_ms", now_ms.saturating_sub(shared.epoch));
+    top.value("draining", shared.is_draining());
+    top.text("ws", &ops.ws.to_string());
+    top.text("http", &ops.http.to_string());
+    if let Some((pid, secret)) = shared.settings.dev_project {
+        top.object("dev_project", |project| {
+            project.text("pid", pid);
+            project.text("secret", secret);
+        });
+    }
+}
+
+fn worker(one: &mut Object<'_>, worker: &Counters, http: &HttpCounters) {
+    let counters = [
+        ("connections", &worker.connections),
+        ("http_connections", &http.connections),
+        ("servers", &worker.servers),
+        ("connects", &worker.connects),
+        ("envelopes", &worker.envelopes),
+        ("deliveries", &worker.deliveries),
+        ("client_messages", &worker.client_messages),
+        ("server_messages", &worker.server_messages),
+        ("outbox_bytes", &worker.outbox_bytes),
+    ];
+    for (name, counter) in counters {
+        one.value(name, counter.value());
+    }
+    one.object("drops", |drops| {
+        for (reason, name) in Drop::ALL {
+            drops.value(name, worker.drops(reason));
+        }
+    });
+    one.object("closes", |closes| {
+        for (cause, name) in CLOSE_CAUSES.into_iter().enumerate() {
+            closes.value(name, worker.closes(cause));
+        }
+    });
+}
+
+/// Sums over the workers, those that are not zero.
+fn statuses(shared: &Shared, counts: impl Fn(&HttpCounters) -> &StatusCounts) -> Vec<(u16, u64)> {
+    let mut sums = Vec::new();
+    for (index, http) in shared.http_counters.iter().enumerate() {
+        for (place, (status, count)) in counts(http).iter().enumerate() {
+            if index == 0 {
+                sums.push((status, count));
+            } else {
+                sums[place].1 += count;
+            }
+        }
+    }
+    sums.retain(|&(_, count)| count > 0);
+    sums
+}
+
+fn requests(top: &mut Object<'_>, shared: &Shared) {
+    top.object("handshakes", |handshakes| {
+        for (status, count) in statuses(shared, |http| &http.handshakes) {
+            handshakes.value(&status.to_string(), count);
+        }
+    });
+    let urls = (0..URLS.len()).flat_map(|index| {
+        statuses(shared, |http| http.url(index)).into_iter().map(move |found| (URLS[index], found))
+    });
+    top.objects("requests", urls, |one, (url, (code, count))| {
+        one.text("url", url);
+        one.value("code", code);
+        one.value("count", count);
+    });
+    let mut counts = [0; DURATION_BOUNDS.len() + 1];
+    let mut sum = 0.0;
+    for http in &shared.http_counters {
+        let (of_worker, seconds) = http.durations();
+        counts.iter_mut().zip(of_worker).for_each(|(count, more)| *count += more);
+        sum += seconds;
+    }
+    top.object("request_duration", |histogram| {
+        // The last count is of what took longer than the last bound.
+        histogram.values("bounds", DURATION_BOUNDS);
+        histogram.values("counts", counts);
+        histogram.value("sum", sum);
+    });
+}
+
+fn servers(top: &mut Object<'_>, shared: &Shared) {
+    top.object("answers", |answers| {
+        for (how, name) in Answered::ALL {
+            let of_workers = shared.counters.iter().map(|worker| worker.answered(how));
+            answers.value(name, of_workers.sum::<u64>());
+        }
+    });
+}
+
+/// The `local` queue is always ready, and has nothing else to count.
+fn queue(top: &mut Object<'_>, shared: &Shared) {
+    let broker = &shared.broker_counters;
+    top.object("queue", |queue| {
+        let has_redis = shared.settings.redis.is_some();
+        queue.text("kind", if has_redis { "redis" } else { "local" });
+        queue.value("ready", !has_redis || broker.ready.value() == 1);
+        if let Some(trouble) = shared.queue.trouble() {
+            queue.text("trouble", &trouble);
+        }
+        if !has_redis {
+            return;
+        }
+        let counters = [
+            ("published", &broker.published),
+            ("refused", &broker.refused),
+            ("unknown", &broker.unknown),
+            ("resent", &broker.resent),
+            ("received", &broker.received),
+            ("losses", &broker.losses),
+            ("worker_full", &broker.worker_full),
+            ("pending_bytes", &broker.pending_bytes),
+            ("channels", &broker.channels),
+        ];
+        for (name, counter) in counters {
+            queue.value(name, counter.value());
+        }
+        queue.value("missed", broker.missed().values().sum::<u64>());
+    });
+}

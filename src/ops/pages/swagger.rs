@@ -1,0 +1,164 @@
+//! Swagger UI, and the descriptions of the APIs that it and others read. All of it is in the
+//! binary: a page that signs must not load code from elsewhere.
+
+use super::super::openapi;
+use super::super::server::{Ops, Reply};
+use crate::wire::http::Head;
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+const JSON: &str = "application/json";
+const YAML: &str = "application/yaml";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+const PAGE: &str = include_str!("assets/swagger/index.html");
+const ASYNCAPI: &str = include_str!("../../../docs/asyncapi.yaml");
+/// The address in [`ASYNCAPI`] that a node's own takes the place of.
+const NO_NODE: &str = "localhost:8812";
+
+/// A file of the page.
+struct File {
+    name: &'static str,
+    content_type: &'static str,
+    bytes: &'static [u8],
+    is_gzip: bool,
+}
+
+macro_rules! file {
+    ($name:literal, $content_type:expr) => {
+        File {
+            name: $name,
+            content_type: $content_type,
+            bytes: include_bytes!(concat!("assets/swagger/", $name)),
+            is_gzip: false,
+        }
+    };
+    ($name:literal, $content_type:expr, gzip) => {
+        File {
+            name: $name,
+            content_type: $content_type,
+            bytes: include_bytes!(concat!("assets/swagger/", $name, ".gz")),
+            is_gzip: true,
+        }
+    };
+}
+
+const FILES: [File; 7] = [
+    file!("swagger-ui-bundle.js", JAVASCRIPT, gzip),
+    file!("swagger-ui.css", CSS, gzip),
+    file!("signing.js", JAVASCRIPT),
+    file!("page.js", JAVASCRIPT),
+    file!("page.css", CSS),
+    file!("NOTICE", TEXT),
+    file!("swagger-ui-bundle.js.LICENSE.txt", TEXT),
+];
+
+/// `None`: a path of others.
+pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
+    let at = |port: u16| format!("{}:{port}", host(head));
+    let http = || format!("http://{}", at(ops.http.port()));
+    Some(match head.path {
+        "/openapi.json" => match openapi::json(&http()) {
+            Some(json) => description(JSON, json),
+            None => Reply::text(500, "not encoded\n"),
+        },
+        "/openapi.yaml" => description(YAML, openapi::yaml(&http())),
+        "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(ops.ws.port()), 1)),
+        "/swagger" | "/swagger/" => {
+            let query = query_with_mark(head);
+            Reply::text(302, "").with("Location", format!("/swagger/index.html{query}"))
+        }
+        "/swagger/index.html" => page(head, &http()),
+        path => file(path.strip_prefix("/swagger/")?)?,
+    })
+}
+
+/// The name of the node as the browser knows it. Anything that is no name or address, and so could
+/// mean something else where it is put, is left out.
+fn host<'a>(head: &Head<'a>) -> &'a str {
+    let given = head.host.unwrap_or("");
+    let name = match given.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => given,
+    };
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    let inside = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    let is_good = match inside {
+        Some(address) => address.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')),
+        None => !name.is_empty() && name.bytes().all(is_plain),
+    };
+    if is_good { name } else { "localhost" }
+}
+
+fn description(content_type: &'static str, text: String) -> Reply {
+    Reply::new(200, content_type, text).with("Cache-Control", "no-cache")
+}
+
+/// The page. Its links carry the query on, which may hold the token that this port demands.
+fn page(head: &Head<'_>, http: &str) -> Reply {
+    let query = query_with_mark(head).replace('&', "&amp;").replace('"', "&quot;");
+    // No address of IPv6 can stand in a policy.
+    let node = if http.contains('[') { "http:" } else { http };
+    let policy = format!(
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+         img-src 'self' data:; connect-src 'self' {node}; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    Reply::new(200, HTML, PAGE.replace("{query}", &query))
+        .with("Content-Security-Policy", policy)
+        .with("Referrer-Policy", "no-referrer")
+        .with("Cache-Control", "no-store")
+}
+
+fn query_with_mark(head: &Head<'_>) -> String {
+    head.query.map(|query| format!("?{query}")).unwrap_or_default()
+}
+
+fn file(name: &str) -> Option<Reply> {
+    let file = FILES.iter().find(|file| file.name == name)?;
+    let reply = Reply::new(200, file.content_type, file.bytes).with("Cache-Control", "no-cache");
+    // Every browser takes it; RFC 9110 lets it be sent to whoever does not say otherwise.
+    Some(if file.is_gzip { reply.with("Content-Encoding", "gzip") } else { reply })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Limits;
+    use crate::wire::http::parse_head;
+
+    fn host_of(field: &str) -> String {
+        let request = format!("GET / HTTP/1.1\r\nHost: {field}\r\n\r\n");
+        let head = parse_head(request.as_bytes(), &Limits::default()).unwrap().unwrap();
+        host(&head).to_owned()
+    }
+
+    #[test]
+    fn the_host_is_the_browsers() {
+        for (field, expected) in [
+            ("localhost:9092", "localhost"),
+            ("node-1.example", "node-1.example"),
+            ("127.0.0.1:9092", "127.0.0.1"),
+            ("[::1]:9092", "[::1]"),
+            ("[fe80::1]", "[fe80::1]"),
+            ("", "localhost"),
+            (":9092", "localhost"),
+            ("a;script-src:9092", "localhost"),
+            ("a\"b", "localhost"),
+            ("[::1", "localhost"),
+        ] {
+            assert_eq!(host_of(field), expected, "{field}");
+        }
+    }
+
+    #[test]
+    fn every_file_of_the_page_is_there() {
+        let ends = PAGE.match_indices("{query}").map(|(at, _)| &PAGE[..at]);
+        let links: Vec<&str> = ends.filter_map(|before| before.rsplit('"').next()).collect();
+        assert_eq!(links.len(), FILES.len() + 3, "{links:?}");
+        for link in links {
+            assert!(link.starts_with("../") || file(link).is_some(), "{link}");
+        }
+    }
+}

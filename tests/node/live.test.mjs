@@ -1,0 +1,296 @@
+// What the live page and its console reckon, without a page.
+
+import assert from "node:assert/strict";
+import { createHash, createHmac } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+
+const folder = new URL("../../src/ops/pages/assets/live/", import.meta.url);
+
+// By its text: a .js file without a package.json is no module to every version of Node.
+function load(name) {
+  const text = readFileSync(new URL(name, folder), "utf8");
+  return import(`data:text/javascript,${encodeURIComponent(text)}`);
+}
+
+const { canonical, sha256, sign, signedTags, signedTarget } = await load("sign.js");
+const { clock, duration, linearMarks, logMarks, quantile, sample, units } =
+  await load("figures.js");
+const { jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused } =
+  await load("frames.js");
+
+// Signatures.
+
+test("SHA-256 of every length around its blocks", () => {
+  for (let length = 0; length < 200; length++) {
+    const bytes = Uint8Array.from({ length }, (_, index) => (index * 7 + length) & 255);
+    const wanted = createHash("sha256").update(bytes).digest("hex");
+    assert.equal(Buffer.from(sha256(bytes)).toString("hex"), wanted, `${length} bytes`);
+  }
+});
+
+test("HMAC, with keys that are short, long, and not ASCII", () => {
+  const long = ["s".repeat(64), "s".repeat(65), "ключ".repeat(40)];
+  for (const key of ["", "k", "dev-secret", ...long]) {
+    const text = `text of ${key} 艾莉丝 👋`;
+    assert.equal(sign(key, text), createHmac("sha256", key).update(text).digest("hex"), key);
+  }
+});
+
+test("the contract's vector", () => {
+  const params = { uid: "u 1", type: "1", pid: "1" };
+  const vector = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
+  assert.equal(canonical(params), "pid=1&type=1&uid=u%201");
+  assert.equal(sign("dev-secret", `/ws/connect\n${canonical(params)}`), vector);
+  const target = `/ws/connect?pid=1&type=1&uid=u%201&sign=${vector}`;
+  assert.equal(signedTarget("/ws/connect", params, "dev-secret"), target);
+});
+
+test("reserved characters are encoded, unreserved ones are not", () => {
+  assert.equal(canonical({ a: "!'()*-._~/é+&=" }), "a=%21%27%28%29%2A-._~%2F%C3%A9%2B%26%3D");
+});
+
+test("tags are signed once each, sorted by their bytes", () => {
+  // In UTF-16 the last two would be the other way round.
+  const text = "subscribe\n7\na,ab,b,\u{ff5e},\u{1f44b}";
+  const tags = ["b", "a", "\u{1f44b}", "ab", "\u{ff5e}", "a"];
+  assert.equal(signedTags("7", tags, "s"), sign("s", text));
+});
+
+// Rates and percentiles.
+
+const BOUNDS = [0.001, 0.01, 0.1];
+
+function worker(more = {}) {
+  return {
+    connections: 5,
+    http_connections: 1,
+    servers: 0,
+    connects: 10,
+    envelopes: 0,
+    deliveries: 100,
+    client_messages: 0,
+    server_messages: 0,
+    outbox_bytes: 64,
+    drops: { slow_consumer: 0, ttl: 0 },
+    closes: { peer: 5, gone: 0 },
+    ...more,
+  };
+}
+
+function snapshot(more = {}) {
+  return {
+    ts: 10_000,
+    epoch: 1,
+    workers: [worker(), worker()],
+    handshakes: { 101: 20, 401: 1 },
+    requests: [{ url: "/ws/push", code: 200, count: 50 }],
+    request_duration: { bounds: BOUNDS, counts: [10, 10, 0, 0], sum: 1 },
+    answers: { answered: 0, timeout: 0 },
+    queue: { kind: "local", ready: true },
+    ...more,
+  };
+}
+
+test("a sample is sums of workers, and rates by the node's own clock", () => {
+  const now = snapshot({
+    ts: 12_000,
+    workers: [
+      worker({ deliveries: 400, drops: { slow_consumer: 3, ttl: 0 }, connects: 12 }),
+      worker({ connections: 7, closes: { peer: 5, gone: 4 } }),
+    ],
+    handshakes: { 101: 22, 401: 1, 503: 6 },
+    requests: [
+      { url: "/ws/push", code: 200, count: 70 },
+      { url: "/ws/push", code: 401, count: 2 },
+      { url: "/readyz", code: 200, count: 1 },
+    ],
+    answers: { answered: 8, timeout: 0 },
+  });
+  const values = sample(now, snapshot(), snapshot());
+  const { connections, outbox_bytes, deliveries, connects, closes, refused, requests } = values;
+  assert.deepEqual(
+    { connections, outbox_bytes, deliveries, connects, closes, refused, requests },
+    {
+      connections: 12,
+      outbox_bytes: 128,
+      deliveries: 150,
+      connects: 1,
+      closes: 2,
+      refused: 3,
+      requests: 11.5,
+    },
+  );
+  assert.equal(values["status.200"], 10.5);
+  assert.equal(values["status.401"], 1);
+  assert.equal(values["url./ws/push.200"], 10);
+  assert.equal(values["drop.slow_consumer"], 1.5);
+  assert.equal(values.drops, 1.5);
+  assert.equal(values["answer.answered"], 4);
+  assert.equal(values["worker.0.deliveries"], 150);
+  assert.equal(values["worker.1.deliveries"], 0);
+  // Nothing is known of what the node does not tell.
+  for (const name of ["worker.0.busy", "delivery.p99", "pending_bytes", "queue.received"]) {
+    assert.ok(!(name in values), name);
+  }
+});
+
+test("there is no rate across a restart, without time, or at the start", () => {
+  const now = snapshot({ ts: 12_000 });
+  for (const before of [undefined, snapshot({ epoch: 2 }), snapshot({ ts: 12_000 })]) {
+    const values = sample(now, before, before);
+    assert.equal(values.deliveries, null);
+    assert.equal(values.drops, null);
+    assert.equal(values["request.p99"], null);
+    assert.equal(values.connections, 10);
+  }
+});
+
+test("what a newer node tells is shown", () => {
+  const queue = { received: 1, published: 0, refused: 0, unknown: 0, missed: 0, worker_full: 0 };
+  const delivery_latency = { bounds: BOUNDS, counts: [0, 0, 0, 0] };
+  const before = snapshot({
+    workers: [worker({ busy_us: 1e6 })],
+    queue: { ...queue, pending_bytes: 9 },
+    delivery_latency,
+  });
+  const now = snapshot({
+    ts: 11_000,
+    workers: [worker({ busy_us: 1.25e6 })],
+    queue: { ...queue, received: 4, worker_full: 2, pending_bytes: 8 },
+    delivery_latency: { bounds: BOUNDS, counts: [0, 100, 0, 0] },
+  });
+  const values = sample(now, before, before);
+  assert.equal(values["worker.0.busy"], 0.25);
+  assert.equal(values["queue.received"], 3);
+  assert.equal(values.pending_bytes, 8);
+  assert.equal(values.drops, 2);
+  assert.equal(units.seconds(values["delivery.p50"]), "5.5 ms");
+});
+
+test("percentiles from buckets, as Prometheus reckons them", () => {
+  assert.equal(quantile(0.5, BOUNDS, [10, 0, 0, 0]), 0.0005);
+  assert.equal(quantile(0.5, BOUNDS, [10, 10, 0, 0]), 0.001);
+  assert.ok(Math.abs(quantile(0.95, BOUNDS, [50, 0, 50, 0]) - 0.091) < 1e-12);
+  assert.equal(quantile(1, BOUNDS, [1, 2, 3, 0]), 0.1);
+  // Above the last bound nothing else is known.
+  assert.equal(quantile(0.99, BOUNDS, [1, 0, 0, 99]), 0.1);
+  assert.equal(quantile(0.5, BOUNDS, [0, 0, 0, 0]), null);
+  assert.equal(quantile(0.5, BOUNDS, []), null);
+});
+
+// Words.
+
+test("numbers with three digits that count, and their units", () => {
+  assert.deepEqual(
+    [0, 7, 1234, 99_999, 123_456, 1_234_567].map(units.count),
+    ["0", "7", "1,234", "99,999", "123k", "1.23M"],
+  );
+  assert.deepEqual(
+    [0, 0.25, 12.34, 999.4, 999.6, 1000, 2.5e9].map(units.rate),
+    ["0/s", "0.25/s", "12.3/s", "999/s", "1k/s", "1k/s", "2.5G/s"],
+  );
+  assert.deepEqual(
+    [0.00005, 0.000999, 0.0009999, 0.0123, 1.5, 10].map(units.seconds),
+    ["50 µs", "999 µs", "1 ms", "12.3 ms", "1.5 s", "10 s"],
+  );
+  const bytes = [0, 1023, 1536, 5 << 20].map(units.bytes);
+  assert.deepEqual(bytes, ["0 B", "1023 B", "1.5 KiB", "5 MiB"]);
+  assert.deepEqual([0, 0.456, 1].map(units.share), ["0%", "45.6%", "100%"]);
+  for (const write of Object.values(units)) {
+    assert.deepEqual([null, undefined].map(write), ["–", "–"]);
+  }
+});
+
+test("times that have passed", () => {
+  assert.deepEqual(
+    [0, 999, 61_000, 3_600_000, 93_784_000].map(duration),
+    ["0 s", "0 s", "1 min 1 s", "1 h", "1 d 2 h"],
+  );
+  assert.match(clock(0), /^\d\d:\d\d:\d\d$/);
+});
+
+test("axes have two to five marks, and reach above everything", () => {
+  assert.deepEqual(linearMarks(7), [0, 2, 4, 6, 8]);
+  assert.deepEqual(linearMarks(0), [0, 1]);
+  assert.deepEqual(linearMarks(2, { least: 1 }), [0, 1, 2]);
+  assert.deepEqual(linearMarks(0, { isBinary: true, least: 256 }), [0, 256]);
+  assert.deepEqual(linearMarks(5000, { isBinary: true }), [0, 2048, 4096, 6144]);
+  for (let max = 0.013; max < 1e7; max *= 1.37) {
+    const marks = linearMarks(max);
+    assert.ok(marks.length >= 2 && marks.length <= 5 && marks.at(-1) >= max, `${max}: ${marks}`);
+  }
+  assert.deepEqual(logMarks(0.00005, 0.03), [0.00001, 0.0001, 0.001, 0.01, 0.1]);
+  assert.deepEqual(logMarks(0.001, 0.001), [0.001, 0.01]);
+});
+
+// Frames.
+
+test("JSON with a line for every member, each token as it came", () => {
+  const text = '{"n":12345678901234567890,"e":1E2,"s":"a\\"{,}","l":[1,{"x":null}],"o":{},"a":[]}';
+  const lines = [
+    "{",
+    '  "n": 12345678901234567890,',
+    '  "e": 1E2,',
+    '  "s": "a\\"{,}",',
+    '  "l": [',
+    "    1,",
+    "    {",
+    '      "x": null',
+    "    }",
+    "  ],",
+    '  "o": {},',
+    '  "a": []',
+    "}",
+  ];
+  assert.equal(pretty(text), lines.join("\n"));
+  assert.equal(pretty(lines.join("\n")), lines.join("\n"));
+  for (const other of ['"text"', "1", "not {json", ""]) assert.equal(pretty(other), other);
+});
+
+test("what a frame is", () => {
+  assert.deepEqual(
+    ['{"type":"push"}', '{"type":"response","code":0}', "[1]", "null", "{"].map((text) => {
+      const { kind, isBad } = kindOf(text);
+      return [kind, isBad];
+    }),
+    [["push", false], ["response", true], ["JSON", false], ["JSON", false], ["not JSON", true]],
+  );
+  assert.equal(sizeOf("é👋"), 6);
+});
+
+test("members are written, and data goes out as it was typed", () => {
+  const text = jsonOf({ pid: "1", tags: ["a"], ttl_ms: 5 }, { data: '{ "n": 1.0 }' });
+  assert.equal(text, '{"pid":"1","tags":["a"],"ttl_ms":5,"data":{ "n": 1.0 }}');
+  assert.deepEqual(listOf(" a, b ,,c d,"), ["a", "b", "c d"]);
+  assert.deepEqual(listOf(" "), []);
+});
+
+test("a filter wants every word, and a direction", () => {
+  const frame = { direction: "in", from: "client alice", kind: "push", text: '{"n":"News"}' };
+  const shows = (words, direction = "all") => matches(frame, { words, direction });
+  assert.ok(shows([]) && shows(["alice", "news"]) && shows(["push"], "in"));
+  assert.ok(!shows(["bob"]) && !shows(["alice", "bob"]) && !shows([], "out"));
+});
+
+test("why a handshake was refused, by what the node counted meanwhile", () => {
+  const before = snapshot();
+  const after = snapshot({ handshakes: { 101: 25, 401: 2, 503: 1 } });
+  assert.deepEqual(refusals(before, after), [401, 503]);
+  assert.deepEqual(refusals(before, before), []);
+  assert.deepEqual(refusals(null, after), []);
+  assert.deepEqual(refusals(snapshot({ epoch: 2 }), after), []);
+  assert.match(whyRefused([401]), /^refused with 401: a bad or expired sign/);
+  assert.match(whyRefused([401, 503]), /401: .*; or 503: /);
+  assert.equal(whyRefused([]), "not reached");
+});
+
+test("every element that the scripts name is in the page", () => {
+  const page = readFileSync(new URL("index.html", folder), "utf8");
+  const scripts = ["live.js", "panels.js", "console.js"];
+  const all = scripts.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
+  const found = all.matchAll(/\b(?:byId|fields|on|say)\("([a-z-]+)"/g);
+  const named = new Set([...found].map(([, id]) => id));
+  assert.ok(named.size > 25, String(named.size));
+  for (const id of named) assert.ok(page.includes(`id="${id}"`), id);
+});

@@ -1,0 +1,239 @@
+"""Swagger UI as a person sees it: Chromium, a secret that is typed in, and a client that gets what
+is pushed from the page."""
+
+import gzip
+import json
+import os
+import re
+
+import pytest
+from browser import SLACK, Browser
+from harness import ROOT, Server, eventually
+
+TOKEN = "a-token-of-some-length"
+SECRET = "a secret that is not in any file"
+PUSH = "#operations-push-push "
+# Selects all, and deletes it.
+EMPTY = "\ue009a\ue000\ue003"
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory):
+    """One project that takes any page, and one that takes another page alone."""
+    file = tmp_path_factory.mktemp("projects") / "projects.toml"
+    project = '[[project]]\npid = "{}"\nsecrets = ["{}"]\n{}\n'
+    other = 'allowed_origins = ["https://app.example"]'
+    file.write_text(project.format("1", SECRET, "") + project.format("two", SECRET, other))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def server(projects):
+    server = Server("--workers", "1", "--projects", projects)
+    yield server
+    server.stop()
+
+
+def get(server, path, **options):
+    return server.request("GET", path, at=server.swagger, **options)
+
+
+# The files.
+
+
+def test_the_folder_leads_to_the_page(server):
+    for path, query in (("/swagger", ""), ("/swagger/", ""), ("/swagger/", "?token=x&a=1")):
+        answer = get(server, path + query)
+        assert answer.status == 302
+        assert answer.headers["Location"] == f"/swagger/index.html{query}"
+
+
+def test_every_link_of_the_page_is_served_from_the_node(server):
+    page = get(server, "/swagger/index.html?token=a&b=%22")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = page.headers["Content-Security-Policy"]
+    host, port = server.http
+    assert f"connect-src 'self' http://{host}:{port};" in policy and "unsafe-eval" not in policy
+    links = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page.text)
+    assert len(links) > 8
+    for link in links:
+        path, query = link.split("?")
+        assert query == "token=a&amp;b=%22", link
+        path = f"/swagger/{path}".replace("/swagger/../", "/")
+        answer = get(server, path)
+        assert answer.status == 200 and len(answer.body) > 50, path
+        assert answer.headers["Content-Type"].split("/")[0] in ("text", "application")
+    assert get(server, "/swagger/nothing").status == 404
+    assert get(server, "/swagger/../index.html").status == 404
+
+
+def test_swagger_ui_is_the_version_that_make_brings(server):
+    with open(os.path.join(ROOT, "Makefile"), encoding="utf-8") as file:
+        version = re.search(r"^SWAGGER_UI := (\S+)$", file.read(), re.MULTILINE)[1]
+    bundle = get(server, "/swagger/swagger-ui-bundle.js")
+    assert bundle.headers["Content-Encoding"] == "gzip"
+    assert f'PACKAGE_VERSION:"{version}"' in gzip.decompress(bundle.body).decode()
+    assert "SmartBear" in get(server, "/swagger/NOTICE").text
+
+
+# The page.
+
+
+class Page(Browser):
+    """Somebody at the page, with the push unfolded."""
+
+    def __init__(self, url, *switches):
+        super().__init__("--window-size=1200,1400", *switches)
+        try:
+            self.visit(url)
+        except BaseException:
+            self.stop()
+            raise
+
+    def visit(self, url):
+        self.open("about:blank")
+        self.open(f"{url}#/push/push")
+        unfolded = lambda: self.texts(PUSH + ".execute")
+        eventually(unfolded, "the form of a push", SLACK)
+
+    def choose(self, content_type):
+        """As a person would, in the list of content types."""
+        self.click(f'{PUSH}select.content-type option[value="{content_type}"]')
+        self.body = f"{PUSH}.opblock-section-request-body"
+
+    def fill(self, selector, text):
+        """Types, and waits until Swagger UI has taken it: it lets a moment pass."""
+        self.type(selector, EMPTY + text)
+        self.run("document.activeElement.blur()")
+        shown = "return document.querySelector(arguments[0]).value"
+        eventually(lambda: self.run(shown, selector) == text, f"{text!r} in the field", SLACK)
+
+    def press(self, selector):
+        """What unfolds above a button moves it: then it is tried again."""
+
+        def pressed():
+            try:
+                self.click(selector)
+            except AssertionError as error:
+                assert "intercepted" in str(error)
+                return False
+            return True
+
+        eventually(pressed, f"a press of {selector}", SLACK)
+
+    def execute(self):
+        """Sends the request: the status and the body that the page shows."""
+        with_answer = PUSH + ".live-responses-table "
+        clear = PUSH + ".btn-clear"
+        if self.texts(clear):
+            self.press(clear)
+        eventually(lambda: not self.texts(with_answer), "no answer", SLACK)
+        self.press(PUSH + ".execute")
+        status = lambda: self.texts(with_answer + "tbody .response-col_status")
+        [shown] = eventually(status, "an answer", SLACK)
+        body = self.texts(with_answer + ".response-col_description .microlight")
+        return shown.split()[0], json.loads(body[0]) if body else None
+
+
+@pytest.fixture(scope="module")
+def page(server):
+    page = Page(f"http://localhost:{server.swagger[1]}/swagger/index.html")
+    page.url = f"http://localhost:{server.swagger[1]}/swagger/index.html"
+    yield page
+    page.stop()
+
+
+def test_a_push_from_the_page_arrives(server, page):
+    page.visit(page.url)
+    assert page.execute() == ("401", {"code": 0, "msg": "bad sign"})
+    assert page.texts("#signing-state") == ["No secret: the request left without a sign."]
+    page.type("#secret", SECRET)
+    with server.client("alice", secret=SECRET) as client:
+        status, answer = page.execute()
+        assert (status, answer["code"], list(answer)) == ("200", 1, ["code", "msg", "id"])
+        push = client.json()
+        assert push == {"type": "push", "id": answer["id"], "data": {"hello": "world"}}
+
+        # A form begins as its example.
+        page.choose("application/x-www-form-urlencoded")
+        page.fill(f'{PUSH}tr[data-property-name="data"] input', "Grüße, 艾莉丝 + 'alle'~")
+        assert page.execute()[0] == "200"
+        assert json.loads(client.pushed()) == "Grüße, 艾莉丝 + 'alle'~"
+    [request] = page.texts(PUSH + ".curl")
+    assert SECRET not in request and "devices" not in request
+    kept = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+    assert page.run(kept) == '[{},{},""]'
+    assert page.complaints() == []
+
+
+def test_a_query_from_the_page_arrives(server, page):
+    page.visit(page.url)
+    page.type("#secret", SECRET)
+    page.fill(f"{PUSH}.body-param textarea", "")
+    for name, value in (("pid", "1"), ("uids", "alice"), ("data", "a b+c&d")):
+        page.fill(f'{PUSH}tr[data-param-name="{name}"] input', value)
+    with server.client("alice", secret=SECRET) as client, server.client("bob", secret=SECRET) as other:
+        assert page.execute()[0] == "200"
+        assert json.loads(client.pushed()) == "a b+c&d"
+        server.push("for all", secret=SECRET)
+        assert other.pushed() == '"for all"'
+
+
+def test_the_node_refuses_and_the_page_shows_why(page):
+    page.visit(page.url)
+    page.type("#secret", "another")
+    assert page.execute() == ("401", {"code": 0, "msg": "bad sign"})
+
+
+def test_a_project_that_names_its_origins_must_name_the_page(server, page):
+    page.visit(page.url)
+    page.type("#secret", SECRET)
+    page.fill(f"{PUSH}.body-param textarea", '{"pid":"two","uids":["alice"],"data":1}')
+    status, _ = page.execute()
+    assert status == "Undocumented"
+    assert "Failed to fetch" in page.texts(PUSH + ".live-responses-table")[0]
+
+
+def test_light_and_dark(page):
+    page.visit(page.url)
+    color = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    seen = {}
+    for scheme in ("light", "dark"):
+        page.prefer(scheme)
+        look = lambda: [
+            page.run(color, selector, what)
+            for selector, what in (("body", "backgroundColor"), (".title", "color"))
+        ]
+        eventually(lambda: look() not in seen.values(), scheme, SLACK)
+        seen[scheme] = look()
+    brightness = lambda rgb: sum(map(int, re.findall(r"\d+", rgb)[:3]))
+    for scheme, [ground, title] in seen.items():
+        assert (brightness(ground) > brightness(title)) == (scheme == "light"), seen
+
+
+def test_behind_a_token_far_from_localhost_in_prod(projects):
+    """Where browsers have no HMAC, every file needs the token, and every request an exp."""
+    server = Server(
+        "--workers", "1", "--env", "prod", "--projects", projects, "--ops_bind", "127.0.0.2",
+        env={"WS_CLUSTER_OPS_TOKEN": TOKEN},
+    )
+    url = f"http://node.example:{server.swagger[1]}/swagger/index.html?token={TOKEN}"
+    # The ops ports have an address of their own; the name leads to both.
+    rules = f"MAP node.example:{server.swagger[1]} 127.0.0.2, MAP node.example 127.0.0.1"
+    try:
+        page = Page(url, f"--host-resolver-rules={rules}")
+        try:
+            assert page.run("return [isSecureContext, typeof crypto.subtle]") == [False, "undefined"]
+            assert "can be read on its way" in page.texts("#signing-state")[0]
+            page.type("#secret", SECRET)
+            status, answer = page.execute()
+            assert status == "401" and "exp" in answer["msg"]
+            page.click("#exp")
+            with server.client("alice", secret=SECRET, exp="9999999999") as client:
+                assert page.execute()[0] == "200"
+                assert json.loads(client.pushed()) == {"hello": "world"}
+            assert page.complaints() == []
+        finally:
+            page.stop()
+    finally:
+        server.stop()
