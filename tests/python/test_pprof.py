@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 
 import harness
 import pytest
+from browser import Browser
 from harness import PATIENCE, Raw, Server, eventually
 
 PERIOD_NS = 1_000_000_000 // 199
@@ -206,6 +207,39 @@ def test_a_flame_graph_is_one_drawing_that_needs_nothing_else(start):
     assert answer.text.count("://") == 1, "the name of SVG's own space"
     assert "url(" not in answer.text and "src=" not in answer.text
     assert "prefers-color-scheme: dark" in answer.text
+
+
+WIDTHS = """
+const frames = [...document.querySelectorAll(".frame")];
+if (arguments.length) frames[arguments[0]].dispatchEvent(new Event("click"));
+return frames.map((frame) => parseFloat(frame.querySelector("rect").getAttribute("width")));
+"""
+
+
+def test_a_flame_graph_is_enlarged_and_searched_in_a_browser(start):
+    if shutil.which("chromedriver") is None:
+        pytest.skip("chromium is not installed")
+    server = start()
+    clients = clients_of(server, 5)
+    url = "http://%s:%d/debug/pprof/flamegraph?seconds=1" % server.pprof
+    browser = Browser()
+    try:
+        with load(server, clients):
+            needs_rights(get(server, "/debug/pprof/flamegraph?seconds=1"))
+            browser.open(url)
+        before = browser.run(WIDTHS)
+        narrow = next(index for index, width in enumerate(before) if width < before[0] / 2)
+        assert browser.run(WIDTHS, narrow)[narrow] == pytest.approx(before[0])
+        browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+        assert browser.run(WIDTHS) == pytest.approx(before)
+        browser.run("window.prompt = () => 'ws_cluster::node'")
+        browser.run("document.getElementById('search').dispatchEvent(new Event('click'))")
+        share = browser.run("return document.getElementById('result').textContent")
+        assert 0 < float(share.removesuffix(" % of the time")) <= 100
+        assert browser.run("return document.querySelectorAll('.found').length") > 0
+        assert browser.complaints() == []
+    finally:
+        browser.stop()
 
 
 def test_one_profile_at_a_time_and_scrapes_go_on(start):
