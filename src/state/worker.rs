@@ -450,14 +450,21 @@ impl Worker {
     /// Ends the open batch and lays it out for sending. `sealed` must be finished.
     pub fn seal(&mut self, sealed: &mut Sealed) {
         sealed.seal(&mut self.open);
+        let mut over_limit: Vec<u32> = Vec::new();
         for index in 0..sealed.len() {
             let slot = sealed.slot(index);
             let connection = &mut self.connections[slot as usize];
             connection.dirty = NONE;
             if connection.outbox.is_some() || sealed.is_for_outbox(index) {
                 sealed.redirect_to_outbox(index);
-                self.put_rest_in_outbox(sealed, index, 0, false);
+                if !self.put_rest_in_outbox(sealed, index, 0, false) {
+                    over_limit.push(slot);
+                }
             }
+        }
+        // Business servers are told of it, behind all that this batch holds for them.
+        for slot in over_limit {
+            self.close(slot, CloseCause::SlowConsumer);
         }
     }
 
@@ -465,8 +472,8 @@ impl Worker {
     pub fn handle_sent(&mut self, sealed: &Sealed, index: usize, written: usize, whole: bool) {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
-        } else {
-            self.put_rest_in_outbox(sealed, index, written, true);
+        } else if !self.put_rest_in_outbox(sealed, index, written, true) {
+            self.close(sealed.slot(index), CloseCause::SlowConsumer);
         }
     }
 
