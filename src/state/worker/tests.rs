@@ -342,6 +342,28 @@ fn frames_that_only_outboxes_got_are_flushed_away() {
     assert!(rig.closed.is_empty());
 }
 
+/// The event came after the answer that closed it, when its device was known to nobody any more:
+/// the worker panicked.
+#[test]
+fn a_client_that_its_own_answers_close_as_slow_is_told_of_in_order() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let server = rig.serve();
+    let slow = rig.connect("slow");
+    rig.room = 10;
+    rig.push("slow", 1_000, 0);
+    rig.flush();
+    for number in 0..100 {
+        let text = format!(r#"{{"type":"subscribe","tags":"a tag with the number {number}"}}"#);
+        if !rig.worker.handle_frame(slow, Message::Text(text.as_bytes()), NOW_MS) {
+            break;
+        }
+    }
+    assert!(!rig.worker.is_open(slow));
+    let types = rig.types_to(server);
+    let Some((last, subscribes)) = types.split_last() else { panic!("nothing is told") };
+    assert!(last == "disconnect" && subscribes.iter().all(|kind| kind == "subscribe"), "{types:?}");
+}
+
 /// A batch that closed somebody while it was laid out owed that to others as if it was open: the
 /// worker panicked.
 #[test]
