@@ -583,6 +583,21 @@ fn whoever_missed_a_change_asks_for_everything() {
     assert!(said.iter().any(|word| Member::decode(word).unwrap().is_whole));
 }
 
+/// What a link that broke had taken may come after the words of the next one. Business servers
+/// that came meanwhile were gone until the next second, and so were their requests.
+#[test]
+fn a_word_that_was_overtaken_takes_nothing_back() {
+    let mut setting = Setting::ready(1);
+    let (before, after) = (here(&[5]), here(&[5, 6]));
+    say(&mut setting, 1, 2, |word| (word.is_whole, word.here) = (true, Servers(&after)));
+    notices(&mut setting);
+    published(&mut setting, b"");
+    say(&mut setting, 1, 1, |word| (word.is_whole, word.here) = (true, Servers(&before)));
+    say(&mut setting, 1, 1, |_| {});
+    assert_eq!(notices(&mut setting), [""; 0]);
+    assert_eq!(published(&mut setting, b"x:node:9").len(), 0, "nothing is asked");
+}
+
 #[test]
 fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     let mut setting = Setting::ready(1);
