@@ -263,8 +263,9 @@ impl Core {
     }
 
     fn tell_broker(&self, redis: &RedisQueue, ask: Ask) {
-        // Events wait for it at the broker.
-        if let Ask::Relay(relay @ Relay { to: To::Holder { .. }, .. }) = &ask
+        // Events wait for it at the broker, and what stays on this node does not need it.
+        if let Ask::Relay(relay @ Relay { to: To::Holder { cid, .. }, .. }) = &ask
+            && SnowflakeClock::node_of(cid.0) != self.shared.settings.node
             && self.shared.queue.is_down()
         {
             return self.engine.borrow_mut().worker.handle_unsent(relay);
