@@ -150,7 +150,7 @@ impl Worker {
     /// An answer came. It counts only from the connection that was asked.
     pub(super) fn handle_response(&mut self, response: &Response<'_>, now_ms: u64) {
         let id = response.id;
-        let Some(waiting) = self.requests.waiting.get_mut(&id) else {
+        let Some(waiting) = self.requests.waiting.get(&id) else {
             return self.config.counters.count_lost_answer(LostAnswer::Late);
         };
         if waiting.server != response.server {
@@ -162,14 +162,17 @@ impl Worker {
                     message::write_response(out, echo, data);
                 });
             }
-            Answer::Unwritten if !waiting.was_retried && self.ask_another(id, now_ms) => {}
+            Answer::Unwritten | Answer::Full if self.ask_another(id, now_ms) => {}
             Answer::Gone | Answer::Unwritten => self.refuse_request(id, "server gone"),
+            Answer::Full => self.refuse_request(id, "too many requests wait"),
         }
     }
 
-    /// Returns whether there is another server, and the client to be answered is still there.
+    /// Returns whether there is another server, none but one was asked, and the client to be
+    /// answered is still there.
     fn ask_another(&mut self, id: MessageId, now_ms: u64) -> bool {
-        let Some(waiting) = self.requests.waiting.get_mut(&id) else { return false };
+        let waiting = self.requests.waiting.get_mut(&id).filter(|waiting| !waiting.was_retried);
+        let Some(waiting) = waiting else { return false };
         let Some(choice) = self.registry.choose(waiting.project, Some(waiting.server)) else {
             return false;
         };

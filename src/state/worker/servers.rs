@@ -191,12 +191,13 @@ impl Worker {
     fn handle_request(&mut self, request: &Request<'_>, now_ms: u64) {
         let Request { id, server, client, pid, uid, device, data } = *request;
         let Some((project, _)) = self.config.projects.find(pid) else { return };
-        let takes = |own: &&mut OwnServer| {
-            own.server.project == project && own.backlog_bytes + data.len() <= MAX_BACKLOG_BYTES
-        };
-        let Some(own) = self.own_servers.all.get_mut(&server).filter(takes) else {
+        let own = self.own_servers.all.get_mut(&server);
+        let Some(own) = own.filter(|own| own.server.project == project) else {
             return self.respond(project, id, client, server, Answer::Unwritten);
         };
+        if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES {
+            return self.respond(project, id, client, server, Answer::Full);
+        }
         if own.asked.insert(id, client).is_some() {
             return;
         }

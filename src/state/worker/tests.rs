@@ -364,6 +364,24 @@ fn a_client_that_its_own_answers_close_as_slow_is_told_of_in_order() {
     assert!(last == "disconnect" && subscribes.iter().all(|kind| kind == "subscribe"), "{types:?}");
 }
 
+/// A business server that is there, and does not read, was called gone.
+#[test]
+fn a_request_that_a_business_server_has_no_room_for_is_one_too_many() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let (server, client) = (rig.serve(), rig.connect("u"));
+    rig.room = 0;
+    let data = "x".repeat(60_000);
+    let text = format!(r#"{{"type":"request","data":"{data}"}}"#);
+    for _ in 0..20 {
+        rig.worker.handle_frame(client, Message::Text(text.as_bytes()), NOW_MS);
+        rig.flush();
+    }
+    assert!(rig.worker.is_open(server));
+    rig.room = usize::MAX;
+    let refusal = r#"{"type":"response","code":0,"msg":"too many requests wait"}"#;
+    assert_eq!(rig.text_to(client).matches(refusal).count(), 2, "1 is written, 17 wait");
+}
+
 /// A batch that closed somebody while it was laid out owed that to others as if it was open: the
 /// worker panicked.
 #[test]
