@@ -13,7 +13,7 @@ use super::wake::{Flag, Waiters, yield_now};
 use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::Drop as DropReason;
 use crate::state::idempotency::key_hash;
-use crate::state::wants::{Ask, Interest, Notice, Relay, To};
+use crate::state::wants::{Ask, Interest, Notice, Relay, To, Unsent};
 use crate::types::{MessageId, Routing, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
@@ -268,7 +268,7 @@ impl Core {
             && SnowflakeClock::node_of(cid.0) != self.shared.settings.node
             && self.shared.queue.is_down()
         {
-            return self.engine.borrow_mut().worker.handle_unsent(relay);
+            return self.engine.borrow_mut().worker.handle_unsent(relay, Unsent::Down);
         }
         match (&redis.broker, ask) {
             (BrokerAt::Here(driver), ask) => {
@@ -276,7 +276,7 @@ impl Core {
             }
             (BrokerAt::Thread(port), Ask::Relay(relay)) => {
                 if let Err(relay) = port.borrow_mut().relay(relay) {
-                    self.engine.borrow_mut().worker.handle_unsent(&relay);
+                    self.engine.borrow_mut().worker.handle_unsent(&relay, Unsent::Full);
                 }
             }
             (BrokerAt::Thread(port), ask) => port.borrow_mut().ask(ask),
@@ -309,7 +309,7 @@ impl Core {
         if mailbox.has_room(wanted) {
             mailbox.send(&Arc::from(relay.parcel), wanted);
         } else {
-            self.engine.borrow_mut().worker.handle_unsent(&relay);
+            self.engine.borrow_mut().worker.handle_unsent(&relay, Unsent::Full);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::state::connection::{Connection, Phase};
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
-use crate::state::wants::{Ask, Relay, To};
+use crate::state::wants::{Ask, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
@@ -187,11 +187,15 @@ impl Worker {
         true
     }
 
-    /// It could not be handed over: the queue is down, or full.
-    pub fn handle_unsent(&mut self, relay: &Relay) {
+    /// It could not be handed over.
+    pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent) {
         self.config.counters.parcels_unsent.add(1);
         if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
-            self.refuse_request(request.id, "the queue is down");
+            let msg = match why {
+                Unsent::Down => "the queue is down",
+                Unsent::Full => "too many requests wait",
+            };
+            self.refuse_request(request.id, msg);
         }
     }
 
