@@ -20,5 +20,6 @@ pub use batch::{CloseRequest, Outgoing, Sealed};
 pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use worker::{
-    Hearing, Identity, PushOutcome, Released, Role, ServerPush, Worker, WorkerConfig,
+    Hearing, Identity, PendingRequests, PushOutcome, Released, Role, ServerPush, Worker,
+    WorkerConfig,
 };

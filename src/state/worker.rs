@@ -108,6 +108,16 @@ pub struct PushOutcome {
     pub matched: u64,
 }
 
+/// Requests that are under way at a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PendingRequests {
+    /// Of its clients.
+    pub waiting: usize,
+    /// To its business servers: not answered, and not written.
+    pub asked: usize,
+    pub unwritten: usize,
+}
+
 /// A connection that has left the slab: what its socket still needs.
 #[derive(Debug)]
 pub struct Released {
@@ -553,6 +563,12 @@ impl Worker {
         self.connections.get(slot as usize).map(|connection| connection.cid)
     }
 
+    /// What is under way of requests. For the simulator and tests.
+    pub fn pending_requests(&self) -> PendingRequests {
+        let (asked, unwritten) = self.own_servers.pending();
+        PendingRequests { waiting: self.requests.len(), asked, unwritten }
+    }
+
     /// Panics unless directory and slab agree; reads everything. For the simulator and tests.
     pub fn check(&self) {
         let is_open = |connection: &Connection| connection.phase == Phase::Open;
@@ -560,6 +576,7 @@ impl Worker {
         self.directory.check(&self.connections, is_client);
         let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server);
         assert_eq!(servers.count(), self.own_servers.len());
+        self.own_servers.check(|slot| self.connections[slot as usize].outbox.is_none());
         self.requests.check();
         let owned = |c: &Connection| c.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
         let total: usize = self.connections.iter().map(|(_, connection)| owned(connection)).sum();

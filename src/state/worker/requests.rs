@@ -10,7 +10,7 @@ use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
 use slab::Slab;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
@@ -98,8 +98,12 @@ impl Requests {
         assert_eq!(of_clients as usize, self.waiting.len());
         let bytes: usize = self.waiting.values().map(|waiting| waiting.data.len()).sum();
         assert_eq!(bytes, self.bytes);
-        let ids: Vec<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();
+        let ids: BTreeSet<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();
         assert!(self.waiting.keys().all(|id| ids.contains(id)));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 }
 
