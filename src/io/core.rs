@@ -16,7 +16,7 @@ use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::{Counters, Drop as DropReason};
 use crate::state::idempotency::key_hash;
 use crate::state::projects::ProjectId;
-use crate::state::wants::{Ask, Interest, Notice, Relay, To};
+use crate::state::wants::{Ask, Interest, Notice, Relay, To, Unsent};
 use crate::types::{MessageId, Routing, SnowflakeClock};
 use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
@@ -445,11 +445,12 @@ impl Core {
     }
 
     fn tell_broker(&self, redis: &RedisQueue, ask: Ask) {
-        // Events wait for it at the broker.
-        if let Ask::Relay(relay @ Relay { to: To::Holder { .. }, .. }) = &ask
+        // Events wait for it at the broker, and what stays on this node does not need it.
+        if let Ask::Relay(relay @ Relay { to: To::Holder { cid, .. }, .. }) = &ask
+            && SnowflakeClock::node_of(cid.0) != self.shared.settings.node
             && self.shared.queue.is_down()
         {
-            return self.engine.borrow_mut().worker.handle_unsent(relay);
+            return self.engine.borrow_mut().worker.handle_unsent(relay, Unsent::Down);
         }
         match (&redis.broker, ask) {
             (BrokerAt::Here(driver), ask) => {
@@ -457,7 +458,7 @@ impl Core {
             }
             (BrokerAt::Thread(port), Ask::Relay(relay)) => {
                 if let Err(relay) = port.borrow_mut().relay(relay) {
-                    self.engine.borrow_mut().worker.handle_unsent(&relay);
+                    self.engine.borrow_mut().worker.handle_unsent(&relay, Unsent::Full);
                 }
             }
             (BrokerAt::Thread(port), ask) => port.borrow_mut().ask(ask),
@@ -490,7 +491,7 @@ impl Core {
         if mailbox.has_room(wanted) {
             mailbox.send(&Arc::from(relay.parcel), wanted);
         } else {
-            self.engine.borrow_mut().worker.handle_unsent(&relay);
+            self.engine.borrow_mut().worker.handle_unsent(&relay, Unsent::Full);
         }
     }
 

@@ -560,12 +560,21 @@ impl Broker {
         }
     }
 
-    /// A worker has a parcel for others. Events wait for a queue that is away: a business server
-    /// that misses one of them knows too little of its clients for good.
+    /// A worker has a parcel for another worker, here or elsewhere. Events wait for a queue that is
+    /// away: a business server that misses one of them knows too little of its clients for good.
     fn relay(&mut self, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
         let config = &self.config;
+        if let To::Holder { cid, .. } = to
+            && SnowflakeClock::node_of(cid.0) == config.node
+        {
+            // By way of Redis it would come after the word that its business server is gone.
+            let worker = SnowflakeClock::worker_of(cid.0, config.workers);
+            return if worker < config.workers {
+                sink.relay(1 << worker, parcel)
+            };
+        }
         let pid = config.projects.get(*project).map_or("", |project| &*project.pid);
         let mut publication = std::mem::take(&mut self.relayed);
         publication.clear();

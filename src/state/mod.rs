@@ -20,5 +20,6 @@ pub use batch::{CloseRequest, Outgoing, Sealed};
 pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use worker::{
-    Hearing, Identity, Note, PushOutcome, Released, Role, ServerPush, Worker, WorkerConfig,
+    Hearing, Identity, Note, PendingRequests, PushOutcome, Released, Role, ServerPush, Worker,
+    WorkerConfig,
 };

@@ -26,6 +26,14 @@ impl Loads {
         all.insert(cid, Arc::downgrade(&load));
         load
     }
+
+    /// Requests in flight to each business server that somebody counts. For the simulator and
+    /// tests.
+    pub fn in_flight(&self) -> BTreeMap<Cid, u32> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = all.iter().filter_map(|(&cid, load)| Some((cid, load.upgrade()?)));
+        counted.map(|(cid, load)| (cid, load.load(Relaxed))).collect()
+    }
 }
 
 /// How far a business server is from a worker.

@@ -62,6 +62,15 @@ pub struct Relay {
     pub parcel: Vec<u8>,
 }
 
+/// Why a parcel could not be handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsent {
+    /// The queue is down.
+    Down,
+    /// There was no room on the way to it, or to another worker.
+    Full,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum To {
     /// The worker, of whichever node, that holds this connection.

@@ -109,6 +109,16 @@ pub struct PushOutcome {
     pub matched: u64,
 }
 
+/// Requests that are under way at a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PendingRequests {
+    /// Of its clients.
+    pub waiting: usize,
+    /// To its business servers: not answered, and not written.
+    pub asked: usize,
+    pub unwritten: usize,
+}
+
 /// A connection that has left the slab: what its socket still needs.
 #[derive(Debug)]
 pub struct Released {
@@ -454,14 +464,21 @@ impl Worker {
     /// Ends the open batch and lays it out for sending. `sealed` must be finished.
     pub fn seal(&mut self, sealed: &mut Sealed) {
         sealed.seal(&mut self.open);
+        let mut over_limit: Vec<u32> = Vec::new();
         for index in 0..sealed.len() {
             let slot = sealed.slot(index);
             let connection = &mut self.connections[slot as usize];
             connection.dirty = NONE;
             if connection.outbox.is_some() || sealed.is_for_outbox(index) {
                 sealed.redirect_to_outbox(index);
-                self.put_rest_in_outbox(sealed, index, 0, false);
+                if !self.put_rest_in_outbox(sealed, index, 0, false) {
+                    over_limit.push(slot);
+                }
             }
+        }
+        // Business servers are told of it, behind all that this batch holds for them.
+        for slot in over_limit {
+            self.close(slot, CloseCause::SlowConsumer);
         }
     }
 
@@ -469,8 +486,8 @@ impl Worker {
     pub fn handle_sent(&mut self, sealed: &Sealed, index: usize, written: usize, whole: bool) {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
-        } else {
-            self.put_rest_in_outbox(sealed, index, written, true);
+        } else if !self.put_rest_in_outbox(sealed, index, written, true) {
+            self.close(sealed.slot(index), CloseCause::SlowConsumer);
         }
     }
 
@@ -550,6 +567,12 @@ impl Worker {
         self.connections.get(slot as usize).map(|connection| connection.cid)
     }
 
+    /// What is under way of requests. For the simulator and tests.
+    pub fn pending_requests(&self) -> PendingRequests {
+        let (asked, unwritten) = self.own_servers.pending();
+        PendingRequests { waiting: self.requests.len(), asked, unwritten }
+    }
+
     /// Panics unless directory and slab agree; reads everything. For the simulator and tests.
     pub fn check(&self) {
         let is_open = |connection: &Connection| connection.phase == Phase::Open;
@@ -557,6 +580,7 @@ impl Worker {
         self.directory.check(&self.connections, is_client);
         let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server);
         assert_eq!(servers.count(), self.own_servers.len());
+        self.own_servers.check(|slot| self.connections[slot as usize].outbox.is_none());
         self.requests.check();
         let owned = |c: &Connection| c.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
         let total: usize = self.connections.iter().map(|(_, connection)| owned(connection)).sum();

@@ -62,9 +62,10 @@ pub enum Answer<'a> {
     Data(&'a [u8]),
     /// Its connection ended; the request was written to it.
     Gone,
-    /// Its connection ended, or has no room, and the request was not written: another one may be
-    /// asked.
+    /// Its connection ended, and the request was not written: another one may be asked.
     Unwritten,
+    /// It has no room for the request: likewise.
+    Full,
 }
 
 /// What happened to clients of a project, in order: see [`EventList`].
@@ -126,6 +127,7 @@ impl Response<'_> {
             Answer::Data(data) => (0, data),
             Answer::Gone => (1, &[][..]),
             Answer::Unwritten => (2, &[][..]),
+            Answer::Full => (3, &[][..]),
         };
         put_field(out, FIELD_STATUS, &[status]);
         put_data(out, start, data);
@@ -204,6 +206,7 @@ impl<'a> Parcel<'a> {
                     Some(0) => Answer::Data(utf8(data).map_err(|_| missing)?),
                     Some(1) => Answer::Gone,
                     Some(2) => Answer::Unwritten,
+                    Some(3) => Answer::Full,
                     _ => return Err(missing),
                 },
             }),
@@ -259,7 +262,7 @@ mod tests {
         let bytes = encoded(|out| request().encode(SENDER, out));
         assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Request(request())));
         assert_eq!(addressee(&bytes), Ok(Cid(2)));
-        for answer in [Answer::Data(b"null"), Answer::Gone, Answer::Unwritten] {
+        for answer in [Answer::Data(b"null"), Answer::Gone, Answer::Unwritten, Answer::Full] {
             let bytes = encoded(|out| response(answer).encode(SENDER, out));
             assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Response(response(answer))));
             assert_eq!(addressee(&bytes), Ok(Cid(3)));

@@ -21,14 +21,17 @@ pub enum Owed {
     Pong(Vec<u8>),
 }
 
-/// One client's view of its connection.
+/// One client's, or business server's, view of its connection.
 #[derive(Debug)]
 pub struct Receiver {
     cid: u64,
     pub pid: &'static str,
     node: u16,
+    is_server: bool,
     bytes: Vec<u8>,
     pub owed: VecDeque<Owed>,
+    /// Texts that others judge: answers to requests, and all that a business server gets.
+    pub texts: Vec<String>,
     /// Pushes that arrived whole.
     pub pushes: u64,
     /// The tags of the last answer or of the connect: what the client may rely on.
@@ -49,8 +52,10 @@ impl Receiver {
             cid,
             pid,
             node,
+            is_server: false,
             bytes: Vec::new(),
             owed: VecDeque::from([Owed::Welcome]),
+            texts: Vec::new(),
             pushes: 0,
             tags: None,
             close_code: None,
@@ -59,6 +64,11 @@ impl Receiver {
             last_of_pusher: BTreeMap::new(),
             begun_ms: 0,
         }
+    }
+
+    pub fn of_server(cid: u64, pid: &'static str, node: u16) -> Self {
+        let owed = VecDeque::new();
+        Self { is_server: true, owed, ..Self::new(cid, pid, node) }
     }
 
     /// `bytes` arrived; `connect_tags` are those that it connected with.
@@ -126,14 +136,18 @@ impl Receiver {
     }
 
     fn take_text(&mut self, payload: &[u8], connect_tags: &[String], now_ms: u64) {
-        let json: Value = serde_json::from_slice(payload).unwrap();
+        let text = std::str::from_utf8(payload).unwrap();
+        if self.is_server || text.starts_with(r#"{"type":"response","#) {
+            assert!(self.is_server || self.tags.is_some(), "an answer before the welcome");
+            return self.texts.push(text.into());
+        }
+        let json: Value = serde_json::from_str(text).unwrap();
         let kind = json["type"].as_str().unwrap();
         let id: Option<u64> =
             (kind == "push").then(|| json["id"].as_str().unwrap().parse().unwrap());
         match self.next_owed(id, now_ms) {
             Some(Owed::Push(push)) => {
                 assert_eq!(Some(push.id), id, "client {}: not the push that was due", self.cid);
-                let text = std::str::from_utf8(payload).unwrap();
                 let expected =
                     format!(r#"{{"type":"push","id":"{}","data":{}}}"#, push.id, push.data);
                 assert!(text == expected, "the data is not what was pushed");

@@ -1,6 +1,7 @@
 //! The second simulation: nodes on one Redis. Brokers and workers are the shipping ones; Redis, the
 //! links, the threads' queues, the clients and the pushers are simulated, and so are their faults:
-//! links that break or fall silent, a Redis that stops, dies or refuses, nodes that die.
+//! links that break or fall silent, a Redis that stops, dies or refuses, nodes that die or are told
+//! to end. What business servers must get is in `business`, and whether they get it in `dues`.
 //!
 //! What holds, whatever happens:
 //! 1. a client gets a push at most once, and of pushes with one key within five minutes one;
@@ -16,35 +17,50 @@
 //! 6. who waits for a subscription is answered, at the latest when the loss of the link is noticed;
 //! 7. links are not given up for nothing, a silent one is given up within two seconds, and after
 //!    the last fault all nodes are ready soon;
-//! 8. nothing stays behind of clients that have left, nor of pushes that were answered.
+//! 8. nothing stays behind of clients that have left, of pushes or requests that were answered;
+//! 9. nodes know of each other and of the business servers there, soon, and no node is lost that
+//!    is well (see `members`);
+//! 10. what happens to a client is told to the business servers elsewhere that its worker knows,
+//!     unless something happened to their node's links, or Redis refused it (see `dues`); and is
+//!     not published where nobody elsewhere wants to hear it;
+//! 11. a request is refused only if something stood in its way (see `dues`).
 
 mod core;
+mod dues;
 mod gaps;
+mod members;
 mod node;
+mod pushing;
 mod redis;
+mod servers;
 mod truth;
 
+use super::business::Business;
+use super::business::events::Life;
 use super::checks::{Owed, Receiver};
 use super::model::{Model, Person, Push};
 use super::rng::Rng;
 use super::{Simulation, numbered_log};
+use dues::Due;
 use gaps::Missed;
 use node::Node;
+use pushing::Pusher;
 use redis::Redis;
-use std::collections::VecDeque;
-use std::rc::Rc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use truth::{Certain, Record, Truth};
+use truth::Truth;
+use ws_cluster::state::PendingRequests;
 use ws_cluster::state::broker::Credentials;
+use ws_cluster::state::counters::LostAnswer;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
-use ws_cluster::types::{MessageId, NodeId, Routing};
-use ws_cluster::wire::envelope::Envelope;
+use ws_cluster::types::{NodeId, Routing};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
 
 pub const LONGEST_STEP_MS: u64 = 60;
 const MAX_TAGS: usize = 6;
 const MAX_CLIENTS: usize = 12;
+const MAX_SERVERS: usize = 4;
 const PIDS: [&str; 2] = ["shop", "game"];
 const UIDS: [&str; 6] = ["u0", "u1", "u 2", "ü3", "u:4", "a user whose name is not short"];
 const TAGS: [&str; 5] = ["t0", "t1", "t2", "t\"3", "u0"];
@@ -66,6 +82,10 @@ pub struct Setup {
     workers: Vec<usize>,
     /// One fault in so many steps; 0: none.
     calm_steps: usize,
+    request_timeout_ms: u64,
+    server_outbox_bytes: usize,
+    /// Some clients ask more than can be kept.
+    has_floods: bool,
 }
 
 /// Until when a link may be given up though nothing broke.
@@ -94,28 +114,32 @@ pub struct World {
     setup: Setup,
     redis: Redis,
     truth: Truth,
+    business: Business,
+    /// Requests whose answers have come to their clients, to be judged.
+    answered: Vec<usize>,
     excuses: Excuses,
+    /// When Redis last was away, stopped or refused something; when it last refused.
+    trouble_ms: u64,
+    refused_ms: u64,
     log: Log,
-}
-
-/// A backend with one connection to a worker of some node.
-struct Pusher {
-    number: usize,
-    node: usize,
-    worker: usize,
-    epoch: u64,
-    /// Does not wait for the outcome of one push before the next.
-    is_pipelining: bool,
-    last: Option<u64>,
 }
 
 pub struct Cluster {
     world: World,
     /// `None`: dead until then.
     nodes: Vec<Result<Node, u64>>,
+    /// When each node died last.
+    died_ms: BTreeMap<usize, u64>,
+    /// Lives of nodes that were told to end: when they were over, and whether they have said all.
+    departures: BTreeMap<(usize, u64), (u64, bool)>,
     pushers: Vec<Pusher>,
+    server_pushers: BTreeMap<u64, usize>,
     next_pusher: usize,
     pushed: u64,
+    dues: Vec<Due>,
+    /// Refusals of requests that were looked at closely.
+    judged: u64,
+    is_ending: bool,
     stalled_since_ms: Option<u64>,
     redis_down_until_ms: u64,
     refusing_until_ms: u64,
@@ -147,6 +171,9 @@ impl Simulation for Cluster {
             credentials: Credentials { url },
             workers: (0..2 + rng.below(2)).map(|_| 1 + rng.below(3)).collect(),
             calm_steps: *rng.pick(&[0, 60, 150, 150, 400]),
+            request_timeout_ms: *rng.pick(&[400, 2_500, 10_000]),
+            has_floods: rng.chance(10),
+            server_outbox_bytes: *rng.pick(&[2_000, 1 << 20, 1 << 20]),
         };
         let redis = Redis::new(rng.chance(70), password);
         let mut world = World {
@@ -155,9 +182,14 @@ impl Simulation for Cluster {
             setup,
             redis,
             truth: Truth::default(),
+            business: Business::default(),
+            answered: Vec::new(),
             excuses: Excuses::default(),
+            trouble_ms: 0,
+            refused_ms: 0,
             log: Log { now_ms, ..Log::default() },
         };
+        world.business.requests.timeout_ms = world.setup.request_timeout_ms;
         let workers = world.setup.workers.clone();
         let line = format!("{workers:?} workers, {:?} routing", world.setup.routing);
         world.log.note(line);
@@ -166,9 +198,15 @@ impl Simulation for Cluster {
         Self {
             nodes: nodes.collect(),
             world,
+            died_ms: BTreeMap::new(),
+            departures: BTreeMap::new(),
             pushers: Vec::new(),
+            server_pushers: BTreeMap::new(),
             next_pusher: 0,
             pushed: 0,
+            dues: Vec::new(),
+            judged: 0,
+            is_ending: false,
             stalled_since_ms: None,
             redis_down_until_ms: 0,
             refusing_until_ms: 0,
@@ -200,6 +238,7 @@ impl Simulation for Cluster {
     /// No more faults: what must have happened has happened, and nothing stays behind.
     fn end(&mut self) {
         self.world.log.note("no more faults".into());
+        self.is_ending = true;
         let end_ms = self.world.now_ms + READY_AGAIN_MS;
         self.redis_down_until_ms = self.world.now_ms;
         self.refusing_until_ms = self.world.now_ms;
@@ -212,6 +251,7 @@ impl Simulation for Cluster {
             self.pass(20);
         }
         self.pass_long(QUIET_MS);
+        self.check_quiet();
         self.check_missed(true);
         self.world.truth.published.check();
         for node in self.nodes.iter().flatten() {
@@ -233,6 +273,9 @@ impl Simulation for Cluster {
         let truth = &self.world.truth;
         let mut totals = truth.outcomes.to_vec();
         totals.extend([truth.checked, self.world.redis.commands, self.losses]);
+        let business = &self.world.business;
+        totals.extend(business.requests.outcomes);
+        totals.extend([business.heard, business.checked, self.judged]);
         for node in self.nodes.iter().flatten() {
             totals.extend(node.cores.iter().map(|core| core.counters.deliveries.value()));
             totals.extend(node.counters.missed().values());
@@ -260,15 +303,52 @@ impl Cluster {
         if now_ms >= world.redis.stalled_until_ms {
             self.stalled_since_ms = None;
         }
+        if world.redis.refused_percent > 0 {
+            (world.trouble_ms, world.refused_ms) = (now_ms, now_ms);
+        }
+        if !world.redis.is_up || now_ms < world.redis.stalled_until_ms {
+            world.trouble_ms = now_ms;
+        }
         world.redis.run(now_ms, &mut world.rng);
         for execution in world.redis.take_executions() {
+            if let Some(parcel) = &execution.parcel {
+                self.check_parcel(&execution.channel, parcel);
+            }
+            let world = &mut self.world;
             world.truth.handle_execution(&execution, &mut world.log);
         }
+        self.turn_nodes();
+        self.begin_server_pushes();
+        self.world.truth.check_waiting(now_ms);
+        self.world.business.requests.check(now_ms);
+        self.judge_answers();
+        self.judge_losses();
+        self.plan_events();
+        self.check_dues();
+        self.check_settled();
+        if self.world.rng.chance(2) {
+            self.check_missed(false);
+            self.check_views();
+            self.check_told();
+        }
+    }
+
+    fn turn_nodes(&mut self) {
+        let world = &mut self.world;
+        let now_ms = world.now_ms;
         for index in 0..self.nodes.len() {
             match &mut self.nodes[index] {
                 Ok(node) => {
                     node.turn(world);
                     node.check(world, self.stalled_since_ms);
+                    if node.has_drained() {
+                        let has_told = node.broker.has_left() && node.broker.is_idle();
+                        let epoch = node.home.epoch;
+                        let ms = if self.is_ending { 0 } else { world.rng.number() % 1_500 };
+                        self.end_node(index, now_ms + ms);
+                        self.departures.insert((index, epoch), (now_ms, has_told));
+                        return;
+                    }
                 }
                 Err(until_ms) if *until_ms <= now_ms => {
                     world.log.note(format!("node {index} is back"));
@@ -278,10 +358,16 @@ impl Cluster {
                 Err(_) => {}
             }
         }
-        world.truth.check_waiting(now_ms);
-        self.check_settled();
-        if self.world.rng.chance(2) {
-            self.check_missed(false);
+    }
+
+    /// A node is dead until then.
+    fn end_node(&mut self, index: usize, until_ms: u64) {
+        let world = &mut self.world;
+        if let Ok(node) = std::mem::replace(&mut self.nodes[index], Err(until_ms)) {
+            world.log.note(format!("node {} dies", node.home.number));
+            self.losses += node.losses;
+            self.died_ms.insert(index, world.now_ms);
+            node.die(world);
         }
     }
 
@@ -298,9 +384,17 @@ impl Cluster {
     fn act(&mut self) {
         let index = self.world.rng.below(self.nodes.len());
         let Ok(node) = &mut self.nodes[index] else { return };
+        if node.draining.is_some() {
+            return;
+        }
         let world = &mut self.world;
         let worker = world.rng.below(node.cores.len());
         let here: Vec<u64> = node.model.people.keys().copied().collect();
+        let servers: Vec<(usize, u64)> = node
+            .cores
+            .iter()
+            .flat_map(|core| core.servers.keys().map(|server| (core.index, *server)))
+            .collect();
         match world.rng.below(100) {
             0..8 if here.len() < MAX_CLIENTS => node.connect(worker, world),
             8..11 if !here.is_empty() => {
@@ -314,105 +408,32 @@ impl Cluster {
                 node.cores[worker].hear_client(cid, world, &mut node.model);
             }
             20..22 => self.new_pusher(index, worker),
+            22..24 if servers.len() < MAX_SERVERS => node.connect_server(worker, world),
+            24 if !servers.is_empty() => {
+                // Rather one that has not read all that it is to be asked.
+                let is_slow = |(worker, server): &&(usize, u64)| {
+                    node.cores[*worker].servers[server].is_blocked
+                };
+                let slow = servers.iter().find(is_slow).filter(|_| world.rng.chance(80));
+                let (worker, server) = *slow.unwrap_or_else(|| world.rng.pick(&servers));
+                if slow.is_some() || world.rng.chance(40) {
+                    node.cores[worker].leave_server(server, world);
+                }
+            }
+            25..50 if !servers.is_empty() => {
+                let (worker, server) = *world.rng.pick(&servers);
+                match world.rng.chance(15) {
+                    true => self.push_of_server(index, worker, server),
+                    false => (0..3).for_each(|_| node.cores[worker].hear_server(server, world)),
+                }
+            }
+            50..62 if !here.is_empty() => {
+                let cid = *world.rng.pick(&here);
+                let worker = node.model.people[&cid].worker;
+                node.cores[worker].request_something(cid, world, node.home);
+            }
             _ => self.push_some(),
         }
-    }
-
-    fn new_pusher(&mut self, node: usize, worker: usize) {
-        let Ok(Node { home, .. }) = &self.nodes[node] else { return };
-        if self.pushers.len() >= 5 {
-            self.pushers.remove(0);
-        }
-        self.next_pusher += 1;
-        let is_pipelining = self.world.rng.chance(40);
-        let (number, epoch) = (self.next_pusher, home.epoch);
-        self.pushers.push(Pusher { number, node, worker, epoch, is_pipelining, last: None });
-    }
-
-    fn push_some(&mut self) {
-        let nodes = &self.nodes;
-        let lives =
-            |one: &Pusher| nodes[one.node].as_ref().is_ok_and(|node| node.home.epoch == one.epoch);
-        self.pushers.retain(lives);
-        if self.pushers.is_empty() {
-            return;
-        }
-        let index = self.world.rng.below(self.pushers.len());
-        let pusher = &self.pushers[index];
-        let records = &self.world.truth.records;
-        let is_waiting = pusher.last.is_some_and(|last| !records[&last].is_told);
-        if is_waiting && !pusher.is_pipelining {
-            return;
-        }
-        let count = if pusher.is_pipelining { 1 + self.world.rng.below(5) } else { 1 };
-        (0..count).for_each(|_| self.push(index));
-    }
-
-    fn push(&mut self, pusher: usize) {
-        let Pusher { number: pusher_number, node: index, worker, .. } = self.pushers[pusher];
-        let everybody: Vec<u64> = self.nodes.iter().flatten().flat_map(known_cids).collect();
-        let Ok(node) = &mut self.nodes[index] else { return };
-        let world = &mut self.world;
-        let now_ms = world.now_ms;
-        self.pushed += 1;
-        let id = node.cores[worker].worker.next_message_id(now_ms).0;
-        let (is_repeat, has_key) = (world.rng.chance(8), world.rng.chance(12));
-        let mut group = None;
-        let mut push = match world.truth.groups.len() {
-            groups if is_repeat && groups > 0 => {
-                let number = groups - 1 - world.rng.below(groups.min(4));
-                group = Some(number);
-                (*world.truth.groups[number].push).clone()
-            }
-            _ => random_push(&mut world.rng, &everybody, self.pushed),
-        };
-        (push.id, push.pusher, push.number) = (id, pusher_number, self.pushed);
-        push.accepted_ms = now_ms;
-        let push = Rc::new(push);
-        let certain = certain_clients(&self.nodes, &push);
-        let world = &mut self.world;
-        if has_key && group.is_none() {
-            group = Some(world.truth.new_group(&push, &certain, now_ms));
-        }
-        let key = group.map(|group| world.truth.groups[group].key);
-        let Ok(node) = &mut self.nodes[index] else { return };
-        let (epoch, origin) = (node.home.epoch, NodeId::new(node.home.number).unwrap());
-        let targets = push.targets();
-        let envelope = Envelope {
-            origin,
-            epoch,
-            seq: 0,
-            accepted_us: now_ms * 1_000,
-            trace: None,
-            id: MessageId(id),
-            ttl_ms: push.ttl_ms,
-            key: key.as_ref(),
-            pid: push.pid,
-            targets: targets.as_targets(),
-            data: push.data.as_bytes(),
-        };
-        let (names, routing) = (world.setup.names.clone(), world.setup.routing);
-        let mut publication = Default::default();
-        fill(&mut publication, &names, routing, &envelope);
-        let channels = (0..publication.parts.len()).map(|part| publication.channel(part).to_vec());
-        let record = Record {
-            push: push.clone(),
-            group,
-            node: index,
-            epoch,
-            begun_ms: now_ms,
-            outcome: None,
-            is_told: false,
-            parts: channels.map(|channel| (channel, 0)).collect(),
-            certain,
-            was_refused: false,
-        };
-        let ticket = world.truth.begin(record);
-        world.log.note(format!("pusher {pusher_number}, ticket {ticket}, {group:?}: {push:?}"));
-        self.pushers[pusher].last = Some(id);
-        node.publish(worker, ticket, world, |publication| {
-            fill(publication, &names, routing, &envelope);
-        });
     }
 
     // Faults.
@@ -427,7 +448,7 @@ impl Cluster {
                 let links = node.links();
                 let Some(link) = links.get(world.rng.below(2)) else { return };
                 world.log.note(format!("node {}: a link is cut", node.home.number));
-                node.note_fault();
+                node.note_fault(now_ms);
                 world.redis.cut(*link, &mut world.rng);
             }
             40..55 => {
@@ -437,7 +458,7 @@ impl Cluster {
                     return;
                 }
                 world.log.note(format!("node {}: links fall silent", node.home.number));
-                node.note_fault();
+                node.note_fault(now_ms);
                 node.deaf_since_ms = Some(now_ms);
                 let which = world.rng.below(3);
                 links
@@ -452,7 +473,7 @@ impl Cluster {
                 world.redis.die(&mut world.rng);
                 self.redis_down_until_ms = now_ms + ms;
                 self.stalled_since_ms = None;
-                self.nodes.iter_mut().flatten().for_each(Node::note_fault);
+                self.nodes.iter_mut().flatten().for_each(|node| node.note_fault(now_ms));
             }
             67..80 if world.redis.is_up && self.stalled_since_ms.is_none() => {
                 let ms = 50 + world.rng.number() % *world.rng.pick(&[300, 3_000]);
@@ -467,13 +488,15 @@ impl Cluster {
                 world.excuses.refused_until_ms = self.refusing_until_ms + 1_500;
                 world.log.note(format!("redis refuses {} %", world.redis.refused_percent));
             }
-            _ => {
-                let until_ms = now_ms + 5 + world.rng.number() % 1_500;
-                if let Ok(node) = std::mem::replace(&mut self.nodes[index], Err(until_ms)) {
-                    world.log.note(format!("node {} dies", node.home.number));
-                    self.losses += node.losses;
-                    node.die(world);
+            90..94 => {
+                if let Ok(node) = &mut self.nodes[index] {
+                    node.begin_drain(world);
                 }
+            }
+            _ => {
+                let most_ms = *world.rng.pick(&[1_500, 1_500, 12_000]);
+                let until_ms = now_ms + 5 + world.rng.number() % most_ms;
+                self.end_node(index, until_ms);
             }
         }
     }
@@ -489,7 +512,7 @@ impl Cluster {
                 let Ok(node) = &self.nodes[*index] else { continue };
                 let client = node.cores.iter().find_map(|core| core.clients.get(cid));
                 let begun_ms = match record.group {
-                    Some(group) => truth.groups[group].first_ms,
+                    Some(group) => truth.groups[group].first_ms.unwrap_or(record.begun_ms),
                     None => record.begun_ms,
                 };
                 let was_clean = node.home.clean_since_ms.is_some_and(|since| since <= begun_ms);
@@ -511,6 +534,29 @@ impl Cluster {
         }
     }
 
+    /// Nothing is under way any more.
+    fn check_quiet(&self) {
+        let business = &self.world.business;
+        assert!(business.requests.open.values().all(Vec::is_empty), "requests without an answer");
+        self.check_views();
+        self.check_told();
+        for (node, core) in self.workers() {
+            assert_eq!(core.worker.pending_requests(), PendingRequests::default());
+            assert!(core.loads.in_flight().values().all(|load| *load == 0));
+            assert!(core.begun.is_empty() && !core.worker.has_server_pushes());
+            assert_eq!(core.counters.lost_answers(LostAnswer::Forged), 0);
+            let elsewhere = self.workers().filter(|(other, holder)| {
+                (other.home.node, holder.index) != (node.home.node, core.index)
+            });
+            let servers: usize = elsewhere.map(|(_, holder)| holder.servers.len()).sum();
+            assert_eq!(core.told.len(), servers, "what node {} knows", node.home.number);
+            for socket in core.servers.values() {
+                assert!(socket.server.unknown_to == 0 && !socket.is_blocked && !socket.is_closing);
+                assert!(socket.server.pushes.is_empty(), "pushes without an answer");
+            }
+        }
+    }
+
     fn check_missed(&self, is_quiet: bool) {
         let epochs: Vec<(NodeId, u64)> = self.nodes.iter().flatten().map(life).collect();
         for node in self.nodes.iter().flatten() {
@@ -528,6 +574,10 @@ impl Cluster {
             for (cid, worker) in here {
                 node.disconnect(worker, cid, &mut self.world);
             }
+            for core in &mut node.cores {
+                let servers: Vec<u64> = core.servers.keys().copied().collect();
+                servers.into_iter().for_each(|server| core.leave_server(server, &mut self.world));
+            }
         }
         self.pass_long(62_000);
         for node in self.nodes.iter().flatten() {
@@ -538,75 +588,6 @@ impl Cluster {
     }
 }
 
-fn fill(
-    publication: &mut ws_cluster::wire::publication::Publication,
-    names: &ChannelNames,
-    routing: Routing,
-    envelope: &Envelope<'_>,
-) {
-    publication.add_message(names, routing, envelope);
-}
-
 fn life(node: &Node) -> (NodeId, u64) {
     (NodeId::new(node.home.number).unwrap(), node.home.epoch)
-}
-
-fn known_cids(node: &Node) -> Vec<u64> {
-    node.model.people.keys().copied().collect()
-}
-
-/// Who has it in writing that they will get this.
-fn certain_clients(nodes: &[Result<Node, u64>], push: &Push) -> Certain {
-    let mut certain = Certain::new();
-    for (index, node) in nodes.iter().enumerate() {
-        let Ok(node) = node else { continue };
-        for (cid, client) in node.cores.iter().flat_map(|core| &core.clients) {
-            let tags = client.receiver.tags.as_deref();
-            let person = node.model.people.get(cid);
-            let is_certain = tags.zip(person).is_some_and(|(tags, person)| {
-                push.is_for(*cid, person, tags) && push.is_for(*cid, person, &person.tags)
-            });
-            if is_certain {
-                certain.insert((index, *cid), client.unsubscribes);
-            }
-        }
-    }
-    certain
-}
-
-fn random_push(rng: &mut Rng, everybody: &[u64], number: u64) -> Push {
-    let names = |rng: &mut Rng, percent, from: &[&str]| {
-        rng.chance(percent).then(|| {
-            let count = if rng.chance(4) { 0 } else { 1 + rng.below(3) };
-            (0..count).map(|_| rng.pick(from).to_string()).collect::<Vec<String>>()
-        })
-    };
-    // Those of one node have a channel of their own.
-    let node_of = |cid: &u64| cid >> 12 & 1_023;
-    let cids = |rng: &mut Rng, percent| {
-        (rng.chance(percent) && !everybody.is_empty()).then(|| {
-            let first = *rng.pick(everybody);
-            let of_one = rng.chance(60);
-            let mut list: Vec<u64> = (0..rng.below(5)).map(|_| *rng.pick(everybody)).collect();
-            list.retain(|cid| !of_one || node_of(cid) == node_of(&first));
-            list.push(first);
-            list
-        })
-    };
-    let filler = "x".repeat(if rng.chance(90) { rng.below(60) } else { rng.below(3_000) });
-    let pid = *rng.pick(&PIDS);
-    Push {
-        id: 0,
-        pid,
-        uids: names(rng, 40, &[&UIDS[..], &["nobody"]].concat()),
-        cids: cids(rng, 20),
-        tags: names(rng, 25, &TAGS),
-        devices: names(rng, 10, &["ios", "web"]),
-        except_cids: cids(rng, 10),
-        accepted_ms: 0,
-        ttl_ms: if rng.chance(10) { 1 + rng.below(500) as u32 } else { 0 },
-        pusher: 0,
-        number,
-        data: format!(r#"{{"pid":"{pid}","n":{number},"x":"{filler}"}}"#),
-    }
 }

@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod business;
 mod checks;
 mod cluster;
 mod model;
@@ -15,6 +16,7 @@ mod net;
 #[path = "../support/rng.rs"]
 mod rng;
 
+use business::requests::REFUSALS;
 use rng::Rng;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -81,6 +83,11 @@ fn numbered_log(lines: &mut VecDeque<String>, most: usize, now_ms: u64, line: St
     lines.push_back(format!("{now_ms} {line}"));
 }
 
+fn print_requests(totals: &[u64]) {
+    println!("requests answered {}, then {REFUSALS:?}: {:?}", totals[0], &totals[1..6]);
+    println!("events told {}, of those between workers checked {}", totals[6], totals[7]);
+}
+
 fn fingerprint<S: Simulation>(seed: u64) -> (VecDeque<String>, Vec<u64>) {
     let mut simulation = S::new(seed);
     (0..500).for_each(|_| simulation.step());
@@ -89,7 +96,8 @@ fn fingerprint<S: Simulation>(seed: u64) -> (VecDeque<String>, Vec<u64>) {
 
 #[test]
 fn a_push_reaches_exactly_the_right_clients() {
-    run_many::<net::Node>("a_push_reaches_exactly_the_right_clients", 150, 4_000);
+    let test = "a_push_reaches_exactly_the_right_clients";
+    print_requests(&run_many::<net::Node>(test, 150, 4_000));
 }
 
 #[test]
@@ -98,6 +106,8 @@ fn a_cluster_loses_nothing_that_it_does_not_count() {
     let totals = run_many::<cluster::Cluster>(test, 30, 2_000);
     println!("accepted, unreachable, overloaded, refused, unknown: {:?}", &totals[..5]);
     println!("deliveries checked {}, commands {}, losses {}", totals[5], totals[6], totals[7]);
+    print_requests(&totals[8..]);
+    println!("refusals judged {}", totals[16]);
 }
 
 #[test]

@@ -37,6 +37,18 @@ impl Push {
         self.ttl_ms != 0 && now_ms >= self.accepted_ms + u64::from(self.ttl_ms)
     }
 
+    /// Sorts its selectors, and leaves out repetitions, as a reader of JSON does.
+    pub fn sort_selectors(&mut self) {
+        for names in [&mut self.uids, &mut self.tags, &mut self.devices].into_iter().flatten() {
+            names.sort();
+            names.dedup();
+        }
+        for cids in [&mut self.cids, &mut self.except_cids].into_iter().flatten() {
+            cids.sort();
+            cids.dedup();
+        }
+    }
+
     /// Its selectors as an envelope takes them.
     pub fn targets(&self) -> TargetsBuf {
         let names = |list: &Option<Vec<String>>| {

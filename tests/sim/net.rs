@@ -1,8 +1,11 @@
-//! The node and its surroundings: workers, the queues between them, sockets and the clients behind
-//! them.
+//! The node and its surroundings: workers, the queues between them, sockets and the clients and
+//! business servers behind them.
 
 mod sending;
+mod servers;
+mod sockets;
 
+use super::business::{Business, Said, Server, random_events};
 use super::checks::{Owed, Receiver};
 use super::model::{Model, Person, Push};
 use super::{Rng, Simulation};
@@ -10,8 +13,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
-use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop};
+use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop, LostAnswer};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::servers::Loads;
+use ws_cluster::state::wants::{self, Notice};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Cid, ConnKey, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
@@ -23,6 +28,7 @@ const IDLE_MS: u64 = 2_000;
 const LONGEST_STEP_MS: usize = 100;
 const MAX_TAGS: usize = 6;
 const MAX_CLIENTS: usize = 40;
+const MAX_SERVERS: usize = 6;
 const PIDS: [(&str, SubscribePolicy); 3] = [
     ("any", SubscribePolicy::Any),
     ("none", SubscribePolicy::None),
@@ -35,9 +41,25 @@ const DEVICES: [&str; 3] = ["", "ios", "web"];
 /// What a client sent, in the order in which the server must come upon it.
 #[derive(Debug, Clone)]
 enum Intent {
-    Subscribe { id: Option<String>, tags: Vec<String>, is_allowed: bool },
-    Unsubscribe { id: Option<String>, tags: Vec<String> },
-    Answered { kind: &'static str, code: u64, id: Option<String> },
+    Subscribe {
+        id: Option<String>,
+        tags: Vec<String>,
+        is_allowed: bool,
+    },
+    Unsubscribe {
+        id: Option<String>,
+        tags: Vec<String>,
+    },
+    Answered {
+        kind: &'static str,
+        code: u64,
+        id: Option<String>,
+    },
+    Request {
+        number: usize,
+    },
+    /// Of a business server.
+    Said(Said),
     Ping(Vec<u8>),
     Pong,
     Close(u16),
@@ -47,6 +69,8 @@ enum Intent {
 struct Client {
     worker: usize,
     key: ConnKey,
+    /// It is a business server.
+    business: Option<Box<Server>>,
     connect_tags: Vec<String>,
     receiver: Receiver,
     /// Bytes that its socket still takes.
@@ -74,10 +98,18 @@ struct Client {
 /// A message on its way to another worker.
 struct Parcel {
     due_ms: u64,
-    bytes: Vec<u8>,
-    push: Rc<Push>,
-    /// Who had it in writing, when the push was accepted, that they are subscribed.
-    promised: Vec<(u64, u64)>,
+    word: Word,
+}
+
+enum Word {
+    Push {
+        bytes: Vec<u8>,
+        push: Rc<Push>,
+        /// Who had it in writing, when the push was accepted, that they are subscribed.
+        promised: Vec<(u64, u64)>,
+    },
+    Relay(Vec<u8>),
+    Notice(Notice),
 }
 
 struct Core {
@@ -88,12 +120,19 @@ struct Core {
     generation: u32,
     /// One queue from each worker.
     inboxes: Vec<VecDeque<Parcel>>,
+    /// What it knows of business servers of other workers.
+    told: BTreeMap<u64, wants::Server>,
+    /// Of each client elsewhere the event that was told of last, and the next after it.
+    heard_events: BTreeMap<u64, usize>,
+    /// Until then the queue to each worker takes nothing; notices for it wait.
+    full_until_ms: Vec<u64>,
+    late: VecDeque<(usize, Notice)>,
     matched: u64,
     /// Of clients that have left.
     received: u64,
     /// Rests of frames that were due to sockets that broke meanwhile.
     lost_rests: u64,
-    closes: u64,
+    closes: [u64; CLOSE_CAUSES.len()],
 }
 
 pub struct Node {
@@ -104,6 +143,13 @@ pub struct Node {
     clients: BTreeMap<u64, Client>,
     model: Model,
     pushed: u64,
+    business: Business,
+    /// Requests in flight, as all workers count them.
+    loads: Arc<Loads>,
+    /// Events that business servers must have when everything has arrived: the server, the client
+    /// and its how-many-eth.
+    dues: Vec<(u64, u64, usize)>,
+    is_ending: bool,
     log: VecDeque<String>,
 }
 
@@ -121,6 +167,9 @@ impl Simulation for Node {
         let projects = Arc::new(Projects::new(projects.into()).unwrap());
         let outbox_bytes = *rng.pick(&[2_000, 40_000, 1 << 20]);
         let worker_outbox_bytes = *rng.pick(&[6_000, 100_000, 1 << 24]);
+        let server_outbox_bytes = *rng.pick(&[1_000, 1 << 20]);
+        let request_timeout_ms = *rng.pick(&[300, 2_000, 10_000]);
+        let loads = Arc::<Loads>::default();
         let core = |worker| {
             let counters = Arc::new(Counters::default());
             let config = WorkerConfig {
@@ -133,9 +182,9 @@ impl Simulation for Node {
                 idle_timeout_ms: IDLE_MS,
                 outbox_bytes,
                 worker_outbox_bytes,
-                server_outbox_bytes: 1 << 20,
-                request_timeout_ms: 10_000,
-                loads: Arc::default(),
+                server_outbox_bytes,
+                request_timeout_ms,
+                loads: loads.clone(),
                 epoch: 1,
                 echo: false,
                 hash_keys: (seed, worker as u64),
@@ -149,12 +198,19 @@ impl Simulation for Node {
                 slots: BTreeMap::new(),
                 generation: 0,
                 inboxes: (0..workers).map(|_| VecDeque::new()).collect(),
+                told: BTreeMap::new(),
+                heard_events: BTreeMap::new(),
+                full_until_ms: vec![0; workers],
+                late: VecDeque::new(),
                 matched: 0,
                 received: 0,
                 lost_rests: 0,
-                closes: 0,
+                closes: [0; CLOSE_CAUSES.len()],
             }
         };
+        let mut business = Business::default();
+        business.requests.timeout_ms = request_timeout_ms;
+        business.requests.has_slow_clients = true;
         Self {
             cores: (0..workers).map(core).collect(),
             rng,
@@ -163,6 +219,10 @@ impl Simulation for Node {
             clients: BTreeMap::new(),
             model: Model::default(),
             pushed: 0,
+            business,
+            loads,
+            dues: Vec::new(),
+            is_ending: false,
             log: VecDeque::new(),
         }
     }
@@ -173,8 +233,13 @@ impl Simulation for Node {
 
     /// What was matched, delivered and closed.
     fn totals(&self) -> Vec<u64> {
-        let total = |core: &Core| [core.matched, core.counters.deliveries.value(), core.closes];
-        self.cores.iter().flat_map(total).collect()
+        let closes = |core: &Core| core.closes.iter().sum();
+        let total = |core: &Core| [core.matched, core.counters.deliveries.value(), closes(core)];
+        let business = &self.business;
+        let mut totals = business.requests.outcomes.to_vec();
+        totals.extend([business.heard, business.checked]);
+        totals.extend(self.cores.iter().flat_map(total));
+        totals
     }
 
     fn step(&mut self) {
@@ -193,6 +258,7 @@ impl Simulation for Node {
     /// Everybody leaves, one way or the other, and nothing stays behind.
     fn end(&mut self) {
         self.quiesce();
+        self.is_ending = true;
         if self.rng.chance(50) {
             self.note("shutdown".into());
             for worker in 0..self.cores.len() {
@@ -208,6 +274,7 @@ impl Simulation for Node {
         }
         (0..self.cores.len()).for_each(|worker| self.flush(worker));
         assert!(self.clients.is_empty() && self.model.people.is_empty());
+        self.forget_requests();
         for core in &self.cores {
             core.worker.check();
             assert_eq!(core.worker.connections(), 0);
@@ -234,7 +301,8 @@ impl Node {
     fn event(&mut self, worker: usize) {
         match self.rng.below(100) {
             0..8 => self.connect(worker),
-            8..38 => self.send_something(),
+            8..10 => self.begin_server_pushes(worker),
+            10..38 => self.send_something(),
             38..62 => self.read(worker),
             62..76 => self.push(worker),
             76..90 => self.deliver_parcels(worker, false),
@@ -246,10 +314,12 @@ impl Node {
         if self.clients.len() >= MAX_CLIENTS {
             return;
         }
+        let servers = self.clients.values().filter(|client| client.business.is_some()).count();
+        let is_server = servers < MAX_SERVERS && self.rng.chance(15);
         let project = self.rng.below(PIDS.len());
         let uid = *self.rng.pick(&UIDS);
         let device = *self.rng.pick(&DEVICES);
-        let count = self.rng.below(4);
+        let count = if is_server { 0 } else { self.rng.below(4) };
         let mut tags: Vec<&str> = Vec::new();
         for _ in 0..count {
             let tag = *self.rng.pick(&TAGS);
@@ -257,28 +327,25 @@ impl Node {
                 tags.push(tag);
             }
         }
-        let core = &mut self.cores[worker];
-        let identity = Identity {
-            project: ProjectId(project as u32),
-            uid,
-            device,
-            tags: &tags,
-            session_exp: 0,
-            role: Role::Client,
+        let role = match is_server {
+            true => Role::Server(random_events(&mut self.rng)),
+            false => Role::Client,
         };
+        let core = &mut self.cores[worker];
+        let project = ProjectId(project as u32);
+        let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", self.now_ms);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);
         assert!(key.generation > core.generation, "a generation was given out twice");
         core.generation = key.generation;
-        let pid = PIDS[project].0;
+        let pid = PIDS[project.0 as usize].0;
         let tags: Vec<String> = tags.into_iter().map(String::from).collect();
-        let person =
-            Person { worker, pid, uid: uid.into(), device: device.into(), tags: tags.clone() };
-        assert!(self.model.people.insert(cid, person).is_none(), "client id {cid} came twice");
+        self.note(format!("connect {cid} {pid} {uid} to {worker}, slot {}, {role:?}", key.slot));
         let client = Client {
             worker,
             key,
-            connect_tags: tags,
+            business: None,
+            connect_tags: tags.clone(),
             receiver: Receiver::new(cid, pid, 200),
             window: 0,
             is_slow: self.rng.chance(15),
@@ -294,8 +361,15 @@ impl Node {
             has_said_goodbye: false,
             unsubscribes_sent: 0,
         };
-        self.note(format!("connect {cid} {pid} {uid} to {worker}, slot {}", key.slot));
         self.clients.insert(cid, client);
+        match role {
+            Role::Server(events) => self.enter_server(worker, cid, pid, events),
+            Role::Client => {
+                let (uid, device) = (uid.to_string(), device.to_string());
+                let person = Person { worker, pid, uid, device, tags };
+                self.enter_client(cid, person);
+            }
+        }
         self.notice_closes(worker);
     }
 
@@ -334,7 +408,7 @@ impl Node {
         self.notice_closes(worker);
     }
 
-    fn handle_message(&mut self, cid: u64, slot: u32, message: Message<'_>) -> ControlFlow<()> {
+    fn handle_message(&mut self, cid: u64, slot: u32, mut message: Message<'_>) -> ControlFlow<()> {
         let now_ms = self.now_ms;
         let client = self.clients.get_mut(&cid).unwrap();
         client.heard_ms = now_ms;
@@ -342,11 +416,28 @@ impl Node {
         let answer = |kind, code, id, tags| Owed::Answer { kind, code, id, tags };
         let owed = match client.intents.pop_front().expect("a message that nobody sent") {
             Intent::Subscribe { id, tags, is_allowed } => {
+                let before = self.model.people[&cid].tags.clone();
                 let all = is_allowed.then(|| self.model.subscribe(cid, &tags, MAX_TAGS)).flatten();
+                self.tags_change(cid, &before);
                 Some(answer("subscribe", u64::from(all.is_some()), id, all))
             }
             Intent::Unsubscribe { id, tags } => {
-                Some(answer("unsubscribe", 1, id, Some(self.model.unsubscribe(cid, &tags))))
+                let before = self.model.people[&cid].tags.clone();
+                let left = self.model.unsubscribe(cid, &tags);
+                let mut gone = tags;
+                gone.retain(|tag| before.contains(tag));
+                self.tags_go(cid, gone);
+                Some(answer("unsubscribe", 1, id, Some(left)))
+            }
+            Intent::Request { number } => {
+                return self.handle_request(cid, number, message);
+            }
+            Intent::Said(said) => {
+                let business = client.business.as_mut().unwrap();
+                if !business.is_read(&said, &mut self.business.requests, now_ms) {
+                    message = Message::Pong(b"");
+                }
+                None
             }
             Intent::Answered { kind, code, id } => Some(answer(kind, code, id, None)),
             Intent::Ping(payload) => {
@@ -360,7 +451,7 @@ impl Node {
             }
             Intent::Violation(code) => panic!("{message:?} where a rule was broken: {code}"),
         };
-        client.receiver.owed.extend(owed);
+        self.client(cid).receiver.owed.extend(owed);
         let wants_more = self.cores[worker].worker.handle_frame(slot, message, now_ms);
         self.notice_closes(worker);
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -373,8 +464,14 @@ impl Node {
                 && (all || (parcel.due_ms <= self.now_ms && self.rng.chance(80)))
                 && let Some(parcel) = self.cores[worker].inboxes[from].pop_front()
             {
-                let envelope = Envelope::decode(&parcel.bytes).unwrap();
-                self.handle_envelope(worker, &envelope, &parcel.push, &parcel.promised);
+                match parcel.word {
+                    Word::Push { bytes, push, promised } => {
+                        let envelope = Envelope::decode(&bytes).unwrap();
+                        self.handle_envelope(worker, &envelope, &push, &promised);
+                    }
+                    Word::Relay(bytes) => self.handle_relay(worker, &bytes),
+                    Word::Notice(notice) => self.handle_notice(worker, notice),
+                }
             }
         }
     }
@@ -403,139 +500,14 @@ impl Node {
         self.notice_closes(worker);
     }
 
-    /// Sends the open batch and carries out the closes that follow it, until there is no more.
-    fn flush(&mut self, worker: usize) {
-        let mut sealed = Sealed::default();
-        while self.cores[worker].worker.has_output() {
-            self.cores[worker].worker.seal(&mut sealed);
-            self.notice_closes(worker);
-            for index in 0..sealed.len() {
-                if self.rng.chance(15) {
-                    self.event(worker);
-                }
-                if let Some(outgoing) = sealed.outgoing(index) {
-                    let sent = self.send(worker, outgoing.slot, outgoing.bytes);
-                    let core = &mut self.cores[worker];
-                    match sent {
-                        Some(written) => {
-                            let whole = written == outgoing.bytes.len();
-                            core.worker.handle_sent(&sealed, index, written, whole);
-                        }
-                        None => core.worker.handle_send_error(&sealed, index),
-                    }
-                    self.notice_closes(worker);
-                }
-            }
-            for slot in self.cores[worker].worker.take_blocked() {
-                let cid = self.cores[worker].slots[&slot];
-                self.client(cid).is_blocked = true;
-            }
-            let closes = self.cores[worker].worker.finish(&mut sealed);
-            self.notice_closes(worker);
-            closes.into_iter().for_each(|close| self.carry_out_close(worker, close));
-        }
-    }
-
-    /// What the socket in `slot` takes of `bytes`; `None`: it is broken.
-    fn send(&mut self, worker: usize, slot: u32, bytes: &[u8]) -> Option<usize> {
-        let cid = self.cores[worker].slots[&slot];
-        let now_ms = self.now_ms;
-        let fast_window = match self.rng.below(100) {
-            0..85 => usize::MAX,
-            85..95 => self.rng.below(bytes.len()),
-            _ => 0,
-        };
-        let client = self.client(cid);
-        if client.is_gone {
-            return None;
-        }
-        if !client.is_slow {
-            client.window = fast_window;
-        }
-        let taken = client.window.min(bytes.len());
-        client.window -= taken;
-        client.was_short |= taken < bytes.len();
-        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
-        Some(taken)
-    }
-
-    fn carry_out_close(&mut self, worker: usize, request: CloseRequest) {
-        let CloseRequest { slot, cause } = request;
-        let core = &mut self.cores[worker];
-        let cid = core.slots.remove(&slot).expect("a close of a free slot");
-        let mut client = self.clients.remove(&cid).unwrap();
-        let closing_ms = client.closing_ms.expect("a close that was never decided");
-        match cause {
-            CloseCause::Idle => {
-                assert!(closing_ms - client.heard_ms >= IDLE_MS, "closed too early")
-            }
-            CloseCause::SlowConsumer => {
-                assert!(client.was_short, "closed as slow though it took everything");
-            }
-            CloseCause::Gone => assert!(client.is_gone),
-            CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
-            CloseCause::GoingAway { .. } => {}
-            CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
-        }
-        let released = core.worker.release(slot, cause);
-        assert_eq!(released.generation, client.key.generation);
-        let is_told = !client.is_gone && cause != CloseCause::Gone;
-        if is_told {
-            let mut last = released.rest;
-            write_close(&mut last, cause.code().unwrap(), "");
-            client.receiver.receive(&last, &client.connect_tags, self.now_ms);
-            assert_eq!(client.receiver.close_code, cause.code());
-        } else if cause != CloseCause::Gone && !released.rest.is_empty() {
-            core.lost_rests += 1;
-        }
-        client.receiver.end(!is_told);
-        core.received += client.receiver.pushes;
-        self.note(format!("{cid} closed: {cause:?}"));
-    }
-
-    /// A socket that was full has room again.
-    fn write_blocked(&mut self, worker: usize) {
-        let is_blocked = |c: &Client| c.worker == worker && c.is_blocked && c.closing_ms.is_none();
-        let blocked: Vec<u64> =
-            self.clients.iter().filter(|(_, c)| is_blocked(c)).map(|(cid, _)| *cid).collect();
-        if blocked.is_empty() {
-            return;
-        }
-        let cid = *self.rng.pick(&blocked);
-        let room = match self.client(cid).is_slow {
-            true => self.rng.below(600),
-            false => usize::MAX,
-        };
-        self.write_outbox(cid, room);
-    }
-
-    fn write_outbox(&mut self, cid: u64, room: usize) {
-        let now_ms = self.now_ms;
-        let slices = 1 + self.rng.below(5);
-        let client = self.clients.get_mut(&cid).unwrap();
-        if client.is_gone {
-            return self.notice_break(cid);
-        }
-        let core = &mut self.cores[client.worker];
-        let mut bytes = Vec::new();
-        if let Some(outbox) = core.worker.outbox(client.key.slot, now_ms) {
-            outbox.slices(slices, |slice| bytes.extend_from_slice(slice));
-            assert!(outbox.is_empty() || slices < 2 || !bytes.is_empty());
-        }
-        client.window = room;
-        let taken = room.min(bytes.len());
-        client.window -= taken;
-        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
-        client.is_blocked = core.worker.handle_outbox_written(client.key.slot, taken);
-        client.was_short |= client.is_blocked;
-    }
-
     fn pass_time(&mut self) {
         (0..self.cores.len()).for_each(|worker| self.flush(worker));
         self.now_ms += 1 + self.rng.below(LONGEST_STEP_MS) as u64;
         for worker in 0..self.cores.len() {
             self.cores[worker].worker.handle_tick(self.now_ms);
             self.notice_closes(worker);
+            self.send_late(worker);
+            self.check_waiting(worker);
         }
         for (cid, client) in self.clients.iter().filter(|(_, c)| c.closing_ms.is_none()) {
             let silent_ms = self.now_ms - client.heard_ms;
@@ -585,8 +557,13 @@ impl Node {
             let open = self.open_clients();
             let blocked = open.into_iter().filter(|cid| self.clients[cid].is_blocked);
             let blocked: Vec<u64> = blocked.collect();
+            self.begin_all_server_pushes();
+            self.make_room();
             let is_calm = |core: &Core| {
-                !core.worker.has_output() && core.inboxes.iter().all(|inbox| inbox.is_empty())
+                !core.worker.has_output()
+                    && !core.worker.has_asks()
+                    && !core.worker.has_server_pushes()
+                    && core.inboxes.iter().all(|inbox| inbox.is_empty())
             };
             if blocked.is_empty() && self.cores.iter().all(is_calm) {
                 break;
@@ -598,9 +575,10 @@ impl Node {
         for client in self.clients.values_mut().filter(|c| !c.is_gone && c.closing_ms.is_none()) {
             client.receiver.assert_served(now_ms);
         }
+        self.check_servers();
         self.cores.iter().for_each(|core| core.worker.check());
         for (worker, core) in self.cores.iter().enumerate() {
-            let here = self.model.people.values().filter(|person| person.worker == worker).count();
+            let here = self.clients.values().filter(|client| client.worker == worker).count();
             assert_eq!(core.worker.connections(), here);
             assert_eq!(core.counters.connections.value(), here as u64);
         }
@@ -609,21 +587,29 @@ impl Node {
     /// The worker closed somebody by itself: from now on nothing is for them.
     fn notice_closes(&mut self, worker: usize) {
         let core = &mut self.cores[worker];
-        let closes = (0..CLOSE_CAUSES.len()).map(|cause| core.counters.closes(cause)).sum();
+        let closes = std::array::from_fn(|cause| core.counters.closes(cause));
         if core.closes == closes {
             return;
         }
         let before = std::mem::replace(&mut core.closes, closes);
-        let mut found = 0;
-        for (slot, cid) in &core.slots {
-            let client = self.clients.get_mut(cid).unwrap();
-            if client.closing_ms.is_none() && !core.worker.is_open(*slot) {
-                client.closing_ms = Some(self.now_ms);
-                self.model.people.remove(cid);
-                found += 1;
+        let causes = (0..closes.len()).filter(|cause| closes[*cause] > before[*cause]);
+        let causes: Vec<&str> = causes.map(|cause| CLOSE_CAUSES[cause]).collect();
+        let is_closed = |(slot, cid): &(&u32, &u64)| {
+            self.clients[cid].closing_ms.is_none() && !core.worker.is_open(**slot)
+        };
+        let closed = core.slots.iter().filter(is_closed).map(|(_, cid)| *cid);
+        let mut closed: Vec<u64> = closed.collect();
+        let count = closes.iter().sum::<u64>() - before.iter().sum::<u64>();
+        assert_eq!(closed.len() as u64, count);
+        // Business servers that were closed last were told of those that were closed first.
+        closed.sort_by_key(|cid| self.clients[cid].business.is_some());
+        for cid in closed {
+            self.client(cid).closing_ms = Some(self.now_ms);
+            match self.model.people.remove(&cid) {
+                Some(_) => self.client_goes(cid, &causes),
+                None => self.business.end(cid, self.now_ms),
             }
         }
-        assert_eq!(found, closes - before);
     }
 
     fn open_clients(&self) -> Vec<u64> {

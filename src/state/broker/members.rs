@@ -243,6 +243,10 @@ impl Broker {
         let node = word.sender.node;
         let Some(other) = self.members.others.get_mut(&node) else { return };
         other.heard_ms = now_ms;
+        if other.version.is_some_and(|version| version > word.version) {
+            // Of an old link, and overtaken: it would take back what came since.
+            return;
+        }
         let here = servers_of(word, &self.config.projects);
         let mut notices: Vec<Notice> = Vec::new();
         // A word without a change may tell the version of one that was missed.

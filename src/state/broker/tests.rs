@@ -6,7 +6,7 @@ use crate::state::wants::Server;
 use crate::types::{Cid, EventSet, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
-use crate::wire::parcel::Sender;
+use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::Secret;
 
 const KEYS: (u64, u64) = (1, 2);
@@ -582,6 +582,39 @@ fn whoever_missed_a_change_asks_for_everything() {
     say(&mut setting, 1, 4, |word| word.asks = true);
     let said = published(&mut setting, b"x:nodes");
     assert!(said.iter().any(|word| Member::decode(word).unwrap().is_whole));
+}
+
+/// By way of Redis an answer came after the word that its business server is gone, which was the
+/// client's answer then.
+#[test]
+fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
+    let mut setting = Setting::new(2);
+    let sender = Sender { node: NodeId::new(7).unwrap(), epoch: 100 };
+    let (id, server, pid) = (MessageId(1), Cid(5), "p");
+    for (cid, expected) in [(7 << 12 | 1 << 11, &[(0b10, Kind::Response)][..]), (9 << 12, &[])] {
+        let client = Cid(cid);
+        let mut parcel = Vec::new();
+        Response { id, client, server, pid, answer: Answer::Gone }.encode(sender, &mut parcel);
+        let to = To::Holder { project: ProjectId(0), cid: client };
+        let ask = Ask::Relay(Relay { to, parcel });
+        setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+        assert_eq!(std::mem::take(&mut setting.said.relayed), expected);
+    }
+}
+
+/// What a link that broke had taken may come after the words of the next one. Business servers
+/// that came meanwhile were gone until the next second, and so were their requests.
+#[test]
+fn a_word_that_was_overtaken_takes_nothing_back() {
+    let mut setting = Setting::ready(1);
+    let (before, after) = (here(&[5]), here(&[5, 6]));
+    say(&mut setting, 1, 2, |word| (word.is_whole, word.here) = (true, Servers(&after)));
+    notices(&mut setting);
+    published(&mut setting, b"");
+    say(&mut setting, 1, 1, |word| (word.is_whole, word.here) = (true, Servers(&before)));
+    say(&mut setting, 1, 1, |_| {});
+    assert_eq!(notices(&mut setting), [""; 0]);
+    assert_eq!(published(&mut setting, b"x:node:9").len(), 0, "nothing is asked");
 }
 
 #[test]

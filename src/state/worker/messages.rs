@@ -86,10 +86,11 @@ impl Worker {
                 new.push(tag);
             }
         }
-        self.answer_tags(slot, Kind::Subscribe, id);
+        // The answer may be more than it takes, and its end.
         if !new.is_empty() {
             self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new), self.now_ms);
         }
+        self.answer_tags(slot, Kind::Subscribe, id);
     }
 
     fn handle_unsubscribe(&mut self, slot: u32, id: Option<&str>, tags: &[Cow<'_, str>]) {
@@ -99,10 +100,10 @@ impl Worker {
                 gone.push(tag);
             }
         }
-        self.answer_tags(slot, Kind::Unsubscribe, id);
         if !gone.is_empty() {
             self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone), self.now_ms);
         }
+        self.answer_tags(slot, Kind::Unsubscribe, id);
     }
 
     fn may_subscribe(

@@ -37,14 +37,15 @@ impl Worker {
         !is_empty
     }
 
-    /// `was_tried`: the socket was offered these bytes and left some.
+    /// `was_tried`: the socket was offered these bytes and left some. `false`: the outbox is over
+    /// its limit.
     pub(super) fn put_rest_in_outbox(
         &mut self,
         sealed: &Sealed,
         index: usize,
         written: usize,
         was_tried: bool,
-    ) {
+    ) -> bool {
         let slot = sealed.slot(index);
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
@@ -63,9 +64,7 @@ impl Worker {
         let counters = &self.config.counters;
         counters.deliveries.add(whole_pushes);
         counters.outbox_bytes.set(self.outbox_bytes as u64);
-        if is_over {
-            self.close(slot, CloseCause::SlowConsumer);
-        }
+        !is_over
     }
 
     pub(super) fn forget_outbox(&mut self, outbox: &Outbox) {

@@ -5,12 +5,12 @@ use crate::state::connection::{Connection, Phase};
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
-use crate::state::wants::{Ask, Relay, To};
+use crate::state::wants::{Ask, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
 use slab::Slab;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
@@ -117,8 +117,12 @@ impl Requests {
         assert_eq!(of_clients as usize, self.waiting.len());
         let bytes: usize = self.waiting.values().map(|waiting| waiting.data.len()).sum();
         assert_eq!(bytes, self.bytes);
-        let ids: Vec<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();
+        let ids: BTreeSet<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();
         assert!(self.waiting.keys().all(|id| ids.contains(id)));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 }
 
@@ -170,7 +174,7 @@ impl Worker {
     /// An answer came. It counts only from the connection that was asked.
     pub(super) fn handle_response(&mut self, response: &Response<'_>, now_ms: u64) {
         let id = response.id;
-        let Some(waiting) = self.requests.waiting.get_mut(&id) else {
+        let Some(waiting) = self.requests.waiting.get(&id) else {
             return self.config.counters.count_lost_answer(LostAnswer::Late);
         };
         if waiting.server != response.server {
@@ -182,14 +186,17 @@ impl Worker {
                     message::write_response(out, echo, data);
                 });
             }
-            Answer::Unwritten if !waiting.was_retried && self.ask_another(id, now_ms) => {}
+            Answer::Unwritten | Answer::Full if self.ask_another(id, now_ms) => {}
             Answer::Gone | Answer::Unwritten => self.refuse_request(id, "server gone"),
+            Answer::Full => self.refuse_request(id, "too many requests wait"),
         }
     }
 
-    /// Returns whether there is another server, and the client to be answered is still there.
+    /// Returns whether there is another server, none but one was asked, and the client to be
+    /// answered is still there.
     fn ask_another(&mut self, id: MessageId, now_ms: u64) -> bool {
-        let Some(waiting) = self.requests.waiting.get_mut(&id) else { return false };
+        let waiting = self.requests.waiting.get_mut(&id).filter(|waiting| !waiting.was_retried);
+        let Some(waiting) = waiting else { return false };
         let Some(choice) = self.registry.choose(waiting.project, Some(waiting.server)) else {
             return false;
         };
@@ -204,11 +211,15 @@ impl Worker {
         true
     }
 
-    /// It could not be handed over: the queue is down, or full.
-    pub fn handle_unsent(&mut self, relay: &Relay) {
+    /// It could not be handed over.
+    pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent) {
         self.config.counters.parcels_unsent.add(1);
         if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
-            self.refuse_request(request.id, "the queue is down");
+            let msg = match why {
+                Unsent::Down => "the queue is down",
+                Unsent::Full => "too many requests wait",
+            };
+            self.refuse_request(request.id, msg);
         }
     }
 

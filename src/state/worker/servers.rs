@@ -101,6 +101,26 @@ impl OwnServers {
             *deadline_ms = deadline_ms.saturating_add_signed(step_ms);
         }
     }
+
+    /// Requests that were not answered, and those that are not written.
+    pub(super) fn pending(&self) -> (usize, usize) {
+        let asked = self.all.values().map(|own| own.asked.len()).sum();
+        (asked, self.all.values().map(|own| own.backlog.len()).sum())
+    }
+
+    /// `has_room`: whether what the connection in a slot gets goes to its socket.
+    pub(super) fn check(&self, has_room: impl Fn(u32) -> bool) {
+        for (cid, own) in &self.all {
+            let bytes: usize = own.backlog.iter().map(|(_, text)| text.len()).sum();
+            assert_eq!(bytes, own.backlog_bytes);
+            let may_wait = own.unknown_to > 0 || !has_room(own.slot);
+            assert!(may_wait || own.backlog.is_empty(), "requests wait, and there is room");
+            let of_project = self.by_project.get(&own.server.project);
+            assert!(of_project.is_some_and(|list| list.contains(cid)));
+        }
+        let listed: usize = self.by_project.values().map(BTreeSet::len).sum();
+        assert_eq!(listed, self.all.len());
+    }
 }
 
 impl Worker {
@@ -192,12 +212,13 @@ impl Worker {
     fn handle_request(&mut self, request: &Request<'_>, now_ms: u64) {
         let Request { id, server, client, pid, uid, device, data } = *request;
         let Some((project, _)) = self.config.projects.find(pid) else { return };
-        let takes = |own: &&mut OwnServer| {
-            own.server.project == project && own.backlog_bytes + data.len() <= MAX_BACKLOG_BYTES
-        };
-        let Some(own) = self.own_servers.all.get_mut(&server).filter(takes) else {
+        let own = self.own_servers.all.get_mut(&server);
+        let Some(own) = own.filter(|own| own.server.project == project) else {
             return self.respond(project, id, client, server, Answer::Unwritten);
         };
+        if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES {
+            return self.respond(project, id, client, server, Answer::Full);
+        }
         if own.asked.insert(id, client).is_some() {
             return;
         }

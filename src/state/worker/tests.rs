@@ -1,6 +1,7 @@
 //! One worker, told what happens and asked what it wants written.
 
 use super::*;
+use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::wire::envelope::{NamesBuf, TargetsBuf};
 use crate::wire::sign::{self, Secret};
@@ -68,6 +69,45 @@ impl Rig {
         let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
         self.flush();
         key.slot
+    }
+
+    /// A business server that hears everything.
+    fn serve(&mut self) -> u32 {
+        let identity = Identity {
+            project: ProjectId(0),
+            uid: "",
+            device: "",
+            tags: &[],
+            session_exp: 0,
+            role: Role::Server(EventSet::ALL),
+        };
+        let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
+        self.flush();
+        key.slot
+    }
+
+    /// The types of what a connection gets.
+    fn types_to(&mut self, slot: u32) -> Vec<String> {
+        let text = self.text_to(slot);
+        let types = text.split(r#"{"type":""#).skip(1);
+        types.map(|rest| rest.split('"').next().unwrap_or("").to_string()).collect()
+    }
+
+    /// What a connection gets, its outbox written.
+    fn text_to(&mut self, slot: u32) -> String {
+        let sent = self.flush();
+        let mut bytes =
+            sent.into_iter().filter(|one| one.0 == slot).flat_map(|one| one.1).collect();
+        let read = |bytes: &mut Vec<u8>, outbox: &Outbox| {
+            outbox.slices(usize::MAX, |slice| bytes.extend_from_slice(slice));
+            outbox.pending_bytes()
+        };
+        if let Some(pending) =
+            self.worker.outbox(slot, NOW_MS).map(|outbox| read(&mut bytes, outbox))
+        {
+            self.worker.handle_outbox_written(slot, pending);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Pushes a JSON string of `bytes` bytes to one user, without a flush.
@@ -301,6 +341,63 @@ fn frames_that_only_outboxes_got_are_flushed_away() {
     rig.flush();
     assert!(!rig.worker.is_full());
     assert!(rig.closed.is_empty());
+}
+
+/// The event came after the answer that closed it, when its device was known to nobody any more:
+/// the worker panicked.
+#[test]
+fn a_client_that_its_own_answers_close_as_slow_is_told_of_in_order() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let server = rig.serve();
+    let slow = rig.connect("slow");
+    rig.room = 10;
+    rig.push("slow", 1_000, 0);
+    rig.flush();
+    for number in 0..100 {
+        let text = format!(r#"{{"type":"subscribe","tags":"a tag with the number {number}"}}"#);
+        if !rig.worker.handle_frame(slow, Message::Text(text.as_bytes()), NOW_MS) {
+            break;
+        }
+    }
+    assert!(!rig.worker.is_open(slow));
+    let types = rig.types_to(server);
+    let Some((last, subscribes)) = types.split_last() else { panic!("nothing is told") };
+    assert!(last == "disconnect" && subscribes.iter().all(|kind| kind == "subscribe"), "{types:?}");
+}
+
+/// A business server that is there, and does not read, was called gone.
+#[test]
+fn a_request_that_a_business_server_has_no_room_for_is_one_too_many() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let (server, client) = (rig.serve(), rig.connect("u"));
+    rig.room = 0;
+    let data = "x".repeat(60_000);
+    let text = format!(r#"{{"type":"request","data":"{data}"}}"#);
+    for _ in 0..20 {
+        rig.worker.handle_frame(client, Message::Text(text.as_bytes()), NOW_MS);
+        rig.flush();
+    }
+    assert!(rig.worker.is_open(server));
+    rig.room = usize::MAX;
+    let refusal = r#"{"type":"response","code":0,"msg":"too many requests wait"}"#;
+    assert_eq!(rig.text_to(client).matches(refusal).count(), 2, "1 is written, 17 wait");
+}
+
+/// A batch that closed somebody while it was laid out owed that to others as if it was open: the
+/// worker panicked.
+#[test]
+fn who_is_closed_while_a_batch_is_laid_out_is_told_of_behind_it() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let (slow, server) = (rig.connect("slow"), rig.serve());
+    rig.push("slow", 100, 0);
+    rig.worker.seal(&mut rig.sealed);
+    // While that is being sent:
+    (0..6).for_each(|_| rig.push("slow", 1_000, 0));
+    rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+    rig.worker.handle_sent(&rig.sealed, 0, 10, false);
+    rig.worker.finish(&mut rig.sealed);
+    assert_eq!(rig.types_to(server), ["heartbeat", "disconnect"]);
+    assert_eq!(rig.closed, [(slow, Some(close::SLOW_CONSUMER))]);
 }
 
 /// Frames of 16 KiB and more are shared, and were in no budget: slow clients, each with messages of

@@ -1,8 +1,11 @@
 //! One worker of a node, and its clients. Their sockets take everything at once: slow ones are the
-//! other simulation's.
+//! other simulation's, and business servers' (`servers`).
 
+use super::servers::{BegunPush, Socket};
 use super::truth::Truth;
-use super::{DEVICES, Model, Owed, Person, Push, Receiver, UIDS, World};
+use super::{DEVICES, Life, Model, Owed, Person, Push, Receiver, UIDS, World};
+use crate::business::SentPush;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,9 +13,10 @@ use ws_cluster::state::broker::Outcome;
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::REMEMBER_MS;
 use ws_cluster::state::projects::ProjectId;
-use ws_cluster::state::wants::{Ask, Interest, Notice};
+use ws_cluster::state::servers::Loads;
+use ws_cluster::state::wants::{Ask, Interest, Notice, Server};
 use ws_cluster::state::{Identity, Role, Sealed, Worker};
-use ws_cluster::types::{Cid, ConnKey};
+use ws_cluster::types::{Cid, ConnKey, EventSet};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
 use ws_cluster::wire::websocket::Message;
@@ -35,7 +39,7 @@ pub enum ToBroker {
 }
 
 pub struct Client {
-    key: ConnKey,
+    pub key: ConnKey,
     connect_tags: Vec<String>,
     pub receiver: Receiver,
     pub unsubscribes: u64,
@@ -47,12 +51,13 @@ pub struct Client {
 
 /// A handshake that waits.
 #[derive(Clone)]
-struct Guest {
-    project: usize,
-    uid: &'static str,
-    device: &'static str,
-    tags: Vec<String>,
-    since_ms: u64,
+pub struct Guest {
+    pub project: usize,
+    pub uid: &'static str,
+    pub device: &'static str,
+    pub tags: Vec<String>,
+    pub since_ms: u64,
+    pub role: Role,
 }
 
 /// What a worker knows of the node that it belongs to.
@@ -66,11 +71,22 @@ pub struct Home {
 }
 
 pub struct Core {
-    index: usize,
+    pub index: usize,
     pub worker: Worker,
     pub counters: Arc<Counters>,
-    slots: BTreeMap<u32, u64>,
+    /// Requests in flight, as all workers of the node count them.
+    pub loads: Arc<Loads>,
+    pub slots: BTreeMap<u32, u64>,
     pub clients: BTreeMap<u64, Client>,
+    pub servers: BTreeMap<u64, Socket>,
+    /// Business servers of other workers, as this one was told.
+    pub told: BTreeMap<u64, Server>,
+    /// Of each client elsewhere the event that was told of last, and the next after it.
+    pub heard_events: BTreeMap<u64, usize>,
+    /// Pushes of business servers that wait for the queue, in order.
+    pub begun: VecDeque<BegunPush>,
+    /// Pushes of business servers that have left, which their worker may have read.
+    pub orphans: Vec<SentPush>,
     waiting: Vec<(Interest, Guest)>,
     pub to_broker: VecDeque<ToBroker>,
     /// From the broker.
@@ -80,13 +96,19 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(index: usize, worker: Worker, counters: Arc<Counters>) -> Self {
+    pub fn new(index: usize, worker: Worker, counters: Arc<Counters>, loads: Arc<Loads>) -> Self {
         Self {
             index,
             worker,
             counters,
+            loads,
             slots: BTreeMap::new(),
             clients: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            told: BTreeMap::new(),
+            heard_events: BTreeMap::new(),
+            begun: VecDeque::new(),
+            orphans: Vec::new(),
             waiting: Vec::new(),
             to_broker: VecDeque::new(),
             inbox: VecDeque::new(),
@@ -111,24 +133,36 @@ impl Core {
             device: DEVICES[rng.below(DEVICES.len())],
             tags,
             since_ms: world.now_ms,
+            role: Role::Client,
         };
         self.try_handshake(guest, world, model, home);
     }
 
-    fn try_handshake(&mut self, guest: Guest, world: &mut World, model: &mut Model, home: Home) {
+    pub fn try_handshake(
+        &mut self,
+        guest: Guest,
+        world: &mut World,
+        model: &mut Model,
+        home: Home,
+    ) {
         let project = ProjectId(guest.project as u32);
         let now_ms = world.now_ms;
         let tags: Vec<&str> = guest.tags.iter().map(String::as_str).collect();
-        let (uid, device) = (guest.uid, guest.device);
-        let identity =
-            Identity { project, uid, device, tags: &tags, session_exp: 0, role: Role::Client };
+        let (uid, device, role) = (guest.uid, guest.device, guest.role);
+        let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
         if let Some(interest) = self.worker.admit(&identity) {
             return self.waiting.push((interest, guest));
         }
         let (key, Cid(cid)) = self.worker.handle_connect(identity, b"", now_ms);
         let pid = super::PIDS[guest.project];
-        world.log.note(format!("node {}: {cid} {pid} {uid} connects", home.number));
+        world.log.note(format!(
+            "node {} worker {}: {cid} {pid} {uid} connects, {role:?}",
+            home.number, self.index
+        ));
         self.slots.insert(key.slot, cid);
+        if let Role::Server(events) = role {
+            return self.enter_server(key, cid, (pid, events), world, home);
+        }
         let client = Client {
             key,
             connect_tags: guest.tags.clone(),
@@ -139,13 +173,27 @@ impl Core {
         };
         assert!(self.clients.insert(cid, client).is_none(), "client id {cid} came twice");
         let (worker, uid, device) = (self.index, uid.to_string(), device.to_string());
+        let life = Life {
+            pid,
+            uid: uid.clone(),
+            device: device.clone(),
+            node: home.number,
+            epoch: home.epoch,
+            happenings: Vec::new(),
+        };
+        world.business.events.begin(cid, life);
+        let detail = (!guest.tags.is_empty()).then(|| ("tags", json!(guest.tags)));
+        self.happens(cid, EventSet::CONNECT, detail, world);
+        self.notice_ends(world);
         model.people.insert(cid, Person { worker, pid, uid, device, tags: guest.tags });
     }
 
     /// A message of a client.
     pub fn hear_client(&mut self, cid: u64, world: &mut World, model: &mut Model) {
-        let tags = vec![world.rng.pick(&super::TAGS).to_string()];
+        let tag = world.rng.pick(&super::TAGS).to_string();
+        let (tags, had_it) = (vec![tag.clone()], model.people[&cid].tags.contains(&tag));
         let client = self.clients.get_mut(&cid).unwrap();
+        let slot = client.key.slot;
         let (kind, code, all) = match world.rng.below(3) {
             0 => {
                 client.unsubscribes += 1;
@@ -156,46 +204,84 @@ impl Core {
                 ("subscribe", u64::from(all.is_some()), all)
             }
         };
-        let text = serde_json::json!({"type": kind, "tags": tags}).to_string();
+        let has_it = model.people[&cid].tags.contains(&tag);
+        let text = json!({"type": kind, "tags": tags}).to_string();
         client.receiver.owed.push_back(Owed::Answer { kind, code, id: None, tags: all });
-        self.worker.handle_frame(client.key.slot, Message::Text(text.as_bytes()), world.now_ms);
+        let detail = Some(("tags", json!([tag])));
+        match (had_it, has_it) {
+            (false, true) => self.happens(cid, EventSet::SUBSCRIBE, detail, world),
+            (true, false) => self.happens(cid, EventSet::UNSUBSCRIBE, detail, world),
+            _ => {}
+        }
+        self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now_ms);
+        self.notice_ends(world);
     }
 
-    pub fn disconnect(&mut self, cid: u64, model: &mut Model) {
-        let client = &self.clients[&cid];
+    pub fn disconnect(&mut self, cid: u64, world: &mut World, model: &mut Model) {
+        let slot = self.clients[&cid].key.slot;
         model.people.remove(&cid);
-        self.worker.handle_disconnect(client.key.slot);
+        let says_goodbye = world.rng.chance(30);
+        let reason = if says_goodbye { "peer" } else { "gone" };
+        self.happens(cid, EventSet::DISCONNECT, Some(("reason", json!(reason))), world);
+        match says_goodbye {
+            true => drop(self.worker.handle_frame(slot, Message::Close(1000), world.now_ms)),
+            false => self.worker.handle_disconnect(slot),
+        }
+        self.notice_ends(world);
         // What it is owed is sent before its slot is free.
     }
 
-    /// Sends what is owed. Whoever forwards this worker's asks must have done so.
-    pub fn flush(&mut self, now_ms: u64) {
+    /// Sends the open batch. Whoever forwards this worker's asks must have done so.
+    pub fn flush(&mut self, world: &mut World) {
         assert!(!self.worker.has_asks());
         let mut sealed = Sealed::default();
-        while self.worker.has_output() {
-            self.worker.seal(&mut sealed);
-            for index in 0..sealed.len() {
-                let Some(outgoing) = sealed.outgoing(index) else { continue };
-                let cid = self.slots[&outgoing.slot];
-                let client = self.clients.get_mut(&cid).unwrap();
-                client.receiver.receive(outgoing.bytes, &client.connect_tags, now_ms);
-                let bytes = outgoing.bytes.len();
-                self.worker.handle_sent(&sealed, index, bytes, true);
-            }
-            for close in self.worker.finish(&mut sealed) {
-                let cid = self.slots.remove(&close.slot).unwrap();
-                let client = self.clients.remove(&cid).unwrap();
-                let released = self.worker.release(close.slot, close.cause);
-                assert_eq!(released.generation, client.key.generation);
-            }
+        self.worker.seal(&mut sealed);
+        for index in 0..sealed.len() {
+            let Some(outgoing) = sealed.outgoing(index) else { continue };
+            let (cid, bytes) = (self.slots[&outgoing.slot], outgoing.bytes);
+            let taken = match self.clients.contains_key(&cid) {
+                true => self.client_takes(cid, bytes, world),
+                false => self.server_takes(cid, bytes, world),
+            };
+            self.worker.handle_sent(&sealed, index, taken, taken == bytes.len());
+            self.notice_ends(world);
+        }
+        for slot in self.worker.take_blocked() {
+            let cid = self.slots[&slot];
+            self.servers.get_mut(&cid).expect("a client that is slow").is_blocked = true;
+        }
+        let closes = self.worker.finish(&mut sealed);
+        self.notice_ends(world);
+        for close in closes {
+            let cid = self.slots.remove(&close.slot).unwrap();
+            let released = self.worker.release(close.slot, close.cause);
+            let generation = match self.clients.remove(&cid) {
+                Some(client) => {
+                    world.business.requests.forget_client(cid);
+                    client.key.generation
+                }
+                None => self.end_server(cid, &close, &released.rest, world).generation,
+            };
+            assert_eq!(released.generation, generation);
         }
     }
 
-    /// Nothing is under way to any client, and no handshake waits too long.
+    fn client_takes(&mut self, cid: u64, bytes: &[u8], world: &mut World) -> usize {
+        let client = self.clients.get_mut(&cid).unwrap();
+        client.receiver.receive(bytes, &client.connect_tags, world.now_ms);
+        for text in client.receiver.texts.drain(..) {
+            let number = world.business.hear_answer(cid, &text, world.now_ms);
+            world.answered.push(number);
+        }
+        bytes.len()
+    }
+
+    /// Nothing is under way to anybody, and no handshake waits too long.
     pub fn check(&mut self, now_ms: u64) {
         if !self.worker.has_output() {
             let clients = self.clients.values_mut();
             clients.for_each(|client| client.receiver.assert_served(now_ms));
+            self.check_servers();
         }
         for (interest, guest) in &self.waiting {
             let waited_ms = now_ms - guest.since_ms;
@@ -208,6 +294,16 @@ impl Core {
         !self.waiting.is_empty()
     }
 
+    /// Handshakes that wait are refused from now on.
+    pub fn send_guests_away(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// The broker has heard everything.
+    pub fn has_told_all(&self) -> bool {
+        self.to_broker.is_empty() && !self.worker.has_asks()
+    }
+
     // What the broker says.
 
     pub fn handle_word(&mut self, word: Word, world: &mut World, model: &mut Model, home: Home) {
@@ -215,12 +311,14 @@ impl Core {
             Word::Deliver(bytes) => {
                 let envelope = Envelope::decode(&bytes).unwrap();
                 self.handle_envelope(&envelope, world.now_ms, &world.truth, model);
+                self.notice_ends(world);
             }
-            Word::Relay(parcel) => self.worker.handle_parcel(&parcel, world.now_ms),
-            Word::Notice(notice) => self.worker.handle_notice(notice, world.now_ms),
+            Word::Relay(parcel) => self.handle_parcel(&parcel, world, home),
+            Word::Notice(notice) => self.handle_notice(notice, world, home),
             Word::Answer(ticket, outcome) => {
                 world.log.note(format!("node {}: ticket {ticket} {outcome:?}", home.number));
                 world.truth.tell(home.node, home.epoch, ticket);
+                self.finish_pushes(Some((ticket, outcome)), world);
             }
             Word::Ready(interest) => {
                 self.worker.handle_ready(&interest);

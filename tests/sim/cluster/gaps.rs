@@ -76,7 +76,8 @@ struct Known {
 
 #[derive(Default)]
 struct Channel {
-    workers: u64,
+    /// Some for two reasons: client ids of a project's clients and of its business servers.
+    workers: Vec<usize>,
     origins: BTreeMap<(NodeId, u64), Known>,
 }
 
@@ -92,13 +93,14 @@ pub struct Heard {
 
 impl Heard {
     pub fn join(&mut self, channel: &[u8], worker: usize) {
-        self.channels.entry(channel.to_vec()).or_default().workers |= 1 << worker;
+        self.channels.entry(channel.to_vec()).or_default().workers.push(worker);
     }
 
     pub fn leave(&mut self, name: &[u8], worker: usize) {
         let Some(channel) = self.channels.get_mut(name) else { return };
-        channel.workers &= !(1 << worker);
-        if channel.workers == 0 {
+        let at = channel.workers.iter().position(|one| *one == worker).expect("it was joined");
+        channel.workers.swap_remove(at);
+        if channel.workers.is_empty() {
             let channel = self.channels.remove(name).unwrap();
             for ((origin, _), known) in channel.origins {
                 add(&mut self.left, origin, name, known.last - known.base - known.arrived);

@@ -1,8 +1,10 @@
 //! A node: a broker, its workers, the ways between them, and what keeps its links open. What
-//! `io::queue`, `io::port` and `io::near` do with sockets and threads is done here with time.
+//! `io::queue`, `io::port`, `io::near` and `io::core` do with sockets and threads is done here with
+//! time.
 
 use super::core::{Core, Home, ToBroker, Word};
 use super::gaps::Heard;
+use super::members::Views;
 use super::redis::Owner;
 use super::truth::QUEUE_TIMEOUT_MS;
 use super::{MAX_TAGS, Model, World};
@@ -14,10 +16,12 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::counters::{BrokerCounters, Counters};
 use ws_cluster::state::projects::ProjectId;
-use ws_cluster::state::wants::{Ask, Interest, Notice};
+use ws_cluster::state::servers::Loads;
+use ws_cluster::state::wants::{Ask, Interest, Notice, Relay, To};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
-use ws_cluster::types::{Limits, NodeId, Routing};
-use ws_cluster::wire::envelope::Envelope;
+use ws_cluster::types::{Cid, Limits, NodeId, Routing, SnowflakeClock};
+use ws_cluster::wire::envelope::{Envelope, Kind};
+use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
 
 const LINKS: [LinkName; 2] = [LinkName::Publish, LinkName::Subscribe];
@@ -32,6 +36,15 @@ enum Driver {
     Waiting { until_ms: u64 },
     Connecting { until_ms: u64, links: Vec<u64> },
     Open { links: [u64; 2] },
+}
+
+/// How far the end of a node is that was told to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Draining {
+    /// Nothing new is accepted; what was is waited for.
+    Begun { since_ms: u64 },
+    /// Everybody has been told to go.
+    Closed,
 }
 
 pub struct Node {
@@ -53,6 +66,15 @@ pub struct Node {
     has_fault: bool,
     /// Since when nothing arrives.
     pub deaf_since_ms: Option<u64>,
+    /// The queue takes nothing, as the workers may ask at any time.
+    is_down: bool,
+    /// Since when it may have missed something.
+    pub unclean_since_ms: Option<u64>,
+    /// When it was ready for the first time.
+    pub born_ready_ms: Option<u64>,
+    /// What it was told of the other nodes.
+    pub views: Views,
+    pub draining: Option<Draining>,
     /// Joins that the broker has not answered, and since when.
     asked: BTreeMap<(usize, String), u64>,
     publication: Publication,
@@ -112,6 +134,7 @@ impl Node {
         let number = 7 + index as u16;
         let node = NodeId::new(number).unwrap();
         let hash_keys = (setup.seed, now_ms);
+        let loads = Arc::<Loads>::default();
         let core = |worker| {
             let counters = Arc::new(Counters::default());
             let config = WorkerConfig {
@@ -124,10 +147,10 @@ impl Node {
                 idle_timeout_ms: 3_600_000,
                 outbox_bytes: 1 << 20,
                 worker_outbox_bytes: 1 << 24,
-                server_outbox_bytes: 1 << 20,
-                request_timeout_ms: 10_000,
-                loads: Arc::default(),
-                epoch: 1,
+                server_outbox_bytes: setup.server_outbox_bytes,
+                request_timeout_ms: setup.request_timeout_ms,
+                loads: loads.clone(),
+                epoch: now_ms,
                 echo: false,
                 hash_keys: (setup.seed, worker as u64),
                 idempotency_keys: 1_000,
@@ -138,7 +161,7 @@ impl Node {
                 }),
                 counters: counters.clone(),
             };
-            Core::new(worker, Worker::new(config, now_ms), counters)
+            Core::new(worker, Worker::new(config, now_ms), counters, loads.clone())
         };
         let counters = Arc::new(BrokerCounters::default());
         let broker = Broker::new(BrokerConfig {
@@ -168,6 +191,11 @@ impl Node {
             next_tick_ms: now_ms + TICK_MS,
             has_fault: false,
             deaf_since_ms: None,
+            is_down: true,
+            unclean_since_ms: Some(now_ms),
+            born_ready_ms: None,
+            views: Views::default(),
+            draining: None,
             asked: BTreeMap::new(),
             publication: Publication::default(),
             losses: 0,
@@ -188,9 +216,15 @@ impl Node {
     }
 
     /// Its links may not survive this: what is under way to it may be missed.
-    pub fn note_fault(&mut self) {
+    pub fn note_fault(&mut self, now_ms: u64) {
         self.has_fault = true;
         self.home.clean_since_ms = None;
+        self.unclean_since_ms.get_or_insert(now_ms);
+    }
+
+    /// Nothing can have been missed since then.
+    pub fn is_clean_since(&self, ms: u64) -> bool {
+        self.home.clean_since_ms.is_some_and(|since_ms| since_ms <= ms)
     }
 
     /// Everything that it has to do by now.
@@ -218,6 +252,7 @@ impl Node {
         {
             self.handle_word(worker, word, world);
         }
+        self.cores[worker].serve_sockets(world);
         if world.rng.chance(70) {
             self.flush(worker, world);
         }
@@ -225,10 +260,13 @@ impl Node {
 
     /// Sends what is owed, after the broker knows of it.
     pub fn flush(&mut self, worker: usize, world: &mut World) {
-        while self.cores[worker].worker.has_asks() {
+        loop {
             self.forward_asks(worker, world);
+            if !self.cores[worker].worker.has_output() {
+                return;
+            }
+            self.cores[worker].flush(world);
         }
-        self.cores[worker].flush(world.now_ms);
     }
 
     fn handle_word(&mut self, worker: usize, word: Word, world: &mut World) {
@@ -240,19 +278,35 @@ impl Node {
         self.forward_asks(worker, world);
     }
 
+    pub fn connect_server(&mut self, worker: usize, world: &mut World) {
+        self.cores[worker].connect_server(world, self.home);
+        self.forward_asks(worker, world);
+    }
+
     pub fn disconnect(&mut self, worker: usize, cid: u64, world: &mut World) {
         self.flush(worker, world);
-        self.cores[worker].disconnect(cid, &mut self.model);
+        self.cores[worker].disconnect(cid, world, &mut self.model);
         world.log.note(format!("node {}: {cid} leaves", self.home.number));
         self.flush(worker, world);
     }
 
     /// The broker knows of everything before a client is told of it.
     fn forward_asks(&mut self, worker: usize, world: &mut World) {
-        for ask in self.cores[worker].worker.take_asks() {
-            match self.is_alone() {
-                true => self.ask(worker, &ask, world),
-                false => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
+        while self.cores[worker].worker.has_asks() {
+            for ask in self.cores[worker].worker.take_asks() {
+                if let Ask::Relay(relay) = &ask {
+                    see_request(relay, world);
+                }
+                let is_near = |cid: Cid| SnowflakeClock::node_of(cid.0).value() == self.home.number;
+                match ask {
+                    Ask::Relay(relay @ Relay { to: To::Holder { cid, .. }, .. })
+                        if self.is_down && !is_near(cid) =>
+                    {
+                        self.cores[worker].handle_unsent(&relay, world);
+                    }
+                    ask if self.is_alone() => self.ask(worker, &ask, world),
+                    ask => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
+                }
             }
         }
     }
@@ -318,7 +372,7 @@ impl Node {
             }
             _ => {}
         }
-        if !matches!(ask, Ask::UserHere(_) | Ask::UserGone(_)) {
+        if !matches!(ask, Ask::UserHere(_) | Ask::UserGone(_) | Ask::Relay(_)) {
             world.log.note(format!("node {}: worker {worker} asks {ask:?}", self.home.number));
         }
         let mut words = Words { list: Vec::new(), room: usize::MAX };
@@ -356,7 +410,12 @@ impl Node {
                     let number = self.home.number;
                     world.log.note(format!("node {number}: ready, {resent} {channels}"));
                     self.attempts = 0;
-                    self.home.clean_since_ms = (!self.has_fault).then_some(world.now_ms);
+                    self.is_down = false;
+                    self.born_ready_ms.get_or_insert(world.now_ms);
+                    if !self.has_fault {
+                        self.home.clean_since_ms = Some(world.now_ms);
+                        self.unclean_since_ms = None;
+                    }
                 }
                 Event::Missed { origin, channel, missed } => {
                     self.missed += missed;
@@ -375,6 +434,9 @@ impl Node {
             if let Word::Answer(ticket, outcome) = &word {
                 let Home { node, epoch, .. } = self.home;
                 world.truth.decide(node, epoch, *ticket, *outcome, world.now_ms);
+            }
+            if let Word::Notice(notice) = word {
+                self.view(worker, notice);
             }
             if worker != usize::MAX {
                 self.tell(worker, word, world);
@@ -408,6 +470,7 @@ impl Node {
         if let Err(error) = result {
             self.lose(error, world);
         }
+        self.drain(world);
         assert_eq!(self.broker.stuck_worker(world.now_ms), None);
     }
 
@@ -460,6 +523,9 @@ impl Node {
             let taken = result.as_ref().map_or(0, |handled| handled.bytes);
             self.unread[index].drain(..taken);
             for (channel, header) in world.redis.take_messages(link, taken) {
+                if header.kind == Kind::Member && header.origin.value() != self.home.number {
+                    self.views.hear(header.origin.value(), header.epoch);
+                }
                 self.heard.arrive(&channel, &header);
             }
             self.dispatch(words, world);
@@ -500,7 +566,9 @@ impl Node {
         }
         let mut words = Words { list: Vec::new(), room: usize::MAX };
         self.broker.handle_lost(&mut words);
+        self.is_down = true;
         self.home.clean_since_ms = None;
+        self.unclean_since_ms.get_or_insert(now_ms);
         self.dispatch(words, world);
         assert!(self.asked.is_empty(), "nobody waits for a link that is lost: {:?}", self.asked);
         (self.unread, self.is_paused) = Default::default();
@@ -517,6 +585,11 @@ impl Node {
             world.redis.close(link, &mut world.rng);
         }
         world.truth.forget_waiting(self.home.node);
+        for core in &self.cores {
+            core.servers.keys().for_each(|server| world.business.end(*server, world.now_ms));
+            let requests = &mut world.business.requests;
+            core.clients.keys().for_each(|client| requests.forget_client(*client));
+        }
     }
 
     /// What must hold at any time.
@@ -536,6 +609,9 @@ impl Node {
             assert!(deaf_ms <= NOTICED_MS, "ready, and nothing has come for {deaf_ms} ms");
         }
         self.cores.iter_mut().for_each(|core| core.check(now_ms));
+        let in_flight = self.cores[0].loads.in_flight();
+        let waiting = self.cores.iter().map(|core| core.worker.pending_requests().waiting);
+        assert_eq!(in_flight.values().sum::<u32>() as usize, waiting.sum::<usize>());
     }
 
     /// What is counted as missed is what was missed.
@@ -546,5 +622,15 @@ impl Node {
             assert_eq!(is, must, "counted, and missed, of {key:?} at node {}", self.home.number);
         }
         assert_eq!(self.missed, expected.values().sum::<u64>());
+    }
+}
+
+/// A request on its way to a business server.
+fn see_request(relay: &Relay, world: &mut World) {
+    if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
+        let requests = &mut world.business.requests;
+        let number = requests.number_of(request.data);
+        requests.identify(number, request.id.0);
+        requests.ask(number, request.server.0, world.now_ms);
     }
 }

@@ -6,7 +6,7 @@ use super::super::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ws_cluster::state::broker::LinkName;
 use ws_cluster::wire::bundle;
-use ws_cluster::wire::envelope::Header;
+use ws_cluster::wire::envelope::{Header, Kind};
 
 /// One direction of a link: bytes that are under way, in order.
 #[derive(Default)]
@@ -97,6 +97,8 @@ pub struct Execution {
     pub is_refused: bool,
     /// A later connection of the same node was quicker.
     pub is_late: bool,
+    /// A request, an answer or events: all of it.
+    pub parcel: Option<Vec<u8>>,
 }
 
 /// What a node reads from a link.
@@ -342,23 +344,25 @@ impl Redis {
     }
 
     fn publish(&mut self, id: u64, channel: &[u8], payload: &[u8], now_ms: u64, rng: &mut Rng) {
-        let headers: Vec<Header> = bundle::envelopes(payload)
-            .map(|envelope| Header::read(envelope.expect("a whole bundle")))
-            .collect::<Result<_, _>>()
-            .expect("what is published are envelopes");
+        let envelopes: Vec<&[u8]> =
+            bundle::envelopes(payload).collect::<Result<_, _>>().expect("a whole bundle");
+        let read = |envelope: &&[u8]| Header::read(envelope).expect("an envelope");
+        let headers: Vec<Header> = envelopes.iter().map(read).collect();
         let link = self.links.get_mut(&id).unwrap();
         assert!(link.channels.is_empty(), "a subscribed link publishes");
         let newest = self.newest.entry((link.owner.node, link.owner.epoch)).or_default();
         *newest = id.max(*newest);
         let is_refused = rng.chance(self.refused_percent);
         let is_late = id < *newest;
-        self.executions.extend(headers.iter().map(|&header| Execution {
+        let both = headers.iter().zip(envelopes);
+        self.executions.extend(both.map(|(&header, envelope)| Execution {
             owner: link.owner,
             opened_ms: link.opened_ms,
             channel: channel.to_vec(),
             header,
             is_refused,
             is_late,
+            parcel: is_parcel(header.kind).then(|| envelope.to_vec()),
         }));
         if is_refused {
             return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
@@ -390,6 +394,10 @@ impl Link {
             self.down.write(bytes, now_ms, rng);
         }
     }
+}
+
+fn is_parcel(kind: Kind) -> bool {
+    matches!(kind, Kind::Request | Kind::Response | Kind::Events)
 }
 
 /// The length of the first command, if it is whole.

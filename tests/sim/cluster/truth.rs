@@ -42,8 +42,9 @@ pub struct Record {
 pub struct Group {
     pub key: [u8; 16],
     pub push: Rc<Push>,
-    pub certain: Certain,
-    pub first_ms: u64,
+    /// Who was certain to get each of them, and when the first began.
+    pub certain: Option<Certain>,
+    pub first_ms: Option<u64>,
 }
 
 #[derive(Default)]
@@ -66,11 +67,13 @@ impl Truth {
         self.next_ticket += 1;
         if let Some(group) = record.group {
             let group = &mut self.groups[group];
+            group.first_ms.get_or_insert(record.begun_ms);
             let both = |client: &(usize, u64), unsubscribes: &u64| {
                 record.certain.get(client) == Some(unsubscribes)
             };
-            group.certain.retain(|client, unsubscribes| both(client, unsubscribes));
-            record.certain = group.certain.clone();
+            let certain = group.certain.get_or_insert_with(|| record.certain.clone());
+            certain.retain(|client, unsubscribes| both(client, unsubscribes));
+            record.certain = certain.clone();
         }
         let ticket = (record.node, record.epoch, self.next_ticket);
         self.waiting.insert(ticket, record.push.id);
@@ -78,11 +81,11 @@ impl Truth {
         self.next_ticket
     }
 
-    pub fn new_group(&mut self, push: &Rc<Push>, certain: &Certain, now_ms: u64) -> usize {
+    pub fn new_group(&mut self, push: &Push) -> usize {
         let number = self.groups.len();
         let key = key_hash(push.pid, &number.to_string());
-        let (push, certain) = (push.clone(), certain.clone());
-        self.groups.push(Group { key, push, certain, first_ms: now_ms });
+        let push = Rc::new(push.clone());
+        self.groups.push(Group { key, push, certain: None, first_ms: None });
         number
     }
 
@@ -128,11 +131,14 @@ impl Truth {
         if header.kind == Kind::Tail {
             return;
         }
-        if matches!(header.kind, Kind::Request | Kind::Response | Kind::Events) {
+        if execution.parcel.is_some() {
             return;
         }
         let id = header.id.0;
-        let record = self.records.get_mut(&id).expect("nobody pushed this");
+        let Some(record) = self.records.get_mut(&id) else {
+            // A request, or an answer, that waited too long.
+            return assert_eq!(header.kind, Kind::Void, "nobody pushed this");
+        };
         record.was_refused |= *is_refused;
         if *is_refused {
             return;
@@ -160,6 +166,11 @@ impl Truth {
             let waited_ms = now_ms - self.records[id].begun_ms;
             assert!(waited_ms <= ANSWER_MS, "push {id} has no outcome after {waited_ms} ms");
         }
+    }
+
+    /// Whether some push at a node has no outcome.
+    pub fn is_waiting(&self, node: usize) -> bool {
+        self.waiting.keys().any(|(other, ..)| *other == node)
     }
 
     /// The node died: its pushers will never know.

@@ -13,19 +13,25 @@ impl Node {
         if client.has_said_goodbye || client.is_gone {
             return;
         }
+        if client.business.is_some() && self.rng.chance(80) {
+            return (0..3).for_each(|_| self.server_sends(cid));
+        }
         let id = self.rng.chance(50).then(|| format!("i\"{}", self.rng.below(1_000)));
         let tags: Vec<String> =
             (0..1 + self.rng.below(3)).map(|_| self.rng.pick(&TAGS).to_string()).collect();
-        match self.rng.below(100) {
-            0..35 => self.send_subscribe(cid, id, tags),
-            35..55 => {
-                self.client(cid).unsubscribes_sent += 1;
-                let mut text = serde_json::json!({"type": "unsubscribe", "tags": tags});
-                if let Some(id) = &id {
-                    text["id"] = id.as_str().into();
-                }
-                self.send_text(cid, &text.to_string(), Intent::Unsubscribe { id, tags });
-            }
+        let what = match self.clients[&cid].business {
+            // Only what both may send.
+            Some(_) => 85 + self.rng.below(15),
+            None => self.rng.below(100),
+        };
+        match what {
+            // So many at once that the answers may be more than its outbox takes.
+            0 => (0..20).for_each(|_| {
+                self.send_subscribe(cid, id.clone(), tags.clone());
+                self.send_unsubscribe(cid, id.clone(), tags.clone());
+            }),
+            1..35 => self.send_subscribe(cid, id, tags),
+            35..55 => self.send_unsubscribe(cid, id, tags),
             55..85 => self.send_other(cid, id),
             85..98 if self.client(cid).is_lively => {
                 let pongs = std::mem::take(&mut self.client(cid).receiver.pings).max(1);
@@ -62,6 +68,15 @@ impl Node {
         self.send_text(cid, &text.to_string(), Intent::Subscribe { id, tags, is_allowed });
     }
 
+    fn send_unsubscribe(&mut self, cid: u64, id: Option<String>, tags: Vec<String>) {
+        self.client(cid).unsubscribes_sent += 1;
+        let mut text = serde_json::json!({"type": "unsubscribe", "tags": tags});
+        if let Some(id) = &id {
+            text["id"] = id.as_str().into();
+        }
+        self.send_text(cid, &text.to_string(), Intent::Unsubscribe { id, tags });
+    }
+
     pub(super) fn send_other(&mut self, cid: u64, id: Option<String>) {
         let quoted = serde_json::json!(id);
         let with_id = |text: &str| match &id {
@@ -69,9 +84,9 @@ impl Node {
             None => format!("{{{text}}}"),
         };
         let answered = |kind, code| Intent::Answered { kind, code, id: id.clone() };
-        let (text, intent) = match self.rng.below(6) {
+        let (text, intent) = match self.rng.below(8) {
             0 | 1 => (with_id(r#""type":"heartbeat""#), answered("heartbeat", 1)),
-            2 => (with_id(r#""type":"request","data":[1]"#), answered("response", 0)),
+            2 | 6 | 7 => return self.send_request(cid),
             3 => (with_id(r#""type":"jump""#), answered("error", 0)),
             4 => ("{\"type\":".into(), Intent::Answered { kind: "error", code: 0, id: None }),
             _ => {
@@ -135,7 +150,17 @@ impl Node {
 
     /// Somebody pushes through `worker`: it delivers at once, the others get the encoded envelope.
     pub(super) fn push(&mut self, worker: usize) {
-        let push = Rc::new(self.random_push(worker));
+        let mut push = self.random_push();
+        push.pusher = worker * 10 + self.rng.below(2);
+        self.begin_push(worker, push);
+    }
+
+    /// A worker accepts a push. Returns its id.
+    pub(super) fn begin_push(&mut self, worker: usize, mut push: Push) -> MessageId {
+        self.pushed += 1;
+        let id = self.cores[worker].worker.next_message_id(self.now_ms);
+        (push.id, push.accepted_ms, push.number) = (id.0, self.now_ms, self.pushed);
+        let push = Rc::new(push);
         self.note(format!(
             "push at {worker}: {:?}",
             Push { data: String::new(), ..(*push).clone() }
@@ -170,18 +195,15 @@ impl Node {
         for other in (0..self.cores.len()).filter(|other| *other != worker) {
             let due_ms =
                 self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
-            let parcel = Parcel {
-                due_ms,
-                bytes: bytes.clone(),
-                push: push.clone(),
-                promised: promised.clone(),
-            };
+            let (bytes, push, promised) = (bytes.clone(), push.clone(), promised.clone());
+            let parcel = Parcel { due_ms, word: Word::Push { bytes, push, promised } };
             self.cores[other].inboxes[worker].push_back(parcel);
         }
         self.handle_envelope(worker, &envelope, &push, &promised);
+        id
     }
 
-    pub(super) fn random_push(&mut self, worker: usize) -> Push {
+    pub(super) fn random_push(&mut self) -> Push {
         let here: Vec<u64> = self.clients.keys().copied().chain([12_345]).collect();
         let names = |rng: &mut Rng, percent, from: &[&str]| {
             rng.chance(percent).then(|| {
@@ -195,31 +217,28 @@ impl Node {
                 (0..count).map(|_| *rng.pick(&here)).collect()
             })
         };
-        self.pushed += 1;
         let rng = &mut self.rng;
         let pid = *rng.pick(&["any", "any", "none", "signed", "ghost"]);
-        let pusher = worker * 10 + rng.below(2);
         let filler = match rng.below(100) {
             0..75 => rng.below(60),
             75..92 => rng.below(2_000),
             92..99 => 16_000 + rng.below(1_000),
             _ => 70_000,
         };
-        let filler = "x".repeat(filler);
-        let number = self.pushed;
+        let (number, filler) = (self.pushed + 1, "x".repeat(filler));
         Push {
-            id: self.cores[worker].worker.next_message_id(self.now_ms).0,
+            id: 0,
             pid,
             uids: names(rng, 30, &[&UIDS[..], &["nobody"]].concat()),
             cids: cids(rng, 20),
             tags: names(rng, 40, &[&TAGS[..], &["no such tag"]].concat()),
             devices: names(rng, 15, &["ios", "web", "tv"]),
             except_cids: cids(rng, 15),
-            accepted_ms: self.now_ms,
+            accepted_ms: 0,
             ttl_ms: if rng.chance(25) { 1 + rng.below(200) as u32 } else { 0 },
-            pusher,
+            pusher: 0,
             number,
-            data: format!(r#"{{"pid":"{pid}","by":{pusher},"n":{number},"x":"{filler}"}}"#),
+            data: format!(r#"{{"pid":"{pid}","n":{number},"x":"{filler}"}}"#),
         }
     }
 }

@@ -1,0 +1,133 @@
+//! What happens to clients, as business servers must be told of it.
+
+use super::Told;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use ws_cluster::types::EventSet;
+use ws_cluster::wire::parcel;
+
+/// An event may be dated by the last tick of its worker.
+const STALE_MS: u64 = 200;
+
+/// Something that happened to a client.
+#[derive(Debug)]
+pub struct Happening {
+    pub kind: EventSet,
+    pub at_ms: u64,
+    /// What business servers are told of it; the time is left out.
+    said: Value,
+    /// Business servers of other workers that its worker knew then, and that want to hear it.
+    pub told_to: Vec<u64>,
+}
+
+/// One client, from its welcome to its end.
+#[derive(Debug)]
+pub struct Life {
+    pub pid: &'static str,
+    pub uid: String,
+    pub device: String,
+    /// The node's number, and its life.
+    pub node: u16,
+    pub epoch: u64,
+    pub happenings: Vec<Happening>,
+}
+
+#[derive(Debug, Default)]
+pub struct Events {
+    pub lives: BTreeMap<u64, Life>,
+    /// What happened since somebody last looked: the client and its how-many-eth.
+    pub fresh: Vec<(u64, usize)>,
+}
+
+impl Events {
+    /// A client comes.
+    pub fn begin(&mut self, cid: u64, life: Life) {
+        assert!(self.lives.insert(cid, life).is_none(), "client id {cid} came twice");
+    }
+
+    /// `detail`: the name of a member, and its value.
+    pub fn happen(
+        &mut self,
+        cid: u64,
+        kind: EventSet,
+        detail: Option<(&str, Value)>,
+        at_ms: u64,
+        told_to: Vec<u64>,
+    ) -> usize {
+        let life = self.lives.get_mut(&cid).unwrap();
+        let mut said = json!({
+            "type": name_of(kind), "client_id": cid.to_string(), "uid": life.uid,
+            "device": life.device, "node": life.node,
+        });
+        if let Some((member, value)) = detail {
+            said[member] = value;
+        }
+        life.happenings.push(Happening { kind, at_ms, said, told_to });
+        self.fresh.push((cid, life.happenings.len() - 1));
+        life.happenings.len() - 1
+    }
+
+    pub fn get(&self, cid: u64, index: usize) -> &Happening {
+        &self.lives[&cid].happenings[index]
+    }
+
+    /// Whether a text says exactly this.
+    pub fn is_told(&self, cid: u64, index: usize, text: &Value) -> bool {
+        let happening = self.get(cid, index);
+        let mut text = text.clone();
+        if happening.kind == EventSet::DISCONNECT && happening.said.get("reason").is_none() {
+            // One of several reasons.
+            text.as_object_mut().map(|members| members.remove("reason"));
+        }
+        let Some(ts) = text.as_object_mut().and_then(|members| members.remove("ts")) else {
+            return false;
+        };
+        let earliest_ms = match happening.kind {
+            EventSet::DISCONNECT => happening.at_ms - STALE_MS,
+            _ => happening.at_ms,
+        };
+        let is_then = ts.as_u64().is_some_and(|ts| (earliest_ms..=happening.at_ms).contains(&ts));
+        is_then && text == happening.said
+    }
+
+    /// Events of another worker: what they are, of which kind. Each was to be told elsewhere, and
+    /// none comes twice, or after a later one of its client. `heard`: of each client the next.
+    pub fn hear(
+        &self,
+        parcel: &parcel::Events<'_>,
+        heard: &mut BTreeMap<u64, usize>,
+    ) -> Vec<(EventSet, Told)> {
+        let mut list = Vec::new();
+        for event in parcel.list {
+            let (kind, text) = event.unwrap();
+            let json: Value = serde_json::from_str(text).unwrap();
+            let found = self.find(&json, |cid| heard.get(&cid).copied().unwrap_or(0));
+            let found = found.unwrap_or_else(|| panic!("{text} is twice, late, or not true"));
+            let (cid, index) = found;
+            heard.insert(cid, index + 1);
+            assert_eq!(kind, self.get(cid, index).kind);
+            list.push((kind, Told::Client(cid, index)));
+        }
+        list
+    }
+
+    /// Which of the things that had to be told elsewhere a text is; not one before `from`.
+    pub fn find(&self, text: &Value, from: impl Fn(u64) -> usize) -> Option<(u64, usize)> {
+        let cid: u64 = text["client_id"].as_str()?.parse().ok()?;
+        let count = self.lives.get(&cid)?.happenings.len();
+        let is_it = |index: &usize| {
+            !self.get(cid, *index).told_to.is_empty() && self.is_told(cid, *index, text)
+        };
+        (from(cid)..count).find(is_it).map(|index| (cid, index))
+    }
+}
+
+fn name_of(kind: EventSet) -> &'static str {
+    match kind {
+        EventSet::CONNECT => "connect",
+        EventSet::DISCONNECT => "disconnect",
+        EventSet::SUBSCRIBE => "subscribe",
+        EventSet::UNSUBSCRIBE => "unsubscribe",
+        other => panic!("{other:?} is nothing that happens to a client"),
+    }
+}

@@ -1,0 +1,239 @@
+//! What nodes know of each other and of the business servers there, against what is true; and nodes
+//! that are told to end.
+
+use super::Cluster;
+use super::core::Core;
+use super::node::{Draining, Node};
+use super::{Model, World};
+use crate::business::Profile;
+use serde_json::json;
+use std::collections::BTreeMap;
+use ws_cluster::state::wants::Notice;
+use ws_cluster::types::EventSet;
+
+/// So long after both nodes are up everybody knows of everything: each says once a second what
+/// version it has.
+const KNOWN_AFTER_MS: u64 = 2_500;
+/// A node that is not heard is lost after 5 seconds. Its last word came within a second before it
+/// fell silent.
+const LOST_EARLIEST_MS: u64 = 3_500;
+/// Words of a life that is over may come so late, each of which is a sign of life.
+const LOST_LATEST_MS: u64 = 9_000;
+/// Within a node no word takes longer.
+const NEAR_MS: u64 = 500;
+/// What was accepted before the end is waited for so long.
+const DRAIN_MS: u64 = 5_000;
+
+/// What a node was told of another.
+pub struct View {
+    pub is_up: bool,
+    /// The latest life of it that was heard of.
+    pub epoch: u64,
+}
+
+/// By number.
+#[derive(Default)]
+pub struct Views {
+    all: BTreeMap<u16, View>,
+    /// The latest life of each node that was heard of.
+    epochs: BTreeMap<u16, u64>,
+    /// Nodes that are lost, and the life that was known. To be judged.
+    lost: Vec<(u16, u64)>,
+}
+
+impl Views {
+    /// A word of a node has arrived.
+    pub fn hear(&mut self, number: u16, epoch: u64) {
+        let latest = self.epochs.entry(number).or_default();
+        *latest = epoch.max(*latest);
+    }
+}
+
+impl Node {
+    /// The broker tells a worker of something; all workers are told the same of nodes.
+    pub fn view(&mut self, worker: usize, notice: Notice) {
+        let Notice::Node { node, is_up } = notice else { return };
+        if worker != 0 {
+            return;
+        }
+        let number = node.value();
+        let epoch = self.views.epochs[&number];
+        let view = self.views.all.entry(number).or_insert(View { is_up: false, epoch });
+        assert_ne!(view.is_up, is_up, "node {}: {number} is {is_up} twice", self.home.number);
+        if !is_up {
+            self.views.lost.push((number, view.epoch));
+        }
+        *view = View { is_up, epoch };
+    }
+
+    pub fn begin_drain(&mut self, world: &mut World) {
+        world.log.note(format!("node {} is told to end", self.home.number));
+        self.draining.get_or_insert(Draining::Begun { since_ms: world.now_ms });
+        self.cores.iter_mut().for_each(Core::send_guests_away);
+    }
+
+    /// As `io::core` and `io::queue` do at each tick.
+    pub fn drain(&mut self, world: &mut World) {
+        match self.draining {
+            None => {}
+            Some(Draining::Begun { since_ms }) => {
+                let is_waiting = world.truth.is_waiting(self.home.node)
+                    || self.cores.iter().any(|core| !core.begun.is_empty());
+                let waited_ms = world.now_ms - since_ms;
+                if waited_ms < 100 || is_waiting && waited_ms < DRAIN_MS {
+                    return;
+                }
+                for worker in 0..self.cores.len() {
+                    self.cores[worker].shut_down(world, &mut self.model);
+                    self.flush(worker, world);
+                }
+                self.draining = Some(Draining::Closed);
+            }
+            Some(Draining::Closed) => {
+                let is_empty = |core: &Core| core.worker.connections() == 0;
+                if self.cores.iter().all(is_empty) && self.cores.iter().all(Core::has_told_all) {
+                    self.broker.handle_leaving(world.now_ms);
+                }
+            }
+        }
+    }
+
+    pub fn has_drained(&self) -> bool {
+        let has_left = self.broker.has_left() && self.broker.is_idle();
+        self.draining == Some(Draining::Closed) && (has_left || !self.broker.is_ready())
+    }
+}
+
+impl Core {
+    /// Business servers are closed first, so that those elsewhere hear of the clients.
+    fn shut_down(&mut self, world: &mut World, model: &mut Model) {
+        for (cid, socket) in &mut self.servers {
+            socket.is_closing = true;
+            world.business.end(*cid, world.now_ms);
+        }
+        let clients: Vec<u64> = self.clients.keys().copied().collect();
+        for cid in clients {
+            // It may be on its way out.
+            if model.people.remove(&cid).is_some() {
+                let detail = Some(("reason", json!("going_away")));
+                self.happens(cid, EventSet::DISCONNECT, detail, world);
+            }
+        }
+        self.worker.handle_shutdown(|| 1_000);
+    }
+}
+
+impl Cluster {
+    /// A node is lost only if it is, or if nobody could hear it for about five seconds.
+    pub fn judge_losses(&mut self) {
+        let now_ms = self.world.now_ms;
+        for index in 0..self.nodes.len() {
+            let Ok(node) = &mut self.nodes[index] else { continue };
+            let by = node.home.number;
+            for (number, epoch) in std::mem::take(&mut node.views.lost) {
+                let Ok(lost) = &self.nodes[usize::from(number) - 7] else { continue };
+                if lost.home.epoch != epoch || lost.draining == Some(Draining::Closed) {
+                    continue;
+                }
+                match (lost.unclean_since_ms, lost.home.clean_since_ms) {
+                    (Some(since_ms), _) => {
+                        let silent_ms = now_ms - since_ms;
+                        let is_late = silent_ms >= LOST_EARLIEST_MS;
+                        assert!(is_late, "node {by} loses {number} after {silent_ms} ms");
+                    }
+                    (None, Some(since_ms)) => {
+                        let is_back = now_ms - since_ms <= KNOWN_AFTER_MS;
+                        assert!(is_back, "node {by} loses {number}, which is well");
+                    }
+                    (None, None) => panic!("node {number} is neither clean nor not"),
+                }
+            }
+        }
+    }
+
+    fn is_settled(&self, node: &Node) -> bool {
+        let since_ms = self.world.now_ms - KNOWN_AFTER_MS;
+        node.is_clean_since(since_ms) && self.world.trouble_ms < since_ms
+    }
+
+    /// Who is up is known to be up, who is dead is known to be lost.
+    pub fn check_views(&self) {
+        let now_ms = self.world.now_ms;
+        let settled = self.nodes.iter().flatten().filter(|node| self.is_settled(node));
+        for node in settled {
+            for (index, other) in self.nodes.iter().enumerate() {
+                let number = 7 + index as u16;
+                if index == node.home.node {
+                    continue;
+                }
+                let view = node.views.all.get(&number);
+                let by = node.home.number;
+                match other {
+                    Ok(other) if self.is_settled(other) && other.draining.is_none() => {
+                        let is_known =
+                            view.is_some_and(|one| one.is_up && one.epoch == other.home.epoch);
+                        assert!(is_known, "node {by} does not know {number}");
+                    }
+                    Err(_) => {
+                        let died_ms = self.died_ms[&index];
+                        let is_long_ago = died_ms + LOST_LATEST_MS < now_ms;
+                        if is_long_ago && node.is_clean_since(died_ms) {
+                            let is_lost = view.is_none_or(|view| !view.is_up);
+                            assert!(is_lost, "node {by} knows {number}, which is dead");
+                        }
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Every worker knows the business servers that are there, and soon none that is not.
+    pub fn check_told(&self) {
+        let now_ms = self.world.now_ms;
+        let business = &self.world.business;
+        for (node, core) in self.workers() {
+            for (other, holder) in self.workers() {
+                let is_same_node = node.home.node == other.home.node;
+                if is_same_node && core.index == holder.index {
+                    continue;
+                }
+                let is_settled = is_same_node || self.is_settled(node) && self.is_settled(other);
+                for socket in holder.servers.values().filter(|socket| !socket.is_closing) {
+                    let Profile { cid, events, .. } = socket.server.profile;
+                    let welcomed_ms = socket.server.welcomed_ms;
+                    let is_old = welcomed_ms.is_some_and(|ms| ms + KNOWN_AFTER_MS < now_ms);
+                    let told = core.told.get(&cid).map(|told| told.events);
+                    if is_old && is_settled && other.draining.is_none() {
+                        let by = node.home.number;
+                        assert_eq!(told, Some(events), "what node {by} knows of {cid}");
+                    }
+                }
+            }
+            for cid in core.told.keys() {
+                let Some(ended_ms) = business.ended.get(cid) else { continue };
+                let profile = &business.profiles[cid];
+                let holder = self.nodes[profile.node].as_ref().ok();
+                let holder = holder.filter(|holder| holder.home.epoch == profile.epoch);
+                let most_ms = match holder {
+                    Some(holder) if holder.home.node == node.home.node => NEAR_MS,
+                    Some(holder) if self.is_settled(holder) => KNOWN_AFTER_MS,
+                    Some(_) => continue,
+                    None => LOST_LATEST_MS,
+                };
+                let known_ms = now_ms - ended_ms;
+                let must_know = self.is_settled(node) && node.is_clean_since(*ended_ms);
+                let by = node.home.number;
+                assert!(
+                    known_ms <= most_ms || !must_know,
+                    "node {by} knows {cid}, which is gone for {known_ms} ms"
+                );
+            }
+        }
+    }
+
+    pub fn workers(&self) -> impl Iterator<Item = (&Node, &Core)> {
+        let nodes = self.nodes.iter().flatten();
+        nodes.flat_map(|node| node.cores.iter().map(move |core| (node, core)))
+    }
+}

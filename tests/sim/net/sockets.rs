@@ -1,0 +1,143 @@
+//! What the sockets take, and what becomes of the rest.
+
+use super::*;
+
+impl Node {
+    /// Sends the open batch and carries out the closes that follow it, until there is no more.
+    pub(super) fn flush(&mut self, worker: usize) {
+        let mut sealed = Sealed::default();
+        loop {
+            self.forward_asks(worker);
+            if !self.cores[worker].worker.has_output() {
+                return;
+            }
+            self.cores[worker].worker.seal(&mut sealed);
+            self.notice_closes(worker);
+            for index in 0..sealed.len() {
+                if self.rng.chance(15) && !self.is_ending {
+                    self.event(worker);
+                }
+                if let Some(outgoing) = sealed.outgoing(index) {
+                    let sent = self.send(worker, outgoing.slot, outgoing.bytes);
+                    let core = &mut self.cores[worker];
+                    match sent {
+                        Some(written) => {
+                            let whole = written == outgoing.bytes.len();
+                            core.worker.handle_sent(&sealed, index, written, whole);
+                        }
+                        None => core.worker.handle_send_error(&sealed, index),
+                    }
+                    self.notice_closes(worker);
+                }
+            }
+            for slot in self.cores[worker].worker.take_blocked() {
+                let cid = self.cores[worker].slots[&slot];
+                self.client(cid).is_blocked = true;
+            }
+            let closes = self.cores[worker].worker.finish(&mut sealed);
+            self.notice_closes(worker);
+            closes.into_iter().for_each(|close| self.carry_out_close(worker, close));
+        }
+    }
+
+    /// What the socket in `slot` takes of `bytes`; `None`: it is broken.
+    fn send(&mut self, worker: usize, slot: u32, bytes: &[u8]) -> Option<usize> {
+        let cid = self.cores[worker].slots[&slot];
+        let now_ms = self.now_ms;
+        let fast_window = match self.rng.below(100) {
+            0..85 => usize::MAX,
+            85..95 => self.rng.below(bytes.len()),
+            _ => 0,
+        };
+        let client = self.client(cid);
+        if client.is_gone {
+            return None;
+        }
+        if !client.is_slow {
+            client.window = fast_window;
+        }
+        let taken = client.window.min(bytes.len());
+        client.window -= taken;
+        client.was_short |= taken < bytes.len();
+        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
+        self.hear_texts(cid);
+        Some(taken)
+    }
+
+    fn carry_out_close(&mut self, worker: usize, request: CloseRequest) {
+        let CloseRequest { slot, cause } = request;
+        let core = &mut self.cores[worker];
+        let cid = core.slots.remove(&slot).expect("a close of a free slot");
+        let mut client = self.clients.remove(&cid).unwrap();
+        let closing_ms = client.closing_ms.expect("a close that was never decided");
+        match cause {
+            CloseCause::Idle => {
+                assert!(closing_ms - client.heard_ms >= IDLE_MS, "closed too early")
+            }
+            CloseCause::SlowConsumer => {
+                assert!(client.was_short, "closed as slow though it took everything");
+            }
+            CloseCause::Gone => assert!(client.is_gone),
+            CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
+            CloseCause::GoingAway { .. } => {}
+            CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
+        }
+        let released = core.worker.release(slot, cause);
+        assert_eq!(released.generation, client.key.generation);
+        let now_ms = self.now_ms;
+        let is_told = !client.is_gone && cause != CloseCause::Gone;
+        if is_told {
+            let mut last = released.rest;
+            write_close(&mut last, cause.code().unwrap(), "");
+            client.receiver.receive(&last, &client.connect_tags, now_ms);
+            assert_eq!(client.receiver.close_code, cause.code());
+            servers::hear_texts(cid, &mut client, &mut self.business, now_ms);
+        } else if cause != CloseCause::Gone && !released.rest.is_empty() {
+            core.lost_rests += 1;
+        }
+        client.receiver.end(!is_told);
+        self.business.requests.forget_client(cid);
+        core.received += client.receiver.pushes;
+        self.note(format!("{cid} closed: {cause:?}"));
+    }
+
+    /// A socket that was full has room again.
+    pub(super) fn write_blocked(&mut self, worker: usize) {
+        let is_blocked = |c: &Client| c.worker == worker && c.is_blocked && c.closing_ms.is_none();
+        let blocked: Vec<u64> =
+            self.clients.iter().filter(|(_, c)| is_blocked(c)).map(|(cid, _)| *cid).collect();
+        if blocked.is_empty() {
+            return;
+        }
+        let cid = *self.rng.pick(&blocked);
+        let room = match self.client(cid).is_slow {
+            true => self.rng.below(600),
+            false => usize::MAX,
+        };
+        self.write_outbox(cid, room);
+    }
+
+    pub(super) fn write_outbox(&mut self, cid: u64, room: usize) {
+        let now_ms = self.now_ms;
+        let slices = 1 + self.rng.below(5);
+        let client = self.clients.get_mut(&cid).unwrap();
+        if client.is_gone {
+            return self.notice_break(cid);
+        }
+        let core = &mut self.cores[client.worker];
+        let mut bytes = Vec::new();
+        if let Some(outbox) = core.worker.outbox(client.key.slot, now_ms) {
+            outbox.slices(slices, |slice| bytes.extend_from_slice(slice));
+            assert!(outbox.is_empty() || slices < 2 || !bytes.is_empty());
+        }
+        client.window = room;
+        let taken = room.min(bytes.len());
+        client.window -= taken;
+        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
+        client.is_blocked = core.worker.handle_outbox_written(client.key.slot, taken);
+        client.was_short |= client.is_blocked;
+        let worker = client.worker;
+        self.hear_texts(cid);
+        self.notice_closes(worker);
+    }
+}
