@@ -38,8 +38,10 @@ pub struct Request {
     pub is_too_many: bool,
     /// It could not be handed over.
     pub is_unsent: bool,
-    /// The client's worker was told that the node of the server that is asked is lost.
-    pub has_lost_node: bool,
+    /// It waits for room in the socket of the server that is asked, or for its welcome.
+    pub is_kept: bool,
+    /// When the client's worker was told that the node of the server that is asked is lost.
+    pub lost_ms: Option<u64>,
     /// The business server that got it, and when.
     pub written: Option<(u64, u64)>,
     /// What that server answered first, and when.
@@ -168,6 +170,15 @@ impl Requests {
         assert!(request.asked.len() < 2, "request {number} goes to a third server");
         assert_eq!(request.written, None, "request {number} was written, and goes to {server}");
         request.asked.push((server, now_ms));
+        (request.is_kept, request.lost_ms) = (false, None);
+    }
+
+    /// A business server is asked all that waited for it.
+    pub fn send_kept(&mut self, server: u64) {
+        for number in self.open.values().flatten() {
+            let request = &mut self.all[*number];
+            request.is_kept &= request.asked.last().is_none_or(|(asked, _)| *asked != server);
+        }
     }
 
     /// The whole frame of a request has come to a business server; if it is of the
@@ -232,11 +243,12 @@ impl Requests {
             }
             "timeout" => {
                 let is_soon = self.has_slow_clients || now_ms <= end_ms + LATE_MS;
-                !request.asked.is_empty() && now_ms >= end_ms && is_soon
+                let is_lost = request.lost_ms.is_some_and(|lost_ms| lost_ms < end_ms);
+                !request.asked.is_empty() && now_ms >= end_ms && is_soon && !is_lost
             }
             "server gone" => {
                 let has_ended = |(server, _): &(u64, u64)| business.ended.contains_key(server);
-                request.has_lost_node || request.asked.iter().any(has_ended)
+                request.lost_ms.is_some() || request.asked.iter().any(has_ended)
             }
             "the queue is down" => request.is_unsent,
             _ => false,

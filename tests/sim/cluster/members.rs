@@ -13,7 +13,7 @@ use ws_cluster::types::EventSet;
 
 /// So long after both nodes are up everybody knows of everything: each says once a second what
 /// version it has.
-const KNOWN_AFTER_MS: u64 = 2_500;
+pub const KNOWN_AFTER_MS: u64 = 2_500;
 /// A node that is not heard is lost after 5 seconds. Its last word came within a second before it
 /// fell silent.
 const LOST_EARLIEST_MS: u64 = 3_500;

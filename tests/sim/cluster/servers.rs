@@ -192,8 +192,9 @@ impl Core {
         let taken = socket.room(world).min(bytes.len());
         self.hear(&mut socket, &bytes[..taken], world);
         socket.is_blocked = self.worker.handle_outbox_written(slot, taken);
-        if socket.is_blocked {
-            socket.blocked_ms = world.now_ms;
+        match socket.is_blocked {
+            true => socket.blocked_ms = world.now_ms,
+            false => world.business.requests.send_kept(cid),
         }
         self.servers.insert(cid, socket);
         self.notice_ends(world);
@@ -280,13 +281,14 @@ impl Core {
         let text = requests.text(number);
         world.log.note(format!("{client} asks {text:.200}"));
         let candidates = self.candidates(pid, home);
-        let before = self.loads.in_flight();
+        let before = (self.loads.in_flight(), self.worker.pending_requests().unwritten);
         let slot = self.clients[&client].key.slot;
         self.worker.handle_frame(slot, Message::Text(text.as_bytes()), now_ms);
         self.notice_ends(world);
-        let after = self.loads.in_flight();
+        let after = (self.loads.in_flight(), self.worker.pending_requests().unwritten);
         let requests = &mut world.business.requests;
-        requests.judge_choice(number, &candidates, &before, &after, now_ms);
+        requests.judge_choice(number, &candidates, &before.0, &after.0, now_ms);
+        requests.all[number].is_kept = after.1 > before.1;
     }
 
     /// Those that take requests of a project, and how far each is.
@@ -340,6 +342,11 @@ impl Core {
             Parcel::Request(request) => {
                 let number = world.business.requests.number_of(request.data);
                 world.business.requests.identify(number, request.id.0);
+                let before = self.worker.pending_requests().unwritten;
+                self.worker.handle_parcel(bytes, world.now_ms);
+                let is_kept = self.worker.pending_requests().unwritten > before;
+                world.business.requests.all[number].is_kept = is_kept;
+                return self.notice_ends(world);
             }
             Parcel::Response(response) => {
                 return self.handle_response(bytes, &response, world);
@@ -368,6 +375,8 @@ impl Core {
         if let Some(server) = risen(&before, &self.loads.in_flight()) {
             let may_retry = matches!(response.answer, Answer::Unwritten | Answer::Full);
             assert!(may_retry, "{server} is asked without a reason");
+            let number = world.business.requests.by_id[&response.id.0];
+            world.business.requests.ask(number, server, world.now_ms);
         }
     }
 
@@ -391,6 +400,7 @@ impl Core {
                 if let Some(socket) = self.servers.get_mut(&cid).filter(|one| !one.is_closing) {
                     assert_eq!(socket.server.unknown_to, 1, "{cid} is known twice");
                     socket.server.unknown_to = 0;
+                    world.business.requests.send_kept(cid);
                 }
             }
             Notice::Node { node, is_up } => {
@@ -402,8 +412,10 @@ impl Core {
                         let request = &mut requests.all[*request];
                         let is_ours = (request.node, request.epoch, request.worker)
                             == (home.node, home.epoch, self.index);
-                        let mut asked = request.asked.iter();
-                        request.has_lost_node |= is_ours && asked.any(|(server, _)| is_its(server));
+                        let asked = request.asked.last();
+                        if is_ours && asked.is_some_and(|(server, _)| is_its(server)) {
+                            request.lost_ms.get_or_insert(world.now_ms);
+                        }
                     }
                 }
                 let told = Told::Node(node.value(), is_up);
