@@ -138,7 +138,7 @@ enum State {
     Down,
     /// Greeting, then subscribing.
     Opening,
-    /// The rest of the last life is sent again, and the first canary is under way.
+    /// The first canary is under way, and the other nodes are asked whether they are there.
     Proving,
     Ready,
 }
@@ -179,6 +179,9 @@ pub struct Broker {
     publishing: Link,
     subscribing: Link,
     log: PublishLog,
+    /// While the links are proved: the log of their last life, which goes on when they are ready.
+    /// `log` has only words then.
+    held: Option<PublishLog>,
     interests: Interests,
     sequences: OutgoingSequences,
     /// Of the last message.
@@ -190,8 +193,6 @@ pub struct Broker {
     unsure: u64,
     /// Subscriptions of this life of the links that are not confirmed.
     unconfirmed: usize,
-    /// Commands that were sent again at the begin of this life.
-    resent: usize,
     canary: Canary,
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
@@ -218,6 +219,7 @@ impl Broker {
             publishing: Link::new(LinkName::Publish, config.node),
             subscribing: Link::new(LinkName::Subscribe, config.node),
             log: PublishLog::default(),
+            held: None,
             interests,
             sequences: OutgoingSequences::new(config.hash_keys),
             order: 0,
@@ -227,7 +229,6 @@ impl Broker {
             unsure: 0,
             unconfirmed: 0,
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
-            resent: 0,
             own_channel,
             nodes_channel,
             relayed: Publication::default(),
@@ -239,7 +240,7 @@ impl Broker {
 
     /// Whether nothing is to be sent to Redis, or waits for its answer.
     pub fn is_idle(&self) -> bool {
-        self.log.is_empty()
+        self.log.is_empty() && self.held.as_ref().is_none_or(PublishLog::is_empty)
     }
 
     /// Whether pushes are accepted.
@@ -283,6 +284,9 @@ impl Broker {
         });
         for (worker, cid) in self.log.take_waiters() {
             sink.notice(worker, Notice::ServerKnown(cid));
+        }
+        if let Some(held) = self.held.take() {
+            self.log = held;
         }
         self.config.counters.ready.set(0);
     }
@@ -350,7 +354,10 @@ impl Broker {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
             (LinkName::Subscribe, _) => {}
-            (LinkName::Publish, reply) => self.handle_answer(&reply, sink)?,
+            (LinkName::Publish, reply) => {
+                self.handle_answer(&reply, sink)?;
+                self.become_ready(now_ms);
+            }
         }
         Ok(())
     }
@@ -377,40 +384,50 @@ impl Broker {
         self.subscribing.handle_asked(now_ms);
     }
 
-    /// Pushes are accepted once the canary is back, and it is known who else is there.
-    fn become_ready(&mut self, now_ms: u64) {
-        if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
-            return;
-        }
-        self.state = State::Ready;
-        self.canary.seen_ms.fill(now_ms);
-        self.config.counters.ready.set(1);
-        self.show_nodes();
-        let channels = self.interests.len();
-        self.events.push(Event::Ready { resent: self.resent, channels });
-    }
-
-    /// Everything is subscribed to: first what was not answered in the last life, then what this
-    /// node says of itself, and the canary that proves the way.
+    /// Everything is subscribed to: this node says what it has, and the canary proves the way. What
+    /// was not answered in the last life waits until the other nodes have subscribed, too: what is
+    /// published before that they miss.
     fn begin_publishing(&mut self, now_ms: u64) {
         self.state = State::Proving;
-        self.log.rewind();
-        self.resent = self.log.len();
-        self.config.counters.resent.add(self.resent as u64);
-        self.sequences.handle_reconnect(now_ms);
+        self.held = Some(std::mem::take(&mut self.log));
         self.say_hello(now_ms);
         self.send_canary(now_ms);
         self.canary.last_back_ms = now_ms;
     }
 
+    /// Pushes are accepted once the canary is back, and it is known who else is there; before them
+    /// goes what was not answered in the last life.
+    fn become_ready(&mut self, now_ms: u64) {
+        if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
+            return;
+        }
+        // Answers come in the order of the log, and words are few.
+        let Some(held) = self.held.take_if(|_| self.log.is_empty()) else { return };
+        self.state = State::Ready;
+        self.log = held;
+        self.log.rewind();
+        let resent = self.log.len();
+        if resent > 0 {
+            self.publishing.handle_asked(now_ms);
+        }
+        self.sequences.handle_reconnect(now_ms);
+        self.canary.seen_ms.fill(now_ms);
+        self.config.counters.resent.add(resent as u64);
+        self.config.counters.ready.set(1);
+        self.show_nodes();
+        self.events.push(Event::Ready { resent, channels: self.interests.len() });
+    }
+
     /// Looks at deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
     pub fn handle_tick(&mut self, now_ms: u64, sink: &mut dyn Sink) -> Result<(), LinkError> {
         let counters = &self.config.counters;
-        self.log.expire(now_ms, |pusher| {
-            counters.count_outcome(Outcome::Unknown);
-            sink.answer(pusher, Outcome::Unknown);
-        });
-        counters.pending_bytes.set(self.log.pending_bytes() as u64);
+        for log in [Some(&mut self.log), self.held.as_mut()].into_iter().flatten() {
+            log.expire(now_ms, |pusher| {
+                counters.count_outcome(Outcome::Unknown);
+                sink.answer(pusher, Outcome::Unknown);
+            });
+        }
+        counters.pending_bytes.set(self.pending_bytes() as u64);
         counters.channels.set(self.interests.len() as u64);
         if self.state == State::Down {
             return Ok(());
@@ -440,7 +457,9 @@ impl Broker {
         if self.canary.is_back && now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS {
             self.send_canary(now_ms);
         }
-        self.repeat_tails(now_ms, deadline_ms);
+        if self.state == State::Ready {
+            self.repeat_tails(now_ms, deadline_ms);
+        }
         self.tick_members(now_ms, sink);
         self.become_ready(now_ms);
         Ok(())
@@ -511,7 +530,7 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        let pending_bytes = self.log.pending_bytes() + publication.bytes.len();
+        let pending_bytes = self.pending_bytes() + publication.bytes.len();
         let refused = match self.state {
             State::Ready if pending_bytes <= MAX_PENDING_BYTES => None,
             State::Ready => Some(Outcome::Overloaded),
@@ -534,10 +553,16 @@ impl Broker {
             self.order += 1;
             publication.set_numbers(part, seq, self.order);
         }
-        if self.log.is_empty() && self.may_publish() {
+        if self.log.is_empty() && self.state == State::Ready {
             self.publishing.handle_asked(now_ms);
         }
-        self.log.add_message(publication, pusher, now_ms + self.config.queue_timeout_ms);
+        let log = self.held.as_mut().unwrap_or(&mut self.log);
+        log.add_message(publication, pusher, now_ms + self.config.queue_timeout_ms);
+    }
+
+    /// What Redis has not answered.
+    fn pending_bytes(&self) -> usize {
+        self.log.pending_bytes() + self.held.as_ref().map_or(0, PublishLog::pending_bytes)
     }
 
     /// Bit by bit, the workers that could not announce all their users yet.
@@ -586,7 +611,7 @@ impl Broker {
         };
         publication.add_parcel(name, parcel);
         let may_wait = matches!(to, To::Events(_)) && self.state != State::Ready;
-        if may_wait && self.log.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
+        if may_wait && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
             self.accept(&mut publication, None, now_ms);
         } else {
             self.handle_publish(&mut publication, None, now_ms, sink);

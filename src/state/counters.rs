@@ -177,6 +177,8 @@ pub struct Counters {
     pub server_messages: Counter,
     /// Business servers that are connected now.
     pub servers: Counter,
+    /// Those of the whole cluster that this worker knows of.
+    pub servers_known: Counter,
     /// Events that were published for others, and those that business servers here were told.
     pub events_published: Counter,
     pub events_delivered: Counter,

@@ -115,6 +115,10 @@ impl Registry {
         self.by_cid.keys().copied().filter(is_its).collect()
     }
 
+    pub fn len(&self) -> usize {
+        self.by_cid.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.by_cid.is_empty()
     }

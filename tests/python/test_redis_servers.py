@@ -11,6 +11,11 @@ from redis_harness import Resp, await_ready, await_unready, node
 from test_servers import answer_one, event, request
 
 
+def await_known(number, *those):
+    """Returns once every one of these nodes knows so many business servers."""
+    for one in those:
+        eventually(lambda one=one: one.metric("business_server_known") == number, "word of all")
+
 
 @pytest.fixture(params=["1", "2"], ids=["1-worker", "2-workers"])
 def nodes(request, own_redis):
@@ -31,6 +36,7 @@ def nodes(request, own_redis):
 def test_events_come_from_every_node_in_order_for_each_client(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("connect,subscribe,disconnect") as one, b.business("connect,disconnect") as two:
+        await_known(2, a, b)
         seen = {}
         for number in range(20):
             for here in (a, b):
@@ -54,14 +60,18 @@ def test_nothing_is_published_while_nobody_wants_it(nodes):
             pass
         a.client("quiet").close()
         with b.business("disconnect") as server:
+            await_known(1, a)
             with a.client("ann") as ann:
                 pass
             assert server.json()["client_id"] == ann.cid
         payload = ears.reply()[2]
         assert ann.cid.encode() in payload and b"disconnect" in payload
         assert b'"connect"' not in payload and b"quiet" not in payload
+        await_known(0, a)
         a.client("quiet").close()
-        with b.business("connect") as server, a.client("bob"):
+        with b.business("connect") as server:
+            await_known(1, a)
+            a.client("bob").close()
             assert server.json()["uid"] == "bob"
         payload = ears.reply()[2]
         assert b"bob" in payload and b"quiet" not in payload
@@ -72,6 +82,7 @@ def test_a_request_crosses_nodes_and_so_does_its_answer(nodes):
     with a.client("ann", device="web") as ann, a.client("bob") as bob:
         assert json.loads(ann.ask({"type": "request", "data": 1}))["msg"] == "no server"
         with b.business("request") as server:
+            await_known(1, a)
             for number in range(50):
                 request(ann, {"n": number}, str(number))
                 asked = answer_one(server)
@@ -84,6 +95,7 @@ def test_a_request_crosses_nodes_and_so_does_its_answer(nodes):
 def test_the_nearest_of_equals_is_asked_and_else_the_least_busy(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("request") as near, b.business("request") as far:
+        await_known(2, a)
         with a.client("ann") as ann:
             for number in range(5):
                 request(ann, number)
@@ -112,6 +124,7 @@ def test_an_answer_of_the_wrong_connection_is_not_taken(nodes):
 def test_a_server_elsewhere_that_goes_answers_for_itself(nodes):
     a, b = nodes(1), nodes(2)
     with a.client("ann") as ann, b.business("request") as server:
+        await_known(1, a)
         request(ann, 1)
         event(server, "request")
         server.close()
@@ -122,6 +135,7 @@ def test_a_node_that_is_killed_is_lost_and_comes_back(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("node") as watch, a.client("ann") as ann:
         server = b.business("request")
+        await_known(2, a)
         request(ann, 1)
         event(server, "request")
         b.process.send_signal(signal.SIGKILL)
@@ -137,8 +151,10 @@ def test_a_node_that_is_killed_is_lost_and_comes_back(nodes):
 def test_a_node_that_drains_says_so_and_its_clients_are_told_of(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("node,disconnect") as watch:
+        await_known(1, b)
         clients = [b.client(f"u{number}") for number in range(30)]
         far = b.business("request")
+        await_known(2, a)
         b.signal(signal.SIGTERM)
         assert far.close_code()[0] == 1001
         for client in clients:
@@ -176,6 +192,7 @@ def test_pushes_of_a_business_server_reach_all_nodes_in_order(nodes):
 def test_a_redis_that_is_away(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("request") as near, b.business("request,connect,disconnect") as far:
+        await_known(2, a, b)
         with a.client("ann") as ann:
             assert event(far, "connect")["uid"] == "ann"
             nodes.redis.kill()
@@ -212,6 +229,7 @@ def test_a_redis_that_is_away(nodes):
 def test_a_storm_on_both_nodes(nodes):
     a, b = nodes(1), nodes(2)
     with a.business("connect,disconnect") as one, b.business("connect,disconnect") as two:
+        await_known(2, a, b)
         cids = set()
         lock = threading.Lock()
 

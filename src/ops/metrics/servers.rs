@@ -15,6 +15,9 @@ struct ResultLabels {
 pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let servers = node.sum(|worker| &worker.servers);
     encode_gauge(encoder, "business_server", "Business servers that are connected", servers)?;
+    let known = node.0.counters.iter().map(|worker| worker.servers_known.value()).min();
+    let help = "Business servers of the whole cluster that every worker of this node knows of";
+    encode_gauge(encoder, "business_server_known", help, known.unwrap_or(0))?;
     let help = "Requests of clients, by what they got";
     let mut family =
         encoder.encode_descriptor("request_answer", help, None, MetricType::Counter)?;

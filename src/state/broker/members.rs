@@ -20,6 +20,9 @@ const SAY_EVERY_MS: u64 = 1_000;
 const LOST_AFTER_MS: u64 = 5_000;
 /// So long a node waits, at its start, for what the others have.
 const SETTLE_MS: u64 = 150;
+/// When the links are back, the others are waited for so long: longer than the longest pause
+/// between attempts to connect.
+const REUNITE_MS: u64 = 1_000;
 /// Everything is said, and asked for, at most so often.
 const WHOLE_EVERY_MS: u64 = 50;
 /// A thread that stood still for so long has heard nobody, and judges nobody for it.
@@ -36,6 +39,8 @@ pub(super) struct Members {
     is_whole_due: bool,
     /// Until then what the others have is waited for; only in the first life of the links.
     settle_until_ms: Option<u64>,
+    /// When this life of the links began.
+    hello_ms: u64,
     /// Since when this node has heard itself without a break.
     hears_since_ms: u64,
     last_tick_ms: u64,
@@ -68,17 +73,23 @@ impl Broker {
     pub(super) fn say_hello(&mut self, now_ms: u64) {
         self.members.settle_until_ms.get_or_insert(now_ms + SETTLE_MS);
         self.members.hears_since_ms = now_ms;
+        self.members.hello_ms = now_ms;
         self.say_whole(true, now_ms);
     }
 
-    /// Whether what the others have is known, or nobody has answered for long enough.
+    /// Whether what the others have is known, and those who were there are there again; or nobody
+    /// has answered for long enough.
     pub(super) fn is_settled(&self, now_ms: u64) -> bool {
-        self.members.settle_until_ms.is_none_or(|until_ms| now_ms >= until_ms)
+        let members = &self.members;
+        let is_back = |other: &Other| other.has_left || other.heard_ms >= members.hello_ms;
+        let are_back = members.others.values().all(is_back);
+        members.settle_until_ms.is_none_or(|until_ms| now_ms >= until_ms)
+            && (are_back || now_ms >= members.hello_ms + REUNITE_MS)
     }
 
     /// The node ends: its last word.
     pub fn handle_leaving(&mut self, now_ms: u64) {
-        if !self.may_publish() || std::mem::replace(&mut self.members.has_left, true) {
+        if !self.is_ready() || std::mem::replace(&mut self.members.has_left, true) {
             return;
         }
         let word = Member { leaves: true, ..self.member() };

@@ -6,7 +6,7 @@ use crate::state::wants::Server;
 use crate::types::{Cid, EventSet, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
-use crate::wire::parcel::{Answer, Response, Sender};
+use crate::wire::parcel::{self, Answer, Response, Sender};
 use crate::wire::sign::Secret;
 
 const KEYS: (u64, u64) = (1, 2);
@@ -631,6 +631,38 @@ fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     assert_eq!(notices(&mut setting), [""; 0]);
     setting.tick(5_100).unwrap();
     assert_eq!(notices(&mut setting), ["0: node 9 false"]);
+}
+
+#[test]
+fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
+    for is_back in [true, false] {
+        let mut setting = Setting::ready(1);
+        say(&mut setting, 1, 0, |_| {});
+        setting.broker.handle_lost(&mut setting.said);
+        let sender = Sender { node: NodeId::new(7).unwrap(), epoch: 100 };
+        let mut parcel = Vec::new();
+        let list = parcel::EventList(&[]);
+        parcel::Events { sender, worker: 0, pid: "p", list }.encode(&mut parcel);
+        let relay = Relay { to: To::Events(ProjectId(0)), parcel };
+        let now_ms = setting.now_ms;
+        setting.broker.handle_ask(0, &Ask::Relay(relay), now_ms, &mut setting.said);
+        setting.now_ms += 100;
+        setting.broker.handle_open(setting.now_ms);
+        setting.talk();
+        setting.tick(900).unwrap();
+        assert!(!setting.broker.is_ready() && setting.broker.pending_bytes() > 0);
+        match is_back {
+            true => say(&mut setting, 1, 0, |_| {}),
+            false => setting.now_ms += 100,
+        }
+        let mut events = Vec::new();
+        for _ in 0..2 {
+            setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+            events.extend(published(&mut setting, b"x:{p}:e"));
+        }
+        assert!(setting.broker.is_ready());
+        assert_eq!(events.len(), 1);
+    }
 }
 
 #[test]

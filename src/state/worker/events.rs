@@ -122,8 +122,13 @@ impl Worker {
     }
 
     /// A business server elsewhere is gone: what it was asked will not be answered.
+    pub(super) fn show_known(&self) {
+        self.config.counters.servers_known.set(self.registry.len() as u64);
+    }
+
     pub(super) fn forget_server(&mut self, cid: Cid) {
         self.registry.remove(cid);
+        self.show_known();
         for id in self.requests.asked_of(cid) {
             self.refuse_request(id, "server gone");
         }

@@ -167,6 +167,7 @@ impl Worker {
         let Some(own) = self.own_servers.all.get(&cid) else { return };
         let slot = own.slot;
         self.registry.insert(own.server);
+        self.show_known();
         self.welcome(slot);
         self.write_backlog(slot);
     }
@@ -184,6 +185,7 @@ impl Worker {
         }
         self.config.counters.servers.set(self.own_servers.len() as u64);
         self.registry.remove(cid);
+        self.show_known();
         let hears_events = events.meets(EventSet::OF_CLIENTS);
         self.wants.leave(project, Listener::Server { hears_events });
         for (id, client) in own.asked {
@@ -360,6 +362,7 @@ impl Worker {
         match notice {
             Notice::ServerHere(server) => {
                 self.registry.insert(server);
+                self.show_known();
                 if self.config.hearing.is_none() {
                     self.wants.tell(Ask::ServerSeen(server.cid));
                 }
