@@ -144,8 +144,8 @@ impl Cluster {
         }
     }
 
-    /// Whether another business server of the client's worker ended meanwhile: it may have been asked
-    /// in this one's place without a parcel that could be seen, and kept the request, too.
+    /// Whether another business server of the client's worker ended meanwhile: it may have been
+    /// asked in this one's place, without a parcel that is seen, and have kept the request, too.
     fn another_ended_unseen(&self, request: &Request, server: u64) -> bool {
         let business = &self.world.business;
         business.ended.iter().any(|(cid, ended_ms)| {
