@@ -39,7 +39,7 @@ run tests/prometheus.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 if [ -x "$WS_CLUSTER_BIN" ]; then
-    run tests/.venv/bin/python -m pytest -q tests/python
+    run tests/.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/python
 else
     echo "$WS_CLUSTER_BIN is not there: the Python tests have no server to test" >&2
     failed=$((failed + 1))
