@@ -41,14 +41,6 @@ def main():
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
     # What is started below is ended by leaving its `with`, whatever ends this script.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    metrics_port, pprof_port = base.free_ports(2)
-    flags = ["--prometheus_port", metrics_port, "--pprof_port", pprof_port]
-    args.server_arg += [str(flag) for flag in flags]
-    urls = {
-        "scrape": f"http://127.0.0.1:{metrics_port}/metrics",
-        # It lasts longer than the load, and is given up after it.
-        "profile": f"http://127.0.0.1:{pprof_port}/debug/pprof/profile?seconds={args.profile}",
-    }
     results = {kind: [] for kind in ("nobody", *kinds)}
     for number in range(1, args.rounds + 1):
         sample = {}
@@ -57,7 +49,7 @@ def main():
         shift = number % len(order)
         for kind in order[shift:] + order[:shift]:
             try:
-                sample[kind] = measure(args, kind, urls.get(kind))
+                sample[kind] = measure(args, kind)
             except (Failed, OSError) as error:
                 print(f"round {number} {kind}: failed: {error}", file=sys.stderr)
                 break
@@ -87,8 +79,14 @@ def arguments():
     return args
 
 
-def measure(args, kind, url):
+def measure(args, kind):
     with base.server(args) as node:
+        paths = {
+            "scrape": f":{node.prometheus_port}/metrics",
+            # It lasts longer than the load, and is given up after it.
+            "profile": f":{node.pprof_port}/debug/pprof/profile?seconds={args.profile}",
+        }
+        url = f"http://127.0.0.1{paths.get(kind)}"
         with looking(kind, url):
             flags = ["--connections", args.connections, "--outstanding", args.outstanding]
             flags += ["--bytes", args.bytes, "--seconds", args.seconds]

@@ -166,9 +166,9 @@ def frame_bytes(out):
 
 
 class Node:
-    def __init__(self, args, process, ws_port, http_port):
+    def __init__(self, args, process, ports):
         self.args, self.pid = args, process.pid
-        self.ws_port, self.http_port = ws_port, http_port
+        self.ws_port, self.http_port, self.prometheus_port, self.pprof_port = ports
 
     def load(self, command, *flags, http_port=None):
         """The load tool's report; the pushes go to another node where its port is given."""
@@ -181,19 +181,21 @@ class Node:
 @contextlib.contextmanager
 def server(args, number=1, extra=()):
     """A fresh server, so that no figure inherits the memory or the sockets of another."""
-    ws_port, http_port, prometheus_port = free_ports(3)
+    ports = free_ports(4)
     line = [args.server, "--node", str(number), "--bind", "127.0.0.1", "--env", "dev"]
     line += ["--workers", "1"]
-    line += ["--pin", "false", "--log", "warn", "--ws_port", str(ws_port)]
-    line += ["--http_port", str(http_port), "--prometheus_port", str(prometheus_port)]
+    line += ["--pin", "false", "--log", "warn"]
+    for name, port in zip(("ws", "http", "prometheus", "pprof"), ports):
+        line += [f"--{name}_port", str(port)]
     line += [*extra, *args.server_arg]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             line, stdout=log, stderr=log, preexec_fn=on_core(args.server_core)
         )
         try:
-            await_ready(process, http_port, log)
-            yield Node(args, process, ws_port, http_port)
+            node = Node(args, process, ports)
+            await_ready(process, node.http_port, log)
+            yield node
             if process.poll() is not None:
                 raise Failed(f"the server ended by itself, {process.returncode}: {tail(log)}")
         finally:
