@@ -379,8 +379,7 @@ impl Reply<'_, '_> {
         body.extend_from_slice(b"{\"code\":0,\"msg\":");
         write_string(&mut body, &error.msg);
         body.push(b'}');
-        let retry = [("Retry-After", "1")];
-        self.respond(error.status, project, if error.status == 503 { &retry } else { &[] }, &body);
+        self.respond(error.status, project, &[], &body);
     }
 
     /// `project`: whose origins are told to a browser; where it is not known, any project's.
@@ -393,6 +392,9 @@ impl Reply<'_, '_> {
     ) {
         self.status = status;
         let mut fields: Fields<'_> = extra.iter().copied().collect();
+        if status == 503 {
+            fields.push(("Retry-After", "1"));
+        }
         if let Some(origin) = self.origin {
             self.add_cors(origin, project, &mut fields);
         }
@@ -412,6 +414,9 @@ impl Reply<'_, '_> {
         fields.push(("Vary", "Origin"));
         if is_allowed {
             fields.push(("Access-Control-Allow-Origin", origin));
+            if fields.iter().any(|(name, _)| *name == "Retry-After") {
+                fields.push(("Access-Control-Expose-Headers", "Retry-After"));
+            }
         } else {
             fields.retain(|(name, _)| !name.starts_with("Access-Control-"));
         }

@@ -185,6 +185,7 @@ impl Collector for NodeMetrics {
         self.encode_info(encoder)?;
         workers::encode(self, encoder)?;
         process::encode(encoder, self.0.epoch)?;
+        encode_reports(encoder)?;
         servers::encode(self, encoder)?;
         queue::encode(&self.0, encoder)?;
         self.encode_keys(encoder)?;
@@ -226,6 +227,14 @@ impl EncodeLabelSet for Label {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         (self.0, &*self.1).encode(encoder.encode_label())
     }
+}
+
+/// What the node could not report elsewhere.
+fn encode_reports(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "Lines that the log dropped: its output did not take them in time";
+    encode_counter(encoder, "log_dropped", help, super::logs::dropped())?;
+    let help = "Errors that Sentry did not get: over the limit of a minute, or it refused them";
+    encode_counter(encoder, "sentry_unsent", help, super::sentry::unsent())
 }
 
 fn encode_counter_f64(

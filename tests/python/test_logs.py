@@ -216,10 +216,12 @@ def test_a_full_disk_stops_no_push_and_the_log_goes_on(tmp_path):
             subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
             told = lambda: any(dropped_in(line["msg"]) for line in lines_of(path))
             eventually(told, "the log says what was dropped, without a push")
+            dropped = server.metric("log_dropped_total")
             pushes += push_many(server, 10)
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
             assert_all_told(lines_of(path), pushes)
+            assert sum(dropped_in(line["msg"]) for line in lines_of(path)) == dropped
             assert len(server.errors) == 1, server.errors
         finally:
             server.stop()
