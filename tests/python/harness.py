@@ -99,9 +99,11 @@ class Server:
         )
 
     def _read(self, stream, lines):
-        for line in stream:
-            lines.append(line)
-            self._lines.put(line)
+        # A test may close it.
+        with contextlib.suppress(ValueError):
+            for line in stream:
+                lines.append(line)
+                self._lines.put(line)
 
     def _await_ports(self):
         names = ("ws", "http", "metrics", "pprof", "swagger")
