@@ -1,9 +1,11 @@
 //! One worker, told what happens and asked what it wants written.
 
 use super::*;
+use crate::state::counters::LostAnswer;
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::wire::envelope::{NamesBuf, TargetsBuf};
+use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
@@ -381,6 +383,31 @@ fn a_request_that_a_business_server_has_no_room_for_is_one_too_many() {
     rig.room = usize::MAX;
     let refusal = r#"{"type":"response","code":0,"msg":"too many requests wait"}"#;
     assert_eq!(rig.text_to(client).matches(refusal).count(), 2, "1 is written, 17 wait");
+}
+
+#[test]
+fn an_answer_in_the_name_of_another_business_server_is_not_taken() {
+    let mut rig = Rig::new(5_000, 1 << 20);
+    let (server, client) = (rig.serve(), rig.connect("u"));
+    let request = br#"{"type":"request","id":"r","data":1}"#;
+    rig.worker.handle_frame(client, Message::Text(request), NOW_MS);
+    let asked = rig.text_to(server);
+    let (_, id) = asked.split_once(r#""request","id":""#).unwrap();
+    let id = MessageId(id.split('"').next().unwrap().parse().unwrap());
+    let answer_of = |rig: &mut Rig, server: Cid, data: &[u8]| {
+        let client = rig.worker.connections[client as usize].cid;
+        let answer = Answer::Data(data);
+        let mut parcel = Vec::new();
+        let response = Response { id, client, server, pid: "1", answer };
+        response.encode(Sender { node: NodeId::new(2).unwrap(), epoch: 1 }, &mut parcel);
+        rig.worker.handle_parcel(&parcel, NOW_MS);
+    };
+    answer_of(&mut rig, Cid(7), b"\"forged\"");
+    let own = rig.worker.connections[server as usize].cid;
+    answer_of(&mut rig, own, b"\"own\"");
+    assert_eq!(rig.worker.config.counters.lost_answers(LostAnswer::Forged), 1);
+    let text = rig.text_to(client);
+    assert!(text.contains("own") && !text.contains("forged"), "{text}");
 }
 
 /// A batch that closed somebody while it was laid out owed that to others as if it was open: the
