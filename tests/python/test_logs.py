@@ -277,7 +277,7 @@ def test_a_reader_that_is_stuck_stops_no_push(workers):
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE) == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
     finally:
         server.stop()
 

@@ -63,7 +63,7 @@ def status_now(server, **body):
     """A push that must be answered at once; its status."""
     began = time.monotonic()
     status = try_push(server, "refused", **body)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.9
     return status
 
 
@@ -104,7 +104,7 @@ def test_clients_that_come_while_redis_is_down(pair):
             began = time.monotonic()
             # Projects that no node has heard of.
             client = stack.enter_context(server.client("late", pid=f"p{number}"))
-            assert time.monotonic() - began < 1, "the welcome comes at once"
+            assert time.monotonic() - began < 1.9, "the welcome comes at once"
             clients.append((number, client))
         redis.start()
         await_ready(*nodes)
@@ -161,7 +161,7 @@ def test_welcomes_while_redis_is_paused(pair):
             for number in range(1, 6):
                 began = time.monotonic()
                 with server.client("next", pid=f"p{number}"):
-                    assert time.monotonic() - began < 1.5
+                    assert time.monotonic() - began < 1.9
     finally:
         redis.go_on()
     await_ready(*nodes)
