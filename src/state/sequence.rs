@@ -147,10 +147,9 @@ impl OutgoingSequences {
         }
         for place in take_until(&mut self.ends, now_ms / 1000) {
             let end_ms = self.channel_mut(place).tail_from_ms.saturating_add(FORGET_MS);
-            if end_ms <= now_ms {
-                self.forget(place);
-            } else {
-                self.ends.entry(end_ms.div_ceil(1000)).or_default().push(place);
+            match end_ms.div_ceil(1000) {
+                second if second <= now_ms / 1000 => self.forget(place),
+                second => self.ends.entry(second).or_default().push(place),
             }
         }
     }
