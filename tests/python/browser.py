@@ -20,23 +20,35 @@ SWITCHES = """
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
-class Browser:
-    """A browser of its own, with a profile of its own."""
-
-    def __init__(self, *switches):
-        self.profile = tempfile.mkdtemp(prefix="chromium-")
-        self.driver = subprocess.Popen(
+def start_driver():
+    """The process, and its port. It takes a free port of IPv4, and ends if that is taken for IPv6."""
+    said = []
+    for _ in range(10):
+        driver = subprocess.Popen(
             ["chromedriver", "--port=0"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        # It says so in its first lines, and nothing else later.
+        for line in driver.stdout:
+            said.append(line)
+            if port := re.search(r"started successfully on port (\d+)", line):
+                return driver, port[1]
+        driver.wait(SLACK)
+        driver.stdout.close()
+    raise AssertionError(f"chromedriver does not start: {''.join(said)}")
+
+
+class Browser:
+    """A browser of its own, with a profile of its own."""
+
+    def __init__(self, *switches):
+        self.profile = tempfile.mkdtemp(prefix="chromium-")
         self.session = None
+        self.driver, port = start_driver()
         try:
-            # It says so in its first lines, and nothing else later.
-            port = re.compile(r"started successfully on port (\d+)")
-            ports = map(port.search, self.driver.stdout)
-            self.root = f"http://127.0.0.1:{next(filter(None, ports))[1]}"
+            self.root = f"http://127.0.0.1:{port}"
             options = {
                 "binary": shutil.which("chromium"),
                 "args": [*SWITCHES, *switches, f"--user-data-dir={self.profile}"],
