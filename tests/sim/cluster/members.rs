@@ -7,7 +7,7 @@ use super::node::{Draining, Node};
 use super::{Model, World};
 use crate::business::Profile;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use ws_cluster::state::wants::Notice;
 use ws_cluster::types::EventSet;
 
@@ -37,6 +37,8 @@ pub struct Views {
     all: BTreeMap<u16, View>,
     /// The latest life of each node that was heard of.
     epochs: BTreeMap<u16, u64>,
+    /// Lives that were heard of, and whose notice has not come yet: it takes longer.
+    fresh: BTreeMap<u16, VecDeque<u64>>,
     /// Nodes that are lost, and the life that was known. To be judged.
     lost: Vec<(u16, u64)>,
 }
@@ -45,7 +47,10 @@ impl Views {
     /// A word of a node has arrived.
     pub fn hear(&mut self, number: u16, epoch: u64) {
         let latest = self.epochs.entry(number).or_default();
-        *latest = epoch.max(*latest);
+        if epoch > *latest {
+            *latest = epoch;
+            self.fresh.entry(number).or_default().push_back(epoch);
+        }
     }
 }
 
@@ -57,7 +62,9 @@ impl Node {
             return;
         }
         let number = node.value();
-        let epoch = self.views.epochs[&number];
+        let fresh = self.views.fresh.get_mut(&number).filter(|_| is_up);
+        let heard = fresh.and_then(VecDeque::pop_front);
+        let epoch = heard.unwrap_or(self.views.epochs[&number]);
         let view = self.views.all.entry(number).or_insert(View { is_up: false, epoch });
         assert_ne!(view.is_up, is_up, "node {}: {number} is {is_up} twice", self.home.number);
         if !is_up {
