@@ -24,9 +24,7 @@ run() {
     passed=$((passed + $(counted passed)))
     skipped=$((skipped + $(counted 'skipped|ignored')))
     failures=$(counted failed)
-    if [ "$status" -eq 0 ]; then
-        failures=0
-    elif [ "$failures" -eq 0 ]; then
+    if [ "$status" -ne 0 ] && [ "$failures" -eq 0 ]; then
         failures=1
     fi
     failed=$((failed + failures))
@@ -41,7 +39,7 @@ run tests/prometheus.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 if [ -x "$WS_CLUSTER_BIN" ]; then
-    run tests/python.sh
+    run tests/.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/python
 else
     echo "$WS_CLUSTER_BIN is not there: the Python tests have no server to test" >&2
     failed=$((failed + 1))

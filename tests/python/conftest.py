@@ -36,6 +36,13 @@ allowed_origins = []
 """
 
 
+@pytest.fixture
+def stack():
+    """Ends what it is given when the test is over."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @pytest.fixture(scope="session")
 def projects(tmp_path_factory):
     file = tmp_path_factory.mktemp("projects") / "projects.toml"

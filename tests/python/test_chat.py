@@ -1,6 +1,5 @@
 """The chat of examples/chat, as people see it: browsers, two nodes on one Redis, and its server."""
 
-import contextlib
 import json
 import os
 import re
@@ -125,12 +124,6 @@ class Person(Browser):
     def say_until(self, text, answer):
         """Says it until that is the answer: a node learns later what happens at another."""
         eventually(lambda: self.say(text) == answer, f"{answer} to {text}", SLACK)
-
-
-@pytest.fixture
-def stack():
-    with contextlib.ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture

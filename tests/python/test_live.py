@@ -113,12 +113,6 @@ def page():
 
 
 @pytest.fixture
-def stack():
-    with contextlib.ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
 def serve(stack):
     def serve(*args, **options):
         server = Server("--workers", "2", *args, **options)
