@@ -1,8 +1,9 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
 use super::core::{Begun, Core, PushOrigin};
-use super::http::{self, Connections, Request, Service, Times};
+use super::http::{self, Connections, Moment, Request, Service, Times};
 use crate::state::broker::Outcome;
+use crate::state::counters::HttpCounters;
 use crate::state::projects::Project;
 use crate::types::{Limits, MessageId};
 use crate::wire::http::{Body, Head, HttpError};
@@ -74,8 +75,15 @@ impl Service for Core {
         &self.http
     }
 
+    fn handle_answered(&self) {
+        if let Some(answered) = self.answered.take() {
+            self.count_answered(&answered);
+        }
+    }
+
     fn count_refusal(&self, status: u16) {
-        self.shared.http_counters[self.index].count("other", status, 0);
+        let other = HttpCounters::url_of("other");
+        self.shared.http_counters[self.index].count(other, status, 0, 1);
     }
 
     async fn answer(
@@ -84,13 +92,12 @@ impl Service for Core {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> http::Answer<BegunPush<'_>> {
-        let started = request.read_at.instant;
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
         let (origin, is_head) = (head.origin, head.method == "HEAD");
         let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
-        let now_us = request.read_at.now_us;
-        let mut answer = Answer { core: self, head, now_us, reply };
+        let read_at = request.read_at;
+        let mut answer = Answer { core: self, head, read_at, reply };
         let begun = match answer.route(request.body).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -105,10 +112,10 @@ impl Service for Core {
             project,
             keep_alive,
             origin: request.head.origin.map(Into::into),
-            started,
+            started: read_at.instant,
         });
         if begun.is_none() {
-            self.count(request.head.path, status, started);
+            self.count(request.head.path, status, read_at.instant);
         }
         http::Answer { keep_alive, begun }
     }
@@ -123,11 +130,37 @@ impl Service for Core {
     }
 }
 
+/// Requests that were read together and answered alike, one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered {
+    url: usize,
+    status: u16,
+    started: Instant,
+    requests: u64,
+}
+
 impl Core {
+    /// Counts a request: with the next one that differs, or when the answer is written.
     fn count(&self, path: &str, status: u16, started: Instant) {
+        tracing::trace!(path, status, "a request is answered");
+        let url = HttpCounters::url_of(path);
+        let requests = match self.answered.take() {
+            Some(last) if (last.url, last.status, last.started) == (url, status, started) => {
+                last.requests + 1
+            }
+            Some(last) => {
+                self.count_answered(&last);
+                1
+            }
+            None => 1,
+        };
+        self.answered.set(Some(Answered { url, status, started, requests }));
+    }
+
+    fn count_answered(&self, answered: &Answered) {
+        let &Answered { url, status, started, requests } = answered;
         let duration_us = started.elapsed().as_micros() as u64;
-        tracing::trace!(path, status, duration_us, "a request is answered");
-        self.shared.http_counters[self.index].count(path, status, duration_us);
+        self.shared.http_counters[self.index].count(url, status, duration_us, requests);
     }
 }
 
@@ -144,8 +177,7 @@ pub struct BegunPush<'a> {
 struct Answer<'c, 'r, 'h> {
     core: &'c Core,
     head: &'r Head<'h>,
-    /// When the request was read, microseconds since 1970.
-    now_us: u64,
+    read_at: Moment,
     reply: Reply<'c, 'r>,
 }
 
@@ -235,7 +267,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     fn push(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let head = self.head;
         let limits = &self.core.shared.settings.limits;
-        let now_ms = self.now_us / 1_000;
+        let now_ms = self.read_at.now_us / 1_000;
         let project;
         let result = match parameters(head, body)? {
             Parameters::Json => {
@@ -267,7 +299,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let limits = &self.core.shared.settings.limits;
-        let now_ms = self.now_us / 1_000;
+        let now_ms = self.read_at.now_us / 1_000;
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
         };
@@ -354,8 +386,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         if self.core.shared.is_draining() {
             return Err(error(503, "this node is draining: push to another"));
         }
-        let (now_us, traceparent) = (self.now_us, self.head.traceparent);
-        let origin = PushOrigin { now_us, traceparent };
+        let origin = PushOrigin { read_at: self.read_at, traceparent: self.head.traceparent };
         self.core.begin_push(&project.pid, push, origin).map_err(not_accepted)
     }
 }

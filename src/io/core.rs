@@ -1,7 +1,8 @@
 //! What the tasks of one worker share: the engine, the mailbox, and the ways to wait for them.
 
+use super::api::Answered;
 use super::engine::Engine;
-use super::http::Connections;
+use super::http::{Connections, Moment};
 use super::mailbox::{Bell, Mailbox, Word};
 use super::near::Near;
 use super::port::{ToWorker, WorkerPort};
@@ -58,8 +59,7 @@ pub enum BrokerAt {
 /// Where a push comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct PushOrigin<'a> {
-    /// When it was read, microseconds since 1970.
-    pub now_us: u64,
+    pub read_at: Moment,
     pub traceparent: Option<&'a str>,
 }
 
@@ -139,6 +139,8 @@ pub struct Core {
     /// A flush ended.
     flushed: Waiters,
     pub http: RefCell<Connections>,
+    /// Requests that were answered and are not counted yet.
+    pub(super) answered: Cell<Option<Answered>>,
     last_tick_ms: Cell<u64>,
     last_tick: Cell<Instant>,
     drain_until_ms: Cell<Option<u64>>,
@@ -173,6 +175,7 @@ impl Core {
             server_pushes: Flag::default(),
             flushed: Waiters::default(),
             http: RefCell::default(),
+            answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),
             last_tick: Cell::new(Instant::now()),
             drain_until_ms: Cell::new(None),
@@ -182,7 +185,7 @@ impl Core {
     }
 
     /// Begins to push a message: at once it has its id and its place in the order; whether it is
-    /// accepted [`Begun::finish`] tells. `now_us`: since 1970.
+    /// accepted [`Begun::finish`] tells.
     pub fn begin_push(
         &self,
         pid: &str,
@@ -194,9 +197,9 @@ impl Core {
         let trace = recorder.and_then(|recorder| recorder.begin(parent)).map(|context| PushTrace {
             context,
             parent: parent.map(|parent| parent.span_id),
-            start_us: origin.now_us,
+            start_us: origin.read_at.now_us,
         });
-        let begun = self.try_begin(pid, push, origin.now_us, trace);
+        let begun = self.try_begin(pid, push, origin.read_at, trace);
         match &begun {
             Ok(begun) if begun.is_accepted() => {
                 self.counters.pushes_accepted.add(1);
@@ -235,9 +238,10 @@ impl Core {
         &self,
         pid: &str,
         push: &Push<'_>,
-        now_us: u64,
+        read_at: Moment,
         trace: Option<PushTrace>,
     ) -> Result<Begun<'_>, Outcome> {
+        let now_us = read_at.now_us;
         let trace_bytes = trace.map(|trace| trace.context.to_bytes());
         let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
         let id = self.engine.borrow_mut().worker.next_message_id(now_us / 1_000);
@@ -259,7 +263,7 @@ impl Core {
                 self.hand_to_all(&mut mailbox.borrow_mut(), &envelope, now_us)?;
                 None
             }
-            Queue::Redis(redis) => Some(self.publish(redis, &envelope)?),
+            Queue::Redis(redis) => Some(self.publish(redis, &envelope, read_at.instant)?),
         };
         Ok(Begun { core: self, id, ticket, trace })
     }
@@ -297,7 +301,12 @@ impl Core {
     }
 
     /// The `redis` queue: to the broker; own clients get it when it comes back.
-    fn publish(&self, redis: &RedisQueue, envelope: &Envelope<'_>) -> Result<Ticket<'_>, Outcome> {
+    fn publish(
+        &self,
+        redis: &RedisQueue,
+        envelope: &Envelope<'_>,
+        read_at: Instant,
+    ) -> Result<Ticket<'_>, Outcome> {
         if self.shared.queue.is_down() {
             return Err(Outcome::Unreachable);
         }
@@ -309,7 +318,7 @@ impl Core {
             BrokerAt::Here(driver) => {
                 let pusher = Pusher { worker: self.index, ticket: ticket.number() };
                 if let Some(driver) = driver.get() {
-                    driver.publish(&mut publication, pusher);
+                    driver.publish(&mut publication, pusher, read_at);
                 }
                 self.publication.replace(publication);
             }

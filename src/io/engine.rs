@@ -352,7 +352,7 @@ impl Engine {
         };
         match opened {
             Ok((key, head_len)) => {
-                self.counters.handshakes.count(101);
+                self.counters.handshakes.count(101, 1);
                 tracing::trace!(slot = key.slot, "a connection is open");
                 self.fill_slot(key.slot, key.generation, fd);
                 let mut inbound = None;
@@ -369,7 +369,7 @@ impl Engine {
     }
 
     fn refuse_handshake(&mut self, fd: RawFd, error: &ApiError) {
-        self.counters.handshakes.count(error.status);
+        self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
         self.lingering.add(&mut self.ring, fd, handshake::refusal(error), deadline_ms);

@@ -19,6 +19,8 @@ use std::time::Instant;
 
 /// Room of a fresh read buffer, and what an idle connection keeps at most.
 const BUFFER_BYTES: usize = 4 << 10;
+/// What is taken at once from a connection that has sent more than that: a pipeline of requests.
+const BULK_BYTES: usize = 16 << 10;
 /// Answers to pipelined requests are written when they are this long, or no whole request is left.
 const FLUSH_BYTES: usize = 64 << 10;
 
@@ -44,7 +46,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    fn now() -> Self {
+    pub fn now() -> Self {
         Self { instant: Instant::now(), now_us: sys::now_us() }
     }
 }
@@ -76,6 +78,8 @@ pub trait Service {
     ) -> impl Future<Output = Answer<Self::Begun<'_>>>;
     /// Waits for the end of what has begun and appends the response to `out`.
     fn finish<'a>(&'a self, begun: Self::Begun<'a>, out: &mut Vec<u8>) -> impl Future<Output = ()>;
+    /// What was answered until now is about to be written.
+    fn handle_answered(&self);
     /// A request that never became whole was answered with `status`.
     fn count_refusal(&self, status: u16);
     fn connections(&self) -> &RefCell<Connections>;
@@ -336,6 +340,11 @@ impl<'s, S: Service> Connection<'s, S> {
         let room = input.capacity();
         let (result, slice) = self.stream.read(input.slice_mut(used..room)).await;
         self.input = slice.into_inner();
+        if self.input.len() == room && room < BULK_BYTES && matches!(result, Ok(1..)) {
+            self.input.reserve(BULK_BYTES);
+            // Whatever comes of this, the next read says it.
+            let _ = sys::recv_spare(self.stream.as_raw_fd(), &mut self.input);
+        }
         self.read_at = Moment::now();
         match result {
             Ok(0) | Err(_) if self.is_late() => Err(End::Late),
@@ -348,6 +357,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if self.out.is_empty() {
             return Ok(());
         }
+        self.service.handle_answered();
         let deadline_ms = sys::now_ms() + self.service.times().request_timeout_ms;
         self.set_deadline(deadline_ms, Side::Both);
         let out = std::mem::take(&mut self.out);

@@ -49,6 +49,8 @@ pub struct Driver<H> {
     counters: Arc<BrokerCounters>,
     url: RedisUrl,
     started: Instant,
+    /// The latest time that the broker was told.
+    last_ms: Cell<u64>,
     /// Something is to be written, by link.
     outgoing: [Flag; 2],
     /// The tasks of the links are to end, or have: the reason, and how many are left.
@@ -102,6 +104,7 @@ impl<H: Host> Driver<H> {
             shared,
             url,
             started: Instant::now(),
+            last_ms: Cell::new(0),
             outgoing: Default::default(),
             is_ending: Cell::new(false),
             error: RefCell::default(),
@@ -169,7 +172,7 @@ impl<H: Host> Driver<H> {
             }
         }
         if closers.len() == 2 {
-            self.broker.borrow_mut().handle_open(self.now_ms());
+            self.broker.borrow_mut().handle_open(self.ms_at(Instant::now()));
             self.outgoing.iter().for_each(Flag::raise);
         }
         // The flag may be left over from the last life.
@@ -221,8 +224,9 @@ impl<H: Host> Driver<H> {
     }
 
     /// Publishes a message; the outcome goes to the host's sink.
-    pub(super) fn publish(&self, publication: &mut Publication, pusher: Pusher) {
-        self.with_broker(|broker, now_ms, sink| {
+    /// `read_at`: when it came, lately; that spares a look at the clock for each.
+    pub(super) fn publish(&self, publication: &mut Publication, pusher: Pusher, read_at: Instant) {
+        self.with_broker_at(read_at, |broker, now_ms, sink| {
             broker.handle_publish(publication, Some(pusher), now_ms, sink);
         });
     }
@@ -267,8 +271,16 @@ impl<H: Host> Driver<H> {
     }
 
     fn with_broker<R>(&self, act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R) -> R {
+        self.with_broker_at(Instant::now(), act)
+    }
+
+    fn with_broker_at<R>(
+        &self,
+        at: Instant,
+        act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R,
+    ) -> R {
         let mut broker = self.broker.borrow_mut();
-        let result = act(&mut broker, self.now_ms(), &mut self.host.sink());
+        let result = act(&mut broker, self.ms_at(at), &mut self.host.sink());
         self.host.wake();
         for link in [LinkName::Publish, LinkName::Subscribe] {
             if broker.has_outgoing(link) {
@@ -279,11 +291,17 @@ impl<H: Host> Driver<H> {
         result
     }
 
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+    /// The broker's time: it does not go back, whatever is asked of it in which order.
+    fn ms_at(&self, at: Instant) -> u64 {
+        let ms = at.saturating_duration_since(self.started).as_millis() as u64;
+        self.last_ms.set(ms.max(self.last_ms.get()));
+        self.last_ms.get()
     }
 
     fn log_events(&self, broker: &mut Broker) {
+        if !broker.has_events() {
+            return;
+        }
         for event in broker.take_events() {
             match event {
                 Event::Ready { resent, channels } => {

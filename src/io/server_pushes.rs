@@ -2,7 +2,7 @@
 
 use super::api::{finish, not_accepted};
 use super::core::{Begun, Core, PushOrigin};
-use super::sys;
+use super::http::Moment;
 use crate::state::ServerPush;
 use crate::wire::json;
 use crate::wire::push::Push;
@@ -54,6 +54,6 @@ fn begin<'c>(core: &'c Core, push: &ServerPush) -> Result<Begun<'c>, ApiError> {
         let msg = "this node is draining: push to another".into();
         return Err(ApiError { status: 503, msg });
     }
-    let origin = PushOrigin { now_us: sys::now_us(), traceparent: None };
+    let origin = PushOrigin { read_at: Moment::now(), traceparent: None };
     core.begin_push(pid, &read, origin).map_err(not_accepted)
 }

@@ -47,6 +47,18 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     })
 }
 
+/// Like [`recv`], into the room that `buffer` has behind what it holds.
+pub fn recv_spare(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let spare = buffer.spare_capacity_mut();
+    // SAFETY: pointer and length are those of memory that the vector owns and nobody reads.
+    let received = check_len(unsafe {
+        libc::recv(fd, spare.as_mut_ptr().cast(), spare.len(), libc::MSG_DONTWAIT)
+    })?;
+    // SAFETY: so many bytes behind its length were just written, within its capacity.
+    unsafe { buffer.set_len(buffer.len() + received) };
+    Ok(received)
+}
+
 /// Writes what fits, without waiting and without SIGPIPE.
 pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

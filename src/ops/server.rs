@@ -175,6 +175,8 @@ impl Service for Port {
         &self.connections
     }
 
+    fn handle_answered(&self) {}
+
     fn count_refusal(&self, _status: u16) {}
 
     async fn answer(

@@ -254,6 +254,10 @@ impl Broker {
         self.canary.seen_ms.iter().position(is_late).filter(|_| self.is_ready())
     }
 
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// What is to be logged.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)

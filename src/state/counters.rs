@@ -316,10 +316,10 @@ pub struct StatusCounts([Counter; STATUSES.len()]);
 
 impl StatusCounts {
     /// A status that is not in the list counts as 500.
-    pub fn count(&self, status: u16) {
+    pub fn count(&self, status: u16, times: u64) {
         let place = |wanted| STATUSES.iter().position(|&one| one == wanted);
         if let Some(index) = place(status).or_else(|| place(500)) {
-            self.0[index].add(1);
+            self.0[index].add(times);
         }
     }
 
@@ -354,14 +354,19 @@ pub struct HttpCounters {
 }
 
 impl HttpCounters {
-    pub fn count(&self, path: &str, status: u16, duration_us: u64) {
-        let other = URLS.len() - 1;
-        let url = URLS[..other].iter().position(|&url| url == path).unwrap_or(other);
-        self.urls[url].count(status);
+    /// Counts requests that were answered alike. `url`: of [`HttpCounters::url_of`].
+    pub fn count(&self, url: usize, status: u16, duration_us: u64, requests: u64) {
+        self.urls[url].count(status, requests);
         let seconds = duration_us as f64 / 1e6;
         let bucket = DURATION_BOUNDS.partition_point(|&bound| bound < seconds);
-        self.durations[bucket].add(1);
-        self.duration_us.add(duration_us);
+        self.durations[bucket].add(requests);
+        self.duration_us.add(duration_us * requests);
+    }
+
+    /// The place of a path in [`URLS`].
+    pub fn url_of(path: &str) -> usize {
+        let other = URLS.len() - 1;
+        URLS[..other].iter().position(|&url| url == path).unwrap_or(other)
     }
 
     pub fn url(&self, index: usize) -> &StatusCounts {
