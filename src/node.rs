@@ -304,9 +304,9 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
         names: ChannelNames::new(&redis.prefix),
         credentials: Credentials { url: redis.url.clone() },
         queue_timeout_ms: redis.queue_timeout_ms,
-        // A form's data may double when it becomes JSON; selectors come beside it. And events of
-        // clients, 64 KiB and one with all its tags.
-        max_envelope_bytes: 4 * settings.limits.body_bytes + (512 << 10),
+        // A byte of a form's data may become six of JSON (`\u0001`); selectors come beside it. And
+        // events of clients, 64 KiB and one with all its tags.
+        max_envelope_bytes: 6 * settings.limits.body_bytes + (512 << 10),
         hash_keys: redis.hash_keys,
         counters: Arc::clone(&shared.broker_counters),
     });

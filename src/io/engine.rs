@@ -489,6 +489,9 @@ impl Engine {
         for slot in self.worker.take_blocked() {
             self.write_outbox(slot);
         }
+        for slot in self.worker.take_welcomed() {
+            self.resume(slot);
+        }
         for request in self.worker.finish(&mut self.sealed) {
             self.close(request);
         }

@@ -41,7 +41,7 @@ const CANARY_LOST_MS: u64 = 2_500;
 const MAX_PENDING_BYTES: usize = 64 << 20;
 /// What waits while it is away at most; beyond, events are lost.
 const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
-/// The longest thing that is taken from Redis; beyond, the link is cut.
+/// The longest thing that is taken from Redis, if envelopes are not longer; beyond, the link is cut.
 const MAX_BULK_BYTES: usize = 64 << 20;
 /// Channels in one SUBSCRIBE.
 const CHANNELS_PER_COMMAND: usize = 500;
@@ -305,12 +305,13 @@ impl Broker {
     ) -> Result<Handled, LinkError> {
         let mut at = 0;
         let mut is_paused = false;
+        let max_bytes = self.config.max_envelope_bytes.max(MAX_BULK_BYTES);
         while at < bytes.len() {
             if !sink.has_room() {
                 is_paused = true;
                 break;
             }
-            let Some((reply, length)) = resp::read(&bytes[at..], MAX_BULK_BYTES)? else { break };
+            let Some((reply, length)) = resp::read(&bytes[at..], max_bytes)? else { break };
             at += length;
             self.handle_reply(link, reply, now_ms, sink)?;
         }

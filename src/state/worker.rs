@@ -167,6 +167,8 @@ pub struct Worker {
     /// The cluster's business servers, and those that are connected here.
     registry: Registry,
     own_servers: OwnServers,
+    /// Slots of those that just got their welcome.
+    welcomed: Vec<u32>,
     /// Requests of this worker's clients that wait for an answer.
     requests: Requests,
     /// What business servers elsewhere are still to be told.
@@ -221,6 +223,7 @@ impl Worker {
                 Arc::clone(&config.loads),
             ),
             own_servers: OwnServers::default(),
+            welcomed: Vec::new(),
             requests: Requests::default(),
             untold: Untold::default(),
             event_text: Vec::new(),
@@ -282,6 +285,9 @@ impl Worker {
             return false;
         }
         self.handle_input(slot, now_ms);
+        if self.connections[slot as usize].is_server && self.keep_early(slot, &frame) {
+            return true;
+        }
         match frame {
             Message::Ping(payload) => {
                 let frame = self.open.add_frame(OpCode::Pong, payload);
@@ -544,7 +550,7 @@ impl Worker {
                 && connection.outbox.as_ref().is_none_or(|outbox| {
                     outbox.pending_bytes() < self.outbox_limit_of(connection) / 2
                 })
-                && (!connection.is_server || self.own_servers.takes_pushes(connection.cid))
+                && (!connection.is_server || self.own_servers.takes_more(connection.cid))
         })
     }
 

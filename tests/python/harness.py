@@ -216,6 +216,15 @@ class Server:
         kept.request("POST", path, body=signed(path, params, secret), headers=headers)
         return Answer(kept.getresponse())
 
+    def push_raw_form(self, data, uid):
+        """A form whose `data` is not percent-encoded."""
+        text = "/ws/push\n" + canonical({"data": data.decode(), "pid": "1", "uids": uid})
+        body = b"pid=1&uids=%b&sign=%b&data=%b" % (
+            uid.encode(), hmac_hex(SECRET, text).encode(), data
+        )
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self.request("POST", "/ws/push", body, headers)
+
     def received(self, clients, pid="1", secret=SECRET):
         """What each client was pushed so far, once everything that was accepted has arrived."""
         mark = "mark-%d" % next(MARKS)

@@ -75,6 +75,17 @@ def test_a_message_that_comes_slowly_is_no_silence(start):
         assert json.loads(payload)["type"] == "heartbeat"
 
 
+def test_one_push_may_be_longer_than_all_that_waits_for_a_client(start):
+    """It closed a client that read all the time, for what did not fit its socket at once."""
+    server = start("--outbox_bytes", "64k")
+    with server.raw_ws("one", receive_buffer=4096) as client:
+        client.read_frame()
+        for _ in range(3):
+            assert server.push_raw_form(b"\x01" * 1_000_000, "one").status == 200
+            assert len(client.read_frame()[1]) > 6_000_000
+    assert server.metric("ws_close_total", reason="slow_consumer") == 0
+
+
 def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
     server = start("--outbox_bytes", "131072", "--linger_ms", "5000")
     data = "s" * 20_000

@@ -158,6 +158,16 @@ def test_a_megabyte_and_many_ids(cluster, crowd, name):
     assert crowd["A1a"].pushed() == '"cids"'
 
 
+def test_a_form_that_grows_sixfold_arrives(cluster, crowd, name):
+    """It was accepted, and then dropped by all: longer than what a node hands on."""
+    data = b"\x01" * 1_000_000
+    answer = cluster[1].push_raw_form(data, f"{name}only-a")
+    assert answer.status == 200, answer.text
+    assert crowd["only-a"].pushed() == '"' + "\\u0001" * len(data) + '"'
+    assert cluster[0].push("next", uids=[f"{name}only-a"])
+    assert crowd["only-a"].pushed() == '"next"'
+
+
 # Order and at most once (guarantees 1 and 2).
 
 

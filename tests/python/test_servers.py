@@ -1,10 +1,12 @@
 """Business servers: what they are told, what they are asked, and what they push."""
 
+import contextlib
 import json
 import re
+import struct
 
 import pytest
-from harness import Raw, eventually, handshake, signed
+from harness import Raw, eventually, frame, handshake, signed
 
 
 @pytest.fixture
@@ -43,6 +45,48 @@ def test_a_business_server_is_welcomed_and_needs_no_uid(own):
             server.welcome,
         )
         assert json.loads(server.ask({"type": "heartbeat", "id": "h"}))["type"] == "heartbeat"
+
+
+def early(node, target, *messages):
+    """A connection that sends these together with its handshake; what comes after the 101."""
+    query = signed("/ws/connect", target | {"pid": "1"}, "dev-secret")
+    raw = Raw(node.ws)
+    raw.send(handshake("/ws/connect?" + query) + b"".join(messages))
+    assert raw.read_head().startswith("HTTP/1.1 101 ")
+    return raw
+
+
+def test_its_welcome_comes_first_whatever_it_sends_early(own):
+    """While others had yet to hear of it, what it sent with its handshake was answered first."""
+    heartbeat = frame(1, '{"type":"heartbeat","id":"h"}')
+    target = {"type": "2", "events": "request"}
+    for _ in range(20):
+        with early(own, target, frame(9, b"ping"), heartbeat, frame(1, "no json")) as raw:
+            welcome, pong, beat, error = (raw.read_frame() for _ in range(4))
+            assert json.loads(welcome[1])["type"] == "connect"
+            assert pong == (0x8A, b"ping")
+            assert json.loads(beat[1])["id"] == "h" and json.loads(error[1])["type"] == "error"
+            # And it is read on.
+            raw.frame(1, '{"type":"heartbeat","id":"late"}')
+            assert json.loads(raw.read_frame()[1])["id"] == "late"
+            raw.frame(8, struct.pack(">H", 1000))
+            assert raw.close_code() == 1000
+
+
+def test_a_request_does_not_overtake_the_news_of_its_client(own):
+    """Sent with the handshake, it reached servers of other workers before the connect event."""
+    asking = frame(1, '{"type":"request","id":"r","data":1}')
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(own.business("connect,request"))
+        for number in range(40):
+            stack.enter_context(early(own, {"uid": f"u{number}"}, asking))
+        known = set()
+        for _ in range(2 * 40):
+            one = server.json()
+            if one["type"] == "connect":
+                known.add(one["client_id"])
+            else:
+                assert one["from"]["client_id"] in known
 
 
 @pytest.mark.parametrize("events", ["connects", "connect,", "request,push", "CONNECT"])

@@ -167,6 +167,8 @@ impl Worker {
         if self.registry.is_here(server) {
             return self.handle_parcel(&parcel, now_ms);
         }
+        // Behind what happened to its client: the server is to know whom it answers.
+        self.send_untold();
         let to = To::Holder { project, cid: server };
         self.wants.tell(Ask::Relay(Relay { to, parcel }));
     }
