@@ -89,10 +89,16 @@ impl<'a> Members<'a> {
 /// A name given twice is refused, compared after decoding; so is a name that is no text (a lone
 /// surrogate). Objects further inside are checked for grammar only.
 pub fn members(text: &[u8]) -> Result<Members<'_>, JsonError> {
+    let mut members = Members::default();
+    read_members(text, &mut members)?;
+    Ok(members)
+}
+
+/// Like [`members`], and where the object is refused `members` has what was read before that.
+pub fn read_members<'a>(text: &'a [u8], members: &mut Members<'a>) -> Result<(), JsonError> {
     let text = utf8(text)?;
     let bytes = text.as_bytes();
     let mut scanner = Scanner::new(bytes);
-    let mut members = Members::default();
     scanner.skip_blanks();
     if !scanner.take(b'{') {
         scanner.value(0)?;
@@ -115,7 +121,7 @@ pub fn members(text: &[u8]) -> Result<Members<'_>, JsonError> {
         }
     }
     scanner.end()?;
-    if is_name_repeated(&members.list) { Err(JsonError::Repeated) } else { Ok(members) }
+    if is_name_repeated(&members.list) { Err(JsonError::Repeated) } else { Ok(()) }
 }
 
 /// Walks the elements of an array, a span that [`members`] or [`Elements`] gave.

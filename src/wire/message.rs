@@ -125,9 +125,7 @@ pub enum Refusal {
 /// Tags are counted against `limits.tags` as sent, before repeated ones are dropped.
 pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, MessageError<'a>> {
     let refused = |id, kind, reason| MessageError { id, kind, reason };
-    let members =
-        json::members(text).map_err(|error| refused(None, Kind::Error, Refusal::Json(error)))?;
-    let id = echo_id(&members).map_err(|reason| refused(None, Kind::Error, reason))?;
+    let (members, id) = members_and_id(text).map_err(|(id, why)| refused(id, Kind::Error, why))?;
     let kind = members.value("type").and_then(|value| json::string(value).ok());
     match kind.as_deref() {
         Some("heartbeat") => Ok(ClientMessage::Heartbeat { id }),
@@ -277,7 +275,20 @@ pub fn write_reconnect_reason(out: &mut Vec<u8>, after_ms: u64) {
     put(out, "}");
 }
 
-pub(super) fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
+/// The members of a message and its `id`; where it is refused, its `id` if that could be read.
+pub(super) fn members_and_id(
+    text: &[u8],
+) -> Result<(Members<'_>, EchoId<'_>), (EchoId<'_>, Refusal)> {
+    let mut members = Members::default();
+    let read = json::read_members(text, &mut members);
+    match (read, echo_id(&members)) {
+        (Ok(()), Ok(id)) => Ok((members, id)),
+        (Ok(()), Err(reason)) => Err((None, reason)),
+        (Err(error), id) => Err((id.ok().flatten(), error.into())),
+    }
+}
+
+fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
     let Some(value) = members.value("id") else {
         return Ok(None);
     };

@@ -2,7 +2,7 @@
 
 use super::json;
 use super::message::{
-    EchoId, Kind, MessageError, Refusal, echo_id, put, put_id, put_number, put_type,
+    EchoId, Kind, MessageError, Refusal, members_and_id, put, put_id, put_number, put_type,
     session_exp_and_sign,
 };
 use crate::types::{Cid, MessageId, NodeId};
@@ -34,8 +34,7 @@ pub enum ServerMessage<'a> {
 /// Reads one message, a JSON object. Members that it does not know are ignored.
 pub fn parse(text: &[u8]) -> Result<ServerMessage<'_>, MessageError<'_>> {
     let refused = |id, reason| MessageError { id, kind: Kind::Error, reason };
-    let members = json::members(text).map_err(|error| refused(None, Refusal::Json(error)))?;
-    let id = echo_id(&members).map_err(|reason| refused(None, reason))?;
+    let (members, id) = members_and_id(text).map_err(|(id, reason)| refused(id, reason))?;
     let kind = members.value("type").and_then(|value| json::string(value).ok());
     match kind.as_deref() {
         Some("push") => Ok(ServerMessage::Push { id }),

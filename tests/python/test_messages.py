@@ -134,6 +134,17 @@ def test_an_error_carries_the_id(client):
         assert refused["type"] == "error" and "id" not in refused
 
 
+@pytest.mark.parametrize(
+    "rest", ['"a":1,"a":2}', '"data":' + "[" * 200 + "]" * 200 + "}", '"a":}', '"a"', ""]
+)
+def test_what_does_not_parse_has_its_id_too(shared, client, rest):
+    refused = json.loads(client.ask('{"type":"heartbeat","id":"n2",' + rest))
+    assert (refused["type"], refused["code"], refused["id"]) == ("error", 0, "n2")
+    with shared.business("request") as server:
+        refused = json.loads(server.ask('{"type":"push","id":"n3",' + rest))
+        assert (refused["type"], refused["code"], refused["id"]) == ("error", 0, "n3")
+
+
 def test_members_that_nobody_knows_are_ignored(client):
     client.ask({"type": "heartbeat", "later": {"type": "x"}, "data": [1]})
 
