@@ -3,6 +3,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::params::NO_SIGN;
 use crate::types::Limits;
 
 /// The most header fields that [`Limits::head_fields`] can allow.
@@ -237,7 +238,11 @@ impl<'a> Fields<'a> {
                 }
             }
             6 if is("origin") => once(&mut self.origin, value, "Origin was given twice")?,
-            6 if is("x-sign") => once(&mut self.x_sign, value, "X-Sign was given twice")?,
+            6 if is("x-sign") => {
+                // What is no text is no signature either: 401.
+                let sign = std::str::from_utf8(value).unwrap_or(NO_SIGN).as_bytes();
+                once(&mut self.x_sign, sign, "X-Sign was given twice")?;
+            }
             6 if is("expect") => {
                 self.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }

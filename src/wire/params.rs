@@ -20,8 +20,8 @@ impl<'a> Params<'a> {
     /// Reads `a=b&c=d`. `+` and `%20` are spaces, empty pairs are skipped, a parameter without `=`
     /// has an empty value. Allocates only for values that are encoded.
     ///
-    /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8, and
-    /// more than 256 parameters.
+    /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8 (a
+    /// `sign` like that is a wrong one: 401), and more than 256 parameters.
     pub fn parse(text: &'a [u8]) -> Result<Self, HttpError> {
         let mut pairs = SmallVec::new();
         for pair in text.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
@@ -33,7 +33,12 @@ impl<'a> Params<'a> {
                 Some(end) => (&pair[..end], &pair[end + 1..]),
                 None => (pair, &[][..]),
             };
-            pairs.push((decode(name)?, decode(value)?));
+            let name = decode(name)?;
+            let value = match decode(value) {
+                Err(_) if name == "sign" => Cow::Borrowed(NO_SIGN),
+                value => value?,
+            };
+            pairs.push((name, value));
         }
         pairs.sort_unstable_by(|a: &(Cow<'a, str>, _), b| a.0.cmp(&b.0));
         if pairs.windows(2).any(|two| two[0].0 == two[1].0) {
@@ -90,6 +95,9 @@ fn decode(text: &[u8]) -> Result<Cow<'_, str>, HttpError> {
     }
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| not_utf8)
 }
+
+/// Stands for a signature that cannot be read.
+pub(super) const NO_SIGN: &str = "?";
 
 const BAD_PERCENT: HttpError =
     HttpError::bad("a % in a parameter is not followed by two hexadecimal digits");

@@ -185,8 +185,14 @@ def test_signatures_of_bodies(shared, name):
     shared.post_json(PATH, other, headers={"X-Sign": good}).assert_refused(401)
     answer = shared.request("POST", PATH, body, {"Content-Type": "application/json"})
     answer.assert_refused(401)
+    with shared.raw_http() as raw:
+        raw.send(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        raw.send(b"X-Sign: \xff\r\nContent-Length: %d\r\n\r\n" % len(body) + body.encode())
+        assert raw.read_response()[0] == 401
     params = {"pid": "1", "data": "x"}
     shared.push_form(params, "wrong").assert_refused(401)
+    for sign in ("%ff", "%zz", "%"):
+        shared.request("POST", f"{PATH}?pid=1&data=x&sign={sign}").assert_refused(401)
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     shared.request("POST", PATH, "pid=1&data=x", form).assert_refused(401)
     shared.push_form({"pid": "nobody", "data": "x"}).assert_refused(403)
