@@ -441,7 +441,12 @@ fn shared_of(config: Config) -> Shared {
             hash_keys: (sys::random_u64(), sys::random_u64()),
         }),
     };
-    Shared::new(settings, config.projects, sys::now_ms())
+    let shared = Shared::new(settings, config.projects, sys::now_ms());
+    if shared.settings.redis.is_some() {
+        // Until the broker says otherwise.
+        shared.queue.set_down("connecting to Redis");
+    }
+    shared
 }
 
 fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {

@@ -81,9 +81,12 @@ impl Service for Core {
         }
     }
 
-    fn count_refusal(&self, status: u16) {
+    fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
         let other = HttpCounters::url_of("other");
-        self.shared.http_counters[self.index].count(other, status, 0, 1);
+        self.shared.http_counters[self.index].count(other, error.status, 0, 1);
+        let (is_head, keep_alive) = (false, false);
+        let mut reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
+        reply.refuse(None, &ApiError { status: error.status, msg: error.msg.into() });
     }
 
     async fn answer(
@@ -97,11 +100,11 @@ impl Service for Core {
         let (origin, is_head) = (head.origin, head.method == "HEAD");
         let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
         let read_at = request.read_at;
-        let mut answer = Answer { core: self, head, read_at, reply };
+        let mut answer = Answer { core: self, head, read_at, project: None, reply };
         let begun = match answer.route(request.body).await {
             Ok(begun) => begun,
             Err(error) => {
-                answer.reply.refuse(None, &error);
+                answer.reply.refuse(answer.project, &error);
                 None
             }
         };
@@ -178,6 +181,8 @@ struct Answer<'c, 'r, 'h> {
     core: &'c Core,
     head: &'r Head<'h>,
     read_at: Moment,
+    /// Whose it says it is; known before its signature is judged.
+    project: Option<&'c Project>,
     reply: Reply<'c, 'r>,
 }
 
@@ -349,7 +354,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     }
 
     fn authorize_json<'b>(
-        &self,
+        &mut self,
         members: &Members<'b>,
         body: &[u8],
         now_ms: u64,
@@ -366,7 +371,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     /// The project of a request whose signature holds: 403, 401, in this order.
     fn authorize(
-        &self,
+        &mut self,
         credentials: &Credentials<'_>,
         now_ms: u64,
         verify: impl FnOnce(&[sign::Secret], &str) -> bool,
@@ -375,6 +380,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let Some((_, project)) = shared.projects.find(&credentials.pid) else {
             return Err(error(403, "unknown project"));
         };
+        self.project = Some(project);
         if !verify(&project.secrets, credentials.sign) {
             return Err(error(401, "bad sign"));
         }
@@ -465,9 +471,7 @@ pub(super) fn not_accepted(outcome: Outcome) -> ApiError {
             error(503, "the queue is down: not accepted, try again or push to another node")
         }
         Outcome::Refused => error(503, "the queue refused the message: see the node's log"),
-        Outcome::Unknown | Outcome::Accepted => {
-            error(504, "outcome unknown: the queue did not answer in time; it may be delivered")
-        }
+        Outcome::Unknown | Outcome::Accepted => error(504, "outcome unknown"),
         Outcome::Overloaded => error(503, "the node is overloaded: not accepted, try again"),
     }
 }

@@ -80,8 +80,8 @@ pub trait Service {
     fn finish<'a>(&'a self, begun: Self::Begun<'a>, out: &mut Vec<u8>) -> impl Future<Output = ()>;
     /// What was answered until now is about to be written.
     fn handle_answered(&self);
-    /// A request that never became whole was answered with `status`.
-    fn count_refusal(&self, status: u16);
+    /// Appends the refusal of a request that never became whole. `origin`: of its head.
+    fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>);
     fn connections(&self) -> &RefCell<Connections>;
 }
 
@@ -221,8 +221,9 @@ impl<'s, S: Service> Connection<'s, S> {
         };
         self.finish_due().await;
         if let Some(error) = error {
-            self.service.count_refusal(error.status);
-            write_refusal(&mut self.out, error.status, false, &[], error.msg);
+            let head = parse_head(&self.input[self.read_to..], self.service.limits());
+            let origin = head.ok().flatten().and_then(|head| head.origin);
+            self.service.refuse(origin, &error, &mut self.out);
         }
         if self.write().await.is_ok() {
             self.linger().await;

@@ -96,7 +96,6 @@ pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
 
 impl<H: Host> Driver<H> {
     pub fn new(broker: Broker, host: H, shared: Arc<Shared>, url: RedisUrl) -> Rc<Self> {
-        shared.queue.set_down("connecting to Redis");
         Rc::new(Self {
             broker: RefCell::new(broker),
             host,

@@ -6,9 +6,9 @@ use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::sys;
 use crate::types::Limits;
-use crate::wire::http::Head;
+use crate::wire::http::{Head, HttpError};
 use crate::wire::params::Params;
-use crate::wire::response::write_response;
+use crate::wire::response::{write_refusal, write_response};
 use monoio::net::{TcpListener, TcpStream};
 use prometheus_client::registry::Registry;
 use std::borrow::Cow;
@@ -177,7 +177,9 @@ impl Service for Port {
 
     fn handle_answered(&self) {}
 
-    fn count_refusal(&self, _status: u16) {}
+    fn refuse(&self, _origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
+        write_refusal(out, error.status, false, &[], error.msg);
+    }
 
     async fn answer(
         &self,

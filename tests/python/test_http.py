@@ -255,8 +255,23 @@ def test_cors_follows_the_projects_origins(shared):
             wanted = origin if is_allowed else None
             assert answer.headers["Access-Control-Allow-Origin"] == wanted
             assert "Origin" in answer.headers["Vary"]
-    refused = shared.post_json(PATH, two, "wrong", headers={"Origin": ORIGIN})
-    assert refused.status == 401 and refused.headers["Access-Control-Allow-Origin"] == ORIGIN
+        refused = shared.post_json(PATH, two, "wrong", headers={"Origin": origin})
+        assert refused.status == 401
+        assert refused.headers["Access-Control-Allow-Origin"] == wanted
+
+
+@pytest.mark.parametrize(
+    "head, status",
+    [("Content-Length: 2000000\r\n", 413), ("Transfer-Encoding: chunked\r\n", 400)],
+    ids=["413", "400"],
+)
+def test_a_page_reads_why_its_request_was_not_even_read(shared, head, status):
+    with shared.raw_http() as raw:
+        raw.send(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nOrigin: {ORIGIN}\r\n{head}\r\nno chunk\r\n")
+        got, fields, body = raw.read_response()
+    assert (got, json.loads(body)["code"]) == (status, 0)
+    assert (fields["access-control-allow-origin"], fields["vary"]) == (ORIGIN, "Origin")
+    assert fields["connection"] == "close"
 
 
 def test_a_push_larger_than_a_batch_reaches_all(shared, name):

@@ -104,7 +104,7 @@ pub enum SignedRequest {
             body = Refused,
             example = json!({
                 "code": 0,
-                "msg": "outcome unknown: the queue did not answer in time; it may be delivered",
+                "msg": "outcome unknown",
             }),
         ),
     ),
