@@ -223,7 +223,6 @@ struct Fields<'a> {
     upgrade_websocket: bool,
     connection_upgrade: bool,
     connection_close: bool,
-    connection_keep_alive: bool,
 }
 
 impl<'a> Fields<'a> {
@@ -294,12 +293,12 @@ impl<'a> Fields<'a> {
         for token in tokens(value) {
             self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
             self.connection_close |= token.eq_ignore_ascii_case(b"close");
-            self.connection_keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
         }
     }
 
     fn keep_alive(&self, version: Version) -> bool {
-        !self.connection_close && (version == Version::Http11 || self.connection_keep_alive)
+        // A client of HTTP/1.0 that asks for it waits for a field that says so: closing is simpler.
+        !self.connection_close && version == Version::Http11
     }
 
     fn body(&self, version: Version) -> Result<Body, HttpError> {
@@ -407,7 +406,7 @@ mod tests {
             ("HTTP/1.1", "Connection: x\r\nConnection: Keep-Alive, CLOSE\r\n", false),
             ("HTTP/1.1", "If-None-Match: \"a\"\r\nIf-None-Match: \"b\"\r\n", true),
             ("HTTP/1.0", "", false),
-            ("HTTP/1.0", "Connection: keep-alive\r\n", true),
+            ("HTTP/1.0", "Connection: keep-alive\r\n", false),
         ];
         for (version, fields, keep_alive) in cases {
             let text = format!("GET / {version}\r\nHost: x\r\n{fields}\r\n");
