@@ -85,7 +85,8 @@ struct TracedDelivery {
 pub struct Begun<'a> {
     core: &'a Core,
     id: MessageId,
-    trace: Option<PushTrace>,
+    /// Few are traced, and what waits is moved about.
+    trace: Option<Box<PushTrace>>,
     /// `None`: it is accepted already.
     ticket: Option<Ticket<'a>>,
 }
@@ -106,7 +107,7 @@ impl Begun<'_> {
             None => Ok(self.id),
             Some(ticket) => {
                 let outcome = ticket.await;
-                self.core.trace_push(self.trace, self.id, Some(outcome));
+                self.core.trace_push(self.trace.as_deref(), self.id, Some(outcome));
                 match outcome {
                     Outcome::Accepted => Ok(self.id),
                     refused => Err(refused),
@@ -203,7 +204,7 @@ impl Core {
         match &begun {
             Ok(begun) if begun.is_accepted() => {
                 self.counters.pushes_accepted.add(1);
-                self.trace_push(begun.trace, begun.id, None);
+                self.trace_push(begun.trace.as_deref(), begun.id, None);
             }
             Ok(_) => {}
             Err(_) => self.counters.pushes_refused.add(1),
@@ -212,7 +213,7 @@ impl Core {
     }
 
     /// A push was accepted, or not. `queued`: what the queue said.
-    fn trace_push(&self, trace: Option<PushTrace>, id: MessageId, queued: Option<Outcome>) {
+    fn trace_push(&self, trace: Option<&PushTrace>, id: MessageId, queued: Option<Outcome>) {
         let (Some(recorder), Some(trace)) = (&self.recorder, trace) else { return };
         let span = Span {
             name: SpanName::PushAccepted,
@@ -265,7 +266,7 @@ impl Core {
             }
             Queue::Redis(redis) => Some(self.publish(redis, &envelope, read_at.instant)?),
         };
-        Ok(Begun { core: self, id, ticket, trace })
+        Ok(Begun { core: self, id, ticket, trace: trace.map(Box::new) })
     }
 
     /// The queue's answer to a push came.

@@ -36,11 +36,13 @@ pub enum Joined {
 pub struct Interests {
     channels: HashTable<Channel>,
     hash_keys: (u64, u64),
+    /// Where the channel that was last asked for is: messages of one channel come in a row.
+    latest: Option<usize>,
 }
 
 impl Interests {
     pub fn new(hash_keys: (u64, u64)) -> Self {
-        Self { channels: HashTable::new(), hash_keys }
+        Self { channels: HashTable::new(), hash_keys, latest: None }
     }
 
     /// `worker` wants to hear the channel, until it leaves it as often. `interest`: what it is to
@@ -96,8 +98,12 @@ impl Interests {
     }
 
     pub fn find(&mut self, name: &[u8]) -> Option<&mut Channel> {
-        let hash = self.hash(name);
-        self.channels.find_mut(hash, |channel| *channel.name == *name)
+        let is_it = |channel: &Channel| *channel.name == *name;
+        let is_latest = |&index: &usize| self.channels.get_bucket(index).is_some_and(is_it);
+        if self.latest.filter(is_latest).is_none() {
+            self.latest = self.channels.find_bucket_index(self.hash(name), is_it);
+        }
+        self.channels.get_bucket_mut(self.latest?)
     }
 
     /// Redis confirmed a subscription. Who waited for it, and of what it is a part.
