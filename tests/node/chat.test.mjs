@@ -1,13 +1,10 @@
 // examples/chat/connection.js, with a clock and a WebSocket of the test's own.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
 import { beforeEach, mock, test } from "node:test";
+import { load } from "./load.mjs";
 
-// By its text: a .js file without a package.json is no module to every version of Node.
-const file = new URL("../../examples/chat/connection.js", import.meta.url);
-const text = encodeURIComponent(readFileSync(file, "utf8"));
-const { Connection, Refusal } = await import(`data:text/javascript,${text}`);
+const { Connection, Refusal } = await load("examples/chat/connection.js");
 
 let sockets;
 let seen;

@@ -1,61 +1,14 @@
 // What the live page and its console reckon, without a page.
 
 import assert from "node:assert/strict";
-import { createHash, createHmac } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { load, textOf } from "./load.mjs";
 
-const folder = new URL("../../src/ops/pages/assets/live/", import.meta.url);
-
-// By its text: a .js file without a package.json is no module to every version of Node.
-function load(name) {
-  const text = readFileSync(new URL(name, folder), "utf8");
-  return import(`data:text/javascript,${encodeURIComponent(text)}`);
-}
-
-const { canonical, sha256, sign, signedTags, signedTarget } = await load("sign.js");
+const folder = "src/ops/pages/assets/live/";
 const { clock, duration, linearMarks, logMarks, quantile, sample, units } =
-  await load("figures.js");
+  await load(`${folder}figures.js`);
 const { jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused } =
-  await load("frames.js");
-
-// Signatures.
-
-test("SHA-256 of every length around its blocks", () => {
-  for (let length = 0; length < 200; length++) {
-    const bytes = Uint8Array.from({ length }, (_, index) => (index * 7 + length) & 255);
-    const wanted = createHash("sha256").update(bytes).digest("hex");
-    assert.equal(Buffer.from(sha256(bytes)).toString("hex"), wanted, `${length} bytes`);
-  }
-});
-
-test("HMAC, with keys that are short, long, and not ASCII", () => {
-  const long = ["s".repeat(64), "s".repeat(65), "ключ".repeat(40)];
-  for (const key of ["", "k", "dev-secret", ...long]) {
-    const text = `text of ${key} 艾莉丝 👋`;
-    assert.equal(sign(key, text), createHmac("sha256", key).update(text).digest("hex"), key);
-  }
-});
-
-test("the contract's vector", () => {
-  const params = { uid: "u 1", type: "1", pid: "1" };
-  const vector = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
-  assert.equal(canonical(params), "pid=1&type=1&uid=u%201");
-  assert.equal(sign("dev-secret", `/ws/connect\n${canonical(params)}`), vector);
-  const target = `/ws/connect?pid=1&type=1&uid=u%201&sign=${vector}`;
-  assert.equal(signedTarget("/ws/connect", params, "dev-secret"), target);
-});
-
-test("reserved characters are encoded, unreserved ones are not", () => {
-  assert.equal(canonical({ a: "!'()*-._~/é+&=" }), "a=%21%27%28%29%2A-._~%2F%C3%A9%2B%26%3D");
-});
-
-test("tags are signed once each, sorted by their bytes", () => {
-  // In UTF-16 the last two would be the other way round.
-  const text = "subscribe\n7\na,ab,b,\u{ff5e},\u{1f44b}";
-  const tags = ["b", "a", "\u{1f44b}", "ab", "\u{ff5e}", "a"];
-  assert.equal(signedTags("7", tags, "s"), sign("s", text));
-});
+  await load(`${folder}frames.js`);
 
 // Rates and percentiles.
 
@@ -295,9 +248,9 @@ test("why a handshake was refused, by what the node counted meanwhile", () => {
 });
 
 test("every element that the scripts name is in the page", () => {
-  const page = readFileSync(new URL("index.html", folder), "utf8");
+  const page = textOf(`${folder}index.html`);
   const scripts = ["live.js", "panels.js", "console.js"];
-  const all = scripts.map((name) => readFileSync(new URL(name, folder), "utf8")).join("\n");
+  const all = scripts.map((name) => textOf(folder + name)).join("\n");
   const found = all.matchAll(/\b(?:byId|fields|on|say)\("([a-z-]+)"/g);
   const named = new Set([...found].map(([, id]) => id));
   assert.ok(named.size > 25, String(named.size));

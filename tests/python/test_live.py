@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from urllib.parse import urljoin
 
 import pytest
 from browser import SLACK, Browser
@@ -142,8 +143,8 @@ def test_the_page_is_one_set_of_files_that_browsers_may_keep(serve):
     while wanted - set(seen):
         path = (wanted - set(seen)).pop()
         seen[path] = get(server, path)
-        imported = re.findall(r'from "\./(\w+\.js)"', seen[path].text)
-        wanted |= {f"/live/{name}" for name in imported}
+        imported = re.findall(r'from "(\.[^"]+)"', seen[path].text)
+        wanted |= {urljoin(path, name) for name in imported}
     assert len(seen) == 8
     for path, file in {"/": page, **seen}.items():
         kind = "css" if path.endswith("css") else "html" if path == "/" else "javascript"

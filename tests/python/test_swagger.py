@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+from urllib.parse import urljoin
 
 import pytest
 from browser import SLACK, Browser
@@ -220,7 +221,7 @@ def test_light_and_dark(page):
 
 
 def test_behind_a_token_far_from_localhost_in_prod(projects):
-    """Where browsers have no HMAC, every file needs the token, and every request an exp."""
+    """Where browsers have no HMAC, what is linked needs the token, and every request an exp."""
     server = Server(
         "--workers", "1", "--env", "prod", "--projects", projects, "--ops_bind", "127.0.0.2",
         env={"WS_CLUSTER_OPS_TOKEN": TOKEN},
@@ -229,6 +230,11 @@ def test_behind_a_token_far_from_localhost_in_prod(projects):
     # The ops ports have an address of their own; the name leads to both.
     rules = f"MAP node.example:{server.swagger[1]} 127.0.0.2, MAP node.example 127.0.0.1"
     try:
+        # An import cannot bring the token.
+        files = {"index.html": 401, "page.js": 401, "signing.js": 200, "../sign.js": 200}
+        for file, status in files.items():
+            path = urljoin("/swagger/", file)
+            assert get(server, path).status == status, path
         page = Page(url, f"--host-resolver-rules={rules}")
         try:
             assert page.run("return [isSecureContext, typeof crypto.subtle]") == [False, "undefined"]

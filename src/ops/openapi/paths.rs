@@ -20,6 +20,16 @@ pub enum AnyRequest {
     LargeHead(Refused),
 }
 
+/// The request is malformed.
+#[derive(IntoResponses)]
+#[response(status = 400)]
+pub struct Malformed(pub Refused);
+
+/// The node has too many HTTP connections.
+#[derive(IntoResponses)]
+#[response(status = 503, headers(("Retry-After" = u32, description = "Seconds.")))]
+pub struct Crowded(pub Refused);
+
 /// What a request to be signed may be answered besides.
 #[derive(IntoResponses)]
 pub enum SignedRequest {
@@ -154,14 +164,9 @@ pub fn push_batch() {}
     tag = "node",
     responses(
         (status = 200, description = "It is up.", body = Success),
-        (status = 400, description = "The request is malformed.", body = Refused),
+        Malformed,
         AnyRequest,
-        (
-            status = 503,
-            description = "The node has too many HTTP connections.",
-            body = Refused,
-            headers(("Retry-After" = u32, description = "Seconds.")),
-        ),
+        Crowded,
     ),
 )]
 pub fn healthz() {}
@@ -173,7 +178,7 @@ pub fn healthz() {}
     tag = "node",
     responses(
         (status = 200, description = "It does.", body = Success),
-        (status = 400, description = "The request is malformed.", body = Refused),
+        Malformed,
         AnyRequest,
         (
             status = 503,
@@ -194,14 +199,9 @@ pub fn readyz() {}
     tag = "node",
     responses(
         (status = 200, description = "Name, version and node.", body = Version),
-        (status = 400, description = "The request is malformed.", body = Refused),
+        Malformed,
         AnyRequest,
-        (
-            status = 503,
-            description = "The node has too many HTTP connections.",
-            body = Refused,
-            headers(("Retry-After" = u32, description = "Seconds.")),
-        ),
+        Crowded,
     ),
 )]
 pub fn version() {}

@@ -6,6 +6,7 @@ use crate::wire::http::Head;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
+pub(super) const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 /// Bytes of the hash that make a file's tag: nobody forges one.
 const TAG_BYTES: usize = 12;
 
@@ -16,6 +17,10 @@ pub(super) struct Asset {
 }
 
 impl Asset {
+    pub(super) const fn script(path: &'static str, bytes: &'static [u8]) -> Self {
+        Self { path, content_type: JAVASCRIPT, bytes }
+    }
+
     /// The file, or 304 where the browser has it.
     pub(super) fn answer(&self, head: &Head<'_>) -> Reply {
         let tag = tag(self.bytes);

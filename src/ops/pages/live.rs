@@ -7,32 +7,25 @@ use crate::ops::server::{Ops, Reply};
 use crate::wire::http::Head;
 use std::net::IpAddr;
 
-const SCRIPT: &str = "text/javascript; charset=utf-8";
-
 const PAGE: Asset = Asset {
     path: "/",
     content_type: "text/html; charset=utf-8",
     bytes: include_bytes!("assets/live/index.html"),
 };
 
-const FILES: [Asset; 8] = [
+const FILES: [Asset; 7] = [
     Asset {
         path: "/live/live.css",
         content_type: "text/css; charset=utf-8",
         bytes: include_bytes!("assets/live/live.css"),
     },
-    script("/live/live.js", include_bytes!("assets/live/live.js")),
-    script("/live/panels.js", include_bytes!("assets/live/panels.js")),
-    script("/live/chart.js", include_bytes!("assets/live/chart.js")),
-    script("/live/figures.js", include_bytes!("assets/live/figures.js")),
-    script("/live/console.js", include_bytes!("assets/live/console.js")),
-    script("/live/frames.js", include_bytes!("assets/live/frames.js")),
-    script("/live/sign.js", include_bytes!("assets/live/sign.js")),
+    Asset::script("/live/live.js", include_bytes!("assets/live/live.js")),
+    Asset::script("/live/panels.js", include_bytes!("assets/live/panels.js")),
+    Asset::script("/live/chart.js", include_bytes!("assets/live/chart.js")),
+    Asset::script("/live/figures.js", include_bytes!("assets/live/figures.js")),
+    Asset::script("/live/console.js", include_bytes!("assets/live/console.js")),
+    Asset::script("/live/frames.js", include_bytes!("assets/live/frames.js")),
 ];
-
-const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
-    Asset { path, content_type: SCRIPT, bytes }
-}
 
 /// `None`: not the live page's.
 pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {

@@ -3,11 +3,11 @@
 
 use super::super::openapi;
 use super::super::server::{Ops, Reply};
+use super::asset::{Asset, JAVASCRIPT};
 use crate::wire::http::Head;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
-const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -44,15 +44,18 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 7] = [
+const FILES: [File; 6] = [
     file!("swagger-ui-bundle.js", JAVASCRIPT, gzip),
     file!("swagger-ui.css", CSS, gzip),
-    file!("signing.js", JAVASCRIPT),
     file!("page.js", JAVASCRIPT),
     file!("page.css", CSS),
     file!("NOTICE", TEXT),
     file!("swagger-ui-bundle.js.LICENSE.txt", TEXT),
 ];
+
+/// What the page's script imports: an import has no query, and so no token.
+const IMPORTED: Asset =
+    Asset::script("/swagger/signing.js", include_bytes!("assets/swagger/signing.js"));
 
 /// `None`: a path of others.
 pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
@@ -70,8 +73,13 @@ pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
             Reply::text(302, "").with("Location", format!("/swagger/index.html{query}"))
         }
         "/swagger/index.html" => page(head, &http()),
+        path if path == IMPORTED.path => IMPORTED.answer(head),
         path => file(path.strip_prefix("/swagger/")?)?,
     })
+}
+
+pub(super) fn is_public(path: &str) -> bool {
+    path == IMPORTED.path
 }
 
 /// The name of the node as the browser knows it. Anything that is no name or address, and so could

@@ -5,7 +5,7 @@ import { clock, units } from "./figures.js";
 import {
   MAX_FRAMES, jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused,
 } from "./frames.js";
-import { sign, signedTags, signedTarget } from "./sign.js";
+import { sign, signedQuery, signedTags } from "../sign.js";
 
 const MAX_CONNECTIONS = 8;
 const MAX_ASKED = 1000;
@@ -282,7 +282,8 @@ export class Console {
     this.links = this.links.filter((link) => link.isAlive);
     if (this.links.length >= MAX_CONNECTIONS) throw new Error("disconnect one first");
     const name = `${type === "1" ? "client" : "server"} ${uid.trim()}`.trim();
-    const url = trimmed(ws) + signedTarget("/ws/connect", params, secret);
+    const query = signedQuery("/ws/connect", Object.entries(params), secret);
+    const url = `${trimmed(ws)}/ws/connect?${query}`;
     const before = await this.ask().catch(() => null);
     const link = new Link({ kind: type, name, url, secret, before }, this);
     this.links.push(link);

@@ -1,5 +1,8 @@
 // Swagger UI with a secret beside it: what is sent to /ws/… is signed as it leaves.
 
+// An import, so that nothing of this page runs before it can sign.
+import { signRequest } from "./signing.js";
+
 const byId = (id) => document.getElementById(id);
 
 function showState(text) {
@@ -7,7 +10,7 @@ function showState(text) {
 }
 
 /** Loading the description is a request, too; and the node's own pages take no sign. */
-async function intercept(request) {
+function intercept(request) {
   if (request.loadSpec || !new URL(request.url).pathname.startsWith("/ws/")) return request;
   const secret = byId("secret").value;
   if (secret === "") {

@@ -1,5 +1,6 @@
-// The signatures of docs/protocol.md. Browsers have SHA-256 of their own, but not for a page that
-// came over plain HTTP from another machine: so this one is always used.
+// The signatures of docs/protocol.md, for the live page and for Swagger UI's. Browsers have SHA-256
+// of their own (crypto.subtle), but in secure contexts alone: a page that came over plain HTTP from
+// another machine has none. So this one is always used, and there is one to be tested.
 
 const bytesOf = (text) => new TextEncoder().encode(text);
 
@@ -80,26 +81,27 @@ function quote(text) {
   return encodeURIComponent(text).replace(/[!'()*]/g, hex);
 }
 
-/** Names sort by their bytes; so do these, as long as they are ASCII. */
+/** `params`: pairs of names and values, decoded. What is signed is also what is sent. */
 export function canonical(params) {
-  const names = Object.keys(params).sort();
-  return names.map((name) => `${quote(name)}=${quote(params[name])}`).join("&");
+  const sorted = [...params].sort(([one], [other]) => byBytes(one, other));
+  return sorted.map((pair) => pair.map(quote).join("=")).join("&");
 }
 
-/** A path with its signed query. */
-export function signedTarget(path, params, secret) {
+/** The pairs as a query or a form to a path, with its sign. */
+export function signedQuery(path, params, secret) {
   const query = canonical(params);
-  return `${path}?${query}&sign=${sign(secret, `${path}\n${query}`)}`;
+  return `${query}&sign=${sign(secret, `${path}\n${query}`)}`;
 }
 
 /** What a client signs to take tags, where its project demands it: each once, sorted by bytes. */
 export function signedTags(clientId, tags, secret) {
-  const byBytes = (a, b) => compareBytes(bytesOf(a), bytesOf(b));
   const sorted = [...new Set(tags)].sort(byBytes);
   return sign(secret, `subscribe\n${clientId}\n${sorted.join(",")}`);
 }
 
-function compareBytes(a, b) {
+/** Texts in the order of their bytes: that of JavaScript differs beyond U+FFFF. */
+function byBytes(one, other) {
+  const [a, b] = [bytesOf(one), bytesOf(other)];
   const at = a.findIndex((byte, index) => byte !== b[index]);
   return at < 0 ? a.length - b.length : a[at] - (b[at] ?? -1);
 }
