@@ -41,7 +41,7 @@ const CANARY_LOST_MS: u64 = 2_500;
 const MAX_PENDING_BYTES: usize = 64 << 20;
 /// What waits while it is away at most; beyond, events are lost.
 const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
-/// The longest thing that is taken from Redis, if envelopes are not longer; beyond, the link is cut.
+/// The longest thing that is taken from Redis, or the longest envelope; beyond, the link is cut.
 const MAX_BULK_BYTES: usize = 64 << 20;
 /// Channels in one SUBSCRIBE.
 const CHANNELS_PER_COMMAND: usize = 500;
