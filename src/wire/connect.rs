@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 
 use super::params::Params;
 use super::request::{ApiError, Credentials, Source};
+use super::tags::{TagError, TagList};
 use crate::types::{EventSet, Limits, is_device, is_name};
 
 /// Who wants to connect, and as what.
@@ -34,7 +35,7 @@ pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Conn
         credentials: Credentials::from_params(params)?,
         peer: read_peer(params)?,
         device: read_device(params)?,
-        tags: read_tags(params.get("tags").unwrap_or(""), limits.tags)?,
+        tags: read_tags(params.get("tags").unwrap_or(""), limits)?,
         session_exp: session_exp.transpose()?,
     })
 }
@@ -71,26 +72,16 @@ fn read_device<'a>(params: &'a Params<'_>) -> Result<Option<&'a str>, ApiError> 
 }
 
 /// An empty list is no tags. Tags that are given twice count once.
-fn read_tags(list: &str, max: usize) -> Result<SmallVec<[&str; 8]>, ApiError> {
-    let mut tags = SmallVec::new();
-    if list.is_empty() {
-        return Ok(tags);
-    }
-    for tag in list.split(',') {
-        if !is_name(tag) {
-            let msg =
-                "tags must be a comma-separated list, each 1-128 bytes without control characters";
-            return Err(ApiError::bad(msg));
-        }
-        if tags.contains(&tag) {
-            continue;
-        }
-        if tags.len() == max {
-            return Err(ApiError::bad(format!("tags: at most {max} for one connection")));
-        }
-        tags.push(tag);
-    }
-    Ok(tags)
+fn read_tags<'t>(list: &'t str, limits: &Limits) -> Result<SmallVec<[&'t str; 8]>, ApiError> {
+    let mut tags = TagList::new(limits);
+    let read =
+        if list.is_empty() { Ok(()) } else { list.split(',').try_for_each(|tag| tags.push(tag)) };
+    read.and_then(|()| tags.finish()).map_err(|error| match error {
+        TagError::Malformed => ApiError::bad(
+            "tags must be a comma-separated list, each 1-128 bytes without control characters",
+        ),
+        TagError::TooMany(max) => ApiError::bad(format!("tags: at most {max} for one connection")),
+    })
 }
 
 #[cfg(test)]
@@ -160,8 +151,9 @@ mod tests {
     #[test]
     fn tags_are_bounded_once_repetitions_are_gone() {
         let list = |count: usize| (0..count).map(|i| format!("t{i},")).collect::<String>() + "t0";
-        assert_eq!(read_tags(&list(256), 256).unwrap().len(), 256);
-        assert!(read_tags(&list(257), 256).is_err());
+        let limits = Limits::default();
+        assert_eq!(read_tags(&list(256), &limits).unwrap().len(), 256);
+        assert!(read_tags(&list(257), &limits).is_err());
     }
 
     proptest! {
