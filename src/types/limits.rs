@@ -17,6 +17,14 @@ pub struct Limits {
     pub selector_ids: usize,
     /// Messages in one `/ws/push/batch` (default 1,000).
     pub batch_messages: usize,
+    /// Bytes of a project's id (default 64).
+    pub pid_bytes: usize,
+    /// Bytes of a user's id (default 128).
+    pub uid_bytes: usize,
+    /// Bytes of a tag (default 128).
+    pub tag_bytes: usize,
+    /// Bytes of a device (default 32).
+    pub device_bytes: usize,
 }
 
 impl Default for Limits {
@@ -29,6 +37,10 @@ impl Default for Limits {
             tags: 256,
             selector_ids: 1_000,
             batch_messages: 1_000,
+            pid_bytes: 64,
+            uid_bytes: 128,
+            tag_bytes: 128,
+            device_bytes: 32,
         }
     }
 }

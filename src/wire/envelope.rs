@@ -271,7 +271,11 @@ pub struct Targets<'a> {
     pub except_cids: Option<Cids<'a>>,
 }
 
-/// A list of names (uids, tags or devices), each of 1-255 bytes of UTF-8.
+/// The longest name (pid, uid, tag or device) that an envelope can carry: its length is one byte
+/// in lists of names, and that of a project's id among business servers (`wire::member`).
+pub const MAX_NAME_BYTES: usize = u8::MAX as usize;
+
+/// A list of names (uids, tags or devices), each of 1 to [`MAX_NAME_BYTES`] bytes of UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Names<'a> {
     bytes: &'a [u8],
@@ -354,10 +358,10 @@ pub struct NamesBuf {
 }
 
 impl NamesBuf {
-    /// Appends one name. The caller has checked it (`is_name`, `is_device`), so that it has 1-128
-    /// bytes.
+    /// Appends one name. The caller has checked it (`is_name`, `is_device`) against limits that are
+    /// not above [`MAX_NAME_BYTES`].
     pub fn push(&mut self, name: &str) {
-        debug_assert!((1..=255).contains(&name.len()));
+        debug_assert!((1..=MAX_NAME_BYTES).contains(&name.len()));
         self.bytes.push(name.len() as u8);
         self.bytes.extend_from_slice(name.as_bytes());
         self.count += 1;

@@ -104,8 +104,9 @@ pub enum Refusal {
     Type,
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
-    #[error("a tag must have 1-128 bytes, no control characters and no comma")]
-    Tag,
+    /// With the most bytes that it may have.
+    #[error("a tag must have 1-{0} bytes, no control characters and no comma")]
+    Tag(usize),
     /// With the most that there may be.
     #[error("too many tags: at most {0} for one connection")]
     TooManyTags(usize),
@@ -122,7 +123,7 @@ pub enum Refusal {
 impl From<TagError> for Refusal {
     fn from(error: TagError) -> Self {
         match error {
-            TagError::Malformed => Self::Tag,
+            TagError::Malformed(max) => Self::Tag(max),
             TagError::TooMany(max) => Self::TooManyTags(max),
         }
     }
@@ -470,9 +471,9 @@ mod tests {
             ("[]", Refusal::Tags),
             ("[1]", Refusal::Tags),
             ("null", Refusal::Tags),
-            (r#""a,,b""#, Refusal::Tag),
-            (r#"["a,b"]"#, Refusal::Tag),
-            (r#""a\n""#, Refusal::Tag),
+            (r#""a,,b""#, Refusal::Tag(128)),
+            (r#"["a,b"]"#, Refusal::Tag(128)),
+            (r#""a\n""#, Refusal::Tag(128)),
         ] {
             let text = format!(r#"{{"type":"unsubscribe","id":"7","tags":{value}}}"#);
             let error = read(&text).unwrap_err();
@@ -508,6 +509,19 @@ mod tests {
             let text = json!({"type": kind, "tags": tags}).to_string();
             assert_eq!(read(&text).unwrap_err().reason, Refusal::TooManyTags(256));
         }
+    }
+
+    #[test]
+    fn tags_are_bounded_as_the_limits_say() {
+        let limits = Limits { tags: 2, tag_bytes: 3, ..Limits::default() };
+        let reason = |tags: &str| {
+            let text = json!({"type": "subscribe", "tags": tags}).to_string();
+            parse(text.as_bytes(), &limits).map(drop).map_err(|error| error.reason.to_string())
+        };
+        assert_eq!(reason("abc,b,abc"), Ok(()));
+        assert_eq!(reason("a,b,c"), Err("too many tags: at most 2 for one connection".into()));
+        let msg = "a tag must have 1-3 bytes, no control characters and no comma";
+        assert_eq!(reason("abcd"), Err(msg.into()));
     }
 
     #[test]

@@ -9,8 +9,8 @@ const PAIRWISE_TAGS: usize = 32;
 /// Why a list is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TagError {
-    /// A tag is no name.
-    Malformed,
+    /// A tag is no name of at most so many bytes.
+    Malformed(usize),
     /// There are more than so many.
     TooMany(usize),
 }
@@ -20,6 +20,7 @@ pub enum TagError {
 pub struct TagList<A: Array> {
     tags: SmallVec<A>,
     max: usize,
+    max_bytes: usize,
 }
 
 impl<A> TagList<A>
@@ -28,12 +29,12 @@ where
     A::Item: AsRef<str> + Ord,
 {
     pub fn new(limits: &Limits) -> Self {
-        Self { tags: SmallVec::new(), max: limits.tags }
+        Self { tags: SmallVec::new(), max: limits.tags, max_bytes: limits.tag_bytes }
     }
 
     pub fn push(&mut self, tag: A::Item) -> Result<(), TagError> {
-        if !is_name(tag.as_ref()) {
-            return Err(TagError::Malformed);
+        if !is_name(tag.as_ref(), self.max_bytes) {
+            return Err(TagError::Malformed(self.max_bytes));
         }
         // Looked through only now and then, so that each tag costs little, and never longer than
         // this, so that a list of nothing but repetitions takes no memory.
@@ -93,6 +94,15 @@ mod tests {
         let one = Limits { tags: 1, ..limits };
         assert_eq!(read(&["a", "a", "a"], &one), Ok(vec!["a"]));
         assert_eq!(read(&["a", "a", "b"], &one), Err(TagError::TooMany(1)));
+    }
+
+    #[test]
+    fn a_tag_is_bounded_in_bytes() {
+        let limits = Limits { tag_bytes: 3, ..Limits::default() };
+        assert_eq!(read(&["abc", "\u{e9}"], &limits), Ok(vec!["abc", "\u{e9}"]));
+        for bad in ["abcd", "", "a,b", "\n", "\u{e9}\u{e9}"] {
+            assert_eq!(read(&["a", bad], &limits), Err(TagError::Malformed(3)), "{bad:?}");
+        }
     }
 
     proptest! {
