@@ -27,6 +27,14 @@ pub struct Limits {
     pub device_bytes: usize,
 }
 
+impl Limits {
+    /// The most that a JSON array of all tags of one connection has: each in quotes, with a comma,
+    /// and every byte may need a backslash.
+    pub fn tag_list_bytes(&self) -> usize {
+        self.tags * (2 * self.tag_bytes + 3)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

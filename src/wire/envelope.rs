@@ -12,7 +12,7 @@
 //! A reader skips field kinds that it does not know and refuses versions that it does not know.
 //! What the broker alone needs is in the first 52 bytes, the [`Header`].
 
-use crate::types::{Cid, MessageId, NodeId};
+use crate::types::{Cid, Limits, MessageId, NodeId};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 52;
@@ -38,6 +38,16 @@ const ID_OFFSET: usize = 28;
 const TTL_OFFSET: usize = 36;
 const DATA_OFFSET: usize = 40;
 const ORDER_OFFSET: usize = 44;
+
+/// The longest envelope of any kind that nodes with these limits send one another.
+///
+/// A form's data may grow sixfold when it becomes JSON (a control character is then `\u0001`), a
+/// client id fourfold (`1,` becomes eight bytes); a head is at most 64 KiB. A client's request
+/// stays as long as it was. Events are 64 KiB and one more, with all tags of its client.
+pub fn max_bytes(limits: &Limits) -> usize {
+    let longest = limits.message_bytes.max(6 * limits.body_bytes);
+    longest + (512 << 10) + limits.tag_list_bytes()
+}
 
 /// Why bytes are not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

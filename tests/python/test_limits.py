@@ -178,3 +178,20 @@ def test_the_longest_ids_cross_a_cluster(redis, tmp_path):
         assert (asked["type"], asked["from"]["uid"]) == ("request", uid)
         business.send({"type": "response", "id": asked["id"], "data": 2})
         assert client.json()["data"] == 2
+
+
+def test_a_form_that_grows_sixfold_crosses_a_cluster(redis):
+    """A form's control characters are six bytes each as JSON."""
+    with contextlib.ExitStack() as stack:
+        server = node(213, redis.url, "--redis_prefix", "sixfold")
+        stack.callback(server.stop)
+        client = stack.enter_context(server.client())
+        data = "\x01" * ((1 << 20) - 200)
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        # Signed as it is decoded, sent as it is: encoded it would be three bytes each.
+        sign = signed("/ws/push", {"pid": "1", "data": data}).rsplit("sign=", 1)[1]
+        answer = server.request("POST", "/ws/push", f"pid=1&sign={sign}&data={data}", form)
+        assert answer.status == 200, answer.text
+        # Not compared by pytest: it would show the difference of megabytes.
+        is_same = json.loads(client.pushed()) == data
+        assert is_same
