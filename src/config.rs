@@ -4,6 +4,7 @@
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 
+mod limits;
 mod logs;
 mod otel;
 mod projects_file;
@@ -151,7 +152,8 @@ impl Config {
         let env = from.get("env", &raw.env).parsed(Env::Dev, "an environment", Env::FIX, "dev")?;
         let echo = resolve_echo(raw, from, env)?;
         let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
-        let projects = load_projects(projects_file.as_deref(), env, &mut warnings)?;
+        let limits = limits::resolve(raw, from)?;
+        let projects = load_projects(projects_file.as_deref(), env, &limits, &mut warnings)?;
         let bind = resolve_bind(raw, from)?;
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let otel = otel::from_env(from.env, &mut warnings)?;
@@ -201,7 +203,7 @@ impl Config {
             request_timeout_ms,
             keep_alive_ms,
             linger_ms,
-            limits: sizes.limits,
+            limits,
             outbox_bytes: sizes.outbox,
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
@@ -370,9 +372,8 @@ impl Counts {
     }
 }
 
-/// What is counted in bytes.
+/// What may be unsent.
 struct Sizes {
-    limits: Limits,
     outbox: usize,
     worker_outbox: usize,
     server_outbox: usize,
@@ -382,11 +383,6 @@ impl Sizes {
     fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
         let size = |flag, arg, default, range| {
             from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
-        };
-        let limits = Limits {
-            message_bytes: size("max_message_bytes", &raw.max_message_bytes, 65_536, 128..=GIB)?,
-            body_bytes: size("max_body_bytes", &raw.max_body_bytes, 1_048_576, 1_024..=GIB)?,
-            ..Limits::default()
         };
         let outbox = size("outbox_bytes", &raw.outbox_bytes, 1_048_576, 4_096..=GIB)?;
         let range = 4_096..=1_024 * GIB;
@@ -405,7 +401,7 @@ impl Sizes {
             67_108_864.min(worker_outbox as u64),
             4_096..=GIB,
         )?;
-        Ok(Self { limits, outbox, worker_outbox, server_outbox })
+        Ok(Self { outbox, worker_outbox, server_outbox })
     }
 }
 

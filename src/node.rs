@@ -19,6 +19,7 @@ use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials};
 use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::Routing;
+use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -304,9 +305,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
         names: ChannelNames::new(&redis.prefix),
         credentials: Credentials { url: redis.url.clone() },
         queue_timeout_ms: redis.queue_timeout_ms,
-        // A byte of a form's data may become six of JSON (`\u0001`); selectors come beside it. And
-        // events of clients, 64 KiB and one with all its tags.
-        max_envelope_bytes: 6 * settings.limits.body_bytes + (512 << 10),
+        max_envelope_bytes: envelope::max_bytes(&settings.limits),
         hash_keys: redis.hash_keys,
         counters: Arc::clone(&shared.broker_counters),
     });

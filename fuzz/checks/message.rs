@@ -5,11 +5,11 @@ use ws_cluster::wire::json;
 use ws_cluster::wire::message::{self, ClientMessage};
 
 pub fn run(text: &[u8]) {
-    let limits = Limits { tags: 5, ..Limits::default() };
+    let limits = Limits { tags: 5, tag_bytes: 9, ..Limits::default() };
     match message::parse(text, &limits) {
         Ok(ClientMessage::Subscribe { tags, .. } | ClientMessage::Unsubscribe { tags, .. }) => {
             assert!((1..=limits.tags).contains(&tags.len()));
-            assert!(tags.iter().all(|tag| ws_cluster::types::is_name(tag)));
+            assert!(tags.iter().all(|tag| ws_cluster::types::is_name(tag, limits.tag_bytes)));
         }
         Ok(ClientMessage::Request { data, .. }) => assert!(json::validate(data).is_ok()),
         Ok(_) => {}

@@ -17,7 +17,7 @@ pub fn run(text: &[u8]) {
     assert_eq!(canonical, twice);
 
     let limits = Limits { tags: 4, selector_ids: 4, ..Limits::default() };
-    let _ = Credentials::from_params(&params);
+    let _ = Credentials::from_params(&params, &limits);
     if let Ok(connect) = parse_connect(&params, &limits) {
         assert!(connect.tags.len() <= 4);
     }

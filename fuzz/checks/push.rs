@@ -21,7 +21,7 @@ fn check(push: &Push<'_>, limits: &Limits) {
 pub fn run(text: &[u8]) {
     let limits = Limits { selector_ids: 4, batch_messages: 4, ..Limits::default() };
     let Ok(members) = json::members(text) else { return };
-    let _ = Credentials::from_json(&members, Some("ab"));
+    let _ = Credentials::from_json(&members, Some("ab"), &limits);
     if let Ok(push) = Push::from_json(&members, &limits) {
         check(&push, &limits);
     }

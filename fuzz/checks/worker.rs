@@ -20,6 +20,10 @@ const LIMITS: Limits = Limits {
     tags: 3,
     selector_ids: 100,
     batch_messages: 100,
+    pid_bytes: 64,
+    uid_bytes: 128,
+    tag_bytes: 128,
+    device_bytes: 32,
 };
 
 struct Rig {

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::{Env, Exit};
 use crate::state::projects::{Project, Projects, SubscribePolicy};
-use crate::types::is_pid;
+use crate::types::{Limits, is_pid};
 use crate::wire::sign::Secret;
 
 /// The secret of the project that `dev` and `test` have when no projects file is given.
@@ -24,6 +24,7 @@ const SECRET_BYTES_WANTED: usize = 16;
 pub fn load_projects(
     file: Option<&Path>,
     env: Env,
+    limits: &Limits,
     warnings: &mut Vec<String>,
 ) -> Result<Projects, Exit> {
     match file {
@@ -35,7 +36,7 @@ pub fn load_projects(
                      may read, e.g. --projects /etc/ws-cluster/projects.toml"
                 ))
             })?;
-            parse_projects(&name, &text, env, warnings)
+            parse_projects(&Place { file: &name, text: &text, limits }, env, warnings)
         }
         None if env == Env::Prod => Err(Exit::Error(
             "--env prod needs a projects file: give one, e.g. --projects \
@@ -44,7 +45,8 @@ pub fn load_projects(
         )),
         None => {
             let text = format!("[[project]]\npid = '{DEV_PID}'\nsecrets = ['{DEV_SECRET}']\n");
-            parse_projects("the built-in project", &text, env, warnings)
+            let place = Place { file: "the built-in project", text: &text, limits };
+            parse_projects(&place, env, warnings)
         }
     }
 }
@@ -68,12 +70,11 @@ struct RawProject {
 }
 
 fn parse_projects(
-    file: &str,
-    text: &str,
+    place: &Place<'_>,
     env: Env,
     warnings: &mut Vec<String>,
 ) -> Result<Projects, Exit> {
-    let place = Place { file, text };
+    let Place { file, text, .. } = *place;
     let raw: ProjectsFile = toml::from_str(text).map_err(|error| {
         // Not the error's own Display: it quotes the line, which may hold a secret.
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
@@ -90,7 +91,7 @@ fn parse_projects(
     let starts: Vec<usize> = raw.project.iter().map(|one| one.span().start).collect();
     let mut projects = Vec::with_capacity(raw.project.len());
     for one in raw.project {
-        projects.push(resolve_project(&place, one, env, warnings)?);
+        projects.push(resolve_project(place, one, env, warnings)?);
     }
     Projects::new(projects).map_err(|double| {
         place.error(
@@ -116,16 +117,7 @@ fn resolve_project(
     let Some(pid) = raw.pid else {
         return Err(place.error(start, "a project without pid: add pid = \"…\""));
     };
-    if !is_pid(pid.get_ref()) {
-        return Err(place.error(
-            pid.span().start,
-            format!(
-                "pid '{}' is not a project id: give 1 to 64 of the characters A-Z a-z 0-9 _ . -, \
-                 e.g. pid = \"shop\"",
-                pid.get_ref()
-            ),
-        ));
-    }
+    check_pid(place, &pid)?;
     let pid = pid.into_inner().into_boxed_str();
     let secrets = resolve_secrets(place, &pid, raw.secrets, start)?;
     let subscribe = match raw.subscribe {
@@ -168,6 +160,21 @@ fn resolve_project(
         }),
         subscribe,
     })
+}
+
+fn check_pid(place: &Place<'_>, pid: &Spanned<String>) -> Result<(), Exit> {
+    let max = place.limits.pid_bytes;
+    if is_pid(pid.get_ref(), max) {
+        return Ok(());
+    }
+    Err(place.error(
+        pid.span().start,
+        format!(
+            "pid '{}' is not a project id: give 1 to {max} (--max_pid_bytes) of the characters A-Z \
+             a-z 0-9 _ . -, e.g. pid = \"shop\"",
+            pid.get_ref()
+        ),
+    ))
 }
 
 fn resolve_secrets(
@@ -284,10 +291,11 @@ fn check_origin(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The projects file, to say on which line something is wrong.
+/// The projects file, to say on which line something is wrong, and what the ids in it may be.
 struct Place<'a> {
     file: &'a str,
     text: &'a str,
+    limits: &'a Limits,
 }
 
 impl Place<'_> {
@@ -306,7 +314,8 @@ mod tests {
 
     fn projects(text: &str, env: Env) -> Result<(Projects, Vec<String>), String> {
         let mut warnings = Vec::new();
-        parse_projects("p.toml", text, env, &mut warnings)
+        let place = Place { file: "p.toml", text, limits: &Limits::default() };
+        parse_projects(&place, env, &mut warnings)
             .map(|projects| (projects, warnings))
             .map_err(|exit| exit.to_string())
     }
@@ -349,7 +358,7 @@ mod tests {
             ("\n[[project]]\nsecrets = ['s']\n".into(), "p.toml, line 2: a project without p"),
             (
                 full.replace("'a'", "'a b'"),
-                "p.toml, line 2: pid 'a b' is not a project id: give 1 to 64 of",
+                "p.toml, line 2: pid 'a b' is not a project id: give 1 to 64 (--max",
             ),
             (full.replace("'a'", "''"), "p.toml, line 2: pid '' is not a project id"),
             (full.replace("'a'", "1"), "p.toml, line 2: invalid type: integer `1`"),
@@ -365,6 +374,18 @@ mod tests {
             let wanted = format!("ws-cluster: {wanted}");
             assert!(error.starts_with(&wanted), "{error}\n{wanted}");
         }
+    }
+
+    #[test]
+    fn a_pid_is_bounded() {
+        let text = format!("[[project]]\npid = '{}'\nsecrets = ['s']\n", "p".repeat(65));
+        let parse = |pid_bytes| {
+            let limits = Limits { pid_bytes, ..Limits::default() };
+            let place = Place { file: "p.toml", text: &text, limits: &limits };
+            parse_projects(&place, Env::Dev, &mut Vec::new()).map_err(|exit| exit.to_string())
+        };
+        assert_eq!(parse(65).unwrap().len(), 1);
+        assert!(parse(64).unwrap_err().contains("give 1 to 64 (--max_pid_bytes) of the char"));
     }
 
     #[test]

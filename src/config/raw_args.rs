@@ -127,6 +127,33 @@ pub(super) struct RawArgs {
     /// size of an HTTP body or of a business server's message (default 1M)
     #[argh(option)]
     pub(super) max_body_bytes: Option<String>,
+    /// size of a request's head, 1K to 64K (default 8K)
+    #[argh(option)]
+    pub(super) max_head_bytes: Option<String>,
+    /// header fields of a request, 16 to 256 (default 100)
+    #[argh(option)]
+    pub(super) max_head_fields: Option<String>,
+    /// tags of one connection, 1 to 1024 (default 256)
+    #[argh(option)]
+    pub(super) max_tags: Option<String>,
+    /// ids in one selector of a push, 1 to 10000 (default 1000)
+    #[argh(option)]
+    pub(super) max_selector_ids: Option<String>,
+    /// messages in one batch, 1 to 10000 (default 1000)
+    #[argh(option)]
+    pub(super) max_batch: Option<String>,
+    /// bytes of a project's id, 1 to 255 (default 64)
+    #[argh(option)]
+    pub(super) max_pid_bytes: Option<String>,
+    /// bytes of a user's id, 1 to 255 (default 128)
+    #[argh(option)]
+    pub(super) max_uid_bytes: Option<String>,
+    /// bytes of a tag, 1 to 255 (default 128)
+    #[argh(option)]
+    pub(super) max_tag_bytes: Option<String>,
+    /// bytes of a device, 1 to 255 (default 32)
+    #[argh(option)]
+    pub(super) max_device_bytes: Option<String>,
     /// unsent bytes of one connection (default 1M)
     #[argh(option)]
     pub(super) outbox_bytes: Option<String>,

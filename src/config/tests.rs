@@ -70,7 +70,9 @@ fn every_flag_is_taken() {
          --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info --log_format json \
          --log_path /l/x.log --log_rotate hourly --log_max_bytes 64K --log_keep 3 \
          --redis unix:///s?db=2 --redis_prefix A.b:c_d-9 --queue_timeout_ms 60000 --routing user \
-         --broker_thread true --idempotency_keys 1000",
+         --broker_thread true --idempotency_keys 1000 --max_head_bytes 64K --max_head_fields 256 \
+         --max_tags 1024 --max_selector_ids 10000 --max_batch 9 --max_pid_bytes 255 \
+         --max_uid_bytes 254 --max_tag_bytes 253 --max_device_bytes 1",
     )
     .unwrap();
     assert_eq!((config.node.value(), config.ws_port, config.http_port), (0, 0, 0));
@@ -79,8 +81,21 @@ fn every_flag_is_taken() {
     assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
-    assert_eq!((config.linger_ms, config.limits.message_bytes), (0, 1 << 10));
-    assert_eq!(config.limits.body_bytes, 2 << 20);
+    assert_eq!(config.linger_ms, 0);
+    let limits = Limits {
+        message_bytes: 1 << 10,
+        body_bytes: 2 << 20,
+        head_bytes: 64 << 10,
+        head_fields: 256,
+        tags: 1_024,
+        selector_ids: 10_000,
+        batch_messages: 9,
+        pid_bytes: 255,
+        uid_bytes: 254,
+        tag_bytes: 253,
+        device_bytes: 1,
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (8 << 10, 1 << 30));
     assert!(config.echo && !config.demand_exp && config.projects.find("1").is_some());
     assert_eq!((&*config.logs.filter, config.logs.format), ("ws_cluster=debug,info", Format::Json));
@@ -160,6 +175,21 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("linger_ms", "86400001", &format!("{ms} 0 to 86400000, e.g. --linger_ms 2000")),
         ("max_message_bytes", "127", "a size: give bytes from 128 to 1073741824, or a number"),
         ("max_body_bytes", "2G", "a size: give bytes from 1024 to 1073741824, or a number"),
+        ("max_head_bytes", "1023", "a size: give bytes from 1024 to 65536, or a number with K"),
+        ("max_head_bytes", "65K", "a size: give bytes from 1024 to 65536, or a number with K"),
+        ("max_head_fields", "15", "a number of header fields: give a number from 16 to 256, e."),
+        ("max_head_fields", "257", "a number of header fields: give a number from 16 to 256, e."),
+        ("max_tags", "0", "a number of tags: give a number from 1 to 1024, e.g. --max_tags 256"),
+        ("max_tags", "1025", "a number of tags: give a number from 1 to 1024, e.g. --max_tags 2"),
+        ("max_selector_ids", "0", "a number of ids: give a number from 1 to 10000, e.g. --max_s"),
+        ("max_selector_ids", "10001", "a number of ids: give a number from 1 to 10000, e.g. --m"),
+        ("max_batch", "0", "a number of messages: give a number from 1 to 10000, e.g. --max_bat"),
+        ("max_batch", "10001", "a number of messages: give a number from 1 to 10000, e.g. --max"),
+        ("max_pid_bytes", "0", "a number of bytes: give a number from 1 to 255, e.g. --max_pid_"),
+        ("max_pid_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_pi"),
+        ("max_uid_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_ui"),
+        ("max_tag_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_ta"),
+        ("max_device_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max"),
         ("outbox_bytes", "1KB", "a size: give bytes from 4096 to 1073741824, or a number"),
         ("worker_outbox_bytes", "99999999999G", "a size: give bytes from 4096 to"),
         (

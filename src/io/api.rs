@@ -283,7 +283,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             Parameters::Text(text) => {
                 let params = Params::parse(text)?;
                 project = self.authorize(
-                    &Credentials::from_params(&params)?,
+                    &Credentials::from_params(&params, limits)?,
                     now_ms,
                     |secrets, sign| {
                         let mut canonical = Vec::with_capacity(256);
@@ -362,7 +362,8 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     where
         'h: 'b,
     {
-        let credentials = Credentials::from_json(members, self.head.x_sign)?;
+        let limits = &self.core.shared.settings.limits;
+        let credentials = Credentials::from_json(members, self.head.x_sign, limits)?;
         let path = self.head.path.as_bytes();
         self.authorize(&credentials, now_ms, |secrets, sign| {
             sign::verify(secrets, &[path, b"\n", body], sign)

@@ -130,20 +130,20 @@ impl SnowflakeClock {
     }
 }
 
-/// A project id: 1-64 bytes of `[A-Za-z0-9_.-]`.
-pub fn is_pid(text: &str) -> bool {
-    (1..=64).contains(&text.len())
+/// A project id: 1 to `max_bytes` bytes of `[A-Za-z0-9_.-]`.
+pub fn is_pid(text: &str, max_bytes: usize) -> bool {
+    (1..=max_bytes).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// A user id or a tag: 1-128 bytes, no control characters, no comma.
-pub fn is_name(text: &str) -> bool {
-    (1..=128).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c == ',')
+/// A user id or a tag: 1 to `max_bytes` bytes, no control characters, no comma.
+pub fn is_name(text: &str, max_bytes: usize) -> bool {
+    (1..=max_bytes).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c == ',')
 }
 
-/// A device: 1-32 bytes of `[a-z0-9_-]`.
-pub fn is_device(text: &str) -> bool {
-    (1..=32).contains(&text.len())
+/// A device: 1 to `max_bytes` bytes of `[a-z0-9_-]`.
+pub fn is_device(text: &str, max_bytes: usize) -> bool {
+    (1..=max_bytes).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
@@ -179,9 +179,20 @@ mod tests {
 
     #[test]
     fn names_keep_the_contract() {
-        assert!(is_pid("a.B_9-") && !is_pid("") && !is_pid("a/b") && !is_pid(&"x".repeat(65)));
-        assert!(is_name("u 1 é") && !is_name("a,b") && !is_name("a\u{7f}") && !is_name(""));
-        assert!(is_name(&"x".repeat(128)) && !is_name(&"x".repeat(129)));
-        assert!(is_device("ios_1-x") && !is_device("iOS") && !is_device(&"x".repeat(33)));
+        assert!(is_pid("a.B_9-", 64) && !is_pid("", 64) && !is_pid("a/b", 64));
+        assert!(is_name("u 1 é", 128) && !is_name("a,b", 128) && !is_name("a\u{7f}", 128));
+        assert!(!is_name("", 128));
+        assert!(is_device("ios_1-x", 32) && !is_device("iOS", 32) && !is_device("", 32));
+    }
+
+    #[test]
+    fn names_are_bounded_in_bytes() {
+        for max in [1, 32, 255] {
+            let (fits, long) = ("x".repeat(max), "x".repeat(max + 1));
+            assert!(is_pid(&fits, max) && !is_pid(&long, max), "{max}");
+            assert!(is_name(&fits, max) && !is_name(&long, max), "{max}");
+            assert!(is_device(&fits, max) && !is_device(&long, max), "{max}");
+        }
+        assert!(is_name("éé", 4) && !is_name("éé", 3));
     }
 }

@@ -17,6 +17,22 @@ pub struct Limits {
     pub selector_ids: usize,
     /// Messages in one `/ws/push/batch` (default 1,000).
     pub batch_messages: usize,
+    /// Bytes of a project's id (default 64).
+    pub pid_bytes: usize,
+    /// Bytes of a user's id (default 128).
+    pub uid_bytes: usize,
+    /// Bytes of a tag (default 128).
+    pub tag_bytes: usize,
+    /// Bytes of a device (default 32).
+    pub device_bytes: usize,
+}
+
+impl Limits {
+    /// The most that a JSON array of all tags of one connection has: each in quotes, with a comma,
+    /// and every byte may need a backslash.
+    pub fn tag_list_bytes(&self) -> usize {
+        self.tags * (2 * self.tag_bytes + 3)
+    }
 }
 
 impl Default for Limits {
@@ -29,6 +45,10 @@ impl Default for Limits {
             tags: 256,
             selector_ids: 1_000,
             batch_messages: 1_000,
+            pid_bytes: 64,
+            uid_bytes: 128,
+            tag_bytes: 128,
+            device_bytes: 32,
         }
     }
 }

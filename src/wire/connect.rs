@@ -4,6 +4,7 @@ use smallvec::SmallVec;
 
 use super::params::Params;
 use super::request::{ApiError, Credentials, Source};
+use super::tags::{TagError, TagList};
 use crate::types::{EventSet, Limits, is_device, is_name};
 
 /// Who wants to connect, and as what.
@@ -31,18 +32,18 @@ pub enum Peer<'a> {
 pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Connect<'a>, ApiError> {
     let session_exp = params.given("session_exp").map(|exp| exp.number("session_exp"));
     Ok(Connect {
-        credentials: Credentials::from_params(params)?,
-        peer: read_peer(params)?,
-        device: read_device(params)?,
-        tags: read_tags(params.get("tags").unwrap_or(""), limits.tags)?,
+        credentials: Credentials::from_params(params, limits)?,
+        peer: read_peer(params, limits.uid_bytes)?,
+        device: read_device(params, limits.device_bytes)?,
+        tags: read_tags(params.get("tags").unwrap_or(""), limits)?,
         session_exp: session_exp.transpose()?,
     })
 }
 
-fn read_peer<'a>(params: &'a Params<'_>) -> Result<Peer<'a>, ApiError> {
+fn read_peer<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Peer<'a>, ApiError> {
     let uid = params.get("uid");
-    if uid.is_some_and(|uid| !is_name(uid)) {
-        let msg = "uid must be 1-128 bytes without control characters and commas";
+    if uid.is_some_and(|uid| !is_name(uid, max_bytes)) {
+        let msg = format!("uid must be 1-{max_bytes} bytes without control characters and commas");
         return Err(ApiError::bad(msg));
     }
     match (params.get("type").unwrap_or("1"), uid) {
@@ -61,36 +62,28 @@ fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
     EventSet::parse(list).ok_or_else(|| ApiError::bad(msg))
 }
 
-fn read_device<'a>(params: &'a Params<'_>) -> Result<Option<&'a str>, ApiError> {
+fn read_device<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Option<&'a str>, ApiError> {
     match params.get("device") {
-        Some(device) if !is_device(device) => {
-            Err(ApiError::bad("device must be 1-32 bytes of [a-z0-9_-]"))
+        Some(device) if !is_device(device, max_bytes) => {
+            Err(ApiError::bad(format!("device must be 1-{max_bytes} bytes of [a-z0-9_-]")))
         }
         device => Ok(device),
     }
 }
 
 /// An empty list is no tags. Tags that are given twice count once.
-fn read_tags(list: &str, max: usize) -> Result<SmallVec<[&str; 8]>, ApiError> {
-    let mut tags = SmallVec::new();
-    if list.is_empty() {
-        return Ok(tags);
-    }
-    for tag in list.split(',') {
-        if !is_name(tag) {
-            let msg =
-                "tags must be a comma-separated list, each 1-128 bytes without control characters";
-            return Err(ApiError::bad(msg));
-        }
-        if tags.contains(&tag) {
-            continue;
-        }
-        if tags.len() == max {
-            return Err(ApiError::bad(format!("tags: at most {max} for one connection")));
-        }
-        tags.push(tag);
-    }
-    Ok(tags)
+fn read_tags<'t>(list: &'t str, limits: &Limits) -> Result<SmallVec<[&'t str; 8]>, ApiError> {
+    let mut tags = TagList::new(limits);
+    let read =
+        if list.is_empty() { Ok(()) } else { list.split(',').try_for_each(|tag| tags.push(tag)) };
+    read.and_then(|()| tags.finish()).map_err(|error| {
+        ApiError::bad(match error {
+            TagError::Malformed(max) => format!(
+                "tags must be a comma-separated list, each 1-{max} bytes without control characters"
+            ),
+            TagError::TooMany(max) => format!("tags: at most {max} for one connection"),
+        })
+    })
 }
 
 #[cfg(test)]
@@ -160,8 +153,39 @@ mod tests {
     #[test]
     fn tags_are_bounded_once_repetitions_are_gone() {
         let list = |count: usize| (0..count).map(|i| format!("t{i},")).collect::<String>() + "t0";
-        assert_eq!(read_tags(&list(256), 256).unwrap().len(), 256);
-        assert!(read_tags(&list(257), 256).is_err());
+        let limits = Limits::default();
+        assert_eq!(read_tags(&list(256), &limits).unwrap().len(), 256);
+        assert!(read_tags(&list(257), &limits).is_err());
+        let limits = Limits { tags: 2, ..limits };
+        assert_eq!(read_tags("a,b,a", &limits).unwrap().as_slice(), ["a", "b"]);
+        let error = read_tags("a,b,c", &limits).unwrap_err();
+        assert_eq!(error.msg, "tags: at most 2 for one connection");
+    }
+
+    #[test]
+    fn names_are_bounded_in_bytes() {
+        let limits = Limits {
+            pid_bytes: 2,
+            uid_bytes: 3,
+            tag_bytes: 4,
+            device_bytes: 5,
+            ..Limits::default()
+        };
+        let read = |query: &str| {
+            let params = Params::parse(query.as_bytes()).unwrap();
+            parse_connect(&params, &limits).map(drop).map_err(|error| error.msg)
+        };
+        assert_eq!(read("pid=pp&uid=uuu&tags=tttt,t&device=ddddd"), Ok(()));
+        for (query, start) in [
+            ("pid=ppp&uid=u", "pid must be 1-2 bytes"),
+            ("pid=p&uid=uuuu", "uid must be 1-3 bytes"),
+            ("pid=p&type=2&uid=uuuu", "uid must be 1-3 bytes"),
+            ("pid=p&uid=u&tags=t,ttttt", "tags must be a comma-separated list, each 1-4 bytes"),
+            ("pid=p&uid=u&device=dddddd", "device must be 1-5 bytes"),
+        ] {
+            let msg = read(query).unwrap_err();
+            assert!(msg.starts_with(start), "{query}: {msg}");
+        }
     }
 
     proptest! {

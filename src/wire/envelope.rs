@@ -12,7 +12,7 @@
 //! A reader skips field kinds that it does not know and refuses versions that it does not know.
 //! What the broker alone needs is in the first 52 bytes, the [`Header`].
 
-use crate::types::{Cid, MessageId, NodeId};
+use crate::types::{Cid, Limits, MessageId, NodeId};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 52;
@@ -38,6 +38,16 @@ const ID_OFFSET: usize = 28;
 const TTL_OFFSET: usize = 36;
 const DATA_OFFSET: usize = 40;
 const ORDER_OFFSET: usize = 44;
+
+/// The longest envelope of any kind that nodes with these limits send one another.
+///
+/// A form's data may grow sixfold when it becomes JSON (a control character is then `\u0001`), a
+/// client id fourfold (`1,` becomes eight bytes); a head is at most 64 KiB. A client's request
+/// stays as long as it was. Events are 64 KiB and one more, with all tags of its client.
+pub fn max_bytes(limits: &Limits) -> usize {
+    let longest = limits.message_bytes.max(6 * limits.body_bytes);
+    longest + (512 << 10) + limits.tag_list_bytes()
+}
 
 /// Why bytes are not an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -271,7 +281,11 @@ pub struct Targets<'a> {
     pub except_cids: Option<Cids<'a>>,
 }
 
-/// A list of names (uids, tags or devices), each of 1-255 bytes of UTF-8.
+/// The longest name (pid, uid, tag or device) that an envelope can carry: its length is one byte
+/// in lists of names, and that of a project's id among business servers (`wire::member`).
+pub const MAX_NAME_BYTES: usize = u8::MAX as usize;
+
+/// A list of names (uids, tags or devices), each of 1 to [`MAX_NAME_BYTES`] bytes of UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Names<'a> {
     bytes: &'a [u8],
@@ -354,10 +368,10 @@ pub struct NamesBuf {
 }
 
 impl NamesBuf {
-    /// Appends one name. The caller has checked it (`is_name`, `is_device`), so that it has 1-128
-    /// bytes.
+    /// Appends one name. The caller has checked it (`is_name`, `is_device`) against limits that are
+    /// not above [`MAX_NAME_BYTES`].
     pub fn push(&mut self, name: &str) {
-        debug_assert!((1..=255).contains(&name.len()));
+        debug_assert!((1..=MAX_NAME_BYTES).contains(&name.len()));
         self.bytes.push(name.len() as u8);
         self.bytes.extend_from_slice(name.as_bytes());
         self.count += 1;

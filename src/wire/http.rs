@@ -7,7 +7,7 @@ use super::params::NO_SIGN;
 use crate::types::Limits;
 
 /// The most header fields that [`Limits::head_fields`] can allow.
-const MAX_FIELDS: usize = 256;
+pub const MAX_FIELDS: usize = 256;
 
 /// Why a request is refused: the status and the sentence that the peer gets.
 ///
@@ -508,6 +508,21 @@ mod tests {
         assert_eq!(status(&"\r\n".repeat(4_096)), 431);
         assert!(parse(&format!("{start}{}\r\n", "A: b\r\n".repeat(99))).unwrap().is_some());
         assert_eq!(status(&format!("{start}{}\r\n", "A: b\r\n".repeat(100))), 431);
+    }
+
+    #[test]
+    fn heads_are_bounded_as_the_limits_say() {
+        let status = |fields: usize, limits: &Limits| {
+            let text =
+                format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(fields - 1));
+            parse_head(text.as_bytes(), limits).map(|head| head.is_some()).map_err(|e| e.status)
+        };
+        let limits = Limits { head_fields: MAX_FIELDS, ..Limits::default() };
+        assert_eq!(status(MAX_FIELDS, &limits), Ok(true));
+        assert_eq!(status(MAX_FIELDS + 1, &limits), Err(431));
+        // 27 bytes and 6 for each field behind the first.
+        let limits = Limits { head_bytes: 27 + 6 * 10, ..limits };
+        assert_eq!((status(11, &limits), status(12, &limits)), (Ok(true), Err(431)));
     }
 
     #[test]

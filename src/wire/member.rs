@@ -77,7 +77,8 @@ impl Iterator for Cids<'_> {
     }
 }
 
-/// Appends a business server to the bytes of [`Servers`].
+/// Appends a business server to the bytes of [`Servers`]. Its project's id has at most
+/// `MAX_NAME_BYTES` bytes.
 pub fn add_server(list: &mut Vec<u8>, server: &Server<'_>) {
     list.extend_from_slice(&server.cid.0.to_le_bytes());
     list.push(server.events.bits());

@@ -9,13 +9,11 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{self, JsonError, Members};
-use crate::types::{Cid, Limits, MessageId, NodeId, is_name};
+use super::tags::{TagError, TagList};
+use crate::types::{Cid, Limits, MessageId, NodeId};
 
 /// Bytes of a message's `id`, decoded.
 pub const MAX_ID_BYTES: usize = 64;
-
-/// Above this many tags, repeated ones are found by sorting: a hostile message costs n log n.
-const PAIRWISE_TAGS: usize = 32;
 
 const PUSH_HEAD: &[u8] = b"{\"type\":\"push\",\"id\":\"";
 const PUSH_DATA: &[u8] = b"\",\"data\":";
@@ -106,10 +104,12 @@ pub enum Refusal {
     Type,
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
-    #[error("a tag must have 1-128 bytes, no control characters and no comma")]
-    Tag,
-    #[error("too many tags")]
-    TooManyTags,
+    /// With the most bytes that it may have.
+    #[error("a tag must have 1-{0} bytes, no control characters and no comma")]
+    Tag(usize),
+    /// With the most that there may be.
+    #[error("too many tags: at most {0} for one connection")]
+    TooManyTags(usize),
     #[error("sign must be a string")]
     Sign,
     #[error("data is missing")]
@@ -120,9 +120,16 @@ pub enum Refusal {
     SessionExp,
 }
 
+impl From<TagError> for Refusal {
+    fn from(error: TagError) -> Self {
+        match error {
+            TagError::Malformed(max) => Self::Tag(max),
+            TagError::TooMany(max) => Self::TooManyTags(max),
+        }
+    }
+}
+
 /// Reads one message, a JSON object. Members that it does not know are ignored.
-///
-/// Tags are counted against `limits.tags` as sent, before repeated ones are dropped.
 pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, MessageError<'a>> {
     let refused = |id, kind, reason| MessageError { id, kind, reason };
     let (members, id) = members_and_id(text).map_err(|(id, why)| refused(id, Kind::Error, why))?;
@@ -317,53 +324,22 @@ fn sign<'a>(members: &Members<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
 
 fn tags<'a>(members: &Members<'a>, limits: &Limits) -> Result<Tags<'a>, Refusal> {
     let value = members.value("tags").ok_or(Refusal::Tags)?;
-    let mut tags = Tags::new();
+    let mut tags = TagList::new(limits);
     if json::is_array(value) {
         for element in json::elements(value)? {
-            let tag = json::string(element?).map_err(|_| Refusal::Tags)?;
-            push_tag(&mut tags, tag, limits)?;
+            tags.push(json::string(element?).map_err(|_| Refusal::Tags)?)?;
         }
     } else {
         match json::string(value).map_err(|_| Refusal::Tags)? {
             Cow::Borrowed("") => {}
-            Cow::Borrowed(list) => {
-                list.split(',').try_for_each(|tag| push_tag(&mut tags, tag.into(), limits))?;
+            Cow::Borrowed(list) => list.split(',').try_for_each(|tag| tags.push(tag.into()))?,
+            Cow::Owned(list) => {
+                list.split(',').try_for_each(|tag| tags.push(tag.to_owned().into()))?;
             }
-            Cow::Owned(list) => list
-                .split(',')
-                .try_for_each(|tag| push_tag(&mut tags, tag.to_owned().into(), limits))?,
         }
     }
-    drop_repeated(&mut tags);
+    let tags = tags.finish()?;
     if tags.is_empty() { Err(Refusal::Tags) } else { Ok(tags) }
-}
-
-fn push_tag<'a>(tags: &mut Tags<'a>, tag: Cow<'a, str>, limits: &Limits) -> Result<(), Refusal> {
-    if tags.len() == limits.tags {
-        return Err(Refusal::TooManyTags);
-    }
-    if !is_name(&tag) {
-        return Err(Refusal::Tag);
-    }
-    tags.push(tag);
-    Ok(())
-}
-
-/// Keeps the first of equal tags, and the order.
-fn drop_repeated(tags: &mut Tags<'_>) {
-    let is_repeated: SmallVec<[bool; PAIRWISE_TAGS]> = if tags.len() <= PAIRWISE_TAGS {
-        (0..tags.len()).map(|at| tags[..at].contains(&tags[at])).collect()
-    } else {
-        let mut order: Vec<usize> = (0..tags.len()).collect();
-        order.sort_by_key(|&at| &tags[at]);
-        let mut is_repeated = SmallVec::from_elem(false, tags.len());
-        for pair in order.windows(2) {
-            is_repeated[pair[1]] = tags[pair[0]] == tags[pair[1]];
-        }
-        is_repeated
-    };
-    let mut flags = is_repeated.into_iter();
-    tags.retain(|_| flags.next() != Some(true));
 }
 
 fn signing_head(head: &str, cid: Cid) -> Vec<u8> {
@@ -506,9 +482,9 @@ mod tests {
             ("[]", Refusal::Tags),
             ("[1]", Refusal::Tags),
             ("null", Refusal::Tags),
-            (r#""a,,b""#, Refusal::Tag),
-            (r#"["a,b"]"#, Refusal::Tag),
-            (r#""a\n""#, Refusal::Tag),
+            (r#""a,,b""#, Refusal::Tag(128)),
+            (r#"["a,b"]"#, Refusal::Tag(128)),
+            (r#""a\n""#, Refusal::Tag(128)),
         ] {
             let text = format!(r#"{{"type":"unsubscribe","id":"7","tags":{value}}}"#);
             let error = read(&text).unwrap_err();
@@ -526,14 +502,37 @@ mod tests {
 
     #[test]
     fn many_tags_keep_their_order_up_to_the_limit() {
-        let numbers: Vec<String> = (0..256).map(|n| (n * 7 % 100).to_string()).collect();
-        let text = json!({"type": "subscribe", "tags": numbers}).to_string();
-        let Ok(ClientMessage::Subscribe { tags, .. }) = read(&text) else {
-            panic!("256 tags are within the limit");
+        let mut numbers: Vec<String> = (0..256).map(|n| (n * 7 % 257).to_string()).collect();
+        numbers.push(numbers[0].clone());
+        for kind in ["subscribe", "unsubscribe"] {
+            let array = json!({"type": kind, "tags": numbers}).to_string();
+            let list = json!({"type": kind, "tags": numbers.join(",")}).to_string();
+            for text in [array, list] {
+                let Ok(
+                    ClientMessage::Subscribe { tags, .. } | ClientMessage::Unsubscribe { tags, .. },
+                ) = read(&text)
+                else {
+                    panic!("257 entries of which two are alike are 256 tags");
+                };
+                assert_eq!(tags.as_slice(), &numbers[..256]);
+            }
+            let tags = [&numbers[..], &["new".into()]].concat();
+            let text = json!({"type": kind, "tags": tags}).to_string();
+            assert_eq!(read(&text).unwrap_err().reason, Refusal::TooManyTags(256));
+        }
+    }
+
+    #[test]
+    fn tags_are_bounded_as_the_limits_say() {
+        let limits = Limits { tags: 2, tag_bytes: 3, ..Limits::default() };
+        let reason = |tags: &str| {
+            let text = json!({"type": "subscribe", "tags": tags}).to_string();
+            parse(text.as_bytes(), &limits).map(drop).map_err(|error| error.reason.to_string())
         };
-        assert_eq!(tags.as_slice(), &numbers[..100]);
-        let text = json!({"type": "subscribe", "tags": vec!["a"; 257].join(",")}).to_string();
-        assert_eq!(read(&text).unwrap_err().reason, Refusal::TooManyTags);
+        assert_eq!(reason("abc,b,abc"), Ok(()));
+        assert_eq!(reason("a,b,c"), Err("too many tags: at most 2 for one connection".into()));
+        let msg = "a tag must have 1-3 bytes, no control characters and no comma";
+        assert_eq!(reason("abcd"), Err(msg.into()));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod response;
 pub mod selectors;
 pub mod server_message;
 pub mod sign;
+pub mod tags;
 pub mod trace_context;
 pub mod upgrade;
 pub mod websocket;

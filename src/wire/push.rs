@@ -119,6 +119,8 @@ fn read_key(given: Given<'_>) -> Result<Cow<'_, str>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{MessageId, NodeId};
+    use crate::wire::envelope::{Envelope, max_bytes};
     use proptest::prelude::*;
 
     /// The push in one line: data, ttl, key, uids.
@@ -211,6 +213,36 @@ mod tests {
         ] {
             assert_eq!(batch(bad).unwrap_err().status, 400, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_grows_most_is_an_envelope_that_nodes_take() {
+        let limits = Limits { selector_ids: 10_000, ..Limits::default() };
+        let envelope_bytes = |push: &Push<'_>| {
+            let envelope = Envelope {
+                origin: NodeId::default(),
+                epoch: 1,
+                seq: 0,
+                accepted_us: 0,
+                trace: None,
+                id: MessageId(1),
+                ttl_ms: 0,
+                key: None,
+                pid: "p",
+                targets: push.targets.as_targets(),
+                data: &push.data,
+            };
+            envelope.encoded_bytes()
+        };
+        let form = format!("data={}", "\u{1}".repeat(limits.body_bytes - "data=".len()));
+        let params = Params::parse(form.as_bytes()).unwrap();
+        let push = Push::from_params(&params, &limits).unwrap();
+        assert!(envelope_bytes(&push) > 5 * limits.body_bytes);
+        assert!(envelope_bytes(&push) <= max_bytes(&limits));
+        let cids: Vec<String> = (0..10_000).map(|cid| cid.to_string()).collect();
+        let body = format!(r#"{{"cids":[{}],"data":1}}"#, cids.join(","));
+        let push = Push::from_json(&json::members(body.as_bytes()).unwrap(), &limits).unwrap();
+        assert!(body.len() < limits.body_bytes && envelope_bytes(&push) <= max_bytes(&limits));
     }
 
     proptest! {

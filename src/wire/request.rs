@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::http::HttpError;
 use super::json::{self, JsonError, Members};
 use super::params::Params;
-use crate::types::is_pid;
+use crate::types::{Limits, is_pid};
 
 /// Why a well-formed HTTP request is refused: the status and the sentence for its sender, which
 /// names the parameter and says what it should be.
@@ -102,22 +102,31 @@ pub struct Credentials<'a> {
 }
 
 impl<'a> Credentials<'a> {
-    pub fn from_params(params: &'a Params<'_>) -> Result<Self, ApiError> {
-        Self::read(params, params.get("sign"))
+    pub fn from_params(params: &'a Params<'_>, limits: &Limits) -> Result<Self, ApiError> {
+        Self::read(params, params.get("sign"), limits)
     }
 
     /// `x_sign` is the header X-Sign; a member `sign` is like any unknown one.
-    pub fn from_json(members: &Members<'a>, x_sign: Option<&'a str>) -> Result<Self, ApiError> {
-        Self::read(members, x_sign)
+    pub fn from_json(
+        members: &Members<'a>,
+        x_sign: Option<&'a str>,
+        limits: &Limits,
+    ) -> Result<Self, ApiError> {
+        Self::read(members, x_sign, limits)
     }
 
-    fn read(source: impl Source<'a>, sign: Option<&'a str>) -> Result<Self, ApiError> {
+    fn read(
+        source: impl Source<'a>,
+        sign: Option<&'a str>,
+        limits: &Limits,
+    ) -> Result<Self, ApiError> {
         let Some(pid) = source.given("pid") else {
             return Err(ApiError::bad("pid is missing: the id of the project"));
         };
         let pid = pid.id("pid")?;
-        if !is_pid(&pid) {
-            return Err(ApiError::bad("pid must be 1-64 bytes of [A-Za-z0-9_.-]"));
+        let max = limits.pid_bytes;
+        if !is_pid(&pid, max) {
+            return Err(ApiError::bad(format!("pid must be 1-{max} bytes of [A-Za-z0-9_.-]")));
         }
         let exp = source.given("exp").map(|exp| exp.number("exp")).transpose()?;
         Ok(Self { pid, exp, sign: sign.unwrap_or("") })
@@ -131,12 +140,13 @@ mod tests {
 
     fn from_query(query: &str) -> Result<(String, Option<u64>, String), String> {
         let params = Params::parse(query.as_bytes()).unwrap();
-        let read = Credentials::from_params(&params).map_err(|error| error.msg.into_owned())?;
+        let read = Credentials::from_params(&params, &Limits::default());
+        let read = read.map_err(|error| error.msg.into_owned())?;
         Ok((read.pid.into(), read.exp, read.sign.into()))
     }
 
     fn from_json(body: &str) -> Result<Credentials<'_>, ApiError> {
-        Credentials::from_json(&json::members(body.as_bytes())?, Some("ab"))
+        Credentials::from_json(&json::members(body.as_bytes())?, Some("ab"), &Limits::default())
     }
 
     #[test]
@@ -175,6 +185,19 @@ mod tests {
         for body in bad {
             assert_eq!(from_json(body).map_err(|error| error.status), Err(400), "{body}");
         }
+    }
+
+    #[test]
+    fn a_pid_is_bounded() {
+        let limits = Limits { pid_bytes: 3, ..Limits::default() };
+        let read = |text: &str| {
+            let params = Params::parse(text.as_bytes()).unwrap();
+            Credentials::from_params(&params, &limits).map_err(|error| error.msg).map(drop)
+        };
+        assert_eq!(read("pid=abc"), Ok(()));
+        assert_eq!(read("pid=abcd"), Err("pid must be 1-3 bytes of [A-Za-z0-9_.-]".into()));
+        let pid = |length: usize| from_query(&format!("pid={}", "p".repeat(length)));
+        assert!(pid(64).is_ok() && pid(65).is_err());
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! The selectors of pushes, kicks and `online`: whom they are for.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use smallvec::SmallVec;
 
@@ -21,11 +22,15 @@ pub fn read_targets<'a>(source: impl Source<'a>, limits: &Limits) -> Result<Targ
     let cids = |selector: &Selector| {
         source.given(selector.name).map(|given| read_cids(selector, given, max)).transpose()
     };
+    let uids = Selector { name: "uids", rule: Rule::Name(limits.uid_bytes), takes_integers: true };
+    let tags = Selector { name: "tags", rule: Rule::Name(limits.tag_bytes), takes_integers: false };
+    let devices = Rule::Device(limits.device_bytes);
+    let devices = Selector { name: "devices", rule: devices, takes_integers: false };
     Ok(TargetsBuf {
-        uids: names(&UIDS)?,
+        uids: names(&uids)?,
         cids: cids(&CIDS)?,
-        tags: names(&TAGS)?,
-        devices: names(&DEVICES)?,
+        tags: names(&tags)?,
+        devices: names(&devices)?,
         except_cids: cids(&EXCEPT_CIDS)?,
     })
 }
@@ -40,33 +45,41 @@ pub fn has_selector(targets: &TargetsBuf) -> bool {
 
 struct Selector {
     name: &'static str,
-    /// How one element looks.
-    rule: &'static str,
+    rule: Rule,
     /// Whether an element may be a JSON integer.
-    is_integer_allowed: bool,
-    is_valid: fn(&str) -> bool,
+    takes_integers: bool,
 }
 
-const UIDS: Selector = Selector {
-    name: "uids",
-    rule: "1-128 bytes without control characters and commas",
-    is_integer_allowed: true,
-    is_valid: is_name,
-};
-const TAGS: Selector = Selector { name: "tags", is_integer_allowed: false, ..UIDS };
-const DEVICES: Selector = Selector {
-    name: "devices",
-    rule: "1-32 bytes of [a-z0-9_-]",
-    is_integer_allowed: false,
-    is_valid: is_device,
-};
-const CIDS: Selector = Selector {
-    name: "cids",
-    rule: "a client id in decimal digits",
-    is_integer_allowed: true,
-    is_valid: |text| text.parse::<Cid>().is_ok(),
-};
+const CIDS: Selector = Selector { name: "cids", rule: Rule::Cid, takes_integers: true };
 const EXCEPT_CIDS: Selector = Selector { name: "except_cids", ..CIDS };
+
+/// How one element looks; it is displayed behind "each element".
+enum Rule {
+    /// A uid or a tag, with the most bytes that it may have.
+    Name(usize),
+    Device(usize),
+    Cid,
+}
+
+impl Rule {
+    fn holds(&self, text: &str) -> bool {
+        match *self {
+            Self::Name(max) => is_name(text, max),
+            Self::Device(max) => is_device(text, max),
+            Self::Cid => text.parse::<Cid>().is_ok(),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(max) => write!(f, "1-{max} bytes without control characters and commas"),
+            Self::Device(max) => write!(f, "1-{max} bytes of [a-z0-9_-]"),
+            Self::Cid => f.write_str("a client id in decimal digits"),
+        }
+    }
+}
 
 fn read_names(selector: &Selector, given: Given<'_>, max: usize) -> Result<NamesBuf, ApiError> {
     with_elements(selector, given, |elements| {
@@ -114,7 +127,7 @@ fn split(text: &str) -> impl Iterator<Item = Result<Cow<'_, str>, ApiError>> {
 }
 
 fn element_text<'a>(selector: &Selector, value: &'a [u8]) -> Result<Cow<'a, str>, ApiError> {
-    let integer = json::integer_text(value).filter(|_| selector.is_integer_allowed);
+    let integer = json::integer_text(value).filter(|_| selector.takes_integers);
     match integer {
         Some(integer) => Ok(Cow::Borrowed(integer)),
         None if json::is_string(value) => Ok(json::string(value)?),
@@ -137,7 +150,7 @@ fn distinct<'a, T: Ord>(
                 format!("{}: at most {max} in one selector, split the request", selector.name);
             return Err(ApiError::bad(msg));
         }
-        if !(selector.is_valid)(&element) {
+        if !selector.rule.holds(&element) {
             return Err(malformed(selector));
         }
         list.push(convert(element)?);
@@ -250,6 +263,33 @@ mod tests {
         {
             let error = from_json(&body).unwrap_err();
             assert_eq!(error.msg, "uids: at most 1000 in one selector, split the request");
+        }
+    }
+
+    #[test]
+    fn what_the_limits_say_is_said_back() {
+        let limits = Limits {
+            selector_ids: 2,
+            uid_bytes: 3,
+            tag_bytes: 4,
+            device_bytes: 5,
+            ..Limits::default()
+        };
+        let read = |form: &str| {
+            let params = Params::parse(form.as_bytes()).unwrap();
+            read_targets(&params, &limits).map(drop).map_err(|error| error.msg)
+        };
+        assert_eq!(read("uids=uuu,u&tags=tttt&devices=ddddd,d&cids=1234567,8"), Ok(()));
+        for (form, part) in [
+            ("uids=uuuu", "uids must be a comma-separated list or an array, each element 1-3 b"),
+            ("tags=ttttt", "tags must be a comma-separated list or an array, each element 1-4 b"),
+            ("devices=dddddd", "each element 1-5 bytes of [a-z0-9_-]"),
+            ("uids=a,b,c", "uids: at most 2 in one selector"),
+            ("cids=1,2,3", "cids: at most 2 in one selector"),
+            ("except_cids=1,2,3", "except_cids: at most 2 in one selector"),
+        ] {
+            let msg = read(form).unwrap_err();
+            assert!(msg.contains(part), "{form}: {msg}");
         }
     }
 

@@ -73,6 +73,14 @@ def test_256_tags_and_no_more(client, name):
     assert again["code"] == 1 and len(again["tags"]) == 256
 
 
+def test_257_entries_of_which_two_are_alike_are_256_tags(client, name):
+    tags = [f"{name}{n}" for n in range(256)]
+    ask = lambda kind, tags: json.loads(client.ask({"type": kind, "tags": tags}))
+    assert ask("subscribe", tags + tags[:1])["tags"] == tags
+    assert ask("subscribe", tags + [f"{name}256"])["code"] == 0
+    assert ask("unsubscribe", ",".join(tags + tags[-1:]))["tags"] == []
+
+
 def test_heartbeat(client):
     before = int(time.time() * 1000) - 5
     answer = client.ask({"type": "heartbeat"})

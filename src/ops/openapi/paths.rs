@@ -15,7 +15,7 @@ pub enum AnyRequest {
     /// The body is over `--max_body_bytes` (1 MiB).
     #[response(status = 413)]
     LargeBody(Refused),
-    /// The head is over 8 KiB or 100 fields.
+    /// The head is over `--max_head_bytes` (8 KiB) or `--max_head_fields` (100).
     #[response(status = 431)]
     LargeHead(Refused),
 }
@@ -122,7 +122,7 @@ pub enum SignedRequest {
 )]
 pub fn push() {}
 
-/// Send up to 1,000 messages, accepted in order.
+/// Send up to 1,000 messages (`--max_batch`), accepted in order.
 ///
 /// JSON only, with one signature for all. 200 if any message was accepted, otherwise the status of
 /// the first that was refused.

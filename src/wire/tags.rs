@@ -1,0 +1,125 @@
+//! A list of tags as a client sends it.
+
+use crate::types::{Limits, is_name};
+use smallvec::{Array, SmallVec};
+
+/// Above this many tags, repeated ones are found by sorting: a hostile list costs n log n.
+const PAIRWISE_TAGS: usize = 32;
+
+/// Why a list is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagError {
+    /// A tag is no name of at most so many bytes.
+    Malformed(usize),
+    /// There are more than so many.
+    TooMany(usize),
+}
+
+/// Gathers tags: each once, in the order in which they came, at most [`Limits::tags`]. Those that
+/// are repeated do not count.
+pub struct TagList<A: Array> {
+    tags: SmallVec<A>,
+    max: usize,
+    max_bytes: usize,
+}
+
+impl<A> TagList<A>
+where
+    A: Array,
+    A::Item: AsRef<str> + Ord,
+{
+    pub fn new(limits: &Limits) -> Self {
+        Self { tags: SmallVec::new(), max: limits.tags, max_bytes: limits.tag_bytes }
+    }
+
+    pub fn push(&mut self, tag: A::Item) -> Result<(), TagError> {
+        if !is_name(tag.as_ref(), self.max_bytes) {
+            return Err(TagError::Malformed(self.max_bytes));
+        }
+        // Looked through only now and then, so that each tag costs little, and never longer than
+        // this, so that a list of nothing but repetitions takes no memory.
+        if self.tags.len() >= 2 * self.max {
+            self.drop_repeated()?;
+        }
+        self.tags.push(tag);
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<SmallVec<A>, TagError> {
+        self.drop_repeated()?;
+        Ok(self.tags)
+    }
+
+    /// Keeps the first of equal tags, and the order.
+    fn drop_repeated(&mut self) -> Result<(), TagError> {
+        let tags = &mut self.tags;
+        let is_repeated: SmallVec<[bool; PAIRWISE_TAGS]> = if tags.len() <= PAIRWISE_TAGS {
+            (0..tags.len()).map(|at| tags[..at].contains(&tags[at])).collect()
+        } else {
+            let mut order: Vec<usize> = (0..tags.len()).collect();
+            order.sort_by_key(|&at| &tags[at]);
+            let mut is_repeated = SmallVec::from_elem(false, tags.len());
+            for pair in order.windows(2) {
+                is_repeated[pair[1]] = tags[pair[0]] == tags[pair[1]];
+            }
+            is_repeated
+        };
+        let mut flags = is_repeated.into_iter();
+        tags.retain(|_| flags.next() != Some(true));
+        if tags.len() > self.max { Err(TagError::TooMany(self.max)) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn read<'t>(tags: &[&'t str], limits: &Limits) -> Result<Vec<&'t str>, TagError> {
+        let mut list = TagList::<[&str; 4]>::new(limits);
+        tags.iter().try_for_each(|tag| list.push(*tag))?;
+        assert!(list.tags.len() <= 2 * limits.tags);
+        list.finish().map(SmallVec::into_vec)
+    }
+
+    #[test]
+    fn repeated_tags_do_not_count() {
+        let limits = Limits { tags: 2, ..Limits::default() };
+        assert_eq!(read(&[], &limits), Ok(vec![]));
+        assert_eq!(read(&["b", "a", "b", "b", "a"], &limits), Ok(vec!["b", "a"]));
+        assert_eq!(read(&["b"; 10_000], &limits), Ok(vec!["b"]));
+        assert_eq!(read(&["a", "b", "c"], &limits), Err(TagError::TooMany(2)));
+        assert_eq!(read(&["a", "b", "c", "a", "a"], &limits), Err(TagError::TooMany(2)));
+        let one = Limits { tags: 1, ..limits };
+        assert_eq!(read(&["a", "a", "a"], &one), Ok(vec!["a"]));
+        assert_eq!(read(&["a", "a", "b"], &one), Err(TagError::TooMany(1)));
+    }
+
+    #[test]
+    fn a_tag_is_bounded_in_bytes() {
+        let limits = Limits { tag_bytes: 3, ..Limits::default() };
+        assert_eq!(read(&["abc", "\u{e9}"], &limits), Ok(vec!["abc", "\u{e9}"]));
+        for bad in ["abcd", "", "a,b", "\n", "\u{e9}\u{e9}"] {
+            assert_eq!(read(&["a", bad], &limits), Err(TagError::Malformed(3)), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_of_equal_tags_stays_in_its_place(
+            tags in vec("[a-e]{1,2}", 0..120), max in 1_usize..40,
+        ) {
+            let mut first: Vec<&str> = Vec::new();
+            for tag in &tags {
+                if !first.contains(&tag.as_str()) {
+                    first.push(tag);
+                }
+            }
+            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            let limits = Limits { tags: max, ..Limits::default() };
+            let wanted = if first.len() > max { Err(TagError::TooMany(max)) } else { Ok(first) };
+            prop_assert_eq!(read(&tags, &limits), wanted);
+        }
+    }
+}
