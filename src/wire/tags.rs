@@ -129,7 +129,8 @@ mod tests {
             let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
             let limits = Limits { tags: max, ..Limits::default() };
             let is_long = tags.len() > MAX_REPEATS * max;
-            let wanted = if is_long || first.len() > max { Err(TagError::TooMany(max)) } else { Ok(first) };
+            let is_refused = is_long || first.len() > max;
+            let wanted = if is_refused { Err(TagError::TooMany(max)) } else { Ok(first) };
             prop_assert_eq!(read(&tags, &limits), wanted);
         }
     }
