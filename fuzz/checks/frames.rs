@@ -1,7 +1,7 @@
 //! A client's bytes mean the same wherever they are cut.
 
 use std::ops::ControlFlow;
-use ws_cluster::wire::websocket::{Inbound, Message, Violation};
+use ws_cluster::wire::websocket::{Inbound, Message, Rest, Violation};
 
 const MAX_BYTES: usize = 300;
 
@@ -20,7 +20,7 @@ fn read<'b>(pieces: impl Iterator<Item = &'b [u8]>) -> (Vec<String>, Option<Viol
             }
             seen.push(format!("{message:?}"));
             is_over = matches!(message, Message::Close(_));
-            if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if is_over { ControlFlow::Break(Rest::Dropped) } else { ControlFlow::Continue(()) }
         });
         if is_over || result.is_err() {
             return (seen, result.err());

@@ -9,7 +9,7 @@ use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConf
 use ws_cluster::types::{Cid, EventSet, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
-use ws_cluster::wire::websocket::{Inbound, Message};
+use ws_cluster::wire::websocket::{Inbound, Message, Rest};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "a name that is too long to be kept in place"];
 const LIMITS: Limits = Limits {
@@ -157,7 +157,7 @@ impl Rig {
                     LIMITS.message_bytes,
                     &mut |message| match worker.handle_frame(*slot, message, now_ms) {
                         true => ControlFlow::Continue(()),
-                        false => ControlFlow::Break(()),
+                        false => ControlFlow::Break(Rest::Dropped),
                     },
                 );
             if let Err(violation) = result {

@@ -39,6 +39,7 @@ pub fn serve_port(
             match listener.accept().await {
                 Ok((stream, _)) => accept(&core, stream),
                 Err(error) => {
+                    core.shared.http_counters[core.index].accept_errors.add(1);
                     tracing::warn!(%error, "cannot accept HTTP connections");
                     monoio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -49,6 +50,8 @@ pub fn serve_port(
 
 fn accept(core: &Rc<Core>, stream: TcpStream) {
     if core.http.borrow().count() >= core.shared.settings.max_http_connections {
+        let other = HttpCounters::url_of("other");
+        core.shared.http_counters[core.index].count(other, 503, 0, 1);
         return http::refuse_connection(stream.into_raw_fd());
     }
     let core = Rc::clone(core);

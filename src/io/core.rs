@@ -275,7 +275,9 @@ impl Core {
             Outcome::Accepted => self.counters.pushes_accepted.add(1),
             _ => self.counters.pushes_refused.add(1),
         }
-        if let Some(issued_us) = self.tickets.answer(ticket, outcome) {
+        if let Some(issued_us) = self.tickets.answer(ticket, outcome)
+            && outcome != Outcome::Overloaded
+        {
             self.counters.queue_latency.observe(now_us.saturating_sub(issued_us));
         }
     }
@@ -346,7 +348,7 @@ impl Core {
     pub(super) fn deliver(&self, envelope: &Envelope<'_>, now_us: u64) {
         let mut engine = self.engine.borrow_mut();
         let outcome = engine.worker.handle_envelope(envelope, now_us / 1_000);
-        if outcome.matched > 0 {
+        if outcome.matched > 0 && !outcome.is_expired {
             let waited_us = now_us.saturating_sub(envelope.accepted_us);
             self.counters.receive_latency.observe(waited_us);
             self.unwritten.borrow_mut().push((envelope.accepted_us, now_us));

@@ -11,7 +11,7 @@ use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
 use crate::wire::http::parse_head;
 use crate::wire::message::write_reconnect_reason;
 use crate::wire::request::ApiError;
-use crate::wire::websocket::{Inbound, write_close};
+use crate::wire::websocket::{Inbound, Rest, write_close};
 use slab::Slab;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -41,14 +41,16 @@ struct Slot {
     inbound: Option<Box<Inbound>>,
     /// -1: nobody's.
     fd: RawFd,
-    /// Its generation in the low 24 bits; above them `POLLED`, and `PAUSED`: it is not read until
-    /// its outbox has drained.
+    /// Its generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
     state: u32,
 }
 
+/// It is not read until its outbox has drained, or what its messages are owed has left.
 const PAUSED: u32 = 1 << 31;
 /// A poll for its next bytes is pending.
 const POLLED: u32 = 1 << 30;
+/// Its `inbound` may have whole messages.
+const HELD: u32 = 1 << 29;
 
 impl Slot {
     fn is_generation(&self, generation: u32) -> bool {
@@ -97,6 +99,8 @@ pub struct Engine {
     events: Vec<Completion>,
     sealed: Sealed,
     next_send: usize,
+    /// Connections that are to be read again after the next flush.
+    paused_by_batch: Vec<u32>,
     now_ms: u64,
 }
 
@@ -125,6 +129,7 @@ impl Engine {
             events: Vec::with_capacity(EVENTS_PER_TURN),
             sealed: Sealed::default(),
             next_send: 0,
+            paused_by_batch: Vec::new(),
             now_ms: sys::now_ms(),
         };
         engine.poll_listener();
@@ -148,9 +153,14 @@ impl Engine {
         if events.len() < EVENTS_PER_TURN {
             self.ring.reap(EVENTS_PER_TURN - events.len(), &mut events);
         }
-        for event in events.drain(..) {
+        let mut handled = 0;
+        while let Some(&event) = events.get(handled)
+            && !self.worker.is_full()
+        {
             self.handle_event(event);
+            handled += 1;
         }
+        events.drain(..handled);
         self.events = events;
     }
 
@@ -356,9 +366,14 @@ impl Engine {
                 tracing::trace!(slot = key.slot, "a connection is open");
                 self.fill_slot(key.slot, key.generation, fd);
                 let mut inbound = None;
-                // Frames may come in the same packet as the handshake.
+                // Frames may come in the same packet as the handshake, and before the welcome.
                 if head_len < bytes.len() {
-                    self.handle_bytes(key.slot, &mut inbound, &mut bytes[head_len..]);
+                    if self.worker.wants_input(key.slot) {
+                        self.handle_bytes(key.slot, &mut inbound, &mut bytes[head_len..]);
+                    } else {
+                        Inbound::keep(&mut inbound, &bytes[head_len..]);
+                        self.slots[key.slot as usize].state |= HELD;
+                    }
                     self.slots[key.slot as usize].inbound = inbound;
                 }
                 self.read_on(key.slot);
@@ -414,7 +429,8 @@ impl Engine {
         self.read_on(slot);
     }
 
-    /// Returns whether the connection is still open.
+    /// Reads messages, until what they are owed is to be sent first. Returns whether more may be
+    /// received.
     fn handle_bytes(
         &mut self,
         slot: u32,
@@ -425,17 +441,22 @@ impl Engine {
         let max_bytes = worker.message_limit(slot);
         worker.handle_input(slot, now_ms);
         worker.counters().received_bytes.add(bytes.len() as u64);
+        let mut is_held = false;
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
-            if worker.handle_frame(slot, message, now_ms) {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
+            if !worker.handle_frame(slot, message, now_ms) {
+                return ControlFlow::Break(Rest::Dropped);
             }
+            is_held = worker.is_full() || !worker.wants_input(slot);
+            if is_held { ControlFlow::Break(Rest::Kept) } else { ControlFlow::Continue(()) }
         });
         if let Err(violation) = result {
             worker.handle_violation(slot, violation);
         }
-        worker.is_open(slot)
+        let is_open = worker.is_open(slot);
+        if is_held && is_open {
+            self.slots[slot as usize].state |= HELD;
+        }
+        is_open && !is_held
     }
 
     /// Asks for the connection's next bytes, unless it is being closed or leaves its answers
@@ -443,7 +464,10 @@ impl Engine {
     fn read_on(&mut self, slot: u32) {
         let wants_input = self.worker.wants_input(slot);
         let entry = &mut self.slots[slot as usize];
-        if wants_input {
+        if wants_input && entry.state & HELD != 0 {
+            entry.state |= PAUSED;
+            self.paused_by_batch.push(slot);
+        } else if wants_input {
             entry.state = entry.state & !PAUSED | POLLED;
             let token = Token::new(Kind::Readable, slot, entry.state);
             self.ring.poll_readable(entry.fd, token);
@@ -455,16 +479,36 @@ impl Engine {
     /// Goes on to read a connection that was left unread, if it is to be read again.
     pub fn resume(&mut self, slot: u32) {
         let is_paused = |entry: &Slot| entry.fd >= 0 && entry.state & PAUSED != 0;
-        if self.slots.get(slot as usize).is_some_and(is_paused) && self.worker.wants_input(slot) {
-            self.read_on(slot);
+        if !self.slots.get(slot as usize).is_some_and(is_paused) || !self.worker.wants_input(slot) {
+            return;
         }
+        let entry = &mut self.slots[slot as usize];
+        if entry.state & HELD != 0 {
+            entry.state &= !HELD;
+            let mut inbound = entry.inbound.take();
+            self.handle_bytes(slot, &mut inbound, &mut []);
+            self.slots[slot as usize].inbound = inbound;
+        }
+        self.read_on(slot);
+    }
+
+    /// Goes on with what the last batch had no room for, in turn.
+    fn resume_paused(&mut self) {
+        let mut paused = std::mem::take(&mut self.paused_by_batch).into_iter();
+        while !self.worker.is_full()
+            && let Some(slot) = paused.next()
+        {
+            self.resume(slot);
+        }
+        let again = std::mem::take(&mut self.paused_by_batch);
+        self.paused_by_batch = paused.chain(again).collect();
     }
 
     // Sending.
 
-    /// Whether anything is to be sent or closed.
+    /// Whether anything is to be sent or closed, or waits until that is done.
     pub fn has_output(&self) -> bool {
-        self.worker.has_output()
+        self.worker.has_output() || !self.paused_by_batch.is_empty()
     }
 
     /// Begins to send all that is owed now; then [`Engine::send_chunk`] until it says `false`.
@@ -492,6 +536,7 @@ impl Engine {
         for slot in self.worker.take_welcomed() {
             self.resume(slot);
         }
+        self.resume_paused();
         for request in self.worker.finish(&mut self.sealed) {
             self.close(request);
         }

@@ -277,13 +277,15 @@ impl<'s, S: Service> Connection<'s, S> {
                     self.take_answer(answer, later).await?;
                     return Ok(keep_alive);
                 }
-                if head.expect_continue && !is_continued {
+                let (head_len, expects_continue) = (head.head_len, head.expect_continue);
+                if expects_continue && !is_continued {
                     is_continued = true;
+                    self.finish_due().await;
                     self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
                 if chunks.is_some() {
                     // All of it is decoded; kept, tiny chunks would take twenty times their data.
-                    let head_end = self.read_to + head.head_len;
+                    let head_end = self.read_to + head_len;
                     self.input.truncate(head_end);
                 }
             }
@@ -333,8 +335,10 @@ impl<'s, S: Service> Connection<'s, S> {
     async fn read(&mut self) -> Result<(), End> {
         let mut input = std::mem::take(&mut self.input);
         input.drain(..std::mem::take(&mut self.read_to));
-        if input.is_empty() {
-            input.shrink_to(BUFFER_BYTES);
+        // Also where the next request has begun: a large one does not leave its room behind.
+        let needed = input.len().max(BUFFER_BYTES);
+        if input.capacity() > 4 * needed || input.is_empty() {
+            input.shrink_to(needed);
         }
         let used = input.len();
         input.reserve(if used == 0 { BUFFER_BYTES } else { used });

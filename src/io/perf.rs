@@ -6,6 +6,7 @@
 //! a table of its own.)
 
 use super::map::Map;
+use super::sys;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,7 +97,7 @@ impl Sampler {
         }
         // SAFETY: perf_event_open returned a new descriptor that nothing else owns.
         let event = unsafe { OwnedFd::from_raw_fd(event as libc::c_int) };
-        let page_bytes = page_bytes();
+        let page_bytes = sys::page_bytes();
         let ring = Map::shared(&event, page_bytes + RING_BYTES.max(page_bytes));
         Ok(Self { event, ring: ring.map_err(|error| no_ring(&error))?, page_bytes })
     }
@@ -160,11 +161,6 @@ fn no_ring(error: &io::Error) -> io::Error {
         "no memory for what it writes ({error}): raise kernel.perf_event_mlock_kb, or the limit of \
          locked memory"
     ))
-}
-
-fn page_bytes() -> usize {
-    // SAFETY: no memory is involved.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
 #[cfg(test)]

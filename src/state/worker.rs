@@ -105,8 +105,10 @@ pub enum Role {
 /// What becomes of a push on this worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PushOutcome {
-    /// Connections that it was owed to.
+    /// Connections that it was for.
     pub matched: u64,
+    /// It came too late to be owed to them.
+    pub is_expired: bool,
 }
 
 /// Requests that are under way at a worker.
@@ -285,9 +287,6 @@ impl Worker {
             return false;
         }
         self.handle_input(slot, now_ms);
-        if self.connections[slot as usize].is_server && self.keep_early(slot, &frame) {
-            return true;
-        }
         match frame {
             Message::Ping(payload) => {
                 let frame = self.open.add_frame(OpCode::Pong, payload);
@@ -366,6 +365,7 @@ impl Worker {
         );
         if is_expired {
             self.config.counters.count_drops(Drop::Expired, outcome.matched);
+            outcome.is_expired = true;
         }
         for slot in over_limit {
             self.close(slot, CloseCause::SlowConsumer);

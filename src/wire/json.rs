@@ -14,6 +14,8 @@ use smallvec::SmallVec;
 
 /// How many arrays and objects may be open at once.
 pub const MAX_DEPTH: u32 = u128::BITS;
+/// The most members of an object that is taken apart: to find a name given twice they are sorted.
+pub const MAX_MEMBERS: usize = 1_024;
 
 /// Above this many members, repeated names are found by sorting: a hostile object costs n log n.
 const PAIRWISE_MEMBERS: usize = 16;
@@ -31,6 +33,8 @@ pub enum JsonError {
     Depth,
     #[error("a member of the JSON object is given twice")]
     Repeated,
+    #[error("the JSON object has more than {MAX_MEMBERS} members")]
+    Members,
     #[error("half of a surrogate pair in a JSON string")]
     Surrogate,
     #[error("not a JSON object")]
@@ -87,7 +91,7 @@ impl<'a> Members<'a> {
 /// Validates the whole of `text` and splits the object that it is into its members.
 ///
 /// A name given twice is refused, compared after decoding; so is a name that is no text (a lone
-/// surrogate). Objects further inside are checked for grammar only.
+/// surrogate), and more than [`MAX_MEMBERS`]. Objects further inside are checked for grammar only.
 pub fn members(text: &[u8]) -> Result<Members<'_>, JsonError> {
     let mut members = Members::default();
     read_members(text, &mut members)?;
@@ -111,6 +115,9 @@ pub fn read_members<'a>(text: &'a [u8], members: &mut Members<'a>) -> Result<(),
             let name = unescape(&text[scanner.name()?])?;
             let start = scanner.at;
             scanner.value(1)?;
+            if members.list.len() == MAX_MEMBERS {
+                return Err(JsonError::Members);
+            }
             members.list.push(Member { name, value: &bytes[start..scanner.at] });
             scanner.skip_blanks();
             if scanner.take(b'}') {

@@ -48,6 +48,14 @@ pub enum Message<'a> {
     Close(u16),
 }
 
+/// What becomes of the bytes behind a message at which the reading breaks off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// They are read with the next ones.
+    Kept,
+    Dropped,
+}
+
 /// What a connection keeps between reads: the bytes of an unfinished frame and the fragments of an
 /// unfinished message. It exists only while there is either.
 #[derive(Debug, Default)]
@@ -62,14 +70,14 @@ pub struct Inbound {
 
 impl Inbound {
     /// Reads `fresh` after whatever `kept` holds, and hands every whole message to `on`, in order,
-    /// until `on` breaks off (then the rest is dropped) or a rule is broken.
+    /// until `on` breaks off or a rule is broken.
     ///
     /// `max_bytes` bounds a message's payload, all fragments together.
     pub fn read(
         kept: &mut Option<Box<Self>>,
         fresh: &mut [u8],
         max_bytes: usize,
-        on: &mut impl FnMut(Message<'_>) -> ControlFlow<()>,
+        on: &mut impl FnMut(Message<'_>) -> ControlFlow<Rest>,
     ) -> Result<(), Violation> {
         let Some(mut inbound) = kept.take() else {
             let mut inbound = Self::default();
@@ -104,17 +112,24 @@ impl Inbound {
         Ok(())
     }
 
+    /// Keeps `fresh` for the next read.
+    pub fn keep(kept: &mut Option<Box<Self>>, fresh: &[u8]) {
+        if !fresh.is_empty() {
+            kept.get_or_insert_default().raw.extend_from_slice(fresh);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.raw.is_empty() && self.kind.is_none()
     }
 
-    /// Parses whole frames of `bytes`; returns how many bytes they took, `None` when `on` broke
-    /// off.
+    /// Parses whole frames of `bytes`; returns how many bytes they took, `None` when the rest is
+    /// dropped.
     fn drain(
         &mut self,
         bytes: &mut [u8],
         max_bytes: usize,
-        on: &mut impl FnMut(Message<'_>) -> ControlFlow<()>,
+        on: &mut impl FnMut(Message<'_>) -> ControlFlow<Rest>,
     ) -> Result<Option<usize>, Violation> {
         let mut at = 0;
         while let Some(head) = Head::parse(&bytes[at..])? {
@@ -130,8 +145,10 @@ impl Inbound {
             let payload = &mut bytes[start..end];
             unmask(payload, head.mask);
             at = end;
-            if self.handle_frame(&head, payload, on)?.is_break() {
-                return Ok(None);
+            match self.handle_frame(&head, payload, on)? {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(Rest::Kept) => break,
+                ControlFlow::Break(Rest::Dropped) => return Ok(None),
             }
         }
         Ok(Some(at))
@@ -141,8 +158,8 @@ impl Inbound {
         &mut self,
         head: &Head,
         payload: &[u8],
-        on: &mut impl FnMut(Message<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, Violation> {
+        on: &mut impl FnMut(Message<'_>) -> ControlFlow<Rest>,
+    ) -> Result<ControlFlow<Rest>, Violation> {
         match (head.opcode, self.kind) {
             (OpCode::Ping, _) => Ok(on(Message::Ping(payload))),
             (OpCode::Pong, _) => Ok(on(Message::Pong(payload))),
@@ -475,16 +492,40 @@ mod tests {
     }
 
     #[test]
-    fn breaking_off_drops_the_rest() {
-        let mut bytes = [frame(0x81, b"a"), frame(0x81, b"b")].concat();
+    fn breaking_off_drops_the_rest_or_keeps_it() {
+        let bytes = [frame(0x81, b"a"), frame(0x81, b"b"), frame(0x81, b"c")].concat();
+        for rest in [Rest::Dropped, Rest::Kept] {
+            let mut kept = None;
+            let mut seen = Vec::new();
+            for fresh in [&bytes[..], &[], &[], &[]] {
+                Inbound::read(&mut kept, &mut fresh.to_vec(), 100, &mut |message| {
+                    seen.push(format!("{message:?}"));
+                    ControlFlow::Break(rest)
+                })
+                .unwrap();
+            }
+            let all = ["Text([97])", "Text([98])", "Text([99])"];
+            let dropped = rest == Rest::Dropped;
+            assert_eq!((seen.len(), kept.is_some()), (if dropped { 1 } else { 3 }, false));
+            assert_eq!(seen, all[..seen.len()]);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_first() {
+        let bytes = [frame(0x81, b"a"), frame(0x81, b"b")].concat();
         let mut kept = None;
-        let mut count = 0;
-        Inbound::read(&mut kept, &mut bytes, 100, &mut |_| {
-            count += 1;
-            ControlFlow::Break(())
+        Inbound::keep(&mut kept, &[]);
+        assert!(kept.is_none());
+        Inbound::keep(&mut kept, &bytes[..3]);
+        Inbound::keep(&mut kept, &bytes[3..8]);
+        let mut seen = Vec::new();
+        Inbound::read(&mut kept, &mut bytes[8..].to_vec(), 100, &mut |message| {
+            seen.push(format!("{message:?}"));
+            ControlFlow::Continue(())
         })
         .unwrap();
-        assert_eq!((count, kept.is_some()), (1, false));
+        assert_eq!(seen, ["Text([97])", "Text([98])"]);
     }
 
     #[test]

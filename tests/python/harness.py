@@ -241,6 +241,11 @@ class Server:
                 values[name] = float(value)
         return values
 
+    def resident_bytes(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            line = next(line for line in status if line.startswith("VmRSS"))
+        return int(line.split()[1]) << 10
+
     def metric(self, name, **labels):
         """The sum over the series of that name which carry those labels."""
         total = 0.0

@@ -349,17 +349,47 @@ def test_head_is_get_without_the_body(shared):
 def test_tiny_chunks_take_no_more_memory_than_their_data(start):
     """What was decoded was kept: twenty bytes for each byte of the body."""
     server = start()
-
-    def rss_kib():
-        with open(f"/proc/{server.process.pid}/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-
-    before = rss_kib()
+    before = server.resident_bytes()
     chunks = b"000000000000001\r\nx\r\n" * (1 << 20)
     with server.raw_http() as raw:
         raw.send("POST /ws/push HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         raw.send(chunks)
-        assert rss_kib() - before < 8_000
+        assert server.resident_bytes() - before < 8 << 20
         raw.send(b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert raw.read_response()[0] == 415
+        assert raw.read_response()[0] == 200
+
+
+def test_a_large_request_does_not_leave_its_room_behind(start):
+    """It did where a byte of the next request was always there: a megabyte for a few bytes."""
+    server = start()
+    body = "POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + "x" * 1_000_000
+    before = server.resident_bytes()
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            raw = stack.enter_context(server.raw_http())
+            raw.send(body + "G")
+            assert raw.read_response()[0] == 404
+            for _ in range(2):
+                raw.send("ET /healthz HTTP/1.1\r\nHost: x\r\n\r\nG")
+                assert raw.read_response()[0] == 200
+        assert server.resident_bytes() - before < 20 << 20
+
+
+def test_100_continue_does_not_overtake_an_answer(own_redis, own_node):
+    """With a queue that takes its time the answers before it were not written yet."""
+    server = own_node(7, own_redis().url)
+    push = {"pid": "1", "data": 1}
+    query = signed(PATH, push)
+    body = json.dumps(push)
+    with server.raw_http() as raw:
+        raw.send(
+            f"POST {PATH}?{query} HTTP/1.1\r\nHost: x\r\n\r\n"
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"X-Sign: {sign_body(PATH, body)}\r\n"
+            f"Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        assert raw.read_response()[0] == 200
+        assert raw.read_head() == "HTTP/1.1 100 Continue"
+        raw.send(body)
         assert raw.read_response()[0] == 200

@@ -343,3 +343,26 @@ def test_a_session_that_is_over_ends_at_once(start, session_exp):
     server = start()
     with server.open("late", session_exp=session_exp) as late:
         assert late.close_code()[0] == 4003
+
+
+def test_a_flood_of_messages_waits_for_its_answers(start):
+    """A burst of 64 KiB was answered with a hundred megabytes at once: each answer has all tags."""
+    server = start()
+    tags = [f"{number:03}" + "x" * 125 for number in range(255)]
+    message = frame(TEXT, json.dumps({"type": "subscribe", "tags": "a"}))
+    with server.raw_ws("flood", receive_buffer=4096) as greedy:
+        with server.client("other") as other:
+            greedy.frame(TEXT, json.dumps({"type": "subscribe", "tags": tags}))
+            assert [greedy.read_frame()[0] for _ in range(2)] == [0x81] * 2
+            before = server.resident_bytes()
+            greedy.send(message * (300_000 // len(message)))
+            for _ in range(20):
+                other.ask({"type": "heartbeat"})
+                assert server.resident_bytes() - before < 16 << 20
+                time.sleep(0.02)
+            # It is answered as it reads, to the last.
+            for _ in range(300_000 // len(message)):
+                assert json.loads(greedy.read_frame()[1])["type"] == "subscribe"
+            greedy.frame(TEXT, '{"type":"heartbeat","id":"end"}')
+            assert json.loads(greedy.read_frame()[1])["id"] == "end"
+    assert server.metric("ws_close_total", reason="slow_consumer") == 0

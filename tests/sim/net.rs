@@ -21,7 +21,7 @@ use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker
 use ws_cluster::types::{Cid, ConnKey, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
-use ws_cluster::wire::websocket::{Inbound, Message, write_close};
+use ws_cluster::wire::websocket::{Inbound, Message, Rest, write_close};
 
 const IDLE_MS: u64 = 2_000;
 /// The longest time between two ticks.
@@ -408,7 +408,12 @@ impl Node {
         self.notice_closes(worker);
     }
 
-    fn handle_message(&mut self, cid: u64, slot: u32, mut message: Message<'_>) -> ControlFlow<()> {
+    fn handle_message(
+        &mut self,
+        cid: u64,
+        slot: u32,
+        mut message: Message<'_>,
+    ) -> ControlFlow<Rest> {
         let now_ms = self.now_ms;
         let client = self.clients.get_mut(&cid).unwrap();
         client.heard_ms = now_ms;
@@ -454,7 +459,7 @@ impl Node {
         self.client(cid).receiver.owed.extend(owed);
         let wants_more = self.cores[worker].worker.handle_frame(slot, message, now_ms);
         self.notice_closes(worker);
-        if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }
 
     /// The parcels that are due arrive; each queue in its order.

@@ -2,6 +2,7 @@
 //! workers nothing.
 
 use super::{Label, encode_counter_f64, encode_gauge, encode_gauge_f64};
+use crate::io::sys;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -25,7 +26,8 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, epoch_ms: u64) -> fmt:
         let labels = Label::new("thread", &thread.name);
         ConstCounter::new(thread.busy_s).encode(family.encode_family(&labels)?)?;
     }
-    let busy_s = threads.iter().map(|thread| thread.busy_s).sum();
+    // Not the sum of the threads: those that have ended count too.
+    let busy_s = sys::process_cpu_ns() as f64 / 1e9;
     encode_counter_f64(encoder, "process_cpu_seconds", "Seconds of processor time", busy_s)?;
     encode_gauge(encoder, "process_threads", "Threads", threads.len() as u64)?;
     let files = threads.iter().map(|thread| thread.files).sum();
@@ -45,10 +47,10 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, epoch_ms: u64) -> fmt:
 
 /// Bytes of address space, and of memory in use.
 pub(in crate::ops) fn memory() -> [u64; 2] {
-    const PAGE_BYTES: u64 = 4096;
+    let page_bytes = sys::page_bytes() as u64;
     let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let mut bytes = pages.split(' ').map_while(|pages| pages.parse::<u64>().ok());
-    [(); 2].map(|()| PAGE_BYTES * bytes.next().unwrap_or(0))
+    [(); 2].map(|()| page_bytes * bytes.next().unwrap_or(0))
 }
 
 /// The directory of each of this process's threads, its name, and the nanoseconds of processor

@@ -33,7 +33,7 @@ type Mask = fn(&str) -> String;
 /// How the value of a flag is shown, where that is not as it is.
 fn mask_of(flag: &str) -> Option<Mask> {
     match flag.replace('_', "-").as_str() {
-        "--ops-token" => Some(|_| MASK.into()),
+        "--ops-token" | "--sentry-dsn" => Some(|_| MASK.into()),
         "--redis" => Some(|url| RedisUrl::from_str(url).map_or(MASK.into(), |url| url.to_string())),
         _ => None,
     }
@@ -53,6 +53,7 @@ mod tests {
             ("/opt/ws-cluster", "/opt/ws-cluster"),
             ("a --ops_token abc --echo", "a --ops_token *** --echo"),
             ("a --ops-token=a=b --log x=y", "a --ops-token=*** --log x=y"),
+            ("a --sentry_dsn https://key@host/1 b", "a --sentry_dsn *** b"),
             ("a --echo --redis redis://:p@h:1", "a --echo --redis redis://:***@h:1/0"),
             ("a --redis=redis://u:p@h:1/2 b", "a --redis=redis://u:***@h:1/2 b"),
             ("a --redis redis://h:6379/0", "a --redis redis://h:6379/0"),

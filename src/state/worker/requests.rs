@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
 const MAX_OF_CLIENT: u32 = 1_000;
 const MAX_WAITING: usize = 65_536;
+/// Bytes of one client's that wait: it leaves room for others.
+const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
 /// Bytes of the requests that wait, kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
@@ -45,7 +47,14 @@ pub(super) struct Requests {
     waiting: BTreeMap<MessageId, Waiting>,
     /// In order: all wait equally long.
     deadlines: VecDeque<(u64, MessageId)>,
-    by_client: BTreeMap<ConnKey, u32>,
+    by_client: BTreeMap<ConnKey, OfClient>,
+    bytes: usize,
+}
+
+/// What one client waits for.
+#[derive(Debug, Default)]
+struct OfClient {
+    requests: u32,
     bytes: usize,
 }
 
@@ -65,12 +74,16 @@ impl Requests {
     fn has_room(&self, client: ConnKey, bytes: usize) -> bool {
         self.waiting.len() < MAX_WAITING
             && self.bytes + bytes <= MAX_WAITING_BYTES
-            && self.by_client.get(&client).is_none_or(|&count| count < MAX_OF_CLIENT)
+            && self.by_client.get(&client).is_none_or(|its| {
+                its.requests < MAX_OF_CLIENT && its.bytes + bytes <= MAX_BYTES_OF_CLIENT
+            })
     }
 
     fn insert(&mut self, id: MessageId, waiting: Waiting, deadline_ms: u64) {
         waiting.load.fetch_add(1, Relaxed);
-        *self.by_client.entry(waiting.client).or_default() += 1;
+        let its = self.by_client.entry(waiting.client).or_default();
+        its.requests += 1;
+        its.bytes += waiting.data.len();
         self.bytes += waiting.data.len();
         self.deadlines.push_back((deadline_ms, id));
         self.waiting.insert(id, waiting);
@@ -80,9 +93,10 @@ impl Requests {
         let waiting = self.waiting.remove(&id)?;
         waiting.load.fetch_sub(1, Relaxed);
         self.bytes -= waiting.data.len();
-        if let Some(count) = self.by_client.get_mut(&waiting.client) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(its) = self.by_client.get_mut(&waiting.client) {
+            its.requests -= 1;
+            its.bytes -= waiting.data.len();
+            if its.requests == 0 {
                 self.by_client.remove(&waiting.client);
             }
         }
@@ -113,8 +127,10 @@ impl Requests {
     }
 
     pub(super) fn check(&self) {
-        let of_clients: u32 = self.by_client.values().sum();
+        let of_clients: u32 = self.by_client.values().map(|its| its.requests).sum();
         assert_eq!(of_clients as usize, self.waiting.len());
+        let of_clients: usize = self.by_client.values().map(|its| its.bytes).sum();
+        assert_eq!(of_clients, self.bytes);
         let bytes: usize = self.waiting.values().map(|waiting| waiting.data.len()).sum();
         assert_eq!(bytes, self.bytes);
         let ids: BTreeSet<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();

@@ -8,8 +8,6 @@ use crate::types::{Cid, ConnKey, EventSet, MessageId};
 use crate::wire::message::{self, Kind};
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
 use crate::wire::server_message::{self, Client, ServerMessage};
-use crate::wire::websocket::Message;
-use fastwebsockets::OpCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -39,33 +37,12 @@ struct OwnServer {
     /// So many have to know of it before it gets its welcome. Until then it is told nothing, and
     /// not read.
     unknown_to: usize,
-    /// What it sent together with its handshake, for after its welcome.
-    early: Vec<Early>,
     /// Requests that it has not answered, and who waits.
     asked: BTreeMap<MessageId, Cid>,
     /// Requests that are not written, because its socket is full or it has no welcome.
     backlog: VecDeque<(MessageId, Vec<u8>)>,
     backlog_bytes: usize,
     push_bytes: usize,
-}
-
-/// A frame that came before its connection's welcome.
-#[derive(Debug)]
-enum Early {
-    Frame(OpCode, Vec<u8>),
-    Close(u16),
-}
-
-impl From<&Message<'_>> for Early {
-    fn from(message: &Message<'_>) -> Self {
-        match *message {
-            Message::Text(payload) => Self::Frame(OpCode::Text, payload.to_vec()),
-            Message::Binary(payload) => Self::Frame(OpCode::Binary, payload.to_vec()),
-            Message::Ping(payload) => Self::Frame(OpCode::Ping, payload.to_vec()),
-            Message::Pong(payload) => Self::Frame(OpCode::Pong, payload.to_vec()),
-            Message::Close(code) => Self::Close(code),
-        }
-    }
 }
 
 /// The business servers of this worker, by client id.
@@ -164,7 +141,6 @@ impl Worker {
             slot,
             server,
             unknown_to,
-            early: Vec::new(),
             asked: BTreeMap::new(),
             backlog: VecDeque::new(),
             backlog_bytes: 0,
@@ -198,29 +174,6 @@ impl Worker {
         self.welcome(slot);
         self.write_backlog(slot);
         self.welcomed.push(slot);
-        let Some(own) = self.own_servers.all.get_mut(&cid) else { return };
-        for early in std::mem::take(&mut own.early) {
-            let message = match &early {
-                Early::Frame(OpCode::Text, payload) => Message::Text(payload),
-                Early::Frame(OpCode::Ping, payload) => Message::Ping(payload),
-                Early::Frame(OpCode::Pong, payload) => Message::Pong(payload),
-                Early::Frame(_, payload) => Message::Binary(payload),
-                Early::Close(code) => Message::Close(*code),
-            };
-            if !self.handle_frame(slot, message, self.now_ms) {
-                return;
-            }
-        }
-    }
-
-    /// Keeps what a business server sends before its welcome. Returns whether it did.
-    pub(super) fn keep_early(&mut self, slot: u32, message: &Message<'_>) -> bool {
-        let cid = self.connections[slot as usize].cid;
-        let own = self.own_servers.all.get_mut(&cid).filter(|own| own.unknown_to > 0);
-        own.is_some_and(|own| {
-            own.early.push(message.into());
-            true
-        })
     }
 
     /// Business servers that got their welcome since the last call: they are to be read again.

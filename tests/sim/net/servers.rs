@@ -161,7 +161,7 @@ impl Node {
         cid: u64,
         number: usize,
         message: Message<'_>,
-    ) -> ControlFlow<()> {
+    ) -> ControlFlow<Rest> {
         let (now_ms, client) = (self.now_ms, &self.clients[&cid]);
         let (worker, slot, pid) = (client.worker, client.key.slot, client.receiver.pid);
         self.business.requests.all[number].sent_ms = now_ms;
@@ -178,7 +178,7 @@ impl Node {
         let after = self.loads.in_flight();
         self.business.requests.judge_choice(number, &candidates, &before, &after, now_ms);
         self.notice_closes(worker);
-        if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }
 
     /// What workers have read of their pushes is accepted at once.
