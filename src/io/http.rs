@@ -277,9 +277,8 @@ impl<'s, S: Service> Connection<'s, S> {
                     self.take_answer(answer, later).await?;
                     return Ok(keep_alive);
                 }
-                let (head_len, expects_continue) = (head.head_len, head.expect_continue);
-                if expects_continue && !is_continued {
-                    is_continued = true;
+                let head_len = head.head_len;
+                if head.expect_continue && !std::mem::replace(&mut is_continued, true) {
                     self.finish_due().await;
                     self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }

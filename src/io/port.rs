@@ -5,7 +5,7 @@ use super::mailbox::Bell;
 use super::queue::Host;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
-use crate::state::wants::{Ask, Interest, Notice, Relay};
+use crate::state::wants::{Ask, Interest, Notice, Relay, To};
 use crate::wire::envelope::Envelope;
 use crate::wire::publication::Publication;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -21,6 +21,8 @@ const TO_BROKER_ENTRIES: usize = 4096;
 const TO_WORKER_ENTRIES: usize = 8192;
 /// Bytes of messages that may wait for a worker; beyond, likewise.
 const WAITING_BYTES: usize = 64 << 20;
+/// Bytes of events that wait for room on the way to the broker; beyond, they are lost and counted.
+const MAX_LATE_BYTES: usize = 32 << 20;
 
 #[derive(Debug)]
 enum ToBroker {
@@ -50,7 +52,16 @@ pub struct WorkerPort {
     /// Asks for which the ring had no room, in order. While there are any the broker sends this
     /// worker everything.
     late_asks: VecDeque<Ask>,
+    /// Of the parcels among them.
+    late_bytes: usize,
     is_unsure: Arc<AtomicBool>,
+}
+
+fn bytes_of(ask: &Ask) -> usize {
+    match ask {
+        Ask::Relay(relay) => relay.parcel.len(),
+        _ => 0,
+    }
 }
 
 impl WorkerPort {
@@ -72,13 +83,17 @@ impl WorkerPort {
     }
 
     pub fn ask(&mut self, ask: Ask) {
+        self.late_bytes += bytes_of(&ask);
         self.late_asks.push_back(ask);
         self.send_late_asks();
     }
 
-    /// Hands a parcel over; gives it back where there is no room.
+    /// Hands a parcel over; gives it back where there is no room. Events wait for it: a business
+    /// server that misses one of them knows too little of its clients for good.
     pub fn relay(&mut self, relay: Relay) -> Result<(), Relay> {
-        if !self.late_asks.is_empty() || self.to_broker.is_full() {
+        let may_wait = matches!(relay.to, To::Events(_))
+            && self.late_bytes + relay.parcel.len() <= MAX_LATE_BYTES;
+        if !may_wait && (!self.late_asks.is_empty() || self.to_broker.is_full()) {
             return Err(relay);
         }
         self.ask(Ask::Relay(relay));
@@ -88,12 +103,14 @@ impl WorkerPort {
     /// Tries again to hand over what there was no room for.
     pub fn send_late_asks(&mut self) {
         while let Some(ask) = self.late_asks.pop_front() {
+            let bytes = bytes_of(&ask);
             if let Err(rtrb::PushError::Full(ToBroker::Ask(ask))) =
                 self.to_broker.push(ToBroker::Ask(ask))
             {
                 self.late_asks.push_front(ask);
                 break;
             }
+            self.late_bytes -= bytes;
             self.broker_bell.ring();
         }
         self.is_unsure.store(!self.late_asks.is_empty(), Ordering::SeqCst);
@@ -186,6 +203,7 @@ pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<
             broker_bell: Arc::clone(&broker_bell),
             bell: Arc::clone(&bell),
             late_asks: VecDeque::new(),
+            late_bytes: 0,
             is_unsure: Arc::clone(&is_unsure),
         });
         far.push(BrokerPort {

@@ -83,15 +83,19 @@ pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
             ticking.handle_tick();
         }
     });
-    loop {
-        driver.hear();
-        driver.host.bell().fall_asleep();
-        if driver.host.is_quiet() {
-            eventfd.wait().await;
-        } else {
-            yield_now().await;
+    // A task like the others: what the executor was started with would not let them have a turn.
+    monoio::spawn(async move {
+        loop {
+            driver.hear();
+            driver.host.bell().fall_asleep();
+            if driver.host.is_quiet() {
+                eventfd.wait().await;
+            } else {
+                yield_now().await;
+            }
         }
-    }
+    });
+    std::future::pending().await
 }
 
 impl<H: Host> Driver<H> {

@@ -166,6 +166,7 @@ async fn write_all<H: Host>(
     let mut bytes = Vec::new();
     loop {
         bytes.clear();
+        bytes.shrink_to(2 * WRITE_BYTES);
         if driver.is_ending() {
             return Ok(());
         }

@@ -193,6 +193,8 @@ pub struct Broker {
     unsure: u64,
     /// Subscriptions of this life of the links that are not confirmed.
     unconfirmed: usize,
+    /// Those of them that were there when the links came up: they are what pushes wait for.
+    unrenewed: usize,
     canary: Canary,
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
@@ -228,6 +230,7 @@ impl Broker {
             members: Members::default(),
             unsure: 0,
             unconfirmed: 0,
+            unrenewed: 0,
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
             own_channel,
             nodes_channel,
@@ -351,11 +354,13 @@ impl Broker {
             (LinkName::Subscribe, Reply::Subscribed { channel }) => {
                 self.handle_subscribed(channel, sink);
                 self.unconfirmed = self.unconfirmed.saturating_sub(1);
-                if self.unconfirmed == 0 && self.state == State::Opening {
+                // They come in order: those of before the reconnect first.
+                self.unrenewed = self.unrenewed.saturating_sub(1);
+                if self.unrenewed == 0 && self.state == State::Opening {
                     self.begin_publishing(now_ms);
                 }
             }
-            (LinkName::Subscribe, Reply::Error(text)) => {
+            (LinkName::Subscribe, Reply::Error(text)) if !incoming::is_sign_of_life(text) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
             (LinkName::Subscribe, _) => {}
@@ -386,6 +391,7 @@ impl Broker {
             write_command(&mut self.subscribing.out, &command);
         }
         self.unconfirmed = names.len();
+        self.unrenewed = names.len();
         self.subscribing.handle_asked(now_ms);
     }
 
@@ -455,14 +461,20 @@ impl Broker {
             let late_ms = now_ms.saturating_sub(self.canary.sent_ms);
             let lag_ms = &self.config.counters.lag_ms;
             lag_ms.set(lag_ms.value().max(late_ms));
-            if now_ms.saturating_sub(self.canary.last_back_ms) > CANARY_LOST_MS {
+            // Counted from when it was sent: this node itself may have stood still before that.
+            let patience_ms = match self.state {
+                State::Proving => CANARY_LOST_MS,
+                _ => CANARY_LOST_MS - CANARY_EVERY_MS,
+            };
+            if late_ms > patience_ms {
                 return Err(LinkError::CanaryLost);
             }
         }
-        if self.canary.is_back && now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS {
+        let is_canary_due = now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS;
+        if self.canary.is_back && is_canary_due && !self.has_left() {
             self.send_canary(now_ms);
         }
-        if self.state == State::Ready {
+        if self.state == State::Ready && !self.has_left() {
             self.repeat_tails(now_ms, deadline_ms);
         }
         self.tick_members(now_ms, sink);

@@ -18,6 +18,9 @@ use std::hash::Hasher;
 
 /// A channel without a message for this long repeats its last number.
 pub const TAIL_EVERY_MS: u64 = 3_000;
+/// Channels that are looked at for their tails in one call: what is due after a reconnect, or with
+/// a channel for each user, shall not hold up what is pushed.
+const REPEATS_PER_CALL: usize = 1_000;
 /// For so long after the last message, or after a reconnect.
 pub const TAIL_FOR_MS: u64 = 60_000;
 /// A channel is forgotten so long after its last message, or after the reconnect that made it
@@ -133,11 +136,13 @@ impl OutgoingSequences {
     }
 
     /// Names the channels whose last number is to be repeated now: after every [`TAIL_EVERY_MS`]
-    /// of idleness until [`TAIL_FOR_MS`], each once in a call however late that is. Then forgets
+    /// of idleness until [`TAIL_FOR_MS`], each once in a call however late that is; of very many
+    /// some are left to the next call. Then forgets
     /// those whose time is over, to the second.
     pub fn repeat_tails(&mut self, now_ms: u64, mut repeat: impl FnMut(&[u8], u64)) {
         // Taken out whole: what is entered again meanwhile is for a later call.
-        for place in take_until(&mut self.tails, now_ms) {
+        let mut due = take_until(&mut self.tails, now_ms);
+        for place in due.by_ref().take(REPEATS_PER_CALL) {
             let known = self.channel_mut(place);
             if known.due_ms <= now_ms {
                 if known.last > known.first {
@@ -151,11 +156,18 @@ impl OutgoingSequences {
                 self.tails.entry(due_ms).or_default().push(place);
             }
         }
+        let rest: Vec<Place> = due.collect();
+        if !rest.is_empty() {
+            self.tails.entry(now_ms).or_default().extend(rest);
+        }
         for place in take_until(&mut self.ends, now_ms / 1000) {
-            let end_ms = self.channel_mut(place).tail_from_ms.saturating_add(FORGET_MS);
-            match end_ms.div_ceil(1000) {
-                second if second <= now_ms / 1000 => self.forget(place),
-                second => self.ends.entry(second).or_default().push(place),
+            let known = self.channel_mut(place);
+            let end = known.tail_from_ms.saturating_add(FORGET_MS).div_ceil(1000);
+            // Its last repeat may have been left to a later call.
+            if end <= now_ms / 1000 && !known.is_in_tails {
+                self.forget(place);
+            } else {
+                self.ends.entry(end.max(now_ms / 1000 + 1)).or_default().push(place);
             }
         }
     }

@@ -259,6 +259,12 @@ impl Wants {
         for (since_ms, _) in &mut self.idle {
             *since_ms = since_ms.saturating_add_signed(step_ms);
         }
+        let of_projects = self.projects.iter_mut();
+        let of_projects =
+            of_projects.flat_map(|one| [&mut one.pushes, &mut one.inbox, &mut one.events]);
+        for want in of_projects.chain(self.users.values_mut()) {
+            want.idle_since_ms = want.idle_since_ms.saturating_add_signed(step_ms);
+        }
     }
 
     /// The broker is to know this besides.

@@ -413,6 +413,29 @@ def test_what_is_over_its_ttl_is_dropped_and_counted(pair, couple):
         assert server.metric("drop_total", reason="ttl") == 1
 
 
+@ALONE
+def test_redis_cannot_save(own_redis, own_node, size, tmp_path):
+    """It refuses PING then, and PUBLISH not: the links were cut twice a second until the disk was
+    mended."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    redis = own_redis("--save", "3600 1000000", "--dir", str(folder))
+    folder.rmdir()
+    redis.command("SET", "something", "1")
+    redis.command("BGSAVE")
+    failed = lambda: b"rdb_last_bgsave_status:err" in redis.command("INFO", "persistence")
+    eventually(failed, "it cannot save", SLACK)
+    with pytest.raises(RedisError, match="MISCONF"):
+        redis.command("PING")
+    server = own_node(7, redis.url, workers=size)
+    with server.client("u") as client:
+        for number in range(12):
+            assert status_now(server, uids=["u"]) == 200
+            time.sleep(0.2)
+        assert len(sync([server], [client])[0]) == 12
+    assert server.metric("queue_link_loss_total") == 0
+
+
 @APART
 def test_redis_is_busy(own_redis, own_node, size):
     """It answers everything with an error until the script ends."""

@@ -10,6 +10,12 @@ use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::parcel;
 use crate::wire::resp::Reply;
 
+/// What Redis refuses a PING with, and carries out PUBLISH and SUBSCRIBE all the same: it cannot
+/// save, it reads its data, it is a replica without its primary.
+pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
+    ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
+}
+
 impl Broker {
     /// An answer on the publishing link: to the oldest command that has none.
     pub(super) fn handle_answer(
@@ -18,6 +24,7 @@ impl Broker {
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         match (self.log.front(), reply) {
+            (Some(Asked::Ping), Reply::Error(text)) if is_sign_of_life(text) => {}
             (Some(Asked::Ping | Asked::Word(_)), Reply::Error(text)) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }

@@ -101,6 +101,10 @@ impl Link {
     }
 
     pub(super) fn take_outgoing(&mut self, out: &mut Vec<u8>, max: usize) {
+        if out.is_empty() {
+            // All of it, however much: nothing is copied.
+            return std::mem::swap(out, &mut self.out);
+        }
         let count = self.out.len().min(max);
         out.extend_from_slice(&self.out[..count]);
         self.out.drain(..count);

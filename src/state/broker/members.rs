@@ -18,6 +18,9 @@ use std::sync::PoisonError;
 const SAY_EVERY_MS: u64 = 1_000;
 /// A node that has not been heard for so long is lost. Only while this node hears itself.
 const LOST_AFTER_MS: u64 = 5_000;
+/// A node that has said that it ends is remembered so long: late words do not bring it back, and a
+/// successor whose clock is behind comes in after it.
+const FORGET_LEFT_MS: u64 = 60_000;
 /// So long a node waits, at its start, for what the others have.
 const SETTLE_MS: u64 = 150;
 /// When the links are back, the others are waited for so long: longer than the longest pause
@@ -191,6 +194,10 @@ impl Broker {
             let word = self.member();
             self.say(&word, None, now_ms);
         }
+        let is_over = |other: &Other| {
+            other.has_left && now_ms.saturating_sub(other.heard_ms) > FORGET_LEFT_MS
+        };
+        self.members.others.retain(|_, other| !is_over(other));
         let since_ms = self.members.hears_since_ms;
         let is_lost = |other: &Other| {
             !other.has_left && now_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS

@@ -197,9 +197,9 @@ impl Worker {
         self.show_known();
         let hears_events = events.meets(EventSet::OF_CLIENTS);
         self.wants.leave(project, Listener::Server { hears_events });
+        let unwritten: BTreeSet<MessageId> = own.backlog.iter().map(|(id, _)| *id).collect();
         for (id, client) in own.asked {
-            let is_unwritten = own.backlog.iter().any(|(waiting, _)| *waiting == id);
-            let answer = if is_unwritten { Answer::Unwritten } else { Answer::Gone };
+            let answer = if unwritten.contains(&id) { Answer::Unwritten } else { Answer::Gone };
             self.note(Note::Replied { id, project, is_error: true });
             self.respond(project, id, client, cid, answer);
         }
