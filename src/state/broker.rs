@@ -598,13 +598,14 @@ impl Broker {
             Ask::ServerGone(cid) => self.handle_server_gone(worker, *cid, now_ms, sink),
             // Nobody waits for it: the broker has told them.
             Ask::ServerSeen(_) => {}
-            Ask::Relay(relay) => self.relay(relay, now_ms, sink),
+            Ask::Relay(relay) => self.relay(worker, relay, now_ms, sink),
         }
     }
 
-    /// A worker has a parcel for another worker, here or elsewhere. Events wait for a queue that is
+    /// A worker has a parcel for other workers, here or elsewhere. Events wait for a queue that is
     /// away: a business server that misses one of them knows too little of its clients for good.
-    fn relay(&mut self, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
+    /// Those of this node have them at once, before what its clients ask them.
+    fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
         let config = &self.config;
@@ -627,6 +628,12 @@ impl Broker {
             To::Events(_) => config.names.events(out, pid),
         };
         publication.add_parcel(name, parcel);
+        if let To::Events(_) = to
+            && let Some(channel) = self.interests.find(publication.channel(0))
+            && channel.workers & !(1 << worker) != 0
+        {
+            sink.relay(channel.workers & !(1 << worker), parcel);
+        }
         let may_wait = matches!(to, To::Events(_)) && self.state != State::Ready;
         if may_wait && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
             self.accept(&mut publication, None, now_ms);

@@ -6,9 +6,9 @@ import signal
 import threading
 
 import pytest
-from harness import eventually
+from harness import eventually, frame
 from redis_harness import Resp, await_ready, await_unready, node
-from test_servers import answer_one, event, request
+from test_servers import answer_one, early, event, request
 
 
 def await_known(number, *those):
@@ -31,6 +31,43 @@ def nodes(request, own_redis):
 
         start.redis = redis
         yield start
+
+
+def test_a_request_does_not_overtake_the_news_of_its_client(nodes):
+    """From another worker of the node it came at once, and the news by way of Redis."""
+    own = nodes(1)
+    asking = frame(1, '{"type":"request","id":"r","data":1}')
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(own.business("connect,request"))
+        for number in range(40):
+            stack.enter_context(early(own, {"uid": f"u{number}"}, asking))
+        known = set()
+        for _ in range(2 * 40):
+            one = server.json()
+            if one["type"] == "connect":
+                known.add(one["client_id"])
+            else:
+                assert one["from"]["client_id"] in known
+        # Each event came once.
+        server.send({"type": "heartbeat"})
+        assert server.json()["type"] == "heartbeat"
+
+
+def test_the_nodes_own_events_need_no_redis(nodes):
+    own = nodes(1)
+    with own.business("connect,disconnect") as server:
+        nodes.redis.pause()
+        await_unready(own)
+        with contextlib.ExitStack() as stack:
+            for number in range(10):
+                stack.enter_context(own.client(f"u{number}"))
+                assert event(server, "connect")["uid"] == f"u{number}"
+        for number in range(10):
+            assert event(server, "disconnect")["uid"]
+        nodes.redis.go_on()
+        await_ready(own)
+        server.send({"type": "heartbeat"})
+        assert server.json()["type"] == "heartbeat"
 
 
 def test_events_come_from_every_node_in_order_for_each_client(nodes):

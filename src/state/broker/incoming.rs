@@ -150,6 +150,8 @@ impl Broker {
         }
         match header.kind {
             Kind::Message => self.route(channel_name, workers, payload, sink),
+            // This node's workers have had them.
+            Kind::Events if (origin, epoch) == (self.config.node, self.config.epoch) => {}
             // All that have business servers which want to hear them.
             Kind::Events => sink.relay(workers, payload),
             _ => self.route_to_one(channel_name, workers, payload, sink),
