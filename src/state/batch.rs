@@ -12,6 +12,8 @@ pub const SHARED_FRAME_BYTES: usize = 16 << 10;
 pub const FULL_BATCH_BYTES: usize = 256 << 10;
 /// So does one that owes more stretches than this: about 0.1 s of sends.
 const FULL_BATCH_SEGMENTS: usize = 64 << 10;
+/// And one that has more than this to be copied together for those who get it.
+const FULL_BATCH_APART_BYTES: usize = 32 << 20;
 
 /// Frames laid one behind the other, and for each connection that gets any of them the list of its
 /// segments. A run of consecutive frames is one segment, so that it leaves as one slice.
@@ -24,6 +26,8 @@ pub struct Batch {
     frames: Vec<Frame>,
     shared: Vec<Bytes>,
     shared_bytes: usize,
+    /// Bytes of frames that do not lie together, over all who get them: they are to be copied.
+    apart_bytes: usize,
     dirty: Vec<Dirty>,
     segments: Vec<Segment>,
     closes: Vec<CloseRequest>,
@@ -88,6 +92,7 @@ impl Batch {
     pub fn is_full(&self) -> bool {
         self.bytes.len() + self.shared_bytes > FULL_BATCH_BYTES
             || self.segments.len() > FULL_BATCH_SEGMENTS
+            || self.apart_bytes > FULL_BATCH_APART_BYTES
     }
 
     /// Adds a text frame that `write` fills. `is_push`: it counts as a delivery.
@@ -146,7 +151,8 @@ impl Batch {
     /// Owes `frame` to the connection in `slot`; `dirty` is that connection's entry.
     #[inline]
     pub fn owe(&mut self, slot: u32, dirty: &mut u32, frame: u32) {
-        let is_push = u32::from(self.frames[frame as usize].is_push);
+        let Frame { is_push, bytes, .. } = self.frames[frame as usize];
+        let is_push = u32::from(is_push);
         if *dirty == NONE {
             *dirty = self.dirty.len() as u32;
             let segment = self.add_segment(frame);
@@ -155,12 +161,18 @@ impl Batch {
         }
         let entry = self.dirty[*dirty as usize];
         self.dirty[*dirty as usize].pushes += is_push;
+        let is_apart = entry.head != entry.tail;
         let tail = &mut self.segments[entry.tail as usize];
         let small = |index: u32| self.frames[index as usize].shared == NONE;
         if tail.end == frame && small(frame) && small(tail.end - 1) {
             tail.end += 1;
+            self.apart_bytes += if is_apart { bytes as usize } else { 0 };
             return;
         }
+        let (first, last) = (self.frames[tail.first as usize], self.frames[tail.end as usize - 1]);
+        let before_last = if first.shared == NONE { last.start - first.start } else { 0 };
+        let run_bytes = before_last + last.bytes;
+        self.apart_bytes += (bytes + if is_apart { 0 } else { run_bytes }) as usize;
         let segment = self.add_segment(frame);
         self.segments[entry.tail as usize].next = segment;
         self.dirty[*dirty as usize].tail = segment;
@@ -326,7 +338,7 @@ impl Sealed {
         batch.segments.clear();
         batch.frames.clear();
         held.extend(batch.shared.drain(..).filter(|frame| !frame.is_unique()));
-        batch.shared_bytes = 0;
+        (batch.shared_bytes, batch.apart_bytes) = (0, 0);
         batch.bytes.clear();
         batch.bytes.shrink_to(2 * FULL_BATCH_BYTES);
         self.scratch.clear();

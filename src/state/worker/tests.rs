@@ -461,3 +461,21 @@ fn a_clock_that_is_set_closes_nobody_as_idle() {
         assert_eq!(rig.closed.len(), 1, "step {step_ms}");
     }
 }
+
+/// Four hundred connections got every other frame of the batch: each frame was copied for each of
+/// them, however much that came to.
+#[test]
+fn what_is_copied_together_for_a_crowd_is_bounded() {
+    let mut rig = Rig::new(1 << 30, 1 << 30);
+    (0..400).for_each(|_| _ = rig.connect("crowd"));
+    rig.connect("other");
+    let mut rounds = 0;
+    while !rig.worker.is_full() {
+        rig.push("crowd", 1_000, 0);
+        rig.push("other", 10, 0);
+        rounds += 1;
+    }
+    assert!((70..100).contains(&rounds), "{rounds}");
+    let sent: usize = rig.flush().iter().map(|(_, bytes)| bytes.len()).sum();
+    assert!(sent > rounds * 400 * 1_000 && !rig.worker.is_full());
+}

@@ -1,0 +1,127 @@
+//! What the workers need: channels to hear, parcels to bring, business servers to tell of.
+
+use super::{Broker, Joined, MAX_WAITING_EVENT_BYTES, Sink, State};
+use crate::state::projects::ProjectId;
+use crate::state::wants::{Ask, Interest, Relay, To};
+use crate::types::SnowflakeClock;
+use crate::wire::resp::write_command;
+
+impl Broker {
+    /// What a worker needs to hear, or needs no more.
+    pub fn handle_ask(&mut self, worker: usize, ask: &Ask, now_ms: u64, sink: &mut dyn Sink) {
+        match ask {
+            Ask::Join(interest) => self.join(worker, interest, now_ms, sink),
+            Ask::Leave(interest) => self.leave(worker, interest),
+            Ask::UserHere(user) => self.presence.insert(*user, worker),
+            Ask::UserGone(user) => self.presence.remove(*user, worker),
+            Ask::ServerHere(server) => self.handle_server_here(worker, *server, now_ms, sink),
+            Ask::ServerGone(cid) => self.handle_server_gone(worker, *cid, now_ms, sink),
+            // Nobody waits for it: the broker has told them.
+            Ask::ServerSeen(_) => {}
+            Ask::Relay(relay) => self.relay(worker, relay, now_ms, sink),
+        }
+    }
+
+    /// A worker has a parcel for other workers, here or elsewhere. Events wait for a queue that is
+    /// away: a business server that misses one of them knows too little of its clients for good.
+    /// Those of this node have them at once, before what its clients ask them.
+    fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
+        let Relay { to, parcel } = relay;
+        let (To::Holder { project, .. } | To::Events(project)) = to;
+        let config = &self.config;
+        if let To::Holder { cid, .. } = to
+            && SnowflakeClock::node_of(cid.0) == config.node
+        {
+            // By way of Redis it would come after the word that its business server is gone.
+            let worker = SnowflakeClock::worker_of(cid.0, config.workers);
+            return if worker < config.workers {
+                sink.relay(1 << worker, parcel)
+            };
+        }
+        let pid = config.projects.get(*project).map_or("", |project| &*project.pid);
+        let mut publication = std::mem::take(&mut self.relayed);
+        publication.clear();
+        let name = |out: &mut Vec<u8>| match to {
+            To::Holder { cid, .. } => {
+                config.names.node_of_project(out, pid, SnowflakeClock::node_of(cid.0));
+            }
+            To::Events(_) => config.names.events(out, pid),
+        };
+        publication.add_parcel(name, parcel);
+        if let To::Events(_) = to
+            && let Some(channel) = self.interests.find(publication.channel(0))
+            && channel.workers & !(1 << worker) != 0
+        {
+            sink.relay(channel.workers & !(1 << worker), parcel);
+        }
+        let may_wait = matches!(to, To::Events(_)) && self.state != State::Ready;
+        if may_wait && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
+            self.accept(&mut publication, None, now_ms);
+        } else {
+            self.handle_publish(&mut publication, None, now_ms, sink);
+        }
+        self.relayed = publication;
+    }
+
+    fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
+        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let names = self.channel_names(interest);
+        let mut must_wait = false;
+        let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+        for name in &names {
+            let joined = self.interests.join(name, worker, Some(interest).filter(|_| is_up));
+            must_wait |= joined != Joined::InForce;
+            if joined == Joined::New && is_up {
+                command.push(name);
+            }
+        }
+        if command.len() > 1 {
+            self.unconfirmed += command.len() - 1;
+            write_command(&mut self.subscribing.out, &command);
+            self.subscribing.handle_asked(now_ms);
+        }
+        if !is_up || !must_wait {
+            sink.ready(worker, interest);
+        }
+    }
+
+    fn leave(&mut self, worker: usize, interest: &Interest) {
+        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let names = self.channel_names(interest);
+        let mut command: Vec<&[u8]> = vec![b"UNSUBSCRIBE"];
+        for name in &names {
+            if self.interests.leave(name, worker) && is_up {
+                command.push(name);
+            }
+        }
+        if command.len() > 1 {
+            write_command(&mut self.subscribing.out, &command);
+        }
+    }
+
+    /// Some worker has handled a canary.
+    pub fn handle_canary_seen(&mut self, worker: usize, now_ms: u64) {
+        self.canary.seen_ms[worker] = now_ms;
+    }
+
+    pub(super) fn channel_names(&self, interest: &Interest) -> Vec<Vec<u8>> {
+        let names = &self.config.names;
+        let pid = |project: ProjectId| {
+            self.config.projects.get(project).map_or("", |project| &*project.pid)
+        };
+        let mut channels = vec![Vec::new()];
+        match interest {
+            Interest::Project(project) => {
+                names.project(&mut channels[0], pid(*project));
+                channels.push(Vec::new());
+                names.node_of_project(&mut channels[1], pid(*project), self.config.node);
+            }
+            Interest::User(project, uid) => names.user(&mut channels[0], pid(*project), uid),
+            Interest::Inbox(project) => {
+                names.node_of_project(&mut channels[0], pid(*project), self.config.node);
+            }
+            Interest::Events(project) => names.events(&mut channels[0], pid(*project)),
+        }
+        channels
+    }
+}
