@@ -1,10 +1,8 @@
 //! A broker against a few lines that answer like Redis. Whole clusters are in `tests/sim`.
 
 use super::*;
-use crate::state::projects::ProjectId;
-use crate::state::projects::{Project, SubscribePolicy};
-use crate::state::wants::Server;
-use crate::state::wants::{Ask, Relay, To};
+use crate::state::projects::{Project, ProjectId, SubscribePolicy};
+use crate::state::wants::{Ask, Relay, Server, To};
 use crate::types::{Cid, EventSet, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
