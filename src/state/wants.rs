@@ -402,6 +402,32 @@ mod tests {
         assert_eq!(wants.admit(SHOP, client("a")), Some(project));
     }
 
+    /// Set back by an hour, nothing was left for an hour.
+    #[test]
+    fn a_step_of_the_clock_changes_no_minute() {
+        let mut wants = wants(Routing::Project);
+        let project = Interest::Project(SHOP);
+        wants.admit(SHOP, client("a"));
+        wants.handle_ready(&project);
+        wants.take_asks();
+        let now_ms = 4_000_000;
+        wants.join(SHOP, client("a"));
+        wants.handle_tick(now_ms);
+        // Once in the queue, and its time begins again.
+        wants.leave(SHOP, client("a"));
+        wants.handle_tick(now_ms + 1_000);
+        wants.join(SHOP, client("a"));
+        wants.leave(SHOP, client("a"));
+        wants.handle_clock_step(-3_600_000);
+        let now_ms = now_ms + 1_000 - 3_600_000;
+        for later_ms in [0, LEAVE_AFTER_MS - 1_000, LEAVE_AFTER_MS - 1] {
+            wants.handle_tick(now_ms + later_ms);
+            assert!(!wants.has_asks(), "{later_ms}");
+        }
+        wants.handle_tick(now_ms + LEAVE_AFTER_MS);
+        assert_eq!(wants.take_asks(), [Ask::Leave(project)]);
+    }
+
     #[test]
     fn a_business_server_needs_its_inbox_and_the_events_that_it_wants() {
         let mut wants = wants(Routing::User);

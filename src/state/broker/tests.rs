@@ -9,6 +9,8 @@ use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
 use crate::wire::sign::Secret;
 
+mod late;
+
 const KEYS: (u64, u64) = (1, 2);
 
 /// What the broker said to its workers.

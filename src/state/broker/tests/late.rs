@@ -1,0 +1,62 @@
+//! What comes late, or is the last.
+
+use super::*;
+
+/// Channels of sixty users have a tail to repeat every three seconds: some node was never done.
+#[test]
+fn a_node_that_has_left_says_nothing_more() {
+    let mut setting = Setting::ready(1);
+    for ticket in 0..60 {
+        setting.push_by(Routing::User, ticket, "1", &uids(&[&format!("u{ticket}")]));
+        setting.tick(50).unwrap();
+    }
+    setting.broker.handle_leaving(setting.now_ms);
+    setting.talk();
+    let mut idle = 0;
+    for _ in 0..100 {
+        setting.now_ms += 50;
+        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        idle += u32::from(setting.broker.has_left() && setting.broker.is_idle());
+        setting.talk();
+    }
+    assert!(idle >= 80, "all but pings: {idle}");
+}
+
+/// Its successor was refused for good where its clock was behind.
+#[test]
+fn a_node_that_left_may_come_back_with_a_clock_that_is_behind() {
+    let mut setting = Setting::ready(1);
+    say(&mut setting, 9, 1, |_| {});
+    assert_eq!(setting.broker.nodes(), 2);
+    say(&mut setting, 9, 2, |word| word.leaves = true);
+    say(&mut setting, 8, 1, |_| {});
+    assert_eq!(setting.broker.nodes(), 1, "a late word of a life before");
+    setting.tick(61_000).unwrap();
+    say(&mut setting, 8, 1, |_| {});
+    assert_eq!(setting.broker.nodes(), 2);
+}
+
+/// A virtual machine that was paused, say: what Redis has kept meanwhile is still to be read.
+#[test]
+fn a_canary_is_not_late_before_it_flew() {
+    let mut setting = Setting::ready(1);
+    setting.tick(500).unwrap();
+    setting.now_ms += 10_000;
+    setting.is_silent = true;
+    for _ in 0..10 {
+        setting.now_ms += 50;
+        assert_eq!(setting.broker.handle_tick(setting.now_ms, &mut setting.said), Ok(()));
+    }
+}
+
+#[test]
+fn a_redis_that_cannot_save_is_alive() {
+    let mut setting = Setting::ready(1);
+    for error in ["MISCONF Redis is configured to save", "LOADING Redis is loading", "MASTERDOWN"] {
+        setting.hear(LinkName::Subscribe, format!("-{error}\r\n").as_bytes());
+    }
+    let refused = b"-NOPERM this user has no permissions\r\n";
+    let said = &mut setting.said;
+    let result = setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now_ms, said);
+    assert!(matches!(result, Err(LinkError::Refused(_))));
+}
