@@ -4,11 +4,12 @@ use super::api;
 use super::core::{Core, TICK_MS};
 use super::mailbox::Bell;
 use super::server_pushes;
-use super::sys;
+use super::sys::{self, Side};
 use super::wake::{EventFd, duplicate, yield_now};
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const WORDS_PER_TURN: usize = 256;
 /// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
 /// its own file-descriptor table.
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
+    let http_fd = http_listener.as_raw_fd();
     monoio::spawn(drive(Rc::clone(&core)));
     monoio::spawn(receive(Rc::clone(&core)));
     monoio::spawn(server_pushes::serve(Rc::clone(&core)));
@@ -31,6 +33,10 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
         }
     });
     poll_fn(|context| core.ended.poll(context)).await;
+    // The kernel takes rings down at its leisure, and a ring keeps its files: whoever connected
+    // meanwhile would be accepted by nobody.
+    sys::shutdown(http_fd, Side::Both);
+    core.engine.borrow().stop_listening();
     Ok(())
 }
 

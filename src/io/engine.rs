@@ -4,7 +4,7 @@ use super::handshake::{self, refuse};
 use super::linger::{self, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
 use super::shared::Shared;
-use super::sys;
+use super::sys::{self, Side};
 use crate::state::counters::HttpCounters;
 use crate::state::wants::Interest;
 use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
@@ -138,6 +138,11 @@ impl Engine {
 
     pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
+    }
+
+    /// From now on nobody connects here.
+    pub fn stop_listening(&self) {
+        sys::shutdown(self.listener.as_raw_fd(), Side::Both);
     }
 
     /// Sockets that are not gone yet, open or on their way out.
