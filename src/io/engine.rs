@@ -1,5 +1,7 @@
 //! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
 
+mod slot;
+
 use super::handshake::{self, refuse};
 use super::linger::{self, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
@@ -13,6 +15,7 @@ use crate::wire::message::write_reconnect_reason;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest, write_close};
 use slab::Slab;
+use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -34,29 +37,6 @@ const DIRECT_SENDS: usize = 2;
 
 /// A lasting lack of descriptors is logged so often.
 const WARNING_EVERY_MS: u64 = 10_000;
-
-/// The socket of an open connection, at the index of its slab slot.
-#[derive(Debug)]
-struct Slot {
-    inbound: Option<Box<Inbound>>,
-    /// -1: nobody's.
-    fd: RawFd,
-    /// Its generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
-    state: u32,
-}
-
-/// It is not read until its outbox has drained, or what its messages are owed has left.
-const PAUSED: u32 = 1 << 31;
-/// A poll for its next bytes is pending.
-const POLLED: u32 = 1 << 30;
-/// Its `inbound` may have whole messages.
-const HELD: u32 = 1 << 29;
-
-impl Slot {
-    fn is_generation(&self, generation: u32) -> bool {
-        self.fd >= 0 && self.state & GENERATION_MASK == generation
-    }
-}
 
 /// A connection whose request has not come whole.
 #[derive(Debug)]
@@ -99,8 +79,10 @@ pub struct Engine {
     events: Vec<Completion>,
     sealed: Sealed,
     next_send: usize,
-    /// Connections that are to be read again after the next flush.
+    /// Connections for whose messages the batch had no room, to be read again in the next turn;
+    /// whether before what the ring brings, every other time.
     paused_by_batch: Vec<u32>,
+    paused_first: bool,
     now_ms: u64,
 }
 
@@ -130,6 +112,7 @@ impl Engine {
             sealed: Sealed::default(),
             next_send: 0,
             paused_by_batch: Vec::new(),
+            paused_first: false,
             now_ms: sys::now_ms(),
         };
         engine.poll_listener();
@@ -154,6 +137,10 @@ impl Engine {
     pub fn turn(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.ring.run_deferred();
+        self.paused_first = !self.paused_first;
+        if self.paused_first {
+            self.resume_paused();
+        }
         let mut events = std::mem::take(&mut self.events);
         if events.len() < EVENTS_PER_TURN {
             self.ring.reap(EVENTS_PER_TURN - events.len(), &mut events);
@@ -167,11 +154,14 @@ impl Engine {
         }
         events.drain(..handled);
         self.events = events;
+        if !self.paused_first {
+            self.resume_paused();
+        }
     }
 
-    /// Whether the ring, or what was set aside while sending, has something to handle.
+    /// Whether the ring has something to handle, or there is something that was set aside.
     pub fn has_events(&mut self) -> bool {
-        !self.events.is_empty() || self.ring.has_work()
+        !self.events.is_empty() || !self.paused_by_batch.is_empty() || self.ring.has_work()
     }
 
     /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
@@ -511,9 +501,9 @@ impl Engine {
 
     // Sending.
 
-    /// Whether anything is to be sent or closed, or waits until that is done.
+    /// Whether anything is to be sent or closed.
     pub fn has_output(&self) -> bool {
-        self.worker.has_output() || !self.paused_by_batch.is_empty()
+        self.worker.has_output()
     }
 
     /// Begins to send all that is owed now; then [`Engine::send_chunk`] until it says `false`.
@@ -541,7 +531,6 @@ impl Engine {
         for slot in self.worker.take_welcomed() {
             self.resume(slot);
         }
-        self.resume_paused();
         for request in self.worker.finish(&mut self.sealed) {
             self.close(request);
         }

@@ -366,3 +366,31 @@ def test_a_flood_of_messages_waits_for_its_answers(start):
             greedy.frame(TEXT, '{"type":"heartbeat","id":"end"}')
             assert json.loads(greedy.read_frame()[1])["id"] == "end"
     assert server.metric("ws_close_total", reason="slow_consumer") == 0
+
+
+def test_a_flood_that_is_read_does_not_hold_up_pushes(start):
+    server = start()
+    tags = [f"{number:03}" + "x" * 125 for number in range(255)]
+    message = frame(TEXT, json.dumps({"type": "subscribe", "tags": "a"}))
+    is_over = threading.Event()
+    with server.raw_ws("flood") as greedy, server.client("other") as other:
+        greedy.frame(TEXT, json.dumps({"type": "subscribe", "tags": tags}))
+        assert [greedy.read_frame()[0] for _ in range(2)] == [0x81] * 2
+
+        def flood():
+            # Always more than what is answered at once.
+            greedy.send(message * 200)
+            while not is_over.is_set():
+                greedy.send(message * 50)
+                for _ in range(50):
+                    greedy.read_frame()
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            for number in range(50):
+                server.push(number, uids=["other"])
+                assert other.pushed() == str(number)
+        finally:
+            is_over.set()
+            flooding.join()

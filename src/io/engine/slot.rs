@@ -1,0 +1,28 @@
+//! What the engine keeps of an open connection, beside what its worker keeps.
+
+use crate::io::ring::GENERATION_MASK;
+use crate::wire::websocket::Inbound;
+use std::os::fd::RawFd;
+
+/// The socket of an open connection, at the index of its slab slot.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) inbound: Option<Box<Inbound>>,
+    /// -1: nobody's.
+    pub(super) fd: RawFd,
+    /// Its generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
+    pub(super) state: u32,
+}
+
+/// It is not read until its outbox has drained, or what its messages are owed has left.
+pub(super) const PAUSED: u32 = 1 << 31;
+/// A poll for its next bytes is pending.
+pub(super) const POLLED: u32 = 1 << 30;
+/// Its `inbound` may have whole messages.
+pub(super) const HELD: u32 = 1 << 29;
+
+impl Slot {
+    pub(super) fn is_generation(&self, generation: u32) -> bool {
+        self.fd >= 0 && self.state & GENERATION_MASK == generation
+    }
+}
