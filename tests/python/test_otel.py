@@ -8,6 +8,7 @@ import pytest
 from harness import eventually
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from redis_harness import node
+from test_redis_servers import await_known
 from test_servers import answer_one, request
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -130,6 +131,7 @@ def test_a_trace_goes_on_at_the_other_node(collector, redis):
         assert {span.trace_id.hex() for span in (accepted, queued, received)} == {TRACE}
         # And a request, to the other node and back.
         server = stack.enter_context(a.business("request"))
+        await_known(1, a, b)
         request(ann, 1)
         answer_one(server)
         assert ann.json()["code"] == 1
