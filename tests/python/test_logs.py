@@ -244,7 +244,7 @@ def test_a_limit_on_the_size_of_files_ends_nothing(tmp_path):
         pushes = push_many(server, 2000)
         eventually(lambda: server.errors, "a complaint")
         assert "File too large" in server.errors[0]
-        assert path.stat().st_size <= 100_000 and lines_of(path)
+        assert path.stat().st_size <= 100_000 and whole_lines_of(path)
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         told = lambda: any(dropped_in(line["msg"]) for line in whole_lines_of(path))
         eventually(told, "the log says what was dropped")
