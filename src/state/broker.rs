@@ -158,7 +158,6 @@ struct Canary {
     sent_ms: u64,
     /// It came back from Redis.
     is_back: bool,
-    last_back_ms: u64,
     /// When each worker has last handled one.
     seen_ms: Vec<u64>,
 }
@@ -404,7 +403,6 @@ impl Broker {
         self.held = Some(std::mem::take(&mut self.log));
         self.say_hello(now_ms);
         self.send_canary(now_ms);
-        self.canary.last_back_ms = now_ms;
     }
 
     /// Pushes are accepted once the canary is back, and it is known who else is there; before them

@@ -6,9 +6,9 @@ import signal
 import threading
 
 import pytest
-from harness import eventually, frame
+from harness import eventually
 from redis_harness import Resp, await_ready, await_unready, node
-from test_servers import answer_one, early, event, request
+from test_servers import answer_one, clients_ask_with_their_handshake, event, request
 
 
 def await_known(number, *those):
@@ -35,22 +35,7 @@ def nodes(request, own_redis):
 
 def test_a_request_does_not_overtake_the_news_of_its_client(nodes):
     """From another worker of the node it came at once, and the news by way of Redis."""
-    own = nodes(1)
-    asking = frame(1, '{"type":"request","id":"r","data":1}')
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(own.business("connect,request"))
-        for number in range(40):
-            stack.enter_context(early(own, {"uid": f"u{number}"}, asking))
-        known = set()
-        for _ in range(2 * 40):
-            one = server.json()
-            if one["type"] == "connect":
-                known.add(one["client_id"])
-            else:
-                assert one["from"]["client_id"] in known
-        # Each event came once.
-        server.send({"type": "heartbeat"})
-        assert server.json()["type"] == "heartbeat"
+    clients_ask_with_their_handshake(nodes(1))
 
 
 def test_the_nodes_own_events_need_no_redis(nodes):

@@ -56,6 +56,24 @@ def early(node, target, *messages):
     return raw
 
 
+def clients_ask_with_their_handshake(own):
+    """Its business server hears of each client once, before the client's request."""
+    asking = frame(1, '{"type":"request","id":"r","data":1}')
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(own.business("connect,request"))
+        for number in range(40):
+            stack.enter_context(early(own, {"uid": f"u{number}"}, asking))
+        known = set()
+        for _ in range(2 * 40):
+            one = server.json()
+            if one["type"] == "connect":
+                known.add(one["client_id"])
+            else:
+                assert one["from"]["client_id"] in known
+        server.send({"type": "heartbeat"})
+        assert server.json()["type"] == "heartbeat"
+
+
 def test_its_welcome_comes_first_whatever_it_sends_early(own):
     """While others had yet to hear of it, what it sent with its handshake was answered first."""
     heartbeat = frame(1, '{"type":"heartbeat","id":"h"}')
@@ -75,18 +93,7 @@ def test_its_welcome_comes_first_whatever_it_sends_early(own):
 
 def test_a_request_does_not_overtake_the_news_of_its_client(own):
     """Sent with the handshake, it reached servers of other workers before the connect event."""
-    asking = frame(1, '{"type":"request","id":"r","data":1}')
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(own.business("connect,request"))
-        for number in range(40):
-            stack.enter_context(early(own, {"uid": f"u{number}"}, asking))
-        known = set()
-        for _ in range(2 * 40):
-            one = server.json()
-            if one["type"] == "connect":
-                known.add(one["client_id"])
-            else:
-                assert one["from"]["client_id"] in known
+    clients_ask_with_their_handshake(own)
 
 
 @pytest.mark.parametrize("events", ["connects", "connect,", "request,push", "CONNECT"])

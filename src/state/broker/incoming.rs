@@ -217,7 +217,6 @@ impl Broker {
             return;
         }
         self.canary.is_back = true;
-        self.canary.last_back_ms = now_ms;
         self.config.counters.lag_ms.set(now_ms.saturating_sub(self.canary.sent_ms));
         sink.canary();
         self.become_ready(now_ms);
