@@ -93,17 +93,11 @@ impl EventFd {
 }
 
 /// Lets every other task that is ready run first, and the executor look for completions.
+///
+/// The executor puts a task that wakes itself at the front of its queue, so that one would yield to
+/// nobody. A new task goes to the end of the queue, and the one that waits for it behind that.
 pub async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+    monoio::spawn(async {}).await;
 }
 
 /// A second descriptor for the same eventfd.
@@ -114,4 +108,60 @@ pub fn duplicate(fd: &OwnedFd) -> io::Result<OwnedFd> {
 /// Raises `fd` from any thread that has it in its table.
 pub fn raise(fd: &OwnedFd) {
     sys::wake(sys::number(fd));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn who_yields_runs_behind_all_that_are_ready() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .with_entries(16)
+            .build()
+            .unwrap();
+        let steps = Rc::new(RefCell::new(Vec::new()));
+        runtime.block_on(async {
+            let tasks = ["a", "b"].map(|name| {
+                let steps = Rc::clone(&steps);
+                monoio::spawn(async move {
+                    for step in 0..3 {
+                        steps.borrow_mut().push((name, step));
+                        yield_now().await;
+                    }
+                })
+            });
+            for task in tasks {
+                task.await;
+            }
+        });
+        assert_eq!(*steps.borrow(), [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]);
+    }
+
+    #[test]
+    fn completions_are_seen_while_a_task_does_nothing_but_yield() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .with_entries(16)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let fd = sys::eventfd().unwrap();
+            let mut eventfd = EventFd::new(duplicate(&fd).unwrap()).unwrap();
+            let heard = Rc::new(Cell::new(false));
+            let hearing = Rc::clone(&heard);
+            monoio::spawn(async move {
+                eventfd.wait().await;
+                hearing.set(true);
+            });
+            yield_now().await;
+            raise(&fd);
+            let mut turns = 0;
+            while !heard.get() {
+                assert!(turns < 1_000_000, "nobody heard it");
+                yield_now().await;
+                turns += 1;
+            }
+        });
+    }
 }
