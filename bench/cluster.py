@@ -10,7 +10,9 @@ latency: one push at a time to one user. Local: one node. Cluster: the push goes
 user is at another. Bare: a message through Redis with nothing in between (bench redis-round-trip).
 Once as fast as one follows the other, once at a low rate, where every process sleeps in between.
 
-throughput: one node that takes the pushes and holds the users, without and with Redis.
+throughput: one node that takes the pushes and holds the users, without and with Redis. Bare: the
+same of a server that does nothing but its system calls (bench bare-push): what Redis takes from that
+one, no server can keep here.
 
 broker: messages of other nodes that a node's broker takes from its link (bench broker), from a
 recording and from a Redis that is flooded. Only the broker's own time counts.
@@ -167,8 +169,9 @@ def steps_of(args, name):
         return steps
     for pipeline in args.pipelines:
         for queue in ("local",) if args.local else ("local", "redis"):
-            step = lambda pipeline=pipeline, queue=queue: throughput(args, pipeline, queue)
-            steps.append((f"throughput {pipeline} {queue}", step))
+            for node, kind in ((one_node, ""), (bare_push, " bare")):
+                step = lambda load=(pipeline, queue, node): throughput(args, *load)
+                steps.append((f"throughput {pipeline} {queue}{kind}", step))
     return steps
 
 
@@ -203,6 +206,23 @@ def one_node(args, queue):
 
 
 @contextlib.contextmanager
+def bare_push(args, queue):
+    """The same for what does nothing but its system calls."""
+    with contextlib.ExitStack() as stack:
+        between = stack.enter_context(redis(args)) if queue == "redis" else None
+        ports = base.free_ports(2)
+        line = [args.bench, "bare-push", "--ws-port", str(ports[0]), "--http-port", str(ports[1])]
+        line += ["--redis", between.address] if between else []
+        log = stack.enter_context(tempfile.TemporaryFile())
+        process = subprocess.Popen(
+            line, stdout=log, stderr=log, preexec_fn=base.on_core(args.server_core)
+        )
+        stack.callback(base.end, process)
+        base.await_ready(process, ports[1], log)
+        yield base.Node(args, process, (*ports, None, None)), between
+
+
+@contextlib.contextmanager
 def two_nodes(args):
     """Two nodes on a Redis of their own."""
     second = argparse.Namespace(**vars(args) | {"server_core": args.second_core})
@@ -228,10 +248,10 @@ def bare(args, rate):
     return sample | {"per_s": out["round_trips_per_s"]}
 
 
-def throughput(args, pipeline, queue):
+def throughput(args, pipeline, queue, serve=one_node):
     flags = ["--pushers", args.pushers, "--pipeline", pipeline, "--users", args.users]
     flags += ["--bytes", args.bytes, "--seconds", args.seconds]
-    with one_node(args, queue) as (node, between):
+    with serve(args, queue) as (node, between):
         pids = {"server": node.pid} | ({"redis": between.pid} if between else {})
         before, tool = {name: cpu_s(pid) for name, pid in pids.items()}, ended_children_s()
         began = time.monotonic()
@@ -390,19 +410,24 @@ def report_tails(results):
 
 def report_throughput(args, results):
     failed = False
-    print(f"\n| unicast, {args.pushers} pushers (1/s) | local | redis | ratio | needed | reached |")
-    print("|---|---:|---:|---:|---:|---|")
+    print(f"\n| unicast, {args.pushers} pushers (1/s) | local | redis | ratio |", end="")
+    print(" bare local | bare redis | its ratio | needed | reached |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     for pipeline in args.pipelines:
-        local, over_redis = (
-            results.get(f"throughput {pipeline} {queue}") for queue in ("local", "redis")
-        )
         for what in ("accepted", "delivered"):
-            rates = [of_rounds(lambda sample: sample[what], each) for each in (local, over_redis)]
-            # Each ratio compares what was measured seconds apart.
-            ratios = of_rounds(lambda l, r: r[what] / l[what], local, over_redis)
-            reached = verdict(ratios, lambda ratio: ratio >= THROUGHPUT)
+            columns = []
+            for kind in ("", " bare"):
+                local, over_redis = (
+                    results.get(f"throughput {pipeline} {queue}{kind}")
+                    for queue in ("local", "redis")
+                )
+                rates = [of_rounds(lambda s: s[what], each) for each in (local, over_redis)]
+                # Each ratio compares what was measured seconds apart.
+                ratios = of_rounds(lambda l, r: r[what] / l[what], local, over_redis)
+                columns += [shown(column, ",.0f") for column in rates] + [shown(ratios, ".2f")]
+                if not kind:
+                    reached = verdict(ratios, lambda ratio: ratio >= THROUGHPUT)
             failed |= reached == "no"
-            columns = [shown(column, ",.0f") for column in rates] + [shown(ratios, ".2f")]
             print(f"| pipeline {pipeline}: {what} | {' | '.join(columns)} |", end="")
             print(f" ≥ {THROUGHPUT:g} | {reached} |")
     names = ("server", "redis", "tool")

@@ -4,6 +4,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+mod bare_push;
 mod bare_send;
 mod broker;
 mod drain;
@@ -29,6 +30,7 @@ struct Args {
 #[derive(FromArgs)]
 #[argh(subcommand)]
 enum Command {
+    BarePush(bare_push::Args),
     BareSend(bare_send::Args),
     Broker(broker::Args),
     Drain(drain::Args),
@@ -38,6 +40,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match argh::from_env::<Args>().command {
+        Command::BarePush(args) => bare_push::run(&args),
         Command::BareSend(args) => bare_send::run(&args),
         Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
