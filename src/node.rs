@@ -16,7 +16,7 @@ use crate::io::sys::{self, Signal};
 use crate::ops::logs;
 use crate::ops::otel;
 use crate::ops::server::{self, Ops, Site};
-use crate::state::broker::{Broker, BrokerConfig, Credentials};
+use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::Routing;
 use crate::wire::envelope;
@@ -306,6 +306,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
         credentials: Credentials { url: redis.url.clone() },
         queue_timeout_ms: redis.queue_timeout_ms,
         max_envelope_bytes: envelope::max_bytes(&settings.limits),
+        max_outgoing_channels: MAX_OUTGOING_CHANNELS,
         hash_keys: redis.hash_keys,
         counters: Arc::clone(&shared.broker_counters),
     });

@@ -73,6 +73,7 @@ impl Rig {
             credentials: Credentials { url: "redis://:p@h/1".parse().expect("a URL") },
             queue_timeout_ms: 500,
             max_envelope_bytes: 1_000,
+            max_outgoing_channels: 100,
             hash_keys: (1, 2),
             counters: Arc::default(),
         });

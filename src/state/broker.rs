@@ -44,6 +44,9 @@ const MAX_PENDING_BYTES: usize = 64 << 20;
 const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
 /// The longest thing that is taken from Redis, or the longest envelope; beyond, the link is cut.
 const MAX_BULK_BYTES: usize = 64 << 20;
+/// For [`BrokerConfig::max_outgoing_channels`]: about 150 bytes each. With a channel for each user
+/// anyone who may push can name as many as he likes.
+pub const MAX_OUTGOING_CHANNELS: usize = 1 << 20;
 /// Channels in one SUBSCRIBE.
 const CHANNELS_PER_COMMAND: usize = 500;
 
@@ -60,6 +63,8 @@ pub struct BrokerConfig {
     pub queue_timeout_ms: u64,
     /// The longest envelope that is handed on.
     pub max_envelope_bytes: usize,
+    /// Channels that are numbered at once; beyond, a push to another user takes its project's.
+    pub max_outgoing_channels: usize,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
     pub counters: Arc<BrokerCounters>,
@@ -565,6 +570,11 @@ impl Broker {
     /// Numbers what is to be published and keeps it until it is answered.
     fn accept(&mut self, publication: &mut Publication, pusher: Option<Pusher>, now_ms: u64) {
         for part in 0..publication.parts.len() {
+            if self.sequences.len() >= self.config.max_outgoing_channels
+                && !self.sequences.is_known(publication.channel(part))
+            {
+                publication.widen(&self.config.names, part);
+            }
             let seq = self.sequences.next(publication.channel(part), now_ms);
             self.order += 1;
             publication.set_numbers(part, seq, self.order);

@@ -124,6 +124,10 @@ impl OutgoingSequences {
         seq
     }
 
+    pub fn is_known(&self, channel: &[u8]) -> bool {
+        self.find(self.hash(channel), channel).is_some()
+    }
+
     /// The queue refused the message with this number. If it is the channel's latest it is given
     /// out again, and nobody counts a loss; otherwise later ones, or its repeat, are under way, and
     /// it is one.

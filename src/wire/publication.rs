@@ -42,6 +42,15 @@ impl ChannelNames {
         out.extend_from_slice(uid.as_bytes());
     }
 
+    /// The length of the project's channel's name, which that of a user's channel begins with;
+    /// `None` for any other channel.
+    fn project_of_user(&self, channel: &[u8]) -> Option<usize> {
+        let start = self.prefix.len();
+        // No project's name has a brace.
+        let end = start + channel.get(start..)?.iter().position(|&byte| byte == b'}')? + 1;
+        channel[end..].starts_with(b":u:").then_some(end)
+    }
+
     pub fn events(&self, out: &mut Vec<u8>, pid: &str) {
         self.project(out, pid);
         out.extend_from_slice(b":e");
@@ -129,6 +138,23 @@ impl Publication {
         self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
     }
 
+    /// Sends a part that goes to a user's own channel to its project's instead, where all who have
+    /// the user hear it as well. Any other part stays as it is.
+    pub fn widen(&mut self, names: &ChannelNames, part: usize) {
+        let Some(name_bytes) = names.project_of_user(self.channel(part)) else { return };
+        let Part { channel, .. } = self.parts[part].clone();
+        let left_out = channel.start + name_bytes..channel.end;
+        self.parts[part].channel.end = left_out.start;
+        self.parts[part].envelope.start -= left_out.len();
+        self.parts[part].envelope.end -= left_out.len();
+        for later in &mut self.parts[part + 1..] {
+            for range in [&mut later.channel, &mut later.envelope] {
+                *range = range.start - left_out.len()..range.end - left_out.len();
+            }
+        }
+        self.bytes.drain(left_out);
+    }
+
     /// Numbers the envelope of a part.
     pub fn set_numbers(&mut self, part: usize, seq: u64, order: u64) {
         let envelope = self.parts[part].envelope.clone();
@@ -175,6 +201,36 @@ mod tests {
     use super::*;
     use crate::types::{Cid, MessageId};
     use crate::wire::envelope::{CidsBuf, TargetsBuf};
+
+    #[test]
+    fn a_part_for_a_user_goes_to_the_projects_channel_instead() {
+        let mut uids = NamesBuf::default();
+        ["a", "b}:u:", "c"].iter().for_each(|uid| uids.push(uid));
+        let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
+        let mut widened = publication(Routing::User, &targets, None);
+        let before = widened.clone();
+        let names = ChannelNames::new("wsc");
+        widened.widen(&names, 1);
+        let channels: Vec<_> = (0..3).map(|part| widened.channel(part)).collect();
+        assert_eq!(channels, [b"wsc:{shop}:u:a".as_slice(), b"wsc:{shop}", b"wsc:{shop}:u:c"]);
+        for part in 0..3 {
+            let of = |publication: &Publication| {
+                publication.bytes[publication.parts[part].envelope.clone()].to_vec()
+            };
+            assert_eq!(of(&widened), of(&before));
+        }
+        // One behind the other, as before.
+        let mut end = 0;
+        for part in &widened.parts {
+            assert_eq!((part.channel.start, part.envelope.start), (end, part.channel.end));
+            end = part.envelope.end;
+        }
+        assert_eq!(end, widened.bytes.len());
+
+        let once = widened.clone();
+        widened.widen(&names, 1);
+        assert_eq!(widened, once);
+    }
 
     fn publication(routing: Routing, targets: &TargetsBuf, key: Option<&[u8; 16]>) -> Publication {
         let envelope = Envelope {

@@ -4,7 +4,9 @@
 use std::io::{self, Error};
 use std::sync::Arc;
 
-use ws_cluster::state::broker::{Broker, BrokerConfig, Credentials, LinkName, Sink, user_hash};
+use ws_cluster::state::broker::{
+    Broker, BrokerConfig, Credentials, LinkName, MAX_OUTGOING_CHANNELS, Sink, user_hash,
+};
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
 use ws_cluster::state::wants::{Ask, Interest};
@@ -138,6 +140,7 @@ pub fn broker(
         credentials: Credentials { url },
         queue_timeout_ms: 2_000,
         max_envelope_bytes: 8 << 20,
+        max_outgoing_channels: MAX_OUTGOING_CHANNELS,
         hash_keys: HASH_KEYS,
         counters: Arc::clone(&counters),
     });

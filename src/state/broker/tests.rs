@@ -10,6 +10,7 @@ use crate::wire::parcel::{self, Answer, Response, Sender};
 use crate::wire::sign::Secret;
 
 mod late;
+mod many_users;
 
 const KEYS: (u64, u64) = (1, 2);
 
@@ -88,6 +89,7 @@ fn config(workers: usize) -> BrokerConfig {
         credentials: Credentials { url: "redis://h".parse().unwrap() },
         queue_timeout_ms: 2_000,
         max_envelope_bytes: 10_000,
+        max_outgoing_channels: 100,
         hash_keys: KEYS,
         counters: Arc::default(),
     }

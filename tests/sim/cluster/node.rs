@@ -173,6 +173,8 @@ impl Node {
             credentials: setup.credentials.clone(),
             queue_timeout_ms: QUEUE_TIMEOUT_MS,
             max_envelope_bytes: 1 << 20,
+            // Few, so that users' channels run out.
+            max_outgoing_channels: 6,
             hash_keys,
             counters: counters.clone(),
         });

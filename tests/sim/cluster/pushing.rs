@@ -129,6 +129,7 @@ impl Cluster {
             outcome: None,
             is_told: false,
             parts: channels.map(|channel| (channel, 0)).collect(),
+            widened: 0,
             certain,
             was_refused: false,
         };

@@ -1,0 +1,54 @@
+//! With a channel for each user, more users than channels are numbered at once.
+
+use super::*;
+
+#[test]
+fn users_beyond_the_bound_are_reached_by_their_projects_channel() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    for number in 0..300 {
+        let targets = user(number);
+        setting.push_by(Routing::User, number, &number.to_string(), &targets);
+    }
+    setting.talk();
+    assert!(setting.broker.sequences.len() <= 101, "{}", setting.broker.sequences.len());
+    // Nobody is subscribed to a user's channel here: what arrived came over the project's.
+    let arrived: Vec<_> = setting.said.delivered.iter().map(|(_, data)| data.clone()).collect();
+    let first = 300 - arrived.len() as u32;
+    assert!((90..=100).contains(&first), "{first}");
+    assert_eq!(arrived, (first..300).map(|number| number.to_string()).collect::<Vec<_>>());
+    let accepted: Vec<_> = (0..300).map(|ticket| (ticket, Outcome::Accepted)).collect();
+    assert_eq!(setting.said.answers, accepted);
+
+    // A user whose channel is known keeps it.
+    setting.push_by(Routing::User, 300, "again", &user(0));
+    setting.talk();
+    assert_eq!(setting.said.delivered.len(), arrived.len());
+}
+
+#[test]
+fn of_several_users_each_is_reached_once() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    for number in 0..100 {
+        setting.push_by(Routing::User, number, "first", &user(number));
+    }
+    setting.talk();
+    setting.said = Said::default();
+    let mut uids = NamesBuf::default();
+    for number in [0, 500, 501] {
+        uids.push(&format!("u{number}"));
+    }
+    let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
+    setting.push_by(Routing::User, 7, "second", &targets);
+    setting.talk();
+    assert_eq!(setting.said.delivered, [(1, "second".to_owned()), (1, "second".to_owned())]);
+    assert_eq!(setting.said.answers, [(7, Outcome::Accepted)]);
+}
+
+fn user(number: u32) -> TargetsBuf {
+    let mut uids = NamesBuf::default();
+    uids.push(&format!("u{number}"));
+    TargetsBuf { uids: Some(uids), ..TargetsBuf::default() }
+}
