@@ -108,19 +108,26 @@ pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), Ht
 fn parse_hex(digits: &[u8]) -> Option<[u8; MAC_BYTES]> {
     let digits: &[u8; 2 * MAC_BYTES] = digits.try_into().ok()?;
     let mut bytes = [0; MAC_BYTES];
+    // Looked up, and judged once at the end: no branch could guess whether a digit is a letter.
+    let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = lower_hex(pair[0])? << 4 | lower_hex(pair[1])?;
+        let [high, low] = [LOWER_HEX[usize::from(pair[0])], LOWER_HEX[usize::from(pair[1])]];
+        seen |= high | low;
+        *byte = high << 4 | low & 15;
     }
-    Some(bytes)
+    (seen < 16).then_some(bytes)
 }
 
-fn lower_hex(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+/// The value of each lower-case hexadecimal digit; 255 for any other byte.
+const LOWER_HEX: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
-}
+    values
+};
 
 #[cfg(test)]
 mod tests {
@@ -167,6 +174,20 @@ mod tests {
             &format!("0{}", &sign[..63]),
         ] {
             assert!(!verify(&secrets, &[b"x"], bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_other_character_stands_for_a_digit() {
+        let secrets = [Secret::new(b"s")];
+        let sign = sign_hex(&secrets[0], &[b"x"]);
+        for place in [0, 1, 62, 63] {
+            for byte in 0..128 {
+                let mut other = sign.clone().into_bytes();
+                let is_same = std::mem::replace(&mut other[place], byte) == byte;
+                let other = String::from_utf8(other).unwrap();
+                assert_eq!(verify(&secrets, &[b"x"], &other), is_same, "{other:?}");
+            }
         }
     }
 
