@@ -2,6 +2,7 @@
 
 use super::core::{Begun, Core, PushOrigin};
 use super::http::{self, Connections, Moment, Request, Service, Times};
+use super::wake::sleep;
 use crate::state::broker::Outcome;
 use crate::state::counters::HttpCounters;
 use crate::state::projects::Project;
@@ -41,7 +42,7 @@ pub fn serve_port(
                 Err(error) => {
                     core.shared.http_counters[core.index].accept_errors.add(1);
                     tracing::warn!(%error, "cannot accept HTTP connections");
-                    monoio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }

@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::spans::{Recorder, Side, Span, SpanName};
 use super::sys;
 use super::tickets::{Ticket, Tickets};
-use super::wake::{Flag, Waiters, yield_now};
+use super::wake::{Flag, Waiters, wake_sleepers, yield_now};
 use crate::state::Note;
 use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::{Counters, Drop as DropReason};
@@ -537,11 +537,12 @@ impl Core {
     }
 
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
-    /// always ready, so the sending loop calls this too.
+    /// always ready, so the loops that yield call this too.
     pub(super) fn tick(&self, now_ms: u64) {
         if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
             return;
         }
+        wake_sleepers();
         self.notice_clock_step(now_ms);
         self.engine.borrow_mut().handle_tick(now_ms);
         self.http.borrow_mut().handle_tick(now_ms);

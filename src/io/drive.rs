@@ -87,6 +87,7 @@ async fn receive(core: Rc<Core>) {
             core.wait_for_room().await;
         }
         if !core.has_heard_all() {
+            core.tick(sys::now_ms());
             yield_now().await;
             continue;
         }

@@ -4,7 +4,7 @@ use super::port::Far;
 use super::redis;
 use super::shared::Shared;
 use super::sys;
-use super::wake::{EventFd, Flag, Waiters, duplicate, yield_now};
+use super::wake::{EventFd, Flag, Waiters, duplicate, sleep, wake_sleepers, yield_now};
 use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
 use crate::state::wants::Ask;
@@ -81,12 +81,20 @@ pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
         loop {
             monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
             ticking.handle_tick();
+            wake_sleepers();
         }
     });
     // A task like the others: what the executor was started with would not let them have a turn.
     monoio::spawn(async move {
+        let mut ticked = Instant::now();
         loop {
             driver.hear();
+            // The executor's timers starve while there is always something to hear.
+            if ticked.elapsed() >= Duration::from_millis(TICK_MS) {
+                ticked = Instant::now();
+                driver.handle_tick();
+                wake_sleepers();
+            }
             driver.host.bell().fall_asleep();
             if driver.host.is_quiet() {
                 eventfd.wait().await;
@@ -154,7 +162,7 @@ impl<H: Host> Driver<H> {
             }
             let backoff_ms = (BACKOFF_MS << attempts.min(8)).min(MAX_BACKOFF_MS);
             let jittered_ms = backoff_ms / 2 + sys::random_u64() % (backoff_ms / 2);
-            monoio::time::sleep(Duration::from_millis(jittered_ms)).await;
+            sleep(Duration::from_millis(jittered_ms)).await;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::queue::{Driver, Host};
 use super::sys::{self, Side};
+use super::wake::{sleep, timeout};
 use crate::state::broker::{LinkError, LinkName};
 use crate::wire::redis_url::{Endpoint, RedisUrl};
 use monoio::buf::IoBufMut;
@@ -63,8 +64,8 @@ pub(super) async fn open<H: Host>(
 }
 
 async fn in_time<S>(connect: impl Future<Output = io::Result<S>>) -> io::Result<S> {
-    let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
-    monoio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(timed_out)?
+    let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
+    timeout(CONNECT_TIMEOUT, connect).await.ok_or_else(timed_out)?
 }
 
 fn explain(url: &RedisUrl, error: &io::Error) -> LinkError {
@@ -83,10 +84,10 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         // Nobody listens any more where it took too long.
         let _ = sender.send(found);
     })?;
-    for _ in 0..250 {
+    for _ in 0..20 {
         match receiver.try_recv() {
             Ok(found) => return found,
-            Err(mpsc::TryRecvError::Empty) => monoio::time::sleep(Duration::from_millis(4)).await,
+            Err(mpsc::TryRecvError::Empty) => sleep(Duration::from_millis(50)).await,
             Err(mpsc::TryRecvError::Disconnected) => break,
         }
     }

@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// Wakes one waiting task of the same thread. Raised while nobody waits, it is kept.
 #[derive(Default)]
@@ -100,6 +101,46 @@ pub async fn yield_now() {
     monoio::spawn(async {}).await;
 }
 
+thread_local! {
+    /// Tasks of this thread that sleep, and until when.
+    static SLEEPERS: RefCell<Vec<(Instant, Waker)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Waits for so long, and until the thread's next [`wake_sleepers`].
+///
+/// The executor looks at its own timers only when no task is ready. Under load that may be never.
+pub async fn sleep(duration: Duration) {
+    let until = Instant::now() + duration;
+    poll_fn(|context| {
+        if Instant::now() >= until {
+            return Poll::Ready(());
+        }
+        SLEEPERS.with_borrow_mut(|sleepers| sleepers.push((until, context.waker().clone())));
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The result of `work`, or `None` if it takes longer than [`sleep`] would.
+pub async fn timeout<T>(duration: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let (mut work, mut over) = (pin!(work), pin!(sleep(duration)));
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending => over.as_mut().poll(context).map(|()| None),
+    })
+    .await
+}
+
+/// Wakes those of this thread that have slept for long enough. To be called every few tens of
+/// milliseconds, also by loops that yield and do not wait.
+pub fn wake_sleepers() {
+    let now = Instant::now();
+    let due = SLEEPERS.with_borrow_mut(|sleepers| {
+        sleepers.extract_if(.., |(until, _)| *until <= now).collect::<Vec<_>>()
+    });
+    due.into_iter().for_each(|(_, waker)| waker.wake());
+}
+
 /// A second descriptor for the same eventfd.
 pub fn duplicate(fd: &OwnedFd) -> io::Result<OwnedFd> {
     fd.try_clone()
@@ -162,6 +203,32 @@ mod tests {
                 yield_now().await;
                 turns += 1;
             }
+        });
+    }
+
+    #[test]
+    fn sleepers_wake_while_a_task_does_nothing_but_yield() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .with_entries(16)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let ms = Duration::from_millis;
+            let slept = monoio::spawn(async move { timeout(ms(5), sleep(ms(60_000))).await });
+            let over = Rc::new(Cell::new(false));
+            let waiting = Rc::clone(&over);
+            monoio::spawn(async move {
+                assert_eq!(slept.await, None);
+                assert_eq!(timeout(ms(60_000), async { 7 }).await, Some(7));
+                waiting.set(true);
+            });
+            let began = Instant::now();
+            while !over.get() {
+                assert!(began.elapsed() < ms(60_000), "nobody woke it");
+                wake_sleepers();
+                yield_now().await;
+            }
+            assert!(began.elapsed() >= ms(5));
         });
     }
 }
