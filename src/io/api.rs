@@ -23,6 +23,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const PUSH: &str = "/ws/push";
+/// So long the messages of a batch wait for room behind those before them, all together.
+const MAX_BATCH_WAIT: Duration = Duration::from_secs(1);
+
 const JSON: &str = "application/json";
 const POST: &str = "POST, OPTIONS";
 const GET: &str = "GET, HEAD, OPTIONS";
@@ -322,8 +325,10 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             }
         };
         let mut begun = Vec::with_capacity(batch.len());
+        let until = Instant::now() + MAX_BATCH_WAIT;
         for push in batch.pushes(limits) {
             self.core.wait_for_room().await;
+            self.core.wait_for_takers(until).await;
             begun.push(push.and_then(|push| self.begin(project, &push)));
         }
         let mut results = Vec::with_capacity(48 * batch.len());

@@ -512,6 +512,22 @@ impl Core {
         self.flushed.wait_until(|| !self.engine.borrow().worker.is_full()).await;
     }
 
+    /// Waits until those who take pushes from this worker have room for one more, or `until` then:
+    /// of what comes in one piece, nothing shall be refused because of what is before it.
+    pub async fn wait_for_takers(&self, until: Instant) {
+        let has_room = || match &self.queue {
+            Queue::Local(mailbox) => mailbox.borrow().has_room(|_| true),
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                port.borrow().has_room()
+            }
+            Queue::Redis(_) => true,
+        };
+        // They are on other threads, and do not say when they have taken something.
+        while !has_room() && Instant::now() < until {
+            yield_now().await;
+        }
+    }
+
     /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
     /// meanwhile waits for the next flush: the ring's events have their turn between the two.
     pub(super) async fn flush(&self) {

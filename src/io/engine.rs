@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 /// What one read takes at most.
 const READ_BYTES: usize = 64 << 10;
-/// Reads of one connection, and accepts, before others get their turn.
-const READS_PER_TURN: usize = 4;
+/// What connections may have sent before other tasks run: messages of a few bytes, a millisecond.
+const BYTES_PER_TURN: usize = 64 << 10;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Completions handled in one turn.
 const EVENTS_PER_TURN: usize = 512;
@@ -76,6 +76,8 @@ pub struct Engine {
     generation: u32,
     lingering: LingeringSockets,
     buffer: Box<[u8]>,
+    /// Bytes that were read, or had been kept, in this turn.
+    turn_bytes: usize,
     events: Vec<Completion>,
     sealed: Sealed,
     next_send: usize,
@@ -108,6 +110,7 @@ impl Engine {
             generation: 0,
             lingering: LingeringSockets::default(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            turn_bytes: 0,
             events: Vec::with_capacity(EVENTS_PER_TURN),
             sealed: Sealed::default(),
             next_send: 0,
@@ -136,6 +139,7 @@ impl Engine {
     /// Handles what has completed, as much as fits one turn.
     pub fn turn(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
+        self.turn_bytes = 0;
         self.ring.run_deferred();
         self.paused_first = !self.paused_first;
         if self.paused_first {
@@ -148,6 +152,7 @@ impl Engine {
         let mut handled = 0;
         while let Some(&event) = events.get(handled)
             && !self.worker.is_full()
+            && self.turn_bytes < BYTES_PER_TURN
         {
             self.handle_event(event);
             handled += 1;
@@ -405,33 +410,20 @@ impl Engine {
         let fd = entry.fd;
         let mut inbound = entry.inbound.take();
         let mut buffer = std::mem::take(&mut self.buffer);
-        for _ in 0..READS_PER_TURN {
-            match sys::recv(fd, &mut buffer) {
-                Ok(0) => self.worker.handle_disconnect(slot),
-                Ok(bytes) => {
-                    let goes_on = self.handle_bytes(slot, &mut inbound, &mut buffer[..bytes]);
-                    if goes_on && bytes == buffer.len() {
-                        continue;
-                    }
-                }
-                Err(error) if sys::is_not_now(&error) => {}
-                Err(_) => self.worker.handle_disconnect(slot),
-            }
-            break;
+        match sys::recv(fd, &mut buffer) {
+            Ok(0) => self.worker.handle_disconnect(slot),
+            Ok(bytes) => self.handle_bytes(slot, &mut inbound, &mut buffer[..bytes]),
+            Err(error) if sys::is_not_now(&error) => {}
+            Err(_) => self.worker.handle_disconnect(slot),
         }
         self.buffer = buffer;
         self.slots[slot as usize].inbound = inbound;
         self.read_on(slot);
     }
 
-    /// Reads messages, until what they are owed is to be sent first. Returns whether more may be
-    /// received.
-    fn handle_bytes(
-        &mut self,
-        slot: u32,
-        inbound: &mut Option<Box<Inbound>>,
-        bytes: &mut [u8],
-    ) -> bool {
+    /// Reads messages, until what they are owed is to be sent first.
+    fn handle_bytes(&mut self, slot: u32, inbound: &mut Option<Box<Inbound>>, bytes: &mut [u8]) {
+        self.turn_bytes += bytes.len() + inbound.as_ref().map_or(0, |kept| kept.raw_bytes());
         let (worker, now_ms) = (&mut self.worker, self.now_ms);
         let max_bytes = worker.message_limit(slot);
         worker.handle_input(slot, now_ms);
@@ -447,11 +439,9 @@ impl Engine {
         if let Err(violation) = result {
             worker.handle_violation(slot, violation);
         }
-        let is_open = worker.is_open(slot);
-        if is_held && is_open {
+        if is_held && worker.is_open(slot) {
             self.slots[slot as usize].state |= HELD;
         }
-        is_open && !is_held
     }
 
     /// Asks for the connection's next bytes, unless it is being closed or leaves its answers
@@ -491,6 +481,7 @@ impl Engine {
     fn resume_paused(&mut self) {
         let mut paused = std::mem::take(&mut self.paused_by_batch).into_iter();
         while !self.worker.is_full()
+            && self.turn_bytes < BYTES_PER_TURN
             && let Some(slot) = paused.next()
         {
             self.resume(slot);

@@ -82,6 +82,11 @@ impl WorkerPort {
         }
     }
 
+    /// Whether [`WorkerPort::publish`] would take something.
+    pub fn has_room(&self) -> bool {
+        !self.to_broker.is_full()
+    }
+
     pub fn ask(&mut self, ask: Ask) {
         self.late_bytes += bytes_of(&ask);
         self.late_asks.push_back(ask);

@@ -119,6 +119,11 @@ impl Inbound {
         }
     }
 
+    /// The bytes that are kept and were not read as frames yet.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw.len()
+    }
+
     fn is_idle(&self) -> bool {
         self.raw.is_empty() && self.kind.is_none()
     }
