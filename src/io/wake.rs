@@ -156,14 +156,16 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    fn run(test: impl Future<Output = ()>) {
+        let mut builder = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new();
+        builder = builder.with_entries(16);
+        builder.build().unwrap().block_on(test);
+    }
+
     #[test]
     fn who_yields_runs_behind_all_that_are_ready() {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .with_entries(16)
-            .build()
-            .unwrap();
         let steps = Rc::new(RefCell::new(Vec::new()));
-        runtime.block_on(async {
+        run(async {
             let tasks = ["a", "b"].map(|name| {
                 let steps = Rc::clone(&steps);
                 monoio::spawn(async move {
@@ -182,11 +184,7 @@ mod tests {
 
     #[test]
     fn completions_are_seen_while_a_task_does_nothing_but_yield() {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .with_entries(16)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        run(async {
             let fd = sys::eventfd().unwrap();
             let mut eventfd = EventFd::new(duplicate(&fd).unwrap()).unwrap();
             let heard = Rc::new(Cell::new(false));
@@ -208,11 +206,7 @@ mod tests {
 
     #[test]
     fn sleepers_wake_while_a_task_does_nothing_but_yield() {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .with_entries(16)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
+        run(async {
             let ms = Duration::from_millis;
             let slept = monoio::spawn(async move { timeout(ms(5), sleep(ms(60_000))).await });
             let over = Rc::new(Cell::new(false));
