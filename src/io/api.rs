@@ -20,6 +20,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::IntoRawFd;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 const PUSH: &str = "/ws/push";
@@ -130,13 +131,18 @@ impl Service for Core {
         http::Answer { keep_alive, begun }
     }
 
-    async fn finish<'a>(&'a self, begun: BegunPush<'a>, out: &mut Vec<u8>) {
-        let BegunPush { push, project, keep_alive, origin, started } = begun;
-        let result = finish(Ok(push)).await;
-        let origin = origin.as_deref();
+    fn poll_finish(
+        &self,
+        begun: &mut BegunPush<'_>,
+        out: &mut Vec<u8>,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        let result = ready!(begun.push.poll_finish(context)).map_err(not_accepted);
+        let (origin, keep_alive) = (begun.origin.as_deref(), begun.keep_alive);
         let mut reply = Reply { core: self, origin, is_head: false, keep_alive, out, status: 200 };
-        reply.answer_push(project, result);
-        self.count(PUSH, reply.status, started);
+        reply.answer_push(begun.project, result);
+        self.count(PUSH, reply.status, begun.started);
+        Poll::Ready(())
     }
 }
 

@@ -24,8 +24,10 @@ use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::push::Push;
 use crate::wire::trace_context::TraceContext;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 /// How often deadlines are looked at.
@@ -102,18 +104,19 @@ impl Begun<'_> {
     }
 
     /// Waits until the queue has accepted it; its id.
-    pub async fn finish(self) -> Result<MessageId, Outcome> {
-        match self.ticket {
-            None => Ok(self.id),
-            Some(ticket) => {
-                let outcome = ticket.await;
-                self.core.trace_push(self.trace.as_deref(), self.id, Some(outcome));
-                match outcome {
-                    Outcome::Accepted => Ok(self.id),
-                    refused => Err(refused),
-                }
-            }
-        }
+    pub async fn finish(mut self) -> Result<MessageId, Outcome> {
+        poll_fn(|context| self.poll_finish(context)).await
+    }
+
+    /// See [`Begun::finish`]; not to be called again once it was ready.
+    pub fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<Result<MessageId, Outcome>> {
+        let Some(ticket) = &mut self.ticket else { return Poll::Ready(Ok(self.id)) };
+        let outcome = ready!(ticket.poll(context));
+        self.core.trace_push(self.trace.as_deref(), self.id, Some(outcome));
+        Poll::Ready(match outcome {
+            Outcome::Accepted => Ok(self.id),
+            refused => Err(refused),
+        })
     }
 }
 
@@ -314,7 +317,7 @@ impl Core {
             return Err(Outcome::Unreachable);
         }
         let ticket = self.tickets.issue(envelope.accepted_us).ok_or(Outcome::Overloaded)?;
-        let mut publication = self.publication.take();
+        let mut publication = self.publication.borrow_mut();
         publication.clear();
         publication.add_message(&redis.names, redis.routing, envelope);
         match &redis.broker {
@@ -323,9 +326,9 @@ impl Core {
                 if let Some(driver) = driver.get() {
                     driver.publish(&mut publication, pusher, read_at);
                 }
-                self.publication.replace(publication);
             }
             BrokerAt::Thread(port) => {
+                let publication = std::mem::take(&mut *publication);
                 let handed = port.borrow_mut().publish(publication, ticket.number());
                 if handed.is_err() {
                     self.settle(ticket.number(), Outcome::Overloaded, envelope.accepted_us);

@@ -14,7 +14,9 @@ use monoio::net::TcpStream;
 use slab::Slab;
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 /// Room of a fresh read buffer, and what an idle connection keeps at most.
@@ -76,8 +78,13 @@ pub trait Service {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> impl Future<Output = Answer<Self::Begun<'_>>>;
-    /// Waits for the end of what has begun and appends the response to `out`.
-    fn finish<'a>(&'a self, begun: Self::Begun<'a>, out: &mut Vec<u8>) -> impl Future<Output = ()>;
+    /// Appends the response to `out` once what has begun is over.
+    fn poll_finish(
+        &self,
+        begun: &mut Self::Begun<'_>,
+        out: &mut Vec<u8>,
+        context: &mut Context<'_>,
+    ) -> Poll<()>;
     /// What was answered until now is about to be written.
     fn handle_answered(&self);
     /// Appends the refusal of a request that never became whole. `origin`: of its head.
@@ -209,6 +216,9 @@ impl<'s, S: Service> Connection<'s, S> {
                 Ok(false) => break End::Done,
                 Err(end) => break end,
             }
+            if let Err(end) = self.write_if_full().await {
+                break end;
+            }
         };
         let error = match end {
             End::Peer => return,
@@ -274,7 +284,7 @@ impl<'s, S: Service> Connection<'s, S> {
                     let answer = self.service.answer(request, keep_alive, out).await;
                     self.read_to += end;
                     let keep_alive = answer.keep_alive;
-                    self.take_answer(answer, later).await?;
+                    self.take_answer(answer, later);
                     return Ok(keep_alive);
                 }
                 let head_len = head.head_len;
@@ -303,32 +313,38 @@ impl<'s, S: Service> Connection<'s, S> {
     }
 
     /// A request was answered, in `later` if others are due before it.
-    async fn take_answer(
-        &mut self,
-        answer: Answer<S::Begun<'s>>,
-        later: Vec<u8>,
-    ) -> Result<(), End> {
+    fn take_answer(&mut self, answer: Answer<S::Begun<'s>>, later: Vec<u8>) {
         match answer.begun {
             Some(begun) => self.due.push_back(Due::Begun(begun)),
             None if self.due.is_empty() => {}
             None => self.due.push_back(Due::Written(later)),
         }
+    }
+
+    /// Writes the responses that wait for others, in order.
+    async fn finish_due(&mut self) {
+        poll_fn(|context| {
+            while let Some(due) = self.due.front_mut() {
+                match due {
+                    Due::Begun(begun) => {
+                        ready!(self.service.poll_finish(begun, &mut self.out, context));
+                    }
+                    Due::Written(bytes) => self.out.extend_from_slice(bytes),
+                }
+                self.due.pop_front();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    async fn write_if_full(&mut self) -> Result<(), End> {
         if self.out.len() >= FLUSH_BYTES || self.due.len() >= MAX_DUE {
             self.finish_due().await;
             self.write().await?;
             self.read_at = Moment::now();
         }
         Ok(())
-    }
-
-    /// Writes the responses that wait for others, in order.
-    async fn finish_due(&mut self) {
-        while let Some(due) = self.due.pop_front() {
-            match due {
-                Due::Begun(begun) => self.service.finish(begun, &mut self.out).await,
-                Due::Written(bytes) => self.out.extend_from_slice(&bytes),
-            }
-        }
     }
 
     async fn read(&mut self) -> Result<(), End> {

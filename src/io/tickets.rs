@@ -3,7 +3,6 @@
 use crate::state::broker::Outcome;
 use slab::Slab;
 use std::cell::RefCell;
-use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 /// So many pushes of a worker may wait; beyond, they are refused.
@@ -57,7 +56,7 @@ impl Tickets {
     }
 }
 
-/// Resolves to the outcome of a push.
+/// Has the outcome of a push once that is known.
 #[derive(Debug)]
 pub struct Ticket<'a> {
     tickets: &'a Tickets,
@@ -68,12 +67,8 @@ impl Ticket<'_> {
     pub fn number(&self) -> u32 {
         self.key as u32
     }
-}
 
-impl Future for Ticket<'_> {
-    type Output = Outcome;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome> {
+    pub fn poll(&mut self, context: &Context<'_>) -> Poll<Outcome> {
         match self.tickets.0.borrow_mut().get_mut(self.key).map(|entry| &mut entry.state) {
             Some(State::Answered(outcome)) => Poll::Ready(*outcome),
             Some(State::Waiting(waker)) => {
@@ -103,7 +98,7 @@ mod tests {
     use super::*;
 
     fn poll(ticket: &mut Ticket<'_>) -> Poll<Outcome> {
-        Pin::new(ticket).poll(&mut Context::from_waker(Waker::noop()))
+        ticket.poll(&Context::from_waker(Waker::noop()))
     }
 
     #[test]

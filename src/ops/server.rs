@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How often deadlines are looked at.
@@ -199,8 +200,12 @@ impl Service for Port {
         Answer { keep_alive, begun: None }
     }
 
-    #[expect(clippy::needless_lifetimes, reason = "the trait names it")]
-    async fn finish<'a>(&'a self, begun: Infallible, _out: &mut Vec<u8>) {
-        match begun {}
+    fn poll_finish(
+        &self,
+        begun: &mut Infallible,
+        _out: &mut Vec<u8>,
+        _context: &mut Context<'_>,
+    ) -> Poll<()> {
+        match *begun {}
     }
 }
