@@ -12,26 +12,31 @@ pub const MAX_ENVELOPES: usize = 16;
 /// A bundle takes no further envelope that would make it longer than this.
 pub const MAX_BYTES: usize = 64 << 10;
 
-const HEAD: [u8; 2] = [1, 255];
-const LENGTH_BYTES: usize = 4;
+const HEAD: &[u8] = &[1, 255];
+pub const LENGTH_BYTES: usize = 4;
 
-/// The length of a bundle of envelopes that have these lengths.
-pub fn bundle_bytes(lengths: impl Iterator<Item = usize>) -> usize {
-    lengths.fold(HEAD.len(), |sum, length| sum + LENGTH_BYTES + length)
+/// Appends an envelope as a bundle has it.
+pub fn add(out: &mut Vec<u8>, envelope: &[u8]) {
+    out.extend_from_slice(&(envelope.len() as u32).to_le_bytes());
+    out.extend_from_slice(envelope);
 }
 
-/// Appends a bundle.
-pub fn write_bundle<'e>(out: &mut Vec<u8>, envelopes: impl Iterator<Item = &'e [u8]>) {
-    out.extend_from_slice(&HEAD);
-    for envelope in envelopes {
-        out.extend_from_slice(&(envelope.len() as u32).to_le_bytes());
-        out.extend_from_slice(envelope);
+/// The payload that brings so many envelopes, [`add`]ed one behind the other; in two pieces.
+pub fn payload(added: &[u8], envelopes: usize) -> (&'static [u8], &[u8]) {
+    match added.get(LENGTH_BYTES..) {
+        Some(alone) if envelopes == 1 => (&[], alone),
+        _ => (HEAD, added),
     }
+}
+
+/// Envelopes that were [`add`]ed one behind the other.
+pub fn added(added: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Envelopes { rest: added, is_bundle: true }.map_while(Result::ok)
 }
 
 /// The envelopes of a payload: those of a bundle, or the payload itself.
 pub fn envelopes(payload: &[u8]) -> Envelopes<'_> {
-    match payload.strip_prefix(&HEAD) {
+    match payload.strip_prefix(HEAD) {
         Some(rest) => Envelopes { rest, is_bundle: true },
         None => Envelopes { rest: payload, is_bundle: false },
     }
@@ -80,7 +85,7 @@ mod tests {
         for payload in [&b""[..], b"\x01", b"\x01\x00 an envelope"] {
             assert_eq!(envelopes(payload).collect::<Vec<_>>(), [Ok(payload)]);
         }
-        assert_eq!(envelopes(&HEAD).count(), 0);
+        assert_eq!(envelopes(HEAD).count(), 0);
     }
 
     proptest! {
@@ -88,9 +93,17 @@ mod tests {
         fn what_is_bundled_comes_out_and_a_cut_bundle_ends_with_an_error(
             list in vec(vec(any::<u8>(), 0..40), 1..20),
         ) {
-            let mut payload = Vec::new();
-            write_bundle(&mut payload, list.iter().map(Vec::as_slice));
-            prop_assert_eq!(payload.len(), bundle_bytes(list.iter().map(Vec::len)));
+            let mut together = Vec::new();
+            list.iter().for_each(|envelope| add(&mut together, envelope));
+            prop_assert!(added(&together).eq(list.iter().map(Vec::as_slice)));
+            let (head, rest) = payload(&together, list.len());
+            if list.len() == 1 {
+                prop_assert_eq!([head, rest].concat(), &list[0][..]);
+            }
+            let payload = [HEAD, &together].concat();
+            if list.len() > 1 {
+                prop_assert_eq!([head, rest].concat(), &payload[..]);
+            }
             let found: Result<Vec<_>, _> = envelopes(&payload).collect();
             prop_assert_eq!(found, Ok(list.iter().map(Vec::as_slice).collect()));
             let mut end = payload.len();

@@ -3,7 +3,7 @@
 
 use super::Outcome;
 use crate::types::Cid;
-use crate::wire::bundle::{self, bundle_bytes, write_bundle};
+use crate::wire::bundle;
 use crate::wire::envelope::{Header, Kind};
 use crate::wire::publication::{Publication, write_publish};
 use std::collections::VecDeque;
@@ -42,13 +42,20 @@ enum What {
 /// The worker that waits until a word of its business server is out.
 pub type Waiter = (usize, Cid);
 
-/// Its bytes are the channel's name and the envelope; a ping has none.
 #[derive(Debug)]
 struct Entry {
-    channel_bytes: usize,
-    bytes: usize,
     deadline_ms: u64,
     what: What,
+}
+
+/// What Redis is asked at once: a ping, a word, or messages of one channel.
+///
+/// Its bytes are the channel's name, then each envelope as a bundle has it; a ping has none.
+#[derive(Debug, Clone, Copy)]
+struct Command {
+    entries: usize,
+    channel_bytes: usize,
+    bytes: usize,
 }
 
 /// What the oldest command that is not answered asked for.
@@ -88,20 +95,19 @@ impl Parts {
     }
 }
 
-/// Entries in the order in which they are sent and answered. Messages of one channel that come to
-/// be sent together share a command.
+/// Entries in the order in which they are sent and answered. Messages of one channel that come one
+/// after the other, before the first of them is sent, share a command.
 ///
-/// Invariant: `bytes[start..]` is the bytes of `entries`, one behind the other; the first of them,
-/// as many as `commands` says, are sent, and end at `sent`.
+/// Invariant: `bytes[start..]` is the bytes of `commands`, one behind the other, and `entries` are
+/// theirs; the first `sent_commands` are sent, and end at `sent`.
 #[derive(Debug, Default)]
 pub struct PublishLog {
     bytes: Vec<u8>,
     start: usize,
     sent: usize,
     entries: VecDeque<Entry>,
-    sent_entries: usize,
-    /// Of each command that was sent and not answered, how many entries it has.
-    commands: VecDeque<usize>,
+    commands: VecDeque<Command>,
+    sent_commands: usize,
     /// So many entries from the front are past their deadline.
     expired: usize,
 }
@@ -117,24 +123,21 @@ impl PublishLog {
     ) {
         let last = publication.parts.len() - 1;
         for (index, part) in publication.parts.iter().enumerate() {
-            let header = Header::read(&publication.bytes[part.envelope.clone()]);
+            let envelope = &publication.bytes[part.envelope.clone()];
             let what = What::Message {
                 pusher: pusher.filter(|_| index == last),
                 is_last_part: index == last,
-                may_expire: header.is_ok_and(|header| header.kind != Kind::Events),
+                may_expire: Header::read(envelope).is_ok_and(|header| header.kind != Kind::Events),
                 has_expired: false,
                 was_sent_before: false,
             };
-            let channel_bytes = part.channel.len();
-            let bytes = channel_bytes + part.envelope.len();
-            self.entries.push_back(Entry { channel_bytes, bytes, deadline_ms, what });
+            self.add(publication.channel(index), envelope, deadline_ms, what);
         }
-        self.bytes.extend_from_slice(&publication.bytes);
     }
 
     pub fn add_ping(&mut self, deadline_ms: u64) {
-        let entry = Entry { channel_bytes: 0, bytes: 0, deadline_ms, what: What::Ping };
-        self.entries.push_back(entry);
+        self.commands.push_back(Command { entries: 1, channel_bytes: 0, bytes: 0 });
+        self.entries.push_back(Entry { deadline_ms, what: What::Ping });
     }
 
     /// Appends a word, an envelope of any kind without a number.
@@ -145,12 +148,33 @@ impl PublishLog {
         waiter: Option<Waiter>,
         deadline_ms: u64,
     ) {
-        self.bytes.extend_from_slice(channel);
-        self.bytes.extend_from_slice(envelope);
-        let channel_bytes = channel.len();
-        let bytes = channel_bytes + envelope.len();
-        let what = What::Word(waiter);
-        self.entries.push_back(Entry { channel_bytes, bytes, deadline_ms, what });
+        self.add(channel, envelope, deadline_ms, What::Word(waiter));
+    }
+
+    fn add(&mut self, channel: &[u8], envelope: &[u8], deadline_ms: u64, what: What) {
+        if !self.may_join_last(channel, envelope, &what) {
+            let channel_bytes = channel.len();
+            self.commands.push_back(Command { entries: 0, channel_bytes, bytes: channel_bytes });
+            self.bytes.extend_from_slice(channel);
+        }
+        bundle::add(&mut self.bytes, envelope);
+        self.entries.push_back(Entry { deadline_ms, what });
+        if let Some(command) = self.commands.back_mut() {
+            command.entries += 1;
+            command.bytes += bundle::LENGTH_BYTES + envelope.len();
+        }
+    }
+
+    /// Whether the last command is not sent, and may have this envelope too.
+    fn may_join_last(&self, channel: &[u8], envelope: &[u8], what: &What) -> bool {
+        let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
+        let is_message = |what: &What| matches!(what, What::Message { .. });
+        let bytes = &self.bytes[self.bytes.len() - command.bytes..];
+        is_message(what)
+            && self.entries.back().is_some_and(|last| is_message(&last.what))
+            && command.entries < bundle::MAX_ENVELOPES
+            && command.envelope_bytes() + envelope.len() <= bundle::MAX_BYTES
+            && bytes[..command.channel_bytes] == *channel
     }
 
     /// Those who wait for words, and need not any more.
@@ -177,67 +201,37 @@ impl PublishLog {
     }
 
     pub fn has_unsent(&self) -> bool {
-        self.sent_entries < self.entries.len()
+        self.sent_commands < self.commands.len()
     }
 
     /// Appends commands that were not sent to `out` until it has `max` bytes or more.
     pub fn take_unsent(&mut self, out: &mut Vec<u8>, max: usize) {
-        while self.has_unsent() && out.len() < max {
-            let count = self.write_command(out);
-            let entries = self.entries.range(self.sent_entries..self.sent_entries + count);
-            self.sent += entries.map(|entry| entry.bytes).sum::<usize>();
-            self.sent_entries += count;
-            self.commands.push_back(count);
-        }
-    }
-
-    /// Writes the next command. Returns how many entries it has.
-    fn write_command(&self, out: &mut Vec<u8>) -> usize {
-        let first = &self.entries[self.sent_entries];
-        let (channel, envelope) = first.split(&self.bytes[self.sent..]);
-        match first.what {
-            What::Ping => {
+        while out.len() < max
+            && let Some(command) = self.commands.get(self.sent_commands)
+        {
+            let bytes = &self.bytes[self.sent..self.sent + command.bytes];
+            if bytes.is_empty() {
                 out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
-                return 1;
+            } else {
+                let (channel, envelopes) = bytes.split_at(command.channel_bytes);
+                let (head, envelopes) = bundle::payload(envelopes, command.entries);
+                write_publish(out, channel, head.len() + envelopes.len(), |out| {
+                    out.extend_from_slice(head);
+                    out.extend_from_slice(envelopes);
+                });
             }
-            What::Word(_) => {}
-            What::Message { .. } => {
-                let count = self.unsent_of(channel).take(bundle::MAX_ENVELOPES).count();
-                let envelopes = || self.unsent_of(channel).take(count);
-                if count > 1 {
-                    let length = bundle_bytes(envelopes().map(<[u8]>::len));
-                    write_publish(out, channel, length, |out| write_bundle(out, envelopes()));
-                    return count;
-                }
-            }
+            self.sent += command.bytes;
+            self.sent_commands += 1;
         }
-        write_publish(out, channel, envelope.len(), |out| out.extend_from_slice(envelope));
-        1
-    }
-
-    /// The envelopes of the next messages to be sent for as long as they are of `channel`; further
-    /// ones only up to what a bundle takes.
-    fn unsent_of<'s>(&'s self, channel: &[u8]) -> impl Iterator<Item = &'s [u8]> {
-        let mut at = self.sent;
-        let mut total = 0;
-        self.entries.range(self.sent_entries..).map_while(move |entry| {
-            let (name, envelope) = entry.split(&self.bytes[at..]);
-            at += entry.bytes;
-            let is_first = total == 0;
-            total += envelope.len();
-            let fits = is_first || total <= bundle::MAX_BYTES;
-            let is_message = matches!(entry.what, What::Message { .. });
-            (fits && is_message && name == channel).then_some(envelope)
-        })
     }
 
     /// What the next answer is for; `None`: nothing that was sent waits for one.
     pub fn front(&self) -> Option<Asked> {
-        let count = *self.commands.front()?;
+        let command = self.commands.front().filter(|_| self.sent_commands > 0)?;
         Some(match self.entries.front()?.what {
             What::Ping => Asked::Ping,
             What::Word(waiter) => Asked::Word(waiter),
-            What::Message { .. } => Asked::Messages(count),
+            What::Message { .. } => Asked::Messages(command.entries),
         })
     }
 
@@ -253,18 +247,20 @@ impl PublishLog {
 
     /// Channel and number of one message of the oldest command.
     pub fn channel_and_seq(&self, index: usize) -> Option<(&[u8], u64)> {
-        let before: usize = self.entries.range(..index).map(|entry| entry.bytes).sum();
-        let (channel, envelope) =
-            self.entries.get(index)?.split(&self.bytes[self.start + before..]);
+        let command = self.commands.front()?;
+        let bytes = &self.bytes[self.start..self.start + command.bytes];
+        let (channel, envelopes) = bytes.split_at(command.channel_bytes);
+        let envelope = bundle::added(envelopes).nth(index)?;
         Some((channel, Header::read(envelope).ok()?.seq))
     }
 
     /// Forgets the oldest command: it was answered.
     pub fn pop_front(&mut self) {
-        let Some(count) = self.commands.pop_front() else { return };
-        self.expired = self.expired.saturating_sub(count);
-        self.sent_entries -= count;
-        self.start += self.entries.drain(..count).map(|entry| entry.bytes).sum::<usize>();
+        let Some(command) = self.commands.pop_front() else { return };
+        self.expired = self.expired.saturating_sub(command.entries);
+        self.sent_commands -= 1;
+        self.entries.drain(..command.entries);
+        self.start += command.bytes;
         debug_assert!(self.start <= self.sent);
         if self.entries.is_empty() {
             debug_assert_eq!(self.start, self.bytes.len());
@@ -297,38 +293,39 @@ impl PublishLog {
     /// The link is new: everything that was not answered is to be sent again, in order. What is
     /// past its deadline only keeps its number: its pusher may have pushed again.
     pub fn rewind(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        let mut at = self.start;
-        let sent = self.sent;
-        (self.start, self.sent, self.sent_entries, self.expired) = (0, 0, 0, 0);
-        self.commands.clear();
-        for mut entry in std::mem::take(&mut self.entries) {
-            let (channel, envelope) = entry.split(&bytes[at..]);
-            let was_sent = at < sent;
-            at += entry.bytes;
-            let What::Message { has_expired, was_sent_before, .. } = &mut entry.what else {
-                continue;
-            };
-            *was_sent_before |= was_sent;
-            let start = self.bytes.len();
-            self.bytes.extend_from_slice(channel);
-            match Header::read(envelope) {
-                Ok(header) if *has_expired => {
-                    Header { kind: Kind::Void, ..header }.encode(&mut self.bytes);
-                    self.expired += 1;
-                }
-                _ => self.bytes.extend_from_slice(envelope),
+        let old = std::mem::take(self);
+        let mut entries = old.entries.into_iter();
+        let mut rest = &old.bytes[old.start..];
+        for (index, command) in old.commands.iter().enumerate() {
+            let (bytes, later) = rest.split_at(command.bytes);
+            rest = later;
+            let (channel, envelopes) = bytes.split_at(command.channel_bytes);
+            let was_sent = index < old.sent_commands;
+            let entries = entries.by_ref().take(command.entries);
+            for (entry, envelope) in entries.zip(bundle::added(envelopes)) {
+                self.add_again(channel, envelope, entry, was_sent);
             }
-            entry.bytes = self.bytes.len() - start;
-            self.entries.push_back(entry);
+        }
+    }
+
+    fn add_again(&mut self, channel: &[u8], envelope: &[u8], mut entry: Entry, was_sent: bool) {
+        let What::Message { has_expired, was_sent_before, .. } = &mut entry.what else { return };
+        *was_sent_before |= was_sent;
+        match Header::read(envelope) {
+            Ok(header) if *has_expired => {
+                self.expired += 1;
+                let mut void = Vec::with_capacity(Header::BYTES);
+                Header { kind: Kind::Void, ..header }.encode(&mut void);
+                self.add(channel, &void, entry.deadline_ms, entry.what);
+            }
+            _ => self.add(channel, envelope, entry.deadline_ms, entry.what),
         }
     }
 }
 
-impl Entry {
-    /// The channel's name and the envelope, of bytes that begin with the entry's.
-    fn split<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
-        bytes[..self.bytes].split_at(self.channel_bytes)
+impl Command {
+    fn envelope_bytes(&self) -> usize {
+        self.bytes - self.channel_bytes - self.entries * bundle::LENGTH_BYTES
     }
 }
 
