@@ -32,6 +32,8 @@ pub(super) const FIELD_TRACE: u8 = 17;
 pub const TRACE_BYTES: usize = 25;
 
 const KIND_OFFSET: usize = 1;
+const ORIGIN_OFFSET: usize = 2;
+const EPOCH_OFFSET: usize = 4;
 const SEQ_OFFSET: usize = 12;
 const ACCEPTED_OFFSET: usize = 20;
 const ID_OFFSET: usize = 28;
@@ -115,12 +117,12 @@ impl Header {
         if fixed[0] != VERSION {
             return Err(EnvelopeError::Version(fixed[0]));
         }
-        let origin = u16::from_le_bytes([fixed[2], fixed[3]]);
+        let origin = u16::from_le_bytes([fixed[ORIGIN_OFFSET], fixed[ORIGIN_OFFSET + 1]]);
         let kind = Kind::ALL.get(usize::from(fixed[KIND_OFFSET])).copied();
         Ok(Self {
             kind: kind.ok_or(EnvelopeError::Field)?,
             origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
-            epoch: u64_at(fixed, 4),
+            epoch: u64_at(fixed, EPOCH_OFFSET),
             seq: u64_at(fixed, SEQ_OFFSET),
             order: u64_at(fixed, ORDER_OFFSET),
             id: MessageId(u64_at(fixed, ID_OFFSET)),
@@ -132,16 +134,22 @@ impl Header {
 
     /// Appends an envelope that is nothing but its header.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(VERSION);
-        out.push(self.kind as u8);
-        out.extend_from_slice(&self.origin.value().to_le_bytes());
-        out.extend_from_slice(&self.epoch.to_le_bytes());
-        out.extend_from_slice(&self.seq.to_le_bytes());
-        out.extend_from_slice(&[0; 8]);
-        out.extend_from_slice(&self.id.0.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&(FIXED_BYTES as u32).to_le_bytes());
-        out.extend_from_slice(&self.order.to_le_bytes());
+        out.extend_from_slice(&self.to_bytes());
+    }
+
+    fn to_bytes(self) -> [u8; FIXED_BYTES] {
+        let mut bytes = [0; FIXED_BYTES];
+        let mut put = |offset: usize, value: &[u8]| {
+            bytes[offset..offset + value.len()].copy_from_slice(value);
+        };
+        put(0, &[VERSION, self.kind as u8]);
+        put(ORIGIN_OFFSET, &self.origin.value().to_le_bytes());
+        put(EPOCH_OFFSET, &self.epoch.to_le_bytes());
+        put(SEQ_OFFSET, &self.seq.to_le_bytes());
+        put(ID_OFFSET, &self.id.0.to_le_bytes());
+        put(DATA_OFFSET, &(FIXED_BYTES as u32).to_le_bytes());
+        put(ORDER_OFFSET, &self.order.to_le_bytes());
+        bytes
     }
 
     /// Numbers an encoded envelope.
