@@ -8,11 +8,9 @@ use crate::wire::envelope::{Header, Kind};
 use crate::wire::publication::{Publication, write_publish};
 use std::collections::VecDeque;
 
-/// Answered bytes in front of the rest are given up when there are so many, and more of them than
-/// of the rest.
-const COMPACT_BYTES: usize = 256 << 10;
-/// An empty log keeps at most this much memory.
-const KEEP_BYTES: usize = 1 << 20;
+/// Buffers of answered commands that are kept for the next ones, and how long one may be.
+const KEEP_BUFFERS: usize = 64;
+const KEEP_BUFFER_BYTES: usize = 16 << 10;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,13 +47,12 @@ struct Entry {
 }
 
 /// What Redis is asked at once: a ping, a word, or messages of one channel.
-///
-/// Its bytes are the channel's name, then each envelope as a bundle has it; a ping has none.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Command {
     entries: usize,
+    /// The channel's name, then each envelope as a bundle has it; a ping has none.
+    bytes: Vec<u8>,
     channel_bytes: usize,
-    bytes: usize,
 }
 
 /// What the oldest command that is not answered asked for.
@@ -98,18 +95,18 @@ impl Parts {
 /// Entries in the order in which they are sent and answered. Messages of one channel that come one
 /// after the other, before the first of them is sent, share a command.
 ///
-/// Invariant: `bytes[start..]` is the bytes of `commands`, one behind the other, and `entries` are
-/// theirs; the first `sent_commands` are sent, and end at `sent`.
+/// Invariant: `entries` are those of `commands`, of which the first `sent_commands` are sent.
 #[derive(Debug, Default)]
 pub struct PublishLog {
-    bytes: Vec<u8>,
-    start: usize,
-    sent: usize,
     entries: VecDeque<Entry>,
     commands: VecDeque<Command>,
     sent_commands: usize,
+    /// Of all commands.
+    bytes: usize,
     /// So many entries from the front are past their deadline.
     expired: usize,
+    /// The last that was answered is the next that is used: the processor still has it.
+    spare: Vec<Vec<u8>>,
 }
 
 impl PublishLog {
@@ -136,7 +133,7 @@ impl PublishLog {
     }
 
     pub fn add_ping(&mut self, deadline_ms: u64) {
-        self.commands.push_back(Command { entries: 1, channel_bytes: 0, bytes: 0 });
+        self.commands.push_back(Command { entries: 1, bytes: Vec::new(), channel_bytes: 0 });
         self.entries.push_back(Entry { deadline_ms, what: What::Ping });
     }
 
@@ -153,28 +150,27 @@ impl PublishLog {
 
     fn add(&mut self, channel: &[u8], envelope: &[u8], deadline_ms: u64, what: What) {
         if !self.may_join_last(channel, envelope, &what) {
-            let channel_bytes = channel.len();
-            self.commands.push_back(Command { entries: 0, channel_bytes, bytes: channel_bytes });
-            self.bytes.extend_from_slice(channel);
+            let mut bytes = self.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(channel);
+            self.bytes += channel.len();
+            self.commands.push_back(Command { entries: 0, bytes, channel_bytes: channel.len() });
         }
-        bundle::add(&mut self.bytes, envelope);
-        self.entries.push_back(Entry { deadline_ms, what });
         if let Some(command) = self.commands.back_mut() {
-            command.entries += 1;
-            command.bytes += bundle::LENGTH_BYTES + envelope.len();
+            command.add(envelope);
         }
+        self.bytes += bundle::LENGTH_BYTES + envelope.len();
+        self.entries.push_back(Entry { deadline_ms, what });
     }
 
     /// Whether the last command is not sent, and may have this envelope too.
     fn may_join_last(&self, channel: &[u8], envelope: &[u8], what: &What) -> bool {
         let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
         let is_message = |what: &What| matches!(what, What::Message { .. });
-        let bytes = &self.bytes[self.bytes.len() - command.bytes..];
         is_message(what)
             && self.entries.back().is_some_and(|last| is_message(&last.what))
             && command.entries < bundle::MAX_ENVELOPES
             && command.envelope_bytes() + envelope.len() <= bundle::MAX_BYTES
-            && bytes[..command.channel_bytes] == *channel
+            && command.channel() == channel
     }
 
     /// Those who wait for words, and need not any more.
@@ -195,9 +191,9 @@ impl PublishLog {
         self.entries.len()
     }
 
-    /// Bytes of the entries that are not answered.
+    /// Bytes of what is not answered.
     pub fn pending_bytes(&self) -> usize {
-        self.bytes.len() - self.start
+        self.bytes
     }
 
     pub fn has_unsent(&self) -> bool {
@@ -209,18 +205,7 @@ impl PublishLog {
         while out.len() < max
             && let Some(command) = self.commands.get(self.sent_commands)
         {
-            let bytes = &self.bytes[self.sent..self.sent + command.bytes];
-            if bytes.is_empty() {
-                out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
-            } else {
-                let (channel, envelopes) = bytes.split_at(command.channel_bytes);
-                let (head, envelopes) = bundle::payload(envelopes, command.entries);
-                write_publish(out, channel, head.len() + envelopes.len(), |out| {
-                    out.extend_from_slice(head);
-                    out.extend_from_slice(envelopes);
-                });
-            }
-            self.sent += command.bytes;
+            command.write(out);
             self.sent_commands += 1;
         }
     }
@@ -248,10 +233,8 @@ impl PublishLog {
     /// Channel and number of one message of the oldest command.
     pub fn channel_and_seq(&self, index: usize) -> Option<(&[u8], u64)> {
         let command = self.commands.front()?;
-        let bytes = &self.bytes[self.start..self.start + command.bytes];
-        let (channel, envelopes) = bytes.split_at(command.channel_bytes);
-        let envelope = bundle::added(envelopes).nth(index)?;
-        Some((channel, Header::read(envelope).ok()?.seq))
+        let envelope = bundle::added(command.envelopes()).nth(index)?;
+        Some((command.channel(), Header::read(envelope).ok()?.seq))
     }
 
     /// Forgets the oldest command: it was answered.
@@ -259,18 +242,12 @@ impl PublishLog {
         let Some(command) = self.commands.pop_front() else { return };
         self.expired = self.expired.saturating_sub(command.entries);
         self.sent_commands -= 1;
+        self.bytes -= command.bytes.len();
         self.entries.drain(..command.entries);
-        self.start += command.bytes;
-        debug_assert!(self.start <= self.sent);
-        if self.entries.is_empty() {
-            debug_assert_eq!(self.start, self.bytes.len());
-            self.bytes.clear();
-            self.bytes.shrink_to(KEEP_BYTES);
-            (self.start, self.sent) = (0, 0);
-        } else if self.start >= COMPACT_BYTES && self.start * 2 > self.bytes.len() {
-            self.bytes.drain(..self.start);
-            self.sent -= self.start;
-            self.start = 0;
+        let mut bytes = command.bytes;
+        if self.spare.len() < KEEP_BUFFERS && (1..=KEEP_BUFFER_BYTES).contains(&bytes.capacity()) {
+            bytes.clear();
+            self.spare.push(bytes);
         }
     }
 
@@ -295,15 +272,11 @@ impl PublishLog {
     pub fn rewind(&mut self) {
         let old = std::mem::take(self);
         let mut entries = old.entries.into_iter();
-        let mut rest = &old.bytes[old.start..];
         for (index, command) in old.commands.iter().enumerate() {
-            let (bytes, later) = rest.split_at(command.bytes);
-            rest = later;
-            let (channel, envelopes) = bytes.split_at(command.channel_bytes);
             let was_sent = index < old.sent_commands;
             let entries = entries.by_ref().take(command.entries);
-            for (entry, envelope) in entries.zip(bundle::added(envelopes)) {
-                self.add_again(channel, envelope, entry, was_sent);
+            for (entry, envelope) in entries.zip(bundle::added(command.envelopes())) {
+                self.add_again(command.channel(), envelope, entry, was_sent);
             }
         }
     }
@@ -324,8 +297,35 @@ impl PublishLog {
 }
 
 impl Command {
+    fn channel(&self) -> &[u8] {
+        &self.bytes[..self.channel_bytes]
+    }
+
+    /// As a bundle has them.
+    fn envelopes(&self) -> &[u8] {
+        &self.bytes[self.channel_bytes..]
+    }
+
+    /// Without what a bundle adds.
     fn envelope_bytes(&self) -> usize {
-        self.bytes - self.channel_bytes - self.entries * bundle::LENGTH_BYTES
+        self.envelopes().len() - self.entries * bundle::LENGTH_BYTES
+    }
+
+    fn add(&mut self, envelope: &[u8]) {
+        bundle::add(&mut self.bytes, envelope);
+        self.entries += 1;
+    }
+
+    /// Appends it as Redis reads it.
+    fn write(&self, out: &mut Vec<u8>) {
+        if self.bytes.is_empty() {
+            return out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+        }
+        let (head, envelopes) = bundle::payload(self.envelopes(), self.entries);
+        write_publish(out, self.channel(), head.len() + envelopes.len(), |out| {
+            out.extend_from_slice(head);
+            out.extend_from_slice(envelopes);
+        });
     }
 }
 
@@ -483,7 +483,9 @@ mod tests {
             log.add_message(&message(seq, &large), pusher(0), 1);
             sent(&mut log);
             log.pop_front();
-            assert!(log.bytes.capacity() < 2 << 20, "{}", log.bytes.capacity());
+            let buffers = log.commands.iter().map(|command| &command.bytes).chain(&log.spare);
+            let kept: usize = buffers.map(Vec::capacity).sum();
+            assert!(kept < 2 << 20, "{kept}");
         }
         assert_eq!(front(&log), [(499, Some(0))]);
     }
