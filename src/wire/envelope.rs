@@ -211,21 +211,15 @@ impl<'a> Envelope<'a> {
 
     fn each_field(&self, mut put: impl FnMut(u8, &[u8])) {
         put(FIELD_PID, self.pid.as_bytes());
-        let targets = &self.targets;
-        let lists = [
-            (FIELD_UIDS, targets.uids.map(|names| names.bytes)),
-            (FIELD_CIDS, targets.cids.map(|cids| cids.bytes)),
-            (FIELD_TAGS, targets.tags.map(|names| names.bytes)),
-            (FIELD_DEVICES, targets.devices.map(|names| names.bytes)),
-            (FIELD_EXCEPT_CIDS, targets.except_cids.map(|cids| cids.bytes)),
-            (FIELD_KEY, self.key.map(|key| &key[..])),
-            (FIELD_TRACE, self.trace.map(|trace| &trace[..])),
-        ];
-        for (kind, bytes) in lists {
-            if let Some(bytes) = bytes {
-                put(kind, bytes);
-            }
-        }
+        let Targets { uids, cids, tags, devices, except_cids } = &self.targets;
+        // Not a loop: it would write a list of them first, for each message.
+        uids.inspect(|names| put(FIELD_UIDS, names.bytes));
+        cids.inspect(|cids| put(FIELD_CIDS, cids.bytes));
+        tags.inspect(|names| put(FIELD_TAGS, names.bytes));
+        devices.inspect(|names| put(FIELD_DEVICES, names.bytes));
+        except_cids.inspect(|cids| put(FIELD_EXCEPT_CIDS, cids.bytes));
+        self.key.inspect(|key| put(FIELD_KEY, &key[..]));
+        self.trace.inspect(|trace| put(FIELD_TRACE, &trace[..]));
     }
 
     /// Reads a message's envelope that fills `bytes` to its end. Never allocates.

@@ -17,17 +17,19 @@ pub const MAX_USER_CHANNELS: usize = 16;
 #[derive(Debug, Clone)]
 pub struct ChannelNames {
     prefix: Box<str>,
+    /// The prefix, and what stands between it and a project's id.
+    to_project: Box<str>,
 }
 
 impl ChannelNames {
     pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.into() }
+        Self { prefix: prefix.into(), to_project: format!("{prefix}:{{").into() }
     }
 
     pub fn project(&self, out: &mut Vec<u8>, pid: &str) {
-        for part in [&*self.prefix, ":{", pid, "}"] {
-            out.extend_from_slice(part.as_bytes());
-        }
+        out.extend_from_slice(self.to_project.as_bytes());
+        out.extend_from_slice(pid.as_bytes());
+        out.push(b'}');
     }
 
     pub fn node_of_project(&self, out: &mut Vec<u8>, pid: &str, node: NodeId) {
