@@ -34,6 +34,11 @@ impl Host for Near {
 
     fn wake(&self) {}
 
+    fn may_stay_awake(&self) -> bool {
+        self.core.tick(sys::now_ms());
+        true
+    }
+
     async fn wait_for_room(&self) {
         self.core.wait_for_room().await;
     }

@@ -270,6 +270,11 @@ impl Host for Far {
         broker.set_unsure(unsure);
     }
 
+    /// The workers may need it.
+    fn may_stay_awake(&self) -> bool {
+        false
+    }
+
     fn wake(&self) {
         for port in self.ports.borrow_mut().iter_mut() {
             if std::mem::take(&mut port.is_due) {

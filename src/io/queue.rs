@@ -18,6 +18,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// While so many messages wait for Redis's answer, the thread does not fall asleep before nothing
+/// has come of them for so long.
+///
+/// It would be woken within a few tens of microseconds: that costs the other side an interrupt, and
+/// this one a core that has cooled down meanwhile.
+const AWAKE_MESSAGES: usize = 32;
+const AWAKE_FOR: Duration = Duration::from_micros(50);
 /// How often the broker's deadlines are looked at.
 pub(super) const TICK_MS: u64 = 50;
 /// The pause after the first failed attempt; it doubles with each that follows. Half of it is
@@ -37,6 +44,9 @@ pub trait Host: 'static {
     fn hear(&self, broker: &mut Broker, now_ms: u64);
     /// Wakes those to whom the sink had something to say.
     fn wake(&self);
+    /// Whether the thread may wait actively: nobody else needs its core. To be called again and
+    /// again meanwhile, because the executor does not look at its timers.
+    fn may_stay_awake(&self) -> bool;
     /// Returns when [`Sink::has_room`] may be true again.
     fn wait_for_room(&self) -> impl Future<Output = ()>;
 }
@@ -49,8 +59,9 @@ pub struct Driver<H> {
     counters: Arc<BrokerCounters>,
     url: RedisUrl,
     started: Instant,
-    /// The latest time that the broker was told.
+    /// The latest time that the broker was told, and when it was asked for.
     last_ms: Cell<u64>,
+    last_at: Cell<Instant>,
     /// Something is to be written, by link.
     outgoing: [Flag; 2],
     /// The tasks of the links are to end, or have: the reason, and how many are left.
@@ -108,14 +119,16 @@ pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
 
 impl<H: Host> Driver<H> {
     pub fn new(broker: Broker, host: H, shared: Arc<Shared>, url: RedisUrl) -> Rc<Self> {
+        let started = Instant::now();
         Rc::new(Self {
             broker: RefCell::new(broker),
             host,
             counters: Arc::clone(&shared.broker_counters),
             shared,
             url,
-            started: Instant::now(),
+            started,
             last_ms: Cell::new(0),
+            last_at: Cell::new(started),
             outgoing: Default::default(),
             is_ending: Cell::new(false),
             error: RefCell::default(),
@@ -221,6 +234,22 @@ impl<H: Host> Driver<H> {
         &self.outgoing[link as usize]
     }
 
+    /// Waits actively while much is under way and goes on, and there is nothing to be written.
+    pub(super) async fn stay_awake(&self) {
+        let (mut last, mut since) = (0, Instant::now());
+        while self.host.may_stay_awake() {
+            let under_way = self.broker.borrow().under_way();
+            if under_way != last {
+                (last, since) = (under_way, Instant::now());
+            }
+            let has_outgoing = self.broker.borrow().has_outgoing(LinkName::Publish);
+            if has_outgoing || under_way < AWAKE_MESSAGES || since.elapsed() >= AWAKE_FOR {
+                break;
+            }
+            yield_now().await;
+        }
+    }
+
     pub(super) fn take_outgoing(&self, link: LinkName, out: &mut Vec<u8>, max: usize) {
         self.broker.borrow_mut().take_outgoing(link, out, max);
     }
@@ -304,8 +333,11 @@ impl<H: Host> Driver<H> {
 
     /// The broker's time: it does not go back, whatever is asked of it in which order.
     fn ms_at(&self, at: Instant) -> u64 {
-        let ms = at.saturating_duration_since(self.started).as_millis() as u64;
-        self.last_ms.set(ms.max(self.last_ms.get()));
+        // Of requests that were read together all have one time.
+        if self.last_at.replace(at) != at {
+            let ms = at.saturating_duration_since(self.started).as_millis() as u64;
+            self.last_ms.set(ms.max(self.last_ms.get()));
+        }
         self.last_ms.get()
     }
 

@@ -2,7 +2,7 @@
 
 use super::queue::{Driver, Host};
 use super::sys::{self, Side};
-use super::wake::{sleep, timeout};
+use super::wake::{sleep, timeout, yield_now};
 use crate::state::broker::{LinkError, LinkName};
 use crate::wire::redis_url::{Endpoint, RedisUrl};
 use monoio::buf::IoBufMut;
@@ -159,6 +159,9 @@ async fn read_all<H: Host>(
 }
 
 /// Writes what the broker has for Redis, until the link ends.
+///
+/// Before each write those who are ready have a turn, and those whom its completions make ready:
+/// what they publish goes along. A write costs as much as several pushes, and wakes Redis.
 async fn write_all<H: Host>(
     driver: &Driver<H>,
     link: LinkName,
@@ -168,11 +171,16 @@ async fn write_all<H: Host>(
     loop {
         bytes.clear();
         bytes.shrink_to(2 * WRITE_BYTES);
+        yield_now().await;
+        yield_now().await;
         if driver.is_ending() {
             return Ok(());
         }
         driver.take_outgoing(link, &mut bytes, WRITE_BYTES);
         if bytes.is_empty() {
+            if link == LinkName::Publish {
+                driver.stay_awake().await;
+            }
             poll_fn(|context| driver.outgoing(link).poll(context)).await;
             continue;
         }

@@ -251,6 +251,11 @@ impl Broker {
         self.log.is_empty() && self.held.as_ref().is_none_or(PublishLog::is_empty)
     }
 
+    /// What waits for Redis's answer.
+    pub fn under_way(&self) -> usize {
+        self.log.len()
+    }
+
     /// Whether pushes are accepted.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
