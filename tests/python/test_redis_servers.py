@@ -178,9 +178,7 @@ def test_a_node_that_drains_says_so_and_its_clients_are_told_of(nodes):
         far = b.business("request")
         await_known(2, a)
         b.signal(signal.SIGTERM)
-        assert far.close_code()[0] == 1001
-        for client in clients:
-            client.close()
+        assert [one.close_code()[0] for one in [far, *clients]] == [1001] * 31
         assert b.wait() == 0
         said = [watch.json() for _ in range(31)]
         assert {one["client_id"] for one in said[:30]} == {client.cid for client in clients}
