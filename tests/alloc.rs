@@ -139,7 +139,7 @@ fn envelopes(data: &str, targets: &TargetsBuf, count: u64) -> Vec<Vec<u8>> {
             id: MessageId(1 << 60 | seq),
             ttl_ms: 60_000,
             key: None,
-            pid: "1",
+            pid: b"1",
             targets: targets.as_targets(),
             data: data.as_bytes(),
         };

@@ -104,7 +104,7 @@ impl Rig {
             id: MessageId(1),
             ttl_ms: 0,
             key: None,
-            pid: "p",
+            pid: b"p",
             targets: Targets::default(),
             data: b"1",
         };

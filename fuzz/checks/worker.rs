@@ -199,7 +199,7 @@ impl Rig {
             id: MessageId(self.ids),
             ttl_ms: u32::from(argument % 3) * 50,
             key: None,
-            pid: ["0", "1", "2"][usize::from(argument >> 4) % 3],
+            pid: [b"0", b"1", b"2"][usize::from(argument >> 4) % 3],
             targets: targets.as_targets(),
             data: data.as_bytes(),
         };

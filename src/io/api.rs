@@ -393,7 +393,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         verify: impl FnOnce(&[sign::Secret], &str) -> bool,
     ) -> Result<&'c Project, ApiError> {
         let shared = &self.core.shared;
-        let Some((_, project)) = shared.projects.find(&credentials.pid) else {
+        let Some((_, project)) = shared.projects.find(&*credentials.pid) else {
             return Err(error(403, "unknown project"));
         };
         self.project = Some(project);

@@ -258,7 +258,7 @@ impl Core {
             id,
             ttl_ms: push.ttl_ms,
             key: key.as_ref(),
-            pid,
+            pid: pid.as_bytes(),
             targets: push.targets.as_targets(),
             data: &push.data,
         };

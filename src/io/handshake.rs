@@ -46,7 +46,7 @@ pub fn judge<R>(
     let params = Params::parse(head.query.unwrap_or("").as_bytes())?;
     let connect = parse_connect(&params, &config.limits)?;
     let credentials = &connect.credentials;
-    let Some((project, settings)) = shared.projects.find(&credentials.pid) else {
+    let Some((project, settings)) = shared.projects.find(&*credentials.pid) else {
         return Err(refuse(403, "unknown project"));
     };
     if !settings.allows_origin(head.origin) {

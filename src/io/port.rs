@@ -352,7 +352,7 @@ mod tests {
             id: MessageId(1),
             ttl_ms: 0,
             key: None,
-            pid: "p",
+            pid: b"p",
             targets: Targets::default(),
             data: b"1",
         };

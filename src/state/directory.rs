@@ -65,7 +65,8 @@ impl Directory {
         self.by_cid.insert(cid_hash, slot);
         let (project, uid) = (slab[slot as usize].project, slab[slot as usize].uid.clone());
         let user_hash = self.hash(project, uid.as_bytes());
-        match self.by_user.find_mut(user_hash, |head| is_user(slab, head, project, &uid)) {
+        match self.by_user.find_mut(user_hash, |head| is_user(slab, head, project, uid.as_bytes()))
+        {
             Some(head) => {
                 let next = std::mem::replace(head, slot);
                 slab[next as usize].user_previous = slot;
@@ -109,7 +110,7 @@ impl Directory {
     pub fn subscribe(&mut self, slab: &mut Slab<Connection>, slot: u32, name: &str) -> bool {
         let project = slab[slot as usize].project;
         let hash = self.hash(project, name.as_bytes());
-        let found = self.by_tag.find(hash, |tag| self.is_tag(tag, project, name));
+        let found = self.by_tag.find(hash, |tag| self.is_tag(tag, project, name.as_bytes()));
         let tag = match found {
             Some(tag) if slab[slot as usize].tags.contains(tag) => return false,
             Some(tag) => tag,
@@ -129,7 +130,7 @@ impl Directory {
     /// Takes back a subscription; `false` where there was none.
     pub fn unsubscribe(&mut self, slab: &mut Slab<Connection>, slot: u32, name: &str) -> bool {
         let project = slab[slot as usize].project;
-        let Some(tag) = self.tag(project, name) else { return false };
+        let Some(tag) = self.tag(project, name.as_bytes()) else { return false };
         let Some(entry) = slab[slot as usize].tags.remove(tag) else { return false };
         self.leave_tag(slab, entry);
         true
@@ -141,13 +142,13 @@ impl Directory {
     }
 
     /// The first of a user's connections; the others follow by `user_next`.
-    pub fn user(&self, slab: &Slab<Connection>, project: u32, uid: &str) -> Option<u32> {
-        let hash = self.hash(project, uid.as_bytes());
+    pub fn user(&self, slab: &Slab<Connection>, project: u32, uid: &[u8]) -> Option<u32> {
+        let hash = self.hash(project, uid);
         self.by_user.find(hash, |head| is_user(slab, head, project, uid))
     }
 
-    pub fn tag(&self, project: u32, name: &str) -> Option<u32> {
-        let hash = self.hash(project, name.as_bytes());
+    pub fn tag(&self, project: u32, name: &[u8]) -> Option<u32> {
+        let hash = self.hash(project, name);
         self.by_tag.find(hash, |tag| self.is_tag(tag, project, name))
     }
 
@@ -159,11 +160,11 @@ impl Directory {
         &self.tags[tag as usize].members
     }
 
-    pub fn group(&self, project: u32, device: &str) -> Option<u32> {
+    pub fn group(&self, project: u32, device: &[u8]) -> Option<u32> {
         self.project_groups(project)
             .iter()
             .copied()
-            .find(|&group| self.groups[group as usize].device == device)
+            .find(|&group| self.groups[group as usize].device.as_bytes() == device)
     }
 
     /// What the members of a group told at connect; empty if nothing.
@@ -191,7 +192,7 @@ impl Directory {
             assert_eq!(group.members[connection.group_position as usize], slot);
             assert_eq!(group.project, connection.project);
             assert!(self.project_groups(connection.project).contains(&connection.group));
-            let mut next = self.user(slab, connection.project, &connection.uid);
+            let mut next = self.user(slab, connection.project, connection.uid.as_bytes());
             while next != Some(slot) {
                 let other = &slab[next.unwrap_or(NONE) as usize];
                 assert_eq!((other.project, &other.uid), (connection.project, &connection.uid));
@@ -223,9 +224,9 @@ impl Directory {
         hasher.finish() as u32
     }
 
-    fn is_tag(&self, tag: u32, project: u32, name: &str) -> bool {
+    fn is_tag(&self, tag: u32, project: u32, name: &[u8]) -> bool {
         let tag = &self.tags[tag as usize];
-        tag.project == project && tag.name == name
+        tag.project == project && tag.name.as_bytes() == name
     }
 
     fn leave_tag(&mut self, slab: &mut Slab<Connection>, entry: TagRef) {
@@ -249,7 +250,7 @@ impl Directory {
     }
 
     fn enter_group(&mut self, project: u32, device: &str) -> u32 {
-        if let Some(group) = self.group(project, device) {
+        if let Some(group) = self.group(project, device.as_bytes()) {
             return group;
         }
         let group = Group { project, device: CompactString::new(device), members: Vec::new() };
@@ -277,9 +278,9 @@ impl Directory {
     }
 }
 
-fn is_user(slab: &Slab<Connection>, head: u32, project: u32, uid: &str) -> bool {
+fn is_user(slab: &Slab<Connection>, head: u32, project: u32, uid: &[u8]) -> bool {
     let connection = &slab[head as usize];
-    connection.project == project && connection.uid == uid
+    connection.project == project && connection.uid.as_bytes() == uid
 }
 
 /// Pushes without the four elements that `Vec` takes at first: most tags of a large node have one

@@ -69,10 +69,10 @@ impl Projects {
         Ok(Self { list: list.into(), by_pid: by_pid.into() })
     }
 
-    pub fn find(&self, pid: &str) -> Option<(ProjectId, &Project)> {
+    pub fn find(&self, pid: impl AsRef<[u8]>) -> Option<(ProjectId, &Project)> {
         let place = self
             .by_pid
-            .binary_search_by(|&index| (*self.list[index as usize].pid).cmp(pid))
+            .binary_search_by(|&index| self.list[index as usize].pid.as_bytes().cmp(pid.as_ref()))
             .ok()?;
         let index = self.by_pid[place];
         Some((ProjectId(index), &self.list[index as usize]))

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 #[derive(Debug)]
 struct Selectors<'a> {
     cids: Option<SmallVec<[Cid; 8]>>,
-    uids: Option<SmallVec<[&'a str; 8]>>,
+    uids: Option<SmallVec<[&'a [u8]; 8]>>,
     tags: Option<SmallVec<[u32; 8]>>,
     groups: Option<SmallVec<[u32; 8]>>,
 }
@@ -105,7 +105,7 @@ impl<'a> Selectors<'a> {
 
     fn accept(&self, connection: &Connection, given: Given) -> bool {
         let has = |list: &[u32], number: u32| list.binary_search(&number).is_ok();
-        let is_user = |uids: &[&str]| uids.binary_search(&connection.uid.as_str()).is_ok();
+        let is_user = |uids: &[&[u8]]| uids.binary_search(&connection.uid.as_bytes()).is_ok();
         (given == Given::Uids || self.uids.as_deref().is_none_or(is_user))
             && (given == Given::Tags
                 || self.tags.as_deref().is_none_or(|tags| {

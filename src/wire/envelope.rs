@@ -177,7 +177,7 @@ pub struct Envelope<'a> {
     /// What stands for its project and `idempotency_key`, where it has one: of several messages
     /// with the same a client gets at most one.
     pub key: Option<&'a [u8; 16]>,
-    pub pid: &'a str,
+    pub pid: &'a [u8],
     pub targets: Targets<'a>,
     /// The JSON value that the client receives, byte for byte.
     pub data: &'a [u8],
@@ -210,7 +210,7 @@ impl<'a> Envelope<'a> {
     }
 
     fn each_field(&self, mut put: impl FnMut(u8, &[u8])) {
-        put(FIELD_PID, self.pid.as_bytes());
+        put(FIELD_PID, self.pid);
         let Targets { uids, cids, tags, devices, except_cids } = &self.targets;
         // Not a loop: it would write a list of them first, for each message.
         uids.inspect(|names| put(FIELD_UIDS, names.bytes));
@@ -237,7 +237,7 @@ impl<'a> Envelope<'a> {
             id: header.id,
             ttl_ms: u32_at(bytes, TTL_OFFSET),
             key: None,
-            pid: "",
+            pid: b"",
             targets: Targets::default(),
             data,
         };
@@ -254,7 +254,7 @@ impl<'a> Envelope<'a> {
     fn set_field(&mut self, kind: u8, value: &'a [u8]) -> Result<(), EnvelopeError> {
         let targets = &mut self.targets;
         match kind {
-            FIELD_PID => self.pid = text(value)?,
+            FIELD_PID => self.pid = value,
             FIELD_UIDS => targets.uids = Some(Names::decode(value)?),
             FIELD_CIDS => targets.cids = Some(Cids::decode(value)?),
             FIELD_TAGS => targets.tags = Some(Names::decode(value)?),
@@ -287,7 +287,8 @@ pub struct Targets<'a> {
 /// in lists of names, and that of a project's id among business servers (`wire::member`).
 pub const MAX_NAME_BYTES: usize = u8::MAX as usize;
 
-/// A list of names (uids, tags or devices), each of 1 to [`MAX_NAME_BYTES`] bytes of UTF-8.
+/// A list of names (uids, tags or devices), each of 1 to [`MAX_NAME_BYTES`] bytes. They are only
+/// compared: one that is no UTF-8 is nobody's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Names<'a> {
     bytes: &'a [u8],
@@ -298,7 +299,7 @@ impl<'a> Names<'a> {
         self.bytes.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
             let (name, tail) = take_name(rest)?;
@@ -372,10 +373,11 @@ pub struct NamesBuf {
 impl NamesBuf {
     /// Appends one name. The caller has checked it (`is_name`, `is_device`) against limits that are
     /// not above [`MAX_NAME_BYTES`].
-    pub fn push(&mut self, name: &str) {
+    pub fn push(&mut self, name: impl AsRef<[u8]>) {
+        let name = name.as_ref();
         debug_assert!((1..=MAX_NAME_BYTES).contains(&name.len()));
         self.bytes.push(name.len() as u8);
-        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.extend_from_slice(name);
         self.count += 1;
     }
 
@@ -465,13 +467,12 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-fn take_name(bytes: &[u8]) -> Option<(&str, &[u8])> {
+fn take_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&length, rest) = bytes.split_first()?;
     if length == 0 || rest.len() < usize::from(length) {
         return None;
     }
-    let (name, rest) = rest.split_at(usize::from(length));
-    Some((std::str::from_utf8(name).ok()?, rest))
+    Some(rest.split_at(usize::from(length)))
 }
 
 pub(super) fn text(bytes: &[u8]) -> Result<&str, EnvelopeError> {
@@ -531,7 +532,7 @@ mod tests {
                 id: MessageId(numbers.3),
                 ttl_ms: numbers.4,
                 key: key.as_ref(),
-                pid: "p",
+                pid: b"p",
                 targets: targets.as_targets(),
                 data: &data,
             };
@@ -585,7 +586,7 @@ mod tests {
             id: MessageId(4),
             ttl_ms: 5,
             key: None,
-            pid: "p",
+            pid: b"p",
             targets: Targets::default(),
             data: b"{}",
         };

@@ -26,22 +26,22 @@ impl ChannelNames {
         Self { prefix: prefix.into(), to_project: format!("{prefix}:{{").into() }
     }
 
-    pub fn project(&self, out: &mut Vec<u8>, pid: &str) {
+    pub fn project(&self, out: &mut Vec<u8>, pid: impl AsRef<[u8]>) {
         out.extend_from_slice(self.to_project.as_bytes());
-        out.extend_from_slice(pid.as_bytes());
+        out.extend_from_slice(pid.as_ref());
         out.push(b'}');
     }
 
-    pub fn node_of_project(&self, out: &mut Vec<u8>, pid: &str, node: NodeId) {
+    pub fn node_of_project(&self, out: &mut Vec<u8>, pid: impl AsRef<[u8]>, node: NodeId) {
         self.project(out, pid);
         out.extend_from_slice(b":n:");
         out.extend_from_slice(itoa::Buffer::new().format(node.value()).as_bytes());
     }
 
-    pub fn user(&self, out: &mut Vec<u8>, pid: &str, uid: &str) {
+    pub fn user(&self, out: &mut Vec<u8>, pid: impl AsRef<[u8]>, uid: &[u8]) {
         self.project(out, pid);
         out.extend_from_slice(b":u:");
-        out.extend_from_slice(uid.as_bytes());
+        out.extend_from_slice(uid);
     }
 
     /// The length of the project's channel's name, which that of a user's channel begins with;
@@ -53,7 +53,7 @@ impl ChannelNames {
         channel[end..].starts_with(b":u:").then_some(end)
     }
 
-    pub fn events(&self, out: &mut Vec<u8>, pid: &str) {
+    pub fn events(&self, out: &mut Vec<u8>, pid: impl AsRef<[u8]>) {
         self.project(out, pid);
         out.extend_from_slice(b":e");
     }
@@ -244,7 +244,7 @@ mod tests {
             id: MessageId(4),
             ttl_ms: 5,
             key,
-            pid: "shop",
+            pid: b"shop",
             targets: targets.as_targets(),
             data: b"{}",
         };
@@ -308,7 +308,7 @@ mod tests {
             assert_eq!((channel.start, channel.end), (start, envelope.start));
             assert_eq!(publication.channel(part), format!("wsc:{{shop}}:u:{uid}").as_bytes());
             let decoded = Envelope::decode(&publication.bytes[envelope.clone()]).unwrap();
-            assert_eq!(decoded.targets.uids.unwrap().iter().collect::<Vec<_>>(), [uid]);
+            assert_eq!(decoded.targets.uids.unwrap().iter().collect::<Vec<_>>(), [uid.as_bytes()]);
             assert_eq!(decoded.seq, seq);
             start = envelope.end;
         }

@@ -129,7 +129,8 @@ mod tests {
             Err(error) => format!("{}: {}", error.status, error.msg),
             Ok(push) => {
                 let targets = push.targets.as_targets();
-                let uids = targets.uids.map(|uids| uids.iter().collect::<Vec<_>>());
+                let name = |uid| str::from_utf8(uid).unwrap();
+                let uids = targets.uids.map(|uids| uids.iter().map(name).collect::<Vec<_>>());
                 let data = str::from_utf8(&push.data).unwrap();
                 format!("{data} {} {:?} {uids:?}", push.ttl_ms, push.idempotency_key)
             }
@@ -228,7 +229,7 @@ mod tests {
                 id: MessageId(1),
                 ttl_ms: 0,
                 key: None,
-                pid: "p",
+                pid: b"p",
                 targets: push.targets.as_targets(),
                 data: &push.data,
             };

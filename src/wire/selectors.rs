@@ -85,7 +85,7 @@ fn read_names(selector: &Selector, given: Given<'_>, max: usize) -> Result<Names
     with_elements(selector, given, |elements| {
         let mut names = NamesBuf::default();
         for name in distinct(selector, elements, max, Ok)? {
-            names.push(&name);
+            names.push(name.as_bytes());
         }
         Ok(names)
     })
@@ -181,7 +181,8 @@ mod tests {
     }
 
     fn names(list: &Option<NamesBuf>) -> Vec<&str> {
-        list.as_ref().unwrap().as_names().iter().collect()
+        let names = list.as_ref().unwrap().as_names();
+        names.iter().map(|name| std::str::from_utf8(name).unwrap()).collect()
     }
 
     fn cids(list: &Option<CidsBuf>) -> Vec<u64> {

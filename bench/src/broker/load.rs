@@ -82,7 +82,7 @@ impl Load {
             id: MessageId(index as u64),
             ttl_ms: 0,
             key: None,
-            pid,
+            pid: pid.as_bytes(),
             targets,
             data: &self.data,
         }

@@ -116,7 +116,9 @@ impl Broker {
                 channels.push(Vec::new());
                 names.node_of_project(&mut channels[1], pid(*project), self.config.node);
             }
-            Interest::User(project, uid) => names.user(&mut channels[0], pid(*project), uid),
+            Interest::User(project, uid) => {
+                names.user(&mut channels[0], pid(*project), uid.as_bytes())
+            }
             Interest::Inbox(project) => {
                 names.node_of_project(&mut channels[0], pid(*project), self.config.node);
             }

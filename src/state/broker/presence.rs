@@ -11,10 +11,10 @@ const SUB_TABLES: usize = 256;
 /// What stands for a user: a keyed hash, so that nobody can choose two that share one. Among a
 /// million users two share one with a probability of 3 in 10^8; the worker of the one that stays
 /// when the other leaves would then be passed over.
-pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: &str) -> u64 {
+pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: impl AsRef<[u8]>) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(keys.0, keys.1);
     hasher.write_u32(project.0);
-    hasher.write(uid.as_bytes());
+    hasher.write(uid.as_ref());
     hasher.finish()
 }
 

@@ -348,7 +348,7 @@ mod tests {
             id: MessageId(seq),
             ttl_ms: 0,
             key: None,
-            pid: "p",
+            pid: b"p",
             targets: Targets::default(),
             data,
         };

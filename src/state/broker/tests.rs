@@ -225,7 +225,7 @@ fn publication(
         id: MessageId(1),
         ttl_ms: 0,
         key: None,
-        pid: "p",
+        pid: b"p",
         targets: targets.as_targets(),
         data: data.as_bytes(),
     };

@@ -129,7 +129,7 @@ impl Worker {
             }
         }
         let has = |name: &str| {
-            let tag = self.directory.tag(connection.project, name);
+            let tag = self.directory.tag(connection.project, name.as_bytes());
             tag.is_some_and(|tag| connection.tags.contains(tag))
         };
         let new = tags.iter().filter(|name| !has(name)).count();

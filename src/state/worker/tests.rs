@@ -128,7 +128,7 @@ impl Rig {
             id: MessageId(self.ids),
             ttl_ms,
             key: None,
-            pid: "1",
+            pid: b"1",
             targets: targets.as_targets(),
             data: data.as_bytes(),
         };

@@ -359,7 +359,7 @@ impl Core {
         }
         for cid in &matching {
             let client = self.clients.get_mut(cid).unwrap();
-            assert_eq!(client.receiver.pid, envelope.pid, "a push of another project");
+            assert_eq!(client.receiver.pid.as_bytes(), envelope.pid, "a push of another project");
             if !record.push.is_expired(now_ms) {
                 assert!(client.got.insert(id), "client {cid} gets push {id} twice");
                 if let Some(group) = record.group {
@@ -378,10 +378,11 @@ impl Core {
 /// The push as one of its commands carries it: with `--routing user` one for each of its users.
 fn part_of(push: &Push, envelope: &Envelope<'_>) -> Push {
     let mut part = push.clone();
-    assert_eq!(envelope.pid, push.pid);
+    assert_eq!(envelope.pid, push.pid.as_bytes());
     assert_eq!(envelope.data, push.data.as_bytes(), "the data is not what was pushed");
     assert_eq!((envelope.accepted_us, envelope.ttl_ms), (push.accepted_ms * 1_000, push.ttl_ms));
-    part.uids = envelope.targets.uids.map(|uids| uids.iter().map(String::from).collect());
+    let text = |uid: &[u8]| String::from_utf8(uid.to_vec()).unwrap();
+    part.uids = envelope.targets.uids.map(|uids| uids.iter().map(text).collect());
     let targets = part.targets();
     assert_eq!(envelope.targets, targets.as_targets());
     for uid in part.uids.iter().flatten() {

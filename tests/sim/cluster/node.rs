@@ -394,7 +394,7 @@ impl Node {
             }
             Interest::User(project, uid) => {
                 assert_eq!(world.setup.routing, Routing::User);
-                names.user(&mut channels[0], pid(project), uid);
+                names.user(&mut channels[0], pid(project), uid.as_bytes());
             }
             Interest::Inbox(project) => {
                 names.node_of_project(&mut channels[0], pid(project), node);

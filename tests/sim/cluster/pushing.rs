@@ -112,7 +112,7 @@ impl Cluster {
             id,
             ttl_ms: push.ttl_ms,
             key: key.as_ref(),
-            pid: push.pid,
+            pid: push.pid.as_bytes(),
             targets: targets.as_targets(),
             data: push.data.as_bytes(),
         };

@@ -186,7 +186,7 @@ impl Node {
             id: MessageId(push.id),
             ttl_ms: push.ttl_ms,
             key: None,
-            pid: push.pid,
+            pid: push.pid.as_bytes(),
             targets: targets.as_targets(),
             data: push.data.as_bytes(),
         };

@@ -38,7 +38,7 @@ fn of_several_users_each_is_reached_once() {
     setting.said = Said::default();
     let mut uids = NamesBuf::default();
     for number in [0, 500, 501] {
-        uids.push(&format!("u{number}"));
+        uids.push(format!("u{number}"));
     }
     let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
     setting.push_by(Routing::User, 7, "second", &targets);
@@ -49,6 +49,6 @@ fn of_several_users_each_is_reached_once() {
 
 fn user(number: u32) -> TargetsBuf {
     let mut uids = NamesBuf::default();
-    uids.push(&format!("u{number}"));
+    uids.push(format!("u{number}"));
     TargetsBuf { uids: Some(uids), ..TargetsBuf::default() }
 }
