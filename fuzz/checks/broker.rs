@@ -11,7 +11,7 @@ use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy}
 use ws_cluster::state::wants::{Ask, Interest, Notice};
 use ws_cluster::types::{MessageId, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Targets};
-use ws_cluster::wire::publication::{ChannelNames, Publication};
+use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
 
 const WORKERS: usize = 2;
@@ -108,12 +108,11 @@ impl Rig {
             targets: Targets::default(),
             data: b"1",
         };
-        let mut publication = Publication::default();
-        publication.add_message(&ChannelNames::new("x"), Routing::Project, &envelope);
         self.tickets += 1;
         self.said.waiting.insert(self.tickets);
-        let pusher = Some(Pusher { worker: 0, ticket: self.tickets });
-        self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
+        let pusher = Pusher { worker: 0, ticket: self.tickets };
+        let (routing, now_ms) = (Routing::Project, self.now_ms);
+        self.broker.handle_push(&envelope, routing, pusher, now_ms, &mut self.said);
     }
 
     /// A worker asks once at a time, as `Wants` does.

@@ -128,8 +128,6 @@ pub struct Core {
     pub(super) counters: Arc<Counters>,
     pub queue: Queue,
     pub(super) tickets: Tickets,
-    /// Written anew for each message; kept, so that it allocates once.
-    publication: RefCell<Publication>,
     /// When each message that the open batch holds was accepted, and came here; microseconds.
     unwritten: RefCell<Vec<(u64, u64)>>,
     /// `None`: nothing is traced.
@@ -170,7 +168,6 @@ impl Core {
             engine: RefCell::new(engine),
             queue,
             tickets: Tickets::default(),
-            publication: RefCell::default(),
             unwritten: RefCell::default(),
             recorder,
             traced: RefCell::default(),
@@ -317,18 +314,16 @@ impl Core {
             return Err(Outcome::Unreachable);
         }
         let ticket = self.tickets.issue(envelope.accepted_us).ok_or(Outcome::Overloaded)?;
-        let mut publication = self.publication.borrow_mut();
-        publication.clear();
-        publication.add_message(&redis.names, redis.routing, envelope);
         match &redis.broker {
             BrokerAt::Here(driver) => {
                 let pusher = Pusher { worker: self.index, ticket: ticket.number() };
                 if let Some(driver) = driver.get() {
-                    driver.publish(&mut publication, pusher, read_at);
+                    driver.push(envelope, redis.routing, pusher, read_at);
                 }
             }
             BrokerAt::Thread(port) => {
-                let publication = std::mem::take(&mut *publication);
+                let mut publication = Publication::default();
+                publication.add_message(&redis.names, redis.routing, envelope);
                 let handed = port.borrow_mut().publish(publication, ticket.number());
                 if handed.is_err() {
                     self.settle(ticket.number(), Outcome::Overloaded, envelope.accepted_us);

@@ -251,9 +251,9 @@ impl Host for Far {
             loop {
                 let word = self.ports.borrow_mut()[worker].from_worker.pop();
                 match word {
-                    Ok(ToBroker::Publish(mut publication, ticket)) => {
-                        let pusher = Some(Pusher { worker, ticket });
-                        broker.handle_publish(&mut publication, pusher, now_ms, &mut FarSink(self));
+                    Ok(ToBroker::Publish(publication, ticket)) => {
+                        let pusher = Pusher { worker, ticket };
+                        broker.handle_publish(&publication, pusher, now_ms, &mut FarSink(self));
                     }
                     Ok(ToBroker::Ask(ask)) => {
                         broker.handle_ask(worker, &ask, now_ms, &mut FarSink(self));

@@ -8,8 +8,8 @@ use super::wake::{EventFd, Flag, Waiters, duplicate, sleep, wake_sleepers, yield
 use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
 use crate::state::wants::Ask;
-use crate::types::NodeId;
-use crate::wire::publication::Publication;
+use crate::types::{NodeId, Routing};
+use crate::wire::envelope::Envelope;
 use crate::wire::redis_url::RedisUrl;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -265,9 +265,15 @@ impl<H: Host> Driver<H> {
 
     /// Publishes a message; the outcome goes to the host's sink.
     /// `read_at`: when it came, lately; that spares a look at the clock for each.
-    pub(super) fn publish(&self, publication: &mut Publication, pusher: Pusher, read_at: Instant) {
+    pub(super) fn push(
+        &self,
+        envelope: &Envelope<'_>,
+        routing: Routing,
+        pusher: Pusher,
+        read_at: Instant,
+    ) {
         self.with_broker_at(read_at, |broker, now_ms, sink| {
-            broker.handle_publish(publication, Some(pusher), now_ms, sink);
+            broker.handle_push(envelope, routing, pusher, now_ms, sink);
         });
     }
 

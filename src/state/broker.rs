@@ -6,6 +6,7 @@ mod incoming;
 mod interests;
 mod link;
 mod members;
+mod outgoing;
 mod presence;
 mod publish_log;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use super::sequence::OutgoingSequences;
 use super::wants::{Interest, Notice};
 use crate::types::{MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
-use crate::wire::publication::{ChannelNames, Publication};
+use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply, write_command};
 use interests::{Interests, Joined};
 use link::Link;
@@ -98,7 +99,7 @@ pub trait Sink {
     /// Hands a parcel to the workers whose bits are set.
     fn relay(&mut self, workers: u64, parcel: &[u8]);
     fn notice(&mut self, worker: usize, notice: Notice);
-    /// Answers a [`Broker::handle_publish`].
+    /// Answers a [`Broker::handle_push`] or a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);
     /// Answers an [`Ask::Join`].
     fn ready(&mut self, worker: usize, interest: &Interest);
@@ -203,8 +204,7 @@ pub struct Broker {
     canary: Canary,
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
-    /// A parcel as it is published; kept, so that it allocates once.
-    relayed: Publication,
+    last_name: LastName,
     /// What came of the parts of the message that is being answered.
     parts: Parts,
     events: Vec<Event>,
@@ -239,7 +239,7 @@ impl Broker {
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
             own_channel,
             nodes_channel,
-            relayed: Publication::default(),
+            last_name: LastName::default(),
             parts: Parts::default(),
             events: Vec::new(),
             config,
@@ -546,50 +546,6 @@ impl Broker {
     }
 
     // What workers say.
-
-    /// A worker accepted a message, or has a parcel. The sink gets the outcome, at once or later;
-    /// where there is no pusher, nobody does.
-    pub fn handle_publish(
-        &mut self,
-        publication: &mut Publication,
-        pusher: Option<Pusher>,
-        now_ms: u64,
-        sink: &mut dyn Sink,
-    ) {
-        let pending_bytes = self.pending_bytes() + publication.bytes.len();
-        let refused = match self.state {
-            State::Ready if pending_bytes <= MAX_PENDING_BYTES => None,
-            State::Ready => Some(Outcome::Overloaded),
-            _ => Some(Outcome::Unreachable),
-        };
-        if let Some(outcome) = refused {
-            match pusher {
-                Some(pusher) => sink.answer(pusher, outcome),
-                None => self.config.counters.parcels_refused.add(1),
-            }
-            return;
-        }
-        self.accept(publication, pusher, now_ms);
-    }
-
-    /// Numbers what is to be published and keeps it until it is answered.
-    fn accept(&mut self, publication: &mut Publication, pusher: Option<Pusher>, now_ms: u64) {
-        for part in 0..publication.parts.len() {
-            if self.sequences.len() >= self.config.max_outgoing_channels
-                && !self.sequences.is_known(publication.channel(part))
-            {
-                publication.widen(&self.config.names, part);
-            }
-            let seq = self.sequences.next(publication.channel(part), now_ms);
-            self.order += 1;
-            publication.set_numbers(part, seq, self.order);
-        }
-        if self.log.is_empty() && self.state == State::Ready {
-            self.publishing.handle_asked(now_ms);
-        }
-        let log = self.held.as_mut().unwrap_or(&mut self.log);
-        log.add_message(publication, pusher, now_ms + self.config.queue_timeout_ms);
-    }
 
     /// What Redis has not answered.
     fn pending_bytes(&self) -> usize {

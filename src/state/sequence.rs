@@ -353,7 +353,9 @@ impl Origins {
             }
             return None;
         };
-        self.known.swap(0, at);
+        if at > 0 {
+            self.known.swap(0, at);
+        }
         let known = &mut self.known[0];
         if known.is_stale(now_s) {
             *known = heard;

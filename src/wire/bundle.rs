@@ -15,10 +15,13 @@ pub const MAX_BYTES: usize = 64 << 10;
 const HEAD: &[u8] = &[1, 255];
 pub const LENGTH_BYTES: usize = 4;
 
-/// Appends an envelope as a bundle has it.
-pub fn add(out: &mut Vec<u8>, envelope: &[u8]) {
-    out.extend_from_slice(&(envelope.len() as u32).to_le_bytes());
-    out.extend_from_slice(envelope);
+/// Appends an envelope of so many bytes, which `write` appends, as a bundle has it; returns them.
+pub fn add(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> &mut [u8] {
+    out.extend_from_slice(&(length as u32).to_le_bytes());
+    let start = out.len();
+    write(out);
+    debug_assert_eq!(out.len() - start, length);
+    &mut out[start..]
 }
 
 /// The payload that brings so many envelopes, [`add`]ed one behind the other; in two pieces.
@@ -94,7 +97,10 @@ mod tests {
             list in vec(vec(any::<u8>(), 0..40), 1..20),
         ) {
             let mut together = Vec::new();
-            list.iter().for_each(|envelope| add(&mut together, envelope));
+            for envelope in &list {
+                let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
+                prop_assert_eq!(add(&mut together, envelope.len(), write), &envelope[..]);
+            }
             prop_assert!(added(&together).eq(list.iter().map(Vec::as_slice)));
             let (head, rest) = payload(&together, list.len());
             if list.len() == 1 {

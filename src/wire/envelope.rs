@@ -224,7 +224,13 @@ impl<'a> Envelope<'a> {
 
     /// Reads a message's envelope that fills `bytes` to its end. Never allocates.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let (header, fields, data) = take_apart(bytes)?;
+        Self::decode_after(Header::read(bytes)?, bytes)
+    }
+
+    /// The same where the header has been read.
+    #[inline(always)]
+    pub fn decode_after(header: Header, bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        let (fields, data) = fields_and_data(bytes)?;
         if header.kind != Kind::Message {
             return Err(EnvelopeError::Field);
         }
@@ -420,8 +426,8 @@ impl CidsBuf {
 
 /// Appends a field to an envelope.
 pub(super) fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
-    out.push(kind);
-    out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+    let [a, b, c, d] = (value.len() as u32).to_le_bytes();
+    out.extend_from_slice(&[kind, a, b, c, d]);
     out.extend_from_slice(value);
 }
 
@@ -435,12 +441,20 @@ pub(super) fn put_data(out: &mut Vec<u8>, start: usize, data: &[u8]) {
 /// Header, fields and data of an envelope of any kind.
 pub(super) fn take_apart(bytes: &[u8]) -> Result<(Header, Fields<'_>, &[u8]), EnvelopeError> {
     let header = Header::read(bytes)?;
+    let (fields, data) = fields_and_data(bytes)?;
+    Ok((header, fields, data))
+}
+
+fn fields_and_data(bytes: &[u8]) -> Result<(Fields<'_>, &[u8]), EnvelopeError> {
+    if bytes.len() < FIXED_BYTES {
+        return Err(EnvelopeError::Truncated);
+    }
     let data_offset = u32_at(bytes, DATA_OFFSET) as usize;
     if data_offset < FIXED_BYTES {
         return Err(EnvelopeError::Field);
     }
     let (head, data) = bytes.split_at_checked(data_offset).ok_or(EnvelopeError::Truncated)?;
-    Ok((header, Fields { rest: &head[FIXED_BYTES..] }, data))
+    Ok((Fields { rest: &head[FIXED_BYTES..] }, data))
 }
 
 /// The fields of an envelope: kind and value. After an error there are no more.

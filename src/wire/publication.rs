@@ -5,13 +5,16 @@
 //! for what happens to its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one. The
 //! braces are Redis Cluster's hash tags: all channels of a project would share a slot.
 
-use super::envelope::{Envelope, Header, NamesBuf, Targets};
+use super::envelope::{Envelope, NamesBuf, Targets};
 use crate::types::{NodeId, Routing, SnowflakeClock};
 use smallvec::SmallVec;
 use std::ops::Range;
 
 /// With `--routing user`, pushes to at most so many users go to the users' own channels.
 pub const MAX_USER_CHANNELS: usize = 16;
+
+/// Most names of channels are shorter.
+const LIKELY_NAME_BYTES: usize = 64;
 
 /// Writes names of channels.
 #[derive(Debug, Clone)]
@@ -44,9 +47,18 @@ impl ChannelNames {
         out.extend_from_slice(uid);
     }
 
+    /// Writes the name of a project's channel that a message goes to.
+    pub fn write(&self, out: &mut Vec<u8>, pid: &[u8], channel: Channel<'_>) {
+        match channel {
+            Channel::Project => self.project(out, pid),
+            Channel::Node(node) => self.node_of_project(out, pid, node),
+            Channel::User(uid) => self.user(out, pid, uid),
+        }
+    }
+
     /// The length of the project's channel's name, which that of a user's channel begins with;
     /// `None` for any other channel.
-    fn project_of_user(&self, channel: &[u8]) -> Option<usize> {
+    pub fn project_of_user(&self, channel: &[u8]) -> Option<usize> {
         let start = self.prefix.len();
         // No project's name has a brace.
         let end = start + channel.get(start..)?.iter().position(|&byte| byte == b'}')? + 1;
@@ -79,7 +91,8 @@ pub struct Part {
     pub envelope: Range<usize>,
 }
 
-/// One message as it is published, complete but for the numbers of its envelopes.
+/// One message on its way to a broker on another thread, complete but for the numbers of its
+/// envelopes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Publication {
     pub bytes: Vec<u8>,
@@ -88,83 +101,87 @@ pub struct Publication {
 }
 
 impl Publication {
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.parts.clear();
-    }
-
     /// Appends what brings `envelope` to every node that may hold a target of it.
-    ///
-    /// Client ids of one node go to that node's channel. Those of several go to the project's: one
-    /// part, accepted as a whole.
     pub fn add_message(&mut self, names: &ChannelNames, routing: Routing, envelope: &Envelope<'_>) {
-        let (pid, targets) = (envelope.pid, &envelope.targets);
-        if let Some(node) = only_node(targets) {
-            return self.add(|out| names.node_of_project(out, pid, node), envelope);
-        }
-        let users = targets.uids.filter(|_| routing == Routing::User && targets.cids.is_none());
-        // A worker takes one message with a key: several with the same would be one user's only.
-        let most = if envelope.key.is_some() { 1 } else { MAX_USER_CHANNELS };
-        match users {
-            Some(uids) if (1..=most).contains(&uids.iter().count()) => {
-                for (index, uid) in uids.iter().enumerate() {
-                    if uids.iter().take(index).any(|earlier| earlier == uid) {
-                        continue;
-                    }
-                    // A node with two of the users gets two messages, each for one of them.
-                    let mut one = NamesBuf::default();
-                    one.push(uid);
-                    let targets = Targets { uids: Some(one.as_names()), ..*targets };
-                    let envelope = Envelope { targets, ..*envelope };
-                    self.add(|out| names.user(out, pid, uid), &envelope);
-                }
-            }
-            _ => self.add(|out| names.project(out, pid), envelope),
-        }
-    }
-
-    fn add(&mut self, name: impl FnOnce(&mut Vec<u8>), envelope: &Envelope<'_>) {
-        let start = self.bytes.len();
-        name(&mut self.bytes);
-        let middle = self.bytes.len();
-        envelope.encode(&mut self.bytes);
-        self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
-    }
-
-    /// Appends a parcel, an envelope that is encoded already, for the channel that `name` appends.
-    pub fn add_parcel(&mut self, name: impl FnOnce(&mut Vec<u8>), parcel: &[u8]) {
-        let start = self.bytes.len();
-        name(&mut self.bytes);
-        let middle = self.bytes.len();
-        self.bytes.extend_from_slice(parcel);
-        self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
-    }
-
-    /// Sends a part that goes to a user's own channel to its project's instead, where all who have
-    /// the user hear it as well. Any other part stays as it is.
-    pub fn widen(&mut self, names: &ChannelNames, part: usize) {
-        let Some(name_bytes) = names.project_of_user(self.channel(part)) else { return };
-        let Part { channel, .. } = self.parts[part].clone();
-        let left_out = channel.start + name_bytes..channel.end;
-        self.parts[part].channel.end = left_out.start;
-        self.parts[part].envelope.start -= left_out.len();
-        self.parts[part].envelope.end -= left_out.len();
-        for later in &mut self.parts[part + 1..] {
-            for range in [&mut later.channel, &mut later.envelope] {
-                *range = range.start - left_out.len()..range.end - left_out.len();
-            }
-        }
-        self.bytes.drain(left_out);
-    }
-
-    /// Numbers the envelope of a part.
-    pub fn set_numbers(&mut self, part: usize, seq: u64, order: u64) {
-        let envelope = self.parts[part].envelope.clone();
-        Header::set_numbers(&mut self.bytes[envelope], seq, order);
+        route(routing, envelope, |channel, envelope| {
+            let start = self.bytes.len();
+            self.bytes.reserve(envelope.encoded_bytes() + LIKELY_NAME_BYTES);
+            names.write(&mut self.bytes, envelope.pid, channel);
+            let middle = self.bytes.len();
+            envelope.encode(&mut self.bytes);
+            self.parts.push(Part { channel: start..middle, envelope: middle..self.bytes.len() });
+        });
     }
 
     pub fn channel(&self, part: usize) -> &[u8] {
         &self.bytes[self.parts[part].channel.clone()]
+    }
+}
+
+/// The name of the channel that was last written to, and of which project it is: what follows is
+/// often for the same.
+#[derive(Debug, Default)]
+pub struct LastName {
+    /// Empty: not a project's own channel.
+    pid: Vec<u8>,
+    name: Vec<u8>,
+}
+
+impl LastName {
+    pub fn get(&mut self, names: &ChannelNames, pid: &[u8], channel: Channel<'_>) -> &[u8] {
+        let is_projects = channel == Channel::Project;
+        if !is_projects || pid != self.pid || pid.is_empty() {
+            self.pid.clear();
+            self.name.clear();
+            names.write(&mut self.name, pid, channel);
+            if is_projects {
+                self.pid.extend_from_slice(pid);
+            }
+        }
+        &self.name
+    }
+}
+
+/// Which of a project's channels a message goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel<'a> {
+    /// That of all nodes with clients of the project.
+    Project,
+    /// That of a node's client ids.
+    Node(NodeId),
+    User(&'a [u8]),
+}
+
+/// Calls `each` with what brings `envelope` to every node that may hold a target of it.
+///
+/// Client ids of one node go to that node's channel. Those of several go to the project's: one
+/// part, accepted as a whole.
+pub fn route(
+    routing: Routing,
+    envelope: &Envelope<'_>,
+    mut each: impl FnMut(Channel<'_>, &Envelope<'_>),
+) {
+    let targets = &envelope.targets;
+    if let Some(node) = only_node(targets) {
+        return each(Channel::Node(node), envelope);
+    }
+    let users = targets.uids.filter(|_| routing == Routing::User && targets.cids.is_none());
+    // A worker takes one message with a key: several with the same would be one user's only.
+    let most = if envelope.key.is_some() { 1 } else { MAX_USER_CHANNELS };
+    match users {
+        Some(uids) if (1..=most).contains(&uids.iter().count()) => {
+            for (index, uid) in uids.iter().enumerate() {
+                if uids.iter().take(index).any(|earlier| earlier == uid) {
+                    continue;
+                }
+                // A node with two of the users gets two messages, each for one of them.
+                let mut one = NamesBuf::default();
+                one.push(uid);
+                let targets = Targets { uids: Some(one.as_names()), ..*targets };
+                each(Channel::User(uid), &Envelope { targets, ..*envelope });
+            }
+        }
+        _ => each(Channel::Project, envelope),
     }
 }
 
@@ -205,33 +222,22 @@ mod tests {
     use crate::wire::envelope::{CidsBuf, TargetsBuf};
 
     #[test]
-    fn a_part_for_a_user_goes_to_the_projects_channel_instead() {
-        let mut uids = NamesBuf::default();
-        ["a", "b}:u:", "c"].iter().for_each(|uid| uids.push(uid));
-        let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
-        let mut widened = publication(Routing::User, &targets, None);
-        let before = widened.clone();
+    fn a_users_channel_begins_with_its_projects_name() {
         let names = ChannelNames::new("wsc");
-        widened.widen(&names, 1);
-        let channels: Vec<_> = (0..3).map(|part| widened.channel(part)).collect();
-        assert_eq!(channels, [b"wsc:{shop}:u:a".as_slice(), b"wsc:{shop}", b"wsc:{shop}:u:c"]);
-        for part in 0..3 {
-            let of = |publication: &Publication| {
-                publication.bytes[publication.parts[part].envelope.clone()].to_vec()
-            };
-            assert_eq!(of(&widened), of(&before));
+        for (uid, expected) in [("a", Some(10)), ("b}:u:", Some(10))] {
+            let mut name = Vec::new();
+            names.user(&mut name, "shop", uid.as_bytes());
+            assert_eq!(names.project_of_user(&name), expected);
+            assert_eq!(&name[..10], b"wsc:{shop}");
         }
-        // One behind the other, as before.
-        let mut end = 0;
-        for part in &widened.parts {
-            assert_eq!((part.channel.start, part.envelope.start), (end, part.channel.end));
-            end = part.envelope.end;
+        let mut name = Vec::new();
+        names.project(&mut name, "shop");
+        assert_eq!(names.project_of_user(&name), None);
+        names.node_of_project(&mut name, "shop", NodeId::new(1).unwrap());
+        assert_eq!(names.project_of_user(&name), None);
+        for other in [&b""[..], b"wsc", b"wsc:nodes", b"wsc:{"] {
+            assert_eq!(names.project_of_user(other), None);
         }
-        assert_eq!(end, widened.bytes.len());
-
-        let once = widened.clone();
-        widened.widen(&names, 1);
-        assert_eq!(widened, once);
     }
 
     fn publication(routing: Routing, targets: &TargetsBuf, key: Option<&[u8; 16]>) -> Publication {
@@ -298,21 +304,40 @@ mod tests {
     }
 
     #[test]
-    fn each_part_is_a_channel_and_an_envelope_that_is_numbered_in_place() {
+    fn each_part_is_a_channel_and_an_envelope() {
         let some = TargetsBuf { uids: names(&["a", "b"]), ..TargetsBuf::default() };
-        let mut publication = publication(Routing::User, &some, None);
-        publication.set_numbers(1, 77, 78);
+        let publication = publication(Routing::User, &some, None);
         let mut start = 0;
-        for (part, uid, seq) in [(0, "a", 0), (1, "b", 77)] {
+        for (part, uid) in [(0, "a"), (1, "b")] {
             let Part { channel, envelope } = publication.parts[part].clone();
             assert_eq!((channel.start, channel.end), (start, envelope.start));
             assert_eq!(publication.channel(part), format!("wsc:{{shop}}:u:{uid}").as_bytes());
             let decoded = Envelope::decode(&publication.bytes[envelope.clone()]).unwrap();
             assert_eq!(decoded.targets.uids.unwrap().iter().collect::<Vec<_>>(), [uid.as_bytes()]);
-            assert_eq!(decoded.seq, seq);
             start = envelope.end;
         }
         assert_eq!(start, publication.bytes.len());
+    }
+
+    #[test]
+    fn a_name_that_is_kept_is_the_one_that_would_be_written() {
+        let (names, mut last) = (ChannelNames::new("wsc"), LastName::default());
+        let node = Channel::Node(NodeId::new(3).unwrap());
+        for (pid, channel) in [
+            ("", Channel::Project),
+            ("a", Channel::Project),
+            ("a", Channel::Project),
+            ("a", node),
+            ("a", Channel::Project),
+            ("a", Channel::User(b"a")),
+            ("a", Channel::User(b"b")),
+            ("b", Channel::Project),
+            ("", Channel::Project),
+        ] {
+            let mut expected = Vec::new();
+            names.write(&mut expected, pid.as_bytes(), channel);
+            assert_eq!(last.get(&names, pid.as_bytes(), channel), expected);
+        }
     }
 
     #[test]

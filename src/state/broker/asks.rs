@@ -1,6 +1,6 @@
 //! What the workers need: channels to hear, parcels to bring, business servers to tell of.
 
-use super::{Broker, Joined, MAX_WAITING_EVENT_BYTES, Sink, State};
+use super::{Broker, Joined, Sink, State};
 use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Interest, Relay, To};
 use crate::types::SnowflakeClock;
@@ -22,9 +22,8 @@ impl Broker {
         }
     }
 
-    /// A worker has a parcel for other workers, here or elsewhere. Events wait for a queue that is
-    /// away: a business server that misses one of them knows too little of its clients for good.
-    /// Those of this node have them at once, before what its clients ask them.
+    /// A worker has a parcel for other workers, here or elsewhere. Business servers of this node have
+    /// events at once, before what its clients ask them.
     fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
@@ -39,28 +38,21 @@ impl Broker {
             };
         }
         let pid = config.projects.get(*project).map_or("", |project| &*project.pid);
-        let mut publication = std::mem::take(&mut self.relayed);
-        publication.clear();
-        let name = |out: &mut Vec<u8>| match to {
+        let mut name = Vec::new();
+        match to {
             To::Holder { cid, .. } => {
-                config.names.node_of_project(out, pid, SnowflakeClock::node_of(cid.0));
+                config.names.node_of_project(&mut name, pid, SnowflakeClock::node_of(cid.0));
             }
-            To::Events(_) => config.names.events(out, pid),
-        };
-        publication.add_parcel(name, parcel);
-        if let To::Events(_) = to
-            && let Some(channel) = self.interests.find(publication.channel(0))
+            To::Events(_) => config.names.events(&mut name, pid),
+        }
+        let is_events = matches!(to, To::Events(_));
+        if is_events
+            && let Some(channel) = self.interests.find(&name)
             && channel.workers & !(1 << worker) != 0
         {
             sink.relay(channel.workers & !(1 << worker), parcel);
         }
-        let may_wait = matches!(to, To::Events(_)) && self.state != State::Ready;
-        if may_wait && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES {
-            self.accept(&mut publication, None, now_ms);
-        } else {
-            self.handle_publish(&mut publication, None, now_ms, sink);
-        }
-        self.relayed = publication;
+        self.handle_parcel(&name, parcel, is_events, now_ms);
     }
 
     fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {

@@ -1,5 +1,6 @@
 //! What Redis says: answers to what was published, and messages on the channels.
 
+use super::interests::Place;
 use super::publish_log::Asked;
 use super::{Broker, Event, LinkError, Sink, user_hash};
 use crate::state::sequence::Arrival;
@@ -23,6 +24,7 @@ impl Broker {
         reply: &Reply<'_>,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
+        let mut is_refused = false;
         match (self.log.front(), reply) {
             (Some(Asked::Ping), Reply::Error(text)) if is_sign_of_life(text) => {}
             (Some(Asked::Ping | Asked::Word(_)), Reply::Error(text)) => {
@@ -34,9 +36,7 @@ impl Broker {
                     sink.notice(worker, Notice::ServerKnown(cid));
                 }
             }
-            (Some(Asked::Messages(count)), Reply::Integer(_)) => {
-                (0..count).for_each(|index| self.settle(index, false, sink));
-            }
+            (Some(Asked::Messages(_)), Reply::Integer(_)) => {}
             (Some(Asked::Messages(count)), Reply::Error(text)) => {
                 // A number that may be out must not be given to another message. The last first:
                 // what is before it is the channel's latest then.
@@ -50,30 +50,23 @@ impl Broker {
                 }
                 let error = String::from_utf8_lossy(text).into_owned();
                 self.events.push(Event::Refused { error });
-                (0..count).for_each(|index| self.settle(index, true, sink));
+                is_refused = true;
             }
             _ => return Err(LinkError::Unasked),
         }
-        self.log.pop_front();
-        Ok(())
-    }
-
-    /// What Redis said of one message of the oldest command.
-    fn settle(&mut self, index: usize, is_refused: bool, sink: &mut dyn Sink) {
-        let Some(message) = self.log.message(index) else { return };
-        match is_refused {
-            false => self.parts.some_accepted = true,
-            true if message.was_sent_before => self.parts.some_unsure = true,
-            true => self.parts.some_refused = true,
-        }
-        if message.is_last_part {
-            let outcome = std::mem::take(&mut self.parts).outcome();
-            // Where nobody waits, the outcome was told already: unknown.
-            if let Some(pusher) = message.pusher {
-                self.config.counters.count_outcome(outcome);
-                sink.answer(pusher, outcome);
+        let Self { log, parts, config, .. } = self;
+        log.pop_front(|message| {
+            parts.add(&message, is_refused);
+            if message.is_last_part {
+                let outcome = std::mem::take(parts).outcome();
+                // Where nobody waits, the outcome was told already: unknown.
+                if let Some(pusher) = message.pusher {
+                    config.counters.count_outcome(outcome);
+                    sink.answer(pusher, outcome);
+                }
             }
-        }
+        });
+        Ok(())
     }
 
     /// A message on a channel: one envelope, or a bundle of them.
@@ -84,25 +77,30 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
+        let place = self.interests.place(channel_name);
         for envelope in bundle::envelopes(payload) {
             self.config.counters.received.add(1);
-            match envelope {
-                Ok(envelope) => self.handle_envelope(channel_name, envelope, now_ms, sink),
-                Err(error) => self.refuse_envelope(channel_name, error.to_string()),
+            match (envelope, place) {
+                (Ok(envelope), Some(place)) => {
+                    self.handle_envelope((channel_name, place), envelope, now_ms, sink);
+                }
+                // Just left, or never asked for.
+                (Ok(_), None) => {}
+                (Err(error), _) => self.refuse_envelope(channel_name, error.to_string()),
             }
         }
     }
 
     fn handle_envelope(
         &mut self,
-        channel_name: &[u8],
+        (channel_name, place): (&[u8], Place),
         payload: &[u8],
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
         let counters = &self.config.counters;
-        // Just left, or never asked for.
-        let Some(channel) = self.interests.find(channel_name) else { return };
+        // Nothing that an envelope brings changes what is subscribed to.
+        let Some(channel) = self.interests.at(place) else { return };
         let header = match Header::read(payload) {
             Ok(header) => header,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
@@ -149,7 +147,7 @@ impl Broker {
             return self.events.push(Event::TooBig { channel, bytes });
         }
         match header.kind {
-            Kind::Message => self.route(channel_name, workers, payload, sink),
+            Kind::Message => self.route(channel_name, workers, header, payload, sink),
             // This node's workers have had them.
             Kind::Events if (origin, epoch) == (self.config.node, self.config.epoch) => {}
             // All that have business servers which want to hear them.
@@ -179,8 +177,15 @@ impl Broker {
     }
 
     /// Hands a message to the workers that may have a target of it.
-    fn route(&mut self, channel_name: &[u8], workers: u64, payload: &[u8], sink: &mut dyn Sink) {
-        let envelope = match Envelope::decode(payload) {
+    fn route(
+        &mut self,
+        channel_name: &[u8],
+        workers: u64,
+        header: Header,
+        payload: &[u8],
+        sink: &mut dyn Sink,
+    ) {
+        let envelope = match Envelope::decode_after(header, payload) {
             Ok(envelope) => envelope,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
         };

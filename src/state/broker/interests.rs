@@ -31,6 +31,10 @@ pub enum Joined {
     InForce,
 }
 
+/// Where a channel is among the [`Interests`].
+#[derive(Debug, Clone, Copy)]
+pub struct Place(usize);
+
 /// Channels by name.
 #[derive(Debug)]
 pub struct Interests {
@@ -98,12 +102,22 @@ impl Interests {
     }
 
     pub fn find(&mut self, name: &[u8]) -> Option<&mut Channel> {
+        let place = self.place(name)?;
+        self.at(place)
+    }
+
+    /// Where a channel is, until the next is joined or left.
+    pub fn place(&mut self, name: &[u8]) -> Option<Place> {
         let is_it = |channel: &Channel| *channel.name == *name;
         let is_latest = |&index: &usize| self.channels.get_bucket(index).is_some_and(is_it);
         if self.latest.filter(is_latest).is_none() {
             self.latest = self.channels.find_bucket_index(self.hash(name), is_it);
         }
-        self.channels.get_bucket_mut(self.latest?)
+        self.latest.map(Place)
+    }
+
+    pub fn at(&mut self, place: Place) -> Option<&mut Channel> {
+        self.channels.get_bucket_mut(place.0)
     }
 
     /// Redis confirmed a subscription. Who waited for it, and of what it is a part.

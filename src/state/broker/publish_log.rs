@@ -5,7 +5,7 @@ use super::Outcome;
 use crate::types::Cid;
 use crate::wire::bundle;
 use crate::wire::envelope::{Header, Kind};
-use crate::wire::publication::{Publication, write_publish};
+use crate::wire::publication::write_publish;
 use std::collections::VecDeque;
 
 /// Buffers of answered commands that are kept for the next ones, and how long one may be.
@@ -19,7 +19,7 @@ pub struct Pusher {
     pub ticket: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum What {
     Ping,
     /// A canary, the repeated number of a channel, or what the node says of itself: it is not sent
@@ -40,7 +40,7 @@ enum What {
 /// The worker that waits until a word of its business server is out.
 pub type Waiter = (usize, Cid);
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Entry {
     deadline_ms: u64,
     what: What,
@@ -72,6 +72,17 @@ pub struct AskedMessage {
     pub was_sent_before: bool,
 }
 
+impl AskedMessage {
+    fn of(entry: Entry) -> Option<Self> {
+        match entry.what {
+            What::Message { pusher, is_last_part, was_sent_before, .. } => {
+                Some(Self { pusher, is_last_part, was_sent_before })
+            }
+            What::Ping | What::Word(_) => None,
+        }
+    }
+}
+
 /// What Redis said of the parts of one message.
 #[derive(Debug, Default)]
 pub struct Parts {
@@ -82,6 +93,14 @@ pub struct Parts {
 }
 
 impl Parts {
+    pub fn add(&mut self, part: &AskedMessage, is_refused: bool) {
+        match is_refused {
+            false => self.some_accepted = true,
+            true if part.was_sent_before => self.some_unsure = true,
+            true => self.some_refused = true,
+        }
+    }
+
     pub fn outcome(&self) -> Outcome {
         match self {
             Self { some_unsure: true, .. } => Outcome::Unknown,
@@ -110,25 +129,33 @@ pub struct PublishLog {
 }
 
 impl PublishLog {
-    /// Appends a message; its envelopes are numbered. Deadlines never fall from one call to the
-    /// next.
-    pub fn add_message(
+    /// Appends a part of a message: an envelope of so many bytes, which `write` appends. Returns
+    /// them, to be numbered. [`PublishLog::end_message`] follows the last one. Deadlines never fall
+    /// from one call to the next.
+    pub fn add_part(
         &mut self,
-        publication: &Publication,
-        pusher: Option<Pusher>,
+        channel: &[u8],
+        bytes: usize,
+        may_expire: bool,
         deadline_ms: u64,
-    ) {
-        let last = publication.parts.len() - 1;
-        for (index, part) in publication.parts.iter().enumerate() {
-            let envelope = &publication.bytes[part.envelope.clone()];
-            let what = What::Message {
-                pusher: pusher.filter(|_| index == last),
-                is_last_part: index == last,
-                may_expire: Header::read(envelope).is_ok_and(|header| header.kind != Kind::Events),
-                has_expired: false,
-                was_sent_before: false,
-            };
-            self.add(publication.channel(index), envelope, deadline_ms, what);
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> &mut [u8] {
+        let what = What::Message {
+            pusher: None,
+            is_last_part: false,
+            may_expire,
+            has_expired: false,
+            was_sent_before: false,
+        };
+        self.add(channel, bytes, deadline_ms, what, write)
+    }
+
+    /// All parts of a message are added; who waits for what becomes of them.
+    pub fn end_message(&mut self, waiting: Option<Pusher>) {
+        if let Some(Entry { what: What::Message { pusher, is_last_part, .. }, .. }) =
+            self.entries.back_mut()
+        {
+            (*pusher, *is_last_part) = (waiting, true);
         }
     }
 
@@ -145,31 +172,38 @@ impl PublishLog {
         waiter: Option<Waiter>,
         deadline_ms: u64,
     ) {
-        self.add(channel, envelope, deadline_ms, What::Word(waiter));
+        let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
+        self.add(channel, envelope.len(), deadline_ms, What::Word(waiter), write);
     }
 
-    fn add(&mut self, channel: &[u8], envelope: &[u8], deadline_ms: u64, what: What) {
-        if !self.may_join_last(channel, envelope, &what) {
+    fn add(
+        &mut self,
+        channel: &[u8],
+        length: usize,
+        deadline_ms: u64,
+        what: What,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> &mut [u8] {
+        if !self.may_join_last(channel, length, &what) {
             let mut bytes = self.spare.pop().unwrap_or_default();
             bytes.extend_from_slice(channel);
             self.bytes += channel.len();
             self.commands.push_back(Command { entries: 0, bytes, channel_bytes: channel.len() });
         }
-        if let Some(command) = self.commands.back_mut() {
-            command.add(envelope);
-        }
-        self.bytes += bundle::LENGTH_BYTES + envelope.len();
+        self.bytes += bundle::LENGTH_BYTES + length;
         self.entries.push_back(Entry { deadline_ms, what });
+        // It was there, or is now.
+        self.commands.back_mut().map_or(&mut [], |command| command.add(length, write))
     }
 
-    /// Whether the last command is not sent, and may have this envelope too.
-    fn may_join_last(&self, channel: &[u8], envelope: &[u8], what: &What) -> bool {
+    /// Whether the last command is not sent, and may have one more envelope, of so many bytes.
+    fn may_join_last(&self, channel: &[u8], length: usize, what: &What) -> bool {
         let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
         let is_message = |what: &What| matches!(what, What::Message { .. });
         is_message(what)
             && self.entries.back().is_some_and(|last| is_message(&last.what))
             && command.entries < bundle::MAX_ENVELOPES
-            && command.envelope_bytes() + envelope.len() <= bundle::MAX_BYTES
+            && command.envelope_bytes() + length <= bundle::MAX_BYTES
             && command.channel() == channel
     }
 
@@ -222,12 +256,7 @@ impl PublishLog {
 
     /// One message of the oldest command.
     pub fn message(&self, index: usize) -> Option<AskedMessage> {
-        match self.entries.get(index)?.what {
-            What::Message { pusher, is_last_part, was_sent_before, .. } => {
-                Some(AskedMessage { pusher, is_last_part, was_sent_before })
-            }
-            What::Ping | What::Word(_) => None,
-        }
+        self.entries.get(index).copied().and_then(AskedMessage::of)
     }
 
     /// Channel and number of one message of the oldest command.
@@ -237,13 +266,13 @@ impl PublishLog {
         Some((command.channel(), Header::read(envelope).ok()?.seq))
     }
 
-    /// Forgets the oldest command: it was answered.
-    pub fn pop_front(&mut self) {
+    /// Forgets the oldest command: it was answered. `each` gets its messages.
+    pub fn pop_front(&mut self, mut each: impl FnMut(AskedMessage)) {
         let Some(command) = self.commands.pop_front() else { return };
         self.expired = self.expired.saturating_sub(command.entries);
         self.sent_commands -= 1;
         self.bytes -= command.bytes.len();
-        self.entries.drain(..command.entries);
+        self.entries.drain(..command.entries).filter_map(AskedMessage::of).for_each(&mut each);
         let mut bytes = command.bytes;
         if self.spare.len() < KEEP_BUFFERS && (1..=KEEP_BUFFER_BYTES).contains(&bytes.capacity()) {
             bytes.clear();
@@ -287,11 +316,14 @@ impl PublishLog {
         match Header::read(envelope) {
             Ok(header) if *has_expired => {
                 self.expired += 1;
-                let mut void = Vec::with_capacity(Header::BYTES);
-                Header { kind: Kind::Void, ..header }.encode(&mut void);
-                self.add(channel, &void, entry.deadline_ms, entry.what);
+                let void = Header { kind: Kind::Void, ..header };
+                let write = |out: &mut Vec<u8>| void.encode(out);
+                self.add(channel, Header::BYTES, entry.deadline_ms, entry.what, write);
             }
-            _ => self.add(channel, envelope, entry.deadline_ms, entry.what),
+            _ => {
+                let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
+                self.add(channel, envelope.len(), entry.deadline_ms, entry.what, write);
+            }
         }
     }
 }
@@ -311,9 +343,9 @@ impl Command {
         self.envelopes().len() - self.entries * bundle::LENGTH_BYTES
     }
 
-    fn add(&mut self, envelope: &[u8]) {
-        bundle::add(&mut self.bytes, envelope);
+    fn add(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> &mut [u8] {
         self.entries += 1;
+        bundle::add(&mut self.bytes, length, write)
     }
 
     /// Appends it as Redis reads it.
@@ -332,13 +364,11 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{MessageId, NodeId, Routing};
+    use crate::types::{MessageId, NodeId};
     use crate::wire::envelope::{Envelope, Targets};
-    use crate::wire::publication::ChannelNames;
     use crate::wire::resp;
 
-    fn message(seq: u64, data: &[u8]) -> Publication {
-        let mut publication = Publication::default();
+    fn add(log: &mut PublishLog, seq: u64, data: &[u8], pusher: Option<Pusher>, deadline_ms: u64) {
         let envelope = Envelope {
             origin: NodeId::new(1).unwrap(),
             epoch: 1,
@@ -352,9 +382,10 @@ mod tests {
             targets: Targets::default(),
             data,
         };
-        publication.add_message(&ChannelNames::new("x"), Routing::Project, &envelope);
-        publication.set_numbers(0, seq, seq);
-        publication
+        let write = |out: &mut Vec<u8>| envelope.encode(out);
+        let part = log.add_part(b"x:{p}", envelope.encoded_bytes(), true, deadline_ms, write);
+        Header::set_numbers(part, seq, seq);
+        log.end_message(pusher);
     }
 
     fn pusher(ticket: u32) -> Option<Pusher> {
@@ -397,41 +428,38 @@ mod tests {
     fn messages_of_one_channel_share_a_command_and_its_answer() {
         let mut log = PublishLog::default();
         for seq in 1..=3 {
-            log.add_message(&message(seq, b"1"), pusher(seq as u32), 10);
+            add(&mut log, seq, b"1", pusher(seq as u32), 10);
         }
         assert_eq!(log.front(), None, "nothing was sent");
         let all = [(Kind::Message, 1), (Kind::Message, 2), (Kind::Message, 3)];
         assert_eq!(sent(&mut log), [all]);
         log.add_ping(10);
-        log.add_message(&message(4, b"1"), pusher(4), 10);
+        add(&mut log, 4, b"1", pusher(4), 10);
         assert_eq!(sent(&mut log), [[(Kind::Message, 4)]]);
         assert_eq!(front(&log), [(1, Some(1)), (2, Some(2)), (3, Some(3))]);
-        log.pop_front();
+        log.pop_front(drop);
         assert_eq!(log.front(), Some(Asked::Ping));
-        log.pop_front();
+        log.pop_front(drop);
         assert_eq!(front(&log), [(4, Some(4))]);
-        log.pop_front();
+        log.pop_front(drop);
         assert!(log.is_empty() && log.pending_bytes() == 0 && !log.has_unsent());
     }
 
     #[test]
     fn a_bundle_ends_at_another_channel_and_at_its_limits() {
         let mut log = PublishLog::default();
-        let header = Header::read(&{
-            let publication = message(9, b"1");
-            publication.bytes[publication.parts[0].envelope.clone()].to_vec()
-        });
         for seq in 1..=20 {
-            log.add_message(&message(seq, b"1"), pusher(0), 10);
+            add(&mut log, seq, b"1", pusher(0), 10);
         }
         let mut tail = Vec::new();
-        Header { kind: Kind::Tail, ..header.unwrap() }.encode(&mut tail);
+        let (kind, origin) = (Kind::Tail, NodeId::new(1).unwrap());
+        Header { kind, origin, epoch: 1, seq: 20, order: 0, id: MessageId(0) }.encode(&mut tail);
         log.add_word(b"x:{p}", &tail, None, 10);
         let half = vec![b'1'; bundle::MAX_BYTES / 2 + 1];
         for seq in 21..=22 {
-            log.add_message(&message(seq, &half), pusher(0), 10);
+            add(&mut log, seq, &half, pusher(0), 10);
         }
-        log.add_message(&message(23, &[&half[..], &half].concat()), pusher(0), 10);
+        add(&mut log, 23, &[&half[..], &half].concat(), pusher(0), 10);
         let counts: Vec<usize> = sent(&mut log).iter().map(Vec::len).collect();
         assert_eq!(counts, [bundle::MAX_ENVELOPES, 4, 1, 1, 1, 1]);
     }
@@ -440,7 +468,7 @@ mod tests {
     fn no_more_is_taken_than_was_asked_for_and_one_command() {
         let mut log = PublishLog::default();
         for seq in 1..=40 {
-            log.add_message(&message(seq, b"1"), pusher(0), 10);
+            add(&mut log, seq, b"1", pusher(0), 10);
         }
         let mut out = Vec::new();
         log.take_unsent(&mut out, 1);
@@ -454,9 +482,9 @@ mod tests {
     #[test]
     fn what_is_past_its_deadline_only_keeps_its_number_when_it_is_sent_again() {
         let mut log = PublishLog::default();
-        log.add_message(&message(1, b"late"), pusher(1), 10);
+        add(&mut log, 1, b"late", pusher(1), 10);
         log.add_ping(10);
-        log.add_message(&message(2, b"in time"), pusher(2), 20);
+        add(&mut log, 2, b"in time", pusher(2), 20);
         sent(&mut log);
         let mut expired = Vec::new();
         log.expire(10, |one| expired.push(one.ticket));
@@ -478,11 +506,11 @@ mod tests {
     fn memory_is_given_back_while_the_log_never_empties() {
         let mut log = PublishLog::default();
         let large = vec![b'1'; 64 << 10];
-        log.add_message(&message(1, &large), pusher(0), 1);
+        add(&mut log, 1, &large, pusher(0), 1);
         for seq in 2..500 {
-            log.add_message(&message(seq, &large), pusher(0), 1);
+            add(&mut log, seq, &large, pusher(0), 1);
             sent(&mut log);
-            log.pop_front();
+            log.pop_front(drop);
             let buffers = log.commands.iter().map(|command| &command.bytes).chain(&log.spare);
             let kept: usize = buffers.map(Vec::capacity).sum();
             assert!(kept < 2 << 20, "{kept}");

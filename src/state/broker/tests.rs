@@ -7,6 +7,7 @@ use crate::types::{Cid, EventSet, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
+use crate::wire::publication::Publication;
 use crate::wire::sign::Secret;
 
 mod late;
@@ -186,19 +187,20 @@ impl Setting {
     }
 
     fn push_by(&mut self, routing: Routing, ticket: u32, data: &str, targets: &TargetsBuf) {
-        let mut publication = publication(routing, 7, 100, 0, data, targets);
-        let pusher = Some(Pusher { worker: 0, ticket });
-        self.broker.handle_publish(&mut publication, pusher, self.now_ms, &mut self.said);
+        let (envelope, pusher) = (envelope(7, 100, data, targets), Pusher { worker: 0, ticket });
+        self.broker.handle_push(&envelope, routing, pusher, self.now_ms, &mut self.said);
     }
 
     /// A message of another node arrives.
     fn arrive(&mut self, seq: u64, data: &str, targets: &TargetsBuf) {
-        let mut publication = publication(Routing::Project, 9, 5, seq, data, targets);
         self.arrived += 1;
-        publication.set_numbers(0, seq, self.arrived);
+        let mut publication = Publication::default();
+        let (names, envelope) = (ChannelNames::new("x"), envelope(9, 5, data, targets));
+        publication.add_message(&names, Routing::Project, &envelope);
+        let encoded = publication.parts[0].envelope.clone();
+        Header::set_numbers(&mut publication.bytes[encoded.clone()], seq, self.arrived);
         let mut bytes = Vec::new();
-        let envelope = publication.parts[0].envelope.clone();
-        message(&mut bytes, publication.channel(0), &publication.bytes[envelope]);
+        message(&mut bytes, publication.channel(0), &publication.bytes[encoded]);
         self.hear(LinkName::Subscribe, &bytes);
     }
 
@@ -208,18 +210,11 @@ impl Setting {
     }
 }
 
-fn publication(
-    routing: Routing,
-    node: u16,
-    epoch: u64,
-    seq: u64,
-    data: &str,
-    targets: &TargetsBuf,
-) -> Publication {
-    let envelope = Envelope {
+fn envelope<'a>(node: u16, epoch: u64, data: &'a str, targets: &'a TargetsBuf) -> Envelope<'a> {
+    Envelope {
         origin: NodeId::new(node).unwrap(),
         epoch,
-        seq,
+        seq: 0,
         accepted_us: 0,
         trace: None,
         id: MessageId(1),
@@ -228,10 +223,7 @@ fn publication(
         pid: b"p",
         targets: targets.as_targets(),
         data: data.as_bytes(),
-    };
-    let mut publication = Publication::default();
-    publication.add_message(&ChannelNames::new("x"), routing, &envelope);
-    publication
+    }
 }
 
 fn uids(list: &[&str]) -> TargetsBuf {

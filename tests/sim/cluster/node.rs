@@ -77,7 +77,6 @@ pub struct Node {
     pub draining: Option<Draining>,
     /// Joins that the broker has not answered, and since when.
     asked: BTreeMap<(usize, String), u64>,
-    publication: Publication,
     pub losses: u64,
 }
 
@@ -199,7 +198,6 @@ impl Node {
             views: Views::default(),
             draining: None,
             asked: BTreeMap::new(),
-            publication: Publication::default(),
             losses: 0,
         }
     }
@@ -319,15 +317,17 @@ impl Node {
         worker: usize,
         ticket: u32,
         world: &mut World,
-        fill: impl FnOnce(&mut Publication),
+        envelope: &Envelope<'_>,
     ) {
-        let mut publication = std::mem::take(&mut self.publication);
-        publication.clear();
-        fill(&mut publication);
+        let routing = world.setup.routing;
         if self.is_alone() {
-            self.publish_now(worker, ticket, &mut publication, world);
-            self.publication = publication;
+            let mut words = Words { list: Vec::new(), room: usize::MAX };
+            let pusher = Pusher { worker, ticket };
+            self.broker.handle_push(envelope, routing, pusher, world.now_ms, &mut words);
+            self.dispatch(words, world);
         } else {
+            let mut publication = Publication::default();
+            publication.add_message(&world.setup.names, routing, envelope);
             self.cores[worker].to_broker.push_back(ToBroker::Publish(publication, ticket));
         }
     }
@@ -339,27 +339,17 @@ impl Node {
         for worker in 0..self.cores.len() {
             while let Some(word) = self.cores[worker].to_broker.pop_front() {
                 match word {
-                    ToBroker::Publish(mut publication, ticket) => {
-                        self.publish_now(worker, ticket, &mut publication, world);
+                    ToBroker::Publish(publication, ticket) => {
+                        let mut words = Words { list: Vec::new(), room: usize::MAX };
+                        let (now_ms, pusher) = (world.now_ms, Pusher { worker, ticket });
+                        self.broker.handle_publish(&publication, pusher, now_ms, &mut words);
+                        self.dispatch(words, world);
                     }
                     ToBroker::Ask(ask) => self.ask(worker, &ask, world),
                     ToBroker::CanarySeen => self.broker.handle_canary_seen(worker, world.now_ms),
                 }
             }
         }
-    }
-
-    fn publish_now(
-        &mut self,
-        worker: usize,
-        ticket: u32,
-        publication: &mut Publication,
-        world: &mut World,
-    ) {
-        let mut words = Words { list: Vec::new(), room: usize::MAX };
-        let pusher = Pusher { worker, ticket };
-        self.broker.handle_publish(publication, Some(pusher), world.now_ms, &mut words);
-        self.dispatch(words, world);
     }
 
     fn ask(&mut self, worker: usize, ask: &Ask, world: &mut World) {

@@ -116,9 +116,8 @@ impl Cluster {
             targets: targets.as_targets(),
             data: push.data.as_bytes(),
         };
-        let (names, routing) = (world.setup.names.clone(), world.setup.routing);
         let mut publication = Publication::default();
-        publication.add_message(&names, routing, &envelope);
+        publication.add_message(&world.setup.names, world.setup.routing, &envelope);
         let channels = (0..publication.parts.len()).map(|part| publication.channel(part).to_vec());
         let record = Record {
             push: push.clone(),
@@ -135,9 +134,7 @@ impl Cluster {
         };
         let ticket = world.truth.begin(record);
         world.log.note(format!("ticket {ticket}, {group:?}: {push:?}"));
-        node.publish(worker, ticket, world, |publication| {
-            publication.add_message(&names, routing, &envelope);
-        });
+        node.publish(worker, ticket, world, &envelope);
         (id, ticket)
     }
 

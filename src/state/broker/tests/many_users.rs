@@ -52,3 +52,41 @@ fn user(number: u32) -> TargetsBuf {
     uids.push(format!("u{number}"));
     TargetsBuf { uids: Some(uids), ..TargetsBuf::default() }
 }
+
+#[test]
+fn what_a_worker_on_another_thread_hands_over_is_published_in_the_same_way() {
+    let (mut here, mut there) = (Setting::ready(1), Setting::ready(1));
+    let three: TargetsBuf = {
+        let mut uids = NamesBuf::default();
+        ["a", "b", "a", "c"].iter().for_each(|uid| uids.push(uid));
+        TargetsBuf { uids: Some(uids), ..TargetsBuf::default() }
+    };
+    let published = |setting: &mut Setting| {
+        let mut out = Vec::new();
+        setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
+        out
+    };
+    assert_eq!(published(&mut here), published(&mut there));
+    let mut tickets = 0..;
+    for targets in &[TargetsBuf::default(), user(1), three] {
+        for routing in [Routing::Project, Routing::User] {
+            let ticket = tickets.next().unwrap();
+            here.push_by(routing, ticket, "1", targets);
+            let mut publication = Publication::default();
+            let envelope = envelope(7, 100, "1", targets);
+            publication.add_message(&ChannelNames::new("x"), routing, &envelope);
+            let (pusher, now_ms) = (Pusher { worker: 0, ticket }, there.now_ms);
+            there.broker.handle_publish(&publication, pusher, now_ms, &mut there.said);
+        }
+    }
+    let bytes = published(&mut here);
+    assert!(commands(&bytes).len() > 3);
+    assert_eq!(bytes, published(&mut there));
+    for setting in [&mut here, &mut there] {
+        let (now_ms, said) = (setting.now_ms, &mut setting.said);
+        setting.broker.handle_bytes(LinkName::Publish, b":1\r\n:1\r\n", now_ms, said).unwrap();
+    }
+    assert_eq!(here.said.answers, there.said.answers);
+    let bundle = [0, 1, 2].map(|ticket| (ticket, Outcome::Accepted));
+    assert_eq!(here.said.answers[..3], bundle);
+}

@@ -1,0 +1,133 @@
+//! What workers want published.
+
+use super::publish_log::PublishLog;
+use super::{
+    Broker, BrokerConfig, MAX_PENDING_BYTES, MAX_WAITING_EVENT_BYTES, Outcome, Pusher, Sink, State,
+};
+use crate::state::sequence::OutgoingSequences;
+use crate::types::Routing;
+use crate::wire::envelope::{Envelope, Header};
+use crate::wire::publication::{LastName, Publication, route};
+
+/// Numbers what is to be published and keeps it until it is answered.
+struct Acceptor<'a> {
+    config: &'a BrokerConfig,
+    sequences: &'a mut OutgoingSequences,
+    order: &'a mut u64,
+    log: &'a mut PublishLog,
+    now_ms: u64,
+}
+
+impl Acceptor<'_> {
+    /// Accepts one part of a message: an envelope of so many bytes, which `write` appends.
+    fn add(
+        &mut self,
+        channel: &[u8],
+        bytes: usize,
+        may_expire: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let mut channel = channel;
+        if self.sequences.len() >= self.config.max_outgoing_channels
+            && !self.sequences.is_known(channel)
+            && let Some(length) = self.config.names.project_of_user(channel)
+        {
+            // All who have the user hear the project's as well.
+            channel = &channel[..length];
+        }
+        let seq = self.sequences.next(channel, self.now_ms);
+        *self.order += 1;
+        let deadline_ms = self.now_ms + self.config.queue_timeout_ms;
+        let envelope = self.log.add_part(channel, bytes, may_expire, deadline_ms, write);
+        Header::set_numbers(envelope, seq, *self.order);
+    }
+}
+
+impl Broker {
+    /// A worker accepted a message. The sink gets the outcome, at once or later.
+    pub fn handle_push(
+        &mut self,
+        envelope: &Envelope<'_>,
+        routing: Routing,
+        pusher: Pusher,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        if let Some(outcome) = self.refusal() {
+            return sink.answer(pusher, outcome);
+        }
+        let (mut acceptor, last_name) = self.acceptor(now_ms);
+        let names = &acceptor.config.names;
+        route(routing, envelope, |channel, envelope| {
+            let name = last_name.get(names, envelope.pid, channel);
+            acceptor.add(name, envelope.encoded_bytes(), true, |out| envelope.encode(out));
+        });
+        acceptor.log.end_message(Some(pusher));
+    }
+
+    /// As [`Broker::handle_push`], for a worker on another thread.
+    pub fn handle_publish(
+        &mut self,
+        publication: &Publication,
+        pusher: Pusher,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
+        if let Some(outcome) = self.refusal() {
+            return sink.answer(pusher, outcome);
+        }
+        let (mut acceptor, _) = self.acceptor(now_ms);
+        for part in &publication.parts {
+            let channel = &publication.bytes[part.channel.clone()];
+            let envelope = &publication.bytes[part.envelope.clone()];
+            let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
+            acceptor.add(channel, envelope.len(), true, write);
+        }
+        acceptor.log.end_message(Some(pusher));
+    }
+
+    /// A worker has a parcel for a channel; nobody waits for what becomes of it. Events wait for a
+    /// queue that is away: a business server that misses one knows too little of its clients for
+    /// good.
+    pub(super) fn handle_parcel(
+        &mut self,
+        channel: &[u8],
+        parcel: &[u8],
+        is_events: bool,
+        now_ms: u64,
+    ) {
+        let may_wait = is_events
+            && self.state != State::Ready
+            && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES;
+        if !may_wait && self.refusal().is_some() {
+            return self.config.counters.parcels_refused.add(1);
+        }
+        let (mut acceptor, _) = self.acceptor(now_ms);
+        let write = |out: &mut Vec<u8>| out.extend_from_slice(parcel);
+        acceptor.add(channel, parcel.len(), !is_events, write);
+        acceptor.log.end_message(None);
+    }
+
+    /// Why no message is accepted now.
+    fn refusal(&self) -> Option<Outcome> {
+        match self.state {
+            State::Ready if self.pending_bytes() < MAX_PENDING_BYTES => None,
+            State::Ready => Some(Outcome::Overloaded),
+            _ => Some(Outcome::Unreachable),
+        }
+    }
+
+    fn acceptor(&mut self, now_ms: u64) -> (Acceptor<'_>, &mut LastName) {
+        if self.log.is_empty() && self.state == State::Ready {
+            self.publishing.handle_asked(now_ms);
+        }
+        let acceptor = Acceptor {
+            config: &self.config,
+            sequences: &mut self.sequences,
+            order: &mut self.order,
+            log: self.held.as_mut().unwrap_or(&mut self.log),
+            now_ms,
+        };
+        (acceptor, &mut self.last_name)
+    }
+}
