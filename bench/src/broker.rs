@@ -3,6 +3,7 @@
 
 mod live;
 mod load;
+mod own;
 mod workers;
 
 use std::fs;
@@ -47,6 +48,10 @@ pub struct Args {
     /// print one line of JSON, a list
     #[argh(switch)]
     json: bool,
+    /// instead: what a push of this node itself costs that is published, answered and back; one
+    /// line of text
+    #[argh(switch)]
+    own: bool,
 }
 
 /// What one read takes.
@@ -85,6 +90,10 @@ pub fn run(args: &Args) -> io::Result<()> {
     }
     if !args.json {
         print_machine();
+    }
+    if args.own {
+        println!("{}", own::run(args)?);
+        return Ok(());
     }
     let mut lines = Vec::new();
     for way in &WAYS {
@@ -243,20 +252,20 @@ fn invalid(text: &str) -> Error {
 }
 
 #[cfg(test)]
+impl Default for Args {
+    fn default() -> Self {
+        let (redis, core, json, own) = (None, None, false, false);
+        Self { redis, messages: 2_000, bytes: 128, rounds: 1, seconds: 1.0, core, json, own }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_message_is_handed_on_whatever_the_workers_are() {
-        let args = Args {
-            redis: None,
-            messages: 2_000,
-            bytes: 128,
-            rounds: 2,
-            seconds: 1.0,
-            core: None,
-            json: true,
-        };
+        let args = Args { messages: 2_000, rounds: 2, json: true, ..Args::default() };
         for way in &WAYS {
             let line = play(&args, way).unwrap();
             assert!(line.contains("\"messages\":2000,"), "{line}");

@@ -18,7 +18,7 @@ use ws_cluster::wire::resp::write_command;
 use super::workers::Workers;
 use super::{Way, workers_of};
 
-const PROJECTS: usize = 8;
+pub const PROJECTS: usize = 8;
 const ORIGINS: usize = 4;
 /// Of node and channel: one series of numbers for each.
 pub const PAIRS: usize = PROJECTS * ORIGINS;
@@ -66,15 +66,22 @@ impl Load {
     ) -> io::Result<()> {
         channel.clear();
         envelope.clear();
-        let pid = &self.pids[index % PROJECTS];
-        self.names.project(channel, pid);
+        self.names.project(channel, &self.pids[index % PROJECTS]);
+        let origin = node(2 + (index / PROJECTS % ORIGINS) as u16)?;
+        self.with_message(index, origin, |message| message.encode(envelope));
+        Self::number(index, envelope);
+        Ok(())
+    }
+
+    /// Hands over a message of a node; it has no number.
+    pub fn with_message(&self, index: usize, origin: NodeId, take: impl FnOnce(&Envelope<'_>)) {
         let mut uids = NamesBuf::default();
         // A stride that visits all, so that neighbours share no place in a table.
         uids.push(&self.uids[index * 7_919 % USERS]);
         let targets =
             Targets { uids: (!self.is_for_all).then(|| uids.as_names()), ..Targets::default() };
-        Envelope {
-            origin: node(2 + (index / PROJECTS % ORIGINS) as u16)?,
+        take(&Envelope {
+            origin,
             epoch: 1,
             seq: 0,
             accepted_us: 1_700_000_000_000_000,
@@ -82,13 +89,10 @@ impl Load {
             id: MessageId(index as u64),
             ttl_ms: 0,
             key: None,
-            pid: pid.as_bytes(),
+            pid: self.pids[index % PROJECTS].as_bytes(),
             targets,
             data: &self.data,
-        }
-        .encode(envelope);
-        Self::number(index, envelope);
-        Ok(())
+        });
     }
 
     /// So many messages as Redis pushes them to a subscriber that speaks RESP3.
@@ -214,6 +218,17 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
     Ok(())
 }
 
+/// What Redis answers to PUBLISH commands on either link.
+pub fn answers(asked: &[u8]) -> io::Result<[Vec<u8>; 2]> {
+    let mut answers = [Vec::new(), Vec::new()];
+    for command in commands_in(asked)? {
+        let [b"PUBLISH", channel, payload] = &command[..] else { return Err(malformed()) };
+        answers[LinkName::Publish as usize].extend_from_slice(b":1\r\n");
+        write_push(&mut answers[LinkName::Subscribe as usize], channel, payload);
+    }
+    Ok(answers)
+}
+
 /// Whole commands, as a client writes them, one behind the other.
 fn commands_in(mut bytes: &[u8]) -> io::Result<Vec<Vec<&[u8]>>> {
     let mut commands = Vec::new();
@@ -252,6 +267,6 @@ fn write_push(out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {
     }
 }
 
-fn node(number: u16) -> io::Result<NodeId> {
+pub fn node(number: u16) -> io::Result<NodeId> {
     NodeId::new(number).ok_or_else(|| Error::other("no such node"))
 }
