@@ -22,8 +22,8 @@ impl Broker {
         }
     }
 
-    /// A worker has a parcel for other workers, here or elsewhere. Business servers of this node have
-    /// events at once, before what its clients ask them.
+    /// A worker has a parcel for other workers, here or elsewhere. Business servers of this node
+    /// have events at once, before what its clients ask them.
     fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
