@@ -35,8 +35,11 @@ impl Host for Near {
     fn wake(&self) {}
 
     fn may_stay_awake(&self) -> bool {
-        self.core.tick(sys::now_ms());
         true
+    }
+
+    fn keep_time(&self) {
+        self.core.tick(sys::now_ms());
     }
 
     async fn wait_for_room(&self) {

@@ -275,6 +275,8 @@ impl Host for Far {
         false
     }
 
+    fn keep_time(&self) {}
+
     fn wake(&self) {
         for port in self.ports.borrow_mut().iter_mut() {
             if std::mem::take(&mut port.is_due) {

@@ -44,9 +44,11 @@ pub trait Host: 'static {
     fn hear(&self, broker: &mut Broker, now_ms: u64);
     /// Wakes those to whom the sink had something to say.
     fn wake(&self);
-    /// Whether the thread may wait actively: nobody else needs its core. To be called again and
-    /// again meanwhile, because the executor does not look at its timers.
+    /// Whether the thread may wait actively: nobody else needs its core.
     fn may_stay_awake(&self) -> bool;
+    /// Looks at deadlines. To be called again and again by who waits actively: the executor does
+    /// not look at its timers meanwhile.
+    fn keep_time(&self);
     /// Returns when [`Sink::has_room`] may be true again.
     fn wait_for_room(&self) -> impl Future<Output = ()>;
 }
@@ -238,6 +240,7 @@ impl<H: Host> Driver<H> {
     pub(super) async fn stay_awake(&self) {
         let (mut last, mut since) = (0, Instant::now());
         while self.host.may_stay_awake() {
+            self.host.keep_time();
             let under_way = self.broker.borrow().under_way();
             if under_way != last {
                 (last, since) = (under_way, Instant::now());
