@@ -48,8 +48,8 @@ pub struct Args {
     /// print one line of JSON, a list
     #[argh(switch)]
     json: bool,
-    /// instead: what a push of this node itself costs that is published, answered and back; one
-    /// line of text
+    /// instead: what a push of this node itself costs that is published, answered and back;
+    /// neither with --redis nor with --json
     #[argh(switch)]
     own: bool,
 }
@@ -87,6 +87,11 @@ pub fn run(args: &Args) -> io::Result<()> {
     }
     if !(args.seconds > 0.0 && args.seconds <= 600.0) {
         return Err(invalid("--seconds must be above 0 and at most 600"));
+    }
+    if args.own && (args.redis.is_some() || args.json) {
+        return Err(invalid(
+            "--own plays Redis itself and prints text: leave --redis and --json out",
+        ));
     }
     if !args.json {
         print_machine();

@@ -227,7 +227,8 @@ impl<'a> Envelope<'a> {
         Self::decode_after(Header::read(bytes)?, bytes)
     }
 
-    /// The same where the header has been read.
+    /// The same where the header has been read. In place: to move an envelope costs as much as to
+    /// read it.
     #[inline(always)]
     pub fn decode_after(header: Header, bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (fields, data) = fields_and_data(bytes)?;

@@ -8,6 +8,7 @@ use ws_cluster::types::Routing;
 
 use super::load::{self, Load, PROJECTS};
 use super::{Args, Way, median};
+use crate::sys;
 
 const WAY: Way = Way { name: "own", workers: 1, has_rings: false, is_for_all: false };
 /// Messages that are published before the first of them is answered.
@@ -15,6 +16,9 @@ const TOGETHER: usize = 192;
 
 /// Plays Redis for one broker with one worker on its thread. Only the broker's own time counts.
 pub fn run(args: &Args) -> io::Result<String> {
+    if let Some(core) = args.core {
+        sys::pin_to_core(core)?;
+    }
     let mut ns = Vec::new();
     for _ in 0..args.rounds {
         ns.push(round(args)?);

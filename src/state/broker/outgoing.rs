@@ -41,6 +41,11 @@ impl Acceptor<'_> {
         let envelope = self.log.add_part(channel, bytes, may_expire, deadline_ms, write);
         Header::set_numbers(envelope, seq, *self.order);
     }
+
+    fn add_encoded(&mut self, channel: &[u8], envelope: &[u8], may_expire: bool) {
+        let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
+        self.add(channel, envelope.len(), may_expire, write);
+    }
 }
 
 impl Broker {
@@ -53,7 +58,7 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        if let Some(outcome) = self.refusal() {
+        if let Some(outcome) = self.refusal(envelope.encoded_bytes()) {
             return sink.answer(pusher, outcome);
         }
         let (mut acceptor, last_name) = self.acceptor(now_ms);
@@ -73,15 +78,13 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        if let Some(outcome) = self.refusal() {
+        if let Some(outcome) = self.refusal(publication.bytes.len()) {
             return sink.answer(pusher, outcome);
         }
         let (mut acceptor, _) = self.acceptor(now_ms);
-        for part in &publication.parts {
-            let channel = &publication.bytes[part.channel.clone()];
+        for (index, part) in publication.parts.iter().enumerate() {
             let envelope = &publication.bytes[part.envelope.clone()];
-            let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
-            acceptor.add(channel, envelope.len(), true, write);
+            acceptor.add_encoded(publication.channel(index), envelope, true);
         }
         acceptor.log.end_message(Some(pusher));
     }
@@ -99,19 +102,18 @@ impl Broker {
         let may_wait = is_events
             && self.state != State::Ready
             && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES;
-        if !may_wait && self.refusal().is_some() {
+        if !may_wait && self.refusal(parcel.len()).is_some() {
             return self.config.counters.parcels_refused.add(1);
         }
         let (mut acceptor, _) = self.acceptor(now_ms);
-        let write = |out: &mut Vec<u8>| out.extend_from_slice(parcel);
-        acceptor.add(channel, parcel.len(), !is_events, write);
+        acceptor.add_encoded(channel, parcel, !is_events);
         acceptor.log.end_message(None);
     }
 
-    /// Why no message is accepted now.
-    fn refusal(&self) -> Option<Outcome> {
+    /// Why a message of so many bytes is not accepted now.
+    fn refusal(&self, bytes: usize) -> Option<Outcome> {
         match self.state {
-            State::Ready if self.pending_bytes() < MAX_PENDING_BYTES => None,
+            State::Ready if self.pending_bytes() + bytes <= MAX_PENDING_BYTES => None,
             State::Ready => Some(Outcome::Overloaded),
             _ => Some(Outcome::Unreachable),
         }
