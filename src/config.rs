@@ -4,6 +4,7 @@
 //! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
 //! from the environment.
 
+mod bind;
 mod limits;
 mod logs;
 mod otel;
@@ -24,10 +25,12 @@ use crate::types::{Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 
+use bind::Binds;
 use queue::QueueSettings;
 use raw_args::RawArgs;
 use setting::Source;
 
+pub use bind::Bind;
 pub use logs::LogSettings;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
@@ -36,8 +39,10 @@ pub use queue::Queue;
 #[derive(Debug)]
 pub struct Config {
     pub node: NodeId,
-    /// The address that the WebSocket and the HTTP port are bound to.
-    pub bind: IpAddr,
+    /// The address that the WebSocket port is bound to.
+    pub bind: Bind,
+    /// The address that the HTTP port is bound to.
+    pub http_bind: Bind,
     /// 0 takes any free port; so do the other two.
     pub ws_port: u16,
     pub http_port: u16,
@@ -45,7 +50,7 @@ pub struct Config {
     pub pprof_port: OpsPort,
     pub swagger_port: OpsPort,
     /// The address of those three.
-    pub ops_bind: IpAddr,
+    pub ops_bind: Bind,
     /// What a request to them must bear.
     pub ops_token: Option<Token>,
     pub queue: Queue,
@@ -154,7 +159,8 @@ impl Config {
         let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
         let limits = limits::resolve(raw, from)?;
         let projects = load_projects(projects_file.as_deref(), env, &limits, &mut warnings)?;
-        let bind = resolve_bind(raw, from)?;
+        let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
+        bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let otel = otel::from_env(from.env, &mut warnings)?;
         let logs = LogSettings::resolve(raw, from, &mut warnings)?;
@@ -176,6 +182,7 @@ impl Config {
         Ok(Self {
             node: counts.node,
             bind,
+            http_bind,
             ws_port: ports.ws,
             http_port: ports.http,
             prometheus_port: ports.prometheus,
@@ -233,27 +240,13 @@ fn resolve_echo(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<bool, Exit
     Ok(echo)
 }
 
-fn resolve_bind(raw: &RawArgs, from: &Source<'_>) -> Result<IpAddr, Exit> {
-    from.get("bind", &raw.bind).parsed(
-        IpAddr::from([0, 0, 0, 0]),
-        "an IP address",
-        "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 for all",
-        "127.0.0.1",
-    )
-}
-
 /// Whoever reaches these ports sees the whole node: from other machines only with a token.
 fn resolve_ops(
     raw: &RawArgs,
     from: &Source<'_>,
     warnings: &mut Vec<String>,
-) -> Result<(IpAddr, Option<Token>), Exit> {
-    let bind = from.get("ops_bind", &raw.ops_bind).parsed(
-        IpAddr::from([127, 0, 0, 1]),
-        "an IP address",
-        "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 for all",
-        "127.0.0.1",
-    )?;
+) -> Result<(Bind, Option<Token>), Exit> {
+    let bind = Bind::resolve(from, "ops_bind", &raw.ops_bind, IpAddr::from([127, 0, 0, 1]))?;
     let setting = from.get("ops_token", &raw.ops_token);
     if setting.text.is_some() && !setting.from_env {
         warnings.push(visible("--ops_token is", "WS_CLUSTER_OPS_TOKEN"));
@@ -265,9 +258,11 @@ fn resolve_ops(
                     .into(),
             ))
         }
-        None if !bind.is_loopback() => Err(Exit::Error(format!(
-            "--ops_bind {bind} shows metrics, profiles and the console to other machines: give \
-             WS_CLUSTER_OPS_TOKEN, too, or leave --ops_bind out"
+        None if !bind.ip.is_loopback() => Err(Exit::Error(format!(
+            "{} shows metrics, profiles and the console to other machines: give \
+             WS_CLUSTER_OPS_TOKEN, too, or leave {} out",
+            bind.written(),
+            bind.name
         ))),
         text => Ok((bind, text.map(Token::new))),
     }

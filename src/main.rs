@@ -8,12 +8,11 @@ use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
-use ws_cluster::config::{Config, DEV_PID, DEV_SECRET, Exit};
+use ws_cluster::config::{Config, Exit};
 use ws_cluster::io::sys;
 use ws_cluster::node::{self, Addresses};
 use ws_cluster::ops::logs::{self, Logs};
 use ws_cluster::ops::sentry::{self, Reporter};
-use ws_cluster::wire::sign::{Secret, sign_hex};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -87,7 +86,7 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
              swagger={swagger}\n"
         ));
         if shows_lines {
-            logs.print(&first_push(addresses));
+            logs.print(&node::first_push(addresses));
         }
     });
     match result {
@@ -98,30 +97,4 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Lines to paste into two other terminals: one connects, one pushes; both signed.
-fn first_push(addresses: &Addresses) -> String {
-    let secret = Secret::new(DEV_SECRET.as_bytes());
-    let connect = format!("pid={DEV_PID}&tags=news&uid=alice");
-
-    let connect_sign = sign_hex(&secret, &[b"/ws/connect\n", connect.as_bytes()]);
-    let body = format!(r#"{{"pid":"{DEV_PID}","tags":["news"],"data":{{"hello":"world"}}}}"#);
-    let push_sign = sign_hex(&secret, &[b"/ws/push\n", body.as_bytes()]);
-    let (ws_port, http_port) = (addresses.ws.port(), addresses.http.port());
-    let Addresses { metrics, pprof, swagger, .. } = addresses;
-    format!(
-        "
-Connect (any WebSocket client; here Python: pip install websockets):
-  python3 -m websockets 'ws://127.0.0.1:{ws_port}/ws/connect?{connect}&sign={connect_sign}'
-
-Push to the tag 'news':
-  curl -s http://127.0.0.1:{http_port}/ws/push -H 'Content-Type: application/json' \\
-    -H 'X-Sign: {push_sign}' \\
-    -d '{body}'
-
-Live page and API: http://{swagger}/   Metrics: http://{metrics}/metrics
-Profiles: http://{pprof}/debug/pprof/   Stop: Ctrl-C   All flags: --help
-"
-    )
 }

@@ -1,10 +1,18 @@
 //! Floor 4: a node's birth, life and end.
 
-use crate::config::{self, Config, OpsPort};
+mod error;
+mod first_push;
+mod machine;
+mod ports;
+
+pub use error::NodeError;
+pub use first_push::first_push;
+pub use ports::Addresses;
+
+use crate::config::{self, Config};
 use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::drive;
 use crate::io::engine::Engine;
-use crate::io::listener::{listen, reserve};
 use crate::io::mailbox::Mailbox;
 use crate::io::near::Near;
 use crate::io::port::{self, Far, WorkerPort};
@@ -21,9 +29,11 @@ use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::Routing;
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
+use error::system;
+use ports::Wanted;
 use std::cell::{OnceCell, RefCell};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -36,35 +46,6 @@ const EXECUTOR_ENTRIES: u32 = 1024;
 
 /// How long an end by a second signal waits for the log.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-
-/// Why a node could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    #[error("{flag} {address} cannot be listened on ({error}): {fix}")]
-    Port { flag: &'static str, address: SocketAddr, error: io::Error, fix: &'static str },
-    #[error(
-        "io_uring is not available ({0}): ws-cluster needs Linux 6.1 or later with io_uring allowed"
-    )]
-    Ring(io::Error),
-    #[error("{what} failed: {error}")]
-    System { what: &'static str, error: io::Error },
-    #[error("a thread ended early: {0}")]
-    Thread(String),
-}
-
-fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
-    move |error| NodeError::System { what, error }
-}
-
-/// Where a node listens, known once it does.
-#[derive(Debug, Clone, Copy)]
-pub struct Addresses {
-    pub ws: SocketAddr,
-    pub http: SocketAddr,
-    pub metrics: SocketAddr,
-    pub pprof: SocketAddr,
-    pub swagger: SocketAddr,
-}
 
 /// What a thread tells main.
 enum News {
@@ -80,15 +61,7 @@ enum News {
 /// all meet at a barrier; only then is anything opened that must not have copies in other tables.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
     sys::raise_open_files().map_err(system("raising the limit of open files"))?;
-    let ports = Wanted {
-        bind: config.bind,
-        ws: config.ws_port,
-        http: config.http_port,
-        ops_bind: config.ops_bind,
-        metrics: config.prometheus_port,
-        pprof: config.pprof_port,
-        swagger: config.swagger_port,
-    };
+    let ports = Wanted::of(&config);
     let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config));
     let workers = shared.settings.workers;
@@ -96,7 +69,8 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let (news_sender, news) = mpsc::channel();
     // Main and ops besides.
     let threads = workers + usize::from(broker.is_some()) + 2;
-    let birth = Arc::new(Birth { barrier: Barrier::new(threads), addresses: OnceLock::new() });
+    let birth =
+        Arc::new(Birth { barrier: Barrier::new(threads), ports, addresses: OnceLock::new() });
     let mut sources = Vec::new();
     for (index, end) in ends.into_iter().enumerate() {
         let spans =
@@ -111,7 +85,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     spawn_ops(&shared, &birth, &news_sender)?;
     // Every thread has its own table now; what main holds from here on is in no other.
     birth.barrier.wait();
-    let reserved = reserve_all(&ports);
+    let reserved = birth.ports.reserve();
     let addresses = match &reserved {
         Ok((addresses, _)) => Some(*addresses),
         Err(_) => None,
@@ -180,6 +154,7 @@ fn watch_signals(shared: &Arc<Shared>) -> Result<(), NodeError> {
 /// What the threads wait for before they open anything.
 struct Birth {
     barrier: Barrier,
+    ports: Wanted,
     /// `None`: the ports cannot be had.
     addresses: OnceLock<Option<Addresses>>,
 }
@@ -241,7 +216,10 @@ fn spawn_worker(
     let name = format!("worker-{index}");
     spawn(&name.clone(), move || {
         let result = caught(&name, || match birth.take_table()? {
-            Some(addresses) => work(index, end, recorder, &shared, addresses, &news),
+            Some(addresses) => {
+                let listeners = birth.ports.listen_for_worker(&addresses)?;
+                work(index, end, recorder, &shared, listeners, &news)
+            }
             None => Ok(()),
         });
         // Main is gone only when the process ends.
@@ -255,14 +233,12 @@ fn work(
     end: End,
     recorder: Option<Recorder>,
     shared: &Arc<Shared>,
-    addresses: Addresses,
+    [ws, http]: [TcpListener; 2],
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     if shared.settings.pin {
         sys::pin_to_core(index).map_err(system("pinning a worker to its core"))?;
     }
-    let ws = listen(addresses.ws).map_err(system("listening on the WebSocket port"))?;
-    let http = listen(addresses.http).map_err(system("listening on the HTTP port"))?;
     let mut runtime = executor()?;
     let ring = Ring::new().map_err(NodeError::Ring)?;
     let worker = Worker::new(worker_config(index, shared), sys::now_ms());
@@ -358,56 +334,19 @@ fn spawn_ops(
     spawn("ops", move || {
         let result = caught("ops", || {
             let Some(addresses) = birth.take_table()? else { return Ok(()) };
-            let listen = |address| listen(address).map_err(system("listening on an ops port"));
-            let listeners = [
-                (Site::Metrics, listen(addresses.metrics)?),
-                (Site::Pprof, listen(addresses.pprof)?),
-                (Site::Pages, listen(addresses.swagger)?),
-            ];
+            let listeners = birth.ports.listen_for_ops(&addresses)?;
+            let sites = [Site::Metrics, Site::Pprof, Site::Pages];
             let mut runtime = executor()?;
             let _ = news.send(News::Listening);
             let ops = Ops::new(shared, addresses.ws, addresses.http);
-            runtime.block_on(server::serve(ops, listeners)).map_err(system("serving ops"))
+            runtime
+                .block_on(server::serve(ops, sites.into_iter().zip(listeners)))
+                .map_err(system("serving ops"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));
         }
     })
-}
-
-/// The ports that were asked for.
-struct Wanted {
-    bind: IpAddr,
-    ws: u16,
-    http: u16,
-    ops_bind: IpAddr,
-    metrics: u16,
-    pprof: OpsPort,
-    swagger: OpsPort,
-}
-
-/// The ports, held until every thread listens on its own.
-fn reserve_all(wanted: &Wanted) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
-    let take = |flag, bind, port| {
-        let address = SocketAddr::new(bind, port);
-        let fix = "stop what listens there, or choose another port";
-        reserve(address).map_err(|error| NodeError::Port { flag, address, error, fix })
-    };
-    let take_ops = |flag, OpsPort { port, is_given }| match take(flag, wanted.ops_bind, port) {
-        Err(NodeError::Port { address, .. }) if !is_given => {
-            let other = take(flag, wanted.ops_bind, 0)?;
-            tracing::warn!("{flag} {address} is taken: it is {} instead", other.1);
-            Ok(other)
-        }
-        result => result,
-    };
-    let (ws_held, ws) = take("--ws_port", wanted.bind, wanted.ws)?;
-    let (http_held, http) = take("--http_port", wanted.bind, wanted.http)?;
-    let (metrics_held, metrics) = take("--prometheus_port", wanted.ops_bind, wanted.metrics)?;
-    let (pprof_held, pprof) = take_ops("--pprof_port", wanted.pprof)?;
-    let (swagger_held, swagger) = take_ops("--swagger_port", wanted.swagger)?;
-    let addresses = Addresses { ws, http, metrics, pprof, swagger };
-    Ok((addresses, [ws_held, http_held, metrics_held, pprof_held, swagger_held]))
 }
 
 fn shared_of(config: Config) -> Shared {

@@ -41,11 +41,11 @@ pub(super) struct RawArgs {
     /// the port of the Prometheus metrics (default 9091)
     #[argh(option)]
     pub(super) prometheus_port: Option<String>,
-    /// the port of profiles, /debug/pprof/ (default 6060; where that is taken, any free one)
+    /// the port of profiles, /debug/pprof/ (default 6060; if that is in use, a free one)
     #[argh(option)]
     pub(super) pprof_port: Option<String>,
-    /// the port of the live page and of Swagger UI, /swagger/index.html (default 9092; where that
-    /// is taken, any free one)
+    /// the port of the live page and of Swagger UI, /swagger/index.html (default 9092; if that is
+    /// in use, a free one)
     #[argh(option)]
     pub(super) swagger_port: Option<String>,
     /// the IP address of the three ports above (default 127.0.0.1); any other needs --ops_token
@@ -55,9 +55,13 @@ pub(super) struct RawArgs {
     /// WS_CLUSTER_OPS_TOKEN, because every user of the machine sees the arguments of a process
     #[argh(option)]
     pub(super) ops_token: Option<String>,
-    /// the IP address to listen on (default 0.0.0.0)
+    /// the IP address of the WebSocket port and of the HTTP port (default 127.0.0.1; with --env
+    /// prod 0.0.0.0); :: is all of IPv6 and IPv4
     #[argh(option)]
     pub(super) bind: Option<String>,
+    /// the IP address of the HTTP port, where it differs (default: that of --bind)
+    #[argh(option)]
+    pub(super) http_bind: Option<String>,
     /// what carries messages between nodes: local (default), for a node that is alone; or redis,
     /// the publish/subscribe of the server at --redis
     #[argh(option)]

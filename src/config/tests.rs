@@ -26,7 +26,8 @@ fn defaults() {
     let config = config("").unwrap();
     assert_eq!(config.node.value(), 1);
     assert_eq!((config.ws_port, config.http_port, config.prometheus_port), (8812, 8912, 9091));
-    assert_eq!(config.bind, IpAddr::from([0, 0, 0, 0]));
+    assert_eq!(config.bind.ip, IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(config.http_bind, config.bind);
     assert_eq!((config.queue, config.env), (Queue::Local, Env::Dev));
     assert!((1..=64).contains(&config.workers) && config.pin && !config.echo);
     assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
@@ -76,7 +77,7 @@ fn every_flag_is_taken() {
     )
     .unwrap();
     assert_eq!((config.node.value(), config.ws_port, config.http_port), (0, 0, 0));
-    assert_eq!((config.prometheus_port, config.bind.to_string()), (0, "::1".into()));
+    assert_eq!((config.prometheus_port, config.bind.ip.to_string()), (0, "::1".into()));
     assert_eq!((config.env, config.workers, config.pin), (Env::Test, 64, false));
     assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));

@@ -70,8 +70,10 @@ PORTS = ("ws_port", "http_port", "prometheus_port", "pprof_port", "swagger_port"
 class Server:
     """A running ws-cluster on free ports."""
 
-    def __init__(self, *args, env=None, given=PORTS):
-        command = [BINARY, "--bind", "127.0.0.1"]
+    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1"):
+        command = [BINARY]
+        if bind is not None:
+            command += ["--bind", bind]
         for flag in given:
             command += [f"--{flag}", "0"]
         command += ["--pin", "false", *args]
@@ -95,8 +97,14 @@ class Server:
             reader.start()
         ports = self._await_ports()
         self.ws, self.http, self.metrics_address, self.pprof, self.swagger = (
-            (host, int(port)) for host, port in (at.rsplit(":", 1) for at in ports)
+            (host.strip("[]"), int(port)) for host, port in (at.rsplit(":", 1) for at in ports)
         )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
 
     def _read(self, stream, lines):
         # A test may close it.

@@ -5,6 +5,7 @@ use super::super::openapi;
 use super::super::server::{Ops, Reply};
 use super::asset::{Asset, JAVASCRIPT};
 use crate::wire::http::Head;
+use std::net::SocketAddr;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -59,15 +60,14 @@ const IMPORTED: Asset =
 
 /// `None`: a path of others.
 pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
-    let at = |port: u16| format!("{}:{port}", host(head));
-    let http = || format!("http://{}", at(ops.http.port()));
+    let http = || format!("http://{}", at(head, ops.http));
     Some(match head.path {
         "/openapi.json" => match openapi::json(&http()) {
             Some(json) => description(JSON, json),
             None => Reply::text(500, "not encoded\n"),
         },
         "/openapi.yaml" => description(YAML, openapi::yaml(&http())),
-        "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(ops.ws.port()), 1)),
+        "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(head, ops.ws), 1)),
         "/swagger" | "/swagger/" => {
             let query = query_with_mark(head);
             Reply::text(302, "").with("Location", format!("/swagger/index.html{query}"))
@@ -80,6 +80,18 @@ pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
 
 pub(super) fn is_public(path: &str) -> bool {
     path == IMPORTED.path
+}
+
+/// Where the browser reaches a port of the node: at the name that it used for this page, unless
+/// that is this machine and the port is bound to an address of the network alone.
+fn at(head: &Head<'_>, bound: SocketAddr) -> String {
+    let host = host(head);
+    let is_local = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+    let is_elsewhere = !bound.ip().is_loopback() && !bound.ip().is_unspecified();
+    match is_local && is_elsewhere {
+        true => bound.to_string(),
+        false => format!("{host}:{}", bound.port()),
+    }
 }
 
 /// The name of the node as the browser knows it. Anything that is no name or address, and so could
@@ -140,6 +152,21 @@ mod tests {
         let request = format!("GET / HTTP/1.1\r\nHost: {field}\r\n\r\n");
         let head = parse_head(request.as_bytes(), &Limits::default()).unwrap().unwrap();
         host(&head).to_owned()
+    }
+
+    #[test]
+    fn a_port_that_is_bound_elsewhere_is_named_by_its_address() {
+        for (asked, bound, wanted) in [
+            ("localhost:9092", "127.0.0.1:8912", "localhost:8912"),
+            ("localhost:9092", "0.0.0.0:8912", "localhost:8912"),
+            ("localhost:9092", "10.0.0.9:8912", "10.0.0.9:8912"),
+            ("127.0.0.1:9092", "[fd00::9]:8912", "[fd00::9]:8912"),
+            ("push.example:9092", "10.0.0.9:8912", "push.example:8912"),
+        ] {
+            let request = format!("GET / HTTP/1.1\r\nHost: {asked}\r\n\r\n");
+            let head = parse_head(request.as_bytes(), &Limits::default()).unwrap().unwrap();
+            assert_eq!(at(&head, bound.parse().unwrap()), wanted);
+        }
     }
 
     #[test]

@@ -1,0 +1,176 @@
+//! The addresses that a node listens on.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use super::raw_args::RawArgs;
+use super::setting::Source;
+use super::{DEV_SECRET, Env, Exit};
+use crate::state::projects::Projects;
+use crate::wire::sign::{Secret, sign_hex};
+
+/// An address to listen on, and where it comes from, for errors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    pub ip: IpAddr,
+    /// The flag or the variable, as it was given.
+    pub name: String,
+}
+
+/// The addresses of the WebSocket port and of the HTTP port.
+#[derive(Debug)]
+pub(super) struct Binds {
+    pub(super) ws: Bind,
+    pub(super) http: Bind,
+}
+
+impl Binds {
+    /// Outside `prod` a node listens on this machine alone unless it is told otherwise: its
+    /// built-in project has a secret that everybody knows.
+    pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<Self, Exit> {
+        let default = match env {
+            Env::Prod => IpAddr::from([0, 0, 0, 0]),
+            Env::Dev | Env::Test => IpAddr::from([127, 0, 0, 1]),
+        };
+        let ws = Bind::resolve(from, "bind", &raw.bind, default)?;
+        let http = match from.get("http_bind", &raw.http_bind).text {
+            None => ws.clone(),
+            Some(_) => Bind::resolve(from, "http_bind", &raw.http_bind, default)?,
+        };
+        Ok(Self { ws, http })
+    }
+}
+
+/// Warns where others reach a port and may sign with the published secret; `prod` warns of that
+/// secret wherever it listens.
+pub(super) fn warn_of_dev_secret(
+    binds: [&Bind; 2],
+    env: Env,
+    projects: &Projects,
+    warnings: &mut Vec<String>,
+) {
+    let known = sign_hex(&Secret::new(DEV_SECRET.as_bytes()), &[]);
+    let is_known = |secret: &Secret| sign_hex(secret, &[]) == known;
+    let mut projects = projects.iter().map(|(_, project)| project);
+    let project = projects.find(|project| project.secrets.iter().any(is_known));
+    let open = binds.into_iter().find(|bind| !bind.ip.is_loopback());
+    if let (Some(project), Some(bind), false) = (project, open, env == Env::Prod) {
+        warnings.push(format!(
+            "{} lets other machines in, and project '{}' has the published dev-secret: anyone who \
+             reaches the port can sign; give a projects file with a secret of your own \
+             (--projects), or leave {} out to listen on 127.0.0.1",
+            bind.written(),
+            project.pid,
+            bind.name
+        ));
+    }
+}
+
+impl Bind {
+    pub(super) fn resolve(
+        from: &Source<'_>,
+        flag: &'static str,
+        arg: &Option<String>,
+        default: IpAddr,
+    ) -> Result<Self, Exit> {
+        let setting = from.get(flag, arg);
+        let name = match setting.text {
+            Some(_) => setting.name(),
+            None => format!("--{flag}"),
+        };
+        let Address(ip) = setting.parsed(
+            Address(default),
+            "an IP address",
+            "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 (IPv4) or :: (both) for all",
+            "127.0.0.1",
+        )?;
+        Ok(Self { ip, name })
+    }
+
+    /// Name and address, as they were given.
+    pub fn written(&self) -> String {
+        let separator = if self.name.starts_with("--") { ' ' } else { '=' };
+        format!("{}{separator}{}", self.name, self.ip)
+    }
+}
+
+/// An IP address; one of IPv6 may stand in brackets, as in a URL.
+struct Address(IpAddr);
+
+impl FromStr for Address {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.strip_prefix('[') {
+            Some(rest) => {
+                let inner = rest.strip_suffix(']').ok_or(())?;
+                inner.parse().map(|ip| Self(IpAddr::V6(ip))).map_err(|_| ())
+            }
+            None => text.parse().map(Self).map_err(|_| ()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Config;
+    use super::*;
+
+    fn config(line: &str) -> Config {
+        let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+        Config::from_args(&args, &|_| None).unwrap()
+    }
+
+    #[test]
+    fn brackets_are_for_ipv6_alone() {
+        let parse = |text: &str| text.parse::<Address>().ok().map(|address| address.0.to_string());
+        for (text, ip) in [
+            ("127.0.0.1", Some("127.0.0.1")),
+            ("::", Some("::")),
+            ("[::]", Some("::")),
+            ("[::1]", Some("::1")),
+            ("[127.0.0.1]", None),
+            ("[::1", None),
+            ("::1]", None),
+            ("[]", None),
+            ("localhost", None),
+        ] {
+            assert_eq!(parse(text).as_deref(), ip, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_http_port_follows_bind_unless_it_has_an_address_of_its_own() {
+        for (line, ws, http, name) in [
+            ("", "127.0.0.1", "127.0.0.1", "--bind"),
+            ("--env test", "127.0.0.1", "127.0.0.1", "--bind"),
+            ("--bind ::1", "::1", "::1", "--bind"),
+            ("--http_bind [::1]", "127.0.0.1", "::1", "--http_bind"),
+            ("--bind 0.0.0.0 --http_bind 127.0.0.2", "0.0.0.0", "127.0.0.2", "--http_bind"),
+        ] {
+            let config = config(line);
+            assert_eq!(config.bind.ip.to_string(), ws, "{line}");
+            let http_bind = (config.http_bind.ip.to_string(), &*config.http_bind.name);
+            assert_eq!(http_bind, (http.into(), name), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_published_secret_and_an_open_port_are_warned_of() {
+        for (line, named) in [
+            ("", None),
+            ("--bind 127.0.0.9", None),
+            ("--bind [::1]", None),
+            ("--bind 0.0.0.0", Some("--bind 0.0.0.0 lets other machines in")),
+            ("--bind ::", Some("--bind :: lets")),
+            ("--http_bind 0.0.0.0", Some("--http_bind 0.0.0.0 lets")),
+            ("--env test --bind 10.0.0.1", Some("--bind 10.0.0.1 lets")),
+        ] {
+            let warnings = config(line).warnings;
+            assert_eq!(warnings.len(), usize::from(named.is_some()), "{warnings:?}");
+            if let Some(named) = named {
+                assert!(warnings[0].starts_with(named), "{warnings:?}");
+            }
+        }
+    }
+}

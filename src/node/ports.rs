@@ -1,0 +1,95 @@
+//! The ports of a node: taken by main before the threads listen on them, so that what is wrong with
+//! one is found once, and named.
+
+use super::error::{NodeError, PortFlag};
+use crate::config::{Bind, Config, OpsPort};
+use crate::io::listener::{listen, reserve};
+use std::net::{SocketAddr, TcpListener};
+
+/// Where a node listens, known once it does.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub ws: SocketAddr,
+    pub http: SocketAddr,
+    pub metrics: SocketAddr,
+    pub pprof: SocketAddr,
+    pub swagger: SocketAddr,
+}
+
+/// The ports that were asked for.
+pub(super) struct Wanted {
+    ws: PortFlag,
+    http: PortFlag,
+    metrics: PortFlag,
+    pprof: PortFlag,
+    swagger: PortFlag,
+    /// Whether any free port serves where that one is in use.
+    any_pprof: bool,
+    any_swagger: bool,
+}
+
+impl Wanted {
+    pub(super) fn of(config: &Config) -> Self {
+        let port = |flag, port, bind: &Bind| PortFlag { flag, port, bind: bind.clone() };
+        let OpsPort { port: pprof, is_given: is_pprof_given } = config.pprof_port;
+        let OpsPort { port: swagger, is_given: is_swagger_given } = config.swagger_port;
+        Self {
+            ws: port("--ws_port", config.ws_port, &config.bind),
+            http: port("--http_port", config.http_port, &config.http_bind),
+            metrics: port("--prometheus_port", config.prometheus_port, &config.ops_bind),
+            pprof: port("--pprof_port", pprof, &config.ops_bind),
+            swagger: port("--swagger_port", swagger, &config.ops_bind),
+            any_pprof: !is_pprof_given,
+            any_swagger: !is_swagger_given,
+        }
+    }
+
+    /// The ports, held until every thread listens on its own.
+    pub(super) fn reserve(&self) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
+        let (ws_held, ws) = take(&self.ws)?;
+        let (http_held, http) = take(&self.http)?;
+        let (metrics_held, metrics) = take(&self.metrics)?;
+        let (pprof_held, pprof) = take_or_any(&self.pprof, self.any_pprof)?;
+        let (swagger_held, swagger) = take_or_any(&self.swagger, self.any_swagger)?;
+        let addresses = Addresses { ws, http, metrics, pprof, swagger };
+        Ok((addresses, [ws_held, http_held, metrics_held, pprof_held, swagger_held]))
+    }
+
+    /// Listens on the WebSocket port and on the HTTP port, for one worker.
+    pub(super) fn listen_for_worker(&self, at: &Addresses) -> Result<[TcpListener; 2], NodeError> {
+        Ok([listen_on(&self.ws, at.ws)?, listen_on(&self.http, at.http)?])
+    }
+
+    /// Listens on the ports of the metrics, of profiles and of the pages.
+    pub(super) fn listen_for_ops(&self, at: &Addresses) -> Result<[TcpListener; 3], NodeError> {
+        Ok([
+            listen_on(&self.metrics, at.metrics)?,
+            listen_on(&self.pprof, at.pprof)?,
+            listen_on(&self.swagger, at.swagger)?,
+        ])
+    }
+}
+
+fn take(port: &PortFlag) -> Result<(TcpListener, SocketAddr), NodeError> {
+    reserve(port.address()).map_err(|error| port.failed(error))
+}
+
+fn take_or_any(port: &PortFlag, may_differ: bool) -> Result<(TcpListener, SocketAddr), NodeError> {
+    match take(port) {
+        Err(NodeError::Port { error, .. }) if may_differ && is_in_use(&error) => {
+            let any = PortFlag { port: 0, ..port.clone() };
+            let other = take(&any)?;
+            tracing::warn!("{} {} is in use: using {} instead", port.flag, port.address(), other.1);
+            Ok(other)
+        }
+        result => result,
+    }
+}
+
+fn is_in_use(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
+}
+
+fn listen_on(port: &PortFlag, address: SocketAddr) -> Result<TcpListener, NodeError> {
+    listen(address).map_err(|error| port.failed(error))
+}
