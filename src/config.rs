@@ -81,6 +81,8 @@ pub struct Config {
     pub demand_exp: bool,
     /// How long a stopping node waits for its connections to leave.
     pub drain_ms: u64,
+    /// A WebSocket connection on which nothing went either way for this long is pinged.
+    pub ping_interval_ms: u64,
     /// Silence after which a WebSocket connection ends with 4002.
     pub idle_timeout_ms: u64,
     /// A request's head and body must have come whole by then; beyond: 408.
@@ -173,9 +175,10 @@ impl Config {
             from.get(flag, arg).number("a time in milliseconds", default, least..=DAY_MS)
         };
         let drain_ms = ms("drain_ms", &raw.drain_ms, 10_000, 0)?;
+        let ping_interval_ms = ms("ping_interval_ms", &raw.ping_interval_ms, 45_000, 100)?;
         let idle_timeout_ms = ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?;
         let request_timeout_ms = ms("request_timeout_ms", &raw.request_timeout_ms, 10_000, 100)?;
-        let keep_alive_ms = ms("keep_alive_ms", &raw.keep_alive_ms, 75_000, 100)?;
+        let keep_alive_ms = ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?;
         let linger_ms = ms("linger_ms", &raw.linger_ms, 2_000, 0)?;
         let sizes = Sizes::resolve(raw, from)?;
 
@@ -206,6 +209,7 @@ impl Config {
             projects_file,
             demand_exp: env == Env::Prod,
             drain_ms,
+            ping_interval_ms,
             idle_timeout_ms,
             request_timeout_ms,
             keep_alive_ms,

@@ -65,6 +65,7 @@ impl Rig {
             projects: Arc::new(Projects::new(vec![project]).unwrap()),
             limits: Limits::default(),
             max_connections: 2 * CONNECTIONS,
+            ping_interval_ms: 45_000,
             idle_timeout_ms: 120_000,
             outbox_bytes: 1 << 20,
             worker_outbox_bytes: 256 << 20,

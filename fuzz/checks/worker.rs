@@ -58,6 +58,7 @@ impl Rig {
             projects: Arc::new(Projects::new(vec![project("0"), project("1")]).expect("two pids")),
             limits: LIMITS,
             max_connections: 16,
+            ping_interval_ms: 300,
             idle_timeout_ms: 1_000,
             outbox_bytes: 600,
             worker_outbox_bytes: 1_000,

@@ -112,14 +112,20 @@ pub(super) struct RawArgs {
     /// how long a stopping node waits for its connections (default 10000)
     #[argh(option)]
     pub(super) drain_ms: Option<String>,
-    /// silence after which a WebSocket connection ends, at least 100 (default 120000)
+    /// a WebSocket connection on which nothing was sent or received for this long is pinged, at
+    /// least 100, at most 5 s late (default 45000, below the 60 s of common proxies)
+    #[argh(option)]
+    pub(super) ping_interval_ms: Option<String>,
+    /// silence after which a WebSocket connection ends, at least 100; it is pinged at half of it
+    /// at the latest (default 120000)
     #[argh(option)]
     pub(super) idle_timeout_ms: Option<String>,
     /// time for an HTTP request to arrive whole, beyond it 408; and for a client's request to be
     /// answered by a business server, beyond it "timeout" (default 10000)
     #[argh(option)]
     pub(super) request_timeout_ms: Option<String>,
-    /// time an HTTP connection may wait for its next request (default 75000)
+    /// time an HTTP connection may wait for its next request (default 620000, above the 600 s
+    /// of common load balancers)
     #[argh(option)]
     pub(super) keep_alive_ms: Option<String>,
     /// time a closing connection waits for its peer (default 2000)

@@ -32,7 +32,8 @@ fn defaults() {
     assert!((1..=64).contains(&config.workers) && config.pin && !config.echo);
     assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (10_000, 120_000));
-    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 75_000));
+    assert_eq!(config.ping_interval_ms, 45_000);
+    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 620_000));
     assert_eq!(config.linger_ms, 2_000);
     assert_eq!(config.limits, Limits::default());
     assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (1 << 20, 256 << 20));
@@ -66,7 +67,8 @@ fn every_flag_is_taken() {
     let config = config(
         "--node 0 --ws_port 0 --http_port 0 --prometheus_port 0 --bind ::1 --queue redis \
          --env test --workers 64 --pin false --max_connections 5 --max_http_connections 6 \
-         --drain_ms 0 --idle_timeout_ms 100 --request_timeout_ms 200 --keep_alive_ms 300 \
+         --drain_ms 0 --ping_interval_ms 250 \
+         --idle_timeout_ms 100 --request_timeout_ms 200 --keep_alive_ms 300 \
          --linger_ms 0 --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
          --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info --log_format json \
          --log_path /l/x.log --log_rotate hourly --log_max_bytes 64K --log_keep 3 \
@@ -81,6 +83,7 @@ fn every_flag_is_taken() {
     assert_eq!((config.env, config.workers, config.pin), (Env::Test, 64, false));
     assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
+    assert_eq!(config.ping_interval_ms, 250);
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
     assert_eq!(config.linger_ms, 0);
     let limits = Limits {
@@ -170,9 +173,10 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("max_connections", "1M", "a number of connections: give a number from 1 to"),
         ("max_http_connections", "0", "a number of connections: give a number from 1 to"),
         ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 10000")),
+        ("ping_interval_ms", "45s", &format!("{ms} 100 to 86400000, e.g. --ping_interval_ms 45")),
         ("idle_timeout_ms", "99", &format!("{ms} 100 to 86400000, e.g. --idle")),
         ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
-        ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 75000")),
+        ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 620000")),
         ("linger_ms", "86400001", &format!("{ms} 0 to 86400000, e.g. --linger_ms 2000")),
         ("max_message_bytes", "127", "a size: give bytes from 128 to 1073741824, or a number"),
         ("max_body_bytes", "2G", "a size: give bytes from 1024 to 1073741824, or a number"),

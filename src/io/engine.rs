@@ -1,6 +1,7 @@
 //! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
 
 mod slot;
+mod time;
 
 use super::handshake::{self, refuse};
 use super::linger::{self, LingeringSockets};
@@ -162,11 +163,17 @@ impl Engine {
         if !self.paused_first {
             self.resume_paused();
         }
+        if self.worker.is_overdue() && !self.worker.is_full() {
+            self.tick_worker();
+        }
     }
 
     /// Whether the ring has something to handle, or there is something that was set aside.
     pub fn has_events(&mut self) -> bool {
-        !self.events.is_empty() || !self.paused_by_batch.is_empty() || self.ring.has_work()
+        !self.events.is_empty()
+            || !self.paused_by_batch.is_empty()
+            || self.worker.is_overdue()
+            || self.ring.has_work()
     }
 
     /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
@@ -642,39 +649,5 @@ impl Engine {
         }
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
         self.lingering.add(&mut self.ring, fd, last_bytes, deadline_ms);
-    }
-
-    // Time.
-
-    /// The wall clock was set: deadlines stay as far away as they were.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.worker.handle_clock_step(step_ms);
-        self.lingering.handle_clock_step(step_ms);
-        for (_, handshake) in &mut self.handshakes {
-            handshake.deadline_ms = handshake.deadline_ms.saturating_add_signed(step_ms);
-        }
-    }
-
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-        self.worker.handle_tick(now_ms);
-        self.lingering.handle_tick(now_ms);
-        let late: Vec<usize> = self
-            .handshakes
-            .iter()
-            .filter(|(_, handshake)| handshake.deadline_ms <= now_ms)
-            .map(|(index, _)| index)
-            .collect();
-        for index in late {
-            let handshake = self.handshakes.remove(index);
-            let error = match handshake.is_waiting {
-                true => refuse(503, "the queue did not confirm a subscription in time: try again"),
-                false => refuse(408, "the request did not come whole in time"),
-            };
-            self.refuse_handshake(handshake.fd, &error);
-        }
-        if std::mem::take(&mut self.is_accept_paused) {
-            self.poll_listener();
-        }
     }
 }

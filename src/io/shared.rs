@@ -23,6 +23,7 @@ pub struct Settings {
     pub max_connections: usize,
     pub max_http_connections: usize,
     pub demand_exp: bool,
+    pub ping_interval_ms: u64,
     pub idle_timeout_ms: u64,
     pub request_timeout_ms: u64,
     pub keep_alive_ms: u64,

@@ -47,6 +47,14 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     })
 }
 
+/// Whether a socket holds bytes that were not read.
+pub fn has_unread(fd: RawFd) -> bool {
+    let mut byte = 0u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the buffer is one writable byte.
+    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) > 0 }
+}
+
 /// The size of a page of memory.
 pub fn page_bytes() -> usize {
     // SAFETY: no memory is involved.

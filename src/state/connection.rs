@@ -154,6 +154,8 @@ pub struct Connection {
     pub last_heard_ms: u32,
     /// Unix seconds at which it ends; 0: never.
     pub session_exp: u32,
+    /// When a frame last went either way, on the sweep's coarse clock, which wraps.
+    pub last_frame: u16,
     pub phase: Phase,
     /// A ping was sent since it was last heard.
     pub pinged: bool,
@@ -186,6 +188,7 @@ impl Connection {
             stamp: 0,
             last_heard_ms: heard_ms,
             session_exp: 0,
+            last_frame: 0,
             phase: Phase::Open,
             pinged: false,
             is_server: false,

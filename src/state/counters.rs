@@ -164,6 +164,8 @@ pub struct Counters {
     pub received_bytes: Counter,
     /// Connections whose outbox holds something now.
     pub backlogged: Counter,
+    /// Milliseconds in which the thread did not run although deadlines were to be looked at.
+    pub stalled_ms: Counter,
     /// Spans for which the exporter's ring had no room.
     pub spans_dropped: Counter,
     /// Bytes of what waits in the rings to this worker, as of its last tick.

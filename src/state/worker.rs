@@ -6,6 +6,7 @@ mod messages;
 mod outboxes;
 mod requests;
 mod servers;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use events::Untold;
 use fastwebsockets::OpCode;
 use requests::Requests;
 use servers::OwnServers;
+use sweep::Sweep;
 
 pub use requests::Note;
 pub use servers::ServerPush;
@@ -48,7 +50,10 @@ pub struct WorkerConfig {
     pub limits: Limits,
     /// Address space is reserved for so many connections.
     pub max_connections: usize,
-    /// Silence after which a connection ends with 4002; it is pinged at half of it.
+    /// A connection on which nothing was sent or received for this long is pinged.
+    pub ping_interval_ms: u64,
+    /// Silence of the peer after which a connection ends with 4002; it is pinged at half of it at
+    /// the latest.
     pub idle_timeout_ms: u64,
     /// Unsent bytes of one connection, and of all of this worker's.
     pub outbox_bytes: usize,
@@ -183,16 +188,6 @@ pub struct Worker {
     now_ms: u64,
 }
 
-/// The coarse wheel: a hand that goes round the slab once every eighth of the idle timeout, and
-/// looks at a part of it at each tick. It costs a connection nothing but its `last_heard_ms`.
-#[derive(Debug, Default)]
-struct Sweep {
-    next_slot: usize,
-    /// One past the highest slot that ever was in use.
-    slots: usize,
-    last_ms: u64,
-}
-
 impl Worker {
     pub fn new(config: WorkerConfig, now_ms: u64) -> Self {
         let reserved = config.max_connections.min(NONE as usize - 1);
@@ -209,7 +204,7 @@ impl Worker {
             outbox_bytes: 0,
             held_frames: Vec::new(),
             blocked: Vec::new(),
-            sweep: Sweep { next_slot: 0, slots: 0, last_ms: now_ms },
+            sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
             sessions: BTreeSet::new(),
             wants: Wants::new(
                 config.hearing.map(|hearing| hearing.routing),
@@ -277,6 +272,7 @@ impl Worker {
         let heard_ms = self.local_ms(now_ms);
         let connection = &mut self.connections[slot as usize];
         connection.last_heard_ms = heard_ms;
+        connection.last_frame = self.sweep.frame_clock();
         connection.pinged = false;
     }
 
@@ -337,6 +333,7 @@ impl Worker {
         let is_expired = expires_ms != 0 && expires_ms <= now_ms;
         let stamp = self.next_stamp();
         let (batch, total) = (&mut self.open, &mut self.outbox_bytes);
+        let frame_clock = self.sweep.frame_clock();
         let mut frame = NONE;
         let mut over_limit: Vec<u32> = Vec::new();
         let limit = self.outbox_limit;
@@ -358,6 +355,7 @@ impl Worker {
                         message::write_push(out, envelope.id, envelope.data);
                     });
                 }
+                connection.last_frame = frame_clock;
                 if !deliver(batch, total, connection, slot, frame, limit) {
                     over_limit.push(slot);
                 }
@@ -387,73 +385,6 @@ impl Worker {
         }
         counters.remembered_keys.set(self.remembered.len() as u64);
         true
-    }
-
-    /// Ends the sessions that are over, and goes on with the sweep: closes what was silent for the
-    /// idle timeout, pings what was for half of it.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-        while let Some(&(session_exp, slot, _)) = self.sessions.first()
-            && session_exp.saturating_mul(1_000) <= now_ms
-        {
-            self.close(slot, CloseCause::SessionExpired);
-        }
-        self.wants.handle_tick(now_ms);
-        self.expire_requests(now_ms);
-        self.remembered.handle_tick(now_ms);
-        self.config.counters.remembered_keys.set(self.remembered.len() as u64);
-        let period_ms = (self.config.idle_timeout_ms / 8).max(1);
-        let elapsed_ms = now_ms.saturating_sub(self.sweep.last_ms);
-        let slots = self.sweep.slots;
-        let share = (slots as u64 * elapsed_ms).div_ceil(period_ms).min(slots as u64);
-        if elapsed_ms == 0 || share == 0 {
-            self.sweep.last_ms = now_ms;
-            return;
-        }
-        self.sweep.last_ms = now_ms;
-        for _ in 0..share {
-            if self.sweep.next_slot >= slots {
-                self.sweep.next_slot = 0;
-            }
-            let slot = self.sweep.next_slot;
-            self.sweep.next_slot += 1;
-            self.check_idle(slot as u32, now_ms);
-        }
-    }
-
-    /// The wall clock was set by `step_ms` (forward if positive): silence goes on counting as if it
-    /// had not been. Only what is told in wall time, `session_exp` and `ttl_ms`, follows the clock.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
-        self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
-        self.wants.handle_clock_step(step_ms);
-        self.remembered.handle_clock_step(step_ms);
-        self.requests.handle_clock_step(step_ms);
-        self.own_servers.handle_clock_step(step_ms);
-    }
-
-    fn check_idle(&mut self, slot: u32, now_ms: u64) {
-        let local_ms = self.local_ms(now_ms);
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.phase != Phase::Open {
-            return;
-        }
-        let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
-        let Ok(silent_ms) = u64::try_from(silent_ms) else {
-            // The clock was set back: the silence counts from here.
-            connection.last_heard_ms = local_ms;
-            return;
-        };
-        if silent_ms >= self.config.idle_timeout_ms {
-            self.close(slot, CloseCause::Idle);
-        } else if silent_ms >= self.config.idle_timeout_ms / 2
-            && !connection.pinged
-            && !self.config.echo
-        {
-            connection.pinged = true;
-            let frame = self.open.add_frame(OpCode::Ping, b"");
-            self.owe(slot, frame);
-        }
     }
 
     // Output, in the order in which the loop calls it.
@@ -547,9 +478,7 @@ impl Worker {
     pub fn wants_input(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|connection| {
             connection.phase == Phase::Open
-                && connection.outbox.as_ref().is_none_or(|outbox| {
-                    outbox.pending_bytes() < self.outbox_limit_of(connection) / 2
-                })
+                && !self.leaves_unread(slot)
                 && (!connection.is_server || self.own_servers.takes_more(connection.cid))
         })
     }
@@ -603,6 +532,7 @@ impl Worker {
     fn owe(&mut self, slot: u32, frame: u32) {
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
+        connection.last_frame = self.sweep.frame_clock();
         if !deliver(&mut self.open, &mut self.outbox_bytes, connection, slot, frame, limit) {
             self.close(slot, CloseCause::SlowConsumer);
         }

@@ -24,6 +24,7 @@ use ws_cluster::wire::sign::{Secret, sign_hex};
 use ws_cluster::wire::websocket::{Inbound, Message, Rest, write_close};
 
 const IDLE_MS: u64 = 2_000;
+const PING_MS: u64 = 700;
 /// The longest time between two ticks.
 const LONGEST_STEP_MS: usize = 100;
 const MAX_TAGS: usize = 6;
@@ -179,6 +180,7 @@ impl Simulation for Node {
                 projects: projects.clone(),
                 limits: Limits { message_bytes: 1_000, tags: MAX_TAGS, ..Limits::default() },
                 max_connections: 64,
+                ping_interval_ms: PING_MS,
                 idle_timeout_ms: IDLE_MS,
                 outbox_bytes,
                 worker_outbox_bytes,

@@ -1,6 +1,6 @@
 //! What is shown of the workers: pushes on their way to sockets, bytes, and who is connected.
 
-use super::{Label, NodeMetrics, encode_counter, encode_gauge};
+use super::{Label, NodeMetrics, encode_counter, encode_counter_f64, encode_gauge};
 use crate::io::shared::Shared;
 use crate::state::counters::{Counter, Counters, LATENCY_BOUNDS_US, Latencies, ProjectCounters};
 use prometheus_client::encoding::{
@@ -38,6 +38,11 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     })?;
     let help = "Bytes of messages that wait for a worker, as of its last tick (50 ms)";
     each_gauge(node, encoder, "worker_waiting_bytes", help, |worker| &worker.waiting_bytes)?;
+    let stalled_ms = node.sum(|worker| &worker.stalled_ms);
+    let help = "Seconds in which workers did not run although deadlines were to be looked at; \
+                they do not count towards timeouts of clients";
+    let stalled_s = stalled_ms as f64 / 1e3;
+    encode_counter_f64(encoder, "ws_cluster_worker_stalled_seconds", help, stalled_s)?;
     let help = "Pushes that each worker handed to sockets, one for each connection";
     let mut family =
         encoder.encode_descriptor("worker_delivery", help, None, MetricType::Counter)?;

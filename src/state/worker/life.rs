@@ -30,7 +30,8 @@ impl Worker {
         let slot = self.connections.insert(connection) as u32;
         self.connections[slot as usize].stamp = self.stamp;
         self.connections[slot as usize].is_server = role != Role::Client;
-        self.sweep.slots = self.sweep.slots.max(slot as usize + 1);
+        self.connections[slot as usize].last_frame = self.sweep.frame_clock();
+        self.sweep.handle_connect(slot);
         self.wants.join(project, listener(role, uid));
         self.set_session_exp(slot, identity.session_exp);
         if !head.is_empty() {

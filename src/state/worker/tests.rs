@@ -9,8 +9,12 @@ use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
+mod time;
+
 const NOW_MS: u64 = 1_800_000_000_000;
 const IDLE_MS: u64 = 8_000;
+/// So long that only the idle timeout pings.
+const PING_MS: u64 = 3_600_000;
 
 /// A worker with everything that it emits carried out at once.
 struct Rig {
@@ -25,19 +29,28 @@ struct Rig {
 
 impl Rig {
     fn new(outbox_bytes: usize, worker_outbox_bytes: usize) -> Self {
+        Self::with(outbox_bytes, worker_outbox_bytes, |_| {})
+    }
+
+    fn with(
+        outbox_bytes: usize,
+        worker_outbox_bytes: usize,
+        change: impl FnOnce(&mut WorkerConfig),
+    ) -> Self {
         let project = Project {
             pid: "1".into(),
             secrets: vec![Secret::new(b"s")],
             allowed_origins: None,
             subscribe: SubscribePolicy::Any,
         };
-        let config = WorkerConfig {
+        let mut config = WorkerConfig {
             node: NodeId::new(1).unwrap(),
             worker: 0,
             workers: 1,
             projects: Arc::new(Projects::new(vec![project]).unwrap()),
             limits: Limits { message_bytes: 1_000, ..Limits::default() },
             max_connections: 100,
+            ping_interval_ms: PING_MS,
             idle_timeout_ms: IDLE_MS,
             outbox_bytes,
             worker_outbox_bytes,
@@ -51,6 +64,7 @@ impl Rig {
             hearing: None,
             counters: Arc::default(),
         };
+        change(&mut config);
         let worker = Worker::new(config, NOW_MS);
         Self { worker, sealed: Sealed::default(), closed: Vec::new(), room: usize::MAX, ids: 0 }
     }
@@ -270,8 +284,10 @@ fn a_clock_that_steps_back_closes_nobody() {
     rig.worker.handle_tick(NOW_MS + 4_999);
     assert_eq!(rig.flush(), []);
     assert_eq!(rig.closed, []);
-    rig.worker.handle_tick(NOW_MS + 5_000 + IDLE_MS);
-    rig.flush();
+    for silent_ms in [IDLE_MS / 2, IDLE_MS] {
+        rig.worker.handle_tick(NOW_MS + 5_000 + silent_ms);
+        rig.flush();
+    }
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
 

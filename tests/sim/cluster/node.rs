@@ -143,6 +143,7 @@ impl Node {
                 projects: setup.projects.clone(),
                 limits: Limits { tags: MAX_TAGS, ..Limits::default() },
                 max_connections: 64,
+                ping_interval_ms: 3_600_000,
                 idle_timeout_ms: 3_600_000,
                 outbox_bytes: 1 << 20,
                 worker_outbox_bytes: 1 << 24,

@@ -1,0 +1,108 @@
+//! What time brings to a worker: deadlines, a clock that is set, and its end.
+
+use super::{BrokerAt, Core, Queue, RedisQueue};
+use crate::io::mailbox::Bell;
+use crate::io::sys;
+use crate::io::wake::wake_sleepers;
+use std::time::Instant;
+
+/// How often deadlines are looked at.
+pub(in crate::io) const TICK_MS: u64 = 50;
+/// From this time between two ticks on, the thread did not run: stopped, or kept from its core.
+/// What is beyond it does not count towards the deadlines of peers.
+const STALL_MS: u64 = 2 * TICK_MS;
+/// From this stall on, it is logged.
+const LOGGED_STALL_MS: u64 = 1_000;
+/// From this difference to the monotonic clock on, the wall clock was set.
+const CLOCK_STEP_MS: i64 = 500;
+/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
+/// come back all at once.
+const RECONNECT_MIN_MS: u64 = 1_000;
+const RECONNECT_SPREAD_MS: u64 = 5_000;
+
+impl Core {
+    /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
+    /// always ready, so the loops that yield call this too.
+    pub(in crate::io) fn tick(&self, now_ms: u64) {
+        if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
+            return;
+        }
+        wake_sleepers();
+        self.notice_clock_step(now_ms);
+        self.engine.borrow_mut().handle_tick(now_ms);
+        self.http.borrow_mut().handle_tick(now_ms);
+        match &self.queue {
+            Queue::Redis(RedisQueue { broker: BrokerAt::Here(driver), .. }) => {
+                driver.get().into_iter().for_each(|driver| driver.handle_tick());
+            }
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                port.borrow_mut().send_late_asks();
+            }
+            Queue::Local(mailbox) => mailbox.borrow_mut().send_late(),
+        }
+        let waiting_bytes = self.with_bell(Bell::waiting_bytes).unwrap_or(0);
+        self.counters.waiting_bytes.set(waiting_bytes as u64);
+        if self.shared.is_draining() {
+            self.drain(now_ms);
+        }
+        self.work.raise();
+    }
+
+    /// Deadlines are in wall time, as everything that is told to clients is; when that clock is
+    /// set, they move along.
+    fn notice_clock_step(&self, now_ms: u64) {
+        let now = Instant::now();
+        let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
+        let wall_ms = now_ms.wrapping_sub(self.last_tick_ms.replace(now_ms)) as i64;
+        let stall_ms = (elapsed_ms as u64).saturating_sub(STALL_MS);
+        if stall_ms > 0 {
+            self.handle_stall(stall_ms);
+        }
+        let step_ms = wall_ms - elapsed_ms;
+        if step_ms.abs() < CLOCK_STEP_MS {
+            return;
+        }
+        tracing::warn!(step_ms, "the clock was set");
+        self.engine.borrow_mut().handle_clock_step(step_ms);
+        self.http.borrow_mut().handle_clock_step(step_ms);
+        let until_ms = self.drain_until_ms.get();
+        self.drain_until_ms.set(until_ms.map(|until_ms| until_ms.saturating_add_signed(step_ms)));
+    }
+
+    /// Own slowness is never taken for a peer's.
+    fn handle_stall(&self, stall_ms: u64) {
+        if stall_ms >= LOGGED_STALL_MS {
+            tracing::warn!(
+                stall_ms,
+                "a worker did not run; its clients' deadlines are moved by that"
+            );
+        }
+        self.counters.stalled_ms.add(stall_ms);
+        self.engine.borrow_mut().handle_stall(stall_ms);
+        self.http.borrow_mut().handle_clock_step(stall_ms as i64);
+    }
+
+    /// First nothing new is accepted anywhere; a tick later every client is closed, after what was
+    /// accepted for it; then the worker ends when all have gone or the time is up.
+    fn drain(&self, now_ms: u64) {
+        let Some(until_ms) = self.drain_until_ms.get() else {
+            let drain_ms = self.shared.settings.drain_ms;
+            return self.drain_until_ms.set(Some(now_ms + drain_ms.saturating_sub(4 * TICK_MS)));
+        };
+        if !self.has_said_goodbye.replace(true) {
+            while self.receive_one() {}
+            if !self.tickets.is_empty() && now_ms < until_ms {
+                // Accepted by the queue in a moment: its clients shall have it before they go.
+                return self.has_said_goodbye.set(false);
+            }
+            let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
+            return self.engine.borrow_mut().worker.handle_shutdown(spread);
+        }
+        let is_drained = self.engine.borrow().sockets() == 0
+            && self.http.borrow().is_quiet()
+            && (matches!(self.queue, Queue::Local(_)) || self.shared.queue.is_over());
+        if is_drained || now_ms >= until_ms {
+            self.ended.raise();
+        }
+    }
+}

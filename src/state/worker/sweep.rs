@@ -1,0 +1,228 @@
+//! What time brings to connections: pings, idle timeouts and the ends of sessions, in slices.
+
+use super::Worker;
+use crate::state::connection::{CloseCause, NONE, Phase};
+use fastwebsockets::OpCode;
+
+/// Slots that one call of [`Worker::handle_tick`] looks at, at most.
+const VISITS_PER_SLICE: usize = 8_192;
+/// Pings of one call: the sends that one chunk of a flush carries.
+const PINGS_PER_SLICE: usize = 512;
+/// Closes of one call, each of which tells business servers.
+pub(super) const CLOSES_PER_SLICE: usize = 64;
+/// The longest time for one round of the sweep: a ping leaves at most that much late.
+const MAX_ROUND_MS: u64 = 4_000;
+/// Units of the frame clock in one ping interval.
+const UNITS_PER_INTERVAL: u64 = 1_024;
+/// Intervals that one tick advances the frame clock at most: it wraps after 64.
+const MAX_INTERVALS_PER_TICK: u64 = 16;
+
+/// A hand that goes round the slab and looks at a part of it at each tick. It costs a connection
+/// nothing but `last_heard_ms` and `last_frame`, and spreads pings over its round.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    next_slot: usize,
+    /// One past the highest slot that was ever in use.
+    slots: usize,
+    /// Slots that the hand is behind.
+    debt: usize,
+    round_ms: u64,
+    last_ms: u64,
+    /// Time since the start, as the frame clock counts it: clock steps left out.
+    elapsed_ms: u64,
+    unit_ms: u64,
+}
+
+/// What one slice may still do.
+#[derive(Debug)]
+struct Slice {
+    visits: usize,
+    pings: usize,
+    closes: usize,
+    /// The frame that all pings of the slice share, once there is one.
+    ping_frame: u32,
+}
+
+impl Sweep {
+    pub(super) fn new(ping_interval_ms: u64, idle_timeout_ms: u64, now_ms: u64) -> Self {
+        let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8).max(1);
+        let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
+        Self { next_slot: 0, slots: 0, debt: 0, round_ms, last_ms: now_ms, elapsed_ms: 0, unit_ms }
+    }
+
+    pub(super) fn handle_connect(&mut self, slot: u32) {
+        self.slots = self.slots.max(slot as usize + 1);
+    }
+
+    /// The present, as `last_frame` of a connection keeps it.
+    #[inline]
+    pub(super) fn frame_clock(&self) -> u16 {
+        (self.elapsed_ms / self.unit_ms) as u16
+    }
+
+    /// Milliseconds since the frame clock showed `last_frame`.
+    fn quiet_ms(&self, last_frame: u16) -> u64 {
+        u64::from(self.frame_clock().wrapping_sub(last_frame)) * self.unit_ms
+    }
+
+    fn advance(&mut self, now_ms: u64, ping_interval_ms: u64) {
+        let elapsed_ms = now_ms.saturating_sub(self.last_ms);
+        self.last_ms = now_ms;
+        self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
+        let share = (self.slots as u64).saturating_mul(elapsed_ms).div_ceil(self.round_ms);
+        self.debt = (self.debt as u64 + share).min(self.slots as u64) as usize;
+    }
+
+    /// The next slot that is due to be looked at.
+    fn next(&mut self) -> Option<u32> {
+        self.debt = self.debt.checked_sub(1)?;
+        if self.next_slot >= self.slots {
+            self.next_slot = 0;
+        }
+        self.next_slot += 1;
+        Some(self.next_slot as u32 - 1)
+    }
+}
+
+impl Worker {
+    /// See [`Worker::handle_tick_with`], where no socket holds anything that was not read.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        self.handle_tick_with(now_ms, |_| false);
+    }
+
+    /// Ends the sessions that are over, pings connections on which nothing went either way for the
+    /// ping interval, and closes those whose peer was silent for the idle timeout. Each call does a
+    /// bounded part of it; while [`Worker::is_overdue`] there is more to do at once.
+    ///
+    /// `has_unread`: whether the socket of a slot holds bytes that were not read. Its peer is not
+    /// silent then.
+    pub fn handle_tick_with(&mut self, now_ms: u64, has_unread: impl FnMut(u32) -> bool) {
+        self.now_ms = now_ms;
+        let mut slice = Slice {
+            visits: VISITS_PER_SLICE,
+            pings: PINGS_PER_SLICE,
+            closes: CLOSES_PER_SLICE,
+            ping_frame: NONE,
+        };
+        self.wants.handle_tick(now_ms);
+        self.expire_requests(now_ms);
+        self.remembered.handle_tick(now_ms);
+        self.config.counters.remembered_keys.set(self.remembered.len() as u64);
+        self.end_sessions(now_ms, &mut slice);
+        self.sweep.advance(now_ms, self.config.ping_interval_ms);
+        self.sweep_slice(now_ms, &mut slice, has_unread);
+    }
+
+    /// Whether the last tick left something undone.
+    pub fn is_overdue(&self) -> bool {
+        self.sweep.debt > 0 || self.has_ended_session(self.now_ms)
+    }
+
+    /// The wall clock was set by `step_ms` (forward if positive): silence goes on counting as if it
+    /// had not been. Only what is told in wall time, `session_exp` and `ttl_ms`, follows the clock.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
+        self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
+        self.wants.handle_clock_step(step_ms);
+        self.remembered.handle_clock_step(step_ms);
+        self.requests.handle_clock_step(step_ms);
+        self.own_servers.handle_clock_step(step_ms);
+    }
+
+    /// This thread did not run for `stall_ms`. Nobody was silent, and no answer late, for time in
+    /// which nothing was read; pings are due all the same.
+    pub fn handle_stall(&mut self, stall_ms: u64) {
+        let step_ms = stall_ms as i64;
+        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
+        self.requests.handle_clock_step(step_ms);
+        self.own_servers.handle_clock_step(step_ms);
+    }
+
+    fn has_ended_session(&self, now_ms: u64) -> bool {
+        let first = self.sessions.first();
+        first.is_some_and(|&(session_exp, ..)| session_exp.saturating_mul(1_000) <= now_ms)
+    }
+
+    fn end_sessions(&mut self, now_ms: u64, slice: &mut Slice) {
+        while slice.closes > 0
+            && self.has_ended_session(now_ms)
+            && let Some(&(_, slot, _)) = self.sessions.first()
+        {
+            slice.closes -= 1;
+            self.close(slot, CloseCause::SessionExpired);
+        }
+    }
+
+    fn sweep_slice(
+        &mut self,
+        now_ms: u64,
+        slice: &mut Slice,
+        mut has_unread: impl FnMut(u32) -> bool,
+    ) {
+        while slice.visits > 0
+            && slice.pings > 0
+            && slice.closes > 0
+            && !self.open.is_full()
+            && let Some(slot) = self.sweep.next()
+        {
+            slice.visits -= 1;
+            self.look_at(slot, now_ms, slice, &mut has_unread);
+        }
+    }
+
+    fn look_at(
+        &mut self,
+        slot: u32,
+        now_ms: u64,
+        slice: &mut Slice,
+        has_unread: &mut impl FnMut(u32) -> bool,
+    ) {
+        let local_ms = self.local_ms(now_ms);
+        let is_echo = self.config.echo;
+        let idle_timeout_ms = self.config.idle_timeout_ms;
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
+        let Ok(mut silent_ms) = u64::try_from(silent_ms) else {
+            // The clock was set back: the silence counts from here.
+            connection.last_heard_ms = local_ms;
+            return;
+        };
+        if silent_ms >= idle_timeout_ms {
+            let may_answer = connection.pinged || is_echo;
+            // It leaves what it is owed unread, so that it is not read.
+            if may_answer && (self.leaves_unread(slot) || !has_unread(slot)) {
+                slice.closes -= 1;
+                return self.close(slot, CloseCause::Idle);
+            }
+            let connection = &mut self.connections[slot as usize];
+            // Half of the time is left for the answer to a ping.
+            silent_ms = if may_answer { 0 } else { idle_timeout_ms / 2 };
+            connection.last_heard_ms = local_ms.wrapping_sub(silent_ms as u32);
+        }
+        let connection = &self.connections[slot as usize];
+        let is_quiet = self.sweep.quiet_ms(connection.last_frame) >= self.config.ping_interval_ms;
+        let is_doubtful = silent_ms >= idle_timeout_ms / 2 && !connection.pinged;
+        if (is_quiet || is_doubtful) && !is_echo {
+            slice.pings -= 1;
+            self.ping(slot, slice);
+        }
+    }
+
+    fn ping(&mut self, slot: u32, slice: &mut Slice) {
+        if slice.ping_frame == NONE {
+            slice.ping_frame = self.open.add_frame(OpCode::Ping, b"");
+        }
+        self.connections[slot as usize].pinged = true;
+        self.owe(slot, slice.ping_frame);
+    }
+
+    /// Whether so much waits for the peer to read it that nothing is read from it.
+    pub(super) fn leaves_unread(&self, slot: u32) -> bool {
+        let connection = &self.connections[slot as usize];
+        let limit = self.outbox_limit_of(connection);
+        connection.outbox.as_ref().is_some_and(|outbox| outbox.pending_bytes() >= limit / 2)
+    }
+}

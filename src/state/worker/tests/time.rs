@@ -1,0 +1,139 @@
+//! Pings, idle timeouts and stalls.
+
+use super::*;
+
+const PING: [u8; 2] = [0x89, 0];
+const TICK_MS: u64 = 50;
+
+fn rig(ping_interval_ms: u64, idle_timeout_ms: u64) -> Rig {
+    Rig::with(1 << 20, 1 << 30, |config| {
+        config.ping_interval_ms = ping_interval_ms;
+        config.idle_timeout_ms = idle_timeout_ms;
+        config.max_connections = 100_000;
+    })
+}
+
+/// Ticks until `end_ms` have passed since [`NOW_MS`]; when each ping left, and to whom.
+fn pings(
+    rig: &mut Rig,
+    from_ms: u64,
+    end_ms: u64,
+    mut each: impl FnMut(&mut Rig, u64),
+) -> Vec<(u64, u32)> {
+    let mut pings = Vec::new();
+    for later_ms in (from_ms..end_ms).step_by(TICK_MS as usize) {
+        rig.worker.handle_tick(NOW_MS + later_ms);
+        let sent = rig.flush();
+        let sent = sent.into_iter().filter(|(_, bytes)| *bytes == PING);
+        pings.extend(sent.map(|(slot, _)| (later_ms, slot)));
+        each(rig, later_ms);
+    }
+    pings
+}
+
+/// A proxy cuts what is quiet for 60 s; pings came after 60 to 75 s.
+#[test]
+fn a_quiet_connection_gets_a_frame_within_50_s_again_and_again() {
+    let mut rig = rig(45_000, 120_000);
+    let slots: Vec<u32> = (0..100).map(|_| rig.connect("u")).collect();
+    let pings = pings(&mut rig, TICK_MS, 115_000, |_, _| {});
+    for slot in slots {
+        let mut last_ms = 0;
+        let its = pings.iter().filter(|(_, one)| *one == slot);
+        for &(at_ms, _) in its.clone() {
+            assert!((45_000..=50_000).contains(&(at_ms - last_ms)), "{last_ms} to {at_ms}");
+            last_ms = at_ms;
+        }
+        assert_eq!(its.count(), 2);
+    }
+    let most = pings.chunk_by(|one, next| one.0 == next.0).map(<[_]>::len).max();
+    assert!(most <= Some(3), "pings are spread: {most:?} in one tick");
+    assert_eq!(rig.closed, []);
+}
+
+#[test]
+fn traffic_in_either_direction_is_as_good_as_a_ping() {
+    let mut rig = rig(1_000, 120_000);
+    let (listens, speaks, quiet) = (rig.connect("listens"), rig.connect("s"), rig.connect("q"));
+    let pings = pings(&mut rig, TICK_MS, 10_000, |rig, later_ms| {
+        if later_ms % 800 == 0 {
+            rig.push("listens", 10, 0);
+            rig.worker.handle_frame(speaks, Message::Pong(b""), NOW_MS + later_ms);
+        }
+    });
+    assert!((7..=10).contains(&pings.len()), "{pings:?}");
+    assert!(pings.iter().all(|&(_, slot)| slot == quiet && slot != listens));
+}
+
+/// It hears something all the time, and its peer may be gone all the same.
+#[test]
+fn who_only_listens_is_pinged_before_it_counts_as_silent() {
+    let mut rig = rig(1_000, 8_000);
+    let slot = rig.connect("u");
+    let pings = pings(&mut rig, TICK_MS, 9_200, |rig, later_ms| {
+        if later_ms % 500 == 0 && rig.closed.is_empty() {
+            rig.push("u", 10, 0);
+        }
+    });
+    assert!(matches!(pings[..], [(4_000..5_100, _)]), "{pings:?}");
+    assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
+}
+
+/// All silent clients got 4002 without a ping after the process had stood still for 2.6 s.
+#[test]
+fn time_in_which_the_worker_did_not_run_is_no_silence() {
+    let mut rig = rig(45_000, 4_000);
+    let slot = rig.connect("u");
+    assert_eq!(pings(&mut rig, TICK_MS, 1_900, |_, _| {}), []);
+    rig.worker.handle_stall(2_600);
+    let pinged = pings(&mut rig, 4_500, 5_500, |_, _| {});
+    assert!(matches!(pinged[..], [(4_500..5_200, _)]), "{pinged:?}");
+    assert_eq!(rig.closed, []);
+    assert_eq!(pings(&mut rig, 5_500, 7_300, |_, _| {}), []);
+    assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
+}
+
+/// A proxy's clock does not stand still with ours.
+#[test]
+fn pings_are_due_by_the_clock_of_others_also_after_a_stall() {
+    let mut rig = rig(4_000, 1_000_000);
+    rig.connect("u");
+    rig.worker.handle_stall(30_000);
+    assert_eq!(pings(&mut rig, 30_000, 30_200, |_, _| {}).len(), 1);
+}
+
+#[test]
+fn bytes_that_were_not_read_are_no_silence() {
+    let mut rig = rig(45_000, 4_000);
+    let slot = rig.connect("u");
+    for later_ms in (50..=30_000).step_by(50) {
+        rig.worker.handle_tick_with(NOW_MS + later_ms, |_| true);
+        rig.flush();
+    }
+    assert!(rig.worker.is_open(slot));
+    // Unless it is not read because it does not read.
+    rig.room = 0;
+    for _ in 0..60 {
+        rig.push("u", 10_000, 0);
+        rig.flush();
+    }
+    for later_ms in (30_050..=36_000).step_by(50) {
+        rig.worker.handle_tick_with(NOW_MS + later_ms, |_| true);
+        rig.flush();
+    }
+    assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
+}
+
+/// A sweep that is late pings first and closes later.
+#[test]
+fn nobody_is_closed_without_a_ping_before() {
+    let mut rig = rig(3_600_000, 4_000);
+    let slot = rig.connect("u");
+    rig.worker.handle_tick(NOW_MS + 1_000_000);
+    assert!(rig.flush().contains(&(slot, PING.to_vec())));
+    rig.worker.handle_tick(NOW_MS + 1_001_900);
+    assert_eq!((rig.flush(), rig.closed.len()), (Vec::new(), 0));
+    rig.worker.handle_tick(NOW_MS + 1_002_500);
+    rig.flush();
+    assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
+}

@@ -1,0 +1,94 @@
+"""Pings, deadlines, and a process that stood still: whose silence it is."""
+
+import contextlib
+import json
+import signal
+import time
+
+from harness import PING, PONG, TEXT, Raw, Server, frame, handshake, signed
+
+
+@contextlib.contextmanager
+def serving(*args):
+    server = Server("--workers", "2", *args)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def frames_within(raw, seconds, on=lambda first: None):
+    """The first bytes of the frames that come, and when."""
+    came, began = [], time.monotonic()
+    while (left := began + seconds - time.monotonic()) > 0:
+        raw.socket.settimeout(left)
+        try:
+            came.append((raw.read_frame()[0], time.monotonic() - began))
+            on(came[-1][0])
+        except TimeoutError:
+            break
+    raw.socket.settimeout(10)
+    return came
+
+
+def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():
+    """Nothing came before half of the idle timeout, 60 s: a proxy with 60 s had cut it."""
+    with serving("--ping_interval_ms", "400") as server, contextlib.ExitStack() as stack:
+        quiet, listens, speaks = (
+            stack.enter_context(server.raw_ws(uid)) for uid in ("quiet", "listens", "speaks")
+        )
+        for raw in (quiet, listens, speaks):
+            assert raw.read_frame()[1].startswith(b'{"type":"connect"')
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            server.push("x", uids=["listens"])
+            speaks.frame(PONG)
+            time.sleep(0.05)
+        came = [first for first, _ in frames_within(quiet, 0.1)]
+        # It answers none: pings are for what lies between, too.
+        assert set(came) == {0x80 | PING} and 2 <= len(came) <= 4, came
+        assert {first for first, _ in frames_within(listens, 0.1)} == {0x81}
+        assert frames_within(speaks, 0.1) == []
+
+
+def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
+    """Stopped for 2.6 s with an idle timeout of 4 s, it closed all silent clients with 4002."""
+    args = ["--idle_timeout_ms", "2000", "--request_timeout_ms", "1000"]
+    with serving(*args) as server, contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(server.raw_ws(f"u{n}")) for n in range(20)]
+        for raw in raws:
+            assert raw.read_frame()[1].startswith(b'{"type":"connect"')
+        business = stack.enter_context(server.business("request"))
+        asking = stack.enter_context(server.client("asks"))
+        time.sleep(0.6)
+        http = stack.enter_context(Raw(server.http))
+        http.send("GET /healthz HTTP/1.1\r\n")
+        ws = stack.enter_context(Raw(server.ws))
+        hello = handshake(f"/ws/connect?{signed('/ws/connect', server.connect_params('late'))}")
+        ws.send(hello[:-2])
+        asking.send({"type": "request", "id": "r", "data": 1})
+        asked = business.json()
+        server.signal(signal.SIGSTOP)
+        time.sleep(1.4)
+        server.signal(signal.SIGCONT)
+        # Several ticks: whoever counts as late would have been told.
+        time.sleep(0.25)
+        business.send({"type": "response", "id": asked["id"], "data": 2})
+        assert asking.json()["data"] == 2
+        http.send("Host: x\r\n\r\n")
+        assert http.read_response()[0] == 200
+        ws.send(hello[-2:])
+        assert ws.read_head().startswith("HTTP/1.1 101 ")
+        for raw in raws:
+            assert raw.read_frame() == (0x80 | PING, b"")
+            raw.frame(PONG)
+            raw.send(frame(TEXT, '{"type":"heartbeat"}'))
+            assert json.loads(raw.read_frame()[1])["type"] == "heartbeat"
+        assert server.metric("ws_close_total", reason="idle") == 0
+        assert server.metric("ws_cluster_worker_stalled_seconds_total") > 1
+        for raw in raws[:3]:
+            raw.frame(TEXT, '{"type":"heartbeat"}')
+        # Who stays silent is pinged and closed as ever.
+        assert raws[0].read_frame()[0] == 0x81
+        assert raws[0].read_frame() == (0x80 | PING, b"")
+        assert raws[0].close_code() == 4002
