@@ -166,6 +166,7 @@ pub struct Worker {
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
+    is_overdue: bool,
     /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
     /// here.
     sessions: BTreeSet<(u64, u32, u32)>,
@@ -205,6 +206,7 @@ impl Worker {
             held_frames: Vec::new(),
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
+            is_overdue: false,
             sessions: BTreeSet::new(),
             wants: Wants::new(
                 config.hearing.map(|hearing| hearing.routing),
