@@ -74,6 +74,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Open HTTP connections of one worker; beyond: 503.
     pub max_http_connections: usize,
+    /// Handshakes of one worker that are not whole; beyond: the oldest gets 503.
+    pub max_handshakes: usize,
     pub projects: Projects,
     /// Where `projects` was read from, for a reload; `None` for the built-in project of `dev`.
     pub projects_file: Option<PathBuf>,
@@ -87,6 +89,8 @@ pub struct Config {
     pub idle_timeout_ms: u64,
     /// A request's head and body must have come whole by then; beyond: 408.
     pub request_timeout_ms: u64,
+    /// A WebSocket handshake must be answered by then; beyond: 408, or 503.
+    pub handshake_timeout_ms: u64,
     /// How long an HTTP connection may wait for its next request.
     pub keep_alive_ms: u64,
     /// How long a closing connection waits for its peer's FIN.
@@ -171,15 +175,7 @@ impl Config {
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
         let queue = QueueSettings::resolve(raw, from, counts.workers, &mut warnings)?;
-        let ms = |flag, arg, default, least| {
-            from.get(flag, arg).number("a time in milliseconds", default, least..=DAY_MS)
-        };
-        let drain_ms = ms("drain_ms", &raw.drain_ms, 10_000, 0)?;
-        let ping_interval_ms = ms("ping_interval_ms", &raw.ping_interval_ms, 45_000, 100)?;
-        let idle_timeout_ms = ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?;
-        let request_timeout_ms = ms("request_timeout_ms", &raw.request_timeout_ms, 10_000, 100)?;
-        let keep_alive_ms = ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?;
-        let linger_ms = ms("linger_ms", &raw.linger_ms, 2_000, 0)?;
+        let times = Times::resolve(raw, from)?;
         let sizes = Sizes::resolve(raw, from)?;
 
         Ok(Self {
@@ -205,15 +201,17 @@ impl Config {
             pin,
             max_connections: counts.max_connections,
             max_http_connections: counts.max_http_connections,
+            max_handshakes: counts.max_handshakes,
             projects,
             projects_file,
             demand_exp: env == Env::Prod,
-            drain_ms,
-            ping_interval_ms,
-            idle_timeout_ms,
-            request_timeout_ms,
-            keep_alive_ms,
-            linger_ms,
+            drain_ms: times.drain_ms,
+            ping_interval_ms: times.ping_interval_ms,
+            idle_timeout_ms: times.idle_timeout_ms,
+            request_timeout_ms: times.request_timeout_ms,
+            handshake_timeout_ms: times.handshake_timeout_ms,
+            keep_alive_ms: times.keep_alive_ms,
+            linger_ms: times.linger_ms,
             limits,
             outbox_bytes: sizes.outbox,
             worker_outbox_bytes: sizes.worker_outbox,
@@ -349,6 +347,7 @@ struct Counts {
     workers: usize,
     max_connections: usize,
     max_http_connections: usize,
+    max_handshakes: usize,
 }
 
 impl Counts {
@@ -362,11 +361,44 @@ impl Counts {
         let open = connections("max_connections", &raw.max_connections, 1_000_000, 100_000_000);
         let http =
             connections("max_http_connections", &raw.max_http_connections, 10_000, 1_000_000);
+        let half_open = from.get("max_handshakes", &raw.max_handshakes);
+        let half_open = half_open.number("a number of handshakes", 1_024, 1..=1_000_000);
         Ok(Self {
             node: NodeId::new(node? as u16).unwrap_or_default(),
             workers: workers? as usize,
             max_connections: open? as usize,
             max_http_connections: http? as usize,
+            max_handshakes: half_open? as usize,
+        })
+    }
+}
+
+/// How long what may take, in milliseconds.
+struct Times {
+    drain_ms: u64,
+    ping_interval_ms: u64,
+    idle_timeout_ms: u64,
+    request_timeout_ms: u64,
+    handshake_timeout_ms: u64,
+    keep_alive_ms: u64,
+    linger_ms: u64,
+}
+
+impl Times {
+    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+        let ms = |flag, arg, default, least| {
+            from.get(flag, arg).number("a time in milliseconds", default, least..=DAY_MS)
+        };
+        let request_timeout_ms = ms("request_timeout_ms", &raw.request_timeout_ms, 10_000, 100)?;
+        let handshake = &raw.handshake_timeout_ms;
+        Ok(Self {
+            drain_ms: ms("drain_ms", &raw.drain_ms, 10_000, 0)?,
+            ping_interval_ms: ms("ping_interval_ms", &raw.ping_interval_ms, 45_000, 100)?,
+            idle_timeout_ms: ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?,
+            request_timeout_ms,
+            handshake_timeout_ms: ms("handshake_timeout_ms", handshake, request_timeout_ms, 100)?,
+            keep_alive_ms: ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?,
+            linger_ms: ms("linger_ms", &raw.linger_ms, 2_000, 0)?,
         })
     }
 }

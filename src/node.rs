@@ -11,6 +11,7 @@ pub use ports::Addresses;
 
 use crate::config::{self, Config};
 use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
+use crate::io::descriptors::Descriptors;
 use crate::io::drive;
 use crate::io::engine::Engine;
 use crate::io::mailbox::Mailbox;
@@ -50,6 +51,10 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// What a thread tells main.
 enum News {
     Listening,
+    /// A worker is, and would need this limit of open files for its part of `--max_connections`.
+    Serving {
+        needed_files: usize,
+    },
     Ended(Result<(), NodeError>),
 }
 
@@ -60,10 +65,11 @@ enum News {
 /// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table;
 /// all meet at a barrier; only then is anything opened that must not have copies in other tables.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
-    sys::raise_open_files().map_err(system("raising the limit of open files"))?;
+    let open_files = sys::raise_open_files();
+    let open_files = open_files.map_err(system("raising the limit of open files"))?;
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
-    let shared = Arc::new(shared_of(config));
+    let shared = Arc::new(shared_of(config, open_files as usize));
     let workers = shared.settings.workers;
     let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
@@ -94,14 +100,17 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let _ = birth.addresses.set(addresses);
     birth.barrier.wait();
     let (addresses, held) = reserved?;
+    let mut needed_files = 0;
     for _ in 0..=workers {
         match news.recv() {
             Ok(News::Listening) => {}
+            Ok(News::Serving { needed_files: needed }) => needed_files = needed.max(needed_files),
             Ok(News::Ended(result)) => return result,
             Err(_) => return Err(NodeError::Thread("none is left".into())),
         }
     }
     drop(held);
+    warn_of_open_files(&shared, needed_files);
     if let Some(otel) = otel {
         let shared = Arc::clone(&shared);
         spawn("otel", move || otel::run(otel, shared, sources))?;
@@ -110,13 +119,26 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     live(&shared, &news, workers)
 }
 
+fn warn_of_open_files(shared: &Shared, needed_files: usize) {
+    let Settings { max_connections, open_files, .. } = shared.settings;
+    let room = shared.room();
+    if room < max_connections {
+        tracing::warn!(
+            "the limit of open files ({open_files}) leaves room for {room} WebSocket connections, \
+             --max_connections is {max_connections}: raise the limit to {needed_files} \
+             (LimitNOFILE= in a systemd unit, ulimit -n in a shell), start more --workers, or \
+             lower --max_connections"
+        );
+    }
+}
+
 /// Waits for the end: a signal, then the workers' drain.
 fn live(shared: &Arc<Shared>, news: &Receiver<News>, workers: usize) -> Result<(), NodeError> {
     watch_signals(shared)?;
     let mut ended = 0;
     while ended < workers {
         match news.recv() {
-            Ok(News::Listening) => {}
+            Ok(News::Listening | News::Serving { .. }) => {}
             Ok(News::Ended(Ok(()))) => ended += 1,
             Ok(News::Ended(Err(error))) => return Err(error),
             Err(_) => return Err(NodeError::Thread("none is left".into())),
@@ -243,9 +265,17 @@ fn work(
     let ring = Ring::new().map_err(NodeError::Ring)?;
     let worker = Worker::new(worker_config(index, shared), sys::now_ms());
     let http_counters = Arc::clone(&shared.http_counters[index]);
-    let engine = Engine::new(worker, Arc::clone(shared), http_counters, ring, ws);
-    let core = Core::new(Arc::clone(shared), index, engine, queue_of(end, shared), recorder);
-    let _ = news.send(News::Listening);
+    // All that the worker needs for itself is open.
+    let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
+    http_counters.max_connections.set(descriptors.max_connections() as u64);
+    let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
+    let engine = Engine::new(worker, shared_too, http_counters, ring, ws, table);
+    let queue = queue_of(end, shared);
+    let core =
+        Core::new(Arc::clone(shared), index, engine, queue, recorder, Rc::clone(&descriptors));
+    let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
+    let needed_files = descriptors.open_files_for(connections);
+    let _ = news.send(News::Serving { needed_files });
     let serve = async {
         if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
             && let Some(redis) = &shared.settings.redis
@@ -349,7 +379,7 @@ fn spawn_ops(
     })
 }
 
-fn shared_of(config: Config) -> Shared {
+fn shared_of(config: Config, open_files: usize) -> Shared {
     let settings = Settings {
         node: config.node,
         env: config.env.name(),
@@ -357,10 +387,13 @@ fn shared_of(config: Config) -> Shared {
         workers: config.workers,
         max_connections: config.max_connections,
         max_http_connections: config.max_http_connections,
+        max_handshakes: config.max_handshakes,
+        open_files,
         demand_exp: config.demand_exp,
         ping_interval_ms: config.ping_interval_ms,
         idle_timeout_ms: config.idle_timeout_ms,
         request_timeout_ms: config.request_timeout_ms,
+        handshake_timeout_ms: config.handshake_timeout_ms,
         keep_alive_ms: config.keep_alive_ms,
         linger_ms: config.linger_ms,
         drain_ms: config.drain_ms,

@@ -109,6 +109,10 @@ pub(super) struct RawArgs {
     /// open HTTP connections of one worker (default 10000)
     #[argh(option)]
     pub(super) max_http_connections: Option<String>,
+    /// handshakes of one worker whose request has not arrived whole; beyond, the oldest is refused
+    /// (default 1024, at most a quarter of the worker's descriptors)
+    #[argh(option)]
+    pub(super) max_handshakes: Option<String>,
     /// how long a stopping node waits for its connections (default 10000)
     #[argh(option)]
     pub(super) drain_ms: Option<String>,
@@ -124,6 +128,9 @@ pub(super) struct RawArgs {
     /// answered by a business server, beyond it "timeout" (default 10000)
     #[argh(option)]
     pub(super) request_timeout_ms: Option<String>,
+    /// time for a WebSocket handshake to arrive and to be answered (default: request_timeout_ms)
+    #[argh(option)]
+    pub(super) handshake_timeout_ms: Option<String>,
     /// time an HTTP connection may wait for its next request (default 620000, above the 600 s
     /// of common load balancers)
     #[argh(option)]

@@ -54,17 +54,16 @@ pub fn serve_port(
 }
 
 fn accept(core: &Rc<Core>, stream: TcpStream) {
-    if core.http.borrow().count() >= core.shared.settings.max_http_connections {
+    if core.http.borrow().count() >= core.max_http_connections() {
         let other = HttpCounters::url_of("other");
         core.shared.http_counters[core.index].count(other, 503, 0, 1);
         return http::refuse_connection(stream.into_raw_fd());
     }
     let core = Rc::clone(core);
     monoio::spawn(async move {
-        let counters = &core.shared.http_counters[core.index];
-        counters.connections.set(core.http.borrow().count() as u64 + 1);
+        core.set_http_connections(core.http.borrow().count() + 1);
         http::serve(stream, &*core).await;
-        counters.connections.set(core.http.borrow().count() as u64);
+        core.set_http_connections(core.http.borrow().count());
     });
 }
 
@@ -156,6 +155,16 @@ pub struct Answered {
 }
 
 impl Core {
+    /// HTTP connections that this worker may have now.
+    fn max_http_connections(&self) -> usize {
+        self.descriptors.http_connections(self.engine.borrow().descriptors_in_use())
+    }
+
+    fn set_http_connections(&self, count: usize) {
+        self.descriptors.set_http(count);
+        self.shared.http_counters[self.index].connections.set(count as u64);
+    }
+
     /// Counts a request: with the next one that differs, or when the answer is written.
     fn count(&self, path: &str, status: u16, started: Instant) {
         tracing::trace!(path, status, "a request is answered");
@@ -245,8 +254,10 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     fn status_page(&mut self) {
         if self.head.path == "/readyz" {
-            let is_draining = self.core.shared.is_draining().then(|| "draining".to_owned());
-            if let Some(msg) = is_draining.or_else(|| self.core.shared.queue.trouble()) {
+            let shared = &self.core.shared;
+            let is_draining = shared.is_draining().then(|| "draining".to_owned());
+            let trouble = is_draining.or_else(|| shared.queue.trouble());
+            if let Some(msg) = trouble.or_else(|| shared.full()) {
                 return self.reply.refuse(None, &ApiError { status: 503, msg: msg.into() });
             }
         }

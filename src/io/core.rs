@@ -3,6 +3,7 @@
 mod time;
 
 use super::api::Answered;
+use super::descriptors::Descriptors;
 use super::engine::Engine;
 use super::http::{Connections, Moment};
 use super::mailbox::{Bell, Mailbox, Word};
@@ -136,6 +137,7 @@ pub struct Core {
     /// A flush ended.
     flushed: Waiters,
     pub http: RefCell<Connections>,
+    pub(super) descriptors: Rc<Descriptors>,
     /// Requests that were answered and are not counted yet.
     pub(super) answered: Cell<Option<Answered>>,
     last_tick_ms: Cell<u64>,
@@ -154,6 +156,7 @@ impl Core {
         mut engine: Engine,
         queue: Queue,
         recorder: Option<Recorder>,
+        descriptors: Rc<Descriptors>,
     ) -> Rc<Self> {
         engine.worker.set_notes(recorder.is_some());
         Rc::new(Self {
@@ -171,6 +174,7 @@ impl Core {
             server_pushes: Flag::default(),
             flushed: Waiters::default(),
             http: RefCell::default(),
+            descriptors,
             answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),
             last_tick: Cell::new(Instant::now()),

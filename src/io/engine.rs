@@ -1,27 +1,29 @@
 //! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
 
+mod handshakes;
 mod slot;
 mod time;
 
+use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
 use super::shared::Shared;
 use super::sys::{self, Side};
-use crate::state::counters::HttpCounters;
+use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::wants::Interest;
 use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
 use crate::wire::http::parse_head;
 use crate::wire::message::write_reconnect_reason;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest, write_close};
-use slab::Slab;
+use handshakes::Handshakes;
 use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
-use std::collections::HashMap;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// What one read takes at most.
@@ -38,17 +40,6 @@ const DIRECT_SENDS: usize = 2;
 
 /// A lasting lack of descriptors is logged so often.
 const WARNING_EVERY_MS: u64 = 10_000;
-
-/// A connection whose request has not come whole.
-#[derive(Debug)]
-struct Handshake {
-    fd: RawFd,
-    generation: u32,
-    deadline_ms: u64,
-    received: Vec<u8>,
-    /// The request is whole, and the queue must confirm something first.
-    is_waiting: bool,
-}
 
 /// What became of the bytes of a handshake.
 enum Judged {
@@ -71,10 +62,8 @@ pub struct Engine {
     is_accept_paused: bool,
     last_warning_ms: u64,
     slots: Vec<Slot>,
-    handshakes: Slab<Handshake>,
-    /// Handshakes (index and generation) that wait for the same thing.
-    waiting: HashMap<Interest, Vec<(usize, u32)>>,
-    generation: u32,
+    descriptors: Rc<Descriptors>,
+    handshakes: Handshakes,
     lingering: LingeringSockets,
     buffer: Box<[u8]>,
     /// Bytes that were read, or had been kept, in this turn.
@@ -96,6 +85,7 @@ impl Engine {
         counters: Arc<HttpCounters>,
         ring: Ring,
         listener: TcpListener,
+        descriptors: Rc<Descriptors>,
     ) -> Self {
         let mut engine = Self {
             slots: Vec::with_capacity(shared.settings.max_connections),
@@ -106,9 +96,8 @@ impl Engine {
             listener,
             is_accept_paused: false,
             last_warning_ms: 0,
-            handshakes: Slab::new(),
-            waiting: HashMap::new(),
-            generation: 0,
+            descriptors,
+            handshakes: Handshakes::default(),
             lingering: LingeringSockets::default(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             turn_bytes: 0,
@@ -135,6 +124,11 @@ impl Engine {
     /// Sockets that are not gone yet, open or on their way out.
     pub fn sockets(&self) -> usize {
         self.worker.connections() + self.lingering.len()
+    }
+
+    /// Descriptors of this port's sockets, with those of handshakes.
+    pub fn descriptors_in_use(&self) -> usize {
+        self.sockets() + self.handshakes.len()
     }
 
     /// Handles what has completed, as much as fits one turn.
@@ -223,7 +217,12 @@ impl Engine {
         for _ in 0..ACCEPTS_PER_TURN {
             match sys::accept(self.listener.as_raw_fd()) {
                 Ok(socket) => {
-                    self.begin_handshake(sys::into_number(socket));
+                    let fd = sys::into_number(socket);
+                    if self.make_room() {
+                        self.begin_handshake(fd);
+                    } else {
+                        self.refuse_at_once(fd, Refusal::OpenFiles);
+                    }
                 }
                 Err(error) if sys::is_not_now(&error) => break,
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -252,7 +251,7 @@ impl Engine {
                 Judged::NotWhole => self.keep_handshake(fd, buffer[..bytes].to_vec()),
                 Judged::Waiting(interest) => {
                     let index = self.insert_handshake(fd, buffer[..bytes].to_vec());
-                    self.let_wait(index, interest);
+                    self.handshakes.let_wait(index, interest);
                 }
             },
             Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
@@ -263,85 +262,102 @@ impl Engine {
 
     fn keep_handshake(&mut self, fd: RawFd, received: Vec<u8>) {
         let index = self.insert_handshake(fd, received);
-        let generation = self.handshakes[index].generation;
-        self.ring.poll_readable(fd, Token::new(Kind::Handshake, index as u32, generation));
+        if let Some(handshake) = self.handshakes.get(index) {
+            let token = Token::new(Kind::Handshake, index as u32, handshake.generation);
+            self.ring.poll_readable(fd, token);
+        }
+        self.end_surplus();
     }
 
     fn insert_handshake(&mut self, fd: RawFd, received: Vec<u8>) -> usize {
-        self.generation = self.generation.wrapping_add(1);
-        self.handshakes.insert(Handshake {
-            fd,
-            generation: self.generation,
-            deadline_ms: self.now_ms + self.shared.settings.request_timeout_ms,
-            received,
-            is_waiting: false,
-        })
+        let deadline_ms = self.now_ms + self.shared.settings.handshake_timeout_ms;
+        self.handshakes.insert(fd, received, deadline_ms)
     }
 
-    /// A good handshake is answered when `interest` is in force.
-    fn let_wait(&mut self, index: usize, interest: Interest) {
-        let handshake = &mut self.handshakes[index];
-        handshake.is_waiting = true;
-        self.waiting.entry(interest).or_default().push((index, handshake.generation));
+    /// Sees to it that this worker has a descriptor for one more socket. `false`: it has none.
+    fn make_room(&mut self) -> bool {
+        while self.descriptors_in_use() >= self.descriptors.websocket_sockets() {
+            if self.lingering.end_oldest() {
+                continue;
+            }
+            let Some(index) = self.handshakes.oldest() else { return false };
+            self.end_handshake(index, Refusal::OpenFiles);
+        }
+        true
+    }
+
+    /// Refuses handshakes that are not whole, the oldest first, down to their bounds.
+    pub(super) fn end_surplus(&mut self) {
+        while let Some(index) = self.handshakes.surplus(self.descriptors.max_handshakes()) {
+            self.end_handshake(index, Refusal::Handshakes);
+        }
+        self.counters.handshake_bytes.set(self.handshakes.bytes() as u64);
+        self.counters.half_open.set(self.handshakes.len() as u64);
+    }
+
+    fn end_handshake(&mut self, index: usize, why: Refusal) {
+        let handshake = self.handshakes.remove(index);
+        self.refuse_at_once(handshake.fd, why);
+    }
+
+    /// Refuses a connection that may not keep its descriptor any longer.
+    fn refuse_at_once(&mut self, fd: RawFd, why: Refusal) {
+        self.counters.count_refusal(why);
+        self.counters.handshakes.count(503, 1);
+        let error = refuse(503, "this node has too many connections: try again");
+        // Best effort: there is nothing to do for one that does not take it.
+        let _ = sys::send(fd, &handshake::refusal(&error));
+        linger::close(fd);
     }
 
     /// What some handshakes wait for is in force.
     pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.handle_ready(interest);
-        for (index, generation) in self.waiting.remove(interest).unwrap_or_default() {
-            let is_it = |one: &&mut Handshake| one.generation == generation && one.is_waiting;
-            let Some(handshake) = self.handshakes.get_mut(index).filter(is_it) else { continue };
-            let (fd, mut received) = (handshake.fd, std::mem::take(&mut handshake.received));
-            match self.try_handshake(fd, &mut received) {
-                Judged::Waiting(interest) => {
-                    self.handshakes[index].received = received;
-                    self.let_wait(index, interest);
-                }
-                Judged::Done | Judged::NotWhole => {
-                    self.handshakes.remove(index);
-                }
-            }
+        for index in self.handshakes.take_waiting(interest) {
+            self.retry_handshake(index);
         }
     }
 
     fn continue_handshake(&mut self, token: Token) {
         let index = token.index as usize;
-        let is_it = |one: &Handshake| one.generation & GENERATION_MASK == token.generation;
-        let Some(handshake) = self.handshakes.get_mut(index).filter(|one| is_it(one)) else {
-            return;
-        };
+        let Some(handshake) = self.handshakes.find(index, token.generation) else { return };
         let fd = handshake.fd;
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(fd, &mut buffer) {
-            Ok(0) => {
-                self.handshakes.remove(index);
-                sys::close(fd);
-            }
+            Ok(0) => self.drop_handshake(index),
             Ok(bytes) => {
-                handshake.received.extend_from_slice(&buffer[..bytes]);
-                let mut received = std::mem::take(&mut handshake.received);
-                match self.try_handshake(fd, &mut received) {
-                    Judged::Done => {
-                        self.handshakes.remove(index);
-                    }
-                    Judged::NotWhole => {
-                        self.handshakes[index].received = received;
-                        self.ring.poll_readable(fd, token);
-                    }
-                    Judged::Waiting(interest) => {
-                        self.handshakes[index].received = received;
-                        self.let_wait(index, interest);
-                    }
+                let mut received = self.handshakes.take_received(index);
+                received.reserve_exact(bytes);
+                received.extend_from_slice(&buffer[..bytes]);
+                self.handshakes.keep(index, received);
+                if self.retry_handshake(index) {
+                    self.ring.poll_readable(fd, token);
+                    self.end_surplus();
                 }
             }
             Err(error) if sys::is_not_now(&error) => self.ring.poll_readable(fd, token),
-            Err(_) => {
-                self.handshakes.remove(index);
-                sys::close(fd);
-            }
+            Err(_) => self.drop_handshake(index),
         }
         self.buffer = buffer;
+    }
+
+    fn drop_handshake(&mut self, index: usize) {
+        sys::close(self.handshakes.remove(index).fd);
+    }
+
+    /// Judges what a handshake has sent; whether its request is still not whole.
+    fn retry_handshake(&mut self, index: usize) -> bool {
+        let Some(fd) = self.handshakes.get(index).map(|one| one.fd) else { return false };
+        let mut received = self.handshakes.take_received(index);
+        let judged = self.try_handshake(fd, &mut received);
+        self.handshakes.keep(index, received);
+        match judged {
+            Judged::Done => drop(self.handshakes.remove(index)),
+            Judged::Waiting(interest) => self.handshakes.let_wait(index, interest),
+            Judged::NotWhole => return true,
+        }
+        false
     }
 
     fn try_handshake(&mut self, fd: RawFd, bytes: &mut [u8]) -> Judged {
@@ -351,11 +367,18 @@ impl Engine {
             Ok(Some(head)) => {
                 let head_len = head.head_len;
                 let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
+                let (descriptors, counters) = (&self.descriptors, &self.counters);
                 let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
                     if let Some(interest) = worker.admit(&identity) {
                         return Ok(Err(interest));
                     }
-                    if !shared.enter() {
+                    let full = if worker.connections() >= descriptors.connections() {
+                        Some(Refusal::OpenFiles)
+                    } else {
+                        (!shared.enter()).then_some(Refusal::MaxConnections)
+                    };
+                    if let Some(why) = full {
+                        counters.count_refusal(why);
                         return Err(refuse(503, "this node is full: connect to another"));
                     }
                     Ok(Ok(worker.handle_connect(identity, switching, now_ms).0))

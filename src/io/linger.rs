@@ -2,6 +2,7 @@
 //! and dropped until its FIN or the deadline. A plain close with unread input sends RST, which
 //! destroys the last frame on its way: 0 of 40 Close frames arrived so, 40 of 40 this way.
 
+use super::fifo::Fifo;
 use super::ring::{Kind, Ring, Token};
 use super::sys::{self, Side};
 use slab::Slab;
@@ -23,6 +24,7 @@ struct Lingering {
 #[derive(Debug, Default)]
 pub struct LingeringSockets {
     sockets: Slab<Lingering>,
+    by_age: Fifo,
     generation: u32,
 }
 
@@ -37,6 +39,9 @@ impl LingeringSockets {
         let lingering =
             Lingering { fd, generation: self.generation, deadline_ms, pending: last_bytes };
         let index = self.sockets.insert(lingering);
+        let (sockets, live) = (&self.sockets, self.sockets.len());
+        let is_current = |index, stamp| is_current(sockets, index, stamp);
+        self.by_age.push((index, u64::from(self.generation)), live, is_current);
         if self.write(index) {
             self.arm(ring, index);
         } else {
@@ -78,6 +83,19 @@ impl LingeringSockets {
         });
     }
 
+    /// Ends the oldest before its time, for its descriptor. `false`: there is none.
+    pub fn end_oldest(&mut self) -> bool {
+        let sockets = &self.sockets;
+        let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
+        let Some(index) = oldest else { return false };
+        let socket = self.sockets.remove(index);
+        if !socket.pending.is_empty() {
+            sys::set_reset_on_close(socket.fd);
+        }
+        close(socket.fd);
+        true
+    }
+
     /// Writes what fits; ends the write side once all is written. `false`: the socket is broken.
     fn write(&mut self, index: usize) -> bool {
         let socket = &mut self.sockets[index];
@@ -108,6 +126,10 @@ impl LingeringSockets {
         // Its poll has just fired, and whatever was polled before fired with it.
         sys::close(self.sockets.remove(index).fd);
     }
+}
+
+fn is_current(sockets: &Slab<Lingering>, index: usize, stamp: u64) -> bool {
+    sockets.get(index).is_some_and(|socket| u64::from(socket.generation) == stamp)
 }
 
 /// Reads and drops. `false`: the peer has ended its side.

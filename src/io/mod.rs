@@ -7,8 +7,10 @@
 pub mod allocator;
 pub mod api;
 pub mod core;
+pub mod descriptors;
 pub mod drive;
 pub mod engine;
+mod fifo;
 pub mod handshake;
 pub mod http;
 mod linger;

@@ -22,10 +22,14 @@ pub struct Settings {
     pub workers: usize,
     pub max_connections: usize,
     pub max_http_connections: usize,
+    pub max_handshakes: usize,
+    /// The limit of open files of each table (RLIMIT_NOFILE).
+    pub open_files: usize,
     pub demand_exp: bool,
     pub ping_interval_ms: u64,
     pub idle_timeout_ms: u64,
     pub request_timeout_ms: u64,
+    pub handshake_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
     pub drain_ms: u64,
@@ -158,6 +162,27 @@ impl Shared {
     /// Open WebSocket connections of the node.
     pub fn connections(&self) -> usize {
         self.connections.load(Relaxed)
+    }
+
+    /// The number of WebSocket connections that this node has room for.
+    pub fn room(&self) -> usize {
+        let of_workers = self.http_counters.iter().map(|one| one.max_connections.value());
+        self.settings.max_connections.min(of_workers.sum::<u64>() as usize)
+    }
+
+    /// Why no WebSocket client is let in; `None`: at least one worker has room.
+    pub fn full(&self) -> Option<String> {
+        let has_room = |(counters, http): (&Arc<Counters>, &Arc<HttpCounters>)| {
+            counters.connections.value() < http.max_connections.value()
+        };
+        let open = self.connections();
+        let is_full = open >= self.settings.max_connections
+            || !self.counters.iter().zip(&self.http_counters).any(has_room);
+        is_full.then(|| {
+            format!("full: {open} WebSocket connections are open, and there is room for {}", {
+                self.room()
+            })
+        })
     }
 
     /// From here on nothing new is taken in.

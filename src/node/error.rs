@@ -2,6 +2,7 @@
 
 use super::machine::Machine;
 use crate::config::Bind;
+use crate::io::descriptors::TooFewFiles;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
@@ -16,6 +17,8 @@ pub enum NodeError {
     Ring(io::Error),
     #[error("{what} failed: {error}")]
     System { what: &'static str, error: io::Error },
+    #[error(transparent)]
+    Files(#[from] TooFewFiles),
     #[error("a thread ended early: {0}")]
     Thread(String),
 }

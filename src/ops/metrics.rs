@@ -8,7 +8,7 @@ pub(super) mod workers;
 use super::server::{Ops, Reply};
 use crate::io::shared::Shared;
 use crate::state::counters::{
-    CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters,
+    CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, Refusal,
 };
 use crate::state::counters::{StatusCounts, URLS};
 use crate::wire::http::Head;
@@ -63,6 +63,12 @@ struct ReasonLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
     result: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
+    port: &'static str,
+    reason: &'static str,
 }
 
 impl NodeMetrics {
@@ -132,6 +138,28 @@ impl NodeMetrics {
         Info::new(labels).encode(encoder.encode_descriptor("ws_cluster", help, None, kind)?)
     }
 
+    /// The room for connections, and who found none.
+    fn encode_room(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "WebSocket connections that this node has room for: --max_connections, or what \
+                    the limit of open files leaves";
+        encode_gauge(encoder, "ws_cluster_connections_limit", help, self.0.room() as u64)?;
+        let half_open = self.sum_http(|http| &http.half_open);
+        let help = "WebSocket handshakes that are not answered, as of the last tick (50 ms)";
+        encode_gauge(encoder, "ws_cluster_handshakes", help, half_open)?;
+        let bytes = self.sum_http(|http| &http.handshake_bytes);
+        let help = "Bytes allocated for the requests of handshakes, as of the last tick (50 ms)";
+        encode_gauge(encoder, "ws_cluster_handshake_bytes", help, bytes)?;
+        let help = "Connections refused, or ended in favour of others, for want of room";
+        let kind = MetricType::Counter;
+        let mut family = encoder.encode_descriptor("ws_cluster_refused", help, None, kind)?;
+        for (why, port, reason) in Refusal::ALL {
+            let count = self.0.http_counters.iter().map(|http| http.refusals(why)).sum::<u64>();
+            let labels = RefusalLabels { port, reason };
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn encode_keys(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let remembered = self.sum(|worker| &worker.remembered_keys);
         let help = "Idempotency keys that are remembered, one for each worker";
@@ -183,6 +211,7 @@ impl Collector for NodeMetrics {
             encode_counter(encoder, name, help, value)?;
         }
         self.encode_info(encoder)?;
+        self.encode_room(encoder)?;
         workers::encode(self, encoder)?;
         process::encode(encoder, self.0.epoch)?;
         encode_reports(encoder)?;

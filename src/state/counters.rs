@@ -75,6 +75,26 @@ impl LostAnswer {
     ];
 }
 
+/// Why a connection was refused, or ended in favour of another, for want of room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// A good handshake: `--max_connections` are open.
+    MaxConnections,
+    /// A handshake, good or not whole: the worker has no descriptor for it.
+    OpenFiles,
+    /// A handshake that was not whole: newer ones have its place, or its memory.
+    Handshakes,
+}
+
+impl Refusal {
+    /// With the port, and what the reason is called.
+    pub const ALL: [(Self, &str, &str); 3] = [
+        (Self::MaxConnections, "ws", "max_connections"),
+        (Self::OpenFiles, "ws", "open_files"),
+        (Self::Handshakes, "ws", "handshakes"),
+    ];
+}
+
 /// How a connection ended.
 pub const CLOSE_CAUSES: [&str; 7] =
     ["peer", "violation", "slow_consumer", "idle", "going_away", "gone", "session_expired"];
@@ -353,9 +373,23 @@ pub struct HttpCounters {
     pub handshakes: StatusCounts,
     /// Connections that could not be accepted, for want of descriptors or memory.
     pub accept_errors: Counter,
+    /// Open WebSocket connections that the worker has descriptors for.
+    pub max_connections: Counter,
+    /// Handshakes that are not over now, and the bytes of their requests, as allocated.
+    pub half_open: Counter,
+    pub handshake_bytes: Counter,
+    refusals: [Counter; Refusal::ALL.len()],
 }
 
 impl HttpCounters {
+    pub fn count_refusal(&self, why: Refusal) {
+        self.refusals[why as usize].add(1);
+    }
+
+    pub fn refusals(&self, why: Refusal) -> u64 {
+        self.refusals[why as usize].value()
+    }
+
     /// Counts requests that were answered alike. `url`: of [`HttpCounters::url_of`].
     pub fn count(&self, url: usize, status: u16, duration_us: u64, requests: u64) {
         self.urls[url].count(status, requests);

@@ -70,8 +70,9 @@ PORTS = ("ws_port", "http_port", "prometheus_port", "pprof_port", "swagger_port"
 class Server:
     """A running ws-cluster on free ports."""
 
-    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1"):
-        command = [BINARY]
+    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1", open_files=None):
+        command = ["prlimit", f"--nofile={open_files}"] if open_files else []
+        command += [BINARY]
         if bind is not None:
             command += ["--bind", bind]
         for flag in given:

@@ -19,9 +19,7 @@ impl Engine {
 
     fn move_deadlines(&mut self, step_ms: i64) {
         self.lingering.handle_clock_step(step_ms);
-        for (_, handshake) in &mut self.handshakes {
-            handshake.deadline_ms = handshake.deadline_ms.saturating_add_signed(step_ms);
-        }
+        self.handshakes.handle_clock_step(step_ms);
     }
 
     pub(super) fn tick_worker(&mut self) {
@@ -34,13 +32,7 @@ impl Engine {
         self.now_ms = now_ms;
         self.tick_worker();
         self.lingering.handle_tick(now_ms);
-        let late: Vec<usize> = self
-            .handshakes
-            .iter()
-            .filter(|(_, handshake)| handshake.deadline_ms <= now_ms)
-            .map(|(index, _)| index)
-            .collect();
-        for index in late {
+        for index in self.handshakes.late(now_ms) {
             let handshake = self.handshakes.remove(index);
             let error = match handshake.is_waiting {
                 true => refuse(503, "the queue did not confirm a subscription in time: try again"),
@@ -48,6 +40,7 @@ impl Engine {
             };
             self.refuse_handshake(handshake.fd, &error);
         }
+        self.end_surplus();
         if std::mem::take(&mut self.is_accept_paused) {
             self.poll_listener();
         }

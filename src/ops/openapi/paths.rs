@@ -183,7 +183,8 @@ pub fn healthz() {}
         (
             status = 503,
             description = "It drains, the queue is down, a worker does not take what the queue \
-                           brings; or the node has too many HTTP connections.",
+                           brings, no worker has room for a WebSocket connection; or the node has \
+                           too many HTTP connections.",
             body = Refused,
             headers(("Retry-After" = u32, description = "Seconds.")),
             example = json!({"code": 0, "msg": "draining"}),

@@ -1,0 +1,165 @@
+//! The handshakes of one worker that are not over: those whose request has not arrived whole, and
+//! those whose good request waits for the queue.
+
+use crate::io::fifo::Fifo;
+use crate::io::ring::GENERATION_MASK;
+use crate::state::wants::Interest;
+use slab::Slab;
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+
+/// What the requests of all handshakes may take together, as allocated.
+const MAX_BYTES: usize = 16 << 20;
+
+/// A connection whose request is not answered.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    pub(super) fd: RawFd,
+    pub(super) generation: u32,
+    pub(super) deadline_ms: u64,
+    received: Vec<u8>,
+    /// The request is whole, and the queue must confirm something first.
+    pub(super) is_waiting: bool,
+}
+
+/// All of them. The number and the memory of those that are not whole are bounded: the oldest makes
+/// way for a new one, so that connections which send nothing keep nobody out.
+#[derive(Debug, Default)]
+pub(super) struct Handshakes {
+    table: Slab<Handshake>,
+    by_age: Fifo,
+    generation: u32,
+    /// Those that are whole, by index and generation.
+    waiting: HashMap<Interest, Vec<(usize, u32)>>,
+    waiting_count: usize,
+    bytes: usize,
+}
+
+impl Handshakes {
+    /// All of them; each has a descriptor.
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Bytes of all requests, as allocated.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds one whose request is not whole; its index.
+    pub(super) fn insert(&mut self, fd: RawFd, received: Vec<u8>, deadline_ms: u64) -> usize {
+        self.generation = self.generation.wrapping_add(1);
+        self.bytes += received.capacity();
+        let generation = self.generation;
+        let is_waiting = false;
+        let index =
+            self.table.insert(Handshake { fd, generation, deadline_ms, received, is_waiting });
+        let (table, live) = (&self.table, self.table.len());
+        let is_current = |index, stamp| is_half_open(table, index, stamp);
+        self.by_age.push((index, u64::from(generation)), live, is_current);
+        index
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&Handshake> {
+        self.table.get(index)
+    }
+
+    /// The one that a token of the ring names, unless it is over.
+    pub(super) fn find(&self, index: usize, generation: u32) -> Option<&Handshake> {
+        self.table.get(index).filter(|one| one.generation & GENERATION_MASK == generation)
+    }
+
+    pub(super) fn remove(&mut self, index: usize) -> Handshake {
+        let handshake = self.table.remove(index);
+        self.bytes -= handshake.received.capacity();
+        self.waiting_count -= usize::from(handshake.is_waiting);
+        handshake
+    }
+
+    /// Takes what was received, to be read; [`Handshakes::keep`] puts it back.
+    pub(super) fn take_received(&mut self, index: usize) -> Vec<u8> {
+        let received = std::mem::take(&mut self.table[index].received);
+        self.bytes -= received.capacity();
+        received
+    }
+
+    pub(super) fn keep(&mut self, index: usize, received: Vec<u8>) {
+        self.bytes += received.capacity();
+        self.table[index].received = received;
+    }
+
+    /// A good request is answered when `interest` is in force.
+    pub(super) fn let_wait(&mut self, index: usize, interest: Interest) {
+        let handshake = &mut self.table[index];
+        self.waiting_count += usize::from(!std::mem::replace(&mut handshake.is_waiting, true));
+        self.waiting.entry(interest).or_default().push((index, handshake.generation));
+    }
+
+    /// Those that waited for `interest` and are still there.
+    pub(super) fn take_waiting(&mut self, interest: &Interest) -> Vec<usize> {
+        let table = &self.table;
+        let is_there = |&(index, generation): &(usize, u32)| {
+            table.get(index).is_some_and(|one| one.generation == generation && one.is_waiting)
+        };
+        let waiting = self.waiting.remove(interest).unwrap_or_default();
+        waiting.into_iter().filter(is_there).map(|(index, _)| index).collect()
+    }
+
+    /// The oldest whose request is not whole, if those are more than `max` or take too much memory.
+    pub(super) fn surplus(&mut self, max: usize) -> Option<usize> {
+        let half_open = self.table.len() - self.waiting_count;
+        if half_open <= max && self.bytes <= MAX_BYTES {
+            return None;
+        }
+        self.oldest()
+    }
+
+    /// The oldest whose request is not whole.
+    pub(super) fn oldest(&mut self) -> Option<usize> {
+        let table = &self.table;
+        self.by_age.oldest(|index, stamp| is_half_open(table, index, stamp))
+    }
+
+    /// Those whose time is over.
+    pub(super) fn late(&self, now_ms: u64) -> Vec<usize> {
+        let is_late = |one: &Handshake| one.deadline_ms <= now_ms;
+        self.table.iter().filter(|(_, one)| is_late(one)).map(|(index, _)| index).collect()
+    }
+
+    /// The wall clock was set: deadlines stay as far away as they were.
+    pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
+        for (_, handshake) in &mut self.table {
+            handshake.deadline_ms = handshake.deadline_ms.saturating_add_signed(step_ms);
+        }
+    }
+}
+
+fn is_half_open(table: &Slab<Handshake>, index: usize, stamp: u64) -> bool {
+    table.get(index).is_some_and(|one| u64::from(one.generation) == stamp && !one.is_waiting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::projects::ProjectId;
+
+    #[test]
+    fn the_oldest_makes_way_and_memory_is_counted_as_allocated() {
+        let mut all = Handshakes::default();
+        let indexes: Vec<usize> = (0..3).map(|fd| all.insert(fd, Vec::new(), 9)).collect();
+        assert_eq!(all.surplus(3), None);
+        assert_eq!(all.surplus(2), Some(indexes[0]));
+        // One that is whole is no surplus, and the next oldest is.
+        all.let_wait(indexes[0], Interest::Project(ProjectId(0)));
+        assert_eq!((all.surplus(2), all.surplus(1)), (None, Some(indexes[1])));
+        all.keep(indexes[2], Vec::with_capacity(MAX_BYTES / 2));
+        assert_eq!((all.bytes() >= MAX_BYTES / 2, all.surplus(3)), (true, None));
+        let more = all.insert(7, Vec::with_capacity(MAX_BYTES / 2 + 1), 9);
+        assert_eq!(all.surplus(9), Some(indexes[1]));
+        for index in [indexes[1], indexes[2], more] {
+            all.remove(index);
+        }
+        assert_eq!((all.bytes(), all.surplus(0)), (0, None));
+        assert_eq!(all.late(9), [indexes[0]]);
+    }
+}

@@ -1,0 +1,150 @@
+"""Descriptors: each kind of connection has its share, and nothing starves the others."""
+
+import contextlib
+import json
+import re
+import time
+
+import pytest
+from harness import Raw, Server, eventually, handshake, signed
+from redis_harness import SLACK, Redis, await_ready, node, readiness
+
+PATH = "/ws/connect"
+HALF = f"GET {PATH}?pid=1 HTTP/1.1\r\nHost: x\r\n"
+
+
+def status_of(server, uid="u1"):
+    """The status that a good handshake gets, and its header fields; closed at once."""
+    query = signed(PATH, server.connect_params(uid))
+    with Raw(server.ws) as raw:
+        raw.send(handshake(f"{PATH}?{query}"))
+        head = raw.read_head()
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:])
+        return int(head.split(" ")[1]), fields
+
+
+def limit_of(server):
+    return int(server.metric("ws_cluster_connections_limit"))
+
+
+@pytest.fixture
+def small(stack):
+    """Starts nodes of one worker whose table has 256 descriptors: small(*args)."""
+
+    def small(*args, start=Server, **options):
+        server = start(*args, open_files=256, **options)
+        stack.callback(server.stop)
+        return server
+
+    return small
+
+
+def fill(stack, server, room):
+    """Opens connections until the node is full."""
+    clients = [stack.enter_context(server.raw_ws(f"u{n}")) for n in range(room)]
+    for client in clients:
+        client.read_frame()
+    return clients
+
+
+def test_half_requests_starve_nobody(stack, small):
+    """200 of them kept /healthz and everybody else out for ten seconds, again and again."""
+    server = small("--workers", "1")
+    halves = [stack.enter_context(Raw(server.ws)) for _ in range(300)]
+    for half in halves:
+        with contextlib.suppress(OSError):
+            half.send(HALF)
+    began = time.monotonic()
+    assert server.request("GET", "/healthz").status == 200
+    with server.client("signed") as client:
+        assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
+    assert time.monotonic() - began < 5
+    # The oldest made way, and were told so.
+    status, fields, body = halves[0].read_response()
+    assert status == 503 and int(fields["retry-after"]) > 0 and "try again" in body
+    assert server.metric("ws_cluster_refused_total", port="ws", reason="handshakes") > 200
+    assert 0 < server.metric("ws_cluster_handshakes") < 100
+    assert server.metric("accept_error_total") == 0
+
+
+def test_a_full_table_still_answers(stack, small):
+    server = small("--workers", "1", "--linger_ms", "60000")
+    room = limit_of(server)
+    assert 100 < room < 256 and readiness(server).status == 200
+    clients = fill(stack, server, room)
+    # One that does not leave, with every descriptor but the reserved ones taken.
+    stubborn = [stack.enter_context(Raw(server.ws)) for _ in range(60)]
+    for raw in stubborn:
+        raw.send(handshake(f"{PATH}?" + signed(PATH, server.connect_params("more"))))
+        assert raw.read_response()[0] == 503
+    status, fields = status_of(server)
+    assert (status, fields["retry-after"]) == (503, "1")
+    ready = readiness(server)
+    assert ready.assert_refused(503).startswith(f"full: {room} WebSocket connections")
+    assert server.request("GET", "/healthz").status == 200
+    server.push("still", uids=["u3"])
+    assert json.loads(clients[3].read_frame()[1])["data"] == "still"
+    # As many HTTP connections as are set apart.
+    kept = [stack.enter_context(Raw(server.http)) for _ in range(14)]
+    for raw in kept:
+        raw.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert raw.read_response()[0] == 200
+    assert server.metric("accept_error_total") == 0
+    refused = server.metric("ws_cluster_refused_total", port="ws", reason="open_files")
+    assert refused == len(stubborn) + 1
+    clients.pop().socket.close()
+    eventually(lambda: readiness(server).status == 200, "room for one more")
+
+
+def test_the_links_to_redis_are_made_again_with_a_full_table(stack, small):
+    """With one worker they share its table: they found no descriptor, and never came back."""
+    redis = Redis()
+    stack.callback(redis.stop)
+    server = small(start=lambda *args, **options: node(201, redis.url, workers="1", **options))
+    clients = fill(stack, server, limit_of(server))
+    assert "full: " in readiness(server).text
+    redis.command("CLIENT", "KILL", "SKIPME", "yes")
+    lost = lambda: server.metric("queue_link_loss_total") >= 1
+    eventually(lambda: lost() and server.metric("queue_ready") == 1, "new links", SLACK)
+    server.push("again", uids=["u7"])
+    assert json.loads(clients[7].read_frame()[1])["data"] == "again"
+    clients.pop().socket.close()
+    await_ready(server)
+
+
+def test_a_limit_below_max_connections_is_warned_of(small):
+    server = small("--workers", "2", "--max_connections", "5000")
+    found = None
+
+    def warned():
+        nonlocal found
+        found = re.search(r"the limit of open files \(256\).*", "".join(server.output))
+        return found
+
+    eventually(warned, "a warning")
+    assert f"room for {limit_of(server)} WebSocket connections" in found[0]
+    assert "--max_connections is 5000" in found[0] and "LimitNOFILE=" in found[0]
+    # What it advises is enough.
+    advised = int(re.search(r"raise the limit to (\d+)", found[0])[1])
+    assert 2_500 < advised < 2_800
+    enough = Server("--workers", "2", "--max_connections", "5000", open_files=advised)
+    try:
+        assert limit_of(enough) == 5000
+        assert "the limit of open files" not in "".join(enough.output)
+    finally:
+        enough.stop()
+
+
+def test_a_limit_that_serves_nobody_is_an_error():
+    with pytest.raises(AssertionError, match="limit of open files is 64.*LimitNOFILE="):
+        Server("--workers", "1", open_files=64)
+
+
+def test_readyz_says_that_max_connections_are_open(stack):
+    server = Server("--workers", "2", "--max_connections", "6")
+    stack.callback(server.stop)
+    assert limit_of(server) == 6
+    clients = [stack.enter_context(server.client(f"u{n}")) for n in range(6)]
+    assert "there is room for 6" in readiness(server).assert_refused(503)
+    clients.pop().close()
+    eventually(lambda: readiness(server).status == 200, "room for one more")
