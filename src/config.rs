@@ -175,6 +175,7 @@ impl Config {
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
         let queue = QueueSettings::resolve(raw, from, counts.workers, &mut warnings)?;
+        queue.check_sizes(&limits)?;
         let times = Times::resolve(raw, from)?;
         let sizes = Sizes::resolve(raw, from)?;
 

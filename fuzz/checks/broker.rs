@@ -156,6 +156,10 @@ impl Rig {
                         bulk(&mut messages, command[2]);
                     }
                     b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
+                    b"HELLO" | b"CONFIG" => answers.extend_from_slice(b"%0\r\n"),
+                    b"ROLE" => {
+                        answers.extend_from_slice(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n");
+                    }
                     _ => answers.extend_from_slice(b"+OK\r\n"),
                 }
             }

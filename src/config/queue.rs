@@ -5,7 +5,8 @@ use std::str::FromStr;
 use super::Exit;
 use super::raw_args::RawArgs;
 use super::setting::Source;
-use crate::types::Routing;
+use crate::state::broker::MAX_MESSAGE_BYTES;
+use crate::types::{Limits, Routing};
 use crate::wire::redis_url::{DEFAULT_PORT, Endpoint, RedisUrl};
 
 /// What carries messages between nodes.
@@ -61,6 +62,24 @@ impl QueueSettings {
             broker_thread,
             idempotency_keys: keys as usize,
         })
+    }
+}
+
+impl QueueSettings {
+    /// What may be sent must be something that the queue can carry.
+    pub(super) fn check_sizes(&self, limits: &Limits) -> Result<(), Exit> {
+        if self.queue == Queue::Local {
+            return Ok(());
+        }
+        let sizes =
+            [("max_body_bytes", limits.body_bytes), ("max_message_bytes", limits.message_bytes)];
+        match sizes.into_iter().find(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
+            Some((flag, bytes)) => Err(Exit::Error(format!(
+                "--{flag} {bytes} is more than --queue redis carries in one message, \
+                 {MAX_MESSAGE_BYTES} bytes: give e.g. --{flag} 16M"
+            ))),
+            None => Ok(()),
+        }
     }
 }
 

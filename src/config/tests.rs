@@ -400,3 +400,15 @@ fn sizes() {
         assert_eq!(parse_size(text), bytes, "{text}");
     }
 }
+
+/// Pushes of that size were told to try again, for ever.
+#[test]
+fn what_the_queue_can_never_carry_is_refused_at_the_start() {
+    for flag in ["max_body_bytes", "max_message_bytes"] {
+        let refused = config(&format!("--queue redis --{flag} 64M")).unwrap_err().to_string();
+        let words = [&format!("--{flag} 67108864"), "67043328 bytes", "16M"];
+        assert!(words.iter().all(|word| refused.contains(&**word)), "{refused}");
+        assert!(config(&format!("--queue redis --{flag} 63M")).is_ok());
+        assert!(config(&format!("--{flag} 64M")).is_ok(), "nothing has to carry it");
+    }
+}

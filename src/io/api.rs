@@ -2,6 +2,7 @@
 
 use super::core::{Begun, Core, PushOrigin};
 use super::http::{self, Connections, Moment, Request, Service, Times};
+use super::shared::Shared;
 use super::wake::sleep;
 use crate::state::broker::Outcome;
 use crate::state::counters::HttpCounters;
@@ -136,7 +137,8 @@ impl Service for Core {
         out: &mut Vec<u8>,
         context: &mut Context<'_>,
     ) -> Poll<()> {
-        let result = ready!(begun.push.poll_finish(context)).map_err(not_accepted);
+        let result = ready!(begun.push.poll_finish(context));
+        let result = result.map_err(|outcome| not_accepted(outcome, &self.shared));
         let (origin, keep_alive) = (begun.origin.as_deref(), begun.keep_alive);
         let mut reply = Reply { core: self, origin, is_head: false, keep_alive, out, status: 200 };
         reply.answer_push(begun.project, result);
@@ -353,7 +355,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let mut accepted = 0;
         for one in begun {
             results.push(b',');
-            match finish(one).await {
+            match finish(one, &self.core.shared).await {
                 Ok(id) => {
                     accepted += 1;
                     results.extend_from_slice(b"{\"code\":1,\"id\":\"");
@@ -420,7 +422,8 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             return Err(error(503, "this node is draining: push to another"));
         }
         let origin = PushOrigin { read_at: self.read_at, traceparent: self.head.traceparent };
-        self.core.begin_push(&project.pid, push, origin).map_err(not_accepted)
+        let begun = self.core.begin_push(&project.pid, push, origin);
+        begun.map_err(|outcome| not_accepted(outcome, &self.core.shared))
     }
 }
 
@@ -487,15 +490,22 @@ impl Reply<'_, '_> {
     }
 }
 
-pub(super) async fn finish(begun: Result<Begun<'_>, ApiError>) -> Result<MessageId, ApiError> {
-    begun?.finish().await.map_err(not_accepted)
+pub(super) async fn finish(
+    begun: Result<Begun<'_>, ApiError>,
+    shared: &Shared,
+) -> Result<MessageId, ApiError> {
+    begun?.finish().await.map_err(|outcome| not_accepted(outcome, shared))
 }
 
 /// The answer to a push that the queue did not take, or did not say that it took.
-pub(super) fn not_accepted(outcome: Outcome) -> ApiError {
+pub(super) fn not_accepted(outcome: Outcome, shared: &Shared) -> ApiError {
     match outcome {
         Outcome::Unreachable => {
             error(503, "the queue is down: not accepted, try again or push to another node")
+        }
+        Outcome::TooLarge => {
+            let limit = shared.queue.limit().map_or_else(String::new, |limit| limit.to_string());
+            ApiError { status: 413, msg: format!("the push is too large: {limit}").into() }
         }
         Outcome::Refused => error(503, "the queue refused the message: see the node's log"),
         Outcome::Unknown | Outcome::Accepted => error(504, "outcome unknown"),

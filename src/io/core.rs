@@ -275,7 +275,7 @@ impl Core {
             _ => self.counters.pushes_refused.add(1),
         }
         if let Some(issued_us) = self.tickets.answer(ticket, outcome)
-            && outcome != Outcome::Overloaded
+            && !matches!(outcome, Outcome::Overloaded | Outcome::TooLarge)
         {
             self.counters.queue_latency.observe(now_us.saturating_sub(issued_us));
         }
@@ -309,6 +309,10 @@ impl Core {
         envelope: &Envelope<'_>,
         read_at: Instant,
     ) -> Result<Ticket<'_>, Outcome> {
+        if envelope.encoded_bytes() > self.shared.queue.max_bytes() {
+            self.counters.too_large_pushes.add(1);
+            return Err(Outcome::TooLarge);
+        }
         if self.shared.queue.is_down() {
             return Err(Outcome::Unreachable);
         }
@@ -454,12 +458,10 @@ impl Core {
     }
 
     fn tell_broker(&self, redis: &RedisQueue, ask: Ask) {
-        // Events wait for it at the broker, and what stays on this node does not need it.
-        if let Ask::Relay(relay @ Relay { to: To::Holder { cid, .. }, .. }) = &ask
-            && SnowflakeClock::node_of(cid.0) != self.shared.settings.node
-            && self.shared.queue.is_down()
+        if let Ask::Relay(relay) = &ask
+            && let Some(why) = self.unsent(relay)
         {
-            return self.engine.borrow_mut().worker.handle_unsent(relay, Unsent::Down);
+            return self.engine.borrow_mut().worker.handle_unsent(relay, why);
         }
         match (&redis.broker, ask) {
             (BrokerAt::Here(driver), ask) => {
@@ -471,6 +473,22 @@ impl Core {
                 }
             }
             (BrokerAt::Thread(port), ask) => port.borrow_mut().ask(ask),
+        }
+    }
+
+    /// Why a parcel cannot take the way over Redis; what stays on this node does not need it.
+    fn unsent(&self, relay: &Relay) -> Option<Unsent> {
+        let queue = &self.shared.queue;
+        match relay.to {
+            To::Holder { cid, .. }
+                if SnowflakeClock::node_of(cid.0) == self.shared.settings.node =>
+            {
+                None
+            }
+            _ if relay.parcel.len() > queue.max_bytes() => Some(Unsent::TooLarge),
+            To::Holder { .. } if queue.is_down() => Some(Unsent::Down),
+            // Events wait for it at the broker.
+            To::Holder { .. } | To::Events(_) => None,
         }
     }
 

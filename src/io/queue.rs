@@ -5,7 +5,7 @@ use super::redis;
 use super::shared::Shared;
 use super::sys;
 use super::wake::{EventFd, Flag, Waiters, duplicate, sleep, wake_sleepers, yield_now};
-use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink};
+use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink, SizeLimit};
 use crate::state::counters::BrokerCounters;
 use crate::state::wants::Ask;
 use crate::types::{NodeId, Routing};
@@ -386,8 +386,29 @@ impl<H: Host> Driver<H> {
                 Event::Refused { error } if self.may_log(3) => {
                     tracing::warn!(%error, "Redis refused a PUBLISH: the push gets 503");
                 }
+                Event::Limit(limit) => self.handle_limit(limit),
+                Event::Abandoned { channel, bytes } => {
+                    let channel = String::from_utf8_lossy(&channel);
+                    tracing::error!(
+                        %channel,
+                        bytes,
+                        "three links to Redis ended with this message: it is not sent again; see \
+                         Redis's log, and its limits on the size of a message"
+                    );
+                }
+                Event::Forbidden { command, error } => {
+                    let (loss, rule) = (command.loss(), command.rule());
+                    tracing::warn!(%error, "{loss}: grant this node's user {rule}");
+                }
                 _ => {}
             }
+        }
+    }
+
+    fn handle_limit(&self, limit: SizeLimit) {
+        self.shared.queue.set_limit(limit);
+        if limit.bytes < self.shared.settings.limits.body_bytes {
+            tracing::warn!("pushes above it are refused with 413: {limit}");
         }
     }
 

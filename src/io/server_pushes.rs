@@ -20,7 +20,7 @@ pub async fn serve(core: Rc<Core>) {
         poll_fn(|context| core.server_pushes.poll(context)).await;
         while begin_some(&core, &mut begun).await {
             for (push, result) in begun.drain(..) {
-                let result = finish(result).await;
+                let result = finish(result, &core.shared).await;
                 let result = result.as_ref().map(|&id| id).map_err(|error| &*error.msg);
                 let mut engine = core.engine.borrow_mut();
                 engine.worker.answer_push(&push, result);
@@ -55,5 +55,6 @@ fn begin<'c>(core: &'c Core, push: &ServerPush) -> Result<Begun<'c>, ApiError> {
         return Err(ApiError { status: 503, msg });
     }
     let origin = PushOrigin { read_at: Moment::now(), traceparent: None };
-    core.begin_push(pid, &read, origin).map_err(not_accepted)
+    let begun = core.begin_push(pid, &read, origin);
+    begun.map_err(|outcome| not_accepted(outcome, &core.shared))
 }

@@ -1,6 +1,7 @@
 //! What all workers of a node share: the configuration, immutable, and numbers touched at connect
 //! and close.
 
+use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counters, HttpCounters};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
@@ -78,7 +79,7 @@ pub struct Shared {
 
 /// Whether the queue takes pushes, as every thread may ask. The broker says it; with the `local`
 /// queue nobody has to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct QueueHealth {
     is_down: AtomicBool,
     /// The node drains, and has said its last word to the others.
@@ -86,9 +87,38 @@ pub struct QueueHealth {
     /// Why [`QueueHealth::trouble`] has something to tell; the lock is taken when that changes, and
     /// when somebody asks.
     trouble: Mutex<Option<String>>,
+    /// The largest envelope that the queue carries, and why.
+    max_bytes: AtomicUsize,
+    limit: Mutex<Option<SizeLimit>>,
+}
+
+impl Default for QueueHealth {
+    fn default() -> Self {
+        Self {
+            is_down: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            trouble: Mutex::new(None),
+            max_bytes: AtomicUsize::new(usize::MAX),
+            limit: Mutex::new(None),
+        }
+    }
 }
 
 impl QueueHealth {
+    pub fn max_bytes(&self) -> usize {
+        self.max_bytes.load(Relaxed)
+    }
+
+    /// What bounds [`QueueHealth::max_bytes`].
+    pub fn limit(&self) -> Option<SizeLimit> {
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_limit(&self, limit: SizeLimit) {
+        *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = Some(limit);
+        self.max_bytes.store(limit.bytes, Relaxed);
+    }
+
     pub fn is_down(&self) -> bool {
         self.is_down.load(Relaxed)
     }

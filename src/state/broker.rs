@@ -1,6 +1,7 @@
 //! `Broker`: a node's side of the queue, whatever carries the bytes.
 
 mod asks;
+mod facts;
 mod greeting;
 mod incoming;
 mod interests;
@@ -21,6 +22,7 @@ use crate::types::{MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply, write_command};
+use facts::{Facts, Question};
 use interests::{Interests, Joined};
 use link::Link;
 use members::Members;
@@ -29,6 +31,7 @@ use publish_log::{Parts, PublishLog};
 use std::collections::HashSet;
 use std::sync::Arc;
 
+pub use facts::{Command, SizeLimit};
 pub use greeting::Credentials;
 pub use link::{LinkError, LinkName};
 pub use presence::user_hash;
@@ -39,8 +42,13 @@ const PING_EVERY_MS: u64 = 500;
 const CANARY_EVERY_MS: u64 = 1_000;
 /// A canary that is not back after this long is lost: the links are made anew.
 const CANARY_LOST_MS: u64 = 2_500;
+/// How often Redis is asked whether it is a master still, and what it takes.
+const ROLE_EVERY_MS: u64 = 1_000;
+const LIMITS_EVERY_MS: u64 = 10_000;
 /// What waits for Redis's answers at most; beyond, pushes are refused.
 const MAX_PENDING_BYTES: usize = 64 << 20;
+/// The longest envelope: small words that wait at the same time must not keep it out for ever.
+pub const MAX_MESSAGE_BYTES: usize = MAX_PENDING_BYTES - (64 << 10);
 /// What waits while it is away at most; beyond, events are lost.
 const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
 /// The longest thing that is taken from Redis, or the longest envelope; beyond, the link is cut.
@@ -88,6 +96,8 @@ pub enum Outcome {
     Overloaded,
     /// Redis answered with an error.
     Refused,
+    /// It is larger than what Redis or this node takes; see [`Event::Limit`].
+    TooLarge,
     /// No answer came in time: it may have been delivered.
     Unknown,
 }
@@ -135,6 +145,18 @@ pub enum Event {
     SameNode,
     /// Redis refused a PUBLISH.
     Refused {
+        error: String,
+    },
+    /// The largest message that Redis and this node take is another one than before.
+    Limit(SizeLimit),
+    /// A message that had ended the links three times is not sent again.
+    Abandoned {
+        channel: Box<[u8]>,
+        bytes: usize,
+    },
+    /// Redis refused a command without which this node goes on.
+    Forbidden {
+        command: Command,
         error: String,
     },
 }
@@ -202,6 +224,10 @@ pub struct Broker {
     /// Those of them that were there when the links came up: they are what pushes wait for.
     unrenewed: usize,
     canary: Canary,
+    facts: Facts,
+    /// When Redis was last asked for its role, and for its limits.
+    role_asked_ms: u64,
+    limits_asked_ms: u64,
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
     last_name: LastName,
@@ -237,6 +263,9 @@ impl Broker {
             unconfirmed: 0,
             unrenewed: 0,
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
+            facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
+            role_asked_ms: 0,
+            limits_asked_ms: 0,
             own_channel,
             nodes_channel,
             last_name: LastName::default(),
@@ -282,6 +311,8 @@ impl Broker {
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
         self.unconfirmed = 0;
+        self.facts.handle_open();
+        (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
         self.publishing.greet(&self.config.credentials, now_ms);
         self.subscribing.greet(&self.config.credentials, now_ms);
     }
@@ -305,6 +336,15 @@ impl Broker {
         if let Some(held) = self.held.take() {
             self.log = held;
         }
+        let (counters, events) = (&self.config.counters, &mut self.events);
+        self.log.handle_lost(|channel, bytes, pusher| {
+            counters.abandoned.add(1);
+            events.push(Event::Abandoned { channel: channel.into(), bytes });
+            if let Some(pusher) = pusher {
+                counters.count_outcome(Outcome::Unknown);
+                sink.answer(pusher, Outcome::Unknown);
+            }
+        });
         self.config.counters.ready.set(0);
     }
 
@@ -351,7 +391,11 @@ impl Broker {
             LinkName::Subscribe => &mut self.subscribing,
         };
         if !greeted.is_greeted() {
-            greeted.handle_greeting(&reply, &self.config.credentials)?;
+            greeted.handle_greeting(&reply, &self.config.credentials, &mut self.facts)?;
+            if link == LinkName::Publish && self.publishing.is_greeted() {
+                self.facts.settle_limit();
+            }
+            self.events.extend(self.facts.take_events());
             if self.publishing.is_greeted() && self.subscribing.is_greeted() {
                 self.subscribe_to_all(now_ms);
             }
@@ -458,10 +502,7 @@ impl Broker {
             return Ok(());
         }
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
-        if self.log.is_empty() && self.publishing.is_ping_due(now_ms) {
-            self.log.add_ping(deadline_ms);
-            self.publishing.handle_asked(now_ms);
-        }
+        self.ask_questions(now_ms, deadline_ms);
         if self.subscribing.is_ping_due(now_ms) {
             write_command(&mut self.subscribing.out, &[b"PING"]);
             self.subscribing.handle_asked(now_ms);
@@ -489,6 +530,32 @@ impl Broker {
         self.tick_members(now_ms, sink);
         self.become_ready(now_ms);
         Ok(())
+    }
+
+    /// Asks on the publishing link what is due. A node that has left only keeps it alive.
+    fn ask_questions(&mut self, now_ms: u64, deadline_ms: u64) {
+        let has_left = self.has_left();
+        let is_due = |asked_ms: &mut u64, every_ms: u64| {
+            let is_due = !has_left && now_ms.saturating_sub(*asked_ms) >= every_ms;
+            if is_due {
+                *asked_ms = now_ms;
+            }
+            is_due
+        };
+        let asks_role = is_due(&mut self.role_asked_ms, ROLE_EVERY_MS);
+        let asks_limits = is_due(&mut self.limits_asked_ms, LIMITS_EVERY_MS);
+        let asks_life = self.log.is_empty() && self.publishing.is_ping_due(now_ms);
+        for question in std::iter::once(Question::Ping).chain(Question::AT_GREETING) {
+            let is_due = match question {
+                Question::Ping => asks_life,
+                Question::Role => asks_role,
+                Question::Parameter(_) => asks_limits,
+            };
+            if is_due && self.facts.may_ask(question) {
+                self.log.add_question(question, deadline_ms);
+                self.publishing.handle_asked(now_ms);
+            }
+        }
     }
 
     fn send_canary(&mut self, now_ms: u64) {
@@ -536,7 +603,7 @@ impl Broker {
         match link {
             LinkName::Subscribe => !self.subscribing.out.is_empty(),
             LinkName::Publish => {
-                !self.publishing.out.is_empty() || self.may_publish() && self.log.has_unsent()
+                !self.publishing.out.is_empty() || self.may_publish() && self.log.may_send()
             }
         }
     }

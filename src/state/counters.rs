@@ -41,15 +41,18 @@ pub enum Answered {
     ServerGone,
     /// Too many wait, or the queue is down.
     Overloaded,
+    /// The request, or its answer, is larger than what the queue carries.
+    TooLarge,
 }
 
 impl Answered {
-    pub const ALL: [(Self, &str); 5] = [
+    pub const ALL: [(Self, &str); 6] = [
         (Self::Answered, "answered"),
         (Self::NoServer, "no_server"),
         (Self::Timeout, "timeout"),
         (Self::ServerGone, "server_gone"),
         (Self::Overloaded, "overloaded"),
+        (Self::TooLarge, "too_large"),
     ];
 }
 
@@ -209,6 +212,9 @@ pub struct Counters {
     /// Parcels of others that could not be read, and own ones that could not be handed over.
     pub parcels_malformed: Counter,
     pub parcels_unsent: Counter,
+    /// Pushes (413) and parcels that are larger than what the queue carries.
+    pub too_large_pushes: Counter,
+    pub too_large_parcels: Counter,
     /// Pushes that were left out because their `idempotency_key` had been here; keys that are
     /// remembered now; keys that were forgotten early, for want of room.
     pub repeated_keys: Counter,
@@ -286,6 +292,12 @@ pub struct BrokerCounters {
     pub foreign: Counter,
     /// Messages that were dropped because a worker's ring was full.
     pub worker_full: Counter,
+    /// Pushes and parcels that are larger than what the queue carries: it carried more when their
+    /// worker looked.
+    pub too_large_pushes: Counter,
+    pub too_large_parcels: Counter,
+    /// Messages that are not sent again, because three links ended with them.
+    pub abandoned: Counter,
     /// Parcels (requests, answers, events) that could not be published: the queue was down or full.
     pub parcels_refused: Counter,
     /// Bytes written to and read from the queue's links.
@@ -308,7 +320,15 @@ impl BrokerCounters {
         match outcome {
             Outcome::Accepted => self.published.add(1),
             Outcome::Unknown => self.unknown.add(1),
+            Outcome::TooLarge => self.too_large_pushes.add(1),
             Outcome::Refused | Outcome::Unreachable | Outcome::Overloaded => self.refused.add(1),
+        }
+    }
+
+    /// A push was not handed to the queue; the worker counts it, too.
+    pub fn count_refusal(&self, outcome: Outcome) {
+        if outcome == Outcome::TooLarge {
+            self.count_outcome(outcome);
         }
     }
 

@@ -69,6 +69,8 @@ pub enum Unsent {
     Down,
     /// There was no room on the way to it, or to another worker.
     Full,
+    /// It is larger than what the queue carries.
+    TooLarge,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

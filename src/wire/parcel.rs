@@ -66,6 +66,8 @@ pub enum Answer<'a> {
     Unwritten,
     /// It has no room for the request: likewise.
     Full,
+    /// It has answered, with more than the queue carries.
+    TooLarge,
 }
 
 /// What happened to clients of a project, in order: see [`EventList`].
@@ -128,6 +130,7 @@ impl Response<'_> {
             Answer::Gone => (1, &[][..]),
             Answer::Unwritten => (2, &[][..]),
             Answer::Full => (3, &[][..]),
+            Answer::TooLarge => (4, &[][..]),
         };
         put_field(out, FIELD_STATUS, &[status]);
         put_data(out, start, data);
@@ -207,6 +210,7 @@ impl<'a> Parcel<'a> {
                     Some(1) => Answer::Gone,
                     Some(2) => Answer::Unwritten,
                     Some(3) => Answer::Full,
+                    Some(4) => Answer::TooLarge,
                     _ => return Err(missing),
                 },
             }),

@@ -13,6 +13,9 @@ use std::ops::Range;
 /// With `--routing user`, pushes to at most so many users go to the users' own channels.
 pub const MAX_USER_CHANNELS: usize = 16;
 
+/// And only if all copies of it have at most this many bytes together.
+const MAX_COPIES_BYTES: usize = 1 << 20;
+
 /// Most names of channels are shorter.
 const LIKELY_NAME_BYTES: usize = 64;
 
@@ -168,8 +171,12 @@ pub fn route(
     let users = targets.uids.filter(|_| routing == Routing::User && targets.cids.is_none());
     // A worker takes one message with a key: several with the same would be one user's only.
     let most = if envelope.key.is_some() { 1 } else { MAX_USER_CHANNELS };
+    let is_few = |count: usize| {
+        let copies_bytes = count * envelope.data.len();
+        count == 1 || (2..=most).contains(&count) && copies_bytes <= MAX_COPIES_BYTES
+    };
     match users {
-        Some(uids) if (1..=most).contains(&uids.iter().count()) => {
+        Some(uids) if is_few(uids.iter().count()) => {
             for (index, uid) in uids.iter().enumerate() {
                 if uids.iter().take(index).any(|earlier| earlier == uid) {
                     continue;

@@ -18,6 +18,10 @@ const MAX_DEPTH: usize = 8;
 const PUSHED_MESSAGE: &[u8; 17] = b">3\r\n$7\r\nmessage\r\n";
 const LISTED_MESSAGE: &[u8; 17] = b"*3\r\n$7\r\nmessage\r\n";
 
+/// Parameters of Redis that bound what it takes and delivers.
+pub const PARAMETERS: [&str; 3] =
+    ["client-query-buffer-limit", "proto-max-bulk-len", "client-output-buffer-limit"];
+
 /// Why bytes are not RESP, or not what we take. The link must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RespError {
@@ -55,7 +59,23 @@ pub enum Reply<'a> {
     Error(&'a [u8]),
     /// Any other simple string, e.g. `OK`.
     Simple(&'a [u8]),
-    /// Any other whole value (HELLO's map, other pushes, bulk strings, nulls, doubles, …), skipped.
+    /// What HELLO says of the server: its mode (`standalone`, `cluster`, `sentinel`) and its role.
+    Server {
+        mode: &'a [u8],
+        role: &'a [u8],
+    },
+    /// What ROLE says: `master`, `slave` or `sentinel`; of a replica also host and port of its
+    /// master.
+    Role {
+        role: &'a [u8],
+        master: Option<(&'a [u8], i64)>,
+    },
+    /// One of [`PARAMETERS`], as CONFIG GET answers it.
+    Parameter {
+        name: &'a [u8],
+        value: &'a [u8],
+    },
+    /// Any other whole value (other maps and pushes, bulk strings, nulls, doubles, …), skipped.
     Other,
 }
 
@@ -175,6 +195,7 @@ impl<'a> Reader<'a> {
             Token::Integer(number) => Reply::Integer(number),
             Token::Aggregate { kind, members } => {
                 let mut first = [Token::Scalar; 3];
+                let (mut mode, mut role, mut previous) = (None, None, Token::Scalar);
                 for index in 0..members {
                     let member = self.value(2)?;
                     if let Token::Aggregate { members, .. } = member {
@@ -183,8 +204,17 @@ impl<'a> Reader<'a> {
                     if let Some(place) = first.get_mut(index) {
                         *place = member;
                     }
+                    match (previous, member) {
+                        (Token::Bulk(b"mode"), Token::Bulk(value)) => mode = Some(value),
+                        (Token::Bulk(b"role"), Token::Bulk(value)) => role = Some(value),
+                        _ => {}
+                    }
+                    previous = member;
                 }
-                aggregate_reply(kind, members, first)
+                match (kind, mode, role) {
+                    (b'%', Some(mode), Some(role)) => Reply::Server { mode, role },
+                    _ => aggregate_reply(kind, members, first),
+                }
             }
             _ => Reply::Other,
         })
@@ -372,6 +402,16 @@ fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply
             Reply::Unsubscribed { channel: None }
         }
         (b'*', 2, [Bulk(b"pong"), Bulk(b""), _]) => Reply::Pong,
+        (b'*', 3, [Bulk(role @ b"master"), Integer(_), _])
+        | (b'*', 2, [Bulk(role @ b"sentinel"), _, _]) => Reply::Role { role, master: None },
+        (b'*', 5, [Bulk(role @ b"slave"), Bulk(host), Integer(port)]) => {
+            Reply::Role { role, master: Some((host, port)) }
+        }
+        (b'%' | b'*', 2, [Bulk(name), Bulk(value), _])
+            if PARAMETERS.iter().any(|known| known.as_bytes() == name) =>
+        {
+            Reply::Parameter { name, value }
+        }
         _ => Reply::Other,
     }
 }

@@ -186,6 +186,8 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
                 let answer = &mut answers[link as usize];
                 match &command[..] {
                     [b"HELLO", ..] => answer.extend_from_slice(b"%1\r\n$5\r\nproto\r\n:3\r\n"),
+                    [b"ROLE"] => answer.extend_from_slice(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
+                    [b"CONFIG", ..] => answer.extend_from_slice(b"%0\r\n"),
                     [b"SUBSCRIBE", channels @ ..] => {
                         for channel in channels {
                             let length = channel.len();

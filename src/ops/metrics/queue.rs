@@ -1,7 +1,8 @@
 //! What is shown of the queue between nodes.
 
-use super::{encode_counter, encode_gauge, encode_gauge_f64};
+use super::{Label, encode_counter, encode_gauge, encode_gauge_f64};
 use crate::io::shared::Shared;
+use crate::state::counters::{Counter, Counters};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -52,6 +53,10 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
     for (name, help, counter) in counters {
         encode_counter(encoder, name, help, counter.value())?;
     }
+    encode_too_large(shared, encoder)?;
+    let abandoned = broker.abandoned.value();
+    let help = "Messages that are not sent again, because three links to the queue ended with them";
+    encode_counter(encoder, "ws_cluster_queue_abandoned", help, abandoned)?;
     let results = [
         ("accepted", &broker.published),
         ("refused", &broker.refused),
@@ -70,6 +75,25 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
         ConstCounter::new(missed).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+fn encode_too_large(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let broker = &shared.broker_counters;
+    let of_workers = |counter: fn(&Counters) -> &Counter| -> u64 {
+        shared.counters.iter().map(|worker| counter(worker).value()).sum()
+    };
+    let pushes = of_workers(|worker| &worker.too_large_pushes) + broker.too_large_pushes.value();
+    let parcels = of_workers(|worker| &worker.too_large_parcels) + broker.too_large_parcels.value();
+    let name = "ws_cluster_queue_too_large";
+    let help = "Pushes (413), and requests, answers and events, larger than what the queue carries";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (what, count) in [("push", pushes), ("parcel", parcels)] {
+        let labels = Label::new("what", what);
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    let help = "Bytes of the largest message that the queue carries, as far as it is known";
+    let bytes = shared.queue.limit().map_or(0, |limit| limit.bytes as u64);
+    encode_gauge(encoder, "ws_cluster_queue_max_message_bytes", help, bytes)
 }
 
 /// One more reason of `drop_total`, whose other ones the workers count.

@@ -12,7 +12,8 @@ pub enum AnyRequest {
     /// The request did not come whole within `--request_timeout_ms`.
     #[response(status = 408)]
     Late(Refused),
-    /// The body is over `--max_body_bytes` (1 MiB).
+    /// The body is over `--max_body_bytes` (1 MiB), or a push is larger than what the queue
+    /// carries: then the text has the figure, the setting of Redis, and the fix.
     #[response(status = 413)]
     LargeBody(Refused),
     /// The head is over `--max_head_bytes` (8 KiB) or `--max_head_fields` (100).

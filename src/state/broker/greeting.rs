@@ -1,5 +1,8 @@
-//! The first words on a link to Redis: who we are, and which protocol we speak.
+//! The first words on a link to Redis: who we are, which protocol we speak, and what it is.
 
+use super::LinkError;
+use super::facts::{Facts, Question};
+use super::link::LinkName;
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::resp::{Reply, write_command};
 
@@ -16,18 +19,22 @@ enum Step {
     Auth,
     SetName,
     Select,
+    /// The next of [`Question::AT_GREETING`].
+    Ask(usize),
     Done,
 }
 
 /// One step at a time, each answered before the next: HELLO 3 with the credentials and the link's
-/// name; where that is not known, AUTH and CLIENT SETNAME; then SELECT where the database is not 0.
+/// name; where that is not known, AUTH and CLIENT SETNAME; then SELECT where the database is not 0,
+/// and on the publishing link what Redis is asked about itself.
 #[derive(Debug)]
 pub struct Greeting {
     step: Step,
+    asks: bool,
 }
 
 impl Greeting {
-    pub fn start(credentials: &Credentials, name: &str, out: &mut Vec<u8>) -> Self {
+    pub fn start(link: LinkName, credentials: &Credentials, name: &str, out: &mut Vec<u8>) -> Self {
         let url = &credentials.url;
         let mut arguments: Vec<&[u8]> = vec![b"HELLO", b"3"];
         if let Some(password) = &url.password {
@@ -36,39 +43,59 @@ impl Greeting {
         }
         arguments.extend([&b"SETNAME"[..], name.as_bytes()]);
         write_command(out, &arguments);
-        Self { step: Step::Hello }
+        Self { step: Step::Hello, asks: link == LinkName::Publish }
     }
 
     pub fn is_done(&self) -> bool {
         self.step == Step::Done
     }
 
-    /// The answer to the current step came. `Err`: Redis does not let us in; its words.
+    /// The answer to the current step came. `Err`: Redis does not let us in, or is of no use.
     pub fn handle_reply(
         &mut self,
         reply: &Reply<'_>,
         credentials: &Credentials,
         name: &str,
+        facts: &mut Facts,
         out: &mut Vec<u8>,
-    ) -> Result<(), String> {
-        let next = match (self.step, reply) {
+    ) -> Result<(), LinkError> {
+        self.step = match (self.step, reply) {
             (Step::Hello, Reply::Error(text)) if is_about_password(text) || is_closed(text) => {
                 return Err(explain(text));
             }
             (Step::Hello, Reply::Error(_)) if credentials.url.password.is_some() => Step::Auth,
             (Step::Hello, Reply::Error(_)) => Step::SetName,
+            (Step::Hello, Reply::Server { .. } | Reply::Other) => {
+                if self.asks {
+                    facts.handle_hello(reply);
+                }
+                after_name(credentials)
+            }
             (Step::Auth | Step::Select, Reply::Error(text)) => return Err(explain(text)),
-            (Step::Auth, _) => Step::SetName,
+            (Step::Auth, Reply::Simple(_)) => Step::SetName,
             // A name is for people only: an ACL may forbid it. But without AUTH this is the first
             // command that says whether one is needed.
             (Step::SetName, Reply::Error(text)) if is_about_password(text) => {
                 return Err(explain(text));
             }
-            (Step::Hello | Step::SetName, _) if credentials.url.db != 0 => Step::Select,
-            (Step::Hello | Step::SetName | Step::Select | Step::Done, _) => Step::Done,
+            (Step::SetName, Reply::Simple(_) | Reply::Error(_)) => after_name(credentials),
+            (Step::Select, Reply::Simple(_)) => Step::Ask(0),
+            (Step::Ask(index), reply) => {
+                facts.handle_answer(Question::AT_GREETING[index], reply)?;
+                Step::Ask(index + 1)
+            }
+            // Not an answer to that: it was sent before we asked, or by something else.
+            _ => return Err(LinkError::Unasked),
         };
-        self.step = next;
-        match next {
+        if let Step::Ask(mut index) = self.step {
+            let questions = &Question::AT_GREETING;
+            while questions.get(index).is_some_and(|&question| !facts.may_ask(question)) {
+                index += 1;
+            }
+            let is_over = !self.asks || index == questions.len();
+            self.step = if is_over { Step::Done } else { Step::Ask(index) };
+        }
+        match self.step {
             Step::Auth => write_auth(credentials, out),
             Step::SetName => {
                 write_command(out, &[b"CLIENT", b"SETNAME", name.as_bytes()]);
@@ -77,10 +104,15 @@ impl Greeting {
                 let db = credentials.url.db.to_string();
                 write_command(out, &[b"SELECT", db.as_bytes()]);
             }
+            Step::Ask(index) => Question::AT_GREETING[index].write(out),
             Step::Hello | Step::Done => {}
         }
         Ok(())
     }
+}
+
+fn after_name(credentials: &Credentials) -> Step {
+    if credentials.url.db != 0 { Step::Select } else { Step::Ask(0) }
 }
 
 fn write_auth(credentials: &Credentials, out: &mut Vec<u8>) {
@@ -103,20 +135,17 @@ fn is_closed(text: &[u8]) -> bool {
 }
 
 /// What Redis said, with the fix where we know it.
-fn explain(text: &[u8]) -> String {
+fn explain(text: &[u8]) -> LinkError {
     let said = String::from_utf8_lossy(text);
-    if text.starts_with(b"NOAUTH") {
-        return format!(
-            "{said} Give the password: WS_CLUSTER_REDIS=redis://user:password@host:port/0"
-        );
-    }
-    if is_about_password(text) || text.starts_with(b"ERR invalid password") {
-        return format!("{said} Check the user and the password in --redis (WS_CLUSTER_REDIS)");
-    }
-    if text.starts_with(b"ERR max number of clients") {
-        return format!("{said}: raise maxclients of Redis");
-    }
-    said.into_owned()
+    LinkError::Refused(if text.starts_with(b"NOAUTH") {
+        format!("{said} Give the password: WS_CLUSTER_REDIS=redis://user:password@host:port/0")
+    } else if is_about_password(text) || text.starts_with(b"ERR invalid password") {
+        format!("{said} Check the user and the password in --redis (WS_CLUSTER_REDIS)")
+    } else if text.starts_with(b"ERR max number of clients") {
+        format!("{said}: raise maxclients of Redis")
+    } else {
+        said.into_owned()
+    })
 }
 
 #[cfg(test)]
@@ -124,21 +153,31 @@ mod tests {
     use super::*;
 
     /// What is said, in words, when Redis answers each with the next of `replies`.
-    fn talk(url: &str, replies: &[Reply<'_>]) -> (Vec<String>, Result<bool, String>) {
+    fn talk_on(
+        link: LinkName,
+        url: &str,
+        replies: &[Reply<'_>],
+    ) -> (Vec<String>, Result<bool, String>) {
         let credentials = Credentials { url: url.parse().unwrap() };
+        let mut facts = Facts::new(credentials.url.to_string(), 1 << 20);
         let mut out = Vec::new();
-        let mut greeting = Greeting::start(&credentials, "me", &mut out);
+        let mut greeting = Greeting::start(link, &credentials, "me", &mut out);
         let mut said = Vec::new();
         for reply in replies {
             said.push(words(&mut out));
-            if let Err(error) = greeting.handle_reply(reply, &credentials, "me", &mut out) {
-                return (said, Err(error));
+            let result = greeting.handle_reply(reply, &credentials, "me", &mut facts, &mut out);
+            if let Err(error) = result {
+                return (said, Err(error.to_string()));
             }
         }
         if !out.is_empty() {
             said.push(words(&mut out));
         }
         (said, Ok(greeting.is_done()))
+    }
+
+    fn talk(url: &str, replies: &[Reply<'_>]) -> (Vec<String>, Result<bool, String>) {
+        talk_on(LinkName::Subscribe, url, replies)
     }
 
     fn words(out: &mut Vec<u8>) -> String {
@@ -181,6 +220,35 @@ mod tests {
         let (_, result) = talk("redis://h", &[UNKNOWN, Reply::Error(b"NOAUTH required")]);
         assert!(result.is_err());
         let (_, result) = talk("redis://h/99", &[Reply::Other, Reply::Error(b"ERR DB index")]);
-        assert_eq!(result, Err("ERR DB index".into()));
+        assert_eq!(result, Err("Redis refused: ERR DB index".into()));
+    }
+    #[test]
+    fn the_publishing_link_asks_what_redis_is() {
+        let publish = LinkName::Publish;
+        let master = Reply::Role { role: b"master", master: None };
+        let setting = Reply::Parameter { name: b"proto-max-bulk-len", value: b"1" };
+        let all = [Reply::Other, master, Reply::Other, setting, Reply::Other];
+        let (said, result) = talk_on(publish, "redis://h", &all);
+        let config = |name| format!("CONFIG GET {name}");
+        assert_eq!(said[1], "ROLE");
+        assert_eq!(said[2..], crate::wire::resp::PARAMETERS.map(config));
+        assert_eq!(result, Ok(true));
+        // What is forbidden is not asked again.
+        let refused = Reply::Error(b"NOPERM");
+        let (said, result) = talk_on(publish, "redis://h", &[Reply::Other, refused, refused]);
+        assert_eq!((said.len(), result), (3, Ok(true)));
+        let replica = Reply::Role { role: b"slave", master: Some((b"m", 1)) };
+        let (_, result) = talk_on(publish, "redis://h", &[Reply::Other, replica]);
+        assert!(result.unwrap_err().contains("replica of m:1"));
+    }
+
+    /// Any reply at all was taken for the answer to any step.
+    #[test]
+    fn a_reply_of_another_kind_is_no_answer() {
+        let number = Reply::Integer(1);
+        for replies in [&[number][..], &[UNKNOWN, number], &[UNKNOWN, OK, number]] {
+            let (_, result) = talk("redis://:p@h/2", replies);
+            assert_eq!(result, Err(LinkError::Unasked.to_string()), "{replies:?}");
+        }
     }
 }

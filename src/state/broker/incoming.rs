@@ -17,6 +17,9 @@ pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
     ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
 }
 
+/// Redis's last words on a link that brings a string above its `proto-max-bulk-len`.
+const TOO_LONG: &[u8] = b"ERR Protocol error: invalid bulk length";
+
 impl Broker {
     /// An answer on the publishing link: to the oldest command that has none.
     pub(super) fn handle_answer(
@@ -26,11 +29,14 @@ impl Broker {
     ) -> Result<(), LinkError> {
         let mut is_refused = false;
         match (self.log.front(), reply) {
-            (Some(Asked::Ping), Reply::Error(text)) if is_sign_of_life(text) => {}
-            (Some(Asked::Ping | Asked::Word(_)), Reply::Error(text)) => {
+            (Some(Asked::Question(question)), reply) => {
+                self.facts.handle_answer(question, reply)?;
+                self.facts.settle_limit();
+                self.events.extend(self.facts.take_events());
+            }
+            (Some(Asked::Word(_)), Reply::Error(text)) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
-            (Some(Asked::Ping), Reply::Pong) => {}
             (Some(Asked::Word(waiter)), Reply::Integer(_)) => {
                 if let Some((worker, cid)) = waiter {
                     sink.notice(worker, Notice::ServerKnown(cid));
@@ -47,6 +53,11 @@ impl Broker {
                     {
                         self.sequences.roll_back(channel, seq);
                     }
+                }
+                if text.starts_with(TOO_LONG) {
+                    self.facts.handle_too_long(self.log.front_bytes());
+                    self.events.extend(self.facts.take_events());
+                    self.parts.some_too_large = true;
                 }
                 let error = String::from_utf8_lossy(text).into_owned();
                 self.events.push(Event::Refused { error });

@@ -1,6 +1,7 @@
 //! One of the two links to Redis: its greeting, and whether it lives.
 
 use super::PING_EVERY_MS;
+use super::facts::Facts;
 use super::greeting::{Credentials, Greeting};
 use crate::types::NodeId;
 use crate::wire::resp::{Reply, RespError};
@@ -29,6 +30,12 @@ pub enum LinkError {
     Refused(String),
     #[error("Redis answered something that was not asked")]
     Unasked,
+    /// `master`: of which, as far as it is known.
+    #[error(
+        "Redis at {url} is a replica{master}; pushes would not reach other nodes: point --redis at \
+         the master"
+    )]
+    Replica { url: String, master: String },
     #[error("what Redis sent is not RESP: {0}")]
     Malformed(#[from] RespError),
     #[error(
@@ -39,6 +46,7 @@ pub enum LinkError {
 
 #[derive(Debug)]
 pub(super) struct Link {
+    which: LinkName,
     /// As `CLIENT LIST` shows it.
     name: String,
     greeting: Option<Greeting>,
@@ -50,12 +58,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(link: LinkName, node: NodeId) -> Self {
-        let what = match link {
+    pub(super) fn new(which: LinkName, node: NodeId) -> Self {
+        let what = match which {
             LinkName::Publish => "publish",
             LinkName::Subscribe => "subscribe",
         };
         Self {
+            which,
             name: format!("ws-cluster-{node}-{what}"),
             greeting: None,
             out: Vec::new(),
@@ -66,7 +75,7 @@ impl Link {
 
     pub(super) fn greet(&mut self, credentials: &Credentials, now_ms: u64) {
         self.out.clear();
-        self.greeting = Some(Greeting::start(credentials, &self.name, &mut self.out));
+        self.greeting = Some(Greeting::start(self.which, credentials, &self.name, &mut self.out));
         self.waiting_since_ms = Some(now_ms);
         self.asked_ms = now_ms;
     }
@@ -85,6 +94,7 @@ impl Link {
         &mut self,
         reply: &Reply<'_>,
         credentials: &Credentials,
+        facts: &mut Facts,
     ) -> Result<(), LinkError> {
         let Some(greeting) = &mut self.greeting else {
             // Some refusals come unasked: too many clients, protected mode.
@@ -95,9 +105,7 @@ impl Link {
                 _ => LinkError::Unasked,
             });
         };
-        greeting
-            .handle_reply(reply, credentials, &self.name, &mut self.out)
-            .map_err(LinkError::Refused)
+        greeting.handle_reply(reply, credentials, &self.name, facts, &mut self.out)
     }
 
     pub(super) fn take_outgoing(&mut self, out: &mut Vec<u8>, max: usize) {

@@ -58,7 +58,9 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        if let Some(outcome) = self.refusal(envelope.encoded_bytes()) {
+        let bytes = envelope.encoded_bytes();
+        if let Some(outcome) = self.refusal(bytes, bytes) {
+            self.config.counters.count_refusal(outcome);
             return sink.answer(pusher, outcome);
         }
         let (mut acceptor, last_name) = self.acceptor(now_ms);
@@ -78,7 +80,10 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        if let Some(outcome) = self.refusal(publication.bytes.len()) {
+        let sizes = publication.parts.iter().map(|part| part.envelope.len());
+        let largest = sizes.max().unwrap_or(0);
+        if let Some(outcome) = self.refusal(publication.bytes.len(), largest) {
+            self.config.counters.count_refusal(outcome);
             return sink.answer(pusher, outcome);
         }
         let (mut acceptor, _) = self.acceptor(now_ms);
@@ -99,10 +104,13 @@ impl Broker {
         is_events: bool,
         now_ms: u64,
     ) {
+        if parcel.len() > self.facts.limit().bytes {
+            return self.config.counters.too_large_parcels.add(1);
+        }
         let may_wait = is_events
             && self.state != State::Ready
             && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES;
-        if !may_wait && self.refusal(parcel.len()).is_some() {
+        if !may_wait && self.refusal(parcel.len(), parcel.len()).is_some() {
             return self.config.counters.parcels_refused.add(1);
         }
         let (mut acceptor, _) = self.acceptor(now_ms);
@@ -110,9 +118,10 @@ impl Broker {
         acceptor.log.end_message(None);
     }
 
-    /// Why a message of so many bytes is not accepted now.
-    fn refusal(&self, bytes: usize) -> Option<Outcome> {
+    /// Why a message is not accepted now. `bytes`: of all its parts; `largest`: of one envelope.
+    fn refusal(&self, bytes: usize, largest: usize) -> Option<Outcome> {
         match self.state {
+            _ if largest > self.facts.limit().bytes => Some(Outcome::TooLarge),
             State::Ready if self.pending_bytes() + bytes <= MAX_PENDING_BYTES => None,
             State::Ready => Some(Outcome::Overloaded),
             _ => Some(Outcome::Unreachable),

@@ -2,11 +2,18 @@
 //! order after a reconnect.
 
 use super::Outcome;
+use super::facts::Question;
 use crate::types::Cid;
 use crate::wire::bundle;
 use crate::wire::envelope::{Header, Kind};
 use crate::wire::publication::write_publish;
 use std::collections::VecDeque;
+
+/// A message that is not alone in its command, because it is longer than what is bundled, may be
+/// what ends the links: it is longer than what Redis, or its subscribers' buffers, take. After this
+/// many links that ended before it was answered it is sent alone, so that it is known; if that link
+/// ends as well, never again.
+const LIVES_BEFORE_SUSPECT: u8 = 2;
 
 /// Buffers of answered commands that are kept for the next ones, and how long one may be.
 const KEEP_BUFFERS: usize = 64;
@@ -21,7 +28,7 @@ pub struct Pusher {
 
 #[derive(Debug, Clone, Copy)]
 enum What {
-    Ping,
+    Question(Question),
     /// A canary, the repeated number of a channel, or what the node says of itself: it is not sent
     /// again.
     Word(Option<Waiter>),
@@ -33,7 +40,10 @@ enum What {
         /// Whether it is worth less later: a push, whose pusher will push again, and a request.
         may_expire: bool,
         has_expired: bool,
-        was_sent_before: bool,
+        /// Links that ended after it was sent and before it was answered.
+        lives: u8,
+        /// It ended the last of them: only its number is sent again.
+        is_abandoned: bool,
     },
 }
 
@@ -46,19 +56,22 @@ struct Entry {
     what: What,
 }
 
-/// What Redis is asked at once: a ping, a word, or messages of one channel.
+/// What Redis is asked at once: a question, a word, or messages of one channel.
 #[derive(Debug)]
 struct Command {
     entries: usize,
-    /// The channel's name, then each envelope as a bundle has it; a ping has none.
+    /// The channel's name, then each envelope as a bundle has it; of a question, which has no
+    /// channel, all of the command.
     bytes: Vec<u8>,
     channel_bytes: usize,
+    /// Nothing else is under way while it is.
+    is_suspect: bool,
 }
 
 /// What the oldest command that is not answered asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    Ping,
+    Question(Question),
     Word(Option<Waiter>),
     /// So many messages, all of one channel: [`PublishLog::message`] has them.
     Messages(usize),
@@ -70,15 +83,17 @@ pub struct AskedMessage {
     pub is_last_part: bool,
     /// In an earlier life of the links, which did not bring its answer.
     pub was_sent_before: bool,
+    /// Only its number was sent in this life.
+    pub is_abandoned: bool,
 }
 
 impl AskedMessage {
     fn of(entry: Entry) -> Option<Self> {
         match entry.what {
-            What::Message { pusher, is_last_part, was_sent_before, .. } => {
-                Some(Self { pusher, is_last_part, was_sent_before })
+            What::Message { pusher, is_last_part, lives, is_abandoned, .. } => {
+                Some(Self { pusher, is_last_part, was_sent_before: lives > 0, is_abandoned })
             }
-            What::Ping | What::Word(_) => None,
+            What::Question(_) | What::Word(_) => None,
         }
     }
 }
@@ -90,11 +105,14 @@ pub struct Parts {
     pub some_refused: bool,
     /// Refused, but sent in an earlier life of the links too, and perhaps published then.
     pub some_unsure: bool,
+    /// Refused for its length.
+    pub some_too_large: bool,
 }
 
 impl Parts {
     pub fn add(&mut self, part: &AskedMessage, is_refused: bool) {
         match is_refused {
+            _ if part.is_abandoned => self.some_unsure = true,
             false => self.some_accepted = true,
             true if part.was_sent_before => self.some_unsure = true,
             true => self.some_refused = true,
@@ -105,6 +123,7 @@ impl Parts {
         match self {
             Self { some_unsure: true, .. } => Outcome::Unknown,
             Self { some_refused: true, some_accepted: true, .. } => Outcome::Unknown,
+            Self { some_refused: true, some_too_large: true, .. } => Outcome::TooLarge,
             Self { some_refused: true, .. } => Outcome::Refused,
             _ => Outcome::Accepted,
         }
@@ -145,7 +164,8 @@ impl PublishLog {
             is_last_part: false,
             may_expire,
             has_expired: false,
-            was_sent_before: false,
+            lives: 0,
+            is_abandoned: false,
         };
         self.add(channel, bytes, deadline_ms, what, write)
     }
@@ -159,9 +179,13 @@ impl PublishLog {
         }
     }
 
-    pub fn add_ping(&mut self, deadline_ms: u64) {
-        self.commands.push_back(Command { entries: 1, bytes: Vec::new(), channel_bytes: 0 });
-        self.entries.push_back(Entry { deadline_ms, what: What::Ping });
+    pub fn add_question(&mut self, question: Question, deadline_ms: u64) {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        question.write(&mut bytes);
+        self.bytes += bytes.len();
+        let (channel_bytes, is_suspect) = (0, false);
+        self.commands.push_back(Command { entries: 1, bytes, channel_bytes, is_suspect });
+        self.entries.push_back(Entry { deadline_ms, what: What::Question(question) });
     }
 
     /// Appends a word, an envelope of any kind without a number.
@@ -188,7 +212,10 @@ impl PublishLog {
             let mut bytes = self.spare.pop().unwrap_or_default();
             bytes.extend_from_slice(channel);
             self.bytes += channel.len();
-            self.commands.push_back(Command { entries: 0, bytes, channel_bytes: channel.len() });
+            let is_suspect = length > bundle::MAX_BYTES
+                && matches!(what, What::Message { lives: LIVES_BEFORE_SUSPECT.., .. });
+            let channel_bytes = channel.len();
+            self.commands.push_back(Command { entries: 0, bytes, channel_bytes, is_suspect });
         }
         self.bytes += bundle::LENGTH_BYTES + length;
         self.entries.push_back(Entry { deadline_ms, what });
@@ -211,7 +238,7 @@ impl PublishLog {
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
         let waiter = |entry: &mut Entry| match &mut entry.what {
             What::Word(waiter) => waiter.take(),
-            What::Ping | What::Message { .. } => None,
+            What::Question(_) | What::Message { .. } => None,
         };
         self.entries.iter_mut().filter_map(waiter).collect()
     }
@@ -230,13 +257,25 @@ impl PublishLog {
         self.bytes
     }
 
-    pub fn has_unsent(&self) -> bool {
+    fn has_unsent(&self) -> bool {
         self.sent_commands < self.commands.len()
+    }
+
+    /// Whether the next command may be sent now: there is one, and neither it nor what is under way
+    /// has to be alone.
+    pub fn may_send(&self) -> bool {
+        let is_alone = |command: &Command| command.is_suspect;
+        match self.commands.get(self.sent_commands) {
+            None => false,
+            Some(_) if self.sent_commands == 0 => true,
+            Some(next) => !is_alone(next) && !self.commands.front().is_some_and(is_alone),
+        }
     }
 
     /// Appends commands that were not sent to `out` until it has `max` bytes or more.
     pub fn take_unsent(&mut self, out: &mut Vec<u8>, max: usize) {
         while out.len() < max
+            && self.may_send()
             && let Some(command) = self.commands.get(self.sent_commands)
         {
             command.write(out);
@@ -248,7 +287,7 @@ impl PublishLog {
     pub fn front(&self) -> Option<Asked> {
         let command = self.commands.front().filter(|_| self.sent_commands > 0)?;
         Some(match self.entries.front()?.what {
-            What::Ping => Asked::Ping,
+            What::Question(question) => Asked::Question(question),
             What::Word(waiter) => Asked::Word(waiter),
             What::Message { .. } => Asked::Messages(command.entries),
         })
@@ -264,6 +303,11 @@ impl PublishLog {
         let command = self.commands.front()?;
         let envelope = bundle::added(command.envelopes()).nth(index)?;
         Some((command.channel(), Header::read(envelope).ok()?.seq))
+    }
+
+    /// Bytes of the envelopes of the oldest command.
+    pub fn front_bytes(&self) -> usize {
+        self.commands.front().map_or(0, Command::envelope_bytes)
     }
 
     /// Forgets the oldest command: it was answered. `each` gets its messages.
@@ -296,26 +340,44 @@ impl PublishLog {
         }
     }
 
+    /// The link is lost: what was sent will not be answered. Nothing of the next link is an answer
+    /// to it. Calls `abandon` with channel, bytes and pusher of what was alone on the link, and on
+    /// those before it, too: it is what ends them.
+    pub fn handle_lost(&mut self, mut abandon: impl FnMut(&[u8], usize, Option<Pusher>)) {
+        let mut entries = self.entries.iter_mut();
+        for command in self.commands.iter().take(self.sent_commands) {
+            for entry in entries.by_ref().take(command.entries) {
+                let What::Message { lives, is_abandoned, pusher, .. } = &mut entry.what else {
+                    continue;
+                };
+                *lives = lives.saturating_add(1);
+                if command.is_suspect {
+                    *is_abandoned = true;
+                    abandon(command.channel(), command.envelope_bytes(), pusher.take());
+                }
+            }
+        }
+        self.sent_commands = 0;
+    }
+
     /// The link is new: everything that was not answered is to be sent again, in order. What is
     /// past its deadline only keeps its number: its pusher may have pushed again.
     pub fn rewind(&mut self) {
         let old = std::mem::take(self);
         let mut entries = old.entries.into_iter();
-        for (index, command) in old.commands.iter().enumerate() {
-            let was_sent = index < old.sent_commands;
+        for command in &old.commands {
             let entries = entries.by_ref().take(command.entries);
             for (entry, envelope) in entries.zip(bundle::added(command.envelopes())) {
-                self.add_again(command.channel(), envelope, entry, was_sent);
+                self.add_again(command.channel(), envelope, entry);
             }
         }
     }
 
-    fn add_again(&mut self, channel: &[u8], envelope: &[u8], mut entry: Entry, was_sent: bool) {
-        let What::Message { has_expired, was_sent_before, .. } = &mut entry.what else { return };
-        *was_sent_before |= was_sent;
+    fn add_again(&mut self, channel: &[u8], envelope: &[u8], entry: Entry) {
+        let What::Message { has_expired, is_abandoned, .. } = entry.what else { return };
         match Header::read(envelope) {
-            Ok(header) if *has_expired => {
-                self.expired += 1;
+            Ok(header) if has_expired || is_abandoned => {
+                self.expired += usize::from(has_expired);
                 let void = Header { kind: Kind::Void, ..header };
                 let write = |out: &mut Vec<u8>| void.encode(out);
                 self.add(channel, Header::BYTES, entry.deadline_ms, entry.what, write);
@@ -350,8 +412,8 @@ impl Command {
 
     /// Appends it as Redis reads it.
     fn write(&self, out: &mut Vec<u8>) {
-        if self.bytes.is_empty() {
-            return out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+        if self.channel_bytes == 0 {
+            return out.extend_from_slice(&self.bytes);
         }
         let (head, envelopes) = bundle::payload(self.envelopes(), self.entries);
         write_publish(out, self.channel(), head.len() + envelopes.len(), |out| {
@@ -433,16 +495,16 @@ mod tests {
         assert_eq!(log.front(), None, "nothing was sent");
         let all = [(Kind::Message, 1), (Kind::Message, 2), (Kind::Message, 3)];
         assert_eq!(sent(&mut log), [all]);
-        log.add_ping(10);
+        log.add_question(Question::Ping, 10);
         add(&mut log, 4, b"1", pusher(4), 10);
         assert_eq!(sent(&mut log), [[(Kind::Message, 4)]]);
         assert_eq!(front(&log), [(1, Some(1)), (2, Some(2)), (3, Some(3))]);
         log.pop_front(drop);
-        assert_eq!(log.front(), Some(Asked::Ping));
+        assert_eq!(log.front(), Some(Asked::Question(Question::Ping)));
         log.pop_front(drop);
         assert_eq!(front(&log), [(4, Some(4))]);
         log.pop_front(drop);
-        assert!(log.is_empty() && log.pending_bytes() == 0 && !log.has_unsent());
+        assert!(log.is_empty() && log.pending_bytes() == 0 && !log.may_send());
     }
 
     #[test]
@@ -472,7 +534,7 @@ mod tests {
         }
         let mut out = Vec::new();
         log.take_unsent(&mut out, 1);
-        assert!(log.has_unsent());
+        assert!(log.may_send());
         assert_eq!(front(&log).len(), bundle::MAX_ENVELOPES);
         let before = out.len();
         log.take_unsent(&mut out, before);
@@ -483,19 +545,22 @@ mod tests {
     fn what_is_past_its_deadline_only_keeps_its_number_when_it_is_sent_again() {
         let mut log = PublishLog::default();
         add(&mut log, 1, b"late", pusher(1), 10);
-        log.add_ping(10);
+        log.add_question(Question::Ping, 10);
         add(&mut log, 2, b"in time", pusher(2), 20);
         sent(&mut log);
         let mut expired = Vec::new();
         log.expire(10, |one| expired.push(one.ticket));
         log.expire(10, |one| expired.push(one.ticket));
         assert_eq!(expired, [1]);
+        log.handle_lost(|_, _, _| unreachable!());
+        assert_eq!(log.front(), None, "nothing of the next link is an answer to it");
         log.rewind();
         assert_eq!(log.len(), 2, "a ping is not repeated");
         assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Message, 2)]]);
         log.expire(20, |one| expired.push(one.ticket));
         assert_eq!(expired, [1, 2]);
         // A second reconnect before any answer.
+        log.handle_lost(|_, _, _| unreachable!());
         log.rewind();
         assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Void, 2)]]);
         assert_eq!(front(&log), [(1, None), (2, None)]);
@@ -516,5 +581,41 @@ mod tests {
             assert!(kept < 2 << 20, "{kept}");
         }
         assert_eq!(front(&log), [(499, Some(0))]);
+    }
+
+    /// A message that Redis does not take was sent again for ever, and ended the links each time.
+    #[test]
+    fn what_ends_three_links_is_not_sent_again_and_costs_no_other_message() {
+        let mut log = PublishLog::default();
+        let large = vec![b'1'; 65 << 10];
+        add(&mut log, 1, b"before", pusher(1), 10);
+        add(&mut log, 2, &large, pusher(2), 10);
+        add(&mut log, 3, &large, pusher(3), 10);
+        let lose = |log: &mut PublishLog| {
+            let mut abandoned = Vec::new();
+            log.handle_lost(|channel, bytes, pusher| {
+                assert!(channel == b"x:{p}" && bytes > large.len());
+                abandoned.push(pusher.unwrap().ticket);
+            });
+            log.rewind();
+            abandoned
+        };
+        let all = [[(Kind::Message, 1)], [(Kind::Message, 2)], [(Kind::Message, 3)]];
+        for _ in 0..2 {
+            assert_eq!(sent(&mut log), all);
+            assert_eq!(lose(&mut log), [0; 0]);
+        }
+        // What is small is not suspected; what is large is sent alone.
+        assert_eq!(sent(&mut log), all[..1]);
+        log.pop_front(drop);
+        assert_eq!(sent(&mut log), all[1..2]);
+        assert_eq!(sent(&mut log), [[]; 0], "nothing goes along");
+        assert_eq!(lose(&mut log), [2]);
+        assert_eq!(sent(&mut log), [[(Kind::Void, 2)]], "its number is kept");
+        assert!(log.message(0).unwrap().is_abandoned);
+        log.pop_front(drop);
+        assert_eq!(sent(&mut log), all[2..]);
+        log.pop_front(drop);
+        assert!(log.is_empty() && log.pending_bytes() == 0);
     }
 }

@@ -12,6 +12,7 @@ use crate::wire::sign::Secret;
 
 mod late;
 mod many_users;
+mod replies;
 
 const KEYS: (u64, u64) = (1, 2);
 

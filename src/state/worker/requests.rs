@@ -21,6 +21,9 @@ const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
 /// Bytes of the requests that wait, kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
+const REQUEST_TOO_LARGE: &str = "the request is too large for the queue";
+const ANSWER_TOO_LARGE: &str = "the answer is too large for the queue";
+
 /// What happened to a request, for whoever traces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
@@ -207,6 +210,7 @@ impl Worker {
             Answer::Unwritten | Answer::Full if self.ask_another(id, now_ms) => {}
             Answer::Gone | Answer::Unwritten => self.refuse_request(id, "server gone"),
             Answer::Full => self.refuse_request(id, "too many requests wait"),
+            Answer::TooLarge => self.refuse_request(id, ANSWER_TOO_LARGE),
         }
     }
 
@@ -231,13 +235,28 @@ impl Worker {
 
     /// It could not be handed over.
     pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent) {
-        self.config.counters.parcels_unsent.add(1);
-        if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
-            let msg = match why {
-                Unsent::Down => "the queue is down",
-                Unsent::Full => "too many requests wait",
-            };
-            self.refuse_request(request.id, msg);
+        let counters = &self.config.counters;
+        match why {
+            Unsent::Down | Unsent::Full => counters.parcels_unsent.add(1),
+            Unsent::TooLarge => counters.too_large_parcels.add(1),
+        }
+        match (Parcel::decode(&relay.parcel), relay.to) {
+            (Ok(Parcel::Request(request)), _) => {
+                let msg = match why {
+                    Unsent::Down => "the queue is down",
+                    Unsent::Full => "too many requests wait",
+                    Unsent::TooLarge => REQUEST_TOO_LARGE,
+                };
+                self.refuse_request(request.id, msg);
+            }
+            // Who asked shall not wait for it in vain.
+            (Ok(Parcel::Response(response)), To::Holder { project, .. })
+                if why == Unsent::TooLarge =>
+            {
+                let Response { id, client, server, .. } = response;
+                self.respond(project, id, client, server, Answer::TooLarge);
+            }
+            _ => {}
         }
     }
 
@@ -253,6 +272,7 @@ impl Worker {
         let answered = match msg {
             "timeout" => Answered::Timeout,
             "server gone" => Answered::ServerGone,
+            REQUEST_TOO_LARGE | ANSWER_TOO_LARGE => Answered::TooLarge,
             _ => Answered::Overloaded,
         };
         self.finish_request(id, answered, |out, echo| {

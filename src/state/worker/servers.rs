@@ -270,7 +270,7 @@ impl Worker {
     }
 
     /// Brings an answer to the client's worker.
-    fn respond(
+    pub(super) fn respond(
         &mut self,
         project: ProjectId,
         id: MessageId,

@@ -62,7 +62,7 @@ fn a_subscriber_of_resp3() {
         \r\n:3\r\n$2\r\nid\r\n:4\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\
         \r\n$7\r\nmodules\r\n*0\r\n";
     let session: &[(&[u8], Reply<'_>)] = &[
-        (hello, Reply::Other),
+        (hello, Reply::Server { mode: b"standalone", role: b"master" }),
         (b">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", Reply::Subscribed { channel: b"c" }),
         (b">3\r\n$9\r\nsubscribe\r\n$1\r\nd\r\n:2\r\n", Reply::Subscribed { channel: b"d" }),
         (b"+PONG\r\n", Reply::Pong),
@@ -95,6 +95,27 @@ fn a_subscriber_of_resp3() {
         at += taken;
     }
     assert!(at == stream.len() && seen.iter().eq(session.iter().map(|(_, reply)| reply)));
+}
+
+#[test]
+fn what_redis_says_of_itself() {
+    let parameter = |value| Reply::Parameter { name: b"proto-max-bulk-len", value };
+    let replica = Reply::Role { role: b"slave", master: Some((b"10.0.0.1", 6379)) };
+    let replies: &[(&[u8], Reply<'_>)] = &[
+        (b"*3\r\n$6\r\nmaster\r\n:14\r\n*1\r\n*3\r\n$1\r\nh\r\n$4\r\n6380\r\n$1\r\n0\r\n", {
+            Reply::Role { role: b"master", master: None }
+        }),
+        (b"*5\r\n$5\r\nslave\r\n$8\r\n10.0.0.1\r\n:6379\r\n$9\r\nconnected\r\n:14\r\n", replica),
+        (b"*2\r\n$8\r\nsentinel\r\n*1\r\n$1\r\nm\r\n", {
+            Reply::Role { role: b"sentinel", master: None }
+        }),
+        (b"%1\r\n$18\r\nproto-max-bulk-len\r\n$7\r\n1048576\r\n", parameter(b"1048576")),
+        (b"*2\r\n$18\r\nproto-max-bulk-len\r\n$1\r\n0\r\n", parameter(b"0")),
+        (b"%1\r\n$9\r\nmaxmemory\r\n$1\r\n0\r\n", Reply::Other),
+    ];
+    for (bytes, reply) in replies {
+        check_whole(bytes, *reply);
+    }
 }
 
 #[test]

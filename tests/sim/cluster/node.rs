@@ -415,7 +415,7 @@ impl Node {
                     let (number, channel) = (self.home.number, String::from_utf8_lossy(&channel));
                     world.log.note(format!("node {number}: missed {missed} of {origin} {channel}"));
                 }
-                Event::Refused { .. } => {}
+                Event::Refused { .. } | Event::Forbidden { .. } | Event::Limit(_) => {}
                 other => panic!("{other:?}"),
             }
         }

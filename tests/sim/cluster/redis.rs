@@ -315,6 +315,8 @@ impl Redis {
             }
             _ if !link.is_let_in => b"-NOAUTH Authentication required.\r\n",
             "CLIENT" | "SELECT" => b"+OK\r\n",
+            "ROLE" => b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n",
+            "CONFIG" => b"-NOPERM this user has no permissions to run the 'config|get' command\r\n",
             "PING" if !link.is_resp3 && !link.channels.is_empty() => {
                 b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
             }

@@ -59,7 +59,7 @@ pub struct Truth {
     pub published: Published,
     next_ticket: u32,
     /// By outcome.
-    pub outcomes: [u64; 5],
+    pub outcomes: [u64; 6],
     pub checked: u64,
 }
 
@@ -105,7 +105,7 @@ impl Truth {
                 assert!(is_published, "push {id} was accepted, and never published");
                 self.settling.push_back((now_ms + SETTLED_AFTER_MS, id));
             }
-            Outcome::Unreachable | Outcome::Overloaded | Outcome::Refused => {
+            Outcome::Unreachable | Outcome::Overloaded | Outcome::Refused | Outcome::TooLarge => {
                 let is_untouched = unpublished == record.parts.len() && record.widened == 0;
                 assert!(is_untouched, "push {id} is {outcome:?}, and was published");
             }

@@ -1,0 +1,391 @@
+//! What Redis says of itself: whether it is a replica, and how large a message it takes and
+//! delivers.
+
+use super::incoming::is_sign_of_life;
+use super::{Event, LinkError};
+use crate::wire::resp::{PARAMETERS, Reply, write_command};
+use std::fmt;
+
+/// Defaults of Redis, assumed where it does not let us ask.
+const DEFAULT_BYTES: [u64; PARAMETERS.len()] = [1 << 30, 512 << 20, 32 << 20];
+/// What Redis's query buffer holds besides the message: its command and channel, and the rest of
+/// what was read before it.
+const QUERY_SLACK_BYTES: usize = 64 << 10;
+
+/// What Redis is asked on the publishing link besides publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    Ping,
+    Role,
+    /// The value of a parameter: its index among [`PARAMETERS`].
+    Parameter(usize),
+}
+
+impl Question {
+    /// What a new publishing link asks before anything is published on it.
+    pub const AT_GREETING: [Self; 1 + PARAMETERS.len()] =
+        [Self::Role, Self::Parameter(0), Self::Parameter(1), Self::Parameter(2)];
+
+    pub fn write(self, out: &mut Vec<u8>) {
+        match self {
+            Self::Ping => write_command(out, &[b"PING"]),
+            Self::Role => write_command(out, &[b"ROLE"]),
+            Self::Parameter(index) => {
+                write_command(out, &[b"CONFIG", b"GET", PARAMETERS[index].as_bytes()]);
+            }
+        }
+    }
+
+    fn command(self) -> Command {
+        match self {
+            Self::Ping => Command::Ping,
+            Self::Role => Command::Role,
+            Self::Parameter(_) => Command::ConfigGet,
+        }
+    }
+}
+
+/// A command that Redis may forbid this node's user, and without which the node goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Ping,
+    Role,
+    ConfigGet,
+    Unsubscribe,
+}
+
+impl Command {
+    /// What an ACL calls it.
+    pub fn rule(self) -> &'static str {
+        match self {
+            Self::Ping => "+ping",
+            Self::Role => "+role",
+            Self::ConfigGet => "+config|get",
+            Self::Unsubscribe => "+unsubscribe",
+        }
+    }
+
+    /// What the node does not do without it.
+    pub fn loss(self) -> &'static str {
+        match self {
+            Self::Ping => "its refusals are taken for signs of life",
+            Self::Role => "a master that becomes a replica is noticed at the next connect only",
+            Self::ConfigGet => "Redis's default limits on the size of a message are assumed",
+            Self::Unsubscribe => "channels that are not needed any more are still received",
+        }
+    }
+}
+
+/// The largest message that the queue carries, and what bounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SizeLimit {
+    /// Of an envelope: the data of a push, its selectors, and some 100 bytes.
+    pub bytes: usize,
+    /// `None`: this node's own bound of what waits for Redis.
+    parameter: Option<(&'static str, u64)>,
+}
+
+impl fmt::Display for SizeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the queue takes at most {} bytes, selectors included", self.bytes)?;
+        match self.parameter {
+            None => write!(f, ": send less, or a reference to the data"),
+            Some((name @ "client-output-buffer-limit", value)) => write!(
+                f,
+                " (Redis: {name} pubsub {value}): send less, or raise it: CONFIG SET {name} \
+                 \"pubsub 268435456 67108864 60\""
+            ),
+            Some((name, value)) => {
+                write!(f, " (Redis: {name} {value}): send less, or raise it: CONFIG SET {name} ")?;
+                write!(f, "{}", value.saturating_mul(4))
+            }
+        }
+    }
+}
+
+/// What Redis has said of itself in this life of the links.
+#[derive(Debug)]
+pub(super) struct Facts {
+    /// Names the Redis in errors, without a password.
+    url: String,
+    /// HELLO said so.
+    is_replica: bool,
+    /// Every node of a Redis Cluster brings what is published on it to all of them.
+    is_cluster: bool,
+    may_ask_role: bool,
+    may_ask_parameters: bool,
+    /// Bytes by parameter; `None`: not known.
+    parameters: [Option<u64>; PARAMETERS.len()],
+    /// What this node may hold.
+    own_bytes: usize,
+    limit: SizeLimit,
+    /// Commands that were refused at some time: each is logged once.
+    refused: Vec<Command>,
+    events: Vec<Event>,
+}
+
+impl Facts {
+    pub(super) fn new(url: String, own_bytes: usize) -> Self {
+        Self {
+            url,
+            is_replica: false,
+            is_cluster: false,
+            may_ask_role: true,
+            may_ask_parameters: true,
+            parameters: [None; PARAMETERS.len()],
+            own_bytes,
+            limit: SizeLimit { bytes: own_bytes, parameter: None },
+            refused: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// The largest message that reaches anybody, as of the last [`Facts::settle_limit`].
+    pub(super) fn limit(&self) -> SizeLimit {
+        self.limit
+    }
+
+    /// Redis refused a message for its length.
+    pub(super) fn handle_too_long(&mut self, bytes: usize) {
+        let most = (bytes as u64).saturating_sub(1);
+        let [_, known, _] = &mut self.parameters;
+        *known = Some(known.unwrap_or(most).min(most));
+        self.settle_limit();
+    }
+
+    /// What Redis takes is known, or known anew.
+    pub(super) fn settle_limit(&mut self) {
+        let limit = self.size_limit();
+        if std::mem::replace(&mut self.limit, limit) != limit {
+            self.events.push(Event::Limit(limit));
+        }
+    }
+
+    /// The links are new: another Redis may be at their other end.
+    pub(super) fn handle_open(&mut self) {
+        (self.is_replica, self.is_cluster) = (false, false);
+        (self.may_ask_role, self.may_ask_parameters) = (true, true);
+        self.parameters = [None; PARAMETERS.len()];
+    }
+
+    /// HELLO's answer on the publishing link.
+    pub(super) fn handle_hello(&mut self, reply: &Reply<'_>) {
+        if let Reply::Server { mode, role } = reply {
+            self.is_cluster = *mode == b"cluster";
+            self.is_replica = matches!(*role, b"replica" | b"slave");
+        }
+    }
+
+    /// Whether the answer may tell anything new.
+    pub(super) fn may_ask(&self, question: Question) -> bool {
+        match question {
+            Question::Ping => true,
+            Question::Role => self.may_ask_role,
+            Question::Parameter(_) => self.may_ask_parameters,
+        }
+    }
+
+    pub(super) fn handle_answer(
+        &mut self,
+        question: Question,
+        reply: &Reply<'_>,
+    ) -> Result<(), LinkError> {
+        match (question, reply) {
+            (Question::Ping, Reply::Pong) => Ok(()),
+            (_, Reply::Error(text)) if is_sign_of_life(text) => Ok(()),
+            (Question::Ping, Reply::Error(text)) if !is_forbidden(text) => {
+                Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()))
+            }
+            (_, Reply::Error(text)) if is_forbidden(text) || text.starts_with(b"ERR") => {
+                self.handle_refusal(question, text)
+            }
+            // It is busy, say: the next time it may answer.
+            (_, Reply::Error(_)) => Ok(()),
+            (Question::Role, Reply::Role { role, master }) => self.handle_role(role, *master),
+            (Question::Parameter(index), Reply::Parameter { name, value })
+                if PARAMETERS[index].as_bytes() == *name =>
+            {
+                self.parameters[index] = read_parameter(index, value);
+                Ok(())
+            }
+            // It has no such parameter, or no such role.
+            (Question::Role | Question::Parameter(_), Reply::Other) => Ok(()),
+            _ => Err(LinkError::Unasked),
+        }
+    }
+
+    fn handle_refusal(&mut self, question: Question, text: &[u8]) -> Result<(), LinkError> {
+        match question {
+            Question::Ping => {}
+            Question::Role => self.may_ask_role = false,
+            Question::Parameter(_) => self.may_ask_parameters = false,
+        }
+        self.note_refusal(question.command(), text);
+        match question {
+            // What HELLO said is all that there is to know.
+            Question::Role if self.is_replica && !self.is_cluster => Err(self.is_no_master(None)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Redis refused a command without which the node goes on.
+    pub(super) fn note_refusal(&mut self, command: Command, text: &[u8]) {
+        if !self.refused.contains(&command) {
+            self.refused.push(command);
+            let error = String::from_utf8_lossy(text).into_owned();
+            self.events.push(Event::Forbidden { command, error });
+        }
+    }
+
+    fn handle_role(&self, role: &[u8], master: Option<(&[u8], i64)>) -> Result<(), LinkError> {
+        match role {
+            b"master" => Ok(()),
+            b"slave" if self.is_cluster => Ok(()),
+            b"slave" => Err(self.is_no_master(master)),
+            _ => Err(LinkError::Refused(format!(
+                "{} is a Sentinel: point --redis at the master that it names",
+                self.url
+            ))),
+        }
+    }
+
+    fn is_no_master(&self, master: Option<(&[u8], i64)>) -> LinkError {
+        let master = master
+            .map(|(host, port)| format!(" of {}:{port}", String::from_utf8_lossy(host)))
+            .unwrap_or_default();
+        LinkError::Replica { url: self.url.clone(), master }
+    }
+
+    fn size_limit(&self) -> SizeLimit {
+        let mut limit = SizeLimit { bytes: self.own_bytes, parameter: None };
+        for (index, name) in PARAMETERS.into_iter().enumerate() {
+            let value = self.parameters[index].unwrap_or(DEFAULT_BYTES[index]);
+            let whole = usize::try_from(value).unwrap_or(usize::MAX);
+            let bytes = match index {
+                0 => whole.saturating_sub(QUERY_SLACK_BYTES),
+                // Redis counts what the allocator gave it: a fourth more at worst.
+                2 => whole / 5 * 4,
+                _ => whole,
+            };
+            if bytes < limit.bytes {
+                limit = SizeLimit { bytes, parameter: Some((name, value)) };
+            }
+        }
+        limit
+    }
+
+    pub(super) fn take_events(&mut self) -> impl Iterator<Item = Event> {
+        self.events.drain(..)
+    }
+}
+
+/// Whether an error says that this user may not do that at all.
+pub(super) fn is_forbidden(error: &[u8]) -> bool {
+    error.starts_with(b"NOPERM") || error.starts_with(b"ERR unknown command")
+}
+
+/// The bytes that a parameter allows; of the output buffers those of subscribers before they are
+/// cut at once. The soft limit cuts who stays above it for long, whatever the size of a message.
+fn read_parameter(index: usize, value: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(value).ok()?;
+    if index != 2 {
+        return text.parse().ok();
+    }
+    let mut words = text.split_ascii_whitespace();
+    words.find(|word| *word == "pubsub")?;
+    match words.next()?.parse().ok()? {
+        0 => Some(u64::MAX),
+        bytes => Some(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: Question = Question::Parameter(2);
+
+    fn facts() -> Facts {
+        Facts::new("redis://h:6379/0".into(), 64 << 20)
+    }
+
+    fn answer(facts: &mut Facts, index: usize, value: &str) {
+        let reply =
+            Reply::Parameter { name: PARAMETERS[index].as_bytes(), value: value.as_bytes() };
+        facts.handle_answer(Question::Parameter(index), &reply).unwrap();
+    }
+
+    #[test]
+    fn the_smallest_bound_is_named_with_its_fix() {
+        let mut facts = facts();
+        let default = facts.size_limit();
+        assert_eq!(default.bytes, (32 << 20) / 5 * 4, "Redis's own default");
+        answer(&mut facts, 2, "normal 0 0 0 slave 268435456 67108864 60 pubsub 0 0 0");
+        assert_eq!(facts.size_limit(), SizeLimit { bytes: 64 << 20, parameter: None });
+        answer(&mut facts, 0, "1048576");
+        let limit = facts.size_limit();
+        assert_eq!(limit.bytes, (1 << 20) - (64 << 10));
+        let text = limit.to_string();
+        for word in ["983040", "client-query-buffer-limit 1048576", "CONFIG SET"] {
+            assert!(text.contains(word), "{text}");
+        }
+        answer(&mut facts, 2, "normal 0 0 0 slave 0 0 0 pubsub 65536 0 0");
+        assert!(facts.size_limit().to_string().contains("pubsub 65536"));
+        // Another Redis may be at the next link.
+        facts.handle_open();
+        assert_eq!(facts.size_limit(), default);
+    }
+
+    #[test]
+    fn what_cannot_be_read_changes_nothing() {
+        let mut facts = facts();
+        let default = facts.size_limit();
+        for value in ["", "pubsub", "pubsub x 0 0", "normal 1 1 1"] {
+            answer(&mut facts, 2, value);
+        }
+        answer(&mut facts, 1, "-1");
+        facts.handle_answer(CONFIG, &Reply::Other).unwrap();
+        assert_eq!(facts.size_limit(), default);
+        let name = PARAMETERS[0].as_bytes();
+        let other = Reply::Parameter { name, value: b"1" };
+        assert_eq!(facts.handle_answer(CONFIG, &other), Err(LinkError::Unasked));
+        assert_eq!(
+            facts.handle_answer(Question::Role, &Reply::Integer(1)),
+            Err(LinkError::Unasked)
+        );
+    }
+
+    #[test]
+    fn a_replica_is_refused_and_named_unless_it_is_a_clusters() {
+        let replica = Reply::Role { role: b"slave", master: Some((b"10.0.0.1", 6380)) };
+        let mut facts = facts();
+        let error = facts.handle_answer(Question::Role, &replica).unwrap_err().to_string();
+        assert!(error.contains("redis://h:6379/0 is a replica of 10.0.0.1:6380"), "{error}");
+        assert!(error.contains("point --redis at the master"), "{error}");
+        facts.handle_hello(&Reply::Server { mode: b"cluster", role: b"replica" });
+        assert_eq!(facts.handle_answer(Question::Role, &replica), Ok(()));
+        let sentinel = Reply::Role { role: b"sentinel", master: None };
+        assert!(facts.handle_answer(Question::Role, &sentinel).is_err());
+    }
+
+    /// Without the right to ask, HELLO has said it.
+    #[test]
+    fn a_missing_right_is_noted_once_and_hello_answers_instead() {
+        let refused = Reply::Error(b"NOPERM this user has no permissions to run 'role'");
+        let mut facts = facts();
+        for _ in 0..2 {
+            facts.handle_open();
+            facts.handle_hello(&Reply::Server { mode: b"standalone", role: b"master" });
+            for question in [Question::Role, CONFIG, Question::Ping] {
+                assert_eq!(facts.handle_answer(question, &refused), Ok(()));
+            }
+            assert!(!facts.may_ask(Question::Role) && !facts.may_ask(CONFIG));
+        }
+        assert_eq!(facts.take_events().count(), 3);
+        facts.handle_hello(&Reply::Server { mode: b"standalone", role: b"replica" });
+        let error = facts.handle_answer(Question::Role, &refused).unwrap_err();
+        assert!(matches!(error, LinkError::Replica { .. }));
+        let busy = Reply::Error(b"BUSY Redis is busy running a script");
+        assert!(facts.handle_answer(Question::Ping, &busy).is_err());
+    }
+}
