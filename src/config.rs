@@ -102,6 +102,8 @@ pub struct Config {
     pub worker_outbox_bytes: usize,
     /// Unsent bytes of a business server's connection; beyond: closed with 4000.
     pub server_outbox_bytes: usize,
+    /// What HTTP requests of one worker that are not answered may take; beyond: 503.
+    pub worker_body_bytes: usize,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
     /// Where traces go; `None`: nowhere.
@@ -164,6 +166,7 @@ impl Config {
         let echo = resolve_echo(raw, from, env)?;
         let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
         let limits = limits::resolve(raw, from)?;
+        let worker_body_bytes = limits::worker_body_bytes(raw, from, &limits)?;
         let projects = load_projects(projects_file.as_deref(), env, &limits, &mut warnings)?;
         let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
         bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
@@ -217,6 +220,7 @@ impl Config {
             outbox_bytes: sizes.outbox,
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
+            worker_body_bytes,
             echo,
             otel,
             logs,

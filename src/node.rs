@@ -401,6 +401,7 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         outbox_bytes: config.outbox_bytes,
         worker_outbox_bytes: config.worker_outbox_bytes,
         server_outbox_bytes: config.server_outbox_bytes,
+        worker_body_bytes: config.worker_body_bytes,
         idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,

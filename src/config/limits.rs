@@ -23,6 +23,30 @@ const IDS: RangeInclusive<u64> = 1..=10_000;
 /// What no envelope can carry would reach nobody.
 const NAME_BYTES: RangeInclusive<u64> = 1..=MAX_NAME_BYTES as u64;
 
+/// Beside its body and its head: what is read of the next one, or of a chunk.
+const REQUEST_BYTES: u64 = 64 << 10;
+const WORKER_BODY_BYTES: u64 = 64 << 20;
+
+/// What all HTTP requests of a worker may take; a single one must not take all of it.
+pub(super) fn worker_body_bytes(
+    raw: &RawArgs,
+    from: &Source<'_>,
+    limits: &Limits,
+) -> Result<usize, Exit> {
+    let least = (limits.body_bytes + 2 * limits.head_bytes) as u64 + REQUEST_BYTES;
+    let default = WORKER_BODY_BYTES.max(4 * least);
+    let setting = from.get("worker_body_bytes", &raw.worker_body_bytes);
+    let bytes = setting.size(default, 1_024..=1_024 * GIB)?;
+    if bytes < least {
+        return Err(Exit::Error(format!(
+            "--worker_body_bytes {bytes} has no room for one request of --max_body_bytes {}: give \
+             --worker_body_bytes {least} or more",
+            limits.body_bytes
+        )));
+    }
+    Ok(bytes as usize)
+}
+
 pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Limits, Exit> {
     let default = Limits::default();
     let size = |flag, arg, default: usize, range| {

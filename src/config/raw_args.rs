@@ -177,6 +177,10 @@ pub(super) struct RawArgs {
     /// unsent bytes of all connections of one worker (default 256M)
     #[argh(option)]
     pub(super) worker_outbox_bytes: Option<String>,
+    /// memory for HTTP requests of one worker; beyond, they get 503 (default 64M, at least four
+    /// times max_body_bytes)
+    #[argh(option)]
+    pub(super) worker_body_bytes: Option<String>,
     /// unsent bytes of a business server's connection (default 64M)
     #[argh(option)]
     pub(super) server_outbox_bytes: Option<String>,

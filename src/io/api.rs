@@ -5,7 +5,7 @@ use super::http::{self, Connections, Moment, Request, Service, Times};
 use super::shared::Shared;
 use super::wake::sleep;
 use crate::state::broker::Outcome;
-use crate::state::counters::HttpCounters;
+use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
 use crate::types::{Limits, MessageId};
 use crate::wire::http::{Body, Head, HttpError};
@@ -19,7 +19,7 @@ use monoio::net::{TcpListener, TcpStream};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -55,16 +55,19 @@ pub fn serve_port(
 }
 
 fn accept(core: &Rc<Core>, stream: TcpStream) {
-    if core.http.borrow().count() >= core.max_http_connections() {
+    let max = core.max_http_connections();
+    if !core.http.borrow_mut().make_room(max) {
+        core.count_refusal(Refusal::HttpConnections);
         let other = HttpCounters::url_of("other");
         core.shared.http_counters[core.index].count(other, 503, 0, 1);
         return http::refuse_connection(stream.into_raw_fd());
     }
+    let key = core.http.borrow_mut().add(stream.as_raw_fd());
+    core.note_http_connections();
     let core = Rc::clone(core);
     monoio::spawn(async move {
-        core.set_http_connections(core.http.borrow().count() + 1);
-        http::serve(stream, &*core).await;
-        core.set_http_connections(core.http.borrow().count());
+        http::serve(stream, key, &*core).await;
+        core.note_http_connections();
     });
 }
 
@@ -81,6 +84,10 @@ impl Service for Core {
 
     fn connections(&self) -> &RefCell<Connections> {
         &self.http
+    }
+
+    fn count_refusal(&self, why: Refusal) {
+        self.shared.http_counters[self.index].refusals.count(why);
     }
 
     fn handle_answered(&self) {
@@ -108,7 +115,8 @@ impl Service for Core {
         let (origin, is_head) = (head.origin, head.method == "HEAD");
         let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
         let read_at = request.read_at;
-        let mut answer = Answer { core: self, head, read_at, project: None, reply };
+        let (project, is_signed) = (None, false);
+        let mut answer = Answer { core: self, head, read_at, project, is_signed, reply };
         let begun = match answer.route(request.body).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -116,7 +124,7 @@ impl Service for Core {
                 None
             }
         };
-        let status = answer.reply.status;
+        let (status, is_known) = (answer.reply.status, answer.is_signed);
         self.wait_for_room().await;
         let begun = begun.map(|(push, project)| BegunPush {
             push,
@@ -128,7 +136,7 @@ impl Service for Core {
         if begun.is_none() {
             self.count(request.head.path, status, read_at.instant);
         }
-        http::Answer { keep_alive, begun }
+        http::Answer { keep_alive, is_known, begun }
     }
 
     fn poll_finish(
@@ -162,9 +170,12 @@ impl Core {
         self.descriptors.http_connections(self.engine.borrow().descriptors_in_use())
     }
 
-    fn set_http_connections(&self, count: usize) {
+    /// HTTP connections have come or gone: that is what they leave to the other port.
+    fn note_http_connections(&self) {
+        let (count, counters) = (self.http.borrow().count(), &self.shared.http_counters);
         self.descriptors.set_http(count);
-        self.shared.http_counters[self.index].connections.set(count as u64);
+        counters[self.index].connections.set(count as u64);
+        counters[self.index].max_connections.set(self.descriptors.connections() as u64);
     }
 
     /// Counts a request: with the next one that differs, or when the answer is written.
@@ -207,6 +218,7 @@ struct Answer<'c, 'r, 'h> {
     read_at: Moment,
     /// Whose it says it is; known before its signature is judged.
     project: Option<&'c Project>,
+    is_signed: bool,
     reply: Reply<'c, 'r>,
 }
 
@@ -413,6 +425,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         if !verify(&project.secrets, credentials.sign) {
             return Err(error(401, "bad sign"));
         }
+        self.is_signed = true;
         sign::check_exp(credentials.exp, shared.settings.demand_exp, now_ms)?;
         Ok(project)
     }

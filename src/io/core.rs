@@ -159,6 +159,7 @@ impl Core {
         descriptors: Rc<Descriptors>,
     ) -> Rc<Self> {
         engine.worker.set_notes(recorder.is_some());
+        let http = Connections::new(shared.settings.worker_body_bytes);
         Rc::new(Self {
             counters: Arc::clone(&shared.counters[index]),
             shared,
@@ -173,7 +174,7 @@ impl Core {
             work: Flag::default(),
             server_pushes: Flag::default(),
             flushed: Waiters::default(),
-            http: RefCell::default(),
+            http: RefCell::new(http),
             descriptors,
             answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),

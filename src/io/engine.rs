@@ -302,7 +302,7 @@ impl Engine {
 
     /// Refuses a connection that may not keep its descriptor any longer.
     fn refuse_at_once(&mut self, fd: RawFd, why: Refusal) {
-        self.counters.count_refusal(why);
+        self.counters.refusals.count(why);
         self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
         // Best effort: there is nothing to do for one that does not take it.
@@ -378,7 +378,7 @@ impl Engine {
                         (!shared.enter()).then_some(Refusal::MaxConnections)
                     };
                     if let Some(why) = full {
-                        counters.count_refusal(why);
+                        counters.refusals.count(why);
                         return Err(refuse(503, "this node is full: connect to another"));
                     }
                     Ok(Ok(worker.handle_connect(identity, switching, now_ms).0))

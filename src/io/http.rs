@@ -1,17 +1,22 @@
 //! HTTP/1.1 over a monoio stream: keep-alive, pipelining, bodies, and every limit of the contract.
 //! What the requests mean is the [`Service`]'s business.
 
+mod connections;
+
+pub use connections::Connections;
+
 use super::linger::close;
 use super::shared::Settings;
 use super::sys::{self, Side};
+use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::chunked::Chunked;
 use crate::wire::http::{Body, Head, HttpError, parse_head};
 use crate::wire::response::write_refusal;
+use connections::{Ending, Grant};
 use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
-use slab::Slab;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -57,6 +62,8 @@ impl Moment {
 pub struct Answer<B> {
     /// Whether the connection may go on to the next.
     pub keep_alive: bool,
+    /// Whether only somebody with a secret can have made the request.
+    pub is_known: bool,
     /// The response waits for this; otherwise it is written already.
     pub begun: Option<B>,
 }
@@ -90,6 +97,7 @@ pub trait Service {
     /// Appends the refusal of a request that never became whole. `origin`: of its head.
     fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>);
     fn connections(&self) -> &RefCell<Connections>;
+    fn count_refusal(&self, why: Refusal);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +105,8 @@ pub struct Times {
     pub request_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
+    /// The time that a connection without a known peer may wait for its next request at most.
+    pub unknown_ms: u64,
 }
 
 impl From<&Settings> for Times {
@@ -105,53 +115,7 @@ impl From<&Settings> for Times {
             request_timeout_ms: settings.request_timeout_ms,
             keep_alive_ms: settings.keep_alive_ms,
             linger_ms: settings.linger_ms,
-        }
-    }
-}
-
-/// The open HTTP connections of a worker, with their deadlines.
-#[derive(Debug, Default)]
-pub struct Connections(Slab<Entry>);
-
-#[derive(Debug)]
-struct Entry {
-    fd: RawFd,
-    deadline_ms: u64,
-    /// What ends at the deadline. A write that waits for its peer ends with both sides only.
-    side: Side,
-    /// A request is under way.
-    is_busy: bool,
-    is_late: bool,
-}
-
-impl Connections {
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// No request is under way.
-    pub fn is_quiet(&self) -> bool {
-        self.0.iter().all(|(_, entry)| !entry.is_busy)
-    }
-
-    /// The wall clock was set: deadlines stay as far away as they were.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        for (_, entry) in &mut self.0 {
-            if entry.deadline_ms != u64::MAX {
-                entry.deadline_ms = entry.deadline_ms.saturating_add_signed(step_ms);
-            }
-        }
-    }
-
-    /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
-    /// read what they are sent end altogether.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        for (_, entry) in &mut self.0 {
-            if entry.deadline_ms <= now_ms {
-                entry.is_late = true;
-                entry.deadline_ms = u64::MAX;
-                sys::shutdown(entry.fd, entry.side);
-            }
+            unknown_ms: u64::MAX,
         }
     }
 }
@@ -164,16 +128,22 @@ enum End {
     Late,
     /// The request is refused, and what follows it cannot be read.
     Refused(HttpError),
+    /// Another connection needs its place.
+    Place,
     /// The answer said so.
     Done,
 }
 
-/// Serves one connection to its end.
-pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
-    let fd = stream.as_raw_fd();
-    let side = Side::Read;
-    let entry = Entry { fd, deadline_ms: u64::MAX, side, is_busy: false, is_late: false };
-    let key = service.connections().borrow_mut().0.insert(entry);
+const TOO_LARGE: HttpError = HttpError { status: 413, msg: "the body is too large" };
+/// There is no memory for the request.
+const NO_MEMORY: HttpError =
+    HttpError { status: 503, msg: "too many requests are on their way to this node: try again" };
+/// There are too many connections for one that has sent no whole request.
+const NO_PLACE: HttpError =
+    HttpError { status: 503, msg: "this node has too many HTTP connections" };
+
+/// Serves one connection to its end; `key`: its own of [`Connections::add`].
+pub async fn serve<S: Service>(stream: TcpStream, key: usize, service: &S) {
     let mut connection = Connection {
         stream,
         service,
@@ -185,7 +155,7 @@ pub async fn serve<S: Service>(stream: TcpStream, service: &S) {
         due: VecDeque::new(),
     };
     connection.run().await;
-    service.connections().borrow_mut().0.remove(key);
+    service.connections().borrow_mut().remove(key);
 }
 
 /// A response that is due after others.
@@ -223,21 +193,37 @@ impl<'s, S: Service> Connection<'s, S> {
         let error = match end {
             End::Peer => return,
             End::Done => None,
-            End::Late if self.input.len() == self.read_to && !is_first => None,
+            End::Place if self.is_idle() && !is_first => {
+                return self.service.count_refusal(Refusal::HttpIdle);
+            }
+            End::Place => {
+                self.service.count_refusal(Refusal::HttpHalf);
+                Some(NO_PLACE)
+            }
+            End::Late if self.is_idle() && !is_first => None,
             End::Late => {
                 Some(HttpError { status: 408, msg: "the request did not come whole in time" })
             }
             End::Refused(error) => Some(error),
         };
+        if error == Some(NO_MEMORY) {
+            self.service.count_refusal(Refusal::HttpBodies);
+        }
         self.finish_due().await;
         if let Some(error) = error {
             let head = parse_head(&self.input[self.read_to..], self.service.limits());
             let origin = head.ok().flatten().and_then(|head| head.origin);
             self.service.refuse(origin, &error, &mut self.out);
         }
-        if self.write().await.is_ok() {
+        // Its place is needed now.
+        if self.write().await.is_ok() && self.ending() != Some(Ending::Place) {
             self.linger().await;
         }
+    }
+
+    /// Nothing of a next request has arrived.
+    fn is_idle(&self) -> bool {
+        self.input.len() == self.read_to
     }
 
     /// Reads and answers one request. `Ok(false)`: it was the last.
@@ -247,7 +233,9 @@ impl<'s, S: Service> Connection<'s, S> {
         let mut is_continued = false;
         let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
-        let mut patience_ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
+        let mut patience_ms = self.patience_ms(is_first);
+        // The end of the request's body in `input`, where it is known.
+        let mut end_of_body = 0;
         let mut deadline_ms = None;
         loop {
             // The head is read again whenever more of the body has come: it is short.
@@ -258,25 +246,22 @@ impl<'s, S: Service> Connection<'s, S> {
                 let (body, end) = match head.body {
                     Body::None => (Some(&[][..]), head.head_len),
                     Body::Length(length) if length > limits.body_bytes as u64 => {
-                        return Err(End::Refused(HttpError {
-                            status: 413,
-                            msg: "the body is too large",
-                        }));
+                        return Err(End::Refused(TOO_LARGE));
                     }
                     Body::Length(length) => {
                         let end = head.head_len + length as usize;
+                        end_of_body = end;
                         (input.get(head.head_len..end), end)
                     }
                     Body::Chunked => {
-                        let (decoder, body) = chunks.get_or_insert_with(Default::default);
                         let fresh = &input[head.head_len..];
-                        let decoded = decoder.decode(fresh, body, limits.body_bytes);
-                        let (consumed, done) = decoded.map_err(End::Refused)?;
-                        (done.then_some(&body[..]), head.head_len + consumed)
+                        let chunks = chunks.get_or_insert_with(Default::default);
+                        let (consumed, done) = self.decode(fresh, chunks).await?;
+                        (done.then_some(&chunks.1[..]), head.head_len + consumed)
                     }
                 };
                 if let Some(body) = body {
-                    set_busy(self.service, self.key, true);
+                    self.service.connections().borrow_mut().set_busy(self.key);
                     let (read_at, connection) = (self.read_at, self.stream.as_raw_fd());
                     let request = Request { head, body, read_at, connection };
                     let mut later = Vec::new();
@@ -305,15 +290,49 @@ impl<'s, S: Service> Connection<'s, S> {
             }
             self.finish_due().await;
             self.write().await?;
-            self.set_busy(false);
-            let deadline_ms = *deadline_ms.get_or_insert_with(|| sys::now_ms() + patience_ms);
+            let deadline_ms = *deadline_ms.get_or_insert_with(|| self.begin_to_wait(patience_ms));
             self.set_deadline(deadline_ms, Side::Read);
-            self.read().await?;
+            let chunk_bytes = chunks.as_ref().map_or(0, |(_, body)| body.capacity());
+            self.read(end_of_body, chunk_bytes).await?;
         }
+    }
+
+    /// How long the connection may wait for its next request.
+    fn patience_ms(&self, is_first: bool) -> u64 {
+        let times = self.service.times();
+        let ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
+        let is_known = self.service.connections().borrow().is_known(self.key);
+        if is_known { ms } else { ms.min(times.unknown_ms) }
+    }
+
+    /// The connection waits for its peer, for so long at most; the deadline.
+    fn begin_to_wait(&self, patience_ms: u64) -> u64 {
+        self.service.connections().borrow_mut().set_waiting(self.key);
+        sys::now_ms() + patience_ms
+    }
+
+    /// Decodes what has arrived of a chunked body: how many bytes were used, and whether that is
+    /// all of it.
+    async fn decode(
+        &self,
+        fresh: &[u8],
+        (decoder, body): &mut (Chunked, Vec<u8>),
+    ) -> Result<(usize, bool), End> {
+        let max_bytes = self.service.limits().body_bytes;
+        if body.capacity() < body.len() + fresh.len() {
+            let more = fresh.len().max(body.len().min(max_bytes - body.len()));
+            let buffers = self.input.capacity() + body.len() + more;
+            ask(self.service, self.key, buffers).await?;
+            body.reserve_exact(more);
+        }
+        decoder.decode(fresh, body, max_bytes).map_err(End::Refused)
     }
 
     /// A request was answered, in `later` if others are due before it.
     fn take_answer(&mut self, answer: Answer<S::Begun<'s>>, later: Vec<u8>) {
+        if answer.is_known {
+            self.service.connections().borrow_mut().set_known(self.key);
+        }
         match answer.begun {
             Some(begun) => self.due.push_back(Due::Begun(begun)),
             None if self.due.is_empty() => {}
@@ -347,7 +366,9 @@ impl<'s, S: Service> Connection<'s, S> {
         Ok(())
     }
 
-    async fn read(&mut self) -> Result<(), End> {
+    /// Reads more. `end_of_body`: where in what is not answered the request's body ends, if that is
+    /// known; `chunk_bytes`: what is allocated for its body elsewhere.
+    async fn read(&mut self, end_of_body: usize, chunk_bytes: usize) -> Result<(), End> {
         let mut input = std::mem::take(&mut self.input);
         input.drain(..std::mem::take(&mut self.read_to));
         // Also where the next request has begun: a large one does not leave its room behind.
@@ -356,19 +377,32 @@ impl<'s, S: Service> Connection<'s, S> {
             input.shrink_to(needed);
         }
         let used = input.len();
-        input.reserve(if used == 0 { BUFFER_BYTES } else { used });
+        // Twice as much each time, and not much more than the request will need.
+        let more = match used {
+            0 => BUFFER_BYTES,
+            _ if end_of_body > used => used.min((end_of_body - used).max(BUFFER_BYTES)),
+            _ => used,
+        };
+        let room = input.capacity().max(used + more);
+        self.input = input;
+        ask(self.service, self.key, room + chunk_bytes).await?;
+        let mut input = std::mem::take(&mut self.input);
+        input.reserve_exact(room - used);
         let room = input.capacity();
         let (result, slice) = self.stream.read(input.slice_mut(used..room)).await;
         self.input = slice.into_inner();
         if self.input.len() == room && room < BULK_BYTES && matches!(result, Ok(1..)) {
-            self.input.reserve(BULK_BYTES);
-            // Whatever comes of this, the next read says it.
-            let _ = sys::recv_spare(self.stream.as_raw_fd(), &mut self.input);
+            let buffers = room + BULK_BYTES + chunk_bytes;
+            let grant = self.service.connections().borrow_mut().ask(self.key, buffers);
+            if grant == Grant::Granted {
+                self.input.reserve_exact(BULK_BYTES);
+                // Whatever comes of this, the next read says it.
+                let _ = sys::recv_spare(self.stream.as_raw_fd(), &mut self.input);
+            }
         }
         self.read_at = Moment::now();
         match result {
-            Ok(0) | Err(_) if self.is_late() => Err(End::Late),
-            Ok(0) | Err(_) => Err(End::Peer),
+            Ok(0) | Err(_) => Err(end_of(self.ending())),
             Ok(_) => Ok(()),
         }
     }
@@ -393,36 +427,53 @@ impl<'s, S: Service> Connection<'s, S> {
     /// arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.as_raw_fd(), Side::Write);
+        self.service.connections().borrow_mut().set_waiting(self.key);
         self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Side::Read);
-        while !self.is_late() {
+        while !matches!(self.ending(), Some(Ending::Late | Ending::Place)) {
             self.input.clear();
             self.read_to = 0;
-            if self.read().await.is_err() {
+            let (end_of_body, chunk_bytes) = (0, 0);
+            if self.read(end_of_body, chunk_bytes).await.is_err() {
                 return;
             }
         }
     }
 
-    fn is_late(&self) -> bool {
-        self.service.connections().borrow().0[self.key].is_late
-    }
-
-    fn set_busy(&self, is_busy: bool) {
-        set_busy(self.service, self.key, is_busy);
+    fn ending(&self) -> Option<Ending> {
+        self.service.connections().borrow().ending(self.key)
     }
 
     fn set_deadline(&self, deadline_ms: u64, side: Side) {
-        let entry = &mut self.service.connections().borrow_mut().0[self.key];
-        (entry.deadline_ms, entry.side) = (deadline_ms, side);
+        self.service.connections().borrow_mut().set_deadline(self.key, deadline_ms, side);
     }
 }
 
-fn set_busy<S: Service>(service: &S, key: usize, is_busy: bool) {
-    let entry = &mut service.connections().borrow_mut().0[key];
-    entry.is_busy = is_busy;
-    if is_busy {
-        // The deadline was for the request to arrive. Its answer may take longer: a profile does.
-        entry.deadline_ms = u64::MAX;
+/// Waits until the buffers of a request may have this size together.
+async fn ask<S: Service>(service: &S, key: usize, buffers: usize) -> Result<(), End> {
+    let connections = service.connections();
+    let mut grant = connections.borrow_mut().ask(key, buffers);
+    if grant == Grant::Wait {
+        let freed = connections.borrow().freed();
+        let may_go_on = || {
+            grant = connections.borrow_mut().ask(key, buffers);
+            grant != Grant::Wait
+        };
+        freed.wait_until(may_go_on).await;
+    }
+    let ending = connections.borrow().ending(key);
+    match (grant, ending) {
+        (Grant::Granted, _) => Ok(()),
+        (_, Some(ending)) => Err(end_of(Some(ending))),
+        (_, None) => Err(End::Refused(NO_MEMORY)),
+    }
+}
+
+fn end_of(ending: Option<Ending>) -> End {
+    match ending {
+        None => End::Peer,
+        Some(Ending::Late) => End::Late,
+        Some(Ending::Place) => End::Place,
+        Some(Ending::Memory) => End::Refused(NO_MEMORY),
     }
 }
 
@@ -430,7 +481,7 @@ fn set_busy<S: Service>(service: &S, key: usize, is_busy: bool) {
 pub fn refuse_connection(fd: RawFd) {
     let mut out = Vec::new();
     let retry = [("Retry-After", "1")];
-    write_refusal(&mut out, 503, false, &retry, "this node has too many HTTP connections");
+    write_refusal(&mut out, NO_PLACE.status, false, &retry, NO_PLACE.msg);
     // Best effort: there is nothing to do for one that does not take it.
     let _ = sys::send(fd, &out);
     close(fd);

@@ -2,7 +2,7 @@
 //! and close.
 
 use crate::state::broker::SizeLimit;
-use crate::state::counters::{BrokerCounters, Counters, HttpCounters};
+use crate::state::counters::{BrokerCounters, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::types::{Limits, NodeId, Routing};
@@ -38,6 +38,7 @@ pub struct Settings {
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
     pub server_outbox_bytes: usize,
+    pub worker_body_bytes: usize,
     pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
@@ -74,6 +75,8 @@ pub struct Shared {
     /// One entry a worker.
     pub counters: Vec<Arc<Counters>>,
     pub http_counters: Vec<Arc<HttpCounters>>,
+    /// On the ops ports.
+    pub ops_refusals: RefusalCounts,
     pub broker_counters: Arc<BrokerCounters>,
 }
 
@@ -171,6 +174,7 @@ impl Shared {
             broker_counters: Arc::default(),
             counters: (0..workers).map(|_| Arc::new(Counters::new(projects.len()))).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
+            ops_refusals: RefusalCounts::default(),
         }
     }
 

@@ -149,13 +149,22 @@ impl NodeMetrics {
         let bytes = self.sum_http(|http| &http.handshake_bytes);
         let help = "Bytes allocated for the requests of handshakes, as of the last tick (50 ms)";
         encode_gauge(encoder, "ws_cluster_handshake_bytes", help, bytes)?;
+        let bodies = self.sum_http(|http| &http.body_bytes);
+        let help = "Bytes allocated for HTTP requests, as of the last tick (50 ms)";
+        encode_gauge(encoder, "ws_cluster_http_body_bytes", help, bodies)?;
         let help = "Connections refused, or ended in favour of others, for want of room";
         let kind = MetricType::Counter;
         let mut family = encoder.encode_descriptor("ws_cluster_refused", help, None, kind)?;
         for (why, port, reason) in Refusal::ALL {
-            let count = self.0.http_counters.iter().map(|http| http.refusals(why)).sum::<u64>();
+            let count =
+                self.0.http_counters.iter().map(|http| http.refusals.value(why)).sum::<u64>();
             let labels = RefusalLabels { port, reason };
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            if port == "http" {
+                let labels = RefusalLabels { port: "ops", reason };
+                let count = self.0.ops_refusals.value(why);
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

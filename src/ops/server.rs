@@ -5,6 +5,7 @@ use super::{metrics, pages};
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::sys;
+use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::http::{Head, HttpError};
 use crate::wire::params::Params;
@@ -16,7 +17,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,6 +27,9 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(100);
 /// Connections of one port; beyond, they are refused.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Memory for the requests of one port, which have no bodies.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// What answers on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +95,11 @@ pub async fn serve(
     for (site, listener) in listeners {
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
-        let port = Rc::new(Port { ops: Rc::clone(&ops), site, connections: RefCell::default() });
+        let port = Rc::new(Port {
+            ops: Rc::clone(&ops),
+            site,
+            connections: RefCell::new(Connections::new(MAX_REQUEST_BYTES)),
+        });
         ports.push(Rc::clone(&port));
         monoio::spawn(accept(port, listener));
     }
@@ -124,11 +132,12 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
 }
 
 fn serve_one(port: &Rc<Port>, stream: TcpStream) {
-    if port.connections.borrow().count() >= MAX_CONNECTIONS {
+    if !port.connections.borrow_mut().make_room(MAX_CONNECTIONS) {
         return http::refuse_connection(stream.into_raw_fd());
     }
+    let key = port.connections.borrow_mut().add(stream.as_raw_fd());
     let port = Rc::clone(port);
-    monoio::spawn(async move { http::serve(stream, &*port).await });
+    monoio::spawn(async move { http::serve(stream, key, &*port).await });
 }
 
 struct Port {
@@ -185,6 +194,10 @@ impl Service for Port {
         &self.connections
     }
 
+    fn count_refusal(&self, why: Refusal) {
+        self.ops.shared.ops_refusals.count(why);
+    }
+
     fn handle_answered(&self) {}
 
     fn refuse(&self, _origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
@@ -206,7 +219,7 @@ impl Service for Port {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
             out.truncate(out.len() - body.len());
         }
-        Answer { keep_alive, begun: None }
+        Answer { keep_alive, is_known: false, begun: None }
     }
 
     fn poll_finish(

@@ -87,15 +87,41 @@ pub enum Refusal {
     OpenFiles,
     /// A handshake that was not whole: newer ones have its place, or its memory.
     Handshakes,
+    /// An HTTP connection: all others have requests under way.
+    HttpConnections,
+    /// An HTTP connection that waited for its next request: a newer one has its place.
+    HttpIdle,
+    /// One that had not sent a whole request: a newer one has its place.
+    HttpHalf,
+    /// A request that was not whole: there was no memory for its body.
+    HttpBodies,
 }
 
 impl Refusal {
     /// With the port, and what the reason is called.
-    pub const ALL: [(Self, &str, &str); 3] = [
+    pub const ALL: [(Self, &str, &str); 7] = [
         (Self::MaxConnections, "ws", "max_connections"),
         (Self::OpenFiles, "ws", "open_files"),
         (Self::Handshakes, "ws", "handshakes"),
+        (Self::HttpConnections, "http", "connections"),
+        (Self::HttpIdle, "http", "idle"),
+        (Self::HttpHalf, "http", "half_request"),
+        (Self::HttpBodies, "http", "body_bytes"),
     ];
+}
+
+/// A number for each reason.
+#[derive(Debug, Default)]
+pub struct RefusalCounts([Counter; Refusal::ALL.len()]);
+
+impl RefusalCounts {
+    pub fn count(&self, why: Refusal) {
+        self.0[why as usize].add(1);
+    }
+
+    pub fn value(&self, why: Refusal) -> u64 {
+        self.0[why as usize].value()
+    }
 }
 
 /// How a connection ended.
@@ -398,18 +424,12 @@ pub struct HttpCounters {
     /// Handshakes that are not over now, and the bytes of their requests, as allocated.
     pub half_open: Counter,
     pub handshake_bytes: Counter,
-    refusals: [Counter; Refusal::ALL.len()],
+    /// Bytes allocated for HTTP requests now.
+    pub body_bytes: Counter,
+    pub refusals: RefusalCounts,
 }
 
 impl HttpCounters {
-    pub fn count_refusal(&self, why: Refusal) {
-        self.refusals[why as usize].add(1);
-    }
-
-    pub fn refusals(&self, why: Refusal) -> u64 {
-        self.refusals[why as usize].value()
-    }
-
     /// Counts requests that were answered alike. `url`: of [`HttpCounters::url_of`].
     pub fn count(&self, url: usize, status: u16, duration_us: u64, requests: u64) {
         self.urls[url].count(status, requests);

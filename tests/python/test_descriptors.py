@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from harness import Raw, Server, eventually, handshake, signed
+from harness import Raw, Server, eventually, handshake, sign_body, signed
 from redis_harness import SLACK, Redis, await_ready, node, readiness
 
 PATH = "/ws/connect"
@@ -148,3 +148,64 @@ def test_readyz_says_that_max_connections_are_open(stack):
     assert "there is room for 6" in readiness(server).assert_refused(503)
     clients.pop().close()
     eventually(lambda: readiness(server).status == 200, "room for one more")
+
+
+# HTTP connections.
+
+
+def kept(stack, server):
+    """A connection on which one request was answered."""
+    raw = stack.enter_context(Raw(server.http))
+    raw.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert raw.read_response()[0] == 200
+    return raw
+
+
+def test_idle_http_connections_make_way(stack):
+    server = Server("--workers", "1", "--max_http_connections", "3")
+    stack.callback(server.stop)
+    # That of a backend, which has signed, stays when others go that have waited for less long.
+    server.push("first")
+    others = [kept(stack, server) for _ in range(2)]
+    fresh = [kept(stack, server) for _ in range(2)]
+    assert all(one.ended() for one in others)
+    assert server.request("GET", "/healthz").status == 200
+    assert fresh[0].ended()
+    server.push("second")
+    refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
+    assert (refused("idle"), refused("half_request"), refused("connections")) == (3, 0, 0)
+    # So does one that sends no whole request, which is told why.
+    half = stack.enter_context(Raw(server.http))
+    half.send("GET /healthz HTTP/1.1\r\n")
+    eventually(lambda: server.metric("http_connection") == 3, "the half one is there")
+    for _ in range(2):
+        kept(stack, server)
+    status, fields, _ = half.read_response()
+    assert (status, fields["retry-after"]) == (503, "1")
+    assert (refused("idle"), refused("half_request")) == (4, 1)
+    server.push("third")
+
+
+def test_requests_under_way_keep_their_places(stack):
+    redis = Redis()
+    stack.callback(redis.stop)
+    args = ["--max_http_connections", "2", "--queue_timeout_ms", "4000"]
+    server = node(201, redis.url, *args, workers="1")
+    stack.callback(server.stop)
+    redis.pause()
+    try:
+        pushing = [stack.enter_context(Raw(server.http)) for _ in range(2)]
+        for raw in pushing:
+            body = '{"pid":"1","data":1}'
+            raw.send(
+                f"POST /ws/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                f"X-Sign: {sign_body('/ws/push', body)}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+            )
+        eventually(lambda: server.metric("queue_pending_bytes") > 0, "pushes that wait")
+        with Raw(server.http) as more:
+            status, fields, _ = more.read_response()
+            assert (status, fields["retry-after"]) == (503, "1")
+        assert server.metric("ws_cluster_refused_total", reason="connections") == 1
+    finally:
+        redis.go_on()
+    assert all(raw.read_response()[0] == 200 for raw in pushing)

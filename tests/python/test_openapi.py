@@ -11,7 +11,7 @@ import urllib.parse
 import jsonschema_rs
 import pytest
 import yaml
-from harness import ROOT, Raw, Server, sign_body
+from harness import ROOT, Raw, Server, eventually, sign_body
 from redis_harness import Redis, await_ready, await_unready, node
 
 # `make api-check` asks for more.
@@ -41,13 +41,19 @@ def server():
 
 @pytest.fixture(scope="module")
 def crowded():
-    """A server with room for a single HTTP connection, and that one is taken."""
+    """A server with room for a single HTTP connection."""
     server = Server("--workers", "1", "--max_http_connections", "1")
-    with Raw(server.http) as taken:
-        taken.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert taken.read_response()[0] == 200
-        yield server
+    yield server
     server.stop()
+
+
+def crowded_out(server, request):
+    """The answer to one whose request is not whole when another one comes."""
+    with Raw(server.http) as first:
+        first.send(request[:10])
+        eventually(lambda: server.metric("http_connection") == 1, "a connection")
+        with Raw(server.http):
+            return first.read_response()
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +156,9 @@ def answers(servers, method, path):
         431: lambda: raw(server, head(method, path, f"X: {'x' * 9000}")),
     }
     if method == "get":
-        without_room = without_queue if path == "/readyz" else crowded
-        return any_request | {200: get(server), 503: get(without_room)}
+        without_room = lambda: crowded_out(crowded, head(method, path))
+        unavailable = get(without_queue) if path == "/readyz" else without_room
+        return any_request | {200: get(server), 503: unavailable}
     return any_request | {
         200: lambda: post(server, path, pushed(path)),
         400: lambda: post(server, path, pushed(path, ttl_ms=0)),

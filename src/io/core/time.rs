@@ -31,6 +31,8 @@ impl Core {
         self.notice_clock_step(now_ms);
         self.engine.borrow_mut().handle_tick(now_ms);
         self.http.borrow_mut().handle_tick(now_ms);
+        let body_bytes = self.http.borrow().body_bytes();
+        self.shared.http_counters[self.index].body_bytes.set(body_bytes as u64);
         match &self.queue {
             Queue::Redis(RedisQueue { broker: BrokerAt::Here(driver), .. }) => {
                 driver.get().into_iter().for_each(|driver| driver.handle_tick());

@@ -105,6 +105,9 @@ pub enum SignedRequest {
                 ("draining" = (value = json!(
                     {"code": 0, "msg": "this node is draining: push to another"}
                 ))),
+                ("crowded" = (value = json!(
+                    {"code": 0, "msg": "too many requests are on their way to this node: try again"}
+                ))),
             ),
         ),
         (

@@ -1,0 +1,382 @@
+//! The open HTTP connections of a thread: their deadlines, who makes way for whom, and the memory
+//! of requests that have not arrived whole.
+
+use super::BUFFER_BYTES;
+use crate::io::fifo::Fifo;
+use crate::io::sys::{self, Side};
+use crate::io::wake::Waiters;
+use slab::Slab;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Connections that may be on their way out, in favour of others, beyond the bound: their tasks end
+/// them a moment later.
+const MAX_LEAVING: usize = 16;
+/// From this time on a request that has not arrived whole gives its memory back where others need
+/// it; before, those others are refused.
+const BODY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a connection is to end before its peer ends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Its next request did not arrive (whole) in time.
+    Late,
+    /// Another one needs its place.
+    Place,
+    /// Other requests need the memory of its own.
+    Memory,
+}
+
+/// The answer to a request for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grant {
+    Granted,
+    /// Others have been told to give theirs back: ask again when they have.
+    Wait,
+    /// There is none for this connection.
+    Refused,
+}
+
+#[derive(Debug)]
+struct Entry {
+    fd: RawFd,
+    deadline_ms: u64,
+    /// What ends at the deadline. A write that waits for its peer ends with both sides only.
+    side: Side,
+    /// A request is under way.
+    is_busy: bool,
+    /// It has made a request that only somebody with a secret can make.
+    is_known: bool,
+    /// When it began to wait for its peer; 0: it does not.
+    waiting: u64,
+    /// When its request began to take memory; 0: it does not, or is whole.
+    body: u64,
+    body_since: Instant,
+    /// The memory of its request, beyond what every connection has.
+    bytes: usize,
+    ending: Option<Ending>,
+    /// It makes way for another one.
+    is_leaving: bool,
+}
+
+/// All connections of one thread and service.
+#[derive(Debug)]
+pub struct Connections {
+    table: Slab<Entry>,
+    /// Numbers moments: a later one has a larger stamp.
+    stamp: u64,
+    /// Those that wait for their peers, unknown ones and known ones.
+    unknown: Fifo,
+    known: Fifo,
+    /// Those whose request has not arrived whole and takes memory.
+    bodies: Fifo,
+    leaving: usize,
+    /// What all requests take together, and may; what those take that are ending.
+    bytes: usize,
+    max_bytes: usize,
+    ending_bytes: usize,
+    /// Raised when memory was given back.
+    freed: Rc<Waiters>,
+}
+
+impl Connections {
+    /// `max_bytes`: what requests may take together, beyond the buffer that every connection has.
+    pub fn new(max_bytes: usize) -> Self {
+        Self {
+            table: Slab::new(),
+            stamp: 0,
+            unknown: Fifo::default(),
+            known: Fifo::default(),
+            bodies: Fifo::default(),
+            leaving: 0,
+            bytes: 0,
+            max_bytes,
+            ending_bytes: 0,
+            freed: Rc::default(),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Bytes allocated for requests, beyond the buffer that every connection has.
+    pub fn body_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// No request is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.table.iter().all(|(_, entry)| !entry.is_busy)
+    }
+
+    /// Adds a connection that waits for its first request; its key.
+    pub fn add(&mut self, fd: RawFd) -> usize {
+        let key = self.table.insert(Entry {
+            fd,
+            deadline_ms: u64::MAX,
+            side: Side::Read,
+            is_busy: false,
+            is_known: false,
+            waiting: 0,
+            body: 0,
+            body_since: Instant::now(),
+            bytes: 0,
+            ending: None,
+            is_leaving: false,
+        });
+        self.set_waiting(key);
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: usize) {
+        self.give_back(key, 0);
+        self.leaving -= usize::from(self.table.remove(key).is_leaving);
+    }
+
+    // Places.
+
+    /// Whether there may be one more connection, where there may be `max`: the one that has waited
+    /// longest for its peer makes way, those that are not known before those that are.
+    pub fn make_room(&mut self, max: usize) -> bool {
+        while self.table.len() - self.leaving >= max {
+            if self.leaving >= MAX_LEAVING {
+                return false;
+            }
+            let table = &self.table;
+            let is_waiting = |is_known: bool| {
+                move |key: usize, stamp: u64| {
+                    table.get(key).is_some_and(|entry| {
+                        entry.waiting == stamp && entry.is_known == is_known && !entry.is_leaving
+                    })
+                }
+            };
+            let oldest = self.unknown.oldest(is_waiting(false));
+            let Some(key) = oldest.or_else(|| self.known.oldest(is_waiting(true))) else {
+                return false;
+            };
+            self.leaving += 1;
+            self.table[key].is_leaving = true;
+            self.end(key, Ending::Place);
+        }
+        true
+    }
+
+    /// It waits for its peer from now on.
+    pub(super) fn set_waiting(&mut self, key: usize) {
+        self.stamp += 1;
+        let entry = &mut self.table[key];
+        (entry.is_busy, entry.waiting) = (false, self.stamp);
+        let is_known = entry.is_known;
+        let (table, live) = (&self.table, self.table.len());
+        let is_current = |key: usize, stamp| {
+            table.get(key).is_some_and(|one| one.waiting == stamp && one.is_known == is_known)
+        };
+        let fifo = if is_known { &mut self.known } else { &mut self.unknown };
+        fifo.push((key, self.stamp), live, is_current);
+    }
+
+    /// Its request is whole and under way. The deadline was for the request to arrive; its answer
+    /// may take longer: a profile does.
+    pub(super) fn set_busy(&mut self, key: usize) {
+        let entry = &mut self.table[key];
+        (entry.is_busy, entry.waiting, entry.body, entry.deadline_ms) = (true, 0, 0, u64::MAX);
+    }
+
+    pub(super) fn set_known(&mut self, key: usize) {
+        self.table[key].is_known = true;
+    }
+
+    pub(super) fn is_known(&self, key: usize) -> bool {
+        self.table[key].is_known
+    }
+
+    // Memory.
+
+    /// What wakes when memory was given back.
+    pub(super) fn freed(&self) -> Rc<Waiters> {
+        Rc::clone(&self.freed)
+    }
+
+    /// The buffers of a connection's request are about to have this size together. To be asked
+    /// before they are allocated, and after they have become smaller.
+    pub(super) fn ask(&mut self, key: usize, buffers: usize) -> Grant {
+        let wanted = buffers.saturating_sub(BUFFER_BYTES);
+        let entry = &mut self.table[key];
+        if wanted <= entry.bytes {
+            self.give_back(key, wanted);
+            return Grant::Granted;
+        }
+        if entry.ending.is_some() {
+            return Grant::Refused;
+        }
+        let more = wanted - entry.bytes;
+        if self.bytes + more > self.max_bytes {
+            return self.free(key, more);
+        }
+        self.bytes += more;
+        entry.bytes = wanted;
+        if entry.body == 0 {
+            self.stamp += 1;
+            (entry.body, entry.body_since) = (self.stamp, Instant::now());
+            let (table, live) = (&self.table, self.table.len());
+            let is_current =
+                |key: usize, stamp| table.get(key).is_some_and(|one| one.body == stamp);
+            self.bodies.push((key, self.stamp), live, is_current);
+        }
+        Grant::Granted
+    }
+
+    /// A connection has no more than so much memory any longer.
+    fn give_back(&mut self, key: usize, left: usize) {
+        let entry = &mut self.table[key];
+        let less = entry.bytes - left;
+        if left == 0 {
+            entry.body = 0;
+        }
+        if less > 0 {
+            entry.bytes = left;
+            self.bytes -= less;
+            if entry.ending.is_some() {
+                self.ending_bytes -= less;
+            }
+            self.freed.wake_all();
+        }
+    }
+
+    /// Ends requests that have taken their memory for too long, the oldest first, until there will
+    /// be so many bytes more for `key`.
+    fn free(&mut self, key: usize, more: usize) -> Grant {
+        while self.bytes - self.ending_bytes + more > self.max_bytes {
+            let table = &self.table;
+            let is_current = |key: usize, stamp: u64| {
+                table.get(key).is_some_and(|one| one.body == stamp && one.ending.is_none())
+            };
+            match self.bodies.oldest(is_current) {
+                Some(oldest)
+                    if oldest != key
+                        && self.table[oldest].body_since.elapsed() >= BODY_PATIENCE =>
+                {
+                    self.end(oldest, Ending::Memory);
+                }
+                _ => return Grant::Refused,
+            }
+        }
+        Grant::Wait
+    }
+
+    // Ends.
+
+    fn end(&mut self, key: usize, why: Ending) {
+        let entry = &mut self.table[key];
+        if entry.ending.replace(why).is_none() {
+            self.ending_bytes += entry.bytes;
+        }
+        entry.deadline_ms = u64::MAX;
+        let side = if why == Ending::Late { entry.side } else { Side::Read };
+        sys::shutdown(entry.fd, side);
+        // It may wait for memory instead of its peer.
+        self.freed.wake_all();
+    }
+
+    pub(super) fn ending(&self, key: usize) -> Option<Ending> {
+        self.table[key].ending
+    }
+
+    pub(super) fn set_deadline(&mut self, key: usize, deadline_ms: u64, side: Side) {
+        let entry = &mut self.table[key];
+        (entry.deadline_ms, entry.side) = (deadline_ms, side);
+    }
+
+    /// The wall clock was set: deadlines stay as far away as they were.
+    pub fn handle_clock_step(&mut self, step_ms: i64) {
+        for (_, entry) in &mut self.table {
+            if entry.deadline_ms != u64::MAX {
+                entry.deadline_ms = entry.deadline_ms.saturating_add_signed(step_ms);
+            }
+        }
+    }
+
+    /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
+    /// read what they are sent end altogether.
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        let is_late = |entry: &Entry| entry.deadline_ms <= now_ms;
+        let late: Vec<usize> =
+            self.table.iter().filter(|(_, entry)| is_late(entry)).map(|(key, _)| key).collect();
+        late.into_iter().for_each(|key| self.end(key, Ending::Late));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    /// Connections whose other ends are open.
+    fn open(max_bytes: usize, count: usize) -> (Connections, Vec<usize>, Vec<UnixStream>) {
+        let mut all = Connections::new(max_bytes);
+        let ends: Vec<UnixStream> =
+            (0..count).map(|_| UnixStream::pair().unwrap()).flat_map(|(a, b)| [a, b]).collect();
+        let keys = ends.chunks(2).map(|pair| all.add(pair[0].as_raw_fd())).collect();
+        (all, keys, ends)
+    }
+
+    #[test]
+    fn who_has_waited_longest_makes_way_and_who_is_known_comes_last() {
+        let (mut all, keys, _ends) = open(0, 4);
+        assert!(all.make_room(5) && keys.iter().all(|&key| all.ending(key).is_none()));
+        for &key in &keys[..2] {
+            all.set_busy(key);
+        }
+        all.set_known(keys[1]);
+        all.set_waiting(keys[1]);
+        let ended = |all: &Connections| {
+            let is_ended = |&&key: &&usize| all.ending(key) == Some(Ending::Place);
+            keys.iter().filter(is_ended).copied().collect::<Vec<_>>()
+        };
+        assert!(all.make_room(4));
+        assert_eq!(ended(&all), [keys[2]]);
+        assert!(all.make_room(3));
+        assert_eq!(ended(&all), [keys[2], keys[3]]);
+        assert!(all.make_room(2));
+        assert_eq!(ended(&all), keys[1..]);
+        // Only one with a request under way is left.
+        assert!(!all.make_room(1));
+        all.remove(keys[3]);
+        assert!(all.make_room(2) && !all.make_room(1));
+    }
+
+    #[test]
+    fn memory_is_for_those_whose_requests_arrive() {
+        let (mut all, keys, _ends) = open(100, 4);
+        let with = |bytes: usize| BUFFER_BYTES + bytes;
+        let age = |all: &mut Connections, key: usize| {
+            all.table[key].body_since = Instant::now().checked_sub(BODY_PATIENCE).unwrap();
+        };
+        assert_eq!(all.ask(keys[0], BUFFER_BYTES), Grant::Granted);
+        assert_eq!(all.ask(keys[0], with(60)), Grant::Granted);
+        assert_eq!(all.ask(keys[1], with(40)), Grant::Granted);
+        assert_eq!(all.body_bytes(), 100);
+        // Both have begun just now.
+        assert_eq!(all.ask(keys[2], with(1)), Grant::Refused);
+        assert_eq!(all.ask(keys[1], with(41)), Grant::Refused);
+        // The one that has held it for long gives it back; others wait for that, and end nobody.
+        age(&mut all, keys[0]);
+        assert_eq!(all.ask(keys[2], with(30)), Grant::Wait);
+        age(&mut all, keys[1]);
+        assert_eq!(all.ask(keys[3], with(30)), Grant::Wait);
+        assert_eq!(all.ending(keys[0]), Some(Ending::Memory));
+        assert_eq!(all.ending(keys[1]), None);
+        assert_eq!(all.ask(keys[0], with(61)), Grant::Refused);
+        all.remove(keys[0]);
+        assert_eq!(all.ask(keys[2], with(30)), Grant::Granted);
+        assert_eq!(all.ask(keys[3], with(30)), Grant::Granted);
+        // A request that is whole keeps its memory, however long its answer takes.
+        all.set_busy(keys[1]);
+        assert_eq!(all.ask(keys[2], with(31)), Grant::Refused);
+        keys[1..].iter().for_each(|&key| all.remove(key));
+        assert_eq!((all.body_bytes(), all.ending_bytes, all.count()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,94 @@
+"""What peers that have proved nothing yet can make a node hold in memory."""
+
+import json
+
+import pytest
+from harness import Raw, Server, eventually, sign_body
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def server(stack):
+    server = Server("--workers", "1", "--worker_body_bytes", "8M", "--linger_ms", "100")
+    stack.callback(server.stop)
+    return server
+
+
+def begin(stack, server, sent, length=MIB, chunked=False):
+    """A push whose last bytes do not come; its sign would be wrong."""
+    raw = stack.enter_context(Raw(server.http))
+    how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {length}"
+    head = f"POST /ws/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{how}\r\n\r\n"
+    body = b"x" * sent
+    raw.send(head.encode() + (b"%x\r\n%b" % (length, body) if chunked else body))
+    return raw
+
+
+def held(server):
+    return server.metric("ws_cluster_http_body_bytes")
+
+
+def refused(server, reason="body_bytes"):
+    return server.metric("ws_cluster_refused_total", port="http", reason=reason)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
+    """600 connections with 1 MB each held 767 MB before anything was judged."""
+    before = server.resident_bytes()
+    half = []
+    for _ in range(60):
+        try:
+            half.append(begin(stack, server, MIB - 10, chunked=chunked))
+        except ConnectionError:
+            # It was refused before it had sent everything.
+            continue
+    eventually(lambda: refused(server) >= 50, "the others are refused")
+    assert 6 * MIB < held(server) <= 8 * MIB
+    assert server.resident_bytes() - before < 24 * MIB
+    assert len(half) > 8
+    # A small one needs nothing of it.
+    server.push("small")
+    assert server.request("GET", "/healthz").status == 200
+    # And those that do not end make way for one that does.
+    large = {"pid": "1", "data": "l" * (MIB - 1000)}
+
+    def accepted():
+        answer = server.post_json("/ws/push", large)
+        assert answer.status in (200, 503), answer.text
+        if answer.status == 503:
+            assert answer.headers["Retry-After"] == "1" and "try again" in answer.json["msg"]
+            # That ended the connection.
+            server.keep().close()
+        return answer.status == 200
+
+    eventually(accepted, "room for a request that arrives")
+    for raw in half:
+        raw.socket.close()
+    eventually(lambda: held(server) < MIB // 4, "all memory is given back")
+
+
+def test_a_length_that_is_announced_takes_nothing(stack, server):
+    for _ in range(60):
+        begin(stack, server, sent=100)
+    eventually(lambda: server.metric("http_connection") == 60, "all are there")
+    assert held(server) == 0 and refused(server) == 0
+
+
+def test_a_request_larger_than_the_buffers_grows_no_more_than_it_needs(stack, server):
+    body = json.dumps({"pid": "1", "data": "a" * (MIB - 100)})
+    raw = begin(stack, server, sent=0, length=len(body))
+    raw.send(body[:-1])
+    eventually(lambda: held(server) > MIB * 0.9, "the body")
+    assert held(server) < MIB + 16384
+    raw.send(body[-1:])
+    assert raw.read_response()[0] == 401
+    eventually(lambda: held(server) == 0, "all memory is given back")
+    signed = server.post_json("/ws/push", body)
+    assert signed.status == 200 and sign_body("/ws/push", body)
+
+
+def test_the_budget_holds_a_request_or_the_flag_is_refused():
+    with pytest.raises(AssertionError, match="--worker_body_bytes 1048576 has no room for one"):
+        Server("--worker_body_bytes", "1M")
