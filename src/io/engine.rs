@@ -20,6 +20,7 @@ use crate::wire::websocket::{Inbound, Rest, write_close};
 use handshakes::Handshakes;
 use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
@@ -73,7 +74,7 @@ pub struct Engine {
     next_send: usize,
     /// Connections for whose messages the batch had no room, to be read again in the next turn;
     /// whether before what the ring brings, every other time.
-    paused_by_batch: Vec<u32>,
+    paused_by_batch: VecDeque<u32>,
     paused_first: bool,
     now_ms: u64,
 }
@@ -104,7 +105,7 @@ impl Engine {
             events: Vec::with_capacity(EVENTS_PER_TURN),
             sealed: Sealed::default(),
             next_send: 0,
-            paused_by_batch: Vec::new(),
+            paused_by_batch: VecDeque::new(),
             paused_first: false,
             now_ms: sys::now_ms(),
         };
@@ -417,7 +418,7 @@ impl Engine {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
-        self.lingering.add(&mut self.ring, fd, handshake::refusal(error), deadline_ms);
+        self.lingering.add(&mut self.ring, fd, None, handshake::refusal(error), deadline_ms);
     }
 
     fn fill_slot(&mut self, slot: u32, generation: u32, fd: RawFd) {
@@ -481,7 +482,7 @@ impl Engine {
         let entry = &mut self.slots[slot as usize];
         if wants_input && entry.state & HELD != 0 {
             entry.state |= PAUSED;
-            self.paused_by_batch.push(slot);
+            self.paused_by_batch.push_back(slot);
         } else if wants_input {
             entry.state = entry.state & !PAUSED | POLLED;
             let token = Token::new(Kind::Readable, slot, entry.state);
@@ -507,17 +508,15 @@ impl Engine {
         self.read_on(slot);
     }
 
-    /// Goes on with what the last batch had no room for, in turn.
+    /// Goes on with what the last batch had no room for, in turn, each once.
     fn resume_paused(&mut self) {
-        let mut paused = std::mem::take(&mut self.paused_by_batch).into_iter();
-        while !self.worker.is_full()
-            && self.turn_bytes < BYTES_PER_TURN
-            && let Some(slot) = paused.next()
-        {
+        for _ in 0..self.paused_by_batch.len() {
+            if self.worker.is_full() || self.turn_bytes >= BYTES_PER_TURN {
+                return;
+            }
+            let Some(slot) = self.paused_by_batch.pop_front() else { return };
             self.resume(slot);
         }
-        let again = std::mem::take(&mut self.paused_by_batch);
-        self.paused_by_batch = paused.chain(again).collect();
     }
 
     // Sending.
@@ -657,7 +656,7 @@ impl Engine {
             let is_polled = released.was_blocked || entry.state & POLLED != 0;
             return if is_polled { linger::close(fd) } else { sys::close(fd) };
         };
-        let mut last_bytes = released.rest;
+        let mut last_bytes = Vec::new();
         match cause {
             CloseCause::GoingAway { reconnect_after_ms } => {
                 let mut reason = Vec::new();
@@ -671,6 +670,6 @@ impl Engine {
             CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
         }
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
-        self.lingering.add(&mut self.ring, fd, last_bytes, deadline_ms);
+        self.lingering.add(&mut self.ring, fd, released.rest, last_bytes, deadline_ms);
     }
 }

@@ -5,7 +5,9 @@
 use super::fifo::Fifo;
 use super::ring::{Kind, Ring, Token};
 use super::sys::{self, Side};
+use crate::state::Rest;
 use slab::Slab;
+use std::io;
 use std::os::fd::RawFd;
 
 /// How many reads one turn spends on a peer that goes on sending.
@@ -16,8 +18,36 @@ struct Lingering {
     fd: RawFd,
     generation: u32,
     deadline_ms: u64,
-    /// What is still to be written; then the write side ends.
-    pending: Vec<u8>,
+    /// What is still to be written; then the write side ends. First the rest of a frame, which
+    /// stays shared and counts in its worker's budget.
+    rest: Option<Rest>,
+    last_bytes: Vec<u8>,
+}
+
+impl Lingering {
+    fn has_pending(&self) -> bool {
+        self.rest.is_some() || !self.last_bytes.is_empty()
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.rest.as_ref().is_some_and(Rest::is_revoked)
+    }
+
+    /// Writes what fits.
+    fn write(&mut self) -> io::Result<()> {
+        if let Some(rest) = &self.rest {
+            let written =
+                rest.with_slices(sys::MAX_SLICES, |slices| sys::send_slices(self.fd, slices))?;
+            rest.advance(written);
+            if rest.pending_bytes() > 0 {
+                return Ok(());
+            }
+            self.rest = None;
+        }
+        let written = sys::send(self.fd, &self.last_bytes)?;
+        self.last_bytes.drain(..written);
+        Ok(())
+    }
 }
 
 /// All sockets of a worker that are on their way out.
@@ -33,11 +63,18 @@ impl LingeringSockets {
         self.sockets.len()
     }
 
-    /// Takes over `fd`: writes `last_bytes`, then closes.
-    pub fn add(&mut self, ring: &mut Ring, fd: RawFd, last_bytes: Vec<u8>, deadline_ms: u64) {
+    /// Takes over `fd`: writes `rest` and `last_bytes`, then closes.
+    pub fn add(
+        &mut self,
+        ring: &mut Ring,
+        fd: RawFd,
+        rest: Option<Rest>,
+        last_bytes: Vec<u8>,
+        deadline_ms: u64,
+    ) {
         self.generation = self.generation.wrapping_add(1);
-        let lingering =
-            Lingering { fd, generation: self.generation, deadline_ms, pending: last_bytes };
+        let generation = self.generation;
+        let lingering = Lingering { fd, generation, deadline_ms, rest, last_bytes };
         let index = self.sockets.insert(lingering);
         let (sockets, live) = (&self.sockets, self.sockets.len());
         let is_current = |index, stamp| is_current(sockets, index, stamp);
@@ -56,7 +93,7 @@ impl LingeringSockets {
             |socket: &Lingering| Token::new(token.kind, token.index, socket.generation) == token;
         let Some(socket) = self.sockets.get(index).filter(|socket| is_it(socket)) else { return };
         let goes_on =
-            if socket.pending.is_empty() { discard(socket.fd, buffer) } else { self.write(index) };
+            if socket.has_pending() { self.write(index) } else { discard(socket.fd, buffer) };
         if goes_on {
             self.arm(ring, index);
         } else {
@@ -71,10 +108,11 @@ impl LingeringSockets {
         }
     }
 
-    /// Ends those whose deadline has passed; a peer that never read gets RST.
+    /// Ends those whose deadline has passed, and those whose rest was taken back; a peer that never
+    /// read gets RST.
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.sockets.retain(|_, socket| {
-            let stays = socket.deadline_ms > now_ms;
+            let stays = socket.deadline_ms > now_ms && !socket.is_revoked();
             if !stays {
                 sys::set_reset_on_close(socket.fd);
                 close(socket.fd);
@@ -89,24 +127,29 @@ impl LingeringSockets {
         let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
         let Some(index) = oldest else { return false };
         let socket = self.sockets.remove(index);
-        if !socket.pending.is_empty() {
+        if socket.has_pending() {
             sys::set_reset_on_close(socket.fd);
         }
         close(socket.fd);
         true
     }
 
-    /// Writes what fits; ends the write side once all is written. `false`: the socket is broken.
+    /// Writes what fits; ends the write side once all is written. `false`: the socket is broken, or
+    /// the rest of a frame was taken back and nothing may follow what went out of it.
     fn write(&mut self, index: usize) -> bool {
         let socket = &mut self.sockets[index];
-        if !socket.pending.is_empty() {
-            match sys::send(socket.fd, &socket.pending) {
-                Ok(written) => drop(socket.pending.drain(..written)),
+        if socket.is_revoked() {
+            sys::set_reset_on_close(socket.fd);
+            return false;
+        }
+        if socket.has_pending() {
+            match socket.write() {
+                Ok(()) => {}
                 Err(error) if sys::is_not_now(&error) => {}
                 Err(_) => return false,
             }
         }
-        if socket.pending.is_empty() {
+        if !socket.has_pending() {
             sys::shutdown(socket.fd, Side::Write);
         }
         true
@@ -115,10 +158,10 @@ impl LingeringSockets {
     fn arm(&self, ring: &mut Ring, index: usize) {
         let socket = &self.sockets[index];
         let token = Token::new(Kind::Lingering, index as u32, socket.generation);
-        if socket.pending.is_empty() {
-            ring.poll_readable(socket.fd, token);
-        } else {
+        if socket.has_pending() {
             ring.poll_writable(socket.fd, token);
+        } else {
+            ring.poll_readable(socket.fd, token);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::io::shared::Shared;
 use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, Refusal,
 };
-use crate::state::counters::{StatusCounts, URLS};
+use crate::state::counters::{Shed, StatusCounts, URLS};
 use crate::wire::http::Head;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -194,7 +194,7 @@ impl Collector for NodeMetrics {
         encode_gauge(
             encoder,
             "outbox_bytes",
-            "Bytes copied for sockets that did not take them yet",
+            "Bytes allocated for what sockets have not taken, of closing connections too",
             outbox,
         )?;
         let counters: [(&str, &str, u64); 5] = [
@@ -239,6 +239,10 @@ impl Collector for NodeMetrics {
             .enumerate()
             .map(|(cause, &name)| (name, self.0.counters.iter().map(|one| one.closes(cause)).sum()))
             .collect();
+        let sheds = Shed::ALL
+            .map(|(why, name)| (name, self.0.counters.iter().map(|one| one.sheds(why)).sum()));
+        let help = "Connections that lost what waited for them, by the bound that was reached";
+        encode_reasons(encoder, "ws_cluster_outbox_shed", help, &sheds)?;
         encode_reasons(encoder, "ws_close", "WebSocket connections closed", &closes)?;
         let help = "WebSocket handshakes, by the HTTP status of the answer";
         let mut family =

@@ -1,10 +1,14 @@
 //! The batch: finished frames of one turn of the loop, and who gets which, so that every connection
 //! is written to once.
 
+use super::Outbox;
+use super::budget::{Budget, HeldFrame};
 use super::connection::{CloseCause, NONE};
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
+use std::cell::OnceCell;
+use std::rc::Rc;
 
 /// From this size on a frame is shared instead of copied.
 pub const SHARED_FRAME_BYTES: usize = 16 << 10;
@@ -24,13 +28,20 @@ const FULL_BATCH_APART_BYTES: usize = 32 << 20;
 pub struct Batch {
     bytes: Vec<u8>,
     frames: Vec<Frame>,
-    shared: Vec<Bytes>,
+    shared: Vec<SharedFrame>,
     shared_bytes: usize,
     /// Bytes of frames that do not lie together, over all who get them: they are to be copied.
     apart_bytes: usize,
     dirty: Vec<Dirty>,
     segments: Vec<Segment>,
     closes: Vec<CloseRequest>,
+}
+
+/// A frame that is not copied for those who wait for it: the first of them makes it count.
+#[derive(Debug)]
+struct SharedFrame {
+    bytes: Bytes,
+    held: OnceCell<Rc<HeldFrame>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +143,7 @@ impl Batch {
             let shared = self.shared.len() as u32;
             self.shared_bytes += frame.len();
             let bytes = frame.len() as u32;
-            self.shared.push(Bytes::from(frame));
+            self.shared.push(SharedFrame { bytes: Bytes::from(frame), held: OnceCell::new() });
             self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
             return self.frames.len() as u32 - 1;
         }
@@ -188,18 +199,37 @@ impl Batch {
     }
 
     /// Appends one frame to an outbox that is not empty.
-    pub fn copy_frame(&self, frame: u32, outbox: &mut super::Outbox) {
-        self.put_in_outbox(frame, 0, outbox);
+    pub(super) fn put_frame(&self, frame: u32, outbox: &mut Outbox, budget: &Budget) {
+        self.put_in_outbox(frame, 0, outbox, budget);
     }
 
-    fn put_in_outbox(&self, frame: u32, skip: usize, outbox: &mut super::Outbox) {
+    pub(super) fn is_push(&self, frame: u32) -> bool {
+        self.frames[frame as usize].is_push
+    }
+
+    /// What a frame takes when an outbox gets it: a frame that others hold already takes nothing
+    /// more.
+    pub(super) fn cost_of(&self, frame: u32) -> usize {
         let frame = self.frames[frame as usize];
-        if frame.shared == NONE {
-            let bytes = &self.bytes[frame.start as usize..][..frame.bytes as usize];
-            outbox.push(&bytes[skip..], frame.is_push, frame.expires_ms, skip > 0);
-        } else {
-            let bytes = self.shared[frame.shared as usize].slice(skip..);
-            outbox.push_shared(bytes, frame.is_push, frame.expires_ms, skip > 0);
+        match self.shared.get(frame.shared as usize) {
+            None => frame.bytes as usize,
+            Some(shared) if shared.held.get().is_some() => 0,
+            Some(_) => HeldFrame::cost(frame.bytes as usize),
+        }
+    }
+
+    fn put_in_outbox(&self, frame: u32, skip: usize, outbox: &mut Outbox, budget: &Budget) {
+        let frame = self.frames[frame as usize];
+        match self.shared.get(frame.shared as usize) {
+            None => {
+                let bytes = &self.bytes[frame.start as usize..][..frame.bytes as usize];
+                outbox.push(&bytes[skip..], frame.is_push, frame.expires_ms, skip > 0);
+            }
+            Some(shared) => {
+                let held = shared.held.get_or_init(|| HeldFrame::new(shared.bytes.clone(), budget));
+                let bytes = frame.bytes as usize - skip;
+                outbox.push_shared(Rc::clone(held), bytes, frame.is_push, frame.expires_ms);
+            }
         }
     }
 
@@ -244,7 +274,7 @@ impl Sealed {
         let bytes = match self.regions[index] {
             Region::Bytes { start, end } => &self.batch.bytes[start..end],
             Region::Scratch { start, end } => &self.scratch[start..end],
-            Region::Shared { index } => &self.batch.shared[index][..],
+            Region::Shared { index } => &self.batch.shared[index].bytes[..],
             Region::Outbox => return None,
         };
         Some(Outgoing { slot: self.batch.dirty[index].slot, bytes })
@@ -310,9 +340,28 @@ impl Sealed {
         self.regions[index] == Region::Outbox
     }
 
+    /// What entry `index` takes when an outbox gets it, or less where some of it is written.
+    pub(super) fn cost_of(&self, index: usize) -> usize {
+        let bytes_of = |segment: Segment| {
+            let first = self.batch.frames[segment.first as usize];
+            let last = self.batch.frames[segment.end as usize - 1];
+            match first.shared {
+                NONE => (last.start + last.bytes - first.start) as usize,
+                _ => self.batch.cost_of(segment.first),
+            }
+        };
+        self.batch.segments_of(index).map(bytes_of).sum()
+    }
+
     /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many
     /// pushes are written whole.
-    pub(super) fn put_rest(&self, index: usize, written: usize, outbox: &mut super::Outbox) -> u64 {
+    pub(super) fn put_rest(
+        &self,
+        index: usize,
+        written: usize,
+        outbox: &mut Outbox,
+        budget: &Budget,
+    ) -> u64 {
         let mut skip = written;
         let mut whole_pushes = 0;
         for segment in self.batch.segments_of(index) {
@@ -322,7 +371,7 @@ impl Sealed {
                     skip -= frame.bytes as usize;
                     whole_pushes += u64::from(frame.is_push);
                 } else {
-                    self.batch.put_in_outbox(number, skip, outbox);
+                    self.batch.put_in_outbox(number, skip, outbox, budget);
                     skip = 0;
                 }
             }
@@ -330,14 +379,13 @@ impl Sealed {
         whole_pushes
     }
 
-    /// Ends the batch: gives back the closes that follow it, keeps the buffers for the next, and
-    /// adds the shared frames that outboxes still hold to `held`.
-    pub(super) fn finish(&mut self, held: &mut Vec<Bytes>) -> Vec<CloseRequest> {
+    /// Ends the batch: gives back the closes that follow it, and keeps the buffers for the next.
+    pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
         let batch = &mut self.batch;
         batch.dirty.clear();
         batch.segments.clear();
         batch.frames.clear();
-        held.extend(batch.shared.drain(..).filter(|frame| !frame.is_unique()));
+        batch.shared.clear();
         (batch.shared_bytes, batch.apart_bytes) = (0, 0);
         batch.bytes.clear();
         batch.bytes.shrink_to(2 * FULL_BATCH_BYTES);

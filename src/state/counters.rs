@@ -31,6 +31,28 @@ impl Drop {
     ];
 }
 
+/// Why connections lost what waited for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// More than `--outbox_bytes` waited for it.
+    Connection,
+    /// It had the most of its worker's budget, which was used up.
+    Worker,
+    /// It had the most when the process came near its memory limit.
+    Memory,
+    /// It was closing, and did not take the rest of a frame while its worker's budget was used up.
+    Closing,
+}
+
+impl Shed {
+    pub const ALL: [(Self, &str); 4] = [
+        (Self::Connection, "connection"),
+        (Self::Worker, "worker"),
+        (Self::Memory, "memory"),
+        (Self::Closing, "closing"),
+    ];
+}
+
 /// What a client's request got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answered {
@@ -246,11 +268,12 @@ pub struct Counters {
     pub repeated_keys: Counter,
     pub remembered_keys: Counter,
     pub forgotten_keys: Counter,
-    /// Bytes waiting in outboxes now.
+    /// Bytes allocated now for what sockets have not taken, those of closing connections too.
     pub outbox_bytes: Counter,
     answered: [Counter; Answered::ALL.len()],
     lost_answers: [Counter; LostAnswer::ALL.len()],
     drops: [Counter; Drop::ALL.len()],
+    sheds: [Counter; Shed::ALL.len()],
     closes: [Counter; CLOSE_CAUSES.len()],
 }
 
@@ -266,6 +289,14 @@ impl Counters {
 
     pub fn drops(&self, reason: Drop) -> u64 {
         self.drops[reason as usize].value()
+    }
+
+    pub fn count_shed(&self, why: Shed) {
+        self.sheds[why as usize].add(1);
+    }
+
+    pub fn sheds(&self, why: Shed) -> u64 {
+        self.sheds[why as usize].value()
     }
 
     pub fn count_answered(&self, how: Answered) {

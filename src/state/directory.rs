@@ -24,6 +24,7 @@ pub struct Directory {
     /// The first connection of each user's chain.
     by_user: Index,
     by_tag: Index,
+    by_group: Index,
     tags: Slab<Tag>,
     groups: Slab<Group>,
     /// The groups of each project.
@@ -43,6 +44,8 @@ struct Group {
     project: u32,
     device: CompactString,
     members: Vec<u32>,
+    /// Where it stands among its project's groups.
+    position: u32,
 }
 
 impl Directory {
@@ -53,6 +56,7 @@ impl Directory {
             by_cid: Index::default(),
             by_user: Index::default(),
             by_tag: Index::default(),
+            by_group: Index::default(),
             tags: Slab::new(),
             groups: Slab::new(),
             project_groups: Vec::new(),
@@ -161,10 +165,11 @@ impl Directory {
     }
 
     pub fn group(&self, project: u32, device: &[u8]) -> Option<u32> {
-        self.project_groups(project)
-            .iter()
-            .copied()
-            .find(|&group| self.groups[group as usize].device.as_bytes() == device)
+        let hash = self.hash(project, device);
+        self.by_group.find(hash, |group| {
+            let group = &self.groups[group as usize];
+            group.project == project && group.device.as_bytes() == device
+        })
     }
 
     /// What the members of a group told at connect; empty if nothing.
@@ -191,7 +196,10 @@ impl Directory {
             let group = &self.groups[connection.group as usize];
             assert_eq!(group.members[connection.group_position as usize], slot);
             assert_eq!(group.project, connection.project);
-            assert!(self.project_groups(connection.project).contains(&connection.group));
+            let listed = self.project_groups(connection.project)[group.position as usize];
+            assert_eq!(listed, connection.group);
+            let found = self.group(connection.project, group.device.as_bytes());
+            assert_eq!(found, Some(connection.group));
             let mut next = self.user(slab, connection.project, connection.uid.as_bytes());
             while next != Some(slot) {
                 let other = &slab[next.unwrap_or(NONE) as usize];
@@ -213,6 +221,8 @@ impl Directory {
         assert_eq!(self.by_tag.len(), self.tags.len());
         assert!(self.tags.iter().all(|(_, tag)| !tag.members.is_empty()));
         assert!(self.groups.iter().all(|(_, group)| !group.members.is_empty()));
+        assert_eq!(self.by_group.len(), self.groups.len());
+        assert_eq!(self.project_groups.iter().map(Vec::len).sum::<usize>(), self.groups.len());
         let heads = slab.iter().filter(|(_, c)| is_open(c) && c.user_previous == NONE).count();
         assert_eq!(self.by_user.len(), heads);
     }
@@ -253,12 +263,16 @@ impl Directory {
         if let Some(group) = self.group(project, device.as_bytes()) {
             return group;
         }
-        let group = Group { project, device: CompactString::new(device), members: Vec::new() };
-        let group = self.groups.insert(group) as u32;
         if self.project_groups.len() <= project as usize {
             self.project_groups.resize_with(project as usize + 1, Vec::new);
         }
-        self.project_groups[project as usize].push(group);
+        let list = &mut self.project_groups[project as usize];
+        let (name, position) = (CompactString::new(device), list.len() as u32);
+        let group = Group { project, device: name, members: Vec::new(), position };
+        let group = self.groups.insert(group) as u32;
+        list.push(group);
+        let hash = self.hash(project, device.as_bytes());
+        self.by_group.insert(hash, group);
         group
     }
 
@@ -269,12 +283,21 @@ impl Directory {
         if let Some(&moved) = group.members.get(group_position as usize) {
             slab[moved as usize].group_position = group_position;
         } else if group.members.is_empty() {
-            let project = group.project as usize;
-            self.project_groups[project].retain(|&other| other != number);
-            self.groups.remove(number as usize);
+            self.forget_group(number);
         } else {
             shrink(&mut group.members);
         }
+    }
+
+    fn forget_group(&mut self, number: u32) {
+        let Group { project, device, position, .. } = self.groups.remove(number as usize);
+        let list = &mut self.project_groups[project as usize];
+        list.swap_remove(position as usize);
+        if let Some(&moved) = list.get(position as usize) {
+            self.groups[moved as usize].position = position;
+        }
+        let hash = self.hash(project, device.as_bytes());
+        self.by_group.remove(hash, |group| group == number);
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod batch;
 pub mod broker;
+mod budget;
+mod by_size;
 mod connection;
 pub mod counters;
 mod directory;
@@ -17,6 +19,7 @@ pub mod wants;
 mod worker;
 
 pub use batch::{CloseRequest, Outgoing, Sealed};
+pub use budget::Rest;
 pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use worker::{

@@ -1,6 +1,9 @@
 //! The projects (tenants) that a node serves: an immutable snapshot, replaced as a whole on reload.
 
 use crate::wire::sign::Secret;
+use hashbrown::HashTable;
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
 
 /// A project's place in one [`Projects`] snapshot, in the order in which they were given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,30 +54,30 @@ pub struct DuplicatePid {
 #[derive(Debug, Default)]
 pub struct Projects {
     list: Box<[Project]>,
-    /// Indexes into `list`, sorted by pid; strictly rising pids, so each is there once.
-    by_pid: Box<[u32]>,
+    /// Indexes into `list`, each once. A hash without a secret will do: pids are the operator's.
+    by_pid: HashTable<u32>,
 }
 
 impl Projects {
     pub fn new(list: Vec<Project>) -> Result<Self, DuplicatePid> {
-        let mut by_pid: Vec<u32> = (0..list.len() as u32).collect();
-        // A stable sort: of two equal pids the one given first stays first.
-        by_pid.sort_by(|&a, &b| list[a as usize].pid.cmp(&list[b as usize].pid));
-        for pair in by_pid.windows(2) {
-            let (first, second) = (pair[0] as usize, pair[1] as usize);
-            if list[first].pid == list[second].pid {
-                return Err(DuplicatePid { pid: list[first].pid.clone(), first, second });
+        let mut by_pid: HashTable<u32> = HashTable::with_capacity(list.len());
+        for (second, project) in list.iter().enumerate() {
+            let pid = &project.pid;
+            let (hash, is_it) =
+                (hash_of(pid.as_bytes()), |&at: &u32| list[at as usize].pid == *pid);
+            if let Some(&first) = by_pid.find(hash, is_it) {
+                return Err(DuplicatePid { pid: pid.clone(), first: first as usize, second });
             }
+            let hash_at = |&at: &u32| hash_of(list[at as usize].pid.as_bytes());
+            by_pid.insert_unique(hash, second as u32, hash_at);
         }
-        Ok(Self { list: list.into(), by_pid: by_pid.into() })
+        Ok(Self { list: list.into(), by_pid })
     }
 
     pub fn find(&self, pid: impl AsRef<[u8]>) -> Option<(ProjectId, &Project)> {
-        let place = self
-            .by_pid
-            .binary_search_by(|&index| self.list[index as usize].pid.as_bytes().cmp(pid.as_ref()))
-            .ok()?;
-        let index = self.by_pid[place];
+        let pid = pid.as_ref();
+        let is_it = |&index: &u32| self.list[index as usize].pid.as_bytes() == pid;
+        let index = *self.by_pid.find(hash_of(pid), is_it)?;
         Some((ProjectId(index), &self.list[index as usize]))
     }
 
@@ -94,6 +97,12 @@ impl Projects {
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
+}
+
+fn hash_of(pid: &[u8]) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(pid);
+    hasher.finish()
 }
 
 #[cfg(test)]

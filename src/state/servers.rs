@@ -53,9 +53,14 @@ struct Known {
     load: Load,
 }
 
+/// Business servers that a choice compares at most: of more, another part of them in each turn.
+const COMPARED: usize = 64;
+
 #[derive(Debug, Default)]
 struct OfProject {
+    /// Those that take requests come first.
     list: Vec<Known>,
+    takers: usize,
     /// What those that are not here want to hear.
     wanted_elsewhere: EventSet,
     /// Where the last choice began.
@@ -92,7 +97,10 @@ impl Registry {
         let known =
             Known { server, distance: self.distance(server.cid), load: self.loads.of(server.cid) };
         let project = self.projects.entry(server.project).or_default();
-        project.list.push(known);
+        match known.server.events.meets(EventSet::REQUEST) {
+            true => project.list.insert(project.takers, known),
+            false => project.list.push(known),
+        }
         project.look_again();
     }
 
@@ -129,18 +137,17 @@ impl Registry {
     }
 
     /// The one that takes requests and has the fewest in flight, the nearest of equals; those that
-    /// are equal in both take turns. `except`: not this one.
+    /// are equal in both take turns. `except`: not this one. Of more than [`COMPARED`] the best of
+    /// the next ones in turn, so that a request costs the same however many there are.
     pub fn choose(&mut self, project: ProjectId, except: Option<Cid>) -> Option<Choice> {
         let project = self.projects.get_mut(&project)?;
-        let count = project.list.len();
-        project.turn = (project.turn + 1) % count;
+        let count = project.takers;
+        project.turn = (project.turn + 1) % count.max(1);
         let turn = project.turn;
         let in_turn = (0..count).map(|index| &project.list[(turn + index) % count]);
-        let takes_requests = |known: &&Known| {
-            known.server.events.meets(EventSet::REQUEST) && Some(known.server.cid) != except
-        };
         let best = in_turn
-            .filter(takes_requests)
+            .filter(|known| Some(known.server.cid) != except)
+            .take(COMPARED)
             .min_by_key(|known| (known.load.load(Relaxed), known.distance))?;
         Some(Choice { cid: best.server.cid, load: Arc::clone(&best.load) })
     }
@@ -163,6 +170,8 @@ impl Registry {
 
 impl OfProject {
     fn look_again(&mut self) {
+        let takes_requests = |known: &&Known| known.server.events.meets(EventSet::REQUEST);
+        self.takers = self.list.iter().filter(takes_requests).count();
         let elsewhere = self.list.iter().filter(|known| known.distance != Distance::Here);
         let union = |set: EventSet, known: &Known| set.union(known.server.events);
         self.wanted_elsewhere = elsewhere.fold(EventSet::NONE, union);
@@ -238,6 +247,20 @@ mod tests {
             (0..3).map(|_| registry.choose(SHOP, None).unwrap().cid).collect();
         chosen.sort();
         assert_eq!(chosen, far);
+    }
+
+    #[test]
+    fn of_very_many_all_have_their_turn() {
+        let loads = Arc::default();
+        let mut registry = registry(0, &loads);
+        let count = 3 * COMPARED as u16;
+        registry.insert(server(cid(1, 0), EventSet::CONNECT));
+        (2..2 + count).for_each(|node| registry.insert(server(cid(node, 0), EventSet::ALL)));
+        let mut chosen: Vec<Cid> = (0..count).map(|_| take(&mut registry)).collect();
+        chosen.sort();
+        chosen.dedup();
+        assert!(chosen.len() > count as usize / 2, "{}", chosen.len());
+        assert!(!chosen.contains(&cid(1, 0)), "it takes no requests");
     }
 
     #[test]

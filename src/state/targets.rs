@@ -60,7 +60,7 @@ pub fn select(
                 consider(slab, slot, Given::Uids);
             }
         }
-    } else if let Some(tags) = &selectors.tags {
+    } else if let Some(tags) = selectors.tags.as_ref().filter(|_| selectors.is_by_tags(directory)) {
         for &tag in tags {
             for &slot in directory.tag_members(tag) {
                 consider(slab, slot, Given::Tags);
@@ -101,6 +101,13 @@ impl<'a> Selectors<'a> {
             || tags.as_ref().is_some_and(|list| list.is_empty())
             || groups.as_ref().is_some_and(|list| list.is_empty());
         (!is_void).then_some(Self { cids, uids, tags, groups })
+    }
+
+    /// Whether the members of the tags are fewer than those of the devices, where both are given.
+    fn is_by_tags(&self, directory: &Directory) -> bool {
+        let (Some(tags), Some(groups)) = (&self.tags, &self.groups) else { return true };
+        let members: usize = groups.iter().map(|&one| directory.group_members(one).len()).sum();
+        tags.iter().map(|&tag| directory.tag_members(tag).len()).sum::<usize>() <= members
     }
 
     fn accept(&self, connection: &Connection, given: Given) -> bool {

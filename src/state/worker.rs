@@ -11,6 +11,8 @@ mod sweep;
 mod tests;
 
 use super::batch::{Batch, CloseRequest, Sealed};
+use super::budget::{Budget, Rest};
+use super::by_size::BySize;
 use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
@@ -24,9 +26,9 @@ use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
-use bytes::Bytes;
 use events::Untold;
 use fastwebsockets::OpCode;
+use outboxes::{Owed, deliver};
 use requests::Requests;
 use servers::OwnServers;
 use sweep::Sweep;
@@ -131,7 +133,7 @@ pub struct PendingRequests {
 pub struct Released {
     pub generation: u32,
     /// The rest of a frame that was partly written: it comes before a Close frame.
-    pub rest: Vec<u8>,
+    pub rest: Option<Rest>,
     /// It waited for its socket to take more.
     pub was_blocked: bool,
 }
@@ -158,11 +160,18 @@ pub struct Worker {
     generation: u32,
     stamp: u32,
     born_ms: u64,
-    /// Slots whose connection has an outbox.
-    backlogged: Vec<u32>,
-    outbox_bytes: usize,
-    /// Shared frames that some outbox holds.
-    held_frames: Vec<Bytes>,
+    /// Connections that have an outbox.
+    backlogged: usize,
+    /// What is allocated for what sockets have not taken.
+    budget: Budget,
+    /// Open connections whose socket did not take all, by what they hold.
+    by_size: BySize,
+    /// Of a push: slots whose outbox grew out of its place, and those for which there was no room.
+    grown: Vec<u32>,
+    without_room: Vec<u32>,
+    /// Slots whose outbox had to make room: to be closed.
+    shed: Vec<u32>,
+    is_closing_shed: bool,
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
@@ -201,9 +210,13 @@ impl Worker {
             generation: 0,
             stamp: 0,
             born_ms: now_ms,
-            backlogged: Vec::new(),
-            outbox_bytes: 0,
-            held_frames: Vec::new(),
+            backlogged: 0,
+            budget: Budget::new(Arc::clone(&config.counters)),
+            by_size: BySize::default(),
+            grown: Vec::new(),
+            without_room: Vec::new(),
+            shed: Vec::new(),
+            is_closing_shed: false,
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
             is_overdue: false,
@@ -334,11 +347,12 @@ impl Worker {
         let expires_ms = envelope.expires_ms().unwrap_or(0);
         let is_expired = expires_ms != 0 && expires_ms <= now_ms;
         let stamp = self.next_stamp();
-        let (batch, total) = (&mut self.open, &mut self.outbox_bytes);
+        let (batch, budget) = (&mut self.open, &self.budget);
+        let (grown, without_room) = (&mut self.grown, &mut self.without_room);
         let frame_clock = self.sweep.frame_clock();
         let mut frame = NONE;
         let mut over_limit: Vec<u32> = Vec::new();
-        let limit = self.outbox_limit;
+        let (limit, max_bytes) = (self.outbox_limit, self.config.worker_outbox_bytes);
         let (directory, connections) = (&self.directory, &mut self.connections);
         targets::select(
             directory,
@@ -358,8 +372,11 @@ impl Worker {
                     });
                 }
                 connection.last_frame = frame_clock;
-                if !deliver(batch, total, connection, slot, frame, limit) {
-                    over_limit.push(slot);
+                match deliver(batch, budget, max_bytes, connection, slot, frame, limit) {
+                    Owed::Done => {}
+                    Owed::Grown => grown.push(slot),
+                    Owed::OverLimit => over_limit.push(slot),
+                    Owed::NoRoom => without_room.push(slot),
                 }
             },
         );
@@ -367,10 +384,16 @@ impl Worker {
             self.config.counters.count_drops(Drop::Expired, outcome.matched);
             outcome.is_expired = true;
         }
-        for slot in over_limit {
-            self.close(slot, CloseCause::SlowConsumer);
+        while let Some(slot) = self.grown.pop() {
+            self.reorder(slot);
         }
-        self.enforce_budget();
+        for slot in over_limit {
+            self.close_slow(slot);
+        }
+        while let Some(slot) = self.without_room.pop() {
+            self.owe_in_outbox(slot, frame);
+        }
+        self.close_shed();
         outcome
     }
 
@@ -417,8 +440,9 @@ impl Worker {
         }
         // Business servers are told of it, behind all that this batch holds for them.
         for slot in over_limit {
-            self.close(slot, CloseCause::SlowConsumer);
+            self.close_slow(slot);
         }
+        self.close_shed();
     }
 
     /// The kernel took `written` bytes of entry `index`: all, some or (full socket) none.
@@ -426,8 +450,9 @@ impl Worker {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
         } else if !self.put_rest_in_outbox(sealed, index, written, true) {
-            self.close(sealed.slot(index), CloseCause::SlowConsumer);
+            self.close_slow(sealed.slot(index));
         }
+        self.close_shed();
     }
 
     /// The kernel refused entry `index`: that socket is broken.
@@ -438,9 +463,7 @@ impl Worker {
 
     /// Ends a batch that was sent; the closes that it returns are due now.
     pub fn finish(&mut self, sealed: &mut Sealed) -> Vec<CloseRequest> {
-        let closes = sealed.finish(&mut self.held_frames);
-        self.enforce_budget();
-        closes
+        sealed.finish()
     }
 
     /// Slots whose outbox got its first bytes since the last call: write them when their socket has
@@ -453,27 +476,10 @@ impl Worker {
     pub fn release(&mut self, slot: u32, cause: CloseCause) -> Released {
         let mut connection = self.connections.remove(slot as usize);
         debug_assert_eq!(connection.phase, Phase::Closing);
-        let mut released =
-            Released { generation: connection.generation, rest: Vec::new(), was_blocked: false };
-        if let Some(outbox) = connection.outbox.take() {
-            self.forget_outbox(&outbox);
-            let rest = outbox.into_begun_rest();
-            let reason = match cause {
-                CloseCause::SlowConsumer => Drop::SlowConsumer,
-                CloseCause::Gone => Drop::Disconnected,
-                _ => Drop::Closed,
-            };
-            // A push that is partly written goes to the kernel whole, unless there is no socket.
-            let (finished, lost) = match cause {
-                CloseCause::Gone => (0, u64::from(rest.is_push)),
-                _ => (u64::from(rest.is_push), 0),
-            };
-            self.config.counters.deliveries.add(finished);
-            self.config.counters.count_drops(reason, rest.dropped + lost);
-            released.rest = rest.bytes;
-            released.was_blocked = true;
-        }
-        released
+        let outbox = connection.outbox.take();
+        let was_blocked = outbox.is_some();
+        let rest = outbox.and_then(|outbox| self.rest_of(outbox, cause));
+        Released { generation: connection.generation, rest, was_blocked }
     }
 
     /// Whether the peer's next messages should be read: not while it leaves half its outbox unread.
@@ -519,11 +525,7 @@ impl Worker {
         assert_eq!(servers.count(), self.own_servers.len());
         self.own_servers.check(|slot| self.connections[slot as usize].outbox.is_none());
         self.requests.check();
-        let owned = |c: &Connection| c.outbox.as_ref().map_or(0, |outbox| outbox.owned_bytes());
-        let total: usize = self.connections.iter().map(|(_, connection)| owned(connection)).sum();
-        assert_eq!(total, self.outbox_bytes);
-        let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
-        assert_eq!(with_outbox, self.backlogged.len());
+        self.check_outboxes();
         let with_end = self.connections.iter().filter(|(_, c)| is_open(c) && c.session_exp != 0);
         assert_eq!(with_end.count(), self.sessions.len());
     }
@@ -533,10 +535,17 @@ impl Worker {
     /// Owes a frame of the open batch to one connection.
     fn owe(&mut self, slot: u32, frame: u32) {
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
-        let connection = &mut self.connections[slot as usize];
+        let max_bytes = self.config.worker_outbox_bytes;
+        let (batch, connection) = (&mut self.open, &mut self.connections[slot as usize]);
         connection.last_frame = self.sweep.frame_clock();
-        if !deliver(&mut self.open, &mut self.outbox_bytes, connection, slot, frame, limit) {
-            self.close(slot, CloseCause::SlowConsumer);
+        match deliver(batch, &self.budget, max_bytes, connection, slot, frame, limit) {
+            Owed::Done => {}
+            Owed::Grown => self.reorder(slot),
+            Owed::OverLimit => self.close_slow(slot),
+            Owed::NoRoom => {
+                self.owe_in_outbox(slot, frame);
+                self.close_shed();
+            }
         }
     }
 
@@ -561,30 +570,5 @@ impl Worker {
     /// As parcels name this node.
     fn sender(&self) -> Sender {
         Sender { node: self.config.node, epoch: self.config.epoch }
-    }
-}
-
-/// Owes `frame` to a connection: to its entry in the open batch, or behind what its outbox holds.
-/// `false`: its outbox is over `limit`.
-#[inline]
-fn deliver(
-    batch: &mut Batch,
-    outbox_bytes: &mut usize,
-    connection: &mut Connection,
-    slot: u32,
-    frame: u32,
-    limit: usize,
-) -> bool {
-    match &mut connection.outbox {
-        Some(outbox) if connection.dirty == NONE => {
-            let before = outbox.owned_bytes();
-            batch.copy_frame(frame, outbox);
-            *outbox_bytes += outbox.owned_bytes() - before;
-            !outbox.is_over(limit)
-        }
-        _ => {
-            batch.owe(slot, &mut connection.dirty, frame);
-            true
-        }
     }
 }

@@ -4,7 +4,16 @@ use super::model::Push;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use ws_cluster::state::Rest;
 use ws_cluster::wire::websocket::server_frame_bytes;
+
+/// What a closing connection still gets before its Close frame: the socket takes all of it.
+pub fn take_rest(rest: Option<Rest>) -> Vec<u8> {
+    let Some(rest) = rest else { return Vec::new() };
+    let bytes = rest.with_slices(usize::MAX, |slices| slices.concat());
+    rest.advance(bytes.len());
+    bytes
+}
 
 /// What the server owes a client, in the order in which it must come.
 #[derive(Debug, Clone)]

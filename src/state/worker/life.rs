@@ -91,9 +91,12 @@ impl Worker {
             return;
         }
         connection.phase = Phase::Closing;
+        let place = connection.outbox.as_mut().and_then(|outbox| outbox.place.take());
         let session = (u64::from(connection.session_exp), slot, connection.generation);
         self.sessions.remove(&session);
-        if connection.is_server {
+        let is_server = connection.is_server;
+        place.into_iter().for_each(|place| self.leave_place(place));
+        if is_server {
             self.leave_server(slot);
         } else {
             self.leave_client(slot, cause);

@@ -1,39 +1,52 @@
 //! What sockets did not take: kept within the budgets, and written when there is room.
 
 use super::Worker;
-use crate::state::batch::Sealed;
-use crate::state::connection::{CloseCause, Phase};
-use crate::state::counters::Drop;
+use crate::state::batch::{Batch, Sealed};
+use crate::state::budget::{Budget, HeldFrame, Rest};
+use crate::state::by_size::Place;
+use crate::state::connection::{CloseCause, Connection, NONE, Phase};
+use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::Outbox;
-use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What became of a frame that is owed to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owed {
+    Done,
+    /// The worker has no room to keep it: [`Worker::owe_in_outbox`] makes some.
+    NoRoom,
+    /// It is in the outbox, which is over its limit.
+    OverLimit,
+    /// It is in the outbox, whose place in the order by size is no longer right.
+    Grown,
+}
 
 impl Worker {
     /// What the connection in `slot` still waits for, expired messages taken out.
     pub fn outbox(&mut self, slot: u32, now_ms: u64) -> Option<&Outbox> {
         let outbox = self.connections.get_mut(slot as usize)?.outbox.as_deref_mut()?;
-        let before = outbox.owned_bytes();
-        self.config.counters.count_drops(Drop::Expired, outbox.drop_expired(now_ms));
-        self.outbox_bytes -= before - outbox.owned_bytes();
-        Some(outbox)
+        let expired = outbox.drop_expired(now_ms);
+        self.config.counters.count_drops(Drop::Expired, expired);
+        self.connections[slot as usize].outbox.as_deref()
     }
 
     /// `written` bytes of its outbox went out. Returns whether some are left.
     pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
         let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
-        let before = outbox.owned_bytes();
         self.config.counters.deliveries.add(outbox.advance(written));
-        self.outbox_bytes -= before - outbox.owned_bytes();
         outbox.was_tried = true;
         let is_empty = outbox.is_empty();
         let has_backlog = is_empty && connection.is_server;
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
+        } else {
+            self.reorder(slot);
         }
         if has_backlog {
             self.write_backlog(slot);
         }
-        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
         !is_empty
     }
 
@@ -47,64 +60,216 @@ impl Worker {
         was_tried: bool,
     ) -> bool {
         let slot = sealed.slot(index);
+        self.make_room(slot, sealed.cost_of(index).saturating_sub(written));
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
+        if connection.outbox.as_ref().is_some_and(|outbox| outbox.is_shed()) {
+            // It had the most itself.
+            self.config.counters.count_drops(Drop::SlowConsumer, sealed.pushes(index));
+            return true;
+        }
         if connection.outbox.is_none() {
-            let position = self.backlogged.len();
-            connection.outbox = Some(Box::new(Outbox::at(position, was_tried)));
-            self.backlogged.push(slot);
-            self.config.counters.backlogged.set(self.backlogged.len() as u64);
+            connection.outbox = Some(Box::new(Outbox::new(&self.budget, was_tried)));
+            self.backlogged += 1;
+            self.config.counters.backlogged.set(self.backlogged as u64);
             self.blocked.push(slot);
         }
-        let outbox = connection.outbox.get_or_insert_default();
-        let before = outbox.owned_bytes();
-        let whole_pushes = sealed.put_rest(index, written, outbox);
-        self.outbox_bytes += outbox.owned_bytes() - before;
+        let Some(outbox) = connection.outbox.as_deref_mut() else { return true };
+        let whole_pushes = sealed.put_rest(index, written, outbox, &self.budget);
         let is_over = outbox.is_over(limit);
-        let counters = &self.config.counters;
-        counters.deliveries.add(whole_pushes);
-        counters.outbox_bytes.set(self.outbox_bytes as u64);
+        self.config.counters.deliveries.add(whole_pushes);
+        self.reorder(slot);
         !is_over
     }
 
     pub(super) fn forget_outbox(&mut self, outbox: &Outbox) {
-        self.outbox_bytes -= outbox.owned_bytes();
-        self.config.counters.outbox_bytes.set(self.outbox_bytes as u64);
-        self.backlogged.swap_remove(outbox.position);
-        self.config.counters.backlogged.set(self.backlogged.len() as u64);
-        if let Some(&moved) = self.backlogged.get(outbox.position)
-            && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
-        {
-            moved.position = outbox.position;
+        self.backlogged -= 1;
+        self.config.counters.backlogged.set(self.backlogged as u64);
+        if let Some(place) = outbox.place {
+            self.leave_place(place);
         }
     }
 
-    /// Over the worker's budget the largest outbox goes first. What is shared counts once, however
-    /// many hold it. Those that are being closed are on their way out with what they hold.
-    pub(super) fn enforce_budget(&mut self) {
-        self.held_frames.retain(|frame| !frame.is_unique());
-        let held_bytes: usize = self.held_frames.iter().map(Bytes::len).sum();
-        let total = self.outbox_bytes + held_bytes;
-        let mut excess = total.saturating_sub(self.config.worker_outbox_bytes);
-        if excess == 0 {
-            return;
-        }
-        let mut open = Vec::new();
-        for &slot in &self.backlogged {
-            let connection = &self.connections[slot as usize];
-            let Some(outbox) = &connection.outbox else { continue };
-            if connection.phase == Phase::Closing {
-                excess = excess.saturating_sub(outbox.pending_bytes());
-            } else if outbox.was_tried {
-                open.push((outbox.pending_bytes(), slot));
+    /// Brings the connection in `slot` to its place in the order by size. Only those that are open
+    /// and had their turn are in it.
+    pub(super) fn reorder(&mut self, slot: u32) {
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(outbox) = connection.outbox.as_deref_mut() else { return };
+        let is_in_order = outbox.may_be_shed() && connection.phase == Phase::Open;
+        let size = outbox.size();
+        match outbox.place.take() {
+            Some(place) if is_in_order && place.fits(size) => outbox.place = Some(place),
+            before => {
+                before.into_iter().for_each(|place| self.leave_place(place));
+                if is_in_order {
+                    let place = self.by_size.insert(slot, size);
+                    if let Some(outbox) = self.connections[slot as usize].outbox.as_deref_mut() {
+                        outbox.place = Some(place);
+                    }
+                }
             }
         }
-        open.sort_unstable();
-        while excess > 0
-            && let Some((bytes, slot)) = open.pop()
+    }
+
+    pub(super) fn leave_place(&mut self, place: Place) {
+        if let Some(moved) = self.by_size.remove(place)
+            && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
         {
-            excess = excess.saturating_sub(bytes);
+            moved.place = Some(place);
+        }
+    }
+
+    /// Makes room for `bytes` more, for the connection in `slot`, within the worker's budget. The
+    /// rests of closing connections go first, the oldest before the others; then the largest
+    /// outboxes, whose connections are closed: this one's too, where it would be the largest.
+    pub(super) fn make_room(&mut self, slot: u32, bytes: usize) {
+        while self.budget.bytes() + bytes > self.config.worker_outbox_bytes {
+            if self.revoke_rest() {
+                continue;
+            }
+            let Some(largest) = self.by_size.largest() else { return };
+            let size = |slot: u32| {
+                let outbox = self.connections[slot as usize].outbox.as_ref();
+                outbox.filter(|outbox| outbox.place.is_some()).map(|outbox| outbox.size())
+            };
+            if size(slot).is_some_and(|own| own + bytes >= size(largest).unwrap_or(0)) {
+                return self.shed(slot, Shed::Worker);
+            }
+            self.shed(largest, Shed::Worker);
+        }
+    }
+
+    /// `false`: there is none.
+    fn revoke_rest(&mut self) -> bool {
+        let has_any = self.budget.revoke_oldest_rest();
+        if has_any {
+            self.config.counters.count_shed(Shed::Closing);
+        }
+        has_any
+    }
+
+    /// Frees at once what a connection holds, but for the rest of a frame that is partly written.
+    /// [`Worker::close_shed`] closes it.
+    fn shed(&mut self, slot: u32, why: Shed) {
+        let Some(outbox) = self.connections[slot as usize].outbox.as_deref_mut() else { return };
+        self.config.counters.count_shed(why);
+        self.config.counters.count_drops(Drop::SlowConsumer, outbox.shed());
+        self.reorder(slot);
+        self.shed.push(slot);
+    }
+
+    /// Closes those whose memory was taken. Not while a batch is laid out: business servers are
+    /// told of it, behind all that the batch holds for them.
+    pub(super) fn close_shed(&mut self) {
+        if std::mem::replace(&mut self.is_closing_shed, true) {
+            // What business servers are told of one may need the room of another: no nesting.
+            return;
+        }
+        while let Some(slot) = self.shed.pop() {
             self.close(slot, CloseCause::SlowConsumer);
+        }
+        self.is_closing_shed = false;
+    }
+
+    /// Closes a connection that leaves too much unread.
+    pub(super) fn close_slow(&mut self, slot: u32) {
+        if self.is_open(slot) {
+            self.config.counters.count_shed(Shed::Connection);
+            self.close(slot, CloseCause::SlowConsumer);
+        }
+    }
+
+    /// Puts a frame of the open batch into the outbox of a connection, making room for it.
+    pub(super) fn owe_in_outbox(&mut self, slot: u32, frame: u32) {
+        self.make_room(slot, self.open.cost_of(frame));
+        let limit = self.outbox_limit_of(&self.connections[slot as usize]);
+        let connection = &mut self.connections[slot as usize];
+        let Some(outbox) = connection.outbox.as_deref_mut() else { return };
+        if outbox.is_shed() {
+            let pushes = u64::from(self.open.is_push(frame));
+            return self.config.counters.count_drops(Drop::SlowConsumer, pushes);
+        }
+        self.open.put_frame(frame, outbox, &self.budget);
+        if outbox.is_over(limit) {
+            self.close_slow(slot);
+        } else {
+            self.reorder(slot);
+        }
+    }
+
+    /// What a closing connection that had `outbox` still has to write.
+    pub(super) fn rest_of(&mut self, mut outbox: Box<Outbox>, cause: CloseCause) -> Option<Rest> {
+        self.forget_outbox(&outbox);
+        outbox.place = None;
+        let reason = match cause {
+            CloseCause::SlowConsumer => Drop::SlowConsumer,
+            CloseCause::Gone => Drop::Disconnected,
+            _ => Drop::Closed,
+        };
+        let counters = &self.config.counters;
+        counters.count_drops(reason, outbox.shed());
+        if outbox.is_empty() {
+            return None;
+        }
+        let rest = Rest::new(*outbox, &self.budget, reason);
+        // Where there is no socket it is dropped here, and counts as that.
+        (cause != CloseCause::Gone).then_some(rest)
+    }
+
+    /// Panics unless what is counted is what is there; reads everything.
+    pub(super) fn check_outboxes(&self) {
+        let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
+        assert_eq!(with_outbox, self.backlogged);
+        let mut held = BTreeMap::new();
+        let mut bytes = 0;
+        let mut count = |outbox: &Outbox| {
+            bytes += outbox.charged();
+            for frame in outbox.held_frames() {
+                held.insert(Rc::as_ptr(frame), frame.len());
+            }
+        };
+        let mut in_order = 0;
+        for (_, connection) in &self.connections {
+            let Some(outbox) = &connection.outbox else { continue };
+            count(outbox);
+            let is_in_order = outbox.may_be_shed() && connection.phase == Phase::Open;
+            assert_eq!(outbox.place.is_some(), is_in_order);
+            assert!(outbox.place.is_none_or(|place| place.fits(outbox.size())));
+            in_order += usize::from(is_in_order);
+        }
+        assert_eq!(in_order, self.by_size.len());
+        self.budget.each_rest(count);
+        let frames = held.values().map(|&bytes| HeldFrame::cost(bytes));
+        assert_eq!(bytes + frames.sum::<usize>(), self.budget.bytes());
+    }
+}
+
+/// Owes `frame` to a connection: to its entry in the open batch, or behind what its outbox holds.
+#[inline]
+pub(super) fn deliver(
+    batch: &mut Batch,
+    budget: &Budget,
+    max_bytes: usize,
+    connection: &mut Connection,
+    slot: u32,
+    frame: u32,
+    limit: usize,
+) -> Owed {
+    match &mut connection.outbox {
+        Some(outbox) if connection.dirty == NONE => {
+            if outbox.is_shed() || budget.bytes() + batch.cost_of(frame) > max_bytes {
+                return Owed::NoRoom;
+            }
+            batch.put_frame(frame, outbox, budget);
+            match outbox.place {
+                _ if outbox.is_over(limit) => Owed::OverLimit,
+                Some(place) if !place.fits(outbox.size()) => Owed::Grown,
+                _ => Owed::Done,
+            }
+        }
+        _ => {
+            batch.owe(slot, &mut connection.dirty, frame);
+            Owed::Done
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One worker, told what happens and asked what it wants written.
 
 use super::*;
-use crate::state::counters::LostAnswer;
+use crate::state::counters::{LostAnswer, Shed};
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::wire::envelope::{NamesBuf, TargetsBuf};
@@ -22,6 +22,8 @@ struct Rig {
     sealed: Sealed,
     /// What was closed, and with which code.
     closed: Vec<(u32, Option<u16>)>,
+    /// Of closing connections whose sockets take nothing.
+    rests: Vec<Rest>,
     /// Bytes that each send takes.
     room: usize,
     ids: u64,
@@ -66,7 +68,8 @@ impl Rig {
         };
         change(&mut config);
         let worker = Worker::new(config, NOW_MS);
-        Self { worker, sealed: Sealed::default(), closed: Vec::new(), room: usize::MAX, ids: 0 }
+        let (closed, rests) = (Vec::new(), Vec::new());
+        Self { worker, sealed: Sealed::default(), closed, rests, room: usize::MAX, ids: 0 }
     }
 
     fn connect(&mut self, uid: &str) -> u32 {
@@ -161,7 +164,12 @@ impl Rig {
                 self.worker.handle_sent(&self.sealed, index, taken, whole);
             }
             for CloseRequest { slot, cause } in self.worker.finish(&mut self.sealed) {
-                self.worker.release(slot, cause);
+                if let Some(rest) = self.worker.release(slot, cause).rest {
+                    match self.room {
+                        0 => self.rests.push(rest),
+                        _ => rest.advance(rest.pending_bytes()),
+                    }
+                }
                 self.closed.push((slot, cause.code()));
             }
         }
@@ -214,18 +222,72 @@ fn nobody_is_slow_before_the_socket_had_its_turn() {
 
 #[test]
 fn the_workers_budget_closes_the_largest_outbox_first() {
-    let mut rig = Rig::new(1 << 20, 5_000);
+    let mut rig = Rig::new(1 << 20, 42_000);
     let slots = ["a", "b", "c"].map(|uid| rig.connect(uid));
     rig.room = 0;
-    for (uid, bytes) in [("a", 1_500), ("b", 2_000), ("c", 1_000)] {
+    for (uid, bytes) in [("a", 13_000), ("b", 15_900), ("c", 9_000)] {
         rig.push(uid, bytes, 0);
     }
     rig.flush();
     assert_eq!(rig.closed, []);
-    rig.push("c", 500, 0);
+    rig.push("c", 5_000, 0);
     rig.flush();
     assert_eq!(rig.closed, [(slots[1], Some(close::SLOW_CONSUMER))]);
     assert!(rig.worker.is_open(slots[0]) && rig.worker.is_open(slots[2]));
+    assert_eq!(rig.worker.counters().sheds(Shed::Worker), 1);
+}
+
+/// The budget was enforced after everybody had his copy: 32M became 200 MB.
+#[test]
+fn a_push_to_many_slow_clients_stays_within_the_workers_budget() {
+    let budget = 400_000;
+    let mut rig = Rig::new(1 << 20, budget);
+    let slots: Vec<u32> = (0..90).map(|_| rig.connect("u")).collect();
+    rig.room = 0;
+    let mut largest = 0;
+    for _ in 0..10 {
+        rig.push("u", 15_000, 0);
+        largest = largest.max(rig.worker.counters().outbox_bytes.value());
+        rig.flush();
+        largest = largest.max(rig.worker.counters().outbox_bytes.value());
+    }
+    assert!(largest <= budget as u64 + 16_384, "{largest}");
+    let open = slots.iter().filter(|&&slot| rig.worker.is_open(slot)).count();
+    assert!((1..30).contains(&open), "{open}");
+    let (closed, sheds) = (90 - open as u64, rig.worker.counters().sheds(Shed::Worker));
+    assert_eq!((closed, rig.closed.len() as u64), (sheds, sheds));
+    assert!(rig.drops(Drop::SlowConsumer) >= closed);
+}
+
+/// Each of 1,500 clients got a copy of what it had left of a frame that all shared.
+#[test]
+fn whoever_closes_shares_the_rest_of_a_frame_within_the_workers_budget() {
+    for budget in [1 << 20, 150_000] {
+        let mut rig = Rig::new(1 << 20, budget);
+        for _ in 0..90 {
+            rig.connect("u");
+        }
+        rig.room = 10;
+        rig.push("u", 100_000, 0);
+        rig.push("u", 100_000, 0);
+        rig.flush();
+        rig.room = 0;
+        rig.worker.handle_shutdown(|| 1_000);
+        rig.flush();
+        assert_eq!((rig.closed.len(), rig.worker.connections()), (90, 0));
+        let held = rig.worker.counters().outbox_bytes.value();
+        assert!(held <= 150_000, "{held}");
+        // A rest that the budget needs goes, and is no delivery.
+        let other = rig.connect("other");
+        rig.push("other", 15_000, 0);
+        rig.worker.config.worker_outbox_bytes = 20_000;
+        rig.flush();
+        assert!(rig.rests.iter().all(Rest::is_revoked) && rig.worker.is_open(other));
+        rig.rests.clear();
+        assert_eq!(rig.drops(Drop::Closed) + rig.drops(Drop::SlowConsumer), 180);
+        assert_eq!(rig.worker.counters().deliveries.value(), 0);
+        rig.worker.check();
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::servers::{BegunPush, Socket};
 use super::truth::Truth;
 use super::{DEVICES, Life, Model, Owed, Person, Push, Receiver, UIDS, World};
 use crate::business::SentPush;
+use crate::checks::take_rest;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -260,7 +261,7 @@ impl Core {
                     world.business.requests.forget_client(cid);
                     client.key.generation
                 }
-                None => self.end_server(cid, &close, &released.rest, world).generation,
+                None => self.end_server(cid, &close, &take_rest(released.rest), world).generation,
             };
             assert_eq!(released.generation, generation);
         }

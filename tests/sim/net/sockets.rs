@@ -1,6 +1,7 @@
 //! What the sockets take, and what becomes of the rest.
 
 use super::*;
+use crate::checks::take_rest;
 
 impl Node {
     /// Sends the open batch and carries out the closes that follow it, until there is no more.
@@ -87,13 +88,11 @@ impl Node {
         let now_ms = self.now_ms;
         let is_told = !client.is_gone && cause != CloseCause::Gone;
         if is_told {
-            let mut last = released.rest;
+            let mut last = take_rest(released.rest);
             write_close(&mut last, cause.code().unwrap(), "");
             client.receiver.receive(&last, &client.connect_tags, now_ms);
             assert_eq!(client.receiver.close_code, cause.code());
             servers::hear_texts(cid, &mut client, &mut self.business, now_ms);
-        } else if cause != CloseCause::Gone && !released.rest.is_empty() {
-            core.lost_rests += 1;
         }
         client.receiver.end(!is_told);
         self.business.requests.forget_client(cid);

@@ -1,0 +1,147 @@
+//! What a push costs does not grow with what does not concern it: other clients, devices, tags,
+//! tenants, and frames that slow clients hold. 260 slow clients cut the pushes of all others to a
+//! tenth.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use ws_cluster::state::counters::Counters;
+use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
+use ws_cluster::types::{Limits, MessageId, NodeId};
+use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
+use ws_cluster::wire::sign::Secret;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+/// Slow clients, each with a device and a tag of its own and a frame that is kept for it; and
+/// projects.
+const OTHERS: usize = 4_000;
+const PROJECTS: usize = 4_000;
+
+struct Rig {
+    worker: Worker,
+    sealed: Sealed,
+}
+
+impl Rig {
+    fn new(projects: usize) -> Self {
+        let project = |number: usize| Project {
+            pid: format!("tenant {number}").into(),
+            secrets: vec![Secret::new(b"s")],
+            allowed_origins: None,
+            subscribe: SubscribePolicy::Any,
+        };
+        let config = WorkerConfig {
+            node: NodeId::new(1).unwrap(),
+            worker: 0,
+            workers: 1,
+            projects: Arc::new(Projects::new((0..projects).map(project).collect()).unwrap()),
+            limits: Limits::default(),
+            max_connections: 2 * OTHERS,
+            idle_timeout_ms: 120_000,
+            ping_interval_ms: 45_000,
+            outbox_bytes: 1 << 20,
+            worker_outbox_bytes: 1 << 30,
+            server_outbox_bytes: 1 << 20,
+            request_timeout_ms: 10_000,
+            loads: Arc::default(),
+            epoch: 1,
+            echo: false,
+            hash_keys: (1, 2),
+            idempotency_keys: 1_000,
+            hearing: None,
+            counters: Arc::new(Counters::default()),
+        };
+        Self { worker: Worker::new(config, NOW_MS), sealed: Sealed::default() }
+    }
+
+    fn connect(&mut self, uid: &str, device: &str, tag: &str) {
+        let identity = Identity {
+            project: ProjectId(0),
+            uid,
+            device,
+            tags: &[tag],
+            session_exp: 0,
+            role: Role::Client,
+        };
+        self.worker.handle_connect(identity, b"", NOW_MS);
+        self.flush(true);
+    }
+
+    fn push(&mut self, targets: &TargetsBuf, data: &str) {
+        let envelope = Envelope {
+            origin: NodeId::new(1).unwrap(),
+            epoch: 1,
+            seq: 1,
+            accepted_us: NOW_MS * 1_000,
+            trace: None,
+            id: MessageId(1),
+            ttl_ms: 0,
+            key: None,
+            pid: b"tenant 0",
+            targets: targets.as_targets(),
+            data: data.as_bytes(),
+        };
+        assert_eq!(self.worker.handle_envelope(&envelope, NOW_MS).matched, 1);
+    }
+
+    fn flush(&mut self, takes: bool) {
+        while self.worker.has_output() {
+            self.worker.seal(&mut self.sealed);
+            for index in 0..self.sealed.len() {
+                let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+                let taken = if takes { outgoing.bytes.len() } else { 0 };
+                self.worker.handle_sent(&self.sealed, index, taken, takes);
+            }
+            self.worker.take_blocked();
+            assert!(self.worker.finish(&mut self.sealed).is_empty());
+        }
+    }
+
+    /// The shortest time that 200 pushes to one client took.
+    fn measure(&mut self) -> Duration {
+        let targets = TargetsBuf {
+            uids: names("me"),
+            devices: names("my device"),
+            tags: names("my tag"),
+            ..TargetsBuf::default()
+        };
+        let mut round = || {
+            let begun = Instant::now();
+            for _ in 0..200 {
+                self.push(&targets, "1");
+                self.flush(true);
+            }
+            begun.elapsed()
+        };
+        (0..20).map(|_| round()).min().unwrap()
+    }
+}
+
+fn names(name: &str) -> Option<NamesBuf> {
+    let mut names = NamesBuf::default();
+    names.push(name);
+    Some(names)
+}
+
+#[test]
+fn a_push_costs_the_same_whatever_others_hold() {
+    let mut rig = Rig::new(1);
+    rig.connect("me", "my device", "my tag");
+    let alone = rig.measure();
+
+    let mut rig = Rig::new(PROJECTS);
+    let large = format!("\"{}\"", "x".repeat(16 << 10));
+    for number in 0..OTHERS {
+        let uid = format!("slow {number}");
+        rig.connect(&uid, &format!("device {number}"), &format!("tag {number}"));
+        rig.push(&TargetsBuf { uids: names(&uid), ..TargetsBuf::default() }, &large);
+        rig.flush(false);
+    }
+    rig.connect("me", "my device", "my tag");
+    let among_others = rig.measure();
+    println!("200 pushes: {alone:?} alone, {among_others:?} among {OTHERS} others");
+    assert_eq!(rig.worker.counters().backlogged.value() as usize, OTHERS);
+    assert!(among_others < 4 * alone, "{among_others:?} instead of {alone:?}");
+}
