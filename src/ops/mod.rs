@@ -1,6 +1,8 @@
 //! Floor 3: what operators see of a node, on ports and a thread of their own: nothing here can slow
 //! or stop a worker.
 
+mod access;
+mod asset;
 mod client;
 pub mod logs;
 pub mod metrics;

@@ -1,13 +1,12 @@
 //! The port for people: the live page, Swagger UI, and the descriptions of the APIs.
 
-mod asset;
 mod json;
 mod live;
 mod swagger;
 
+use super::asset::Asset;
 use super::server::{Ops, Reply};
 use crate::wire::http::Head;
-use asset::Asset;
 
 /// What both pages sign with.
 const SIGN: Asset = Asset::script("/sign.js", include_bytes!("pages/assets/sign.js"));
@@ -20,7 +19,14 @@ pub async fn answer(ops: &Ops, head: &Head<'_>) -> Reply {
     reply.unwrap_or_else(|| Reply::text(404, "nothing here\n"))
 }
 
-/// What is asked for without a token: files of a page, which a browser fetches with nothing but
+/// A page: a browser that opens it without the token gets it with 401, and its form asks for the
+/// token. Of the node it tells where its ports are and nothing else; the rest is fetched with the
+/// token.
+pub fn is_page(path: &str) -> bool {
+    live::is_page(path) || swagger::is_page(path)
+}
+
+/// What is served without the token: files of a page, which a browser fetches with nothing but
 /// their address. They are the same everywhere, and tell nothing of the node.
 pub fn is_public(path: &str) -> bool {
     path == SIGN.path || live::is_public(path) || swagger::is_public(path)

@@ -60,7 +60,9 @@ struct Running {
 /// Answers a request to the port of profiles; `connection` is where it came from.
 pub async fn answer(ops: &Ops, head: &Head<'_>, connection: RawFd) -> Reply {
     match head.path {
-        "/" | "/debug/pprof" | "/debug/pprof/" => index::page(head),
+        "/" | "/debug/pprof" | "/debug/pprof/" => {
+            index::page(head, ops.shared.settings.ops_token.is_some())
+        }
         "/debug/pprof/profile" => take(ops, head, connection, Kind::Pprof).await,
         "/debug/pprof/flamegraph" => take(ops, head, connection, Kind::FlameGraph).await,
         "/debug/pprof/heap" => {

@@ -1,5 +1,6 @@
 //! The HTTP of the ops ports: who may ask, and which site answers.
 
+use super::access::{self, Access};
 use super::pprof::{self, Profiler};
 use super::{metrics, pages};
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
@@ -8,7 +9,6 @@ use crate::io::sys;
 use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::http::{Head, HttpError};
-use crate::wire::params::Params;
 use crate::wire::response::{write_refusal, write_response};
 use monoio::net::{TcpListener, TcpStream};
 use prometheus_client::registry::Registry;
@@ -151,11 +151,23 @@ impl Port {
         if !matches!(head.method, "GET" | "HEAD") {
             return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
         }
-        if !self.is_allowed(head) {
-            let demand = "Bearer realm=\"ws-cluster\"";
-            let text = "send Authorization: Bearer with the node's WS_CLUSTER_OPS_TOKEN\n";
-            return Reply::text(401, text).with("WWW-Authenticate", demand);
+        if let Some(file) = access::file(head) {
+            return file;
         }
+        let is_page = self.site == Site::Pages && pages::is_page(head.path);
+        match self.access(head) {
+            // A page asks for the token itself, and comes whole: the browser has nothing of it.
+            Access::Denied if is_page && access::is_browser(head) => {
+                let head = Head { if_none_match: None, ..*head };
+                access::unauthorized(pages::answer(&self.ops, &head).await)
+            }
+            Access::Denied => access::refusal(head),
+            Access::InAddress if !is_page && access::is_browser(head) => access::gate(),
+            Access::InAddress | Access::Granted => self.answer_granted(head, connection).await,
+        }
+    }
+
+    async fn answer_granted(&self, head: &Head<'_>, connection: RawFd) -> Reply {
         match self.site {
             Site::Metrics => metrics::answer(&self.ops, head),
             Site::Pprof => pprof::answer(&self.ops, head, connection).await,
@@ -163,19 +175,11 @@ impl Port {
         }
     }
 
-    /// With a token it must be borne (RFC 6750, section 2.1); a browser's address may have it as
-    /// `?token=` (section 2.3).
-    fn is_allowed(&self, head: &Head<'_>) -> bool {
-        let Some(token) = &self.ops.shared.settings.ops_token else { return true };
+    fn access(&self, head: &Head<'_>) -> Access {
         if self.site == Site::Pages && pages::is_public(head.path) {
-            return true;
+            return Access::Granted;
         }
-        let borne = head.authorization.and_then(|value| value.split_once(' '));
-        match borne {
-            Some((scheme, given)) => scheme.eq_ignore_ascii_case("bearer") && token.is(given),
-            None => Params::parse(head.query.unwrap_or("").as_bytes())
-                .is_ok_and(|params| params.get("token").is_some_and(|given| token.is(given))),
-        }
+        Access::of(self.ops.shared.settings.ops_token.as_ref(), head)
     }
 }
 

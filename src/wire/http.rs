@@ -63,6 +63,8 @@ pub struct Head<'a> {
     pub content_type: Option<&'a str>,
     pub x_sign: Option<&'a str>,
     pub authorization: Option<&'a str>,
+    /// The last one: it chooses among answers that are all good.
+    pub accept: Option<&'a str>,
     pub traceparent: Option<&'a str>,
     /// The last one: what it leaves out costs a transfer, no more.
     pub if_none_match: Option<&'a str>,
@@ -128,6 +130,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         content_type: seen.content_type,
         x_sign: seen.x_sign,
         authorization: seen.authorization,
+        accept: seen.accept,
         traceparent: seen.traceparent,
         if_none_match: seen.if_none_match,
         upgrade_websocket: seen.upgrade_websocket,
@@ -212,6 +215,7 @@ struct Fields<'a> {
     x_sign: Option<&'a str>,
     traceparent: Option<&'a str>,
     authorization: Option<&'a str>,
+    accept: Option<&'a str>,
     if_none_match: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
@@ -242,6 +246,7 @@ impl<'a> Fields<'a> {
                 let sign = std::str::from_utf8(value).unwrap_or(NO_SIGN).as_bytes();
                 once(&mut self.x_sign, sign, "X-Sign was given twice")?;
             }
+            6 if is("accept") => self.accept = std::str::from_utf8(value).ok(),
             6 if is("expect") => {
                 self.expect_continue = value.eq_ignore_ascii_case(b"100-continue");
             }

@@ -5,10 +5,11 @@ import { test } from "node:test";
 import { load, textOf } from "./load.mjs";
 
 const folder = "src/ops/pages/assets/live/";
-const { clock, duration, linearMarks, logMarks, quantile, sample, units } =
+const { clock, duration, linearMarks, logMarks, quantile, sample, spanOf, timeMarks, units } =
   await load(`${folder}figures.js`);
-const { jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused } =
+const { jsonOf, kindOf, listOf, matches, pretty, refusalOf, refusals, sizeOf, whyRefused } =
   await load(`${folder}frames.js`);
+const inputs = await load(`${folder}inputs.js`);
 
 // Rates and percentiles.
 
@@ -255,4 +256,88 @@ test("every element that the scripts name is in the page", () => {
   const named = new Set([...found].map(([, id]) => id));
   assert.ok(named.size > 25, String(named.size));
   for (const id of named) assert.ok(page.includes(`id="${id}"`), id);
+});
+
+// What is typed in.
+
+test("a field that the node would refuse is named, with what it has", () => {
+  const refused = (read) => {
+    try {
+      return `taken: ${JSON.stringify(read())}`;
+    } catch (error) {
+      return error.message;
+    }
+  };
+  for (const text of ["abc", "0", "-1", "1.5", "1e3", "604800001", "null"]) {
+    const words = "ttl_ms must be a whole number of milliseconds, 1 to 604800000 (7 days), not ";
+    assert.equal(refused(() => inputs.ttl("ttl_ms", text)), words + JSON.stringify(text));
+  }
+  for (const [field, text, words] of [
+    ["cids", "7, alice", 'must have a client id, a decimal number between commas, not "alice"'],
+    ["except_cids", "18446744073709551616", "must have a client id"],
+    ["devices", "web,iOS", 'not "iOS"'],
+    ["uids", "a\tb", "without control characters"],
+    ["tags", " , ", "has commas and nothing between them"],
+    ["events", "request,kick", 'not "kick"'],
+  ]) {
+    const said = refused(() => inputs.list(field, text));
+    assert.ok(said.startsWith(`${field} `) && said.includes(words), said);
+  }
+  for (const [said, words] of [
+    [refused(() => inputs.someOf("tags", "")), "tags must name at least one"],
+    [refused(() => inputs.json("data", "{")), "data is not JSON"],
+    [refused(() => inputs.pid("pid", "a b")), 'pid must be a project id'],
+    [refused(() => inputs.secret("secret", "")), "secret is empty"],
+    [refused(() => inputs.uid("uid", " ", true)), "uid is empty"],
+    [refused(() => inputs.uid("uid", "a,b", true)), 'not "a,b"'],
+    [refused(() => inputs.device("device", "Web")), 'not "Web"'],
+    [refused(() => inputs.address("HTTP", "127.0.0.1:8912", ["http", "https"])), "http://host:port or https"],
+    [refused(() => inputs.address("WebSocket", "http://x", ["ws", "wss"])), 'not "http://x"'],
+    [refused(() => inputs.address("WebSocket", "ws://x?a", ["ws", "wss"])), 'not "ws://x?a"'],
+  ]) {
+    assert.ok(said.includes(words), said);
+  }
+});
+
+test("what is good is read, and what is empty is left out", () => {
+  assert.equal(inputs.ttl("ttl_ms", " "), null);
+  assert.equal(inputs.ttl("ttl_ms", " 60000 "), 60000);
+  assert.equal(inputs.list("uids", ""), null);
+  assert.deepEqual(inputs.list("uids", "a b, c"), ["a b", "c"]);
+  assert.deepEqual(inputs.list("cids", "0,18446744073709551615"), ["0", "18446744073709551615"]);
+  assert.equal(inputs.uid("uid", "", false), null);
+  assert.equal(inputs.json("data", ' 12345678901234567890 '), "12345678901234567890");
+  assert.equal(inputs.address("HTTP", " http://[::1]:8912/ ", ["http"]), "http://[::1]:8912");
+});
+
+test("a refusal says its status and the node's words", () => {
+  assert.equal(refusalOf(401, '{"code":0,"msg":"bad sign"}'), "401: bad sign");
+  assert.equal(refusalOf(502, "<html>Bad Gateway"), "502: <html>Bad Gateway");
+  assert.equal(refusalOf(503, ""), "503");
+});
+
+// How much time is shown.
+
+test("charts show the time that there is, up to what was chosen", () => {
+  const from = (age) => [{ time: 1_000_000 - age }, { time: 1_000_000 }];
+  for (const [age, expected] of [[0, 5000], [4000, 5000], [37_000, 37_000], [305_000, 300_000]]) {
+    assert.equal(spanOf(from(age), 300_000), expected);
+  }
+  assert.equal(spanOf([], 60_000), 5000);
+  assert.equal(spanOf(from(90_000), 60_000), 60_000);
+});
+
+test("marks of time are whole, in order, and never closer than their words are wide", () => {
+  assert.deepEqual(timeMarks(300_000, 320).map(([, text]) => text), ["now", "−1 min", "−2 min", "−3 min", "−4 min", "−5 min"]);
+  assert.deepEqual(timeMarks(37_000, 320), [[0, "now"], [10_000, "−10 s"], [20_000, "−20 s"], [30_000, "−30 s"]]);
+  for (let ms = 5000; ms <= 305_000; ms += 1000) {
+    for (const width of [80, 240, 290, 400, 900]) {
+      const marks = timeMarks(ms, width);
+      const pixels = marks.map(([ago]) => (ago / ms) * width);
+      for (let index = 1; index < marks.length; index++) {
+        assert.ok(pixels[index] - pixels[index - 1] >= 59, `${ms} ms, ${width} px`);
+      }
+      assert.ok(pixels.at(-1) <= width && marks.length >= (width > 120 ? 2 : 1), `${ms} ms, ${width} px`);
+    }
+  }
 });

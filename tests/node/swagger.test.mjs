@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { load } from "./load.mjs";
 
 const { signRequest, withExp } = await load("src/ops/pages/assets/swagger/signing.js");
+const { outcome, unsent } = await load("src/ops/pages/assets/swagger/outcome.js");
 
 const secret = "dev-secret";
 const reference = (key, text) => createHmac("sha256", key).update(text).digest("hex");
@@ -49,4 +50,17 @@ test("exp comes into objects that have none, and into nothing else", () => {
     assert.equal(withExp(body, 17), body);
   }
   assert.equal(withExp("{}", undefined), "{}");
+});
+
+test("what came of a request is said in a line", () => {
+  const origin = "http://localhost:9092";
+  const said = (answer) => outcome("POST /ws/push", answer, origin);
+  assert.deepEqual(said({ status: 200, text: "{}" }), { isGood: true, text: "POST /ws/push: 200" });
+  const refused = (text) => ({ error: true, err: { response: { status: 401, statusText: "Unauthorized", text } } });
+  assert.deepEqual(said(refused('{"code":0,"msg":"bad sign"}')), { isGood: false, text: "POST /ws/push: 401, bad sign" });
+  assert.equal(said(refused("<p>")).text, "POST /ws/push: 401, Unauthorized");
+  const silent = said({ error: true, err: { message: "**Failed to fetch.**  \n**Possible Reasons:**" } });
+  assert.ok(!silent.isGood && /no answer \(Failed to fetch\.\): .* allowed_origins leave http:/.test(silent.text), silent.text);
+  assert.equal(unsent("POST /ws/push", ["For 'ttl_ms': no integer."]).text, "POST /ws/push was not sent: For 'ttl_ms': no integer.");
+  assert.equal(unsent("POST /ws/kick", []).text, "POST /ws/kick was not sent: a required field is empty");
 });

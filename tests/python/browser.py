@@ -9,6 +9,8 @@ import tempfile
 import urllib.error
 import urllib.request
 
+from harness import eventually
+
 # A browser starts many processes, and two cores are few.
 SLACK = 60.0
 # Runs as root, and asks nobody but the page's own servers.
@@ -112,6 +114,34 @@ class Browser:
         """Has the page shown `light` or `dark`."""
         wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.post("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=wanted)
+
+    def is_shown(self, selector):
+        script = "return [...document.querySelectorAll(arguments[0])].some((e) => e.checkVisibility())"
+        return self.run(script, selector)
+
+    def await_text(self, selector, pattern):
+        """The match, once an element with that selector says it."""
+        search = re.compile(pattern).search
+        found = lambda: next(filter(None, map(search, self.texts(selector))), None)
+        return eventually(found, f"{pattern!r} in {selector}", SLACK)
+
+    def resize(self, width, height):
+        """The page itself: a window does not become as narrow as a telephone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        command = "Emulation.setDeviceMetricsOverride"
+        self.post("/goog/cdp/execute", cmd=command, params=size)
+
+    def cut(self, box="body"):
+        """What reaches over the page's right edge, and cannot be scrolled to within a box."""
+        script = """
+            const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+            const isBoxed = (e) => e !== document.body && (scrolls(e) || isBoxed(e.parentElement));
+            // What is drawn is clipped by its drawing.
+            const all = [...document.querySelectorAll(arguments[0] + " :not(svg *)")];
+            return all.filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !isBoxed(e))
+              .map((e) => e.outerHTML.slice(0, 100));
+        """
+        return self.run(script, box)
 
     def complaints(self):
         """What the console was told since the last look, but for what the network refused."""

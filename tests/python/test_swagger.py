@@ -51,7 +51,7 @@ def test_the_folder_leads_to_the_page(server):
 
 
 def test_every_link_of_the_page_is_served_from_the_node(server):
-    page = get(server, "/swagger/index.html?token=a&b=%22")
+    page = get(server, "/swagger/index.html")
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     policy = page.headers["Content-Security-Policy"]
     host, port = server.http
@@ -59,9 +59,7 @@ def test_every_link_of_the_page_is_served_from_the_node(server):
     links = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page.text)
     assert len(links) > 8
     for link in links:
-        path, query = link.split("?")
-        assert query == "token=a&amp;b=%22", link
-        path = f"/swagger/{path}".replace("/swagger/../", "/")
+        path = urljoin("/swagger/", link)
         answer = get(server, path)
         assert answer.status == 200 and len(answer.body) > 50, path
         assert answer.headers["Content-Type"].split("/")[0] in ("text", "application")
@@ -191,7 +189,98 @@ def test_a_query_from_the_page_arrives(server, page):
 def test_the_node_refuses_and_the_page_shows_why(page):
     page.visit(page.url)
     page.type("#secret", "another")
-    assert page.execute() == ("401", {"code": 0, "msg": "bad sign"})
+    status, answer = page.execute()
+    assert (status, answer["code"]) == ("401", 0)
+    page.await_text("#outcome", re.escape(f"POST /ws/push: 401, {answer['msg']}"))
+
+
+def test_what_was_not_sent_or_not_answered_says_why_in_sight(page):
+    page.visit(page.url)
+    page.resize(390, 800)
+    page.fill(f'{PUSH}tr[data-param-name="ttl_ms"] input', "abc")
+    page.press(PUSH + ".execute")
+    page.await_text("#outcome", r"POST /ws/push was not sent: .*ttl_ms.*integer")
+    page.fill(f'{PUSH}tr[data-param-name="ttl_ms"] input', "")
+    page.run("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    page.press(PUSH + ".execute")
+    page.await_text("#outcome", r"POST /ws/push: no answer \(Failed to fetch\.\)")
+    top, bottom, height = page.run("""
+        const { top, bottom } = document.querySelector("#outcome").getBoundingClientRect();
+        return [top, bottom, innerHeight];
+    """)
+    assert 0 <= top < bottom <= height
+    page.resize(1200, 1400)
+
+
+CONTRAST = """
+    const channels = (color) => {
+      const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
+      return [r, g, b, a];
+    };
+    const over = ([r, g, b, a], ground) =>
+      [r, g, b].map((one, at) => one * a + ground[at] * (1 - a));
+    const linear = (one) => (one <= 10.31 ? one / 3294.6 : ((one / 255 + 0.055) / 1.055) ** 2.4);
+    const light = ([r, g, b]) =>
+      0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const contrast = (one, other) => {
+      const [most, least] = [light(one), light(other)].sort((a, b) => b - a);
+      return (most + 0.05) / (least + 0.05);
+    };
+    const chain = (e) => (e ? [...chain(e.parentElement), e] : []);
+    const low = [];
+    let seen = 0;
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const text = texts.currentNode.data.trim();
+      const e = texts.currentNode.parentElement;
+      const isShown = e.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+      if (text === "" || !isShown || e.closest("option, script, style, noscript")) continue;
+      seen++;
+      let [ground, opacity] = [[255, 255, 255], 1];
+      for (const one of chain(e)) {
+        const style = getComputedStyle(one);
+        ground = over(channels(style.backgroundColor), ground);
+        opacity *= Number(style.opacity);
+      }
+      const style = getComputedStyle(e);
+      const [r, g, b, a] = channels(style.color);
+      const size = parseFloat(style.fontSize);
+      const isLarge = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+      const ratio = contrast(over([r, g, b, a * opacity], ground), ground);
+      if (ratio < (isLarge ? 3 : 4.5)) low.push(`${ratio.toFixed(2)}: ${text.slice(0, 40)}`);
+    }
+    return [seen, [...new Set(low)]];
+"""
+UNFOLD = """
+    const folded =
+      ".opblock:not(.is-open) .opblock-summary-control, .models:not(.is-open) .models-control";
+    const all = document.querySelectorAll(folded);
+    all.forEach((one) => one.click());
+    return all.length;
+"""
+
+
+def test_all_can_be_read_in_both_schemes_and_on_a_narrow_screen(page):
+    page.visit(page.url)
+    # The schemas stand last, folded.
+    sections = "return [...document.querySelectorAll('.opblock-tag, .models')].map((e) => e.tagName)"
+    assert page.run(sections)[-1] == "SECTION"
+    assert page.texts(".models .json-schema-2020-12__title") == []
+    eventually(lambda: page.run(UNFOLD) == 0, "all unfolded", SLACK)
+    page.run("document.querySelectorAll('.execute').forEach((one) => one.click())")
+    answered = lambda: len(page.texts(".live-responses-table")) > 3
+    eventually(answered, "answers to all that can be sent", SLACK)
+    for scheme, ground in (("light", "250, 250, 250"), ("dark", "28, 32, 34")):
+        page.prefer(scheme)
+        color = "return getComputedStyle(document.body).backgroundColor"
+        eventually(lambda: ground in page.run(color), scheme, SLACK)
+        eventually(lambda: page.run(CONTRAST)[1] == [], f"contrast, {scheme}", SLACK)
+        assert page.run(CONTRAST)[0] > 500
+    page.prefer("light")
+    page.resize(390, 800)
+    eventually(lambda: page.cut() == [], "nothing that is cut", SLACK)
+    assert page.run("return document.documentElement.scrollWidth") <= 390
+    page.resize(1200, 1400)
 
 
 def test_a_project_that_names_its_origins_must_name_the_page(server, page):
@@ -201,6 +290,7 @@ def test_a_project_that_names_its_origins_must_name_the_page(server, page):
     status, _ = page.execute()
     assert status == "Undocumented"
     assert "Failed to fetch" in page.texts(PUSH + ".live-responses-table")[0]
+    page.await_text("#outcome", "no answer .*allowed_origins leave http://localhost:")
 
 
 def test_light_and_dark(page):
@@ -230,14 +320,14 @@ def test_behind_a_token_far_from_localhost_in_prod(projects):
     # The ops ports have an address of their own; the name leads to both.
     rules = f"MAP node.example:{server.swagger[1]} 127.0.0.2, MAP node.example 127.0.0.1"
     try:
-        # An import cannot bring the token.
-        files = {"index.html": 401, "page.js": 401, "signing.js": 200, "../sign.js": 200}
+        files = {"index.html": 401, "../openapi.json": 401, "page.js": 200, "../token.js": 200}
         for file, status in files.items():
             path = urljoin("/swagger/", file)
             assert get(server, path).status == status, path
         page = Page(url, f"--host-resolver-rules={rules}")
         try:
             assert page.run("return [isSecureContext, typeof crypto.subtle]") == [False, "undefined"]
+            assert page.run("return location.search") == ""
             assert "can be read on its way" in page.texts("#signing-state")[0]
             page.type("#secret", SECRET)
             status, answer = page.execute()

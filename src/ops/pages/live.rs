@@ -2,7 +2,7 @@
 
 mod snapshot;
 
-use super::asset::Asset;
+use crate::ops::asset::Asset;
 use crate::ops::server::{Ops, Reply};
 use crate::wire::http::Head;
 use std::net::IpAddr;
@@ -13,18 +13,15 @@ const PAGE: Asset = Asset {
     bytes: include_bytes!("assets/live/index.html"),
 };
 
-const FILES: [Asset; 7] = [
-    Asset {
-        path: "/live/live.css",
-        content_type: "text/css; charset=utf-8",
-        bytes: include_bytes!("assets/live/live.css"),
-    },
+const FILES: [Asset; 8] = [
+    Asset::css("/live/live.css", include_bytes!("assets/live/live.css")),
     Asset::script("/live/live.js", include_bytes!("assets/live/live.js")),
     Asset::script("/live/panels.js", include_bytes!("assets/live/panels.js")),
     Asset::script("/live/chart.js", include_bytes!("assets/live/chart.js")),
     Asset::script("/live/figures.js", include_bytes!("assets/live/figures.js")),
     Asset::script("/live/console.js", include_bytes!("assets/live/console.js")),
     Asset::script("/live/frames.js", include_bytes!("assets/live/frames.js")),
+    Asset::script("/live/inputs.js", include_bytes!("assets/live/inputs.js")),
 ];
 
 /// `None`: not the live page's.
@@ -33,7 +30,7 @@ pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
         "/" => {
             let policy = policy(head.host, [ops.ws.ip(), ops.http.ip()]);
             let reply = PAGE.answer(head).with("Content-Security-Policy", policy);
-            // An address with a token is nobody else's business.
+            // An address may have the token until the page has taken it out.
             Some(reply.with("Referrer-Policy", "no-referrer"))
         }
         "/live.json" => {
@@ -42,6 +39,10 @@ pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
         }
         path => FILES.iter().find(|file| file.path == path).map(|file| file.answer(head)),
     }
+}
+
+pub(super) fn is_page(path: &str) -> bool {
+    path == PAGE.path
 }
 
 pub(super) fn is_public(path: &str) -> bool {

@@ -1,14 +1,13 @@
 //! Swagger UI, and the descriptions of the APIs that it and others read. All of it is in the
 //! binary: a page that signs must not load code from elsewhere.
 
-use super::super::openapi;
-use super::super::server::{Ops, Reply};
-use super::asset::{Asset, JAVASCRIPT};
+use crate::ops::asset::{Asset, CSS, JAVASCRIPT};
+use crate::ops::openapi;
+use crate::ops::server::{Ops, Reply};
 use crate::wire::http::Head;
 use std::net::SocketAddr;
 
 const HTML: &str = "text/html; charset=utf-8";
-const CSS: &str = "text/css; charset=utf-8";
 const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -54,9 +53,12 @@ const FILES: [File; 6] = [
     file!("swagger-ui-bundle.js.LICENSE.txt", TEXT),
 ];
 
-/// What the page's script imports: an import has no query, and so no token.
-const IMPORTED: Asset =
-    Asset::script("/swagger/signing.js", include_bytes!("assets/swagger/signing.js"));
+const PAGE_PATH: &str = "/swagger/index.html";
+/// What the page's script imports.
+const IMPORTED: [Asset; 2] = [
+    Asset::script("/swagger/signing.js", include_bytes!("assets/swagger/signing.js")),
+    Asset::script("/swagger/outcome.js", include_bytes!("assets/swagger/outcome.js")),
+];
 
 /// `None`: a path of others.
 pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
@@ -69,17 +71,27 @@ pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
         "/openapi.yaml" => description(YAML, openapi::yaml(&http())),
         "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(head, ops.ws), 1)),
         "/swagger" | "/swagger/" => {
-            let query = query_with_mark(head);
-            Reply::text(302, "").with("Location", format!("/swagger/index.html{query}"))
+            let query = head.query.map(|query| format!("?{query}")).unwrap_or_default();
+            Reply::text(302, "").with("Location", format!("{PAGE_PATH}{query}"))
         }
-        "/swagger/index.html" => page(head, &http()),
-        path if path == IMPORTED.path => IMPORTED.answer(head),
-        path => file(path.strip_prefix("/swagger/")?)?,
+        PAGE_PATH => page(&http()),
+        path => match IMPORTED.iter().find(|imported| imported.path == path) {
+            Some(imported) => imported.answer(head),
+            None => file(path.strip_prefix("/swagger/")?)?,
+        },
     })
 }
 
+pub(super) fn is_page(path: &str) -> bool {
+    path == PAGE_PATH
+}
+
+/// The files, and the ways to the page: what is there is the same everywhere.
 pub(super) fn is_public(path: &str) -> bool {
-    path == IMPORTED.path
+    let is_file = |name| FILES.iter().any(|file| file.name == name);
+    IMPORTED.iter().any(|imported| imported.path == path)
+        || matches!(path, "/swagger" | "/swagger/")
+        || path.strip_prefix("/swagger/").is_some_and(is_file)
 }
 
 /// Where the browser reaches a port of the node: at the name that it used for this page, unless
@@ -115,9 +127,7 @@ fn description(content_type: &'static str, text: String) -> Reply {
     Reply::new(200, content_type, text).with("Cache-Control", "no-cache")
 }
 
-/// The page. Its links carry the query on, which may hold the token that this port demands.
-fn page(head: &Head<'_>, http: &str) -> Reply {
-    let query = query_with_mark(head).replace('&', "&amp;").replace('"', "&quot;");
+fn page(http: &str) -> Reply {
     // No address of IPv6 can stand in a policy.
     let node = if http.contains('[') { "http:" } else { http };
     let policy = format!(
@@ -125,14 +135,10 @@ fn page(head: &Head<'_>, http: &str) -> Reply {
          img-src 'self' data:; connect-src 'self' {node}; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    Reply::new(200, HTML, PAGE.replace("{query}", &query))
+    Reply::new(200, HTML, PAGE)
         .with("Content-Security-Policy", policy)
         .with("Referrer-Policy", "no-referrer")
         .with("Cache-Control", "no-store")
-}
-
-fn query_with_mark(head: &Head<'_>) -> String {
-    head.query.map(|query| format!("?{query}")).unwrap_or_default()
 }
 
 fn file(name: &str) -> Option<Reply> {
@@ -189,9 +195,10 @@ mod tests {
 
     #[test]
     fn every_file_of_the_page_is_there() {
-        let ends = PAGE.match_indices("{query}").map(|(at, _)| &PAGE[..at]);
-        let links: Vec<&str> = ends.filter_map(|before| before.rsplit('"').next()).collect();
-        assert_eq!(links.len(), FILES.len() + 3, "{links:?}");
+        let after = |name| PAGE.split(name).skip(1).filter_map(|rest| rest.split('"').next());
+        let links = after(" href=\"").chain(after(" src=\""));
+        let links: Vec<&str> = links.filter(|link| !link.starts_with("data:")).collect();
+        assert_eq!(links.len(), FILES.len() + 4, "{links:?}");
         for link in links {
             assert!(link.starts_with("../") || file(link).is_some(), "{link}");
         }

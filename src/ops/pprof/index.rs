@@ -1,9 +1,9 @@
 //! `/debug/pprof/`: what there is, each with a line to paste.
 
+use super::super::access::GATE_POLICY;
 use super::super::server::Reply;
 use super::{DEFAULT_SECONDS, MAX_SECONDS};
 use crate::wire::http::Head;
-use crate::wire::params::{Params, encode};
 
 const PAGE: &str = include_str!("index.html");
 /// Where a client says no host.
@@ -11,6 +11,9 @@ const DEFAULT_HOST: &str = "127.0.0.1:6060";
 
 /// What there is: the path below `/debug/pprof/`, what it is, whether it takes `seconds`, and a
 /// line to paste, in which `URL` stands for the address.
+///
+/// Where a token is demanded the lines read it from the shell that they are pasted into: a page
+/// that shows it would give it to every screenshot.
 const PROFILES: [(&str, &str, bool, &str); 4] = [
     (
         "profile",
@@ -40,22 +43,13 @@ const PROFILES: [(&str, &str, bool, &str); 4] = [
 ];
 
 /// The page for people.
-pub fn page(head: &Head<'_>) -> Reply {
+pub fn page(head: &Head<'_>, has_token: bool) -> Reply {
     let host = head.host.filter(|host| host.is_ascii()).unwrap_or(DEFAULT_HOST);
-    let params = Params::parse(head.query.unwrap_or("").as_bytes()).unwrap_or_default();
-    let token = params.get("token").map(|token| {
-        let mut text = b"token=".to_vec();
-        encode(token, &mut text);
-        String::from_utf8_lossy(&text).into_owned()
-    });
     let mut rows = String::new();
     for (name, what, takes_seconds, line) in PROFILES {
-        let seconds = takes_seconds.then(|| "seconds=10".to_string());
-        let query: Vec<String> = seconds.into_iter().chain(token.clone()).collect();
-        let mark = if query.is_empty() { "" } else { "?" };
-        let path = format!("/debug/pprof/{name}{mark}{}", query.join("&"));
+        let path = format!("/debug/pprof/{name}{}", if takes_seconds { "?seconds=10" } else { "" });
+        let line = if has_token { with_token(line) } else { line.into() };
         let line = escaped(&line.replace("URL", &format!("http://{host}{path}")));
-        let path = escaped(&path);
         rows.push_str(&format!(
             "<dt><a href=\"{path}\">{name}</a></dt>\n<dd>{what}\n<pre>{line}</pre></dd>\n"
         ));
@@ -71,6 +65,17 @@ pub fn page(head: &Head<'_>) -> Reply {
         .replace("{default}", &DEFAULT_SECONDS.to_string())
         .replace("{max}", &MAX_SECONDS.to_string());
     Reply::new(200, "text/html; charset=utf-8", page)
+        .with("Content-Security-Policy", GATE_POLICY)
+        .with("Referrer-Policy", "no-referrer")
+}
+
+/// curl has the token in a header; `go tool pprof` takes nothing but an address.
+fn with_token(line: &str) -> String {
+    if line.starts_with("curl ") {
+        line.replace("'URL'", "-H \"Authorization: Bearer $WS_CLUSTER_OPS_TOKEN\" 'URL'")
+    } else {
+        line.replace("'URL'", "\"URL&token=$WS_CLUSTER_OPS_TOKEN\"")
+    }
 }
 
 /// The same as text, for whoever asked for something else.
@@ -93,14 +98,14 @@ mod tests {
     use crate::types::Limits;
     use crate::wire::http::parse_head;
 
-    fn page_of(request: &str) -> String {
+    fn page_of(request: &str, has_token: bool) -> String {
         let head = parse_head(request.as_bytes(), &Limits::default()).unwrap().unwrap();
-        String::from_utf8(page(&head).body).unwrap()
+        String::from_utf8(page(&head, has_token).body).unwrap()
     }
 
     #[test]
     fn it_names_all_with_lines_to_paste() {
-        let page = page_of("GET /debug/pprof/ HTTP/1.1\r\nHost: node-1:6060\r\n\r\n");
+        let page = page_of("GET /debug/pprof/ HTTP/1.1\r\nHost: node-1:6060\r\n\r\n", false);
         for (name, ..) in PROFILES {
             assert!(page.contains(&format!("http://node-1:6060/debug/pprof/{name}")), "{name}");
             assert!(list().contains(name));
@@ -113,9 +118,22 @@ mod tests {
     }
 
     #[test]
+    fn lines_and_links_do_not_show_the_token() {
+        let page = page_of("GET /debug/pprof/?token=abc HTTP/1.1\r\nHost: h\r\n\r\n", true);
+        assert!(!page.contains("abc"), "{page}");
+        for line in [
+            "go tool pprof -http=: &quot;http://h/debug/pprof/profile?seconds=10&amp;token=\
+             $WS_CLUSTER_OPS_TOKEN&quot;",
+            "curl -fo flamegraph.svg -H &quot;Authorization: Bearer $WS_CLUSTER_OPS_TOKEN&quot; \
+             'http://h/debug/pprof/flamegraph?seconds=10'",
+        ] {
+            assert!(page.contains(line), "{line} in {page}");
+        }
+    }
+
+    #[test]
     fn what_a_client_sent_is_no_markup() {
-        let page = page_of("GET /debug/pprof/?token=a%22%3Cb%26c HTTP/1.1\r\nHost: h<i\r\n\r\n");
-        assert!(page.contains("seconds=10&amp;token=a%22%3Cb%26c\""), "{page}");
-        assert!(!page.contains("<b") && !page.contains("h<i"), "{page}");
+        let page = page_of("GET /debug/pprof/ HTTP/1.1\r\nHost: h<i\r\n\r\n", false);
+        assert!(!page.contains("h<i"), "{page}");
     }
 }

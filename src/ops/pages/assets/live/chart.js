@@ -1,9 +1,9 @@
 // A chart that moves, as SVG: the style sheet colours it, so that it follows the theme at once.
 
-import { clock, linearMarks, logMarks, units } from "./figures.js";
+import { clock, linearMarks, logMarks, timeMarks, units } from "./figures.js";
 
 const HEIGHT = 168;
-const PLOT = { left: 58, right: 10, top: 8, bottom: 22 };
+const PLOT = { left: 64, right: 10, top: 8, bottom: 22 };
 /** A shape for each place of a series, so that nobody has to tell colours apart. */
 const SHAPES = [
   "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
@@ -127,9 +127,10 @@ export class Chart {
 
   /** The samples up to now, the oldest first; `ms` is how much time the chart is wide. */
   draw(history, ms) {
-    const before = this.end;
+    const before = this.ms === ms ? this.end : undefined;
     Object.assign(this, { history, ms, end: history.at(-1).time });
     this.#render();
+    // Where the time that is shown grows nothing moves aside: all of it comes closer.
     if (before !== undefined && this.width > 0 && !this.element.hidden) {
       const passed = Math.min(this.end - before, 2000);
       slide(this.lines, (passed / ms) * this.#wide(), Math.min(passed, 1000));
@@ -187,16 +188,11 @@ export class Chart {
   }
 
   #times() {
-    // Whole minutes of five, quarters of one.
-    const steps = this.ms > 60_000 ? 5 : 4;
-    return Array.from({ length: steps + 1 }, (_, index) => {
-      const ago = (this.ms * (steps - index)) / steps;
-      const anchor = index === 0 ? "start" : index === steps ? "end" : "middle";
+    return timeMarks(this.ms, this.#wide()).map(([ago, written]) => {
+      const anchor = ago === 0 ? "end" : "middle";
       const at = { x: this.#x(this.end - ago), y: HEIGHT - 6, "text-anchor": anchor };
       const text = svg("text", at);
-      const seconds = ago / 1000;
-      const written = seconds >= 60 ? `${seconds / 60} min` : `${seconds} s`;
-      text.textContent = ago === 0 ? "now" : `−${written}`;
+      text.textContent = written;
       return text;
     });
   }

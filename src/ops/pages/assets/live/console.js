@@ -3,8 +3,11 @@
 import { element } from "./chart.js";
 import { clock, units } from "./figures.js";
 import {
-  MAX_FRAMES, jsonOf, kindOf, listOf, matches, pretty, refusals, sizeOf, whyRefused,
+  MAX_FRAMES, jsonOf, kindOf, matches, pretty, refusalOf, refusals, sizeOf, whyRefused,
 } from "./frames.js";
+import {
+  InputError, address, device, json, list, pid, secret, someOf, ttl, uid,
+} from "./inputs.js";
 import { sign, signedQuery, signedTags } from "../sign.js";
 
 const MAX_CONNECTIONS = 8;
@@ -17,20 +20,9 @@ const DIRECTIONS = { in: "received", out: "sent", note: "note" };
 const byId = (id) => document.getElementById(id);
 const fields = (form) => Object.fromEntries(new FormData(byId(form)));
 const inOneMinute = () => Math.floor(Date.now() / 1000) + 60;
-const trimmed = (address) => address.trim().replace(/\/+$/, "");
-/** Those that were filled in. */
+/** Those that are there. */
 const given = (values) =>
-  Object.fromEntries(Object.entries(values).filter(([, value]) => value.trim() !== ""));
-
-/** A JSON value as it was typed. */
-function json(text, what) {
-  try {
-    JSON.parse(text);
-  } catch (error) {
-    throw new Error(`${what} is not JSON: ${error.message}`);
-  }
-  return text.trim();
-}
+  Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null && value !== ""));
 
 /** The frames that are kept, and the list that shows them. */
 class FrameList {
@@ -189,6 +181,9 @@ class Link {
     const text = typeof data === "string" ? data : new TextDecoder().decode(data);
     const { kind, isBad, message } = kindOf(text);
     this.owner.frames.add("in", this.name, this.#timed(kind, message), text, isBad);
+    if (typeof message?.msg === "string" && isBad) {
+      this.owner.warn(`${this.name}: ${kind}: ${message.msg}`);
+    }
     if (!this.isWelcome && kind === "connect") {
       this.isWelcome = true;
       this.owner.active = this;
@@ -223,6 +218,7 @@ class Link {
       this.state = why;
     }
     const isBad = code !== 1000;
+    if (!this.isWelcome) this.owner.warn(`${this.name}: ${why}`);
     this.owner.frames.add("note", this.name, "closed", `code ${code} ${why}`.trim(), isBad);
     this.owner.show();
   }
@@ -258,12 +254,13 @@ export class Console {
     const on = (id, event, action) =>
       byId(id).addEventListener(event, (occurred) => {
         occurred.preventDefault();
-        byId("problem").textContent = "";
+        this.#settle(byId(id).closest(".panel"));
         Promise.resolve(occurred.submitter?.value).then(action).catch((error) => {
-          byId("problem").textContent = error.message;
+          this.warn(error.message);
+          if (error instanceof InputError) mark(error.field, id);
         });
       });
-    on("project", "submit", () => {});
+    on("project", "submit", () => this.#project());
     on("connect", "submit", () => this.#connect());
     on("subscribe", "submit", (type) => this.#subscribe(type));
     on("request", "submit", () => this.#request());
@@ -274,16 +271,38 @@ export class Console {
     byId("connect").elements.type.addEventListener("change", () => this.show());
   }
 
+  /** Says what went wrong. */
+  warn(problem) {
+    const alert = byId("problem");
+    // With the connection that it belonged to its form is gone.
+    if (!alert.checkVisibility()) byId("forms").append(alert);
+    alert.textContent = problem;
+  }
+
+  /** What goes wrong from now on is said in this panel, below the button that was pressed. */
+  #settle(panel) {
+    panel.append(byId("problem"));
+    this.warn("");
+    for (const field of document.querySelectorAll("#forms [aria-invalid]")) {
+      field.removeAttribute("aria-invalid");
+    }
+  }
+
   async #connect() {
     const { pid, secret, ws } = this.#project();
-    const { type, uid, device, tags, events } = fields("connect");
-    const own = type === "1" ? { uid, device, tags } : { uid, events };
+    const typed = fields("connect");
+    const { type } = typed;
+    const lists = (name) => list(name, typed[name])?.join(",") ?? null;
+    const own = { uid: uid("uid", typed.uid, type === "1") };
+    if (type === "1") {
+      Object.assign(own, { device: device("device", typed.device), tags: lists("tags") });
+    } else own.events = lists("events");
     const params = { pid, type, exp: String(inOneMinute()), ...given(own) };
     this.links = this.links.filter((link) => link.isAlive);
     if (this.links.length >= MAX_CONNECTIONS) throw new Error("disconnect one first");
-    const name = `${type === "1" ? "client" : "server"} ${uid.trim()}`.trim();
+    const name = `${type === "1" ? "client" : "server"} ${own.uid ?? ""}`.trim();
     const query = signedQuery("/ws/connect", Object.entries(params), secret);
-    const url = `${trimmed(ws)}/ws/connect?${query}`;
+    const url = `${ws}/ws/connect?${query}`;
     const before = await this.ask().catch(() => null);
     const link = new Link({ kind: type, name, url, secret, before }, this);
     this.links.push(link);
@@ -293,13 +312,18 @@ export class Console {
   }
 
   #project() {
-    if (!byId("project").reportValidity()) throw new Error("the project is not filled in");
-    return fields("project");
+    const typed = fields("project");
+    return {
+      pid: pid("pid", typed.pid),
+      secret: secret("secret", typed.secret),
+      ws: address("WebSocket", typed.ws, ["ws", "wss"]),
+      http: address("HTTP", typed.http, ["http", "https"]),
+    };
   }
 
   #subscribe(type) {
     const { active } = this;
-    const message = { type, id: `s${++active.count}`, tags: listOf(fields("subscribe").tags) };
+    const message = { type, id: `s${++active.count}`, tags: someOf("tags", fields("subscribe").tags) };
     // Only some projects ask for it; the others do not look at it.
     if (type === "subscribe") {
       message.sign = signedTags(active.clientId, message.tags, active.secret);
@@ -308,11 +332,11 @@ export class Console {
   }
 
   #request() {
-    this.active.request(json(fields("request").data, "the request"));
+    this.active.request(json("request", fields("request").data));
   }
 
   #answer(link) {
-    link.answer(json(fields("of-server").data, "the answer"));
+    link.answer(json("answer", fields("of-server").data));
     this.show();
   }
 
@@ -322,18 +346,16 @@ export class Console {
       if (byId("of-server").elements.auto.checked) this.#answer(link);
       else this.show();
     } catch (error) {
-      byId("problem").textContent = error.message;
+      this.warn(error.message);
     }
   }
 
   /** The members of a push: lists, a number, a text; and `data`, byte for byte. */
   #pushed() {
-    const { data, ttl_ms: ttl, idempotency_key: key, ...selectors } = fields("push");
-    const lists = Object.entries(given(selectors)).map(([name, text]) => [name, listOf(text)]);
-    const members = Object.fromEntries(lists);
-    if (ttl.trim() !== "") members.ttl_ms = Number(ttl);
-    if (key !== "") members.idempotency_key = key;
-    return [members, { data: json(data, "data") }];
+    const { data, ttl_ms: ms, idempotency_key: key, ...selectors } = fields("push");
+    const members = Object.entries(selectors).map(([name, text]) => [name, list(name, text)]);
+    members.push(["ttl_ms", ttl("ttl_ms", ms)], ["idempotency_key", key]);
+    return [given(Object.fromEntries(members)), { data: json("data", data) }];
   }
 
   #push(over) {
@@ -358,13 +380,15 @@ export class Console {
     this.frames.add("out", "HTTP", `POST ${path}`, body);
     const began = performance.now();
     try {
-      const answer = await fetch(trimmed(http) + path, { method: "POST", headers, body });
+      const answer = await fetch(http + path, { method: "POST", headers, body });
       const text = await answer.text();
       const took = units.seconds((performance.now() - began) / 1000);
       this.frames.add("in", "HTTP", `${answer.status} in ${took}`, text, !answer.ok);
+      if (!answer.ok) this.warn(`POST ${path}: ${refusalOf(answer.status, text)}`);
     } catch {
       const why = "not reached, or this page is not among the project's allowed_origins";
       this.frames.add("note", "HTTP", "no answer", why, true);
+      this.warn(`POST ${path}: no answer: ${why}`);
     }
   }
 
@@ -419,6 +443,21 @@ export class Console {
     }
     return item;
   }
+}
+
+/**
+ * Marks the field that is wrong, and goes there: one of the form whose button was pressed, or of the
+ * project that every form needs.
+ */
+function mark(name, form) {
+  const labels = [form, "project"].flatMap((id) => [...byId(id).querySelectorAll("label")]);
+  const label = labels.find((one) => one.dataset.name === name || one.control?.name === name);
+  const field = label?.control;
+  if (!field) return;
+  field.setAttribute("aria-invalid", "true");
+  const folded = field.closest("details");
+  if (folded) folded.open = true;
+  field.focus();
 }
 
 /** The address of a port as this page reaches it: a node that listens everywhere names no host. */

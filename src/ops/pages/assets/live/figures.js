@@ -195,6 +195,33 @@ export function clock(ms) {
 
 // Axes.
 
+/** The least time that a chart is wide. */
+const LEAST_SPAN_MS = 5000;
+
+/** How much time the charts show: what there is, until it is as much as was chosen. */
+export function spanOf(history, chosenMs) {
+  const known = history.length > 0 ? history.at(-1).time - history[0].time : 0;
+  return Math.min(chosenMs, Math.max(known, LEAST_SPAN_MS));
+}
+
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300];
+/** Room for one mark such as `−30 s`, and some between two. */
+const TIME_MARK_PX = 60;
+
+/** The marks of a time axis so many pixels wide: milliseconds ago and how they are written. */
+export function timeMarks(ms, width) {
+  const seconds = ms / 1000;
+  const most = Math.max(1, Math.floor(width / TIME_MARK_PX));
+  const step = TIME_STEPS.find((one) => seconds / one <= most) ?? TIME_STEPS.at(-1);
+  const count = Math.floor(seconds / step);
+  return Array.from({ length: count + 1 }, (_, index) => {
+    const ago = index * step;
+    const isMinutes = ago % 60 === 0;
+    const text = ago === 0 ? "now" : isMinutes ? `−${ago / 60} min` : `−${ago} s`;
+    return [ago * 1000, text];
+  });
+}
+
 /**
  * The marks of an axis from 0 to at least `max`, two to five: 1, 2 or 5 times a power of ten apart,
  * for bytes a power of two. Not closer than `least`.

@@ -45,6 +45,13 @@ export function kindOf(text) {
   return { kind, isBad: message?.code === 0, message };
 }
 
+/** How the node refused, in a line: its status, and its own words if it has said any. */
+export function refusalOf(status, text) {
+  const { message } = kindOf(text);
+  const words = typeof message?.msg === "string" ? message.msg : text.trim().slice(0, 200);
+  return words === "" ? String(status) : `${status}: ${words}`;
+}
+
 /** The bytes that a text has on its way. */
 export function sizeOf(text) {
   return new TextEncoder().encode(text).length;

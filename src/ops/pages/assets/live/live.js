@@ -1,8 +1,9 @@
 // The live page: asks the node once a second, and says so where it does not answer.
 
-import { clock, duration, sample, LATENCY_SECONDS } from "./figures.js";
+import { clock, duration, sample, spanOf, LATENCY_SECONDS } from "./figures.js";
 import { Panels } from "./panels.js";
 import { Console } from "./console.js";
+import { fetchWithToken } from "../token.js";
 
 const EVERY_MS = 1000;
 /** A node that says nothing for so long is gone. */
@@ -10,8 +11,6 @@ const PATIENCE_MS = 3000;
 const KEPT_MS = 5 * 60_000 + 5000;
 const byId = (id) => document.getElementById(id);
 
-const token = new URLSearchParams(location.search).get("token");
-const headers = token === null ? {} : { Authorization: `Bearer ${token}` };
 const panels = new Panels();
 const frames = new Console(ask);
 
@@ -23,9 +22,8 @@ let goneSince = null;
 
 /** What the node says now. */
 async function ask() {
-  const signal = AbortSignal.timeout(PATIENCE_MS);
-  const answer = await fetch("live.json", { headers, cache: "no-store", signal });
-  if (answer.status === 401) throw new Error("it wants its token: open /?token=…");
+  const patience = () => ({ signal: AbortSignal.timeout(PATIENCE_MS) });
+  const answer = await fetchWithToken("live.json", patience, lock);
   if (!answer.ok) throw new Error(`it answers ${answer.status}`);
   return answer.json();
 }
@@ -75,6 +73,12 @@ function miss(error) {
   panels.draw(null, history, spanMs());
 }
 
+/** Until it has the token the page knows nothing. */
+function lock() {
+  show("locked", "asks for its token");
+  say("gone", "");
+}
+
 /** A screen reader says what changes: the same again is no change. */
 function say(id, text) {
   if (byId(id).textContent !== text) byId(id).textContent = text;
@@ -95,7 +99,7 @@ function show(state, text) {
 // The switches.
 
 function spanMs() {
-  return Number(byId("span").value) * 1000;
+  return spanOf(history, Number(byId("span").value) * 1000);
 }
 
 byId("span").addEventListener("change", () => {
@@ -142,5 +146,4 @@ function showView() {
 addEventListener("hashchange", showView);
 showView();
 setTheme(THEMES.includes(keptTheme()) ? keptTheme() : "auto");
-if (token !== null) byId("api").search = location.search;
 poll();

@@ -4,6 +4,15 @@ import { Chart, Sparkline, element } from "./chart.js";
 import { duration, LATENCY_SECONDS, units } from "./figures.js";
 
 const byId = (id) => document.getElementById(id);
+
+/** On a narrow screen a row stands as lines, each beginning with the head of its column. */
+function nameCells(table) {
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
+  for (const row of table.tBodies[0].rows) {
+    [...row.cells].forEach((cell, index) => (cell.dataset.head = heads[index]));
+  }
+}
+
 /** Always these, drawn or not. */
 const fixed = (...series) => () => series.map(([name, label, place]) => ({ name, label, place }));
 
@@ -186,6 +195,7 @@ export class Panels {
       showProjects(snapshot);
       showRequests(snapshot, values);
     }
+    document.querySelectorAll("#tables table").forEach(nameCells);
     for (const { definition, chart } of this.charts) {
       const { isShown } = definition;
       if (snapshot && isShown) chart.element.hidden = !isShown(snapshot, values);

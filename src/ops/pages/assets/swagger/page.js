@@ -1,6 +1,8 @@
 // Swagger UI with a secret beside it: what is sent to /ws/… is signed as it leaves.
 
 // An import, so that nothing of this page runs before it can sign.
+import { fetchWithToken } from "../token.js";
+import { outcome, unsent } from "./outcome.js";
 import { signRequest } from "./signing.js";
 
 const byId = (id) => document.getElementById(id);
@@ -9,9 +11,16 @@ function showState(text) {
   byId("signing-state").textContent = text;
 }
 
-/** Loading the description is a request, too; and the node's own pages take no sign. */
+/** Swagger UI unfolds an answer below all that was typed in: this stands where one looks. */
+function showOutcome({ text, isGood }) {
+  byId("outcome").textContent = text;
+  byId("outcome").dataset.state = isGood ? "good" : "bad";
+}
+
+/** The node's own pages take no sign. */
 function intercept(request) {
-  if (request.loadSpec || !new URL(request.url).pathname.startsWith("/ws/")) return request;
+  showOutcome({ text: "", isGood: true });
+  if (!new URL(request.url).pathname.startsWith("/ws/")) return request;
   const secret = byId("secret").value;
   if (secret === "") {
     showState("No secret: the request left without a sign.");
@@ -48,6 +57,34 @@ const withFormsAsTheirExample = {
   },
 };
 
+const named = (path, method) => `${method.toUpperCase()} ${path}`;
+/** Swagger UI marks what is wrong this long after it has refused to send. */
+const MARKED_MS = 100;
+
+const withOutcomes = {
+  statePlugins: {
+    spec: {
+      wrapActions: {
+        setResponse: (original) => (path, method, answer) => {
+          showOutcome(outcome(named(path, method), answer, location.origin));
+          return original(path, method, answer);
+        },
+        clearValidateParams: (original, system) => (pathMethod) => {
+          setTimeout(() => showUnsent(system, pathMethod), MARKED_MS);
+          return original(pathMethod);
+        },
+      },
+    },
+  },
+};
+
+/** It clears its marks before it sets them, and where a form is reset: then there are none. */
+function showUnsent({ specSelectors, oas3Selectors }, [path, method]) {
+  const problems = specSelectors.validationErrors([path, method]);
+  const missing = oas3Selectors.requestBodyErrors(path, method);
+  if (problems.length > 0 || missing?.size > 0) showOutcome(unsent(named(path, method), problems));
+}
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const followScheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
 dark.addEventListener("change", followScheme);
@@ -58,14 +95,25 @@ if (!window.isSecureContext) {
   showState("This page came over plain HTTP: what is pushed from here can be read on its way.");
 }
 
-SwaggerUIBundle({
+async function open() {
+  const answer = await fetchWithToken("../openapi.json");
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  SwaggerUIBundle({ ...settings, spec: await answer.json() });
+}
+
+const settings = {
   dom_id: "#swagger-ui",
-  // The query may hold the token of the ops ports.
-  url: `../openapi.json${location.search}`,
   presets: [SwaggerUIBundle.presets.apis],
-  plugins: [withoutAuthorize, withFormsAsTheirExample],
+  plugins: [withoutAuthorize, withFormsAsTheirExample, withOutcomes],
   deepLinking: true,
+  // Behind the operations, and folded: what they take and answer stands with them.
+  defaultModelsExpandDepth: 0,
   tryItOutEnabled: true,
   displayRequestDuration: true,
   requestInterceptor: intercept,
+};
+
+open().catch((error) => {
+  const text = `openapi.json: ${error.message}. Load the page again once the node answers.`;
+  showOutcome({ text, isGood: false });
 });

@@ -6,23 +6,28 @@ use crate::wire::http::Head;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 
-pub(super) const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+pub const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+pub const CSS: &str = "text/css; charset=utf-8";
 /// Bytes of the hash that make a file's tag: nobody forges one.
 const TAG_BYTES: usize = 12;
 
-pub(super) struct Asset {
-    pub(super) path: &'static str,
-    pub(super) content_type: &'static str,
-    pub(super) bytes: &'static [u8],
+pub struct Asset {
+    pub path: &'static str,
+    pub content_type: &'static str,
+    pub bytes: &'static [u8],
 }
 
 impl Asset {
-    pub(super) const fn script(path: &'static str, bytes: &'static [u8]) -> Self {
+    pub const fn script(path: &'static str, bytes: &'static [u8]) -> Self {
         Self { path, content_type: JAVASCRIPT, bytes }
     }
 
+    pub const fn css(path: &'static str, bytes: &'static [u8]) -> Self {
+        Self { path, content_type: CSS, bytes }
+    }
+
     /// The file, or 304 where the browser has it.
-    pub(super) fn answer(&self, head: &Head<'_>) -> Reply {
+    pub fn answer(&self, head: &Head<'_>) -> Reply {
         let tag = tag(self.bytes);
         let reply = match head.if_none_match {
             Some(known) if is_among(&tag, known) => Reply::new(304, "", ""),

@@ -1,0 +1,40 @@
+// What a browser gets in the place of an answer that needs the token: a navigation has no header, so
+// this page asks with one, and shows the answer.
+
+import { fetchWithToken } from "./token.js";
+
+const state = document.getElementById("gate-state");
+
+/** The name that an answer wants to be saved as. */
+function fileName(answer) {
+  const disposition = answer.headers.get("Content-Disposition") ?? "";
+  return disposition.match(/^attachment; filename="([^"]+)"/)?.[1];
+}
+
+async function show(answer) {
+  const type = answer.headers.get("Content-Type") ?? "";
+  const name = fileName(answer);
+  if (type.startsWith("text/html")) {
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    document.documentElement.replaceWith(page.documentElement);
+  } else if (name === undefined && !type.startsWith("image/")) {
+    const text = document.createElement("pre");
+    text.textContent = await answer.text();
+    document.body.replaceChildren(text);
+  } else {
+    const address = URL.createObjectURL(await answer.blob());
+    if (name === undefined) return location.replace(address);
+    const link = Object.assign(document.createElement("a"), { href: address, download: name });
+    link.click();
+    state.textContent = `Saved as ${name}.`;
+  }
+}
+
+async function open() {
+  state.textContent = "Asks the node.";
+  await show(await fetchWithToken(location.href));
+}
+
+open().catch((error) => {
+  state.textContent = `The node does not answer: ${error.message}. Load the page again.`;
+});

@@ -1,0 +1,89 @@
+// The token of the ops ports. It is taken out of the address, which histories and screens keep, or
+// asked for; this tab keeps it, and it leaves in a header alone.
+
+const KEY = "ws-cluster-ops-token";
+/** What a header may hold. */
+const SENDABLE = /^[\x20-\x7e]+$/;
+const byId = (id) => document.getElementById(id);
+
+/** Where a browser forbids storage the token lasts as long as the page. */
+let token = null;
+try {
+  token = sessionStorage.getItem(KEY);
+} catch {
+  // Then there is none.
+}
+
+function keep(given) {
+  token = given;
+  try {
+    if (given === null) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, given);
+  } catch {
+    // See above.
+  }
+}
+
+function takeFromAddress() {
+  const url = new URL(location.href);
+  const given = url.searchParams.get("token");
+  if (given === null) return;
+  if (SENDABLE.test(given)) keep(given);
+  url.searchParams.delete("token");
+  history.replaceState(history.state, "", url);
+}
+
+takeFromAddress();
+
+/** Shows the form until a token is typed in. */
+function ask(problem) {
+  const form = byId("token");
+  const field = byId("token-field");
+  byId("token-problem").textContent = problem;
+  form.hidden = false;
+  field.value = "";
+  field.focus();
+  return new Promise((resolve) => {
+    form.onsubmit = (submitted) => {
+      submitted.preventDefault();
+      const given = field.value.trim();
+      if (!SENDABLE.test(given)) {
+        byId("token-problem").textContent = "A token has printable ASCII characters alone.";
+        return;
+      }
+      keep(given);
+      field.value = "";
+      byId("token-problem").textContent = "";
+      form.hidden = true;
+      resolve();
+    };
+  });
+}
+
+let asking = null;
+
+/** Asks for the token where the node refused the one that was sent, or got none. */
+function askOnce(sent) {
+  // Another request was refused, too, or somebody has typed one in meanwhile.
+  if (asking === null && sent === token) {
+    const problem = sent === null ? "" : "The node refuses this token.";
+    keep(null);
+    asking = ask(problem).finally(() => (asking = null));
+  }
+  return asking;
+}
+
+/**
+ * Like fetch, with the token. Where the node demands one the page asks for it, and the request is
+ * made again; `onAsk` hears of that.
+ */
+export async function fetchWithToken(address, options = () => ({}), onAsk = () => {}) {
+  for (;;) {
+    const sent = token;
+    const headers = sent === null ? {} : { Authorization: `Bearer ${sent}` };
+    const answer = await fetch(address, { ...options(), headers, cache: "no-store" });
+    if (answer.status !== 401) return answer;
+    onAsk();
+    await askOnce(sent);
+  }
+}
