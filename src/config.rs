@@ -21,7 +21,7 @@ use std::str::FromStr;
 use crate::ops::otel::OtelSettings;
 use crate::ops::sentry::SentryDsn;
 use crate::state::projects::Projects;
-use crate::types::{Limits, NodeId, Routing};
+use crate::types::{Limits, NodeId, Routing, version};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 
@@ -31,7 +31,7 @@ use raw_args::RawArgs;
 use setting::Source;
 
 pub use bind::Bind;
-pub use logs::LogSettings;
+pub use logs::{LogSettings, log_format};
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
 
@@ -155,7 +155,7 @@ impl Config {
     pub fn from_args(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Exit> {
         let raw = RawArgs::parse(args)?;
         if raw.version {
-            return Err(Exit::Version(format!("ws-cluster {}\n", env!("CARGO_PKG_VERSION"))));
+            return Err(Exit::Version(format!("ws-cluster {}\n", version::FULL)));
         }
         Self::resolve(&raw, &Source { env })
     }

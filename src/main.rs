@@ -2,16 +2,18 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
-use ws_cluster::config::{Config, Exit};
+use ws_cluster::config::{Config, Exit, log_format};
 use ws_cluster::io::sys;
-use ws_cluster::node::{self, Addresses};
-use ws_cluster::ops::logs::{self, Logs};
+use ws_cluster::io::threads::StartError;
+use ws_cluster::node::{self, Addresses, Needs};
+use ws_cluster::ops::logs::{self, Logs, Said, Value};
 use ws_cluster::ops::sentry::{self, Reporter};
 
 #[global_allocator]
@@ -23,27 +25,36 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     sys::disable_huge_pages();
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let config = match Config::from_args(&args, &|name| std::env::var(name).ok()) {
+    let env = |name: &str| std::env::var(name).ok();
+    let config = match Config::from_args(&args, &env) {
         Ok(config) => config,
-        Err(exit) => return end(&exit),
+        Err(Exit::Error(why)) => {
+            logs::fail(log_format(&args, &env), None, &why);
+            return ExitCode::from(Exit::Error(why).code());
+        }
+        Err(exit) => {
+            print!("{exit}");
+            return ExitCode::from(exit.code());
+        }
     };
     // Before the first thread, the log's.
     if let Err(error) = sys::block_signals() {
-        eprintln!("ws-cluster: signals cannot be blocked: {error}");
-        return ExitCode::FAILURE;
+        return fail(&config, &format!("signals cannot be blocked: {error}"));
     }
     let settings = &config.logs;
     let (format, node, file) = (settings.format, config.node, settings.file.clone());
     let logs = match Logs::start(logs::Settings { format, node, file }) {
         Ok(logs) => logs,
-        Err(error) => return end(&settings.cannot_open(&error)),
+        Err(error) if StartError::inside(&error).is_some() => return no_thread(&config, error),
+        Err(error) => {
+            let why = settings.cannot_open(&error);
+            fail(&config, &why);
+            return ExitCode::from(Exit::Error(why).code());
+        }
     };
     let reporter = match report(&config) {
         Ok(reporter) => reporter,
-        Err(error) => {
-            eprintln!("ws-cluster: the thread for Sentry cannot be started: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return no_thread(&config, error),
     };
     let filter = EnvFilter::new(&settings.filter);
     tracing_subscriber::registry()
@@ -64,14 +75,15 @@ fn report(config: &Config) -> io::Result<Option<Reporter>> {
     Reporter::start(sentry::Settings { dsn, node, environment }).map(Some)
 }
 
-/// Ends without having begun.
-fn end(exit: &Exit) -> ExitCode {
-    if let Exit::Error(_) = exit {
-        eprintln!("{exit}");
-    } else {
-        print!("{exit}");
-    }
-    ExitCode::from(exit.code())
+/// Ends before there is a log.
+fn fail(config: &Config, why: &str) -> ExitCode {
+    logs::fail(config.logs.format, Some(config.node), why);
+    ExitCode::FAILURE
+}
+
+/// A thread beside the node's own did not start.
+fn no_thread(config: &Config, error: io::Error) -> ExitCode {
+    fail(config, &Needs::of(config).explain(error))
 }
 
 fn run(config: Config, logs: &Logs) -> ExitCode {
@@ -79,22 +91,43 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
         tracing::warn!("{warning}");
     }
     let shows_lines = config.has_dev_project() && !config.echo;
+    let (format, number) = (config.logs.format, config.node);
     let result = node::run(config, |addresses| {
-        let Addresses { ws, http, metrics, pprof, swagger } = addresses;
-        logs.print(&format!(
-            "ws-cluster listening: ws={ws} http={http} metrics={metrics} pprof={pprof} \
-             swagger={swagger}\n"
-        ));
+        let line = listening(addresses);
+        // Scripts find the ports in both: no address is at the end of a message.
+        let message = format!("{} (every port is open)", line.trim_end());
+        logs.print(&line, Said { message, fields: fields(addresses) });
         if shows_lines {
-            logs.print(&node::first_push(addresses));
+            let lines = node::first_push(addresses);
+            let message = "lines to paste: a first connect and a first push".into();
+            let fields = vec![("lines", Value::Text(lines.trim().into()))];
+            logs.print(&lines, Said { message, fields });
         }
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "the node ends");
-            eprintln!("ws-cluster: {error}");
+            // To the log's file and to Sentry, where there is one.
+            tracing::error!(name: logs::FAILURE, %error, "the node ends");
+            logs.flush(LAST_WORDS);
+            logs::fail(format, Some(number), &error.to_string());
             ExitCode::FAILURE
         }
     }
+}
+
+fn listening(addresses: &Addresses) -> String {
+    let Addresses { ws, http, metrics, pprof, swagger } = addresses;
+    format!(
+        "ws-cluster listening: ws={ws} http={http} metrics={metrics} pprof={pprof} \
+         swagger={swagger}\n"
+    )
+}
+
+fn fields(addresses: &Addresses) -> Vec<(&'static str, Value)> {
+    let Addresses { ws, http, metrics, pprof, swagger } = addresses;
+    let field = |(name, address): (_, &dyn Display)| (name, Value::Text(address.to_string()));
+    let all: [(_, &dyn Display); 5] =
+        [("ws", ws), ("http", http), ("metrics", metrics), ("pprof", pprof), ("swagger", swagger)];
+    all.map(field).into()
 }

@@ -2,10 +2,11 @@
 
 mod error;
 mod first_push;
+mod life;
 mod machine;
 mod ports;
 
-pub use error::NodeError;
+pub use error::{Needs, NodeError};
 pub use first_push::first_push;
 pub use ports::Addresses;
 
@@ -17,12 +18,12 @@ use crate::io::engine::Engine;
 use crate::io::mailbox::Mailbox;
 use crate::io::near::Near;
 use crate::io::port::{self, Far, WorkerPort};
+use crate::io::pulse::Pulse;
 use crate::io::queue::{self, Driver, Host};
-use crate::io::ring::Ring;
+use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
-use crate::io::sys::{self, Signal};
-use crate::ops::logs;
+use crate::io::{sys, threads};
 use crate::ops::otel;
 use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
@@ -30,29 +31,27 @@ use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::Routing;
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
-use error::system;
+use error::{EXECUTOR_ENTRIES, system};
+use life::Life;
 use ports::Wanted;
 use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
-use std::thread;
 use std::time::Duration;
 
-/// Entries of the executor's own ring: accepts, HTTP reads and writes, eventfds, timers.
-const EXECUTOR_ENTRIES: u32 = 1024;
-
-/// How long an end by a second signal waits for the log.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How often main looks whether all threads still take turns.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What a thread tells main.
 enum News {
-    Listening,
-    /// A worker is, and would need this limit of open files for its part of `--max_connections`.
-    Serving {
+    /// It has all that it needs, and begins its work. A worker would need this limit of open files
+    /// for its part of `--max_connections`.
+    Ready {
+        pulse: Pulse,
         needed_files: usize,
     },
     Ended(Result<(), NodeError>),
@@ -67,16 +66,18 @@ enum News {
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
     let open_files = sys::raise_open_files();
     let open_files = open_files.map_err(system("raising the limit of open files"))?;
+    let needs = Needs::of(&config);
+    // What all threads would say is said once, before the first of them.
+    Ring::probe().map_err(|error| needs.no_ring(error))?;
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config, open_files as usize));
-    let workers = shared.settings.workers;
     let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
-    // Main and ops besides.
-    let threads = workers + usize::from(broker.is_some()) + 2;
-    let birth =
-        Arc::new(Birth { barrier: Barrier::new(threads), ports, addresses: OnceLock::new() });
+    // Main besides.
+    let threads = needs.workers + needs.executors + 1;
+    let (barrier, addresses) = (Barrier::new(threads), OnceLock::new());
+    let birth = Arc::new(Birth { barrier, needs, ports, addresses });
     let mut sources = Vec::new();
     for (index, end) in ends.into_iter().enumerate() {
         let spans =
@@ -100,23 +101,20 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let _ = birth.addresses.set(addresses);
     birth.barrier.wait();
     let (addresses, held) = reserved?;
-    let mut needed_files = 0;
-    for _ in 0..=workers {
-        match news.recv() {
-            Ok(News::Listening) => {}
-            Ok(News::Serving { needed_files: needed }) => needed_files = needed.max(needed_files),
-            Ok(News::Ended(result)) => return result,
-            Err(_) => return Err(NodeError::Thread("none is left".into())),
-        }
-    }
+    let (pulses, needed_files) = await_all(&news, needs.workers + needs.executors)?;
     drop(held);
     warn_of_open_files(&shared, needed_files);
     if let Some(otel) = otel {
         let shared = Arc::clone(&shared);
-        spawn("otel", move || otel::run(otel, shared, sources))?;
+        let run = move || otel::run(otel, shared, sources);
+        threads::spawn("otel", run).map_err(|error| needs.no_thread(error))?;
     }
     started(&addresses);
-    live(&shared, &news, workers)
+    let life = Life::begin(shared, &addresses);
+    life.watch_signals().map_err(|error| needs.no_thread(error))?;
+    let result = live(&news, pulses, &needs);
+    life.handle_result(&result);
+    result
 }
 
 fn warn_of_open_files(shared: &Shared, needed_files: usize) {
@@ -132,50 +130,50 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
     }
 }
 
-/// Waits for the end: a signal, then the workers' drain.
-fn live(shared: &Arc<Shared>, news: &Receiver<News>, workers: usize) -> Result<(), NodeError> {
-    watch_signals(shared)?;
-    let mut ended = 0;
-    while ended < workers {
+/// Waits until all threads have what they need.
+fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize), NodeError> {
+    let mut needed_files = 0;
+    let mut pulses = Vec::with_capacity(threads);
+    while pulses.len() < threads {
         match news.recv() {
-            Ok(News::Listening | News::Serving { .. }) => {}
+            Ok(News::Ready { pulse, needed_files: needed }) => {
+                pulses.push(pulse);
+                needed_files = needed.max(needed_files);
+            }
+            Ok(News::Ended(result)) => result?,
+            Err(_) => return Err(NodeError::Ended("none is left".into())),
+        }
+    }
+    Ok((pulses, needed_files))
+}
+
+/// Waits for the end: a signal, then the workers' drain; or a thread that cannot go on.
+fn live(news: &Receiver<News>, mut pulses: Vec<Pulse>, needs: &Needs) -> Result<(), NodeError> {
+    let mut ended = 0;
+    while ended < needs.workers {
+        match news.recv_timeout(LOOK_EVERY) {
+            Ok(News::Ready { .. }) => {}
             Ok(News::Ended(Ok(()))) => ended += 1,
             Ok(News::Ended(Err(error))) => return Err(error),
-            Err(_) => return Err(NodeError::Thread("none is left".into())),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(NodeError::Ended("none is left".into()));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(stuck) = pulses.iter_mut().find_map(Pulse::stuck_thread) {
+                    // What the thread cannot say may be seen from here.
+                    Ring::probe().map_err(|error| needs.no_ring(error))?;
+                    return Err(NodeError::Stuck { thread: stuck });
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// The first signal to end begins the drain, the second ends the process.
-fn watch_signals(shared: &Arc<Shared>) -> Result<(), NodeError> {
-    let shared = Arc::clone(shared);
-    let watch = move || {
-        while let Ok(signal) = sys::wait_for_signal() {
-            match signal {
-                Signal::Reopen => logs::reopen(),
-                // It was closed, or its connection is lost.
-                Signal::HangUp if !logs::is_on_terminal() => logs::reopen(),
-                Signal::End | Signal::HangUp if shared.is_draining() => {
-                    logs::flush(LAST_WORDS);
-                    std::process::exit(143);
-                }
-                Signal::End | Signal::HangUp => {
-                    tracing::info!(
-                        drain_ms = shared.settings.drain_ms,
-                        "draining: a second signal ends at once"
-                    );
-                    shared.drain();
-                }
-            }
-        }
-    };
-    spawn("signals", watch)
-}
-
 /// What the threads wait for before they open anything.
 struct Birth {
     barrier: Barrier,
+    needs: Needs,
     ports: Wanted,
     /// `None`: the ports cannot be had.
     addresses: OnceLock<Option<Addresses>>,
@@ -185,10 +183,10 @@ impl Birth {
     /// To be called in the thread that is born: gives it its own table, and waits until main has
     /// the ports.
     fn take_table(&self) -> Result<Option<Addresses>, NodeError> {
-        let unshared = sys::unshare_files();
+        let unshared = threads::unshare_files();
         self.barrier.wait();
         self.barrier.wait();
-        unshared.map_err(system("unshare(CLONE_FILES)"))?;
+        unshared.map_err(|error| self.needs.no_thread(error))?;
         Ok(self.addresses.get().copied().flatten())
     }
 }
@@ -197,12 +195,7 @@ impl Birth {
 /// is started anew. What the thread had is dropped, and nobody looks at what it shared.
 fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<(), NodeError> {
     panic::catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(NodeError::Thread(format!("{name} panicked"))))
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), NodeError> {
-    let builder = thread::Builder::new().name(name.into());
-    builder.spawn(body).map(drop).map_err(system("starting a thread"))
+        .unwrap_or_else(|_| Err(NodeError::Ended(format!("{name} panicked"))))
 }
 
 /// A worker's end of what carries messages to the others.
@@ -235,58 +228,69 @@ fn spawn_worker(
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
-    let name = format!("worker-{index}");
-    spawn(&name.clone(), move || {
+    let (name, needs) = (format!("worker-{index}"), birth.needs);
+    let body = move || {
+        let name = format!("worker-{index}");
         let result = caught(&name, || match birth.take_table()? {
             Some(addresses) => {
                 let listeners = birth.ports.listen_for_worker(&addresses)?;
-                work(index, end, recorder, &shared, listeners, &news)
+                let life = WorkerLife { index, end, recorder, needs };
+                life.run(&shared, listeners, &news)
             }
             None => Ok(()),
         });
         // Main is gone only when the process ends.
         let _ = news.send(News::Ended(result));
-    })
+    };
+    threads::spawn(&name, body).map_err(|error| needs.no_thread(error))
 }
 
 /// A worker's life.
-fn work(
+struct WorkerLife {
     index: usize,
     end: End,
     recorder: Option<Recorder>,
-    shared: &Arc<Shared>,
-    [ws, http]: [TcpListener; 2],
-    news: &Sender<News>,
-) -> Result<(), NodeError> {
-    if shared.settings.pin {
-        sys::pin_to_core(index).map_err(system("pinning a worker to its core"))?;
-    }
-    let mut runtime = executor()?;
-    let ring = Ring::new().map_err(NodeError::Ring)?;
-    let worker = Worker::new(worker_config(index, shared), sys::now_ms());
-    let http_counters = Arc::clone(&shared.http_counters[index]);
-    // All that the worker needs for itself is open.
-    let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
-    http_counters.max_connections.set(descriptors.max_connections() as u64);
-    let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-    let engine = Engine::new(worker, shared_too, http_counters, ring, ws, table);
-    let queue = queue_of(end, shared);
-    let core =
-        Core::new(Arc::clone(shared), index, engine, queue, recorder, Rc::clone(&descriptors));
-    let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
-    let needed_files = descriptors.open_files_for(connections);
-    let _ = news.send(News::Serving { needed_files });
-    let serve = async {
-        if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
-            && let Some(redis) = &shared.settings.redis
-        {
-            let host = Near::new(Rc::clone(&core));
-            let driver = here.get_or_init(|| driver(shared, redis, host));
-            monoio::spawn(Rc::clone(driver).run());
+    needs: Needs,
+}
+
+impl WorkerLife {
+    fn run(
+        self,
+        shared: &Arc<Shared>,
+        [ws, http]: [TcpListener; 2],
+        news: &Sender<News>,
+    ) -> Result<(), NodeError> {
+        let Self { index, end, recorder, needs } = self;
+        if shared.settings.pin {
+            sys::pin_to_core(index).map_err(NodeError::no_pin)?;
         }
-        drive::run(core, http).await
-    };
-    runtime.block_on(serve).map_err(system("serving"))
+        let mut runtime = executor(&needs)?;
+        let ring = Ring::new().map_err(|error| needs.no_ring(RingError::Setup(error)))?;
+        let worker = Worker::new(worker_config(index, shared), sys::now_ms());
+        let http_counters = Arc::clone(&shared.http_counters[index]);
+        // All that the worker needs for itself is open.
+        let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
+        http_counters.max_connections.set(descriptors.max_connections() as u64);
+        let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
+        let engine = Engine::new(worker, shared_too, http_counters, ring, ws, table);
+        let queue = queue_of(end, shared);
+        let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
+        let core = Core::new(shared_too, index, engine, queue, recorder, table);
+        let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
+        let needed_files = descriptors.open_files_for(connections);
+        let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
+        let serve = async {
+            if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
+                && let Some(redis) = &shared.settings.redis
+            {
+                let host = Near::new(Rc::clone(&core));
+                let driver = here.get_or_init(|| driver(shared, redis, host));
+                monoio::spawn(Rc::clone(driver).run());
+            }
+            drive::run(core, http).await
+        };
+        runtime.block_on(serve).map_err(|error| needs.not_driven(error))
+    }
 }
 
 fn queue_of(end: End, shared: &Shared) -> Queue {
@@ -327,24 +331,27 @@ fn spawn_broker(
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
-    spawn("broker", move || {
+    let needs = birth.needs;
+    let body = move || {
         let result = caught("broker", || {
             let (Some(_), Some(redis)) = (birth.take_table()?, &shared.settings.redis) else {
                 return Ok(());
             };
-            let mut runtime = executor()?;
+            let mut runtime = executor(&needs)?;
             let driver = driver(&shared, redis, far);
+            let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
             runtime.block_on(queue::run_far(driver)).map_err(system("hearing the workers"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));
         }
-    })
+    };
+    threads::spawn("broker", body).map_err(|error| needs.no_thread(error))
 }
 
 type Executor = monoio::Runtime<monoio::time::TimeDriver<monoio::IoUringDriver>>;
 
-fn executor() -> Result<Executor, NodeError> {
+fn executor(needs: &Needs) -> Result<Executor, NodeError> {
     let mut ring = monoio_ring::IoUring::builder();
     ring.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
     monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
@@ -352,7 +359,7 @@ fn executor() -> Result<Executor, NodeError> {
         .uring_builder(ring)
         .enable_timer()
         .build()
-        .map_err(NodeError::Ring)
+        .map_err(|error| needs.no_ring(RingError::Setup(error)))
 }
 
 fn spawn_ops(
@@ -361,13 +368,14 @@ fn spawn_ops(
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
-    spawn("ops", move || {
+    let needs = birth.needs;
+    let body = move || {
         let result = caught("ops", || {
             let Some(addresses) = birth.take_table()? else { return Ok(()) };
             let listeners = birth.ports.listen_for_ops(&addresses)?;
             let sites = [Site::Metrics, Site::Pprof, Site::Pages];
-            let mut runtime = executor()?;
-            let _ = news.send(News::Listening);
+            let mut runtime = executor(&needs)?;
+            let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
             let ops = Ops::new(shared, addresses.ws, addresses.http);
             runtime
                 .block_on(server::serve(ops, sites.into_iter().zip(listeners)))
@@ -376,7 +384,8 @@ fn spawn_ops(
         if result.is_err() {
             let _ = news.send(News::Ended(result));
         }
-    })
+    };
+    threads::spawn("ops", body).map_err(|error| needs.no_thread(error))
 }
 
 fn shared_of(config: Config, open_files: usize) -> Shared {

@@ -14,7 +14,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use ws_cluster::ops::logs;
 use ws_cluster::ops::sentry::{self, Reporter, Settings};
-use ws_cluster::types::NodeId;
+use ws_cluster::types::{NodeId, version};
 
 const SIGN: &str = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
 
@@ -83,7 +83,7 @@ fn a_panic_and_no_more_errors_than_a_few() {
     worker.spawn(panics).unwrap().join().unwrap_err();
     let event = next();
     assert_eq!((&event["level"], &event["environment"]), (&"fatal".into(), &"test".into()));
-    assert_eq!(event["release"], concat!("ws-cluster@", env!("CARGO_PKG_VERSION")));
+    assert_eq!(event["release"], format!("ws-cluster@{}", version::FULL));
     let tags = serde_json::json!({ "node": "7", "thread": "worker-3", "worker": "3" });
     assert_eq!(event["tags"], tags);
     let exception = &event["exception"]["values"][0];

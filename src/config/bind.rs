@@ -56,8 +56,8 @@ pub(super) fn warn_of_dev_secret(
     let open = binds.into_iter().find(|bind| !bind.ip.is_loopback());
     if let (Some(project), Some(bind), false) = (project, open, env == Env::Prod) {
         warnings.push(format!(
-            "{} lets other machines in, and project '{}' has the published dev-secret: anyone who \
-             reaches the port can sign; give a projects file with a secret of your own \
+            "{} lets other machines in, and project '{}' has the published dev-secret, so anyone \
+             who reaches the port can sign: give a projects file with a secret of your own \
              (--projects), or leave {} out to listen on 127.0.0.1",
             bind.written(),
             project.pid,

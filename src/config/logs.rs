@@ -71,16 +71,28 @@ impl LogSettings {
     }
 
     /// What to say when the output cannot be opened.
-    pub fn cannot_open(&self, error: &io::Error) -> Exit {
+    pub fn cannot_open(&self, error: &io::Error) -> String {
         let Some(file) = &self.file else {
-            return Exit::Error(format!("the log cannot be written: {error}"));
+            return format!("the log cannot be written to standard output: {error}");
         };
         let (name, path) = (&self.path_name, file.path.display());
-        Exit::Error(format!(
+        format!(
             "{name} '{path}' cannot be opened ({error}): give a file of this node alone, in a \
              directory that it may write to, or leave {name} out for standard output"
-        ))
+        )
     }
+}
+
+/// The format of the log as far as it can be seen in arguments that are wrong.
+pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Format {
+    let names = ["--log_format", "--log-format"];
+    let mut given = args.iter().enumerate().filter_map(|(index, arg)| match arg.split_once('=') {
+        Some((name, value)) => names.contains(&name).then(|| value.to_owned()),
+        None if names.contains(&&**arg) => args.get(index + 1).cloned(),
+        None => None,
+    });
+    let text = given.next().or_else(|| env("WS_CLUSTER_LOG_FORMAT"));
+    text.and_then(|text| text.parse().ok()).unwrap_or(Format::Text)
 }
 
 struct LogFilter(String);

@@ -150,7 +150,7 @@ fn help_and_version_end_with_0() {
     }
     let exit = config("--version").unwrap_err();
     assert_eq!(exit.code(), 0);
-    assert_eq!(exit.to_string(), format!("ws-cluster {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(exit.to_string(), format!("ws-cluster {}\n", version::FULL));
 }
 
 #[test]

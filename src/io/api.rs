@@ -7,7 +7,7 @@ use super::wake::sleep;
 use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
-use crate::types::{Limits, MessageId};
+use crate::types::{Limits, MessageId, version};
 use crate::wire::http::{Body, Head, HttpError};
 use crate::wire::json::{self, Members, write_string};
 use crate::wire::params::Params;
@@ -278,11 +278,10 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         match self.head.path {
             "/version" => {
                 let node = self.core.shared.settings.node;
-                let version = env!("CARGO_PKG_VERSION");
-                let name = r#""name":"ws-cluster""#;
-                let body = format!(
-                    r#"{{"code":1,"msg":"success",{name},"version":"{version}","node":{node}}}"#
-                );
+                let (version, commit) = (version::VERSION, version::COMMIT);
+                let program =
+                    format!(r#""name":"ws-cluster","version":"{version}","commit":"{commit}""#);
+                let body = format!(r#"{{"code":1,"msg":"success",{program},"node":{node}}}"#);
                 self.reply.respond(200, None, &[], body.as_bytes());
             }
             _ => self.reply.respond(200, None, &[], b"{\"code\":1,\"msg\":\"success\"}"),

@@ -6,6 +6,7 @@ use super::mailbox::Bell;
 use super::server_pushes;
 use super::sys::{self, Side};
 use super::wake::{EventFd, duplicate, yield_now};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
@@ -17,12 +18,35 @@ use std::time::Duration;
 /// Words taken from the mailbox before other tasks run.
 const WORDS_PER_TURN: usize = 256;
 
+/// Why a worker could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The kernel takes nothing of the ring any more.
+    #[error("{0}")]
+    Ring(io::Error),
+}
+
 /// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
 /// its own file-descriptor table.
-pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
+pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), DriveError> {
     let http_fd = http_listener.as_raw_fd();
-    monoio::spawn(drive(Rc::clone(&core)));
-    monoio::spawn(receive(Rc::clone(&core)));
+    let failure = Rc::new(RefCell::new(None));
+    let (driven, failed) = (Rc::clone(&core), Rc::clone(&failure));
+    let ring = duplicate(core.engine.borrow_mut().ring().eventfd()).and_then(EventFd::new)?;
+    let bell = match core.with_bell(|bell| duplicate(bell.eventfd())) {
+        Some(eventfd) => Some(EventFd::new(eventfd?)?),
+        None => None,
+    };
+    monoio::spawn(async move {
+        let error = drive(&driven, ring).await;
+        *failed.borrow_mut() = Some(error);
+        driven.ended.raise();
+    });
+    if let Some(bell) = bell {
+        monoio::spawn(receive(Rc::clone(&core), bell));
+    }
     monoio::spawn(server_pushes::serve(Rc::clone(&core)));
     monoio::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
     let ticking = Rc::clone(&core);
@@ -37,16 +61,12 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> io::Result<()> {
     // meanwhile would be accepted by nobody.
     sys::shutdown(http_fd, Side::Both);
     core.engine.borrow().stop_listening();
-    Ok(())
+    failure.take().map_or(Ok(()), |error| Err(DriveError::Ring(error)))
 }
 
-/// Handles what the ring brings and sends what is owed, for as long as the worker lives.
-async fn drive(core: Rc<Core>) {
-    let eventfd = duplicate(core.engine.borrow_mut().ring().eventfd());
-    let Ok(mut eventfd) = eventfd.and_then(EventFd::new) else {
-        tracing::error!("no eventfd for the ring: this worker serves nothing");
-        return;
-    };
+/// Handles what the ring brings and sends what is owed, for as long as the worker lives. Returns
+/// why the ring brings nothing any more.
+async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
     core.engine.borrow_mut().ring().submit();
     loop {
         poll_fn(|context| match (core.work.poll(context), eventfd.poll(context)) {
@@ -64,6 +84,9 @@ async fn drive(core: Rc<Core>) {
             }
             core.forward_asks();
             core.flush().await;
+            if let Some(error) = core.engine.borrow_mut().ring().failure() {
+                return io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
+            }
             if !has_events && core.engine.borrow_mut().may_sleep() {
                 break;
             }
@@ -73,12 +96,7 @@ async fn drive(core: Rc<Core>) {
 }
 
 /// Takes what other workers, or the broker's thread, have for this one.
-async fn receive(core: Rc<Core>) {
-    let Some(eventfd) = core.with_bell(|bell| duplicate(bell.eventfd())) else { return };
-    let Ok(mut eventfd) = eventfd.and_then(EventFd::new) else {
-        tracing::error!("no eventfd for the mailbox: this worker hears nothing");
-        return;
-    };
+async fn receive(core: Rc<Core>, mut eventfd: EventFd) {
     loop {
         for _ in 0..WORDS_PER_TURN {
             if !core.receive_one() {

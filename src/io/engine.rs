@@ -580,7 +580,8 @@ impl Engine {
             let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
             let token = Token::new(Kind::Send, index as u32, 0);
             // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`, and
-            // every send of this chunk is reaped below before this function returns.
+            // every send of this chunk is reaped below before this function returns, unless the
+            // ring has failed.
             unsafe { self.ring.send(fd, bytes, length, token) };
             under_way += 1;
         }
@@ -599,7 +600,7 @@ impl Engine {
                 let length = self.sealed.outgoing(index).map_or(0, |outgoing| outgoing.bytes.len());
                 self.handle_sent(index, length, completion.result);
             }
-            if under_way == 0 {
+            if under_way == 0 || self.ring.failure().is_some() {
                 return;
             }
             self.ring.submit_and_wait();

@@ -2,6 +2,7 @@
 
 use super::queue::{Driver, Host};
 use super::sys::{self, Side};
+use super::threads;
 use super::wake::{sleep, timeout, yield_now};
 use crate::state::broker::{LinkError, LinkName};
 use crate::wire::redis_url::{Endpoint, RedisUrl};
@@ -14,7 +15,6 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -79,7 +79,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
     let (sender, receiver) = mpsc::channel();
     let host = host.to_owned();
-    thread::Builder::new().name("resolve".into()).spawn(move || {
+    threads::spawn("resolve", move || {
         let found = (&*host, port).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
         // Nobody listens any more where it took too long.
         let _ = sender.send(found);

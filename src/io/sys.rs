@@ -1,6 +1,7 @@
 //! System calls that neither std nor monoio offers, each wrapped once.
 
 use socket2::SockRef;
+use std::fmt;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::SocketAddr;
@@ -67,6 +68,27 @@ pub fn process_cpu_ns() -> u64 {
     // SAFETY: it points to a live, writable timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The clock of a thread's processor time.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadClock(libc::clockid_t);
+
+/// That of the calling thread; any thread may read it.
+pub fn thread_clock() -> ThreadClock {
+    let mut clock = libc::CLOCK_THREAD_CPUTIME_ID;
+    // SAFETY: the calling thread lives, and the clock is writable. It does not fail for a thread
+    // that lives.
+    unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) };
+    ThreadClock(clock)
+}
+
+/// Processor time of a thread; `None`: it has ended.
+pub fn thread_cpu_ns(ThreadClock(clock): ThreadClock) -> Option<u64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it points to a live, writable timespec.
+    check(unsafe { libc::clock_gettime(clock, &mut time) }).ok()?;
+    Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// Like [`recv`], into the room that `buffer` has behind what it holds.
@@ -209,18 +231,31 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
 /// What the process is told from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM or SIGINT.
-    End,
+    Terminate,
+    Interrupt,
     /// SIGUSR1: files are to be opened anew.
     Reopen,
     /// SIGHUP: the same, or the terminal is gone.
     HangUp,
 }
 
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::Reopen => "SIGUSR1",
+            Self::HangUp => "SIGHUP",
+        })
+    }
+}
+
 /// Keeps signals from ending the process; [`wait_for_signal`] takes them. SIGXFSZ is blocked for
-/// good: a file that may not grow is an error of its write. To be called before any other thread
-/// exists, so that all inherit it.
+/// good: a file that may not grow is an error of its write. SIGUSR2 is ignored. To be called before
+/// any other thread exists, so that all inherit it.
 pub fn block_signals() -> io::Result<()> {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
     let mut set = awaited_signals();
     // SAFETY: the set is initialised.
     unsafe { libc::sigaddset(&mut set, libc::SIGXFSZ) };
@@ -239,22 +274,36 @@ pub fn wait_for_signal() -> io::Result<Signal> {
     match unsafe { libc::sigwait(&set, &mut signal) } {
         0 if signal == libc::SIGUSR1 => Ok(Signal::Reopen),
         0 if signal == libc::SIGHUP => Ok(Signal::HangUp),
-        0 => Ok(Signal::End),
+        0 if signal == libc::SIGINT => Ok(Signal::Interrupt),
+        0 => Ok(Signal::Terminate),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
+/// SIGINT is not among them where whoever started the process has it ignored: a shell does that to
+/// what runs in the background, so that Ctrl-C does not reach it. A blocked signal would be taken
+/// all the same.
 fn awaited_signals() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set before anything reads it.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
         libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
         libc::sigaddset(set.as_mut_ptr(), libc::SIGHUP);
+        if !is_ignored(libc::SIGINT) {
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        }
         set.assume_init()
     }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all-zero is a valid sigaction.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: nothing is installed; the old action is writable.
+    unsafe { libc::sigaction(signal, std::ptr::null(), &mut action) };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 /// The calling thread runs when those that have more to do leave it a core.

@@ -1,6 +1,6 @@
 //! Ways to wait on one thread: for another task of it, and for another thread.
 
-use super::sys;
+use super::{pulse, sys};
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -132,8 +132,9 @@ pub async fn timeout<T>(duration: Duration, work: impl Future<Output = T>) -> Op
 }
 
 /// Wakes those of this thread that have slept for long enough. To be called every few tens of
-/// milliseconds, also by loops that yield and do not wait.
+/// milliseconds, also by loops that yield and do not wait. It is the thread's pulse, too.
 pub fn wake_sleepers() {
+    pulse::beat();
     let now = Instant::now();
     let due = SLEEPERS.with_borrow_mut(|sleepers| {
         sleepers.extract_if(.., |(until, _)| *until <= now).collect::<Vec<_>>()

@@ -1,30 +1,227 @@
 //! Why a node could not start or go on: the cause, the value, and what to do about it.
 
 use super::machine::Machine;
-use crate::config::Bind;
+use crate::config::{Bind, Config, Queue};
 use crate::io::descriptors::TooFewFiles;
+use crate::io::drive::DriveError;
+use crate::io::ring::{self, Ring, RingError};
+use crate::io::threads::StartError;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+
+/// Entries of the executor's own ring: accepts, HTTP reads and writes, eventfds, timers.
+pub(super) const EXECUTOR_ENTRIES: u32 = 1024;
+/// What that ring costs the kernel: it has twice as many completions.
+const EXECUTOR_BYTES: u64 = ring::memory_bytes(EXECUTOR_ENTRIES, 2 * EXECUTOR_ENTRIES);
+const SYSTEM_CALLS: &str = "io_uring_setup, io_uring_enter, io_uring_register and unshare";
 
 /// Why a node could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("{flag} {address} cannot be listened on ({error}): {fix}")]
     Port { flag: &'static str, address: SocketAddr, error: io::Error, fix: String },
-    #[error(
-        "io_uring is not available ({0}): ws-cluster needs Linux 6.1 or later with io_uring allowed"
-    )]
-    Ring(io::Error),
+    #[error("{what} ({error}): {fix}")]
+    Refused { what: &'static str, error: io::Error, fix: String },
+    #[error("{error}: {fix}")]
+    Thread { error: StartError, fix: String },
     #[error("{what} failed: {error}")]
     System { what: &'static str, error: io::Error },
     #[error(transparent)]
     Files(#[from] TooFewFiles),
     #[error("a thread ended early: {0}")]
-    Thread(String),
+    Ended(String),
+    #[error(
+        "{thread} spends processor time and serves nobody: its io_uring does not wait any more, or \
+         it is in a loop without an end; please report it, with `perf record -g` of the thread"
+    )]
+    Stuck { thread: String },
+}
+
+impl NodeError {
+    pub(super) fn no_pin(error: io::Error) -> Self {
+        let fix = "give --pin false, or allow sched_getaffinity and sched_setaffinity".into();
+        Self::Refused { what: "a worker cannot be pinned to a core", error, fix }
+    }
 }
 
 pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
     move |error| NodeError::System { what, error }
+}
+
+/// What the threads of a node need of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    pub(super) workers: usize,
+    /// Threads beside the workers that have an executor: that of the ops ports, the broker.
+    pub(super) executors: usize,
+    pub(super) threads: usize,
+}
+
+impl Needs {
+    pub fn of(config: &Config) -> Self {
+        let has_broker = config.queue == Queue::Redis && config.broker_thread;
+        let optional =
+            [config.otel.is_some(), config.sentry_dsn.is_some(), config.logs.file.is_some()];
+        let others = optional.into_iter().filter(|&is_there| is_there).count();
+        Self::new(config.workers, has_broker, others)
+    }
+
+    fn new(workers: usize, has_broker: bool, extra_threads: usize) -> Self {
+        let executors = 1 + usize::from(has_broker);
+        // Main, the log and signals besides.
+        Self { workers, executors, threads: workers + executors + 3 + extra_threads }
+    }
+
+    /// Bytes of memory that the kernel locks for rings.
+    fn locked_bytes(&self) -> u64 {
+        let per_worker = Ring::MEMORY_BYTES + EXECUTOR_BYTES;
+        Ring::PROBE_BYTES
+            + self.workers as u64 * per_worker
+            + self.executors as u64 * EXECUTOR_BYTES
+    }
+
+    /// There is no ring, or none that works.
+    pub(super) fn no_ring(&self, error: RingError) -> NodeError {
+        let machine = Machine::look();
+        let (what, error) = match error {
+            RingError::Setup(error) => ("io_uring cannot be set up", error),
+            RingError::Enter(error) => ("io_uring_enter is refused", error),
+        };
+        NodeError::Refused { what, fix: self.ring_fix(&error, &machine), error }
+    }
+
+    /// A ring that worked does not any more.
+    pub(super) fn lost_ring(&self, error: io::Error) -> NodeError {
+        let fix = self.ring_fix(&error, &Machine::look());
+        NodeError::Refused { what: "io_uring_enter failed in a running worker", error, fix }
+    }
+
+    pub(super) fn not_driven(&self, error: DriveError) -> NodeError {
+        match error {
+            DriveError::Ring(error) => self.lost_ring(error),
+            DriveError::Io(error) => NodeError::System { what: "serving", error },
+        }
+    }
+
+    fn ring_fix(&self, error: &io::Error, machine: &Machine) -> String {
+        let kernel = &machine.kernel;
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.io_uring_disabled == 2 => {
+                "the sysctl kernel.io_uring_disabled is 2, which forbids io_uring to all: set it \
+                 to 0 (sysctl -w kernel.io_uring_disabled=0, and a file in /etc/sysctl.d)"
+                    .into()
+            }
+            Some(libc::EPERM) if machine.io_uring_disabled == 1 && !machine.has_sys_admin => {
+                "the sysctl kernel.io_uring_disabled is 1, which forbids io_uring to all but \
+                 CAP_SYS_ADMIN and one group: set it to 0, or kernel.io_uring_group to the number \
+                 of a group that this user is in"
+                    .into()
+            }
+            Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.has_seccomp => seccomp_fix(),
+            Some(libc::EPERM | libc::EACCES) => {
+                "a security policy of this machine forbids it (SELinux, AppArmor)".into()
+            }
+            Some(libc::ENOSYS | libc::EINVAL) => {
+                format!("Linux 6.1 or later is needed, with CONFIG_IO_URING; this is {kernel}")
+            }
+            Some(libc::ENOMEM) => self.memory_fix(machine),
+            Some(libc::EMFILE) => format!(
+                "the limit of open files is {}: raise it (LimitNOFILE= in the systemd unit, \
+                 `ulimit -n`, docker run --ulimit nofile=)",
+                Limit(machine.files)
+            ),
+            _ => format!("Linux 6.1 or later with io_uring is needed; this is {kernel}"),
+        }
+    }
+
+    fn memory_fix(&self, machine: &Machine) -> String {
+        let Some(limit) = machine.memlock.filter(|_| !machine.has_ipc_lock) else {
+            return "the kernel has no memory for it: look at the limit of the cgroup (MemoryMax= \
+                    in the systemd unit, docker run --memory) and at the machine's free memory"
+                .into();
+        };
+        let kib = |bytes: u64| bytes.div_ceil(1024);
+        format!(
+            "locked memory is limited to {} KiB for all processes of user {} together \
+             (RLIMIT_MEMLOCK), and this node needs {} KiB: {} for each of {} workers, {} for other \
+             threads; give LimitMEMLOCK=infinity in the systemd unit, `ulimit -l unlimited`, or \
+             docker run --ulimit memlock=-1; or fewer --workers",
+            kib(limit),
+            machine.uid,
+            kib(self.locked_bytes()),
+            kib(Ring::MEMORY_BYTES + EXECUTOR_BYTES),
+            self.workers,
+            kib(self.executors as u64 * EXECUTOR_BYTES + Ring::PROBE_BYTES),
+        )
+    }
+
+    /// Why a thread beside the node's own is not there.
+    pub fn explain(&self, error: io::Error) -> String {
+        match StartError::inside(&error) {
+            Some(inside) => format!("{inside}: {}", self.thread_fix(inside, &Machine::look())),
+            None => error.to_string(),
+        }
+    }
+
+    /// A thread could not be started, or did not get its own table of descriptors.
+    pub(super) fn no_thread(&self, error: StartError) -> NodeError {
+        let fix = self.thread_fix(&error, &Machine::look());
+        NodeError::Thread { error, fix }
+    }
+
+    fn thread_fix(&self, error: &StartError, machine: &Machine) -> String {
+        let threads = self.threads;
+        let is = |error: &io::Error, number| error.raw_os_error() == Some(number);
+        match error {
+            StartError::Unshare(error) => match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.has_seccomp => {
+                    seccomp_fix()
+                }
+                Some(libc::EMFILE) => format!(
+                    "the limit of open files is {}: raise it (LimitNOFILE= in the systemd unit)",
+                    Limit(machine.files)
+                ),
+                _ => "every worker needs a table of file descriptors of its own".into(),
+            },
+            StartError::Spawn { error, .. } if is(error, libc::EAGAIN) => format!(
+                "this node needs {threads} threads; user {} may have {} processes and threads in \
+                 all (RLIMIT_NPROC: LimitNPROC= in the systemd unit, `ulimit -u`), the cgroup {} \
+                 (pids.max: TasksMax= in the unit, docker run --pids-limit): raise what is \
+                 reached, or give fewer --workers",
+                machine.uid,
+                Limit(machine.processes),
+                Limit(machine.cgroup_pids)
+            ),
+            StartError::Spawn { error, .. } if is(error, libc::ENOMEM) => format!(
+                "this node needs {threads} threads, each with a stack of 2 MiB of address space: \
+                 look at the limits of memory (`ulimit -v`, MemoryMax= in the systemd unit)"
+            ),
+            StartError::Spawn { .. } if machine.has_seccomp => {
+                "a seccomp filter refuses it: allow clone and clone3".into()
+            }
+            StartError::Spawn { .. } => format!("this node needs {threads} threads"),
+        }
+    }
+}
+
+fn seccomp_fix() -> String {
+    format!(
+        "a seccomp filter refuses it: allow {SYSTEM_CALLS} (docker run --security-opt \
+         seccomp=FILE, SystemCallFilter= in the systemd unit)"
+    )
+}
+
+/// A limit as it is shown.
+struct Limit(Option<u64>);
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(limit) => write!(f, "{limit}"),
+            None => f.write_str("unlimited"),
+        }
+    }
 }
 
 /// A port, and the flags that chose it.
@@ -82,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_port_that_cannot_be_had_names_the_cause_the_flag_and_the_fix() {
-        let machine = Machine { first_unprivileged_port: 1024 };
+        let machine = Machine { first_unprivileged_port: 1024, ..Machine::default() };
         let bind = Bind { ip: [10, 9, 8, 7].into(), name: "WS_CLUSTER_BIND".into() };
         let at = |port| PortFlag { flag: "--ws_port", port, bind: bind.clone() };
         for (port, errno, says) in [
@@ -97,5 +294,59 @@ mod tests {
             let fix = at(port).fix(&io::Error::from_raw_os_error(errno), &machine);
             assert!(fix.contains(says), "{fix}");
         }
+    }
+
+    fn errno(number: i32) -> io::Error {
+        io::Error::from_raw_os_error(number)
+    }
+
+    #[test]
+    fn a_ring_that_is_refused_names_who_refuses_it() {
+        let needs = Needs::new(33, true, 0);
+        let fix = |error: i32, machine: &Machine| needs.ring_fix(&errno(error), machine);
+        let machine = Machine { kernel: "5.10.0".into(), ..Machine::default() };
+        assert!(fix(libc::EINVAL, &machine).contains(
+            "6.1 or later is needed, with CONFIG_IO_URING; \
+                                                      this is 5.10.0"
+        ));
+        assert!(fix(libc::ENOSYS, &machine).contains("CONFIG_IO_URING"));
+        assert!(fix(libc::EPERM, &machine).contains("SELinux"));
+        assert!(fix(libc::ENOMEM, &machine).contains("MemoryMax="));
+        let filtered = Machine { has_seccomp: true, ..machine.clone() };
+        for error in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+            assert!(
+                fix(error, &filtered).contains("seccomp filter refuses it: allow io_uring_set")
+            );
+        }
+        let off = Machine { io_uring_disabled: 2, has_sys_admin: true, ..filtered.clone() };
+        assert!(fix(libc::EPERM, &off).contains("kernel.io_uring_disabled is 2"));
+        let off = Machine { io_uring_disabled: 1, ..machine.clone() };
+        assert!(fix(libc::EPERM, &off).contains("kernel.io_uring_disabled is 1"));
+        let admin = Machine { has_sys_admin: true, ..off };
+        assert!(fix(libc::EPERM, &admin).contains("SELinux"));
+        let limited = Machine { memlock: Some(8 << 20), uid: 7, ..machine };
+        let text = fix(libc::ENOMEM, &limited);
+        for part in ["8192 KiB", "of user 7", "needs 8136 KiB: 240 for each of 33", "LimitMEMLOCK="]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        let locks = Machine { has_ipc_lock: true, ..limited };
+        assert!(fix(libc::ENOMEM, &locks).contains("MemoryMax="));
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_started_names_the_limits() {
+        let needs = Needs::new(2, false, 1);
+        let machine = Machine { uid: 7, processes: Some(12), ..Machine::default() };
+        let spawn = |number| StartError::Spawn { name: "worker-1".into(), error: errno(number) };
+        let text = needs.thread_fix(&spawn(libc::EAGAIN), &machine);
+        for part in ["needs 7 threads; user 7 may have 12 ", "the cgroup unlimited", "TasksMax="] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(needs.thread_fix(&spawn(libc::ENOMEM), &machine).contains("ulimit -v"));
+        let filtered = Machine { has_seccomp: true, ..machine };
+        assert!(needs.thread_fix(&spawn(libc::EPERM), &filtered).contains("allow clone"));
+        let unshare = StartError::Unshare(errno(libc::EPERM));
+        assert!(needs.thread_fix(&unshare, &filtered).contains("and unshare (docker run"));
     }
 }

@@ -13,13 +13,14 @@ pub use file::{FileSettings, Rotate};
 pub use line::Format;
 pub use said::{Said, Value, told};
 
-use crate::io::sys;
+use crate::io::{sys, threads};
 use crate::types::NodeId;
 use file::Open;
 use line::{Line, Style};
 use std::ffi::OsString;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use writer::{Output, Word, Writer};
@@ -38,6 +39,8 @@ const MAX_WORDS: usize = 8_192;
 const MAX_BYTES: usize = 8 << 20;
 /// The target of what is logged about panics.
 pub const PANICS: &str = "panic";
+/// The name of the event that says why the program ends; [`fail`] says it to who started it.
+pub const FAILURE: &str = "failure";
 /// How often a full queue is tried again by who waits for its end.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -118,9 +121,9 @@ impl Logs {
         let is_on_terminal = !is_file && io::stdout().is_terminal();
         let style = Style {
             format,
-            node,
+            node: Some(node),
             has_colours: is_on_terminal && std::env::var_os("NO_COLOR").is_none(),
-            is_journal: !is_file && is_journal(&Open::stdout()?.metadata()?),
+            is_journal: !is_file && is_journal_at(&Open::stdout()?.metadata()?),
         };
         let (words, received) = sync_channel(MAX_WORDS);
         let queue = Arc::new(Queue::default());
@@ -129,7 +132,8 @@ impl Logs {
         let write = move || {
             // In a table of its own: copies in those of the workers would keep a file that was
             // rotated and deleted on the disk.
-            match sys::unshare_files().and_then(|()| Output::open(file)) {
+            let unshared = threads::unshare_files().map_err(io::Error::from);
+            match unshared.and_then(|()| Output::open(file)) {
                 Ok(output) => {
                     let _ = opened.send(Ok(()));
                     Writer::new(received, shared, output, style).run();
@@ -139,7 +143,7 @@ impl Logs {
                 }
             }
         };
-        thread::Builder::new().name("logs".into()).spawn(write)?;
+        threads::spawn("logs", write)?;
         is_open.recv().map_err(io::Error::other)??;
         Ok(Self { words, queue, style, is_file, is_on_terminal })
     }
@@ -148,8 +152,13 @@ impl Logs {
         self.queue.dropped()
     }
 
-    /// For who started the node: lines as they are, on standard output wherever the log goes.
-    pub fn print(&self, lines: &str) {
+    /// For who started the node, on standard output wherever the log goes: the text as it is; with
+    /// JSON, which has one line for each thing, what is said in its place.
+    pub fn print(&self, text: &str, said: Said) {
+        let lines = match self.style.format {
+            Format::Text => text,
+            Format::Json => &self.style.line(&line(Level::INFO, said)),
+        };
         if self.is_file {
             // A node does its work even if nobody wants to read where it listens.
             let _ = io::stdout().write_all(lines.as_bytes());
@@ -195,6 +204,10 @@ impl Logs {
 impl<S: Subscriber> Layer<S> for Logs {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
+        // Whoever reads standard output gets it on standard error.
+        if metadata.name() == FAILURE && !self.is_file {
+            return;
+        }
         let line = self.style.line(&Line {
             now_ms: sys::now_ms(),
             level: *metadata.level(),
@@ -219,11 +232,32 @@ pub fn log_panics() {
     }));
 }
 
+/// Says why the program ends, once, on standard error: as text, or as a line of a log in JSON. One
+/// write, so that nothing comes between its parts.
+pub fn fail(format: Format, node: Option<NodeId>, why: &str) {
+    let is_journal = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let is_journal = is_journal.and_then(|file| file.metadata()).is_ok_and(|it| is_journal_at(&it));
+    let style = Style { format, node, has_colours: false, is_journal };
+    let said = Said { message: why.into(), fields: Vec::new() };
+    let text = match format {
+        Format::Text if is_journal => format!("<3>ws-cluster: {why}\n"),
+        Format::Text => format!("ws-cluster: {why}\n"),
+        Format::Json => style.line(&line(Level::ERROR, said)),
+    };
+    // There is nobody left to tell if that fails.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// A line of the program itself, now.
+fn line(level: Level, said: Said) -> Line<'static> {
+    Line { now_ms: sys::now_ms(), level, target: env!("CARGO_CRATE_NAME"), thread: "main", said }
+}
+
 /// systemd says what its journal is connected to (systemd.exec(5), `JOURNAL_STREAM`): whoever
 /// starts us may have put something else in its place.
-fn is_journal(stdout: &Metadata) -> bool {
+fn is_journal_at(output: &Metadata) -> bool {
     let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
-    journal == format!("{}:{}", stdout.dev(), stdout.ino())
+    journal == format!("{}:{}", output.dev(), output.ino())
 }
 
 fn lines_in(bytes: &[u8]) -> u64 {

@@ -11,6 +11,7 @@ use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, Refusal,
 };
 use crate::state::counters::{Shed, StatusCounts, URLS};
+use crate::types::version;
 use crate::wire::http::Head;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -128,7 +129,8 @@ impl NodeMetrics {
     fn encode_info(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let settings = &self.0.settings;
         let labels = vec![
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("version", version::VERSION.to_owned()),
+            ("commit", version::COMMIT.to_owned()),
             ("node", settings.node.to_string()),
             ("queue", if settings.redis.is_some() { "redis" } else { "local" }.to_owned()),
             ("workers", settings.workers.to_string()),

@@ -3,6 +3,7 @@
 use super::client;
 use crate::io::shared::Shared;
 use crate::io::spans::{Sampler, Span, SpanName};
+use crate::types::version;
 use prost::Message;
 use rtrb::Consumer;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ fn take(sources: &mut [Consumer<Span>]) -> Vec<Span> {
 fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRequest {
     let mut attributes: Vec<KeyValue> =
         settings.attributes.iter().map(|(key, value)| text(key, value)).collect();
-    attributes.push(text("service.version", env!("CARGO_PKG_VERSION")));
+    attributes.push(text("service.version", version::FULL));
     attributes.push(text("service.instance.id", &shared.settings.node.to_string()));
     let scope = Scope { name: "ws-cluster".into(), version: env!("CARGO_PKG_VERSION").into() };
     let spans = spans.iter().map(|span| encode(shared, span)).collect();

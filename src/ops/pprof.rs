@@ -18,7 +18,7 @@ mod source;
 mod symbols;
 
 use super::server::{Ops, Reply};
-use crate::io::sys;
+use crate::io::{sys, threads};
 use crate::wire::http::Head;
 use crate::wire::params::Params;
 use cpu::CpuError;
@@ -207,7 +207,7 @@ impl<T: Send + 'static> Job<T> {
         let is_cancelled = Arc::new(AtomicBool::new(false));
         let (sender, result) = mpsc::channel();
         let seen = Arc::clone(&is_cancelled);
-        std::thread::Builder::new().name("pprof".into()).spawn(move || {
+        threads::spawn("pprof", move || {
             sys::yield_to_others();
             // Nobody waits any more: then it was for nothing.
             let _ = sender.send(work(&seen));

@@ -8,7 +8,7 @@ mod budget;
 mod post;
 
 use super::logs::{PANICS, Said, Value, told};
-use crate::types::NodeId;
+use crate::types::{NodeId, version};
 use ::sentry::protocol::{Event, Value as Json};
 use ::sentry::types::Dsn;
 use ::sentry::{ClientInitGuard, ClientOptions, Level};
@@ -80,7 +80,7 @@ impl Reporter {
         let post = Post::start(&dsn.0)?;
         let budget = Budget::new(Instant::now());
         let mut options = ClientOptions::new()
-            .release(concat!(env!("CARGO_PKG_NAME"), "@", env!("CARGO_PKG_VERSION")))
+            .release(format!("{}@{}", env!("CARGO_PKG_NAME"), version::FULL))
             .environment(environment)
             .in_app_include(["ws_cluster"])
             .max_breadcrumbs(0)

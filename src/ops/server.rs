@@ -5,7 +5,7 @@ use super::pprof::{self, Profiler};
 use super::{metrics, pages};
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
-use crate::io::sys;
+use crate::io::{pulse, sys};
 use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::http::{Head, HttpError};
@@ -106,6 +106,7 @@ pub async fn serve(
     let mut last_tick = Instant::now();
     loop {
         monoio::time::sleep(TICK).await;
+        pulse::beat();
         let now_ms = sys::now_ms();
         let elapsed = last_tick.elapsed();
         last_tick += elapsed;

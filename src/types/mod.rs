@@ -4,6 +4,7 @@ mod events;
 mod ids;
 mod limits;
 mod routing;
+pub mod version;
 
 pub use events::EventSet;
 pub use ids::{

@@ -3,14 +3,13 @@
 //! has left is taken care of, too.
 
 use super::{stamp, with_end};
-use crate::io::sys;
+use crate::io::{sys, threads};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
 
 /// Wakes the thread, which ends with it.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ impl Janitor {
                 }
             }
         };
-        thread::Builder::new().name("log-janitor".into()).spawn(clean)?;
+        threads::spawn("log-janitor", clean)?;
         let janitor = Self(sender);
         janitor.wake();
         Ok(janitor)

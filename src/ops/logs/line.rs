@@ -31,7 +31,8 @@ impl FromStr for Format {
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     pub format: Format,
-    pub node: NodeId,
+    /// `None`: it is not known yet.
+    pub node: Option<NodeId>,
     /// The output is a terminal.
     pub has_colours: bool,
     /// The output is journald: it knows the time, and wants the priority as sd-daemon(3) says.
@@ -103,7 +104,11 @@ impl Style {
             out.push(':');
             push_value(out, value);
         }
-        push(out, format_args!("}},\"node\":{},\"thread\":", self.node));
+        out.push('}');
+        if let Some(node) = self.node {
+            push(out, format_args!(",\"node\":{node}"));
+        }
+        out.push_str(",\"thread\":");
         push_json(out, line.thread);
         out.push('}');
     }
@@ -185,7 +190,7 @@ mod tests {
     use serde_json::Value as Json;
 
     fn style(format: Format) -> Style {
-        let node = NodeId::new(7).unwrap();
+        let node = NodeId::new(7);
         Style { format, node, has_colours: false, is_journal: false }
     }
 

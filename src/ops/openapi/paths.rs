@@ -203,7 +203,7 @@ pub fn readyz() {}
     path = "/version",
     tag = "node",
     responses(
-        (status = 200, description = "Name, version and node.", body = Version),
+        (status = 200, description = "Name, version, commit and node.", body = Version),
         Malformed,
         AnyRequest,
         Crowded,

@@ -214,6 +214,7 @@ pub struct AcceptedResult {
 #[derive(ToSchema)]
 #[schema(example = json!({
     "code": 1, "msg": "success", "name": "ws-cluster", "node": 200, "version": "0.1.0",
+    "commit": "78d5361a2b",
 }))]
 pub struct Version {
     #[schema(schema_with = one)]
@@ -223,6 +224,9 @@ pub struct Version {
     #[schema(schema_with = product)]
     pub name: (),
     pub version: String,
+    /// What it was built from: a commit of Git, `-dirty` behind it with changes that are in none,
+    /// or `unknown`.
+    pub commit: String,
     #[schema(schema_with = node)]
     pub node: (),
 }

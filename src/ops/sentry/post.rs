@@ -1,7 +1,7 @@
 //! The thread that posts envelopes: the only one that waits for a Sentry.
 
 use super::UNSENT;
-use crate::io::sys;
+use crate::io::threads;
 use crate::ops::client::agent;
 use ::sentry::types::Dsn;
 use ::sentry::{Envelope, Transport};
@@ -49,14 +49,14 @@ impl Post {
         let (ready, is_ready) = sync_channel(1);
         let work = move || {
             // Its sockets are nothing for the tables of the workers.
-            let unshared = sys::unshare_files();
+            let unshared = threads::unshare_files();
             let has_failed = unshared.is_err();
             let _ = ready.send(unshared);
             if !has_failed {
                 postman.work(&tasks);
             }
         };
-        thread::Builder::new().name("sentry".into()).spawn(work)?;
+        threads::spawn("sentry", work)?;
         is_ready.recv().map_err(io::Error::other)??;
         Ok(Self(sender))
     }

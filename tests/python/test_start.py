@@ -1,0 +1,231 @@
+"""What a node says when the machine does not let it start or go on, and what it says when it does."""
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from harness import BINARY, PORTS, Server, eventually
+from seccomp import refuse
+
+CONTAINERS = "allow io_uring_setup, io_uring_enter, io_uring_register and unshare"
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+
+
+def command(*args, user=None):
+    line = [BINARY, "--pin", "false", *args]
+    for flag in PORTS:
+        line += [f"--{flag}", "0"]
+    if user is not None:
+        line = ["setpriv", "--reuid", str(user), "--clear-groups", "--bounding-set=-all", *line]
+    return line
+
+
+def fails(*args, user=None, before=None, env=None):
+    """What a node that cannot start says: its reason, once, on standard error alone."""
+    done = subprocess.run(
+        command(*args, user=user), capture_output=True, text=True, timeout=30,
+        preexec_fn=before, env={**os.environ, **(env or {})},
+    )
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("ws-cluster: "), done
+    assert "listening" not in done.stdout and "ERROR" not in done.stdout, done
+    return done.stderr
+
+
+# What the machine refuses.
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_io_uring_that_a_container_forbids(workers, error):
+    why = fails("--workers", workers, before=refuse("io_uring_setup", error))
+    assert "io_uring cannot be set up" in why and CONTAINERS in why, why
+
+
+def test_a_ring_that_takes_nothing():
+    """It was made, and its errors were left out: the threads span for ever."""
+    why = fails("--workers", "2", before=refuse("io_uring_enter", errno.EPERM))
+    assert "io_uring_enter is refused" in why and CONTAINERS in why, why
+
+
+def test_unshare_that_a_container_forbids():
+    """It was said to be the log that cannot be written."""
+    why = fails("--workers", "2", before=refuse("unshare", errno.EPERM))
+    assert "unshare(CLONE_FILES) is refused" in why and CONTAINERS in why, why
+
+
+def limited(which, value):
+    return lambda: resource.setrlimit(which, (value, value))
+
+
+@root
+@pytest.mark.parametrize(("queue", "kib"), [("local", 592), ("redis", 696)])
+def test_locked_memory_that_does_not_suffice(queue, kib):
+    """Kernels before 6.14 do not count it."""
+    args = ["--workers", "2", "--queue", queue, "--redis", "redis://127.0.0.1:1"]
+    enough = limited(resource.RLIMIT_MEMLOCK, kib << 10)
+    # Users of their own: all processes of one share the limit.
+    user = 61_000 + os.getpid() % 1_000
+    node = subprocess.Popen(
+        command(*args, user=user), stdout=subprocess.PIPE, text=True, preexec_fn=enough
+    )
+    try:
+        assert any("ws-cluster listening" in line for line in node.stdout), "the figure is enough"
+        node.terminate()
+        node.stdout.read()
+        assert node.wait(10) == 0
+    finally:
+        node.kill()
+        node.wait()
+        node.stdout.close()
+    if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 14):
+        pytest.skip("this kernel does not count the memory of rings")
+    less = limited(resource.RLIMIT_MEMLOCK, (kib - 100) << 10)
+    why = fails(*args, user=user + 1_000, before=less)
+    assert f"locked memory is limited to {kib - 100} KiB" in why, why
+    assert f"this node needs {kib} KiB: 240 for each of 2 workers" in why, why
+    assert "LimitMEMLOCK=infinity" in why, why
+
+
+@root
+def test_threads_that_the_user_may_not_start():
+    """Whichever thread is the first one too many."""
+    for threads in (1, 2, 4):
+        before = limited(resource.RLIMIT_NPROC, threads)
+        user = 63_000 + os.getpid() % 1_000
+        why = fails("--workers", "2", user=user, before=before)
+        assert re.search(r"the thread (logs|worker-\d|ops|signals) cannot be started", why), why
+        assert f"user {user} may have {threads} processes and threads" in why, why
+        assert "this node needs 6 threads" in why and "TasksMax=" in why, why
+
+
+# What a running node loses.
+
+
+def lost(before):
+    """A node that starts, and whose ring is refused something that it only needs later: why it
+    ends."""
+    node = subprocess.Popen(
+        command("--workers", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=before,
+    )
+    try:
+        listening = next(line for line in node.stdout if "listening" in line)
+        port = int(re.search(r" ws=127.0.0.1:(\d+)", listening)[1])
+        with socket.create_connection(("127.0.0.1", port)):
+            output, errors = node.communicate(timeout=60)
+    finally:
+        node.kill()
+    assert node.returncode == 1 and 'stopped why="an error"' in output, (output, errors)
+    assert len(errors.splitlines()) == 1, errors
+    return errors
+
+
+def test_a_ring_that_fails_ends_the_node():
+    # What the kernel has put off is run by an enter that hands over nothing and waits for nothing.
+    errors = lost(refuse("io_uring_enter", errno.EPERM, arg1=0, arg2=0, arg3=1))
+    assert "io_uring_enter failed in a running worker" in errors, errors
+
+
+# What a node says of itself.
+
+
+def lines_of(server):
+    return [json.loads(line) for line in server.output]
+
+
+def test_one_line_at_the_start_and_one_at_the_end(start):
+    server = start("--node", "9", "--log_format", "json", "--max_connections", "77")
+    version = server.request("GET", "/version").json
+    with server.client("alice"):
+        server.push(1)
+        eventually(lambda: server.metric("delivery_total") == 1, "it is delivered")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    lines = lines_of(server)
+    [begin] = [line["fields"] for line in lines if line["msg"] == "started"]
+    assert (begin["version"], begin["commit"]) == (version["version"], version["commit"])
+    assert (begin["node"], begin["env"], begin["queue"]) == (9, "dev", "local")
+    assert (begin["projects"], begin["io"], begin["max_connections"]) == (1, "io_uring", 77)
+    assert begin["http"] == f"127.0.0.1:{server.http[1]}" and begin["open_files"] > 0
+    [end] = [line["fields"] for line in lines if line["msg"] == "stopped"]
+    assert (end["why"], end["connections_served"]) == ("SIGTERM", 1)
+    assert (end["messages_delivered"], end["messages_dropped"]) == (1, 0)
+    assert end["uptime_s"] < 60 and lines[-1]["msg"] == "stopped"
+
+
+def test_json_is_all_there_is_on_standard_output():
+    server = Server("--log_format", "json", "--log_keep", "3")
+    server.stop()
+    lines = lines_of(server)
+    listening = next(line for line in lines if line["msg"].startswith("ws-cluster listening: "))
+    assert listening["fields"]["ws"] == f"127.0.0.1:{server.ws[1]}"
+    [paste] = [line["fields"]["lines"] for line in lines if "lines" in line["fields"]]
+    assert "curl -s" in paste
+
+
+@pytest.mark.parametrize(
+    ("args", "code"), [(["--ws_port", "x"], 2), (["--bind", "192.0.2.1"], 1), (["--nope"], 2)]
+)
+def test_a_failure_is_a_line_of_json_too(args, code):
+    done = subprocess.run(
+        command("--log_format", "json")[:-2 * len(PORTS)] + args, capture_output=True, text=True,
+        timeout=20,
+    )
+    assert done.returncode == code, done
+    assert all(json.loads(line)["level"] == "WARN" for line in done.stdout.splitlines()), done
+    line = json.loads(done.stderr)
+    assert line["level"] == "ERROR" and args[0][2:] in line["msg"].replace("-", "_"), line
+
+
+def test_a_failure_is_one_write():
+    """Each write to a socket of datagrams is a message of its own."""
+    for args in (["--nope"], ["--bind", "192.0.2.1"]):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with ours, theirs:
+            line = [BINARY, *args, "--ws_port", "0", "--http_port", "0"]
+            node = subprocess.Popen(line, stderr=theirs, stdout=subprocess.DEVNULL)
+            node.wait(20)
+            theirs.close()
+            message = ours.recv(65_536).decode()
+            assert message.startswith("ws-cluster: ") and message.count("\n") == 1, message
+            ours.setblocking(False)
+            with pytest.raises((BlockingIOError, ConnectionResetError)):
+                assert not ours.recv(65_536)
+                raise BlockingIOError
+
+
+# Signals.
+
+
+def test_sigint_directly_followed_by_sigterm_drains(start):
+    server = start("--drain_ms", "20000", "--linger_ms", "20000")
+    with server.raw_ws("alice") as client:
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGTERM)
+        assert client.close_code() == 1001
+    assert server.wait(20) == 0
+
+
+def test_an_ignored_sigint_stays_ignored_and_sigusr2_does_nothing():
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = Server("--workers", "1")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    try:
+        for number in (signal.SIGINT, signal.SIGUSR2, signal.SIGUSR2):
+            server.signal(number)
+        time.sleep(0.3)
+        assert server.request("GET", "/readyz").status == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    finally:
+        server.stop()
