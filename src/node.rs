@@ -24,11 +24,12 @@ use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
 use crate::io::{sys, threads};
+use crate::ops::logs::stamp;
 use crate::ops::otel;
 use crate::ops::server::{self, Ops, Site};
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::{Hearing, Worker, WorkerConfig};
-use crate::types::Routing;
+use crate::types::{Routing, SnowflakeClock};
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
@@ -64,6 +65,7 @@ enum News {
 /// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table;
 /// all meet at a barrier; only then is anything opened that must not have copies in other tables.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
+    check_clock(sys::now_ms())?;
     let open_files = sys::raise_open_files();
     let open_files = open_files.map_err(system("raising the limit of open files"))?;
     let needs = Needs::of(&config);
@@ -128,6 +130,15 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
              lower --max_connections"
         );
     }
+}
+
+/// Ids would be unique with any clock, but expiries and signatures would be judged by a wrong one,
+/// and ids of the next run would not come after those of this one.
+fn check_clock(now_ms: u64) -> Result<(), NodeError> {
+    if now_ms >= SnowflakeClock::EPOCH_MS {
+        return Ok(());
+    }
+    Err(NodeError::Clock { now: stamp::rfc3339(now_ms) })
 }
 
 /// Waits until all threads have what they need.
@@ -309,7 +320,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
     let settings = &shared.settings;
     let broker = Broker::new(BrokerConfig {
         node: settings.node,
-        epoch: shared.epoch,
+        incarnation: Arc::clone(&shared.incarnation),
         workers: settings.workers,
         projects: Arc::clone(&shared.projects),
         names: ChannelNames::new(&redis.prefix),
@@ -448,7 +459,7 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
         server_outbox_bytes: settings.server_outbox_bytes,
         request_timeout_ms: settings.request_timeout_ms,
         loads: Arc::clone(&shared.loads),
-        epoch: shared.epoch,
+        incarnation: Arc::clone(&shared.incarnation),
         echo: settings.echo,
         hash_keys: (sys::random_u64(), sys::random_u64()),
         idempotency_keys: settings.idempotency_keys,

@@ -9,7 +9,7 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::wants::{Ask, Interest, Notice};
-use ws_cluster::types::{MessageId, NodeId, Routing};
+use ws_cluster::types::{Incarnation, MessageId, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
@@ -66,7 +66,7 @@ impl Rig {
         };
         let broker = Broker::new(BrokerConfig {
             node: NodeId::default(),
-            epoch: 1,
+            incarnation: Arc::new(Incarnation::new(1)),
             workers: WORKERS,
             projects: Arc::new(Projects::new(vec![project]).expect("one pid")),
             names: ChannelNames::new("x"),
@@ -155,6 +155,7 @@ impl Rig {
                         bulk(&mut messages, command[1]);
                         bulk(&mut messages, command[2]);
                     }
+                    b"INCRBY" => answers.extend_from_slice(b":1800000000000\r\n"),
                     b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
                     b"HELLO" | b"CONFIG" => answers.extend_from_slice(b"%0\r\n"),
                     b"ROLE" => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ws_cluster::state::counters::{Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, EventSet, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, EventSet, Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 use ws_cluster::wire::websocket::{Inbound, Message, Rest};
@@ -65,7 +65,7 @@ impl Rig {
             server_outbox_bytes: 1 << 20,
             request_timeout_ms: 10_000,
             loads: Arc::default(),
-            epoch: 1,
+            incarnation: Arc::new(Incarnation::new(1)),
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,

@@ -248,7 +248,7 @@ impl Core {
         let id = self.engine.borrow_mut().worker.next_message_id(now_us / 1_000);
         let envelope = Envelope {
             origin: self.shared.settings.node,
-            epoch: self.shared.epoch,
+            epoch: self.shared.incarnation.epoch(),
             seq: 0,
             accepted_us: now_us,
             trace: trace_bytes.as_ref(),

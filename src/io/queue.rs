@@ -198,7 +198,10 @@ impl<H: Host> Driver<H> {
             }
         }
         if closers.len() == 2 {
-            self.broker.borrow_mut().handle_open(self.ms_at(Instant::now()));
+            let mut broker = self.broker.borrow_mut();
+            broker.set_wall_ms(sys::now_ms());
+            broker.handle_open(self.ms_at(Instant::now()));
+            drop(broker);
             self.outgoing.iter().for_each(Flag::raise);
         }
         // The flag may be left over from the last life.
@@ -291,6 +294,7 @@ impl<H: Host> Driver<H> {
     pub(super) fn handle_tick(&self) {
         let result = self.with_broker(|broker, now_ms, sink| {
             self.host.hear(broker, now_ms);
+            broker.set_wall_ms(sys::now_ms());
             let result = broker.handle_tick(now_ms, sink);
             if result.is_ok() && broker.is_ready() {
                 match broker.stuck_worker(now_ms) {
@@ -381,6 +385,13 @@ impl<H: Host> Driver<H> {
                     tracing::error!(
                         %node,
                         "another process has this node's number: give each its own --node"
+                    );
+                }
+                Event::IdsNotKept { key, error } => {
+                    tracing::warn!(
+                        %error,
+                        "Redis does not keep which client ids were given out: after a restart with \
+                         the clock behind some are given out again; allow INCRBY on the key {key}"
                     );
                 }
                 Event::Refused { error } if self.may_log(3) => {

@@ -5,7 +5,7 @@ use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
-use crate::types::{Limits, NodeId, Routing};
+use crate::types::{Incarnation, Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -65,8 +65,9 @@ pub struct RedisSettings {
 pub struct Shared {
     pub settings: Settings,
     pub projects: Arc<Projects>,
-    /// Milliseconds since 1970 at the start: the boot epoch of envelopes.
-    pub epoch: u64,
+    /// Milliseconds since 1970 at the start.
+    pub started_ms: u64,
+    pub incarnation: Arc<Incarnation>,
     connections: AtomicUsize,
     draining: AtomicBool,
     pub queue: QueueHealth,
@@ -160,13 +161,14 @@ impl QueueHealth {
 }
 
 impl Shared {
-    pub fn new(settings: Settings, projects: Projects, epoch: u64) -> Self {
+    pub fn new(settings: Settings, projects: Projects, started_ms: u64) -> Self {
         let workers = settings.workers;
         let projects = Arc::new(projects);
         Self {
             settings,
             projects: Arc::clone(&projects),
-            epoch,
+            started_ms,
+            incarnation: Arc::new(Incarnation::new(started_ms)),
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             queue: QueueHealth::default(),

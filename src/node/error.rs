@@ -25,6 +25,11 @@ pub enum NodeError {
     Refused { what: &'static str, error: io::Error, fix: String },
     #[error("{error}: {fix}")]
     Thread { error: StartError, fix: String },
+    #[error(
+        "the system clock says {now}, before 2024-01-01: client ids need the time. Set the clock, \
+         or start when it is set (systemd: Wants= and After=time-sync.target)"
+    )]
+    Clock { now: String },
     #[error("{what} failed: {error}")]
     System { what: &'static str, error: io::Error },
     #[error(transparent)]

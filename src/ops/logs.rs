@@ -6,7 +6,7 @@ mod janitor;
 mod line;
 mod said;
 mod scrub;
-mod stamp;
+pub mod stamp;
 mod writer;
 
 pub use file::{FileSettings, Rotate};

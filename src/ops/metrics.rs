@@ -224,7 +224,7 @@ impl Collector for NodeMetrics {
         self.encode_info(encoder)?;
         self.encode_room(encoder)?;
         workers::encode(self, encoder)?;
-        process::encode(encoder, self.0.epoch)?;
+        process::encode(encoder, self.0.started_ms)?;
         encode_reports(encoder)?;
         servers::encode(self, encoder)?;
         queue::encode(&self.0, encoder)?;

@@ -10,6 +10,7 @@ mod members;
 mod outgoing;
 mod presence;
 mod publish_log;
+mod reservation;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +19,7 @@ use super::orders::Orders;
 use super::projects::Projects;
 use super::sequence::OutgoingSequences;
 use super::wants::{Interest, Notice};
-use crate::types::{MessageId, NodeId};
+use crate::types::{Incarnation, MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply, write_command};
@@ -28,6 +29,7 @@ use link::Link;
 use members::Members;
 use presence::Presence;
 use publish_log::{Parts, PublishLog};
+use reservation::Reservation;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -63,8 +65,8 @@ const CHANNELS_PER_COMMAND: usize = 500;
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     pub node: NodeId,
-    /// When this node was started, milliseconds since 1970.
-    pub epoch: u64,
+    /// Of this run of the node; shared with its workers.
+    pub incarnation: Arc<Incarnation>,
     pub workers: usize,
     pub projects: Arc<Projects>,
     pub names: ChannelNames,
@@ -80,9 +82,13 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
+    fn epoch(&self) -> u64 {
+        self.incarnation.epoch()
+    }
+
     /// The whole envelope of a word that is no message.
     fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
-        let (origin, epoch) = (self.node, self.epoch);
+        let (origin, epoch) = (self.node, self.epoch());
         Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
     }
 }
@@ -159,6 +165,11 @@ pub enum Event {
         command: Command,
         error: String,
     },
+    /// Redis does not let this node keep which ids were given out.
+    IdsNotKept {
+        key: String,
+        error: String,
+    },
 }
 
 /// How far the links are.
@@ -217,6 +228,11 @@ pub struct Broker {
     orders: Orders,
     presence: Presence,
     members: Members,
+    reservation: Reservation,
+    /// See [`Broker::set_wall_ms`].
+    wall_ms: u64,
+    /// No attempt to open the links has failed yet.
+    is_first_attempt: bool,
     /// Workers whose announcements may be late.
     unsure: u64,
     /// Subscriptions of this life of the links that are not confirmed.
@@ -259,6 +275,9 @@ impl Broker {
             orders: Orders::default(),
             presence: Presence::default(),
             members: Members::default(),
+            reservation: Reservation::default(),
+            wall_ms: 0,
+            is_first_attempt: true,
             unsure: 0,
             unconfirmed: 0,
             unrenewed: 0,
@@ -320,6 +339,8 @@ impl Broker {
     /// The links are gone. What was not answered is kept until they are back.
     pub fn handle_lost(&mut self, sink: &mut dyn Sink) {
         self.state = State::Down;
+        self.is_first_attempt = false;
+        self.reservation.handle_lost();
         // Nothing will be confirmed: who asks from now on does not wait for it.
         self.unconfirmed = 0;
         self.publishing.close();
@@ -372,6 +393,7 @@ impl Broker {
             // Until everything is subscribed to, the log waits for us, not for Redis.
             LinkName::Publish => {
                 let is_waiting = self.may_publish() && !self.log.is_empty();
+                let is_waiting = is_waiting || self.reservation.is_asking();
                 self.publishing.handle_heard(now_ms, is_waiting);
             }
             LinkName::Subscribe => self.subscribing.handle_heard(now_ms, self.unconfirmed > 0),
@@ -397,7 +419,7 @@ impl Broker {
             }
             self.events.extend(self.facts.take_events());
             if self.publishing.is_greeted() && self.subscribing.is_greeted() {
-                self.subscribe_to_all(now_ms);
+                self.begin_with_reservation(now_ms);
             }
             return Ok(());
         }
@@ -418,8 +440,12 @@ impl Broker {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
             (LinkName::Subscribe, _) => {}
+            (LinkName::Publish, reply) if self.reservation.is_asking() => {
+                let number = reservation::number_of(&reply).ok_or(LinkError::Unasked)?;
+                self.handle_number(number, now_ms, sink)?;
+            }
             (LinkName::Publish, reply) => {
-                self.handle_answer(&reply, sink)?;
+                self.handle_answer(&reply, now_ms, sink)?;
                 self.become_ready(now_ms);
             }
         }
@@ -527,6 +553,7 @@ impl Broker {
         if self.state == State::Ready && !self.has_left() {
             self.repeat_tails(now_ms, deadline_ms);
         }
+        self.renew_reservation(now_ms);
         self.tick_members(now_ms, sink);
         self.become_ready(now_ms);
         Ok(())

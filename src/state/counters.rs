@@ -333,6 +333,8 @@ const MISSED_PAIRS: usize = 1_000;
 pub struct BrokerCounters {
     /// 1 while the queue takes pushes and its messages arrive here.
     pub ready: Counter,
+    /// 1 while Redis keeps which ids this node has given out.
+    pub ids_kept: Counter,
     /// Lives of the links that were lost.
     pub losses: Counter,
     /// Pushes that the queue accepted, refused, and did not answer in time.

@@ -181,6 +181,7 @@ impl OfProject {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Incarnation;
 
     const SHOP: ProjectId = ProjectId(3);
 
@@ -190,7 +191,8 @@ mod tests {
     }
 
     fn cid(node: u16, worker: usize) -> Cid {
-        Cid(SnowflakeClock::new(NodeId::new(node).unwrap(), worker, 2).next(5))
+        Cid(SnowflakeClock::new(NodeId::new(node).unwrap(), worker, 2)
+            .next(5, &Incarnation::new(5)))
     }
 
     fn server(cid: Cid, events: EventSet) -> Server {

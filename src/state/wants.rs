@@ -101,6 +101,10 @@ pub enum Notice {
         node: NodeId,
         is_up: bool,
     },
+    /// An earlier run of this node may have given out ids of milliseconds up to this one.
+    IdsBegin {
+        used_ms: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -21,7 +21,9 @@ use super::projects::{ProjectId, Projects};
 use super::servers::{Loads, Registry};
 use super::targets;
 use super::wants::{Ask, Interest, Wants};
-use crate::types::{Cid, EventSet, Limits, MessageId, NodeId, Routing, SnowflakeClock};
+use crate::types::{
+    Cid, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
+};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use crate::wire::parcel::Sender;
@@ -43,8 +45,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     pub node: NodeId,
-    /// When this node was started, milliseconds since 1970.
-    pub epoch: u64,
+    /// Of this run of the node; shared with its other workers and its broker.
+    pub incarnation: Arc<Incarnation>,
     /// This worker's index, and how many there are.
     pub worker: usize,
     pub workers: usize,
@@ -255,7 +257,7 @@ impl Worker {
 
     /// A number that no other message or connection of the cluster has.
     pub fn next_message_id(&mut self, now_ms: u64) -> MessageId {
-        MessageId(self.ids.next(now_ms))
+        MessageId(self.ids.next(now_ms, &self.config.incarnation))
     }
 
     /// What has to be in force before a connection like this may be taken in, so that nothing
@@ -569,6 +571,6 @@ impl Worker {
 
     /// As parcels name this node.
     fn sender(&self) -> Sender {
-        Sender { node: self.config.node, epoch: self.config.epoch }
+        Sender { node: self.config.node, epoch: self.config.incarnation.epoch() }
     }
 }

@@ -1,5 +1,6 @@
 //! Ids: what names a project, a user, a connection, a message and a node.
 
+use super::Incarnation;
 use std::fmt;
 use std::str::FromStr;
 
@@ -80,8 +81,9 @@ pub struct ConnKey {
 /// Gives out snowflake numbers of one worker of one node, strictly rising.
 ///
 /// When a millisecond's sequence is used up it goes on with the next millisecond ahead of the
-/// clock, so it neither blocks nor repeats; a clock that steps back is ignored until it has caught
-/// up.
+/// clock, so it neither blocks nor repeats; a clock that steps back, or stands where no id can be,
+/// is ignored until it has caught up. What other runs of the node gave out the [`Incarnation`]
+/// keeps it from.
 #[derive(Debug)]
 pub struct SnowflakeClock {
     node: NodeId,
@@ -94,6 +96,8 @@ pub struct SnowflakeClock {
 impl SnowflakeClock {
     /// 2024-01-01T00:00:00Z: 41 bits from here last until 2093.
     pub const EPOCH_MS: u64 = 1_704_067_200_000;
+    /// The last millisecond that an id can be of.
+    pub const MAX_MS: u64 = Self::EPOCH_MS + (1 << 41) - 1;
     const SEQUENCE_BITS: u32 = 12;
 
     /// `workers` is how many workers the node has (at most 1024), `worker` the index of this one.
@@ -114,10 +118,23 @@ impl SnowflakeClock {
         NodeId((id >> Self::SEQUENCE_BITS) as u16 & NodeId::MAX)
     }
 
-    pub fn next(&mut self, now_ms: u64) -> u64 {
+    /// The millisecond that `id` is of, since 1970.
+    pub fn ms_of(id: u64) -> u64 {
+        Self::EPOCH_MS + (id >> 22)
+    }
+
+    /// The millisecond of the latest id; 0: there is none.
+    pub fn latest_ms(&self) -> u64 {
+        self.last_ms
+    }
+
+    pub fn next(&mut self, now_ms: u64, incarnation: &Incarnation) -> u64 {
         let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
-        if now_ms > self.last_ms {
-            self.last_ms = now_ms;
+        // A clock beyond what fits tells nothing.
+        let now_ms = if now_ms > Self::MAX_MS { 0 } else { now_ms };
+        let id_ms = incarnation.id_ms(now_ms);
+        if id_ms > self.last_ms {
+            self.last_ms = id_ms;
             self.next_sequence = 0;
         } else if self.next_sequence == 1 << sequence_bits {
             self.last_ms += 1;
@@ -125,7 +142,7 @@ impl SnowflakeClock {
         }
         let sequence = self.next_sequence;
         self.next_sequence += 1;
-        let ms = self.last_ms.saturating_sub(Self::EPOCH_MS) & ((1 << 41) - 1);
+        let ms = self.last_ms - Self::EPOCH_MS;
         ms << 22 | u64::from(self.node.value()) << 12 | self.worker << sequence_bits | sequence
     }
 }
@@ -157,9 +174,10 @@ mod tests {
     fn snowflakes_rise_and_carry_node_and_worker() {
         let mut clock = SnowflakeClock::new(NodeId::new(200).unwrap(), 2, 3);
         let now = SnowflakeClock::EPOCH_MS + 5;
+        let incarnation = Incarnation::new(now);
         let mut last = 0;
         for step in 0..5_000u64 {
-            let id = clock.next(if step == 4_000 { now - 3 } else { now });
+            let id = clock.next(if step == 4_000 { now - 3 } else { now }, &incarnation);
             assert!(id > last);
             assert_eq!(SnowflakeClock::node_of(id).value(), 200);
             assert_eq!(id >> 10 & 3, 2);
@@ -167,6 +185,28 @@ mod tests {
             last = id;
         }
         assert_eq!(last >> 22, 5 + 4_999 / 1024);
+    }
+
+    #[test]
+    fn no_id_is_given_out_twice_whatever_the_clock_does() {
+        let mut clock = SnowflakeClock::new(NodeId::new(200).unwrap(), 0, 1);
+        let last_ms = SnowflakeClock::MAX_MS;
+        let now_ms = SnowflakeClock::EPOCH_MS + 1_000_000;
+        let incarnation = Incarnation::new(0);
+        let mut last = None;
+        // No battery and no NTP; then it is set, set back, and out of its mind.
+        for now_ms in [0, 12_000, now_ms, now_ms - 900_000, 0, last_ms + 1, u64::MAX, now_ms] {
+            for _ in 0..10_000 {
+                let id = clock.next(now_ms, &incarnation);
+                assert!(last.is_none_or(|last| id > last), "{id} at {now_ms}");
+                last = Some(id);
+            }
+        }
+        // The run before had ids up to a later time.
+        incarnation.begin(now_ms + 77_000);
+        let id = clock.next(now_ms, &incarnation);
+        assert_eq!(SnowflakeClock::ms_of(id), now_ms + 77_001);
+        assert_eq!(clock.latest_ms(), now_ms + 77_001);
     }
 
     #[test]

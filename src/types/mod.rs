@@ -2,6 +2,7 @@
 
 mod events;
 mod ids;
+mod incarnation;
 mod limits;
 mod routing;
 pub mod version;
@@ -10,5 +11,6 @@ pub use events::EventSet;
 pub use ids::{
     Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,
 };
+pub use incarnation::Incarnation;
 pub use limits::Limits;
 pub use routing::Routing;

@@ -152,8 +152,9 @@ impl Header {
         bytes
     }
 
-    /// Numbers an encoded envelope.
-    pub fn set_numbers(envelope: &mut [u8], seq: u64, order: u64) {
+    /// Numbers an encoded envelope. Its epoch, too: it may have been encoded before that was known.
+    pub fn set_numbers(envelope: &mut [u8], epoch: u64, seq: u64, order: u64) {
+        envelope[EPOCH_OFFSET..EPOCH_OFFSET + 8].copy_from_slice(&epoch.to_le_bytes());
         envelope[SEQ_OFFSET..SEQ_OFFSET + 8].copy_from_slice(&seq.to_le_bytes());
         envelope[ORDER_OFFSET..ORDER_OFFSET + 8].copy_from_slice(&order.to_le_bytes());
     }
@@ -555,7 +556,7 @@ mod tests {
             envelope.encode(&mut bytes);
             prop_assert_eq!(envelope.encoded_bytes(), bytes.len());
             prop_assert_eq!(Envelope::decode(&bytes), Ok(envelope));
-            Header::set_numbers(&mut bytes, 7, 9);
+            Header::set_numbers(&mut bytes, envelope.epoch, 7, 9);
             let numbered = Header {
                 kind: Kind::Message,
                 origin: envelope.origin,

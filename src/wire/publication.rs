@@ -2,8 +2,9 @@
 //!
 //! Channels, behind a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the
 //! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`), `wsc:{pid}:e`
-//! for what happens to its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one. The
-//! braces are Redis Cluster's hash tags: all channels of a project would share a slot.
+//! for what happens to its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one.
+//! `wsc:ids:<node>` is no channel but a key. The braces are Redis Cluster's hash tags: all channels
+//! of a project would share a slot.
 
 use super::envelope::{Envelope, NamesBuf, Targets};
 use crate::types::{NodeId, Routing, SnowflakeClock};
@@ -77,6 +78,13 @@ impl ChannelNames {
     pub fn nodes(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.prefix.as_bytes());
         out.extend_from_slice(b":nodes");
+    }
+
+    /// The key under which is kept which ids a node has given out.
+    pub fn ids_of_node(&self, out: &mut Vec<u8>, node: NodeId) {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(b":ids:");
+        out.extend_from_slice(itoa::Buffer::new().format(node.value()).as_bytes());
     }
 
     pub fn node(&self, out: &mut Vec<u8>, node: NodeId) {

@@ -113,6 +113,8 @@ pub struct World {
     now_ms: u64,
     setup: Setup,
     redis: Redis,
+    /// Lives of nodes that followed another one.
+    births: u64,
     truth: Truth,
     business: Business,
     /// Requests whose answers have come to their clients, to be judged.
@@ -181,6 +183,7 @@ impl Simulation for Cluster {
             now_ms,
             setup,
             redis,
+            births: 0,
             truth: Truth::default(),
             business: Business::default(),
             answered: Vec::new(),
@@ -193,8 +196,10 @@ impl Simulation for Cluster {
         let workers = world.setup.workers.clone();
         let line = format!("{workers:?} workers, {:?} routing", world.setup.routing);
         world.log.note(line);
-        let nodes =
-            workers.iter().enumerate().map(|(node, workers)| Ok(Node::new(node, *workers, &world)));
+        let nodes = workers
+            .iter()
+            .enumerate()
+            .map(|(node, workers)| Ok(Node::new(node, *workers, 0, &world)));
         Self {
             nodes: nodes.collect(),
             world,
@@ -353,7 +358,8 @@ impl Cluster {
                 Err(until_ms) if *until_ms <= now_ms => {
                     world.log.note(format!("node {index} is back"));
                     let workers = world.setup.workers[index];
-                    self.nodes[index] = Ok(Node::new(index, workers, world));
+                    world.births += 1;
+                    self.nodes[index] = Ok(Node::new(index, workers, world.births, world));
                 }
                 Err(_) => {}
             }

@@ -18,7 +18,7 @@ use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy}
 use ws_cluster::state::servers::Loads;
 use ws_cluster::state::wants::{self, Notice};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, ConnKey, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, ConnKey, Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
 use ws_cluster::wire::websocket::{Inbound, Message, Rest, write_close};
@@ -169,6 +169,7 @@ impl Simulation for Node {
         let server_outbox_bytes = *rng.pick(&[1_000, 1 << 20]);
         let request_timeout_ms = *rng.pick(&[300, 2_000, 10_000]);
         let loads = Arc::<Loads>::default();
+        let incarnation = Arc::new(Incarnation::new(1));
         let core = |worker| {
             let counters = Arc::new(Counters::default());
             let config = WorkerConfig {
@@ -185,7 +186,7 @@ impl Simulation for Node {
                 server_outbox_bytes,
                 request_timeout_ms,
                 loads: loads.clone(),
-                epoch: 1,
+                incarnation: incarnation.clone(),
                 echo: false,
                 hash_keys: (seed, worker as u64),
                 idempotency_keys: 1_000,

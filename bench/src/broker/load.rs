@@ -10,7 +10,7 @@ use ws_cluster::state::broker::{
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
 use ws_cluster::state::wants::{Ask, Interest};
-use ws_cluster::types::{MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, Header, NamesBuf, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::resp::write_command;
@@ -54,7 +54,7 @@ impl Load {
 
     /// Numbers a message's envelope.
     pub fn number(index: usize, envelope: &mut [u8]) {
-        Header::set_numbers(envelope, Self::seq(index), index as u64 + 1);
+        Header::set_numbers(envelope, 1, Self::seq(index), index as u64 + 1);
     }
 
     /// Writes the channel and the envelope of a message.
@@ -137,7 +137,7 @@ pub fn broker(
     let url = "redis://127.0.0.1:6379/0".parse().map_err(Error::other)?;
     let mut broker = Broker::new(BrokerConfig {
         node: node(1)?,
-        epoch: 1,
+        incarnation: Arc::new(Incarnation::new(1)),
         workers: way.workers,
         projects: Arc::clone(&projects),
         names: load.names.clone(),
@@ -173,6 +173,7 @@ pub fn make_ready(broker: &mut Broker, workers: &mut dyn Workers) -> io::Result<
 
 fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
     let mut now_ms = 1;
+    let mut ids_ms = 0;
     broker.handle_open(now_ms);
     // What each is answered with; messages go to the subscribing link.
     while !broker.is_ready() {
@@ -188,6 +189,11 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
                     [b"HELLO", ..] => answer.extend_from_slice(b"%1\r\n$5\r\nproto\r\n:3\r\n"),
                     [b"ROLE"] => answer.extend_from_slice(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
                     [b"CONFIG", ..] => answer.extend_from_slice(b"%0\r\n"),
+                    [b"INCRBY", _, by] => {
+                        let by = std::str::from_utf8(by).map_err(Error::other)?;
+                        ids_ms += by.parse::<u64>().map_err(Error::other)?;
+                        answer.extend_from_slice(format!(":{ids_ms}\r\n").as_bytes());
+                    }
                     [b"SUBSCRIBE", channels @ ..] => {
                         for channel in channels {
                             let length = channel.len();

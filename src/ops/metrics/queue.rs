@@ -32,6 +32,8 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
         ("queue_pending_bytes", "Bytes that wait for the queue's answer", &broker.pending_bytes),
         ("queue_channel", "Channels that this node wants to hear", &broker.channels),
     ];
+    let help = "1 while Redis keeps which client ids this node has given out, else 0";
+    encode_gauge(encoder, "ws_cluster_ids_kept", help, broker.ids_kept.value())?;
     for (name, help, gauge) in gauges {
         encode_gauge(encoder, name, help, gauge.value())?;
     }

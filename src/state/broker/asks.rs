@@ -58,6 +58,14 @@ impl Broker {
     fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
         let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
         let names = self.channel_names(interest);
+        if self.is_first_attempt && !is_up {
+            // Whoever comes before it is known which client ids were given out waits for that: all
+            // is subscribed to then, or the attempt fails.
+            for name in &names {
+                self.interests.join(name, worker, Some(interest));
+            }
+            return;
+        }
         let mut must_wait = false;
         let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
         for name in &names {

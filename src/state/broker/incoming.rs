@@ -2,6 +2,7 @@
 
 use super::interests::Place;
 use super::publish_log::Asked;
+use super::reservation::number_of;
 use super::{Broker, Event, LinkError, Sink, user_hash};
 use crate::state::sequence::Arrival;
 use crate::state::wants::Notice;
@@ -25,6 +26,7 @@ impl Broker {
     pub(super) fn handle_answer(
         &mut self,
         reply: &Reply<'_>,
+        now_ms: u64,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let mut is_refused = false;
@@ -33,6 +35,10 @@ impl Broker {
                 self.facts.handle_answer(question, reply)?;
                 self.facts.settle_limit();
                 self.events.extend(self.facts.take_events());
+            }
+            (Some(Asked::Reservation), reply) => {
+                let number = number_of(reply).ok_or(LinkError::Unasked)?;
+                self.handle_renewed(number, now_ms)?;
             }
             (Some(Asked::Word(_)), Reply::Error(text)) => {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
@@ -116,10 +122,10 @@ impl Broker {
             Ok(header) => header,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
         };
-        if header.origin == self.config.node && header.epoch != self.config.epoch {
+        if header.origin == self.config.node && header.epoch != self.config.epoch() {
             counters.foreign.add(1);
             // An older one may be this node's own last life: a stalled Redis keeps words for long.
-            if header.epoch > self.config.epoch {
+            if header.epoch > self.config.epoch() {
                 self.events.push(Event::SameNode);
             }
         }
@@ -160,7 +166,7 @@ impl Broker {
         match header.kind {
             Kind::Message => self.route(channel_name, workers, header, payload, sink),
             // This node's workers have had them.
-            Kind::Events if (origin, epoch) == (self.config.node, self.config.epoch) => {}
+            Kind::Events if (origin, epoch) == (self.config.node, self.config.epoch()) => {}
             // All that have business servers which want to hear them.
             Kind::Events => sink.relay(workers, payload),
             _ => self.route_to_one(channel_name, workers, payload, sink),
@@ -228,7 +234,7 @@ impl Broker {
     }
 
     fn handle_canary(&mut self, header: &Header, now_ms: u64, sink: &mut dyn Sink) {
-        let is_own = header.origin == self.config.node && header.epoch == self.config.epoch;
+        let is_own = header.origin == self.config.node && header.epoch == self.config.epoch();
         if !is_own || header.id.0 != self.canary.number || self.canary.is_back {
             return;
         }

@@ -152,7 +152,7 @@ impl Broker {
     }
 
     fn member(&self) -> Member<'static> {
-        let sender = Sender { node: self.config.node, epoch: self.config.epoch };
+        let sender = Sender { node: self.config.node, epoch: self.config.epoch() };
         Member::new(sender, self.members.version)
     }
 

@@ -12,6 +12,7 @@ use crate::wire::publication::{LastName, Publication, route};
 /// Numbers what is to be published and keeps it until it is answered.
 struct Acceptor<'a> {
     config: &'a BrokerConfig,
+    epoch: u64,
     sequences: &'a mut OutgoingSequences,
     order: &'a mut u64,
     log: &'a mut PublishLog,
@@ -39,7 +40,7 @@ impl Acceptor<'_> {
         *self.order += 1;
         let deadline_ms = self.now_ms + self.config.queue_timeout_ms;
         let envelope = self.log.add_part(channel, bytes, may_expire, deadline_ms, write);
-        Header::set_numbers(envelope, seq, *self.order);
+        Header::set_numbers(envelope, self.epoch, seq, *self.order);
     }
 
     fn add_encoded(&mut self, channel: &[u8], envelope: &[u8], may_expire: bool) {
@@ -134,6 +135,7 @@ impl Broker {
         }
         let acceptor = Acceptor {
             config: &self.config,
+            epoch: self.config.epoch(),
             sequences: &mut self.sequences,
             order: &mut self.order,
             log: self.held.as_mut().unwrap_or(&mut self.log),

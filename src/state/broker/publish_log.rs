@@ -29,6 +29,8 @@ pub struct Pusher {
 #[derive(Debug, Clone, Copy)]
 enum What {
     Question(Question),
+    /// Raises the number of `super::reservation`.
+    Reservation,
     /// A canary, the repeated number of a channel, or what the node says of itself: it is not sent
     /// again.
     Word(Option<Waiter>),
@@ -60,8 +62,8 @@ struct Entry {
 #[derive(Debug)]
 struct Command {
     entries: usize,
-    /// The channel's name, then each envelope as a bundle has it; of a question, which has no
-    /// channel, all of the command.
+    /// The channel's name, then each envelope as a bundle has it; without a
+    /// channel all of the command.
     bytes: Vec<u8>,
     channel_bytes: usize,
     /// Nothing else is under way while it is.
@@ -72,6 +74,7 @@ struct Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Question(Question),
+    Reservation,
     Word(Option<Waiter>),
     /// So many messages, all of one channel: [`PublishLog::message`] has them.
     Messages(usize),
@@ -93,7 +96,7 @@ impl AskedMessage {
             What::Message { pusher, is_last_part, lives, is_abandoned, .. } => {
                 Some(Self { pusher, is_last_part, was_sent_before: lives > 0, is_abandoned })
             }
-            What::Question(_) | What::Word(_) => None,
+            What::Question(_) | What::Reservation | What::Word(_) => None,
         }
     }
 }
@@ -188,6 +191,14 @@ impl PublishLog {
         self.entries.push_back(Entry { deadline_ms, what: What::Question(question) });
     }
 
+    /// Appends a whole command that raises the number of `super::reservation`.
+    pub fn add_reservation(&mut self, command: &[u8], deadline_ms: u64) {
+        self.bytes += command.len();
+        let bytes = command.to_vec();
+        self.commands.push_back(Command { entries: 1, bytes, channel_bytes: 0, is_suspect: false });
+        self.entries.push_back(Entry { deadline_ms, what: What::Reservation });
+    }
+
     /// Appends a word, an envelope of any kind without a number.
     pub fn add_word(
         &mut self,
@@ -238,7 +249,7 @@ impl PublishLog {
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
         let waiter = |entry: &mut Entry| match &mut entry.what {
             What::Word(waiter) => waiter.take(),
-            What::Question(_) | What::Message { .. } => None,
+            What::Question(_) | What::Reservation | What::Message { .. } => None,
         };
         self.entries.iter_mut().filter_map(waiter).collect()
     }
@@ -288,6 +299,7 @@ impl PublishLog {
         let command = self.commands.front().filter(|_| self.sent_commands > 0)?;
         Some(match self.entries.front()?.what {
             What::Question(question) => Asked::Question(question),
+            What::Reservation => Asked::Reservation,
             What::Word(waiter) => Asked::Word(waiter),
             What::Message { .. } => Asked::Messages(command.entries),
         })
@@ -446,7 +458,7 @@ mod tests {
         };
         let write = |out: &mut Vec<u8>| envelope.encode(out);
         let part = log.add_part(b"x:{p}", envelope.encoded_bytes(), true, deadline_ms, write);
-        Header::set_numbers(part, seq, seq);
+        Header::set_numbers(part, 1, seq, seq);
         log.end_message(pusher);
     }
 

@@ -3,16 +3,20 @@
 use super::*;
 use crate::state::projects::{Project, ProjectId, SubscribePolicy};
 use crate::state::wants::{Ask, Relay, Server, To};
-use crate::types::{Cid, EventSet, Routing};
+use crate::types::{Cid, EventSet, Incarnation, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
 use crate::wire::publication::Publication;
 use crate::wire::sign::Secret;
 
+mod ids;
 mod late;
 mod many_users;
 mod replies;
+mod resp_text;
+
+use resp_text::{bulk, commands, message};
 
 const KEYS: (u64, u64) = (1, 2);
 
@@ -73,6 +77,10 @@ struct Setting {
     events: Vec<Kind>,
     /// Messages of another node.
     arrived: u64,
+    /// What Redis keeps of the ids of this node, or what it says instead.
+    number: i64,
+    refuses_numbers: Option<&'static str>,
+    asked_numbers: usize,
 }
 
 fn config(workers: usize) -> BrokerConfig {
@@ -84,7 +92,7 @@ fn config(workers: usize) -> BrokerConfig {
     };
     BrokerConfig {
         node: NodeId::new(7).unwrap(),
-        epoch: 100,
+        incarnation: Arc::new(Incarnation::new(100)),
         workers,
         projects: Arc::new(Projects::new(vec![project]).unwrap()),
         names: ChannelNames::new("x"),
@@ -108,17 +116,24 @@ impl Setting {
             subscribed: Vec::new(),
             events: Vec::new(),
             arrived: 0,
+            number: 0,
+            refuses_numbers: None,
+            asked_numbers: 0,
         }
     }
 
     fn ready(workers: usize) -> Self {
         let mut setting = Self::new(workers);
-        setting.broker.handle_open(setting.now_ms);
-        setting.talk();
+        setting.open();
         assert!(!setting.broker.is_ready(), "what others have is waited for");
         setting.tick(150).unwrap();
         assert!(setting.broker.is_ready());
         setting
+    }
+
+    fn open(&mut self) {
+        self.broker.handle_open(self.now_ms);
+        self.talk();
     }
 
     /// Lets Redis answer until nobody has anything to say.
@@ -164,6 +179,17 @@ impl Setting {
                     message(messages, &command[1], &command[2]);
                 }
             }
+            b"INCRBY" => {
+                self.asked_numbers += 1;
+                if let Some(error) = self.refuses_numbers {
+                    answers.extend_from_slice(format!("-{error}\r\n").as_bytes());
+                    return;
+                }
+                let key = String::from_utf8(command[1].clone()).unwrap();
+                assert_eq!(key, "x:ids:7");
+                self.number += std::str::from_utf8(&command[2]).unwrap().parse::<i64>().unwrap();
+                answers.extend_from_slice(format!(":{}\r\n", self.number).as_bytes());
+            }
             b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
             _ => answers.extend_from_slice(b"%0\r\n"),
         }
@@ -199,7 +225,8 @@ impl Setting {
         let (names, envelope) = (ChannelNames::new("x"), envelope(9, 5, data, targets));
         publication.add_message(&names, Routing::Project, &envelope);
         let encoded = publication.parts[0].envelope.clone();
-        Header::set_numbers(&mut publication.bytes[encoded.clone()], seq, self.arrived);
+        let bytes = &mut publication.bytes[encoded.clone()];
+        Header::set_numbers(bytes, 5, seq, self.arrived);
         let mut bytes = Vec::new();
         message(&mut bytes, publication.channel(0), &publication.bytes[encoded]);
         self.hear(LinkName::Subscribe, &bytes);
@@ -233,41 +260,6 @@ fn uids(list: &[&str]) -> TargetsBuf {
     TargetsBuf { uids: Some(names), ..TargetsBuf::default() }
 }
 
-fn commands(mut bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
-    let mut found = Vec::new();
-    while !bytes.is_empty() {
-        let count = number(&mut bytes, b'*');
-        let mut command = Vec::new();
-        for _ in 0..count {
-            let length = number(&mut bytes, b'$');
-            command.push(bytes[..length].to_vec());
-            bytes = &bytes[length + 2..];
-        }
-        found.push(command);
-    }
-    found
-}
-
-fn number(bytes: &mut &[u8], kind: u8) -> usize {
-    assert_eq!(bytes[0], kind);
-    let end = bytes.windows(2).position(|two| two == b"\r\n").unwrap();
-    let number = std::str::from_utf8(&bytes[1..end]).unwrap().parse().unwrap();
-    *bytes = &bytes[end + 2..];
-    number
-}
-
-fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
-    out.extend_from_slice(bytes);
-    out.extend_from_slice(b"\r\n");
-}
-
-fn message(out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {
-    out.extend_from_slice(b">3\r\n$7\r\nmessage\r\n");
-    bulk(out, channel);
-    bulk(out, payload);
-}
-
 #[test]
 fn a_push_is_answered_when_redis_has_it_and_comes_back_to_those_who_are_meant() {
     let mut setting = Setting::ready(2);
@@ -285,6 +277,7 @@ fn a_push_is_answered_when_redis_has_it_and_comes_back_to_those_who_are_meant() 
 #[test]
 fn while_the_links_are_down_nothing_is_accepted_and_nobody_waits() {
     let mut setting = Setting::new(1);
+    setting.broker.handle_lost(&mut setting.said);
     setting.push(1, "no", &TargetsBuf::default());
     setting.join(0);
     assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
@@ -524,6 +517,7 @@ fn notices(setting: &mut Setting) -> Vec<String> {
         Notice::ServerGone(cid) => format!("{worker}: {cid} gone"),
         Notice::ServerKnown(cid) => format!("{worker}: {cid} known"),
         Notice::Node { node, is_up } => format!("{worker}: node {node} {is_up}"),
+        Notice::IdsBegin { used_ms } => format!("{worker}: ids after {used_ms}"),
     })
     .collect()
 }

@@ -7,7 +7,7 @@ use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::CLOSE_CAUSES;
 use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Listener};
-use crate::types::{Cid, ConnKey, EventSet};
+use crate::types::{Cid, ConnKey, EventSet, SnowflakeClock};
 use crate::wire::message;
 use crate::wire::server_message::Detail;
 
@@ -23,7 +23,7 @@ impl Worker {
     ) -> (ConnKey, Cid) {
         self.now_ms = now_ms;
         self.generation = self.generation.wrapping_add(1);
-        let cid = Cid(self.ids.next(now_ms));
+        let cid = Cid(self.ids.next(now_ms, &self.config.incarnation));
         let heard_ms = self.local_ms(now_ms);
         let Identity { project, uid, role, .. } = identity;
         let connection = Connection::new(cid, self.generation, project.0, uid, heard_ms);
@@ -81,6 +81,20 @@ impl Worker {
         open.sort_unstable();
         for (_, slot) in open {
             self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
+        }
+    }
+
+    /// Closes the connections whose client ids may be those of an earlier run of this node. They
+    /// are of clients that came before the queue could be asked which ids that run gave out.
+    pub(super) fn close_unsafe_ids(&mut self, used_ms: u64) {
+        let is_unsafe = |connection: &Connection| {
+            connection.phase == Phase::Open && SnowflakeClock::ms_of(connection.cid.0) <= used_ms
+        };
+        let slots = self.connections.iter().filter(|(_, connection)| is_unsafe(connection));
+        let slots: Vec<u32> = slots.map(|(slot, _)| slot as u32).collect();
+        for slot in slots {
+            // They come back at different moments.
+            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: slot % 1_000 });
         }
     }
 

@@ -379,6 +379,7 @@ impl Worker {
             Notice::ServerGone(cid) => self.forget_server(cid),
             Notice::ServerKnown(cid) => self.handle_known(cid),
             Notice::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
+            Notice::IdsBegin { used_ms } => self.close_unsafe_ids(used_ms),
         }
     }
 }

@@ -98,6 +98,7 @@ impl Worker {
     /// silent then.
     pub fn handle_tick_with(&mut self, now_ms: u64, has_unread: impl FnMut(u32) -> bool) {
         self.now_ms = now_ms;
+        self.config.incarnation.note_latest(self.ids.latest_ms());
         let mut slice = Slice {
             visits: VISITS_PER_SLICE,
             pings: PINGS_PER_SLICE,

@@ -4,6 +4,7 @@ use super::*;
 use crate::state::counters::{LostAnswer, Shed};
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
+use crate::state::wants::Notice;
 use crate::wire::envelope::{NamesBuf, TargetsBuf};
 use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
@@ -59,7 +60,7 @@ impl Rig {
             server_outbox_bytes: 1 << 20,
             request_timeout_ms: 10_000,
             loads: Arc::default(),
-            epoch: 1,
+            incarnation: Arc::new(Incarnation::new(1)),
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
@@ -556,4 +557,20 @@ fn what_is_copied_together_for_a_crowd_is_bounded() {
     assert!((70..100).contains(&rounds), "{rounds}");
     let sent: usize = rig.flush().iter().map(|(_, bytes)| bytes.len()).sum();
     assert!(sent > rounds * 400 * 1_000 && !rig.worker.is_full());
+}
+
+/// Redis was away when this node started; then it says which ids the run before gave out.
+#[test]
+fn clients_whose_ids_may_be_those_of_an_earlier_run_are_sent_away() {
+    let mut rig = Rig::new(1_000_000, 1_000_000);
+    let early = rig.connect("early");
+    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    rig.flush();
+    assert_eq!(rig.closed, [(early, Some(close::GOING_AWAY))]);
+    rig.worker.config.incarnation.begin(NOW_MS + 5_000);
+    rig.connect("late");
+    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    rig.flush();
+    assert_eq!((rig.closed.len(), rig.worker.connections()), (1, 1));
+    rig.worker.check();
 }

@@ -121,6 +121,8 @@ pub struct Redis {
     pub refused_percent: usize,
     /// The newest publishing connection of a node's life that has been heard.
     newest: BTreeMap<(usize, u64), u64>,
+    /// Its numbers by key; it has no disk.
+    numbers: BTreeMap<Vec<u8>, u64>,
     /// Done since the last call of [`Redis::take_executions`].
     executions: Vec<Execution>,
     pub commands: u64,
@@ -137,6 +139,7 @@ impl Redis {
             stalled_until_ms: 0,
             refused_percent: 0,
             newest: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             executions: Vec::new(),
             commands: 0,
         }
@@ -242,6 +245,7 @@ impl Redis {
     /// It dies. What it had sent may arrive.
     pub fn die(&mut self, rng: &mut Rng) {
         self.is_up = false;
+        self.numbers.clear();
         self.stalled_until_ms = 0;
         for link in self.links.values_mut() {
             link.is_cut = true;
@@ -338,6 +342,12 @@ impl Redis {
                     link.tell(&reply, now_ms, rng);
                 }
                 return;
+            }
+            "INCRBY" => {
+                let number = self.numbers.entry(arguments[1].to_vec()).or_default();
+                *number += std::str::from_utf8(arguments[2]).unwrap().parse::<u64>().unwrap();
+                let reply = format!(":{number}\r\n");
+                return self.links.get_mut(&id).unwrap().tell(reply.as_bytes(), now_ms, rng);
             }
             "PUBLISH" => return self.publish(id, arguments[1], arguments[2], now_ms, rng),
             other => panic!("Redis was told {other}"),

@@ -391,6 +391,7 @@ impl Core {
                 assert_eq!((profile.pid, profile.events), (pid, server.events));
                 self.told.insert(server.cid.0, server);
             }
+            Notice::IdsBegin { .. } => {}
             Notice::ServerGone(Cid(cid)) => {
                 let has_ended = world.business.ended.contains_key(&cid);
                 assert!(has_ended, "node {number} is told that {cid} is gone, and it is there");

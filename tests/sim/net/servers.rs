@@ -361,6 +361,7 @@ impl Node {
                 }
             }
             Notice::Node { .. } => panic!("there is one node"),
+            Notice::IdsBegin { .. } => panic!("there is no Redis"),
         }
         self.cores[worker].worker.handle_notice(notice, self.now_ms);
         self.notice_closes(worker);

@@ -60,8 +60,8 @@ fn node(top: &mut Object<'_>, ops: &Ops) {
     top.value("node", shared.settings.node.value());
     top.text("version", env!("CARGO_PKG_VERSION"));
     top.text("env", shared.settings.env);
-    top.value("epoch", shared.epoch);
-    top.value("uptime_ms", now_ms.saturating_sub(shared.epoch));
+    top.value("epoch", shared.started_ms);
+    top.value("uptime_ms", now_ms.saturating_sub(shared.started_ms));
     top.value("draining", shared.is_draining());
     top.text("ws", &ops.ws.to_string());
     top.text("http", &ops.http.to_string());

@@ -1,0 +1,124 @@
+//! One run of a node's process: the epoch that tells it from the runs before, and which
+//! milliseconds its ids may be of.
+
+use super::SnowflakeClock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Milliseconds at the end of what is reserved that the clock alone does not enter: they are for
+/// ids that outrun the clock, because a millisecond's numbers are used up or the clock is behind.
+pub const SPARE_MS: u64 = 2_000;
+/// How far beyond the clock ids are reserved. A restart within this time begins behind it.
+const AHEAD_MS: u64 = 10_000;
+/// What is reserved is renewed when the clock has come this far.
+const RENEW_MS: u64 = 1_000;
+
+/// Shared by the workers of a node and its broker. The workers read it for every id; the broker
+/// writes it, once at the start and then about once a second.
+///
+/// With Redis the broker keeps a number there for the node: every id that any run gave out is of a
+/// millisecond up to it. [`Incarnation::begin`] is called when it has been read, and
+/// [`Incarnation::reserve`] when a higher one is stored. Without Redis neither is, and ids follow
+/// the clock.
+#[derive(Debug)]
+pub struct Incarnation {
+    epoch_ms: AtomicU64,
+    /// Ids are of this millisecond or later ones.
+    floor_ms: AtomicU64,
+    /// The clock takes ids up to [`SPARE_MS`] before this.
+    until_ms: AtomicU64,
+    /// The latest millisecond of an id, as of the workers' last ticks.
+    latest_ms: AtomicU64,
+}
+
+impl Incarnation {
+    /// `now_ms`: milliseconds since 1970 at the start.
+    pub fn new(now_ms: u64) -> Self {
+        Self {
+            epoch_ms: AtomicU64::new(now_ms),
+            floor_ms: AtomicU64::new(
+                now_ms.clamp(SnowflakeClock::EPOCH_MS, SnowflakeClock::MAX_MS),
+            ),
+            until_ms: AtomicU64::new(u64::MAX),
+            latest_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Higher than those of the runs before: the time of the start, or right after what the run
+    /// before had reserved.
+    pub fn epoch(&self) -> u64 {
+        self.epoch_ms.load(Relaxed)
+    }
+
+    /// The runs before may have given out ids of milliseconds up to `used_ms`. To be called before
+    /// anything is published.
+    pub fn begin(&self, used_ms: u64) {
+        self.floor_ms.fetch_max(used_ms + 1, Relaxed);
+        self.epoch_ms.fetch_max(used_ms + 1, Relaxed);
+        self.until_ms.store(used_ms + SPARE_MS, Relaxed);
+    }
+
+    /// This run may give out ids of milliseconds up to `until_ms`.
+    pub fn reserve(&self, until_ms: u64) {
+        self.until_ms.store(until_ms, Relaxed);
+    }
+
+    /// Nothing keeps what is reserved: ids follow the clock.
+    pub fn follow_clock(&self) {
+        self.until_ms.store(u64::MAX, Relaxed);
+    }
+
+    /// Up to where ids should be reserved now; `None`: what is reserved is enough.
+    pub fn wanted_until_ms(&self, now_ms: u64) -> Option<u64> {
+        let latest_ms = self.latest_ms.load(Relaxed).max(self.floor_ms.load(Relaxed));
+        let now_ms = now_ms.min(SnowflakeClock::MAX_MS - AHEAD_MS);
+        let wanted_ms = (now_ms + AHEAD_MS).max(latest_ms + 2 * SPARE_MS);
+        (self.until_ms.load(Relaxed) < wanted_ms - RENEW_MS).then_some(wanted_ms)
+    }
+
+    /// A worker has given out ids of milliseconds up to `latest_ms`.
+    pub fn note_latest(&self, latest_ms: u64) {
+        if self.latest_ms.load(Relaxed) < latest_ms {
+            self.latest_ms.fetch_max(latest_ms, Relaxed);
+        }
+    }
+
+    /// The millisecond of an id that is given out now.
+    pub(super) fn id_ms(&self, now_ms: u64) -> u64 {
+        let reserved_ms = self.until_ms.load(Relaxed).saturating_sub(SPARE_MS);
+        now_ms.min(reserved_ms).max(self.floor_ms.load(Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_800_000_000_000;
+
+    #[test]
+    fn a_run_whose_clock_is_behind_comes_after_the_run_before() {
+        let run = Incarnation::new(NOW_MS);
+        run.begin(NOW_MS + 5_000);
+        assert_eq!((run.epoch(), run.id_ms(NOW_MS)), (NOW_MS + 5_001, NOW_MS + 5_001));
+        let until_ms = run.wanted_until_ms(NOW_MS).unwrap();
+        assert_eq!(until_ms, NOW_MS + 10_000, "far enough for the clock and for what is used");
+        run.reserve(until_ms);
+        assert_eq!(run.wanted_until_ms(NOW_MS + 900), None);
+        assert!(run.wanted_until_ms(NOW_MS + 1_100).is_some());
+    }
+
+    #[test]
+    fn ids_do_not_follow_a_clock_beyond_what_is_reserved() {
+        let run = Incarnation::new(NOW_MS);
+        run.begin(0);
+        assert_eq!(run.epoch(), NOW_MS);
+        run.reserve(run.wanted_until_ms(NOW_MS).unwrap());
+        assert_eq!(run.id_ms(NOW_MS + 7_000), NOW_MS + 7_000);
+        assert_eq!(run.id_ms(NOW_MS + 3_600_000), NOW_MS + 8_000, "the clock jumped ahead");
+        run.note_latest(NOW_MS + 9_500);
+        assert_eq!(run.wanted_until_ms(NOW_MS), Some(NOW_MS + 13_500), "ids outrun the clock");
+        run.follow_clock();
+        assert_eq!(run.id_ms(NOW_MS + 3_600_000), NOW_MS + 3_600_000);
+        assert_eq!(run.wanted_until_ms(u64::MAX), None);
+    }
+}
