@@ -351,7 +351,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     args = ["--redis_prefix", name, "--idle_timeout_ms", "86400000"]
     nodes = [own_node(number, redis.url, *args) for number in (201, 202)]
     Load(nodes, stack)
-    page.resize(1400, 1620)
+    page.resize(1400, 1390)
     page.visit(nodes[0])
     page.await_text("#status", "node 201 answers")
     page.await_tile("Deliveries", r"[\d.]+k?/s")
