@@ -87,6 +87,8 @@ pub struct Config {
     pub ping_interval_ms: u64,
     /// Silence after which a WebSocket connection ends with 4002.
     pub idle_timeout_ms: u64,
+    /// A WebSocket message must have arrived whole by then; beyond: closed with 1008.
+    pub message_timeout_ms: u64,
     /// A request's head and body must have come whole by then; beyond: 408.
     pub request_timeout_ms: u64,
     /// A WebSocket handshake must be answered by then; beyond: 408, or 503.
@@ -104,6 +106,9 @@ pub struct Config {
     pub server_outbox_bytes: usize,
     /// What HTTP requests of one worker that are not answered may take; beyond: 503.
     pub worker_body_bytes: usize,
+    /// Memory of the messages of one worker that have not arrived whole; beyond, the oldest is
+    /// closed first with 1008.
+    pub worker_inbound_bytes: usize,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
     /// Where traces go; `None`: nowhere.
@@ -181,6 +186,7 @@ impl Config {
         queue.check_sizes(&limits)?;
         let times = Times::resolve(raw, from)?;
         let sizes = Sizes::resolve(raw, from)?;
+        let worker_inbound_bytes = resolve_inbound(raw, from, &limits)?;
 
         Ok(Self {
             node: counts.node,
@@ -212,6 +218,7 @@ impl Config {
             drain_ms: times.drain_ms,
             ping_interval_ms: times.ping_interval_ms,
             idle_timeout_ms: times.idle_timeout_ms,
+            message_timeout_ms: times.message_timeout_ms,
             request_timeout_ms: times.request_timeout_ms,
             handshake_timeout_ms: times.handshake_timeout_ms,
             keep_alive_ms: times.keep_alive_ms,
@@ -221,6 +228,7 @@ impl Config {
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
             worker_body_bytes,
+            worker_inbound_bytes,
             echo,
             otel,
             logs,
@@ -383,6 +391,7 @@ struct Times {
     drain_ms: u64,
     ping_interval_ms: u64,
     idle_timeout_ms: u64,
+    message_timeout_ms: u64,
     request_timeout_ms: u64,
     handshake_timeout_ms: u64,
     keep_alive_ms: u64,
@@ -400,12 +409,30 @@ impl Times {
             drain_ms: ms("drain_ms", &raw.drain_ms, 10_000, 0)?,
             ping_interval_ms: ms("ping_interval_ms", &raw.ping_interval_ms, 45_000, 100)?,
             idle_timeout_ms: ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?,
+            message_timeout_ms: ms("message_timeout_ms", &raw.message_timeout_ms, 30_000, 100)?,
             request_timeout_ms,
             handshake_timeout_ms: ms("handshake_timeout_ms", handshake, request_timeout_ms, 100)?,
             keep_alive_ms: ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?,
             linger_ms: ms("linger_ms", &raw.linger_ms, 2_000, 0)?,
         })
     }
+}
+
+/// A message takes up to twice its size while it arrives.
+fn resolve_inbound(raw: &RawArgs, from: &Source<'_>, limits: &Limits) -> Result<usize, Exit> {
+    let longest = limits.message_bytes.max(limits.body_bytes) as u64;
+    let setting = from.get("worker_inbound_bytes", &raw.worker_inbound_bytes);
+    let name = setting.name();
+    let bytes = setting.size((64 << 20).max(4 * longest), 65_536..=1_024 * GIB)?;
+    if bytes < 2 * longest {
+        return Err(Exit::Error(format!(
+            "{name} {bytes} is below twice the longest message ({longest} bytes, of \
+             --max_body_bytes and --max_message_bytes): such a message could never arrive; give \
+             at least {}",
+            2 * longest
+        )));
+    }
+    Ok(bytes as usize)
 }
 
 /// What may be unsent.

@@ -242,7 +242,7 @@ pub fn run(bytes: &[u8]) {
         rest = &tail[taken..];
         rig.worker.check();
     }
-    rig.worker.handle_shutdown(|| 1);
+    while rig.worker.handle_shutdown(|| 1) {}
     rig.flush();
     assert!(rig.open.is_empty() && rig.worker.connections() == 0);
     assert_eq!(rig.counters.outbox_bytes.value(), 0);

@@ -124,6 +124,10 @@ pub(super) struct RawArgs {
     /// at the latest (default 120000)
     #[argh(option)]
     pub(super) idle_timeout_ms: Option<String>,
+    /// time for a WebSocket message to arrive whole; beyond it the connection ends with 1008
+    /// (default 30000)
+    #[argh(option)]
+    pub(super) message_timeout_ms: Option<String>,
     /// time for an HTTP request to arrive whole, beyond it 408; and for a client's request to be
     /// answered by a business server, beyond it "timeout" (default 10000)
     #[argh(option)]
@@ -184,6 +188,10 @@ pub(super) struct RawArgs {
     /// unsent bytes of a business server's connection (default 64M)
     #[argh(option)]
     pub(super) server_outbox_bytes: Option<String>,
+    /// memory of all WebSocket messages of one worker that have not arrived whole; beyond it the
+    /// oldest ends first (default 64M)
+    #[argh(option)]
+    pub(super) worker_inbound_bytes: Option<String>,
     /// send clients their own frames back, for measuring; refused with --env prod
     #[argh(switch)]
     pub(super) echo: bool,

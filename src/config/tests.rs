@@ -32,7 +32,8 @@ fn defaults() {
     assert!((1..=64).contains(&config.workers) && config.pin && !config.echo);
     assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (10_000, 120_000));
-    assert_eq!(config.ping_interval_ms, 45_000);
+    assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (45_000, 30_000));
+    assert_eq!(config.worker_inbound_bytes, 64 << 20);
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 620_000));
     assert_eq!(config.linger_ms, 2_000);
     assert_eq!(config.limits, Limits::default());
@@ -68,9 +69,10 @@ fn every_flag_is_taken() {
         "--node 0 --ws_port 0 --http_port 0 --prometheus_port 0 --bind ::1 --queue redis \
          --env test --workers 64 --pin false --max_connections 5 --max_http_connections 6 \
          --drain_ms 0 --ping_interval_ms 250 \
-         --idle_timeout_ms 100 --request_timeout_ms 200 --keep_alive_ms 300 \
+         --idle_timeout_ms 100 --message_timeout_ms 400 --request_timeout_ms 200 \
+         --keep_alive_ms 300 \
          --linger_ms 0 --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
-         --worker_outbox_bytes 1G --echo --log ws_cluster=debug,info --log_format json \
+         --worker_outbox_bytes 1G --worker_inbound_bytes 4M --echo --log ws_cluster=debug,info --log_format json \
          --log_path /l/x.log --log_rotate hourly --log_max_bytes 64K --log_keep 3 \
          --redis unix:///s?db=2 --redis_prefix A.b:c_d-9 --queue_timeout_ms 60000 --routing user \
          --broker_thread true --idempotency_keys 1000 --max_head_bytes 64K --max_head_fields 256 \
@@ -83,7 +85,7 @@ fn every_flag_is_taken() {
     assert_eq!((config.env, config.workers, config.pin), (Env::Test, 64, false));
     assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
-    assert_eq!(config.ping_interval_ms, 250);
+    assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (250, 400));
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
     assert_eq!(config.linger_ms, 0);
     let limits = Limits {
@@ -174,6 +176,7 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("max_http_connections", "0", "a number of connections: give a number from 1 to"),
         ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 10000")),
         ("ping_interval_ms", "45s", &format!("{ms} 100 to 86400000, e.g. --ping_interval_ms 45")),
+        ("message_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --message_timeout_ms 30")),
         ("idle_timeout_ms", "99", &format!("{ms} 100 to 86400000, e.g. --idle")),
         ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
         ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 620000")),

@@ -544,6 +544,11 @@ impl Core {
         }
     }
 
+    /// A piece of work of the WebSocket side is over, and others have their turn.
+    pub(super) fn observe_turn(&self, began: Instant) {
+        self.counters.turns.observe(began.elapsed().as_micros() as u64);
+    }
+
     /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
     /// meanwhile waits for the next flush: the ring's events have their turn between the two.
     pub(super) async fn flush(&self) {
@@ -557,7 +562,13 @@ impl Core {
             self.flush_began_us.set(sys::now_us());
         }
         self.engine.borrow_mut().begin_flush(sys::now_ms());
-        while self.engine.borrow_mut().send_chunk() {
+        loop {
+            let began = Instant::now();
+            let has_more = self.engine.borrow_mut().send_chunk();
+            self.observe_turn(began);
+            if !has_more {
+                break;
+            }
             yield_now().await;
             self.tick(sys::now_ms());
         }

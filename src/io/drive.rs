@@ -13,7 +13,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Words taken from the mailbox before other tasks run.
 const WORDS_PER_TURN: usize = 256;
@@ -76,6 +76,7 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
         .await;
         core.engine.borrow_mut().ring().set_eventfd(false);
         loop {
+            let began = Instant::now();
             let has_events = core.engine.borrow_mut().has_events();
             if has_events {
                 let now_ms = sys::now_ms();
@@ -83,6 +84,7 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
                 core.tick(now_ms);
             }
             core.forward_asks();
+            core.observe_turn(began);
             core.flush().await;
             if let Some(error) = core.engine.borrow_mut().ring().failure() {
                 return io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));

@@ -1,23 +1,25 @@
 //! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
 
+mod closing;
 mod handshakes;
+mod partials;
 mod slot;
 mod time;
 
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
-use super::linger::{self, LingeringSockets};
+use super::linger::{self, Last, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
 use super::shared::Shared;
 use super::sys::{self, Side};
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::wants::Interest;
-use crate::state::{CloseCause, CloseRequest, Sealed, Worker};
+use crate::state::{CloseRequest, Sealed, Worker};
 use crate::wire::http::parse_head;
-use crate::wire::message::write_reconnect_reason;
 use crate::wire::request::ApiError;
-use crate::wire::websocket::{Inbound, Rest, write_close};
+use crate::wire::websocket::{Inbound, Rest};
 use handshakes::Handshakes;
+use partials::{Before, Partials};
 use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -26,14 +28,19 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What one read takes at most.
 const READ_BYTES: usize = 64 << 10;
 /// What connections may have sent before other tasks run: messages of a few bytes, a millisecond.
 const BYTES_PER_TURN: usize = 64 << 10;
 const ACCEPTS_PER_TURN: usize = 64;
-/// Completions handled in one turn.
+/// Completions handled in one turn, and the time after which it ends: a completion may be a whole
+/// handshake, or the end of a connection.
 const EVENTS_PER_TURN: usize = 512;
+const TURN: Duration = Duration::from_millis(1);
+/// Completions between two looks at the clock.
+const EVENTS_PER_LOOK: usize = 16;
 /// Sends of one submission: about a millisecond of work, after which other tasks run.
 const SENDS_PER_CHUNK: usize = 512;
 /// Up to so many sends plain system calls cost less than a trip through the ring.
@@ -72,6 +79,14 @@ pub struct Engine {
     events: Vec<Completion>,
     sealed: Sealed,
     next_send: usize,
+    /// Messages that have not arrived whole.
+    partials: Partials,
+    /// Closes that are due, behind all that was sent.
+    closing: VecDeque<CloseRequest>,
+    /// Handshakes or lingering sockets may be late.
+    has_late_sockets: bool,
+    /// All connections are being closed, and some are open.
+    is_shutting_down: bool,
     /// Connections for whose messages the batch had no room, to be read again in the next turn;
     /// whether before what the ring brings, every other time.
     paused_by_batch: VecDeque<u32>,
@@ -105,6 +120,10 @@ impl Engine {
             events: Vec::with_capacity(EVENTS_PER_TURN),
             sealed: Sealed::default(),
             next_send: 0,
+            partials: Partials::default(),
+            closing: VecDeque::new(),
+            has_late_sockets: false,
+            is_shutting_down: false,
             paused_by_batch: VecDeque::new(),
             paused_first: false,
             now_ms: sys::now_ms(),
@@ -136,6 +155,8 @@ impl Engine {
     pub fn turn(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.turn_bytes = 0;
+        self.carry_out_closes();
+        let began = Instant::now();
         self.ring.run_deferred();
         self.paused_first = !self.paused_first;
         if self.paused_first {
@@ -149,6 +170,7 @@ impl Engine {
         while let Some(&event) = events.get(handled)
             && !self.worker.is_full()
             && self.turn_bytes < BYTES_PER_TURN
+            && (handled % EVENTS_PER_LOOK != 0 || began.elapsed() < TURN)
         {
             self.handle_event(event);
             handled += 1;
@@ -158,16 +180,17 @@ impl Engine {
         if !self.paused_first {
             self.resume_paused();
         }
-        if self.worker.is_overdue() && !self.worker.is_full() {
-            self.tick_worker();
+        if self.is_overdue() && !self.worker.is_full() {
+            self.catch_up();
         }
     }
 
     /// Whether the ring has something to handle, or there is something that was set aside.
     pub fn has_events(&mut self) -> bool {
         !self.events.is_empty()
+            || !self.closing.is_empty()
             || !self.paused_by_batch.is_empty()
-            || self.worker.is_overdue()
+            || self.is_overdue()
             || self.ring.has_work()
     }
 
@@ -315,9 +338,8 @@ impl Engine {
     pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.handle_ready(interest);
-        for index in self.handshakes.take_waiting(interest) {
-            self.retry_handshake(index);
-        }
+        self.handshakes.handle_ready(interest);
+        self.retry_ready();
     }
 
     fn continue_handshake(&mut self, token: Token) {
@@ -396,16 +418,16 @@ impl Engine {
                 self.counters.handshakes.count(101, 1);
                 tracing::trace!(slot = key.slot, "a connection is open");
                 self.fill_slot(key.slot, key.generation, fd);
-                let mut inbound = None;
                 // Frames may come in the same packet as the handshake, and before the welcome.
                 if head_len < bytes.len() {
                     if self.worker.wants_input(key.slot) {
-                        self.handle_bytes(key.slot, &mut inbound, &mut bytes[head_len..]);
+                        self.handle_bytes(key.slot, &mut bytes[head_len..]);
                     } else {
-                        Inbound::keep(&mut inbound, &bytes[head_len..]);
-                        self.slots[key.slot as usize].state |= HELD;
+                        let entry = &mut self.slots[key.slot as usize];
+                        Inbound::keep(&mut entry.inbound, &bytes[head_len..]);
+                        entry.state |= HELD;
+                        self.note_inbound(key.slot, Before::default(), true);
                     }
-                    self.slots[key.slot as usize].inbound = inbound;
                 }
                 self.read_on(key.slot);
             }
@@ -418,7 +440,8 @@ impl Engine {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
-        self.lingering.add(&mut self.ring, fd, None, handshake::refusal(error), deadline_ms);
+        let last = Last { bytes: handshake::refusal(error), is_refusal: true };
+        self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);
     }
 
     fn fill_slot(&mut self, slot: u32, generation: u32, fd: RawFd) {
@@ -439,28 +462,33 @@ impl Engine {
         }
         entry.state &= !POLLED;
         let fd = entry.fd;
-        let mut inbound = entry.inbound.take();
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(fd, &mut buffer) {
             Ok(0) => self.worker.handle_disconnect(slot),
-            Ok(bytes) => self.handle_bytes(slot, &mut inbound, &mut buffer[..bytes]),
+            Ok(bytes) => self.handle_bytes(slot, &mut buffer[..bytes]),
             Err(error) if sys::is_not_now(&error) => {}
             Err(_) => self.worker.handle_disconnect(slot),
         }
         self.buffer = buffer;
-        self.slots[slot as usize].inbound = inbound;
         self.read_on(slot);
     }
 
     /// Reads messages, until what they are owed is to be sent first.
-    fn handle_bytes(&mut self, slot: u32, inbound: &mut Option<Box<Inbound>>, bytes: &mut [u8]) {
+    fn handle_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        if !self.worker.is_open(slot) {
+            return;
+        }
+        let inbound = &mut self.slots[slot as usize].inbound;
+        let before = Before::of(inbound.as_deref());
         self.turn_bytes += bytes.len() + inbound.as_ref().map_or(0, |kept| kept.raw_bytes());
         let (worker, now_ms) = (&mut self.worker, self.now_ms);
         let max_bytes = worker.message_limit(slot);
         worker.handle_input(slot, now_ms);
         worker.counters().received_bytes.add(bytes.len() as u64);
-        let mut is_held = false;
+        let (mut is_held, mut ends_another) = (false, false);
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
+            // Control frames may come between the fragments of a message.
+            ends_another |= !(before.is_fragmented() && message.is_control());
             if !worker.handle_frame(slot, message, now_ms) {
                 return ControlFlow::Break(Rest::Dropped);
             }
@@ -473,6 +501,7 @@ impl Engine {
         if is_held && worker.is_open(slot) {
             self.slots[slot as usize].state |= HELD;
         }
+        self.note_inbound(slot, before, ends_another);
     }
 
     /// Asks for the connection's next bytes, unless it is being closed or leaves its answers
@@ -501,9 +530,7 @@ impl Engine {
         let entry = &mut self.slots[slot as usize];
         if entry.state & HELD != 0 {
             entry.state &= !HELD;
-            let mut inbound = entry.inbound.take();
-            self.handle_bytes(slot, &mut inbound, &mut []);
-            self.slots[slot as usize].inbound = inbound;
+            self.handle_bytes(slot, &mut []);
         }
         self.read_on(slot);
     }
@@ -534,7 +561,7 @@ impl Engine {
     }
 
     /// Sends to a bounded number of connections. Returns whether there are more; when not, the
-    /// closes that were asked for have been carried out.
+    /// closes that were asked for are begun.
     pub fn send_chunk(&mut self) -> bool {
         let left = self.sealed.len() - self.next_send;
         if left <= DIRECT_SENDS {
@@ -551,9 +578,8 @@ impl Engine {
         for slot in self.worker.take_welcomed() {
             self.resume(slot);
         }
-        for request in self.worker.finish(&mut self.sealed) {
-            self.close(request);
-        }
+        self.closing.extend(self.worker.finish(&mut self.sealed));
+        self.carry_out_closes();
         false
     }
 
@@ -644,33 +670,5 @@ impl Engine {
             self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, generation));
         }
         self.resume(slot);
-    }
-
-    fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {
-        tracing::trace!(slot, ?cause, "a connection is closed");
-        let released = self.worker.release(slot, cause);
-        let entry = &mut self.slots[slot as usize];
-        entry.inbound = None;
-        let fd = std::mem::replace(&mut entry.fd, -1);
-        self.shared.leave();
-        let Some(code) = cause.code() else {
-            let is_polled = released.was_blocked || entry.state & POLLED != 0;
-            return if is_polled { linger::close(fd) } else { sys::close(fd) };
-        };
-        let mut last_bytes = Vec::new();
-        match cause {
-            CloseCause::GoingAway { reconnect_after_ms } => {
-                let mut reason = Vec::new();
-                write_reconnect_reason(&mut reason, u64::from(reconnect_after_ms));
-                write_close(&mut last_bytes, code, &String::from_utf8_lossy(&reason));
-            }
-            CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
-            CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
-            CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),
-            CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
-            CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
-        }
-        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
-        self.lingering.add(&mut self.ring, fd, released.rest, last_bytes, deadline_ms);
     }
 }

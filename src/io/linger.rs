@@ -13,6 +13,10 @@ use std::os::fd::RawFd;
 /// How many reads one turn spends on a peer that goes on sending.
 const READS_PER_TURN: usize = 8;
 
+/// Sockets that one look at the deadlines considers, and those that it ends at most.
+const LOOKS_PER_SLICE: usize = 8_192;
+const ENDS_PER_SLICE: usize = 64;
+
 #[derive(Debug)]
 struct Lingering {
     fd: RawFd,
@@ -22,6 +26,7 @@ struct Lingering {
     /// stays shared and counts in its worker's budget.
     rest: Option<Rest>,
     last_bytes: Vec<u8>,
+    is_refusal: bool,
 }
 
 impl Lingering {
@@ -50,12 +55,23 @@ impl Lingering {
     }
 }
 
+/// What a socket is sent behind the rest of a frame.
+#[derive(Debug)]
+pub struct Last {
+    pub bytes: Vec<u8>,
+    /// It refuses a handshake: nobody waits for this socket.
+    pub is_refusal: bool,
+}
+
 /// All sockets of a worker that are on their way out.
 #[derive(Debug, Default)]
 pub struct LingeringSockets {
     sockets: Slab<Lingering>,
     by_age: Fifo,
     generation: u32,
+    refusals: usize,
+    /// The next place to be looked at for a deadline that has passed.
+    next: usize,
 }
 
 impl LingeringSockets {
@@ -63,18 +79,25 @@ impl LingeringSockets {
         self.sockets.len()
     }
 
-    /// Takes over `fd`: writes `rest` and `last_bytes`, then closes.
+    /// Those that were open connections.
+    pub fn connections(&self) -> usize {
+        self.sockets.len() - self.refusals
+    }
+
+    /// Takes over `fd`: writes `rest` and the last bytes, then closes.
     pub fn add(
         &mut self,
         ring: &mut Ring,
         fd: RawFd,
         rest: Option<Rest>,
-        last_bytes: Vec<u8>,
+        last: Last,
         deadline_ms: u64,
     ) {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let lingering = Lingering { fd, generation, deadline_ms, rest, last_bytes };
+        let Last { bytes: last_bytes, is_refusal } = last;
+        self.refusals += usize::from(is_refusal);
+        let lingering = Lingering { fd, generation, deadline_ms, rest, last_bytes, is_refusal };
         let index = self.sockets.insert(lingering);
         let (sockets, live) = (&self.sockets, self.sockets.len());
         let is_current = |index, stamp| is_current(sockets, index, stamp);
@@ -108,17 +131,33 @@ impl LingeringSockets {
         }
     }
 
-    /// Ends those whose deadline has passed, and those whose rest was taken back; a peer that never
-    /// read gets RST.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.sockets.retain(|_, socket| {
-            let stays = socket.deadline_ms > now_ms && !socket.is_revoked();
-            if !stays {
+    /// Ends some of those whose deadline has passed, or whose rest was taken back; a peer that
+    /// never read gets RST. Returns whether there may be more.
+    pub fn handle_tick(&mut self, now_ms: u64) -> bool {
+        let places = self.sockets.capacity();
+        let mut ends = ENDS_PER_SLICE;
+        for _ in 0..places.min(LOOKS_PER_SLICE) {
+            self.next = if self.next < places { self.next } else { 0 };
+            let index = self.next;
+            self.next += 1;
+            let is_over = |socket: &Lingering| socket.deadline_ms <= now_ms || socket.is_revoked();
+            if self.sockets.get(index).is_some_and(is_over) {
+                let socket = self.remove(index);
                 sys::set_reset_on_close(socket.fd);
                 close(socket.fd);
+                ends -= 1;
             }
-            stays
-        });
+            if ends == 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn remove(&mut self, index: usize) -> Lingering {
+        let socket = self.sockets.remove(index);
+        self.refusals -= usize::from(socket.is_refusal);
+        socket
     }
 
     /// Ends the oldest before its time, for its descriptor. `false`: there is none.
@@ -126,7 +165,7 @@ impl LingeringSockets {
         let sockets = &self.sockets;
         let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
         let Some(index) = oldest else { return false };
-        let socket = self.sockets.remove(index);
+        let socket = self.remove(index);
         if socket.has_pending() {
             sys::set_reset_on_close(socket.fd);
         }
@@ -167,7 +206,7 @@ impl LingeringSockets {
 
     fn end(&mut self, index: usize) {
         // Its poll has just fired, and whatever was polled before fired with it.
-        sys::close(self.sockets.remove(index).fd);
+        sys::close(self.remove(index).fd);
     }
 }
 

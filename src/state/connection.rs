@@ -23,6 +23,10 @@ pub enum CloseCause {
     SessionExpired,
     /// The node ends: 1001, with the advice when to come back.
     GoingAway { reconnect_after_ms: u32 },
+    /// A message of its did not arrive whole in time: 1008.
+    MessageTimeout,
+    /// The worker needed the memory of its unfinished message: 1008.
+    InboundBudget,
     /// The socket is gone: nothing can be told.
     Gone,
 }
@@ -38,6 +42,8 @@ impl CloseCause {
             Self::GoingAway { .. } => 4,
             Self::Gone => 5,
             Self::SessionExpired => 6,
+            Self::MessageTimeout => 7,
+            Self::InboundBudget => 8,
         }
     }
 
@@ -50,6 +56,7 @@ impl CloseCause {
             Self::Idle => Some(close::IDLE),
             Self::SessionExpired => Some(close::SESSION_EXPIRED),
             Self::GoingAway { .. } => Some(close::GOING_AWAY),
+            Self::MessageTimeout | Self::InboundBudget => Some(close::POLICY),
             Self::Gone => None,
         }
     }

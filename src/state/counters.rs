@@ -147,8 +147,17 @@ impl RefusalCounts {
 }
 
 /// How a connection ended.
-pub const CLOSE_CAUSES: [&str; 7] =
-    ["peer", "violation", "slow_consumer", "idle", "going_away", "gone", "session_expired"];
+pub const CLOSE_CAUSES: [&str; 9] = [
+    "peer",
+    "violation",
+    "slow_consumer",
+    "idle",
+    "going_away",
+    "gone",
+    "session_expired",
+    "message_timeout",
+    "inbound_budget",
+];
 
 /// A number that one thread raises and others read: no locked instruction.
 #[derive(Debug, Default)]
@@ -235,6 +244,10 @@ pub struct Counters {
     pub received_bytes: Counter,
     /// Connections whose outbox holds something now.
     pub backlogged: Counter,
+    /// How long pieces of work of the WebSocket side took, between which others have their turn.
+    pub turns: Latencies,
+    /// Memory of messages that have not arrived whole.
+    pub inbound_bytes: Counter,
     /// Milliseconds in which the thread did not run although deadlines were to be looked at.
     pub stalled_ms: Counter,
     /// Spans for which the exporter's ring had no room.

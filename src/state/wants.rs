@@ -9,6 +9,8 @@ use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 
+/// Subscriptions that one tick considers leaving.
+const LOOKS_PER_TICK: usize = 512;
 /// A subscription is left so long after the last client that needed it: clients come back.
 pub const LEAVE_AFTER_MS: u64 = 60_000;
 
@@ -233,13 +235,16 @@ impl Wants {
         }
     }
 
-    /// Leaves what nobody has needed for a minute.
+    /// Leaves what nobody has needed for a minute, a bounded number at a time.
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
-        while let Some((since_ms, _)) = self.idle.front()
+        let mut looks = LOOKS_PER_TICK;
+        while looks > 0
+            && let Some((since_ms, _)) = self.idle.front()
             && since_ms + LEAVE_AFTER_MS <= now_ms
             && let Some((_, interest)) = self.idle.pop_front()
         {
+            looks -= 1;
             let Some(want) = self.find(&interest) else { continue };
             want.is_queued = false;
             if want.listeners > 0 || want.state != State::InForce {

@@ -332,6 +332,11 @@ impl Worker {
         self.close(slot, CloseCause::Violation(violation));
     }
 
+    /// Its message did not arrive whole, and is not waited for any longer.
+    pub fn handle_unfinished(&mut self, slot: u32, cause: CloseCause) {
+        self.close(slot, cause);
+    }
+
     /// Its socket is gone.
     pub fn handle_disconnect(&mut self, slot: u32) {
         self.close(slot, CloseCause::Gone);

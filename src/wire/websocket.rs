@@ -18,6 +18,7 @@ pub mod close {
     pub const GOING_AWAY: u16 = 1001;
     pub const PROTOCOL: u16 = 1002;
     pub const NOT_UTF8: u16 = 1007;
+    pub const POLICY: u16 = 1008;
     pub const TOO_BIG: u16 = 1009;
     pub const SLOW_CONSUMER: u16 = 4000;
     pub const IDLE: u16 = 4002;
@@ -48,6 +49,13 @@ pub enum Message<'a> {
     Close(u16),
 }
 
+impl Message<'_> {
+    /// Whether it is no message of the application.
+    pub fn is_control(&self) -> bool {
+        matches!(self, Self::Ping(_) | Self::Pong(_) | Self::Close(_))
+    }
+}
+
 /// What becomes of the bytes behind a message at which the reading breaks off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
@@ -66,6 +74,8 @@ pub struct Inbound {
     kind: Option<OpCode>,
     /// How much of `message` is known to be UTF-8.
     valid: usize,
+    /// For whoever keeps it: when what it holds began.
+    pub since_ms: u64,
 }
 
 impl Inbound {
@@ -122,6 +132,16 @@ impl Inbound {
     /// The bytes that are kept and were not read as frames yet.
     pub fn raw_bytes(&self) -> usize {
         self.raw.len()
+    }
+
+    /// Memory that it takes.
+    pub fn allocated_bytes(&self) -> usize {
+        size_of::<Self>() + self.raw.capacity() + self.message.capacity()
+    }
+
+    /// Whether a fragmented message is under way.
+    pub fn is_fragmented(&self) -> bool {
+        self.kind.is_some()
     }
 
     fn is_idle(&self) -> bool {

@@ -277,6 +277,31 @@ def test_the_drain_has_an_end(start):
         assert time.monotonic() - began < 20
 
 
+def test_who_comes_during_the_drain_does_not_prolong_it(start):
+    """One refused peer that kept its socket made the drain last `--drain_ms`."""
+    server = start("--drain_ms", "60000", "--linger_ms", "60000", "--request_timeout_ms", "60000")
+    with (
+        server.raw_ws("stubborn") as stubborn,
+        Raw(server.http) as http,
+        Raw(server.http, receive_buffer=4096) as greedy,
+    ):
+        server.signal(signal.SIGTERM)
+        assert stubborn.close_code() == 1001
+        query = signed("/ws/connect", server.connect_params("late"))
+        refused = [Raw(server.ws) for _ in range(3)]
+        for late in refused:
+            late.send(handshake(f"/ws/connect?{query}"))
+            assert late.read_response()[0] == 503
+        http.send("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert http.read_response()[0] == 503
+        # Its answer is more than its socket takes, and it reads nothing.
+        greedy.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3_000)
+        stubborn.socket.close()
+        assert server.wait() == 0
+        for late in refused:
+            late.socket.close()
+
+
 def test_a_second_sigterm_ends_at_once(start):
     server = start("--drain_ms", "60000", "--linger_ms", "60000")
     with server.raw_ws("stubborn") as stubborn:

@@ -5,7 +5,7 @@ import json
 import signal
 import time
 
-from harness import PING, PONG, TEXT, Raw, Server, frame, handshake, signed
+from harness import PING, PONG, TEXT, Raw, Server, eventually, frame, handshake, signed
 
 
 @contextlib.contextmanager
@@ -17,15 +17,16 @@ def serving(*args):
         server.stop()
 
 
-def frames_within(raw, seconds, on=lambda first: None):
+def frames_within(raw, seconds):
     """The first bytes of the frames that come, and when."""
     came, began = [], time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0:
         raw.socket.settimeout(left)
         try:
             came.append((raw.read_frame()[0], time.monotonic() - began))
-            on(came[-1][0])
         except TimeoutError:
+            break
+        if came[-1][0] == 0x88:
             break
     raw.socket.settimeout(10)
     return came
@@ -92,3 +93,68 @@ def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
         assert raws[0].read_frame()[0] == 0x81
         assert raws[0].read_frame() == (0x80 | PING, b"")
         assert raws[0].close_code() == 4002
+
+
+def closed(server, reason):
+    return server.metric("ws_close_total", reason=reason)
+
+
+def test_a_message_that_drips_in_has_an_end():
+    """A byte now and then kept a connection and up to 93 KB of memory for as long as it liked."""
+    beat = '{"type":"heartbeat"}'
+    with serving("--message_timeout_ms", "600") as server, contextlib.ExitStack() as stack:
+        names = ("drips", "fragments", "slow")
+        raws = [stack.enter_context(server.raw_ws(name)) for name in names]
+        drips, fragments, slow = raws
+        for raw in raws:
+            raw.read_frame()
+        halves = [frame(TEXT, beat)[:9], frame(TEXT, beat)[9:]]
+        fragments.frame(TEXT, "[", fin=False)
+        ended, began = {}, time.monotonic()
+        drips.send(frame(TEXT, "[" + " " * 200)[:8])
+        while len(ended) < 2 and time.monotonic() - began < 10:
+            # Each of its messages takes 0.2 s: however many there are, it stays.
+            slow.send(halves[0])
+            time.sleep(0.1)
+            slow.send(halves[1])
+            assert json.loads(slow.read_frame()[1])["type"] == "heartbeat"
+            time.sleep(0.1)
+            for raw in (drips, fragments):
+                if raw in ended:
+                    continue
+                came = frames_within(raw, 0.001)
+                if any(first == 0x88 for first, _ in came):
+                    ended[raw] = time.monotonic() - began
+                    continue
+                with contextlib.suppress(OSError):
+                    if raw is drips:
+                        raw.send(b" ")
+                    else:
+                        raw.frame(PING)
+                        raw.frame(0, " ", fin=False)
+        assert len(ended) == 2 and all(0.6 <= after < 5 for after in ended.values()), ended
+        assert closed(server, "message_timeout") == 2
+        eventually(lambda: server.metric("ws_cluster_inbound_bytes") == 0, "nothing is kept")
+
+
+def test_messages_that_are_not_whole_have_a_budget():
+    flags = ["--workers", "1", "--max_body_bytes", "64k", "--worker_inbound_bytes", "1M"]
+    server = Server(*flags)
+    try:
+        with contextlib.ExitStack() as stack:
+            message = frame(TEXT, json.dumps({"type": "heartbeat", "pad": "x" * 60_000}))
+            raws = []
+            for number in range(40):
+                raws.append(stack.enter_context(server.raw_ws(f"u{number}")))
+                raws[-1].read_frame()
+                raws[-1].send(message[:-10])
+            gone = lambda: closed(server, "inbound_budget")
+            eventually(lambda: gone() > 20, "the oldest are closed")
+            assert server.metric("ws_cluster_inbound_bytes") <= 1 << 20
+            assert raws[0].close_code() == 1008
+            raws[-1].send(message[-10:])
+            assert json.loads(raws[-1].read_frame()[1])["type"] == "heartbeat"
+            assert gone() < 40
+        eventually(lambda: server.metric("ws_cluster_inbound_bytes") == 0, "nothing is kept")
+    finally:
+        server.stop()

@@ -263,7 +263,7 @@ impl Simulation for Node {
             self.note("shutdown".into());
             for worker in 0..self.cores.len() {
                 let rng = &mut self.rng;
-                self.cores[worker].worker.handle_shutdown(|| rng.below(5_000) as u32);
+                while self.cores[worker].worker.handle_shutdown(|| rng.below(5_000) as u32) {}
                 self.notice_closes(worker);
             }
         } else {

@@ -2,7 +2,6 @@
 
 use super::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::mailbox::Bell;
-use crate::io::sys;
 use crate::io::wake::wake_sleepers;
 use std::time::Instant;
 
@@ -15,10 +14,6 @@ const STALL_MS: u64 = 2 * TICK_MS;
 const LOGGED_STALL_MS: u64 = 1_000;
 /// From this difference to the monotonic clock on, the wall clock was set.
 const CLOCK_STEP_MS: i64 = 500;
-/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
-/// come back all at once.
-const RECONNECT_MIN_MS: u64 = 1_000;
-const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 impl Core {
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
@@ -85,10 +80,12 @@ impl Core {
     }
 
     /// First nothing new is accepted anywhere; a tick later every client is closed, after what was
-    /// accepted for it; then the worker ends when all have gone or the time is up.
+    /// accepted for it; then the worker ends when all have gone or the time is up. Who comes
+    /// meanwhile is answered, and not waited for.
     fn drain(&self, now_ms: u64) {
         let Some(until_ms) = self.drain_until_ms.get() else {
             let drain_ms = self.shared.settings.drain_ms;
+            self.http.borrow_mut().begin_drain();
             return self.drain_until_ms.set(Some(now_ms + drain_ms.saturating_sub(4 * TICK_MS)));
         };
         if !self.has_said_goodbye.replace(true) {
@@ -97,10 +94,9 @@ impl Core {
                 // Accepted by the queue in a moment: its clients shall have it before they go.
                 return self.has_said_goodbye.set(false);
             }
-            let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
-            return self.engine.borrow_mut().worker.handle_shutdown(spread);
+            return self.engine.borrow_mut().shut_down();
         }
-        let is_drained = self.engine.borrow().sockets() == 0
+        let is_drained = self.engine.borrow().connections() == 0
             && self.http.borrow().is_quiet()
             && (matches!(self.queue, Queue::Local(_)) || self.shared.queue.is_over());
         if is_drained || now_ms >= until_ms {

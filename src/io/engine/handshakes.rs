@@ -5,7 +5,7 @@ use crate::io::fifo::Fifo;
 use crate::io::ring::GENERATION_MASK;
 use crate::state::wants::Interest;
 use slab::Slab;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::RawFd;
 
 /// What the requests of all handshakes may take together, as allocated.
@@ -32,6 +32,8 @@ pub(super) struct Handshakes {
     /// Those that are whole, by index and generation.
     waiting: HashMap<Interest, Vec<(usize, u32)>>,
     waiting_count: usize,
+    /// Those whose interest is in force.
+    ready: VecDeque<(usize, u32)>,
     bytes: usize,
 }
 
@@ -95,14 +97,25 @@ impl Handshakes {
         self.waiting.entry(interest).or_default().push((index, handshake.generation));
     }
 
-    /// Those that waited for `interest` and are still there.
-    pub(super) fn take_waiting(&mut self, interest: &Interest) -> Vec<usize> {
-        let table = &self.table;
-        let is_there = |&(index, generation): &(usize, u32)| {
-            table.get(index).is_some_and(|one| one.generation == generation && one.is_waiting)
-        };
-        let waiting = self.waiting.remove(interest).unwrap_or_default();
-        waiting.into_iter().filter(is_there).map(|(index, _)| index).collect()
+    /// `interest` is in force: those that waited for it are given out one by one, see
+    /// [`Handshakes::next_ready`].
+    pub(super) fn handle_ready(&mut self, interest: &Interest) {
+        self.ready.extend(self.waiting.remove(interest).unwrap_or_default());
+    }
+
+    /// The next of those that waited for what is in force now and are still there.
+    pub(super) fn next_ready(&mut self) -> Option<usize> {
+        while let Some((index, generation)) = self.ready.pop_front() {
+            let one = self.table.get(index).filter(|one| one.generation == generation);
+            if one.is_some_and(|one| one.is_waiting) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// The oldest whose request is not whole, if those are more than `max` or take too much memory.
@@ -120,10 +133,10 @@ impl Handshakes {
         self.by_age.oldest(|index, stamp| is_half_open(table, index, stamp))
     }
 
-    /// Those whose time is over.
-    pub(super) fn late(&self, now_ms: u64) -> Vec<usize> {
-        let is_late = |one: &Handshake| one.deadline_ms <= now_ms;
-        self.table.iter().filter(|(_, one)| is_late(one)).map(|(index, _)| index).collect()
+    /// At most `max` of those whose time is over.
+    pub(super) fn late(&self, now_ms: u64, max: usize) -> Vec<usize> {
+        let late = self.table.iter().filter(|(_, one)| one.deadline_ms <= now_ms);
+        late.map(|(index, _)| index).take(max).collect()
     }
 
     /// The wall clock was set: deadlines stay as far away as they were.
@@ -160,6 +173,6 @@ mod tests {
             all.remove(index);
         }
         assert_eq!((all.bytes(), all.surplus(0)), (0, None));
-        assert_eq!(all.late(9), [indexes[0]]);
+        assert_eq!(all.late(9, 1), [indexes[0]]);
     }
 }

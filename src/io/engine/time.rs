@@ -4,6 +4,11 @@ use super::Engine;
 use crate::io::handshake::refuse;
 use crate::io::sys;
 
+/// Handshakes that one slice lets in.
+const ADMISSIONS_PER_SLICE: usize = 64;
+/// Handshakes that one slice refuses because they did not arrive in time.
+const REFUSALS_PER_SLICE: usize = 32;
+
 impl Engine {
     /// The wall clock was set: deadlines stay as far away as they were.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
@@ -20,6 +25,7 @@ impl Engine {
     fn move_deadlines(&mut self, step_ms: i64) {
         self.lingering.handle_clock_step(step_ms);
         self.handshakes.handle_clock_step(step_ms);
+        self.partials.handle_clock_step(step_ms);
     }
 
     pub(super) fn tick_worker(&mut self) {
@@ -28,11 +34,45 @@ impl Engine {
         self.worker.handle_tick_with(self.now_ms, has_unread);
     }
 
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-        self.tick_worker();
-        self.lingering.handle_tick(now_ms);
-        for index in self.handshakes.late(now_ms) {
+    /// Whether the last look at the deadlines left something undone.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.worker.is_overdue()
+            || self.has_late_sockets
+            || self.is_shutting_down
+            || self.handshakes.has_ready()
+    }
+
+    /// Goes on with what the last look at the deadlines left undone.
+    pub(super) fn catch_up(&mut self) {
+        if self.is_shutting_down {
+            self.shut_down();
+        }
+        if self.worker.is_overdue() {
+            self.tick_worker();
+        }
+        if self.has_late_sockets {
+            self.end_late_sockets();
+        }
+        self.retry_ready();
+    }
+
+    /// Lets in some of those who waited for what is in force now.
+    pub(super) fn retry_ready(&mut self) {
+        for _ in 0..ADMISSIONS_PER_SLICE {
+            let Some(index) = self.handshakes.next_ready() else { return };
+            self.retry_handshake(index);
+        }
+    }
+
+    /// Refuses handshakes, closes connections whose message is not whole, and ends lingering sockets
+    /// whose time is up, a bounded number of each.
+    fn end_late_sockets(&mut self) {
+        let now_ms = self.now_ms;
+        let has_late = self.lingering.handle_tick(now_ms);
+        let late = self.handshakes.late(now_ms, REFUSALS_PER_SLICE);
+        let has_late = self.end_late_messages() || has_late;
+        self.has_late_sockets = has_late || late.len() == REFUSALS_PER_SLICE;
+        for index in late {
             let handshake = self.handshakes.remove(index);
             let error = match handshake.is_waiting {
                 true => refuse(503, "the queue did not confirm a subscription in time: try again"),
@@ -41,6 +81,12 @@ impl Engine {
             self.refuse_handshake(handshake.fd, &error);
         }
         self.end_surplus();
+    }
+
+    pub fn handle_tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.tick_worker();
+        self.end_late_sockets();
         if std::mem::take(&mut self.is_accept_paused) {
             self.poll_listener();
         }

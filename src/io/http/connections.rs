@@ -10,6 +10,8 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// Connections that one tick ends because they are late: each wakes a task.
+const ENDS_PER_TICK: usize = 64;
 /// Connections that may be on their way out, in favour of others, beyond the bound: their tasks end
 /// them a moment later.
 const MAX_LEAVING: usize = 16;
@@ -44,7 +46,7 @@ struct Entry {
     deadline_ms: u64,
     /// What ends at the deadline. A write that waits for its peer ends with both sides only.
     side: Side,
-    /// A request is under way.
+    /// A request is under way, and waited for.
     is_busy: bool,
     /// It has made a request that only somebody with a secret can make.
     is_known: bool,
@@ -64,6 +66,8 @@ struct Entry {
 #[derive(Debug)]
 pub struct Connections {
     table: Slab<Entry>,
+    /// Requests that begin now are not waited for.
+    is_draining: bool,
     /// Numbers moments: a later one has a larger stamp.
     stamp: u64,
     /// Those that wait for their peers, unknown ones and known ones.
@@ -85,6 +89,7 @@ impl Connections {
     pub fn new(max_bytes: usize) -> Self {
         Self {
             table: Slab::new(),
+            is_draining: false,
             stamp: 0,
             unknown: Fifo::default(),
             known: Fifo::default(),
@@ -106,7 +111,12 @@ impl Connections {
         self.bytes
     }
 
-    /// No request is under way.
+    /// The node drains: what comes from now on does not hold up its end.
+    pub fn begin_drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// No request is under way that began before the drain.
     pub fn is_quiet(&self) -> bool {
         self.table.iter().all(|(_, entry)| !entry.is_busy)
     }
@@ -181,7 +191,8 @@ impl Connections {
     /// may take longer: a profile does.
     pub(super) fn set_busy(&mut self, key: usize) {
         let entry = &mut self.table[key];
-        (entry.is_busy, entry.waiting, entry.body, entry.deadline_ms) = (true, 0, 0, u64::MAX);
+        entry.is_busy = !self.is_draining;
+        (entry.waiting, entry.body, entry.deadline_ms) = (0, 0, u64::MAX);
     }
 
     pub(super) fn set_known(&mut self, key: usize) {
@@ -299,11 +310,10 @@ impl Connections {
     }
 
     /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
-    /// read what they are sent end altogether.
+    /// read what they are sent end altogether. A bounded number: the others with the next tick.
     pub fn handle_tick(&mut self, now_ms: u64) {
-        let is_late = |entry: &Entry| entry.deadline_ms <= now_ms;
-        let late: Vec<usize> =
-            self.table.iter().filter(|(_, entry)| is_late(entry)).map(|(key, _)| key).collect();
+        let late = self.table.iter().filter(|(_, entry)| entry.deadline_ms <= now_ms);
+        let late: Vec<usize> = late.map(|(key, _)| key).take(ENDS_PER_TICK).collect();
         late.into_iter().for_each(|key| self.end(key, Ending::Late));
     }
 }

@@ -31,6 +31,9 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     let dropped = node.sum(|worker| &worker.spans_dropped);
     encode_counter(encoder, "span_dropped", "Spans that the exporter was too slow for", dropped)?;
     let backlogged = node.sum(|worker| &worker.backlogged);
+    let inbound = node.sum(|worker| &worker.inbound_bytes);
+    let help = "Memory of WebSocket messages that have not arrived whole";
+    encode_gauge(encoder, "ws_cluster_inbound_bytes", help, inbound)?;
     let help = "Connections that did not take all they are owed yet";
     encode_gauge(encoder, "outbox_connection", help, backlogged)?;
     each_gauge(node, encoder, "worker_connection", "Open WebSocket connections of each worker", {
@@ -38,6 +41,10 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     })?;
     let help = "Bytes of messages that wait for a worker, as of its last tick (50 ms)";
     each_gauge(node, encoder, "worker_waiting_bytes", help, |worker| &worker.waiting_bytes)?;
+    let help = "Seconds that a worker's WebSocket side worked before others had their turn";
+    let kind = MetricType::Histogram;
+    let family = encoder.encode_descriptor("ws_cluster_worker_turn_seconds", help, None, kind)?;
+    encode_latencies(node, family, |worker| &worker.turns)?;
     let stalled_ms = node.sum(|worker| &worker.stalled_ms);
     let help = "Seconds in which workers did not run although deadlines were to be looked at; \
                 they do not count towards timeouts of clients";

@@ -1,5 +1,6 @@
 //! How connections come and go.
 
+use super::sweep::{CLOSES_PER_SLICE, VISITS_PER_SLICE};
 use super::{Identity, Role, Worker};
 use crate::state::batch::CloseRequest;
 use crate::state::broker::user_hash;
@@ -71,17 +72,30 @@ impl Worker {
         }
     }
 
-    /// Closes every connection with 1001; `reconnect_after_ms` gives each its own advice. Business
-    /// servers first: those of other nodes hear of the clients.
-    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) {
-        let is_open = |(_, connection): &(usize, &Connection)| connection.phase == Phase::Open;
-        let open = self.connections.iter().filter(is_open);
-        let mut open: Vec<(bool, u32)> =
-            open.map(|(slot, connection)| (!connection.is_server, slot as u32)).collect();
-        open.sort_unstable();
-        for (_, slot) in open {
+    /// Closes connections with 1001, a bounded number in one call; `reconnect_after_ms` gives each
+    /// its own advice. Business servers first: those of other nodes hear of the clients. Returns
+    /// whether there are more. From the first call on nobody may connect.
+    #[must_use = "while there are more, it is to be called again"]
+    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) -> bool {
+        let (mut closes, mut visits) = (CLOSES_PER_SLICE, VISITS_PER_SLICE);
+        while closes > 0
+            && let Some(slot) = self.own_servers.any_slot()
+        {
+            closes -= 1;
             self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
         }
+        while closes > 0
+            && visits > 0
+            && let Some(slot) = self.sweep.next_to_shut_down()
+        {
+            visits -= 1;
+            if self.is_open(slot) {
+                closes -= 1;
+                let reconnect_after_ms = reconnect_after_ms();
+                self.close(slot, CloseCause::GoingAway { reconnect_after_ms });
+            }
+        }
+        closes == 0 || visits == 0
     }
 
     /// Closes the connections whose client ids may be those of an earlier run of this node. They

@@ -60,6 +60,11 @@ impl OwnServers {
         self.all.len()
     }
 
+    /// The slot of one of them.
+    pub(super) fn any_slot(&self) -> Option<u32> {
+        self.all.values().next().map(|own| own.slot)
+    }
+
     pub(super) fn want(&self, project: ProjectId, kind: EventSet) -> bool {
         self.that_want(Some(project), kind).next().is_some()
     }

@@ -5,7 +5,7 @@ use crate::state::connection::{CloseCause, NONE, Phase};
 use fastwebsockets::OpCode;
 
 /// Slots that one call of [`Worker::handle_tick`] looks at, at most.
-const VISITS_PER_SLICE: usize = 8_192;
+pub(super) const VISITS_PER_SLICE: usize = 8_192;
 /// Pings of one call: the sends that one chunk of a flush carries.
 const PINGS_PER_SLICE: usize = 512;
 /// Closes of one call, each of which tells business servers.
@@ -24,6 +24,8 @@ pub(super) struct Sweep {
     next_slot: usize,
     /// One past the highest slot that was ever in use.
     slots: usize,
+    /// The next slot that a shutdown closes.
+    next_shutdown: usize,
     /// Slots that the hand is behind.
     debt: usize,
     round_ms: u64,
@@ -47,7 +49,16 @@ impl Sweep {
     pub(super) fn new(ping_interval_ms: u64, idle_timeout_ms: u64, now_ms: u64) -> Self {
         let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8).max(1);
         let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
-        Self { next_slot: 0, slots: 0, debt: 0, round_ms, last_ms: now_ms, elapsed_ms: 0, unit_ms }
+        Self {
+            next_slot: 0,
+            slots: 0,
+            next_shutdown: 0,
+            debt: 0,
+            round_ms,
+            last_ms: now_ms,
+            elapsed_ms: 0,
+            unit_ms,
+        }
     }
 
     pub(super) fn handle_connect(&mut self, slot: u32) {
@@ -63,6 +74,13 @@ impl Sweep {
     /// Milliseconds since the frame clock showed `last_frame`.
     fn quiet_ms(&self, last_frame: u16) -> u64 {
         u64::from(self.frame_clock().wrapping_sub(last_frame)) * self.unit_ms
+    }
+
+    /// Each slot once.
+    pub(super) fn next_to_shut_down(&mut self) -> Option<u32> {
+        let slot = self.next_shutdown;
+        self.next_shutdown += usize::from(slot < self.slots);
+        (slot < self.slots).then_some(slot as u32)
     }
 
     fn advance(&mut self, now_ms: u64, ping_interval_ms: u64) {

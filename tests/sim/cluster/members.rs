@@ -126,7 +126,7 @@ impl Core {
                 self.happens(cid, EventSet::DISCONNECT, detail, world);
             }
         }
-        self.worker.handle_shutdown(|| 1_000);
+        while self.worker.handle_shutdown(|| 1_000) {}
     }
 }
 

@@ -137,3 +137,56 @@ fn nobody_is_closed_without_a_ping_before() {
     rig.flush();
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
+
+/// 18,000 sessions that ended within one second stalled their worker for a third of it.
+#[test]
+fn many_ends_at_once_come_in_slices() {
+    let mut rig = rig(45_000, 120_000);
+    let ends_s = NOW_MS / 1_000 + 1;
+    let slots: Vec<u32> = (0..200).map(|_| rig.connect_until("u", ends_s)).collect();
+    let open = |rig: &Rig| slots.iter().filter(|&&slot| rig.worker.is_open(slot)).count();
+    let mut slices = 0;
+    while open(&rig) > 0 {
+        let before = open(&rig);
+        rig.worker.handle_tick(NOW_MS + 1_000);
+        slices += 1;
+        assert!((1..=100).contains(&(before - open(&rig))), "one slice");
+        assert_eq!(rig.worker.is_overdue(), open(&rig) > 0);
+        rig.flush();
+    }
+    assert!(slices > 2 && rig.closed.len() == 200);
+}
+
+#[test]
+fn a_shutdown_comes_in_slices_business_servers_first() {
+    let mut rig = rig(45_000, 120_000);
+    let clients: Vec<u32> = (0..200).map(|_| rig.connect("u")).collect();
+    let server = rig.serve();
+    let mut slices = 1;
+    while rig.worker.handle_shutdown(|| 1) {
+        slices += 1;
+        rig.flush();
+        assert!(rig.closed.len() <= 100 * slices);
+    }
+    rig.flush();
+    assert_eq!((rig.closed[0], rig.closed.len()), ((server, Some(1001)), 201));
+    assert!(slices > 2 && clients.iter().all(|&slot| !rig.worker.is_open(slot)));
+}
+
+#[test]
+fn many_silent_peers_are_closed_in_slices() {
+    let mut rig = rig(3_600_000, 4_000);
+    (0..200).for_each(|_| _ = rig.connect("u"));
+    for silent_ms in (50..4_000).step_by(50) {
+        rig.worker.handle_tick(NOW_MS + silent_ms);
+        rig.flush();
+    }
+    rig.worker.handle_tick(NOW_MS + 60_000);
+    rig.flush();
+    assert!((1..=100).contains(&rig.closed.len()) && rig.worker.is_overdue());
+    while rig.worker.is_overdue() {
+        rig.worker.handle_tick(NOW_MS + 60_000);
+        rig.flush();
+    }
+    assert_eq!(rig.closed.len(), 200);
+}
