@@ -35,21 +35,28 @@ def frames_within(raw, seconds):
 def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():
     """Nothing came before half of the idle timeout, 60 s: a proxy with 60 s had cut it."""
     with serving("--ping_interval_ms", "400") as server, contextlib.ExitStack() as stack:
-        quiet, listens, speaks = (
-            stack.enter_context(server.raw_ws(uid)) for uid in ("quiet", "listens", "speaks")
-        )
-        for raw in (quiet, listens, speaks):
+        names = ("quiet", "listens", "speaks")
+        raws = [stack.enter_context(server.raw_ws(name)) for name in names]
+        speaks = raws[2]
+        for raw in raws:
             assert raw.read_frame()[1].startswith(b'{"type":"connect"')
-        began = time.monotonic()
-        while time.monotonic() - began < 1.5:
-            server.push("x", uids=["listens"])
-            speaks.frame(PONG)
-            time.sleep(0.05)
-        came = [first for first, _ in frames_within(quiet, 0.1)]
-        # It answers none: pings are for what lies between, too.
-        assert set(came) == {0x80 | PING} and 2 <= len(came) <= 4, came
-        assert {first for first, _ in frames_within(listens, 0.1)} == {0x81}
-        assert frames_within(speaks, 0.1) == []
+        for _ in range(10):
+            began = last = time.monotonic()
+            longest = 0
+            while last - began < 1.5:
+                server.push("x", uids=["listens"])
+                speaks.frame(PONG)
+                time.sleep(0.05)
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+            came = [[first for first, _ in frames_within(raw, 0.1)] for raw in raws]
+            # It answers none: pings are for what lies between, too.
+            assert set(came[0]) == {0x80 | PING}
+            assert 1.5 / 0.4 - 2 <= len(came[0]) <= (time.monotonic() - began) / 0.4 + 1
+            # A machine so busy that there was no traffic for that long says nothing.
+            if longest < 0.3:
+                break
+        assert (set(came[1]), came[2]) == ({0x81}, [])
 
 
 def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():

@@ -64,8 +64,8 @@ impl Engine {
         }
     }
 
-    /// Refuses handshakes, closes connections whose message is not whole, and ends lingering sockets
-    /// whose time is up, a bounded number of each.
+    /// Refuses handshakes, closes connections whose message is not whole, and ends lingering
+    /// sockets, a bounded number of each, whose time is up.
     fn end_late_sockets(&mut self) {
         let now_ms = self.now_ms;
         let has_late = self.lingering.handle_tick(now_ms);

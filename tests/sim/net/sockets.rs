@@ -82,6 +82,9 @@ impl Node {
             CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
             CloseCause::GoingAway { .. } => {}
             CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
+            CloseCause::MessageTimeout | CloseCause::InboundBudget => {
+                panic!("the loop around the worker asks for that, not the worker")
+            }
         }
         let released = core.worker.release(slot, cause);
         assert_eq!(released.generation, client.key.generation);
