@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Limits, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
@@ -46,7 +46,7 @@ impl Rig {
             server_outbox_bytes: 1 << 20,
             request_timeout_ms: 10_000,
             loads: Arc::default(),
-            epoch: 1,
+            incarnation: Arc::new(Incarnation::new(1)),
             echo: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
@@ -72,7 +72,7 @@ impl Rig {
     fn push(&mut self, targets: &TargetsBuf, data: &str) {
         let envelope = Envelope {
             origin: NodeId::new(1).unwrap(),
-            epoch: 1,
+            incarnation: Arc::new(Incarnation::new(1)),
             seq: 1,
             accepted_us: NOW_MS * 1_000,
             trace: None,
