@@ -12,7 +12,9 @@ mod projects_file;
 mod queue;
 mod raw_args;
 mod setting;
+mod variables;
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -116,6 +118,8 @@ pub struct Config {
     pub logs: LogSettings,
     /// Where errors and panics are reported.
     pub sentry_dsn: Option<SentryDsn>,
+    /// The names of all flags that variables may give, too.
+    flags: Vec<&'static str>,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
     pub warnings: Vec<String>,
 }
@@ -162,7 +166,10 @@ impl Config {
         if raw.version {
             return Err(Exit::Version(format!("ws-cluster {}\n", version::FULL)));
         }
-        Self::resolve(&raw, &Source { env })
+        let source = Source { env, asked: RefCell::default() };
+        let mut config = Self::resolve(&raw, &source)?;
+        config.flags = source.asked.into_inner();
+        Ok(config)
     }
 
     fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
@@ -176,7 +183,7 @@ impl Config {
         let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
         bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
-        let otel = otel::from_env(from.env, &mut warnings)?;
+        let otel = otel::from_env(from.env, &mut warnings);
         let logs = LogSettings::resolve(raw, from, &mut warnings)?;
         let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
         let pin = from.get("pin", &raw.pin).flag(true)?;
@@ -233,8 +240,14 @@ impl Config {
             otel,
             logs,
             sentry_dsn,
+            flags: Vec::new(),
             warnings,
         })
+    }
+
+    /// Warns of variables of the environment that look like the node's and are not.
+    pub fn warn_of_unknown<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        self.warnings.extend(variables::unknown(variables, &self.flags));
     }
 
     /// Whether clients may connect to the built-in project in development.

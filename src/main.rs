@@ -2,6 +2,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
@@ -24,10 +25,17 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     sys::disable_huge_pages();
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let env = |name: &str| std::env::var(name).ok();
+    // What is not UTF-8 is complained of like any other wrong value.
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    let args: Vec<String> = std::env::args_os().skip(1).map(text).collect();
+    let env = |name: &str| std::env::var_os(name).map(text);
+    let variables: Vec<(String, String)> =
+        std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
     let config = match Config::from_args(&args, &env) {
-        Ok(config) => config,
+        Ok(mut config) => {
+            config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
+            config
+        }
         Err(Exit::Error(why)) => {
             logs::fail(log_format(&args, &env), None, &why);
             return ExitCode::from(Exit::Error(why).code());

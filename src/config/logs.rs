@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::raw_args::RawArgs;
-use super::setting::Source;
+use super::setting::{Setting, Source};
 use super::{Exit, GIB};
 use crate::ops::logs::{FileSettings, Format, Rotate};
 
@@ -29,12 +30,7 @@ impl LogSettings {
         from: &Source<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Exit> {
-        let filter = from.get("log", &raw.log).parsed(
-            LogFilter("info".into()),
-            "a log filter",
-            "give a level (error, warn, info, debug, trace) or target=level pairs",
-            "info,ws_cluster=debug",
-        )?;
+        let filter = resolve_filter(&from.get("log", &raw.log))?;
         let format = from.get("log_format", &raw.log_format);
         let format = format.parsed(Format::Text, "a log format", "give text or json", "json")?;
         let path = from.get("log_path", &raw.log_path);
@@ -67,7 +63,7 @@ impl LogSettings {
             max_bytes,
             keep,
         });
-        Ok(Self { filter: filter.0, format, file, path_name })
+        Ok(Self { filter, format, file, path_name })
     }
 
     /// What to say when the output cannot be opened.
@@ -95,12 +91,68 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
     text.and_then(|text| text.parse().ok()).unwrap_or(Format::Text)
 }
 
-struct LogFilter(String);
+/// A word that is neither a level nor a pair would be taken for a target, and everything else would
+/// be muted.
+fn resolve_filter(setting: &Setting) -> Result<String, Exit> {
+    let Some(text) = &setting.text else { return Ok("info".into()) };
+    let fix = "give a level (error, warn, info, debug, trace, off) or target=level pairs";
+    let wrong = |why: &str| {
+        let fix = format!("{fix}{why}");
+        setting.wrong("a log filter", &fix, "info,ws_cluster=debug")
+    };
+    let mut directives = text.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
+    if directives.peek().is_none() {
+        return Err(wrong(""));
+    }
+    for directive in directives {
+        let Some((target, _)) = directive.rsplit_once('=') else {
+            if LevelFilter::from_str(directive).is_err() {
+                return Err(wrong(&format!("; '{directive}' is neither")));
+            }
+            continue;
+        };
+        let module = target.split('[').next().unwrap_or("");
+        if module.contains('-') {
+            return Err(wrong(&format!(
+                "; '{module}' is no target: they are written with underscores"
+            )));
+        }
+    }
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.clone()),
+        Err(_) => Err(wrong("")),
+    }
+}
 
-impl FromStr for LogFilter {
-    type Err = ();
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        EnvFilter::builder().parse(text).map(|_| Self(text.into())).map_err(|_| ())
+    fn resolve(text: &str) -> Result<String, String> {
+        let setting = Setting { flag: "log", text: Some(text.into()), from_env: false };
+        resolve_filter(&setting).map_err(|exit| exit.to_string())
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused() {
+        for (text, named) in [
+            ("warning", "'warning' is neither"),
+            ("ws_cluster", "'ws_cluster' is neither"),
+            ("info,ureq", "'ureq' is neither"),
+            ("[span]", "'[span]' is neither"),
+            ("ws-cluster=debug", "'ws-cluster' is no target"),
+            ("info=loud", "target=level pairs, e.g."),
+            ("", "target=level pairs, e.g."),
+            (",", "target=level pairs, e.g."),
+        ] {
+            let error = resolve(text).unwrap_err();
+            let start = format!("ws-cluster: --log '{text}' is not a log filter: give a level (");
+            assert!(error.starts_with(&start) && error.contains(named), "{error}");
+        }
+        for text in
+            ["off", "WARN", "info,ws_cluster=debug", "ws_cluster::io=trace", "[a{b=1}]=debug, info"]
+        {
+            assert_eq!(resolve(text), Ok(text.into()));
+        }
     }
 }

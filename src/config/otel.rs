@@ -1,181 +1,359 @@
-//! OpenTelemetry's standard variables of the environment, as far as traces need them.
+//! OpenTelemetry's standard variables of the environment, as far as traces need them, read as its
+//! specification says: an empty one counts as absent, and one that is wrong is warned of and left
+//! out. It never keeps a node from starting, because a fleet shares these variables.
 
-use super::Exit;
 use crate::io::spans::Sampler;
 use crate::ops::otel::{Hidden, OtelSettings};
+use std::str::FromStr;
 use std::time::Duration;
 
-/// `None`: no endpoint is named, or OTEL_SDK_DISABLED is true, and nothing is traced.
+/// Where a collector is if the exporter is named and no endpoint.
+const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
+const DEFAULT_TIMEOUT_MS: u64 = 10_000;
+/// A timeout of 0 is none.
+const NO_TIMEOUT: Duration = Duration::from_secs(86_400);
+/// What may be asked of an exporter and is not done, and why not.
+const NOT_SERVED: [(&str, &str); 4] = [
+    ("COMPRESSION", "requests are not compressed"),
+    ("CERTIFICATE", "the machine's certificates are trusted; SSL_CERT_FILE names others"),
+    ("CLIENT_KEY", "no client certificate is sent"),
+    ("CLIENT_CERTIFICATE", "no client certificate is sent"),
+];
+
+/// `None`: nothing is traced, because no endpoint is named, or it is switched off.
 pub(super) fn from_env(
     env: &dyn Fn(&str) -> Option<String>,
     warnings: &mut Vec<String>,
-) -> Result<Option<OtelSettings>, Exit> {
-    let get = |name: &str| env(name).filter(|text| !text.is_empty());
-    let of_traces = |name: &str| {
-        get(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
-            .or_else(|| get(&format!("OTEL_EXPORTER_OTLP_{name}")))
-    };
-    let whole = get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
-    let base = get("OTEL_EXPORTER_OTLP_ENDPOINT");
-    let base = base.map(|base| format!("{}/v1/traces", base.trim_end_matches('/')));
-    let is_disabled = get("OTEL_SDK_DISABLED").is_some_and(|text| text == "true");
-    let exporter = get("OTEL_TRACES_EXPORTER").unwrap_or_else(|| "otlp".into());
-    let Some(url) = whole.or(base).filter(|_| !is_disabled && exporter != "none") else {
-        return Ok(None);
-    };
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        return Err(Exit::Error(
-            "OTEL_EXPORTER_OTLP_ENDPOINT must begin with http:// or https://, e.g. \
-             http://127.0.0.1:4318"
-                .into(),
-        ));
-    }
-    if let Some(protocol) = of_traces("PROTOCOL").filter(|text| text != "http/protobuf") {
-        warnings.push(format!(
-            "OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not served: traces go as http/protobuf"
-        ));
-    }
-    let timeout_ms = match of_traces("TIMEOUT") {
-        None => 10_000,
-        Some(text) => text.parse().map_err(|_| {
-            let fix = "milliseconds, e.g. 10000";
-            Exit::Error(format!("OTEL_EXPORTER_OTLP_TIMEOUT '{text}' is no number: {fix}"))
-        })?,
-    };
-    let mut attributes = pairs(&get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default());
-    if let Some(name) = get("OTEL_SERVICE_NAME") {
-        attributes.retain(|(key, _)| key != "service.name");
-        attributes.insert(0, ("service.name".into(), name));
-    } else if !attributes.iter().any(|(key, _)| key == "service.name") {
-        attributes.insert(0, ("service.name".into(), "ws-cluster".into()));
-    }
-    let headers = pairs(&of_traces("HEADERS").unwrap_or_default());
-    Ok(Some(OtelSettings {
-        url,
-        headers: headers.into_iter().map(|(name, value)| (name, Hidden(value))).collect(),
-        timeout: Duration::from_millis(timeout_ms),
-        attributes,
-        sampler: sampler(get("OTEL_TRACES_SAMPLER"), get("OTEL_TRACES_SAMPLER_ARG"))?,
-    }))
+) -> Option<OtelSettings> {
+    Reader { env, warnings }.settings()
 }
 
-/// `key=value,key=value`, values percent-encoded (the format of W3C Baggage).
-fn pairs(text: &str) -> Vec<(String, String)> {
+struct Reader<'a> {
+    env: &'a dyn Fn(&str) -> Option<String>,
+    warnings: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn settings(mut self) -> Option<OtelSettings> {
+        if self.is_disabled() {
+            return None;
+        }
+        let url = self.url()?;
+        self.warn_of_what_is_not_served();
+        Some(OtelSettings {
+            url,
+            headers: self.headers(),
+            timeout: self.timeout(),
+            attributes: self.attributes(),
+            sampler: self.sampler(),
+        })
+    }
+
+    fn get(&self, name: &str) -> Option<String> {
+        (self.env)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    /// A variable of the exporter, with its name: the one for traces, or the one for all signals.
+    fn of_traces(&self, end: &str) -> Option<(String, String)> {
+        ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"].into_iter().find_map(|start| {
+            let name = format!("{start}{end}");
+            self.get(&name).map(|text| (name, text))
+        })
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+
+    fn is_disabled(&mut self) -> bool {
+        let Some(text) = self.get("OTEL_SDK_DISABLED") else { return false };
+        if !["true", "false"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
+            self.warn(format!(
+                "OTEL_SDK_DISABLED '{text}' is not true or false: it counts as false"
+            ));
+        }
+        text.eq_ignore_ascii_case("true")
+    }
+
+    /// Where spans go. The endpoint of all signals is a base, that of traces the whole URL.
+    fn url(&mut self) -> Option<String> {
+        let exporters = self.get("OTEL_TRACES_EXPORTER").unwrap_or_default().to_ascii_lowercase();
+        let exporters: Vec<&str> = exporters.split(',').map(str::trim).collect();
+        let is_named = exporters.contains(&"otlp");
+        for other in exporters.iter().filter(|one| !["otlp", "none", ""].contains(one)) {
+            self.warn(format!("OTEL_TRACES_EXPORTER '{other}' is not served: otlp and none are"));
+        }
+        let is_off = ["none", "console", "logging", "zipkin", "jaeger"];
+        if !is_named && exporters.iter().any(|one| is_off.contains(one)) {
+            return None;
+        }
+        let (name, endpoint) = match self.of_traces("ENDPOINT") {
+            Some(found) => found,
+            None if is_named => ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), DEFAULT_ENDPOINT.into()),
+            None => return None,
+        };
+        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+            self.warn(format!(
+                "{name} is not a URL that begins with http:// or https://, such as \
+                 http://127.0.0.1:4318: nothing is traced"
+            ));
+            return None;
+        }
+        match name.contains("_TRACES_") {
+            true => Some(endpoint),
+            false => Some(format!("{}/v1/traces", endpoint.trim_end_matches('/'))),
+        }
+    }
+
+    fn warn_of_what_is_not_served(&mut self) {
+        if let Some((name, protocol)) = self.of_traces("PROTOCOL")
+            && !protocol.eq_ignore_ascii_case("http/protobuf")
+        {
+            self.warn(format!("{name} '{protocol}' is not served: traces go as http/protobuf"));
+        }
+        for (end, why) in NOT_SERVED {
+            if let Some((name, text)) = self.of_traces(end)
+                && !text.eq_ignore_ascii_case("none")
+            {
+                self.warn(format!("{name} is not served: {why}"));
+            }
+        }
+    }
+
+    fn timeout(&mut self) -> Duration {
+        let Some((name, text)) = self.of_traces("TIMEOUT") else {
+            return Duration::from_millis(DEFAULT_TIMEOUT_MS);
+        };
+        match text.parse() {
+            Ok(0) => NO_TIMEOUT,
+            Ok(timeout_ms) => Duration::from_millis(timeout_ms).min(NO_TIMEOUT),
+            Err(_) => {
+                self.warn(format!(
+                    "{name} '{text}' is not a number of milliseconds: {DEFAULT_TIMEOUT_MS} counts"
+                ));
+                Duration::from_millis(DEFAULT_TIMEOUT_MS)
+            }
+        }
+    }
+
+    /// Their values may be secret: what is wrong is named without them.
+    fn headers(&mut self) -> Vec<(String, Hidden)> {
+        let Some((name, text)) = self.of_traces("HEADERS") else { return Vec::new() };
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        let is_good = |(field, value): &(String, String)| {
+            let is_visible = |b: u8| b == b'\t' || (b' '..=b'~').contains(&b);
+            field.bytes().all(is_token) && value.bytes().all(is_visible)
+        };
+        match pairs(&text).filter(|pairs| pairs.iter().all(is_good)) {
+            Some(pairs) => pairs.into_iter().map(|(field, value)| (field, Hidden(value))).collect(),
+            None => {
+                self.warn(format!(
+                    "{name} is not a list name=value,name=value with percent-encoded values: no \
+                     header of it is sent"
+                ));
+                Vec::new()
+            }
+        }
+    }
+
+    /// `service.name` first.
+    fn attributes(&mut self) -> Vec<(String, String)> {
+        let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let mut attributes = pairs(&text).unwrap_or_else(|| {
+            self.warn(
+                "OTEL_RESOURCE_ATTRIBUTES is not a list key=value,key=value, percent-encoded: \
+                 all of it is left out",
+            );
+            Vec::new()
+        });
+        let named = attributes.iter().position(|(key, _)| key == "service.name");
+        let named = named.map(|index| attributes.remove(index).1);
+        let name = self.get("OTEL_SERVICE_NAME").or(named).unwrap_or_else(|| "ws-cluster".into());
+        attributes.insert(0, ("service.name".into(), name));
+        attributes
+    }
+
+    /// The default is what the specification says: all, unless the caller has decided otherwise.
+    fn sampler(&mut self) -> Sampler {
+        let default = "parentbased_always_on";
+        let name = self.get("OTEL_TRACES_SAMPLER").unwrap_or_else(|| default.into());
+        let lower = name.to_ascii_lowercase();
+        let (follows_parent, base) = match lower.strip_prefix("parentbased_") {
+            Some(base) => (true, base),
+            None => (false, &*lower),
+        };
+        let share = match base {
+            "always_on" => 1.0,
+            "always_off" => 0.0,
+            "traceidratio" => self.ratio(),
+            _ => {
+                self.warn(format!(
+                    "OTEL_TRACES_SAMPLER '{name}' is not known: {default} counts; known are \
+                     always_on, always_off and traceidratio, also with parentbased_ before it"
+                ));
+                return Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
+            }
+        };
+        Sampler { parts_per_billion: (share * 1e9) as u32, follows_parent }
+    }
+
+    fn ratio(&mut self) -> f64 {
+        let Some(text) = self.get("OTEL_TRACES_SAMPLER_ARG") else { return 1.0 };
+        match f64::from_str(&text) {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => ratio,
+            _ => {
+                self.warn(format!(
+                    "OTEL_TRACES_SAMPLER_ARG '{text}' is not a number from 0 to 1: 1 counts"
+                ));
+                1.0
+            }
+        }
+    }
+}
+
+/// `key=value,key=value`, percent-encoded. `None` where any of it is not: then all of it is to be
+/// left out.
+fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=')?;
-        Some((key.trim().to_owned(), decode(value.trim())))
+        let key = decode(key.trim()).filter(|key| !key.is_empty())?;
+        Some((key, decode(value.trim())?))
     };
-    text.split(',').filter_map(pair).filter(|(key, _)| !key.is_empty()).collect()
+    text.split(',').filter(|one| !one.trim().is_empty()).map(pair).collect()
 }
 
-fn decode(text: &str) -> String {
+/// `None`: a percent sign without two digits, or what is no UTF-8.
+fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
-        let digits = tail.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match digits.and_then(|two| u8::from_str_radix(two, 16).ok()).filter(|_| byte == b'%') {
-            Some(decoded) => {
-                bytes.push(decoded);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = tail;
-            }
+        if byte != b'%' {
+            bytes.push(byte);
+            rest = tail;
+            continue;
         }
+        let (digits, tail) = tail.split_at_checked(2)?;
+        let digit = |at: usize| char::from(digits[at]).to_digit(16);
+        bytes.push((digit(0)? << 4 | digit(1)?) as u8);
+        rest = tail;
     }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The default is what the specification says: all, unless the caller has decided otherwise.
-fn sampler(name: Option<String>, arg: Option<String>) -> Result<Sampler, Exit> {
-    let ratio = match arg.as_deref().map(str::parse::<f64>) {
-        None => 1.0,
-        Some(Ok(ratio)) if (0.0..=1.0).contains(&ratio) => ratio,
-        Some(_) => {
-            return Err(Exit::Error(format!(
-                "OTEL_TRACES_SAMPLER_ARG '{}' is no share: give a number from 0 to 1, e.g. 0.01",
-                arg.unwrap_or_default()
-            )));
-        }
-    };
-    let name = name.unwrap_or_else(|| "parentbased_always_on".into());
-    let (follows_parent, base) = match name.strip_prefix("parentbased_") {
-        Some(base) => (true, base),
-        None => (false, &*name),
-    };
-    let share = match base {
-        "always_on" => 1.0,
-        "always_off" => 0.0,
-        "traceidratio" => ratio,
-        _ => {
-            return Err(Exit::Error(format!(
-                "OTEL_TRACES_SAMPLER '{name}' is not known: give always_on, always_off or \
-                 traceidratio, also with parentbased_ before it"
-            )));
-        }
-    };
-    Ok(Sampler { parts_per_billion: (share * 1e9) as u32, follows_parent })
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(env: &[(&str, &str)]) -> Result<Option<OtelSettings>, Exit> {
+    fn read(env: &[(&str, &str)]) -> (Option<OtelSettings>, Vec<String>) {
         let find = |name: &str| {
             env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
-        from_env(&find, &mut Vec::new())
+        let mut warnings = Vec::new();
+        let settings = from_env(&find, &mut warnings);
+        (settings, warnings)
+    }
+
+    /// With an endpoint, and nothing that is warned of.
+    fn good(env: &[(&str, &str)]) -> OtelSettings {
+        let (settings, warnings) = read(&[env, &[ENDPOINT]].concat());
+        assert!(warnings.is_empty(), "{warnings:?}");
+        settings.unwrap()
     }
 
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
+    const ALL: Sampler = Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
 
     #[test]
     fn without_an_endpoint_nothing_is_traced() {
-        assert_eq!(read(&[]), Ok(None));
-        assert_eq!(read(&[ENDPOINT, ("OTEL_SDK_DISABLED", "true")]), Ok(None));
-        assert_eq!(read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")]), Ok(None));
+        for env in [
+            &[][..],
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
+            &[ENDPOINT, ("OTEL_SDK_DISABLED", "true")],
+            &[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")],
+            &[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")],
+        ] {
+            assert_eq!(read(env), (None, Vec::new()), "{env:?}");
+        }
+        for (name, value) in [
+            ("OTEL_SDK_DISABLED", "false"),
+            ("OTEL_SDK_DISABLED", ""),
+            ("OTEL_TRACES_EXPORTER", "OTLP"),
+            ("OTEL_TRACES_EXPORTER", ""),
+        ] {
+            assert_eq!(good(&[(name, value)]).url, "http://c:4318/v1/traces");
+        }
+        let (settings, warnings) = read(&[("OTEL_TRACES_EXPORTER", "otlp")]);
+        assert_eq!(settings.unwrap().url, "http://localhost:4318/v1/traces");
+        assert!(warnings.is_empty());
     }
 
     #[test]
     fn the_standard_variables() {
-        let settings = read(&[ENDPOINT]).unwrap().unwrap();
+        let settings = good(&[]);
         assert_eq!(settings.url, "http://c:4318/v1/traces");
         assert_eq!(settings.attributes, [("service.name".into(), "ws-cluster".into())]);
-        assert_eq!(settings.timeout, Duration::from_secs(10));
-        let all = Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
-        assert_eq!(settings.sampler, all);
-        let settings = read(&[
-            ENDPOINT,
+        assert_eq!((settings.timeout, settings.sampler), (Duration::from_secs(10), ALL));
+        let settings = good(&[
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://t/x"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a%20b, x=y"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "500"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", ""),
             ("OTEL_SERVICE_NAME", "push"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=no,zone=z1"),
-            ("OTEL_TRACES_SAMPLER", "traceidratio"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=no,zone=z1,a%2Cb=c%3Dd"),
+            ("OTEL_TRACES_SAMPLER", "TraceIdRatio"),
             ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "none"),
         ]);
-        let settings = settings.unwrap().unwrap();
-        assert_eq!(settings.url, "https://t/x");
+        assert_eq!((&*settings.url, settings.timeout.as_millis()), ("https://t/x", 500));
         assert_eq!(settings.headers[0], ("api-key".into(), Hidden("a b".into())));
         assert!(!format!("{settings:?}").contains("a b"));
-        assert_eq!(settings.attributes[0].1, "push");
-        assert_eq!(settings.attributes[1], ("zone".into(), "z1".into()));
+        let attribute = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let wanted =
+            [attribute("service.name", "push"), attribute("zone", "z1"), attribute("a,b", "c=d")];
+        assert_eq!(settings.attributes, wanted);
         let quarter = Sampler { parts_per_billion: 250_000_000, follows_parent: false };
         assert_eq!(settings.sampler, quarter);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn what_is_wrong_is_warned_of_and_left_out() {
+        let wanted = good(&[]);
         for (name, value, says) in [
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "c:4318", "must begin with http"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "milliseconds"),
-            ("OTEL_TRACES_SAMPLER", "some", "is not known"),
-            ("OTEL_TRACES_SAMPLER_ARG", "2", "from 0 to 1"),
+            ("OTEL_SDK_DISABLED", "yes", "it counts as false"),
+            ("OTEL_TRACES_EXPORTER", "oltp", "'oltp' is not served"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "traces go as http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip", "_TRACES_COMPRESSION is not served"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "milliseconds: 10000 counts"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds: 10000 counts"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "no header of it is sent"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0d%0ax: y", "no header of it is sent"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,c=hunter2%", "no header of it is sent"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "all of it is left out"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c=%ff", "all of it is left out"),
+            ("OTEL_TRACES_SAMPLER", "some", "'some' is not known: parentbased_always_on counts"),
         ] {
-            let error = read(&[ENDPOINT, (name, value)]).unwrap_err().to_string();
-            assert!(error.contains(says), "{error}");
+            let (settings, warnings) = read(&[ENDPOINT, (name, value)]);
+            assert_eq!(settings.as_ref(), Some(&wanted), "{name}={value}");
+            assert!(warnings.len() == 1 && warnings[0].contains(says), "{warnings:?}");
+            assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
         }
+        let ratio = ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio");
+        for value in ["2", "-0.1", "NaN", "half"] {
+            let (settings, warnings) = read(&[ENDPOINT, ratio, ("OTEL_TRACES_SAMPLER_ARG", value)]);
+            assert_eq!(settings.unwrap().sampler, ALL);
+            assert!(warnings[0].contains("not a number from 0 to 1: 1 counts"), "{warnings:?}");
+        }
+        assert_eq!(good(&[("OTEL_TRACES_SAMPLER_ARG", "of no sampler")]).sampler, ALL);
+        for value in ["c:4318", "http://", "grpc://c:4317"] {
+            let (settings, warnings) = read(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value)]);
+            assert!(
+                settings.is_none() && warnings[0].contains("nothing is traced"),
+                "{warnings:?}"
+            );
+        }
+        let (settings, warnings) = read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "zipkin")]);
+        assert!(settings.is_none() && warnings.len() == 1, "{warnings:?}");
     }
 }

@@ -1,5 +1,6 @@
 //! One value of the configuration, from a flag or from the environment, and how it complains.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -9,10 +10,16 @@ use super::{Exit, GIB};
 /// Where a value comes from: the flag if it was typed, else the environment.
 pub(super) struct Source<'a> {
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
+    /// The flags that were asked for: in the end all that there are.
+    pub(super) asked: RefCell<Vec<&'static str>>,
 }
+
+/// What the variables' names begin with.
+pub(super) const PREFIX: &str = "WS_CLUSTER_";
 
 impl Source<'_> {
     pub(super) fn get(&self, flag: &'static str, arg: &Option<String>) -> Setting {
+        self.asked.borrow_mut().push(flag);
         let from_env = arg.is_none();
         let text =
             arg.clone().or_else(|| (self.env)(&variable(flag)).filter(|text| !text.is_empty()));
@@ -21,7 +28,7 @@ impl Source<'_> {
 }
 
 fn variable(flag: &str) -> String {
-    format!("WS_CLUSTER_{}", flag.to_ascii_uppercase())
+    format!("{PREFIX}{}", flag.to_ascii_uppercase())
 }
 
 /// One value, still text, that knows how to complain about itself.
@@ -91,7 +98,7 @@ impl Setting {
         })
     }
 
-    fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
+    pub(super) fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
         let name = self.name();
         let value = self.text.as_deref().unwrap_or_default();
         let example = self.written(example);

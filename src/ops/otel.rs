@@ -89,8 +89,16 @@ fn take(sources: &mut [Consumer<Span>]) -> Vec<Span> {
 fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRequest {
     let mut attributes: Vec<KeyValue> =
         settings.attributes.iter().map(|(key, value)| text(key, value)).collect();
-    attributes.push(text("service.version", version::FULL));
-    attributes.push(text("service.instance.id", &shared.settings.node.to_string()));
+    let own = [
+        ("service.version", version::FULL.to_owned()),
+        ("service.instance.id", shared.settings.node.to_string()),
+    ];
+    // What the environment says of them counts.
+    for (key, value) in own {
+        if settings.attributes.iter().all(|(given, _)| given != key) {
+            attributes.push(text(key, &value));
+        }
+    }
     let scope = Scope { name: "ws-cluster".into(), version: env!("CARGO_PKG_VERSION").into() };
     let spans = spans.iter().map(|span| encode(shared, span)).collect();
     ExportRequest {

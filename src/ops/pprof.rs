@@ -72,13 +72,18 @@ pub async fn answer(ops: &Ops, head: &Head<'_>, connection: RawFd) -> Reply {
                 Err(error) => no_thread(&error),
             }
         }
-        "/debug/pprof/cmdline" => text(cmdline::show(std::env::args())),
+        "/debug/pprof/cmdline" => text(cmdline::show(args())),
         _ => Reply::text(404, index::list()),
     }
 }
 
 fn text(body: String) -> Reply {
     Reply::text(200, body).with("X-Content-Type-Options", "nosniff")
+}
+
+/// The arguments of this process, those that are no UTF-8 too.
+fn args() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())
 }
 
 fn no_thread(error: &io::Error) -> Reply {

@@ -46,6 +46,8 @@ def run(*args, env=None):
         (["--env", "prod"], ["--env prod", "--projects"]),
         (["--env", "prod", "--echo"], ["--echo", "--env prod"]),
         (["--log_format", "xml"], ["--log_format", "text or json"]),
+        (["--log", "warning"], ["--log 'warning'", "'warning' is neither", "warn,"]),
+        (["--log", "info,hyper"], ["--log 'info,hyper'", "'hyper' is neither"]),
         (["--log_rotate", "weekly"], ["--log_rotate", "hourly, daily or never"]),
         (["--log_max_bytes", "1"], ["--log_max_bytes", "65536"]),
         (["--log_keep", "0"], ["--log_keep", "1 to 10000"]),
@@ -65,6 +67,27 @@ def test_wrong_flags(args, named):
 def test_wrong_variables_of_the_environment():
     done = run(env={"WS_CLUSTER_WS_PORT": "x"})
     assert done.returncode == 2 and "WS_CLUSTER_WS_PORT 'x'" in done.stderr
+
+
+def test_variables_that_are_not_the_nodes_are_warned_of_and_their_values_are_not_shown():
+    env = {"WS_CLUSTER_WSPORT": "hidden", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    env |= {"OTEL_TRACES_SAMPLER": "often", "OTEL_EXPORTER_OTLP_HEADERS": "hidden"}
+    with Server(env=env) as server:
+        warnings = "".join(line for line in server.output if "WARN" in line)
+        assert "WS_CLUSTER_WSPORT is not a variable of ws-cluster" in warnings
+        assert "WS_CLUSTER_WS_PORT is" in warnings and "WS_CLUSTER_BIN" not in warnings
+        assert "OTEL_TRACES_SAMPLER 'often' is not known" in warnings
+        assert "OTEL_EXPORTER_OTLP_HEADERS is not a list" in warnings
+        assert "hidden" not in warnings
+
+
+def test_what_is_not_utf_8_is_complained_of():
+    command = [BINARY.encode(), b"--bind", b"\xff"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "--bind" in done.stderr, done
+    env = {**os.environ, "WS_CLUSTER_BIND": b"\xff"}
+    done = subprocess.run([BINARY], capture_output=True, text=True, timeout=20, env=env)
+    assert done.returncode == 2 and "WS_CLUSTER_BIND" in done.stderr, done
 
 
 def test_a_redis_password_is_not_repeated():

@@ -1,0 +1,106 @@
+//! Variables of the environment that look like the node's own and are not.
+
+use super::setting::PREFIX;
+
+/// Those of the project's tools, tests and examples.
+const OTHERS: [&str; 4] = ["BIN", "COMMIT", "PICTURES", "SECRET"];
+
+/// A warning for each name that no flag has, with the nearest that one has. Values may be secrets:
+/// they are looked at, and not shown.
+pub(super) fn unknown<'a>(
+    variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    flags: &[&str],
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (name, value) in variables {
+        let Some(end) = name.strip_prefix(PREFIX) else { continue };
+        let lower = end.to_ascii_lowercase();
+        let is_known = flags.contains(&&*lower) && lower.to_ascii_uppercase() == end;
+        if is_known || OTHERS.contains(&end) || is_of_kubernetes(end, value) {
+            continue;
+        }
+        let hint = match nearest(&lower, flags) {
+            Some(flag) => format!("{PREFIX}{} is", flag.to_ascii_uppercase()),
+            None => "ws-cluster --help lists the flags, which are".into(),
+        };
+        warnings.push(format!("{name} is not a variable of ws-cluster, and has no effect: {hint}"));
+    }
+    warnings
+}
+
+/// A service `ws-cluster` of Kubernetes is told to every container beside it: `WS_CLUSTER_PORT` is
+/// `tcp://10.0.0.1:80` then.
+fn is_of_kubernetes(end: &str, value: &str) -> bool {
+    let protocols = ["tcp", "udp", "sctp"];
+    let is_url = protocols.iter().any(|protocol| value.starts_with(&format!("{protocol}://")));
+    let of_port = end.strip_prefix("PORT_").unwrap_or("");
+    let port = of_port.bytes().take_while(u8::is_ascii_digit).count();
+    end == "SERVICE_HOST"
+        || end.starts_with("SERVICE_PORT")
+        || (end == "PORT" && is_url)
+        || (port > 0 && of_port[port..].starts_with('_'))
+}
+
+/// The flag that takes the fewest changes, if those are few for its length.
+fn nearest<'a>(name: &str, flags: &[&'a str]) -> Option<&'a str> {
+    let changes = |flag: &&&str| distance(name.as_bytes(), flag.as_bytes());
+    let flag = flags.iter().min_by_key(changes)?;
+    (changes(&flag) <= flag.len().div_ceil(3)).then_some(flag)
+}
+
+/// Letters to insert, to remove or to replace.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (index, one) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, other) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(one != other);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAGS: [&str; 5] = ["ws_port", "http_port", "redis", "queue", "idle_timeout_ms"];
+
+    #[test]
+    fn a_name_that_no_flag_has_is_warned_of_with_the_nearest() {
+        for (name, hint) in [
+            ("WS_CLUSTER_WSPORT", "WS_CLUSTER_WS_PORT is"),
+            ("WS_CLUSTER_PORT", "WS_CLUSTER_WS_PORT is"),
+            ("WS_CLUSTER_WS-PORT", "WS_CLUSTER_WS_PORT is"),
+            ("WS_CLUSTER_ws_port", "WS_CLUSTER_WS_PORT is"),
+            ("WS_CLUSTER_REDIS_", "WS_CLUSTER_REDIS is"),
+            ("WS_CLUSTER_IDLE_TIMEOUT", "WS_CLUSTER_IDLE_TIMEOUT_MS is"),
+            ("WS_CLUSTER_COLOUR_OF_THE_SKY", "ws-cluster --help lists"),
+        ] {
+            let warnings = unknown([(name, "hunter2")], &FLAGS);
+            assert_eq!(warnings.len(), 1, "{name}");
+            let wanted =
+                format!("{name} is not a variable of ws-cluster, and has no effect: {hint}");
+            assert!(warnings[0].starts_with(&wanted), "{warnings:?}");
+            assert!(!warnings[0].contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn names_of_flags_of_tools_of_kubernetes_and_of_others_are_not() {
+        let variables = [
+            ("WS_CLUSTER_WS_PORT", "1"),
+            ("WS_CLUSTER_BIN", "target/debug/ws-cluster"),
+            ("WS_CLUSTER_SERVICE_HOST", "10.0.0.1"),
+            ("WS_CLUSTER_SERVICE_PORT_WS", "8812"),
+            ("WS_CLUSTER_PORT", "tcp://10.0.0.1:8812"),
+            ("WS_CLUSTER_PORT_8812_TCP_ADDR", "10.0.0.1"),
+            ("PATH", "/bin"),
+            ("WS_CLUSTERX", ""),
+        ];
+        assert!(unknown(variables, &FLAGS).is_empty());
+    }
+}
