@@ -7,6 +7,7 @@
 mod bind;
 mod limits;
 mod logs;
+mod ops_hosts;
 mod otel;
 mod projects_file;
 mod queue;
@@ -53,6 +54,8 @@ pub struct Config {
     pub swagger_port: OpsPort,
     /// The address of those three.
     pub ops_bind: Bind,
+    /// Names by which they may be asked, beside that address and localhost.
+    pub ops_hosts: Vec<String>,
     /// What a request to them must bear.
     pub ops_token: Option<Token>,
     pub queue: Queue,
@@ -183,6 +186,7 @@ impl Config {
         let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
         bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
         let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
+        let ops_hosts = ops_hosts::resolve(raw, from)?;
         let otel = otel::from_env(from.env, &mut warnings);
         let logs = LogSettings::resolve(raw, from, &mut warnings)?;
         let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
@@ -205,6 +209,7 @@ impl Config {
             pprof_port: ports.pprof,
             swagger_port: ports.swagger,
             ops_bind,
+            ops_hosts,
             ops_token,
             queue: queue.queue,
             redis: queue.redis,

@@ -387,7 +387,7 @@ fn spawn_ops(
             let sites = [Site::Metrics, Site::Pprof, Site::Pages];
             let mut runtime = executor(&needs)?;
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
-            let ops = Ops::new(shared, addresses.ws, addresses.http);
+            let ops = Ops::new(shared, addresses.ws, addresses.http, addresses.metrics.ip());
             runtime
                 .block_on(server::serve(ops, sites.into_iter().zip(listeners)))
                 .map_err(system("serving ops"))
@@ -427,6 +427,7 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,
+        ops_hosts: config.ops_hosts,
         ops_token: config.ops_token,
         redis: (config.queue == config::Queue::Redis).then(|| RedisSettings {
             url: config.redis,

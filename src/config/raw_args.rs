@@ -51,6 +51,10 @@ pub(super) struct RawArgs {
     /// the IP address of the three ports above (default 127.0.0.1); any other needs --ops_token
     #[argh(option)]
     pub(super) ops_bind: Option<String>,
+    /// names by which those ports may be asked, separated by commas, beside localhost and the
+    /// address they are bound to: a DNS name, that of a proxy
+    #[argh(option)]
+    pub(super) ops_hosts: Option<String>,
     /// what those ports demand as `Authorization: Bearer`, at least 16 bytes; given as
     /// WS_CLUSTER_OPS_TOKEN, because every user of the machine sees the arguments of a process
     #[argh(option)]

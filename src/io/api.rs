@@ -1,5 +1,6 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
+use super::accept_errors::AcceptErrors;
 use super::core::{Begun, Core, PushOrigin};
 use super::http::{self, Connections, Moment, Request, Service, Times};
 use super::shared::Shared;
@@ -41,13 +42,13 @@ pub fn serve_port(
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
     Ok(async move {
+        let mut errors = AcceptErrors::new("--http_port");
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => accept(&core, stream),
                 Err(error) => {
                     core.shared.http_counters[core.index].accept_errors.add(1);
-                    tracing::warn!(%error, "cannot accept HTTP connections");
-                    sleep(Duration::from_millis(100)).await;
+                    sleep(errors.handle(&error)).await;
                 }
             }
         }

@@ -6,6 +6,7 @@ mod partials;
 mod slot;
 mod time;
 
+use super::accept_errors::AcceptErrors;
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
@@ -46,9 +47,6 @@ const SENDS_PER_CHUNK: usize = 512;
 /// Up to so many sends plain system calls cost less than a trip through the ring.
 const DIRECT_SENDS: usize = 2;
 
-/// A lasting lack of descriptors is logged so often.
-const WARNING_EVERY_MS: u64 = 10_000;
-
 /// What became of the bytes of a handshake.
 enum Judged {
     /// Its head is not whole yet.
@@ -68,7 +66,7 @@ pub struct Engine {
     listener: TcpListener,
     /// The listener is not polled: there were no descriptors left.
     is_accept_paused: bool,
-    last_warning_ms: u64,
+    accept_errors: AcceptErrors,
     slots: Vec<Slot>,
     descriptors: Rc<Descriptors>,
     handshakes: Handshakes,
@@ -111,7 +109,7 @@ impl Engine {
             ring,
             listener,
             is_accept_paused: false,
-            last_warning_ms: 0,
+            accept_errors: AcceptErrors::new("--ws_port"),
             descriptors,
             handshakes: Handshakes::default(),
             lingering: LingeringSockets::default(),
@@ -252,10 +250,7 @@ impl Engine {
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Out of descriptors or memory: the next tick tries again.
-                    if self.now_ms >= self.last_warning_ms + WARNING_EVERY_MS {
-                        self.last_warning_ms = self.now_ms;
-                        tracing::warn!(%error, "cannot accept connections: see accept_error_total");
-                    }
+                    self.accept_errors.handle(&error);
                     self.counters.accept_errors.add(1);
                     self.is_accept_paused = true;
                     return;

@@ -4,6 +4,7 @@
 //! connections, closes) is on the [`ring`] nested in it, driven by one task ([`drive`]); the HTTP
 //! API is straight-line monoio tasks ([`http`], [`api`]).
 
+pub mod accept_errors;
 pub mod allocator;
 pub mod api;
 pub mod core;

@@ -2,7 +2,7 @@
 //! and close.
 
 use crate::state::broker::SizeLimit;
-use crate::state::counters::{BrokerCounters, Counters, HttpCounters, RefusalCounts};
+use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::types::{Incarnation, Limits, NodeId, Routing};
@@ -44,6 +44,8 @@ pub struct Settings {
     pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
+    /// Names by which the ops ports may be asked, beside their address and localhost.
+    pub ops_hosts: Vec<String>,
     /// What requests to the ops ports must bear.
     pub ops_token: Option<Token>,
     /// `None`: the `local` queue.
@@ -80,6 +82,7 @@ pub struct Shared {
     pub http_counters: Vec<Arc<HttpCounters>>,
     /// On the ops ports.
     pub ops_refusals: RefusalCounts,
+    pub ops_accept_errors: Counter,
     pub broker_counters: Arc<BrokerCounters>,
 }
 
@@ -179,6 +182,7 @@ impl Shared {
             counters: (0..workers).map(|_| Arc::new(Counters::new(projects.len()))).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
             ops_refusals: RefusalCounts::default(),
+            ops_accept_errors: Counter::default(),
         }
     }
 

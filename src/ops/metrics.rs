@@ -158,14 +158,14 @@ impl NodeMetrics {
         let kind = MetricType::Counter;
         let mut family = encoder.encode_descriptor("ws_cluster_refused", help, None, kind)?;
         for (why, port, reason) in Refusal::ALL {
-            let count =
-                self.0.http_counters.iter().map(|http| http.refusals.value(why)).sum::<u64>();
+            let of_workers = self.0.http_counters.iter().map(|http| http.refusals.value(why));
+            let of_ops = self.0.ops_refusals.value(why);
+            let count = if port == "ops" { of_ops } else { of_workers.sum::<u64>() };
             let labels = RefusalLabels { port, reason };
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
             if port == "http" {
                 let labels = RefusalLabels { port: "ops", reason };
-                let count = self.0.ops_refusals.value(why);
-                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+                ConstCounter::new(of_ops).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -215,7 +215,7 @@ impl Collector for NodeMetrics {
             (
                 "accept_error",
                 "Connections that could not be accepted",
-                self.sum_http(|http| &http.accept_errors),
+                self.sum_http(|http| &http.accept_errors) + self.0.ops_accept_errors.value(),
             ),
         ];
         for (name, help, value) in counters {

@@ -6,6 +6,7 @@ mod asset;
 mod client;
 pub mod logs;
 pub mod metrics;
+mod names;
 pub mod openapi;
 pub mod otel;
 pub mod pages;

@@ -26,6 +26,11 @@ pub fn is_page(path: &str) -> bool {
     live::is_page(path) || swagger::is_page(path)
 }
 
+/// Whether it shows what the node does, and in dev a secret: to this node's own pages alone.
+pub fn shows_node(path: &str) -> bool {
+    live::shows_node(path)
+}
+
 /// What is served without the token: files of a page, which a browser fetches with nothing but
 /// their address. They are the same everywhere, and tell nothing of the node.
 pub fn is_public(path: &str) -> bool {

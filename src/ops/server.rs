@@ -1,8 +1,10 @@
 //! The HTTP of the ops ports: who may ask, and which site answers.
 
 use super::access::{self, Access};
+use super::names::{self, Names};
 use super::pprof::{self, Profiler};
 use super::{metrics, pages};
+use crate::io::accept_errors::AcceptErrors;
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::{pulse, sys};
@@ -16,7 +18,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,10 +27,17 @@ use std::time::{Duration, Instant};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// Connections of one port; beyond, they are refused.
+/// Connections of one port, where the limit of open files leaves room for them.
 const MAX_CONNECTIONS: usize = 256;
+/// Descriptors of this thread that are not for connections: its own, and those of a profile, which
+/// takes one for each thread.
+const RESERVED_FILES: usize = 192;
+/// How long a connection may wait before a request on it was allowed.
+const UNKNOWN_MS: u64 = 3_000;
+/// No request has a body that counts.
+const MAX_BODY_BYTES: usize = 1_024;
 
-/// Memory for the requests of one port, which have no bodies.
+/// Memory for the requests of one port, beyond 4 KiB each.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
 /// What answers on a port.
@@ -40,19 +49,33 @@ pub enum Site {
     Pages,
 }
 
+impl Site {
+    /// The flag that chooses its port.
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Metrics => "--prometheus_port",
+            Self::Pprof => "--pprof_port",
+            Self::Pages => "--swagger_port",
+        }
+    }
+}
+
 /// What the sites share.
 pub struct Ops {
     pub shared: Arc<Shared>,
     pub registry: Registry,
     pub ws: SocketAddr,
     pub http: SocketAddr,
+    names: Names,
     pub profiler: Profiler,
 }
 
 impl Ops {
-    pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr) -> Self {
+    /// `bound`: the address of the ops ports.
+    pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr, bound: IpAddr) -> Self {
         let (registry, profiler) = (metrics::registry(&shared), Profiler::default());
-        Self { registry, shared, ws, http, profiler }
+        let names = Names::new(bound, shared.settings.ops_hosts.clone());
+        Self { registry, shared, ws, http, names, profiler }
     }
 }
 
@@ -95,9 +118,14 @@ pub async fn serve(
     for (site, listener) in listeners {
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
+        let settings = &ops.shared.settings;
+        let limits = Limits { body_bytes: MAX_BODY_BYTES, ..settings.limits.clone() };
+        let left = settings.open_files.saturating_sub(RESERVED_FILES) / 4;
         let port = Rc::new(Port {
             ops: Rc::clone(&ops),
             site,
+            limits,
+            max_connections: left.clamp(8, MAX_CONNECTIONS),
             connections: RefCell::new(Connections::new(MAX_REQUEST_BYTES)),
         });
         ports.push(Rc::clone(&port));
@@ -121,19 +149,21 @@ pub async fn serve(
 }
 
 async fn accept(port: Rc<Port>, listener: TcpListener) {
+    let mut errors = AcceptErrors::new(port.site.flag());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => serve_one(&port, stream),
             Err(error) => {
-                tracing::warn!(%error, site = ?port.site, "cannot accept connections");
-                monoio::time::sleep(TICK).await;
+                port.ops.shared.ops_accept_errors.add(1);
+                monoio::time::sleep(errors.handle(&error)).await;
             }
         }
     }
 }
 
 fn serve_one(port: &Rc<Port>, stream: TcpStream) {
-    if !port.connections.borrow_mut().make_room(MAX_CONNECTIONS) {
+    if !port.connections.borrow_mut().make_room(port.max_connections) {
+        port.count_refusal(Refusal::HttpConnections);
         return http::refuse_connection(stream.into_raw_fd());
     }
     let key = port.connections.borrow_mut().add(stream.as_raw_fd());
@@ -144,11 +174,17 @@ fn serve_one(port: &Rc<Port>, stream: TcpStream) {
 struct Port {
     ops: Rc<Ops>,
     site: Site,
+    limits: Limits,
+    max_connections: usize,
     connections: RefCell<Connections>,
 }
 
 impl Port {
     async fn reply(&self, head: &Head<'_>, connection: RawFd) -> Reply {
+        let named = self.ops.names.check(head.host);
+        if let Err(refusal) = named.and_then(|()| names::check_site(self.site, head)) {
+            return refusal;
+        }
         if !matches!(head.method, "GET" | "HEAD") {
             return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
         }
@@ -176,6 +212,13 @@ impl Port {
         }
     }
 
+    /// Whether the request comes from somebody who may ask for everything.
+    fn is_known(&self, head: &Head<'_>, status: u16) -> bool {
+        // Files that are there for everybody prove nothing.
+        let token = self.ops.shared.settings.ops_token.as_ref();
+        names::reason_of(status).is_none() && Access::of(token, head) != Access::Denied
+    }
+
     fn access(&self, head: &Head<'_>) -> Access {
         if self.site == Site::Pages && pages::is_public(head.path) {
             return Access::Granted;
@@ -188,11 +231,12 @@ impl Service for Port {
     type Begun<'a> = Infallible;
 
     fn limits(&self) -> &Limits {
-        &self.ops.shared.settings.limits
+        &self.limits
     }
 
     fn times(&self) -> Times {
-        Times::from(&self.ops.shared.settings)
+        let times = Times::from(&self.ops.shared.settings);
+        Times { unknown_ms: UNKNOWN_MS, ..times }
     }
 
     fn connections(&self) -> &RefCell<Connections> {
@@ -217,6 +261,13 @@ impl Service for Port {
     ) -> Answer<Infallible> {
         let Reply { status, content_type, fields, body } =
             self.reply(request.head, request.connection).await;
+        let is_known = self.is_known(request.head, status);
+        let refused = names::reason_of(status);
+        // Nobody who may not ask waits here.
+        let keep_alive = keep_alive && refused.is_none();
+        if let Some(why) = refused {
+            self.count_refusal(why);
+        }
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(name, value)| (*name, &**value)).collect();
         write_response(out, status, keep_alive, &fields, &content_type, &body);
@@ -224,7 +275,7 @@ impl Service for Port {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
             out.truncate(out.len() - body.len());
         }
-        Answer { keep_alive, is_known: false, begun: None }
+        Answer { keep_alive, is_known, begun: None }
     }
 
     fn poll_finish(

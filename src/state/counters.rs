@@ -100,7 +100,8 @@ impl LostAnswer {
     ];
 }
 
-/// Why a connection was refused, or ended in favour of another, for want of room.
+/// Why a connection was refused, or ended in favour of another: for want of room, or on an ops port
+/// because it may not ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// A good handshake: `--max_connections` are open.
@@ -117,11 +118,16 @@ pub enum Refusal {
     HttpHalf,
     /// A request that was not whole: there was no memory for its body.
     HttpBodies,
+    /// A request to an ops port that does not name this node, that another site's page has made, or
+    /// that does not bear the token.
+    OpsHost,
+    OpsSite,
+    OpsToken,
 }
 
 impl Refusal {
     /// With the port, and what the reason is called.
-    pub const ALL: [(Self, &str, &str); 7] = [
+    pub const ALL: [(Self, &str, &str); 10] = [
         (Self::MaxConnections, "ws", "max_connections"),
         (Self::OpenFiles, "ws", "open_files"),
         (Self::Handshakes, "ws", "handshakes"),
@@ -129,6 +135,9 @@ impl Refusal {
         (Self::HttpIdle, "http", "idle"),
         (Self::HttpHalf, "http", "half_request"),
         (Self::HttpBodies, "http", "body_bytes"),
+        (Self::OpsHost, "ops", "host"),
+        (Self::OpsSite, "ops", "site"),
+        (Self::OpsToken, "ops", "token"),
     ];
 }
 

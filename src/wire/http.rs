@@ -65,6 +65,8 @@ pub struct Head<'a> {
     pub authorization: Option<&'a str>,
     /// The last one: it chooses among answers that are all good.
     pub accept: Option<&'a str>,
+    /// What a browser says of the page that made the request (Fetch Metadata).
+    pub sec_fetch_site: Option<&'a str>,
     pub traceparent: Option<&'a str>,
     /// The last one: what it leaves out costs a transfer, no more.
     pub if_none_match: Option<&'a str>,
@@ -131,6 +133,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         x_sign: seen.x_sign,
         authorization: seen.authorization,
         accept: seen.accept,
+        sec_fetch_site: seen.sec_fetch_site,
         traceparent: seen.traceparent,
         if_none_match: seen.if_none_match,
         upgrade_websocket: seen.upgrade_websocket,
@@ -216,6 +219,7 @@ struct Fields<'a> {
     traceparent: Option<&'a str>,
     authorization: Option<&'a str>,
     accept: Option<&'a str>,
+    sec_fetch_site: Option<&'a str>,
     if_none_match: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
@@ -268,6 +272,10 @@ impl<'a> Fields<'a> {
                 once(&mut self.authorization, value, "Authorization was given twice")?;
             }
             13 if is("if-none-match") => self.if_none_match = std::str::from_utf8(value).ok(),
+            14 if is("sec-fetch-site") => {
+                // What is no text is not this node's own page.
+                self.sec_fetch_site = Some(std::str::from_utf8(value).unwrap_or("cross-site"));
+            }
             14 if is("content-length") => {
                 once(&mut self.content_length, value, "Content-Length was given twice")?;
             }

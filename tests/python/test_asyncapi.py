@@ -124,7 +124,7 @@ def server(tmp_path_factory):
     file = tmp_path_factory.mktemp("projects") / "projects.toml"
     project = f'[[project]]\nsecrets = ["{SECRET}"]\n'
     file.write_text(f'{project}pid = "1"\n{project}pid = "signed"\nsubscribe = "signed"\n')
-    server = Server("--workers", "1", "--projects", str(file))
+    server = Server("--workers", "1", "--projects", str(file), "--ops_hosts", "node-1.example")
     yield server
     server.stop()
 

@@ -1,7 +1,9 @@
 """The ops ports: where they listen, and who may ask."""
 
+import subprocess
+
 import pytest
-from harness import Server
+from harness import Raw, Server, eventually
 
 TOKEN = "a token of 24 bytes".replace(" ", "-")
 
@@ -60,3 +62,102 @@ def test_a_second_node_finds_other_ports_where_the_defaults_are_taken():
     finally:
         first.stop()
         second.stop()
+
+
+def asked(server, address, path, **fields):
+    fields = {name.replace("_", "-"): value for name, value in fields.items()}
+    return server.request("GET", path, headers=fields, at=address)
+
+
+def refused(server, reason):
+    return server.metric("ws_cluster_refused_total", port="ops", reason=reason)
+
+
+def test_a_request_names_this_node(start):
+    """A page whose name was rebound to 127.0.0.1 read the node, and in dev its secret."""
+    server = start("--ops_hosts", "node-1.example, proxy", "--env", "dev")
+    for name, address in ports(server).items():
+        path = {"metrics": "/metrics", "pprof": "/debug/pprof/", "swagger": "/live.json"}[name]
+        for host in ("localhost", "127.0.0.1:80", "[::1]:9", "Node-1.example:9092", "proxy"):
+            assert asked(server, address, path, Host=host).status == 200, (name, host)
+        for host in ("evil.example", "evil.example:9092", "node-1.example.evil", "8.8.8.8"):
+            answer = asked(server, address, path, Host=host)
+            assert answer.status == 421 and "dev-secret" not in answer.text, (name, host)
+            wanted = f"--ops_hosts {host.split(':')[0]}"
+            assert wanted in answer.text and "localhost or 127.0.0.1" in answer.text
+        with Raw(address) as old:
+            old.send(f"GET {path} HTTP/1.0\r\n\r\n")
+            assert old.read_response()[0] == 421
+    assert refused(server, "host") == 15
+    with pytest.raises(AssertionError, match="'a:1' is not a host name"):
+        start("--ops_hosts", "a:1")
+
+
+def test_other_sites_pages_are_shown_nothing(start):
+    server = start()
+    profile = (server.pprof, "/debug/pprof/profile?seconds=1")
+    for address, path in ((server.swagger, "/live.json"), profile):
+        for fields in ({"Origin": "http://evil.example"}, {"Sec_Fetch_Site": "cross-site"}):
+            assert asked(server, address, path, **fields).status == 403
+    own = "http://%s:%d" % server.swagger
+    answer = asked(server, server.swagger, "/live.json", Origin=own, Sec_Fetch_Site="same-origin")
+    assert answer.status == 200 and "Access-Control-Allow-Origin" not in answer.headers
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert asked(server, server.swagger, "/", Sec_Fetch_Site="cross-site").status == 200
+    assert refused(server, "site") == 4
+
+
+def test_connections_that_may_not_ask_lock_nobody_out(stack):
+    """256 that sent nothing did, for as long as their sender liked."""
+    server = Server("--workers", "1", "--ops_bind", "127.0.0.2", env={"WS_CLUSTER_OPS_TOKEN": TOKEN})
+    stack.callback(server.stop)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    operator = stack.enter_context(Raw(server.metrics_address))
+    line = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+    operator.send(line)
+    assert operator.read_response()[0] == 200
+    for address in ports(server).values():
+        idle = [stack.enter_context(Raw(address)) for _ in range(300)]
+        answer = server.request("GET", "/metrics", headers=bearer, at=address)
+        assert answer.status in (200, 404)
+        # The oldest made way.
+        assert idle[0].read_response()[0] == 503
+    # That of somebody who may ask is not among them.
+    operator.send(line)
+    status, _, text = operator.read_response()
+    assert status == 200
+    ended = 'ws_cluster_refused_total{port="ops",reason="half_request"} '
+    assert int(text.partition(ended)[2].split("\n")[0]) > 3 * 40
+    # Who may not ask does not wait.
+    with Raw(server.swagger) as stranger:
+        stranger.send("GET /live.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        status, fields, _ = stranger.read_response()
+        assert (status, fields["connection"]) == (401, "close")
+        assert stranger.ended()
+
+
+def test_a_lack_of_descriptors_is_logged_once_in_ten_seconds(stack):
+    """It was logged ten times a second, on the HTTP port and on each ops port."""
+    server = Server("--workers", "1")
+    stack.callback(server.stop)
+    metrics = stack.enter_context(Raw(server.metrics_address))
+
+    def accept_errors():
+        metrics.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        text = metrics.read_response()[2]
+        return int(text.partition("\naccept_error_total ")[2].split("\n")[0])
+
+    assert accept_errors() == 0
+    process = f"--pid={server.process.pid}"
+    subprocess.run(["prlimit", process, "--nofile=8:"], check=True)
+    waiting = [stack.enter_context(Raw(at)) for at in (server.http, server.pprof, server.swagger)]
+    waiting += [stack.enter_context(Raw(server.ws))]
+    eventually(lambda: accept_errors() >= 40, "ten attempts of each port")
+    lines = [line for line in server.output if "cannot accept connections" in line]
+    for flag in ("http", "ws", "pprof", "swagger"):
+        assert sum(f"--{flag}_port" in line for line in lines) == 1, lines
+    assert all("LimitNOFILE=" in line for line in lines)
+    subprocess.run(["prlimit", process, "--nofile=1000:"], check=True)
+    for raw in waiting[:3]:
+        raw.send("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw.read_response()[0] in (200, 404)

@@ -246,7 +246,7 @@ def test_a_flame_graph_is_enlarged_and_searched_in_a_browser(start):
 def test_one_profile_at_a_time_and_scrapes_go_on(start):
     server = start()
     with Raw(server.pprof) as first:
-        first.send("GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: x\r\n\r\n")
+        first.send("GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         who = "%s:%d" % first.socket.getsockname()
 
         def refused():

@@ -314,6 +314,7 @@ def test_behind_a_token_far_from_localhost_in_prod(projects):
     """Where browsers have no HMAC, what is linked needs the token, and every request an exp."""
     server = Server(
         "--workers", "1", "--env", "prod", "--projects", projects, "--ops_bind", "127.0.0.2",
+        "--ops_hosts", "node.example",
         env={"WS_CLUSTER_OPS_TOKEN": TOKEN},
     )
     url = f"http://node.example:{server.swagger[1]}/swagger/index.html?token={TOKEN}"

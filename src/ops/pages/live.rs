@@ -13,6 +13,8 @@ const PAGE: Asset = Asset {
     bytes: include_bytes!("assets/live/index.html"),
 };
 
+const SNAPSHOT: &str = "/live.json";
+
 const FILES: [Asset; 8] = [
     Asset::css("/live/live.css", include_bytes!("assets/live/live.css")),
     Asset::script("/live/live.js", include_bytes!("assets/live/live.js")),
@@ -33,9 +35,11 @@ pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
             // An address may have the token until the page has taken it out.
             Some(reply.with("Referrer-Policy", "no-referrer"))
         }
-        "/live.json" => {
+        SNAPSHOT => {
             let reply = Reply::new(200, "application/json", snapshot::snapshot(ops));
-            Some(reply.with("Cache-Control", "no-store"))
+            let reply = reply.with("Cache-Control", "no-store");
+            let reply = reply.with("Cross-Origin-Resource-Policy", "same-origin");
+            Some(reply.with("X-Content-Type-Options", "nosniff"))
         }
         path => FILES.iter().find(|file| file.path == path).map(|file| file.answer(head)),
     }
@@ -43,6 +47,10 @@ pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
 
 pub(super) fn is_page(path: &str) -> bool {
     path == PAGE.path
+}
+
+pub(super) fn shows_node(path: &str) -> bool {
+    path == SNAPSHOT
 }
 
 pub(super) fn is_public(path: &str) -> bool {

@@ -1,0 +1,40 @@
+//! The names of `--ops_hosts`.
+
+use super::Exit;
+use super::raw_args::RawArgs;
+use super::setting::Source;
+use std::net::IpAddr;
+
+pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Vec<String>, Exit> {
+    let setting = from.get("ops_hosts", &raw.ops_hosts);
+    let text = setting.text.as_deref().unwrap_or("");
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| parse(&setting.name(), name)).collect()
+}
+
+fn parse(flag: &str, name: &str) -> Result<String, Exit> {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if name.bytes().all(is_plain) || name.parse::<IpAddr>().is_ok() {
+        return Ok(name.to_ascii_lowercase());
+    }
+    Err(Exit::Error(format!(
+        "{flag} '{name}' is not a host name: give names or IP addresses without a scheme or port, \
+         separated by commas, e.g. --ops_hosts node-1.example,node-1"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses_and_nothing_else() {
+        for name in ["node-1.example", "a_b", "10.0.0.7", "fe80::1"] {
+            assert_eq!(parse("--ops_hosts", name).unwrap(), name);
+        }
+        for name in ["http://a", "a:9092", "a/b", "*", "a b", "[::1]"] {
+            let error = parse("--ops_hosts", name).unwrap_err().to_string();
+            assert!(error.contains(&format!("--ops_hosts '{name}' is not a host name")), "{error}");
+        }
+    }
+}
