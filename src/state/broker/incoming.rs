@@ -4,6 +4,7 @@ use super::interests::Place;
 use super::publish_log::Asked;
 use super::reservation::number_of;
 use super::{Broker, Event, LinkError, Sink, user_hash};
+use crate::state::orders::Order;
 use crate::state::sequence::Arrival;
 use crate::state::wants::Notice;
 use crate::types::{Cid, SnowflakeClock};
@@ -145,7 +146,7 @@ impl Broker {
                 else {
                     return counters.repeated.add(1);
                 };
-                is_late = !self.orders.receive(origin, epoch, header.order);
+                is_late = self.orders.receive(origin, epoch, header.order) == Order::Late;
                 missed + u64::from(is_late)
             }
         };
