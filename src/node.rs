@@ -10,7 +10,7 @@ pub use error::{Needs, NodeError};
 pub use first_push::first_push;
 pub use ports::Addresses;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Env};
 use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::descriptors::Descriptors;
 use crate::io::drive;
@@ -21,7 +21,7 @@ use crate::io::port::{self, Far, WorkerPort};
 use crate::io::pulse::Pulse;
 use crate::io::queue::{self, Driver, Host};
 use crate::io::ring::{Ring, RingError};
-use crate::io::shared::{RedisSettings, Settings, Shared};
+use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
 use crate::io::{sys, threads};
 use crate::ops::logs::stamp;
@@ -100,6 +100,9 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         Err(_) => None,
     };
     // Without addresses the threads end at once.
+    if let Some(Addresses { ws, http, .. }) = addresses {
+        let _ = shared.ports.set(Ports { ws: ws.port(), http: http.port() });
+    }
     let _ = birth.addresses.set(addresses);
     birth.barrier.wait();
     let (addresses, held) = reserved?;
@@ -411,6 +414,7 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         open_files,
         demand_exp: config.demand_exp,
         ping_interval_ms: config.ping_interval_ms,
+        shows_signed_text: config.env == Env::Dev,
         idle_timeout_ms: config.idle_timeout_ms,
         message_timeout_ms: config.message_timeout_ms,
         request_timeout_ms: config.request_timeout_ms,
@@ -464,6 +468,7 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
         loads: Arc::clone(&shared.loads),
         incarnation: Arc::clone(&shared.incarnation),
         echo: settings.echo,
+        shows_signed_text: settings.shows_signed_text,
         hash_keys: (sys::random_u64(), sys::random_u64()),
         idempotency_keys: settings.idempotency_keys,
         hearing: settings.redis.as_ref().map(|redis| Hearing {

@@ -74,6 +74,7 @@ impl Rig {
             loads: Arc::default(),
             incarnation: Arc::new(Incarnation::new(1)),
             echo: false,
+            shows_signed_text: false,
             hash_keys: (1, 2),
             idempotency_keys: 1_000,
             hearing: None,

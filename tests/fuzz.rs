@@ -156,7 +156,8 @@ fn pushes() {
         br#"{"pid":1,"uids":"a,b","cids":[1,"2"],"tags":["t"],"devices":"ios","data":{"x":1}}"#;
     let batch =
         br#"{"pid":"1","exp":9,"messages":[{"data":1,"ttl_ms":5},{"uids":[],"data":[]},0]}"#;
-    fuzz("push", push::run, &[one, batch]);
+    let server = br#"{"type":"push","id":null,"data":1,"uids":"a, b","transient":true,"uid":1}"#;
+    fuzz("push", push::run, &[one, batch, server]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 use argh::FromArgs;
+use ws_cluster::wire::date::HttpDate;
 use ws_cluster::wire::resp::write_command;
 use ws_cluster::wire::response::write_response;
 use ws_cluster::wire::upgrade::{Key, accept_key, write_switching};
@@ -56,7 +57,9 @@ pub fn run(args: &Args) -> io::Result<()> {
     epoll.add(ws.as_raw_fd(), WS_LISTENER)?;
     epoll.add(http.as_raw_fd(), HTTP_LISTENER)?;
     let mut server = Server::default();
-    write_response(&mut server.answer, 200, true, &[], "application/json", ANSWER);
+    // As long as any other.
+    let date = HttpDate::at(0);
+    write_response(&mut server.answer, 200, true, date, &[], "application/json", ANSWER);
     if let Some(redis) = &args.redis {
         let links = Links::open(redis)?;
         epoll.add(links.publisher.stream.as_raw_fd(), PUBLISHER)?;
@@ -322,7 +325,7 @@ impl Connection {
         let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
         let key = head.lines().find(is_key).and_then(|line| Key::parse(line[18..].trim()));
         let Some(key) = key else { return false };
-        write_switching(&mut self.out, &accept_key(key));
+        write_switching(&mut self.out, &accept_key(key), HttpDate::at(0), false);
         write_text(&mut self.out, |out| out.extend_from_slice(WELCOME));
         true
     }

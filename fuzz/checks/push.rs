@@ -5,6 +5,24 @@ use ws_cluster::wire::json;
 use ws_cluster::wire::push::{Batch, Push};
 use ws_cluster::wire::request::Credentials;
 
+/// Every member of a push, wherever it comes from.
+const MEMBERS: [&str; 14] = [
+    "uids",
+    "cids",
+    "tags",
+    "devices",
+    "except_cids",
+    "data",
+    "ttl_ms",
+    "idempotency_key",
+    "transient",
+    "pid",
+    "exp",
+    "sign",
+    "type",
+    "id",
+];
+
 fn check(push: &Push<'_>, limits: &Limits) {
     assert!(json::validate(&push.data).is_ok());
     let targets = &push.targets;
@@ -22,8 +40,19 @@ pub fn run(text: &[u8]) {
     let limits = Limits { selector_ids: 4, batch_messages: 4, ..Limits::default() };
     let Ok(members) = json::members(text) else { return };
     let _ = Credentials::from_json(&members, Some("ab"), &limits);
-    if let Ok(push) = Push::from_json(&members, &limits) {
-        check(&push, &limits);
+    let (request, server) =
+        (Push::from_json(&members, &limits), Push::from_server(&members, &limits));
+    let server = server.map(|(push, _)| push);
+    for push in [request, server] {
+        match push {
+            Ok(push) => {
+                check(&push, &limits);
+                assert!(members.iter().all(|member| MEMBERS.contains(&&*member.name)));
+            }
+            Err(error) => {
+                assert!(error.msg.len() < 1_000 && !error.msg.contains(char::is_control));
+            }
+        }
     }
     if let Ok(batch) = Batch::from_json(&members, &limits) {
         let pushes: Vec<_> = batch.pushes(&limits).collect();

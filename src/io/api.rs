@@ -2,22 +2,24 @@
 
 use super::accept_errors::AcceptErrors;
 use super::core::{Begun, Core, PushOrigin};
+use super::date::http_date;
 use super::http::{self, Connections, Moment, Request, Service, Times};
 use super::shared::Shared;
 use super::wake::sleep;
 use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
-use crate::types::{Limits, MessageId, version};
+use crate::types::{Limits, MessageId, quoted, version};
 use crate::wire::http::{Body, Head, HttpError};
 use crate::wire::json::{self, Members, write_string};
 use crate::wire::params::Params;
-use crate::wire::push::{Batch, Push};
+use crate::wire::push::{Batch, Push, has_sign};
 use crate::wire::request::{ApiError, Credentials};
 use crate::wire::response::write_response;
-use crate::wire::sign;
+use crate::wire::sign::{self, SignPlace, SignRules};
 use monoio::net::{TcpListener, TcpStream};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -32,6 +34,15 @@ const MAX_BATCH_WAIT: Duration = Duration::from_secs(1);
 const JSON: &str = "application/json";
 const POST: &str = "POST, OPTIONS";
 const GET: &str = "GET, HEAD, OPTIONS";
+
+/// The methods of a path of the HTTP port; `None`: there is no such path.
+pub fn methods_of(path: &str) -> Option<&'static str> {
+    match path {
+        PUSH | "/ws/push/batch" => Some(POST),
+        "/healthz" | "/readyz" | "/version" => Some(GET),
+        _ => None,
+    }
+}
 
 /// Accepts on the HTTP port for as long as the worker lives.
 pub fn serve_port(
@@ -243,11 +254,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     /// A push that has begun is answered later.
     async fn route(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let (path, method) = (self.head.path, self.head.method);
-        let allowed = match path {
-            PUSH | "/ws/push/batch" => POST,
-            "/healthz" | "/readyz" | "/version" => GET,
-            _ => return Err(error(404, "not found")),
-        };
+        let Some(allowed) = methods_of(path) else { return Err(self.not_found()) };
         match method {
             "OPTIONS" => self.preflight(allowed),
             "POST" if allowed == POST && path == PUSH => return self.push(body),
@@ -263,6 +270,16 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             }
         }
         Ok(None)
+    }
+
+    fn not_found(&self) -> ApiError {
+        let msg = match self.core.shared.ports.get() {
+            Some(ports) if self.head.path == "/ws/connect" => {
+                format!("not found: /ws/connect is on the WebSocket port, {}", ports.ws).into()
+            }
+            _ => "not found".into(),
+        };
+        ApiError { status: 404, msg }
     }
 
     // Pages without a signature.
@@ -320,15 +337,14 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             }
             Parameters::Text(text) => {
                 let params = Params::parse(text)?;
-                project = self.authorize(
-                    &Credentials::from_params(&params, limits)?,
-                    now_ms,
-                    |secrets, sign| {
-                        let mut canonical = Vec::with_capacity(256);
-                        params.canonical(head.path, &mut canonical);
-                        sign::verify(secrets, &[&canonical], sign)
-                    },
-                )?;
+                let credentials = Credentials::from_params(&params, limits)?;
+                let place = SignPlace::Parameter { is_in_header: head.x_sign.is_some() };
+                project = self.authorize(&credentials, now_ms, |secrets, shows_text| {
+                    let mut canonical = Vec::with_capacity(256);
+                    params.canonical(head.path, &mut canonical);
+                    let rules = SignRules { place, shows_text };
+                    sign::check(secrets, &[&canonical], credentials.sign, rules)
+                })?;
                 Push::from_params(&params, limits).and_then(|push| self.begin(project, &push))
             }
         };
@@ -405,8 +421,10 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let limits = &self.core.shared.settings.limits;
         let credentials = Credentials::from_json(members, self.head.x_sign, limits)?;
         let path = self.head.path.as_bytes();
-        self.authorize(&credentials, now_ms, |secrets, sign| {
-            sign::verify(secrets, &[path, b"\n", body], sign)
+        let place = SignPlace::Header { is_in_body: has_sign(members) };
+        self.authorize(&credentials, now_ms, |secrets, shows_text| {
+            let rules = SignRules { place, shows_text };
+            sign::check(secrets, &[path, b"\n", body], credentials.sign, rules)
         })
     }
 
@@ -415,16 +433,15 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         &mut self,
         credentials: &Credentials<'_>,
         now_ms: u64,
-        verify: impl FnOnce(&[sign::Secret], &str) -> bool,
+        check: impl FnOnce(&[sign::Secret], bool) -> Result<(), Cow<'static, str>>,
     ) -> Result<&'c Project, ApiError> {
         let shared = &self.core.shared;
         let Some((_, project)) = shared.projects.find(&*credentials.pid) else {
             return Err(error(403, "unknown project"));
         };
         self.project = Some(project);
-        if !verify(&project.secrets, credentials.sign) {
-            return Err(error(401, "bad sign"));
-        }
+        check(&project.secrets, shared.settings.shows_signed_text)
+            .map_err(|msg| ApiError { status: 401, msg })?;
         self.is_signed = true;
         sign::check_exp(credentials.exp, shared.settings.demand_exp, now_ms)?;
         Ok(project)
@@ -472,13 +489,17 @@ impl Reply<'_, '_> {
     ) {
         self.status = status;
         let mut fields: Fields<'_> = extra.iter().copied().collect();
-        if status == 503 {
-            fields.push(("Retry-After", "1"));
+        match status {
+            503 => fields.push(("Retry-After", "1")),
+            // RFC 9110, section 15.5.16.
+            415 => fields.push(("Accept-Encoding", "identity")),
+            _ => {}
         }
         if let Some(origin) = self.origin {
             self.add_cors(origin, project, &mut fields);
         }
-        write_response(self.out, status, self.keep_alive, &fields, JSON, body);
+        let date = http_date(self.core.coarse_now_ms());
+        write_response(self.out, status, self.keep_alive, date, &fields, JSON, body);
         if self.is_head {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
             self.out.truncate(self.out.len() - body.len());
@@ -540,6 +561,17 @@ enum Parameters<'a> {
 
 /// Parameters come from exactly one place.
 fn parameters<'a>(head: &Head<'a>, body: &'a [u8]) -> Result<Parameters<'a>, ApiError> {
+    if head.has_idempotency_key {
+        return Err(error(
+            400,
+            "Idempotency-Key is not signed: send idempotency_key among the parameters",
+        ));
+    }
+    if let Some(coding) = head.content_encoding {
+        let coding = quoted(coding);
+        let msg = format!("Content-Encoding {coding} is not taken: send the body as it is").into();
+        return Err(ApiError { status: 415, msg });
+    }
     let query = head.query.unwrap_or("");
     if body.is_empty() && !query.is_empty() {
         return Ok(Parameters::Text(query.as_bytes()));

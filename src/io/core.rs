@@ -579,6 +579,11 @@ impl Core {
         self.flushed.wake_all();
     }
 
+    /// Milliseconds since 1970 as of the last tick, not long ago.
+    pub(super) fn coarse_now_ms(&self) -> u64 {
+        self.last_tick_ms.get()
+    }
+
     /// Takes one word of another worker, or of the broker's thread; `false`: there is none.
     pub(super) fn receive_one(&self) -> bool {
         match &self.queue {

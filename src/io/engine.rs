@@ -325,7 +325,7 @@ impl Engine {
         self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
         // Best effort: there is nothing to do for one that does not take it.
-        let _ = sys::send(fd, &handshake::refusal(&error));
+        let _ = sys::send(fd, &handshake::refusal(&error, self.now_ms));
         linger::close(fd);
     }
 
@@ -435,7 +435,8 @@ impl Engine {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
-        let last = Last { bytes: handshake::refusal(error), is_refusal: true };
+        let bytes = handshake::refusal(error, self.now_ms);
+        let last = Last { bytes, is_refusal: true };
         self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);
     }
 

@@ -1,16 +1,18 @@
 //! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract
 //! names.
 
+use super::api;
+use super::date::http_date;
 use super::shared::Shared;
 use crate::state::projects::ProjectId;
 use crate::state::{Identity, Role};
 use crate::wire::connect::{Peer, parse_connect};
-use crate::wire::http::Head;
+use crate::wire::http::{Head, HttpError};
 use crate::wire::params::Params;
 use crate::wire::request::ApiError;
 use crate::wire::response::write_refusal;
+use crate::wire::sign::{self, SignPlace, SignRules};
 use crate::wire::upgrade::{accept_key, refusal_fields, upgrade, write_switching};
-use crate::wire::{http::HttpError, sign};
 
 /// What a client in echo mode is called.
 const ECHO: Identity<'static> = Identity {
@@ -32,14 +34,15 @@ pub fn judge<R>(
 ) -> Result<R, ApiError> {
     let config = &shared.settings;
     if head.path != "/ws/connect" && !config.echo {
-        return Err(refuse(404, "not found: connect to /ws/connect"));
+        return Err(not_found(head.path, shared));
     }
     let key = upgrade(head)?;
     if shared.is_draining() {
         return Err(refuse(503, "this node is draining: connect to another"));
     }
-    let mut switching = Vec::with_capacity(160);
-    write_switching(&mut switching, &accept_key(key));
+    let mut switching = Vec::with_capacity(240);
+    let accept = accept_key(key);
+    write_switching(&mut switching, &accept, http_date(now_ms), head.offers_protocol);
     if config.echo {
         return open(ECHO, &switching);
     }
@@ -54,17 +57,19 @@ pub fn judge<R>(
     }
     let mut text = Vec::with_capacity(256);
     params.canonical(head.path, &mut text);
-    if !sign::verify(&settings.secrets, &[&text], credentials.sign) {
-        return Err(refuse(401, "bad sign"));
-    }
+    let place = SignPlace::Parameter { is_in_header: head.x_sign.is_some() };
+    let rules = SignRules { place, shows_text: config.shows_signed_text };
+    sign::check(&settings.secrets, &[&text], credentials.sign, rules)
+        .map_err(|msg| ApiError { status: 401, msg })?;
     sign::check_exp(credentials.exp, config.demand_exp, now_ms)?;
+    sign::check_session_exp(connect.session_exp, now_ms)?;
     let (uid, role) = match connect.peer {
         Peer::Client { uid } => (uid, Role::Client),
         Peer::BusinessServer { uid, events } => (uid.unwrap_or(""), Role::Server(events)),
     };
     let device = connect.device.unwrap_or("");
-    // 0 stands for "no end"; a session that ended in 1970 has one.
-    let session_exp = connect.session_exp.map_or(0, |exp| exp.max(1));
+    // 0 stands for "no end"; no session that is still to end has it.
+    let session_exp = connect.session_exp.unwrap_or(0);
     open(Identity { project, uid, device, tags: &connect.tags, session_exp, role }, &switching)
 }
 
@@ -72,11 +77,21 @@ pub fn refuse(status: u16, msg: &'static str) -> ApiError {
     ApiError::from(HttpError { status, msg })
 }
 
+fn not_found(path: &str, shared: &Shared) -> ApiError {
+    let msg = match shared.ports.get() {
+        Some(ports) if api::methods_of(path).is_some() => {
+            format!("not found: {path} is on the HTTP port, {}", ports.http).into()
+        }
+        _ => "not found: connect to /ws/connect".into(),
+    };
+    ApiError { status: 404, msg }
+}
+
 /// The bytes that refuse a handshake; the connection ends with them.
-pub fn refusal(error: &ApiError) -> Vec<u8> {
+pub fn refusal(error: &ApiError, now_ms: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let retry: &[(&str, &str)] = &[("Retry-After", "1")];
     let fields = if error.status == 503 { retry } else { refusal_fields(error.status) };
-    write_refusal(&mut out, error.status, false, fields, &error.msg);
+    write_refusal(&mut out, error.status, false, http_date(now_ms), fields, &error.msg);
     out
 }

@@ -5,13 +5,14 @@ mod connections;
 
 pub use connections::Connections;
 
+use super::date::http_date;
 use super::linger::close;
 use super::shared::Settings;
 use super::sys::{self, Side};
 use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::chunked::Chunked;
-use crate::wire::http::{Body, Head, HttpError, parse_head};
+use crate::wire::http::{Body, Head, HttpError, TOO_LARGE, parse_head};
 use crate::wire::response::write_refusal;
 use connections::{Ending, Grant};
 use monoio::buf::IoBufMut;
@@ -134,7 +135,8 @@ enum End {
     Done,
 }
 
-const TOO_LARGE: HttpError = HttpError { status: 413, msg: "the body is too large" };
+const LATE: HttpError =
+    HttpError { status: 408, msg: "the request did not come whole within --request_timeout_ms" };
 /// There is no memory for the request.
 const NO_MEMORY: HttpError =
     HttpError { status: 503, msg: "too many requests are on their way to this node: try again" };
@@ -201,9 +203,7 @@ impl<'s, S: Service> Connection<'s, S> {
                 Some(NO_PLACE)
             }
             End::Late if self.is_idle() && !is_first => None,
-            End::Late => {
-                Some(HttpError { status: 408, msg: "the request did not come whole in time" })
-            }
+            End::Late => Some(LATE),
             End::Refused(error) => Some(error),
         };
         if error == Some(NO_MEMORY) {
@@ -481,7 +481,8 @@ fn end_of(ending: Option<Ending>) -> End {
 pub fn refuse_connection(fd: RawFd) {
     let mut out = Vec::new();
     let retry = [("Retry-After", "1")];
-    write_refusal(&mut out, NO_PLACE.status, false, &retry, NO_PLACE.msg);
+    let date = http_date(sys::now_ms());
+    write_refusal(&mut out, NO_PLACE.status, false, date, &retry, NO_PLACE.msg);
     // Best effort: there is nothing to do for one that does not take it.
     let _ = sys::send(fd, &out);
     close(fd);

@@ -8,6 +8,7 @@ pub mod accept_errors;
 pub mod allocator;
 pub mod api;
 pub mod core;
+pub mod date;
 pub mod descriptors;
 pub mod drive;
 pub mod engine;

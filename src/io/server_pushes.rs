@@ -7,6 +7,7 @@ use crate::state::ServerPush;
 use crate::wire::json;
 use crate::wire::push::Push;
 use crate::wire::request::ApiError;
+use crate::wire::sign;
 use std::future::poll_fn;
 use std::rc::Rc;
 
@@ -48,13 +49,15 @@ async fn begin_some<'c>(core: &'c Core, begun: &mut Vec<Beginning<'c>>) -> bool 
 fn begin<'c>(core: &'c Core, push: &ServerPush) -> Result<Begun<'c>, ApiError> {
     let settings = &core.shared.settings;
     let members = json::members(&push.message)?;
-    let read = Push::from_json(&members, &settings.limits)?;
+    let (read, exp) = Push::from_server(&members, &settings.limits)?;
+    let read_at = Moment::now();
+    sign::check_exp(exp, false, read_at.now_us / 1_000)?;
     let pid = core.shared.projects.get(push.project).map_or("", |project| &*project.pid);
     if core.shared.is_draining() {
         let msg = "this node is draining: push to another".into();
         return Err(ApiError { status: 503, msg });
     }
-    let origin = PushOrigin { read_at: Moment::now(), traceparent: None };
+    let origin = PushOrigin { read_at, traceparent: None };
     let begun = core.begin_push(pid, &read, origin);
     begun.map_err(|outcome| not_accepted(outcome, &core.shared))
 }

@@ -9,7 +9,7 @@ use crate::types::{Incarnation, Limits, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What the workers are told; the meaning of each is that of the flag of the same name.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Settings {
     pub open_files: usize,
     pub demand_exp: bool,
     pub ping_interval_ms: u64,
+    /// Whether a refused signature is answered with the text that should have been signed.
+    pub shows_signed_text: bool,
     pub idle_timeout_ms: u64,
     pub message_timeout_ms: u64,
     pub request_timeout_ms: u64,
@@ -64,10 +66,19 @@ pub struct RedisSettings {
     pub hash_keys: (u64, u64),
 }
 
+/// The ports that clients and backends use, as they were opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    pub ws: u16,
+    pub http: u16,
+}
+
 /// One per node.
 #[derive(Debug)]
 pub struct Shared {
     pub settings: Settings,
+    /// Set before a worker serves anybody.
+    pub ports: OnceLock<Ports>,
     pub projects: Arc<Projects>,
     /// Milliseconds since 1970 at the start.
     pub started_ms: u64,
@@ -171,6 +182,7 @@ impl Shared {
         let projects = Arc::new(projects);
         Self {
             settings,
+            ports: OnceLock::new(),
             projects: Arc::clone(&projects),
             started_ms,
             incarnation: Arc::new(Incarnation::new(started_ms)),

@@ -4,7 +4,7 @@
 pub mod paths;
 pub mod schemas;
 
-use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::schema::AdditionalProperties;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, Required, Schema};
 use utoipa::{Modify, OpenApi as _, ToSchema};
@@ -61,8 +61,8 @@ impl Modify for Signs {
     }
 }
 
-/// A push may be a query instead of a body, and what a form has besides is text: the macros cannot
-/// say either.
+/// A push may be a query instead of a body, and none has unknown members: the macros cannot say
+/// either.
 struct OfPushes;
 
 impl Modify for OfPushes {
@@ -72,10 +72,16 @@ impl Modify for OfPushes {
             body.required = Some(Required::False);
         }
         let schemas = api.components.as_mut().map(|components| &mut components.schemas);
-        let form = schemas.and_then(|schemas| schemas.get_mut(&*schemas::PushForm::name()));
-        if let Some(RefOr::T(Schema::Object(form))) = form {
-            let text = Schema::from(ObjectBuilder::new().schema_type(Type::String));
-            form.additional_properties = Some(Box::new(text.into()));
+        let Some(schemas) = schemas else { return };
+        for name in [
+            schemas::Push::name(),
+            schemas::PushForm::name(),
+            schemas::Batch::name(),
+            schemas::Message::name(),
+        ] {
+            if let Some(RefOr::T(Schema::Object(push))) = schemas.get_mut(&*name) {
+                push.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use super::names::{self, Names};
 use super::pprof::{self, Profiler};
 use super::{metrics, pages};
 use crate::io::accept_errors::AcceptErrors;
+use crate::io::date::http_date;
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
 use crate::io::shared::Shared;
 use crate::io::{pulse, sys};
@@ -250,7 +251,7 @@ impl Service for Port {
     fn handle_answered(&self) {}
 
     fn refuse(&self, _origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
-        write_refusal(out, error.status, false, &[], error.msg);
+        write_refusal(out, error.status, false, http_date(sys::now_ms()), &[], error.msg);
     }
 
     async fn answer(
@@ -270,7 +271,8 @@ impl Service for Port {
         }
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(name, value)| (*name, &**value)).collect();
-        write_response(out, status, keep_alive, &fields, &content_type, &body);
+        let date = http_date(sys::now_ms());
+        write_response(out, status, keep_alive, date, &fields, &content_type, &body);
         if request.head.method == "HEAD" {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
             out.truncate(out.len() - body.len());

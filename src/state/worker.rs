@@ -70,6 +70,8 @@ pub struct WorkerConfig {
     pub loads: Arc<Loads>,
     /// Every data frame comes back, and nothing is sent unasked.
     pub echo: bool,
+    /// Whether a refused signature is answered with the text that should have been signed.
+    pub shows_signed_text: bool,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
     /// Keys of pushes that are remembered at most.

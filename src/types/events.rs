@@ -17,24 +17,14 @@ impl EventSet {
     pub const OF_CLIENTS: Self =
         Self(Self::CONNECT.0 | Self::DISCONNECT.0 | Self::SUBSCRIBE.0 | Self::UNSUBSCRIBE.0);
 
-    const NAMES: [(&'static str, Self); 6] = [
-        ("request", Self::REQUEST),
-        ("connect", Self::CONNECT),
-        ("disconnect", Self::DISCONNECT),
-        ("subscribe", Self::SUBSCRIBE),
-        ("unsubscribe", Self::UNSUBSCRIBE),
-        ("node", Self::NODE),
-    ];
+    /// The name of each, in the order of their bits.
+    pub const NAMES: [&'static str; 6] =
+        ["request", "connect", "disconnect", "subscribe", "unsubscribe", "node"];
 
-    /// Reads `request,disconnect`; an empty list is nothing. `None` for a name that is not known.
-    pub fn parse(list: &str) -> Option<Self> {
-        if list.is_empty() {
-            return Some(Self::NONE);
-        }
-        list.split(',').try_fold(Self::NONE, |set, name| {
-            let (_, one) = Self::NAMES.iter().find(|(known, _)| *known == name)?;
-            Some(set.union(*one))
-        })
+    /// The one of that name; `None` where there is none.
+    pub fn named(name: &str) -> Option<Self> {
+        let bit = Self::NAMES.iter().position(|known| *known == name)?;
+        Some(Self(1 << bit))
     }
 
     pub const fn bits(self) -> u8 {
@@ -62,14 +52,20 @@ mod tests {
 
     #[test]
     fn names_make_a_set() {
-        let all = "request,connect,disconnect,subscribe,unsubscribe,node";
-        assert_eq!(EventSet::parse(all), Some(EventSet::ALL));
-        assert_eq!(EventSet::parse(""), Some(EventSet::NONE));
-        let two = EventSet::parse("disconnect,request,request").unwrap();
-        assert_eq!(two, EventSet::REQUEST.union(EventSet::DISCONNECT));
+        let sets = [
+            EventSet::REQUEST,
+            EventSet::CONNECT,
+            EventSet::DISCONNECT,
+            EventSet::SUBSCRIBE,
+            EventSet::UNSUBSCRIBE,
+            EventSet::NODE,
+        ];
+        assert_eq!(EventSet::NAMES.map(EventSet::named), sets.map(Some));
+        assert_eq!(sets.into_iter().fold(EventSet::NONE, EventSet::union), EventSet::ALL);
+        let two = EventSet::REQUEST.union(EventSet::DISCONNECT);
         assert!(two.meets(EventSet::OF_CLIENTS) && !two.meets(EventSet::NODE));
-        for bad in ["push", "request,", ",", "Request", "request node"] {
-            assert_eq!(EventSet::parse(bad), None, "{bad}");
+        for bad in ["push", "", "Request", "request node"] {
+            assert_eq!(EventSet::named(bad), None, "{bad}");
         }
         assert_eq!(EventSet::from_bits(0xff), EventSet::ALL);
     }

@@ -1,16 +1,21 @@
-//! Floor 0: what the other floors talk about. Ids and limits; no I/O, no clock, no randomness.
+//! Floor 0: what the other floors talk about. Ids, names, dates and limits; no I/O, no clock, no
+//! randomness.
 
+mod calendar;
 mod events;
 mod ids;
 mod incarnation;
 mod limits;
+mod names;
 mod routing;
 pub mod version;
 
+pub use calendar::date_of;
 pub use events::EventSet;
 pub use ids::{
     Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,
 };
 pub use incarnation::Incarnation;
 pub use limits::Limits;
+pub use names::{in_one_line, quoted, unknown};
 pub use routing::Routing;

@@ -1,6 +1,6 @@
 //! The chunked transfer coding (RFC 9112, section 7.1), decoded as it arrives.
 
-use super::http::HttpError;
+use super::http::{HttpError, TOO_LARGE};
 
 /// Sixteen hexadecimal digits fill a u64 and cannot overflow it.
 const MAX_SIZE_DIGITS: u8 = 16;
@@ -75,7 +75,7 @@ impl Chunked {
             (State::Size { digits, size }, b'\r' | b';') if digits > 0 => {
                 self.total = self.total.saturating_add(size);
                 if self.total > max as u64 {
-                    return Err(HttpError { status: 413, msg: "the body is too big" });
+                    return Err(TOO_LARGE);
                 }
                 Ok(if byte == b';' { State::Extension { size } } else { State::SizeLf { size } })
             }

@@ -4,8 +4,8 @@ use smallvec::SmallVec;
 
 use super::params::Params;
 use super::request::{ApiError, Credentials, Source};
-use super::tags::{TagError, TagList};
-use crate::types::{EventSet, Limits, is_device, is_name};
+use super::tags::{TagList, split};
+use crate::types::{EventSet, Limits, is_device, is_name, unknown};
 
 /// Who wants to connect, and as what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Peer<'a> {
 /// Reads the parameters of a handshake; 400 for what is malformed or missing. The signature, and
 /// whether there is one, is checked by the caller, who reads [`Credentials`] alone first.
 pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Connect<'a>, ApiError> {
-    let session_exp = params.given("session_exp").map(|exp| exp.number("session_exp"));
+    let session_exp = params.given("session_exp").map(|exp| exp.unix_seconds("session_exp"));
     Ok(Connect {
         credentials: Credentials::from_params(params, limits)?,
         peer: read_peer(params, limits.uid_bytes)?,
@@ -57,9 +57,13 @@ fn read_peer<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Peer<'a>, A
 /// Everything, unless it is narrowed.
 fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
     let Some(list) = params.get("events") else { return Ok(EventSet::ALL) };
-    let msg = "events must be a comma-separated list of request, connect, disconnect, subscribe, \
-               unsubscribe and node";
-    EventSet::parse(list).ok_or_else(|| ApiError::bad(msg))
+    split(list).enumerate().try_fold(EventSet::NONE, |set, (index, name)| {
+        let event = EventSet::named(name).ok_or_else(|| {
+            let reason = unknown("event", name, &EventSet::NAMES);
+            ApiError::bad(format!("events must be known: events[{index}] is an {reason}"))
+        })?;
+        Ok(set.union(event))
+    })
 }
 
 fn read_device<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Option<&'a str>, ApiError> {
@@ -74,16 +78,8 @@ fn read_device<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Option<&'
 /// An empty list is no tags. Tags that are given twice count once.
 fn read_tags<'t>(list: &'t str, limits: &Limits) -> Result<SmallVec<[&'t str; 8]>, ApiError> {
     let mut tags = TagList::new(limits);
-    let read =
-        if list.is_empty() { Ok(()) } else { list.split(',').try_for_each(|tag| tags.push(tag)) };
-    read.and_then(|()| tags.finish()).map_err(|error| {
-        ApiError::bad(match error {
-            TagError::Malformed(max) => format!(
-                "tags must be a comma-separated list, each 1-{max} bytes without control characters"
-            ),
-            TagError::TooMany(max) => format!("tags: at most {max} for one connection"),
-        })
-    })
+    let read = split(list).try_for_each(|tag| tags.push(tag)).and_then(|()| tags.finish());
+    read.map_err(|error| ApiError::bad(error.to_string()))
 }
 
 #[cfg(test)]
@@ -100,14 +96,14 @@ mod tests {
 
     #[test]
     fn a_client_connects() {
-        let query = "pid=1&uid=u+1&device=ios&tags=b,a,b&exp=9&session_exp=10&sign=ab&events=x";
+        let query = "pid=1&uid=u+1&device=ios&tags=b,+a+,b&exp=9&session_exp=10&sign=ab&events=x";
         let params = Params::parse(query.as_bytes()).unwrap();
         let connect = parse_connect(&params, &Limits::default()).unwrap();
         assert_eq!(connect.peer, Peer::Client { uid: "u 1" });
         assert_eq!(connect.device, Some("ios"));
         assert_eq!(connect.tags.as_slice(), ["b", "a"]);
         assert_eq!(connect.session_exp, Some(10));
-        let credentials = Credentials { pid: "1".into(), exp: Some(9), sign: "ab" };
+        let credentials = Credentials { pid: "1".into(), exp: Some(9), sign: Some("ab") };
         assert_eq!(connect.credentials, credentials);
     }
 
@@ -116,12 +112,12 @@ mod tests {
         let params = Params::parse(b"pid=1&type=2&tags=").unwrap();
         let connect = parse_connect(&params, &Limits::default()).unwrap();
         assert_eq!(connect.peer, Peer::BusinessServer { uid: None, events: EventSet::ALL });
-        assert!(connect.tags.is_empty() && connect.credentials.sign.is_empty());
+        assert!(connect.tags.is_empty() && connect.credentials.sign.is_none());
     }
 
     #[test]
     fn a_business_server_narrows_what_it_is_told_of() {
-        let params = Params::parse(b"pid=1&uid=s&type=2&events=request,node").unwrap();
+        let params = Params::parse(b"pid=1&uid=s&type=2&events=request,+node").unwrap();
         let connect = parse_connect(&params, &Limits::default()).unwrap();
         let events = EventSet::REQUEST.union(EventSet::NODE);
         assert_eq!(connect.peer, Peer::BusinessServer { uid: Some("s"), events });
@@ -139,10 +135,18 @@ mod tests {
             ("pid=1&uid=u&type=", "type must be"),
             ("pid=1&uid=u&type=01", "type must be"),
             ("pid=1&uid=u&device=iOS", "device must be"),
-            ("pid=1&uid=u&tags=a,,b", "tags must be"),
+            ("pid=1&uid=u&tags=a,,b", "tags must be a list, each element 1-128 bytes without"),
             ("pid=1&uid=u&exp=soon", "exp must be"),
             ("pid=1&uid=u&session_exp=-1", "session_exp must be"),
-            ("pid=1&type=2&events=connects", "events must be"),
+            (
+                "pid=1&type=2&events=request,connects",
+                "events must be known: events[1] is an unknown event \"connects\"; did you mean",
+            ),
+            (
+                "pid=1&type=2&events=request,",
+                "events must be known: events[1] is an unknown event \"\"",
+            ),
+            ("pid=1&uid=u&session_exp=1700000000000", "session_exp must be in unix seconds: 17"),
         ];
         for (query, start) in cases {
             let msg = refusal(query);
@@ -159,7 +163,7 @@ mod tests {
         let limits = Limits { tags: 2, ..limits };
         assert_eq!(read_tags("a,b,a", &limits).unwrap().as_slice(), ["a", "b"]);
         let error = read_tags("a,b,c", &limits).unwrap_err();
-        assert_eq!(error.msg, "tags: at most 2 for one connection");
+        assert_eq!(error.msg, "too many tags: at most 2 for one connection");
     }
 
     #[test]
@@ -180,7 +184,7 @@ mod tests {
             ("pid=ppp&uid=u", "pid must be 1-2 bytes"),
             ("pid=p&uid=uuuu", "uid must be 1-3 bytes"),
             ("pid=p&type=2&uid=uuuu", "uid must be 1-3 bytes"),
-            ("pid=p&uid=u&tags=t,ttttt", "tags must be a comma-separated list, each 1-4 bytes"),
+            ("pid=p&uid=u&tags=t,ttttt", "tags must be a list, each element 1-4 bytes"),
             ("pid=p&uid=u&device=dddddd", "device must be 1-5 bytes"),
         ] {
             let msg = read(query).unwrap_err();

@@ -3,11 +3,16 @@
 
 use std::mem::MaybeUninit;
 
-use super::params::NO_SIGN;
 use crate::types::Limits;
 
 /// The most header fields that [`Limits::head_fields`] can allow.
 pub const MAX_FIELDS: usize = 256;
+
+/// The subprotocol of WebSocket connections.
+pub const PROTOCOL: &str = "ws-cluster";
+
+/// Stands for a signature that cannot be read.
+pub(super) const NO_SIGN: &str = "?";
 
 /// Why a request is refused: the status and the sentence that the peer gets.
 ///
@@ -19,6 +24,10 @@ pub struct HttpError {
     pub status: u16,
     pub msg: &'static str,
 }
+
+/// The refusal of a body over [`Limits::body_bytes`].
+pub const TOO_LARGE: HttpError =
+    HttpError { status: 413, msg: "the body is over --max_body_bytes" };
 
 impl HttpError {
     pub(crate) const fn bad(msg: &'static str) -> Self {
@@ -76,6 +85,12 @@ pub struct Head<'a> {
     pub connection_upgrade: bool,
     pub sec_websocket_key: Option<&'a str>,
     pub sec_websocket_version: Option<&'a str>,
+    /// [`PROTOCOL`] is among the subprotocols that are offered.
+    pub offers_protocol: bool,
+    /// The first coding of the body that is not `identity`.
+    pub content_encoding: Option<&'a str>,
+    /// There is a field Idempotency-Key.
+    pub has_idempotency_key: bool,
     pub access_control_request_method: Option<&'a str>,
     pub access_control_request_headers: Option<&'a str>,
 }
@@ -102,7 +117,10 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         httparse::Status::Complete(head_len) => head_len,
         httparse::Status::Partial if buf.len() < limits.head_bytes => return Ok(None),
         httparse::Status::Partial => {
-            return Err(HttpError { status: 431, msg: "the request's head is too big" });
+            return Err(HttpError {
+                status: 431,
+                msg: "the request's head is over --max_head_bytes",
+            });
         }
     };
     if has_bare_lf(&within[..head_len]) {
@@ -140,6 +158,9 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         connection_upgrade: seen.connection_upgrade,
         sec_websocket_key: seen.sec_websocket_key,
         sec_websocket_version: seen.sec_websocket_version,
+        offers_protocol: seen.offers_protocol,
+        content_encoding: seen.content_encoding,
+        has_idempotency_key: seen.has_idempotency_key,
         access_control_request_method: seen.access_control_request_method,
         access_control_request_headers: seen.access_control_request_headers,
     }))
@@ -148,7 +169,10 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
 fn refusal(error: httparse::Error) -> HttpError {
     use httparse::Error;
     match error {
-        Error::TooManyHeaders => HttpError { status: 431, msg: "too many header fields" },
+        Error::TooManyHeaders => HttpError {
+            status: 431,
+            msg: "the request has more header fields than --max_head_fields",
+        },
         Error::Version => HttpError::bad("the version is not HTTP/1.0 or HTTP/1.1"),
         Error::Token | Error::Status => HttpError::bad("the request line is malformed"),
         Error::NewLine => HttpError::bad("a line of the head does not end in CR LF"),
@@ -223,6 +247,9 @@ struct Fields<'a> {
     if_none_match: Option<&'a str>,
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
+    offers_protocol: bool,
+    content_encoding: Option<&'a str>,
+    has_idempotency_key: bool,
     access_control_request_method: Option<&'a str>,
     access_control_request_headers: Option<&'a str>,
     content_length: Option<&'a str>,
@@ -279,6 +306,8 @@ impl<'a> Fields<'a> {
             14 if is("content-length") => {
                 once(&mut self.content_length, value, "Content-Length was given twice")?;
             }
+            15 if is("idempotency-key") => self.has_idempotency_key = true,
+            16 if is("content-encoding") => self.add_content_encoding(value),
             17 if is("transfer-encoding") => {
                 once(&mut self.transfer_encoding, value, "Transfer-Encoding was given twice")?;
             }
@@ -288,6 +317,9 @@ impl<'a> Fields<'a> {
             21 if is("sec-websocket-version") => {
                 let twice = "Sec-WebSocket-Version was given twice";
                 once(&mut self.sec_websocket_version, value, twice)?;
+            }
+            22 if is("sec-websocket-protocol") => {
+                self.offers_protocol |= tokens(value).any(|t| t == PROTOCOL.as_bytes());
             }
             29 if is("access-control-request-method") => {
                 let twice = "Access-Control-Request-Method was given twice";
@@ -307,6 +339,13 @@ impl<'a> Fields<'a> {
             self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
             self.connection_close |= token.eq_ignore_ascii_case(b"close");
         }
+    }
+
+    fn add_content_encoding(&mut self, value: &'a [u8]) {
+        let is_coding = |t: &&[u8]| !t.is_empty() && !t.eq_ignore_ascii_case(b"identity");
+        let coding = tokens(value).find(is_coding);
+        let coding = coding.map(|coding| std::str::from_utf8(coding).unwrap_or("?"));
+        self.content_encoding = self.content_encoding.or(coding);
     }
 
     fn keep_alive(&self, version: Version) -> bool {
@@ -338,7 +377,7 @@ fn parse_length(digits: &str) -> Result<Body, HttpError> {
         return Err(HttpError::bad("Content-Length is not one decimal number"));
     }
     let length = digits.parse();
-    length.map(Body::Length).map_err(|_| HttpError { status: 413, msg: "the body is too big" })
+    length.map(Body::Length).map_err(|_| TOO_LARGE)
 }
 
 fn once<'a>(
@@ -409,6 +448,26 @@ mod tests {
         assert_eq!(head.x_sign, Some("ab"));
         assert!(head.expect_continue && head.content_is("application/json"));
         assert!(!head.content_is("application"));
+    }
+
+    #[test]
+    fn codings_of_the_body_and_offered_protocols_are_noted() {
+        let noted = |fields: &str| {
+            let text = format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+            let head = head(&text);
+            let coding = head.content_encoding.map(str::to_owned);
+            (coding, head.has_idempotency_key, head.offers_protocol)
+        };
+        assert_eq!(
+            noted("Content-Encoding: Identity\r\nContent-Encoding:\r\n"),
+            (None, false, false)
+        );
+        let both = "content-encoding: identity, gzip\r\nIdempotency-Key: k\r\n";
+        assert_eq!(noted(both), (Some("gzip".into()), true, false));
+        let offers = |list: &str| noted(&format!("Sec-WebSocket-Protocol: {list}\r\n")).2;
+        assert!(offers("ws-cluster") && offers("a, ws-cluster,q.eA"));
+        assert!(offers("a\r\nSec-WebSocket-Protocol: ws-cluster"));
+        assert!(!offers("ws-clusters, x") && !offers("WS-Cluster") && !offers(""));
     }
 
     #[test]

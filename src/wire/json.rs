@@ -12,6 +12,8 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
+use crate::types::quoted;
+
 /// How many arrays and objects may be open at once.
 pub const MAX_DEPTH: u32 = u128::BITS;
 /// The most members of an object that is taken apart: to find a name given twice they are sorted.
@@ -21,7 +23,7 @@ pub const MAX_MEMBERS: usize = 1_024;
 const PAIRWISE_MEMBERS: usize = 16;
 
 /// Why bytes are not the JSON that was asked for. Offsets count from the start of the given bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     #[error("the JSON is not UTF-8")]
     Utf8,
@@ -31,8 +33,8 @@ pub enum JsonError {
     Syntax(usize),
     #[error("the JSON is nested deeper than {MAX_DEPTH}")]
     Depth,
-    #[error("a member of the JSON object is given twice")]
-    Repeated,
+    #[error("the member {} of the JSON object is given twice", quoted(.0))]
+    Repeated(Box<str>),
     #[error("the JSON object has more than {MAX_MEMBERS} members")]
     Members,
     #[error("half of a surrogate pair in a JSON string")]
@@ -128,7 +130,10 @@ pub fn read_members<'a>(text: &'a [u8], members: &mut Members<'a>) -> Result<(),
         }
     }
     scanner.end()?;
-    if is_name_repeated(&members.list) { Err(JsonError::Repeated) } else { Ok(()) }
+    match repeated_name(&members.list) {
+        Some(name) => Err(JsonError::Repeated(name.into())),
+        None => Ok(()),
+    }
 }
 
 /// Walks the elements of an array, a span that [`members`] or [`Elements`] gave.
@@ -269,14 +274,16 @@ fn utf8(bytes: &[u8]) -> Result<&str, JsonError> {
     simdutf8::basic::from_utf8(bytes).map_err(|_| JsonError::Utf8)
 }
 
-fn is_name_repeated(members: &[Member<'_>]) -> bool {
+fn repeated_name<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
     if members.len() <= PAIRWISE_MEMBERS {
         let mut seen = 0..members.len();
-        return seen.any(|at| members[..at].iter().any(|earlier| earlier.name == members[at].name));
+        let is_repeated =
+            |at: &usize| members[..*at].iter().any(|earlier| earlier.name == members[*at].name);
+        return seen.find(is_repeated).map(|at| &*members[at].name);
     }
     let mut names: Vec<&str> = members.iter().map(|member| member.name.as_ref()).collect();
     names.sort_unstable();
-    names.windows(2).any(|pair| pair[0] == pair[1])
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 /// A place in JSON text. Each step leaves `at` behind what it read; after an error it is spent.
@@ -589,14 +596,14 @@ mod tests {
 
     #[test]
     fn a_member_given_twice_is_refused() {
-        assert_eq!(members(b"{\"pid\":1,\"p\\u0069d\":2}"), Err(JsonError::Repeated));
+        assert_eq!(members(b"{\"pid\":1,\"p\\u0069d\":2}"), Err(JsonError::Repeated("pid".into())));
         assert!(members(b"{\"a\":{\"b\":1,\"b\":2},\"b\":3}").is_ok());
         let many = |last: usize| {
             let list: Vec<String> = (0..500).chain([last]).map(|n| format!("\"{n}\":0")).collect();
             format!("{{{}}}", list.join(","))
         };
         assert_eq!(members(many(500).as_bytes()).unwrap().len(), 501);
-        assert_eq!(members(many(250).as_bytes()), Err(JsonError::Repeated));
+        assert_eq!(members(many(250).as_bytes()), Err(JsonError::Repeated("250".into())));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::borrow::Cow;
 use smallvec::SmallVec;
 
 use super::json::{self, JsonError, Members};
-use super::tags::{TagError, TagList};
+use super::request::{is_milliseconds, milliseconds_given};
+use super::tags::{TagError, TagList, split};
 use crate::types::{Cid, Limits, MessageId, NodeId};
 
 /// Bytes of a message's `id`, decoded.
@@ -51,7 +52,7 @@ pub enum ClientMessage<'a> {
     Refresh {
         id: EchoId<'a>,
         session_exp: u64,
-        sign: Cow<'a, str>,
+        sign: Option<Cow<'a, str>>,
     },
 }
 
@@ -94,7 +95,7 @@ impl Kind {
 }
 
 /// Why a message is refused; its text is the answer's `msg`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
     Json(#[from] JsonError),
@@ -104,12 +105,11 @@ pub enum Refusal {
     Type,
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
-    /// With the most bytes that it may have.
-    #[error("a tag must have 1-{0} bytes, no control characters and no comma")]
-    Tag(usize),
-    /// With the most that there may be.
-    #[error("too many tags: at most {0} for one connection")]
-    TooManyTags(usize),
+    /// With its index in the array.
+    #[error("tags must be a list of strings: tags[{0}] is none")]
+    TagType(usize),
+    #[error(transparent)]
+    Tag(#[from] TagError),
     #[error("sign must be a string")]
     Sign,
     #[error("data is missing")]
@@ -118,15 +118,8 @@ pub enum Refusal {
     ForClients,
     #[error("session_exp must be a whole number of unix seconds")]
     SessionExp,
-}
-
-impl From<TagError> for Refusal {
-    fn from(error: TagError) -> Self {
-        match error {
-            TagError::Malformed(max) => Self::Tag(max),
-            TagError::TooMany(max) => Self::TooManyTags(max),
-        }
-    }
+    #[error("{}", milliseconds_given("session_exp", *.0))]
+    Milliseconds(u64),
 }
 
 /// Reads one message, a JSON object. Members that it does not know are ignored.
@@ -296,7 +289,7 @@ pub(super) fn members_and_id(
 }
 
 fn echo_id<'a>(members: &Members<'a>) -> Result<EchoId<'a>, Refusal> {
-    let Some(value) = members.value("id") else {
+    let Some(value) = optional(members, "id") else {
         return Ok(None);
     };
     let id = json::string(value).map_err(|_| Refusal::Id)?;
@@ -312,29 +305,36 @@ fn tags_and_sign<'a>(
 
 pub(super) fn session_exp_and_sign<'a>(
     members: &Members<'a>,
-) -> Result<(u64, Cow<'a, str>), Refusal> {
+) -> Result<(u64, Option<Cow<'a, str>>), Refusal> {
     let session_exp = members.value("session_exp").and_then(json::integer);
     let session_exp = session_exp.ok_or(Refusal::SessionExp)?;
-    Ok((session_exp, sign(members)?.ok_or(Refusal::Sign)?))
+    if is_milliseconds(session_exp) {
+        return Err(Refusal::Milliseconds(session_exp));
+    }
+    Ok((session_exp, sign(members)?))
 }
 
 fn sign<'a>(members: &Members<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
-    members.value("sign").map(json::string).transpose().map_err(|_| Refusal::Sign)
+    optional(members, "sign").map(json::string).transpose().map_err(|_| Refusal::Sign)
+}
+
+/// A member that may be absent: `null` is.
+fn optional<'a>(members: &Members<'a>, name: &str) -> Option<&'a [u8]> {
+    members.value(name).filter(|value| !json::is_null(value))
 }
 
 fn tags<'a>(members: &Members<'a>, limits: &Limits) -> Result<Tags<'a>, Refusal> {
     let value = members.value("tags").ok_or(Refusal::Tags)?;
     let mut tags = TagList::new(limits);
     if json::is_array(value) {
-        for element in json::elements(value)? {
-            tags.push(json::string(element?).map_err(|_| Refusal::Tags)?)?;
+        for (index, element) in json::elements(value)?.enumerate() {
+            tags.push(json::string(element?).map_err(|_| Refusal::TagType(index))?)?;
         }
     } else {
         match json::string(value).map_err(|_| Refusal::Tags)? {
-            Cow::Borrowed("") => {}
-            Cow::Borrowed(list) => list.split(',').try_for_each(|tag| tags.push(tag.into()))?,
+            Cow::Borrowed(list) => split(list).try_for_each(|tag| tags.push(tag.into()))?,
             Cow::Owned(list) => {
-                list.split(',').try_for_each(|tag| tags.push(tag.to_owned().into()))?;
+                split(&list).try_for_each(|tag| tags.push(tag.to_owned().into()))?;
             }
         }
     }
@@ -425,8 +425,44 @@ mod tests {
         );
         assert_eq!(
             read(r#"{"type":"refresh","session_exp":1700000000,"sign":"ab"}"#),
-            Ok(ClientMessage::Refresh { id: None, session_exp: 1_700_000_000, sign: "ab".into() })
+            Ok(ClientMessage::Refresh {
+                id: None,
+                session_exp: 1_700_000_000,
+                sign: Some("ab".into())
+            })
         );
+    }
+
+    /// Serializers write `null` for what is not set.
+    #[test]
+    fn null_is_no_id_and_no_sign() {
+        assert_eq!(
+            read(r#"{"type":"heartbeat","id":null}"#),
+            Ok(ClientMessage::Heartbeat { id: None })
+        );
+        let (tags, subscribe) =
+            (tag_list(&["a"]), r#"{"type":"subscribe","tags":"a","sign":null}"#);
+        assert_eq!(read(subscribe), Ok(ClientMessage::Subscribe { id: None, tags, sign: None }));
+        assert_eq!(
+            read(r#"{"type":"refresh","session_exp":1,"sign":null}"#),
+            Ok(ClientMessage::Refresh { id: None, session_exp: 1, sign: None })
+        );
+        assert_eq!(
+            read(r#"{"type":"request","data":null}"#),
+            Ok(ClientMessage::Request { id: None, data: b"null" })
+        );
+    }
+
+    #[test]
+    fn blanks_around_the_tags_of_a_list_are_left_out() {
+        let unsubscribes = |tags: &str, expected: &[&str]| {
+            let text = format!(r#"{{"type":"unsubscribe","tags":{tags}}}"#);
+            let tags = tag_list(expected);
+            assert_eq!(read(&text), Ok(ClientMessage::Unsubscribe { id: None, tags }), "{text}");
+        };
+        unsubscribes(r#""a, b c""#, &["a", "b c"]);
+        unsubscribes(r#""\u0061 ,\tb c ""#, &["a", "b c"]);
+        unsubscribes(r#"[" a"]"#, &[" a"]);
     }
 
     #[test]
@@ -458,7 +494,10 @@ mod tests {
             ),
             (
                 r#"{"type":"heartbeat","type":"heartbeat"}"#,
-                r#"{"type":"error","code":0,"msg":"a member of the JSON object is given twice"}"#,
+                concat!(
+                    r#"{"type":"error","code":0,"msg":"the member \"type\" of the JSON object is "#,
+                    r#"given twice"}"#
+                ),
             ),
         ] {
             assert_eq!(refusal(text), answer, "{text}");
@@ -477,14 +516,18 @@ mod tests {
                 r#"or an array of strings, not empty","id":"7"}"#
             )
         );
+        let malformed = |index, tag: &str| {
+            Refusal::Tag(TagError::Malformed { index, tag: tag.into(), max: 128 })
+        };
         for (value, reason) in [
             (r#""""#, Refusal::Tags),
+            (r#"" ""#, Refusal::Tags),
             ("[]", Refusal::Tags),
-            ("[1]", Refusal::Tags),
+            (r#"["a",1]"#, Refusal::TagType(1)),
             ("null", Refusal::Tags),
-            (r#""a,,b""#, Refusal::Tag(128)),
-            (r#"["a,b"]"#, Refusal::Tag(128)),
-            (r#""a\n""#, Refusal::Tag(128)),
+            (r#""a,,b""#, malformed(1, "")),
+            (r#"["a,b"]"#, malformed(0, "a,b")),
+            (r#""a\n""#, malformed(0, "a\n")),
         ] {
             let text = format!(r#"{{"type":"unsubscribe","id":"7","tags":{value}}}"#);
             let error = read(&text).unwrap_err();
@@ -498,6 +541,8 @@ mod tests {
             let error = read(&text).unwrap_err();
             assert_eq!((error.kind, error.reason), (Kind::Error, Refusal::SessionExp), "{bad}");
         }
+        let refused = refusal(r#"{"type":"refresh","session_exp":100000000000,"sign":""}"#);
+        assert!(refused.contains("session_exp must be in unix seconds: 100000000000"), "{refused}");
     }
 
     #[test]
@@ -518,7 +563,7 @@ mod tests {
             }
             let tags = [&numbers[..], &["new".into()]].concat();
             let text = json!({"type": kind, "tags": tags}).to_string();
-            assert_eq!(read(&text).unwrap_err().reason, Refusal::TooManyTags(256));
+            assert_eq!(read(&text).unwrap_err().reason, Refusal::Tag(TagError::TooMany(256)));
         }
     }
 
@@ -531,7 +576,8 @@ mod tests {
         };
         assert_eq!(reason("abc,b,abc"), Ok(()));
         assert_eq!(reason("a,b,c"), Err("too many tags: at most 2 for one connection".into()));
-        let msg = "a tag must have 1-3 bytes, no control characters and no comma";
+        let msg = "tags must be a list, each element 1-3 bytes without control characters and \
+                   commas: tags[0] is \"abcd\"";
         assert_eq!(reason("abcd"), Err(msg.into()));
     }
 

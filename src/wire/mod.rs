@@ -1,8 +1,10 @@
 //! Floor 1: bytes to meaning and back, never I/O.
 
+pub mod api_error;
 pub mod bundle;
 pub mod chunked;
 pub mod connect;
+pub mod date;
 pub mod envelope;
 pub mod http;
 pub mod json;

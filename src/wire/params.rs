@@ -5,7 +5,9 @@ use std::borrow::Cow;
 
 use smallvec::SmallVec;
 
-use super::http::HttpError;
+use super::api_error::ApiError;
+use super::http::NO_SIGN;
+use crate::types::quoted;
 
 /// Unknown parameters are ignored, but every one costs memory and a place in the sort.
 const MAX_PARAMS: usize = 256;
@@ -22,27 +24,33 @@ impl<'a> Params<'a> {
     ///
     /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8 (a
     /// `sign` like that is a wrong one: 401), and more than 256 parameters.
-    pub fn parse(text: &'a [u8]) -> Result<Self, HttpError> {
+    pub fn parse(text: &'a [u8]) -> Result<Self, ApiError> {
         let mut pairs = SmallVec::new();
         for pair in text.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
             if pairs.len() == MAX_PARAMS {
-                return Err(HttpError::bad("more than 256 parameters"));
+                return Err(ApiError::bad("more than 256 parameters"));
             }
             let end = pair.iter().position(|&b| b == b'=');
             let (name, value) = match end {
                 Some(end) => (&pair[..end], &pair[end + 1..]),
                 None => (pair, &[][..]),
             };
-            let name = decode(name)?;
+            let name = decode(name)
+                .map_err(|problem| ApiError::bad(format!("the name of a parameter {problem}")))?;
             let value = match decode(value) {
                 Err(_) if name == "sign" => Cow::Borrowed(NO_SIGN),
-                value => value?,
+                value => value.map_err(|problem| {
+                    ApiError::bad(format!("the parameter {} {problem}", quoted(&name)))
+                })?,
             };
             pairs.push((name, value));
         }
         pairs.sort_unstable_by(|a: &(Cow<'a, str>, _), b| a.0.cmp(&b.0));
-        if pairs.windows(2).any(|two| two[0].0 == two[1].0) {
-            return Err(HttpError::bad("a parameter was given twice"));
+        if let Some(two) = pairs.windows(2).find(|two| two[0].0 == two[1].0) {
+            return Err(ApiError::bad(format!(
+                "the parameter {} is given twice",
+                quoted(&two[0].0)
+            )));
         }
         Ok(Self { pairs })
     }
@@ -50,6 +58,10 @@ impl<'a> Params<'a> {
     pub fn get(&self, name: &str) -> Option<&str> {
         // A dozen at most in practice: cheaper to look through than to bisect.
         self.pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1.as_ref())
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.pairs.iter().map(|pair| pair.0.as_ref())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -74,8 +86,9 @@ impl<'a> Params<'a> {
     }
 }
 
-fn decode(text: &[u8]) -> Result<Cow<'_, str>, HttpError> {
-    let not_utf8 = HttpError::bad("a parameter is not UTF-8");
+/// The error says what is wrong, to be put behind a subject.
+fn decode(text: &[u8]) -> Result<Cow<'_, str>, &'static str> {
+    let not_utf8 = "is not UTF-8";
     if !text.iter().any(|&b| matches!(b, b'%' | b'+')) {
         return std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| not_utf8);
     }
@@ -96,11 +109,7 @@ fn decode(text: &[u8]) -> Result<Cow<'_, str>, HttpError> {
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| not_utf8)
 }
 
-/// Stands for a signature that cannot be read.
-pub(super) const NO_SIGN: &str = "?";
-
-const BAD_PERCENT: HttpError =
-    HttpError::bad("a % in a parameter is not followed by two hexadecimal digits");
+const BAD_PERCENT: &str = "has a % that is not followed by two hexadecimal digits";
 
 pub(super) fn hex_byte(digits: [u8; 2]) -> Option<u8> {
     let [high, low] = digits.map(|digit| char::from(digit).to_digit(16));
@@ -174,6 +183,18 @@ mod tests {
         let many = |count: usize| (0..count).map(|i| format!("p{i}&")).collect::<String>();
         assert!(Params::parse(many(256).as_bytes()).is_ok());
         assert!(Params::parse(many(257).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_refusal_names_the_parameter() {
+        let msg = |text: &str| Params::parse(text.as_bytes()).unwrap_err().msg;
+        assert_eq!(msg("uid=1&a=2&u%69d=3"), "the parameter \"uid\" is given twice");
+        assert_eq!(msg("a%0a=1&a%0a"), "the parameter \"a\\n\" is given twice");
+        assert_eq!(msg("uid=%ff"), "the parameter \"uid\" is not UTF-8");
+        assert!(msg("uid=%4").starts_with("the parameter \"uid\" has a % that is not"));
+        assert!(msg("%zz=1").starts_with("the name of a parameter has a % that is not"));
+        let long = "n".repeat(9_000);
+        assert!(msg(&format!("{long}&{long}")).len() < 100);
     }
 
     proptest! {

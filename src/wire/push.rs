@@ -6,13 +6,78 @@ use std::borrow::Cow;
 use super::envelope::TargetsBuf;
 use super::json::{self, Members};
 use super::params::Params;
-use super::request::{ApiError, Given, Source};
+use super::request::{ApiError, Given, Source, read_exp};
 use super::selectors::read_targets;
-use crate::types::Limits;
+use crate::types::{Limits, unknown};
 
 /// The longest `ttl_ms`: seven days.
 pub const MAX_TTL_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64;
+
+/// What every push may have, however it is sent.
+const MEMBERS: [&str; 9] = [
+    "uids",
+    "cids",
+    "tags",
+    "devices",
+    "except_cids",
+    "data",
+    "ttl_ms",
+    "idempotency_key",
+    "transient",
+];
+
+/// Where a push comes from: what it may have besides [`MEMBERS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A request of its own.
+    Request,
+    /// A message of a batch.
+    Batch,
+    /// A business server's frame.
+    Server,
+}
+
+impl Origin {
+    const fn members(self) -> &'static [&'static str] {
+        match self {
+            Self::Request => &["pid", "exp", "sign"],
+            Self::Batch => &[],
+            Self::Server => &["exp", "type", "id"],
+        }
+    }
+
+    /// Refuses what the push must not have: a misspelt selector would reach everybody.
+    fn refuse_unknown<'a>(self, source: impl Source<'a>) -> Result<(), ApiError> {
+        let is_known = |name: &str| MEMBERS.contains(&name) || self.members().contains(&name);
+        let Some(name) = source.find_unknown(is_known) else { return Ok(()) };
+        let place = match (self, &*name) {
+            (Self::Batch, "pid" | "exp") => "of a message: it stands beside \"messages\"",
+            (Self::Server, "pid" | "sign") => {
+                "of a business server's push: it has neither pid nor sign"
+            }
+            _ => return Err(unknown_member(&name, &[&MEMBERS, self.members()])),
+        };
+        Err(ApiError::bad(format!("unknown member \"{name}\" {place}")))
+    }
+}
+
+fn unknown_member(name: &str, known: &[&[&str]]) -> ApiError {
+    ApiError::bad(unknown("member", name, &known.concat()))
+}
+
+/// A member `sign` in a JSON body would not be looked at.
+fn refuse_sign(members: &Members<'_>) -> Result<(), ApiError> {
+    match has_sign(members) {
+        true => Err(ApiError::bad("unknown member \"sign\": sign belongs in X-Sign for JSON")),
+        false => Ok(()),
+    }
+}
+
+/// Whether a JSON body carries the sign that belongs in X-Sign.
+pub fn has_sign(members: &Members<'_>) -> bool {
+    members.optional("sign").is_some()
+}
 
 /// What one push says, the credentials aside.
 #[derive(Debug)]
@@ -29,15 +94,26 @@ pub struct Push<'a> {
 impl<'a> Push<'a> {
     /// From a query or a form: `data` becomes a JSON string.
     pub fn from_params(params: &'a Params<'_>, limits: &Limits) -> Result<Self, ApiError> {
-        Self::read(params, limits)
+        Self::read(params, Origin::Request, limits)
     }
 
-    /// From a JSON object: `data` stays the very value that was sent.
+    /// From a JSON body: `data` stays the very value that was sent.
     pub fn from_json(members: &Members<'a>, limits: &Limits) -> Result<Self, ApiError> {
-        Self::read(members, limits)
+        refuse_sign(members)?;
+        Self::read(members, Origin::Request, limits)
     }
 
-    fn read(source: impl Source<'a>, limits: &Limits) -> Result<Self, ApiError> {
+    /// From a business server's frame; with `exp` if it has one, for the caller to judge.
+    pub fn from_server(
+        members: &Members<'a>,
+        limits: &Limits,
+    ) -> Result<(Self, Option<u64>), ApiError> {
+        Ok((Self::read(members, Origin::Server, limits)?, read_exp(members)?))
+    }
+
+    fn read(source: impl Source<'a>, origin: Origin, limits: &Limits) -> Result<Self, ApiError> {
+        origin.refuse_unknown(source)?;
+        source.optional("transient").map(check_transient).transpose()?;
         let data = match source.given("data") {
             Some(Given::Json(value)) => Cow::Borrowed(value),
             Some(Given::Text(text)) => {
@@ -50,8 +126,8 @@ impl<'a> Push<'a> {
         Ok(Self {
             targets: read_targets(source, limits)?,
             data,
-            ttl_ms: source.given("ttl_ms").map_or(Ok(0), read_ttl)?,
-            idempotency_key: source.given("idempotency_key").map(read_key).transpose()?,
+            ttl_ms: source.optional("ttl_ms").map_or(Ok(0), read_ttl)?,
+            idempotency_key: source.optional("idempotency_key").map(read_key).transpose()?,
         })
     }
 }
@@ -65,6 +141,7 @@ pub struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     pub fn from_json(members: &Members<'a>, limits: &Limits) -> Result<Self, ApiError> {
+        Self::refuse_unknown(members)?;
         let Some(array) = members.value("messages").filter(|value| json::is_array(value)) else {
             return Err(ApiError::bad("messages is missing or not an array of objects"));
         };
@@ -84,6 +161,18 @@ impl<'a> Batch<'a> {
         Ok(Self { messages, count })
     }
 
+    fn refuse_unknown(members: &Members<'_>) -> Result<(), ApiError> {
+        const KNOWN: [&str; 4] = ["pid", "messages", "exp", "sign"];
+        refuse_sign(members)?;
+        let Some(name) = members.find_unknown(|name| KNOWN.contains(&name)) else { return Ok(()) };
+        if MEMBERS.contains(&&*name) {
+            return Err(ApiError::bad(format!(
+                "unknown member \"{name}\" of a batch: it stands in each of its \"messages\""
+            )));
+        }
+        Err(unknown_member(&name, &[&KNOWN]))
+    }
+
     /// How many messages there are, good and bad: one result is due for each.
     pub fn len(&self) -> usize {
         self.count
@@ -96,7 +185,10 @@ impl<'a> Batch<'a> {
 
     /// The messages in order. An error is that message's result and says nothing about the others.
     pub fn pushes(&self, limits: &Limits) -> impl Iterator<Item = Result<Push<'a>, ApiError>> {
-        self.messages.clone().map(|message| Push::from_json(&json::members(message?)?, limits))
+        self.messages.clone().map(|message| {
+            let members = json::members(message?)?;
+            Push::read(&members, Origin::Batch, limits)
+        })
     }
 }
 
@@ -106,6 +198,14 @@ fn read_ttl(given: Given<'_>) -> Result<u32, ApiError> {
         return Err(ApiError::bad("ttl_ms must be 1 to 604800000 milliseconds (7 days)"));
     }
     u32::try_from(ttl_ms).map_err(|_| ApiError::bad("ttl_ms is too big"))
+}
+
+/// There is no history that a transient push would be kept out of.
+fn check_transient(given: Given<'_>) -> Result<(), ApiError> {
+    match given {
+        Given::Json(b"true" | b"false") | Given::Text("true" | "false") => Ok(()),
+        _ => Err(ApiError::bad("transient must be true or false")),
+    }
 }
 
 fn read_key(given: Given<'_>) -> Result<Cow<'_, str>, ApiError> {
@@ -157,7 +257,7 @@ mod tests {
     #[test]
     fn a_forms_data_becomes_a_json_string() {
         assert_eq!(
-            from_form("pid=1&data=a%22%0A%C3%A9&uids=u1&ttl_ms=500&idempotency_key=k&other=x"),
+            from_form("pid=1&data=a%22%0A%C3%A9&uids=u1&ttl_ms=500&idempotency_key=k&sign=x&exp=1"),
             r#""a\"\né" 500 Some("k") Some(["u1"])"#
         );
         assert_eq!(from_form("data"), r#""" 0 None None"#);
@@ -178,15 +278,95 @@ mod tests {
         assert!(from_form("data=&ttl_ms=604800000").contains("604800000"));
         let key = "k".repeat(64);
         assert!(from_form(&format!("data=&idempotency_key={key}")).contains(&key));
-        for bad in
-            ["0", "604800001", "4294967296", "99999999999999999999", "-1", "1.0", "null", "[1]"]
-        {
+        for bad in ["0", "604800001", "4294967296", "99999999999999999999", "-1", "1.0", "[1]"] {
             let answer = from_json(&format!(r#"{{"data":1,"ttl_ms":{bad}}}"#));
             assert!(answer.starts_with("400: ttl_ms must be"), "{bad}: {answer}");
         }
-        for bad in ["null", "7", "\"\"", &format!("\"{key}k\"")] {
+        for bad in ["7", "\"\"", &format!("\"{key}k\"")] {
             let answer = from_json(&format!(r#"{{"data":1,"idempotency_key":{bad}}}"#));
             assert!(answer.starts_with("400: idempotency_key must be"), "{bad}: {answer}");
+        }
+        for good in ["true", "false"] {
+            assert_eq!(from_json(&format!(r#"{{"data":1,"transient":{good}}}"#)), "1 0 None None");
+            assert_eq!(from_form(&format!("data=&transient={good}")), r#""" 0 None None"#);
+        }
+        for bad in ["1", "\"true\"", "[]"] {
+            let answer = from_json(&format!(r#"{{"data":1,"transient":{bad}}}"#));
+            assert_eq!(answer, "400: transient must be true or false", "{bad}");
+        }
+        assert_eq!(from_form("data=&transient=1"), "400: transient must be true or false");
+    }
+
+    /// `{"uid":"bob"}` was taken for a push without a selector, and reached the whole project.
+    #[test]
+    fn unknown_members_are_refused() {
+        for (name, meant) in [
+            ("uid", "uids"),
+            ("tag", "tags"),
+            ("cid", "cids"),
+            ("uids[]", "uids"),
+            ("except_uids", "except_cids"),
+            ("Uids", "uids"),
+            ("ttl", "ttl_ms"),
+            ("idempotency-key", "idempotency_key"),
+        ] {
+            let refused = format!("400: unknown member \"{name}\"; did you mean \"{meant}\"?");
+            let body = format!(r#"{{"pid":1,"data":1,"{name}":"bob"}}"#);
+            if name != "ttl" {
+                assert_eq!(from_json(&body), refused);
+                assert_eq!(from_form(&format!("pid=1&data=1&{name}=bob")), refused);
+            }
+            assert!(from_json(&body).contains(meant), "{name}");
+            let of_batch = batch(&format!(r#"{{"messages":[{{"data":1,"{name}":7}}]}}"#)).unwrap();
+            assert!(of_batch[0].starts_with("400: unknown member"), "{name}: {}", of_batch[0]);
+            let members = json::members(body.as_bytes()).unwrap();
+            let of_server = Push::from_server(&members, &Limits::default());
+            assert_eq!(of_server.unwrap_err().status, 400);
+        }
+        let user = from_json(r#"{"data":1,"user":null}"#);
+        assert!(user.starts_with("400: unknown member \"user\"; known are \"uids\","), "{user}");
+        let sign = "400: unknown member \"sign\": sign belongs in X-Sign for JSON";
+        assert_eq!(from_json(r#"{"data":1,"sign":"ab"}"#), sign);
+        assert_eq!(from_json(r#"{"data":1,"sign":null}"#), "1 0 None None");
+    }
+
+    #[test]
+    fn a_member_in_the_wrong_place_is_told_its_place() {
+        let refused = |body: &str| batch(body).unwrap_err().msg.into_owned();
+        let lines = batch(r#"{"messages":[{"data":1,"pid":"2"},{"data":1,"exp":9}]}"#).unwrap();
+        let pid = r#"400: unknown member "pid" of a message: it stands beside "messages""#;
+        assert_eq!(lines, [pid.to_owned(), pid.replace("pid", "exp")]);
+        assert_eq!(
+            refused(r#"{"idempotency_key":"k","messages":[{"data":1}]}"#),
+            "unknown member \"idempotency_key\" of a batch: it stands in each of its \"messages\""
+        );
+        assert_eq!(
+            refused(r#"{"message":[{"data":1}]}"#),
+            r#"unknown member "message"; did you mean "messages"?"#
+        );
+        assert!(refused(r#"{"messages":[{"data":1}],"sign":"ab"}"#).contains("X-Sign"));
+        let server = |body: &str| {
+            let members = json::members(body.as_bytes()).unwrap();
+            let read = Push::from_server(&members, &Limits::default());
+            read.map(|(push, exp)| (line(Ok(push)), exp)).map_err(|error| error.msg.into_owned())
+        };
+        assert_eq!(
+            server(r#"{"type":"push","id":"7","data":1,"exp":9}"#),
+            Ok(("1 0 None None".into(), Some(9)))
+        );
+        let neither =
+            "unknown member \"pid\" of a business server's push: it has neither pid nor sign";
+        assert_eq!(server(r#"{"pid":1,"data":1}"#), Err(neither.into()));
+    }
+
+    /// Serializers write `null` for what is not set.
+    #[test]
+    fn null_is_absent_but_for_a_selector() {
+        let body = r#"{"data":null,"ttl_ms":null,"idempotency_key":null,"transient":null}"#;
+        assert_eq!(from_json(body), "null 0 None None");
+        for selector in ["uids", "cids", "tags", "devices", "except_cids"] {
+            let answer = from_json(&format!(r#"{{"data":1,"{selector}":null}}"#));
+            assert!(answer.starts_with(&format!("400: {selector} must be")), "{answer}");
         }
     }
 

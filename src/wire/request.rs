@@ -2,53 +2,47 @@
 
 use std::borrow::Cow;
 
-use super::http::HttpError;
-use super::json::{self, JsonError, Members};
+pub use super::api_error::ApiError;
+use super::json::{self, Members};
 use super::params::Params;
 use crate::types::{Limits, is_pid};
 
-/// Why a well-formed HTTP request is refused: the status and the sentence for its sender, which
-/// names the parameter and says what it should be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{status}: {msg}")]
-pub struct ApiError {
-    pub status: u16,
-    pub msg: Cow<'static, str>,
-}
-
-impl ApiError {
-    pub(super) fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
-        Self { status: 400, msg: msg.into() }
-    }
-}
-
-impl From<HttpError> for ApiError {
-    fn from(error: HttpError) -> Self {
-        Self { status: error.status, msg: error.msg.into() }
-    }
-}
-
-impl From<JsonError> for ApiError {
-    fn from(error: JsonError) -> Self {
-        Self::bad(error.to_string())
-    }
-}
+/// The most that a time may be; more unix seconds (from the year 5138 on) are milliseconds by
+/// mistake.
+pub const MAX_UNIX_SECONDS: u64 = 99_999_999_999;
 
 /// The one place that a request's parameters come from. What it gives lives as long as `'a`: the
 /// bytes of a JSON body, or the decoded [`Params`] of a query or form.
 pub trait Source<'a>: Copy {
     fn given(self, name: &str) -> Option<Given<'a>>;
+
+    /// The first name that is given and not known.
+    fn find_unknown(self, is_known: impl Fn(&str) -> bool) -> Option<Cow<'a, str>>;
+
+    /// An optional parameter: a JSON `null` counts as absent.
+    fn optional(self, name: &str) -> Option<Given<'a>> {
+        self.given(name)
+            .filter(|given| !matches!(given, Given::Json(value) if json::is_null(value)))
+    }
 }
 
 impl<'a> Source<'a> for &Members<'a> {
     fn given(self, name: &str) -> Option<Given<'a>> {
         self.value(name).map(Given::Json)
     }
+
+    fn find_unknown(self, is_known: impl Fn(&str) -> bool) -> Option<Cow<'a, str>> {
+        self.iter().find(|member| !is_known(&member.name)).map(|member| member.name.clone())
+    }
 }
 
 impl<'a> Source<'a> for &'a Params<'_> {
     fn given(self, name: &str) -> Option<Given<'a>> {
         self.get(name).map(Given::Text)
+    }
+
+    fn find_unknown(self, is_known: impl Fn(&str) -> bool) -> Option<Cow<'a, str>> {
+        self.names().find(|name| !is_known(name)).map(Cow::Borrowed)
     }
 }
 
@@ -87,6 +81,24 @@ impl<'a> Given<'a> {
         let number = text.parse().ok().filter(|_| is_decimal);
         number.ok_or_else(|| ApiError::bad(format!("{name} must be a whole number in digits")))
     }
+
+    /// A time in unix seconds.
+    pub(super) fn unix_seconds(self, name: &str) -> Result<u64, ApiError> {
+        let seconds = self.number(name)?;
+        if is_milliseconds(seconds) {
+            return Err(ApiError::bad(milliseconds_given(name, seconds)));
+        }
+        Ok(seconds)
+    }
+}
+
+/// Whether so many unix seconds must be milliseconds: the time would never end.
+pub(super) fn is_milliseconds(unix_seconds: u64) -> bool {
+    unix_seconds > MAX_UNIX_SECONDS
+}
+
+pub(super) fn milliseconds_given(name: &str, given: u64) -> String {
+    format!("{name} must be in unix seconds: {given} looks like milliseconds")
 }
 
 /// Who asks, and on what proof. Read first and check it (project: 403, sign: 401, exp: 401) before
@@ -97,8 +109,8 @@ pub struct Credentials<'a> {
     pub pid: Cow<'a, str>,
     /// Unix seconds.
     pub exp: Option<u64>,
-    /// Empty if there was none: no text has the empty signature.
-    pub sign: &'a str,
+    /// As it was sent, to be judged by [`super::sign::check`].
+    pub sign: Option<&'a str>,
 }
 
 impl<'a> Credentials<'a> {
@@ -128,9 +140,13 @@ impl<'a> Credentials<'a> {
         if !is_pid(&pid, max) {
             return Err(ApiError::bad(format!("pid must be 1-{max} bytes of [A-Za-z0-9_.-]")));
         }
-        let exp = source.given("exp").map(|exp| exp.number("exp")).transpose()?;
-        Ok(Self { pid, exp, sign: sign.unwrap_or("") })
+        Ok(Self { pid, exp: read_exp(source)?, sign })
     }
+}
+
+/// Unix seconds until which a request is good.
+pub(super) fn read_exp<'a>(source: impl Source<'a>) -> Result<Option<u64>, ApiError> {
+    source.optional("exp").map(|exp| exp.unix_seconds("exp")).transpose()
 }
 
 #[cfg(test)]
@@ -138,11 +154,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn from_query(query: &str) -> Result<(String, Option<u64>, String), String> {
+    fn from_query(query: &str) -> Result<(String, Option<u64>, Option<String>), String> {
         let params = Params::parse(query.as_bytes()).unwrap();
         let read = Credentials::from_params(&params, &Limits::default());
         let read = read.map_err(|error| error.msg.into_owned())?;
-        Ok((read.pid.into(), read.exp, read.sign.into()))
+        Ok((read.pid.into(), read.exp, read.sign.map(Into::into)))
     }
 
     fn from_json(body: &str) -> Result<Credentials<'_>, ApiError> {
@@ -151,8 +167,11 @@ mod tests {
 
     #[test]
     fn credentials_are_read_from_a_query() {
-        assert_eq!(from_query("pid=p&exp=17&sign=ab"), Ok(("p".into(), Some(17), "ab".into())));
-        assert_eq!(from_query("pid=1"), Ok(("1".into(), None, String::new())));
+        assert_eq!(
+            from_query("pid=p&exp=17&sign=ab"),
+            Ok(("p".into(), Some(17), Some("ab".into())))
+        );
+        assert_eq!(from_query("pid=1"), Ok(("1".into(), None, None)));
         assert_eq!(from_query("sign=ab"), Err("pid is missing: the id of the project".into()));
         for bad in
             ["pid=", "pid=a/b", "pid=1&exp=", "pid=1&exp=-1", "pid=1&exp=%2B1", "pid=1&exp=1.5"]
@@ -164,7 +183,7 @@ mod tests {
 
     #[test]
     fn credentials_are_read_from_json() {
-        let expected = Credentials { pid: "7".into(), exp: Some(17), sign: "ab" };
+        let expected = Credentials { pid: "7".into(), exp: Some(17), sign: Some("ab") };
         for body in [r#"{"pid":7,"exp":17}"#, r#"{"exp":"17","pid":"\u0037","sign":"x"}"#] {
             assert_eq!(from_json(body), Ok(expected.clone()), "{body}");
         }
@@ -176,7 +195,6 @@ mod tests {
             r#"{}"#,
             "[]",
             "{",
-            r#"{"pid":7,"exp":null}"#,
             r#"{"pid":7,"exp":1e3}"#,
             r#"{"pid":7,"exp":-1}"#,
             r#"{"pid":7,"pid":7}"#,
@@ -185,6 +203,21 @@ mod tests {
         for body in bad {
             assert_eq!(from_json(body).map_err(|error| error.status), Err(400), "{body}");
         }
+    }
+
+    #[test]
+    fn null_is_no_exp() {
+        assert_eq!(from_json(r#"{"pid":7,"exp":null}"#).unwrap().exp, None);
+    }
+
+    /// Taken for seconds, such a time would lie 50,000 years ahead, and the sign would never end.
+    #[test]
+    fn milliseconds_are_no_exp() {
+        assert_eq!(from_query("pid=1&exp=99999999999").unwrap().1, Some(99_999_999_999));
+        let refused = "exp must be in unix seconds: 100000000000 looks like milliseconds";
+        assert_eq!(from_query("pid=1&exp=100000000000"), Err(refused.into()));
+        assert_eq!(from_json(r#"{"pid":1,"exp":100000000000}"#).unwrap_err().msg, refused);
+        assert!(from_query("pid=1&exp=1700000000000").is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! HTTP/1.1 responses to bytes.
 
+use super::date::HttpDate;
 use super::json::write_string;
 
-/// Appends a whole response: status line, `extra` fields, body with its Content-Length.
+/// Appends a whole response: status line, `Date`, `extra` fields, body with its Content-Length.
 ///
 /// Nothing of `extra` or `content_type` may hold CR or LF. A 204 and a 304 carry neither body nor
 /// length (RFC 9110, section 8.6). An empty body has no Content-Type.
@@ -10,14 +11,15 @@ pub fn write_response(
     out: &mut Vec<u8>,
     status: u16,
     keep_alive: bool,
+    date: HttpDate,
     extra: &[(&str, &str)],
     content_type: &str,
     body: &[u8],
 ) {
     let is_bodiless = matches!(status, 204 | 304);
     debug_assert!(!is_bodiless || body.is_empty());
-    out.reserve(160 + body.len());
-    write_status_line(out, status);
+    out.reserve(200 + body.len());
+    write_status_line(out, status, date);
     for (name, value) in extra {
         write_field(out, name, value);
     }
@@ -39,6 +41,7 @@ pub fn write_refusal(
     out: &mut Vec<u8>,
     status: u16,
     keep_alive: bool,
+    date: HttpDate,
     extra: &[(&str, &str)],
     msg: &str,
 ) {
@@ -46,14 +49,17 @@ pub fn write_refusal(
     body.extend_from_slice(br#"{"code":0,"msg":"#);
     write_string(&mut body, msg);
     body.push(b'}');
-    write_response(out, status, keep_alive, extra, "application/json", &body);
+    write_response(out, status, keep_alive, date, extra, "application/json", &body);
 }
 
-pub(super) fn write_status_line(out: &mut Vec<u8>, status: u16) {
+/// The status line, and the date that every answer has.
+pub(super) fn write_status_line(out: &mut Vec<u8>, status: u16, date: HttpDate) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
     out.push(b' ');
     out.extend_from_slice(reason(status).as_bytes());
+    out.extend_from_slice(b"\r\nDate: ");
+    out.extend_from_slice(date.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -96,6 +102,12 @@ fn reason(status: u16) -> &'static str {
 mod tests {
     use super::*;
 
+    const DATE: &str = "Date: Sun, 06 Nov 1994 08:49:37 GMT";
+
+    fn date() -> HttpDate {
+        HttpDate::at(784_111_777)
+    }
+
     fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
         let mut out = Vec::new();
         write(&mut out);
@@ -104,27 +116,26 @@ mod tests {
 
     #[test]
     fn a_response_is_compact() {
-        let out = written(|out| write_response(out, 200, true, &[], "text/plain", b"ok"));
-        assert_eq!(
-            out,
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
-        );
-        let out = written(|out| write_response(out, 204, true, &[("Vary", "Origin")], "", b""));
-        assert_eq!(out, "HTTP/1.1 204 No Content\r\nVary: Origin\r\n\r\n");
-        let out = written(|out| write_response(out, 304, true, &[("ETag", "\"1\"")], "", b""));
-        assert_eq!(out, "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n");
+        let out = written(|out| write_response(out, 200, true, date(), &[], "text/plain", b"ok"));
+        let end = "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\nok";
+        assert_eq!(out, format!("HTTP/1.1 200 OK\r\n{DATE}\r\n{end}"));
+        let vary = [("Vary", "Origin")];
+        let out = written(|out| write_response(out, 204, true, date(), &vary, "", b""));
+        assert_eq!(out, format!("HTTP/1.1 204 No Content\r\n{DATE}\r\nVary: Origin\r\n\r\n"));
+        let tag = [("ETag", "\"1\"")];
+        let out = written(|out| write_response(out, 304, true, date(), &tag, "", b""));
+        assert_eq!(out, format!("HTTP/1.1 304 Not Modified\r\n{DATE}\r\nETag: \"1\"\r\n\r\n"));
     }
 
     #[test]
     fn a_refusal_says_why_in_json() {
         let extra = [("Retry-After", "1")];
-        let out = written(|out| write_refusal(out, 503, false, &extra, "a \"b\" \\ \n é"));
-        assert_eq!(
-            out,
-            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
-             Content-Type: application/json\r\nContent-Length: 35\r\nConnection: close\r\n\r\n\
-             {\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\n é\"}"
-        );
+        let msg = "a \"b\" \\ \n é";
+        let out = written(|out| write_refusal(out, 503, false, date(), &extra, msg));
+        let start = format!("HTTP/1.1 503 Service Unavailable\r\n{DATE}\r\nRetry-After: 1\r\n");
+        let end = "Content-Type: application/json\r\nContent-Length: 35\r\nConnection: close\r\n\
+                   \r\n{\"code\":0,\"msg\":\"a \\\"b\\\" \\\\ \\n é\"}";
+        assert_eq!(out, start + end);
     }
 
     #[test]

@@ -8,12 +8,17 @@ use smallvec::SmallVec;
 use super::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use super::json;
 use super::request::{ApiError, Given, Source};
-use crate::types::{Cid, Limits, is_device, is_name};
+use super::tags::split;
+use crate::types::{Cid, Limits, in_one_line, is_device, is_name, quoted};
+
+/// Characters of a JSON value that an error shows.
+const SHOWN_CHARS: usize = 40;
 
 /// Reads `uids`, `cids`, `tags`, `devices` and `except_cids`, each without repetitions.
 ///
-/// Lists are comma-separated, in JSON also arrays of strings; uids and cids may be integers there.
-/// A selector that is given but empty matches nobody. 400 for what is malformed or too long.
+/// Lists are comma-separated, with blanks around their elements left out, in JSON also arrays of
+/// strings; uids and cids may be integers there. A selector that is given but empty matches nobody.
+/// 400 for what is malformed or too long, and for `null`: nobody knows whom it was to select.
 pub fn read_targets<'a>(source: impl Source<'a>, limits: &Limits) -> Result<TargetsBuf, ApiError> {
     let max = limits.selector_ids;
     let names = |selector: &Selector| {
@@ -84,7 +89,7 @@ impl fmt::Display for Rule {
 fn read_names(selector: &Selector, given: Given<'_>, max: usize) -> Result<NamesBuf, ApiError> {
     with_elements(selector, given, |elements| {
         let mut names = NamesBuf::default();
-        for name in distinct(selector, elements, max, Ok)? {
+        for name in distinct(selector, elements, max, Some)? {
             names.push(name.as_bytes());
         }
         Ok(names)
@@ -94,44 +99,51 @@ fn read_names(selector: &Selector, given: Given<'_>, max: usize) -> Result<Names
 fn read_cids(selector: &Selector, given: Given<'_>, max: usize) -> Result<CidsBuf, ApiError> {
     with_elements(selector, given, |elements| {
         let mut cids = CidsBuf::default();
-        let parse = |text: Cow<'_, str>| text.parse::<Cid>().map_err(|_| malformed(selector));
-        for cid in distinct(selector, elements, max, parse)? {
+        for cid in distinct(selector, elements, max, |text| text.parse::<Cid>().ok())? {
             cids.push(cid);
         }
         Ok(cids)
     })
 }
 
-type Elements<'i, 'a> = &'i mut dyn Iterator<Item = Result<Cow<'a, str>, ApiError>>;
+type Elements<'i, 'a> = &'i mut dyn Iterator<Item = Result<Element<'a>, ApiError>>;
 
-/// Calls `read` with the elements as text, whichever form they were given in.
+/// One element of a list.
+enum Element<'a> {
+    Text(Cow<'a, str>),
+    /// A JSON value that the selector does not take.
+    Other(&'a [u8]),
+}
+
+/// Calls `read` with the elements, whichever form they were given in.
 fn with_elements<T>(
     selector: &Selector,
     given: Given<'_>,
     read: impl FnOnce(Elements<'_, '_>) -> Result<T, ApiError>,
 ) -> Result<T, ApiError> {
     match given {
-        Given::Text(text) => read(&mut split(text)),
-        Given::Json(value) if json::is_string(value) => read(&mut split(&json::string(value)?)),
+        Given::Text(text) => read(&mut texts(text)),
+        Given::Json(value) if json::is_string(value) => read(&mut texts(&json::string(value)?)),
         Given::Json(value) if json::is_array(value) => {
-            read(&mut json::elements(value)?.map(|element| element_text(selector, element?)))
+            read(&mut json::elements(value)?.map(|element| element_of(selector, element?)))
         }
-        Given::Json(value) => read(&mut std::iter::once(element_text(selector, value))),
+        Given::Json(value) => match element_of(selector, value)? {
+            Element::Other(_) => Err(no_list(selector)),
+            integer => read(&mut std::iter::once(Ok(integer))),
+        },
     }
 }
 
-/// An empty text has no elements.
-fn split(text: &str) -> impl Iterator<Item = Result<Cow<'_, str>, ApiError>> {
-    let elements = (!text.is_empty()).then(|| text.split(','));
-    elements.into_iter().flatten().map(|element| Ok(Cow::Borrowed(element)))
+fn texts(list: &str) -> impl Iterator<Item = Result<Element<'_>, ApiError>> {
+    split(list).map(|element| Ok(Element::Text(Cow::Borrowed(element))))
 }
 
-fn element_text<'a>(selector: &Selector, value: &'a [u8]) -> Result<Cow<'a, str>, ApiError> {
+fn element_of<'a>(selector: &Selector, value: &'a [u8]) -> Result<Element<'a>, ApiError> {
     let integer = json::integer_text(value).filter(|_| selector.takes_integers);
     match integer {
-        Some(integer) => Ok(Cow::Borrowed(integer)),
-        None if json::is_string(value) => Ok(json::string(value)?),
-        None => Err(malformed(selector)),
+        Some(integer) => Ok(Element::Text(Cow::Borrowed(integer))),
+        None if json::is_string(value) => Ok(Element::Text(json::string(value)?)),
+        None => Ok(Element::Other(value)),
     }
 }
 
@@ -140,29 +152,45 @@ fn distinct<'a, T: Ord>(
     selector: &Selector,
     elements: Elements<'_, 'a>,
     max: usize,
-    convert: impl Fn(Cow<'a, str>) -> Result<T, ApiError>,
+    convert: impl Fn(Cow<'a, str>) -> Option<T>,
 ) -> Result<SmallVec<[T; 16]>, ApiError> {
     let mut list = SmallVec::new();
     for element in elements {
-        let element = element?;
-        if list.len() == max {
+        let index = list.len();
+        if index == max {
             let msg =
                 format!("{}: at most {max} in one selector, split the request", selector.name);
             return Err(ApiError::bad(msg));
         }
-        if !selector.rule.holds(&element) {
-            return Err(malformed(selector));
-        }
-        list.push(convert(element)?);
+        let text = match element? {
+            Element::Text(text) if selector.rule.holds(&text) => text,
+            wrong => return Err(malformed(selector, index, &wrong)),
+        };
+        list.extend(convert(text));
     }
     list.sort_unstable();
     list.dedup();
     Ok(list)
 }
 
-fn malformed(selector: &Selector) -> ApiError {
+fn no_list(selector: &Selector) -> ApiError {
     let Selector { name, rule, .. } = selector;
     ApiError::bad(format!("{name} must be a comma-separated list or an array, each element {rule}"))
+}
+
+fn malformed(selector: &Selector, index: usize, element: &Element<'_>) -> ApiError {
+    let Selector { name, rule, takes_integers } = selector;
+    ApiError::bad(match element {
+        Element::Text(text) => {
+            let shown = quoted(text);
+            format!("{name} must be a list, each element {rule}: {name}[{index}] is {shown}")
+        }
+        Element::Other(value) => {
+            let wanted = if *takes_integers { "strings or integers" } else { "strings" };
+            let shown = in_one_line(&String::from_utf8_lossy(value), SHOWN_CHARS);
+            format!("{name} must be a list of {wanted}: {name}[{index}] is {shown}")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -248,11 +276,57 @@ mod tests {
         for (name, value) in bad {
             let error = from_json(&format!(r#"{{"{name}":{value}}}"#)).unwrap_err();
             assert_eq!(error.status, 400);
-            assert!(error.msg.starts_with(&format!("{name} must be")), "{value}: {}", error.msg);
+            assert!(error.msg.starts_with(name), "{value}: {}", error.msg);
         }
-        for form in ["uids=a,,b", "cids=x", "cids=1,", "devices=A", "tags=%00"] {
+        for form in ["uids=a,,b", "cids=x", "cids=1,", "devices=A", "tags=%00", "uids=+,a"] {
             assert!(from_form(form).is_err(), "{form}");
         }
+    }
+
+    #[test]
+    fn a_malformed_element_is_shown_with_its_index() {
+        let msg = |body: &str| from_json(body).unwrap_err().msg.into_owned();
+        for (body, start, end) in [
+            (
+                r#"{"uids":["a","b,c"]}"#,
+                "uids must be a list, each element 1-128",
+                r#"uids[1] is "b,c""#,
+            ),
+            (r#"{"uids":"a, ,b"}"#, "uids must be a list, each element 1-128", r#"uids[1] is """#),
+            (r#"{"uids":[1,2.5]}"#, "uids must be a list of strings or integers", "uids[1] is 2.5"),
+            (r#"{"uids":[{"a":1}]}"#, "uids must be a list of strings", r#"uids[0] is {"a":1}"#),
+            (r#"{"tags":["x",7]}"#, "tags must be a list of strings: ", "tags[1] is 7"),
+            (r#"{"tags":"x\n"}"#, "tags must be a list, each element 1-128", r#"tags[0] is "x\n""#),
+            (r#"{"devices":["iOS"]}"#, "devices must be a list, each", r#"devices[0] is "iOS""#),
+            (
+                r#"{"cids":"7,x"}"#,
+                "cids must be a list, each element a client",
+                r#"cids[1] is "x""#,
+            ),
+            (r#"{"cids":-1}"#, "cids must be a list, each element a client", r#"cids[0] is "-1""#),
+            (
+                r#"{"except_cids":null}"#,
+                "except_cids must be a comma-separated list or an a",
+                "digits",
+            ),
+        ] {
+            let msg = msg(body);
+            assert!(msg.starts_with(start) && msg.ends_with(end), "{body}: {msg}");
+        }
+        assert!(msg(&format!(r#"{{"uids":["{}"]}}"#, "u".repeat(99_999))).len() < 200);
+    }
+
+    /// "7, 8" was refused in a selector of client ids, and selected a user " b" that nobody is.
+    #[test]
+    fn blanks_around_the_elements_of_a_text_are_left_out() {
+        let targets = from_form("cids=7,+8&uids=+a+,%09b+c&tags=+&devices=ios+").unwrap();
+        assert_eq!(cids(&targets.cids), [7, 8]);
+        assert_eq!(names(&targets.uids), ["a", "b c"]);
+        assert!(names(&targets.tags).is_empty());
+        assert_eq!(names(&targets.devices), ["ios"]);
+        let targets = from_json(r#"{"cids":"7, 8","uids":[" a"]}"#).unwrap();
+        assert_eq!(cids(&targets.cids), [7, 8]);
+        assert_eq!(names(&targets.uids), [" a"]);
     }
 
     #[test]
@@ -282,8 +356,8 @@ mod tests {
         };
         assert_eq!(read("uids=uuu,u&tags=tttt&devices=ddddd,d&cids=1234567,8"), Ok(()));
         for (form, part) in [
-            ("uids=uuuu", "uids must be a comma-separated list or an array, each element 1-3 b"),
-            ("tags=ttttt", "tags must be a comma-separated list or an array, each element 1-4 b"),
+            ("uids=uuuu", "uids must be a list, each element 1-3 bytes without"),
+            ("tags=ttttt", "tags must be a list, each element 1-4 bytes without"),
             ("devices=dddddd", "each element 1-5 bytes of [a-z0-9_-]"),
             ("uids=a,b,c", "uids: at most 2 in one selector"),
             ("cids=1,2,3", "cids: at most 2 in one selector"),

@@ -27,7 +27,7 @@ pub enum ServerMessage<'a> {
     Refresh {
         id: EchoId<'a>,
         session_exp: u64,
-        sign: Cow<'a, str>,
+        sign: Option<Cow<'a, str>>,
     },
 }
 

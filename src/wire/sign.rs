@@ -1,17 +1,21 @@
 //! Signatures: lower-case hexadecimal digits of an HMAC-SHA256.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use super::http::HttpError;
+use crate::types::in_one_line;
 
 const MAC_BYTES: usize = 32;
 /// SHA-256's block, to which HMAC brings every key.
 const BLOCK_BYTES: usize = 64;
 /// How long after its `exp` a request is still taken: clocks differ.
 const EXP_LEEWAY_MS: u64 = 5_000;
+/// Characters of the signed text that a refusal shows in development.
+const SHOWN_CHARS: usize = 1_000;
 
 /// One secret of a project, as the state of an HMAC that has taken in the key: every use copies it
 /// and saves hashing the key again.
@@ -81,6 +85,59 @@ pub fn verify(secrets: &[Secret], parts: &[&[u8]], sign: &str) -> bool {
     secrets.iter().fold(false, matches)
 }
 
+/// How a request carries its sign, and how much a refusal tells.
+#[derive(Debug, Clone, Copy)]
+pub struct SignRules {
+    pub place: SignPlace,
+    /// Whether a refusal shows the text that should have been signed; in development only.
+    pub shows_text: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignPlace {
+    /// A parameter of a query or a form. `is_in_header`: the request has X-Sign.
+    Parameter { is_in_header: bool },
+    /// X-Sign, because the body is JSON. `is_in_body`: that has a member `sign`.
+    Header { is_in_body: bool },
+    /// A member of a WebSocket message.
+    Member,
+}
+
+/// Whether `sign` is the signature of the joined `parts` under one of the secrets; the error is the
+/// sentence that refuses it.
+pub fn check(
+    secrets: &[Secret],
+    parts: &[&[u8]],
+    sign: Option<&str>,
+    rules: SignRules,
+) -> Result<(), Cow<'static, str>> {
+    let problem = match (sign.filter(|sign| !sign.is_empty()), rules.place) {
+        (Some(sign), _) if verify(secrets, parts, sign) => return Ok(()),
+        (Some(sign), _) if parse_hex(sign.as_bytes()).is_some() => "bad sign",
+        (Some(_), _) => "sign must be 64 lower-case hex digits",
+        (None, SignPlace::Header { is_in_body: true }) => "sign belongs in X-Sign for JSON",
+        (None, SignPlace::Header { .. }) => "sign is missing (X-Sign)",
+        (None, SignPlace::Parameter { is_in_header: true }) => {
+            "sign belongs in the query or the form: X-Sign is for JSON"
+        }
+        (None, SignPlace::Parameter { .. }) => "sign is missing: add the parameter sign",
+        (None, SignPlace::Member) => "sign is missing: add the member sign",
+    };
+    if !rules.shows_text {
+        return Err(problem.into());
+    }
+    Err(format!("{problem}; the text to sign is: {}", shown(&parts.concat())).into())
+}
+
+/// The signed text as an error shows it.
+fn shown(text: &[u8]) -> String {
+    // A character has at most four bytes.
+    let begin = String::from_utf8_lossy(&text[..text.len().min(4 * SHOWN_CHARS + 4)]);
+    let line = in_one_line(&begin, SHOWN_CHARS);
+    let is_cut = begin.chars().nth(SHOWN_CHARS).is_some();
+    if is_cut { format!("{line} ({} bytes in all)", text.len()) } else { line }
+}
+
 /// The signature of the joined `parts`.
 pub fn sign_hex(secret: &Secret, parts: &[&[u8]]) -> String {
     const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -104,6 +161,17 @@ pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), Ht
         _ => Ok(()),
     }
 }
+
+/// Whether a session may end at that time (unix seconds): 400 where it is over.
+pub fn check_session_exp(session_exp: Option<u64>, now_ms: u64) -> Result<(), HttpError> {
+    match session_exp {
+        Some(exp) if exp.saturating_mul(1_000) <= now_ms => Err(HttpError::bad(SESSION_IS_OVER)),
+        _ => Ok(()),
+    }
+}
+
+/// The refusal of a session that would end at once.
+const SESSION_IS_OVER: &str = "session_exp is past: give unix seconds that are still to come";
 
 fn parse_hex(digits: &[u8]) -> Option<[u8; MAC_BYTES]> {
     let digits: &[u8; 2 * MAC_BYTES] = digits.try_into().ok()?;
@@ -204,6 +272,59 @@ mod tests {
     #[test]
     fn a_secret_prints_as_stars() {
         assert_eq!(format!("{:?}", Secret::new(b"dev-secret")), "***");
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_with_the_sign() {
+        let secrets = [Secret::new(b"hunter2")];
+        let check = |sign: Option<&str>, place, shows_text| {
+            let parts: [&[u8]; 3] = [b"/ws/push", b"\n", b"{\"a\":\"\\n\"}"];
+            check(&secrets, &parts, sign, SignRules { place, shows_text })
+        };
+        let (other, good) =
+            ("0".repeat(64), sign_hex(&secrets[0], &[b"/ws/push\n{\"a\":\"\\n\"}"]));
+        let (header, in_body) =
+            (SignPlace::Header { is_in_body: false }, SignPlace::Header { is_in_body: true });
+        let (parameter, in_header) = (
+            SignPlace::Parameter { is_in_header: false },
+            SignPlace::Parameter { is_in_header: true },
+        );
+        for place in [header, in_body, parameter, in_header, SignPlace::Member] {
+            assert_eq!(check(Some(&good), place, true), Ok(()));
+            assert_eq!(check(Some(&other), place, false), Err("bad sign".into()));
+            let malformed = Err("sign must be 64 lower-case hex digits".into());
+            assert_eq!(check(Some(&good.to_uppercase()), place, false), malformed);
+        }
+        for sign in [None, Some("")] {
+            for (place, start) in [
+                (header, "sign is missing (X-Sign)"),
+                (in_body, "sign belongs in X-Sign for JSON"),
+                (parameter, "sign is missing: add the parameter sign"),
+                (in_header, "sign belongs in the query or the form: X-Sign is for JSON"),
+                (SignPlace::Member, "sign is missing: add the member sign"),
+            ] {
+                assert_eq!(check(sign, place, false), Err(start.into()));
+                let text = r#"; the text to sign is: /ws/push\n{"a":"\\n"}"#;
+                assert_eq!(check(sign, place, true), Err(format!("{start}{text}").into()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_text_to_sign_is_cut() {
+        assert_eq!(shown("é".repeat(1_000).as_bytes()), "é".repeat(1_000));
+        let cut = format!("{}… (2002 bytes in all)", "é".repeat(1_000));
+        assert_eq!(shown("é".repeat(1_001).as_bytes()), cut);
+        assert_eq!(shown(b"\xff\0"), "\u{fffd}\\0");
+        assert!(shown(&[0xff; 1 << 20]).len() < 4_000);
+    }
+
+    #[test]
+    fn a_session_ends_in_the_future() {
+        let is_good = |exp, now_ms| check_session_exp(exp, now_ms).is_ok();
+        assert!(is_good(None, u64::MAX) && is_good(Some(100), 99_999));
+        assert!(!is_good(Some(100), 100_000) && !is_good(Some(0), 1));
+        assert!(!is_good(Some(100), 200_000) && !is_good(Some(u64::MAX), u64::MAX));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A list of tags as a client sends it.
 
-use crate::types::{Limits, is_name};
+use crate::types::{Limits, is_name, quoted};
 use smallvec::{Array, SmallVec};
 
 /// A list may be so many times as long as what a connection may have: beyond, a message of nothing
@@ -11,12 +11,28 @@ const MAX_REPEATS: usize = 4;
 const PAIRWISE_TAGS: usize = 32;
 
 /// Why a list is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
-    /// A tag is no name of at most so many bytes.
-    Malformed(usize),
-    /// There are more than so many.
+    #[error(
+        "tags must be a list, each element 1-{max} bytes without control characters and commas: \
+         tags[{index}] is {}",
+        quoted(.tag)
+    )]
+    Malformed { index: usize, tag: Box<str>, max: usize },
+    /// With the most that there may be.
+    #[error("too many tags: at most {0} for one connection")]
     TooMany(usize),
+}
+
+/// The elements of a comma-separated list, without the blanks around them. A list that is empty,
+/// or all blanks, has none.
+pub fn split(list: &str) -> impl Iterator<Item = &str> {
+    let is_empty = trimmed(list).is_empty();
+    (!is_empty).then(|| list.split(',').map(trimmed)).into_iter().flatten()
+}
+
+fn trimmed(text: &str) -> &str {
+    text.trim_matches([' ', '\t'])
 }
 
 /// Gathers tags: each once, in the order in which they came, at most [`Limits::tags`]. Those that
@@ -39,7 +55,8 @@ where
 
     pub fn push(&mut self, tag: A::Item) -> Result<(), TagError> {
         if !is_name(tag.as_ref(), self.max_bytes) {
-            return Err(TagError::Malformed(self.max_bytes));
+            let (index, tag, max) = (self.given, tag.as_ref().into(), self.max_bytes);
+            return Err(TagError::Malformed { index, tag, max });
         }
         self.given += 1;
         if self.given > MAX_REPEATS * self.max {
@@ -111,8 +128,18 @@ mod tests {
         let limits = Limits { tag_bytes: 3, ..Limits::default() };
         assert_eq!(read(&["abc", "\u{e9}"], &limits), Ok(vec!["abc", "\u{e9}"]));
         for bad in ["abcd", "", "a,b", "\n", "\u{e9}\u{e9}"] {
-            assert_eq!(read(&["a", bad], &limits), Err(TagError::Malformed(3)), "{bad:?}");
+            let expected = TagError::Malformed { index: 1, tag: bad.into(), max: 3 };
+            assert_eq!(read(&["a", bad], &limits), Err(expected), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_list_is_split_at_commas() {
+        let split = |list| split(list).collect::<Vec<_>>();
+        assert_eq!(split("a, b c ,\td"), ["a", "b c", "d"]);
+        assert_eq!(split("a,,"), ["a", "", ""]);
+        assert_eq!(split(" ,"), ["", ""]);
+        assert!(split("").is_empty() && split(" \t").is_empty());
     }
 
     proptest! {

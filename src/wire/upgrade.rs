@@ -4,7 +4,8 @@ use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use sha1::{Digest, Sha1};
 
-use super::http::{Body, Head, HttpError, Version};
+use super::date::HttpDate;
+use super::http::{Body, Head, HttpError, PROTOCOL, Version};
 use super::response::{write_field, write_status_line};
 
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -80,14 +81,23 @@ pub fn refusal_fields(status: u16) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// Appends the 101 that completes the handshake.
-pub fn write_switching(out: &mut Vec<u8>, accept: &[u8; ACCEPT_CHARS]) {
-    write_status_line(out, 101);
+/// Appends the 101 that completes the handshake; with [`PROTOCOL`] where it was offered.
+pub fn write_switching(
+    out: &mut Vec<u8>,
+    accept: &[u8; ACCEPT_CHARS],
+    date: HttpDate,
+    is_offered: bool,
+) {
+    write_status_line(out, 101, date);
     write_field(out, "Upgrade", "websocket");
     write_field(out, "Connection", "Upgrade");
     out.extend_from_slice(b"Sec-WebSocket-Accept: ");
     out.extend_from_slice(accept);
-    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(b"\r\n");
+    if is_offered {
+        write_field(out, "Sec-WebSocket-Protocol", PROTOCOL);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
@@ -111,13 +121,15 @@ mod tests {
     fn the_example_of_rfc_6455() {
         let accept = accept_key(Key::parse("dGhlIHNhbXBsZSBub25jZQ==").unwrap());
         assert_eq!(&accept, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        let mut out = Vec::new();
-        write_switching(&mut out, &accept);
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
-        );
+        for (is_offered, field) in [(false, ""), (true, "Sec-WebSocket-Protocol: ws-cluster\r\n")] {
+            let mut out = Vec::new();
+            write_switching(&mut out, &accept, HttpDate::at(784_111_777), is_offered);
+            let start = "HTTP/1.1 101 Switching Protocols\r\n\
+                         Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                         Upgrade: websocket\r\nConnection: Upgrade\r\n\
+                         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{start}{field}\r\n"));
+        }
     }
 
     #[test]

@@ -363,13 +363,6 @@ def test_a_session_ends_with_4003_unless_it_is_refreshed(start):
     assert server.metric("ws_close_total", reason="session_expired") == 2
 
 
-@pytest.mark.parametrize("session_exp", ["0", "1"])
-def test_a_session_that_is_over_ends_at_once(start, session_exp):
-    server = start()
-    with server.open("late", session_exp=session_exp) as late:
-        assert late.close_code()[0] == 4003
-
-
 def test_a_flood_of_messages_waits_for_its_answers(start):
     """A burst of 64 KiB was answered with a hundred megabytes at once: each answer has all tags."""
     server = start()

@@ -137,7 +137,7 @@ def test_anything_else_is_an_error_and_the_connection_stays(client, text):
 def test_an_error_carries_the_id(client):
     refused = json.loads(client.ask({"type": "nonsense", "id": "n1"}))
     assert (refused["type"], refused["code"], refused["id"]) == ("error", 0, "n1")
-    for bad in (7, "x" * 65, None, ["a"]):
+    for bad in (7, "x" * 65, ["a"]):
         refused = json.loads(client.ask({"type": "heartbeat", "id": bad}))
         assert refused["type"] == "error" and "id" not in refused
 

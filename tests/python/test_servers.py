@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import struct
+import time
 
 import pytest
 from harness import Raw, eventually, frame, handshake, signed
@@ -138,7 +139,7 @@ def test_a_business_servers_message_may_be_larger_than_a_clients(own):
 
 
 def test_its_session_ends_too(own):
-    with own.business(session_exp="1") as server:
+    with own.business(session_exp=int(time.time()) + 2) as server:
         assert server.close_code() == (4003, "session expired")
 
 
@@ -199,7 +200,7 @@ def test_the_reason_of_a_disconnect(start):
         with node.raw_ws("gone"):
             pass
         assert server.json()["reason"] == "gone"
-        with node.client("late", session_exp="1") as late:
+        with node.client("late", session_exp=int(time.time()) + 2) as late:
             assert late.close_code()[0] == 4003
         assert server.json()["reason"] == "session_expired"
         with node.raw_ws("silent") as silent:

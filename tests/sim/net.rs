@@ -188,6 +188,7 @@ impl Simulation for Node {
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
                 echo: false,
+                shows_signed_text: false,
                 hash_keys: (seed, worker as u64),
                 idempotency_keys: 1_000,
                 hearing: None,

@@ -76,7 +76,9 @@ impl Engine {
             let handshake = self.handshakes.remove(index);
             let error = match handshake.is_waiting {
                 true => refuse(503, "the queue did not confirm a subscription in time: try again"),
-                false => refuse(408, "the request did not come whole in time"),
+                false => {
+                    refuse(408, "the request did not come whole within --handshake_timeout_ms")
+                }
             };
             self.refuse_handshake(handshake.fd, &error);
         }

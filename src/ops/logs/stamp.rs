@@ -1,6 +1,8 @@
 //! Moments as text: RFC 3339 for lines, and without separators for names of files, where the order
 //! of the names is that of the moments. Always UTC.
 
+use crate::types::date_of;
+
 /// What a stamp of a file's name looks like; digits stand for any digit.
 const PATTERN: &[u8; COMPACT_BYTES] = b"00000000T000000.000Z";
 /// The length of such a stamp.
@@ -9,7 +11,7 @@ const DAY_MS: u64 = 86_400_000;
 
 /// `2026-03-04T12:34:56.789Z`, of milliseconds since 1970.
 pub fn rfc3339(ms: u64) -> String {
-    let (year, month, day) = date(ms / DAY_MS);
+    let (year, month, day) = date_of(ms / DAY_MS);
     let [hour, minute, second, milli] = time(ms % DAY_MS);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
 }
@@ -39,20 +41,6 @@ pub fn parse_compact(text: &str) -> Option<u64> {
 
 fn time(ms: u64) -> [u64; 4] {
     [ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60, ms % 1_000]
-}
-
-/// The Gregorian date so many days after 1970-01-01. Years are counted from March, so that the leap
-/// day is their last, in eras of 400 years, each of 146,097 days.
-fn date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 /// Days from 1970-01-01 to that date; `None` before it.

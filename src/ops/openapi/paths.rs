@@ -34,8 +34,9 @@ pub struct Crowded(pub Refused);
 /// What a request to be signed may be answered besides.
 #[derive(IntoResponses)]
 pub enum SignedRequest {
-    /// A bad, missing or expired sign.
-    #[response(status = 401, example = json!({"code": 0, "msg": "bad sign"}))]
+    /// A bad, missing or expired sign. `msg` says which; with `--env dev` also the text that should
+    /// have been signed.
+    #[response(status = 401, example = json!({"code": 0, "msg": "sign is missing (X-Sign)"}))]
     Unsigned(Refused),
     /// An unknown project.
     #[response(status = 403, example = json!({"code": 0, "msg": "unknown project"}))]
@@ -43,8 +44,11 @@ pub enum SignedRequest {
     /// Neither a body with `Content-Length` or `Transfer-Encoding`, nor a query.
     #[response(status = 411)]
     WithoutLength(Refused),
-    /// The body is neither a form nor JSON; a batch is JSON.
-    #[response(status = 415)]
+    /// The body is neither a form nor JSON, or it is compressed; a batch is JSON.
+    #[response(
+        status = 415,
+        headers(("Accept-Encoding" = String, description = "`identity`: no body is decompressed.")),
+    )]
     OtherContent(Refused),
 }
 
@@ -54,6 +58,7 @@ pub enum SignedRequest {
 /// carry `sign` as a parameter, a JSON body has it in `X-Sign`. Selectors that are given are
 /// intersected, the values within one are a union; none means every client of the project. A
 /// selector that is given but empty matches nobody. No selector ever reaches another project.
+/// Unknown parameters are refused: a misspelt selector would reach everybody.
 #[utoipa::path(
     post,
     path = "/ws/push",
@@ -73,14 +78,18 @@ pub enum SignedRequest {
         (
             status = 400,
             description = "Malformed: the request, a parameter, the JSON; parameters in two \
-                           places, one given twice.",
+                           places, one given twice, an unknown one; a field `Idempotency-Key`, \
+                           which would not be signed.",
             body = Refused,
             examples(
                 ("without data" = (value = json!(
                     {"code": 0, "msg": "data is missing: what the clients shall receive"}
                 ))),
                 ("twice" = (value = json!(
-                    {"code": 0, "msg": "a member of the JSON object is given twice"}
+                    {"code": 0, "msg": "the member \"data\" of the JSON object is given twice"}
+                ))),
+                ("unknown" = (value = json!(
+                    {"code": 0, "msg": "unknown member \"uid\"; did you mean \"uids\"?"}
                 ))),
             ),
         ),

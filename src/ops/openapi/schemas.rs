@@ -3,15 +3,17 @@
 
 use crate::types::{Limits, NodeId};
 use crate::wire::push::{MAX_IDEMPOTENCY_KEY_BYTES, MAX_TTL_MS};
+use crate::wire::request::MAX_UNIX_SECONDS;
 use std::borrow::Cow;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, SchemaType, Type};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-// Bodies of requests. A member that may be absent is `required = false`, not an `Option`: that
-// would allow null, which the readers refuse.
+// Bodies of requests. A member that may be absent is `required = false`, not an `Option`: a
+// selector may not be null, and what may be has that in its value.
 
-/// A push as JSON, signed by `X-Sign`. It has `data` and any of the selectors.
+/// A push as JSON, signed by `X-Sign`. It has `data` and any of the selectors; unknown members are
+/// refused.
 #[derive(ToSchema)]
 #[schema(example = json!({"data": {"hello": "world"}, "pid": "1", "uids": ["alice"]}))]
 pub struct Push {
@@ -30,7 +32,9 @@ pub struct Push {
     #[schema(required = false)]
     pub ttl_ms: TtlMs,
     #[schema(required = false)]
-    pub idempotency_key: IdempotencyKey,
+    pub idempotency_key: OptionalKey,
+    #[schema(required = false)]
+    pub transient: Transient,
     #[schema(required = false)]
     pub exp: Exp,
 }
@@ -52,7 +56,9 @@ pub struct Message {
     #[schema(required = false)]
     pub ttl_ms: TtlMs,
     #[schema(required = false)]
-    pub idempotency_key: IdempotencyKey,
+    pub idempotency_key: OptionalKey,
+    #[schema(required = false)]
+    pub transient: Transient,
 }
 
 /// Messages that are accepted in order, with one signature for all. A message that is refused, or
@@ -114,6 +120,10 @@ pub struct PushForm {
     #[schema(required = false)]
     #[param(required = false)]
     pub idempotency_key: IdempotencyKey,
+    /// `true` keeps the push out of the history that clients resume from. This version keeps none.
+    #[schema(required = false)]
+    #[param(required = false)]
+    pub transient: TransientText,
     /// Unix seconds until which the request is good; past it, with 5 s of leeway, 401.
     #[schema(required = false)]
     #[param(required = false)]
@@ -177,7 +187,7 @@ pub struct BatchAccepted {
 
 /// Not done; `msg` says why.
 #[derive(ToSchema)]
-#[schema(example = json!({"code": 0, "msg": "bad sign"}))]
+#[schema(example = json!({"code": 0, "msg": "sign is missing (X-Sign)"}))]
 pub struct Refused {
     #[schema(schema_with = zero)]
     pub code: (),
@@ -250,9 +260,16 @@ macro_rules! value {
 
 /// A uid or a tag, as a regular expression of ECMA-262.
 const NAME: &str = r"[^,\u0000-\u001f\u007f-\u009f]{1,128}";
+/// The same in a comma-separated list, which may have blanks around its elements.
+const LISTED_NAME: &str = concat!(
+    r"[^, \u0000-\u001f\u007f-\u009f]",
+    r"([^,\u0000-\u001f\u007f-\u009f]{0,126}[^, \u0000-\u001f\u007f-\u009f])?"
+);
 const DEVICE: &str = "[a-z0-9_-]{1,32}";
 /// A client id has 63 bits.
 const CID: &str = "[0-9]{1,19}";
+/// Up to [`MAX_UNIX_SECONDS`].
+const UNIX_SECONDS: &str = "0*[0-9]{1,11}";
 /// Up to [`MAX_TTL_MS`].
 const TTL_MS: &str = "0*([1-9][0-9]{0,7}|[1-5][0-9]{8}|60[0-3][0-9]{6}|604[0-7][0-9]{5}|604800000)";
 
@@ -270,26 +287,39 @@ value!(Uids, list("Users", UidList::name(), text(NAME), Some(integer())));
 value!(Tags, list("Tags", TagList::name(), text(NAME), None));
 value!(Devices, list("Devices", DeviceList::name(), text(DEVICE), None));
 value!(Cids, list("Client ids", CidList::name(), text(CID), Some(u64())));
-value!(UidList, text_list(NAME));
-value!(TagList, text_list(NAME));
+value!(UidList, text_list(LISTED_NAME));
+value!(TagList, text_list(LISTED_NAME));
 value!(DeviceList, text_list(DEVICE));
 value!(CidList, text_list(CID));
 value!(TtlMs, {
     let description = "Milliseconds after acceptance; not delivered later than that.";
-    one_of(&[Milliseconds::name()]).item(text(TTL_MS)).description(Some(description))
+    one_of(&[Milliseconds::name()]).item(text(TTL_MS)).item(null()).description(Some(description))
 });
 value!(Milliseconds, integer().minimum(Some(1)).maximum(Some(MAX_TTL_MS as usize)));
 value!(Exp, {
     let description = "Until when the request is good: past it, with 5 s of leeway, 401. `--env \
                        prod` demands it.";
-    one_of(&[UnixSeconds::name()]).item(text(CID)).description(Some(description))
+    one_of(&[UnixSeconds::name()])
+        .item(text(UNIX_SECONDS))
+        .item(null())
+        .description(Some(description))
 });
-value!(UnixSeconds, u64());
+value!(UnixSeconds, integer().minimum(Some(0)).maximum(Some(MAX_UNIX_SECONDS as usize)));
 value!(IdempotencyKey, {
     let description = "1-64 bytes. Pushes with the same `pid` and key within 5 minutes, at \
                        whichever node, reach a client at most once, and all answer success.";
     let key = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
     key.max_length(Some(MAX_IDEMPOTENCY_KEY_BYTES)).description(Some(description))
+});
+value!(OptionalKey, one_of(&[IdempotencyKey::name()]).item(null()));
+value!(Transient, {
+    let description = "`true` keeps the push out of the history that clients resume from. This \
+                       version keeps none.";
+    let boolean = ObjectBuilder::new().schema_type(Type::Boolean);
+    OneOfBuilder::new().item(boolean).item(null()).description(Some(description))
+});
+value!(TransientText, {
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["true", "false"]))
 });
 value!(Sign, text("[0-9a-f]{64}"));
 value!(MessageId, {
@@ -303,9 +333,10 @@ fn text(pattern: &str) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).pattern(Some(format!("^{pattern}$")))
 }
 
-/// An empty text has no elements.
+/// A text that is empty, or all blanks, has no elements.
 fn text_list(element: &str) -> ObjectBuilder {
-    text(&format!("({element}(,{element})*)?"))
+    let element = format!(r"{element}[ \t]*");
+    text(&format!(r"[ \t]*({element}(,[ \t]*{element})*)?"))
 }
 
 /// A selector: a text list, an array, or one element that is an integer. `text` and `integer` are
@@ -318,8 +349,8 @@ fn list(
 ) -> OneOfBuilder {
     let max = Limits::default().selector_ids;
     let description = format!(
-        "{what}: comma-separated, or an array; at most {max}, counted as sent. Given but empty it \
-         matches nobody."
+        "{what}: comma-separated, where blanks around an element are left out, or an array; at \
+         most {max}, counted as sent. Given but empty it matches nobody; null is refused."
     );
     let integer = integer.map(ObjectBuilder::build);
     let element = integer.iter().cloned().fold(OneOfBuilder::new().item(text), OneOfBuilder::item);
@@ -340,6 +371,11 @@ fn integer() -> ObjectBuilder {
 
 fn u64() -> ObjectBuilder {
     integer().minimum(Some(0)).maximum(Some(u64::MAX as usize))
+}
+
+/// Counts as absent.
+fn null() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Null)
 }
 
 fn node() -> ObjectBuilder {

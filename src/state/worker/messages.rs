@@ -5,7 +5,7 @@ use crate::state::projects::{ProjectId, SubscribePolicy};
 use crate::types::EventSet;
 use crate::wire::message::{self, ClientMessage, Kind};
 use crate::wire::server_message::Detail;
-use crate::wire::sign;
+use crate::wire::sign::{self, SignPlace, SignRules};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
@@ -25,10 +25,10 @@ impl Worker {
                 return self.handle_client_request(slot, id.as_deref(), data, now_ms);
             }
             Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
-                let result = self.refresh(slot, session_exp, &sign);
+                let result = self.refresh(slot, session_exp, sign.as_deref());
                 self.open.add_text(|out| match result {
                     Ok(()) => message::write_refreshed(out, id.as_deref()),
-                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
+                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), &msg),
                 })
             }
             Err(error) => self.open.add_text(|out| error.write(out)),
@@ -41,19 +41,32 @@ impl Worker {
         &mut self,
         slot: u32,
         session_exp: u64,
-        sign: &str,
-    ) -> Result<(), &'static str> {
+        sign: Option<&str>,
+    ) -> Result<(), Cow<'static, str>> {
         let connection = &self.connections[slot as usize];
-        let project = self.config.projects.get(ProjectId(connection.project));
         let text = message::refresh_text(connection.cid, session_exp);
-        if !project.is_some_and(|project| sign::verify(&project.secrets, &[&text], sign)) {
-            return Err("bad sign");
-        }
+        self.check_sign(ProjectId(connection.project), &text, sign)?;
         if connection.session_exp == 0 {
-            return Err("this connection was opened without session_exp");
+            return Err("this connection was opened without session_exp".into());
         }
+        // 0 stands for "no end"; a session that ended in 1970 has one.
         self.set_session_exp(slot, session_exp.max(1));
         Ok(())
+    }
+
+    /// Whether a message carries its project's signature of `text`.
+    fn check_sign(
+        &self,
+        project: ProjectId,
+        text: &[u8],
+        sign: Option<&str>,
+    ) -> Result<(), Cow<'static, str>> {
+        let Some(project) = self.config.projects.get(project) else {
+            return Err("the project is gone".into());
+        };
+        let rules =
+            SignRules { place: SignPlace::Member, shows_text: self.config.shows_signed_text };
+        sign::check(&project.secrets, &[text], sign, rules)
     }
 
     /// Unix seconds beyond 2106 are as good as never.
@@ -123,9 +136,7 @@ impl Worker {
             }
             SubscribePolicy::Signed => {
                 let text = message::subscribe_text(connection.cid, tags);
-                if !sign::verify(&project.secrets, &[&text], sign.unwrap_or("")) {
-                    return Err("bad sign".into());
-                }
+                self.check_sign(ProjectId(connection.project), &text, sign)?;
             }
         }
         let has = |name: &str| {

@@ -308,10 +308,10 @@ impl Worker {
                 self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
             }
             Ok(ServerMessage::Refresh { id, session_exp, sign }) => {
-                let result = self.refresh(slot, session_exp, &sign);
+                let result = self.refresh(slot, session_exp, sign.as_deref());
                 self.open.add_text(|out| match result {
                     Ok(()) => message::write_refreshed(out, id.as_deref()),
-                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), msg),
+                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), &msg),
                 })
             }
             Err(error) => self.open.add_text(|out| error.write(out)),

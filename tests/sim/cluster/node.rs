@@ -161,6 +161,7 @@ impl Node {
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
                 echo: false,
+                shows_signed_text: false,
                 hash_keys: (setup.seed, worker as u64),
                 idempotency_keys: 1_000,
                 hearing: Some(Hearing {

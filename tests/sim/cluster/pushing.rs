@@ -196,7 +196,7 @@ impl Cluster {
         let (sent, group) = node.cores[worker].sent_push(&push);
         let message = push.message.clone();
         let members = json::members(&message).unwrap();
-        let read = wire::Push::from_json(&members, &Limits::default()).unwrap();
+        let (read, _) = wire::Push::from_server(&members, &Limits::default()).unwrap();
         assert_eq!(read.targets.as_targets(), sent.targets().as_targets());
         assert_eq!((&*read.data, read.ttl_ms), (sent.data.as_bytes(), sent.ttl_ms));
         assert_eq!(read.idempotency_key.as_deref(), group.map(|it| it.to_string()).as_deref());

@@ -186,7 +186,7 @@ impl Node {
         while let Some(push) = self.cores[worker].worker.take_server_push() {
             let ServerPush { key, echo, message, .. } = &push;
             let members = text::members(message).unwrap();
-            let read = wire::Push::from_json(&members, &Limits::default()).unwrap();
+            let (read, _) = wire::Push::from_server(&members, &Limits::default()).unwrap();
             // What somebody pushed who has left since is the other simulation's.
             let Some(business) = self.business_of(worker, key) else { continue };
             let sent = business.next_push().expect("a push that nobody sent").clone();

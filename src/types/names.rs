@@ -1,0 +1,103 @@
+//! Names that somebody sent or wrote: how an error shows one, and which known one was meant.
+
+/// Characters of a sent text that an error shows; the rest is cut.
+const SHOWN_CHARS: usize = 40;
+/// Longer names are near to none that is known.
+const COMPARED_BYTES: usize = 40;
+
+/// `text` in double quotes, for an error; see [`in_one_line`].
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", in_one_line(text, SHOWN_CHARS))
+}
+
+/// `text` as one line of at most `max_chars` characters and an ellipsis; backslashes and what
+/// cannot be seen are escaped.
+pub fn in_one_line(text: &str, max_chars: usize) -> String {
+    let mut line = String::new();
+    let mut chars = text.chars();
+    for shown in chars.by_ref().take(max_chars) {
+        match shown {
+            '"' | '\'' => line.push(shown),
+            _ => line.extend(shown.escape_debug()),
+        }
+    }
+    if chars.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// The sentence that refuses an unknown name: `unknown member "uid"; did you mean "uids"?`.
+///
+/// Where none of the `known` ones is similar it lists them, the nearest first.
+pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let (shown, mut known) = (quoted(name), known.to_vec());
+    // A stable sort: the first of equals stays the first.
+    known.sort_by_cached_key(|one| distance(name, one));
+    match known.first() {
+        Some(nearest) if is_similar(name, nearest) => {
+            format!("unknown {what} {shown}; did you mean \"{nearest}\"?")
+        }
+        Some(_) => format!("unknown {what} {shown}; known are \"{}\"", known.join("\", \"")),
+        None => format!("unknown {what} {shown}"),
+    }
+}
+
+fn distance(name: &str, known: &str) -> usize {
+    match name.len() {
+        ..=COMPARED_BYTES => strsim::osa_distance(name, known),
+        _ => usize::MAX,
+    }
+}
+
+/// At most half of the characters differ.
+fn is_similar(name: &str, known: &str) -> bool {
+    distance(name, known) <= name.chars().count().max(known.len()) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const KNOWN: [&str; 5] = ["uids", "cids", "tags", "except_cids", "data"];
+
+    #[test]
+    fn the_nearest_name_is_named() {
+        for (name, nearest) in [
+            ("uid", "uids"),
+            ("uids[]", "uids"),
+            ("Uids", "uids"),
+            ("udis", "uids"),
+            ("cid", "cids"),
+            ("tag", "tags"),
+            ("except_uids", "except_cids"),
+            ("dat", "data"),
+        ] {
+            let expected = format!("unknown member \"{name}\"; did you mean \"{nearest}\"?");
+            assert_eq!(unknown("member", name, &KNOWN), expected);
+        }
+        assert_eq!(
+            unknown("member", "user", &KNOWN),
+            r#"unknown member "user"; known are "uids", "cids", "tags", "data", "except_cids""#
+        );
+        assert_eq!(unknown("key", "x", &[]), "unknown key \"x\"");
+    }
+
+    #[test]
+    fn what_is_shown_is_short_and_in_one_line() {
+        assert_eq!(quoted("é\"\n\\\u{202e}"), r#""é"\n\\\u{202e}""#);
+        assert_eq!(quoted(&"é".repeat(40)), format!("\"{}\"", "é".repeat(40)));
+        assert_eq!(quoted(&"é".repeat(41)), format!("\"{}…\"", "é".repeat(40)));
+        let long = unknown("member", &"uids".repeat(1 << 18), &KNOWN);
+        assert!(long.len() < 200 && long.contains("known are \"uids\""), "{long}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_makes_a_short_sentence(name in "\\PC{0,60}|[\\x00-\\x7f]{0,60}") {
+            let sentence = unknown("member", &name, &KNOWN);
+            prop_assert!(sentence.len() < 500 && !sentence.contains(char::is_control));
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Why a well-formed HTTP request is refused.
+
+use super::http::HttpError;
+use super::json::JsonError;
+use std::borrow::Cow;
+
+/// The status and the sentence for its sender, which names the parameter and says what it should
+/// be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {msg}")]
+pub struct ApiError {
+    pub status: u16,
+    pub msg: Cow<'static, str>,
+}
+
+impl ApiError {
+    pub(super) fn bad(msg: impl Into<Cow<'static, str>>) -> Self {
+        Self { status: 400, msg: msg.into() }
+    }
+}
+
+impl From<HttpError> for ApiError {
+    fn from(error: HttpError) -> Self {
+        Self { status: error.status, msg: error.msg.into() }
+    }
+}
+
+impl From<JsonError> for ApiError {
+    fn from(error: JsonError) -> Self {
+        Self::bad(error.to_string())
+    }
+}
