@@ -316,7 +316,7 @@ def test_a_head_over_a_limit_names_the_flag(shared):
 
 def test_every_answer_has_a_date(shared, name):
     good = signed(CONNECT, shared.connect_params(name))
-    head = "HTTP/1.1\r\nHost: x\r\n"
+    head = "HTTP/1.1\r\nHost: localhost\r\n"
     upgrade = lambda target: handshake(target).decode()
     requests = [
         (shared.http, f"GET /healthz {head}\r\n"),
