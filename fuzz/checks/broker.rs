@@ -20,6 +20,8 @@ const WORKERS: usize = 2;
 struct Said {
     waiting: BTreeSet<u32>,
     joins: usize,
+    /// Workers that were told of a refusal: they wait for nothing, and may be told more.
+    refused: BTreeSet<usize>,
 }
 
 impl Sink for Said {
@@ -37,8 +39,18 @@ impl Sink for Said {
     }
 
     fn ready(&mut self, worker: usize, _interest: &Interest) {
-        assert!(worker < WORKERS && self.joins > 0);
-        self.joins -= 1;
+        assert!(worker < WORKERS);
+        if !self.refused.remove(&worker) {
+            assert!(self.joins > 0);
+            self.joins -= 1;
+        }
+    }
+
+    fn refuse(&mut self, worker: usize, _interest: &Interest) {
+        assert!(worker < WORKERS);
+        if self.refused.insert(worker) {
+            self.joins = self.joins.saturating_sub(1);
+        }
     }
 
     fn canary(&mut self) {}
@@ -148,7 +160,13 @@ impl Rig {
                             answers.extend_from_slice(b":1\r\n");
                         }
                     }
-                    b"UNSUBSCRIBE" => {}
+                    b"UNSUBSCRIBE" => {
+                        for channel in &command[1..] {
+                            answers.extend_from_slice(b">3\r\n$11\r\nunsubscribe\r\n");
+                            bulk(&mut answers, channel);
+                            answers.extend_from_slice(b":1\r\n");
+                        }
+                    }
                     b"PUBLISH" => {
                         answers.extend_from_slice(b":1\r\n");
                         messages.extend_from_slice(b">3\r\n$7\r\nmessage\r\n");

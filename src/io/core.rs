@@ -424,6 +424,12 @@ impl Core {
         self.work.raise();
     }
 
+    /// What clients wait for is refused by the queue, and so are they.
+    pub(super) fn handle_refused(&self, interest: &Interest) {
+        self.engine.borrow_mut().handle_refused(interest, sys::now_ms());
+        self.work.raise();
+    }
+
     /// Tells the broker, or the other workers, what they must know before anything else is sent to
     /// clients.
     pub(super) fn forward_asks(&self) {
@@ -603,6 +609,7 @@ impl Core {
                         self.settle(ticket, outcome, sys::now_us());
                     }
                     ToWorker::Ready(interest) => self.handle_ready(&interest),
+                    ToWorker::Refused(interest) => self.handle_refused(&interest),
                     ToWorker::Notice(notice) => self.handle_notice(notice),
                     ToWorker::Canary => port.borrow_mut().say_canary_seen(),
                 }

@@ -15,7 +15,7 @@ use super::shared::Shared;
 use super::sys::{self, Side};
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::wants::Interest;
-use crate::state::{CloseRequest, Sealed, Worker};
+use crate::state::{Admission, CloseRequest, Sealed, Worker};
 use crate::wire::http::parse_head;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest};
@@ -46,6 +46,9 @@ const EVENTS_PER_LOOK: usize = 16;
 const SENDS_PER_CHUNK: usize = 512;
 /// Up to so many sends plain system calls cost less than a trip through the ring.
 const DIRECT_SENDS: usize = 2;
+
+const NOT_SUBSCRIBED: &str =
+    "Redis does not let this node subscribe to the project's channels: see the node's log";
 
 /// What became of the bytes of a handshake.
 enum Judged {
@@ -337,6 +340,14 @@ impl Engine {
         self.retry_ready();
     }
 
+    /// What some handshakes wait for will not be in force.
+    pub fn handle_refused(&mut self, interest: &Interest, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.handle_refused(interest);
+        self.handshakes.handle_ready(interest);
+        self.retry_ready();
+    }
+
     fn continue_handshake(&mut self, token: Token) {
         let index = token.index as usize;
         let Some(handshake) = self.handshakes.find(index, token.generation) else { return };
@@ -387,8 +398,10 @@ impl Engine {
                 let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
                 let (descriptors, counters) = (&self.descriptors, &self.counters);
                 let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
-                    if let Some(interest) = worker.admit(&identity) {
-                        return Ok(Err(interest));
+                    match worker.admit(&identity) {
+                        Admission::Now => {}
+                        Admission::After(interest) => return Ok(Err(interest)),
+                        Admission::Refused => return Err(refuse(503, NOT_SUBSCRIBED)),
                     }
                     let full = if worker.connections() >= descriptors.connections() {
                         Some(Refusal::OpenFiles)

@@ -82,6 +82,10 @@ impl Sink for NearSink<'_> {
         self.near.core.handle_ready(interest);
     }
 
+    fn refuse(&mut self, _worker: usize, interest: &Interest) {
+        self.near.core.handle_refused(interest);
+    }
+
     fn canary(&mut self) {
         self.near.has_canary.set(true);
     }

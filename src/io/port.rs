@@ -38,6 +38,7 @@ pub enum ToWorker {
     Deliver(Arc<[u8]>),
     Answer(u32, Outcome),
     Ready(Interest),
+    Refused(Interest),
     Notice(Notice),
     Canary,
 }
@@ -319,6 +320,10 @@ impl Sink for FarSink<'_> {
 
     fn ready(&mut self, worker: usize, interest: &Interest) {
         self.0.ports.borrow_mut()[worker].tell(ToWorker::Ready(interest.clone()));
+    }
+
+    fn refuse(&mut self, worker: usize, interest: &Interest) {
+        self.0.ports.borrow_mut()[worker].tell(ToWorker::Refused(interest.clone()));
     }
 
     fn canary(&mut self) {

@@ -12,6 +12,7 @@ use crate::types::{NodeId, Routing};
 use crate::wire::envelope::Envelope;
 use crate::wire::redis_url::RedisUrl;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -36,6 +37,8 @@ const MAX_BACKOFF_MS: u64 = 500;
 const WARNING_EVERY: Duration = Duration::from_secs(10);
 /// Gaps that are logged one by one after a reconnect; of more, the sum.
 const GAPS_LOGGED: usize = 20;
+/// Channels that Redis refuses and that are named in the log.
+const REFUSED_LOGGED: usize = 100;
 
 /// The thread that a broker lives on: with its workers on other threads, or with its only one.
 pub trait Host: 'static {
@@ -73,6 +76,8 @@ pub struct Driver<H> {
     tasks: Cell<usize>,
     task_ended: Waiters,
     gaps: RefCell<Gaps>,
+    /// Channels that Redis refuses, as far as they are logged.
+    refused: RefCell<HashSet<Box<[u8]>>>,
     /// When each kind of trouble was last logged.
     logged: RefCell<[Option<Instant>; 4]>,
 }
@@ -138,6 +143,7 @@ impl<H: Host> Driver<H> {
             tasks: Cell::new(0),
             task_ended: Waiters::default(),
             gaps: RefCell::default(),
+            refused: RefCell::default(),
             logged: RefCell::default(),
         })
     }
@@ -394,9 +400,14 @@ impl<H: Host> Driver<H> {
                          the clock behind some are given out again; allow INCRBY on the key {key}"
                     );
                 }
-                Event::Refused { error } if self.may_log(3) => {
-                    tracing::warn!(%error, "Redis refused a PUBLISH: the push gets 503");
+                Event::Refused { channel, error } if self.may_log(3) => {
+                    let channel = String::from_utf8_lossy(&channel);
+                    tracing::warn!(%channel, %error, "Redis refused a PUBLISH: the push gets 503");
                 }
+                Event::ChannelRefused { channel, error, rule } => {
+                    self.log_refused(channel, &error, &rule);
+                }
+                Event::ChannelAllowed { channel } => self.log_allowed(&channel),
                 Event::Limit(limit) => self.handle_limit(limit),
                 Event::Abandoned { channel, bytes } => {
                     let channel = String::from_utf8_lossy(&channel);
@@ -413,6 +424,35 @@ impl<H: Host> Driver<H> {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Each channel is named once, until it is allowed: the node asks for it again and again.
+    fn log_refused(&self, channel: Box<[u8]>, error: &str, rule: &str) {
+        let mut refused = self.refused.borrow_mut();
+        if refused.len() >= REFUSED_LOGGED || refused.contains(&channel) {
+            return;
+        }
+        let name = String::from_utf8_lossy(&channel);
+        tracing::error!(
+            channel = %name,
+            %error,
+            "Redis does not let this node subscribe to a channel: new clients that need it get \
+             503. Allow it: {rule}"
+        );
+        refused.insert(channel);
+        if refused.len() == REFUSED_LOGGED {
+            tracing::error!(
+                "further channels that Redis refuses are counted only: see \
+                 ws_cluster_queue_channel_refused"
+            );
+        }
+    }
+
+    fn log_allowed(&self, channel: &[u8]) {
+        if self.refused.borrow_mut().remove(channel) {
+            let channel = String::from_utf8_lossy(channel);
+            tracing::info!(%channel, "Redis lets this node subscribe to the channel now");
         }
     }
 

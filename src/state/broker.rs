@@ -11,6 +11,7 @@ mod outgoing;
 mod presence;
 mod publish_log;
 mod reservation;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use super::wants::{Interest, Notice};
 use crate::types::{Incarnation, MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, LastName};
-use crate::wire::resp::{self, Reply, write_command};
+use crate::wire::resp::{self, Reply};
 use facts::{Facts, Question};
 use interests::{Interests, Joined};
 use link::Link;
@@ -32,6 +33,7 @@ use publish_log::{Parts, PublishLog};
 use reservation::Reservation;
 use std::collections::HashSet;
 use std::sync::Arc;
+use subscriptions::Subscriptions;
 
 pub use facts::{Command, SizeLimit};
 pub use greeting::Credentials;
@@ -117,8 +119,12 @@ pub trait Sink {
     fn notice(&mut self, worker: usize, notice: Notice);
     /// Answers a [`Broker::handle_push`] or a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);
-    /// Answers an [`Ask::Join`].
+    /// Answers an [`Ask::Join`]: it is in force, or the queue is down. After a [`Sink::refuse`]
+    /// too, if Redis allows it later.
     fn ready(&mut self, worker: usize, interest: &Interest);
+    /// Redis does not let this node hear a channel of it. That may be so from the first
+    /// [`Ask::Join`] on, or after it was in force.
+    fn refuse(&mut self, worker: usize, interest: &Interest);
     /// Hands the canary to every worker; each tells [`Broker::handle_canary_seen`].
     fn canary(&mut self);
     /// Whether more may be delivered now; otherwise the rest waits.
@@ -151,7 +157,18 @@ pub enum Event {
     SameNode,
     /// Redis refused a PUBLISH.
     Refused {
+        channel: Box<[u8]>,
         error: String,
+    },
+    /// Redis does not let this node hear a channel; `rule`: what would.
+    ChannelRefused {
+        channel: Box<[u8]>,
+        error: String,
+        rule: String,
+    },
+    /// It does now.
+    ChannelAllowed {
+        channel: Box<[u8]>,
     },
     /// The largest message that Redis and this node take is another one than before.
     Limit(SizeLimit),
@@ -235,10 +252,7 @@ pub struct Broker {
     is_first_attempt: bool,
     /// Workers whose announcements may be late.
     unsure: u64,
-    /// Subscriptions of this life of the links that are not confirmed.
-    unconfirmed: usize,
-    /// Those of them that were there when the links came up: they are what pushes wait for.
-    unrenewed: usize,
+    subscriptions: Subscriptions,
     canary: Canary,
     facts: Facts,
     /// When Redis was last asked for its role, and for its limits.
@@ -279,8 +293,7 @@ impl Broker {
             wall_ms: 0,
             is_first_attempt: true,
             unsure: 0,
-            unconfirmed: 0,
-            unrenewed: 0,
+            subscriptions: Subscriptions::default(),
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
             role_asked_ms: 0,
@@ -329,7 +342,7 @@ impl Broker {
     /// Both sockets are connected.
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
-        self.unconfirmed = 0;
+        self.subscriptions.clear();
         self.facts.handle_open();
         (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
         self.publishing.greet(&self.config.credentials, now_ms);
@@ -342,7 +355,7 @@ impl Broker {
         self.is_first_attempt = false;
         self.reservation.handle_lost();
         // Nothing will be confirmed: who asks from now on does not wait for it.
-        self.unconfirmed = 0;
+        self.subscriptions.clear();
         self.publishing.close();
         self.subscribing.close();
         let mut told = HashSet::new();
@@ -396,7 +409,9 @@ impl Broker {
                 let is_waiting = is_waiting || self.reservation.is_asking();
                 self.publishing.handle_heard(now_ms, is_waiting);
             }
-            LinkName::Subscribe => self.subscribing.handle_heard(now_ms, self.unconfirmed > 0),
+            LinkName::Subscribe => {
+                self.subscribing.handle_heard(now_ms, self.subscriptions.is_waiting());
+            }
         }
         Ok(Handled { bytes: at, is_paused })
     }
@@ -423,56 +438,18 @@ impl Broker {
             }
             return Ok(());
         }
-        match (link, reply) {
-            (LinkName::Subscribe, Reply::Message { channel, payload }) => {
-                self.handle_message(channel, payload, now_ms, sink);
-            }
-            (LinkName::Subscribe, Reply::Subscribed { channel }) => {
-                self.handle_subscribed(channel, sink);
-                self.unconfirmed = self.unconfirmed.saturating_sub(1);
-                // They come in order: those of before the reconnect first.
-                self.unrenewed = self.unrenewed.saturating_sub(1);
-                if self.unrenewed == 0 && self.state == State::Opening {
-                    self.begin_publishing(now_ms);
-                }
-            }
-            (LinkName::Subscribe, Reply::Error(text)) if !incoming::is_sign_of_life(text) => {
-                return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
-            }
-            (LinkName::Subscribe, _) => {}
-            (LinkName::Publish, reply) if self.reservation.is_asking() => {
+        match link {
+            LinkName::Subscribe => self.handle_subscribing(reply, now_ms, sink),
+            LinkName::Publish if self.reservation.is_asking() => {
                 let number = reservation::number_of(&reply).ok_or(LinkError::Unasked)?;
-                self.handle_number(number, now_ms, sink)?;
+                self.handle_number(number, now_ms, sink)
             }
-            (LinkName::Publish, reply) => {
+            LinkName::Publish => {
                 self.handle_answer(&reply, now_ms, sink)?;
                 self.become_ready(now_ms);
+                Ok(())
             }
         }
-        Ok(())
-    }
-
-    /// A channel is confirmed: whoever waited for it is told, once all that they wait for is.
-    fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
-        for (worker, interest) in self.interests.confirm(channel) {
-            let names = self.channel_names(&interest);
-            if names.iter().all(|name| self.interests.is_in_force(name)) {
-                sink.ready(worker, &interest);
-            }
-        }
-    }
-
-    fn subscribe_to_all(&mut self, now_ms: u64) {
-        let mut names: Vec<&[u8]> = self.interests.names().collect();
-        names.sort_unstable();
-        for some in names.chunks(CHANNELS_PER_COMMAND) {
-            let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
-            command.extend(some);
-            write_command(&mut self.subscribing.out, &command);
-        }
-        self.unconfirmed = names.len();
-        self.unrenewed = names.len();
-        self.subscribing.handle_asked(now_ms);
     }
 
     /// Everything is subscribed to: this node says what it has, and the canary proves the way. What
@@ -519,6 +496,7 @@ impl Broker {
         }
         counters.pending_bytes.set(self.pending_bytes() as u64);
         counters.channels.set(self.interests.len() as u64);
+        counters.channels_refused.set(self.subscriptions.refused() as u64);
         if self.state == State::Down {
             return Ok(());
         }
@@ -530,9 +508,10 @@ impl Broker {
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
         self.ask_questions(now_ms, deadline_ms);
         if self.subscribing.is_ping_due(now_ms) {
-            write_command(&mut self.subscribing.out, &[b"PING"]);
+            self.subscriptions.ping(&mut self.subscribing);
             self.subscribing.handle_asked(now_ms);
         }
+        self.subscribe_again(now_ms);
         if !self.canary.is_back {
             let late_ms = now_ms.saturating_sub(self.canary.sent_ms);
             let lag_ms = &self.config.counters.lag_ms;

@@ -390,8 +390,9 @@ pub struct BrokerCounters {
     pub nodes: Mutex<Vec<NodeId>>,
     /// Bytes of pushes that wait for the queue's answer now.
     pub pending_bytes: Counter,
-    /// Channels that this node wants to hear now.
+    /// Channels that this node wants to hear now, and those of them that Redis forbids it to.
     pub channels: Counter,
+    pub channels_refused: Counter,
     missed: Mutex<BTreeMap<(NodeId, String), u64>>,
 }
 

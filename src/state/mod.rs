@@ -23,6 +23,6 @@ pub use budget::Rest;
 pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use worker::{
-    Hearing, Identity, Note, PendingRequests, PushOutcome, Released, Role, ServerPush, Worker,
-    WorkerConfig,
+    Admission, Hearing, Identity, Note, PendingRequests, PushOutcome, Released, Role, ServerPush,
+    Worker, WorkerConfig,
 };

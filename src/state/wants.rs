@@ -114,6 +114,8 @@ enum State {
     #[default]
     Unknown,
     Asked,
+    /// The queue does not let this node hear it. It is asked for again and again.
+    Refused,
     InForce,
 }
 
@@ -226,13 +228,29 @@ impl Wants {
     /// The broker's answer to an [`Ask::Join`].
     pub fn handle_ready(&mut self, interest: &Interest) {
         let now_ms = self.now_ms;
-        if let Some(want) = self.find(interest) {
-            want.state = State::InForce;
+        self.settle(interest, State::InForce, now_ms);
+    }
+
+    /// The queue does not let this node hear something that is asked for, or was in force.
+    pub fn handle_refused(&mut self, interest: &Interest) {
+        let now_ms = self.now_ms;
+        self.settle(interest, State::Refused, now_ms);
+    }
+
+    fn settle(&mut self, interest: &Interest, state: State, now_ms: u64) {
+        if let Some(want) = self.find(interest).filter(|want| want.state != State::Unknown) {
+            want.state = state;
             // Who asked may have gone meanwhile.
             if want.listeners == 0 && want.is_to_be_queued(now_ms) {
                 self.idle.push_back((now_ms, interest.clone()));
             }
         }
+    }
+
+    /// Whether the queue refuses something that this listener needs.
+    pub fn is_refused(&mut self, project: ProjectId, listener: Listener<'_>) -> bool {
+        let mut needs = self.needs(project, listener).into_iter();
+        needs.any(|interest| self.find(&interest).is_some_and(|want| want.state == State::Refused))
     }
 
     /// Leaves what nobody has needed for a minute, a bounded number at a time.
@@ -247,7 +265,7 @@ impl Wants {
             looks -= 1;
             let Some(want) = self.find(&interest) else { continue };
             want.is_queued = false;
-            if want.listeners > 0 || want.state != State::InForce {
+            if want.listeners > 0 || matches!(want.state, State::Unknown | State::Asked) {
                 continue;
             }
             let since_ms = want.idle_since_ms;
@@ -467,5 +485,25 @@ mod tests {
         wants.handle_ready(&project);
         wants.handle_tick(1_000 + LEAVE_AFTER_MS);
         assert_eq!(wants.take_asks(), [Ask::Leave(project)]);
+    }
+
+    /// Whoever came next was let in, and heard nothing.
+    #[test]
+    fn what_is_refused_is_not_asked_for_again_and_is_left_like_anything_else() {
+        let mut wants = wants(Routing::Project);
+        let project = Interest::Project(SHOP);
+        wants.handle_ready(&project);
+        assert!(wants.admit(SHOP, client("a")).is_some(), "nobody had asked for it");
+        wants.take_asks();
+        wants.handle_refused(&project);
+        assert!(wants.is_refused(SHOP, client("b")));
+        assert!(wants.admit(SHOP, client("b")).is_some() && !wants.has_asks());
+        wants.handle_ready(&project);
+        assert!(!wants.is_refused(SHOP, client("b")));
+        assert_eq!(wants.admit(SHOP, client("b")), None);
+        wants.handle_refused(&project);
+        wants.handle_tick(1_000 + LEAVE_AFTER_MS);
+        assert_eq!(wants.take_asks(), [Ask::Leave(project)]);
+        assert!(!wants.is_refused(SHOP, client("b")));
     }
 }

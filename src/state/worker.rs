@@ -202,6 +202,16 @@ pub struct Worker {
     now_ms: u64,
 }
 
+/// Whether a connection may be taken in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    Now,
+    /// Once this is in force.
+    After(Interest),
+    /// The queue does not let this node hear what it needs.
+    Refused,
+}
+
 impl Worker {
     pub fn new(config: WorkerConfig, now_ms: u64) -> Self {
         let reserved = config.max_connections.min(NONE as usize - 1);
@@ -263,10 +273,19 @@ impl Worker {
     }
 
     /// What has to be in force before a connection like this may be taken in, so that nothing
-    /// passes it by once it has its welcome; `None`: nothing more. It is asked for
-    /// ([`Worker::take_asks`]).
-    pub fn admit(&mut self, identity: &Identity<'_>) -> Option<Interest> {
-        self.wants.admit(identity.project, life::listener(identity.role, identity.uid))
+    /// passes it by once it has its welcome. It is asked for ([`Worker::take_asks`]).
+    pub fn admit(&mut self, identity: &Identity<'_>) -> Admission {
+        let (project, listener) = (identity.project, life::listener(identity.role, identity.uid));
+        match self.wants.admit(project, listener) {
+            None => Admission::Now,
+            Some(_) if self.wants.is_refused(project, listener) => Admission::Refused,
+            Some(interest) => Admission::After(interest),
+        }
+    }
+
+    /// The queue does not let this node hear something. Who is connected stays.
+    pub fn handle_refused(&mut self, interest: &Interest) {
+        self.wants.handle_refused(interest);
     }
 
     /// The broker's answer: this is in force, or the queue is not there to confirm it.

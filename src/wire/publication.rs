@@ -33,6 +33,30 @@ impl ChannelNames {
         Self { prefix: prefix.into(), to_project: format!("{prefix}:{{").into() }
     }
 
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The project of a channel's name, and which of its channels that is; `None` for that of its
+    /// events.
+    pub fn parse<'n>(&self, name: &'n [u8]) -> Option<(&'n [u8], Option<Channel<'n>>)> {
+        let rest = name.strip_prefix(self.to_project.as_bytes())?;
+        // No project's id has a brace.
+        let end = rest.iter().position(|&byte| byte == b'}')?;
+        let (pid, rest) = (&rest[..end], &rest[end + 1..]);
+        let channel = match rest.get(..3) {
+            None if rest.is_empty() => Some(Channel::Project),
+            None if rest == b":e" => None,
+            Some(b":u:") => Some(Channel::User(&rest[3..])),
+            Some(b":n:") => {
+                let number = std::str::from_utf8(&rest[3..]).ok()?.parse().ok()?;
+                Some(Channel::Node(NodeId::new(number)?))
+            }
+            _ => return None,
+        };
+        Some((pid, channel))
+    }
+
     pub fn project(&self, out: &mut Vec<u8>, pid: impl AsRef<[u8]>) {
         out.extend_from_slice(self.to_project.as_bytes());
         out.extend_from_slice(pid.as_ref());

@@ -4,7 +4,7 @@ import re
 import signal
 
 import pytest
-from harness import PATIENCE, eventually
+from harness import PATIENCE, SECRET, Raw, eventually, handshake, signed
 from redis_harness import (
     await_ready,
     await_unready,
@@ -105,13 +105,63 @@ def test_a_user_that_is_unknown_or_may_too_little(own_redis, own_node):
     redis.command("ACL", "SETUSER", "app", "+publish", "resetchannels", "&wsc:node*")
     # The node is ready without a client; the first one needs more.
     await_ready(server)
-    with server.client("u") as client:
-        await_unready(server, word="NOPERM")
-        redis.command("ACL", "SETUSER", "app", "allchannels")
-        await_ready(server)
-        server.push("now", uids=["u"])
-        assert client.pushed() == '"now"'
+    assert refused(server, "1")
+    assert readiness(server).status == 200
     assert_secret(server, PASSWORD, QUOTED)
+
+
+def refused(server, pid, **params):
+    """Whether the handshake of a client of the project is refused, as it must be."""
+    query = signed("/ws/connect", {"pid": pid, "uid": "u", **params}, SECRET)
+    raw = Raw(server.ws)
+    try:
+        raw.send(handshake("/ws/connect?" + query))
+        status, fields, body = raw.read_response()
+        assert int(fields["retry-after"]) > 0
+        return status == 503 and "subscribe" in body and "log" in body
+    finally:
+        raw.socket.close()
+
+
+def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_projects):
+    """Its first client ended the links of all projects, again and again."""
+    redis = own_redis()
+    redis.command("ACL", "SETUSER", "app", "on", "nopass", "+@all", "allchannels")
+    server = own_node(
+        7, url(redis, "app:x@"), "--projects", many_projects, workers=size
+    )
+    with server.client("one") as one, server.client("old", pid="p0") as old:
+        # Redis ends the links of subscribers that lose a right.
+        redis.command(
+            "ACL", "SETUSER", "app", "-ping", "resetchannels", "&wsc:node*", "&wsc:{1}*", "&wsc:{p1}*"
+        )
+        eventually(lambda: server.metric("queue_link_loss_total") == 1, "a new link", 30)
+        await_ready(server)
+        eventually(lambda: refused(server, "p0"), "clients of p0 to be refused")
+        assert refused(server, "p2") and refused(server, "p2", type="2")
+        with server.client("two", pid="p1"):
+            server.push("works", uids=["one"])
+            assert one.pushed() == '"works"'
+        answer = server.post_json("/ws/push", {"pid": "p0", "data": 1})
+        assert answer.status == 503 and "refused" in answer.json["msg"], answer.text
+        assert readiness(server).status == 200
+        refusals = lambda: server.metric("ws_cluster_queue_channel_refused")
+        eventually(lambda: refusals() == 4, "two channels of p0 and of p2")
+        # Those who were there stay, and hear again when they may.
+        redis.command("ACL", "SETUSER", "app", "allchannels")
+        eventually(lambda: refusals() == 0, "all channels", 30)
+        server.push("again", pid="p0", uids=["old"])
+        assert old.pushed() == '"again"'
+        with server.client("new", pid="p0") as new:
+            server.push("new", pid="p0", uids=["new"])
+            assert new.pushed() == '"new"'
+        assert server.metric("queue_link_loss_total") == 1
+    log = log_of(server)
+    for channel in ("wsc:{p0}", "wsc:{p0}:n:7", "wsc:{p2}"):
+        named = re.findall(rf"channel={re.escape(channel)}\s.*ERROR|ERROR.*channel={re.escape(channel)}\s", log)
+        assert len(named) == 1, log
+    assert "ACL SETUSER app &wsc:*" in log
+    assert log.count("grant this node's user +ping") == 1
 
 
 @APART

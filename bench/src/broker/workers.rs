@@ -53,6 +53,8 @@ impl Sink for Counting {
 
     fn ready(&mut self, _worker: usize, _interest: &Interest) {}
 
+    fn refuse(&mut self, _worker: usize, _interest: &Interest) {}
+
     fn canary(&mut self) {}
 
     fn has_room(&self) -> bool {

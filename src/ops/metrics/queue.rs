@@ -31,6 +31,11 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
     let gauges = [
         ("queue_pending_bytes", "Bytes that wait for the queue's answer", &broker.pending_bytes),
         ("queue_channel", "Channels that this node wants to hear", &broker.channels),
+        (
+            "ws_cluster_queue_channel_refused",
+            "Channels that Redis does not let this node hear",
+            &broker.channels_refused,
+        ),
     ];
     let help = "1 while Redis keeps which client ids this node has given out, else 0";
     encode_gauge(encoder, "ws_cluster_ids_kept", help, broker.ids_kept.value())?;

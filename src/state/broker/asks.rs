@@ -4,7 +4,6 @@ use super::{Broker, Joined, Sink, State};
 use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Interest, Relay, To};
 use crate::types::SnowflakeClock;
-use crate::wire::resp::write_command;
 
 impl Broker {
     /// What a worker needs to hear, or needs no more.
@@ -56,7 +55,7 @@ impl Broker {
     }
 
     fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
-        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let is_up = self.has_subscribed();
         let names = self.channel_names(interest);
         if self.is_first_attempt && !is_up {
             // Whoever comes before it is known which client ids were given out waits for that: all
@@ -66,36 +65,43 @@ impl Broker {
             }
             return;
         }
-        let mut must_wait = false;
-        let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+        let (mut must_wait, mut is_refused) = (false, false);
+        let mut new: Vec<&[u8]> = Vec::new();
         for name in &names {
             let joined = self.interests.join(name, worker, Some(interest).filter(|_| is_up));
             must_wait |= joined != Joined::InForce;
+            is_refused |= joined == Joined::Refused;
             if joined == Joined::New && is_up {
-                command.push(name);
+                new.push(name);
             }
         }
-        if command.len() > 1 {
-            self.unconfirmed += command.len() - 1;
-            write_command(&mut self.subscribing.out, &command);
+        if !new.is_empty() {
+            self.subscriptions.subscribe(&mut self.subscribing, &new, false);
             self.subscribing.handle_asked(now_ms);
         }
         if !is_up || !must_wait {
             sink.ready(worker, interest);
+        } else if is_refused {
+            sink.refuse(worker, interest);
         }
     }
 
+    /// Whether everything that was wanted when the links came up was asked for.
+    fn has_subscribed(&self) -> bool {
+        matches!(self.state, State::Proving | State::Ready) || self.subscriptions.is_waiting()
+    }
+
     fn leave(&mut self, worker: usize, interest: &Interest) {
-        let is_up = matches!(self.state, State::Proving | State::Ready) || self.unconfirmed > 0;
+        let is_up = self.has_subscribed();
         let names = self.channel_names(interest);
-        let mut command: Vec<&[u8]> = vec![b"UNSUBSCRIBE"];
+        let mut left: Vec<&[u8]> = Vec::new();
         for name in &names {
             if self.interests.leave(name, worker) && is_up {
-                command.push(name);
+                left.push(name);
             }
         }
-        if command.len() > 1 {
-            write_command(&mut self.subscribing.out, &command);
+        if !left.is_empty() {
+            self.subscriptions.unsubscribe(&mut self.subscribing, &left);
         }
     }
 

@@ -42,7 +42,13 @@ impl Broker {
                 self.handle_renewed(number, now_ms)?;
             }
             (Some(Asked::Word(_)), Reply::Error(text)) => {
-                return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
+                let channel: Box<[u8]> = self.log.front_channel().into();
+                if self.is_vital(&channel) || !text.starts_with(b"NOPERM") {
+                    return Err(self.refused(text));
+                }
+                // The last number of a project's channel, say: its pushes are refused as well.
+                let error = String::from_utf8_lossy(text).into_owned();
+                self.events.push(Event::Refused { channel, error });
             }
             (Some(Asked::Word(waiter)), Reply::Integer(_)) => {
                 if let Some((worker, cid)) = waiter {
@@ -67,7 +73,8 @@ impl Broker {
                     self.parts.some_too_large = true;
                 }
                 let error = String::from_utf8_lossy(text).into_owned();
-                self.events.push(Event::Refused { error });
+                let channel = self.log.front_channel().into();
+                self.events.push(Event::Refused { channel, error });
                 is_refused = true;
             }
             _ => return Err(LinkError::Unasked),

@@ -18,6 +18,8 @@ pub struct Channel {
     /// Who waits for the confirmation, and of what.
     waiting: Vec<(usize, Interest)>,
     is_confirmed: bool,
+    /// Redis does not let this node hear it. Those who wait were told.
+    is_refused: bool,
     pub origins: Origins,
 }
 
@@ -28,6 +30,8 @@ pub enum Joined {
     New,
     /// Subscribed to, and not confirmed.
     Waiting,
+    /// Redis did not allow it when it was last asked.
+    Refused,
     InForce,
 }
 
@@ -66,6 +70,7 @@ impl Interests {
             twice: 0,
             waiting: Vec::new(),
             is_confirmed: false,
+            is_refused: false,
             origins: Origins::default(),
         });
         let channel = entry.get_mut();
@@ -77,7 +82,11 @@ impl Interests {
         if let Some(interest) = interest {
             channel.waiting.push((worker, interest.clone()));
         }
-        if is_new { Joined::New } else { Joined::Waiting }
+        match is_new {
+            true => Joined::New,
+            false if channel.is_refused => Joined::Refused,
+            false => Joined::Waiting,
+        }
     }
 
     /// `worker` does not need the channel any more. Returns whether nobody does: it is forgotten,
@@ -123,8 +132,37 @@ impl Interests {
     /// Redis confirmed a subscription. Who waited for it, and of what it is a part.
     pub fn confirm(&mut self, name: &[u8]) -> Vec<(usize, Interest)> {
         let Some(channel) = self.find(name) else { return Vec::new() };
-        channel.is_confirmed = true;
+        (channel.is_confirmed, channel.is_refused) = (true, false);
         std::mem::take(&mut channel.waiting)
+    }
+
+    /// Redis refused a subscription. `interests`: those that it is a part of. Who needs which of
+    /// them; `None`: they were told, or nobody needs it. They wait for its confirmation all the
+    /// same.
+    pub fn refuse(
+        &mut self,
+        name: &[u8],
+        interests: &[Interest],
+    ) -> Option<Vec<(usize, Interest)>> {
+        let channel = self.find(name).filter(|channel| !channel.is_refused)?;
+        (channel.is_confirmed, channel.is_refused) = (false, true);
+        let mut workers = channel.workers;
+        while workers != 0 {
+            let worker = workers.trailing_zeros() as usize;
+            workers &= workers - 1;
+            for interest in interests {
+                let one = (worker, interest.clone());
+                if !channel.waiting.contains(&one) {
+                    channel.waiting.push(one);
+                }
+            }
+        }
+        Some(channel.waiting.clone())
+    }
+
+    /// Whether anybody needs the channel.
+    pub fn has(&self, name: &[u8]) -> bool {
+        self.channels.find(self.hash(name), |channel| *channel.name == *name).is_some()
     }
 
     pub fn is_in_force(&mut self, name: &[u8]) -> bool {
@@ -134,7 +172,7 @@ impl Interests {
     /// The link is lost: nothing is confirmed any more, and nobody waits for it.
     pub fn handle_lost(&mut self, mut ready: impl FnMut(usize, &Interest)) {
         for channel in &mut self.channels {
-            channel.is_confirmed = false;
+            (channel.is_confirmed, channel.is_refused) = (false, false);
             for (worker, interest) in std::mem::take(&mut channel.waiting) {
                 ready(worker, &interest);
             }

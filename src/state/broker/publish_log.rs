@@ -317,6 +317,11 @@ impl PublishLog {
         Some((command.channel(), Header::read(envelope).ok()?.seq))
     }
 
+    /// The channel of the oldest command.
+    pub fn front_channel(&self) -> &[u8] {
+        self.commands.front().map_or(&[], Command::channel)
+    }
+
     /// Bytes of the envelopes of the oldest command.
     pub fn front_bytes(&self) -> usize {
         self.commands.front().map_or(0, Command::envelope_bytes)

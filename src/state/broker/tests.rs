@@ -28,6 +28,7 @@ struct Said {
     notices: Vec<(usize, Notice)>,
     answers: Vec<(u32, Outcome)>,
     ready: Vec<usize>,
+    refused: Vec<(usize, Interest)>,
     canaries: usize,
     is_full: bool,
 }
@@ -55,6 +56,10 @@ impl Sink for Said {
         self.ready.push(worker);
     }
 
+    fn refuse(&mut self, worker: usize, interest: &Interest) {
+        self.refused.push((worker, interest.clone()));
+    }
+
     fn canary(&mut self) {
         self.canaries += 1;
     }
@@ -73,6 +78,8 @@ struct Setting {
     /// It answers nothing at all.
     is_silent: bool,
     subscribed: Vec<Vec<u8>>,
+    /// Channels that may not be subscribed to.
+    forbidden: Vec<Vec<u8>>,
     /// Kinds of what was published on the channel of events.
     events: Vec<Kind>,
     /// Messages of another node.
@@ -114,6 +121,7 @@ impl Setting {
             is_deaf: false,
             is_silent: false,
             subscribed: Vec::new(),
+            forbidden: Vec::new(),
             events: Vec::new(),
             arrived: 0,
             number: 0,
@@ -161,6 +169,9 @@ impl Setting {
 
     fn execute(&mut self, command: &[Vec<u8>], answers: &mut Vec<u8>, messages: &mut Vec<u8>) {
         match &command[0][..] {
+            b"SUBSCRIBE" if command[1..].iter().any(|one| self.forbidden.contains(one)) => {
+                answers.extend_from_slice(b"-NOPERM no permissions to access a channel\r\n");
+            }
             b"SUBSCRIBE" => {
                 for channel in &command[1..] {
                     self.subscribed.push(channel.clone());
@@ -169,7 +180,14 @@ impl Setting {
                     answers.extend_from_slice(b":1\r\n");
                 }
             }
-            b"UNSUBSCRIBE" => self.subscribed.retain(|one| !command[1..].contains(one)),
+            b"UNSUBSCRIBE" => {
+                self.subscribed.retain(|one| !command[1..].contains(one));
+                for channel in &command[1..] {
+                    answers.extend_from_slice(b">3\r\n$11\r\nunsubscribe\r\n");
+                    bulk(answers, channel);
+                    answers.extend_from_slice(b":1\r\n");
+                }
+            }
             b"PUBLISH" => {
                 answers.extend_from_slice(b":1\r\n");
                 if command[1].ends_with(b":e") {
@@ -464,7 +482,7 @@ fn bad_bytes_on_a_channel_cost_nothing_but_themselves() {
 fn a_full_sink_pauses_the_reading() {
     let mut setting = Setting::ready(1);
     setting.said.is_full = true;
-    let bytes = b"+PONG\r\n+PONG\r\n";
+    let bytes = b">0\r\n>0\r\n";
     let (broker, said) = (&mut setting.broker, &mut setting.said);
     let handled = broker.handle_bytes(LinkName::Subscribe, bytes, 1_000, said).unwrap();
     assert_eq!(handled, Handled { bytes: 0, is_paused: true });

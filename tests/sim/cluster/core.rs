@@ -16,7 +16,7 @@ use ws_cluster::state::idempotency::REMEMBER_MS;
 use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::servers::Loads;
 use ws_cluster::state::wants::{Ask, Interest, Notice, Server};
-use ws_cluster::state::{Identity, Role, Sealed, Worker};
+use ws_cluster::state::{Admission, Identity, Role, Sealed, Worker};
 use ws_cluster::types::{Cid, ConnKey, EventSet};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
@@ -151,8 +151,10 @@ impl Core {
         let tags: Vec<&str> = guest.tags.iter().map(String::as_str).collect();
         let (uid, device, role) = (guest.uid, guest.device, guest.role);
         let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
-        if let Some(interest) = self.worker.admit(&identity) {
-            return self.waiting.push((interest, guest));
+        match self.worker.admit(&identity) {
+            Admission::Now => {}
+            Admission::After(interest) => return self.waiting.push((interest, guest)),
+            Admission::Refused => panic!("{uid} is refused, and Redis refused nothing"),
         }
         let (key, Cid(cid)) = self.worker.handle_connect(identity, b"", now_ms);
         let pid = super::PIDS[guest.project];

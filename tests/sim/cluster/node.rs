@@ -121,6 +121,10 @@ impl Sink for Words {
         self.list.push((worker, Word::Ready(interest.clone())));
     }
 
+    fn refuse(&mut self, _worker: usize, interest: &Interest) {
+        panic!("{interest:?} is refused, and Redis refused nothing");
+    }
+
     fn canary(&mut self) {
         // For every worker: see `Node::dispatch`.
         self.list.push((usize::MAX, Word::Canary));

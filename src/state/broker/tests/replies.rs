@@ -78,3 +78,160 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     setting.push(1, "no", &TargetsBuf::default());
     assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
 }
+
+fn ask(setting: &mut Setting, interest: Interest) {
+    let ask = Ask::Join(interest);
+    setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+    setting.talk();
+}
+
+fn forbid(setting: &mut Setting, names: &[&str]) {
+    setting.forbidden = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+}
+
+/// The links of all projects ended, again and again.
+#[test]
+fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
+    let mut setting = Setting::ready(1);
+    let (project, events) = (Interest::Project(ProjectId(0)), Interest::Events(ProjectId(0)));
+    forbid(&mut setting, &["x:{p}:e"]);
+    ask(&mut setting, events.clone());
+    ask(&mut setting, project.clone());
+    assert_eq!(setting.said.refused, [(0, events.clone())]);
+    assert_eq!(setting.said.ready, [0], "the other one is in force");
+    let events_logged = setting.broker.take_events();
+    let refused = events_logged.iter().find_map(|event| match event {
+        Event::ChannelRefused { channel, rule, .. } => Some((&**channel, &**rule)),
+        _ => None,
+    });
+    let rule = "ACL SETUSER default &x:* +publish +subscribe +unsubscribe";
+    assert_eq!(refused, Some((&b"x:{p}:e"[..], rule)));
+    setting.push(1, "works", &TargetsBuf::default());
+    setting.talk();
+    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    // Whoever else asks is told at once.
+    setting.broker.handle_ask(0, &Ask::Join(events.clone()), setting.now_ms, &mut setting.said);
+    assert_eq!(setting.said.refused.len(), 2);
+    setting.tick(10_000).unwrap();
+    assert_eq!(setting.said.refused.len(), 2, "it is told once");
+    assert_eq!(setting.broker.config.counters.channels_refused.value(), 1);
+    // It is allowed, and heard of within five seconds.
+    setting.forbidden.clear();
+    setting.tick(5_100).unwrap();
+    assert!(setting.said.ready.len() > 1 && setting.subscribed.contains(&b"x:{p}:e".to_vec()));
+    assert_eq!(setting.broker.config.counters.channels_refused.value(), 0);
+}
+
+#[test]
+fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
+    let mut setting = Setting::ready(1);
+    let interest = |number: u32| Interest::User(ProjectId(0), format!("u{number}").into());
+    (0..1_200).for_each(|number| ask(&mut setting, interest(number)));
+    ask(&mut setting, Interest::Project(ProjectId(0)));
+    assert_eq!(setting.said.ready.len(), 1_201);
+    setting.broker.handle_lost(&mut setting.said);
+    setting.subscribed.clear();
+    forbid(&mut setting, &["x:{p}:u:u7", "x:{p}:u:u900", "x:{p}:n:7"]);
+    setting.broker.handle_open(setting.now_ms);
+    setting.talk();
+    setting.tick(1_000).unwrap();
+    assert!(setting.broker.is_ready(), "the others do not wait for it");
+    setting.said.refused.sort_by_key(|(_, interest)| format!("{interest:?}"));
+    let inbox = Interest::Inbox(ProjectId(0));
+    let expected = [inbox, Interest::Project(ProjectId(0)), interest(7), interest(900)];
+    assert_eq!(setting.said.refused, expected.map(|interest| (0, interest)));
+    // Of 1,204 channels all but those three, and each once.
+    assert_eq!(setting.subscribed.len(), 1_201);
+    setting.said.ready.clear();
+    setting.forbidden.clear();
+    setting.tick(5_000).unwrap();
+    assert_eq!(setting.subscribed.len(), 1_204);
+    assert!(setting.said.ready.len() >= 3);
+}
+
+#[test]
+fn a_node_that_may_not_hear_itself_says_what_it_needs() {
+    let mut setting = Setting::new(1);
+    forbid(&mut setting, &["x:nodes"]);
+    setting.broker.handle_open(setting.now_ms);
+    let result = loop {
+        let mut answers = Vec::new();
+        for link in [LinkName::Publish, LinkName::Subscribe] {
+            let mut out = Vec::new();
+            setting.broker.take_outgoing(link, &mut out, usize::MAX);
+            let commands = commands(&out);
+            let mut bytes = Vec::new();
+            commands.iter().for_each(|one| setting.execute(one, &mut bytes, &mut Vec::new()));
+            answers.push(answer(&mut setting, link, &bytes));
+        }
+        if let Some(error) = answers.into_iter().find_map(Result::err) {
+            break error.to_string();
+        }
+    };
+    assert!(result.contains("ACL SETUSER default &x:*"), "{result}");
+}
+
+#[test]
+fn a_confirmation_of_something_else_ends_the_links() {
+    for reply in [
+        &b">3\r\n$9\r\nsubscribe\r\n$5\r\nx:{p}\r\n:1\r\n"[..],
+        b">3\r\n$11\r\nunsubscribe\r\n$5\r\nx:{p}\r\n:1\r\n",
+        b"+PONG\r\n",
+        b":1\r\n",
+    ] {
+        let mut setting = Setting::ready(1);
+        let result = answer(&mut setting, LinkName::Subscribe, reply);
+        assert_eq!(result, Err(LinkError::Unasked));
+    }
+}
+
+/// The right to publish on a project's channel was taken away: the repeated number of its last push
+/// ended the links of all projects every three seconds.
+#[test]
+fn a_number_that_redis_refuses_costs_no_link() {
+    let mut setting = Setting::ready(1);
+    setting.push(1, "before", &TargetsBuf::default());
+    setting.talk();
+    let mut refused = 0;
+    for _ in 0..5_000 / 50 {
+        setting.now_ms += 50;
+        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        let mut out = Vec::new();
+        setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
+        for command in commands(&out) {
+            let (mut bytes, mut messages) = (Vec::new(), Vec::new());
+            if command.get(1).is_some_and(|channel| channel == b"x:{p}") {
+                bytes = b"-NOPERM no permissions to access a channel\r\n".to_vec();
+                refused += 1;
+            } else {
+                setting.execute(&command, &mut bytes, &mut messages);
+            }
+            answer(&mut setting, LinkName::Publish, &bytes).unwrap();
+            answer(&mut setting, LinkName::Subscribe, &messages).unwrap();
+        }
+        setting.talk();
+    }
+    assert!(refused > 0 && setting.broker.is_ready());
+}
+
+#[test]
+fn a_missing_right_to_ping_is_said_once() {
+    let mut setting = Setting::ready(1);
+    let mut pings = 0;
+    for _ in 0..2_000 / 50 {
+        setting.now_ms += 50;
+        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        for question in asked(&mut setting, LinkName::Subscribe) {
+            assert_eq!(question, "PING");
+            pings += 1;
+            let refused = b"-NOPERM this user has no permissions to run the 'ping' command\r\n";
+            answer(&mut setting, LinkName::Subscribe, refused).unwrap();
+        }
+        setting.talk();
+    }
+    let events = setting.broker.take_events();
+    let said = events
+        .iter()
+        .filter(|event| matches!(event, Event::Forbidden { command: Command::Ping, .. }));
+    assert!(pings >= 2 && said.count() == 1, "{events:?}");
+}

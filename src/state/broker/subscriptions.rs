@@ -1,0 +1,318 @@
+//! The subscribing link: what is asked on it, and what Redis answers: confirmations, and refusals,
+//! which cost nobody but those who need the channel.
+
+use super::facts::{self, Command};
+use super::incoming::is_sign_of_life;
+use super::link::Link;
+use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, Sink, State};
+use crate::state::wants::Interest;
+use crate::wire::bundle;
+use crate::wire::publication::Channel;
+use crate::wire::resp::{Reply, write_command};
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
+
+/// Channels that Redis refused are asked for again at this interval: its rules may have changed.
+const AGAIN_EVERY_MS: u64 = 5_000;
+/// At most this many of them at once, each in a command of its own.
+const AGAIN_CHANNELS: usize = 500;
+
+/// A command that is not answered, or not for all of its channels.
+#[derive(Debug)]
+enum Sent {
+    Subscribe {
+        /// The names of its channels, as a bundle has envelopes.
+        names: Vec<u8>,
+        /// Where the first is that is not answered.
+        at: usize,
+        is_renewal: bool,
+    },
+    /// The number of channels that are not answered.
+    Unsubscribe(usize),
+    Ping,
+}
+
+/// What is under way on the subscribing link in this life of it, and which channels Redis refused.
+///
+/// Invariant: Redis answers in the order of `sent`, so that every reply is for its front.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    sent: VecDeque<Sent>,
+    /// Channels that are neither confirmed nor refused.
+    unconfirmed: usize,
+    /// Those of them that were there when the links came up: they are what pushes wait for.
+    unrenewed: usize,
+    refused: BTreeSet<Box<[u8]>>,
+    /// When, and up to which, the refused ones were last asked for.
+    again_ms: u64,
+    again_after: Box<[u8]>,
+}
+
+impl Subscriptions {
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether Redis owes an answer for a channel.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.unconfirmed > 0
+    }
+
+    /// Channels that Redis does not let this node hear.
+    pub(super) fn refused(&self) -> usize {
+        self.refused.len()
+    }
+
+    pub(super) fn subscribe(&mut self, link: &mut Link, channels: &[&[u8]], is_renewal: bool) {
+        for some in channels.chunks(CHANNELS_PER_COMMAND) {
+            let mut command: Vec<&[u8]> = vec![b"SUBSCRIBE"];
+            command.extend(some);
+            write_command(&mut link.out, &command);
+            let mut names = Vec::new();
+            for name in some {
+                bundle::add(&mut names, name.len(), |out| out.extend_from_slice(name));
+            }
+            self.sent.push_back(Sent::Subscribe { names, at: 0, is_renewal });
+        }
+        self.unconfirmed += channels.len();
+        self.unrenewed += if is_renewal { channels.len() } else { 0 };
+    }
+
+    pub(super) fn unsubscribe(&mut self, link: &mut Link, channels: &[&[u8]]) {
+        let mut command: Vec<&[u8]> = vec![b"UNSUBSCRIBE"];
+        command.extend(channels);
+        write_command(&mut link.out, &command);
+        self.sent.push_back(Sent::Unsubscribe(channels.len()));
+        for name in channels {
+            self.refused.remove(*name);
+        }
+    }
+
+    pub(super) fn ping(&mut self, link: &mut Link) {
+        write_command(&mut link.out, &[b"PING"]);
+        self.sent.push_back(Sent::Ping);
+    }
+
+    /// Redis confirmed a channel. `None`: it was not asked for that.
+    fn confirm(&mut self, channel: &[u8]) -> Option<()> {
+        let Some(Sent::Subscribe { names, at, is_renewal }) = self.sent.front_mut() else {
+            return None;
+        };
+        if bundle::added(&names[*at..]).next() != Some(channel) {
+            return None;
+        }
+        *at += bundle::LENGTH_BYTES + channel.len();
+        let (is_over, is_renewal) = (*at == names.len(), *is_renewal);
+        if is_over {
+            self.sent.pop_front();
+        }
+        self.settle(1, is_renewal);
+        Some(())
+    }
+
+    /// So many channels are confirmed, refused, or to be asked for in another command.
+    fn settle(&mut self, channels: usize, is_renewal: bool) {
+        self.unconfirmed -= channels;
+        self.unrenewed -= if is_renewal { channels } else { 0 };
+    }
+
+    /// Redis left a channel. `None`: it was not asked to.
+    fn leave_one(&mut self) -> Option<()> {
+        match self.sent.front_mut() {
+            Some(Sent::Unsubscribe(left @ 2..)) => *left -= 1,
+            Some(Sent::Unsubscribe(_)) => drop(self.sent.pop_front()),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Those of the refused channels that it is time to ask for again.
+    fn take_again(&mut self, now_ms: u64) -> Vec<Box<[u8]>> {
+        if self.refused.is_empty() || now_ms.saturating_sub(self.again_ms) < AGAIN_EVERY_MS {
+            return Vec::new();
+        }
+        self.again_ms = now_ms;
+        let after = (Bound::Excluded(&*self.again_after), Bound::Unbounded);
+        let some: Vec<Box<[u8]>> =
+            self.refused.range::<[u8], _>(after).take(AGAIN_CHANNELS).cloned().collect();
+        // The last of all, or none: it begins anew.
+        self.again_after = match some.last() {
+            Some(last) if some.len() == AGAIN_CHANNELS => last.clone(),
+            _ => Box::default(),
+        };
+        some
+    }
+}
+
+impl Broker {
+    /// A reply on the subscribing link, which is greeted.
+    pub(super) fn handle_subscribing(
+        &mut self,
+        reply: Reply<'_>,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        match reply {
+            Reply::Message { channel, payload } => {
+                self.handle_message(channel, payload, now_ms, sink);
+            }
+            Reply::Subscribed { channel } => {
+                self.subscriptions.confirm(channel).ok_or(LinkError::Unasked)?;
+                self.handle_subscribed(channel, sink);
+                self.begin_if_renewed(now_ms);
+            }
+            Reply::Unsubscribed { .. } => {
+                self.subscriptions.leave_one().ok_or(LinkError::Unasked)?;
+            }
+            Reply::Pong => match self.subscriptions.sent.pop_front() {
+                Some(Sent::Ping) => {}
+                _ => return Err(LinkError::Unasked),
+            },
+            Reply::Error(text) => self.handle_subscribing_error(text, now_ms, sink)?,
+            // A push of another kind.
+            Reply::Other => {}
+            _ => return Err(LinkError::Unasked),
+        }
+        Ok(())
+    }
+
+    fn handle_subscribing_error(
+        &mut self,
+        text: &[u8],
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        let forbidden = match self.subscriptions.sent.pop_front() {
+            None | Some(Sent::Ping) if is_sign_of_life(text) => return Ok(()),
+            Some(Sent::Subscribe { names, at, is_renewal }) if text.starts_with(b"NOPERM") => {
+                let names: Vec<&[u8]> = bundle::added(&names[at..]).collect();
+                self.subscriptions.settle(names.len(), is_renewal);
+                self.handle_refused(&names, is_renewal, text, sink)?;
+                self.subscribing.handle_asked(now_ms);
+                self.begin_if_renewed(now_ms);
+                return Ok(());
+            }
+            Some(Sent::Ping) if facts::is_forbidden(text) => Command::Ping,
+            Some(Sent::Unsubscribe(_)) if facts::is_forbidden(text) => Command::Unsubscribe,
+            _ => return Err(self.refused(text)),
+        };
+        self.facts.note_refusal(forbidden, text);
+        self.events.extend(self.facts.take_events());
+        Ok(())
+    }
+
+    /// Redis refuses a command as a whole, and says not for which of its channels: halves of it are
+    /// asked for, until it is known.
+    fn handle_refused(
+        &mut self,
+        names: &[&[u8]],
+        is_renewal: bool,
+        text: &[u8],
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        if let [name] = names {
+            return self.refuse_channel(name, text, sink);
+        }
+        let is_wanted = |name: &&&[u8]| self.interests.has(name);
+        let wanted: Vec<&[u8]> = names.iter().filter(is_wanted).copied().collect();
+        let (first, second) = wanted.split_at(wanted.len() / 2);
+        for half in [first, second] {
+            self.subscriptions.subscribe(&mut self.subscribing, half, is_renewal);
+        }
+        Ok(())
+    }
+
+    fn refuse_channel(
+        &mut self,
+        name: &[u8],
+        text: &[u8],
+        sink: &mut dyn Sink,
+    ) -> Result<(), LinkError> {
+        if self.is_vital(name) {
+            return Err(self.refused(text));
+        }
+        let interests = self.interests_of(name);
+        let Some(told) = self.interests.refuse(name, &interests) else { return Ok(()) };
+        for (worker, interest) in told {
+            sink.refuse(worker, &interest);
+        }
+        if self.subscriptions.refused.insert(name.into()) {
+            let error = String::from_utf8_lossy(text).into_owned();
+            let rule = self.acl_rule();
+            self.events.push(Event::ChannelRefused { channel: name.into(), error, rule });
+        }
+        Ok(())
+    }
+
+    /// A channel is confirmed: whoever waited for it is told, once all that they wait for is.
+    fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
+        if self.subscriptions.refused.remove(channel) {
+            // The others may be allowed now, too.
+            self.subscriptions.again_ms = 0;
+            self.events.push(Event::ChannelAllowed { channel: channel.into() });
+        }
+        for (worker, interest) in self.interests.confirm(channel) {
+            let names = self.channel_names(&interest);
+            if names.iter().all(|name| self.interests.is_in_force(name)) {
+                sink.ready(worker, &interest);
+            }
+        }
+    }
+
+    pub(super) fn subscribe_to_all(&mut self, now_ms: u64) {
+        let Self { interests, subscriptions, subscribing, .. } = self;
+        let mut names: Vec<&[u8]> = interests.names().collect();
+        names.sort_unstable();
+        subscriptions.subscribe(subscribing, &names, true);
+        subscribing.handle_asked(now_ms);
+    }
+
+    /// Asks again for what Redis refused.
+    pub(super) fn subscribe_again(&mut self, now_ms: u64) {
+        for name in self.subscriptions.take_again(now_ms) {
+            self.subscriptions.subscribe(&mut self.subscribing, &[&name], false);
+            self.subscribing.handle_asked(now_ms);
+        }
+    }
+
+    fn begin_if_renewed(&mut self, now_ms: u64) {
+        if self.subscriptions.unrenewed == 0 && self.state == State::Opening {
+            self.begin_publishing(now_ms);
+        }
+    }
+
+    /// Without these two channels a node knows neither itself nor the others.
+    pub(super) fn is_vital(&self, channel: &[u8]) -> bool {
+        channel == self.own_channel || channel == self.nodes_channel
+    }
+
+    /// Redis's refusal of something that the links cannot do without.
+    pub(super) fn refused(&self, text: &[u8]) -> LinkError {
+        let mut said = String::from_utf8_lossy(text).into_owned();
+        if text.starts_with(b"NOPERM") {
+            said += &format!(": {}", self.acl_rule());
+        }
+        LinkError::Refused(said)
+    }
+
+    /// What lets this node's user do all that is needed.
+    pub(super) fn acl_rule(&self) -> String {
+        let user = self.config.credentials.url.user.as_deref().unwrap_or("default");
+        let prefix = self.config.names.prefix();
+        format!("ACL SETUSER {user} &{prefix}:* +publish +subscribe +unsubscribe")
+    }
+
+    /// The interests that a channel is a part of.
+    fn interests_of(&self, channel: &[u8]) -> Vec<Interest> {
+        let Some((pid, what)) = self.config.names.parse(channel) else { return Vec::new() };
+        let Some((project, _)) = self.config.projects.find(pid) else { return Vec::new() };
+        match what {
+            None => vec![Interest::Events(project)],
+            Some(Channel::Project) => vec![Interest::Project(project)],
+            Some(Channel::Node(_)) => vec![Interest::Project(project), Interest::Inbox(project)],
+            Some(Channel::User(uid)) => {
+                vec![Interest::User(project, String::from_utf8_lossy(uid).into())]
+            }
+        }
+    }
+}
