@@ -159,6 +159,7 @@ def test_the_access_rules_of_the_operations_page_are_enough(tmp_path):
                 node.push("to alice", uids=["alice"])
                 node.push("to all")
                 assert node.received([alice]) == [['"to alice"', '"to all"']]
+            assert "NOPERM" not in "".join(node.output + node.errors)
         finally:
             node.stop()
 
