@@ -184,7 +184,8 @@ impl Writer {
         if !is_recent(self.last_complaint, COMPLAINT_EVERY) {
             self.last_complaint = Some(Instant::now());
             // There is nobody left to tell if that fails.
-            let _ = writeln!(io::stderr(), "ws-cluster: {what} ({error})");
+            let line = format!("ws-cluster: {what} ({error})\n");
+            let _ = io::stderr().write_all(line.as_bytes());
         }
     }
 }
