@@ -1,8 +1,9 @@
-//! `/metrics` for Prometheus (OpenMetrics text).
+//! `/metrics` for Prometheus.
 
 pub(super) mod process;
 mod queue;
 mod servers;
+mod text;
 pub(super) mod workers;
 
 use super::server::{Ops, Reply};
@@ -26,8 +27,6 @@ use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
 
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// What `/metrics` shows.
 pub fn registry(shared: &Arc<Shared>) -> Registry {
     let mut registry = Registry::default();
@@ -41,10 +40,15 @@ pub fn answer(ops: &Ops, head: &Head<'_>) -> Reply {
         return Reply::text(404, "see /metrics\n");
     }
     let mut text = String::new();
-    match encode(&mut text, &ops.registry) {
-        Ok(()) => Reply::new(200, OPEN_METRICS, text),
-        Err(_) => Reply::text(500, "not encoded\n"),
+    if encode(&mut text, &ops.registry).is_err() {
+        return Reply::text(500, "not encoded\n");
     }
+    let reply = if text::wants_plain(head.accept) {
+        Reply::new(200, text::PLAIN, text::to_plain(&text))
+    } else {
+        Reply::new(200, text::OPEN_METRICS, text)
+    };
+    reply.with("Vary", "Accept")
 }
 
 #[derive(Debug)]

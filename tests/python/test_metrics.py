@@ -1,5 +1,7 @@
 """What the metrics say of what was done."""
 
+import subprocess
+
 from harness import eventually
 
 
@@ -69,3 +71,25 @@ def test_the_hops_of_a_cluster(cluster, name):
             assert node.metric("cluster_node") == 2
             assert node.metric("queue_sent_bytes_total") > 100
             assert 0 <= node.metric("queue_lag_seconds") < 30
+
+
+def test_promtool_reads_the_older_format(cluster, name):
+    for server in cluster:
+        with server.client(f"{name}x"):
+            server.push(1, uids=[f"{name}x"])
+            get = lambda accept: server.request(
+                "GET", "/metrics", headers={"Accept": accept}, at=server.metrics_address
+            )
+            plain = get("text/plain")
+            assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+            done = subprocess.run(
+                ["promtool", "check", "metrics"], input=plain.text, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            open_metrics = get("application/openmetrics-text, text/plain;q=0.5")
+            assert "openmetrics-text; version=1.0.0" in open_metrics.headers["Content-Type"]
+            assert open_metrics.headers["Vary"] == plain.headers["Vary"] == "Accept"
+            assert open_metrics.text.endswith("# EOF\n") and "# EOF" not in plain.text
+            # The same samples, in the same order.
+            names = lambda text: [line.split(" ")[0] for line in text.splitlines() if line[0] != "#"]
+            assert names(plain.text) == names(open_metrics.text) == list(server.metrics())
