@@ -181,23 +181,19 @@ impl Config {
         let echo = resolve_echo(raw, from, env)?;
         let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
         let limits = limits::resolve(raw, from)?;
-        let worker_body_bytes = limits::worker_body_bytes(raw, from, &limits)?;
         let projects = load_projects(projects_file.as_deref(), env, &limits, &mut warnings)?;
         let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
         bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
-        let (ops_bind, ops_token) = resolve_ops(raw, from, &mut warnings)?;
-        let ops_hosts = ops_hosts::resolve(raw, from)?;
+        let (ops_bind, ops_hosts, ops_token) = resolve_ops(raw, from, &mut warnings)?;
         let otel = otel::from_env(from.env, &mut warnings);
         let logs = LogSettings::resolve(raw, from, &mut warnings)?;
         let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
-        let pin = from.get("pin", &raw.pin).flag(true)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
         let queue = QueueSettings::resolve(raw, from, counts.workers, &mut warnings)?;
         queue.check_sizes(&limits)?;
         let times = Times::resolve(raw, from)?;
-        let sizes = Sizes::resolve(raw, from)?;
-        let worker_inbound_bytes = resolve_inbound(raw, from, &limits)?;
+        let sizes = Sizes::resolve(raw, from, &limits)?;
 
         Ok(Self {
             node: counts.node,
@@ -220,7 +216,7 @@ impl Config {
             idempotency_keys: queue.idempotency_keys,
             env,
             workers: counts.workers,
-            pin,
+            pin: counts.pin,
             max_connections: counts.max_connections,
             max_http_connections: counts.max_http_connections,
             max_handshakes: counts.max_handshakes,
@@ -239,8 +235,8 @@ impl Config {
             outbox_bytes: sizes.outbox,
             worker_outbox_bytes: sizes.worker_outbox,
             server_outbox_bytes: sizes.server_outbox,
-            worker_body_bytes,
-            worker_inbound_bytes,
+            worker_body_bytes: sizes.worker_body,
+            worker_inbound_bytes: sizes.worker_inbound,
             echo,
             otel,
             logs,
@@ -278,7 +274,7 @@ fn resolve_ops(
     raw: &RawArgs,
     from: &Source<'_>,
     warnings: &mut Vec<String>,
-) -> Result<(Bind, Option<Token>), Exit> {
+) -> Result<(Bind, Vec<String>, Option<Token>), Exit> {
     let bind = Bind::resolve(from, "ops_bind", &raw.ops_bind, IpAddr::from([127, 0, 0, 1]))?;
     let setting = from.get("ops_token", &raw.ops_token);
     if setting.text.is_some() && !setting.from_env {
@@ -297,7 +293,7 @@ fn resolve_ops(
             bind.written(),
             bind.name
         ))),
-        text => Ok((bind, text.map(Token::new))),
+        text => Ok((bind, ops_hosts::resolve(raw, from)?, text.map(Token::new))),
     }
 }
 
@@ -379,6 +375,8 @@ struct Counts {
     max_connections: usize,
     max_http_connections: usize,
     max_handshakes: usize,
+    /// Whether each worker has a core.
+    pin: bool,
 }
 
 impl Counts {
@@ -400,6 +398,7 @@ impl Counts {
             max_connections: open? as usize,
             max_http_connections: http? as usize,
             max_handshakes: half_open? as usize,
+            pin: from.get("pin", &raw.pin).flag(true)?,
         })
     }
 }
@@ -458,10 +457,12 @@ struct Sizes {
     outbox: usize,
     worker_outbox: usize,
     server_outbox: usize,
+    worker_body: usize,
+    worker_inbound: usize,
 }
 
 impl Sizes {
-    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+    fn resolve(raw: &RawArgs, from: &Source<'_>, limits: &Limits) -> Result<Self, Exit> {
         let size = |flag, arg, default, range| {
             from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
         };
@@ -482,7 +483,9 @@ impl Sizes {
             67_108_864.min(worker_outbox as u64),
             4_096..=GIB,
         )?;
-        Ok(Self { outbox, worker_outbox, server_outbox })
+        let worker_body = limits::worker_body_bytes(raw, from, limits)?;
+        let worker_inbound = resolve_inbound(raw, from, limits)?;
+        Ok(Self { outbox, worker_outbox, server_outbox, worker_body, worker_inbound })
     }
 }
 

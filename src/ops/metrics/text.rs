@@ -93,11 +93,11 @@ mod tests {
 
     #[test]
     fn families_are_named_as_their_samples_are() {
-        let open = "# HELP request HTTP \\\"requests\\\".\n# TYPE request counter\nrequest_total 5\n\
-                    # HELP ws_cluster What runs.\n# TYPE ws_cluster info\n\
+        let open = "# HELP request HTTP \\\"requests\\\".\n# TYPE request counter\n\
+                    request_total 5\n# HELP ws_cluster What runs.\n# TYPE ws_cluster info\n\
                     ws_cluster_info{a=\"b\"} 1\n# HELP lag_seconds Lag.\n\
-                    # TYPE lag_seconds gauge\n# UNIT lag_seconds seconds\n\
-                    lag_seconds 0.5\n# HELP x X.\n# TYPE x unknown\nx 1\n# EOF\n";
+                    # TYPE lag_seconds gauge\n# UNIT lag_seconds seconds\nlag_seconds 0.5\n\
+                    # HELP x X.\n# TYPE x unknown\nx 1\n# EOF\n";
         assert_eq!(
             to_plain(open),
             "# HELP request_total HTTP \"requests\".\n# TYPE request_total counter\n\
