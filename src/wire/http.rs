@@ -286,12 +286,7 @@ impl<'a> Fields<'a> {
                     tokens(value).any(|t| t.eq_ignore_ascii_case(b"websocket"));
             }
             10 if is("connection") => self.add_connection(value),
-            // Given twice it begins a new trace (W3C Trace Context, section 3.2.1).
-            11 if is("traceparent") => {
-                let is_first = self.traceparent.is_none();
-                self.traceparent =
-                    std::str::from_utf8(value).ok().filter(|_| is_first).or(Some(""));
-            }
+            11 if is("traceparent") => self.add_traceparent(value),
             12 if is("content-type") => {
                 once(&mut self.content_type, value, "Content-Type was given twice")?;
             }
@@ -332,6 +327,12 @@ impl<'a> Fields<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Given twice it begins a new trace (W3C Trace Context, section 3.2.1).
+    fn add_traceparent(&mut self, value: &'a [u8]) {
+        let is_first = self.traceparent.is_none();
+        self.traceparent = std::str::from_utf8(value).ok().filter(|_| is_first).or(Some(""));
     }
 
     fn add_connection(&mut self, value: &[u8]) {
