@@ -7,6 +7,7 @@
 mod bind;
 mod limits;
 mod logs;
+mod memory;
 mod ops_hosts;
 mod otel;
 mod projects_file;
@@ -35,6 +36,7 @@ use setting::Source;
 
 pub use bind::Bind;
 pub use logs::{LogSettings, log_format};
+pub use memory::Memory;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
 
@@ -103,17 +105,7 @@ pub struct Config {
     /// How long a closing connection waits for its peer's FIN.
     pub linger_ms: u64,
     pub limits: Limits,
-    /// Unsent bytes of one connection; beyond: closed with 4000.
-    pub outbox_bytes: usize,
-    /// Unsent bytes of all connections of one worker; beyond: the largest is closed first.
-    pub worker_outbox_bytes: usize,
-    /// Unsent bytes of a business server's connection; beyond: closed with 4000.
-    pub server_outbox_bytes: usize,
-    /// What HTTP requests of one worker that are not answered may take; beyond: 503.
-    pub worker_body_bytes: usize,
-    /// Memory of the messages of one worker that have not arrived whole; beyond, the oldest is
-    /// closed first with 1008.
-    pub worker_inbound_bytes: usize,
+    pub memory: Memory,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
     pub echo: bool,
     /// Where traces go; `None`: nowhere.
@@ -190,10 +182,10 @@ impl Config {
         let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
         let ports = Ports::resolve(raw, from)?;
         let counts = Counts::resolve(raw, from)?;
+        let memory = Memory::resolve(raw, from, counts.workers, &limits)?;
         let queue = QueueSettings::resolve(raw, from, counts.workers, &mut warnings)?;
         queue.check_sizes(&limits)?;
         let times = Times::resolve(raw, from)?;
-        let sizes = Sizes::resolve(raw, from, &limits)?;
 
         Ok(Self {
             node: counts.node,
@@ -232,11 +224,7 @@ impl Config {
             keep_alive_ms: times.keep_alive_ms,
             linger_ms: times.linger_ms,
             limits,
-            outbox_bytes: sizes.outbox,
-            worker_outbox_bytes: sizes.worker_outbox,
-            server_outbox_bytes: sizes.server_outbox,
-            worker_body_bytes: sizes.worker_body,
-            worker_inbound_bytes: sizes.worker_inbound,
+            memory,
             echo,
             otel,
             logs,
@@ -432,60 +420,6 @@ impl Times {
             keep_alive_ms: ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?,
             linger_ms: ms("linger_ms", &raw.linger_ms, 2_000, 0)?,
         })
-    }
-}
-
-/// A message takes up to twice its size while it arrives.
-fn resolve_inbound(raw: &RawArgs, from: &Source<'_>, limits: &Limits) -> Result<usize, Exit> {
-    let longest = limits.message_bytes.max(limits.body_bytes) as u64;
-    let setting = from.get("worker_inbound_bytes", &raw.worker_inbound_bytes);
-    let name = setting.name();
-    let bytes = setting.size((64 << 20).max(4 * longest), 65_536..=1_024 * GIB)?;
-    if bytes < 2 * longest {
-        return Err(Exit::Error(format!(
-            "{name} {bytes} is below twice the longest message ({longest} bytes, of \
-             --max_body_bytes and --max_message_bytes): such a message could never arrive; give \
-             at least {}",
-            2 * longest
-        )));
-    }
-    Ok(bytes as usize)
-}
-
-/// What may be unsent.
-struct Sizes {
-    outbox: usize,
-    worker_outbox: usize,
-    server_outbox: usize,
-    worker_body: usize,
-    worker_inbound: usize,
-}
-
-impl Sizes {
-    fn resolve(raw: &RawArgs, from: &Source<'_>, limits: &Limits) -> Result<Self, Exit> {
-        let size = |flag, arg, default, range| {
-            from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
-        };
-        let outbox = size("outbox_bytes", &raw.outbox_bytes, 1_048_576, 4_096..=GIB)?;
-        let range = 4_096..=1_024 * GIB;
-        let worker_outbox =
-            size("worker_outbox_bytes", &raw.worker_outbox_bytes, 268_435_456, range)?;
-        if worker_outbox < outbox {
-            return Err(Exit::Error(format!(
-                "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
-                 connection would use up its worker; give --worker_outbox_bytes at least that \
-                 much"
-            )));
-        }
-        let server_outbox = size(
-            "server_outbox_bytes",
-            &raw.server_outbox_bytes,
-            67_108_864.min(worker_outbox as u64),
-            4_096..=GIB,
-        )?;
-        let worker_body = limits::worker_body_bytes(raw, from, limits)?;
-        let worker_inbound = resolve_inbound(raw, from, limits)?;
-        Ok(Self { outbox, worker_outbox, server_outbox, worker_body, worker_inbound })
     }
 }
 

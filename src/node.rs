@@ -4,6 +4,7 @@ mod error;
 mod first_push;
 mod life;
 mod machine;
+mod memory_watch;
 mod ports;
 
 pub use error::{Needs, NodeError};
@@ -34,6 +35,7 @@ use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
 use life::Life;
+use memory_watch::MemoryWatch;
 use ports::Wanted;
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -42,7 +44,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often main looks whether all threads still take turns.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -115,9 +117,9 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         threads::spawn("otel", run).map_err(|error| needs.no_thread(error))?;
     }
     started(&addresses);
-    let life = Life::begin(shared, &addresses);
+    let life = Life::begin(Arc::clone(&shared), &addresses);
     life.watch_signals().map_err(|error| needs.no_thread(error))?;
-    let result = live(&news, pulses, &needs);
+    let result = live(&shared, &news, pulses, &needs);
     life.handle_result(&result);
     result
 }
@@ -162,10 +164,17 @@ fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize
 }
 
 /// Waits for the end: a signal, then the workers' drain; or a thread that cannot go on.
-fn live(news: &Receiver<News>, mut pulses: Vec<Pulse>, needs: &Needs) -> Result<(), NodeError> {
+fn live(
+    shared: &Shared,
+    news: &Receiver<News>,
+    mut pulses: Vec<Pulse>,
+    needs: &Needs,
+) -> Result<(), NodeError> {
+    let mut memory = MemoryWatch::new(shared);
+    let mut next_look = Instant::now() + LOOK_EVERY;
     let mut ended = 0;
     while ended < needs.workers {
-        match news.recv_timeout(LOOK_EVERY) {
+        match news.recv_timeout(memory_watch::LOOK_EVERY) {
             Ok(News::Ready { .. }) => {}
             Ok(News::Ended(Ok(()))) => ended += 1,
             Ok(News::Ended(Err(error))) => return Err(error),
@@ -173,6 +182,11 @@ fn live(news: &Receiver<News>, mut pulses: Vec<Pulse>, needs: &Needs) -> Result<
                 return Err(NodeError::Ended("none is left".into()));
             }
             Err(RecvTimeoutError::Timeout) => {
+                memory.iter_mut().for_each(|memory| memory.look(shared));
+                if Instant::now() < next_look {
+                    continue;
+                }
+                next_look = Instant::now() + LOOK_EVERY;
                 if let Some(stuck) = pulses.iter_mut().find_map(Pulse::stuck_thread) {
                     // What the thread cannot say may be seen from here.
                     Ring::probe().map_err(|error| needs.no_ring(error))?;
@@ -423,11 +437,12 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         linger_ms: config.linger_ms,
         drain_ms: config.drain_ms,
         limits: config.limits,
-        outbox_bytes: config.outbox_bytes,
-        worker_outbox_bytes: config.worker_outbox_bytes,
-        server_outbox_bytes: config.server_outbox_bytes,
-        worker_body_bytes: config.worker_body_bytes,
-        worker_inbound_bytes: config.worker_inbound_bytes,
+        outbox_bytes: config.memory.outbox_bytes,
+        worker_outbox_bytes: config.memory.worker_outbox_bytes,
+        server_outbox_bytes: config.memory.server_outbox_bytes,
+        memory_limit: config.memory.limit,
+        worker_body_bytes: config.memory.worker_body_bytes,
+        worker_inbound_bytes: config.memory.worker_inbound_bytes,
         idempotency_keys: config.idempotency_keys,
         echo: config.echo,
         pin: config.pin,

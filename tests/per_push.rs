@@ -73,7 +73,7 @@ impl Rig {
     fn push(&mut self, targets: &TargetsBuf, data: &str) {
         let envelope = Envelope {
             origin: NodeId::new(1).unwrap(),
-            incarnation: Arc::new(Incarnation::new(1)),
+            epoch: 1,
             seq: 1,
             accepted_us: NOW_MS * 1_000,
             trace: None,

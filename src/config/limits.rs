@@ -32,9 +32,10 @@ pub(super) fn worker_body_bytes(
     raw: &RawArgs,
     from: &Source<'_>,
     limits: &Limits,
+    memory_share: u64,
 ) -> Result<usize, Exit> {
     let least = (limits.body_bytes + 2 * limits.head_bytes) as u64 + REQUEST_BYTES;
-    let default = WORKER_BODY_BYTES.max(4 * least);
+    let default = WORKER_BODY_BYTES.min(memory_share).max(4 * least);
     let setting = from.get("worker_body_bytes", &raw.worker_body_bytes);
     let bytes = setting.size(default, 1_024..=1_024 * GIB)?;
     if bytes < least {

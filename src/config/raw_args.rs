@@ -182,13 +182,21 @@ pub(super) struct RawArgs {
     /// unsent bytes of one connection (default 1M)
     #[argh(option)]
     pub(super) outbox_bytes: Option<String>,
-    /// unsent bytes of all connections of one worker (default 256M)
+    /// memory for what sockets of one worker have not taken (default: a quarter of the memory limit
+    /// divided by the workers, at most 256M)
     #[argh(option)]
     pub(super) worker_outbox_bytes: Option<String>,
     /// memory for HTTP requests of one worker; beyond, they get 503 (default 64M, at least four
     /// times max_body_bytes)
     #[argh(option)]
     pub(super) worker_body_bytes: Option<String>,
+    /// memory that the process may use (default: the limit of its control group, or all of the
+    /// machine's)
+    #[argh(option)]
+    pub(super) memory_limit_bytes: Option<String>,
+    /// unsent bytes that the kernel takes for one socket, 0 to let it decide (default 128K)
+    #[argh(option)]
+    pub(super) send_buffer_bytes: Option<String>,
     /// unsent bytes of a business server's connection (default 64M)
     #[argh(option)]
     pub(super) server_outbox_bytes: Option<String>,

@@ -33,11 +33,14 @@ fn defaults() {
     assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (10_000, 120_000));
     assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (45_000, 30_000));
-    assert_eq!(config.worker_inbound_bytes, 64 << 20);
+    assert_eq!(config.memory.worker_inbound_bytes, 64 << 20);
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 620_000));
     assert_eq!(config.linger_ms, 2_000);
     assert_eq!(config.limits, Limits::default());
-    assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (1 << 20, 256 << 20));
+    assert_eq!(
+        (config.memory.outbox_bytes, config.memory.worker_outbox_bytes),
+        (1 << 20, 256 << 20)
+    );
     assert_eq!((&*config.logs.filter, config.logs.format), ("info", Format::Text));
     assert!(config.logs.file.is_none() && config.sentry_dsn.is_none());
     assert!(!config.demand_exp && config.warnings.is_empty());
@@ -103,7 +106,7 @@ fn every_flag_is_taken() {
         device_bytes: 1,
     };
     assert_eq!(config.limits, limits);
-    assert_eq!((config.outbox_bytes, config.worker_outbox_bytes), (8 << 10, 1 << 30));
+    assert_eq!((config.memory.outbox_bytes, config.memory.worker_outbox_bytes), (8 << 10, 1 << 30));
     assert!(config.echo && !config.demand_exp && config.projects.find("1").is_some());
     assert_eq!((&*config.logs.filter, config.logs.format), ("ws_cluster=debug,info", Format::Json));
     let file = config.logs.file.unwrap();
@@ -158,9 +161,9 @@ fn help_and_version_end_with_0() {
 
 #[test]
 fn what_could_never_arrive_is_refused() {
-    assert_eq!(config("--worker_inbound_bytes 2M").unwrap().worker_inbound_bytes, 2 << 20);
+    assert_eq!(config("--worker_inbound_bytes 2M").unwrap().memory.worker_inbound_bytes, 2 << 20);
     let large = config("--max_body_bytes 100M").unwrap();
-    assert_eq!(large.worker_inbound_bytes, 400 << 20);
+    assert_eq!(large.memory.worker_inbound_bytes, 400 << 20);
     let error = config("--worker_inbound_bytes 1M").unwrap_err().to_string();
     assert!(
         error.contains("--worker_inbound_bytes 1048576") && error.contains("2097152"),
@@ -274,6 +277,20 @@ fn values_that_contradict_each_other() {
         "ws-cluster: --ws_port and --http_port are both 8812: give each its own port, e.g. \
          --http_port 8912"
     );
+    // The default follows from the memory limit.
+    for (limit, workers, expected) in
+        [("128M", 1, 32 << 20), ("128M", 4, 8 << 20), ("64G", 2, 256 << 20), ("32M", 16, 1 << 20)]
+    {
+        let flags = format!("--memory_limit_bytes {limit} --workers {workers}");
+        let config = config(&flags).unwrap();
+        assert_eq!(config.memory.worker_outbox_bytes, expected, "{flags}");
+        assert!(config.memory.server_outbox_bytes <= expected);
+    }
+    let text = error(config("--memory_limit_bytes 1M"));
+    assert!(text.contains("--memory_limit_bytes '1M' is not a size"), "{text}");
+    let text = error(config("--send_buffer_bytes 100"));
+    assert!(text.contains("4096 or more, or 0"), "{text}");
+    assert_eq!(config("--send_buffer_bytes 0").unwrap().memory.send_buffer_bytes, 0);
     let text = error(config("--outbox_bytes 2M --worker_outbox_bytes 1M"));
     assert!(text.contains("give --worker_outbox_bytes at least that much"), "{text}");
     let text = error(config("--env prod --echo"));

@@ -1,5 +1,6 @@
 //! What the tasks of one worker share: the engine, the mailbox, and the ways to wait for them.
 
+mod memory;
 mod time;
 
 use super::api::Answered;
@@ -26,6 +27,7 @@ use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::push::Push;
 use crate::wire::trace_context::TraceContext;
+use memory::Reclaim;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -142,6 +144,7 @@ pub struct Core {
     pub(super) answered: Cell<Option<Answered>>,
     last_tick_ms: Cell<u64>,
     last_tick: Cell<Instant>,
+    reclaim: Reclaim,
     drain_until_ms: Cell<Option<u64>>,
     has_said_goodbye: Cell<bool>,
     /// The worker has drained.
@@ -179,6 +182,7 @@ impl Core {
             answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),
             last_tick: Cell::new(Instant::now()),
+            reclaim: Reclaim::default(),
             drain_until_ms: Cell::new(None),
             has_said_goodbye: Cell::new(false),
             ended: Flag::default(),

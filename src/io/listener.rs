@@ -1,8 +1,10 @@
 //! Listening sockets: one for each worker and port, sharing the port (SO_REUSEPORT).
 
+use super::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +12,15 @@ use std::time::{Duration, Instant};
 const BACKLOG: i32 = 4096;
 /// How long a start waits for a port to be free.
 const RESTART_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Bounds what the kernel takes for a socket that it cannot send yet (TCP_NOTSENT_LOWAT); what is
+/// accepted inherits it. A client that reads nothing holds 3.9 MB otherwise. What is under way to a
+/// distant client is not bounded by it, as SO_SNDBUF would. 0: no bound.
+fn bound_unsent(socket: &Socket, bytes: usize) {
+    if bytes > 0 {
+        sys::bound_unsent(socket.as_raw_fd(), bytes);
+    }
+}
 
 /// Holds a port for this process without listening on it, so that every worker may bind it after;
 /// with port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT
@@ -42,12 +53,14 @@ fn probe(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Listens on a port that is reserved.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// `unsent_bytes`: see [`bound_unsent`].
+pub fn listen(address: SocketAddr, unsent_bytes: usize) -> io::Result<TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     // What is accepted inherits it: small frames go at once instead of waiting for more (Nagle).
     socket.set_nodelay(true)?;
+    bound_unsent(&socket, unsent_bytes);
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

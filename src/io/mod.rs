@@ -19,6 +19,7 @@ mod linger;
 pub mod listener;
 pub mod mailbox;
 pub mod map;
+pub mod memory;
 pub mod near;
 pub mod perf;
 pub mod port;

@@ -1,6 +1,7 @@
 //! What all workers of a node share: the configuration, immutable, and numbers touched at connect
 //! and close.
 
+use super::memory::MemoryLimit;
 use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
@@ -41,6 +42,7 @@ pub struct Settings {
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
     pub server_outbox_bytes: usize,
+    pub memory_limit: Option<MemoryLimit>,
     pub worker_body_bytes: usize,
     pub worker_inbound_bytes: usize,
     pub idempotency_keys: usize,
@@ -95,6 +97,55 @@ pub struct Shared {
     pub ops_refusals: RefusalCounts,
     pub ops_accept_errors: Counter,
     pub broker_counters: Arc<BrokerCounters>,
+    pub memory: MemoryPressure,
+}
+
+/// What the process uses of its memory limit, and what workers are asked to give up of it.
+#[derive(Debug, Default)]
+pub struct MemoryPressure {
+    used_bytes: AtomicUsize,
+    /// A worker has freed much.
+    is_purge_wanted: AtomicBool,
+    /// By worker.
+    wanted_bytes: Vec<AtomicUsize>,
+}
+
+impl MemoryPressure {
+    fn new(workers: usize) -> Self {
+        let wanted_bytes = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+        let is_purge_wanted = AtomicBool::new(false);
+        Self { used_bytes: AtomicUsize::new(0), is_purge_wanted, wanted_bytes }
+    }
+
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Relaxed)
+    }
+
+    pub fn set_used(&self, bytes: usize) {
+        self.used_bytes.store(bytes, Relaxed);
+    }
+
+    /// Free memory is to be given back to the system.
+    pub fn want_purge(&self) {
+        self.is_purge_wanted.store(true, Relaxed);
+    }
+
+    pub fn take_purge_wanted(&self) -> bool {
+        self.is_purge_wanted.swap(false, Relaxed)
+    }
+
+    /// A worker is to free so many bytes of its outboxes.
+    pub fn want(&self, worker: usize, bytes: usize) {
+        self.wanted_bytes[worker].store(bytes, Relaxed);
+    }
+
+    /// What a worker is to free; asked for once.
+    pub fn take_wanted(&self, worker: usize) -> usize {
+        match self.wanted_bytes[worker].load(Relaxed) {
+            0 => 0,
+            _ => self.wanted_bytes[worker].swap(0, Relaxed),
+        }
+    }
 }
 
 /// Whether the queue takes pushes, as every thread may ask. The broker says it; with the `local`
@@ -195,6 +246,7 @@ impl Shared {
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
             ops_refusals: RefusalCounts::default(),
             ops_accept_errors: Counter::default(),
+            memory: MemoryPressure::new(workers),
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Wanted {
     /// Whether any free port serves where that one is in use.
     any_pprof: bool,
     any_swagger: bool,
+    /// `--send_buffer_bytes`.
+    unsent_bytes: usize,
 }
 
 impl Wanted {
@@ -41,6 +43,7 @@ impl Wanted {
             swagger: port("--swagger_port", swagger, &config.ops_bind),
             any_pprof: !is_pprof_given,
             any_swagger: !is_swagger_given,
+            unsent_bytes: config.memory.send_buffer_bytes,
         }
     }
 
@@ -57,15 +60,17 @@ impl Wanted {
 
     /// Listens on the WebSocket port and on the HTTP port, for one worker.
     pub(super) fn listen_for_worker(&self, at: &Addresses) -> Result<[TcpListener; 2], NodeError> {
-        Ok([listen_on(&self.ws, at.ws)?, listen_on(&self.http, at.http)?])
+        let listen = |port, at| listen_on(port, at, self.unsent_bytes);
+        Ok([listen(&self.ws, at.ws)?, listen(&self.http, at.http)?])
     }
 
     /// Listens on the ports of the metrics, of profiles and of the pages.
     pub(super) fn listen_for_ops(&self, at: &Addresses) -> Result<[TcpListener; 3], NodeError> {
+        let listen = |port, at| listen_on(port, at, self.unsent_bytes);
         Ok([
-            listen_on(&self.metrics, at.metrics)?,
-            listen_on(&self.pprof, at.pprof)?,
-            listen_on(&self.swagger, at.swagger)?,
+            listen(&self.metrics, at.metrics)?,
+            listen(&self.pprof, at.pprof)?,
+            listen(&self.swagger, at.swagger)?,
         ])
     }
 }
@@ -90,6 +95,10 @@ fn is_in_use(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrInUse
 }
 
-fn listen_on(port: &PortFlag, address: SocketAddr) -> Result<TcpListener, NodeError> {
-    listen(address).map_err(|error| port.failed(error))
+fn listen_on(
+    port: &PortFlag,
+    address: SocketAddr,
+    unsent_bytes: usize,
+) -> Result<TcpListener, NodeError> {
+    listen(address, unsent_bytes).map_err(|error| port.failed(error))
 }

@@ -42,6 +42,7 @@ impl Core {
         if self.shared.is_draining() {
             self.drain(now_ms);
         }
+        self.tend_memory(now_ms);
         self.work.raise();
     }
 

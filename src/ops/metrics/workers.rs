@@ -31,6 +31,13 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     let dropped = node.sum(|worker| &worker.spans_dropped);
     encode_counter(encoder, "span_dropped", "Spans that the exporter was too slow for", dropped)?;
     let backlogged = node.sum(|worker| &worker.backlogged);
+    if let Some(limit) = &node.0.settings.memory_limit {
+        let help = "Memory that the process may use, from which budgets follow by default";
+        encode_gauge(encoder, "ws_cluster_memory_limit_bytes", help, limit.bytes)?;
+        let help = "What of it is used and cannot be taken back by the kernel, as of the last look";
+        let used = node.0.memory.used_bytes() as u64;
+        encode_gauge(encoder, "ws_cluster_memory_used_bytes", help, used)?;
+    }
     let inbound = node.sum(|worker| &worker.inbound_bytes);
     let help = "Memory of WebSocket messages that have not arrived whole";
     encode_gauge(encoder, "ws_cluster_inbound_bytes", help, inbound)?;

@@ -139,6 +139,21 @@ impl Worker {
         }
     }
 
+    /// Frees `bytes` of what is held for sockets that do not take it, as far as there is so much:
+    /// the process is near its memory limit.
+    pub fn shed_memory(&mut self, bytes: usize, now_ms: u64) {
+        self.now_ms = now_ms;
+        let most = self.budget.bytes().saturating_sub(bytes);
+        while self.budget.bytes() > most {
+            if self.revoke_rest() {
+                continue;
+            }
+            let Some(largest) = self.by_size.largest() else { break };
+            self.shed(largest, Shed::Memory);
+        }
+        self.close_shed();
+    }
+
     /// `false`: there is none.
     fn revoke_rest(&mut self) -> bool {
         let has_any = self.budget.revoke_oldest_rest();

@@ -1,0 +1,64 @@
+//! Keeps the process below its memory limit: what the outboxes' budgets do not bound exactly (the
+//! kernel's buffers, requests, connections) may leave them less than they may take.
+
+use crate::io::allocator;
+use crate::io::memory::MemoryLimit;
+use crate::io::shared::Shared;
+use std::time::{Duration, Instant};
+
+/// How often the use of memory is looked at.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Memory that workers give up needs a moment to show.
+const SHED_EVERY: Duration = Duration::from_millis(500);
+const WARN_EVERY: Duration = Duration::from_secs(10);
+/// Percent of the limit from which outboxes are shed, and down to which.
+const HIGH_PERCENT: u64 = 85;
+const LOW_PERCENT: u64 = 75;
+
+pub(super) struct MemoryWatch {
+    limit: MemoryLimit,
+    next_shed: Instant,
+    next_warning: Instant,
+}
+
+impl MemoryWatch {
+    /// `None`: there is no limit to watch.
+    pub(super) fn new(shared: &Shared) -> Option<Self> {
+        let limit = shared.settings.memory_limit.clone()?;
+        let now = Instant::now();
+        Some(Self { limit, next_shed: now, next_warning: now })
+    }
+
+    /// Looks at the use of memory, and asks workers for some of theirs where it is near the limit.
+    pub(super) fn look(&mut self, shared: &Shared) {
+        if shared.memory.take_purge_wanted() {
+            // Here, because it takes long, and nobody waits for this thread.
+            allocator::purge();
+        }
+        let Some(used) = self.limit.used() else { return };
+        shared.memory.set_used(used as usize);
+        let now = Instant::now();
+        if used < self.limit.bytes / 100 * HIGH_PERCENT || now < self.next_shed {
+            return;
+        }
+        self.next_shed = now + SHED_EVERY;
+        let excess = used - self.limit.bytes / 100 * LOW_PERCENT;
+        let held: Vec<u64> = shared.counters.iter().map(|one| one.outbox_bytes.value()).collect();
+        let total: u64 = held.iter().sum();
+        if now >= self.next_warning {
+            self.next_warning = now + WARN_EVERY;
+            tracing::warn!(
+                used_bytes = used,
+                limit_bytes = self.limit.bytes,
+                limit = self.limit.source.name(),
+                outbox_bytes = total,
+                "memory is near its limit: the slowest clients are closed with 4000; raise the \
+                 limit, or lower --worker_outbox_bytes or --max_connections"
+            );
+        }
+        for (worker, held) in held.into_iter().enumerate().filter(|(_, held)| *held > 0) {
+            let share = u128::from(excess.min(total)) * u128::from(held) / u128::from(total);
+            shared.memory.want(worker, share as usize);
+        }
+    }
+}
