@@ -1,23 +1,25 @@
 //! The projects file: TOML to [`Projects`], with errors that name file, line, value and fix.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
 
-use serde::Deserialize;
 use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::{Env, Exit};
 use crate::state::projects::{Project, Projects, SubscribePolicy};
-use crate::types::{Limits, is_pid};
+use crate::types::{Limits, in_one_line, is_pid, unknown};
 use crate::wire::sign::Secret;
 
 /// The secret of the project that `dev` and `test` have when no projects file is given.
 pub const DEV_SECRET: &str = "dev-secret";
 /// The `pid` of that project.
 pub const DEV_PID: &str = "1";
-/// A secret below this many bytes can be guessed; `prod` warns of it.
-const SECRET_BYTES_WANTED: usize = 16;
+/// A secret below this many bytes can be guessed: `prod` refuses it, the others warn of it.
+const MIN_SECRET_BYTES: usize = 16;
+/// Characters of a value that an error shows.
+const SHOWN_CHARS: usize = 80;
 
 /// Reads the projects anew, for a start or a reload; without a file `dev` and `test` have one
 /// project, [`DEV_PID`] with [`DEV_SECRET`], and `prod` has none and refuses.
@@ -51,196 +53,295 @@ pub fn load_projects(
     }
 }
 
-/// The projects file as it is written. Values that need more than a type are `Spanned`, for the
-/// line in the error; secrets stay an untyped value, because serde's own errors quote the value.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProjectsFile {
-    #[serde(default)]
-    project: Vec<Spanned<RawProject>>,
-}
+/// What a project may have.
+const KEYS: [&str; 4] = ["pid", "secrets", "allowed_origins", "subscribe"];
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawProject {
-    pid: Option<Spanned<String>>,
-    secrets: Option<Spanned<toml::Value>>,
-    allowed_origins: Option<Vec<Spanned<String>>>,
-    subscribe: Option<Spanned<String>>,
-}
+type Key<'t> = Spanned<DeString<'t>>;
+type Value<'t> = Spanned<DeValue<'t>>;
 
 fn parse_projects(
     place: &Place<'_>,
     env: Env,
     warnings: &mut Vec<String>,
 ) -> Result<Projects, Exit> {
-    let Place { file, text, .. } = *place;
-    let raw: ProjectsFile = toml::from_str(text).map_err(|error| {
+    let file = place.file;
+    let (root, errors) = DeTable::parse_recoverable(place.text);
+    let root = root.into_inner();
+    let list = root.get("project");
+    if let Some(one) = list
+        && let DeValue::Table(_) = one.get_ref()
+    {
+        // Before a complaint of the parser: a second [project] is a table given twice.
+        let text = "[project] is a single table: write [[project]], with two brackets, for each";
+        return Err(place.error(one.span().start, text));
+    }
+    if let Some(error) = errors.first() {
         // Not the error's own Display: it quotes the line, which may hold a secret.
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
-        match error.span() {
+        return Err(match error.span() {
             Some(span) => place.error(span.start, message),
             None => Exit::Error(format!("{file}: {message}")),
-        }
-    })?;
-    if raw.project.is_empty() {
+        });
+    }
+    if let Some(key) = root.keys().find(|key| key.get_ref() != "project") {
+        return Err(place.error(key.span().start, unknown("key", key.get_ref(), &["project"])));
+    }
+    let tables = match list.map(Value::get_ref) {
+        None => &[][..],
+        Some(DeValue::Array(list)) => list,
+        Some(_) => return Err(place.no_tables(list)),
+    };
+    if tables.is_empty() {
         return Err(Exit::Error(format!(
             "{file}: no project in it: add at least one [[project]] with pid and secrets"
         )));
     }
-    let starts: Vec<usize> = raw.project.iter().map(|one| one.span().start).collect();
-    let mut projects = Vec::with_capacity(raw.project.len());
-    for one in raw.project {
-        projects.push(resolve_project(place, one, env, warnings)?);
+    let mut owners = Owners::default();
+    let mut projects = Vec::with_capacity(tables.len());
+    for one in tables {
+        let DeValue::Table(table) = one.get_ref() else {
+            return Err(place.no_tables(Some(one)));
+        };
+        let reader = Reader { place, env, start: one.span().start };
+        projects.push(reader.read(table, &mut owners, warnings)?);
     }
+    let line = |index: usize| place.line(tables[index].span().start);
     Projects::new(projects).map_err(|double| {
         place.error(
-            starts[double.second],
+            tables[double.second].span().start,
             format!(
                 "pid '{}' was given before, on line {}: give every project its own pid, and \
                  several secrets to one project as secrets = [\"new\", \"old\"]",
                 double.pid,
-                place.line(starts[double.first])
+                line(double.first)
             ),
         )
     })
 }
 
-fn resolve_project(
-    place: &Place<'_>,
-    raw: Spanned<RawProject>,
+/// By secret, the project that it was seen in first.
+type Owners = HashMap<String, Owner>;
+
+struct Owner {
+    pid: Box<str>,
+    /// Where the project begins, and on which line the secret is.
+    start: usize,
+    line: usize,
+}
+
+/// Reads one project.
+struct Reader<'p, 'a> {
+    place: &'p Place<'a>,
     env: Env,
-    warnings: &mut Vec<String>,
-) -> Result<Project, Exit> {
-    let start = raw.span().start;
-    let raw = raw.into_inner();
-    let Some(pid) = raw.pid else {
-        return Err(place.error(start, "a project without pid: add pid = \"…\""));
-    };
-    check_pid(place, &pid)?;
-    let pid = pid.into_inner().into_boxed_str();
-    let secrets = resolve_secrets(place, &pid, raw.secrets, start)?;
-    let subscribe = match raw.subscribe {
-        None => SubscribePolicy::default(),
-        Some(subscribe) => match subscribe.get_ref().as_str() {
-            "any" => SubscribePolicy::Any,
-            "none" => SubscribePolicy::None,
-            "signed" => SubscribePolicy::Signed,
+    /// Where it begins in the file.
+    start: usize,
+}
+
+impl Reader<'_, '_> {
+    fn read(
+        &self,
+        table: &DeTable<'_>,
+        owners: &mut Owners,
+        warnings: &mut Vec<String>,
+    ) -> Result<Project, Exit> {
+        let is_known = |key: &Key<'_>| KEYS.contains(&&**key.get_ref());
+        if let Some(key) = table.keys().find(|key| !is_known(key)) {
+            let at = key.span().start;
+            return Err(self.place.error(at, unknown("key", key.get_ref(), &KEYS)));
+        }
+        let pid = self.pid(table.get("pid"))?;
+        let secrets = self.secrets(&pid, table.get("secrets"), owners, warnings)?;
+        let origins = table.get("allowed_origins");
+        let allowed_origins = origins.map(|origins| self.origins(&pid, origins)).transpose()?;
+        let subscribe = self.subscribe(&pid, table.get("subscribe"))?;
+        if self.env == Env::Prod && allowed_origins.is_none() {
+            warnings.push(format!(
+                "project '{pid}' has no allowed_origins: a page of any origin may connect; list \
+                 the origins, or write [\"*\"] if that is meant"
+            ));
+        }
+        Ok(Project { pid, secrets, allowed_origins, subscribe })
+    }
+
+    fn pid(&self, value: Option<&Value<'_>>) -> Result<Box<str>, Exit> {
+        let Some(value) = value else {
+            let text = "a project without pid: add pid = \"…\"";
+            return Err(self.place.error(self.start, text));
+        };
+        let max = self.place.limits.pid_bytes;
+        let problem = match value.get_ref() {
+            DeValue::String(pid) if is_pid(pid, max) => return Ok((**pid).into()),
+            DeValue::String(pid) => format!(
+                "pid '{}' is not a project id: give 1 to {max} (--max_pid_bytes) of the characters \
+                 A-Z a-z 0-9 _ . -, e.g. pid = \"shop\"",
+                in_one_line(pid, SHOWN_CHARS)
+            ),
+            DeValue::Integer(number) => {
+                format!("pid = {number} is a number: put it in quotes, pid = \"{number}\"")
+            }
+            _ => "pid is not a text: put it in quotes, e.g. pid = \"shop\"".into(),
+        };
+        Err(self.place.error(value.span().start, problem))
+    }
+
+    fn secrets(
+        &self,
+        pid: &str,
+        value: Option<&Value<'_>>,
+        owners: &mut Owners,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Secret>, Exit> {
+        let Some(value) = value else {
+            let text = format!("project '{pid}' has no secrets: add secrets = [\"…\"]");
+            return Err(self.place.error(self.start, text));
+        };
+        let problem = match value.get_ref() {
+            DeValue::Array(list) if !list.is_empty() => {
+                let numbered = list.iter().enumerate();
+                return numbered
+                    .map(|(index, value)| {
+                        let secret = NamedSecret { pid, number: index + 1, value };
+                        self.secret(&secret, owners, warnings)
+                    })
+                    .collect();
+            }
+            DeValue::Array(_) => "is empty: give at least one, e.g. [\"…\"]",
+            _ => "is not a list: write secrets = [\"…\"]",
+        };
+        let text = format!("secrets of project '{pid}' {problem}");
+        Err(self.place.error(value.span().start, text))
+    }
+
+    /// No text shows the secret.
+    fn secret(
+        &self,
+        named: &NamedSecret<'_, '_>,
+        owners: &mut Owners,
+        warnings: &mut Vec<String>,
+    ) -> Result<Secret, Exit> {
+        let &NamedSecret { pid, number, value } = named;
+        let (at, is_prod) = (value.span().start, self.env == Env::Prod);
+        let line = self.place.line(at);
+        let refused = |problem: &str| {
+            Err(self.place.error(at, format!("secret {number} of project '{pid}' {problem}")))
+        };
+        let mut warn = |problem: String| {
+            let file = self.place.file;
+            warnings
+                .push(format!("{file}, line {line}: secret {number} of project '{pid}' {problem}"));
+        };
+        let DeValue::String(secret) = value.get_ref() else {
+            return refused("is not a text: put it in quotes");
+        };
+        if secret.is_empty() {
+            return refused("is empty: give random text");
+        }
+        if secret.ends_with(['\n', '\r']) {
+            return refused(
+                "ends in a newline, which whoever signs will hardly have: leave it out",
+            );
+        }
+        let is_published = **secret == *DEV_SECRET;
+        match owners.get(&**secret) {
+            Some(owner) if owner.start == self.start => {
+                return refused("is there twice: leave one out");
+            }
+            // The published one is no secret outside of prod. Two projects of one pid are refused
+            // by whoever has read them all.
+            Some(owner) if *owner.pid != *pid && (is_prod || !is_published) => {
+                let problem = format!(
+                    "is that of project '{}' on line {}, too: who signs for one could sign for \
+                     the other; give each its own",
+                    owner.pid, owner.line
+                );
+                if is_prod {
+                    return refused(&problem);
+                }
+                warn(problem);
+            }
+            _ => {
+                let owner = Owner { pid: pid.into(), start: self.start, line };
+                owners.insert((**secret).into(), owner);
+            }
+        }
+        let bytes = secret.len();
+        if is_prod && let Some(problem) = weakness(secret) {
+            return refused(&problem);
+        }
+        if bytes < MIN_SECRET_BYTES && !is_published {
+            warn(format!(
+                "has {bytes} bytes and can be guessed: --env prod refuses less than \
+                 {MIN_SECRET_BYTES}"
+            ));
+        }
+        Ok(Secret::new(secret.as_bytes()))
+    }
+
+    fn origins(&self, pid: &str, value: &Value<'_>) -> Result<Vec<Box<str>>, Exit> {
+        let wrong = |at, problem: &str| {
+            self.place.error(at, format!("allowed_origins of project '{pid}'{problem}"))
+        };
+        let DeValue::Array(list) = value.get_ref() else {
+            let problem = " is not a list: write allowed_origins = [\"https://app.example.com\"]";
+            return Err(wrong(value.span().start, problem));
+        };
+        let mut origins = Vec::with_capacity(list.len());
+        for value in list {
+            let DeValue::String(origin) = value.get_ref() else {
+                return Err(wrong(value.span().start, ": an origin is a text: put it in quotes"));
+            };
+            if let Err(fix) = check_origin(origin) {
+                let problem = format!(
+                    ": '{origin}' is not an origin: {fix}, e.g. \"https://app.example.com\" or \
+                     \"*\""
+                );
+                return Err(wrong(value.span().start, &problem));
+            }
+            origins.push((**origin).into());
+        }
+        Ok(origins)
+    }
+
+    fn subscribe(&self, pid: &str, value: Option<&Value<'_>>) -> Result<SubscribePolicy, Exit> {
+        let Some(value) = value else { return Ok(SubscribePolicy::default()) };
+        match value.get_ref().as_str() {
+            Some("any") => Ok(SubscribePolicy::Any),
+            Some("none") => Ok(SubscribePolicy::None),
+            Some("signed") => Ok(SubscribePolicy::Signed),
             other => {
-                return Err(place.error(
-                    subscribe.span().start,
+                let other = in_one_line(other.unwrap_or("that is no text"), SHOWN_CHARS);
+                Err(self.place.error(
+                    value.span().start,
                     format!(
                         "subscribe '{other}' of project '{pid}' is not known: give \"any\", \
                          \"none\" or \"signed\""
                     ),
-                ));
+                ))
             }
-        },
-    };
-    for origin in raw.allowed_origins.iter().flatten() {
-        if let Err(fix) = check_origin(origin.get_ref()) {
-            return Err(place.error(
-                origin.span().start,
-                format!(
-                    "allowed_origins of project '{pid}': '{}' is not an origin: {fix}, e.g. \
-                     \"https://app.example.com\" or \"*\"",
-                    origin.get_ref()
-                ),
-            ));
         }
     }
-    if env == Env::Prod {
-        warn_about(&pid, &secrets, raw.allowed_origins.is_none(), warnings);
-    }
-    Ok(Project {
-        pid,
-        secrets: secrets.iter().map(|secret| Secret::new(secret.as_bytes())).collect(),
-        allowed_origins: raw.allowed_origins.map(|origins| {
-            origins.into_iter().map(|one| one.into_inner().into_boxed_str()).collect()
-        }),
-        subscribe,
-    })
 }
 
-fn check_pid(place: &Place<'_>, pid: &Spanned<String>) -> Result<(), Exit> {
-    let max = place.limits.pid_bytes;
-    if is_pid(pid.get_ref(), max) {
-        return Ok(());
-    }
-    Err(place.error(
-        pid.span().start,
-        format!(
-            "pid '{}' is not a project id: give 1 to {max} (--max_pid_bytes) of the characters A-Z \
-             a-z 0-9 _ . -, e.g. pid = \"shop\"",
-            pid.get_ref()
+/// Why `prod` refuses a secret.
+fn weakness(secret: &str) -> Option<String> {
+    let problem = match secret.len() {
+        _ if secret == DEV_SECRET => {
+            "is the published dev-secret, with which anyone can sign".into()
+        }
+        bytes @ ..MIN_SECRET_BYTES => format!(
+            "has {bytes} bytes and can be guessed: --env prod takes {MIN_SECRET_BYTES} and more"
         ),
-    ))
+        _ => return None,
+    };
+    Some(format!("{problem}; give random text, e.g. of openssl rand -hex 32"))
 }
 
-fn resolve_secrets(
-    place: &Place<'_>,
-    pid: &str,
-    raw: Option<Spanned<toml::Value>>,
-    start: usize,
-) -> Result<Vec<String>, Exit> {
-    let Some(raw) = raw else {
-        let text = format!("project '{pid}' has no secrets: add secrets = [\"…\"]");
-        return Err(place.error(start, text));
-    };
-    let at = raw.span().start;
-    let list = match raw.into_inner() {
-        toml::Value::Array(list) => list,
-        _ => {
-            let text = format!("secrets of project '{pid}' is not a list: write secrets = [\"…\"]");
-            return Err(place.error(at, text));
-        }
-    };
-    if list.is_empty() {
-        let text = format!("secrets of project '{pid}' is empty: give at least one, e.g. [\"…\"]");
-        return Err(place.error(at, text));
-    }
-    let mut seen = BTreeSet::new();
-    let mut secrets = Vec::with_capacity(list.len());
-    for (index, value) in list.into_iter().enumerate() {
-        let number = index + 1;
-        let problem = match value {
-            toml::Value::String(secret) if secret.is_empty() => "is empty: give random text",
-            toml::Value::String(secret) if !seen.insert(secret.clone()) => {
-                "is there twice: leave one out"
-            }
-            toml::Value::String(secret) => {
-                secrets.push(secret);
-                continue;
-            }
-            _ => "is not a text: put it in quotes",
-        };
-        let text = format!("secret {number} of project '{pid}' {problem}");
-        return Err(place.error(at, text));
-    }
-    Ok(secrets)
-}
-
-fn warn_about(pid: &str, secrets: &[String], any_origin: bool, warnings: &mut Vec<String>) {
-    if any_origin {
-        warnings.push(format!(
-            "project '{pid}' has no allowed_origins: a page of any origin may connect; list the \
-             origins, or write [\"*\"] if that is meant"
-        ));
-    }
-    for (index, secret) in secrets.iter().enumerate() {
-        let number = index + 1;
-        if secret == DEV_SECRET {
-            warnings.push(format!(
-                "secret {number} of project '{pid}' is the published dev-secret: anyone can sign \
-                 with it; give random text of at least {SECRET_BYTES_WANTED} bytes"
-            ));
-        } else if secret.len() < SECRET_BYTES_WANTED {
-            warnings.push(format!(
-                "secret {number} of project '{pid}' is shorter than {SECRET_BYTES_WANTED} bytes: \
-                 it can be guessed; give random text"
-            ));
-        }
-    }
+/// A secret, and how an error names it.
+struct NamedSecret<'n, 't> {
+    pid: &'n str,
+    /// Counted from 1.
+    number: usize,
+    value: &'n Value<'t>,
 }
 
 /// An origin as browsers send it (RFC 6454, section 6.2), `null`, or `*`. What a browser never
@@ -303,6 +404,11 @@ impl Place<'_> {
         1 + self.text.bytes().take(at).filter(|&b| b == b'\n').count()
     }
 
+    fn no_tables(&self, value: Option<&Value<'_>>) -> Exit {
+        let at = value.map_or(0, |value| value.span().start);
+        self.error(at, "project is a list of tables: write [[project]] for each")
+    }
+
     fn error(&self, at: usize, text: impl Display) -> Exit {
         Exit::Error(format!("{}, line {}: {text}", self.file, self.line(at)))
     }
@@ -322,8 +428,9 @@ mod tests {
 
     #[test]
     fn a_whole_projects_file() {
-        let text = "[[project]]\npid = \"1\"\nsecrets = [\"new\", \"old\"]\n\n[[project]]\n\
-                    pid = \"shop.eu\"\nsecrets = [\"s\"]\nallowed_origins = \
+        let text = "[[project]]\npid = \"1\"\nsecrets = [\"new-random-secret\", \
+                    \"old-random-secret\"]\n\n[[project]]\npid = \"shop.eu\"\n\
+                    secrets = [\"dev-secret\"]\nallowed_origins = \
                     [\"https://a.example\", \
                     \"http://localhost:3000\", \"http://[::1]:8080\", \"null\", \"*\", \
                     \"app+x://host\"]\nsubscribe = \"signed\"\n";
@@ -354,6 +461,47 @@ mod tests {
                 "p.toml, line 3: secret 2 of project 'a' is there twice",
             ),
             (format!("{head}secrets = [7]\n"), "p.toml, line 3: secret 1 of project 'a' is no"),
+            (
+                format!("{head}secrets = [\n  'x',\n  \"s\\n\",\n]\n"),
+                "p.toml, line 5: secret 2 of project 'a' ends in a newline",
+            ),
+            (
+                full.replace("[[project]]", "[project]"),
+                "p.toml, line 1: [project] is a single table: write [[project]], with two brackets",
+            ),
+            (
+                format!("{full}{full}").replace("[[project]]", "[project]"),
+                "p.toml, line 4: [project] is a single table: write [[project]], with two brackets",
+            ),
+        ] {
+            assert_refused(&text, wanted);
+        }
+    }
+
+    fn assert_refused(text: &str, wanted: &str) {
+        let error = projects(text, Env::Dev).unwrap_err();
+        let wanted = format!("ws-cluster: {wanted}");
+        assert!(error.starts_with(&wanted), "{error}\n{wanted}");
+    }
+
+    #[test]
+    fn values_of_another_type_and_unknown_keys_are_refused_with_their_line() {
+        let head = "[[project]]\npid = 'a'\n";
+        let full = "[[project]]\npid = 'a'\nsecrets = ['s']\n";
+        for (text, wanted) in [
+            ("\nproject = 1\n".into(), "p.toml, line 2: project is a list of tables: write [[pro"),
+            ("project = [1]\n".into(), "p.toml, line 1: project is a list of tables: write [[pro"),
+            (
+                format!("{full}allowed_origins = '*'\n"),
+                "p.toml, line 4: allowed_origins of project \
+             'a' is not a list: write",
+            ),
+            (
+                format!("{full}allowed_origins = [1]\n"),
+                "p.toml, line 4: allowed_origins of project \
+             'a': an origin is a text",
+            ),
+            (format!("{full}subscribe = 1\n"), "p.toml, line 4: subscribe 'that is no text' of"),
             (head.into(), "p.toml, line 1: project 'a' has no secrets: add"),
             ("\n[[project]]\nsecrets = ['s']\n".into(), "p.toml, line 2: a project without p"),
             (
@@ -361,18 +509,54 @@ mod tests {
                 "p.toml, line 2: pid 'a b' is not a project id: give 1 to 64 (--max",
             ),
             (full.replace("'a'", "''"), "p.toml, line 2: pid '' is not a project id"),
-            (full.replace("'a'", "1"), "p.toml, line 2: invalid type: integer `1`"),
+            (
+                full.replace("'a'", "1"),
+                "p.toml, line 2: pid = 1 is a number: put it in quotes, pid = \"1\"",
+            ),
+            (full.replace("'a'", "[]"), "p.toml, line 2: pid is not a text: put it in quotes"),
             (
                 format!("{full}subscribe = 'all'\n"),
                 "p.toml, line 4: subscribe 'all' of project 'a' is not known: give \"any\"",
             ),
-            (format!("{full}secret = 's'\n"), "p.toml, line 4: unknown field `secret`"),
-            (format!("[projects]\n{full}"), "p.toml, line 1: unknown field `projects`"),
+            (
+                format!("{full}secret = 's'\n"),
+                "p.toml, line 4: unknown key \"secret\"; did you mean \"secrets\"?",
+            ),
+            (
+                format!("[projects]\n{full}"),
+                "p.toml, line 1: unknown key \"projects\"; did you mean \"project\"?",
+            ),
+            (format!("[[project]]\npid = 'a'\nx = 1\n"), "p.toml, line 3: unknown key \"x\"; kn"),
             (format!("{full}x = \n"), "p.toml, line 4: "),
         ] {
-            let error = projects(&text, Env::Dev).unwrap_err();
-            let wanted = format!("ws-cluster: {wanted}");
-            assert!(error.starts_with(&wanted), "{error}\n{wanted}");
+            assert_refused(&text, wanted);
+        }
+    }
+
+    #[test]
+    fn prod_refuses_secrets_that_can_be_guessed_and_others_warn() {
+        let of = |secret: &str| format!("[[project]]\npid = 'a'\nsecrets = ['{secret}']\n");
+        let short = projects(&of("fifteen--bytes-"), Env::Prod).unwrap_err();
+        assert!(short.contains("p.toml, line 3: secret 1 of project 'a' has 15 bytes"), "{short}");
+        let published = projects(&of(DEV_SECRET), Env::Prod).unwrap_err();
+        assert!(published.contains("line 3: secret 1 of project 'a' is the publ"), "{published}");
+        let (_, warnings) = projects(&of("sixteen--bytes--"), Env::Prod).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("allowed_origins"));
+        for env in [Env::Dev, Env::Test] {
+            let (_, warnings) = projects(&of("short"), env).unwrap();
+            assert_eq!(warnings.len(), 1);
+            assert!(warnings[0].starts_with("p.toml, line 3: secret 1 of project 'a' has 5 bytes"));
+            let both = of("sixteen--bytes--") + &of("sixteen--bytes--").replace("'a'", "'b'");
+            let (_, warnings) = projects(&both, env).unwrap();
+            let shared =
+                "line 6: secret 1 of project 'b' is that of project 'a' on line 3, too: who";
+            assert!(warnings.len() == 1 && warnings[0].contains(shared), "{warnings:?}");
+            let refused = projects(&both, Env::Prod).unwrap_err();
+            assert!(refused.contains(shared), "{refused}");
+            // Everybody knows this one: it is a secret of nobody.
+            let both = of(DEV_SECRET) + &of(DEV_SECRET).replace("'a'", "'b'");
+            assert!(projects(&both, env).unwrap().1.is_empty());
         }
     }
 

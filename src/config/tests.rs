@@ -394,26 +394,21 @@ fn what_is_about_files_wants_a_file() {
 #[test]
 fn prod_demands_exp_and_warns() {
     let file = std::env::temp_dir().join(format!("ws-cluster-{}.toml", std::process::id()));
-    let text = "[[project]]\npid = 'shop'\nsecrets = ['short', 'dev-secret', \
-                '0123456789abcdef']\n[[project]]\npid = 'ok'\nsecrets = \
-                ['0123456789abcdef']\nallowed_origins = []\n";
+    let text = "[[project]]\npid = 'shop'\nsecrets = ['0123456789abcdef']\n\
+                [[project]]\npid = 'ok'\nsecrets = ['fedcba9876543210']\nallowed_origins = []\n";
     std::fs::write(&file, text).unwrap();
     let config = config(&format!("--env prod --projects {}", file.display()));
     std::fs::remove_file(&file).unwrap();
     let config = config.unwrap();
     assert!(config.demand_exp && config.projects.find("1").is_none());
     assert_eq!(config.projects_file.as_deref(), Some(&*file));
-    let starts = [
-        "project 'shop' has no allowed_origins",
-        "secret 1 of project 'shop' is shorter than 16 bytes",
-        "secret 2 of project 'shop' is the published dev-secret",
-    ];
+    let starts = ["project 'shop' has no allowed_origins"];
     assert_eq!(config.warnings.len(), starts.len(), "{:?}", config.warnings);
     for (warning, start) in config.warnings.iter().zip(starts) {
         assert!(warning.starts_with(start), "{warning}");
     }
     let debug = format!("{config:?}");
-    assert!(!debug.contains("0123456789abcdef") && !debug.contains("'short'"), "{debug}");
+    assert!(!debug.contains("0123456789abcdef"), "{debug}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Variables of the environment that look like the node's own and are not.
 
 use super::setting::PREFIX;
+use crate::types::similar;
 
 /// Those of the project's tools, tests and examples.
 const OTHERS: [&str; 4] = ["BIN", "COMMIT", "PICTURES", "SECRET"];
@@ -19,7 +20,7 @@ pub(super) fn unknown<'a>(
         if is_known || OTHERS.contains(&end) || is_of_kubernetes(end, value) {
             continue;
         }
-        let hint = match nearest(&lower, flags) {
+        let hint = match similar(&lower, flags) {
             Some(flag) => format!("{PREFIX}{} is", flag.to_ascii_uppercase()),
             None => "ws-cluster --help lists the flags, which are".into(),
         };
@@ -39,28 +40,6 @@ fn is_of_kubernetes(end: &str, value: &str) -> bool {
         || end.starts_with("SERVICE_PORT")
         || (end == "PORT" && is_url)
         || (port > 0 && of_port[port..].starts_with('_'))
-}
-
-/// The flag that takes the fewest changes, if those are few for its length.
-fn nearest<'a>(name: &str, flags: &[&'a str]) -> Option<&'a str> {
-    let changes = |flag: &&&str| distance(name.as_bytes(), flag.as_bytes());
-    let flag = flags.iter().min_by_key(changes)?;
-    (changes(&flag) <= flag.len().div_ceil(3)).then_some(flag)
-}
-
-/// Letters to insert, to remove or to replace.
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (index, one) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = index + 1;
-        for (column, other) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(one != other);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -17,5 +17,5 @@ pub use ids::{
 };
 pub use incarnation::Incarnation;
 pub use limits::Limits;
-pub use names::{in_one_line, quoted, unknown};
+pub use names::{in_one_line, quoted, similar, unknown};
 pub use routing::Routing;

@@ -43,6 +43,12 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     }
 }
 
+/// The known name that was most likely meant; `None` where none is similar.
+pub fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    let nearest = known.iter().min_by_key(|one| distance(name, one))?;
+    is_similar(name, nearest).then_some(nearest)
+}
+
 fn distance(name: &str, known: &str) -> usize {
     match name.len() {
         ..=COMPARED_BYTES => strsim::osa_distance(name, known),

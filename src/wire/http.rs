@@ -316,14 +316,7 @@ impl<'a> Fields<'a> {
             22 if is("sec-websocket-protocol") => {
                 self.offers_protocol |= tokens(value).any(|t| t == PROTOCOL.as_bytes());
             }
-            29 if is("access-control-request-method") => {
-                let twice = "Access-Control-Request-Method was given twice";
-                once(&mut self.access_control_request_method, value, twice)?;
-            }
-            30 if is("access-control-request-headers") => {
-                let twice = "Access-Control-Request-Headers was given twice";
-                once(&mut self.access_control_request_headers, value, twice)?;
-            }
+            29 | 30 => self.add_preflight(name, value)?,
             _ => {}
         }
         Ok(())
@@ -340,6 +333,19 @@ impl<'a> Fields<'a> {
             self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
             self.connection_close |= token.eq_ignore_ascii_case(b"close");
         }
+    }
+
+    /// What a browser asks before it sends a cross-origin request.
+    fn add_preflight(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
+        if name.eq_ignore_ascii_case("access-control-request-method") {
+            let twice = "Access-Control-Request-Method was given twice";
+            once(&mut self.access_control_request_method, value, twice)?;
+        }
+        if name.eq_ignore_ascii_case("access-control-request-headers") {
+            let twice = "Access-Control-Request-Headers was given twice";
+            once(&mut self.access_control_request_headers, value, twice)?;
+        }
+        Ok(())
     }
 
     fn add_content_encoding(&mut self, value: &'a [u8]) {

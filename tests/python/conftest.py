@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from harness import Server  # noqa: E402
+from harness import PROD_SECRET, Server  # noqa: E402
 from redis_harness import Redis, node  # noqa: E402
 
 PROJECTS = """
@@ -47,6 +47,14 @@ def stack():
 def projects(tmp_path_factory):
     file = tmp_path_factory.mktemp("projects") / "projects.toml"
     file.write_text(PROJECTS)
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def prod_projects(tmp_path_factory):
+    """The same with a secret that `prod` takes for project 1: PROD_SECRET."""
+    file = tmp_path_factory.mktemp("prod") / "projects.toml"
+    file.write_text(PROJECTS.replace("dev-secret", PROD_SECRET).replace("of-none", "of-project-none"))
     return str(file)
 
 

@@ -22,6 +22,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as ws_connect
 
 SECRET = "dev-secret"
+# One that `--env prod` takes.
+PROD_SECRET = "a-secret-for-prod"
 PATIENCE = 10.0
 MARKS = itertools.count()
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -5,7 +5,17 @@ import re
 import time
 
 import pytest
-from harness import TEXT, Raw, canonical, eventually, frame, handshake, hmac_hex, signed
+from harness import (
+    PROD_SECRET,
+    TEXT,
+    Raw,
+    canonical,
+    eventually,
+    frame,
+    handshake,
+    hmac_hex,
+    signed,
+)
 from websockets.exceptions import InvalidStatus
 
 PATH = "/ws/connect"
@@ -218,17 +228,19 @@ def test_a_full_node_is_503(start):
         client.close()
 
 
-def test_prod_demands_exp(start, projects):
-    server = start("--env", "prod", "--projects", projects)
-    assert status_of(server, GOOD) == 401
-    with server.client("u1", exp=int(time.time()) + 60):
+def test_prod_demands_exp(start, prod_projects):
+    server = start("--env", "prod", "--projects", prod_projects)
+    assert status_of(server, GOOD, PROD_SECRET) == 401
+    with server.client("u1", secret=PROD_SECRET, exp=int(time.time()) + 60):
         pass
-    assert server.post_json("/ws/push", {"pid": 1, "data": 1}).status == 401
+    post = lambda **exp: server.post_json("/ws/push", {"pid": 1, "data": 1, **exp}, PROD_SECRET)
+    form = lambda **exp: server.push_form({"pid": 1, "data": 1, **exp}, PROD_SECRET)
+    assert post().status == 401
     exp = int(time.time()) + 60
-    assert server.post_json("/ws/push", {"pid": 1, "data": 1, "exp": exp}).status == 200
-    assert server.post_json("/ws/push", {"pid": 1, "data": 1, "exp": exp - 120}).status == 401
-    assert server.push_form({"pid": 1, "data": 1}).status == 401
-    assert server.push_form({"pid": 1, "data": 1, "exp": exp}).status == 200
+    assert post(exp=exp).status == 200
+    assert post(exp=exp - 120).status == 401
+    assert form().status == 401
+    assert form(exp=exp).status == 200
 
 
 def test_tags_and_device_of_the_connect_are_in_force(shared, name):

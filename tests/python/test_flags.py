@@ -108,6 +108,10 @@ def test_a_redis_password_is_not_repeated():
         ("[[project]]\npid = 'a'\nsecrets = ['s']\nallowed_origins = ['x/']", "x/"),
         ("[[project]]\npid = 'a'\nsecrets = ['s']\n" * 2, "pid 'a' was given before"),
         ("[[project]\n", "line 1"),
+        ("[project]\npid = 'a'\nsecrets = ['s']\n", "line 1: [project] is a single table"),
+        ("[[project]]\npid = 1\nsecrets = ['s']\n", 'line 2: pid = 1 is a number: put it in quotes'),
+        ("[[project]]\npid = 'a'\nsecret = ['s']\n", 'line 3: unknown key "secret"; did you mean'),
+        ("[[project]]\npid = 'a'\nsecrets = [\"s\\n\"]\n", "line 3: secret 1 of project 'a' ends in"),
         ("[[project]]\npid = 'a'\nsecrets = ['hidden']\nsecret = 1", "secret"),
     ],
     ids=lambda value: value[:40],
@@ -118,6 +122,23 @@ def test_wrong_projects_files(tmp_path, text, named):
     done = run("--projects", str(file))
     assert done.returncode == 2 and named in done.stderr, done.stderr
     assert "hidden" not in done.stderr
+
+
+def test_prod_refuses_weak_secrets_and_dev_warns(tmp_path):
+    file = tmp_path / "projects.toml"
+    shared = "hidden-from-everybody"
+    for secrets, named in (
+        (("hidden", shared), "line 3: secret 1 of project 'a' has 6 bytes"),
+        ((shared, shared), "line 6: secret 1 of project 'b' is that of project 'a' on line 3"),
+    ):
+        projects = zip("ab", secrets)
+        text = (f"[[project]]\npid = '{pid}'\nsecrets = ['{secret}']\n" for pid, secret in projects)
+        file.write_text("".join(text))
+        done = run("--projects", str(file), "--env", "prod")
+        assert done.returncode == 2 and named in done.stderr, done.stderr
+        with Server("--projects", str(file)) as server:
+            assert [line for line in server.output if "WARN" in line and named in line]
+            assert "hidden" not in "".join(server.output) + done.stderr
 
 
 def test_help_and_version():

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 
 import pytest
 from browser import SLACK, Browser
-from harness import ROOT, Server, eventually
+from harness import PROD_SECRET, ROOT, Server, eventually
 
 TOKEN = "a-token-of-some-length"
 SECRET = "a secret that is not in any file"
@@ -311,10 +311,10 @@ def test_light_and_dark(page):
         assert (brightness(ground) > brightness(title)) == (scheme == "light"), seen
 
 
-def test_behind_a_token_far_from_localhost_in_prod(projects):
+def test_behind_a_token_far_from_localhost_in_prod(prod_projects):
     """Where browsers have no HMAC, what is linked needs the token, and every request an exp."""
     server = Server(
-        "--workers", "1", "--env", "prod", "--projects", projects, "--ops_bind", "127.0.0.2",
+        "--workers", "1", "--env", "prod", "--projects", prod_projects, "--ops_bind", "127.0.0.2",
         "--ops_hosts", "node.example",
         env={"WS_CLUSTER_OPS_TOKEN": TOKEN},
     )
@@ -331,11 +331,11 @@ def test_behind_a_token_far_from_localhost_in_prod(projects):
             assert page.run("return [isSecureContext, typeof crypto.subtle]") == [False, "undefined"]
             assert page.run("return location.search") == ""
             assert "can be read on its way" in page.texts("#signing-state")[0]
-            page.type("#secret", SECRET)
+            page.type("#secret", PROD_SECRET)
             status, answer = page.execute()
             assert status == "401" and "exp" in answer["msg"]
             page.click("#exp")
-            with server.client("alice", secret=SECRET, exp="9999999999") as client:
+            with server.client("alice", secret=PROD_SECRET, exp="9999999999") as client:
                 assert page.execute()[0] == "200"
                 assert json.loads(client.pushed()) == {"hello": "world"}
             assert page.complaints() == []
