@@ -63,17 +63,20 @@ pub enum Answered {
     ServerGone,
     /// Too many wait, or the queue is down.
     Overloaded,
+    /// Nothing: the client that asked ended first.
+    ClientGone,
     /// The request, or its answer, is larger than what the queue carries.
     TooLarge,
 }
 
 impl Answered {
-    pub const ALL: [(Self, &str); 6] = [
+    pub const ALL: [(Self, &str); 7] = [
         (Self::Answered, "answered"),
         (Self::NoServer, "no_server"),
         (Self::Timeout, "timeout"),
         (Self::ServerGone, "server_gone"),
         (Self::Overloaded, "overloaded"),
+        (Self::ClientGone, "client_gone"),
         (Self::TooLarge, "too_large"),
     ];
 }
@@ -87,17 +90,11 @@ pub enum LostAnswer {
     Late,
     /// Another connection was asked.
     Forged,
-    /// The client is gone.
-    ClientGone,
 }
 
 impl LostAnswer {
-    pub const ALL: [(Self, &str); 4] = [
-        (Self::Unasked, "unasked"),
-        (Self::Late, "late"),
-        (Self::Forged, "forged"),
-        (Self::ClientGone, "client_gone"),
-    ];
+    pub const ALL: [(Self, &str); 3] =
+        [(Self::Unasked, "unasked"), (Self::Late, "late"), (Self::Forged, "forged")];
 }
 
 /// Why a connection was refused, or ended in favour of another: for want of room, or on an ops port
@@ -227,6 +224,9 @@ impl Latencies {
 pub struct ProjectCounters {
     pub clients: Counter,
     pub servers: Counter,
+    /// Requests that were refused: too many of one connection, and of the project, wait.
+    pub limited_by_client: Counter,
+    pub limited_by_project: Counter,
 }
 
 /// Everything that one worker counts.

@@ -552,7 +552,10 @@ impl Worker {
         let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server);
         assert_eq!(servers.count(), self.own_servers.len());
         self.own_servers.check(|slot| self.connections[slot as usize].outbox.is_none());
-        self.requests.check();
+        self.requests.check(|key| {
+            self.is_open(key.slot)
+                && self.connections[key.slot as usize].generation == key.generation
+        });
         self.check_outboxes();
         let with_end = self.connections.iter().filter(|(_, c)| is_open(c) && c.session_exp != 0);
         assert_eq!(with_end.count(), self.sessions.len());

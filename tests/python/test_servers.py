@@ -4,10 +4,11 @@ import contextlib
 import json
 import re
 import struct
+import threading
 import time
 
 import pytest
-from harness import Raw, eventually, frame, handshake, signed
+from harness import TEXT, Raw, eventually, frame, handshake, signed
 
 
 @pytest.fixture
@@ -331,8 +332,44 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
             asked = event(server, "request")
         eventually(lambda: own.metric("ws_connection") == 1, "the client is gone")
         server.send({"type": "response", "id": asked["id"], "data": 1})
-        lost = lambda: own.metric("request_answer_lost_total", reason="client_gone")
+        # Who asked is gone, and what it asked with it: its answer is for nobody.
+        assert own.metric("request_answer_total", result="client_gone") == 1
+        lost = lambda: sum(
+            own.metric("request_answer_lost_total", reason=why) for why in ("late", "unasked")
+        )
         eventually(lambda: lost() == 1, "its answer is counted")
+
+
+def test_one_user_does_not_take_the_request_table_of_all_projects(start, projects):
+    """66 connections with 1,000 requests each, gone at once: others were refused for 10 s."""
+    node = start("--projects", projects)
+    two = {"pid": "two", "secret": "new-secret-of-two"}
+    with contextlib.ExitStack() as stack:
+        mute = stack.enter_context(node.raw_ws("", type="2", events="request"))
+        server = stack.enter_context(node.business("request", **two))
+        ann = stack.enter_context(node.client("ann", **two))
+        threading.Thread(target=lambda: drain(mute.socket), daemon=True).start()
+        message = frame(TEXT, '{"type":"request","data":1}')
+        crowd = [stack.enter_context(node.raw_ws("u")) for _ in range(66)]
+        for raw in crowd:
+            raw.send(message * 1_000)
+        request(ann, 1)
+        answer_one(server)
+        assert ann.json()["code"] == 1
+        for raw in crowd:
+            raw.socket.close()
+        gone = lambda: node.metric("request_answer_total", result="client_gone")
+        eventually(lambda: node.metric("ws_connection") == 3, "they are gone", 30)
+        request(ann, 2, "r2")
+        answer_one(server)
+        assert ann.json()["id"] == "r2"
+        assert gone() > 1_000
+
+
+def drain(source):
+    with contextlib.suppress(OSError):
+        while source.recv(1 << 16):
+            pass
 
 
 def test_many_requests_of_one_client_and_a_limit(own):

@@ -1,11 +1,17 @@
 //! What is shown of business servers: requests, answers and events.
 
 use super::{NodeMetrics, encode_counter, encode_gauge, encode_reasons};
-use crate::state::counters::{Answered, LostAnswer};
+use crate::state::counters::{Answered, Counter, LostAnswer, ProjectCounters};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use std::fmt;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    project: String,
+    limit: &'static str,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabels {
@@ -25,6 +31,7 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
         let count = node.0.counters.iter().map(|worker| worker.answered(how)).sum::<u64>();
         ConstCounter::new(count).encode(family.encode_family(&ResultLabels { result })?)?;
     }
+    encode_limited(node, encoder)?;
     let help = "Answers of business servers that reached no client";
     let lost: Vec<(&'static str, u64)> = LostAnswer::ALL
         .iter()
@@ -69,6 +76,29 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     ];
     for (name, help, value) in counters {
         encode_counter(encoder, name, help, value)?;
+    }
+    Ok(())
+}
+
+/// What was refused because a project, or a connection of its, is at a limit.
+fn encode_limited(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "Refused because of a limit, by project";
+    let kind = MetricType::Counter;
+    let mut family = encoder.encode_descriptor("ws_cluster_limited", help, None, kind)?;
+    let limits: [(&str, fn(&ProjectCounters) -> &Counter); 2] = [
+        ("requests_of_client", |project| &project.limited_by_client),
+        ("requests_of_project", |project| &project.limited_by_project),
+    ];
+    for (id, project) in node.0.projects.iter() {
+        for (limit, of) in limits {
+            let workers = node.0.counters.iter();
+            let its = workers.filter_map(|worker| worker.projects.get(id.0 as usize));
+            let count = its.map(|project| of(project).value()).sum::<u64>();
+            if count > 0 {
+                let labels = LimitLabels { project: project.pid.to_string(), limit };
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
     }
     Ok(())
 }

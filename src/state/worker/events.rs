@@ -129,7 +129,7 @@ impl Worker {
     pub(super) fn forget_server(&mut self, cid: Cid) {
         self.registry.remove(cid);
         self.show_known();
-        for id in self.requests.asked_of(cid) {
+        while let Some(id) = self.requests.one_of_server(cid) {
             self.refuse_request(id, "server gone");
         }
     }

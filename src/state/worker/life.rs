@@ -152,6 +152,8 @@ impl Worker {
         self.announce(slot, Ask::UserGone);
         let reason = Detail::Reason(CLOSE_CAUSES[cause.index()]);
         self.tell_of(slot, EventSet::DISCONNECT, reason, self.now_ms);
+        let generation = self.connections[slot as usize].generation;
+        self.free_requests(ConnKey { slot, generation });
         self.directory.remove(&mut self.connections, slot);
     }
 

@@ -1,7 +1,6 @@
 //! Requests of this worker's clients: each goes to one business server, and is answered once.
 
 use super::Worker;
-use crate::state::connection::{Connection, Phase};
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
@@ -9,17 +8,20 @@ use crate::state::wants::{Ask, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
-use slab::Slab;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
 const MAX_OF_CLIENT: u32 = 1_000;
-const MAX_WAITING: usize = 65_536;
+const MAX_WAITING: usize = 131_072;
 /// Bytes of one client's that wait: it leaves room for others.
 const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
 /// Bytes of the requests that wait, kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
+/// Requests that one tick answers because they have waited for too long.
+const EXPIRIES_PER_SLICE: usize = 512;
+
+const TOO_MANY_OF_PROJECT: &str = "too many requests of this project wait";
 
 const REQUEST_TOO_LARGE: &str = "the request is too large for the queue";
 const ANSWER_TOO_LARGE: &str = "the answer is too large for the queue";
@@ -43,22 +45,45 @@ pub enum Note {
     },
 }
 
-/// Invariant: every request that waits is in `waiting` once, counts in its server's load and in
-/// `by_client` once, and is in `deadlines`, which may hold some that wait no more.
+/// Invariant: every request that waits is in `waiting` once, counts in its server's load, its
+/// client's and its project's share once, and its client is open. What waits no more is nowhere.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
+    /// In the order in which they were asked; all wait equally long.
     waiting: BTreeMap<MessageId, Waiting>,
-    /// In order: all wait equally long.
-    deadlines: VecDeque<(u64, MessageId)>,
-    by_client: BTreeMap<ConnKey, OfClient>,
+    by_client: BTreeSet<(ConnKey, MessageId)>,
+    by_server: BTreeSet<(Cid, MessageId)>,
+    of_clients: BTreeMap<ConnKey, Share>,
+    of_projects: BTreeMap<ProjectId, Share>,
+    all: Share,
+}
+
+/// What somebody's requests take.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    requests: usize,
     bytes: usize,
 }
 
-/// What one client waits for.
-#[derive(Debug, Default)]
-struct OfClient {
-    requests: u32,
-    bytes: usize,
+impl Share {
+    fn add(&mut self, bytes: usize) {
+        self.requests += 1;
+        self.bytes += bytes;
+    }
+
+    /// Returns whether nothing is left.
+    fn remove(&mut self, bytes: usize) -> bool {
+        self.requests -= 1;
+        self.bytes -= bytes;
+        self.requests == 0
+    }
+}
+
+/// Whose share of the table is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Full {
+    Client,
+    Project,
 }
 
 #[derive(Debug)]
@@ -70,78 +95,111 @@ struct Waiting {
     server: Cid,
     load: Load,
     data: Box<[u8]>,
+    deadline_ms: u64,
     was_retried: bool,
 }
 
 impl Requests {
-    fn has_room(&self, client: ConnKey, bytes: usize) -> bool {
-        self.waiting.len() < MAX_WAITING
-            && self.bytes + bytes <= MAX_WAITING_BYTES
-            && self.by_client.get(&client).is_none_or(|its| {
-                its.requests < MAX_OF_CLIENT && its.bytes + bytes <= MAX_BYTES_OF_CLIENT
-            })
+    /// A project may take as much as it leaves free: alone half of the table, two a third each. So
+    /// there is always room for one that has nothing yet.
+    fn check_room(&self, client: ConnKey, project: ProjectId, bytes: usize) -> Result<(), Full> {
+        let its = self.of_clients.get(&client).copied().unwrap_or_default();
+        if its.requests >= MAX_OF_CLIENT as usize || its.bytes + bytes > MAX_BYTES_OF_CLIENT {
+            return Err(Full::Client);
+        }
+        let its = self.of_projects.get(&project).copied().unwrap_or_default();
+        let free = MAX_WAITING - self.all.requests;
+        let free_bytes = MAX_WAITING_BYTES.saturating_sub(self.all.bytes + bytes);
+        if its.requests >= free || its.bytes + bytes > free_bytes {
+            return Err(Full::Project);
+        }
+        Ok(())
     }
 
-    fn insert(&mut self, id: MessageId, waiting: Waiting, deadline_ms: u64) {
+    fn insert(&mut self, id: MessageId, waiting: Waiting) {
         waiting.load.fetch_add(1, Relaxed);
-        let its = self.by_client.entry(waiting.client).or_default();
-        its.requests += 1;
-        its.bytes += waiting.data.len();
-        self.bytes += waiting.data.len();
-        self.deadlines.push_back((deadline_ms, id));
+        let bytes = waiting.data.len();
+        self.of_clients.entry(waiting.client).or_default().add(bytes);
+        self.of_projects.entry(waiting.project).or_default().add(bytes);
+        self.all.add(bytes);
+        self.by_client.insert((waiting.client, id));
+        self.by_server.insert((waiting.server, id));
         self.waiting.insert(id, waiting);
     }
 
     fn remove(&mut self, id: MessageId) -> Option<Waiting> {
         let waiting = self.waiting.remove(&id)?;
         waiting.load.fetch_sub(1, Relaxed);
-        self.bytes -= waiting.data.len();
-        if let Some(its) = self.by_client.get_mut(&waiting.client) {
-            its.requests -= 1;
-            its.bytes -= waiting.data.len();
-            if its.requests == 0 {
-                self.by_client.remove(&waiting.client);
-            }
+        let bytes = waiting.data.len();
+        if self.of_clients.get_mut(&waiting.client).is_some_and(|its| its.remove(bytes)) {
+            self.of_clients.remove(&waiting.client);
         }
+        if self.of_projects.get_mut(&waiting.project).is_some_and(|its| its.remove(bytes)) {
+            self.of_projects.remove(&waiting.project);
+        }
+        self.all.remove(bytes);
+        self.by_client.remove(&(waiting.client, id));
+        self.by_server.remove(&(waiting.server, id));
         Some(waiting)
     }
 
-    /// Those that one server was asked.
-    pub(super) fn asked_of(&self, server: Cid) -> Vec<MessageId> {
-        let is_its = |(_, waiting): &(&MessageId, &Waiting)| waiting.server == server;
-        self.waiting.iter().filter(is_its).map(|(&id, _)| id).collect()
+    /// Asks another server instead.
+    fn move_to(&mut self, id: MessageId, choice: Choice) {
+        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        waiting.load.fetch_sub(1, Relaxed);
+        choice.load.fetch_add(1, Relaxed);
+        self.by_server.remove(&(waiting.server, id));
+        self.by_server.insert((choice.cid, id));
+        (waiting.server, waiting.load, waiting.was_retried) = (choice.cid, choice.load, true);
+    }
+
+    /// One that a server was asked.
+    pub(super) fn one_of_server(&self, server: Cid) -> Option<MessageId> {
+        let all = (server, MessageId(0))..=(server, MessageId(u64::MAX));
+        self.by_server.range(all).next().map(|&(_, id)| id)
+    }
+
+    fn one_of_client(&self, client: ConnKey) -> Option<MessageId> {
+        let all = (client, MessageId(0))..=(client, MessageId(u64::MAX));
+        self.by_client.range(all).next().map(|&(_, id)| id)
     }
 
     /// The next that has waited too long.
-    fn next_late(&mut self, now_ms: u64) -> Option<MessageId> {
-        while let Some(&(deadline_ms, id)) = self.deadlines.front() {
-            if self.waiting.contains_key(&id) {
-                return (deadline_ms <= now_ms).then_some(id);
-            }
-            self.deadlines.pop_front();
-        }
-        None
+    fn next_late(&self, now_ms: u64) -> Option<MessageId> {
+        let (&id, waiting) = self.waiting.first_key_value()?;
+        (waiting.deadline_ms <= now_ms).then_some(id)
+    }
+
+    pub(super) fn has_late(&self, now_ms: u64) -> bool {
+        self.next_late(now_ms).is_some()
     }
 
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        for (deadline_ms, _) in &mut self.deadlines {
-            *deadline_ms = deadline_ms.saturating_add_signed(step_ms);
+        for waiting in self.waiting.values_mut() {
+            waiting.deadline_ms = waiting.deadline_ms.saturating_add_signed(step_ms);
         }
     }
 
-    pub(super) fn check(&self) {
-        let of_clients: u32 = self.by_client.values().map(|its| its.requests).sum();
-        assert_eq!(of_clients as usize, self.waiting.len());
-        let of_clients: usize = self.by_client.values().map(|its| its.bytes).sum();
-        assert_eq!(of_clients, self.bytes);
-        let bytes: usize = self.waiting.values().map(|waiting| waiting.data.len()).sum();
-        assert_eq!(bytes, self.bytes);
-        let ids: BTreeSet<MessageId> = self.deadlines.iter().map(|&(_, id)| id).collect();
-        assert!(self.waiting.keys().all(|id| ids.contains(id)));
+    pub(super) fn check(&self, is_open: impl Fn(ConnKey) -> bool) {
+        let mut of_clients: BTreeMap<ConnKey, Share> = BTreeMap::new();
+        let mut of_projects: BTreeMap<ProjectId, Share> = BTreeMap::new();
+        let mut all = Share::default();
+        for (&id, waiting) in &self.waiting {
+            let bytes = waiting.data.len();
+            of_clients.entry(waiting.client).or_default().add(bytes);
+            of_projects.entry(waiting.project).or_default().add(bytes);
+            all.add(bytes);
+            assert!(self.by_client.contains(&(waiting.client, id)));
+            assert!(self.by_server.contains(&(waiting.server, id)));
+            assert!(is_open(waiting.client), "a client that has gone waits");
+        }
+        assert_eq!((&of_clients, &of_projects), (&self.of_clients, &self.of_projects));
+        assert_eq!(all, self.all);
+        assert_eq!((self.by_client.len(), self.by_server.len()), (all.requests, all.requests));
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.all.requests
     }
 }
 
@@ -157,8 +215,13 @@ impl Worker {
         let connection = &self.connections[slot as usize];
         let project = ProjectId(connection.project);
         let client = ConnKey { slot, generation: connection.generation };
-        if !self.requests.has_room(client, data.len()) {
-            return self.answer_refusal(slot, echo, "too many requests wait", Answered::Overloaded);
+        if let Err(full) = self.requests.check_room(client, project, data.len()) {
+            let msg = match full {
+                Full::Client => "too many requests wait",
+                Full::Project => TOO_MANY_OF_PROJECT,
+            };
+            self.count_limited(project, full);
+            return self.answer_refusal(slot, echo, msg, Answered::Overloaded);
         }
         let Some(choice) = self.registry.choose(project, None) else {
             return self.answer_refusal(slot, echo, "no server", Answered::NoServer);
@@ -166,8 +229,11 @@ impl Worker {
         let id = self.next_message_id(now_ms);
         let Choice { cid: server, load } = choice;
         let (echo, data) = (echo.map(Into::into), data.into());
-        let waiting = Waiting { client, echo, project, server, load, data, was_retried: false };
-        self.requests.insert(id, waiting, now_ms + self.config.request_timeout_ms);
+        let deadline_ms = now_ms + self.config.request_timeout_ms;
+        let was_retried = false;
+        let waiting =
+            Waiting { client, echo, project, server, load, data, deadline_ms, was_retried };
+        self.requests.insert(id, waiting);
         self.note(Note::Asked(id));
         self.send_request(id, now_ms);
     }
@@ -214,20 +280,14 @@ impl Worker {
         }
     }
 
-    /// Returns whether there is another server, none but one was asked, and the client to be
-    /// answered is still there.
+    /// Returns whether there is another server, and none but one was asked.
     fn ask_another(&mut self, id: MessageId, now_ms: u64) -> bool {
-        let waiting = self.requests.waiting.get_mut(&id).filter(|waiting| !waiting.was_retried);
+        let waiting = self.requests.waiting.get(&id).filter(|waiting| !waiting.was_retried);
         let Some(waiting) = waiting else { return false };
         let Some(choice) = self.registry.choose(waiting.project, Some(waiting.server)) else {
             return false;
         };
-        if !is_open(&self.connections, waiting.client) {
-            return false;
-        }
-        waiting.load.fetch_sub(1, Relaxed);
-        choice.load.fetch_add(1, Relaxed);
-        (waiting.server, waiting.load, waiting.was_retried) = (choice.cid, choice.load, true);
+        self.requests.move_to(id, choice);
         self.config.counters.requests_retried.add(1);
         self.send_request(id, now_ms);
         true
@@ -260,12 +320,31 @@ impl Worker {
         }
     }
 
-    /// Answers those that have waited too long.
+    /// Answers some of those that have waited too long.
     pub(super) fn expire_requests(&mut self, now_ms: u64) {
-        while let Some(id) = self.requests.next_late(now_ms) {
+        for _ in 0..EXPIRIES_PER_SLICE {
+            let Some(id) = self.requests.next_late(now_ms) else { break };
             self.refuse_request(id, "timeout");
         }
         self.own_servers.forget_late(now_ms);
+    }
+
+    /// A client ends: nobody waits for the answers to what it asked.
+    pub(super) fn free_requests(&mut self, client: ConnKey) {
+        while let Some(id) = self.requests.one_of_client(client) {
+            let Some(Waiting { project, server, .. }) = self.requests.remove(id) else { return };
+            self.own_servers.forget(server, id);
+            self.note(Note::Answered { id, project, is_error: true });
+            self.config.counters.count_answered(Answered::ClientGone);
+        }
+    }
+
+    fn count_limited(&self, project: ProjectId, full: Full) {
+        let Some(counters) = self.config.counters.projects.get(project.0 as usize) else { return };
+        match full {
+            Full::Client => counters.limited_by_client.add(1),
+            Full::Project => counters.limited_by_project.add(1),
+        }
     }
 
     pub(super) fn refuse_request(&mut self, id: MessageId, msg: &str) {
@@ -289,9 +368,6 @@ impl Worker {
         let Some(waiting) = self.requests.remove(id) else { return };
         let is_error = answered != Answered::Answered;
         self.note(Note::Answered { id, project: waiting.project, is_error });
-        if !is_open(&self.connections, waiting.client) {
-            return self.config.counters.count_lost_answer(LostAnswer::ClientGone);
-        }
         self.config.counters.count_answered(answered);
         let frame = self.open.add_text(|out| write(out, waiting.echo.as_deref()));
         self.owe(waiting.client.slot, frame);
@@ -317,10 +393,4 @@ impl Worker {
         let frame = self.open.add_text(|out| message::write_response_refusal(out, echo, msg));
         self.owe(slot, frame);
     }
-}
-
-fn is_open(connections: &Slab<Connection>, key: ConnKey) -> bool {
-    connections.get(key.slot as usize).is_some_and(|connection| {
-        connection.generation == key.generation && connection.phase == Phase::Open
-    })
 }

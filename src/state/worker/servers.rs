@@ -8,9 +8,12 @@ use crate::types::{Cid, ConnKey, EventSet, MessageId};
 use crate::wire::message::{self, Kind};
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
 use crate::wire::server_message::{self, Client, ServerMessage};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// Requests that a business server has not answered; beyond, another is asked.
+const MAX_ASKED: usize = 262_144;
 /// Bytes of requests that wait for a business server whose socket is full; beyond, another is
 /// asked.
 const MAX_BACKLOG_BYTES: usize = 1 << 20;
@@ -37,8 +40,8 @@ struct OwnServer {
     /// So many have to know of it before it gets its welcome. Until then it is told nothing, and
     /// not read.
     unknown_to: usize,
-    /// Requests that it has not answered, and who waits.
-    asked: BTreeMap<MessageId, Cid>,
+    /// Requests that it has not answered, who waits, and until when.
+    asked: BTreeMap<MessageId, (Cid, u64)>,
     /// Requests that are not written, because its socket is full or it has no welcome.
     backlog: VecDeque<(MessageId, Vec<u8>)>,
     backlog_bytes: usize,
@@ -51,7 +54,7 @@ pub(super) struct OwnServers {
     all: BTreeMap<Cid, OwnServer>,
     by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
     /// When what was asked is forgotten.
-    deadlines: VecDeque<(u64, Cid, MessageId)>,
+    deadlines: BTreeSet<(u64, Cid, MessageId)>,
     pushes: VecDeque<ServerPush>,
 }
 
@@ -93,11 +96,19 @@ impl OwnServers {
         self.all.get(&cid).is_none_or(takes_more)
     }
 
+    /// Nobody waits for an answer any more. What is not written yet never will be.
+    pub(super) fn forget(&mut self, server: Cid, id: MessageId) {
+        let asked = self.all.get_mut(&server).and_then(|own| own.asked.remove(&id));
+        if let Some((_, deadline_ms)) = asked {
+            self.deadlines.remove(&(deadline_ms, server, id));
+        }
+    }
+
     pub(super) fn forget_late(&mut self, now_ms: u64) {
-        while let Some(&(deadline_ms, server, id)) = self.deadlines.front()
+        while let Some(&(deadline_ms, server, id)) = self.deadlines.first()
             && deadline_ms <= now_ms
         {
-            self.deadlines.pop_front();
+            self.deadlines.pop_first();
             if let Some(own) = self.all.get_mut(&server) {
                 own.asked.remove(&id);
             }
@@ -105,8 +116,11 @@ impl OwnServers {
     }
 
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        for (deadline_ms, ..) in &mut self.deadlines {
-            *deadline_ms = deadline_ms.saturating_add_signed(step_ms);
+        let moved = |deadline_ms: u64| deadline_ms.saturating_add_signed(step_ms);
+        let old = std::mem::take(&mut self.deadlines);
+        self.deadlines = old.into_iter().map(|(ms, cid, id)| (moved(ms), cid, id)).collect();
+        for own in self.all.values_mut() {
+            own.asked.values_mut().for_each(|(_, deadline_ms)| *deadline_ms = moved(*deadline_ms));
         }
     }
 
@@ -126,6 +140,8 @@ impl OwnServers {
             let of_project = self.by_project.get(&own.server.project);
             assert!(of_project.is_some_and(|list| list.contains(cid)));
         }
+        let asked: usize = self.all.values().map(|own| own.asked.len()).sum();
+        assert_eq!(asked, self.deadlines.len(), "what was answered is nowhere");
         let listed: usize = self.by_project.values().map(BTreeSet::len).sum();
         assert_eq!(listed, self.all.len());
     }
@@ -203,7 +219,8 @@ impl Worker {
         let hears_events = events.meets(EventSet::OF_CLIENTS);
         self.wants.leave(project, Listener::Server { hears_events });
         let unwritten: BTreeSet<MessageId> = own.backlog.iter().map(|(id, _)| *id).collect();
-        for (id, client) in own.asked {
+        for (id, (client, deadline_ms)) in own.asked {
+            self.own_servers.deadlines.remove(&(deadline_ms, cid, id));
             let answer = if unwritten.contains(&id) { Answer::Unwritten } else { Answer::Gone };
             self.note(Note::Replied { id, project, is_error: true });
             self.respond(project, id, client, cid, answer);
@@ -232,14 +249,15 @@ impl Worker {
         let Some(own) = own.filter(|own| own.server.project == project) else {
             return self.respond(project, id, client, server, Answer::Unwritten);
         };
-        if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES {
+        if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES || own.asked.len() >= MAX_ASKED {
             return self.respond(project, id, client, server, Answer::Full);
         }
-        if own.asked.insert(id, client).is_some() {
-            return;
-        }
         let deadline_ms = now_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
-        self.own_servers.deadlines.push_back((deadline_ms, server, id));
+        match own.asked.entry(id) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(vacant) => _ = vacant.insert((client, deadline_ms)),
+        }
+        self.own_servers.deadlines.insert((deadline_ms, server, id));
         let (slot, is_known) = (own.slot, own.unknown_to == 0);
         self.note(Note::Put(id));
         let from = Client { cid: client, uid, device };
@@ -325,7 +343,8 @@ impl Worker {
         let own = self.own_servers.all.get_mut(&cid);
         let asked = own.and_then(|own| Some((own.server.project, id?, own.asked.remove(&id?)?)));
         match asked {
-            Some((project, id, client)) => {
+            Some((project, id, (client, deadline_ms))) => {
+                self.own_servers.deadlines.remove(&(deadline_ms, cid, id));
                 self.note(Note::Replied { id, project, is_error: false });
                 self.respond(project, id, client, cid, Answer::Data(data));
             }

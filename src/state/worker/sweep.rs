@@ -130,7 +130,8 @@ impl Worker {
         self.end_sessions(now_ms, &mut slice);
         self.sweep.advance(now_ms, self.config.ping_interval_ms);
         self.sweep_slice(now_ms, &mut slice, has_unread);
-        self.is_overdue = self.sweep.debt > 0 || self.has_ended_session(now_ms);
+        self.is_overdue =
+            self.sweep.debt > 0 || self.has_ended_session(now_ms) || self.requests.has_late(now_ms);
     }
 
     /// Whether the last tick left something undone.

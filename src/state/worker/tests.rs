@@ -10,6 +10,7 @@ use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
+mod requests;
 mod time;
 
 const NOW_MS: u64 = 1_800_000_000_000;
