@@ -342,7 +342,7 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
 
 def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
     """66 connections with 1,000 requests each, gone at once: others were refused for 10 s."""
-    node = start("--projects", projects)
+    node = Server("--workers", "1", "--projects", projects)
     two = {"pid": "two", "secret": "new-secret-of-two"}
     with contextlib.ExitStack() as stack:
         stack.callback(node.stop)
