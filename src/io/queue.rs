@@ -79,7 +79,7 @@ pub struct Driver<H> {
     /// Channels that Redis refuses, as far as they are logged.
     refused: RefCell<HashSet<Box<[u8]>>>,
     /// When each kind of trouble was last logged.
-    logged: RefCell<[Option<Instant>; 4]>,
+    logged: RefCell<[Option<Instant>; 7]>,
 }
 
 /// Gaps since the links came up: each is logged once, many of them in sum.
@@ -393,13 +393,10 @@ impl<H: Host> Driver<H> {
                         "another process has this node's number: give each its own --node"
                     );
                 }
-                Event::IdsNotKept { key, error } => {
-                    tracing::warn!(
-                        %error,
-                        "Redis does not keep which client ids were given out: after a restart with \
-                         the clock behind some are given out again; allow INCRBY on the key {key}"
-                    );
-                }
+                Event::FalseNumber { .. }
+                | Event::NumbersReset { .. }
+                | Event::UnknownKind { .. }
+                | Event::IdsNotKept { .. } => self.log_oddity(&event),
                 Event::Refused { channel, error } if self.may_log(3) => {
                     let channel = String::from_utf8_lossy(&channel);
                     tracing::warn!(%channel, %error, "Redis refused a PUBLISH: the push gets 503");
@@ -460,6 +457,40 @@ impl<H: Host> Driver<H> {
         self.shared.queue.set_limit(limit);
         if limit.bytes < self.shared.settings.limits.body_bytes {
             tracing::warn!("pushes above it are refused with 413: {limit}");
+        }
+    }
+
+    /// What others sent, and this node left out or took back; and what Redis does not keep.
+    fn log_oddity(&self, event: &Event) {
+        match event {
+            Event::FalseNumber { origin, channel } if self.may_log(4) => {
+                let channel = String::from_utf8_lossy(channel);
+                tracing::warn!(
+                    %origin,
+                    %channel,
+                    "a message is dropped: its node never gave out its number, so something else \
+                     publishes on this channel"
+                );
+            }
+            Event::NumbersReset { origin, channel } if self.may_log(5) => {
+                let channel = String::from_utf8_lossy(channel);
+                tracing::warn!(
+                    %origin,
+                    %channel,
+                    "a number that was heard of this node was false: counting begins anew"
+                );
+            }
+            Event::UnknownKind { origin } if self.may_log(6) => {
+                tracing::info!(%origin, "messages that only newer nodes know are left out");
+            }
+            Event::IdsNotKept { key, error } => {
+                tracing::warn!(
+                    %error,
+                    "Redis does not keep which client ids were given out: after a restart with \
+                     the clock behind some are given out again; allow INCRBY on the key {key}"
+                );
+            }
+            _ => {}
         }
     }
 

@@ -144,6 +144,21 @@ pub enum Event {
         channel: Box<[u8]>,
         missed: u64,
     },
+    /// A number that its node never gave out.
+    FalseNumber {
+        origin: NodeId,
+        channel: Box<[u8]>,
+    },
+    /// What was heard of a node cannot be right: it counts from now on again. Without a channel:
+    /// the order over all of them.
+    NumbersReset {
+        origin: NodeId,
+        channel: Box<[u8]>,
+    },
+    /// A message of a kind that this node does not know.
+    UnknownKind {
+        origin: NodeId,
+    },
     /// Bytes on a channel that are no envelope.
     Malformed {
         channel: Box<[u8]>,
@@ -242,6 +257,8 @@ pub struct Broker {
     sequences: OutgoingSequences,
     /// Of the last message.
     order: u64,
+    /// The others have been told of.
+    announced_order: u64,
     orders: Orders,
     presence: Presence,
     members: Members,
@@ -286,6 +303,7 @@ impl Broker {
             interests,
             sequences: OutgoingSequences::new(config.hash_keys),
             order: 0,
+            announced_order: 0,
             orders: Orders::default(),
             presence: Presence::default(),
             members: Members::default(),
@@ -343,6 +361,7 @@ impl Broker {
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
         self.subscriptions.clear();
+        self.orders.forget_announcements();
         self.facts.handle_open();
         (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
         self.publishing.greet(&self.config.credentials, now_ms);
@@ -576,12 +595,12 @@ impl Broker {
     }
 
     fn repeat_tails(&mut self, now_ms: u64, deadline_ms: u64) {
-        let (config, log) = (&self.config, &mut self.log);
+        let (config, log, order) = (&self.config, &mut self.log, self.order);
         let mut has_any = false;
         let mut tail = Vec::new();
         self.sequences.repeat_tails(now_ms, |channel, seq| {
             tail.clear();
-            config.header(Kind::Tail, seq, 0).encode(&mut tail);
+            Header { order, ..config.header(Kind::Tail, seq, 0) }.encode(&mut tail);
             log.add_word(channel, &tail, None, deadline_ms);
             has_any = true;
         });

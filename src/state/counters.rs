@@ -369,6 +369,12 @@ pub struct BrokerCounters {
     pub received: Counter,
     pub repeated: Counter,
     pub malformed: Counter,
+    /// Messages with numbers that their nodes never gave out; how often a number that was heard
+    /// turned out to be one.
+    pub false_numbers: Counter,
+    pub number_resets: Counter,
+    /// Messages of a kind that this node does not know.
+    pub unknown_kind: Counter,
     /// Messages of another process with this node's number.
     pub foreign: Counter,
     /// Messages that were dropped because a worker's ring was full.

@@ -86,6 +86,11 @@ impl Orders {
         epoch == life.epoch && order >= life.last
     }
 
+    /// The links are new: what others announced meanwhile was missed, and is said again soon.
+    pub fn forget_announcements(&mut self) {
+        self.lives.iter_mut().for_each(|life| life.announced = 0);
+    }
+
     /// A node says which order it has come to; `number` rises with each of its announcements.
     /// Returns whether what was heard of it could not be right, and counts from there again.
     pub fn announce(&mut self, origin: NodeId, epoch: u64, order: u64, number: u64) -> bool {
@@ -94,7 +99,7 @@ impl Orders {
             return false;
         }
         // A life that only messages told of has no node: a node says that it is there first.
-        let is_false_life = epoch < life.epoch && life.announced == 0;
+        let is_false_life = epoch < life.epoch && life.announcement == 0;
         if epoch > life.epoch || is_false_life {
             *life = Life { epoch, last: 0, announced: order, announcement: number };
             return is_false_life;

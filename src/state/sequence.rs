@@ -33,6 +33,10 @@ pub const STALE_MS: u64 = 10 * 60 * 1000;
 /// no receiver may remember it, or its jump to higher numbers would look like a loss.
 const _: () = assert!(STALE_MS + TAIL_FOR_MS + TAIL_EVERY_MS < FORGET_MS);
 
+/// Lives of origins that are told apart on a channel: all nodes, and as many again that were
+/// started anew in the last minutes.
+const MAX_LIVES: usize = 2_048;
+
 const SHARDS: usize = 256;
 
 /// What this node publishes: one number for each channel, rising by one.
@@ -320,24 +324,55 @@ pub enum Arrival {
     New { missed: u64 },
     /// It was here already.
     Repeated,
+    /// The number that was known last was never given out: it counts from this one again.
+    Reset,
 }
 
 impl Origins {
     /// A message with the number `seq` arrived. It sets the baseline if it is the first that is
     /// heard of this origin and epoch (another epoch: the node was started again), or the first
     /// after [`STALE_MS`], to the second.
-    pub fn receive(&mut self, origin: NodeId, epoch: u64, seq: u64, now_ms: u64) -> Arrival {
+    ///
+    /// `is_newest`: it is later than all that was heard of its origin, on any channel. If its
+    /// number is not higher than the last one, that one was false.
+    pub fn receive(
+        &mut self,
+        origin: NodeId,
+        epoch: u64,
+        seq: u64,
+        is_newest: bool,
+        now_ms: u64,
+    ) -> Arrival {
         match self.advance(origin, epoch, seq, now_ms) {
             None => Arrival::New { missed: 0 },
+            Some(0) if is_newest => {
+                self.known[0].last = seq;
+                Arrival::Reset
+            }
             Some(0) => Arrival::Repeated,
             Some(advance) => Arrival::New { missed: advance - 1 },
         }
     }
 
-    /// The origin repeats that its last number is `seq`: how many of its messages were missed.
-    /// Sets the baseline where `receive` would.
-    pub fn receive_tail(&mut self, origin: NodeId, epoch: u64, seq: u64, now_ms: u64) -> u64 {
-        self.advance(origin, epoch, seq, now_ms).unwrap_or(0)
+    /// The origin repeats that its last number is `seq`. Sets the baseline where `receive` would.
+    ///
+    /// `is_latest`: nothing was heard of the origin that it published after this. A higher number
+    /// was false then.
+    pub fn receive_tail(
+        &mut self,
+        origin: NodeId,
+        epoch: u64,
+        seq: u64,
+        is_latest: bool,
+        now_ms: u64,
+    ) -> Arrival {
+        match self.advance(origin, epoch, seq, now_ms) {
+            Some(0) if is_latest && self.known[0].last > seq => {
+                self.known[0].last = seq;
+                Arrival::Reset
+            }
+            advance => Arrival::New { missed: advance.unwrap_or(0) },
+        }
     }
 
     /// By how much `seq` is above the last number; `None` where it is the baseline.
@@ -347,10 +382,13 @@ impl Origins {
         // Not the origin alone: words of its last life may come after those of the next.
         let is_it = |known: &Known| (known.origin, known.epoch) == (origin, epoch);
         let Some(at) = self.known.iter().position(is_it) else {
-            match self.known.iter_mut().find(|known| known.is_stale(now_s)) {
-                Some(gone) => *gone = heard,
-                None => self.known.push(heard),
+            if let Some(gone) = self.known.iter_mut().find(|known| known.is_stale(now_s)) {
+                *gone = heard;
+                return None;
             }
+            // Beyond that some are no lives of nodes.
+            self.known.truncate(MAX_LIVES - 1);
+            self.known.push(heard);
             return None;
         };
         if at > 0 {

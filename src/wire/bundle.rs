@@ -12,6 +12,10 @@ pub const MAX_ENVELOPES: usize = 16;
 /// A bundle takes no further envelope that would make it longer than this.
 pub const MAX_BYTES: usize = 64 << 10;
 
+/// What is taken from others, who may be newer and bundle more. What is beyond is refused as one.
+pub const MAX_RECEIVED_ENVELOPES: usize = 4 * MAX_ENVELOPES;
+pub const MAX_RECEIVED_BYTES: usize = 4 * MAX_BYTES;
+
 const HEAD: &[u8] = &[1, 255];
 pub const LENGTH_BYTES: usize = 4;
 
@@ -34,14 +38,14 @@ pub fn payload(added: &[u8], envelopes: usize) -> (&'static [u8], &[u8]) {
 
 /// Envelopes that were [`add`]ed one behind the other.
 pub fn added(added: &[u8]) -> impl Iterator<Item = &[u8]> {
-    Envelopes { rest: added, is_bundle: true }.map_while(Result::ok)
+    Envelopes { rest: added, is_bundle: true, left: usize::MAX }.map_while(Result::ok)
 }
 
 /// The envelopes of a payload: those of a bundle, or the payload itself.
 pub fn envelopes(payload: &[u8]) -> Envelopes<'_> {
     match payload.strip_prefix(HEAD) {
-        Some(rest) => Envelopes { rest, is_bundle: true },
-        None => Envelopes { rest: payload, is_bundle: false },
+        Some(rest) => Envelopes { rest, is_bundle: true, left: MAX_RECEIVED_ENVELOPES },
+        None => Envelopes { rest: payload, is_bundle: false, left: 1 },
     }
 }
 
@@ -50,6 +54,7 @@ pub fn envelopes(payload: &[u8]) -> Envelopes<'_> {
 pub struct Envelopes<'a> {
     rest: &'a [u8],
     is_bundle: bool,
+    left: usize,
 }
 
 impl<'a> Iterator for Envelopes<'a> {
@@ -64,6 +69,13 @@ impl<'a> Iterator for Envelopes<'a> {
             return None;
         }
         let rest = std::mem::take(&mut self.rest);
+        if self.left == 0 {
+            return Some(Err(EnvelopeError::TooMany(MAX_RECEIVED_ENVELOPES)));
+        }
+        if self.left == MAX_RECEIVED_ENVELOPES && rest.len() > MAX_RECEIVED_BYTES {
+            return Some(Err(EnvelopeError::TooLong(MAX_RECEIVED_BYTES)));
+        }
+        self.left -= 1;
         let envelope = rest
             .split_first_chunk()
             .and_then(|(length, rest)| rest.split_at_checked(u32::from_le_bytes(*length) as usize));
@@ -89,6 +101,17 @@ mod tests {
             assert_eq!(envelopes(payload).collect::<Vec<_>>(), [Ok(payload)]);
         }
         assert_eq!(envelopes(HEAD).count(), 0);
+    }
+
+    #[test]
+    fn a_bundle_is_bounded_in_envelopes_and_in_bytes() {
+        let empty = [HEAD, &[0; 16 << 10]].concat();
+        let found: Vec<_> = envelopes(&empty).collect();
+        assert_eq!(found.len(), MAX_RECEIVED_ENVELOPES + 1);
+        assert_eq!(found.last(), Some(&Err(EnvelopeError::TooMany(MAX_RECEIVED_ENVELOPES))));
+        let long = [HEAD, &vec![0; 16 << 20]].concat();
+        let found: Vec<_> = envelopes(&long).collect();
+        assert_eq!(found, [Err(EnvelopeError::TooLong(MAX_RECEIVED_BYTES))]);
     }
 
     proptest! {

@@ -60,6 +60,12 @@ pub enum EnvelopeError {
     Version(u8),
     #[error("a field of the envelope is malformed")]
     Field,
+    #[error("its data is not JSON")]
+    NotJson,
+    #[error("a bundle of more than {0} envelopes")]
+    TooMany(usize),
+    #[error("a bundle of more than {0} bytes")]
+    TooLong(usize),
 }
 
 /// What an envelope is for.
@@ -81,6 +87,8 @@ pub enum Kind {
     Request,
     Response,
     Events,
+    /// A kind that this node does not know: of a newer one. Only its number is of use.
+    Newer,
 }
 
 impl Kind {
@@ -120,7 +128,7 @@ impl Header {
         let origin = u16::from_le_bytes([fixed[ORIGIN_OFFSET], fixed[ORIGIN_OFFSET + 1]]);
         let kind = Kind::ALL.get(usize::from(fixed[KIND_OFFSET])).copied();
         Ok(Self {
-            kind: kind.ok_or(EnvelopeError::Field)?,
+            kind: kind.unwrap_or(Kind::Newer),
             origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
             epoch: u64_at(fixed, EPOCH_OFFSET),
             seq: u64_at(fixed, SEQ_OFFSET),

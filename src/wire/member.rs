@@ -19,6 +19,10 @@ const LEAVES: u8 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member<'a> {
     pub sender: Sender,
+    /// Rises with each word of its node's life; 0: of a node that does not number them.
+    pub number: u64,
+    /// The order of the latest message that its node has given out.
+    pub order: u64,
     /// Of its business servers, after this word.
     pub version: u64,
     /// `here` is all that it has.
@@ -90,14 +94,25 @@ impl<'a> Member<'a> {
     /// A word without a change.
     pub fn new(sender: Sender, version: u64) -> Self {
         let (here, gone) = (Servers::default(), Cids::default());
-        Self { sender, version, is_whole: false, asks: false, leaves: false, here, gone }
+        Self {
+            sender,
+            number: 0,
+            order: 0,
+            version,
+            is_whole: false,
+            asks: false,
+            leaves: false,
+            here,
+            gone,
+        }
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let Sender { node: origin, epoch } = self.sender;
         let id = MessageId(self.version);
-        Header { kind: Kind::Member, origin, epoch, seq: 0, order: 0, id }.encode(out);
+        let (seq, order) = (self.number, self.order);
+        Header { kind: Kind::Member, origin, epoch, seq, order, id }.encode(out);
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = flag(self.is_whole, IS_WHOLE) | flag(self.asks, ASKS);
         put_field(out, FIELD_FLAGS, &[flags | flag(self.leaves, LEAVES)]);
@@ -113,6 +128,7 @@ impl<'a> Member<'a> {
         }
         let sender = Sender { node: header.origin, epoch: header.epoch };
         let mut member = Self::new(sender, header.id.0);
+        (member.number, member.order) = (header.seq, header.order);
         for field in fields {
             let (kind, value) = field?;
             match kind {

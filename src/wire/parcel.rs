@@ -7,6 +7,7 @@
 use super::envelope::{
     EnvelopeError, FIELD_PID, Header, Kind, put_data, put_field, take_apart, text, u64_at,
 };
+use super::json;
 use crate::types::{Cid, EventSet, MessageId, NodeId};
 
 const FIELD_TO: u8 = 8;
@@ -162,6 +163,19 @@ pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
         }
     }
     Err(EnvelopeError::Field)
+}
+
+/// Whether what a parcel of another node brings to sockets is JSON: the data of a request or an
+/// answer, the texts of events.
+pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
+    let (header, _, data) = take_apart(bytes)?;
+    let check = |text: &[u8]| json::validate(text).map_err(|_| EnvelopeError::NotJson);
+    match header.kind {
+        Kind::Events => EventList(data).try_for_each(|event| check(event?.1.as_bytes())),
+        // An answer that is none has no data.
+        Kind::Response if data.is_empty() => Ok(()),
+        _ => check(data),
+    }
 }
 
 impl<'a> Parcel<'a> {

@@ -23,7 +23,8 @@
 //! 10. what happens to a client is told to the business servers elsewhere that its worker knows,
 //!     unless something happened to their node's links, or Redis refused it (see `dues`); and is
 //!     not published where nobody elsewhere wants to hear it;
-//! 11. a request is refused only if something stood in its way (see `dues`).
+//! 11. a request is refused only if something stood in its way (see `dues`);
+//! 12. a message with numbers that its node never gave out changes nothing.
 
 mod core;
 mod dues;

@@ -2,6 +2,7 @@
 
 use super::{Label, encode_counter, encode_gauge, encode_gauge_f64};
 use crate::io::shared::Shared;
+use crate::state::counters::BrokerCounters;
 use crate::state::counters::{Counter, Counters};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -17,6 +18,26 @@ struct OutcomeLabels {
 struct MissedLabels {
     origin: u16,
     channel: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IgnoredLabels {
+    reason: &'static str,
+}
+
+fn encode_ignored(broker: &BrokerCounters, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let name = "ws_cluster_queue_number_resets";
+    let help = "Times that numbers heard of a node could not be right and were reset";
+    encode_counter(encoder, name, help, broker.number_resets.value())?;
+    let (name, help) = ("ws_cluster_queue_ignored", "Messages that were left out, by reason");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (reason, counter) in
+        [("unknown_kind", &broker.unknown_kind), ("false_number", &broker.false_numbers)]
+    {
+        let labels = IgnoredLabels { reason };
+        ConstCounter::new(counter.value()).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 /// Whether pushes are accepted; with the `local` queue always, and then that is all.
@@ -64,6 +85,7 @@ pub(super) fn encode(shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fm
     let abandoned = broker.abandoned.value();
     let help = "Messages that are not sent again, because three links to the queue ended with them";
     encode_counter(encoder, "ws_cluster_queue_abandoned", help, abandoned)?;
+    encode_ignored(broker, encoder)?;
     let results = [
         ("accepted", &broker.published),
         ("refused", &broker.refused),

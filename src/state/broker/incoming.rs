@@ -7,9 +7,10 @@ use super::{Broker, Event, LinkError, Sink, user_hash};
 use crate::state::orders::Order;
 use crate::state::sequence::Arrival;
 use crate::state::wants::Notice;
-use crate::types::{Cid, SnowflakeClock};
+use crate::types::{Cid, NodeId, SnowflakeClock};
 use crate::wire::bundle;
-use crate::wire::envelope::{Envelope, Header, Kind};
+use crate::wire::envelope::{Envelope, EnvelopeError, Header, Kind};
+use crate::wire::json;
 use crate::wire::parcel;
 use crate::wire::resp::Reply;
 
@@ -125,7 +126,7 @@ impl Broker {
     ) {
         let counters = &self.config.counters;
         // Nothing that an envelope brings changes what is subscribed to.
-        let Some(channel) = self.interests.at(place) else { return };
+        let Some(workers) = self.interests.at(place).map(|channel| channel.workers) else { return };
         let header = match Header::read(payload) {
             Ok(header) => header,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
@@ -137,44 +138,119 @@ impl Broker {
                 self.events.push(Event::SameNode);
             }
         }
-        let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
-        let mut is_late = false;
-        let missed = match header.kind {
-            Kind::Canary => return self.handle_canary(&header, now_ms, sink),
+        match header.kind {
+            Kind::Canary => self.handle_canary(&header, now_ms, sink),
             Kind::Member => {
                 if let Err(error) = self.handle_member(payload, now_ms, sink) {
                     self.refuse_envelope(channel_name, error.to_string());
                 }
-                return;
             }
-            Kind::Tail => channel.origins.receive_tail(origin, epoch, seq, now_ms),
-            Kind::Void | Kind::Message | Kind::Request | Kind::Response | Kind::Events => {
-                let Arrival::New { missed } = channel.origins.receive(origin, epoch, seq, now_ms)
-                else {
-                    return counters.repeated.add(1);
-                };
-                is_late = self.orders.receive(origin, epoch, header.order) == Order::Late;
-                missed + u64::from(is_late)
+            Kind::Newer if header.seq == 0 => self.note_unknown_kind(&header),
+            _ if !self.may_have_given_out(&header) => {
+                self.config.counters.false_numbers.add(1);
+                let (origin, channel) = (header.origin, channel_name.into());
+                self.events.push(Event::FalseNumber { origin, channel });
+            }
+            _ => {
+                if self.is_next((channel_name, place), &header, now_ms) {
+                    self.hand_on((channel_name, workers), header, payload, sink);
+                }
+            }
+        }
+    }
+
+    /// Whether its node may have given out these numbers. What this node gave out it knows.
+    fn may_have_given_out(&self, header: &Header) -> bool {
+        let Header { origin, epoch, seq, order, .. } = *header;
+        // A tail of an older node has no order.
+        if header.kind == Kind::Tail && order == 0 {
+            return true;
+        }
+        match self.is_own(header) {
+            true => seq <= order && order <= self.order,
+            false => self.orders.is_possible(origin, epoch, seq, order),
+        }
+    }
+
+    fn is_own(&self, header: &Header) -> bool {
+        (header.origin, header.epoch) == (self.config.node, self.config.epoch())
+    }
+
+    fn note_unknown_kind(&mut self, header: &Header) {
+        self.config.counters.unknown_kind.add(1);
+        self.events.push(Event::UnknownKind { origin: header.origin });
+    }
+
+    /// Notes the number of a message or a tail, and what was missed before it. Whether it is to be
+    /// handed on.
+    fn is_next(
+        &mut self,
+        (channel_name, place): (&[u8], Place),
+        header: &Header,
+        now_ms: u64,
+    ) -> bool {
+        let Some(channel) = self.interests.at(place) else { return false };
+        let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
+        let mut is_late = false;
+        let arrival = match header.kind {
+            Kind::Tail => {
+                let is_latest = self.orders.is_latest(origin, epoch, header.order);
+                channel.origins.receive_tail(origin, epoch, seq, is_latest, now_ms)
+            }
+            _ => {
+                let order = self.orders.receive(origin, epoch, header.order);
+                is_late = order == Order::Late;
+                let is_newest = order == Order::Newest;
+                channel.origins.receive(origin, epoch, seq, is_newest, now_ms)
             }
         };
-        let workers = channel.workers;
+        let missed = match arrival {
+            Arrival::New { missed } => missed + u64::from(is_late),
+            Arrival::Repeated => {
+                self.config.counters.repeated.add(1);
+                return false;
+            }
+            Arrival::Reset => {
+                self.note_reset(origin, channel_name);
+                0
+            }
+        };
+        if header.kind == Kind::Newer {
+            self.note_unknown_kind(header);
+        }
         if missed > 0 {
-            counters.count_missed(origin, channel_name, missed);
+            self.config.counters.count_missed(origin, channel_name, missed);
             let channel = channel_name.into();
             self.events.push(Event::Missed { origin, channel, missed });
         }
-        if matches!(header.kind, Kind::Void | Kind::Tail) || is_late {
-            return;
-        }
+        !is_late && !matches!(header.kind, Kind::Void | Kind::Tail | Kind::Newer)
+    }
+
+    /// Hands a message or a parcel to the workers that it is for.
+    fn hand_on(
+        &mut self,
+        (channel_name, workers): (&[u8], u64),
+        header: Header,
+        payload: &[u8],
+        sink: &mut dyn Sink,
+    ) {
         if payload.len() > self.config.max_envelope_bytes {
             self.config.counters.malformed.add(1);
             let (channel, bytes) = (channel_name.into(), payload.len());
             return self.events.push(Event::TooBig { channel, bytes });
         }
+        // What this node accepted it has checked.
+        let is_own = self.is_own(&header);
+        if !is_own
+            && header.kind != Kind::Message
+            && let Err(error) = parcel::check_json(payload)
+        {
+            return self.refuse_envelope(channel_name, error.to_string());
+        }
         match header.kind {
             Kind::Message => self.route(channel_name, workers, header, payload, sink),
             // This node's workers have had them.
-            Kind::Events if (origin, epoch) == (self.config.node, self.config.epoch()) => {}
+            Kind::Events if is_own => {}
             // All that have business servers which want to hear them.
             Kind::Events => sink.relay(workers, payload),
             _ => self.route_to_one(channel_name, workers, payload, sink),
@@ -218,6 +294,9 @@ impl Broker {
         if simdutf8::basic::from_utf8(envelope.data).is_err() {
             return self.refuse_envelope(channel_name, "its data is not UTF-8".into());
         }
+        if !self.is_own(&header) && json::validate(envelope.data).is_err() {
+            return self.refuse_envelope(channel_name, EnvelopeError::NotJson.to_string());
+        }
         let wanted = self.workers_of(&envelope, workers);
         if wanted != 0 {
             sink.deliver(wanted, &envelope, payload);
@@ -250,6 +329,12 @@ impl Broker {
         self.config.counters.lag_ms.set(now_ms.saturating_sub(self.canary.sent_ms));
         sink.canary();
         self.become_ready(now_ms);
+    }
+
+    /// What was heard of a node could not be right.
+    pub(super) fn note_reset(&mut self, origin: NodeId, channel: &[u8]) {
+        self.config.counters.number_resets.add(1);
+        self.events.push(Event::NumbersReset { origin, channel: channel.into() });
     }
 
     fn refuse_envelope(&mut self, channel: &[u8], error: String) {

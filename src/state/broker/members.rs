@@ -4,7 +4,8 @@
 //! server comes or goes it says so at once, under the next version; whoever has another version
 //! than the one that was said asks for all of it. A node that is silent for too long is lost.
 
-use super::{Broker, Sink};
+use super::{Broker, Sink, State};
+use crate::state::orders::ANNOUNCE_EVERY;
 use crate::state::projects::Projects;
 use crate::state::wants::{Notice, Server};
 use crate::types::{Cid, NodeId};
@@ -35,6 +36,8 @@ const STALLED_MS: u64 = 1_000;
 pub(super) struct Members {
     own: Vec<Server>,
     version: u64,
+    /// Words that were said in this life.
+    words: u64,
     others: BTreeMap<NodeId, Other>,
     said_ms: u64,
     /// When everything was last said; whether it is due again.
@@ -156,6 +159,24 @@ impl Broker {
         Member::new(sender, self.members.version)
     }
 
+    /// A word as it leaves: numbered, and with the order of the latest message before it.
+    fn encode_word(&mut self, word: &Member<'_>) -> Vec<u8> {
+        self.members.words += 1;
+        self.announced_order = self.order;
+        let mut bytes = Vec::new();
+        Member { number: self.members.words, order: self.order, ..*word }.encode(&mut bytes);
+        bytes
+    }
+
+    /// Tells the others which order this node has come to, where much was published since the last
+    /// word.
+    pub(super) fn announce_order(&mut self, now_ms: u64) {
+        if self.state == State::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
+            let word = self.member();
+            self.say(&word, None, now_ms);
+        }
+    }
+
     fn say_whole(&mut self, asks: bool, now_ms: u64) {
         let mut here = Vec::new();
         for server in &self.members.own {
@@ -169,8 +190,7 @@ impl Broker {
 
     /// Publishes a word to all nodes; `waiter`: who is told when Redis has it.
     fn say(&mut self, word: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
-        let mut bytes = Vec::new();
-        word.encode(&mut bytes);
+        let bytes = self.encode_word(word);
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
         self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline_ms);
         self.publishing.handle_asked(now_ms);
@@ -223,6 +243,9 @@ impl Broker {
         let Sender { node, epoch } = word.sender;
         if node == self.config.node {
             return Ok(());
+        }
+        if self.orders.announce(node, epoch, word.order, word.number) {
+            self.note_reset(node, b"");
         }
         let known = self.members.others.get(&node);
         if known.is_some_and(|other| other.epoch > epoch || other.epoch == epoch && other.has_left)
@@ -304,9 +327,9 @@ impl Broker {
         if let Some(other) = self.members.others.get_mut(&node) {
             other.asked_ms = Some(now_ms);
         }
-        let (mut channel, mut bytes) = (Vec::new(), Vec::new());
+        let mut channel = Vec::new();
         self.config.names.node(&mut channel, node);
-        Member { asks: true, ..self.member() }.encode(&mut bytes);
+        let bytes = self.encode_word(&Member { asks: true, ..self.member() });
         let deadline_ms = now_ms + self.config.queue_timeout_ms;
         self.log.add_word(&channel, &bytes, None, deadline_ms);
         self.publishing.handle_asked(now_ms);

@@ -71,6 +71,7 @@ impl Broker {
             acceptor.add(name, envelope.encoded_bytes(), true, |out| envelope.encode(out));
         });
         acceptor.log.end_message(Some(pusher));
+        self.announce_order(now_ms);
     }
 
     /// As [`Broker::handle_push`], for a worker on another thread.
@@ -93,6 +94,7 @@ impl Broker {
             acceptor.add_encoded(publication.channel(index), envelope, true);
         }
         acceptor.log.end_message(Some(pusher));
+        self.announce_order(now_ms);
     }
 
     /// A worker has a parcel for a channel; nobody waits for what becomes of it. Events wait for a
@@ -117,6 +119,7 @@ impl Broker {
         let (mut acceptor, _) = self.acceptor(now_ms);
         acceptor.add_encoded(channel, parcel, !is_events);
         acceptor.log.end_message(None);
+        self.announce_order(now_ms);
     }
 
     /// Why a message is not accepted now. `bytes`: of all its parts; `largest`: of one envelope.

@@ -9,7 +9,9 @@ use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
 use crate::wire::publication::Publication;
 use crate::wire::sign::Secret;
+use std::collections::BTreeMap;
 
+mod forged;
 mod ids;
 mod late;
 mod many_users;
@@ -35,7 +37,7 @@ struct Said {
 
 impl Sink for Said {
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
-        let data = String::from_utf8(envelope.data.to_vec()).unwrap();
+        let data = std::str::from_utf8(envelope.data).unwrap().trim_matches('"').to_owned();
         self.delivered.push((workers, data));
     }
 
@@ -82,8 +84,9 @@ struct Setting {
     forbidden: Vec<Vec<u8>>,
     /// Kinds of what was published on the channel of events.
     events: Vec<Kind>,
-    /// Messages of another node.
-    arrived: u64,
+    /// Messages of another node: the highest number by channel, and the latest order.
+    arrived: BTreeMap<Vec<u8>, u64>,
+    order: u64,
     /// What Redis keeps of the ids of this node, or what it says instead.
     number: i64,
     refuses_numbers: Option<&'static str>,
@@ -123,7 +126,8 @@ impl Setting {
             subscribed: Vec::new(),
             forbidden: Vec::new(),
             events: Vec::new(),
-            arrived: 0,
+            arrived: BTreeMap::new(),
+            order: 0,
             number: 0,
             refuses_numbers: None,
             asked_numbers: 0,
@@ -197,17 +201,7 @@ impl Setting {
                     message(messages, &command[1], &command[2]);
                 }
             }
-            b"INCRBY" => {
-                self.asked_numbers += 1;
-                if let Some(error) = self.refuses_numbers {
-                    answers.extend_from_slice(format!("-{error}\r\n").as_bytes());
-                    return;
-                }
-                let key = String::from_utf8(command[1].clone()).unwrap();
-                assert_eq!(key, "x:ids:7");
-                self.number += std::str::from_utf8(&command[2]).unwrap().parse::<i64>().unwrap();
-                answers.extend_from_slice(format!(":{}\r\n", self.number).as_bytes());
-            }
+            b"INCRBY" => self.execute_incrby(command, answers),
             b"PING" => answers.extend_from_slice(b"+PONG\r\n"),
             _ => answers.extend_from_slice(b"%0\r\n"),
         }
@@ -238,13 +232,19 @@ impl Setting {
 
     /// A message of another node arrives.
     fn arrive(&mut self, seq: u64, data: &str, targets: &TargetsBuf) {
-        self.arrived += 1;
         let mut publication = Publication::default();
-        let (names, envelope) = (ChannelNames::new("x"), envelope(9, 5, data, targets));
+        let data = format!("\"{data}\"");
+        let (names, envelope) = (ChannelNames::new("x"), envelope(9, 5, &data, targets));
         publication.add_message(&names, Routing::Project, &envelope);
         let encoded = publication.parts[0].envelope.clone();
+        let highest = self.arrived.entry(publication.channel(0).to_vec()).or_default();
+        // One that comes again, or late, has the order of the first time.
+        let is_new = seq > *highest;
+        *highest = seq.max(*highest);
+        self.order = self.order.max(seq) + u64::from(is_new);
+        let order = if is_new { self.order } else { seq };
         let bytes = &mut publication.bytes[encoded.clone()];
-        Header::set_numbers(bytes, 5, seq, self.arrived);
+        Header::set_numbers(bytes, 5, seq, order);
         let mut bytes = Vec::new();
         message(&mut bytes, publication.channel(0), &publication.bytes[encoded]);
         self.hear(LinkName::Subscribe, &bytes);

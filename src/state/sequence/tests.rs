@@ -176,12 +176,15 @@ fn the_end_of_time_is_survived() {
     }
     let mut origins = Origins::default();
     let now = u64::MAX;
-    assert_eq!(origins.receive(node(1), 1, 0, now), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 1, 0, false, now), Arrival::New { missed: 0 });
     let most = Arrival::New { missed: u64::MAX - 1 };
-    assert_eq!(origins.receive(node(1), 1, u64::MAX, now), most);
-    assert_eq!(origins.receive(node(1), 1, u64::MAX, now), Arrival::Repeated);
-    assert_eq!(origins.receive_tail(node(2), 1, 0, 0), 0);
-    assert_eq!(origins.receive_tail(node(2), 1, u64::MAX, 0), u64::MAX);
+    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, now), most);
+    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, now), Arrival::Repeated);
+    assert_eq!(origins.receive_tail(node(2), 1, 0, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(
+        origins.receive_tail(node(2), 1, u64::MAX, false, 0),
+        Arrival::New { missed: u64::MAX }
+    );
 }
 
 #[test]
@@ -203,7 +206,7 @@ fn arrivals_are_new_repeated_or_after_a_loss() {
         (1_200, 1, 10, 5, New { missed: 1 }),
         (1_800, 1, 10, 4, New { missed: 0 }),
     ] {
-        let arrival = origins.receive(node(origin), epoch, seq, seconds * 1_000);
+        let arrival = origins.receive(node(origin), epoch, seq, false, seconds * 1_000);
         assert_eq!(arrival, expected, "{seq} of {origin} at {seconds}");
     }
     assert_eq!(size_of::<Origins>(), 32);
@@ -224,29 +227,33 @@ fn two_lives_of_an_origin_are_told_apart() {
         (2, 4, New { missed: 1 }),
         (1, 8, Repeated),
     ] {
-        assert_eq!(origins.receive(node(1), epoch, seq, 0), expected, "{seq} of {epoch}");
+        assert_eq!(origins.receive(node(1), epoch, seq, false, 0), expected, "{seq} of {epoch}");
     }
 }
 
 #[test]
 fn tails_show_what_was_lost_last() {
     let mut origins = Origins::default();
-    assert_eq!(origins.receive_tail(node(1), 9, 50, 0), 0);
-    assert_eq!(origins.receive(node(1), 9, 50, 0), Arrival::Repeated);
-    assert_eq!(origins.receive(node(1), 9, 51, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive_tail(node(1), 9, 50, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 9, 50, false, 0), Arrival::Repeated);
+    assert_eq!(origins.receive(node(1), 9, 51, false, 0), Arrival::New { missed: 0 });
     for (seq, missed) in [(51, 0), (54, 3), (54, 0), (53, 0)] {
-        assert_eq!(origins.receive_tail(node(1), 9, seq, 0), missed, "{seq}");
+        assert_eq!(
+            origins.receive_tail(node(1), 9, seq, false, 0),
+            Arrival::New { missed },
+            "{seq}"
+        );
     }
-    assert_eq!(origins.receive(node(1), 9, 55, 0), Arrival::New { missed: 0 });
-    assert_eq!(origins.receive_tail(node(1), 10, 80, 0), 0);
-    assert_eq!(origins.receive_tail(node(1), 10, 81, STALE_MS), 0);
+    assert_eq!(origins.receive(node(1), 9, 55, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive_tail(node(1), 10, 80, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive_tail(node(1), 10, 81, false, STALE_MS), Arrival::New { missed: 0 });
 }
 
 #[test]
 fn an_origin_that_has_gone_makes_room() {
     let mut origins = Origins::default();
     for origin in 0..1_000_u16 {
-        origins.receive(node(origin), 1, 1, u64::from(origin) * STALE_MS / 4);
+        origins.receive(node(origin), 1, 1, false, u64::from(origin) * STALE_MS / 4);
     }
     assert_eq!(origins.known.len(), 4);
 }
@@ -353,7 +360,9 @@ proptest! {
                     (end.saturating_sub(again as u64).max(1)..=end).collect()
                 }
                 3 if sent[from] > 0 => {
-                    missed[from] += origins.receive_tail(node(origin), 7, sent[from], 0);
+                    let tail = origins.receive_tail(node(origin), 7, sent[from], false, 0);
+                    let Arrival::New { missed: more } = tail else { panic!("{tail:?}") };
+                    missed[from] += more;
                     let heard = heard.entry(origin).or_default().len() as u64;
                     prop_assert_eq!(heard + missed[from], sent[from]);
                     continue;
@@ -362,8 +371,10 @@ proptest! {
             };
             for seq in arrivals {
                 let list = heard.entry(origin).or_default();
-                match origins.receive(node(origin), 7, seq, 0) {
-                    Arrival::Repeated => prop_assert!(missed[from] > 0 || list.contains(&seq)),
+                match origins.receive(node(origin), 7, seq, false, 0) {
+                    Arrival::Repeated | Arrival::Reset => {
+                        prop_assert!(missed[from] > 0 || list.contains(&seq));
+                    }
                     Arrival::New { missed: lost } => {
                         prop_assert!(!list.contains(&seq));
                         list.push(seq);
@@ -374,4 +385,29 @@ proptest! {
             }
         }
     }
+}
+
+/// One message with a number that its node never gave out, then the node's own next ones.
+#[test]
+fn a_number_that_was_false_gives_way_to_the_next_message_or_tail() {
+    let mut origins = Origins::default();
+    origins.receive(node(1), 9, 5, true, 0);
+    assert_eq!(origins.receive(node(1), 9, 800, false, 0), Arrival::New { missed: 794 });
+    assert_eq!(origins.receive(node(1), 9, 5, false, 0), Arrival::Repeated, "sent again");
+    assert_eq!(origins.receive(node(1), 9, 6, true, 0), Arrival::Reset);
+    assert_eq!(origins.receive(node(1), 9, 7, true, 0), Arrival::New { missed: 0 });
+    origins.receive(node(1), 9, 900, false, 0);
+    let tail = |origins: &mut Origins, is_latest| origins.receive_tail(node(1), 9, 7, is_latest, 0);
+    assert_eq!(tail(&mut origins, false), Arrival::New { missed: 0 }, "of an old link");
+    assert_eq!(tail(&mut origins, true), Arrival::Reset);
+    assert_eq!(origins.receive(node(1), 9, 8, true, 0), Arrival::New { missed: 0 });
+}
+
+#[test]
+fn lives_that_are_none_are_bounded() {
+    let mut origins = Origins::default();
+    for epoch in 0..10_000 {
+        origins.receive(node(1), epoch, 1, true, 0);
+    }
+    assert!(origins.known.len() <= MAX_LIVES);
 }

@@ -431,7 +431,10 @@ impl Node {
                     let (number, channel) = (self.home.number, String::from_utf8_lossy(&channel));
                     world.log.note(format!("node {number}: missed {missed} of {origin} {channel}"));
                 }
-                Event::Refused { .. } | Event::Forbidden { .. } | Event::Limit(_) => {}
+                Event::FalseNumber { .. }
+                | Event::Refused { .. }
+                | Event::Forbidden { .. }
+                | Event::Limit(_) => {}
                 other => panic!("{other:?}"),
             }
         }

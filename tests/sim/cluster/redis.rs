@@ -356,8 +356,7 @@ impl Redis {
     }
 
     fn publish(&mut self, id: u64, channel: &[u8], payload: &[u8], now_ms: u64, rng: &mut Rng) {
-        let envelopes: Vec<&[u8]> =
-            bundle::envelopes(payload).collect::<Result<_, _>>().expect("a whole bundle");
+        let envelopes = envelopes_of(payload);
         let read = |envelope: &&[u8]| Header::read(envelope).expect("an envelope");
         let headers: Vec<Header> = envelopes.iter().map(read).collect();
         let link = self.links.get_mut(&id).unwrap();
@@ -379,16 +378,22 @@ impl Redis {
         if is_refused {
             return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
         }
+        // Sometimes somebody else publishes a message with numbers that no node gave out.
+        let forged = rng.chance(3) && headers[0].kind == Kind::Message;
+        let forged = forged.then(|| {
+            let mut bytes = envelopes_of(payload)[0].to_vec();
+            let number = (1 << 49) + rng.number() % (1 << 62);
+            let order = if rng.chance(50) { number } else { headers[0].order };
+            Header::set_numbers(&mut bytes, headers[0].epoch, number, order);
+            bytes
+        });
         let mut receivers = 0;
         for link in self.links.values_mut().filter(|link| link.channels.contains(channel)) {
             receivers += 1;
-            let mut message = vec![if link.is_resp3 { b'>' } else { b'*' }];
-            let head = format!("3\r\n$7\r\nmessage\r\n${}\r\n", channel.len());
-            message.extend_from_slice(head.as_bytes());
-            message.extend_from_slice(channel);
-            message.extend_from_slice(format!("\r\n${}\r\n", payload.len()).as_bytes());
-            message.extend_from_slice(payload);
-            message.extend_from_slice(b"\r\n");
+            let mut message = Vec::new();
+            for payload in [Some(payload), forged.as_deref()].into_iter().flatten() {
+                link.write_message(&mut message, channel, payload);
+            }
             let end = link.written + message.len() as u64;
             let each = headers.iter().map(|&header| (end, channel.to_vec(), header));
             link.messages.extend(each);
@@ -399,7 +404,21 @@ impl Redis {
     }
 }
 
+fn envelopes_of(payload: &[u8]) -> Vec<&[u8]> {
+    bundle::envelopes(payload).collect::<Result<_, _>>().expect("a whole bundle")
+}
+
 impl Link {
+    fn write_message(&self, out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {
+        out.push(if self.is_resp3 { b'>' } else { b'*' });
+        out.extend_from_slice(b"3\r\n$7\r\nmessage\r\n");
+        for bytes in [channel, payload] {
+            out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            out.extend_from_slice(bytes);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
     fn tell(&mut self, bytes: &[u8], now_ms: u64, rng: &mut Rng) {
         if self.has_peer && !self.is_cut {
             self.written += bytes.len() as u64;

@@ -5,6 +5,20 @@ use crate::types::SnowflakeClock;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 
+impl Setting {
+    pub fn execute_incrby(&mut self, command: &[Vec<u8>], answers: &mut Vec<u8>) {
+        self.asked_numbers += 1;
+        if let Some(error) = self.refuses_numbers {
+            answers.extend_from_slice(format!("-{error}\r\n").as_bytes());
+            return;
+        }
+        let key = String::from_utf8(command[1].clone()).unwrap();
+        assert_eq!(key, "x:ids:7");
+        self.number += std::str::from_utf8(&command[2]).unwrap().parse::<i64>().unwrap();
+        answers.extend_from_slice(format!(":{}\r\n", self.number).as_bytes());
+    }
+}
+
 /// A run that starts at `now_ms` by its clock, on a Redis that keeps `number`.
 fn run(now_ms: u64, number: i64) -> Setting {
     let mut setting = Setting::new(1);

@@ -1,0 +1,132 @@
+//! Messages that no node has sent: false numbers, unknown kinds, bundles without end, data that is
+//! not JSON.
+
+use super::*;
+use crate::wire::bundle;
+
+/// Bytes arrive on the project's channel.
+fn bring(setting: &mut Setting, payload: &[u8]) {
+    let mut bytes = Vec::new();
+    message(&mut bytes, b"x:{p}", payload);
+    setting.hear(LinkName::Subscribe, &bytes);
+}
+
+fn encoded(node: u16, epoch: u64, data: &str, seq: u64, order: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let targets = TargetsBuf::default();
+    envelope(node, epoch, data, &targets).encode(&mut bytes);
+    Header::set_numbers(&mut bytes, epoch, seq, order);
+    bytes
+}
+
+fn delivered(setting: &mut Setting) -> Vec<String> {
+    std::mem::take(&mut setting.said.delivered).into_iter().map(|(_, data)| data).collect()
+}
+
+fn ready() -> Setting {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    setting
+}
+
+#[test]
+fn a_false_number_of_its_own_does_not_silence_a_node() {
+    let mut setting = ready();
+    setting.push(1, "1", &TargetsBuf::default());
+    setting.talk();
+    for (seq, order) in [(u64::MAX, u64::MAX), (1 << 40, 1), (2, 1 << 40), (900, 900)] {
+        bring(&mut setting, &encoded(7, 100, "0", seq, order));
+    }
+    setting.push(2, "2", &TargetsBuf::default());
+    setting.talk();
+    assert_eq!(delivered(&mut setting), ["1", "2"]);
+    let counters = &setting.broker.config.counters;
+    assert_eq!((counters.false_numbers.value(), counters.malformed.value()), (4, 0));
+    assert!(counters.missed().is_empty());
+}
+
+/// What node 9 says once a second: how far it has come.
+fn announce(setting: &mut Setting, number: u64, order: u64) {
+    let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
+    let mut bytes = Vec::new();
+    Member { number, order, ..Member::new(sender, 0) }.encode(&mut bytes);
+    let mut words = Vec::new();
+    message(&mut words, b"x:nodes", &bytes);
+    setting.hear(LinkName::Subscribe, &words);
+}
+
+#[test]
+fn false_numbers_of_another_node_are_refused_or_taken_back() {
+    let mut setting = ready();
+    announce(&mut setting, 1, 10);
+    bring(&mut setting, &encoded(9, 5, "1", 3, 11));
+    // Nothing near that was announced.
+    for (seq, order) in [(u64::MAX, u64::MAX), (12, 11), (4, 1 << 30)] {
+        bring(&mut setting, &encoded(9, 5, "0", seq, order));
+    }
+    bring(&mut setting, &encoded(9, 5, "2", 4, 12));
+    assert_eq!(delivered(&mut setting), ["1", "2"]);
+    assert_eq!(setting.broker.config.counters.false_numbers.value(), 3);
+    // Near it: until the node says how far it has come.
+    bring(&mut setting, &encoded(9, 5, "false", 5_000, 5_000));
+    bring(&mut setting, &encoded(9, 5, "3", 5, 13));
+    announce(&mut setting, 2, 13);
+    bring(&mut setting, &encoded(9, 5, "4", 6, 14));
+    bring(&mut setting, &encoded(9, 5, "5", 7, 15));
+    assert_eq!(delivered(&mut setting), ["false", "4", "5"]);
+    assert_eq!(setting.broker.config.counters.number_resets.value(), 2);
+}
+
+#[test]
+fn a_kind_of_a_newer_node_is_left_out_and_its_number_counts() {
+    let mut setting = ready();
+    bring(&mut setting, &encoded(9, 5, "1", 1, 1));
+    let mut newer = encoded(9, 5, "what is this", 2, 2);
+    newer[1] = 77;
+    bring(&mut setting, &newer);
+    bring(&mut setting, &encoded(9, 5, "3", 3, 3));
+    assert_eq!(delivered(&mut setting), ["1", "3"]);
+    let counters = &setting.broker.config.counters;
+    assert_eq!((counters.unknown_kind.value(), counters.malformed.value()), (1, 0));
+    assert!(counters.missed().is_empty(), "{:?}", counters.missed());
+}
+
+#[test]
+fn data_that_is_not_json_goes_to_nobody() {
+    let mut setting = ready();
+    for (seq, data) in ["{\"a\":", "hello", "", "1}"].into_iter().enumerate() {
+        bring(&mut setting, &encoded(9, 5, data, seq as u64 + 1, seq as u64 + 1));
+    }
+    bring(&mut setting, &encoded(9, 5, "{\"a\":1}", 5, 5));
+    assert_eq!(delivered(&mut setting), ["{\"a\":1}"]);
+    let mut parcel = Vec::new();
+    let events = parcel::Events {
+        sender: Sender { node: NodeId::new(9).unwrap(), epoch: 5 },
+        worker: 0,
+        pid: "p",
+        list: parcel::EventList(&[]),
+    };
+    let mut list = Vec::new();
+    parcel::add_event(&mut list, EventSet::ALL, |out| out.extend_from_slice(b"{\"type\":"));
+    parcel::Events { list: parcel::EventList(&list), ..events }.encode(&mut parcel);
+    Header::set_numbers(&mut parcel, 5, 6, 6);
+    bring(&mut setting, &parcel);
+    assert!(setting.said.relayed.is_empty());
+    assert_eq!(setting.broker.config.counters.malformed.value(), 5);
+}
+
+#[test]
+fn a_bundle_of_millions_of_empty_envelopes_costs_next_to_nothing() {
+    let mut setting = ready();
+    setting.broker.take_events();
+    let head: &[u8] = &[1, 255];
+    bring(&mut setting, &[head, &vec![0; 16 << 20]].concat());
+    bring(&mut setting, &[head, &vec![0; 100 << 10]].concat());
+    let counters = &setting.broker.config.counters;
+    let most = 2 + bundle::MAX_RECEIVED_ENVELOPES as u64;
+    assert_eq!(counters.malformed.value(), most);
+    assert!(setting.broker.take_events().len() as u64 <= most);
+    bring(&mut setting, &encoded(9, 5, "1", 1, 1));
+    assert_eq!(delivered(&mut setting), ["1"]);
+}
