@@ -7,8 +7,8 @@ use super::connection::{CloseCause, NONE};
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
-use std::cell::OnceCell;
-use std::rc::Rc;
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
 
 /// From this size on a frame is shared instead of copied.
 pub const SHARED_FRAME_BYTES: usize = 16 << 10;
@@ -37,11 +37,28 @@ pub struct Batch {
     closes: Vec<CloseRequest>,
 }
 
-/// A frame that is not copied for those who wait for it: the first of them makes it count.
+/// A frame that is not copied for those who wait for it: the first of them makes it count, and with
+/// the last of them it no longer does. The batch is not one of them, so that what an outbox gives
+/// back is given back at once.
 #[derive(Debug)]
 struct SharedFrame {
     bytes: Bytes,
-    held: OnceCell<Rc<HeldFrame>>,
+    held: RefCell<Weak<HeldFrame>>,
+}
+
+impl SharedFrame {
+    fn is_held(&self) -> bool {
+        self.held.borrow().strong_count() > 0
+    }
+
+    fn hold(&self, budget: &Budget) -> Rc<HeldFrame> {
+        let mut held = self.held.borrow_mut();
+        held.upgrade().unwrap_or_else(|| {
+            let frame = HeldFrame::new(self.bytes.clone(), budget);
+            *held = Rc::downgrade(&frame);
+            frame
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -143,7 +160,7 @@ impl Batch {
             let shared = self.shared.len() as u32;
             self.shared_bytes += frame.len();
             let bytes = frame.len() as u32;
-            self.shared.push(SharedFrame { bytes: Bytes::from(frame), held: OnceCell::new() });
+            self.shared.push(SharedFrame { bytes: Bytes::from(frame), held: RefCell::default() });
             self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
             return self.frames.len() as u32 - 1;
         }
@@ -213,7 +230,7 @@ impl Batch {
         let frame = self.frames[frame as usize];
         match self.shared.get(frame.shared as usize) {
             None => frame.bytes as usize,
-            Some(shared) if shared.held.get().is_some() => 0,
+            Some(shared) if shared.is_held() => 0,
             Some(_) => HeldFrame::cost(frame.bytes as usize),
         }
     }
@@ -226,9 +243,8 @@ impl Batch {
                 outbox.push(&bytes[skip..], frame.is_push, frame.expires_ms, skip > 0);
             }
             Some(shared) => {
-                let held = shared.held.get_or_init(|| HeldFrame::new(shared.bytes.clone(), budget));
                 let bytes = frame.bytes as usize - skip;
-                outbox.push_shared(Rc::clone(held), bytes, frame.is_push, frame.expires_ms);
+                outbox.push_shared(shared.hold(budget), bytes, frame.is_push, frame.expires_ms);
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
+mod budget;
 mod requests;
 mod time;
 
