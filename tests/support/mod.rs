@@ -90,6 +90,7 @@ impl Server {
     /// The series as it stands in `/metrics`, labels included; 0 where it is not there.
     pub fn metric(&self, series: &str) -> u64 {
         let answer = Http::open(self.metrics).get("/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.body);
         let is_it = |line: &&str| line.strip_prefix(series).is_some_and(|n| n.starts_with(' '));
         let found = answer.body.lines().find(is_it);
         found.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
@@ -160,7 +161,7 @@ impl Http {
     }
 
     pub fn get(&mut self, target: &str) -> Answer {
-        self.ask(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        self.ask(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     }
 
     /// A JSON body, signed in the head.
