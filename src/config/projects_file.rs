@@ -526,7 +526,7 @@ mod tests {
                 format!("[projects]\n{full}"),
                 "p.toml, line 1: unknown key \"projects\"; did you mean \"project\"?",
             ),
-            (format!("[[project]]\npid = 'a'\nx = 1\n"), "p.toml, line 3: unknown key \"x\"; kn"),
+            ("[[project]]\npid = 'a'\nx = 1\n".into(), "p.toml, line 3: unknown key \"x\"; kn"),
             (format!("{full}x = \n"), "p.toml, line 4: "),
         ] {
             assert_refused(&text, wanted);

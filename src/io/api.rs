@@ -111,8 +111,15 @@ impl Service for Core {
     fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
         let other = HttpCounters::url_of("other");
         self.shared.http_counters[self.index].count(other, error.status, 0, 1);
-        let (is_head, keep_alive) = (false, false);
-        let mut reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
+        let mut reply = Reply {
+            core: self,
+            origin,
+            is_head: false,
+            is_encoded: false,
+            keep_alive: false,
+            out,
+            status: 200,
+        };
         reply.refuse(None, &ApiError { status: error.status, msg: error.msg.into() });
     }
 
@@ -124,8 +131,15 @@ impl Service for Core {
     ) -> http::Answer<BegunPush<'_>> {
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
-        let (origin, is_head) = (head.origin, head.method == "HEAD");
-        let reply = Reply { core: self, origin, is_head, keep_alive, out, status: 200 };
+        let reply = Reply {
+            core: self,
+            origin: head.origin,
+            is_head: head.method == "HEAD",
+            is_encoded: head.content_encoding.is_some(),
+            keep_alive,
+            out,
+            status: 200,
+        };
         let read_at = request.read_at;
         let (project, is_signed) = (None, false);
         let mut answer = Answer { core: self, head, read_at, project, is_signed, reply };
@@ -159,8 +173,15 @@ impl Service for Core {
     ) -> Poll<()> {
         let result = ready!(begun.push.poll_finish(context));
         let result = result.map_err(|outcome| not_accepted(outcome, &self.shared));
-        let (origin, keep_alive) = (begun.origin.as_deref(), begun.keep_alive);
-        let mut reply = Reply { core: self, origin, is_head: false, keep_alive, out, status: 200 };
+        let mut reply = Reply {
+            core: self,
+            origin: begun.origin.as_deref(),
+            is_head: false,
+            is_encoded: false,
+            keep_alive: begun.keep_alive,
+            out,
+            status: 200,
+        };
         reply.answer_push(begun.project, result);
         self.count(PUSH, reply.status, begun.started);
         Poll::Ready(())
@@ -239,6 +260,8 @@ struct Reply<'c, 'r> {
     core: &'c Core,
     origin: Option<&'r str>,
     is_head: bool,
+    /// Its body has a Content-Encoding.
+    is_encoded: bool,
     keep_alive: bool,
     out: &'r mut Vec<u8>,
     status: u16,
@@ -491,8 +514,8 @@ impl Reply<'_, '_> {
         let mut fields: Fields<'_> = extra.iter().copied().collect();
         match status {
             503 => fields.push(("Retry-After", "1")),
-            // RFC 9110, section 15.5.16.
-            415 => fields.push(("Accept-Encoding", "identity")),
+            // Not with a 415 for another reason (RFC 9110, section 12.5.3).
+            415 if self.is_encoded => fields.push(("Accept-Encoding", "identity")),
             _ => {}
         }
         if let Some(origin) = self.origin {

@@ -4,6 +4,8 @@
 const SHOWN_CHARS: usize = 40;
 /// Longer names are near to none that is known.
 const COMPARED_BYTES: usize = 40;
+/// Shorter beginnings are shared by names that have nothing else in common.
+const MIN_BEGINNING_BYTES: usize = 3;
 
 /// `text` in double quotes, for an error; see [`in_one_line`].
 pub fn quoted(text: &str) -> String {
@@ -49,11 +51,17 @@ pub fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     is_similar(name, nearest).then_some(nearest)
 }
 
+/// Letters to insert, to remove, to replace or to swap, whatever their case. A beginning of a name
+/// (`ttl` of `ttl_ms`) is nearer than its length says.
 fn distance(name: &str, known: &str) -> usize {
-    match name.len() {
-        ..=COMPARED_BYTES => strsim::osa_distance(name, known),
-        _ => usize::MAX,
+    if name.len() > COMPARED_BYTES {
+        return usize::MAX;
     }
+    let (name, known) = (name.to_lowercase(), known.to_lowercase());
+    let changes = strsim::osa_distance(&name, &known);
+    let is_beginning = name.len().min(known.len()) >= MIN_BEGINNING_BYTES
+        && (known.starts_with(&name) || name.starts_with(&known));
+    if is_beginning { changes.min(1 + changes / 4) } else { changes }
 }
 
 /// At most half of the characters differ.
@@ -66,7 +74,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const KNOWN: [&str; 5] = ["uids", "cids", "tags", "except_cids", "data"];
+    const KNOWN: [&str; 7] = ["uids", "cids", "tags", "except_cids", "data", "exp", "ttl_ms"];
 
     #[test]
     fn the_nearest_name_is_named() {
@@ -79,14 +87,18 @@ mod tests {
             ("tag", "tags"),
             ("except_uids", "except_cids"),
             ("dat", "data"),
+            ("DATA", "data"),
+            ("userIds", "uids"),
+            // Of "exp" it is three letters away, of the other one five.
+            ("except", "except_cids"),
+            ("ttl", "ttl_ms"),
         ] {
             let expected = format!("unknown member \"{name}\"; did you mean \"{nearest}\"?");
             assert_eq!(unknown("member", name, &KNOWN), expected);
         }
-        assert_eq!(
-            unknown("member", "user", &KNOWN),
-            r#"unknown member "user"; known are "uids", "cids", "tags", "data", "except_cids""#
-        );
+        let listed = r#""uids", "cids", "tags", "data", "exp", "ttl_ms", "except_cids""#;
+        let expected = format!("unknown member \"user\"; known are {listed}");
+        assert_eq!(unknown("member", "user", &KNOWN), expected);
         assert_eq!(unknown("key", "x", &[]), "unknown key \"x\"");
     }
 

@@ -106,7 +106,7 @@ pub enum Refusal {
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
     /// With its index in the array.
-    #[error("tags must be a list of strings: tags[{0}] is none")]
+    #[error("tags must be a list of strings: tags[{0}] is not one")]
     TagType(usize),
     #[error(transparent)]
     Tag(#[from] TagError),

@@ -34,7 +34,9 @@ def schema(name):
 
 @pytest.fixture(scope="module")
 def server():
-    server = Server("--workers", "1", "--request_timeout_ms", "500")
+    server = Server(
+        "--workers", "1", "--request_timeout_ms", "500", "--ops_hosts", "node-1.example",
+    )
     yield server
     server.stop()
 
@@ -165,7 +167,7 @@ def answers(servers, method, path):
         401: lambda: post(server, path, pushed(path), secret="another"),
         403: lambda: post(server, path, {**pushed(path), "pid": "nobody"}),
         411: lambda: raw(server, head(method, path, f"Content-Type: {JSON}")),
-        415: lambda: raw(server, head(method, path, "Content-Type: text/plain", "Content-Length: 0")),
+        415: lambda: raw(server, head(method, path, "Content-Encoding: gzip", "Content-Length: 0")),
         503: lambda: post(without_queue, path, pushed(path)),
         504: lambda: paused(post, path, pushed(path)),
     }

@@ -31,6 +31,8 @@ def push(server, members, headers=None):
 
 MISSPELT = {
     "uid": "uids",
+    "UIDS": "uids",
+    "except": "except_cids",
     "user": "uids",
     "tag": "tags",
     "cid": "cids",
@@ -147,6 +149,9 @@ def test_a_compressed_body_is_415(shared):
         answer = shared.post_json(path, body, headers={"Content-Encoding": "gzip"})
         assert 'Content-Encoding "gzip"' in answer.assert_refused(415)
         assert answer.headers["Accept-Encoding"] == "identity"
+    text = shared.request("POST", PATH, "x", headers={"Content-Type": "text/plain"})
+    assert "Content-Type" in text.assert_refused(415)
+    assert "Accept-Encoding" not in text.headers
     plain = push(shared, {"uids": ["nobody"]}, {"Content-Encoding": "identity"})
     assert plain.status == 200
 

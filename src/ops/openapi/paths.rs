@@ -47,7 +47,8 @@ pub enum SignedRequest {
     /// The body is neither a form nor JSON, or it is compressed; a batch is JSON.
     #[response(
         status = 415,
-        headers(("Accept-Encoding" = String, description = "`identity`: no body is decompressed.")),
+        headers(("Accept-Encoding" = String, description = "`identity`, where the body has a \
+            `Content-Encoding` that is not taken.")),
     )]
     OtherContent(Refused),
 }
