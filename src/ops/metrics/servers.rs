@@ -82,10 +82,11 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
 
 /// What was refused because a project, or a connection of its, is at a limit.
 fn encode_limited(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    type Of = fn(&ProjectCounters) -> &Counter;
     let help = "Refused because of a limit, by project";
     let kind = MetricType::Counter;
     let mut family = encoder.encode_descriptor("ws_cluster_limited", help, None, kind)?;
-    let limits: [(&str, fn(&ProjectCounters) -> &Counter); 2] = [
+    let limits: [(&str, Of); 2] = [
         ("requests_of_client", |project| &project.limited_by_client),
         ("requests_of_project", |project| &project.limited_by_project),
     ];
