@@ -1,6 +1,7 @@
 //! Connections of one port that cannot be accepted.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The least time between two lines of the log.
@@ -8,32 +9,42 @@ const LOGGED_EVERY: Duration = Duration::from_secs(10);
 /// How long the port rests: descriptors and memory do not come back by asking for them.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Says when to go on, and logs what an operator should know, at most every 10 s.
+/// Says when to go on, and logs what an operator should know, at most every 10 s however many
+/// threads accept on the port.
 #[derive(Debug)]
 pub struct AcceptErrors {
     /// The flag that chooses the port.
     port: &'static str,
-    logged: Option<Instant>,
+    logged: Mutex<Logged>,
+}
+
+#[derive(Debug)]
+struct Logged {
+    last: Option<Instant>,
+    /// Errors after the last line.
     unlogged: u64,
 }
 
 impl AcceptErrors {
-    pub fn new(port: &'static str) -> Self {
-        Self { port, logged: None, unlogged: 0 }
+    pub const fn new(port: &'static str) -> Self {
+        Self { port, logged: Mutex::new(Logged { last: None, unlogged: 0 }) }
     }
 
     /// How long to wait before the next attempt.
-    pub fn handle(&mut self, error: &io::Error) -> Duration {
+    pub fn handle(&self, error: &io::Error) -> Duration {
         // It was the peer's: the next one may be there already.
         if error.kind() == io::ErrorKind::ConnectionAborted {
             return Duration::ZERO;
         }
-        if self.logged.is_some_and(|logged| logged.elapsed() < LOGGED_EVERY) {
-            self.unlogged += 1;
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.last.is_some_and(|last| last.elapsed() < LOGGED_EVERY) {
+            logged.unlogged += 1;
             return PAUSE;
         }
-        self.logged = Some(Instant::now());
-        let (port, unlogged) = (self.port, std::mem::take(&mut self.unlogged));
+        let Logged { unlogged, .. } =
+            std::mem::replace(&mut *logged, Logged { last: Some(Instant::now()), unlogged: 0 });
+        drop(logged);
+        let port = self.port;
         tracing::warn!(%error, port, unlogged, "cannot accept connections{}", fix(error));
         PAUSE
     }
@@ -55,15 +66,16 @@ mod tests {
 
     #[test]
     fn it_rests_and_logs_once() {
-        let mut errors = AcceptErrors::new("--http_port");
+        let errors = AcceptErrors::new("--http_port");
+        let unlogged = || errors.logged.lock().unwrap().unlogged;
         let full = io::Error::from_raw_os_error(libc::EMFILE);
         assert!(fix(&full).contains("LimitNOFILE="));
-        for unlogged in 0..100 {
-            assert_eq!((errors.unlogged, errors.handle(&full)), (unlogged.max(1) - 1, PAUSE));
+        for count in 0..100_u64 {
+            assert_eq!((unlogged(), errors.handle(&full)), (count.saturating_sub(1), PAUSE));
         }
-        errors.logged = Instant::now().checked_sub(LOGGED_EVERY);
+        errors.logged.lock().unwrap().last = Instant::now().checked_sub(LOGGED_EVERY);
         errors.handle(&full);
-        assert_eq!(errors.unlogged, 0);
+        assert_eq!(unlogged(), 0);
         let aborted = io::Error::from_raw_os_error(libc::ECONNABORTED);
         assert_eq!(errors.handle(&aborted), Duration::ZERO);
     }

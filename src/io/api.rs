@@ -1,6 +1,5 @@
 //! The HTTP API: routes, signatures, and from a push to its acceptance.
 
-use super::accept_errors::AcceptErrors;
 use super::core::{Begun, Core, PushOrigin};
 use super::date::http_date;
 use super::http::{self, Connections, Moment, Request, Service, Times};
@@ -53,13 +52,12 @@ pub fn serve_port(
     listener.set_nonblocking(false)?;
     let listener = TcpListener::from_std(listener)?;
     Ok(async move {
-        let mut errors = AcceptErrors::new("--http_port");
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => accept(&core, stream),
                 Err(error) => {
                     core.shared.http_counters[core.index].accept_errors.add(1);
-                    sleep(errors.handle(&error)).await;
+                    sleep(core.shared.http_accepts.handle(&error)).await;
                 }
             }
         }

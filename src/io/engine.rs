@@ -6,7 +6,6 @@ mod partials;
 mod slot;
 mod time;
 
-use super::accept_errors::AcceptErrors;
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
@@ -69,7 +68,6 @@ pub struct Engine {
     listener: TcpListener,
     /// The listener is not polled: there were no descriptors left.
     is_accept_paused: bool,
-    accept_errors: AcceptErrors,
     slots: Vec<Slot>,
     descriptors: Rc<Descriptors>,
     handshakes: Handshakes,
@@ -112,7 +110,6 @@ impl Engine {
             ring,
             listener,
             is_accept_paused: false,
-            accept_errors: AcceptErrors::new("--ws_port"),
             descriptors,
             handshakes: Handshakes::default(),
             lingering: LingeringSockets::default(),
@@ -253,7 +250,7 @@ impl Engine {
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     // Out of descriptors or memory: the next tick tries again.
-                    self.accept_errors.handle(&error);
+                    self.shared.ws_accepts.handle(&error);
                     self.counters.accept_errors.add(1);
                     self.is_accept_paused = true;
                     return;

@@ -1,6 +1,7 @@
 //! What all workers of a node share: the configuration, immutable, and numbers touched at connect
 //! and close.
 
+use super::accept_errors::AcceptErrors;
 use super::memory::MemoryLimit;
 use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
@@ -93,6 +94,8 @@ pub struct Shared {
     /// One entry a worker.
     pub counters: Vec<Arc<Counters>>,
     pub http_counters: Vec<Arc<HttpCounters>>,
+    pub ws_accepts: AcceptErrors,
+    pub http_accepts: AcceptErrors,
     /// On the ops ports.
     pub ops_refusals: RefusalCounts,
     pub ops_accept_errors: Counter,
@@ -245,6 +248,8 @@ impl Shared {
             counters: (0..workers).map(|_| Arc::new(Counters::new(projects.len()))).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
             ops_refusals: RefusalCounts::default(),
+            ws_accepts: AcceptErrors::new("--ws_port"),
+            http_accepts: AcceptErrors::new("--http_port"),
             ops_accept_errors: Counter::default(),
             memory: MemoryPressure::new(workers),
         }

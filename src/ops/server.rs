@@ -150,7 +150,7 @@ pub async fn serve(
 }
 
 async fn accept(port: Rc<Port>, listener: TcpListener) {
-    let mut errors = AcceptErrors::new(port.site.flag());
+    let errors = AcceptErrors::new(port.site.flag());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => serve_one(&port, stream),
