@@ -112,9 +112,10 @@ fn resolve_filter(setting: &Setting) -> Result<String, Exit> {
             continue;
         };
         let module = target.split('[').next().unwrap_or("");
-        if module.contains('-') {
+        if !is_target(module) {
             return Err(wrong(&format!(
-                "; '{module}' is no target: they are written with underscores"
+                "; '{module}' is no target: they are modules, such as ws_cluster::io, and commas \
+                 stand between pairs"
             )));
         }
     }
@@ -122,6 +123,13 @@ fn resolve_filter(setting: &Setting) -> Result<String, Exit> {
         Ok(_) => Ok(text.clone()),
         Err(_) => Err(wrong("")),
     }
+}
+
+/// Whether something may be logged under that name: letters, digits, underscores and colons; but
+/// not a level, which somebody mistook for one. An empty one stands before spans.
+fn is_target(module: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':');
+    module.bytes().all(is_plain) && (module.is_empty() || LevelFilter::from_str(module).is_err())
 }
 
 #[cfg(test)]
@@ -141,7 +149,11 @@ mod tests {
             ("info,ureq", "'ureq' is neither"),
             ("[span]", "'[span]' is neither"),
             ("ws-cluster=debug", "'ws-cluster' is no target"),
-            ("info=loud", "target=level pairs, e.g."),
+            ("info ws_cluster=debug", "'info ws_cluster' is no target"),
+            ("warn;ws_cluster=debug", "'warn;ws_cluster' is no target"),
+            ("info=debug", "'info' is no target"),
+            ("5=debug", "'5' is no target"),
+            ("ws_cluster=loud", "target=level pairs, e.g."),
             ("", "target=level pairs, e.g."),
             (",", "target=level pairs, e.g."),
         ] {

@@ -131,11 +131,7 @@ impl Needs {
                 format!("Linux 6.1 or later is needed, with CONFIG_IO_URING; this is {kernel}")
             }
             Some(libc::ENOMEM) => self.memory_fix(machine),
-            Some(libc::EMFILE) => format!(
-                "the limit of open files is {}: raise it (LimitNOFILE= in the systemd unit, \
-                 `ulimit -n`, docker run --ulimit nofile=)",
-                Limit(machine.files)
-            ),
+            Some(libc::EMFILE) => files_fix(machine),
             _ => format!("Linux 6.1 or later with io_uring is needed; this is {kernel}"),
         }
     }
@@ -183,10 +179,7 @@ impl Needs {
                 Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.has_seccomp => {
                     seccomp_fix()
                 }
-                Some(libc::EMFILE) => format!(
-                    "the limit of open files is {}: raise it (LimitNOFILE= in the systemd unit)",
-                    Limit(machine.files)
-                ),
+                Some(libc::EMFILE) => files_fix(machine),
                 _ => "every worker needs a table of file descriptors of its own".into(),
             },
             StartError::Spawn { error, .. } if is(error, libc::EAGAIN) => format!(
@@ -208,6 +201,14 @@ impl Needs {
             StartError::Spawn { .. } => format!("this node needs {threads} threads"),
         }
     }
+}
+
+fn files_fix(machine: &Machine) -> String {
+    format!(
+        "the limit of open files is {}: raise it (LimitNOFILE= in the systemd unit, `ulimit -n`, \
+         docker run --ulimit nofile=)",
+        Limit(machine.files)
+    )
 }
 
 fn seccomp_fix() -> String {
@@ -269,6 +270,7 @@ impl PortFlag {
                 "a security policy of this machine forbids it (SELinux, AppArmor, or seccomp)"
                     .into()
             }
+            _ if error.raw_os_error() == Some(libc::EMFILE) => files_fix(machine),
             _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => format!(
                 "this machine has no IPv6: give {} an IPv4 address, such as 127.0.0.1 or 0.0.0.0",
                 bind.name
@@ -284,7 +286,8 @@ mod tests {
 
     #[test]
     fn a_port_that_cannot_be_had_names_the_cause_the_flag_and_the_fix() {
-        let machine = Machine { first_unprivileged_port: 1024, ..Machine::default() };
+        let machine =
+            Machine { first_unprivileged_port: 1024, files: Some(8), ..Machine::default() };
         let bind = Bind { ip: [10, 9, 8, 7].into(), name: "WS_CLUSTER_BIND".into() };
         let at = |port| PortFlag { flag: "--ws_port", port, bind: bind.clone() };
         for (port, errno, says) in [
@@ -293,6 +296,7 @@ mod tests {
             (80, libc::EACCES, "ports below 1024 need CAP_NET_BIND_SERVICE: give --ws_port 1024"),
             (80, libc::EACCES, "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
             (8812, libc::EACCES, "a security policy of this machine forbids it"),
+            (8812, libc::EMFILE, "the limit of open files is 8: raise it (LimitNOFILE="),
             (8812, libc::EAFNOSUPPORT, "this machine has no IPv6: give WS_CLUSTER_BIND an IPv4"),
             (8812, libc::EINVAL, "give another --ws_port, or another address as WS_CLUSTER_BIND"),
         ] {
