@@ -31,6 +31,9 @@ const BUFFER_BYTES: usize = 4 << 10;
 const BULK_BYTES: usize = 16 << 10;
 /// Answers to pipelined requests are written when they are this long, or no whole request is left.
 const FLUSH_BYTES: usize = 64 << 10;
+/// The same where nobody has signed a request: what a peer that does not read makes a worker hold,
+/// and how long it is busy with one connection before others have a turn.
+const UNKNOWN_FLUSH_BYTES: usize = BUFFER_BYTES;
 
 /// Pipelined requests that may be under way at once.
 const MAX_DUE: usize = 256;
@@ -358,7 +361,11 @@ impl<'s, S: Service> Connection<'s, S> {
     }
 
     async fn write_if_full(&mut self) -> Result<(), End> {
-        if self.out.len() >= FLUSH_BYTES || self.due.len() >= MAX_DUE {
+        let length = self.out.len();
+        let is_full = length >= FLUSH_BYTES
+            || length >= UNKNOWN_FLUSH_BYTES
+                && !self.service.connections().borrow().is_known(self.key);
+        if is_full || self.due.len() >= MAX_DUE {
             self.finish_due().await;
             self.write().await?;
             self.read_at = Moment::now();

@@ -1,11 +1,15 @@
 """What peers that have proved nothing yet can make a node hold in memory."""
 
+import contextlib
 import json
+import time
 
 import pytest
 from harness import Raw, Server, eventually, sign_body
 
 MIB = 1 << 20
+SLACK = 30.0
+REQUEST = b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -67,6 +71,31 @@ def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
     for raw in half:
         raw.socket.close()
     eventually(lambda: held(server) < MIB // 4, "all memory is given back")
+
+
+def test_answers_that_nobody_reads_are_few(stack, server):
+    """Each connection held 64 KiB and more of them, though nobody had signed a request on it."""
+    clients = [stack.enter_context(Raw(server.http, receive_buffer=4096)) for _ in range(40)]
+    for client in clients:
+        client.send(REQUEST)
+        assert client.read_response()[0] == 404
+        client.socket.setblocking(False)
+    before = server.resident_bytes()
+    for client in clients:
+        with contextlib.suppress(BlockingIOError):
+            client.socket.send(REQUEST * 4000)
+    answered = server.metric("request_total")
+
+    def rests():
+        nonlocal answered
+        time.sleep(0.2)
+        last, answered = answered, server.metric("request_total")
+        return last == answered
+
+    eventually(rests, "the sockets take no more answers", SLACK)
+    assert 40 * 200 < answered < 40 * 3900
+    assert server.resident_bytes() - before < 4 * MIB
+    assert server.request("GET", "/healthz").status == 200
 
 
 def test_a_length_that_is_announced_takes_nothing(stack, server):
