@@ -4,6 +4,7 @@
 use super::Outbox;
 use super::budget::{Budget, HeldFrame};
 use super::connection::{CloseCause, NONE};
+use super::outbox::Load;
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
@@ -224,15 +225,15 @@ impl Batch {
         self.frames[frame as usize].is_push
     }
 
-    /// What a frame takes when an outbox gets it: a frame that others hold already takes nothing
-    /// more.
-    pub(super) fn cost_of(&self, frame: u32) -> usize {
+    /// What a frame is to an outbox that gets it: one that others hold already counts nothing more.
+    pub(super) fn load_of(&self, frame: u32) -> Load {
         let frame = self.frames[frame as usize];
-        match self.shared.get(frame.shared as usize) {
-            None => frame.bytes as usize,
-            Some(shared) if shared.is_held() => 0,
-            Some(_) => HeldFrame::cost(frame.bytes as usize),
-        }
+        let (copied_bytes, held_bytes) = match self.shared.get(frame.shared as usize) {
+            None => (frame.bytes as usize, 0),
+            Some(shared) if shared.is_held() => (0, 0),
+            Some(_) => (0, HeldFrame::cost(frame.bytes as usize)),
+        };
+        Load { frames: 1, copied_bytes, held_bytes }
     }
 
     fn put_in_outbox(&self, frame: u32, skip: usize, outbox: &mut Outbox, budget: &Budget) {
@@ -356,17 +357,19 @@ impl Sealed {
         self.regions[index] == Region::Outbox
     }
 
-    /// What entry `index` takes when an outbox gets it, or less where some of it is written.
-    pub(super) fn cost_of(&self, index: usize) -> usize {
-        let bytes_of = |segment: Segment| {
+    /// What entry `index` is to an outbox that gets it, or less where some of it is written.
+    pub(super) fn load_of(&self, index: usize) -> Load {
+        let mut load = Load::default();
+        for segment in self.batch.segments_of(index) {
             let first = self.batch.frames[segment.first as usize];
             let last = self.batch.frames[segment.end as usize - 1];
+            load.frames += (segment.end - segment.first) as usize;
             match first.shared {
-                NONE => (last.start + last.bytes - first.start) as usize,
-                _ => self.batch.cost_of(segment.first),
+                NONE => load.copied_bytes += (last.start + last.bytes - first.start) as usize,
+                _ => load.held_bytes += self.batch.load_of(segment.first).held_bytes,
             }
-        };
-        self.batch.segments_of(index).map(bytes_of).sum()
+        }
+        load
     }
 
     /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many

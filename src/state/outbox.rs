@@ -64,7 +64,41 @@ fn reserve<T>(queue: &mut VecDeque<T>) {
     }
 }
 
+/// What that allocates for `count` more, in bytes, or a little more than it.
+fn growth<T>(queue: &VecDeque<T>, count: usize) -> usize {
+    let len = queue.len() + count;
+    match len <= queue.capacity() {
+        true => 0,
+        false => (len + len / 4 + 1 - queue.capacity()) * size_of::<T>(),
+    }
+}
+
+/// What an outbox is to take.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Load {
+    pub frames: usize,
+    /// Bytes that it copies.
+    pub copied_bytes: usize,
+    /// What shared frames count that nobody holds yet.
+    pub held_bytes: usize,
+}
+
 impl Outbox {
+    /// What the budget needs for an outbox to take `load`; `None`: it is still to be made.
+    pub(super) fn growth(outbox: Option<&Self>, load: Load) -> usize {
+        let own = match outbox {
+            Some(outbox) => {
+                growth(&outbox.frames, load.frames) + outbox.copied.growth(load.copied_bytes)
+            }
+            None => {
+                size_of::<Self>()
+                    + growth(&VecDeque::<Queued>::new(), load.frames)
+                    + Chunks::default().growth(load.copied_bytes)
+            }
+        };
+        own + load.held_bytes
+    }
+
     pub(super) fn new(budget: &Budget, was_tried: bool) -> Self {
         let mut outbox = Self {
             budget: budget.clone(),

@@ -14,7 +14,7 @@ use super::batch::{Batch, CloseRequest, Sealed};
 use super::budget::{Budget, Rest};
 use super::by_size::BySize;
 use super::connection::{CloseCause, Connection, NONE, Phase};
-use super::counters::{Counters, Drop};
+use super::counters::{Counters, Drop, Shed};
 use super::directory::Directory;
 use super::idempotency::{Inserted, RememberedKeys};
 use super::projects::{ProjectId, Projects};
@@ -173,9 +173,10 @@ pub struct Worker {
     /// Of a push: slots whose outbox grew out of its place, and those for which there was no room.
     grown: Vec<u32>,
     without_room: Vec<u32>,
-    /// Slots whose outbox had to make room: to be closed.
-    shed: Vec<u32>,
-    is_closing_shed: bool,
+    /// Slots that are to be closed as slow: they had to make room, or leave too much unread.
+    shed: Vec<(u32, Shed)>,
+    /// They are not closed now.
+    holds_closes: bool,
     /// Slots whose outbox just got its first bytes: to be written when there is room.
     blocked: Vec<u32>,
     sweep: Sweep,
@@ -230,7 +231,7 @@ impl Worker {
             grown: Vec::new(),
             without_room: Vec::new(),
             shed: Vec::new(),
-            is_closing_shed: false,
+            holds_closes: false,
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
             is_overdue: false,

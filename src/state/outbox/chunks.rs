@@ -33,6 +33,20 @@ impl Chunks {
         self.capacity + self.pieces.capacity() * size_of::<Vec<u8>>()
     }
 
+    /// What [`Chunks::push`] of so many bytes would allocate.
+    pub fn growth(&self, bytes: usize) -> usize {
+        let spare = self.pieces.back().map_or(0, |last| last.capacity() - last.len());
+        let mut rest = bytes.saturating_sub(spare);
+        let (mut len, mut growth, mut pieces) = (self.len + bytes - rest, 0, 0);
+        while rest > 0 {
+            let wanted = rest.max(len / 4).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
+            let fits = rest.min(wanted);
+            (len, rest) = (len + fits, rest - fits);
+            (growth, pieces) = (growth + wanted, pieces + 1);
+        }
+        growth + super::growth(&self.pieces, pieces)
+    }
+
     pub fn push(&mut self, mut bytes: &[u8]) {
         if let Some(last) = self.pieces.back_mut() {
             let (fits, rest) = bytes.split_at(bytes.len().min(last.capacity() - last.len()));

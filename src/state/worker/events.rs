@@ -113,12 +113,17 @@ impl Worker {
     fn tell_own_servers(&mut self, project: Option<ProjectId>, kind: EventSet, text: &[u8]) {
         let slots = self.own_servers.slots_that_want(project, kind);
         let mut frame = None;
+        // One of them may be too slow, or need the room of others: who is closed for it is told of
+        // when all have heard this.
+        let is_held = std::mem::replace(&mut self.holds_closes, true);
         for slot in slots {
             let frame =
                 *frame.get_or_insert_with(|| self.open.add_text(|out| out.extend_from_slice(text)));
             self.config.counters.events_delivered.add(1);
             self.owe(slot, frame);
         }
+        self.holds_closes = is_held;
+        self.close_shed();
     }
 
     /// A business server elsewhere is gone: what it was asked will not be answered.

@@ -6,7 +6,7 @@ use crate::state::budget::{Budget, HeldFrame, Rest};
 use crate::state::by_size::Place;
 use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::{Drop, Shed};
-use crate::state::outbox::Outbox;
+use crate::state::outbox::{Load, Outbox};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -60,7 +60,9 @@ impl Worker {
         was_tried: bool,
     ) -> bool {
         let slot = sealed.slot(index);
-        self.make_room(slot, sealed.cost_of(index).saturating_sub(written));
+        let mut load = sealed.load_of(index);
+        load.copied_bytes = load.copied_bytes.saturating_sub(written);
+        self.make_room(slot, self.growth(slot, load));
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
         if connection.outbox.as_ref().is_some_and(|outbox| outbox.is_shed()) {
@@ -119,6 +121,10 @@ impl Worker {
         }
     }
 
+    fn growth(&self, slot: u32, load: Load) -> usize {
+        Outbox::growth(self.connections[slot as usize].outbox.as_deref(), load)
+    }
+
     /// Makes room for `bytes` more, for the connection in `slot`, within the worker's budget. The
     /// rests of closing connections go first, the oldest before the others; then the largest
     /// outboxes, whose connections are closed: this one's too, where it would be the largest.
@@ -170,33 +176,37 @@ impl Worker {
         self.config.counters.count_shed(why);
         self.config.counters.count_drops(Drop::SlowConsumer, outbox.shed());
         self.reorder(slot);
-        self.shed.push(slot);
+        self.shed.push((slot, why));
     }
 
-    /// Closes those whose memory was taken. Not while a batch is laid out: business servers are
-    /// told of it, behind all that the batch holds for them.
+    /// Closes those whose memory was taken, and those that were too slow while closes were held.
+    /// Not while a batch is laid out: business servers are told of it, behind all that the batch
+    /// holds for them. Nor while they are told of something else: each hears one thing after the
+    /// other.
     pub(super) fn close_shed(&mut self) {
-        if std::mem::replace(&mut self.is_closing_shed, true) {
-            // What business servers are told of one may need the room of another: no nesting.
+        if std::mem::replace(&mut self.holds_closes, true) {
             return;
         }
-        while let Some(slot) = self.shed.pop() {
+        while let Some((slot, why)) = self.shed.pop() {
+            if why == Shed::Connection && self.is_open(slot) {
+                self.config.counters.count_shed(why);
+            }
             self.close(slot, CloseCause::SlowConsumer);
         }
-        self.is_closing_shed = false;
+        self.holds_closes = false;
     }
 
     /// Closes a connection that leaves too much unread.
     pub(super) fn close_slow(&mut self, slot: u32) {
         if self.is_open(slot) {
-            self.config.counters.count_shed(Shed::Connection);
-            self.close(slot, CloseCause::SlowConsumer);
+            self.shed.push((slot, Shed::Connection));
+            self.close_shed();
         }
     }
 
     /// Puts a frame of the open batch into the outbox of a connection, making room for it.
     pub(super) fn owe_in_outbox(&mut self, slot: u32, frame: u32) {
-        self.make_room(slot, self.open.cost_of(frame));
+        self.make_room(slot, self.growth(slot, self.open.load_of(frame)));
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
         let Some(outbox) = connection.outbox.as_deref_mut() else { return };
@@ -272,7 +282,8 @@ pub(super) fn deliver(
 ) -> Owed {
     match &mut connection.outbox {
         Some(outbox) if connection.dirty == NONE => {
-            if outbox.is_shed() || budget.bytes() + batch.cost_of(frame) > max_bytes {
+            let growth = Outbox::growth(Some(outbox), batch.load_of(frame));
+            if outbox.is_shed() || budget.bytes() + growth > max_bytes {
                 return Owed::NoRoom;
             }
             batch.put_frame(frame, outbox, budget);

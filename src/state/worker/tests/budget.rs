@@ -36,3 +36,47 @@ fn the_largest_outbox_gives_its_room_back_at_once() {
     assert_eq!(rig.closed, [(slots[1], Some(close::SLOW_CONSUMER))]);
     assert!(rig.worker.is_open(slots[0]) && rig.worker.is_open(slots[2]));
 }
+
+/// Whose memory was taken while business servers were told of it: to the second of them it
+/// subscribed after it was gone.
+#[test]
+fn each_business_server_hears_one_thing_after_the_other() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let servers = [rig.serve(), rig.serve()];
+    let slow = rig.connect("slow");
+    servers.iter().for_each(|&server| _ = rig.types_to(server));
+    rig.room = 0;
+    rig.push("slow", 10_000, 0);
+    rig.flush();
+    rig.worker.handle_frame(servers[0], Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+    rig.flush();
+    let held_bytes = rig.worker.counters().outbox_bytes.value() as usize;
+    rig.worker.config.worker_outbox_bytes = held_bytes + 10;
+    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW_MS);
+    assert!(!rig.worker.is_open(slow));
+    rig.room = usize::MAX;
+    for server in servers.into_iter().rev() {
+        let types = rig.types_to(server);
+        assert_eq!(&types[types.len() - 2..], ["subscribe", "disconnect"]);
+        rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+    }
+}
+
+/// Room was made for the bytes of a frame, not for what keeping them allocates: a worker exceeded
+/// its budget by a part of each outbox.
+#[test]
+fn what_keeping_a_frame_allocates_is_within_the_budget() {
+    let budget = 300_000;
+    let mut rig = Rig::new(1 << 20, budget);
+    (0..8).for_each(|number| _ = rig.connect(&number.to_string()));
+    rig.room = 0;
+    for (number, bytes) in (0..2_000).zip([40, 700, 3_000, 10_000].into_iter().cycle()) {
+        rig.push(&(number % 8).to_string(), bytes, 0);
+        if number % 3 == 0 {
+            rig.flush();
+        }
+        let held_bytes = rig.worker.counters().outbox_bytes.value() as usize;
+        assert!(held_bytes <= budget, "{held_bytes}");
+    }
+    assert!(rig.worker.counters().sheds(Shed::Worker) > 0);
+}
