@@ -1,6 +1,7 @@
 //! What the tasks of one worker share: the engine, the mailbox, and the ways to wait for them.
 
 mod memory;
+mod relays;
 mod time;
 
 use super::api::Answered;
@@ -136,6 +137,8 @@ pub struct Core {
     pub(super) work: Flag,
     /// Business servers have pushed.
     pub(super) server_pushes: Flag,
+    /// Something waits for room at other workers.
+    waits_for_room: Flag,
     /// A flush ended.
     flushed: Waiters,
     pub http: RefCell<Connections>,
@@ -176,6 +179,7 @@ impl Core {
             flush_began_us: Cell::new(0),
             work: Flag::default(),
             server_pushes: Flag::default(),
+            waits_for_room: Flag::default(),
             flushed: Waiters::default(),
             http: RefCell::new(http),
             descriptors,
@@ -446,6 +450,7 @@ impl Core {
                 }
             }
         }
+        self.send_late();
         self.trace_requests();
         if self.engine.borrow().worker.has_server_pushes() {
             self.server_pushes.raise();
@@ -500,36 +505,6 @@ impl Core {
             To::Holder { .. } if queue.is_down() => Some(Unsent::Down),
             // Events wait for it at the broker.
             To::Holder { .. } | To::Events(_) => None,
-        }
-    }
-
-    /// The `local` queue: there is no broker, so that the workers tell each other.
-    fn tell_workers(&self, mailbox: &RefCell<Mailbox>, ask: Ask) {
-        let mut mailbox = mailbox.borrow_mut();
-        match ask {
-            Ask::ServerHere(server) => mailbox.notify_all(Notice::ServerHere(server)),
-            Ask::ServerGone(cid) => mailbox.notify_all(Notice::ServerGone(cid)),
-            Ask::ServerSeen(cid) => {
-                let workers = self.shared.settings.workers;
-                let holder = SnowflakeClock::worker_of(cid.0, workers);
-                mailbox.notify(holder, Notice::ServerKnown(cid));
-            }
-            Ask::Relay(relay) => self.hand_over(&mut mailbox, relay),
-            Ask::Join(_) | Ask::Leave(_) | Ask::UserHere(_) | Ask::UserGone(_) => {}
-        }
-    }
-
-    fn hand_over(&self, mailbox: &mut Mailbox, relay: Relay) {
-        let workers = self.shared.settings.workers;
-        let holder = match relay.to {
-            To::Holder { cid, .. } => Some(SnowflakeClock::worker_of(cid.0, workers)),
-            To::Events(_) => None,
-        };
-        let wanted = |worker: usize| holder.is_none_or(|holder| holder == worker);
-        if mailbox.has_room(wanted) {
-            mailbox.send(&Arc::from(relay.parcel), wanted);
-        } else {
-            self.engine.borrow_mut().worker.handle_unsent(&relay, Unsent::Full);
         }
     }
 

@@ -48,6 +48,8 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
         monoio::spawn(receive(Rc::clone(&core), bell));
     }
     monoio::spawn(server_pushes::serve(Rc::clone(&core)));
+    let relaying = Rc::clone(&core);
+    monoio::spawn(async move { relaying.relay_late().await });
     monoio::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
     let ticking = Rc::clone(&core);
     monoio::spawn(async move {

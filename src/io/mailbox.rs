@@ -2,9 +2,10 @@
 //! written only when the other side sleeps.
 
 use super::wake;
+use crate::state::projects::ProjectId;
 use crate::state::wants::Notice;
 use rtrb::{Consumer, Producer, RingBuffer};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,6 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::Se
 const RING_ENTRIES: usize = 4096;
 /// Bytes of envelopes that may wait for one worker, over all its rings; beyond, likewise.
 const WAITING_BYTES: usize = 64 << 20;
+/// Parcels go into a ring only while more than this is free: the rest is for pushes.
+const FREE_ENTRIES: usize = RING_ENTRIES / 2;
+const FREE_BYTES: usize = WAITING_BYTES / 2;
+/// Bytes of the parcels for which the rings have no room. A project may take as much as it leaves
+/// free.
+const LANE_BYTES: usize = 32 << 20;
+/// What a waiting parcel takes beside its bytes.
+const PARCEL_OVERHEAD_BYTES: usize = 64;
 
 /// What one worker tells another.
 #[derive(Debug)]
@@ -74,6 +83,87 @@ impl Bell {
     }
 }
 
+/// Parcels that wait for room, in order for each project. The projects take turns, so that a flood
+/// of one's neither refuses another's nor keeps them waiting.
+#[derive(Debug, Default)]
+struct Lanes {
+    of_projects: BTreeMap<ProjectId, Lane>,
+    turns: VecDeque<ProjectId>,
+    bytes: usize,
+    /// Of the next parcel or notice.
+    next_place: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    place: u64,
+    /// `None`: all others.
+    to: Option<usize>,
+    parcel: Arc<[u8]>,
+}
+
+impl Waiting {
+    fn cost(&self) -> usize {
+        self.parcel.len() + PARCEL_OVERHEAD_BYTES
+    }
+}
+
+impl Lanes {
+    fn place(&mut self) -> u64 {
+        self.next_place += 1;
+        self.next_place
+    }
+
+    /// `false`: the project has used up its share.
+    fn push(&mut self, project: ProjectId, to: Option<usize>, parcel: Arc<[u8]>) -> bool {
+        let waiting = Waiting { place: self.place(), to, parcel };
+        let cost = waiting.cost();
+        let its_bytes = self.of_projects.get(&project).map_or(0, |lane| lane.bytes);
+        if its_bytes + cost > LANE_BYTES.saturating_sub(self.bytes) {
+            return false;
+        }
+        let lane = self.of_projects.entry(project).or_default();
+        if lane.waiting.is_empty() {
+            self.turns.push_back(project);
+        }
+        lane.waiting.push_back(waiting);
+        lane.bytes += cost;
+        self.bytes += cost;
+        true
+    }
+
+    /// Takes the first of a lane, if `may_go`; a lane that is empty then has no turn any more.
+    fn pop(
+        &mut self,
+        project: ProjectId,
+        may_go: impl FnOnce(Option<usize>) -> bool,
+    ) -> Option<Waiting> {
+        let lane = self.of_projects.get_mut(&project)?;
+        let waiting = match lane.waiting.front() {
+            Some(first) if may_go(first.to) => lane.waiting.pop_front()?,
+            _ => return None,
+        };
+        lane.bytes -= waiting.cost();
+        self.bytes -= waiting.cost();
+        if lane.waiting.is_empty() {
+            self.of_projects.remove(&project);
+        }
+        Some(waiting)
+    }
+
+    /// The place of the one that has waited longest.
+    fn first_place(&self) -> u64 {
+        let first = |lane: &Lane| lane.waiting.front().map(|waiting| waiting.place);
+        self.of_projects.values().filter_map(first).min().unwrap_or(u64::MAX)
+    }
+}
+
 /// One worker's ends: a ring from and to every other worker.
 #[derive(Debug)]
 pub struct Mailbox {
@@ -82,8 +172,10 @@ pub struct Mailbox {
     /// By worker; `None` for itself.
     outgoing: Vec<Option<Producer<Word>>>,
     incoming: Vec<Consumer<Word>>,
-    /// Notices for which a ring had no room, in order: none is ever lost.
-    late: VecDeque<(usize, Notice)>,
+    /// Notices for which a ring had no room, in order: none is ever lost. Each has its place among
+    /// the parcels that wait: what was said before it is heard before it.
+    late: VecDeque<(u64, usize, Notice)>,
+    lanes: Lanes,
     /// Whose turn it is among `incoming`.
     next: usize,
 }
@@ -100,6 +192,7 @@ impl Mailbox {
                 outgoing: (0..workers).map(|_| None).collect(),
                 incoming: Vec::new(),
                 late: VecDeque::new(),
+                lanes: Lanes::default(),
                 next: 0,
             })
             .collect();
@@ -144,29 +237,83 @@ impl Mailbox {
         }
     }
 
+    /// Hands a parcel to one worker, or (`None`) to all others: at once, or behind what waits of
+    /// its project. `false`: the project has used up its share of what may wait.
+    pub fn relay(&mut self, project: ProjectId, to: Option<usize>, parcel: Arc<[u8]>) -> bool {
+        if !self.lanes.of_projects.contains_key(&project) && self.has_room_for_parcel(to) {
+            self.send(&parcel, |worker| to.is_none_or(|to| to == worker));
+            return true;
+        }
+        self.lanes.push(project, to, parcel)
+    }
+
+    fn has_room_for_parcel(&self, to: Option<usize>) -> bool {
+        let has_room = |worker: usize, ring: &Producer<_>| {
+            ring.slots() > FREE_ENTRIES && self.bells[worker].waiting_bytes() <= FREE_BYTES
+        };
+        let wanted = |worker: usize| to.is_none_or(|to| to == worker);
+        let mut rings = self.outgoing.iter().enumerate();
+        rings.all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| has_room(to, ring)))
+    }
+
+    /// Whether something waits for [`Mailbox::send_late`].
+    pub fn has_late(&self) -> bool {
+        !self.lanes.turns.is_empty() || !self.late.is_empty()
+    }
+
     /// Tells a worker something that must not be lost.
     pub fn notify(&mut self, to: usize, notice: Notice) {
-        self.late.push_back((to, notice));
+        self.late.push_back((self.lanes.place(), to, notice));
         self.send_late();
     }
 
     /// Tells all others.
     pub fn notify_all(&mut self, notice: Notice) {
         for to in (0..self.bells.len()).filter(|&to| to != self.index) {
-            self.late.push_back((to, notice));
+            self.late.push_back((self.lanes.place(), to, notice));
         }
         self.send_late();
     }
 
     /// Tries again to hand over what there was no room for.
     pub fn send_late(&mut self) {
-        while let Some(&(to, notice)) = self.late.front() {
+        self.send_lanes();
+        if self.late.is_empty() {
+            return;
+        }
+        let before = self.lanes.first_place();
+        while let Some(&(place, to, notice)) = self.late.front() {
+            if place > before {
+                return;
+            }
             let Some(ring) = &mut self.outgoing[to] else { return };
             if ring.push(Word::Notice(notice)).is_err() {
                 return;
             }
             self.late.pop_front();
             self.bells[to].ring();
+        }
+    }
+
+    /// One parcel of each project in turn, until none of them has room.
+    fn send_lanes(&mut self) {
+        let mut blocked = 0;
+        while blocked < self.lanes.turns.len()
+            && let Some(project) = self.lanes.turns.pop_front()
+        {
+            let mut lanes = std::mem::take(&mut self.lanes);
+            let sent = lanes.pop(project, |to| self.has_room_for_parcel(to));
+            if lanes.of_projects.contains_key(&project) {
+                lanes.turns.push_back(project);
+            }
+            self.lanes = lanes;
+            match sent {
+                Some(Waiting { to, parcel, .. }) => {
+                    self.send(&parcel, |worker| to.is_none_or(|to| to == worker));
+                    blocked = 0;
+                }
+                None => blocked += 1,
+            }
         }
     }
 
@@ -221,6 +368,49 @@ mod tests {
             all[0].send_late();
         }
         assert_eq!(gone, [0, 1, 2]);
+    }
+
+    /// 66,000 requests of one project filled the ring: others were refused, and their pushes too.
+    #[test]
+    fn a_flood_of_one_projects_parcels_leaves_room_for_others_and_for_pushes() {
+        let mut all = Mailbox::all(2).unwrap();
+        let (loud, calm) = (ProjectId(0), ProjectId(1));
+        let number = |number: u32| Arc::from(number.to_le_bytes());
+        for index in 0..50_000 {
+            assert!(all[0].relay(loud, Some(1), number(index)));
+        }
+        assert!(all[0].relay(calm, Some(1), number(u32::MAX)));
+        all[0].notify_all(Notice::ServerGone(Cid(9)));
+        assert!(all[0].has_room(|_| true), "pushes have room");
+        let (mut heard, mut calm_at, mut gone_at) = (Vec::new(), None, None);
+        for at in 0.. {
+            match all[1].receive() {
+                Some(Word::Envelope(parcel)) if *parcel == u32::MAX.to_le_bytes() => {
+                    calm_at = Some(at);
+                }
+                Some(Word::Envelope(parcel)) => heard.push(parcel),
+                Some(Word::Notice(_)) => gone_at = Some(at),
+                None => break,
+            }
+            all[0].send_late();
+        }
+        let expected: Vec<Arc<[u8]>> = (0..50_000).map(number).collect();
+        assert_eq!(heard, expected);
+        assert!(calm_at.unwrap() <= RING_ENTRIES / 2 + 2, "{calm_at:?}");
+        assert_eq!(gone_at, Some(50_001), "behind what was said before it");
+        assert!(!all[0].has_late() && all[0].lanes.bytes == 0);
+    }
+
+    #[test]
+    fn parcels_that_wait_have_a_bound_and_each_project_a_share() {
+        let mut all = Mailbox::all(2).unwrap();
+        let parcel: Arc<[u8]> = Arc::from(vec![0; 1 << 20]);
+        let mut fill = |project| {
+            let taken = |_: &usize| all[0].relay(ProjectId(project), Some(1), Arc::clone(&parcel));
+            (0..100).take_while(taken).count()
+        };
+        let in_ring = (FREE_BYTES >> 20) + 1;
+        assert_eq!([fill(0), fill(1)], [in_ring + (LANE_BYTES >> 21), LANE_BYTES >> 22]);
     }
 
     #[test]
