@@ -66,6 +66,8 @@ struct Rig {
     now_ms: u64,
     tickets: u32,
     has_asked: [bool; WORKERS],
+    /// There are links, or there were.
+    is_open: bool,
 }
 
 impl Rig {
@@ -89,8 +91,22 @@ impl Rig {
             hash_keys: (1, 2),
             counters: Arc::default(),
         });
-        let has_asked = [false; WORKERS];
-        Self { broker, said: Said::default(), now_ms: 0, tickets: 0, has_asked }
+        Self {
+            broker,
+            said: Said::default(),
+            now_ms: 0,
+            tickets: 0,
+            has_asked: [false; WORKERS],
+            is_open: false,
+        }
+    }
+
+    /// Links are opened when there are none: those before were lost.
+    fn open(&mut self) {
+        if std::mem::replace(&mut self.is_open, true) {
+            self.broker.handle_lost(&mut self.said);
+        }
+        self.broker.handle_open(self.now_ms);
     }
 
     fn hear(&mut self, link: LinkName, bytes: &[u8]) {
@@ -225,7 +241,7 @@ pub fn run(mut bytes: &[u8]) {
         bytes = rest;
         match event % 16 {
             0..5 => rig.talk(),
-            5 => rig.broker.handle_open(rig.now_ms),
+            5 => rig.open(),
             6 => rig.broker.handle_lost(&mut rig.said),
             7..10 => rig.push(),
             10 => rig.tick(u64::from(event) * 10),
