@@ -245,6 +245,17 @@ pub enum Signal {
     HangUp,
 }
 
+impl Signal {
+    fn number(self) -> libc::c_int {
+        match self {
+            Self::Terminate => libc::SIGTERM,
+            Self::Interrupt => libc::SIGINT,
+            Self::Reopen => libc::SIGUSR1,
+            Self::HangUp => libc::SIGHUP,
+        }
+    }
+}
+
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -283,6 +294,18 @@ pub fn wait_for_signal() -> io::Result<Signal> {
         0 if signal == libc::SIGINT => Ok(Signal::Interrupt),
         0 => Ok(Signal::Terminate),
         error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Drops a signal of that kind that has been sent and not taken.
+pub fn drop_pending(signal: Signal) {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: sigemptyset initialises the set before anything reads it; the time is readable.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal.number());
+        libc::sigtimedwait(set.as_ptr(), std::ptr::null_mut(), &at_once);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::ops::logs;
 use crate::state::counters::Drop;
 use crate::types::version;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long an end by a second signal waits for the log.
@@ -16,6 +17,9 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Signals of other kinds that follow the first within this time belong to it: a terminal sends
 /// SIGINT to a whole group, whose leader sends SIGTERM; systemd sends SIGHUP behind SIGTERM.
 const ONE_WISH: Duration = Duration::from_secs(1);
+/// A signal of the same kind that follows it within this time was sent along with it: `timeout`
+/// sends SIGTERM to the process and to its group.
+const ONE_SENDING: Duration = Duration::from_millis(5);
 
 /// One per node.
 pub(super) struct Life {
@@ -82,6 +86,8 @@ impl Life {
                 let drain_ms = self.shared.settings.drain_ms;
                 tracing::info!(drain_ms, "draining: a second signal ends at once");
                 self.shared.drain();
+                thread::sleep(ONE_SENDING);
+                sys::drop_pending(signal);
             }
             Some((first, at)) if first != signal && at.elapsed() < ONE_WISH => {
                 tracing::debug!(%signal, "the drain goes on: it has just begun");

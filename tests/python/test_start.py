@@ -214,6 +214,24 @@ def test_sigint_directly_followed_by_sigterm_drains(start):
     assert server.wait(20) == 0
 
 
+def test_a_signal_that_is_sent_twice_at_once_drains_and_a_second_one_ends(start):
+    """`timeout` sends SIGTERM to the process and to its group: now and then it cut the drain short."""
+    server = start("--drain_ms", "20000", "--linger_ms", "20000")
+    with server.raw_ws("alice") as client:
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        while time.monotonic() - began < 0.001:
+            pass  # Most of the time the first is taken now.
+        server.signal(signal.SIGTERM)
+        if time.monotonic() - began > 0.004:
+            pytest.skip("two signals were not sent at once")
+        assert client.close_code() == 1001
+        assert server.process.poll() is None
+        time.sleep(0.05)
+        server.signal(signal.SIGTERM)
+        assert server.wait(10) == 143
+
+
 def test_an_ignored_sigint_stays_ignored_and_sigusr2_does_nothing():
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
