@@ -12,9 +12,9 @@ from harness import Server, eventually
 MIB = 1 << 20
 
 
-def slow_clients(server, stack, count):
+def slow_clients(server, stack, count, **params):
     clients = [
-        stack.enter_context(server.raw_ws(f"slow{number}", receive_buffer=4096))
+        stack.enter_context(server.raw_ws(f"slow{number}", receive_buffer=4096, **params))
         for number in range(count)
     ]
     eventually(lambda: server.metric("ws_connection") >= count, "all are connected")
@@ -31,17 +31,30 @@ def queued_by_kernel(server):
     return sum(open_ones) // max(1, len(open_ones))
 
 
-def test_closing_clients_share_what_is_left_of_a_frame():
-    """Each took a copy: 1,500 clients and two pushes of 1 MB, then SIGTERM, took 1.3 GB."""
-    server = Server("--workers", "1", "--linger_ms", "3000", "--drain_ms", "4000")
+@pytest.mark.parametrize("cause", ["going_away", "idle", "session_expired", "slow_consumer"])
+def test_closing_clients_share_what_is_left_of_a_frame(cause):
+    """Each took a copy: 1,500 clients, two pushes of 1 MB, then SIGTERM, took 1.3 GB."""
+    idle_timeout_ms = "3000" if cause == "idle" else "60000"
+    server = Server(
+        "--workers", "1", "--linger_ms", "3000", "--drain_ms", "4000",
+        "--idle_timeout_ms", idle_timeout_ms,
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(server.stop)
-        slow_clients(server, stack, 150)
+        ends = {"session_exp": str(int(time.time()) + 6)} if cause == "session_expired" else {}
+        slow_clients(server, stack, 150, **ends)
         before = server.resident_bytes()
         for _ in range(2):
             server.push("x" * 1_000_000)
-        eventually(lambda: server.metric("outbox_connection") == 150, "all are backlogged")
-        server.signal(signal.SIGTERM)
+        if cause in ("going_away", "slow_consumer"):
+            eventually(lambda: server.metric("outbox_connection") == 150, "all are backlogged")
+        if cause == "going_away":
+            server.signal(signal.SIGTERM)
+        elif cause == "slow_consumer":
+            server.push("x" * 1_000_000)
+        else:
+            closed = lambda: server.metric("ws_close_total", reason=cause)
+            eventually(lambda: closed() > 0, "the first are closed", 10)
         largest = 0
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
@@ -49,6 +62,8 @@ def test_closing_clients_share_what_is_left_of_a_frame():
                 largest = max(largest, server.resident_bytes())
             time.sleep(0.01)
         assert largest - before < 24 * MIB, largest - before
+        if cause != "going_away":
+            assert server.metric("ws_close_total", reason=cause) == 150
 
 
 def test_the_default_budget_follows_the_memory_limit_and_counts_what_is_allocated():

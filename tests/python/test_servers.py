@@ -371,6 +371,29 @@ def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
         assert gone() > 1_000
 
 
+def test_others_are_answered_while_one_project_floods_the_way_between_workers(projects):
+    """They got "too many requests wait": the ring to another worker was full of the flood."""
+    node = Server("--workers", "2", "--projects", projects)
+    two = {"pid": "two", "secret": "new-secret-of-two"}
+    with contextlib.ExitStack() as stack:
+        stack.callback(node.stop)
+        mute = stack.enter_context(node.raw_ws("mute", type="2", events="request"))
+        threading.Thread(target=lambda: drain(mute.socket), daemon=True).start()
+        server = stack.enter_context(node.business("request", **two))
+        # On both workers, in all likelihood.
+        asking = [stack.enter_context(node.client(f"ann{number}", **two)) for number in range(6)]
+        message = frame(TEXT, '{"type":"request","data":1}')
+        crowd = [stack.enter_context(node.raw_ws("u")) for _ in range(40)]
+        flood = threading.Thread(target=lambda: [raw.send(message * 1_000) for raw in crowd])
+        flood.start()
+        while flood.is_alive() or node.metric("client_message_total") < 40_000:
+            for ann in asking:
+                request(ann, 1)
+                answer_one(server)
+                assert ann.json()["code"] == 1
+        flood.join()
+
+
 def drain(source):
     with contextlib.suppress(OSError):
         while source.recv(1 << 16):
