@@ -266,6 +266,11 @@ impl<H: Host> Driver<H> {
         self.broker.borrow_mut().take_outgoing(link, out, max);
     }
 
+    /// A part of what does not fit in the socket at once is written.
+    pub(super) fn handle_written(&self, link: LinkName) {
+        self.broker.borrow_mut().handle_written(link, self.ms_at(Instant::now()));
+    }
+
     // What goes in.
 
     pub(super) fn handle_bytes(&self, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {

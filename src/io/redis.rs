@@ -6,8 +6,8 @@ use super::threads;
 use super::wake::{sleep, timeout, yield_now};
 use crate::state::broker::{LinkError, LinkName};
 use crate::wire::redis_url::{Endpoint, RedisUrl};
-use monoio::buf::IoBufMut;
-use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Split, Splitable};
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, Split, Splitable};
 use monoio::net::{TcpStream, UnixStream};
 use std::future::poll_fn;
 use std::io;
@@ -106,6 +106,8 @@ where
 {
     // What a lost link has not sent is sent again on the next one, and shall not come after that.
     sys::set_reset_on_close(stream.as_raw_fd());
+    // What the kernel holds is not seen to move.
+    sys::bound_unsent(stream.as_raw_fd(), WRITE_BYTES);
     let closer = sys::duplicate(stream.as_raw_fd()).map_err(|error| explain(url, &error))?;
     let (reader, writer) = stream.into_split();
     let reading = Rc::clone(driver);
@@ -184,9 +186,36 @@ async fn write_all<H: Host>(
             poll_fn(|context| driver.outgoing(link).poll(context)).await;
             continue;
         }
-        let (result, buffer) = writer.write_all(bytes).await;
-        let written = result.map_err(|error| LinkError::Io(error.to_string()))?;
+        bytes = write_whole(driver, link, &mut writer, bytes).await?;
+    }
+}
+
+/// Writes all of it. What takes more than one write is large, and the socket full: each that
+/// follows says that Redis reads.
+async fn write_whole<H: Host>(
+    driver: &Driver<H>,
+    link: LinkName,
+    writer: &mut impl AsyncWriteRent,
+    bytes: Vec<u8>,
+) -> Result<Vec<u8>, LinkError> {
+    let mut rest = bytes.slice(..);
+    loop {
+        let (result, slice) = writer.write(rest).await;
+        let written = match result {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => return Err(LinkError::Io(error.to_string())),
+        };
         driver.counters().sent_bytes.add(written as u64);
-        bytes = buffer;
+        let (begin, end) = (slice.begin() + written, slice.end());
+        let bytes = slice.into_inner();
+        if begin == end {
+            return Ok(bytes);
+        }
+        if written > 0 {
+            driver.handle_written(link);
+        }
+        rest = bytes.slice(begin..end);
     }
 }

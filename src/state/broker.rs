@@ -26,7 +26,7 @@ use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply};
 use facts::{Facts, Question};
 use interests::{Interests, Joined};
-use link::Link;
+use link::{Link, TRANSIT_BYTES_PER_MS};
 use members::Members;
 use presence::Presence;
 use publish_log::{Parts, PublishLog};
@@ -46,6 +46,9 @@ const PING_EVERY_MS: u64 = 500;
 const CANARY_EVERY_MS: u64 = 1_000;
 /// A canary that is not back after this long is lost: the links are made anew.
 const CANARY_LOST_MS: u64 = 2_500;
+/// A read of this many bytes says that more waits: one that takes all there is brings less, unless
+/// a message is that long.
+const BACKLOG_BYTES: usize = 64 << 10;
 /// How often Redis is asked whether it is a master still, and what it takes.
 const ROLE_EVERY_MS: u64 = 1_000;
 const LIMITS_EVERY_MS: u64 = 10_000;
@@ -271,6 +274,8 @@ pub struct Broker {
     unsure: u64,
     subscriptions: Subscriptions,
     canary: Canary,
+    /// When something of a large message was last written or read: it may be before the canary.
+    moved_ms: u64,
     facts: Facts,
     /// When Redis was last asked for its role, and for its limits.
     role_asked_ms: u64,
@@ -313,6 +318,7 @@ impl Broker {
             unsure: 0,
             subscriptions: Subscriptions::default(),
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
+            moved_ms: 0,
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
             role_asked_ms: 0,
             limits_asked_ms: 0,
@@ -430,6 +436,9 @@ impl Broker {
             }
             LinkName::Subscribe => {
                 self.subscribing.handle_heard(now_ms, self.subscriptions.is_waiting());
+                if bytes.len() >= BACKLOG_BYTES {
+                    self.moved_ms = now_ms;
+                }
             }
         }
         Ok(Handled { bytes: at, is_paused })
@@ -519,8 +528,9 @@ impl Broker {
         if self.state == State::Down {
             return Ok(());
         }
-        self.publishing.check(now_ms)?;
-        self.subscribing.check(now_ms)?;
+        let transit_ms = (self.log.due_bytes() / TRANSIT_BYTES_PER_MS) as u64;
+        self.publishing.check(now_ms, transit_ms)?;
+        self.subscribing.check(now_ms, 0)?;
         if self.state == State::Opening {
             return Ok(());
         }
@@ -540,7 +550,8 @@ impl Broker {
                 State::Proving => CANARY_LOST_MS,
                 _ => CANARY_LOST_MS - CANARY_EVERY_MS,
             };
-            if late_ms > patience_ms {
+            let unmoved_ms = now_ms.saturating_sub(self.moved_ms.max(self.canary.sent_ms));
+            if unmoved_ms > patience_ms + transit_ms {
                 return Err(LinkError::CanaryLost);
             }
         }
@@ -557,6 +568,17 @@ impl Broker {
         Ok(())
     }
 
+    /// Some of what one write did not take is written: it is large, and Redis reads it.
+    pub fn handle_written(&mut self, link: LinkName, now_ms: u64) {
+        match link {
+            LinkName::Publish => {
+                self.publishing.handle_progress(now_ms);
+                self.moved_ms = now_ms;
+            }
+            LinkName::Subscribe => self.subscribing.handle_progress(now_ms),
+        }
+    }
+
     /// Asks on the publishing link what is due. A node that has left only keeps it alive.
     fn ask_questions(&mut self, now_ms: u64, deadline_ms: u64) {
         let has_left = self.has_left();
@@ -570,10 +592,10 @@ impl Broker {
         let asks_role = is_due(&mut self.role_asked_ms, ROLE_EVERY_MS);
         let asks_limits = is_due(&mut self.limits_asked_ms, LIMITS_EVERY_MS);
         let asks_life = self.log.is_empty() && self.publishing.is_ping_due(now_ms);
-        for question in std::iter::once(Question::Ping).chain(Question::AT_GREETING) {
+        for question in [Question::Ping, Question::Hello].into_iter().chain(Question::AT_GREETING) {
             let is_due = match question {
                 Question::Ping => asks_life,
-                Question::Role => asks_role,
+                Question::Role | Question::Hello => asks_role,
                 Question::Parameter(_) => asks_limits,
             };
             if is_due && self.facts.may_ask(question) {

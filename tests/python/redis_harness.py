@@ -164,11 +164,16 @@ class Redis:
 
 class Proxy:
     """Between a node and Redis. `target(number)` is the port for the connection with that number,
-    counted from 0."""
+    counted from 0. `bytes_per_s`: how much it lets through, each way of each connection, or of
+    those with the numbers in `slow`."""
 
-    def __init__(self, target):
+    def __init__(self, target, bytes_per_s=None, slow=None):
         self.target = target
+        self.bytes_per_s, self.slow = bytes_per_s, slow
         self.listener = socket.create_server(("127.0.0.1", 0))
+        if bytes_per_s:
+            # What waits is to wait at the sender.
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.port = self.listener.getsockname()[1]
         self.lock = threading.Lock()
         self.pairs = []
@@ -209,6 +214,8 @@ class Proxy:
                 with self.flowing:
                     self.flowing.wait_for(lambda: not self.held & {number, None})
                 sink.sendall(data)
+                if self.bytes_per_s and (self.slow is None or number in self.slow):
+                    time.sleep(len(data) / self.bytes_per_s)
             with self.flowing:
                 self.flowing.wait_for(lambda: not self.held & {number, None})
         for end in (source, sink):

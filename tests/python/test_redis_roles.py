@@ -74,6 +74,13 @@ def test_without_the_right_to_ask_hello_answers(own_redis, own_node, size):
         eventually(lambda: server.metric("queue_link_loss_total"), "a new link", SLACK)
         await_ready(server)
     assert log_of(server).count("+role") == 1 and log_of(server).count("+config|get") == 1
+    # A master that becomes a replica answered 200 to everything without the right to ROLE.
+    other = own_redis()
+    master.command("REPLICAOF", "127.0.0.1", other.port)
+    assert await_unready(server, word="is a replica")[0] < NOTICED
+    assert try_push(server, "no", uids=["u"]) == 503
+    master.command("REPLICAOF", "NO", "ONE")
+    await_ready(server, timeout=NOTICED)
     replica = own_redis("--replicaof", f"127.0.0.1 {master.port}")
     replica.command("ACL", "SETUSER", "app", *rules)
     other = own_node(8, f"redis://app:x@127.0.0.1:{replica.port}", workers=size, wait=False)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from harness import eventually
-from redis_harness import SLACK, await_ready, sync, try_push
+from redis_harness import SLACK, Proxy, await_ready, sync, try_push
 from test_servers import request
 
 MEGABYTE = 1 << 20
@@ -115,3 +115,20 @@ def test_a_push_that_ends_the_links_is_sent_three_times_at_most(own_redis, own_n
         assert client.pushed() == '"after"'
         assert losses(server) == 3
         assert server.metric("ws_cluster_queue_abandoned_total") == 1
+
+
+def test_a_push_that_takes_long_to_write_is_no_silence_of_redis(own_redis, own_node):
+    """While it was written, and read again, Redis answered nothing, and both links were cut; so it
+    went with each attempt to send it again."""
+    redis = own_redis()
+    proxy = Proxy(lambda _: redis.port, bytes_per_s=2 * MEGABYTE)
+    try:
+        server = own_node(7, proxy.url, *ARGS, "--queue_timeout_ms", "60000", workers="1")
+        with server.client("u") as client:
+            push = {"pid": "1", "data": "x" * 5 * MEGABYTE, "uids": ["u"]}
+            assert server.post_json("/ws/push", push).status == 200
+            is_same = client.pushed() == json.dumps(push["data"])
+            assert is_same
+        assert losses(server) == 0
+    finally:
+        proxy.stop()

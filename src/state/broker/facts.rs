@@ -17,6 +17,8 @@ const QUERY_SLACK_BYTES: usize = 64 << 10;
 pub enum Question {
     Ping,
     Role,
+    /// The role, where this node's user may not ask for ROLE: Redis forbids HELLO to nobody.
+    Hello,
     /// The value of a parameter: its index among [`PARAMETERS`].
     Parameter(usize),
 }
@@ -30,6 +32,7 @@ impl Question {
         match self {
             Self::Ping => write_command(out, &[b"PING"]),
             Self::Role => write_command(out, &[b"ROLE"]),
+            Self::Hello => write_command(out, &[b"HELLO"]),
             Self::Parameter(index) => {
                 write_command(out, &[b"CONFIG", b"GET", PARAMETERS[index].as_bytes()]);
             }
@@ -39,7 +42,7 @@ impl Question {
     fn command(self) -> Command {
         match self {
             Self::Ping => Command::Ping,
-            Self::Role => Command::Role,
+            Self::Role | Self::Hello => Command::Role,
             Self::Parameter(_) => Command::ConfigGet,
         }
     }
@@ -69,7 +72,7 @@ impl Command {
     pub fn loss(self) -> &'static str {
         match self {
             Self::Ping => "its refusals are taken for signs of life",
-            Self::Role => "a master that becomes a replica is noticed at the next connect only",
+            Self::Role => "the role of Redis is known from HELLO alone, with RESP3",
             Self::ConfigGet => "Redis's default limits on the size of a message are assumed",
             Self::Unsubscribe => "channels that are not needed any more are still received",
         }
@@ -113,6 +116,7 @@ pub(super) struct Facts {
     /// Every node of a Redis Cluster brings what is published on it to all of them.
     is_cluster: bool,
     may_ask_role: bool,
+    may_ask_hello: bool,
     may_ask_parameters: bool,
     /// Bytes by parameter; `None`: not known.
     parameters: [Option<u64>; PARAMETERS.len()],
@@ -131,6 +135,7 @@ impl Facts {
             is_replica: false,
             is_cluster: false,
             may_ask_role: true,
+            may_ask_hello: false,
             may_ask_parameters: true,
             parameters: [None; PARAMETERS.len()],
             own_bytes,
@@ -165,12 +170,14 @@ impl Facts {
     pub(super) fn handle_open(&mut self) {
         (self.is_replica, self.is_cluster) = (false, false);
         (self.may_ask_role, self.may_ask_parameters) = (true, true);
+        self.may_ask_hello = false;
         self.parameters = [None; PARAMETERS.len()];
     }
 
     /// HELLO's answer on the publishing link.
     pub(super) fn handle_hello(&mut self, reply: &Reply<'_>) {
         if let Reply::Server { mode, role } = reply {
+            self.may_ask_hello = true;
             self.is_cluster = *mode == b"cluster";
             self.is_replica = matches!(*role, b"replica" | b"slave");
         }
@@ -181,6 +188,7 @@ impl Facts {
         match question {
             Question::Ping => true,
             Question::Role => self.may_ask_role,
+            Question::Hello => self.may_ask_hello && !self.may_ask_role,
             Question::Parameter(_) => self.may_ask_parameters,
         }
     }
@@ -208,8 +216,15 @@ impl Facts {
                 self.parameters[index] = read_parameter(index, value);
                 Ok(())
             }
+            (Question::Hello, Reply::Server { .. }) => {
+                self.handle_hello(reply);
+                match self.is_replica && !self.is_cluster {
+                    true => Err(self.is_no_master(None)),
+                    false => Ok(()),
+                }
+            }
             // It has no such parameter, or no such role.
-            (Question::Role | Question::Parameter(_), Reply::Other) => Ok(()),
+            (Question::Role | Question::Hello | Question::Parameter(_), Reply::Other) => Ok(()),
             _ => Err(LinkError::Unasked),
         }
     }
@@ -218,6 +233,7 @@ impl Facts {
         match question {
             Question::Ping => {}
             Question::Role => self.may_ask_role = false,
+            Question::Hello => self.may_ask_hello = false,
             Question::Parameter(_) => self.may_ask_parameters = false,
         }
         self.note_refusal(question.command(), text);
@@ -382,8 +398,12 @@ mod tests {
             assert!(!facts.may_ask(Question::Role) && !facts.may_ask(CONFIG));
         }
         assert_eq!(facts.take_events().count(), 3);
-        facts.handle_hello(&Reply::Server { mode: b"standalone", role: b"replica" });
+        let replica = Reply::Server { mode: b"standalone", role: b"replica" };
+        facts.handle_hello(&replica);
         let error = facts.handle_answer(Question::Role, &refused).unwrap_err();
+        assert!(matches!(error, LinkError::Replica { .. }));
+        assert!(facts.may_ask(Question::Hello));
+        let error = facts.handle_answer(Question::Hello, &replica).unwrap_err();
         assert!(matches!(error, LinkError::Replica { .. }));
         let busy = Reply::Error(b"BUSY Redis is busy running a script");
         assert!(facts.handle_answer(Question::Ping, &busy).is_err());

@@ -9,6 +9,8 @@ use crate::wire::resp::{Reply, RespError};
 /// A link that owes an answer and says nothing for so long is dead. With a ping every half second
 /// that is noticed within 2 s.
 const SILENCE_MS: u64 = 1_200;
+/// A large command has that much more time: buffers on the way hold some of it, and say nothing.
+pub(super) const TRANSIT_BYTES_PER_MS: usize = 8 << 10;
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,12 +133,19 @@ impl Link {
         self.waiting_since_ms = (is_waiting || !self.is_greeted()).then_some(now_ms);
     }
 
+    /// It lives, and owes what it owed.
+    pub(super) fn handle_progress(&mut self, now_ms: u64) {
+        self.waiting_since_ms = self.waiting_since_ms.map(|_| now_ms);
+    }
+
     pub(super) fn is_ping_due(&self, now_ms: u64) -> bool {
         self.waiting_since_ms.is_none() && now_ms.saturating_sub(self.asked_ms) >= PING_EVERY_MS
     }
 
-    pub(super) fn check(&self, now_ms: u64) -> Result<(), LinkError> {
-        let silent = |since_ms: u64| now_ms.saturating_sub(since_ms) > SILENCE_MS;
+    /// `transit_ms`: see [`TRANSIT_BYTES_PER_MS`].
+    pub(super) fn check(&self, now_ms: u64, transit_ms: u64) -> Result<(), LinkError> {
+        let patience_ms = SILENCE_MS + transit_ms;
+        let silent = |since_ms: u64| now_ms.saturating_sub(since_ms) > patience_ms;
         if self.waiting_since_ms.is_some_and(silent) { Err(LinkError::Silent) } else { Ok(()) }
     }
 }

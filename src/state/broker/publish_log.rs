@@ -327,6 +327,12 @@ impl PublishLog {
         self.commands.front().map_or(0, Command::envelope_bytes)
     }
 
+    /// Bytes of the oldest command, if Redis owes an answer to it.
+    pub fn due_bytes(&self) -> usize {
+        let front = self.commands.front().filter(|_| self.sent_commands > 0);
+        front.map_or(0, |command| command.bytes.len())
+    }
+
     /// Forgets the oldest command: it was answered. `each` gets its messages.
     pub fn pop_front(&mut self, mut each: impl FnMut(AskedMessage)) {
         let Some(command) = self.commands.pop_front() else { return };

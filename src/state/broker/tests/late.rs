@@ -60,3 +60,18 @@ fn a_redis_that_cannot_save_is_alive() {
     let result = setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now_ms, said);
     assert!(matches!(result, Err(LinkError::Refused(_))));
 }
+
+/// A large push over a slow link ended the links before it was written, three times.
+#[test]
+fn a_link_that_takes_what_is_written_is_not_silent() {
+    let mut setting = Setting::ready(1);
+    setting.is_silent = true;
+    setting.push(1, "1", &TargetsBuf::default());
+    for _ in 0..10 {
+        setting.tick(1_000).unwrap();
+        for link in [LinkName::Publish, LinkName::Subscribe] {
+            setting.broker.handle_written(link, setting.now_ms);
+        }
+    }
+    assert_eq!(setting.tick(2_000), Err(LinkError::Silent));
+}
