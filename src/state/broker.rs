@@ -1,11 +1,13 @@
 //! `Broker`: a node's side of the queue, whatever carries the bytes.
 
 mod asks;
+mod canary;
 mod facts;
 mod greeting;
 mod incoming;
 mod interests;
 mod link;
+mod listening;
 mod members;
 mod outgoing;
 mod presence;
@@ -24,9 +26,11 @@ use crate::types::{Incarnation, MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply};
+use canary::Canary;
 use facts::{Facts, Question};
 use interests::{Interests, Joined};
 use link::{Link, TRANSIT_BYTES_PER_MS};
+use listening::Listening;
 use members::Members;
 use presence::Presence;
 use publish_log::{Parts, PublishLog};
@@ -41,14 +45,8 @@ pub use link::{LinkError, LinkName};
 pub use presence::user_hash;
 pub use publish_log::Pusher;
 
-/// Redis is asked for a sign of life so often, on either link, and the canary flies so often.
+/// The interval at which Redis is asked for a sign of life, on either link.
 const PING_EVERY_MS: u64 = 500;
-const CANARY_EVERY_MS: u64 = 1_000;
-/// A canary that is not back after this long is lost: the links are made anew.
-const CANARY_LOST_MS: u64 = 2_500;
-/// A read of this many bytes says that more waits: one that takes all there is brings less, unless
-/// a message is that long.
-const BACKLOG_BYTES: usize = 64 << 10;
 /// How often Redis is asked whether it is a master still, and what it takes.
 const ROLE_EVERY_MS: u64 = 1_000;
 const LIMITS_EVERY_MS: u64 = 10_000;
@@ -226,16 +224,6 @@ pub struct Handled {
     pub is_paused: bool,
 }
 
-#[derive(Debug, Default)]
-struct Canary {
-    number: u64,
-    sent_ms: u64,
-    /// It came back from Redis.
-    is_back: bool,
-    /// When each worker has last handled one.
-    seen_ms: Vec<u64>,
-}
-
 /// A node's side of the queue: publishes what the workers accepted, keeps what was not answered,
 /// subscribes to what they need, and routes what comes to those who may have a target.
 ///
@@ -273,9 +261,8 @@ pub struct Broker {
     /// Workers whose announcements may be late.
     unsure: u64,
     subscriptions: Subscriptions,
+    listening: Listening,
     canary: Canary,
-    /// When something of a large message was last written or read: it may be before the canary.
-    moved_ms: u64,
     facts: Facts,
     /// When Redis was last asked for its role, and for its limits.
     role_asked_ms: u64,
@@ -317,8 +304,8 @@ impl Broker {
             is_first_attempt: true,
             unsure: 0,
             subscriptions: Subscriptions::default(),
+            listening: Listening::default(),
             canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
-            moved_ms: 0,
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
             role_asked_ms: 0,
             limits_asked_ms: 0,
@@ -346,12 +333,6 @@ impl Broker {
         self.state == State::Ready
     }
 
-    /// A worker that has not handled a canary for long, though they come back.
-    pub fn stuck_worker(&self, now_ms: u64) -> Option<usize> {
-        let is_late = |&seen_ms: &u64| now_ms.saturating_sub(seen_ms) > CANARY_LOST_MS;
-        self.canary.seen_ms.iter().position(is_late).filter(|_| self.is_ready())
-    }
-
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
     }
@@ -370,8 +351,10 @@ impl Broker {
         self.orders.forget_announcements();
         self.facts.handle_open();
         (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
-        self.publishing.greet(&self.config.credentials, now_ms);
-        self.subscribing.greet(&self.config.credentials, now_ms);
+        self.canary.untaken = 0;
+        let listened_ms = self.listening.at(now_ms);
+        self.publishing.greet(&self.config.credentials, listened_ms);
+        self.subscribing.greet(&self.config.credentials, listened_ms);
     }
 
     /// The links are gone. What was not answered is kept until they are back.
@@ -381,6 +364,7 @@ impl Broker {
         self.reservation.handle_lost();
         // Nothing will be confirmed: who asks from now on does not wait for it.
         self.subscriptions.clear();
+        self.listening.handle_lost();
         self.publishing.close();
         self.subscribing.close();
         let mut told = HashSet::new();
@@ -427,18 +411,17 @@ impl Broker {
             at += length;
             self.handle_reply(link, reply, now_ms, sink)?;
         }
+        self.listening.set_paused(link, is_paused, now_ms);
+        let listened_ms = self.listening.at(now_ms);
         match link {
             // Until everything is subscribed to, the log waits for us, not for Redis.
             LinkName::Publish => {
                 let is_waiting = self.may_publish() && !self.log.is_empty();
                 let is_waiting = is_waiting || self.reservation.is_asking();
-                self.publishing.handle_heard(now_ms, is_waiting);
+                self.publishing.handle_heard(listened_ms, is_waiting);
             }
             LinkName::Subscribe => {
-                self.subscribing.handle_heard(now_ms, self.subscriptions.is_waiting());
-                if bytes.len() >= BACKLOG_BYTES {
-                    self.moved_ms = now_ms;
-                }
+                self.subscribing.handle_heard(listened_ms, self.subscriptions.is_waiting());
             }
         }
         Ok(Handled { bytes: at, is_paused })
@@ -503,7 +486,7 @@ impl Broker {
         self.log.rewind();
         let resent = self.log.len();
         if resent > 0 {
-            self.publishing.handle_asked(now_ms);
+            self.publishing.handle_asked(self.listening.at(now_ms));
         }
         self.sequences.handle_reconnect(now_ms);
         self.canary.seen_ms.fill(now_ms);
@@ -515,9 +498,11 @@ impl Broker {
 
     /// Looks at deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
     pub fn handle_tick(&mut self, now_ms: u64, sink: &mut dyn Sink) -> Result<(), LinkError> {
+        self.listening.advance(now_ms);
+        let listened_ms = self.listening.at(now_ms);
         let counters = &self.config.counters;
         for log in [Some(&mut self.log), self.held.as_mut()].into_iter().flatten() {
-            log.expire(now_ms, |pusher| {
+            log.expire(listened_ms, |pusher| {
                 counters.count_outcome(Outcome::Unknown);
                 sink.answer(pusher, Outcome::Unknown);
             });
@@ -529,36 +514,19 @@ impl Broker {
             return Ok(());
         }
         let transit_ms = (self.log.due_bytes() / TRANSIT_BYTES_PER_MS) as u64;
-        self.publishing.check(now_ms, transit_ms)?;
-        self.subscribing.check(now_ms, 0)?;
+        self.publishing.check(listened_ms, transit_ms)?;
+        self.subscribing.check(listened_ms, 0)?;
         if self.state == State::Opening {
             return Ok(());
         }
-        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        let deadline_ms = self.deadline_ms(now_ms);
         self.ask_questions(now_ms, deadline_ms);
-        if self.subscribing.is_ping_due(now_ms) {
-            self.subscriptions.ping(&mut self.subscribing);
-            self.subscribing.handle_asked(now_ms);
+        if self.subscriptions.is_ping_due(now_ms, self.is_canary_late(now_ms)) {
+            self.subscriptions.ping(&mut self.subscribing, now_ms);
+            self.subscribing.handle_asked(listened_ms);
         }
         self.subscribe_again(now_ms);
-        if !self.canary.is_back {
-            let late_ms = now_ms.saturating_sub(self.canary.sent_ms);
-            let lag_ms = &self.config.counters.lag_ms;
-            lag_ms.set(lag_ms.value().max(late_ms));
-            // Counted from when it was sent: this node itself may have stood still before that.
-            let patience_ms = match self.state {
-                State::Proving => CANARY_LOST_MS,
-                _ => CANARY_LOST_MS - CANARY_EVERY_MS,
-            };
-            let unmoved_ms = now_ms.saturating_sub(self.moved_ms.max(self.canary.sent_ms));
-            if unmoved_ms > patience_ms + transit_ms {
-                return Err(LinkError::CanaryLost);
-            }
-        }
-        let is_canary_due = now_ms.saturating_sub(self.canary.sent_ms) >= CANARY_EVERY_MS;
-        if self.canary.is_back && is_canary_due && !self.has_left() {
-            self.send_canary(now_ms);
-        }
+        self.tick_canary(now_ms)?;
         if self.state == State::Ready && !self.has_left() {
             self.repeat_tails(now_ms, deadline_ms);
         }
@@ -570,12 +538,10 @@ impl Broker {
 
     /// Some of what one write did not take is written: it is large, and Redis reads it.
     pub fn handle_written(&mut self, link: LinkName, now_ms: u64) {
+        let listened_ms = self.listening.at(now_ms);
         match link {
-            LinkName::Publish => {
-                self.publishing.handle_progress(now_ms);
-                self.moved_ms = now_ms;
-            }
-            LinkName::Subscribe => self.subscribing.handle_progress(now_ms),
+            LinkName::Publish => self.publishing.handle_progress(listened_ms),
+            LinkName::Subscribe => self.subscribing.handle_progress(listened_ms),
         }
     }
 
@@ -591,7 +557,8 @@ impl Broker {
         };
         let asks_role = is_due(&mut self.role_asked_ms, ROLE_EVERY_MS);
         let asks_limits = is_due(&mut self.limits_asked_ms, LIMITS_EVERY_MS);
-        let asks_life = self.log.is_empty() && self.publishing.is_ping_due(now_ms);
+        let listened_ms = self.listening.at(now_ms);
+        let asks_life = self.log.is_empty() && self.publishing.is_ping_due(listened_ms);
         for question in [Question::Ping, Question::Hello].into_iter().chain(Question::AT_GREETING) {
             let is_due = match question {
                 Question::Ping => asks_life,
@@ -600,20 +567,14 @@ impl Broker {
             };
             if is_due && self.facts.may_ask(question) {
                 self.log.add_question(question, deadline_ms);
-                self.publishing.handle_asked(now_ms);
+                self.publishing.handle_asked(listened_ms);
             }
         }
     }
 
-    fn send_canary(&mut self, now_ms: u64) {
-        self.canary.number += 1;
-        self.canary.sent_ms = now_ms;
-        self.canary.is_back = false;
-        let mut canary = Vec::new();
-        self.config.header(Kind::Canary, 0, self.canary.number).encode(&mut canary);
-        let deadline_ms = now_ms + self.config.queue_timeout_ms;
-        self.log.add_word(&self.own_channel, &canary, None, deadline_ms);
-        self.publishing.handle_asked(now_ms);
+    /// By the clock of [`Listening`].
+    fn deadline_ms(&self, now_ms: u64) -> u64 {
+        self.listening.at(now_ms) + self.config.queue_timeout_ms
     }
 
     fn repeat_tails(&mut self, now_ms: u64, deadline_ms: u64) {
@@ -627,7 +588,7 @@ impl Broker {
             has_any = true;
         });
         if has_any {
-            self.publishing.handle_asked(now_ms);
+            self.publishing.handle_asked(self.listening.at(now_ms));
         }
     }
 

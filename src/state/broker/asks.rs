@@ -77,7 +77,7 @@ impl Broker {
         }
         if !new.is_empty() {
             self.subscriptions.subscribe(&mut self.subscribing, &new, false);
-            self.subscribing.handle_asked(now_ms);
+            self.subscribing.handle_asked(self.listening.at(now_ms));
         }
         if !is_up || !must_wait {
             sink.ready(worker, interest);

@@ -52,6 +52,7 @@ impl Broker {
                 self.events.push(Event::Refused { channel, error });
             }
             (Some(Asked::Word(waiter)), Reply::Integer(_)) => {
+                self.canary.handle_taken(self.log.front_channel() == self.own_channel, now_ms);
                 if let Some((worker, cid)) = waiter {
                     sink.notice(worker, Notice::ServerKnown(cid));
                 }

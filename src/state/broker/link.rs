@@ -120,7 +120,7 @@ impl Link {
         self.out.drain(..count);
     }
 
-    // Life.
+    // Life, by the clock of `super::listening`.
 
     /// Something was asked that Redis must answer.
     pub(super) fn handle_asked(&mut self, now_ms: u64) {

@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 
 /// How often a node says that it is there.
 const SAY_EVERY_MS: u64 = 1_000;
-/// A node that has not been heard for so long is lost. Only while this node hears itself.
+/// A node that has not been heard for so long is lost, once what Redis sent meanwhile is read.
 const LOST_AFTER_MS: u64 = 5_000;
 /// A node that has said that it ends is remembered so long: late words do not bring it back, and a
 /// successor whose clock is behind comes in after it.
@@ -29,8 +29,6 @@ const SETTLE_MS: u64 = 150;
 const REUNITE_MS: u64 = 1_000;
 /// Everything is said, and asked for, at most so often.
 const WHOLE_EVERY_MS: u64 = 50;
-/// A thread that stood still for so long has heard nobody, and judges nobody for it.
-const STALLED_MS: u64 = 1_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Members {
@@ -49,7 +47,6 @@ pub(super) struct Members {
     hello_ms: u64,
     /// Since when this node has heard itself without a break.
     hears_since_ms: u64,
-    last_tick_ms: u64,
     has_left: bool,
 }
 
@@ -191,19 +188,15 @@ impl Broker {
     /// Publishes a word to all nodes; `waiter`: who is told when Redis has it.
     fn say(&mut self, word: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
         let bytes = self.encode_word(word);
-        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        let deadline_ms = self.deadline_ms(now_ms);
         self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline_ms);
-        self.publishing.handle_asked(now_ms);
+        self.publishing.handle_asked(self.listening.at(now_ms));
         self.members.said_ms = now_ms;
     }
 
     /// Says what is due, and looks for nodes that are silent.
     pub(super) fn tick_members(&mut self, now_ms: u64, sink: &mut dyn Sink) {
-        let members = &mut self.members;
-        if now_ms.saturating_sub(members.last_tick_ms) > STALLED_MS {
-            members.hears_since_ms = now_ms;
-        }
-        members.last_tick_ms = now_ms;
+        let members = &self.members;
         if members.has_left {
             return;
         }
@@ -219,8 +212,9 @@ impl Broker {
         };
         self.members.others.retain(|_, other| !is_over(other));
         let since_ms = self.members.hears_since_ms;
+        let until_ms = self.subscriptions.read_until_ms();
         let is_lost = |other: &Other| {
-            !other.has_left && now_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS
+            !other.has_left && until_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS
         };
         let others = self.members.others.iter();
         let lost: Vec<NodeId> =
@@ -330,9 +324,9 @@ impl Broker {
         let mut channel = Vec::new();
         self.config.names.node(&mut channel, node);
         let bytes = self.encode_word(&Member { asks: true, ..self.member() });
-        let deadline_ms = now_ms + self.config.queue_timeout_ms;
+        let deadline_ms = self.deadline_ms(now_ms);
         self.log.add_word(&channel, &bytes, None, deadline_ms);
-        self.publishing.handle_asked(now_ms);
+        self.publishing.handle_asked(self.listening.at(now_ms));
     }
 
     /// Those that are there, for whoever looks.

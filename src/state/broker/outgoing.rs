@@ -17,6 +17,7 @@ struct Acceptor<'a> {
     order: &'a mut u64,
     log: &'a mut PublishLog,
     now_ms: u64,
+    deadline_ms: u64,
 }
 
 impl Acceptor<'_> {
@@ -38,8 +39,7 @@ impl Acceptor<'_> {
         }
         let seq = self.sequences.next(channel, self.now_ms);
         *self.order += 1;
-        let deadline_ms = self.now_ms + self.config.queue_timeout_ms;
-        let envelope = self.log.add_part(channel, bytes, may_expire, deadline_ms, write);
+        let envelope = self.log.add_part(channel, bytes, may_expire, self.deadline_ms, write);
         Header::set_numbers(envelope, self.epoch, seq, *self.order);
     }
 
@@ -134,8 +134,9 @@ impl Broker {
 
     fn acceptor(&mut self, now_ms: u64) -> (Acceptor<'_>, &mut LastName) {
         if self.log.is_empty() && self.state == State::Ready {
-            self.publishing.handle_asked(now_ms);
+            self.publishing.handle_asked(self.listening.at(now_ms));
         }
+        let deadline_ms = self.deadline_ms(now_ms);
         let acceptor = Acceptor {
             config: &self.config,
             epoch: self.config.epoch(),
@@ -143,6 +144,7 @@ impl Broker {
             order: &mut self.order,
             log: self.held.as_mut().unwrap_or(&mut self.log),
             now_ms,
+            deadline_ms,
         };
         (acceptor, &mut self.last_name)
     }

@@ -96,7 +96,7 @@ impl Broker {
 
     fn ask_for_number(&mut self, add_ms: u64, now_ms: u64) {
         self.publishing.out.extend_from_slice(&self.incrby(add_ms));
-        self.publishing.handle_asked(now_ms);
+        self.publishing.handle_asked(self.listening.at(now_ms));
     }
 
     fn incrby(&self, add_ms: u64) -> Vec<u8> {
@@ -170,8 +170,8 @@ impl Broker {
         };
         self.reservation.raising_to_ms = Some(wanted_ms);
         let command = self.incrby(add_ms);
-        self.log.add_reservation(&command, now_ms + self.config.queue_timeout_ms);
-        self.publishing.handle_asked(now_ms);
+        self.log.add_reservation(&command, self.deadline_ms(now_ms));
+        self.publishing.handle_asked(self.listening.at(now_ms));
     }
 
     /// The answer to [`Broker::renew_reservation`].

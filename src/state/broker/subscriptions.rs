@@ -4,7 +4,7 @@
 use super::facts::{self, Command};
 use super::incoming::is_sign_of_life;
 use super::link::Link;
-use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, Sink, State};
+use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, PING_EVERY_MS, Sink, State};
 use crate::state::wants::Interest;
 use crate::wire::bundle;
 use crate::wire::publication::Channel;
@@ -29,7 +29,8 @@ enum Sent {
     },
     /// The number of channels that are not answered.
     Unsubscribe(usize),
-    Ping,
+    /// When it was sent.
+    Ping(u64),
 }
 
 /// What is under way on the subscribing link in this life of it, and which channels Redis refused.
@@ -42,6 +43,11 @@ pub(super) struct Subscriptions {
     unconfirmed: usize,
     /// Those of them that were there when the links came up: they are what pushes wait for.
     unrenewed: usize,
+    /// See [`Subscriptions::read_until_ms`], and when Redis was last asked for a sign of life.
+    read_until_ms: u64,
+    pinged_ms: u64,
+    /// It owes the answer.
+    is_pinging: bool,
     refused: BTreeSet<Box<[u8]>>,
     /// When, and up to which, the refused ones were last asked for.
     again_ms: u64,
@@ -53,9 +59,21 @@ impl Subscriptions {
         *self = Self::default();
     }
 
-    /// Whether Redis owes an answer for a channel.
+    /// Whether Redis owes an answer.
     pub(super) fn is_waiting(&self) -> bool {
-        self.unconfirmed > 0
+        self.unconfirmed > 0 || self.is_pinging
+    }
+
+    /// What Redis sent before this is read: it has answered a PING of that time. 0: nothing is
+    /// known. Whoever is judged by silence is judged up to here, however much waits to be read.
+    pub(super) fn read_until_ms(&self) -> u64 {
+        self.read_until_ms
+    }
+
+    /// One PING at most is under way.
+    pub(super) fn is_ping_due(&self, now_ms: u64, is_urgent: bool) -> bool {
+        let every_ms = if is_urgent { 0 } else { PING_EVERY_MS };
+        !self.is_pinging && now_ms.saturating_sub(self.pinged_ms) >= every_ms
     }
 
     /// Channels that Redis does not let this node hear.
@@ -88,9 +106,19 @@ impl Subscriptions {
         }
     }
 
-    pub(super) fn ping(&mut self, link: &mut Link) {
+    pub(super) fn ping(&mut self, link: &mut Link, now_ms: u64) {
         write_command(&mut link.out, &[b"PING"]);
-        self.sent.push_back(Sent::Ping);
+        self.sent.push_back(Sent::Ping(now_ms));
+        (self.pinged_ms, self.is_pinging) = (now_ms, true);
+    }
+
+    /// The oldest command is answered, or refused.
+    fn take_answered(&mut self) -> Option<Sent> {
+        let sent = self.sent.pop_front();
+        if let Some(Sent::Ping(sent_ms)) = sent {
+            (self.read_until_ms, self.is_pinging) = (sent_ms, false);
+        }
+        sent
     }
 
     /// Redis confirmed a channel. `None`: it was not asked for that.
@@ -164,8 +192,8 @@ impl Broker {
             Reply::Unsubscribed { .. } => {
                 self.subscriptions.leave_one().ok_or(LinkError::Unasked)?;
             }
-            Reply::Pong => match self.subscriptions.sent.pop_front() {
-                Some(Sent::Ping) => {}
+            Reply::Pong => match self.subscriptions.take_answered() {
+                Some(Sent::Ping(_)) => {}
                 _ => return Err(LinkError::Unasked),
             },
             Reply::Error(text) => self.handle_subscribing_error(text, now_ms, sink)?,
@@ -182,17 +210,17 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
-        let forbidden = match self.subscriptions.sent.pop_front() {
-            None | Some(Sent::Ping) if is_sign_of_life(text) => return Ok(()),
+        let forbidden = match self.subscriptions.take_answered() {
+            None | Some(Sent::Ping(_)) if is_sign_of_life(text) => return Ok(()),
             Some(Sent::Subscribe { names, at, is_renewal }) if text.starts_with(b"NOPERM") => {
                 let names: Vec<&[u8]> = bundle::added(&names[at..]).collect();
                 self.subscriptions.settle(names.len(), is_renewal);
                 self.handle_refused(&names, is_renewal, text, sink)?;
-                self.subscribing.handle_asked(now_ms);
+                self.subscribing.handle_asked(self.listening.at(now_ms));
                 self.begin_if_renewed(now_ms);
                 return Ok(());
             }
-            Some(Sent::Ping) if facts::is_forbidden(text) => Command::Ping,
+            Some(Sent::Ping(_)) if facts::is_forbidden(text) => Command::Ping,
             Some(Sent::Unsubscribe(_)) if facts::is_forbidden(text) => Command::Unsubscribe,
             _ => return Err(self.refused(text)),
         };
@@ -264,14 +292,14 @@ impl Broker {
         let mut names: Vec<&[u8]> = interests.names().collect();
         names.sort_unstable();
         subscriptions.subscribe(subscribing, &names, true);
-        subscribing.handle_asked(now_ms);
+        subscribing.handle_asked(self.listening.at(now_ms));
     }
 
     /// Asks again for what Redis refused.
     pub(super) fn subscribe_again(&mut self, now_ms: u64) {
         for name in self.subscriptions.take_again(now_ms) {
             self.subscriptions.subscribe(&mut self.subscribing, &[&name], false);
-            self.subscribing.handle_asked(now_ms);
+            self.subscribing.handle_asked(self.listening.at(now_ms));
         }
     }
 

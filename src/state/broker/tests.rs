@@ -17,6 +17,7 @@ mod late;
 mod many_users;
 mod replies;
 mod resp_text;
+mod stalls;
 
 use resp_text::{bulk, commands, message};
 

@@ -1,0 +1,165 @@
+//! Own slowness is never taken for the other side's silence: not for Redis's, not for a node's.
+
+use super::*;
+
+/// What Redis has to say, link by link, kept until this node reads it.
+#[derive(Default)]
+struct Unread {
+    answers: Vec<u8>,
+    messages: Vec<u8>,
+}
+
+impl Unread {
+    /// Redis carries out what was said; nothing of it is read yet.
+    fn collect(&mut self, setting: &mut Setting) {
+        for link in [LinkName::Subscribe, LinkName::Publish] {
+            let mut out = Vec::new();
+            setting.broker.take_outgoing(link, &mut out, usize::MAX);
+            for command in commands(&out) {
+                match link {
+                    LinkName::Publish => {
+                        setting.execute(&command, &mut self.answers, &mut self.messages);
+                    }
+                    LinkName::Subscribe => {
+                        let mut answers = Vec::new();
+                        setting.execute(&command, &mut answers, &mut Vec::new());
+                        self.messages.extend(answers);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All of it is offered; what there is no room for stays.
+    fn offer(&mut self, setting: &mut Setting) {
+        for (link, bytes) in
+            [(LinkName::Subscribe, &mut self.messages), (LinkName::Publish, &mut self.answers)]
+        {
+            let (now_ms, said) = (setting.now_ms, &mut setting.said);
+            let handled = setting.broker.handle_bytes(link, bytes, now_ms, said).unwrap();
+            bytes.drain(..handled.bytes);
+            assert_eq!(handled.is_paused, !bytes.is_empty());
+        }
+    }
+}
+
+fn tick_only(setting: &mut Setting, ms: u64) -> Result<(), LinkError> {
+    setting.now_ms += ms;
+    setting.broker.handle_tick(setting.now_ms, &mut setting.said)
+}
+
+/// One push of 50 KB to 18,500 clients: the open batch was full for seconds, and the links were cut
+/// for the answers that this node did not read.
+#[test]
+fn a_full_batch_is_not_redis_that_is_silent() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    say(&mut setting, 9, 1, |_| {});
+    let mut unread = Unread::default();
+    for ticket in 0..20 {
+        setting.push(ticket, &ticket.to_string(), &TargetsBuf::default());
+    }
+    unread.collect(&mut setting);
+    setting.said.is_full = true;
+    unread.offer(&mut setting);
+    for _ in 0..10_000 / 50 {
+        assert_eq!(tick_only(&mut setting, 50), Ok(()));
+        unread.collect(&mut setting);
+    }
+    assert!(setting.said.answers.is_empty(), "a push is not late for what is not read");
+    setting.said.is_full = false;
+    unread.offer(&mut setting);
+    assert_eq!(tick_only(&mut setting, 50), Ok(()));
+    let accepted: Vec<_> = (0..20).map(|ticket| (ticket, Outcome::Accepted)).collect();
+    assert_eq!(setting.said.answers, accepted);
+    assert_eq!(setting.said.delivered.len(), 20);
+    assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (2, true));
+}
+
+/// There is room now and then, and always more to read than that: for as long as it lasts, canary
+/// and PONG are behind it.
+#[test]
+fn a_canary_behind_a_backlog_is_not_lost() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    say(&mut setting, 9, 1, |_| {});
+    let mut unread = Unread::default();
+    setting.push(1, "x", &TargetsBuf::default());
+    unread.collect(&mut setting);
+    let backlog = unread.messages.clone();
+    for _ in 0..10_000 / 50 {
+        // Read in the order in which it was sent.
+        let (now_ms, said) = (setting.now_ms, &mut setting.said);
+        let handled = setting.broker.handle_bytes(LinkName::Subscribe, &backlog, now_ms, said);
+        assert!(handled.is_ok());
+        let answers = std::mem::take(&mut unread.answers);
+        setting.hear(LinkName::Publish, &answers);
+        assert_eq!(tick_only(&mut setting, 50), Ok(()));
+        unread.collect(&mut setting);
+    }
+    assert_eq!(setting.broker.nodes(), 2, "its words are behind it, too");
+    unread.offer(&mut setting);
+    assert_eq!(tick_only(&mut setting, 50), Ok(()));
+    // What was sent since is read, and says nothing of that node.
+    assert!(setting.tick(6_000).is_ok());
+    assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (1, true));
+}
+
+/// SIGSTOP, or a virtual machine that is moved: a push was answered meanwhile.
+#[test]
+fn a_node_that_stood_still_reads_before_it_judges() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    say(&mut setting, 9, 1, |_| {});
+    setting.tick(450).unwrap();
+    let mut unread = Unread::default();
+    setting.push(1, "under way", &TargetsBuf::default());
+    assert_eq!(tick_only(&mut setting, 50), Ok(()));
+    unread.collect(&mut setting);
+    // Ticks may come first.
+    assert_eq!(tick_only(&mut setting, 10_000), Ok(()));
+    assert_eq!(tick_only(&mut setting, 50), Ok(()));
+    assert!(setting.said.answers.is_empty());
+    assert_eq!(setting.broker.nodes(), 2);
+    unread.offer(&mut setting);
+    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    say(&mut setting, 9, 1, |_| {});
+    assert!(setting.tick(4_000).is_ok());
+    assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (2, true));
+}
+
+/// 26 MB to a Redis that reads them in two seconds.
+#[test]
+fn a_long_message_that_is_being_written_is_no_silence() {
+    for has_progress in [true, false] {
+        let mut setting = Setting::ready(1);
+        setting.push(1, "long", &TargetsBuf::default());
+        let mut failed = None;
+        for _ in 0..3_000 / 50 {
+            failed = failed.or(tick_only(&mut setting, 50).err());
+            let mut out = Vec::new();
+            setting.broker.take_outgoing(LinkName::Subscribe, &mut out, usize::MAX);
+            if !out.is_empty() {
+                setting.hear(LinkName::Subscribe, b"+PONG\r\n");
+            }
+            if has_progress {
+                setting.broker.handle_written(LinkName::Publish, setting.now_ms);
+            }
+        }
+        assert_eq!(failed, (!has_progress).then_some(LinkError::Silent));
+    }
+}
+
+/// What is lost is noticed none the later.
+#[test]
+fn a_redis_that_delivers_nothing_is_noticed_in_time() {
+    for ms in (0..1_000).step_by(50) {
+        let mut setting = Setting::ready(1);
+        setting.tick(3_000 + ms).unwrap();
+        setting.is_deaf = true;
+        assert_eq!(setting.tick(2_500), Err(LinkError::CanaryLost), "after {ms} ms");
+    }
+}
