@@ -1,6 +1,7 @@
 //! `Worker`: the product's logic, one per core.
 
 mod events;
+mod gone;
 mod life;
 mod messages;
 mod outboxes;
@@ -30,6 +31,7 @@ use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
 use events::Untold;
 use fastwebsockets::OpCode;
+use gone::ANSWERS_PER_SLICE;
 use outboxes::{Owed, deliver};
 use requests::Requests;
 use servers::OwnServers;
@@ -181,6 +183,9 @@ pub struct Worker {
     blocked: Vec<u32>,
     sweep: Sweep,
     is_overdue: bool,
+    /// Requests that may be answered before the next tick because their business server is gone or
+    /// they have waited for too long.
+    answers_left: usize,
     /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
     /// here.
     sessions: BTreeSet<(u64, u32, u32)>,
@@ -235,6 +240,7 @@ impl Worker {
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
             is_overdue: false,
+            answers_left: ANSWERS_PER_SLICE,
             sessions: BTreeSet::new(),
             wants: Wants::new(
                 config.hearing.map(|hearing| hearing.routing),

@@ -3,7 +3,7 @@
 use super::Worker;
 use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Relay, To};
-use crate::types::{Cid, EventSet, NodeId};
+use crate::types::{EventSet, NodeId};
 use crate::wire::parcel::{self, EventList, Events};
 use crate::wire::server_message::{self, Client, Detail};
 use std::collections::BTreeMap;
@@ -126,17 +126,9 @@ impl Worker {
         self.close_shed();
     }
 
-    /// A business server elsewhere is gone: what it was asked will not be answered.
+    /// Brings the number of business servers that are known to the metrics.
     pub(super) fn show_known(&self) {
         self.config.counters.servers_known.set(self.registry.len() as u64);
-    }
-
-    pub(super) fn forget_server(&mut self, cid: Cid) {
-        self.registry.remove(cid);
-        self.show_known();
-        while let Some(id) = self.requests.one_of_server(cid) {
-            self.refuse_request(id, "server gone");
-        }
     }
 }
 

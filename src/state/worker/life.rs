@@ -1,5 +1,6 @@
 //! How connections come and go.
 
+use super::gone::ANSWERS_PER_SLICE;
 use super::sweep::{CLOSES_PER_SLICE, VISITS_PER_SLICE};
 use super::{Identity, Role, Worker};
 use crate::state::batch::CloseRequest;
@@ -78,14 +79,18 @@ impl Worker {
     #[must_use = "while there are more, it is to be called again"]
     pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) -> bool {
         let (mut closes, mut visits) = (CLOSES_PER_SLICE, VISITS_PER_SLICE);
+        self.answers_left = ANSWERS_PER_SLICE;
+        self.answer_for_gone();
         while closes > 0
             && let Some(slot) = self.own_servers.any_slot()
         {
             closes -= 1;
             self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
         }
+        // Clients hear what their requests came to before they are closed.
         while closes > 0
             && visits > 0
+            && !self.has_unanswered()
             && let Some(slot) = self.sweep.next_to_shut_down()
         {
             visits -= 1;
@@ -95,7 +100,7 @@ impl Worker {
                 self.close(slot, CloseCause::GoingAway { reconnect_after_ms });
             }
         }
-        closes == 0 || visits == 0
+        closes == 0 || visits == 0 || self.has_unanswered()
     }
 
     /// Closes the connections whose client ids may be those of an earlier run of this node. They

@@ -8,7 +8,7 @@ use crate::state::wants::{Ask, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Parcel, Request, Response};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
@@ -18,8 +18,6 @@ const MAX_WAITING: usize = 131_072;
 const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
 /// Bytes of the requests that wait, kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
-/// Requests that one tick answers because they have waited for too long.
-const EXPIRIES_PER_SLICE: usize = 512;
 
 const TOO_MANY_OF_PROJECT: &str = "too many requests of this project wait";
 
@@ -56,6 +54,9 @@ pub(super) struct Requests {
     of_clients: BTreeMap<ConnKey, Share>,
     of_projects: BTreeMap<ProjectId, Share>,
     all: Share,
+    /// Business servers that are gone, and the last request that each was asked before. A node that
+    /// is lost may come back with the same ones: what they are asked then is no part of this.
+    gone: VecDeque<(Cid, MessageId)>,
 }
 
 /// What somebody's requests take.
@@ -153,10 +154,26 @@ impl Requests {
         (waiting.server, waiting.load, waiting.was_retried) = (choice.cid, choice.load, true);
     }
 
-    /// One that a server was asked.
-    pub(super) fn one_of_server(&self, server: Cid) -> Option<MessageId> {
+    /// What it was asked is to be refused ([`Requests::next_of_gone`]).
+    pub(super) fn handle_gone(&mut self, server: Cid) {
         let all = (server, MessageId(0))..=(server, MessageId(u64::MAX));
-        self.by_server.range(all).next().map(|&(_, id)| id)
+        self.gone.extend(self.by_server.range(all).next_back());
+    }
+
+    /// The next that a server was asked that is gone.
+    pub(super) fn next_of_gone(&mut self) -> Option<MessageId> {
+        while let Some(&last) = self.gone.front() {
+            let first = (last.0, MessageId(0));
+            if let Some(&(_, id)) = self.by_server.range(first..=last).next() {
+                return Some(id);
+            }
+            self.gone.pop_front();
+        }
+        None
+    }
+
+    pub(super) fn has_gone(&self) -> bool {
+        !self.gone.is_empty()
     }
 
     fn one_of_client(&self, client: ConnKey) -> Option<MessageId> {
@@ -322,8 +339,10 @@ impl Worker {
 
     /// Answers some of those that have waited too long.
     pub(super) fn expire_requests(&mut self, now_ms: u64) {
-        for _ in 0..EXPIRIES_PER_SLICE {
-            let Some(id) = self.requests.next_late(now_ms) else { break };
+        while self.answers_left > 0
+            && let Some(id) = self.requests.next_late(now_ms)
+        {
+            self.answers_left -= 1;
             self.refuse_request(id, "timeout");
         }
         self.own_servers.forget_late(now_ms);

@@ -21,6 +21,8 @@ const MAX_BACKLOG_BYTES: usize = 1 << 20;
 const MAX_PUSH_BYTES: usize = 1 << 20;
 /// What it was asked is forgotten so long after the asking node has given up.
 const FORGET_AFTER_MS: u64 = 1_000;
+/// What one tick forgets at most.
+const FORGOTTEN_PER_SLICE: usize = 2_048;
 
 /// A push that came from a business server, to be accepted by whoever drives the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +50,23 @@ struct OwnServer {
     push_bytes: usize,
 }
 
+/// What is left to do for a business server that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// It did not answer this.
+    Unanswered { server: Server, id: MessageId, client: Cid, is_written: bool },
+    /// Nobody waits any more for the answer to one that was not written.
+    Forgotten,
+    /// All that it was asked is answered.
+    Done(Cid),
+}
+
 /// The business servers of this worker, by client id.
 #[derive(Debug, Default)]
 pub(super) struct OwnServers {
     all: BTreeMap<Cid, OwnServer>,
+    /// Those that ended, while not all that they were asked is answered.
+    leaving: VecDeque<OwnServer>,
     by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
     /// When what was asked is forgotten.
     deadlines: BTreeSet<(u64, Cid, MessageId)>,
@@ -96,38 +111,77 @@ impl OwnServers {
         self.all.get(&cid).is_none_or(takes_more)
     }
 
+    /// One of them, perhaps one that ended.
+    fn find(&mut self, server: Cid) -> Option<&mut OwnServer> {
+        let is_it = |own: &&mut OwnServer| own.server.cid == server;
+        self.all.get_mut(&server).or_else(|| self.leaving.iter_mut().find(is_it))
+    }
+
+    /// What is to be done next for those that ended. What was not written may still be asked of
+    /// another one, so it comes first.
+    pub(super) fn next_leaving(&mut self) -> Option<Leaving> {
+        let own = self.leaving.front_mut()?;
+        let server = own.server;
+        let (asked, is_written) = match own.backlog.pop_front() {
+            Some((id, _)) => match own.asked.remove(&id) {
+                Some(asked) => ((id, asked), false),
+                None => return Some(Leaving::Forgotten),
+            },
+            None => match own.asked.pop_first() {
+                Some(asked) => (asked, true),
+                None => {
+                    self.leaving.pop_front();
+                    return Some(Leaving::Done(server.cid));
+                }
+            },
+        };
+        let (id, (client, deadline_ms)) = asked;
+        self.deadlines.remove(&(deadline_ms, server.cid, id));
+        Some(Leaving::Unanswered { server, id, client, is_written })
+    }
+
+    pub(super) fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
     /// Nobody waits for an answer any more. What is not written yet never will be.
     pub(super) fn forget(&mut self, server: Cid, id: MessageId) {
-        let asked = self.all.get_mut(&server).and_then(|own| own.asked.remove(&id));
+        let asked = self.find(server).and_then(|own| own.asked.remove(&id));
         if let Some((_, deadline_ms)) = asked {
             self.deadlines.remove(&(deadline_ms, server, id));
         }
     }
 
+    /// Forgets some of what nobody waits for any more.
     pub(super) fn forget_late(&mut self, now_ms: u64) {
-        while let Some(&(deadline_ms, server, id)) = self.deadlines.first()
-            && deadline_ms <= now_ms
-        {
+        for _ in 0..FORGOTTEN_PER_SLICE {
+            let late = self.deadlines.first().copied().filter(|late| late.0 <= now_ms);
+            let Some((_, server, id)) = late else { return };
             self.deadlines.pop_first();
-            if let Some(own) = self.all.get_mut(&server) {
+            if let Some(own) = self.find(server) {
                 own.asked.remove(&id);
             }
         }
+    }
+
+    pub(super) fn has_late(&self, now_ms: u64) -> bool {
+        self.deadlines.first().is_some_and(|&(deadline_ms, ..)| deadline_ms <= now_ms)
     }
 
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
         let moved = |deadline_ms: u64| deadline_ms.saturating_add_signed(step_ms);
         let old = std::mem::take(&mut self.deadlines);
         self.deadlines = old.into_iter().map(|(ms, cid, id)| (moved(ms), cid, id)).collect();
-        for own in self.all.values_mut() {
+        for own in self.all.values_mut().chain(&mut self.leaving) {
             own.asked.values_mut().for_each(|(_, deadline_ms)| *deadline_ms = moved(*deadline_ms));
         }
     }
 
     /// Requests that were not answered, and those that are not written.
     pub(super) fn pending(&self) -> (usize, usize) {
-        let asked = self.all.values().map(|own| own.asked.len()).sum();
-        (asked, self.all.values().map(|own| own.backlog.len()).sum())
+        let all = || self.all.values().chain(&self.leaving);
+        let asked = all().map(|own| own.asked.len()).sum();
+        (asked, all().map(|own| own.backlog.len()).sum())
     }
 
     /// `has_room`: whether what the connection in a slot gets goes to its socket.
@@ -140,7 +194,7 @@ impl OwnServers {
             let of_project = self.by_project.get(&own.server.project);
             assert!(of_project.is_some_and(|list| list.contains(cid)));
         }
-        let asked: usize = self.all.values().map(|own| own.asked.len()).sum();
+        let (asked, _) = self.pending();
         assert_eq!(asked, self.deadlines.len(), "what was answered is nowhere");
         let listed: usize = self.by_project.values().map(BTreeSet::len).sum();
         assert_eq!(listed, self.all.len());
@@ -202,7 +256,7 @@ impl Worker {
         std::mem::take(&mut self.welcomed)
     }
 
-    /// It ends: what it was asked is answered, and nobody asks it any more.
+    /// It ends: nobody asks it any more, and what it was asked is answered, some in each turn.
     pub(super) fn leave_server(&mut self, slot: u32) {
         let cid = self.connections[slot as usize].cid;
         let Some(own) = self.own_servers.all.remove(&cid) else { return };
@@ -218,15 +272,8 @@ impl Worker {
         self.show_known();
         let hears_events = events.meets(EventSet::OF_CLIENTS);
         self.wants.leave(project, Listener::Server { hears_events });
-        let unwritten: BTreeSet<MessageId> = own.backlog.iter().map(|(id, _)| *id).collect();
-        for (id, (client, deadline_ms)) in own.asked {
-            self.own_servers.deadlines.remove(&(deadline_ms, cid, id));
-            let answer = if unwritten.contains(&id) { Answer::Unwritten } else { Answer::Gone };
-            self.note(Note::Replied { id, project, is_error: true });
-            self.respond(project, id, client, cid, answer);
-        }
-        // After the answers, so that those who may ask another one hear of them first.
-        self.wants.tell(Ask::ServerGone(cid));
+        self.own_servers.leaving.push_back(own);
+        self.answer_for_gone();
     }
 
     // What it is asked.

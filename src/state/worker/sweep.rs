@@ -1,6 +1,7 @@
 //! What time brings to connections: pings, idle timeouts and the ends of sessions, in slices.
 
 use super::Worker;
+use super::gone::ANSWERS_PER_SLICE;
 use crate::state::connection::{CloseCause, NONE, Phase};
 use fastwebsockets::OpCode;
 
@@ -124,14 +125,19 @@ impl Worker {
             ping_frame: NONE,
         };
         self.wants.handle_tick(now_ms);
+        self.answers_left = ANSWERS_PER_SLICE;
+        self.answer_for_gone();
         self.expire_requests(now_ms);
         self.remembered.handle_tick(now_ms);
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         self.end_sessions(now_ms, &mut slice);
         self.sweep.advance(now_ms, self.config.ping_interval_ms);
         self.sweep_slice(now_ms, &mut slice, has_unread);
-        self.is_overdue =
-            self.sweep.debt > 0 || self.has_ended_session(now_ms) || self.requests.has_late(now_ms);
+        self.is_overdue = self.sweep.debt > 0
+            || self.has_ended_session(now_ms)
+            || self.has_unanswered()
+            || self.requests.has_late(now_ms)
+            || self.own_servers.has_late(now_ms);
     }
 
     /// Whether the last tick left something undone.

@@ -1,7 +1,8 @@
 //! Requests of clients that are gone, and of those that ask too much.
 
 use super::*;
-use crate::state::counters::Answered;
+use crate::state::counters::{Answered, LostAnswer};
+use crate::state::wants::Server;
 
 const REQUEST: &[u8] = br#"{"type":"request","id":"r","data":[1]}"#;
 
@@ -31,6 +32,23 @@ impl Rig {
 
     fn ask(&mut self, slot: u32) {
         self.worker.handle_frame(slot, Message::Text(REQUEST), NOW_MS);
+    }
+
+    /// Ticks while there is something to do at once; returns how many.
+    fn catch_up(&mut self) -> usize {
+        let mut ticks = 0;
+        while self.worker.is_overdue() {
+            let before = self.worker.pending_requests().waiting;
+            self.worker.handle_tick(NOW_MS);
+            assert!(before - self.worker.pending_requests().waiting <= 600, "one slice");
+            self.flush();
+            ticks += 1;
+        }
+        ticks
+    }
+
+    fn answered(&self, how: Answered) -> u64 {
+        self.worker.counters().answered(how)
     }
 
     fn limited(&self, project: usize) -> (u64, u64) {
@@ -82,4 +100,99 @@ fn many_timeouts_come_in_slices() {
     }
     assert_eq!(rig.worker.pending_requests().waiting, 0);
     assert_eq!(rig.worker.counters().answered(Answered::Timeout), 2_000);
+}
+
+/// What a business server had not answered was answered in one turn when it ended.
+#[test]
+fn many_requests_of_a_server_that_ends_are_answered_in_slices() {
+    let mut rig = Rig::of_two();
+    let server = rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    let cid = rig.worker.cid(server).unwrap();
+    let slots = [(); 2].map(|()| rig.connect_to(0, Role::Client));
+    slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| rig.ask(slot)));
+    rig.flush();
+    rig.worker.take_asks();
+    rig.worker.handle_disconnect(server);
+    rig.flush();
+    let waiting = rig.worker.pending_requests().waiting;
+    assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
+    assert_eq!(rig.worker.take_asks(), [], "other workers hear of the answers first");
+    // Nobody is to ask it any more, and who goes meanwhile takes its requests along.
+    rig.ask(slots[0]);
+    assert_eq!(rig.answered(Answered::NoServer), 1);
+    rig.worker.handle_disconnect(slots[1]);
+    rig.flush();
+    assert!(rig.catch_up() > 0);
+    assert_eq!(rig.worker.take_asks(), [Ask::ServerGone(cid)]);
+    assert_eq!(rig.worker.pending_requests(), PendingRequests::default());
+    assert_eq!(
+        (rig.answered(Answered::ServerGone), rig.answered(Answered::ClientGone)),
+        (1_000, 1_000)
+    );
+    assert_eq!(rig.worker.counters().lost_answers(LostAnswer::Late), 0);
+}
+
+#[test]
+fn many_requests_that_were_not_written_are_asked_of_another_server_in_slices() {
+    let mut rig = Rig::of_two();
+    let server = rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    let client = rig.connect_to(0, Role::Client);
+    rig.room = 0;
+    rig.ask(client);
+    rig.flush();
+    (0..999).for_each(|_| rig.ask(client));
+    assert_eq!(rig.worker.pending_requests().unwritten, 999);
+    rig.room = usize::MAX;
+    let other = rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    rig.worker.handle_disconnect(server);
+    let retried = rig.worker.counters().requests_retried.value();
+    assert!((1..600).contains(&retried) && rig.worker.is_overdue(), "{retried}");
+    rig.worker.check();
+    assert!(rig.catch_up() > 0);
+    let left = PendingRequests { waiting: 999, asked: 999, unwritten: 0 };
+    assert_eq!(rig.worker.pending_requests(), left);
+    assert_eq!(rig.worker.counters().requests_retried.value(), 999);
+    assert_eq!(rig.answered(Answered::ServerGone), 1);
+    rig.worker.handle_disconnect(other);
+    rig.flush();
+    rig.catch_up();
+    assert_eq!(rig.answered(Answered::ServerGone), 1_000);
+}
+
+#[test]
+fn a_shutdown_answers_requests_before_it_closes_who_asked() {
+    let mut rig = Rig::of_two();
+    rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    let slots = [(); 2].map(|()| rig.connect_to(0, Role::Client));
+    slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| rig.ask(slot)));
+    rig.flush();
+    while rig.worker.handle_shutdown(|| 1) {
+        rig.flush();
+    }
+    rig.flush();
+    assert_eq!((rig.answered(Answered::ServerGone), rig.closed.len()), (2_000, 3));
+}
+
+/// All that the business servers of a node had not answered was refused in the turn in which the
+/// node was lost.
+#[test]
+fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
+    let mut rig = Rig::of_two();
+    let node = NodeId::new(2).unwrap();
+    let incarnation = Incarnation::new(1);
+    let cid = Cid(SnowflakeClock::new(node, 0, 1).next(NOW_MS, &incarnation));
+    let here = Server { cid, project: ProjectId(0), events: EventSet::REQUEST };
+    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    let slots = [(); 3].map(|()| rig.connect_to(0, Role::Client));
+    slots[..2].iter().for_each(|&slot| (0..1_000).for_each(|_| rig.ask(slot)));
+    rig.worker.handle_notice(Notice::Node { node, is_up: false }, NOW_MS);
+    rig.flush();
+    let waiting = rig.worker.pending_requests().waiting;
+    assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
+    // It is back before all is refused: what it is asked now waits for its answer.
+    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    rig.ask(slots[2]);
+    assert!(rig.catch_up() > 0);
+    assert_eq!(rig.worker.pending_requests().waiting, 1);
+    assert_eq!(rig.answered(Answered::ServerGone), 2_000);
 }

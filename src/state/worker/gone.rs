@@ -1,0 +1,53 @@
+//! What business servers that are gone were asked: answered in slices.
+
+use super::servers::Leaving;
+use super::{Note, Worker};
+use crate::state::wants::Ask;
+use crate::types::Cid;
+use crate::wire::parcel::Answer;
+
+/// Requests that are answered between two ticks, at most, because their business server is gone or
+/// they have waited for too long.
+pub(super) const ANSWERS_PER_SLICE: usize = 512;
+
+impl Worker {
+    /// A business server elsewhere is gone: what it was asked will not be answered.
+    pub(super) fn forget_server(&mut self, cid: Cid) {
+        self.registry.remove(cid);
+        self.show_known();
+        self.requests.handle_gone(cid);
+        self.answer_for_gone();
+    }
+
+    /// Answers some of what business servers were asked that are gone. What is left has its turn in
+    /// the next tick, which is due at once.
+    pub(super) fn answer_for_gone(&mut self) {
+        while self.answers_left > 0
+            && let Some(leaving) = self.own_servers.next_leaving()
+        {
+            self.answers_left -= 1;
+            match leaving {
+                Leaving::Unanswered { server, id, client, is_written } => {
+                    let answer = if is_written { Answer::Gone } else { Answer::Unwritten };
+                    self.note(Note::Replied { id, project: server.project, is_error: true });
+                    self.respond(server.project, id, client, server.cid, answer);
+                }
+                Leaving::Forgotten => {}
+                // After the answers, so that those who may ask another one hear of them first.
+                Leaving::Done(cid) => self.wants.tell(Ask::ServerGone(cid)),
+            }
+        }
+        while self.answers_left > 0
+            && let Some(id) = self.requests.next_of_gone()
+        {
+            self.answers_left -= 1;
+            self.refuse_request(id, "server gone");
+        }
+        self.is_overdue |= self.has_unanswered();
+    }
+
+    /// Whether something that a business server was asked that is gone is not answered.
+    pub(super) fn has_unanswered(&self) -> bool {
+        self.own_servers.has_leaving() || self.requests.has_gone()
+    }
+}
