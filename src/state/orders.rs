@@ -8,6 +8,9 @@ pub const ANNOUNCE_EVERY: u64 = 1 << 16;
 /// How far beyond the last announcement an order may be. An announcement may be overtaken by what
 /// waited while a link was made anew.
 const BEYOND_ANNOUNCED: u64 = 4 * ANNOUNCE_EVERY;
+/// A life that only messages told of is false where an earlier one goes on to be announced, once a
+/// second: the words of a node that was started anew come late, but are few.
+const RIVALS: u32 = 5;
 /// No node comes this far: a million messages a second for nine years.
 const MAX_ORDER: u64 = 1 << 48;
 
@@ -20,7 +23,7 @@ const MAX_ORDER: u64 = 1 << 48;
 /// announcement, it cannot be right: what follows counts from the announcement.
 #[derive(Debug)]
 pub struct Orders {
-    /// By node. 32 KiB.
+    /// By node. 40 KiB.
     lives: Box<[Life]>,
 }
 
@@ -34,6 +37,8 @@ struct Life {
     announced: u64,
     /// The number of that announcement: one from an old link comes late.
     announcement: u64,
+    /// While this life was not announced: how often an earlier one was.
+    rivals: u32,
 }
 
 /// What a message's order says.
@@ -98,17 +103,19 @@ impl Orders {
         if order == 0 || order > MAX_ORDER {
             return false;
         }
-        // A life that only messages told of has no node: a node says that it is there first.
-        let is_false_life = epoch < life.epoch && life.announcement == 0;
+        if epoch < life.epoch && life.announcement == 0 {
+            life.rivals += 1;
+        }
+        let is_false_life = life.rivals == RIVALS;
         if epoch > life.epoch || is_false_life {
-            *life = Life { epoch, last: 0, announced: order, announcement: number };
+            *life = Life { epoch, announced: order, announcement: number, ..Life::default() };
             return is_false_life;
         }
         let is_stale = number <= life.announcement;
         if epoch < life.epoch || is_stale {
             return false;
         }
-        (life.announced, life.announcement) = (order, number);
+        (life.announced, life.announcement, life.rivals) = (order, number, 0);
         let is_wrong = life.last > order;
         life.last = life.last.min(order);
         is_wrong
@@ -164,7 +171,24 @@ mod tests {
         let mut orders = Orders::default();
         orders.announce(node(3), 5, 100, 1);
         assert_eq!(orders.receive(node(3), u64::MAX, 7), Order::Newest);
-        assert!(orders.announce(node(3), 5, 110, 2));
+        for number in 2..6 {
+            assert!(!orders.announce(node(3), 5, 110, number), "it may be late");
+        }
+        assert!(orders.announce(node(3), 5, 110, 6));
         assert_eq!(orders.receive(node(3), 5, 111), Order::Newest);
+    }
+
+    #[test]
+    fn late_words_of_the_life_before_do_not_end_a_new_one() {
+        let mut orders = Orders::default();
+        orders.announce(node(3), 5, 100, 1);
+        // What it said first was missed.
+        assert_eq!(orders.receive(node(3), 6, 1), Order::Newest);
+        assert!(!orders.announce(node(3), 5, 101, 2));
+        assert!(!orders.announce(node(3), 6, 1, 1));
+        for number in 3..20 {
+            assert!(!orders.announce(node(3), 5, 102, number));
+        }
+        assert_eq!(orders.receive(node(3), 6, 2), Order::Newest);
     }
 }

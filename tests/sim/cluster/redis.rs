@@ -391,10 +391,12 @@ impl Redis {
         for link in self.links.values_mut().filter(|link| link.channels.contains(channel)) {
             receivers += 1;
             let mut message = Vec::new();
-            for payload in [Some(payload), forged.as_deref()].into_iter().flatten() {
-                link.write_message(&mut message, channel, payload);
-            }
+            link.write_message(&mut message, channel, payload);
+            // The link may break behind it, before what is forged has arrived.
             let end = link.written + message.len() as u64;
+            if let Some(forged) = &forged {
+                link.write_message(&mut message, channel, forged);
+            }
             let each = headers.iter().map(|&header| (end, channel.to_vec(), header));
             link.messages.extend(each);
             link.tell(&message, now_ms, rng);
