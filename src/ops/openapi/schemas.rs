@@ -223,8 +223,8 @@ pub struct AcceptedResult {
 /// What runs here.
 #[derive(ToSchema)]
 #[schema(example = json!({
-    "code": 1, "msg": "success", "name": "ws-cluster", "node": 200, "version": "0.1.0",
-    "commit": "78d5361a2b",
+    "code": 1, "commit": "78d5361a2b", "msg": "success", "name": "ws-cluster", "node": 200,
+    "version": "0.1.0",
 }))]
 pub struct Version {
     #[schema(schema_with = one)]
