@@ -15,7 +15,7 @@ use super::batch::{Batch, CloseRequest, Sealed};
 use super::budget::{Budget, Rest};
 use super::by_size::BySize;
 use super::connection::{CloseCause, Connection, NONE, Phase};
-use super::counters::{Counters, Drop, Shed};
+use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::idempotency::{Inserted, RememberedKeys};
 use super::projects::{ProjectId, Projects};
@@ -23,7 +23,7 @@ use super::servers::{Loads, Registry};
 use super::targets;
 use super::wants::{Ask, Interest, Wants};
 use crate::types::{
-    Cid, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
+    Cid, ConnKey, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
 };
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
@@ -35,12 +35,12 @@ use gone::ANSWERS_PER_SLICE;
 use outboxes::{Owed, deliver};
 use requests::Requests;
 use servers::OwnServers;
-use sweep::Sweep;
+use sweep::{CLOSES_PER_SLICE, Sweep};
 
 pub use requests::Note;
 pub use servers::ServerPush;
 use slab::Slab;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// What a worker is made with.
@@ -175,8 +175,11 @@ pub struct Worker {
     /// Of a push: slots whose outbox grew out of its place, and those for which there was no room.
     grown: Vec<u32>,
     without_room: Vec<u32>,
-    /// Slots that are to be closed as slow: they had to make room, or leave too much unread.
-    shed: Vec<(u32, Shed)>,
+    /// What is to be closed as slow: it had to make room, or left too much unread. Its outbox is
+    /// freed already.
+    shed: VecDeque<ConnKey>,
+    /// How many of them may be closed before the next tick.
+    shed_closes_left: usize,
     /// They are not closed now.
     holds_closes: bool,
     /// Slots whose outbox just got its first bytes: to be written when there is room.
@@ -235,7 +238,8 @@ impl Worker {
             by_size: BySize::default(),
             grown: Vec::new(),
             without_room: Vec::new(),
-            shed: Vec::new(),
+            shed: VecDeque::new(),
+            shed_closes_left: CLOSES_PER_SLICE,
             holds_closes: false,
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
@@ -324,7 +328,7 @@ impl Worker {
     /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
     /// it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
-        if self.connections[slot as usize].phase != Phase::Open {
+        if !self.takes_frames(slot) {
             return false;
         }
         self.handle_input(slot, now_ms);
@@ -352,7 +356,11 @@ impl Worker {
                 }
             }
         }
-        self.connections[slot as usize].phase == Phase::Open
+        self.takes_frames(slot)
+    }
+
+    fn takes_frames(&self, slot: u32) -> bool {
+        self.is_open(slot) && !self.is_shed(slot)
     }
 
     /// Its bytes broke a rule of RFC 6455.
@@ -520,7 +528,7 @@ impl Worker {
     /// Whether the peer's next messages should be read: not while it leaves half its outbox unread.
     pub fn wants_input(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|connection| {
-            connection.phase == Phase::Open
+            self.takes_frames(slot)
                 && !self.leaves_unread(slot)
                 && (!connection.is_server || self.own_servers.takes_more(connection.cid))
         })

@@ -7,6 +7,7 @@ use crate::state::by_size::Place;
 use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::{Load, Outbox};
+use crate::types::ConnKey;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -31,13 +32,16 @@ impl Worker {
         self.connections[slot as usize].outbox.as_deref()
     }
 
-    /// `written` bytes of its outbox went out. Returns whether some are left.
+    /// `written` bytes of its outbox went out. Returns whether some are left, or it is about to be
+    /// closed as slow.
     pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
         let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
         self.config.counters.deliveries.add(outbox.advance(written));
         outbox.was_tried = true;
-        let is_empty = outbox.is_empty();
+        // The outbox of one that waits for its close stays: nothing is sent past it.
+        let waits_for_close = outbox.is_shed() && connection.phase == Phase::Open;
+        let is_empty = outbox.is_empty() && !waits_for_close;
         let has_backlog = is_empty && connection.is_server;
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
@@ -60,6 +64,10 @@ impl Worker {
         was_tried: bool,
     ) -> bool {
         let slot = sealed.slot(index);
+        if self.is_shed(slot) {
+            self.config.counters.count_drops(Drop::SlowConsumer, sealed.pushes(index));
+            return true;
+        }
         let mut load = sealed.load_of(index);
         load.copied_bytes = load.copied_bytes.saturating_sub(written);
         self.make_room(slot, self.growth(slot, load));
@@ -176,10 +184,20 @@ impl Worker {
         self.config.counters.count_shed(why);
         self.config.counters.count_drops(Drop::SlowConsumer, outbox.shed());
         self.reorder(slot);
-        self.shed.push((slot, why));
+        let generation = self.connections[slot as usize].generation;
+        self.shed.push_back(ConnKey { slot, generation });
     }
 
-    /// Closes those whose memory was taken, and those that were too slow while closes were held.
+    /// Whether what the connection in `slot` held was freed. It gets no more, and nothing is taken
+    /// from it.
+    pub(super) fn is_shed(&self, slot: u32) -> bool {
+        let connection = self.connections.get(slot as usize);
+        connection.and_then(|one| one.outbox.as_ref()).is_some_and(|outbox| outbox.is_shed())
+    }
+
+    /// Closes some of those whose memory was taken. Those that are left have their turn in the next
+    /// tick, which is due at once.
+    ///
     /// Not while a batch is laid out: business servers are told of it, behind all that the batch
     /// holds for them. Nor while they are told of something else: each hears one thing after the
     /// other.
@@ -187,25 +205,34 @@ impl Worker {
         if std::mem::replace(&mut self.holds_closes, true) {
             return;
         }
-        while let Some((slot, why)) = self.shed.pop() {
-            if why == Shed::Connection && self.is_open(slot) {
-                self.config.counters.count_shed(why);
+        while self.shed_closes_left > 0
+            && let Some(ConnKey { slot, generation }) = self.shed.pop_front()
+        {
+            let connection = self.connections.get(slot as usize);
+            // It may have ended otherwise meanwhile.
+            if connection.is_some_and(|one| one.generation == generation) {
+                self.shed_closes_left -= 1;
+                self.close(slot, CloseCause::SlowConsumer);
             }
-            self.close(slot, CloseCause::SlowConsumer);
         }
         self.holds_closes = false;
+        self.is_overdue |= !self.shed.is_empty();
     }
 
     /// Closes a connection that leaves too much unread.
     pub(super) fn close_slow(&mut self, slot: u32) {
-        if self.is_open(slot) {
-            self.shed.push((slot, Shed::Connection));
+        if self.is_open(slot) && !self.is_shed(slot) {
+            self.shed(slot, Shed::Connection);
             self.close_shed();
         }
     }
 
     /// Puts a frame of the open batch into the outbox of a connection, making room for it.
     pub(super) fn owe_in_outbox(&mut self, slot: u32, frame: u32) {
+        if self.is_shed(slot) {
+            let pushes = u64::from(self.open.is_push(frame));
+            return self.config.counters.count_drops(Drop::SlowConsumer, pushes);
+        }
         self.make_room(slot, self.growth(slot, self.open.load_of(frame)));
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
@@ -254,13 +281,16 @@ impl Worker {
             }
         };
         let mut in_order = 0;
-        for (_, connection) in &self.connections {
+        for (slot, connection) in &self.connections {
             let Some(outbox) = &connection.outbox else { continue };
             count(outbox);
             let is_in_order = outbox.may_be_shed() && connection.phase == Phase::Open;
             assert_eq!(outbox.place.is_some(), is_in_order);
             assert!(outbox.place.is_none_or(|place| place.fits(outbox.size())));
             in_order += usize::from(is_in_order);
+            let key = ConnKey { slot: slot as u32, generation: connection.generation };
+            let waits_for_close = outbox.is_shed() && connection.phase == Phase::Open;
+            assert!(!waits_for_close || self.shed.contains(&key), "nobody closes it");
         }
         assert_eq!(in_order, self.by_size.len());
         self.budget.each_rest(count);

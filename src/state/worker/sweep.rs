@@ -125,6 +125,8 @@ impl Worker {
             ping_frame: NONE,
         };
         self.wants.handle_tick(now_ms);
+        self.shed_closes_left = CLOSES_PER_SLICE;
+        self.close_shed();
         self.answers_left = ANSWERS_PER_SLICE;
         self.answer_for_gone();
         self.expire_requests(now_ms);
@@ -136,6 +138,7 @@ impl Worker {
         self.is_overdue = self.sweep.debt > 0
             || self.has_ended_session(now_ms)
             || self.has_unanswered()
+            || !self.shed.is_empty()
             || self.requests.has_late(now_ms)
             || self.own_servers.has_late(now_ms);
     }

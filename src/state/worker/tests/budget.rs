@@ -80,3 +80,51 @@ fn what_keeping_a_frame_allocates_is_within_the_budget() {
     }
     assert!(rig.worker.counters().sheds(Shed::Worker) > 0);
 }
+
+/// Whoever was too slow for one push was closed in the turn of that push.
+#[test]
+fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_once() {
+    let mut rig = Rig::new(5_000, 1 << 30);
+    let slots: Vec<u32> = (0..100).map(|_| rig.connect("u")).collect();
+    rig.room = 1;
+    for _ in 0..5 {
+        rig.push("u", 1_000, 0);
+        rig.flush();
+    }
+    assert!(rig.closed.is_empty());
+    let held_bytes = rig.worker.counters().outbox_bytes.value();
+    (0..2).for_each(|_| rig.push("u", 1_000, 0));
+    let freed_bytes = rig.worker.counters().outbox_bytes.value();
+    assert!(freed_bytes * 3 < held_bytes, "{freed_bytes} of {held_bytes}");
+    rig.flush();
+    assert!((1..=64).contains(&rig.closed.len()) && rig.worker.is_overdue());
+    // One of those that wait reads all that is left to it, gets no more, and is not listened to.
+    let waits = *slots.iter().find(|&&slot| rig.worker.is_open(slot)).unwrap();
+    let pending = rig.worker.outbox(waits, NOW_MS).unwrap().pending_bytes();
+    assert!(rig.worker.handle_outbox_written(waits, pending) && !rig.worker.wants_input(waits));
+    rig.push("u", 1_000, 0);
+    assert!(!rig.worker.handle_frame(waits, Message::Ping(b""), NOW_MS));
+    assert!(rig.flush().iter().all(|sent| sent.0 != waits));
+    assert!(rig.worker.outbox(waits, NOW_MS).unwrap().is_empty());
+    // Another goes, and its slot has a new owner.
+    let goes = *slots.iter().rev().find(|&&slot| rig.worker.is_open(slot)).unwrap();
+    rig.worker.handle_disconnect(goes);
+    rig.flush();
+    rig.room = usize::MAX;
+    let fresh: Vec<u32> = (0..rig.closed.len()).map(|_| rig.connect("fresh")).collect();
+    assert!(fresh.contains(&goes));
+    while rig.worker.is_overdue() {
+        rig.worker.handle_tick(NOW_MS);
+        rig.flush();
+    }
+    assert!(rig.closed.contains(&(waits, Some(close::SLOW_CONSUMER))));
+    assert_eq!((rig.closed.len(), rig.worker.connections()), (100, fresh.len()));
+    assert!(fresh.iter().all(|&slot| rig.worker.is_open(slot)));
+    assert_eq!(rig.worker.counters().sheds(Shed::Connection), 100);
+    let (delivered, dropped) =
+        (rig.worker.counters().deliveries.value(), rig.drops(Drop::SlowConsumer));
+    // The sixth push was one too many for all; the next two found those that waited.
+    let matched = 6 * 100 + 2 * (100 - 64);
+    assert_eq!(delivered + dropped + rig.drops(Drop::Disconnected), matched);
+    rig.worker.check();
+}
