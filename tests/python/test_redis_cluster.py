@@ -360,6 +360,16 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     for server in cluster:
         eventually(lambda: server.metric("queue_malformed_total") > 100, "malformed ones counted")
     await_ready(*cluster)
+    # A number near the true ones was believed: it holds until its node's next announcement.
+    both = [crowd["A1a"].cid, crowd["A1b"].cid]
+    for source, target in ((first, second), (second, first)):
+        before = target.metric("delivery_total")
+
+        def crosses():
+            source.push("probe", cids=both)
+            return target.metric("delivery_total") > before
+
+        eventually(crosses, "what one node accepts reaches the other")
     # Whatever of it was an envelope after all: the clients are there, and hear what is pushed.
     for server in cluster:
         server.push("after", uids=[f"{name}A"], cids=[crowd["A1a"].cid, crowd["A1b"].cid])
