@@ -25,7 +25,7 @@ pub(super) struct Binds {
 }
 
 impl Binds {
-    /// Outside `prod` a node listens on this machine alone unless it is told otherwise: its
+    /// Outside `prod` a node listens on this machine alone unless --bind says otherwise: its
     /// built-in project has a secret that everybody knows.
     pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<Self, Exit> {
         let default = match env {

@@ -29,8 +29,8 @@ pub(super) fn unknown<'a>(
     warnings
 }
 
-/// A service `ws-cluster` of Kubernetes is told to every container beside it: `WS_CLUSTER_PORT` is
-/// `tcp://10.0.0.1:80` then.
+/// A service `ws-cluster` of Kubernetes is in the environment of every container beside it:
+/// `WS_CLUSTER_PORT` is `tcp://10.0.0.1:80` then.
 fn is_of_kubernetes(end: &str, value: &str) -> bool {
     let protocols = ["tcp", "udp", "sctp"];
     let is_url = protocols.iter().any(|protocol| value.starts_with(&format!("{protocol}://")));

@@ -83,7 +83,7 @@ impl Descriptors {
         self.sockets - 2 * self.share
     }
 
-    /// The limit of open files that leaves room for so many open WebSocket connections.
+    /// The limit of open files that leaves room for this number of open WebSocket connections.
     pub fn open_files_for(&self, connections: usize) -> usize {
         // A share of the shares is theirs again: 2 * 2 / 256 is far below 1.
         let shares = 2 * share(connections + 2 * share(connections) + 2 * MIN_SHARE);

@@ -308,7 +308,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if is_known { ms } else { ms.min(times.unknown_ms) }
     }
 
-    /// The connection waits for its peer, for so long at most; the deadline.
+    /// The connection waits for its peer, at most until its deadline.
     fn begin_to_wait(&self, patience_ms: u64) -> u64 {
         self.service.connections().borrow_mut().set_waiting(self.key);
         sys::now_ms() + patience_ms

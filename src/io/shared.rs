@@ -137,7 +137,7 @@ impl MemoryPressure {
         self.is_purge_wanted.swap(false, Relaxed)
     }
 
-    /// A worker is to free so many bytes of its outboxes.
+    /// The number of bytes of its outboxes that a worker is to free.
     pub fn want(&self, worker: usize, bytes: usize) {
         self.wanted_bytes[worker].store(bytes, Relaxed);
     }

@@ -155,7 +155,7 @@ fn set_option<T: Copy>(fd: RawFd, level: libc::c_int, name: libc::c_int, value: 
     unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
 }
 
-/// Lets the kernel take about so many bytes that it cannot send yet, and no more.
+/// Bounds the bytes that the kernel takes and cannot send yet.
 pub fn bound_unsent(fd: RawFd, bytes: usize) {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes);

@@ -131,7 +131,7 @@ impl Rest {
         write(&slices)
     }
 
-    /// `written` bytes of it went out.
+    /// `written` bytes of it were sent.
     pub fn advance(&self, written: usize) {
         let delivered = self.outbox.borrow_mut().advance(written);
         self.budget.0.counters.deliveries.add(delivered);

@@ -1,7 +1,7 @@
 //! Slots in the order of a size that changes often: to find a largest one, and to move one to its
 //! new place, takes the same time however many there are.
 
-/// Sizes are told apart by their highest bits: in steps of an eighth. Below 8 all are equal.
+/// Sizes are distinguished by their highest bits: in steps of an eighth. Below 8 all are equal.
 const STEPS: usize = 8;
 const BUCKETS: usize = (usize::BITS as usize - 2) * STEPS;
 const WORDS: usize = BUCKETS.div_ceil(64);

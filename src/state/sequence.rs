@@ -33,7 +33,7 @@ pub const STALE_MS: u64 = 10 * 60 * 1000;
 /// no receiver may remember it, or its jump to higher numbers would look like a loss.
 const _: () = assert!(STALE_MS + TAIL_FOR_MS + TAIL_EVERY_MS < FORGET_MS);
 
-/// Lives of origins that are told apart on a channel: all nodes, and as many again that were
+/// Lives of origins that are distinguished on a channel: all nodes, and as many again that were
 /// started anew in the last minutes.
 const MAX_LIVES: usize = 2_048;
 

@@ -19,7 +19,7 @@ const LEAVES: u8 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member<'a> {
     pub sender: Sender,
-    /// Rises with each word of its node's life; 0: of a node that does not number them.
+    /// Rises with each announcement of its node's life; 0: of a node that does not number them.
     pub number: u64,
     /// The order of the latest message that its node has given out.
     pub order: u64,

@@ -92,7 +92,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Whether so many unix seconds must be milliseconds: the time would never end.
+/// Whether a number of unix seconds must be milliseconds: the time would never end.
 pub(super) fn is_milliseconds(unix_seconds: u64) -> bool {
     unix_seconds > MAX_UNIX_SECONDS
 }

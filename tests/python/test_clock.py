@@ -15,7 +15,7 @@ YEARS_S = 40 * 365 * 86_400
 
 @pytest.fixture(scope="module")
 def off_by(tmp_path_factory):
-    """The environment of a process whose clock is so many seconds off."""
+    """The environment of a process whose clock is this number of seconds off."""
     library = tmp_path_factory.mktemp("clock") / "clock.so"
     source = os.path.join(os.path.dirname(__file__), "clock_shim.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), source], check=True)

@@ -174,7 +174,7 @@ def test_idle_http_connections_make_way(stack):
     server.push("second")
     refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
     assert (refused("idle"), refused("half_request"), refused("connections")) == (3, 0, 0)
-    # So does one that sends no whole request, which is told why.
+    # So does one that sends no whole request, which gets the reason.
     half = stack.enter_context(Raw(server.http))
     half.send("GET /healthz HTTP/1.1\r\n")
     eventually(lambda: server.metric("http_connection") == 3, "the half one is there")

@@ -68,7 +68,7 @@ def test_a_request_and_an_answer_that_redis_would_not_carry(own_redis, own_node)
     redis.command("CONFIG", "SET", "client-query-buffer-limit", "1mb")
     a, b = own_node(7, redis.url, *ARGS, workers="1"), own_node(8, redis.url, *ARGS)
     with a.client("ann") as ann, b.business("request") as server:
-        eventually(lambda: a.metric("business_server_known") == 1, "word of the server")
+        eventually(lambda: a.metric("business_server_known") == 1, "news of the server")
         request(ann, "x" * MEGABYTE, "r1")
         refused = {"type": "response", "id": "r1", "code": 0}
         assert ann.json() == {**refused, "msg": "the request is too large for the queue"}

@@ -46,7 +46,7 @@ impl Core {
         self.work.raise();
     }
 
-    /// Deadlines are in wall time, as everything that is told to clients is; when that clock is
+    /// Deadlines are in wall time, as everything that clients see is; when that clock is
     /// set, they move along.
     fn notice_clock_step(&self, now_ms: u64) {
         let now = Instant::now();

@@ -257,7 +257,7 @@ impl Connections {
     }
 
     /// Ends requests that have taken their memory for too long, the oldest first, until there will
-    /// be so many bytes more for `key`.
+    /// be this number of bytes more for `key`.
     fn free(&mut self, key: usize, more: usize) -> Grant {
         while self.bytes - self.ending_bytes + more > self.max_bytes {
             let table = &self.table;

@@ -18,7 +18,7 @@ pub(super) struct Canary {
     /// Canaries that Redis has not taken yet, and when it took the last.
     pub(super) untaken: usize,
     pub(super) taken_ms: u64,
-    /// It came back from Redis.
+    /// Redis has returned it.
     pub(super) is_back: bool,
     /// When each worker has last handled one.
     pub(super) seen_ms: Vec<u64>,
@@ -60,7 +60,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether everything is read that Redis sent until so long after it took the canary.
+    /// Whether everything is read that Redis sent within this time after it took the canary.
     fn has_heard_since_canary(&self, ms: u64) -> bool {
         let canary = &self.canary;
         let heard_ms = self.subscriptions.read_until_ms().saturating_sub(canary.taken_ms);
@@ -74,7 +74,7 @@ impl Broker {
         }
     }
 
-    /// Redis took the canary so long ago that it may soon be lost.
+    /// Redis took the canary long enough ago that it may soon be lost.
     pub(super) fn is_canary_late(&self, now_ms: u64) -> bool {
         let taken_ms = now_ms.saturating_sub(self.canary.taken_ms);
         !self.canary.is_back && self.canary.untaken == 0 && taken_ms > self.canary_patience_ms()

@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 
 /// How often a node says that it is there.
 const SAY_EVERY_MS: u64 = 1_000;
-/// A node that has not been heard for so long is lost, once what Redis sent meanwhile is read.
+/// A node that has not been heard for this time is lost, once what Redis sent meanwhile is read.
 const LOST_AFTER_MS: u64 = 5_000;
 /// A node that has said that it ends is remembered so long: late words do not bring it back, and a
 /// successor whose clock is behind comes in after it.

@@ -138,7 +138,7 @@ impl Subscriptions {
         Some(())
     }
 
-    /// So many channels are confirmed, refused, or to be asked for in another command.
+    /// The number of channels that are confirmed, refused, or to be asked for in another command.
     fn settle(&mut self, channels: usize, is_renewal: bool) {
         self.unconfirmed -= channels;
         self.unrenewed -= if is_renewal { channels } else { 0 };
@@ -272,7 +272,7 @@ impl Broker {
         Ok(())
     }
 
-    /// A channel is confirmed: whoever waited for it is told, once all that they wait for is.
+    /// A channel is confirmed: notifies whoever waited for it, once all that they wait for is.
     fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
         if self.subscriptions.refused.remove(channel) {
             // The others may be allowed now, too.

@@ -33,7 +33,7 @@ impl Chunks {
         self.capacity + self.pieces.capacity() * size_of::<Vec<u8>>()
     }
 
-    /// What [`Chunks::push`] of so many bytes would allocate.
+    /// What [`Chunks::push`] of this number of bytes would allocate.
     pub fn growth(&self, bytes: usize) -> usize {
         let spare = self.pieces.back().map_or(0, |last| last.capacity() - last.len());
         let mut rest = bytes.saturating_sub(spare);

@@ -16,7 +16,7 @@ mod time;
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const IDLE_MS: u64 = 8_000;
-/// So long that only the idle timeout pings.
+/// Long enough that only the idle timeout pings.
 const PING_MS: u64 = 3_600_000;
 
 /// A worker with everything that it emits carried out at once.

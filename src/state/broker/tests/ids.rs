@@ -72,7 +72,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
         assert!(setting.number as u64 >= NOW_MS + second * 1_000 + 9_000);
     }
     assert!(setting.asked_numbers - before <= 20);
-    // Redis was emptied: it is told all of it again.
+    // Redis was emptied: it gets all of it again.
     setting.number = 0;
     setting.broker.set_wall_ms(NOW_MS + 23_000);
     setting.tick(200).unwrap();

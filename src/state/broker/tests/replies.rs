@@ -109,11 +109,11 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     setting.push(1, "works", &TargetsBuf::default());
     setting.talk();
     assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
-    // Whoever else asks is told at once.
+    // Whoever else asks gets the answer at once.
     setting.broker.handle_ask(0, &Ask::Join(events.clone()), setting.now_ms, &mut setting.said);
     assert_eq!(setting.said.refused.len(), 2);
     setting.tick(10_000).unwrap();
-    assert_eq!(setting.said.refused.len(), 2, "it is told once");
+    assert_eq!(setting.said.refused.len(), 2, "notified once");
     assert_eq!(setting.broker.config.counters.channels_refused.value(), 1);
     // It is allowed, and heard of within five seconds.
     setting.forbidden.clear();
