@@ -13,12 +13,13 @@ export WS_CLUSTER_BIN ?= $(abspath $(TARGET_DIR))/debug/ws-cluster
 FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
+SIM_RUNS ?= 300
 SOAK_CONNECTIONS ?= 1000
 API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        bench side-by-side cluster-bench request-bench ops-bench soak openapi \
+        sim bench side-by-side cluster-bench request-bench ops-bench soak openapi \
         api-check swagger-ui pictures fuzz fuzz-short clean
 
 help: ## list the targets
@@ -64,6 +65,9 @@ ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
+
+sim: ## the simulator with SIM_RUNS=300 new seeds for each of its tests
+	SIM_RUNS=$(SIM_RUNS) cargo test --release --test sim -- --nocapture
 
 openapi: ## docs/openapi.yaml anew, from the code
 	RENEW_OPENAPI=1 cargo test --lib ops::openapi
