@@ -26,9 +26,9 @@ impl Host for Near {
         NearSink { near: self, now_us: None }
     }
 
-    fn hear(&self, broker: &mut Broker, now_ms: u64) {
+    fn hear(&self, broker: &mut Broker, _: u64) {
         if self.has_canary.take() {
-            broker.handle_canary_seen(0, now_ms);
+            broker.handle_canary_seen(0);
         }
     }
 

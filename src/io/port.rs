@@ -259,7 +259,7 @@ impl Host for Far {
                     Ok(ToBroker::Ask(ask)) => {
                         broker.handle_ask(worker, &ask, now_ms, &mut FarSink(self));
                     }
-                    Ok(ToBroker::CanarySeen) => broker.handle_canary_seen(worker, now_ms),
+                    Ok(ToBroker::CanarySeen) => broker.handle_canary_seen(worker),
                     Err(_) => break,
                 }
             }

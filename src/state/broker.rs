@@ -305,7 +305,7 @@ impl Broker {
             unsure: 0,
             subscriptions: Subscriptions::default(),
             listening: Listening::default(),
-            canary: Canary { seen_ms: vec![0; config.workers], ..Canary::default() },
+            canary: Canary { owed_ms: vec![0; config.workers], ..Canary::default() },
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
             role_asked_ms: 0,
             limits_asked_ms: 0,
@@ -489,7 +489,7 @@ impl Broker {
             self.publishing.handle_asked(self.listening.at(now_ms));
         }
         self.sequences.handle_reconnect(now_ms);
-        self.canary.seen_ms.fill(now_ms);
+        self.canary.owed_ms.fill(0);
         self.config.counters.resent.add(resent as u64);
         self.config.counters.ready.set(1);
         self.show_nodes();

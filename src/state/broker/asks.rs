@@ -106,8 +106,8 @@ impl Broker {
     }
 
     /// Some worker has handled a canary.
-    pub fn handle_canary_seen(&mut self, worker: usize, now_ms: u64) {
-        self.canary.seen_ms[worker] = now_ms;
+    pub fn handle_canary_seen(&mut self, worker: usize) {
+        self.canary.owed_ms[worker] = 0;
     }
 
     pub(super) fn channel_names(&self, interest: &Interest) -> Vec<Vec<u8>> {

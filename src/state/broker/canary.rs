@@ -20,8 +20,8 @@ pub(super) struct Canary {
     pub(super) taken_ms: u64,
     /// Redis has returned it.
     pub(super) is_back: bool,
-    /// When each worker has last handled one.
-    pub(super) seen_ms: Vec<u64>,
+    /// When each worker got the oldest that it has not handled; 0: it has handled all.
+    pub(super) owed_ms: Vec<u64>,
 }
 
 impl Canary {
@@ -37,8 +37,9 @@ impl Canary {
 impl Broker {
     /// A worker that has not handled a canary for long, though they come back.
     pub fn stuck_worker(&self, now_ms: u64) -> Option<usize> {
-        let is_late = |&seen_ms: &u64| now_ms.saturating_sub(seen_ms) > CANARY_LOST_MS;
-        self.canary.seen_ms.iter().position(is_late).filter(|_| self.is_ready())
+        let is_late =
+            |&owed_ms: &u64| owed_ms > 0 && now_ms.saturating_sub(owed_ms) > CANARY_LOST_MS;
+        self.canary.owed_ms.iter().position(is_late).filter(|_| self.is_ready())
     }
 
     /// Sends the next one when it is due. `Err`: the last one is lost.

@@ -328,6 +328,8 @@ impl Broker {
         }
         self.canary.is_back = true;
         self.config.counters.lag_ms.set(now_ms.saturating_sub(self.canary.sent_ms));
+        let unowed = self.canary.owed_ms.iter_mut().filter(|owed_ms| **owed_ms == 0);
+        unowed.for_each(|owed_ms| *owed_ms = now_ms);
         sink.canary();
         self.become_ready(now_ms);
     }

@@ -420,10 +420,10 @@ fn a_worker_that_does_not_hear_the_canary_is_named() {
     let mut setting = Setting::ready(2);
     for _ in 0..100 {
         setting.tick(50).unwrap();
-        setting.broker.handle_canary_seen(0, setting.now_ms);
+        setting.broker.handle_canary_seen(0);
     }
     assert_eq!(setting.broker.stuck_worker(setting.now_ms), Some(1));
-    setting.broker.handle_canary_seen(1, setting.now_ms);
+    setting.broker.handle_canary_seen(1);
     assert_eq!(setting.broker.stuck_worker(setting.now_ms), None);
 }
 

@@ -365,7 +365,7 @@ impl Node {
                         self.dispatch(words, world);
                     }
                     ToBroker::Ask(ask) => self.ask(worker, &ask, world),
-                    ToBroker::CanarySeen => self.broker.handle_canary_seen(worker, world.now_ms),
+                    ToBroker::CanarySeen => self.broker.handle_canary_seen(worker),
                 }
             }
         }
