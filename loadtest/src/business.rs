@@ -4,7 +4,8 @@ use std::net::SocketAddrV4;
 
 use crate::client::{Clients, Opening};
 use crate::identity::{Identity, Kind};
-use crate::run::{Common, Gauge, Reactor};
+use crate::run::{Common, Reactor};
+use crate::series::ThreadLive;
 
 /// What is asked for of the business servers.
 pub struct Business {
@@ -37,7 +38,7 @@ impl Business {
         let mut servers = Clients::new(identity, opening, 0, self.servers as usize);
         servers.tokens_from = TOKENS;
         servers.sends = true;
-        reactor.open_all(&mut servers, self.servers, &Gauge::default())?;
+        reactor.open_all(&mut servers, self.servers, &ThreadLive::default())?;
         match self.servers - servers.open {
             0 => Ok(servers),
             missing => {

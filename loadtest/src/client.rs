@@ -11,6 +11,7 @@ use crate::frame::{self, Next};
 use crate::identity::{self, Identity};
 use crate::message::Marks;
 use crate::report::{self, Failures};
+use crate::series::ThreadLive;
 use crate::sys::{self, Epoll};
 
 /// What happens to open connections, told to the command that runs.
@@ -110,6 +111,8 @@ pub struct Clients {
     pub first_user: u64,
     /// The epoll token of the first slot here: several of these can share one epoll.
     pub tokens_from: u64,
+    /// Where connect latencies are shown as well.
+    pub live: Option<&'static ThreadLive>,
     /// Whether frames are sent on open connections. Then those are watched for taking bytes again.
     pub sends: bool,
     slots: Vec<Conn>,
@@ -150,6 +153,7 @@ impl Clients {
             opening,
             first_user,
             tokens_from: 0,
+            live: None,
             sends: false,
             slots: Vec::with_capacity(capacity),
             free: Vec::new(),
@@ -463,7 +467,11 @@ impl Clients {
                     let text = String::from_utf8_lossy(&payload[..payload.len().min(120)]);
                     return Err(End::Failed(format!("not a welcome: {text}")));
                 }
-                report::record(&mut self.latency, now.saturating_sub(conn.since_ns));
+                let took_ns = now.saturating_sub(conn.since_ns);
+                report::record(&mut self.latency, took_ns);
+                if let Some(live) = self.live {
+                    live.connect_latency.record(took_ns);
+                }
                 conn.phase = Phase::Open;
                 self.pending -= 1;
                 self.welcomed += 1;

@@ -4,11 +4,90 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+use crate::arguments::{Options, nanoseconds, numbers, subcommand};
 use crate::client::{Closing, IDLE_NS, Ignore};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Gauges, Reactor};
+use crate::run::{self, Common, Reactor};
 use crate::server::{self, Memory};
 use crate::sys::{self, CpuTime};
+
+subcommand! {
+    /// Opens signed connections, each its own user, and checks every welcome. Reports connects per
+    /// second and the time from TCP connect to welcome; with --cycle as many connects as go; with
+    /// --memory-at what a connection costs the server.
+    #[argh(subcommand, name = "connect")]
+    pub struct ConnectArguments {
+        /// how many connections (1000; the last of --memory-at)
+        #[argh(option)]
+        connections: [Option<u64>],
+
+        /// connects per second, over all threads (as many as go); the same as --connect-rate
+        #[argh(option)]
+        rate: [Option<f64>],
+
+        /// seconds to keep all of them open after the last welcome (0)
+        #[argh(option, default = "0.0")]
+        hold: [f64],
+
+        /// tags told at connect, separated by commas (none)
+        #[argh(option, default = "String::new()")]
+        tags: [String],
+
+        /// open, wait for the welcome, close at once, again and again; a connect counts when its
+        /// welcome arrived
+        #[argh(switch)]
+        cycle: [bool],
+
+        /// how --cycle closes: clean (Close frame, the server closes first), fin, reset (clean)
+        #[argh(option, default = "\"clean\".to_owned()")]
+        close: [String],
+
+        /// how long --cycle goes on (10)
+        #[argh(option, default = "10.0")]
+        seconds: [f64],
+
+        /// read the server's memory with this many connections open, such as 9000,19000, and
+        /// report the slope; needs --pid-of-server
+        #[argh(option)]
+        memory_at: [Option<String>],
+    }
+}
+
+impl ConnectArguments {
+    /// Checks the options and runs the command.
+    pub fn run(&self, options: &Options) -> Result<Report, String> {
+        let memory_at: Vec<u64> = match &self.memory_at {
+            None => Vec::new(),
+            Some(list) => numbers("--memory-at", list)?,
+        };
+        if !memory_at.is_sorted() || memory_at.first() == Some(&0) {
+            return Err("--memory-at: growing counts above 0".to_owned());
+        }
+        if !memory_at.is_empty() && (options.pid_of_server.is_none() || self.cycle) {
+            return Err("--memory-at goes with --pid-of-server and without --cycle".to_owned());
+        }
+        let last = memory_at.last().copied();
+        let connections = match self.cycle {
+            true => options.concurrency as u64,
+            false => last.or(self.connections).unwrap_or(1000),
+        };
+        let closing = match self.close.as_str() {
+            "clean" => Closing::Clean,
+            "fin" => Closing::Fin,
+            "reset" => Closing::Reset,
+            other => return Err(format!("--close {other}: clean, fin or reset")),
+        };
+        let mut common = options.check(connections, &self.tags)?;
+        common.rate = self.rate.unwrap_or(common.rate);
+        let cycle_ns = nanoseconds("--seconds", self.seconds)?;
+        let settings = Connect {
+            hold_ns: nanoseconds("--hold", self.hold)?,
+            cycle: self.cycle.then_some((closing, cycle_ns)),
+            memory_at,
+        };
+        run(&common, &settings)
+    }
+}
 
 /// What `connect` has besides the common settings.
 pub struct Connect {
@@ -38,7 +117,7 @@ enum Step {
 }
 
 pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
-    let gauges = Gauges::new(common.threads);
+    let live = common.live;
     let stages = match settings.memory_at.as_slice() {
         [] => vec![common.connections],
         stages => stages.to_vec(),
@@ -52,9 +131,8 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     let server_began = common.server_pid.map(server::cpu_ns);
     let mut server_used = None;
 
-    let body = |t, ready: Result<(), String>| {
-        ready.and_then(|()| thread(common, settings, t, &gauges, &wanted))
-    };
+    let body =
+        |t, ready: Result<(), String>| ready.and_then(|()| thread(common, settings, t, &wanted));
     let bar = match settings.cycle {
         Some(_) => common.bar(common.connections, "cycle"),
         None => common.bar(common.connections, "connect"),
@@ -62,8 +140,8 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     let mut step = Step::Opening(0);
     let watch = || {
         let now = sys::now_ns();
-        let welcomed = gauges.sum(|gauge| &gauge.welcomed);
-        let decided = gauges.sum(|gauge| &gauge.decided);
+        let welcomed = live.sum(|thread| &thread.welcomed);
+        let decided = live.decided();
         bar.set_position(welcomed);
         bar.set_message(format!("{:.0}/s", welcomed as f64 * 1e9 / (now - began_ns) as f64));
         if settings.cycle.is_some() {
@@ -83,7 +161,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
             }
             Step::Settling(stage, since) if now - since > SETTLE_NS => {
                 match common.server_pid.map(Memory::of) {
-                    Some(Ok(read)) => memory.push((gauges.sum(|gauge| &gauge.open), read)),
+                    Some(Ok(read)) => memory.push((live.sum(|thread| &thread.open), read)),
                     Some(Err(error)) => memory_error = Some(error),
                     None => {}
                 }
@@ -140,9 +218,9 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     report.set("connections_open_at_end", open);
     report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
     if settings.memory_at.is_empty() {
-        report.set_rounded("connects_per_s", welcomed as f64 * 1e9 / elapsed_ns.max(1) as f64);
+        report.set_judged_rate("connects_per_s", welcomed as f64 * 1e9 / elapsed_ns.max(1) as f64);
     }
-    report.set_histogram("connect_to_welcome_us", &latency);
+    report.set_judged_latency("connect_to_welcome_us", &latency);
     report.set_failures("failures", &failures);
     report_memory(&mut report, &memory);
     if settings.hold_ns == 0 && settings.memory_at.is_empty() {
@@ -193,7 +271,6 @@ fn thread(
     common: &Common,
     settings: &Connect,
     t: usize,
-    gauges: &Gauges,
     wanted: &AtomicU64,
 ) -> Result<Outcome, String> {
     let mut reactor = Reactor::new()?;
@@ -218,7 +295,7 @@ fn thread(
             let (token, mask) = reactor.epoll.event(i);
             clients.on_event(token as usize, mask, now, &mut reactor.buffer, &mut Ignore);
         }
-        gauges.of(t).show(&clients);
+        common.live.of(t).show(&clients);
         if settings.cycle.is_some() || !clients.settled(target) {
             cpu = CpuTime::of_this_thread().since(began);
         }

@@ -11,14 +11,51 @@ use std::sync::atomic::Ordering;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use crate::arguments::{self, Options, subcommand};
 use crate::business::{Business, TOKENS};
 use crate::client::{Clients, Handler, IDLE_NS};
 use crate::identity::{self, Identity};
 use crate::message::{Marks, Member};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Gauge, Gauges, Reactor, Start};
+use crate::run::{self, Common, Reactor, Start};
+use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
+
+subcommand! {
+    /// Opens clients in a storm while business servers listen for connect and disconnect, then
+    /// closes all of them. Every server hears of each client's connect once, and then of its
+    /// disconnect once, or the run fails. welcome_to_event_us is exact with --connect-rate; in a
+    /// storm both are often read at once, and are 0 apart.
+    #[argh(subcommand, name = "events")]
+    pub struct EventsArguments {
+        /// how many clients (1000)
+        #[argh(option, default = "1000")]
+        connections: [u64],
+
+        /// business servers, each one connection; all are welcome before the first client
+        /// connects (1)
+        #[argh(option, default = "1")]
+        servers: [u64],
+
+        /// the nodes that they connect to in turn, host:port, separated by commas (as --ws)
+        #[argh(option)]
+        server_ws: [Option<String>],
+
+        /// tags told at connect, separated by commas (none)
+        #[argh(option, default = "String::new()")]
+        tags: [String],
+    }
+}
+
+impl EventsArguments {
+    /// Checks the options and runs the command.
+    pub fn run(&self, options: &Options) -> Result<Report, String> {
+        let common = options.check(self.connections, &self.tags)?;
+        let ws = self.server_ws.as_deref().unwrap_or(&options.ws);
+        run(&common, &arguments::business(self.servers, ws, "connect,disconnect")?)
+    }
+}
 
 /// How many connections are closed between two looks at what has arrived.
 const CLOSE_AT_ONCE: usize = 32;
@@ -141,8 +178,7 @@ fn client_id_member() -> Member {
 /// One thread's connections, and on the first one the servers.
 struct Sides<'a> {
     common: &'a Common,
-    gauges: &'a Gauges,
-    gauge: &'a Gauge,
+    live: &'static ThreadLive,
     reactor: Reactor,
     clients: Clients,
     /// How many of the clients are this thread's.
@@ -170,15 +206,15 @@ struct Outcome {
 }
 
 pub fn run(common: &Common, business: &Business) -> Result<Report, String> {
-    let gauges = Gauges::new(common.threads);
+    let live = common.live;
     let start = Start::new(common.threads);
     let bar = common.bar(common.connections, "events");
     let watch = || {
-        bar.set_position(gauges.sum(|gauge| &gauge.welcomed));
-        bar.set_message(format!("{} events", gauges.sum(|gauge| &gauge.work)));
+        bar.set_position(live.sum(|thread| &thread.welcomed));
+        bar.set_message(format!("{} events", live.sum(|thread| &thread.deliveries)));
     };
     let body = |t, ready: Result<(), String>| {
-        let opened = ready.and_then(|()| open(common, business, t, &gauges));
+        let opened = ready.and_then(|()| open(common, business, t));
         let mut sides = start.meet(opened)?;
         let began = CpuTime::of_this_thread();
         let server_pid = common.server_pid.filter(|_| t == 0);
@@ -200,12 +236,7 @@ pub fn run(common: &Common, business: &Business) -> Result<Report, String> {
 }
 
 /// Opens everything that a thread needs before the storm.
-fn open<'a>(
-    common: &'a Common,
-    business: &Business,
-    t: usize,
-    gauges: &'a Gauges,
-) -> Result<Sides<'a>, String> {
+fn open<'a>(common: &'a Common, business: &Business, t: usize) -> Result<Sides<'a>, String> {
     let mut reactor = Reactor::new()?;
     let servers = match t {
         0 => Some(business.open(common, &mut reactor)?),
@@ -232,8 +263,7 @@ fn open<'a>(
     };
     Ok(Sides {
         common,
-        gauges,
-        gauge: gauges.of(t),
+        live: common.live.of(t),
         reactor,
         clients: common.clients(t, None),
         count,
@@ -263,9 +293,9 @@ impl Sides<'_> {
                 servers.on_event(index, mask, now, buffer, &mut self.listener);
             }
         }
-        self.gauge.show(&self.clients);
+        self.live.show(&self.clients);
         let events = self.listener.servers.iter().map(|heard| heard.connects + heard.disconnects);
-        self.gauge.work.store(events.sum(), Ordering::Relaxed);
+        self.live.deliveries.store(events.sum(), Ordering::Relaxed);
         Ok(now)
     }
 
@@ -331,8 +361,8 @@ impl Sides<'_> {
 
     /// Whether each server has an event of every client that was welcomed, in whichever thread.
     fn have_all(&self, events: impl Fn(&Heard) -> u64) -> bool {
-        let decided = self.gauges.sum(|gauge| &gauge.decided);
-        let welcomed = self.gauges.sum(|gauge| &gauge.welcomed);
+        let decided = self.common.live.decided();
+        let welcomed = self.common.live.sum(|thread| &thread.welcomed);
         decided >= self.common.connections
             && self.listener.servers.iter().all(|heard| events(heard) >= welcomed)
     }
@@ -351,8 +381,8 @@ impl Patience {
     }
 
     fn progress(sides: &Sides<'_>) -> [u64; 3] {
-        let gauges = sides.gauges;
-        [gauges.sum(|g| &g.decided), gauges.sum(|g| &g.open), gauges.sum(|g| &g.work)]
+        let live = sides.common.live;
+        [live.decided(), live.sum(|t| &t.open), live.sum(|t| &t.deliveries)]
     }
 
     fn is_over(&mut self, sides: &Sides<'_>, now: u64) -> bool {

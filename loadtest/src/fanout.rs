@@ -8,13 +8,77 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 
+use crate::arguments::{Options, nanoseconds, subcommand};
 use crate::client::{Clients, Handler, IDLE_NS};
 use crate::http::{self, PushWriter, Pusher};
 use crate::message::{self, Arrival, FRAME_OVERHEAD, Finder, Marks, Stamp};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Gauges, Reactor, Start};
+use crate::run::{self, Common, Reactor, Start};
+use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime, Epoll, Waker};
+
+subcommand! {
+    /// Pushes messages that every connection gets. A message is complete when all of them have it;
+    /// then the next one is pushed, over one pipelined HTTP connection.
+    #[argh(subcommand, name = "fanout")]
+    pub struct FanoutArguments {
+        /// how many connections (1000)
+        #[argh(option, default = "1000")]
+        connections: [u64],
+
+        /// size of the WebSocket payload, the whole push object with an id of 19 digits; at least
+        /// 84 (128)
+        #[argh(option, default = "128")]
+        bytes: [usize],
+
+        /// messages in flight, 1 to 32 (1)
+        #[argh(option, default = "1")]
+        outstanding: [usize],
+
+        /// how long to push, after the warm-up (10)
+        #[argh(option, default = "10.0")]
+        seconds: [f64],
+
+        /// seconds of pushing before anything is measured (0.5); losses count there too
+        #[argh(option, default = "0.5")]
+        warmup: [f64],
+
+        /// end after this many messages, the warm-up's included
+        #[argh(option)]
+        messages: [Option<u32>],
+
+        /// the tag that connections have and messages go to (load)
+        #[argh(option, default = "\"load\".to_owned()")]
+        tag: [String],
+
+        /// push to the whole project instead of the tag
+        #[argh(switch)]
+        project: [bool],
+    }
+}
+
+impl FanoutArguments {
+    /// Checks the options and runs the command.
+    pub fn run(&self, options: &Options) -> Result<Report, String> {
+        if !(1..=MAX_OUTSTANDING).contains(&self.outstanding) {
+            return Err(format!("--outstanding: 1 to {}", MAX_OUTSTANDING));
+        }
+        let tag = (!self.project).then(|| self.tag.clone());
+        let common = options.check(self.connections, tag.as_deref().unwrap_or(""))?;
+        nanoseconds("--seconds", self.seconds)?;
+        nanoseconds("--warmup", self.warmup)?;
+        let settings = Fanout {
+            bytes: self.bytes,
+            outstanding: self.outstanding,
+            seconds: self.seconds,
+            warmup_seconds: self.warmup,
+            messages: self.messages,
+            tag,
+        };
+        run(&common, &settings)
+    }
+}
 
 /// What `fanout` has besides the common settings.
 pub struct Fanout {
@@ -38,7 +102,6 @@ const HTTP: u64 = 1 << 32;
 const WAKE: u64 = 2 << 32;
 
 struct Shared {
-    gauges: Gauges,
     start: Start,
     waker: Waker,
     /// seq << 32 | threads that have not got it everywhere.
@@ -53,9 +116,10 @@ struct Shared {
 /// What a thread has received.
 struct Receiver<'a> {
     shared: &'a Shared,
+    live: &'static ThreadLive,
     finder: Finder,
     /// Open connections of this thread.
-    live: u32,
+    open: u32,
     /// Per message: deliveries so far, and those of the batch being read.
     counts: Vec<Count>,
     /// The messages of this batch and when they were sent.
@@ -107,8 +171,8 @@ impl Handler for Receiver<'_> {
     }
 
     fn ended(&mut self, _: u32) {
-        self.live -= 1;
-        if self.live == 0 {
+        self.open -= 1;
+        if self.open == 0 {
             self.shared.active.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -122,12 +186,14 @@ impl Receiver<'_> {
             let batch = std::mem::take(&mut count.batch);
             count.all += batch;
             self.deliveries += u64::from(batch);
+            self.live.latency.record_n(now.saturating_sub(at_ns), batch);
             if at_ns >= measure_from_ns {
                 self.measured += u64::from(batch);
                 self.last_ns = now;
-                self.latency.saturating_record_n(now.saturating_sub(at_ns), u64::from(batch));
+                let took_ns = now.saturating_sub(at_ns);
+                self.latency.saturating_record_n(took_ns, u64::from(batch));
             }
-            if count.all >= self.live && count.all - batch < self.live {
+            if count.all >= self.open && count.all - batch < self.open {
                 self.shared.took_all(seq, self.is_pusher);
             }
         }
@@ -223,7 +289,7 @@ impl Source<'_> {
                 http::write_selector("tags", tag, body);
             }
         };
-        self.writer.write(stamp, select, &mut self.pusher.out);
+        self.writer.write(stamp, select, &self.pusher.host, &mut self.pusher.out);
         self.pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns: at_ns });
         self.in_flight.push((seq, at_ns));
         self.accepted.push(false);
@@ -315,7 +381,6 @@ struct Pushed {
 
 pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
     let shared = Shared {
-        gauges: Gauges::new(common.threads),
         start: Start::new(common.threads),
         waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
         slots: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
@@ -327,9 +392,9 @@ pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
     let bar = common.bar(common.connections, "connect");
     let (mut pushing, mut last) = (false, (sys::now_ns(), 0));
     let watch = || {
-        let work = shared.gauges.sum(|gauge| &gauge.work);
+        let work = common.live.sum(|thread| &thread.deliveries);
         if work == 0 {
-            return bar.set_position(shared.gauges.sum(|gauge| &gauge.welcomed));
+            return bar.set_position(common.live.sum(|thread| &thread.welcomed));
         }
         if !pushing {
             pushing = true;
@@ -359,14 +424,15 @@ fn thread(
     shared: &Shared,
     ready: Result<(), String>,
 ) -> Result<Outcome, String> {
-    let gauge = shared.gauges.of(t);
+    let live = common.live.of(t);
     let mut clients = common.clients(t, None);
     let opened = ready.and_then(|()| open(common, settings, t, run_number, shared, &mut clients));
     let (mut reactor, mut source) = shared.start.meet(opened)?;
     let mut receiver = Receiver {
         shared,
+        live,
         finder: Finder::new(run_number),
-        live: clients.open as u32,
+        open: clients.open as u32,
         counts: Vec::new(),
         touched: Vec::with_capacity(SLOTS),
         latency: report::new_histogram(),
@@ -385,7 +451,7 @@ fn thread(
     if let Some(source) = &mut source {
         shared.measure_from_ns.store(measure_from_ns, Ordering::Relaxed);
         source.end_ns = measure_from_ns + (settings.seconds * 1e9) as u64;
-        source.turn(began_ns, &reactor.epoll, common.http);
+        source.turn(began_ns, &reactor.epoll, common.http_of(0));
     }
     let mut cpu_began = None;
     let mut server_began = None;
@@ -404,14 +470,15 @@ fn thread(
             } else if token == HTTP
                 && let Some(source) = &mut source
             {
-                source.on_http(mask, now, buffer, &reactor.epoll, common.http);
+                source.on_http(mask, now, buffer, &reactor.epoll, common.http_of(0));
             }
         }
         receiver.end_batch(now, shared.measure_from_ns.load(Ordering::Relaxed));
-        gauge.work.store(receiver.deliveries, Ordering::Relaxed);
+        live.show(&clients);
+        live.deliveries.store(receiver.deliveries, Ordering::Relaxed);
         match &mut source {
             Some(source) => {
-                source.turn(now, &reactor.epoll, common.http);
+                source.turn(now, &reactor.epoll, common.http_of(0));
                 over = source.is_done(now);
                 shared.over.store(over, Ordering::Release);
             }
@@ -461,15 +528,15 @@ fn open<'a>(
     clients: &mut Clients,
 ) -> Result<(Reactor, Option<Source<'a>>), String> {
     let mut reactor = Reactor::new()?;
-    reactor.open_all(clients, common.share(common.connections, t), shared.gauges.of(t))?;
+    reactor.open_all(clients, common.share(common.connections, t), common.live.of(t))?;
     if clients.open > 0 {
         shared.active.fetch_add(1, Ordering::AcqRel);
     }
     if t != 0 {
         return Ok((reactor, None));
     }
-    let pusher =
-        Pusher::connect(common.http).map_err(|error| format!("http {}: {error}", common.http))?;
+    let http = common.http_of(0);
+    let pusher = Pusher::connect(http).map_err(|error| format!("http {http}: {error}"))?;
     let both = sys::READABLE | sys::WRITABLE;
     let watched = reactor
         .epoll
@@ -481,7 +548,7 @@ fn open<'a>(
         shared,
         settings,
         pusher,
-        writer: PushWriter::new(common.http, &common.identity.pid, &common.secret, data_len)?,
+        writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
         run: run_number,
         next: 0,
         in_flight: Vec::with_capacity(MAX_OUTSTANDING),
@@ -554,13 +621,13 @@ fn summarize(
     report.set("deliveries", deliveries);
     report.set("deliveries_measured", measured);
     report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
-    report.set_rounded("deliveries_per_s", measured as f64 * 1e9 / elapsed_ns as f64);
+    report.set_judged_rate("deliveries_per_s", measured as f64 * 1e9 / elapsed_ns as f64);
     report
         .set_rounded("messages_per_s", pushed.completed_measured as f64 * 1e9 / elapsed_ns as f64);
-    report.set_histogram("push_to_delivery_us", &latency);
+    report.set_judged_latency("push_to_delivery_us", &latency);
     report.set_histogram("http_us", &pushed.http_latency);
-    report.set_fault("lost", lost);
-    report.set_fault("duplicates", duplicates);
+    report.set_lost("lost", lost);
+    report.set_lost("duplicates", duplicates);
     report.set_fault("out_of_order", out_of_order);
     report.set_fault("messages_timed_out", pushed.incomplete);
     report.set("foreign_frames", foreign);

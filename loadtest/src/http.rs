@@ -16,7 +16,6 @@ use crate::sys;
 /// Writes signed push requests with a JSON body. Nothing is allocated per request.
 pub struct PushWriter {
     signer: Signer,
-    head: Vec<u8>,
     /// `{"pid":"…",`
     open: Vec<u8>,
     filler: Vec<u8>,
@@ -26,19 +25,10 @@ pub struct PushWriter {
 
 impl PushWriter {
     /// `data_len`: how long the text in `data` is, at least a stamp's length.
-    pub fn new(
-        http: SocketAddrV4,
-        pid: &str,
-        secret: &str,
-        data_len: usize,
-    ) -> Result<Self, String> {
-        let head = format!(
-            "POST /ws/push HTTP/1.1\r\nHost: {http}\r\nContent-Type: application/json\r\nX-Sign: "
-        );
+    pub fn new(pid: &str, secret: &str, data_len: usize) -> Result<Self, String> {
         let open = format!("{{\"pid\":{},", serde_json::Value::from(pid));
         Ok(PushWriter {
             signer: Signer::new(secret, "/ws/push")?,
-            head: head.into_bytes(),
             open: open.into_bytes(),
             filler: vec![b'x'; data_len.saturating_sub(STAMP_LEN)],
             body: Vec::new(),
@@ -48,7 +38,13 @@ impl PushWriter {
 
     /// Appends one request. `select` writes the selector member with a comma behind it, such as
     /// `"uids":["u1"],`, or nothing for the whole project.
-    pub fn write(&mut self, stamp: Stamp, select: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) {
+    pub fn write(
+        &mut self,
+        stamp: Stamp,
+        select: impl FnOnce(&mut Vec<u8>),
+        host: &str,
+        out: &mut Vec<u8>,
+    ) {
         let body = &mut self.body;
         body.clear();
         body.extend_from_slice(&self.open);
@@ -60,7 +56,9 @@ impl PushWriter {
         body.extend_from_slice(&self.filler);
         body.extend_from_slice(b"\"}");
         let sign = self.signer.sign(body);
-        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"POST /ws/push HTTP/1.1\r\nHost: ");
+        out.extend_from_slice(host.as_bytes());
+        out.extend_from_slice(b"\r\nContent-Type: application/json\r\nX-Sign: ");
         out.extend_from_slice(&sign);
         out.extend_from_slice(b"\r\nContent-Length: ");
         write_decimal(body.len() as u64, out);
@@ -145,6 +143,8 @@ pub struct Pending {
 /// [`Pusher::flush`]; answers come in the order of [`Pusher::pending`].
 pub struct Pusher {
     fd: OwnedFd,
+    /// What `Host` says.
+    pub host: String,
     pub out: Vec<u8>,
     sent: usize,
     partial: Vec<u8>,
@@ -158,6 +158,7 @@ impl Pusher {
         stream.set_nonblocking(true)?;
         Ok(Pusher {
             fd: stream.into(),
+            host: http.to_string(),
             out: Vec::new(),
             sent: 0,
             partial: Vec::new(),
@@ -240,16 +241,15 @@ pub fn write_selector(name: &str, value: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
     #[test]
     fn a_request_is_signed_over_its_raw_body() {
-        let http = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8912);
-        let mut writer = PushWriter::new(http, "1", "dev-secret", 40).unwrap();
+        let mut writer = PushWriter::new("1", "dev-secret", 40).unwrap();
         writer.exp = (0, 1_700_000_000);
         let stamp = Stamp { run: 1, seq: 2, at_ns: 3, pusher: 4 };
         let mut out = Vec::new();
-        writer.write(stamp, |body| write_selector("uids", "u\"1", body), &mut out);
+        let select = |body: &mut Vec<u8>| write_selector("uids", "u\"1", body);
+        writer.write(stamp, select, "127.0.0.1:8912", &mut out);
         let out = String::from_utf8(out).unwrap();
         let (head, body) = out.split_once("\r\n\r\n").unwrap();
         assert_eq!(

@@ -61,11 +61,23 @@ impl Failures {
 pub struct Report {
     figures: Map<String, Value>,
     failed: bool,
+    judged: Judged,
+}
+
+/// What the thresholds are held against.
+#[derive(Default)]
+struct Judged {
+    /// Which histogram `--max-p99` is about, and its p99 in nanoseconds.
+    latency: Option<(String, u64)>,
+    /// Which figure `--min-rate` is about.
+    rate: Option<(String, f64)>,
+    /// All that was lost, doubled or went to somebody else.
+    lost: u64,
 }
 
 impl Report {
     pub fn new(command: &str) -> Report {
-        let mut report = Report { figures: Map::new(), failed: false };
+        let mut report = Report { figures: Map::new(), failed: false, judged: Judged::default() };
         report.set("command", command);
         report
     }
@@ -101,6 +113,24 @@ impl Report {
         self.set(key, count);
     }
 
+    /// Messages that did not arrive as they had to, of which `--max-loss` are borne (0).
+    pub fn set_lost(&mut self, key: &str, count: u64) {
+        self.judged.lost += count;
+        self.set(key, count);
+    }
+
+    /// The latency that `--max-p99` is about, with what waited for its turn where there is a rate.
+    pub fn set_judged_latency(&mut self, key: &str, histogram: &Histogram<u64>) {
+        self.judged.latency = Some((key.to_owned(), histogram.value_at_quantile(0.99)));
+        self.set_histogram(key, histogram);
+    }
+
+    /// The rate per second that `--min-rate` is about.
+    pub fn set_judged_rate(&mut self, key: &str, per_s: f64) {
+        self.judged.rate = Some((key.to_owned(), per_s));
+        self.set_rounded(key, per_s);
+    }
+
     pub fn set_failures(&mut self, key: &str, failures: &Failures) {
         self.failed |= failures.total() > 0;
         self.set(key, json!(failures.0));
@@ -112,12 +142,12 @@ impl Report {
     }
 
     pub fn failed(&self) -> bool {
-        self.failed
+        self.failed || self.judged.lost > 0
     }
 
     pub fn to_json(&self) -> String {
         let mut figures = self.figures.clone();
-        figures.insert("ok".to_owned(), Value::from(!self.failed));
+        figures.insert("ok".to_owned(), Value::from(!self.failed()));
         Value::Object(figures).to_string()
     }
 

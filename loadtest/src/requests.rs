@@ -9,14 +9,87 @@ mod asker;
 use std::iter::repeat_n;
 use std::sync::atomic::Ordering;
 
+use crate::arguments::{self, Options, nanoseconds, subcommand};
 use crate::business::{Business, TOKENS};
 use crate::client::{Clients, IDLE_NS};
 use crate::report::Report;
-use crate::run::{self, Common, Gauge, Gauges, Reactor};
+use crate::run::{self, Common, Reactor};
+use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
 use answerer::Answerer;
 use asker::Asker;
+
+subcommand! {
+    /// Clients send requests and business servers answer them, both on this side, in one thread.
+    /// Every request gets exactly one answer, its own, or the run fails. With --rate a request that
+    /// is late counts from when it was meant to be sent in intended_to_answer_us.
+    #[argh(subcommand, name = "requests")]
+    pub struct RequestsArguments {
+        /// clients, each one connection and one user (8)
+        #[argh(option, default = "8")]
+        clients: [u64],
+
+        /// business servers, each one connection (1)
+        #[argh(option, default = "1")]
+        servers: [u64],
+
+        /// the nodes that they connect to in turn, host:port, separated by commas (as --ws)
+        #[argh(option)]
+        server_ws: [Option<String>],
+
+        /// requests on their way on each client, sent before the first answer (1)
+        #[argh(option, default = "1")]
+        outstanding: [usize],
+
+        /// requests per second over all clients (each asks as soon as it is answered)
+        #[argh(option)]
+        rate: [Option<f64>],
+
+        /// size of a request's WebSocket payload; at least 76 (128)
+        #[argh(option, default = "128")]
+        bytes: [usize],
+
+        /// how long to ask, after the warm-up (10)
+        #[argh(option, default = "10.0")]
+        seconds: [f64],
+
+        /// seconds of asking before anything is measured (0.5); losses count there too
+        #[argh(option, default = "0.5")]
+        warmup: [f64],
+    }
+}
+
+impl RequestsArguments {
+    /// Checks the options and runs the command.
+    pub fn run(&self, options: &Options) -> Result<Report, String> {
+        let common = options.check(self.clients, "")?;
+        if common.threads > 1 {
+            return Err("requests: one thread, in which clients and servers take turns".to_owned());
+        }
+        if !(1..=10_000).contains(&self.clients) {
+            return Err("--clients: 1 to 10,000".to_owned());
+        }
+        if !(1..=1_000).contains(&self.outstanding) {
+            return Err("--outstanding: 1 to 1,000".to_owned());
+        }
+        if self.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
+            return Err("--rate: above 0".to_owned());
+        }
+        nanoseconds("--seconds", self.seconds)?;
+        nanoseconds("--warmup", self.warmup)?;
+        let ws = self.server_ws.as_deref().unwrap_or(&options.ws);
+        let settings = Requests {
+            business: arguments::business(self.servers, ws, "request")?,
+            outstanding: self.outstanding,
+            rate: self.rate,
+            bytes: self.bytes,
+            seconds: self.seconds,
+            warmup_seconds: self.warmup,
+        };
+        run(&common, &settings)
+    }
+}
 
 /// What `requests` has besides the common settings. The connections are the clients.
 pub struct Requests {
@@ -63,11 +136,10 @@ struct Outcome<'a> {
 }
 
 pub fn run(common: &Common, settings: &Requests) -> Result<Report, String> {
-    let gauges = Gauges::new(1);
     let bar = common.bar((settings.seconds * 10.0) as u64, "requests");
     let mut last = (sys::now_ns(), 0);
     let watch = || {
-        let work = gauges.sum(|gauge| &gauge.work);
+        let work = common.live.sum(|thread| &thread.deliveries);
         let now = sys::now_ns();
         if now - last.0 > 500_000_000 {
             let rate = (work - last.1) as f64 * 1e9 / (now - last.0) as f64;
@@ -76,8 +148,9 @@ pub fn run(common: &Common, settings: &Requests) -> Result<Report, String> {
         }
         bar.set_position((bar.elapsed().as_secs_f64() * 10.0) as u64);
     };
-    let body =
-        |_, ready: Result<(), String>| ready.and_then(|()| thread(common, settings, gauges.of(0)));
+    let body = |_, ready: Result<(), String>| {
+        ready.and_then(|()| thread(common, settings, common.live.of(0)))
+    };
     let outcomes = common.run_threads(body, watch)?;
     bar.finish_and_clear();
     let outcome = outcomes.into_iter().next().ok_or("nothing was asked")?;
@@ -87,7 +160,7 @@ pub fn run(common: &Common, settings: &Requests) -> Result<Report, String> {
 fn thread<'a>(
     common: &'a Common,
     settings: &Requests,
-    gauge: &Gauge,
+    live: &'static ThreadLive,
 ) -> Result<Outcome<'a>, String> {
     let run = run::run_number();
     let mut reactor = Reactor::new()?;
@@ -98,9 +171,9 @@ fn thread<'a>(
         Answerer::new(&common.identity, common.first_user, run, settings.business.servers);
     let asker = Asker::new(settings.bytes, run, common.connections as usize);
     let mut sides = Sides { common, reactor, clients, servers, asker, answerer };
-    sides.open_clients(gauge)?;
+    sides.open_clients(live)?;
     let known_ns = sides.ask_until_known()?;
-    let used = sides.drive(settings, gauge)?;
+    let used = sides.drive(settings, live)?;
     let Sides { mut clients, mut servers, asker, answerer, .. } = sides;
     clients.drop_all();
     servers.drop_all();
@@ -125,12 +198,12 @@ impl Sides<'_> {
         Ok(now)
     }
 
-    fn open_clients(&mut self, gauge: &Gauge) -> Result<(), String> {
+    fn open_clients(&mut self, live: &'static ThreadLive) -> Result<(), String> {
         let count = self.common.connections;
         while !self.clients.settled(count) && !sys::interrupted() {
             let more_ns = self.clients.open_more(&self.reactor.epoll, count, sys::now_ns());
             self.step(more_ns.min(IDLE_NS))?;
-            gauge.show(&self.clients);
+            live.show(&self.clients);
         }
         for (slot, number) in self.clients.open_slots() {
             self.asker.opened(slot, number);
@@ -174,7 +247,7 @@ impl Sides<'_> {
         Ok(now - began_ns)
     }
 
-    fn drive(&mut self, settings: &Requests, gauge: &Gauge) -> Result<Used, String> {
+    fn drive(&mut self, settings: &Requests, live: &'static ThreadLive) -> Result<Used, String> {
         let asker = &mut self.asker;
         let began_ns = sys::now_ns();
         asker.began = (began_ns, asker.next);
@@ -193,7 +266,8 @@ impl Sides<'_> {
         loop {
             let wait_ns = self.asker.turn(&mut self.clients);
             let now = self.step(wait_ns)?;
-            gauge.work.store(self.asker.answered, Ordering::Relaxed);
+            live.show(&self.clients);
+            live.deliveries.store(self.asker.answered, Ordering::Relaxed);
             if began.is_none() && now >= measure_from_ns {
                 began = Some((CpuTime::of_this_thread(), server_pid.map(server::cpu_ns)));
             }
@@ -243,13 +317,13 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     report.set("requests_measured", asker.measured);
     report.set("requests_by_server", answerer.got);
     report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
-    report.set_rounded("requests_per_s", asker.measured as f64 * 1e9 / elapsed_ns as f64);
+    report.set_judged_rate("requests_per_s", asker.measured as f64 * 1e9 / elapsed_ns as f64);
     report.set_histogram("request_to_answer_us", &asker.latency);
     if settings.rate.is_some() {
         report.set_histogram("intended_to_answer_us", &asker.intended_latency);
     }
-    report.set_fault("lost", lost);
-    report.set_fault("duplicates", asker.duplicates);
+    report.set_lost("lost", lost);
+    report.set_lost("duplicates", asker.duplicates);
     report.set_fault("foreign", asker.foreign);
     report.set_fault("doubled_at_servers", answerer.doubled);
     report.set_fault("misattributed", answerer.misattributed);

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -11,13 +11,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::client::{Clients, Closing, IDLE_NS, Ignore, Opening};
 use crate::identity::Identity;
 use crate::report::Report;
+use crate::series::{Live, ThreadLive};
 use crate::sign::Signer;
 use crate::sys::{self, CpuTime, Epoll};
 
 /// Settings that every command has, checked.
 pub struct Common {
     pub identity: Identity,
-    pub http: SocketAddrV4,
+    /// The HTTP ports, at least one.
+    pub http: Vec<SocketAddrV4>,
     pub secret: String,
     pub connections: u64,
     pub threads: usize,
@@ -29,6 +31,8 @@ pub struct Common {
     pub pin: Vec<usize>,
     pub progress: bool,
     pub server_pid: Option<u32>,
+    /// What the threads show while they run.
+    pub live: &'static Live,
 }
 
 /// Connections per source address: the system has about 28,000 ports for them.
@@ -59,7 +63,14 @@ impl Common {
             Some(_) => self.first_user + 1_000_000_000 * t as u64,
         };
         let capacity = if cycle.is_some() { opening.concurrency } else { capacity };
-        Clients::new(self.identity.clone(), opening, first_user, capacity)
+        let mut clients = Clients::new(self.identity.clone(), opening, first_user, capacity);
+        clients.live = Some(self.live.of(t));
+        clients
+    }
+
+    /// The HTTP port that the `i`-th pushing connection goes to.
+    pub fn http_of(&self, i: usize) -> SocketAddrV4 {
+        self.http[i % self.http.len()]
     }
 
     /// The number of thread `t`'s first user. Users of different threads never meet.
@@ -131,7 +142,7 @@ pub struct Derived {
 
 /// How many threads and source addresses `connections` need.
 pub fn derive(
-    ws: SocketAddrV4,
+    ws: &[SocketAddrV4],
     connections: u64,
     threads: Option<usize>,
     sources: Option<usize>,
@@ -146,7 +157,8 @@ pub fn derive(
              {per_thread} in each"
         ));
     }
-    let automatic = match ws.ip().is_loopback() {
+    let is_loopback = ws.iter().all(|ws| ws.ip().is_loopback());
+    let automatic = match is_loopback {
         true => connections.div_ceil(CONNECTIONS_PER_SOURCE).max(MIN_SOURCES) as usize,
         false => 0,
     };
@@ -154,8 +166,8 @@ pub fn derive(
         1 if sources.is_none() => 0,
         count => count,
     };
-    if count > 0 && !ws.ip().is_loopback() {
-        return Err("--sources works with a node at 127.0.0.0/8 only".to_owned());
+    if count > 0 && !is_loopback {
+        return Err("--sources works with nodes at 127.0.0.0/8 only".to_owned());
     }
     let base = u32::from(Ipv4Addr::LOCALHOST);
     let sources = (0..count as u32).map(|i| Ipv4Addr::from(base + i)).collect();
@@ -165,45 +177,6 @@ pub fn derive(
 /// The identity for one run.
 pub fn signer(secret: &str) -> Result<Signer, String> {
     Signer::new(secret, "/ws/connect")
-}
-
-/// What one thread tells the others while it runs. Padded: each is written by one thread only.
-#[derive(Default)]
-#[repr(align(128))]
-pub struct Gauge {
-    /// Connections welcomed.
-    pub welcomed: AtomicU64,
-    /// Connections that are decided: welcomed or refused.
-    pub decided: AtomicU64,
-    /// Connections open now.
-    pub open: AtomicU64,
-    /// Measured work done: messages, deliveries, cycles.
-    pub work: AtomicU64,
-}
-
-impl Gauge {
-    pub fn show(&self, clients: &Clients) {
-        self.welcomed.store(clients.welcomed, Ordering::Relaxed);
-        self.decided.store(clients.welcomed + clients.refused, Ordering::Release);
-        self.open.store(clients.open, Ordering::Relaxed);
-    }
-}
-
-/// One gauge per thread.
-pub struct Gauges(Vec<Gauge>);
-
-impl Gauges {
-    pub fn new(threads: usize) -> Gauges {
-        Gauges((0..threads).map(|_| Gauge::default()).collect())
-    }
-
-    pub fn of(&self, t: usize) -> &Gauge {
-        &self.0[t]
-    }
-
-    pub fn sum(&self, field: impl Fn(&Gauge) -> &AtomicU64) -> u64 {
-        self.0.iter().map(|gauge| field(gauge).load(Ordering::Acquire)).sum()
-    }
 }
 
 /// A thread's event loop: epoll and the buffer that everything is received into.
@@ -234,7 +207,7 @@ impl Reactor {
         &mut self,
         clients: &mut Clients,
         count: u64,
-        gauge: &Gauge,
+        live: &ThreadLive,
     ) -> Result<(), String> {
         while !clients.settled(count) && !sys::interrupted() {
             let more_ns = clients.open_more(&self.epoll, count, sys::now_ns());
@@ -244,7 +217,7 @@ impl Reactor {
                 let index = (token - clients.tokens_from) as usize;
                 clients.on_event(index, mask, now, &mut self.buffer, &mut Ignore);
             }
-            gauge.show(clients);
+            live.show(clients);
         }
         Ok(())
     }

@@ -8,13 +8,93 @@ use std::sync::atomic::Ordering;
 
 use hdrhistogram::Histogram;
 
+use crate::arguments::{Options, nanoseconds, subcommand};
 use crate::client::{self, Clients, Handler, IDLE_NS};
 use crate::http::{self, PushWriter, Pusher};
 use crate::message::{self, Finder, Marks, SeqSet, Stamp};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Gauge, Gauges, Reactor, Start};
+use crate::run::{self, Common, Reactor, Start};
+use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
+
+subcommand! {
+    /// Pushes messages to one user each over keep-alive HTTP connections with one request on its
+    /// way each, or with as many as --pipeline says. With --rate a push that is late counts from
+    /// when it was meant to be sent in intended_to_answer_us, and from when it was sent in the
+    /// other latencies.
+    #[argh(subcommand, name = "unicast")]
+    pub struct UnicastArguments {
+        /// HTTP connections that push (8)
+        #[argh(option, default = "8")]
+        pushers: [usize],
+
+        /// requests on their way on each of them, written before the first answer (1)
+        #[argh(option, default = "1")]
+        pipeline: [usize],
+
+        /// a push is over when it is answered and its message has arrived (when it is answered)
+        #[argh(switch)]
+        await_delivery: [bool],
+
+        /// users with one connection each, pushed to in turn (1)
+        #[argh(option, default = "1")]
+        users: [u64],
+
+        /// pushes per second over all pushers (each pushes as soon as its last push is over)
+        #[argh(option)]
+        rate: [Option<f64>],
+
+        /// size of the WebSocket payload, the whole push object with an id of 19 digits; at least
+        /// 84 (128)
+        #[argh(option, default = "128")]
+        bytes: [usize],
+
+        /// how long to push, after the warm-up (10)
+        #[argh(option, default = "10.0")]
+        seconds: [f64],
+
+        /// seconds of pushing before anything is measured (0.5); losses count there too
+        #[argh(option, default = "0.5")]
+        warmup: [f64],
+
+        /// tags told at connect, separated by commas (none)
+        #[argh(option, default = "String::new()")]
+        tags: [String],
+    }
+}
+
+impl UnicastArguments {
+    /// Checks the options and runs the command.
+    pub fn run(&self, options: &Options) -> Result<Report, String> {
+        let common = options.check(self.users, &self.tags)?;
+        let threads = common.threads as u64;
+        if self.users < threads || (self.pushers as u64) < threads {
+            return Err(format!("{threads} threads need as many --users and --pushers"));
+        }
+        if self.pushers > 10_000 {
+            return Err("--pushers: 10,000 at most".to_owned());
+        }
+        if !(1..=1_000).contains(&self.pipeline) {
+            return Err("--pipeline: 1 to 1,000".to_owned());
+        }
+        if self.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
+            return Err("--rate: above 0".to_owned());
+        }
+        nanoseconds("--seconds", self.seconds)?;
+        nanoseconds("--warmup", self.warmup)?;
+        let settings = Unicast {
+            pushers: self.pushers,
+            pipeline: self.pipeline,
+            await_delivery: self.await_delivery,
+            rate: self.rate,
+            bytes: self.bytes,
+            seconds: self.seconds,
+            warmup_seconds: self.warmup,
+        };
+        run(&common, &settings)
+    }
+}
 
 /// What `unicast` has besides the common settings. The connections are the users.
 pub struct Unicast {
@@ -36,6 +116,7 @@ const HTTP: u64 = 1 << 32;
 const MAX_ORDERED: usize = 4 << 20;
 
 struct Receiver {
+    live: &'static ThreadLive,
     finder: Finder,
     users: u32,
     pushers: usize,
@@ -81,6 +162,7 @@ impl Handler for Receiver {
             *last = (*last).max(seq + 1);
         }
         self.deliveries += 1;
+        self.live.latency.record(self.now.saturating_sub(at_ns));
         if at_ns >= self.measure_from_ns {
             self.measured += 1;
             self.last_ns = self.now;
@@ -185,7 +267,7 @@ impl Source<'_> {
             body.extend_from_slice(b"\"],");
         };
         let pusher = &mut self.pushers[usize::from(index)];
-        self.writer.write(stamp, select, &mut pusher.out);
+        self.writer.write(stamp, select, &pusher.host, &mut pusher.out);
         pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns });
     }
 
@@ -243,7 +325,7 @@ impl Source<'_> {
 }
 
 fn connect(common: &Common, index: u16, reactor: &Reactor) -> Result<Pusher, String> {
-    let http = common.http;
+    let http = common.http_of(usize::from(index));
     let pusher = Pusher::connect(http).map_err(|error| format!("http {http}: {error}"))?;
     let both = sys::READABLE | sys::WRITABLE;
     let added = reactor.epoll.add(pusher.fd(), both, HTTP + u64::from(index));
@@ -261,13 +343,12 @@ struct Outcome<'a> {
 }
 
 pub fn run(common: &Common, settings: &Unicast) -> Result<Report, String> {
-    let gauges = Gauges::new(common.threads);
     let start = Start::new(common.threads);
     let run_number = run::run_number();
     let bar = common.bar((settings.seconds * 10.0) as u64, "unicast");
     let mut last = (sys::now_ns(), 0);
     let watch = || {
-        let work = gauges.sum(|gauge| &gauge.work);
+        let work = common.live.sum(|thread| &thread.deliveries);
         let now = sys::now_ns();
         if now - last.0 > 500_000_000 {
             let rate = (work - last.1) as f64 * 1e9 / (now - last.0) as f64;
@@ -280,10 +361,10 @@ pub fn run(common: &Common, settings: &Unicast) -> Result<Report, String> {
         // Threads tell their messages apart by the run.
         let run_number = run_number.wrapping_add(t as u16);
         let mut clients = common.clients(t, None);
-        let opened =
-            ready.and_then(|()| open(common, settings, t, run_number, &mut clients, gauges.of(t)));
+        let opened = ready
+            .and_then(|()| open(common, settings, t, run_number, &mut clients, common.live.of(t)));
         let (reactor, source) = start.meet(opened)?;
-        drive(settings, reactor, clients, source, gauges.of(t), t == 0)
+        drive(settings, reactor, clients, source, common.live.of(t), t == 0)
     };
     let outcomes = common.run_threads(body, watch)?;
     bar.finish_and_clear();
@@ -297,11 +378,11 @@ fn open<'a>(
     t: usize,
     run: u16,
     clients: &mut Clients,
-    gauge: &Gauge,
+    live: &'static ThreadLive,
 ) -> Result<(Reactor, Source<'a>), String> {
     let mut reactor = Reactor::new()?;
     let users = common.share(common.connections, t);
-    reactor.open_all(clients, users, gauge)?;
+    reactor.open_all(clients, users, live)?;
     let count = common.share(settings.pushers as u64, t) as u16;
     let pushers: Vec<_> =
         (0..count).map(|index| connect(common, index, &reactor)).collect::<Result<_, _>>()?;
@@ -314,7 +395,7 @@ fn open<'a>(
         pushers,
         idle: (0..count).flat_map(|index| repeat_n(index, settings.pipeline)).collect(),
         undelivered: settings.await_delivery.then(Vec::new),
-        writer: PushWriter::new(common.http, &common.identity.pid, &common.secret, data_len)?,
+        writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
         next: 0,
         accepted: SeqSet::default(),
         accepted_count: 0,
@@ -336,7 +417,7 @@ fn drive<'a>(
     mut reactor: Reactor,
     mut clients: Clients,
     mut source: Source<'a>,
-    gauge: &Gauge,
+    live: &'static ThreadLive,
     is_first: bool,
 ) -> Result<Outcome<'a>, String> {
     let common = source.common;
@@ -345,6 +426,7 @@ fn drive<'a>(
     source.end_ns = source.measure_from_ns + (settings.seconds * 1e9) as u64;
     let pairs = source.users as usize * source.pushers.len();
     let mut receiver = Receiver {
+        live,
         finder: Finder::new(source.run),
         users: source.users,
         pushers: source.pushers.len(),
@@ -394,7 +476,8 @@ fn drive<'a>(
             source.reconnect(index, &error, &reactor);
         }
         source.settle(&receiver.seen, now);
-        gauge.work.store(receiver.deliveries, Ordering::Relaxed);
+        live.show(&clients);
+        live.deliveries.store(receiver.deliveries, Ordering::Relaxed);
         if !source.is_over(now) {
             continue;
         }
@@ -470,15 +553,15 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     report.set("deliveries_measured", measured);
     report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
     report.set_rounded("pushes_accepted_per_s", per_s(accepted_measured));
-    report.set_rounded("deliveries_per_s", per_s(measured));
+    report.set_judged_rate("deliveries_per_s", per_s(measured));
     report.set_histogram("http_us", &http_latency);
     if settings.rate.is_some() {
         report.set_histogram("intended_to_answer_us", &intended_latency);
     }
-    report.set_histogram("push_to_delivery_us", &latency);
-    report.set_fault("lost", lost);
-    report.set_fault("duplicates", duplicates);
-    report.set_fault("misdelivered", misdelivered);
+    report.set_judged_latency("push_to_delivery_us", &latency);
+    report.set_lost("lost", lost);
+    report.set_lost("duplicates", duplicates);
+    report.set_lost("misdelivered", misdelivered);
     match order_checked {
         true => report.set_fault("out_of_order", out_of_order),
         false => report.set("out_of_order", "not checked: too many users"),

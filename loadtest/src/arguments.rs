@@ -1,0 +1,251 @@
+//! The options that every command has, and how they are checked.
+
+use std::io::IsTerminal;
+use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
+
+use crate::business::Business;
+use crate::identity::{Identity, Kind};
+use crate::run::{self, Common};
+use crate::series::Live;
+
+/// A subcommand with its own options and the common ones: argh cannot flatten a struct into
+/// another. `options` gives the common ones as one struct.
+macro_rules! subcommand {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident {
+            $( $(#[$option:meta])* $field:ident: [$($kind:tt)+], )*
+        }
+    ) => {
+        #[derive(argh::FromArgs)]
+        $(#[$about])*
+        pub struct $name {
+            $( $(#[$option])* $field: $($kind)+, )*
+
+            /// the nodes' WebSocket ports, host:port, separated by commas; connections go to them
+            /// in turn (127.0.0.1:8812)
+            #[argh(option, default = "\"127.0.0.1:8812\".to_owned()")]
+            ws: String,
+
+            /// the nodes' HTTP ports, host:port, separated by commas; pushes go to them in turn
+            /// (127.0.0.1:8912)
+            #[argh(option, default = "\"127.0.0.1:8912\".to_owned()")]
+            http: String,
+
+            /// the project (1)
+            #[argh(option, default = "\"1\".to_owned()")]
+            pid: String,
+
+            /// the project's secret (the environment's WS_CLUSTER_SECRET, else dev-secret)
+            #[argh(option)]
+            secret: Option<String>,
+
+            /// what uids begin with; a number follows (u)
+            #[argh(option, default = "\"u\".to_owned()")]
+            uid_prefix: String,
+
+            /// the number of the first user (0); tools that run at once need different ones
+            #[argh(option, default = "0")]
+            first_user: u64,
+
+            /// the device told at connect (none)
+            #[argh(option, default = "String::new()")]
+            device: String,
+
+            /// connects on their way at once, over all threads (64)
+            #[argh(option, default = "64")]
+            concurrency: usize,
+
+            /// connects per second, over all threads (as many as go)
+            #[argh(option, default = "0.0")]
+            connect_rate: f64,
+
+            /// seconds after which a connect has failed or a message is lost (5)
+            #[argh(option, default = "5.0")]
+            timeout: f64,
+
+            /// threads, each with its own table of open files (as many as the limit of open files
+            /// makes necessary)
+            #[argh(option)]
+            threads: Option<usize>,
+
+            /// cores for the threads, such as 1 or 2,3 (not pinned)
+            #[argh(option)]
+            pin: Option<String>,
+
+            /// source addresses 127.0.0.1, .2 and so on to rotate over (32 or more)
+            #[argh(option)]
+            sources: Option<usize>,
+
+            /// process id of the server on this machine: its CPU time, and its memory where asked
+            #[argh(option)]
+            pid_of_server: Option<u32>,
+
+            /// print one JSON object, and no progress
+            #[argh(switch)]
+            json: bool,
+        }
+
+        impl $name {
+            /// The options that all commands have.
+            pub fn options(&self) -> crate::arguments::Options {
+                crate::arguments::Options {
+                    ws: self.ws.clone(),
+                    http: self.http.clone(),
+                    pid: self.pid.clone(),
+                    secret: self.secret.clone(),
+                    uid_prefix: self.uid_prefix.clone(),
+                    first_user: self.first_user,
+                    device: self.device.clone(),
+                    concurrency: self.concurrency,
+                    connect_rate: self.connect_rate,
+                    timeout: self.timeout,
+                    threads: self.threads,
+                    pin: self.pin.clone(),
+                    sources: self.sources,
+                    pid_of_server: self.pid_of_server,
+                    json: self.json,
+                }
+            }
+        }
+    };
+}
+pub(crate) use subcommand;
+
+/// The common options as they were given.
+pub struct Options {
+    pub ws: String,
+    pub http: String,
+    pub pid: String,
+    pub secret: Option<String>,
+    pub uid_prefix: String,
+    pub first_user: u64,
+    pub device: String,
+    pub concurrency: usize,
+    pub connect_rate: f64,
+    pub timeout: f64,
+    pub threads: Option<usize>,
+    pub pin: Option<String>,
+    pub sources: Option<usize>,
+    pub pid_of_server: Option<u32>,
+    pub json: bool,
+}
+
+impl Options {
+    /// Checks the common options. `tags` are those of the connections.
+    pub fn check(&self, connections: u64, tags: &str) -> Result<Common, String> {
+        let ws = resolve_all(&self.ws)?;
+        let secret = match &self.secret {
+            Some(secret) => secret.clone(),
+            None => std::env::var("WS_CLUSTER_SECRET").unwrap_or_else(|_| "dev-secret".to_owned()),
+        };
+        if self.concurrency == 0 || self.threads == Some(0) {
+            return Err("--concurrency and --threads begin at 1".to_owned());
+        }
+        if self.uid_prefix.contains(['"', '\\', ',']) {
+            return Err("--uid-prefix: no quotes, backslashes or commas".to_owned());
+        }
+        let derived = run::derive(&ws, connections, self.threads, self.sources)?;
+        Ok(Common {
+            identity: Identity {
+                ws,
+                signer: run::signer(&secret)?,
+                pid: self.pid.clone(),
+                uid_prefix: self.uid_prefix.clone(),
+                tags: tags.to_owned(),
+                device: self.device.clone(),
+                kind: Kind::Client,
+            },
+            http: resolve_all(&self.http)?,
+            secret,
+            connections,
+            threads: derived.threads,
+            concurrency: self.concurrency,
+            rate: self.connect_rate,
+            timeout_ns: nanoseconds("--timeout", self.timeout)?,
+            sources: derived.sources,
+            first_user: self.first_user,
+            pin: self.pin.as_deref().map_or(Ok(Vec::new()), |list| numbers("--pin", list))?,
+            progress: !self.json && std::io::stderr().is_terminal(),
+            server_pid: self.pid_of_server,
+            // One run is one process: it is never freed, and every thread may keep it.
+            live: Box::leak(Box::new(Live::new(derived.threads))),
+        })
+    }
+}
+
+/// What business servers connect to and hear.
+pub fn business(servers: u64, ws: &str, events: &'static str) -> Result<Business, String> {
+    if !(1..=100).contains(&servers) {
+        return Err("--servers: 1 to 100".to_owned());
+    }
+    Ok(Business { servers, ws: resolve_all(ws)?, events })
+}
+
+/// `--a_b` becomes `--a-b`, and `--a=b` becomes two words.
+pub fn fold(words: impl Iterator<Item = String>) -> Vec<String> {
+    let mut folded = Vec::new();
+    for word in words {
+        match word.strip_prefix("--").map(|rest| rest.split_once('=').unwrap_or((rest, ""))) {
+            Some((name, value)) => {
+                folded.push(format!("--{}", name.replace('_', "-")));
+                if word.contains('=') {
+                    folded.push(value.to_owned());
+                }
+            }
+            None => folded.push(word),
+        }
+    }
+    folded
+}
+
+/// Addresses separated by commas, at least one.
+pub fn resolve_all(list: &str) -> Result<Vec<SocketAddrV4>, String> {
+    list.split(',').map(|address| resolve(address.trim())).collect()
+}
+
+fn resolve(address: &str) -> Result<SocketAddrV4, String> {
+    let found = address.to_socket_addrs().map_err(|error| format!("{address}: {error}"))?;
+    found
+        .filter_map(|address| match address {
+            SocketAddr::V4(address) => Some(address),
+            SocketAddr::V6(_) => None,
+        })
+        .next()
+        .ok_or_else(|| format!("{address}: no IPv4 address"))
+}
+
+pub fn nanoseconds(option: &str, seconds: f64) -> Result<u64, String> {
+    if !(0.0..=1e6).contains(&seconds) {
+        return Err(format!("{option} {seconds}: 0 to 1,000,000 seconds"));
+    }
+    Ok((seconds * 1e9) as u64)
+}
+
+pub fn numbers<T: std::str::FromStr>(option: &str, list: &str) -> Result<Vec<T>, String> {
+    list.split(',')
+        .map(|number| number.trim().parse().map_err(|_| format!("{option}: {number}?")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscores_and_equals_signs_are_folded() {
+        let words = ["x", "--a_b=c_d", "--e_f", "g_h", "--", "-1"].map(str::to_owned);
+        let want = ["x", "--a-b", "c_d", "--e-f", "g_h", "--", "-1"];
+        assert_eq!(fold(words.into_iter()), want);
+    }
+
+    #[test]
+    fn lists_and_addresses() {
+        assert_eq!(numbers::<u64>("--x", "1, 2").unwrap(), [1, 2]);
+        assert!(numbers::<u64>("--x", "1,b").is_err());
+        let both = resolve_all("127.0.0.1:80, 127.0.0.2:81").unwrap();
+        assert_eq!(both.iter().map(SocketAddrV4::port).collect::<Vec<_>>(), [80, 81]);
+        assert!(resolve_all("nowhere").is_err() && resolve_all("127.0.0.1:80,").is_err());
+        assert!(nanoseconds("--x", -1.0).is_err() && nanoseconds("--x", f64::NAN).is_err());
+    }
+}
