@@ -222,6 +222,14 @@ pub fn nanoseconds(option: &str, seconds: f64) -> Result<u64, String> {
     Ok((seconds * 1e9) as u64)
 }
 
+/// A rate that a command was given.
+pub fn check_rate(rate: Option<f64>) -> Result<(), String> {
+    match rate {
+        Some(rate) if !(rate > 0.0 && rate <= 1e9) => Err(format!("--rate {rate}: above 0")),
+        _ => Ok(()),
+    }
+}
+
 pub fn numbers<T: std::str::FromStr>(option: &str, list: &str) -> Result<Vec<T>, String> {
     list.split(',')
         .map(|number| number.trim().parse().map_err(|_| format!("{option}: {number}?")))

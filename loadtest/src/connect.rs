@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::arguments::{Options, nanoseconds, numbers, subcommand};
 use crate::client::{Closing, IDLE_NS, Ignore};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Reactor};
+use crate::run::{self, Common, Reactor, Targets};
 use crate::server::{self, Memory};
 use crate::sys::{self, CpuTime};
 
@@ -196,7 +196,9 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     let mut latency = report::new_histogram();
     let mut failures = Failures::default();
     let mut cpus = Vec::new();
+    let mut targets = Targets::default();
     for Outcome { clients, cpu } in outcomes {
+        targets.add_clients(&clients);
         welcomed += clients.welcomed;
         refused += clients.refused;
         dropped += clients.dropped;
@@ -222,6 +224,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     }
     report.set_judged_latency("connect_to_welcome_us", &latency);
     report.set_failures("failures", &failures);
+    targets.report(common, &mut report);
     report_memory(&mut report, &memory);
     if settings.hold_ns == 0 && settings.memory_at.is_empty() {
         run::report_cpu(&mut report, "connect", welcomed, elapsed_ns, &cpus, server_used);

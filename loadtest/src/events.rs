@@ -17,7 +17,7 @@ use crate::client::{Clients, Handler, IDLE_NS};
 use crate::identity::{self, Identity};
 use crate::message::{Marks, Member};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Reactor, Start};
+use crate::run::{self, Common, Reactor, Start, Targets};
 use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
@@ -437,7 +437,9 @@ fn summarize(common: &Common, business: &Business, outcomes: Vec<Outcome>) -> Re
     let mut connect_latency = report::new_histogram();
     let (mut servers, mut reads) = (Vec::new(), 0);
     let (mut cpus, mut server_ns) = (Vec::new(), None);
+    let mut targets = Targets::default();
     for outcome in outcomes {
+        targets.add_clients(&outcome.clients);
         let Outcome { clients, welcomes: of_thread, times: [storm, closing, over], .. } = outcome;
         let first = (clients.first_user - common.first_user) as usize;
         welcomes[first..first + of_thread.of.len()].copy_from_slice(&of_thread.of);
@@ -514,6 +516,7 @@ fn summarize(common: &Common, business: &Business, outcomes: Vec<Outcome>) -> Re
     report.set_fault("connections_ended_by_server", dropped);
     report.set_failures("failures", &failures);
     let elapsed_ns = over_ns.saturating_sub(storm_ns);
+    targets.report(common, &mut report);
     run::report_cpu(&mut report, "event", events, elapsed_ns, &cpus, server_ns);
     if events == 0 {
         report.fail();

@@ -1,22 +1,25 @@
 //! `loadtest fanout`: every message goes to every connection.
 //!
-//! Thread 0 pushes over one pipelined HTTP connection, so that the order of the messages is
-//! promised. Every thread counts, per message, how many of its connections have it; when a thread
-//! has all, it takes itself off the message's slot, and the last one wakes thread 0.
+//! Thread 0 pushes over one pipelined HTTP connection to each node, so that the order of the
+//! messages of each connection is promised. Every thread counts, per message, how many of its
+//! connections have it; when a thread has all, it takes itself off the message's slot, and the last
+//! one wakes thread 0.
+
+mod source;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hdrhistogram::Histogram;
 
-use crate::arguments::{Options, nanoseconds, subcommand};
+use crate::arguments::{Options, check_rate, nanoseconds, subcommand};
 use crate::client::{Clients, Handler, IDLE_NS};
-use crate::http::{self, PushWriter, Pusher};
-use crate::message::{self, Arrival, FRAME_OVERHEAD, Finder, Marks, Stamp};
+use crate::message::{self, Arrival, FRAME_OVERHEAD, Finder, Marks};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Reactor, Start};
+use crate::run::{self, Common, Reactor, Start, Targets};
 use crate::series::ThreadLive;
 use crate::server;
-use crate::sys::{self, CpuTime, Epoll, Waker};
+use crate::sys::{self, CpuTime, Waker};
+use source::{Pushed, Source};
 
 subcommand! {
     /// Pushes messages that every connection gets. A message is complete when all of them have it;
@@ -48,6 +51,11 @@ subcommand! {
         #[argh(option)]
         messages: [Option<u32>],
 
+        /// messages per second (the next one as soon as one is complete); one that is late counts
+        /// from when it was meant to be sent in intended_to_delivery_us
+        #[argh(option)]
+        rate: [Option<f64>],
+
         /// the tag that connections have and messages go to (load)
         #[argh(option, default = "\"load\".to_owned()")]
         tag: [String],
@@ -62,8 +70,9 @@ impl FanoutArguments {
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         if !(1..=MAX_OUTSTANDING).contains(&self.outstanding) {
-            return Err(format!("--outstanding: 1 to {}", MAX_OUTSTANDING));
+            return Err(format!("--outstanding: 1 to {MAX_OUTSTANDING}"));
         }
+        check_rate(self.rate)?;
         let tag = (!self.project).then(|| self.tag.clone());
         let common = options.check(self.connections, tag.as_deref().unwrap_or(""))?;
         nanoseconds("--seconds", self.seconds)?;
@@ -74,6 +83,7 @@ impl FanoutArguments {
             seconds: self.seconds,
             warmup_seconds: self.warmup,
             messages: self.messages,
+            rate: self.rate,
             tag,
         };
         run(&common, &settings)
@@ -87,10 +97,19 @@ pub struct Fanout {
     pub outstanding: usize,
     pub seconds: f64,
     pub warmup_seconds: f64,
+    /// Messages per second; `None`: the next one when one is complete.
+    pub rate: Option<f64>,
     /// End after this many messages.
     pub messages: Option<u32>,
     /// The tag to push to; `None`: the whole project.
     pub tag: Option<String>,
+}
+
+impl Fanout {
+    /// When message `seq` was meant to be sent, where a rate is wanted.
+    fn intended_ns(&self, began_ns: u64, seq: u32) -> Option<u64> {
+        Some(began_ns + (f64::from(seq) * 1e9 / self.rate?) as u64)
+    }
 }
 
 pub const MAX_OUTSTANDING: usize = 32;
@@ -108,6 +127,8 @@ struct Shared {
     slots: [AtomicU64; SLOTS],
     /// Threads with open connections.
     active: AtomicU64,
+    /// When the first message was to be sent; 0 until it is known.
+    began_ns: AtomicU64,
     /// Messages sent from here on are measured; u64::MAX until it is known.
     measure_from_ns: AtomicU64,
     over: AtomicBool,
@@ -133,6 +154,10 @@ struct Receiver<'a> {
     foreign: u64,
     payload_len: usize,
     is_pusher: bool,
+    /// HTTP connections that push in turn.
+    pushers: u32,
+    /// With a rate: from when a message was meant to be sent.
+    intended_latency: Histogram<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -152,7 +177,9 @@ impl Handler for Receiver<'_> {
         };
         match marks.arrived(seq) {
             Arrival::InOrder => {}
-            Arrival::OutOfOrder => self.out_of_order += 1,
+            Arrival::OutOfOrder => {
+                self.out_of_order += u64::from(marks.overtaken(seq, self.pushers));
+            }
             Arrival::Duplicate | Arrival::Ancient => {
                 self.duplicates += 1;
                 return;
@@ -180,7 +207,9 @@ impl Handler for Receiver<'_> {
 
 impl Receiver<'_> {
     /// Books what the batch brought. All deliveries of a message in one batch have one latency.
-    fn end_batch(&mut self, now: u64, measure_from_ns: u64) {
+    fn end_batch(&mut self, now: u64, settings: &Fanout) {
+        let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
+        let began_ns = self.shared.began_ns.load(Ordering::Acquire);
         for (seq, at_ns) in self.touched.drain(..) {
             let count = &mut self.counts[seq as usize];
             let batch = std::mem::take(&mut count.batch);
@@ -192,6 +221,10 @@ impl Receiver<'_> {
                 self.last_ns = now;
                 let took_ns = now.saturating_sub(at_ns);
                 self.latency.saturating_record_n(took_ns, u64::from(batch));
+                if let Some(intended_ns) = settings.intended_ns(began_ns, seq) {
+                    let took_ns = now.saturating_sub(intended_ns);
+                    self.intended_latency.saturating_record_n(took_ns, u64::from(batch));
+                }
             }
             if count.all >= self.open && count.all - batch < self.open {
                 self.shared.took_all(seq, self.is_pusher);
@@ -219,143 +252,11 @@ impl Shared {
     }
 }
 
-/// What thread 0 knows of the messages.
-struct Source<'a> {
-    shared: &'a Shared,
-    settings: &'a Fanout,
-    pusher: Pusher,
-    writer: PushWriter,
-    run: u16,
-    next: u32,
-    /// Not yet complete, oldest first: sequence number and when it was pushed.
-    in_flight: Vec<(u32, u64)>,
-    /// By sequence number: whether the server took it.
-    accepted: Vec<bool>,
-    incomplete: u64,
-    completed_measured: u64,
-    http_latency: Histogram<u64>,
-    statuses: Failures,
-    failures: Failures,
-    end_ns: u64,
-    timeout_ns: u64,
-}
-
-impl Source<'_> {
-    /// Takes complete and overdue messages out, and pushes as many new ones as there is room for.
-    fn turn(&mut self, now: u64, epoll: &Epoll, http: std::net::SocketAddrV4) {
-        let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
-        let (shared, timeout_ns) = (self.shared, self.timeout_ns);
-        let (mut complete, mut overdue) = (0, 0);
-        self.in_flight.retain(|&(seq, at_ns)| {
-            if shared.is_complete(seq) {
-                complete += u64::from(at_ns >= measure_from_ns);
-                return false;
-            }
-            let late = now.saturating_sub(at_ns) > timeout_ns;
-            overdue += u64::from(late);
-            !late
-        });
-        self.completed_measured += complete;
-        self.incomplete += overdue;
-        self.writer.refresh(now);
-        let mut wrote = false;
-        while self.in_flight.len() < self.settings.outstanding && !self.is_over(now) {
-            self.push();
-            wrote = true;
-        }
-        if wrote && let Err(error) = self.pusher.flush() {
-            self.reconnect(&error, epoll, http);
-        }
-    }
-
-    fn is_over(&self, now: u64) -> bool {
-        now >= self.end_ns
-            || self.settings.messages.is_some_and(|messages| self.next >= messages)
-            || self.shared.active.load(Ordering::Acquire) == 0
-            || sys::interrupted()
-    }
-
-    fn push(&mut self) {
-        let seq = self.next;
-        self.next += 1;
-        let active = self.shared.active.load(Ordering::Acquire);
-        let slot = &self.shared.slots[seq as usize % SLOTS];
-        slot.store(u64::from(seq) << 32 | active, Ordering::Release);
-        let at_ns = sys::now_ns();
-        let stamp = Stamp { run: self.run, seq, at_ns, pusher: 0 };
-        let tag = self.settings.tag.as_deref();
-        let select = |body: &mut Vec<u8>| {
-            if let Some(tag) = tag {
-                http::write_selector("tags", tag, body);
-            }
-        };
-        self.writer.write(stamp, select, &self.pusher.host, &mut self.pusher.out);
-        self.pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns: at_ns });
-        self.in_flight.push((seq, at_ns));
-        self.accepted.push(false);
-    }
-
-    fn on_http(
-        &mut self,
-        mask: u32,
-        now: u64,
-        buffer: &mut [u8],
-        epoll: &Epoll,
-        http: std::net::SocketAddrV4,
-    ) {
-        let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
-        let mut result = match mask & sys::WRITABLE {
-            0 => Ok(()),
-            _ => self.pusher.flush(),
-        };
-        if result.is_ok() {
-            result = self.pusher.read(mask, buffer, |asked, answer| {
-                if answer.status == 200 {
-                    self.accepted[asked.seq as usize] = true;
-                    if asked.at_ns >= measure_from_ns {
-                        let took_ns = now.saturating_sub(asked.at_ns);
-                        report::record(&mut self.http_latency, took_ns);
-                    }
-                } else {
-                    self.statuses.add(&answer.status.to_string());
-                    self.in_flight.retain(|&(seq, _)| seq != asked.seq);
-                }
-            });
-        }
-        if let Err(error) = result {
-            self.reconnect(&error, epoll, http);
-        }
-    }
-
-    fn reconnect(&mut self, error: &std::io::Error, epoll: &Epoll, http: std::net::SocketAddrV4) {
-        self.failures.add(&format!("http: {}", crate::client::describe(error)));
-        self.in_flight.clear();
-        let again = Pusher::connect(http).and_then(|pusher| {
-            epoll.add(pusher.fd(), sys::READABLE | sys::WRITABLE, HTTP)?;
-            Ok(pusher)
-        });
-        match again {
-            Ok(pusher) => self.pusher = pusher,
-            Err(error) => {
-                self.failures.add(&format!("http: {}", crate::client::describe(&error)));
-                self.end_ns = 0;
-            }
-        }
-    }
-
-    /// Nothing to send and nothing to wait for any more.
-    fn is_done(&self, now: u64) -> bool {
-        let waits_for_answer = !self.pusher.pending.is_empty()
-            && now < self.end_ns.saturating_add(self.timeout_ns)
-            && self.end_ns != 0;
-        self.is_over(now) && self.in_flight.is_empty() && !waits_for_answer
-    }
-}
-
 struct Outcome {
     clients: Clients,
     counts: Vec<Count>,
     latency: Histogram<u64>,
+    intended_latency: Histogram<u64>,
     deliveries: u64,
     measured: u64,
     last_ns: u64,
@@ -368,23 +269,13 @@ struct Outcome {
     pushed: Option<Pushed>,
 }
 
-/// Thread 0's part of the outcome.
-struct Pushed {
-    accepted: Vec<bool>,
-    incomplete: u64,
-    completed_measured: u64,
-    http_latency: Histogram<u64>,
-    statuses: Failures,
-    failures: Failures,
-    server_ns: Option<u64>,
-}
-
 pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
     let shared = Shared {
         start: Start::new(common.threads),
         waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
         slots: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
         active: AtomicU64::new(0),
+        began_ns: AtomicU64::new(0),
         measure_from_ns: AtomicU64::new(u64::MAX),
         over: AtomicBool::new(false),
     };
@@ -444,20 +335,22 @@ fn thread(
         foreign: 0,
         payload_len: 0,
         is_pusher: source.is_some(),
+        pushers: common.http.len() as u32,
+        intended_latency: report::new_histogram(),
     };
     let connected = clients.open;
     let began_ns = sys::now_ns();
     let measure_from_ns = began_ns + (settings.warmup_seconds * 1e9) as u64;
+    let mut wait_ns = IDLE_NS;
     if let Some(source) = &mut source {
-        shared.measure_from_ns.store(measure_from_ns, Ordering::Relaxed);
-        source.end_ns = measure_from_ns + (settings.seconds * 1e9) as u64;
-        source.turn(began_ns, &reactor.epoll, common.http_of(0));
+        source.start(began_ns, measure_from_ns);
+        wait_ns = source.turn(began_ns, &reactor.epoll);
     }
     let mut cpu_began = None;
     let mut server_began = None;
     let mut over = false;
     while !over {
-        let (ready, now) = reactor.wait(IDLE_NS)?;
+        let (ready, now) = reactor.wait(wait_ns)?;
         if cpu_began.is_none() && now >= measure_from_ns {
             cpu_began = Some(CpuTime::of_this_thread());
             server_began = common.server_pid.filter(|_| t == 0).map(server::cpu_ns);
@@ -467,18 +360,18 @@ fn thread(
             let buffer = &mut reactor.buffer;
             if token < HTTP {
                 clients.on_event(token as usize, mask, now, buffer, &mut receiver);
-            } else if token == HTTP
+            } else if token < WAKE
                 && let Some(source) = &mut source
             {
-                source.on_http(mask, now, buffer, &reactor.epoll, common.http_of(0));
+                source.on_http((token - HTTP) as usize, mask, now, buffer, &reactor.epoll);
             }
         }
-        receiver.end_batch(now, shared.measure_from_ns.load(Ordering::Relaxed));
+        receiver.end_batch(now, settings);
         live.show(&clients);
         live.deliveries.store(receiver.deliveries, Ordering::Relaxed);
         match &mut source {
             Some(source) => {
-                source.turn(now, &reactor.epoll, common.http_of(0));
+                wait_ns = source.turn(now, &reactor.epoll);
                 over = source.is_done(now);
                 shared.over.store(over, Ordering::Release);
             }
@@ -491,20 +384,13 @@ fn thread(
         .server_pid
         .zip(server_began)
         .map(|(pid, began)| server::cpu_ns(pid).saturating_sub(began));
-    let pushed = source.map(|source| Pushed {
-        accepted: source.accepted,
-        incomplete: source.incomplete,
-        completed_measured: source.completed_measured,
-        http_latency: source.http_latency,
-        statuses: source.statuses,
-        failures: source.failures,
-        server_ns,
-    });
+    let pushed = source.map(|source| Pushed { server_ns, ..source.done });
     clients.drop_all();
     Ok(Outcome {
         clients,
         counts: receiver.counts,
         latency: receiver.latency,
+        intended_latency: receiver.intended_latency,
         deliveries: receiver.deliveries,
         measured: receiver.measured,
         last_ns: receiver.last_ns,
@@ -535,32 +421,9 @@ fn open<'a>(
     if t != 0 {
         return Ok((reactor, None));
     }
-    let http = common.http_of(0);
-    let pusher = Pusher::connect(http).map_err(|error| format!("http {http}: {error}"))?;
-    let both = sys::READABLE | sys::WRITABLE;
-    let watched = reactor
-        .epoll
-        .add(pusher.fd(), both, HTTP)
-        .and_then(|()| reactor.epoll.add(shared.waker.fd(), sys::READABLE, WAKE));
+    let watched = reactor.epoll.add(shared.waker.fd(), sys::READABLE, WAKE);
     watched.map_err(|error| format!("epoll: {error}"))?;
-    let data_len = message::data_len(settings.bytes);
-    let source = Source {
-        shared,
-        settings,
-        pusher,
-        writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
-        run: run_number,
-        next: 0,
-        in_flight: Vec::with_capacity(MAX_OUTSTANDING),
-        accepted: Vec::new(),
-        incomplete: 0,
-        completed_measured: 0,
-        http_latency: report::new_histogram(),
-        statuses: Failures::default(),
-        failures: Failures::default(),
-        end_ns: 0,
-        timeout_ns: common.timeout_ns,
-    };
+    let source = Source::new(common, settings, shared, run_number, &reactor.epoll)?;
     Ok((reactor, Some(source)))
 }
 
@@ -572,13 +435,16 @@ fn summarize(
 ) -> Result<Report, String> {
     let mut report = Report::new("fanout");
     let mut latency = report::new_histogram();
+    let mut intended_latency = report::new_histogram();
     let mut failures = Failures::default();
     let (mut connected, mut deliveries, mut measured, mut last_ns) = (0, 0, 0, 0);
     let (mut duplicates, mut out_of_order, mut foreign, mut payload_len) = (0, 0, 0, 0);
     let (mut refused, mut dropped) = (0, 0);
     let mut per_message: Vec<u64> = Vec::new();
     let (mut cpus, mut pushed) = (Vec::new(), None);
+    let mut targets = Targets::default();
     for outcome in outcomes {
+        targets.add_clients(&outcome.clients);
         connected += outcome.connected;
         deliveries += outcome.deliveries;
         measured += outcome.measured;
@@ -591,6 +457,7 @@ fn summarize(
         dropped += outcome.clients.dropped;
         failures.merge(outcome.clients.failures);
         report::merge(&mut latency, &outcome.latency);
+        report::merge(&mut intended_latency, &outcome.intended_latency);
         if per_message.len() < outcome.counts.len() {
             per_message.resize(outcome.counts.len(), 0);
         }
@@ -602,6 +469,7 @@ fn summarize(
     }
     let pushed = pushed.ok_or("nothing was pushed")?;
     failures.merge(pushed.failures);
+    targets.add_pushes(&pushed.pushes);
     let got = |seq: usize| per_message.get(seq).copied().unwrap_or(0);
     let accepted = pushed.accepted.iter().filter(|&&accepted| accepted).count();
     let lost: u64 = (0..pushed.accepted.len())
@@ -613,6 +481,9 @@ fn summarize(
     report.set("threads", common.threads);
     report.set("connections", connected);
     report.set("outstanding", settings.outstanding);
+    if let Some(rate) = settings.rate {
+        report.set_rounded("rate_wanted_per_s", rate);
+    }
     report.set("payload_bytes", payload_len);
     report.set("payload_bytes_wanted", settings.bytes.max(FRAME_OVERHEAD + message::STAMP_LEN));
     report.set("messages_pushed", pushed.accepted.len());
@@ -624,7 +495,13 @@ fn summarize(
     report.set_judged_rate("deliveries_per_s", measured as f64 * 1e9 / elapsed_ns as f64);
     report
         .set_rounded("messages_per_s", pushed.completed_measured as f64 * 1e9 / elapsed_ns as f64);
-    report.set_judged_latency("push_to_delivery_us", &latency);
+    match settings.rate {
+        None => report.set_judged_latency("push_to_delivery_us", &latency),
+        Some(_) => {
+            report.set_histogram("push_to_delivery_us", &latency);
+            report.set_judged_latency("intended_to_delivery_us", &intended_latency);
+        }
+    }
     report.set_histogram("http_us", &pushed.http_latency);
     report.set_lost("lost", lost);
     report.set_lost("duplicates", duplicates);
@@ -635,6 +512,7 @@ fn summarize(
     report.set_fault("connections_ended_by_server", dropped);
     report.set_failures("http_not_200", &pushed.statuses);
     report.set_failures("failures", &failures);
+    targets.report(common, &mut report);
     let messages = pushed.completed_measured;
     run::report_cpu(&mut report, "message", messages, elapsed_ns, &cpus, pushed.server_ns);
     let tool_us: u64 = cpus.iter().map(|cpu| cpu.total_us()).sum();

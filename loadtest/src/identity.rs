@@ -36,7 +36,12 @@ pub enum Kind {
 impl Identity {
     /// Where the user with this number connects to.
     pub fn node_of(&self, user: u64) -> SocketAddrV4 {
-        self.ws[(user % self.ws.len() as u64) as usize]
+        self.ws[self.node_index(user)]
+    }
+
+    /// Which of the nodes that is.
+    pub fn node_index(&self, user: u64) -> usize {
+        (user % self.ws.len() as u64) as usize
     }
 
     /// Appends the upgrade request of the user with this number.

@@ -153,6 +153,15 @@ impl Marks {
         self.seen |= bit;
         Arrival::OutOfOrder
     }
+
+    /// Whether a later message of the same pusher came before this one, where messages go to
+    /// `pushers` in turn.
+    pub fn overtaken(&self, seq: u32, pushers: u32) -> bool {
+        let later = (1..=64).map_while(|turn: u32| seq.checked_add(turn.checked_mul(pushers)?));
+        later.take_while(|later| *later < self.next).any(|later| {
+            1u64.checked_shl(self.next - 1 - later).is_some_and(|bit| self.seen & bit != 0)
+        })
+    }
 }
 
 /// A growing set of sequence numbers.
@@ -267,6 +276,18 @@ mod tests {
         assert_eq!(marks.arrived(4), Arrival::OutOfOrder);
         assert_eq!(marks.arrived(500), Arrival::InOrder);
         assert_eq!(marks.arrived(499), Arrival::OutOfOrder);
+    }
+
+    #[test]
+    fn only_messages_of_the_same_pusher_overtake() {
+        let mut marks = Marks::default();
+        for seq in [0, 3, 1] {
+            marks.arrived(seq);
+        }
+        assert!(!marks.overtaken(1, 3), "3 is of another pusher");
+        assert!(marks.overtaken(1, 2) && marks.overtaken(1, 1));
+        assert_eq!(marks.arrived(4), Arrival::InOrder);
+        assert!(marks.overtaken(1, 3));
     }
 
     #[test]

@@ -9,11 +9,11 @@ mod asker;
 use std::iter::repeat_n;
 use std::sync::atomic::Ordering;
 
-use crate::arguments::{self, Options, nanoseconds, subcommand};
+use crate::arguments::{self, Options, check_rate, nanoseconds, subcommand};
 use crate::business::{Business, TOKENS};
 use crate::client::{Clients, IDLE_NS};
 use crate::report::Report;
-use crate::run::{self, Common, Reactor};
+use crate::run::{self, Common, Reactor, Targets};
 use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
@@ -73,9 +73,7 @@ impl RequestsArguments {
         if !(1..=1_000).contains(&self.outstanding) {
             return Err("--outstanding: 1 to 1,000".to_owned());
         }
-        if self.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
-            return Err("--rate: above 0".to_owned());
-        }
+        check_rate(self.rate)?;
         nanoseconds("--seconds", self.seconds)?;
         nanoseconds("--warmup", self.warmup)?;
         let ws = self.server_ws.as_deref().unwrap_or(&options.ws);
@@ -299,6 +297,8 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     let lost = asker.unanswered();
     let payload_len = asker.payload_len();
     let elapsed_ns = asker.last_ns.saturating_sub(asker.measure_from_ns).max(1);
+    let mut targets = Targets::default();
+    targets.add_clients(&clients);
     let mut failures = clients.failures;
     failures.merge(servers.failures);
     let mut report = Report::new("requests");
@@ -318,9 +318,12 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     report.set("requests_by_server", answerer.got);
     report.set_rounded("elapsed_s", elapsed_ns as f64 / 1e9);
     report.set_judged_rate("requests_per_s", asker.measured as f64 * 1e9 / elapsed_ns as f64);
-    report.set_histogram("request_to_answer_us", &asker.latency);
-    if settings.rate.is_some() {
-        report.set_histogram("intended_to_answer_us", &asker.intended_latency);
+    match settings.rate {
+        None => report.set_judged_latency("request_to_answer_us", &asker.latency),
+        Some(_) => {
+            report.set_histogram("request_to_answer_us", &asker.latency);
+            report.set_judged_latency("intended_to_answer_us", &asker.intended_latency);
+        }
     }
     report.set_lost("lost", lost);
     report.set_lost("duplicates", asker.duplicates);
@@ -332,6 +335,7 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     report.set_fault("connections_ended_by_server", clients.dropped + servers.dropped);
     report.set_failures("refused", &asker.refusals);
     report.set_failures("failures", &failures);
+    targets.report(common, &mut report);
     let cpus = [used.cpu];
     run::report_cpu(&mut report, "request", asker.measured, elapsed_ns, &cpus, used.server_ns);
     if asker.measured == 0 {

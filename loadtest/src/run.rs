@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::client::{Clients, Closing, IDLE_NS, Ignore, Opening};
+use serde_json::json;
+
+use crate::client::{Clients, Closing, IDLE_NS, Ignore, NodeCounts, Opening};
 use crate::identity::Identity;
 use crate::report::Report;
 use crate::series::{Live, ThreadLive};
@@ -71,6 +73,11 @@ impl Common {
     /// The HTTP port that the `i`-th pushing connection goes to.
     pub fn http_of(&self, i: usize) -> SocketAddrV4 {
         self.http[i % self.http.len()]
+    }
+
+    /// How many of `total` belong to the threads before `t`.
+    pub fn share_before(&self, total: u64, t: usize) -> u64 {
+        total * t as u64 / self.threads as u64
     }
 
     /// The number of thread `t`'s first user. Users of different threads never meet.
@@ -250,6 +257,64 @@ impl Start {
 }
 
 const OTHER_FAILED: &str = "another thread failed";
+
+/// What became of the pushes over one node's HTTP port.
+#[derive(Clone, Copy, Default)]
+pub struct Pushes {
+    pub sent: u64,
+    pub accepted: u64,
+}
+
+/// The counts of each of several targets.
+#[derive(Default)]
+pub struct Targets {
+    nodes: Vec<NodeCounts>,
+    pushes: Vec<Pushes>,
+}
+
+impl Targets {
+    pub fn add_clients(&mut self, clients: &Clients) {
+        self.nodes.resize(clients.by_node.len().max(self.nodes.len()), NodeCounts::default());
+        for (sum, node) in self.nodes.iter_mut().zip(&clients.by_node) {
+            sum.welcomed += node.welcomed;
+            sum.refused += node.refused;
+            sum.dropped += node.dropped;
+        }
+    }
+
+    pub fn add_pushes(&mut self, pushes: &[Pushes]) {
+        self.pushes.resize(pushes.len().max(self.pushes.len()), Pushes::default());
+        for (sum, node) in self.pushes.iter_mut().zip(pushes) {
+            sum.sent += node.sent;
+            sum.accepted += node.accepted;
+        }
+    }
+
+    /// Of one target the other figures say the same.
+    pub fn report(&self, common: &Common, report: &mut Report) {
+        if self.nodes.len() > 1 {
+            let nodes = common.identity.ws.iter().zip(&self.nodes).map(|(ws, node)| {
+                json!({
+                    "ws": ws.to_string(),
+                    "connections_welcomed": node.welcomed,
+                    "connections_failed": node.refused,
+                    "connections_ended_by_server": node.dropped,
+                })
+            });
+            report.set("ws_targets", nodes.collect::<Vec<_>>());
+        }
+        if self.pushes.len() > 1 {
+            let nodes = common.http.iter().zip(&self.pushes).map(|(http, node)| {
+                json!({
+                    "http": http.to_string(),
+                    "pushes": node.sent,
+                    "pushes_accepted": node.accepted,
+                })
+            });
+            report.set("http_targets", nodes.collect::<Vec<_>>());
+        }
+    }
+}
 
 /// A number that makes the messages of this run its own.
 pub fn run_number() -> u16 {

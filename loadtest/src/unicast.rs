@@ -3,17 +3,18 @@
 //! Threads share nothing: each pushes to its own users over its own connections. Message `seq` of a
 //! thread goes to its user `seq mod users`, so an arrival tells whether it came to the right one.
 
+use std::collections::VecDeque;
 use std::iter::repeat_n;
 use std::sync::atomic::Ordering;
 
 use hdrhistogram::Histogram;
 
-use crate::arguments::{Options, nanoseconds, subcommand};
+use crate::arguments::{Options, check_rate, nanoseconds, subcommand};
 use crate::client::{self, Clients, Handler, IDLE_NS};
 use crate::http::{self, PushWriter, Pusher};
 use crate::message::{self, Finder, Marks, SeqSet, Stamp};
 use crate::report::{self, Failures, Report};
-use crate::run::{self, Common, Reactor, Start};
+use crate::run::{self, Common, Pushes, Reactor, Start, Targets};
 use crate::series::ThreadLive;
 use crate::server;
 use crate::sys::{self, CpuTime};
@@ -78,9 +79,7 @@ impl UnicastArguments {
         if !(1..=1_000).contains(&self.pipeline) {
             return Err("--pipeline: 1 to 1,000".to_owned());
         }
-        if self.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
-            return Err("--rate: above 0".to_owned());
-        }
+        check_rate(self.rate)?;
         nanoseconds("--seconds", self.seconds)?;
         nanoseconds("--warmup", self.warmup)?;
         let settings = Unicast {
@@ -127,6 +126,11 @@ struct Receiver {
     now: u64,
     measure_from_ns: u64,
     latency: Histogram<u64>,
+    /// With a rate: from when the push was meant to be sent.
+    intended_latency: Histogram<u64>,
+    /// When the first push was meant to be sent, and the time from one to the next.
+    began_ns: u64,
+    interval_ns: f64,
     deliveries: u64,
     measured: u64,
     last_ns: u64,
@@ -168,6 +172,10 @@ impl Handler for Receiver {
             self.last_ns = self.now;
             self.payload_len = payload.len();
             report::record(&mut self.latency, self.now.saturating_sub(at_ns));
+            if self.interval_ns > 0.0 {
+                let intended_ns = intended_ns(self.began_ns, self.interval_ns, seq);
+                report::record(&mut self.intended_latency, self.now.saturating_sub(intended_ns));
+            }
         }
     }
 }
@@ -178,8 +186,13 @@ struct Source<'a> {
     first_user: u64,
     run: u16,
     pushers: Vec<Pusher>,
-    /// Pushers that may write a request, once for each that they may.
-    idle: Vec<u16>,
+    /// How many pushers the threads before this one have.
+    pushers_before: usize,
+    /// By node.
+    pushes: Vec<Pushes>,
+    /// Pushers that may write a request, once for each that they may: in turn, so that every node
+    /// has its share.
+    idle: VecDeque<u16>,
     /// Where deliveries are awaited: pushers whose push was answered.
     undelivered: Option<Vec<(u16, http::Pending)>>,
     writer: PushWriter,
@@ -202,20 +215,20 @@ struct Source<'a> {
 impl Source<'_> {
     /// When message `seq` was meant to be sent.
     fn intended_ns(&self, seq: u32) -> u64 {
-        self.began_ns + (f64::from(seq) * self.interval_ns) as u64
+        intended_ns(self.began_ns, self.interval_ns, seq)
     }
 
     /// Gives every idle pusher something to do. Returns how long there is nothing more to do.
     fn turn(&mut self, reactor: &Reactor) -> u64 {
         let mut written = None;
         loop {
-            let top = self.idle.last().copied();
+            let next = self.idle.front().copied();
             // What one pusher may write leaves with one send.
-            if let Some(pusher) = written.take_if(|pusher| Some(*pusher) != top) {
+            if let Some(pusher) = written.take_if(|pusher| Some(*pusher) != next) {
                 self.flush(pusher, reactor);
                 continue;
             }
-            let Some(pusher) = top else { return IDLE_NS };
+            let Some(pusher) = next else { return IDLE_NS };
             let now = sys::now_ns();
             let mut intended_ns = now;
             if self.interval_ns > 0.0 {
@@ -229,7 +242,7 @@ impl Source<'_> {
                 return if intended_ns > now { (intended_ns - now).min(IDLE_NS) } else { IDLE_NS };
             }
             self.writer.refresh(now);
-            self.idle.pop();
+            self.idle.pop_front();
             self.push(pusher, now, intended_ns);
             written = Some(pusher);
         }
@@ -248,7 +261,7 @@ impl Source<'_> {
         undelivered.retain(|(pusher, push)| {
             let waits = !seen.contains(push.seq) && now.saturating_sub(push.at_ns) < timeout_ns;
             if !waits {
-                self.idle.push(*pusher);
+                self.idle.push_back(*pusher);
             }
             waits
         });
@@ -266,6 +279,7 @@ impl Source<'_> {
             http::write_decimal(user, body);
             body.extend_from_slice(b"\"],");
         };
+        self.pushes_of(index).sent += 1;
         let pusher = &mut self.pushers[usize::from(index)];
         self.writer.write(stamp, select, &pusher.host, &mut pusher.out);
         pusher.pending.push_back(http::Pending { seq, at_ns, intended_ns });
@@ -278,6 +292,8 @@ impl Source<'_> {
         now: u64,
         buffer: &mut [u8],
     ) -> std::io::Result<()> {
+        let node = self.node_of(index);
+        let pushes = &mut self.pushes[node];
         let pusher = &mut self.pushers[usize::from(index)];
         if mask & sys::WRITABLE != 0 {
             pusher.flush()?;
@@ -287,6 +303,7 @@ impl Source<'_> {
             if is_accepted {
                 self.accepted.insert(asked.seq);
                 self.accepted_count += 1;
+                pushes.accepted += 1;
                 if asked.at_ns >= self.measure_from_ns {
                     self.accepted_measured += 1;
                     report::record(&mut self.http_latency, now.saturating_sub(asked.at_ns));
@@ -298,14 +315,24 @@ impl Source<'_> {
             }
             match &mut self.undelivered {
                 Some(undelivered) if is_accepted => undelivered.push((index, asked)),
-                _ => self.idle.push(index),
+                _ => self.idle.push_back(index),
             }
         })
     }
 
+    /// Which of the HTTP ports this pusher pushes to.
+    fn node_of(&self, index: u16) -> usize {
+        (self.pushers_before + usize::from(index)) % self.common.http.len()
+    }
+
+    fn pushes_of(&mut self, index: u16) -> &mut Pushes {
+        let node = self.node_of(index);
+        &mut self.pushes[node]
+    }
+
     fn reconnect(&mut self, index: u16, error: &std::io::Error, reactor: &Reactor) {
         self.failures.add(&format!("http: {}", client::describe(error)));
-        match connect(self.common, index, reactor) {
+        match connect(self.common, self.pushers_before, index, reactor) {
             Ok(pusher) => {
                 let unanswered = self.pushers[usize::from(index)].pending.len();
                 self.pushers[usize::from(index)] = pusher;
@@ -324,8 +351,17 @@ impl Source<'_> {
     }
 }
 
-fn connect(common: &Common, index: u16, reactor: &Reactor) -> Result<Pusher, String> {
-    let http = common.http_of(usize::from(index));
+fn intended_ns(began_ns: u64, interval_ns: f64, seq: u32) -> u64 {
+    began_ns + (f64::from(seq) * interval_ns) as u64
+}
+
+fn connect(
+    common: &Common,
+    before: usize,
+    index: u16,
+    reactor: &Reactor,
+) -> Result<Pusher, String> {
+    let http = common.http_of(before + usize::from(index));
     let pusher = Pusher::connect(http).map_err(|error| format!("http {http}: {error}"))?;
     let both = sys::READABLE | sys::WRITABLE;
     let added = reactor.epoll.add(pusher.fd(), both, HTTP + u64::from(index));
@@ -384,8 +420,10 @@ fn open<'a>(
     let users = common.share(common.connections, t);
     reactor.open_all(clients, users, live)?;
     let count = common.share(settings.pushers as u64, t) as u16;
-    let pushers: Vec<_> =
-        (0..count).map(|index| connect(common, index, &reactor)).collect::<Result<_, _>>()?;
+    let before = common.share_before(settings.pushers as u64, t) as usize;
+    let pushers: Vec<_> = (0..count)
+        .map(|index| connect(common, before, index, &reactor))
+        .collect::<Result<_, _>>()?;
     let data_len = message::data_len(settings.bytes);
     let source = Source {
         common,
@@ -393,6 +431,8 @@ fn open<'a>(
         first_user: clients.first_user,
         run,
         pushers,
+        pushers_before: before,
+        pushes: vec![Pushes::default(); common.http.len()],
         idle: (0..count).flat_map(|index| repeat_n(index, settings.pipeline)).collect(),
         undelivered: settings.await_delivery.then(Vec::new),
         writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
@@ -435,6 +475,9 @@ fn drive<'a>(
         now: 0,
         measure_from_ns: source.measure_from_ns,
         latency: report::new_histogram(),
+        intended_latency: report::new_histogram(),
+        began_ns: source.began_ns,
+        interval_ns: source.interval_ns,
         deliveries: 0,
         measured: 0,
         last_ns: 0,
@@ -503,6 +546,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     let mut latency = report::new_histogram();
     let mut http_latency = report::new_histogram();
     let mut intended_latency = report::new_histogram();
+    let mut late_latency = report::new_histogram();
     let (mut failures, mut statuses) = (Failures::default(), Failures::default());
     let (mut connected, mut refused, mut dropped) = (0, 0, 0);
     let (mut pushed, mut accepted, mut accepted_measured) = (0, 0, 0);
@@ -511,8 +555,11 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     let (mut elapsed_ns, mut payload_len) = (1, 0);
     let (mut cpus, mut server_ns) = (Vec::new(), None);
     let mut order_checked = true;
+    let mut targets = Targets::default();
     for Outcome { clients, receiver, source, connected: open, cpu, server_ns: server } in outcomes {
         connected += open;
+        targets.add_clients(&clients);
+        targets.add_pushes(&source.pushes);
         refused += clients.refused;
         dropped += clients.dropped;
         failures.merge(clients.failures);
@@ -534,6 +581,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
         order_checked &= !receiver.last.is_empty();
         payload_len = payload_len.max(receiver.payload_len);
         report::merge(&mut latency, &receiver.latency);
+        report::merge(&mut late_latency, &receiver.intended_latency);
         elapsed_ns = elapsed_ns.max(receiver.last_ns.saturating_sub(receiver.measure_from_ns));
         cpus.push(cpu);
         server_ns = server_ns.or(server);
@@ -558,7 +606,13 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     if settings.rate.is_some() {
         report.set_histogram("intended_to_answer_us", &intended_latency);
     }
-    report.set_judged_latency("push_to_delivery_us", &latency);
+    match settings.rate {
+        None => report.set_judged_latency("push_to_delivery_us", &latency),
+        Some(_) => {
+            report.set_histogram("push_to_delivery_us", &latency);
+            report.set_judged_latency("intended_to_delivery_us", &late_latency);
+        }
+    }
     report.set_lost("lost", lost);
     report.set_lost("duplicates", duplicates);
     report.set_lost("misdelivered", misdelivered);
@@ -572,6 +626,7 @@ fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) ->
     report.set_fault("connections_ended_by_server", dropped);
     report.set_failures("http_not_200", &statuses);
     report.set_failures("failures", &failures);
+    targets.report(common, &mut report);
     run::report_cpu(&mut report, "push", measured, elapsed_ns, &cpus, server_ns);
     if deliveries == 0 {
         report.fail();
