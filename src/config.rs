@@ -104,6 +104,8 @@ pub struct Config {
     pub keep_alive_ms: u64,
     /// How long a closing connection waits for its peer's FIN.
     pub linger_ms: u64,
+    /// How long a worker holds a batch of pushes for more of them, in microseconds.
+    pub coalesce_us: u64,
     pub limits: Limits,
     pub memory: Memory,
     /// Whether clients get their own frames back; for measuring only, never in `prod`.
@@ -151,6 +153,8 @@ impl Exit {
 }
 
 const DAY_MS: u64 = 86_400_000;
+/// From here on a held push is late to whoever waits for it.
+const MAX_COALESCE_US: u64 = 10_000;
 const GIB: u64 = 1 << 30;
 
 impl Config {
@@ -223,6 +227,7 @@ impl Config {
             handshake_timeout_ms: times.handshake_timeout_ms,
             keep_alive_ms: times.keep_alive_ms,
             linger_ms: times.linger_ms,
+            coalesce_us: times.coalesce_us,
             limits,
             memory,
             echo,
@@ -401,6 +406,7 @@ struct Times {
     handshake_timeout_ms: u64,
     keep_alive_ms: u64,
     linger_ms: u64,
+    coalesce_us: u64,
 }
 
 impl Times {
@@ -419,6 +425,11 @@ impl Times {
             handshake_timeout_ms: ms("handshake_timeout_ms", handshake, request_timeout_ms, 100)?,
             keep_alive_ms: ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?,
             linger_ms: ms("linger_ms", &raw.linger_ms, 2_000, 0)?,
+            coalesce_us: from.get("coalesce_us", &raw.coalesce_us).number(
+                "a time in microseconds",
+                0,
+                0..=MAX_COALESCE_US,
+            )?,
         })
     }
 }

@@ -435,6 +435,7 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         handshake_timeout_ms: config.handshake_timeout_ms,
         keep_alive_ms: config.keep_alive_ms,
         linger_ms: config.linger_ms,
+        coalesce_us: config.coalesce_us,
         drain_ms: config.drain_ms,
         limits: config.limits,
         outbox_bytes: config.memory.outbox_bytes,

@@ -146,6 +146,10 @@ pub(super) struct RawArgs {
     /// time a closing connection waits for its peer (default 2000)
     #[argh(option)]
     pub(super) linger_ms: Option<String>,
+    /// microseconds that a worker holds pushes back for more of them, so that several share one
+    /// send per connection; 0 (default) to 10000. Answers, welcomes and closes are never held
+    #[argh(option)]
+    pub(super) coalesce_us: Option<String>,
     /// size of a client's message (default 64K)
     #[argh(option)]
     pub(super) max_message_bytes: Option<String>,

@@ -35,7 +35,7 @@ fn defaults() {
     assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (45_000, 30_000));
     assert_eq!(config.memory.worker_inbound_bytes, 64 << 20);
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 620_000));
-    assert_eq!(config.linger_ms, 2_000);
+    assert_eq!((config.linger_ms, config.coalesce_us), (2_000, 0));
     assert_eq!(config.limits, Limits::default());
     assert_eq!(
         (config.memory.outbox_bytes, config.memory.worker_outbox_bytes),
@@ -74,7 +74,8 @@ fn every_flag_is_taken() {
          --drain_ms 0 --ping_interval_ms 250 \
          --idle_timeout_ms 100 --message_timeout_ms 400 --request_timeout_ms 200 \
          --keep_alive_ms 300 \
-         --linger_ms 0 --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
+         --linger_ms 0 --coalesce_us 10000 \
+         --max_message_bytes 1k --max_body_bytes 2MiB --outbox_bytes 8K \
          --worker_outbox_bytes 1G --worker_inbound_bytes 4M --echo --log ws_cluster=debug,info \
          --log_format json \
          --log_path /l/x.log --log_rotate hourly --log_max_bytes 64K --log_keep 3 \
@@ -91,7 +92,7 @@ fn every_flag_is_taken() {
     assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
     assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (250, 400));
     assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
-    assert_eq!(config.linger_ms, 0);
+    assert_eq!((config.linger_ms, config.coalesce_us), (0, 10_000));
     let limits = Limits {
         message_bytes: 1 << 10,
         body_bytes: 2 << 20,
@@ -200,6 +201,7 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
         ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 620000")),
         ("linger_ms", "86400001", &format!("{ms} 0 to 86400000, e.g. --linger_ms 2000")),
+        ("coalesce_us", "10001", "a time in microseconds: give a number from 0 to 10000, e.g."),
         ("max_message_bytes", "127", "a size: give bytes from 128 to 1073741824, or a number"),
         ("max_body_bytes", "2G", "a size: give bytes from 1024 to 1073741824, or a number"),
         ("max_head_bytes", "1023", "a size: give bytes from 1024 to 65536, or a number with K"),

@@ -1,5 +1,6 @@
 //! What the tasks of one worker share: the engine, the mailbox, and the ways to wait for them.
 
+mod hold;
 mod memory;
 mod relays;
 mod time;
@@ -28,13 +29,14 @@ use crate::wire::envelope::{Envelope, Header, Kind, Targets};
 use crate::wire::publication::{ChannelNames, Publication};
 use crate::wire::push::Push;
 use crate::wire::trace_context::TraceContext;
+use hold::Hold;
 use memory::Reclaim;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(super) use time::TICK_MS;
 
@@ -129,6 +131,7 @@ pub struct Core {
     pub(super) tickets: Tickets,
     /// When each message that the open batch holds was accepted, and came here; microseconds.
     unwritten: RefCell<Vec<(u64, u64)>>,
+    hold: Hold,
     /// `None`: nothing is traced.
     recorder: Option<Recorder>,
     traced: RefCell<Vec<TracedDelivery>>,
@@ -165,6 +168,7 @@ impl Core {
         descriptors: Rc<Descriptors>,
     ) -> Rc<Self> {
         engine.worker.set_notes(recorder.is_some());
+        let coalesce_us = shared.settings.coalesce_us;
         let http = Connections::new(shared.settings.worker_body_bytes);
         Rc::new(Self {
             counters: Arc::clone(&shared.counters[index]),
@@ -174,6 +178,7 @@ impl Core {
             queue,
             tickets: Tickets::default(),
             unwritten: RefCell::default(),
+            hold: Hold::new(coalesce_us),
             recorder,
             traced: RefCell::default(),
             flush_began_us: Cell::new(0),
@@ -362,6 +367,7 @@ impl Core {
             let waited_us = now_us.saturating_sub(envelope.accepted_us);
             self.counters.receive_latency.observe(waited_us);
             self.unwritten.borrow_mut().push((envelope.accepted_us, now_us));
+            self.hold.add(now_us, envelope.expires_ms());
             if let (Some(trace), Some(_)) = (envelope.trace, &self.recorder) {
                 let parent = TraceContext::from_bytes(trace);
                 self.traced.borrow_mut().push(TracedDelivery {
@@ -534,6 +540,14 @@ impl Core {
         self.counters.turns.observe(began.elapsed().as_micros() as u64);
     }
 
+    /// How much longer the open batch waits for more messages (`--coalesce_us`); `None`: it is to
+    /// be sent now. Answers and closes never wait, and take along what was held.
+    pub(super) fn held_for(&self) -> Option<Duration> {
+        let left = self.hold.left(sys::now_us)?;
+        let may_wait = self.engine.borrow().worker.may_wait() && !self.shared.is_draining();
+        may_wait.then_some(left)
+    }
+
     /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
     /// meanwhile waits for the next flush: the ring's events have their turn between the two.
     pub(super) async fn flush(&self) {
@@ -542,6 +556,7 @@ impl Core {
         }
         // What is delivered meanwhile is for the next flush.
         let mut delivered = self.unwritten.take();
+        self.hold.end();
         let traced = self.traced.take();
         if !traced.is_empty() {
             self.flush_began_us.set(sys::now_us());

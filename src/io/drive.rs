@@ -87,11 +87,14 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
             }
             core.forward_asks();
             core.observe_turn(began);
-            core.flush().await;
+            let held_for = core.held_for();
+            if held_for.is_none() {
+                core.flush().await;
+            }
             if let Some(error) = core.engine.borrow_mut().ring().failure() {
                 return io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
             }
-            if !has_events && core.engine.borrow_mut().may_sleep() {
+            if !has_events && core.engine.borrow_mut().may_sleep(held_for) {
                 break;
             }
             yield_now().await;

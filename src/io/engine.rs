@@ -193,10 +193,14 @@ impl Engine {
     }
 
     /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
-    /// something to handle already.
-    pub fn may_sleep(&mut self) -> bool {
+    /// something to handle already. `held_for`: how long the open batch may wait, if at all; then
+    /// the eventfd is raised.
+    pub fn may_sleep(&mut self, held_for: Option<Duration>) -> bool {
+        if let Some(delay) = held_for {
+            self.ring.start_timer(delay);
+        }
         self.ring.submit();
-        if self.has_output() || self.has_events() {
+        if (held_for.is_none() && self.has_output()) || self.has_events() {
             return false;
         }
         self.ring.set_eventfd(true);
@@ -225,6 +229,7 @@ impl Engine {
             }
             // Reaped where it was sent.
             Kind::Send => {}
+            Kind::Timer => self.ring.end_timer(),
         }
     }
 

@@ -33,6 +33,7 @@ pub enum Kind {
     Writable,
     Lingering,
     Send,
+    Timer,
 }
 
 /// Names an operation: what for, which entry of that table, and the low 24 bits of the generation
@@ -64,6 +65,7 @@ impl Token {
             4 => Kind::Writable,
             5 => Kind::Lingering,
             6 => Kind::Send,
+            7 => Kind::Timer,
             _ => return None,
         };
         Some(Self { kind, index: data as u32, generation: (data >> 32) as u32 & GENERATION_MASK })
@@ -81,6 +83,9 @@ pub struct Completion {
 pub struct Ring {
     ring: IoUring,
     eventfd: OwnedFd,
+    /// When the timer ends. The kernel reads it at the timer's submission.
+    delay: Box<types::Timespec>,
+    is_timer_armed: bool,
     /// Since when the kernel has taken nothing.
     refused_since: Option<Instant>,
     /// Why the kernel takes nothing any more. From then on nothing is handed to it.
@@ -119,7 +124,14 @@ impl Ring {
             .build(entries)?;
         let eventfd = sys::eventfd()?;
         ring.submitter().register_eventfd(sys::number(&eventfd))?;
-        Ok(Self { ring, eventfd, refused_since: None, failure: None })
+        Ok(Self {
+            ring,
+            eventfd,
+            delay: Box::default(),
+            is_timer_armed: false,
+            refused_since: None,
+            failure: None,
+        })
     }
 
     /// Whether this machine lets a process make such a ring, and use it: one operation that does
@@ -161,6 +173,23 @@ impl Ring {
         self.push(&entry.user_data(token.pack()));
     }
 
+    /// Raises the eventfd after `delay`, in microseconds and not in ticks, with a completion that
+    /// [`Ring::end_timer`] is told of. While a timer runs, a second one is not started: who comes
+    /// too early looks again.
+    pub fn start_timer(&mut self, delay: Duration) {
+        if std::mem::replace(&mut self.is_timer_armed, true) {
+            return;
+        }
+        *self.delay = types::Timespec::from(delay);
+        let entry = opcode::Timeout::new(&raw const *self.delay).build();
+        self.push(&entry.user_data(Token::new(Kind::Timer, 0, 0).pack()));
+    }
+
+    /// The timer's completion was reaped.
+    pub fn end_timer(&mut self) {
+        self.is_timer_armed = false;
+    }
+
     /// Queues a send that does not wait. The bytes must live until [`Ring::submit`] returns and
     /// every send of this round is reaped, or [`Ring::failure`] says why they will not be: all of
     /// them have completed by then, whole, short or EAGAIN, or were never handed to the kernel, and
@@ -177,7 +206,9 @@ impl Ring {
 
     fn push(&mut self, entry: &squeue::Entry) {
         loop {
-            // SAFETY: a poll refers to no memory; for a send the caller of `send` promises it.
+            // SAFETY: a poll refers to no memory; for a send the caller of `send` promises it; a
+            // timer refers to `self.delay`, whose place on the heap lives as long as the ring and
+            // is written to only while no timer is queued or runs.
             let is_queued = unsafe { self.ring.submission().push(entry) }.is_ok();
             if is_queued || self.failure.is_some() {
                 return;
@@ -265,7 +296,9 @@ mod tests {
     #[test]
     fn tokens_survive_the_ring() {
         let kinds = [Kind::Listener, Kind::Handshake, Kind::Readable];
-        for kind in kinds.into_iter().chain([Kind::Writable, Kind::Lingering, Kind::Send]) {
+        for kind in
+            kinds.into_iter().chain([Kind::Writable, Kind::Lingering, Kind::Send, Kind::Timer])
+        {
             let token = Token::new(kind, u32::MAX - 1, u32::MAX);
             assert_eq!(Token::unpack(token.pack()), Some(token));
             assert_eq!(token.generation, GENERATION_MASK);
@@ -298,6 +331,22 @@ mod tests {
         }
         ring.submit_and_wait();
         assert!(!ring.has_work());
+    }
+
+    #[test]
+    fn a_timer_completes_once_and_can_be_started_again() {
+        let mut ring = Ring::new().unwrap();
+        for _ in 0..3 {
+            let began = Instant::now();
+            ring.start_timer(Duration::from_micros(500));
+            ring.start_timer(Duration::from_secs(60));
+            ring.submit_and_wait();
+            let mut done = Vec::new();
+            ring.reap(8, &mut done);
+            assert_eq!(done.iter().map(|one| one.token.kind).collect::<Vec<_>>(), [Kind::Timer]);
+            assert!(began.elapsed() >= Duration::from_micros(500));
+            ring.end_timer();
+        }
     }
 
     #[test]

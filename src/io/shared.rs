@@ -38,6 +38,8 @@ pub struct Settings {
     pub handshake_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
+    /// How long a batch of pushes may wait for more of them; 0: not at all.
+    pub coalesce_us: u64,
     pub drain_ms: u64,
     pub limits: Limits,
     pub outbox_bytes: usize,

@@ -36,6 +36,8 @@ pub struct Batch {
     dirty: Vec<Dirty>,
     segments: Vec<Segment>,
     closes: Vec<CloseRequest>,
+    /// It holds an answer or a close: somebody waits for it.
+    is_urgent: bool,
 }
 
 /// A frame that is not copied for those who wait for it: the first of them makes it count, and with
@@ -124,15 +126,27 @@ impl Batch {
             || self.apart_bytes > FULL_BATCH_APART_BYTES
     }
 
-    /// Adds a text frame that `write` fills. `is_push`: it counts as a delivery.
+    /// Whether the batch may be kept open for more messages: all that it holds was sent unasked.
+    pub fn may_wait(&self) -> bool {
+        !self.is_urgent && !self.is_full()
+    }
+
+    /// Adds a text frame that `write` fills, and that its reader waits for: an answer, a request.
     pub fn add_text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        self.is_urgent = true;
+        self.add_event(write)
+    }
+
+    /// Adds a text frame that `write` fills, and that nobody asked for.
+    pub fn add_event(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         let start = self.bytes.len();
         websocket::write_text(&mut self.bytes, write);
         self.seal_frame(start, false, 0)
     }
 
-    /// Adds a frame of any kind.
+    /// Adds a frame of any kind. All but pings answer something.
     pub fn add_frame(&mut self, opcode: OpCode, payload: &[u8]) -> u32 {
+        self.is_urgent |= opcode != OpCode::Ping;
         let start = self.bytes.len();
         websocket::write_frame(&mut self.bytes, opcode, payload);
         self.seal_frame(start, false, 0)
@@ -140,6 +154,7 @@ impl Batch {
 
     /// Adds bytes that are no frame: the answer to a handshake.
     pub fn add_raw(&mut self, bytes: &[u8]) -> u32 {
+        self.is_urgent = true;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         self.seal_frame(start, false, 0)
@@ -213,6 +228,7 @@ impl Batch {
     }
 
     pub fn close(&mut self, request: CloseRequest) {
+        self.is_urgent = true;
         self.closes.push(request);
     }
 
@@ -406,6 +422,7 @@ impl Sealed {
         batch.frames.clear();
         batch.shared.clear();
         (batch.shared_bytes, batch.apart_bytes) = (0, 0);
+        batch.is_urgent = false;
         batch.bytes.clear();
         batch.bytes.shrink_to(2 * FULL_BATCH_BYTES);
         self.scratch.clear();

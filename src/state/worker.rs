@@ -466,6 +466,12 @@ impl Worker {
         self.open.is_full()
     }
 
+    /// Whether the open batch may be kept open for a moment, so that more messages share its sends:
+    /// nothing in it answers anybody, and it has room.
+    pub fn may_wait(&self) -> bool {
+        self.open.may_wait()
+    }
+
     /// Ends the open batch and lays it out for sending. `sealed` must be finished.
     pub fn seal(&mut self, sealed: &mut Sealed) {
         sealed.seal(&mut self.open);

@@ -453,8 +453,10 @@ impl Node {
             }
             Intent::Violation(code) => panic!("{message:?} where a rule was broken: {code}"),
         };
+        let is_asked = owed.is_some();
         self.client(cid).receiver.owed.extend(owed);
         let wants_more = self.cores[worker].worker.handle_frame(slot, message, now_ms);
+        assert!(!is_asked || !self.cores[worker].worker.may_wait(), "an answer may be held");
         self.notice_closes(worker);
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }

@@ -117,8 +117,8 @@ impl Worker {
         // when all have heard this.
         let is_held = std::mem::replace(&mut self.holds_closes, true);
         for slot in slots {
-            let frame =
-                *frame.get_or_insert_with(|| self.open.add_text(|out| out.extend_from_slice(text)));
+            let frame = *frame
+                .get_or_insert_with(|| self.open.add_event(|out| out.extend_from_slice(text)));
             self.config.counters.events_delivered.add(1);
             self.owe(slot, frame);
         }

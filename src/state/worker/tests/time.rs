@@ -1,4 +1,4 @@
-//! Pings, idle timeouts and stalls.
+//! Pings, idle timeouts, stalls, and what may be held for more messages.
 
 use super::*;
 
@@ -189,4 +189,43 @@ fn many_silent_peers_are_closed_in_slices() {
         rig.flush();
     }
     assert_eq!(rig.closed.len(), 200);
+}
+
+/// What was sent unasked may be held; what somebody waits for may not, and takes the rest along.
+#[test]
+fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
+    let mut rig = rig(1_000, 120_000);
+    let (reader, server) = (rig.connect("reader"), rig.serve());
+    let asks = [
+        Message::Text(br#"{"type":"heartbeat","id":"1"}"#),
+        Message::Ping(b""),
+        Message::Text(br#"{"type":"request","id":"1","data":1}"#),
+        Message::Close(1_000),
+    ];
+    for (ask, now_ms) in asks.into_iter().zip((NOW_MS + 2_000..).step_by(2_000)) {
+        let what = format!("{ask:?}");
+        rig.worker.handle_tick(now_ms);
+        rig.push("reader", 10, 0);
+        let node = NodeId::new(2).unwrap();
+        rig.worker.handle_notice(Notice::Node { node, is_up: true }, now_ms);
+        assert!(rig.worker.may_wait(), "before {what}");
+        rig.worker.handle_frame(reader, ask, now_ms);
+        assert!(!rig.worker.may_wait(), "what {what} asks for waits");
+        let sent = rig.flush();
+        let to_server = sent.into_iter().filter(|one| one.0 == server).flat_map(|one| one.1);
+        let to_server: Vec<u8> = to_server.collect();
+        let has = |bytes: &[u8]| to_server.windows(bytes.len()).any(|at| at == bytes);
+        assert!(has(&PING) && has(b"node"), "{what} leaves something behind");
+        assert!(rig.worker.may_wait(), "after {what}");
+    }
+    let identity = Identity {
+        project: ProjectId(0),
+        uid: "guest",
+        device: "",
+        tags: &[],
+        session_exp: 0,
+        role: Role::Client,
+    };
+    rig.worker.handle_connect(identity, b"", NOW_MS + 10_000);
+    assert!(!rig.worker.may_wait(), "a welcome waits");
 }
