@@ -18,6 +18,7 @@ use crate::io::drive;
 use crate::io::engine::Engine;
 use crate::io::mailbox::Mailbox;
 use crate::io::near::Near;
+use crate::io::pauses;
 use crate::io::port::{self, Far, WorkerPort};
 use crate::io::pulse::Pulse;
 use crate::io::queue::{self, Driver, Host};
@@ -308,12 +309,13 @@ impl WorkerLife {
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
         let serve = async {
+            pauses::observe(Arc::clone(&shared.counters[index]));
             if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
                 && let Some(redis) = &shared.settings.redis
             {
                 let host = Near::new(Rc::clone(&core));
                 let driver = here.get_or_init(|| driver(shared, redis, host));
-                monoio::spawn(Rc::clone(driver).run());
+                pauses::spawn(Rc::clone(driver).run());
             }
             drive::run(core, http).await
         };

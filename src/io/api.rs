@@ -3,6 +3,7 @@
 use super::core::{Begun, Core, PushOrigin};
 use super::date::http_date;
 use super::http::{self, Connections, Moment, Request, Service, Times};
+use super::pauses;
 use super::shared::Shared;
 use super::wake::sleep;
 use crate::state::broker::Outcome;
@@ -75,7 +76,7 @@ fn accept(core: &Rc<Core>, stream: TcpStream) {
     let key = core.http.borrow_mut().add(stream.as_raw_fd());
     core.note_http_connections();
     let core = Rc::clone(core);
-    monoio::spawn(async move {
+    pauses::spawn(async move {
         http::serve(stream, key, &*core).await;
         core.note_http_connections();
     });

@@ -3,6 +3,7 @@
 use super::api;
 use super::core::{Core, TICK_MS};
 use super::mailbox::Bell;
+use super::pauses;
 use super::server_pushes;
 use super::sys::{self, Side};
 use super::wake::{EventFd, duplicate, yield_now};
@@ -39,20 +40,20 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
         Some(eventfd) => Some(EventFd::new(eventfd?)?),
         None => None,
     };
-    monoio::spawn(async move {
+    pauses::spawn(async move {
         let error = drive(&driven, ring).await;
         *failed.borrow_mut() = Some(error);
         driven.ended.raise();
     });
     if let Some(bell) = bell {
-        monoio::spawn(receive(Rc::clone(&core), bell));
+        pauses::spawn(receive(Rc::clone(&core), bell));
     }
-    monoio::spawn(server_pushes::serve(Rc::clone(&core)));
+    pauses::spawn(server_pushes::serve(Rc::clone(&core)));
     let relaying = Rc::clone(&core);
-    monoio::spawn(async move { relaying.relay_late().await });
-    monoio::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
+    pauses::spawn(async move { relaying.relay_late().await });
+    pauses::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
     let ticking = Rc::clone(&core);
-    monoio::spawn(async move {
+    pauses::spawn(async move {
         loop {
             monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
             ticking.tick(sys::now_ms());

@@ -21,6 +21,7 @@ pub mod mailbox;
 pub mod map;
 pub mod memory;
 pub mod near;
+pub mod pauses;
 pub mod perf;
 pub mod port;
 pub mod pulse;

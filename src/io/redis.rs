@@ -1,5 +1,6 @@
 //! Connections to Redis: opened, and their bytes brought to the broker and back.
 
+use super::pauses;
 use super::queue::{Driver, Host};
 use super::sys::{self, Side};
 use super::threads;
@@ -111,12 +112,12 @@ where
     let closer = sys::duplicate(stream.as_raw_fd()).map_err(|error| explain(url, &error))?;
     let (reader, writer) = stream.into_split();
     let reading = Rc::clone(driver);
-    monoio::spawn(async move {
+    pauses::spawn(async move {
         let result = read_all(&reading, link, reader).await;
         reading.handle_task_end(result);
     });
     let writing = Rc::clone(driver);
-    monoio::spawn(async move {
+    pauses::spawn(async move {
         let result = write_all(&writing, link, writer).await;
         writing.handle_task_end(result);
     });

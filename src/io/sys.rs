@@ -70,6 +70,11 @@ pub fn process_cpu_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Processor time of the calling thread.
+pub fn own_cpu_ns() -> u64 {
+    thread_cpu_ns(ThreadClock(libc::CLOCK_THREAD_CPUTIME_ID)).unwrap_or(0)
+}
+
 /// The clock of a thread's processor time.
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadClock(libc::clockid_t);

@@ -1,10 +1,14 @@
 //! Counters of one worker: written by it alone, read by whoever shows them.
 
+mod pauses;
+
 use super::broker::Outcome;
 use crate::types::NodeId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+
+pub use pauses::{LONGEST_OF_MINUTES, PAUSE_BOUNDS_US, Pauses};
 
 /// Why a message that matched an open connection did not reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,6 +259,9 @@ pub struct Counters {
     pub backlogged: Counter,
     /// How long pieces of work of the WebSocket side took, between which others have their turn.
     pub turns: Latencies,
+    /// How long it takes to come round to all who are ready, and what of that is processor time.
+    pub pauses: Pauses,
+    pub own_pauses: Pauses,
     /// Memory of messages that have not arrived whole.
     pub inbound_bytes: Counter,
     /// Milliseconds in which the thread did not run although deadlines were to be looked at.

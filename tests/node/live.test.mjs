@@ -47,6 +47,7 @@ function snapshot(more = {}) {
     requests: [{ url: "/ws/push", code: 200, count: 50 }],
     request_duration: { bounds: BOUNDS, counts: [10, 10, 0, 0] },
     push_seconds: { delivery: { bounds: BOUNDS, counts: [0, 0, 0, 0] } },
+    pause_seconds: { own: { bounds: BOUNDS, counts: [0, 0, 0, 0] } },
     answers: { answered: 0, timeout: 0 },
     queue: { kind: "local", ready: true },
     ...more,
@@ -121,6 +122,7 @@ test("threads, the queue, and the way of a push", () => {
     ],
     queue: { ...queue, received: 4, worker_full: 2, pending_bytes: 8 },
     push_seconds: { delivery: { bounds: BOUNDS, counts: [0, 100, 0, 0] } },
+    pause_seconds: { own: { bounds: BOUNDS, counts: [100, 0, 0, 0] } },
   });
   const values = sample(now, before, before);
   assert.deepEqual([values["busy.worker-0"], values["busy.tool"]], [0.25, 0.5]);
@@ -128,6 +130,7 @@ test("threads, the queue, and the way of a push", () => {
   assert.deepEqual([values.pending_bytes, values.lag], [8, 0.002]);
   assert.equal(values.drops, 2);
   assert.equal(units.seconds(values["delivery.p50"]), "5.5 ms");
+  assert.equal(units.seconds(values["pause.own.p50"]), "500 µs");
 });
 
 test("percentiles from buckets, as Prometheus reckons them", () => {

@@ -195,6 +195,11 @@ def test_the_feed_says_what_the_metrics_say(serve):
     for hop in ("queue", "receive", "write"):
         count = metrics[f'push_hop_seconds_count{{hop="{hop}"}}']
         assert sum(pushes[hop]["counts"]) == count, hop
+    for time, prefix in (("wall", ""), ("own", "own_")):
+        # Taken a moment apart: workers go on taking turns.
+        count = metrics[f"ws_cluster_worker_{prefix}pause_seconds_count"]
+        assert 0 < sum(feed["pause_seconds"][time]["counts"]) <= count, time
+        assert feed["longest_pause_us"][time] >= 0
     for reason in feed["workers"][0]["drops"]:
         dropped = sum(worker["drops"][reason] for worker in feed["workers"])
         assert dropped == metrics[f'drop_total{{reason="{reason}"}}']
@@ -361,6 +366,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     for tile in ("HTTP p99", "Delivery p99"):
         page.await_tile(tile, r"[\d.]+ (µs|ms)")
     page.await_tile("Memory", r"[\d.]+ MiB")
+    page.await_tile("Longest own pause", r"(< 0.5|[\d.]+) (µs|ms)")
     assert page.texts("#nodes li") == ["node 201: up this one", "node 202: up"]
     # Both nodes push, and each hears both.
     seen = eventually(lambda: rates(page, "queue"), "the queue's rates", SLACK)
@@ -368,6 +374,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     assert rates(page, "deliveries")["deliveries"] > 100
     for chart in ("request", "delivery"):
         assert set(page.legend(chart)) == {"p50", "p95", "p99"}
+    assert set(page.legend("pauses")) == {"pause", "own part"}
     assert set(page.legend("hops")) == {"queue's answer", "to a worker", "writing"}
     eventually(lambda: rates(page, "answers").get("answered", 0) > 1, "requests", SLACK)
 

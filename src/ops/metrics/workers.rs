@@ -2,7 +2,10 @@
 
 use super::{Label, NodeMetrics, encode_counter, encode_counter_f64, encode_gauge};
 use crate::io::shared::Shared;
-use crate::state::counters::{Counter, Counters, LATENCY_BOUNDS_US, Latencies, ProjectCounters};
+use crate::io::sys;
+use crate::state::counters::{
+    Counter, Counters, LATENCY_BOUNDS_US, Latencies, PAUSE_BOUNDS_US, Pauses, ProjectCounters,
+};
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet,
 };
@@ -52,6 +55,7 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     let kind = MetricType::Histogram;
     let family = encoder.encode_descriptor("ws_cluster_worker_turn_seconds", help, None, kind)?;
     encode_latencies(node, family, |worker| &worker.turns)?;
+    encode_pauses(node, encoder)?;
     let stalled_ms = node.sum(|worker| &worker.stalled_ms);
     let help = "Seconds in which workers did not run although deadlines were to be looked at; \
                 they do not count towards timeouts of clients";
@@ -65,6 +69,65 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
         ConstCounter::new(worker.deliveries.value()).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+fn encode_pauses(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let kind = MetricType::Histogram;
+    let help = "Seconds that somebody who is ready waits until a worker comes round to it: the \
+                length of a round of all its tasks that have work";
+    let family = encoder.encode_descriptor("ws_cluster_worker_pause_seconds", help, None, kind)?;
+    encode_pause_histogram(node, family, |worker| &worker.pauses)?;
+    let help = "The workers' own part of ws_cluster_worker_pause_seconds: processor time, without \
+                what other threads had of the core";
+    let name = "ws_cluster_worker_own_pause_seconds";
+    let family = encoder.encode_descriptor(name, help, None, kind)?;
+    encode_pause_histogram(node, family, |worker| &worker.own_pauses)?;
+    let help = "The longest pause of the last 5 minutes, if it was longer than 0.5 ms: of all \
+                (time=wall), and by the worker's own part (time=own)";
+    let name = "ws_cluster_worker_longest_pause_seconds";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (time, longest_us) in longest_pauses(&node.0) {
+        let labels = Label::new("time", time);
+        let gauge = ConstGauge::new(longest_us as f64 / 1e6);
+        gauge.encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Microseconds of the longest pauses of all workers, by whose time it is.
+pub(in crate::ops) fn longest_pauses(shared: &Shared) -> [(&'static str, u64); 2] {
+    let now_ms = sys::now_ms();
+    let longest = |of: fn(&Counters) -> &Pauses| {
+        shared.counters.iter().map(|worker| of(worker).longest_us(now_ms)).max().unwrap_or(0)
+    };
+    [("wall", longest(|worker| &worker.pauses)), ("own", longest(|worker| &worker.own_pauses))]
+}
+
+/// Pauses of all workers: how many are in each bucket, and their sum in nanoseconds.
+pub(in crate::ops) fn pauses(
+    shared: &Shared,
+    of: fn(&Counters) -> &Pauses,
+) -> ([u64; PAUSE_BOUNDS_US.len() + 1], u64) {
+    let mut counts = [0; PAUSE_BOUNDS_US.len() + 1];
+    let mut sum_ns = 0;
+    for worker in &shared.counters {
+        let (more, more_ns) = of(worker).read();
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+        sum_ns += more_ns;
+    }
+    (counts, sum_ns)
+}
+
+fn encode_pause_histogram(
+    node: &NodeMetrics,
+    mut encoder: MetricEncoder<'_>,
+    of: fn(&Counters) -> &Pauses,
+) -> fmt::Result {
+    let (counts, sum_ns) = pauses(&node.0, of);
+    let bounds = PAUSE_BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+    let total = counts.iter().sum();
+    encoder.encode_histogram::<NoLabelSet>(sum_ns as f64 / 1e9, total, &buckets, None)
 }
 
 fn encode_pushes(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -4,12 +4,12 @@
 use crate::io::shared::Shared;
 use crate::io::sys;
 use crate::ops::metrics::process;
-use crate::ops::metrics::workers::projects;
+use crate::ops::metrics::workers::{self, longest_pauses, projects};
 use crate::ops::pages::json::{self, Object};
 use crate::ops::server::Ops;
 use crate::state::counters::{
     Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
-    Latencies, StatusCounts, URLS,
+    Latencies, PAUSE_BOUNDS_US, Pauses, StatusCounts, URLS,
 };
 use crate::types::NodeId;
 use std::sync::PoisonError;
@@ -31,6 +31,7 @@ pub(super) fn snapshot(ops: &Ops) -> Vec<u8> {
         top.value("memory_bytes", process::memory()[1]);
         requests(top, shared);
         pushes(top, shared);
+        pauses(top, shared);
         servers(top, shared);
         queue(top, shared);
         top.objects("nodes", nodes(shared), |one, node| {
@@ -167,6 +168,27 @@ fn pushes(top: &mut Object<'_>, shared: &Shared) {
                 histogram.values("bounds", LATENCY_BOUNDS_US.map(|us| us as f64 / 1e6));
                 histogram.values("counts", counts);
             });
+        }
+    });
+}
+
+/// How long workers take to come round to all who are ready, and their own part of that.
+fn pauses(top: &mut Object<'_>, shared: &Shared) {
+    type Read = fn(&Counters) -> &Pauses;
+    let kinds: [(&str, Read); 2] =
+        [("wall", |worker| &worker.pauses), ("own", |worker| &worker.own_pauses)];
+    top.object("pause_seconds", |all| {
+        for (name, of) in kinds {
+            let (counts, _) = workers::pauses(shared, of);
+            all.object(name, |histogram| {
+                histogram.values("bounds", PAUSE_BOUNDS_US.map(|us| us as f64 / 1e6));
+                histogram.values("counts", counts);
+            });
+        }
+    });
+    top.object("longest_pause_us", |longest| {
+        for (time, us) in longest_pauses(shared) {
+            longest.value(time, us);
         }
     });
 }

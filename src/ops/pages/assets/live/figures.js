@@ -57,6 +57,9 @@ export function sample(now, before, earlier) {
   for (const hop of Object.keys(now.push_seconds)) {
     percentiles(values, hop, ({ push_seconds: hops }) => hops[hop], now, earlier);
   }
+  for (const time of Object.keys(now.pause_seconds)) {
+    percentiles(values, `pause.${time}`, ({ pause_seconds: pauses }) => pauses[time], now, earlier);
+  }
   values.drops = sumOfKnown(values, "drop.");
   return values;
 }

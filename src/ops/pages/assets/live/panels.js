@@ -54,6 +54,13 @@ const HOPS = [
   { name: "write.p95", label: "writing" },
 ];
 
+const PAUSES = [
+  { name: "pause.wall.p99", label: "pause" },
+  { name: "pause.own.p99", label: "own part" },
+];
+/** Milliseconds that a pause of a worker's own doing shall not exceed. */
+const MOST_PAUSE_MS = 2;
+
 const latency = (id, title, note) => ({
   id,
   title,
@@ -105,6 +112,15 @@ const CHARTS = [
     unit: "seconds",
     isLog: true,
     series: (history) => HOPS.filter(({ name }) => history.some(({ values }) => values[name] > 0)),
+    empty: "nothing in this time",
+  },
+  {
+    id: "pauses",
+    title: "Pauses of workers",
+    note: "99th percentile, until one has come round to all that is ready",
+    unit: "seconds",
+    isLog: true,
+    series: (history) => PAUSES.filter(({ name }) => history.some(({ values }) => values[name] > 0)),
     empty: "nothing in this time",
   },
   latency("request", "HTTP latency", `requests of the last ${LATENCY_SECONDS} s`),
@@ -258,6 +274,7 @@ function showTiles(snapshot, values) {
     ["Delivery p99", units.seconds(values["delivery.p99"])],
     ["HTTP p99", units.seconds(values["request.p99"])],
     ["Business servers", units.count(values.servers)],
+    pauseTile(snapshot.longest_pause_us),
     queueTile(snapshot.queue),
     ["Memory", units.bytes(snapshot.memory_bytes)],
     ["Up for", duration(snapshot.uptime_ms)],
@@ -268,6 +285,12 @@ function showTiles(snapshot, values) {
     tile.append(element("dt", "", label), element("dd", "", text));
     return tile;
   }));
+}
+
+/** Of the last minutes; shorter ones than half a millisecond are not kept. */
+function pauseTile({ own }) {
+  const text = own > 0 ? units.seconds(own / 1e6) : "< 0.5 ms";
+  return ["Longest own pause", text, own > MOST_PAUSE_MS * 1000 ? "bad" : ""];
 }
 
 function queueTile({ kind, ready, lag_ms: lag }) {

@@ -1,0 +1,173 @@
+//! How long somebody who is ready waits until a thread comes round to it again.
+//!
+//! A *round* is one turn of every task of the thread that is ready. It begins with the first of
+//! them and ends behind the last; then the executor looks at its ring again. Its length is the
+//! pause: an event that arrives meanwhile waits for up to that long, and for its own turn. Where
+//! other threads have the core, most of a long round is the scheduler's doing; the thread's own
+//! part is the processor time that it used.
+//!
+//! Tasks that [`spawn`] starts open a round when they are polled. A task that was woken stands
+//! behind all others that are ready: the one of [`observe`] is woken by the first task of a round
+//! and so ends it.
+
+use super::sys;
+use super::wake::Flag;
+use crate::state::counters::{Counters, Pauses};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// From this length on a pause is looked at closely: its processor time is read, and it may be the
+/// longest of its minute. All of a shorter one counts as the thread's own doing.
+const LONG_NS: u64 = 500_000;
+/// The processor time is read when rounds have taken this long since it was last read: what a
+/// long round shows as its own is at most this, and what the executor itself used, too much. The
+/// system call takes 0.3 us; once in this time that cannot be measured.
+const READ_EVERY_NS: u64 = 200_000;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Rounds>>> = const { RefCell::new(None) };
+}
+
+/// The rounds of one thread.
+struct Rounds {
+    counters: Arc<Counters>,
+    /// When the current round began; `None`: none has.
+    began: Cell<Option<Instant>>,
+    has_begun: Flag,
+    /// The thread's processor time when it was last read, and how long rounds took since then.
+    cpu_ns: Cell<u64>,
+    since_ns: Cell<u64>,
+}
+
+impl Rounds {
+    #[inline]
+    fn begin(&self) {
+        if self.began.get().is_none() {
+            self.began.set(Some(Instant::now()));
+            self.has_begun.raise();
+        }
+    }
+
+    fn end(&self) {
+        let Some(began) = self.began.take() else { return };
+        let ns = began.elapsed().as_nanos() as u64;
+        let own_ns = self.own_part(ns);
+        let Counters { pauses, own_pauses, .. } = &*self.counters;
+        pauses.observe(ns);
+        own_pauses.observe(own_ns);
+        if ns >= LONG_NS {
+            let now_ms = sys::now_ms();
+            let note = |pauses: &Pauses, ns| pauses.note_longest(ns, now_ms);
+            note(pauses, ns);
+            note(own_pauses, own_ns);
+        }
+    }
+
+    /// The thread's own part of a round that took this long and ends now: at most the processor
+    /// time since that was last read.
+    fn own_part(&self, ns: u64) -> u64 {
+        let since_ns = self.since_ns.get() + ns;
+        if ns < LONG_NS && since_ns < READ_EVERY_NS {
+            self.since_ns.set(since_ns);
+            return ns;
+        }
+        self.since_ns.set(0);
+        let cpu_ns = sys::own_cpu_ns();
+        ns.min(cpu_ns.saturating_sub(self.cpu_ns.replace(cpu_ns)))
+    }
+}
+
+/// Observes the rounds of the calling thread from here on, for as long as it lives. To be called
+/// within its executor, once.
+pub fn observe(counters: Arc<Counters>) {
+    let rounds = Rc::new(Rounds {
+        counters,
+        began: Cell::new(None),
+        has_begun: Flag::default(),
+        cpu_ns: Cell::new(sys::own_cpu_ns()),
+        since_ns: Cell::new(0),
+    });
+    CURRENT.set(Some(Rc::clone(&rounds)));
+    monoio::spawn(async move {
+        loop {
+            poll_fn(|context| rounds.has_begun.poll(context)).await;
+            rounds.end();
+        }
+    });
+}
+
+/// Starts a task of the calling thread. If the thread is observed, its turns count.
+pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> monoio::task::JoinHandle<T> {
+    let Some(rounds) = CURRENT.with_borrow(Clone::clone) else { return monoio::spawn(task) };
+    let mut task = Box::pin(task);
+    monoio::spawn(poll_fn(move |context| {
+        rounds.begin();
+        task.as_mut().poll(context)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::wake::yield_now;
+    use std::thread;
+    use std::time::Duration;
+
+    fn run(test: impl Future<Output = ()>) {
+        let mut builder = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new();
+        builder = builder.with_entries(16);
+        builder.enable_timer().build().unwrap().block_on(test);
+    }
+
+    fn spend(cpu: Duration) {
+        let until_ns = sys::own_cpu_ns() + cpu.as_nanos() as u64;
+        while sys::own_cpu_ns() < until_ns {}
+    }
+
+    fn longest_ms(pauses: &Pauses) -> u64 {
+        pauses.longest_us(sys::now_ms()) / 1_000
+    }
+
+    /// The number of pauses that were longer than half a millisecond.
+    fn long(pauses: &Pauses) -> u64 {
+        pauses.read().0[3..].iter().sum()
+    }
+
+    #[test]
+    fn a_round_is_the_sum_of_its_tasks_and_sleeping_is_none_of_it() {
+        let counters = Arc::new(Counters::default());
+        let counted = Arc::clone(&counters);
+        run(async move {
+            observe(counted);
+            let work = || async { spend(Duration::from_millis(4)) };
+            let both = [spawn(work()), spawn(work())];
+            for task in both {
+                task.await;
+            }
+            yield_now().await;
+            monoio::time::sleep(Duration::from_millis(30)).await;
+            spawn(work()).await;
+            yield_now().await;
+        });
+        let Counters { pauses, own_pauses, .. } = &*counters;
+        assert_eq!((long(pauses), long(own_pauses)), (2, 2), "{pauses:?}");
+        assert!((8..30).contains(&longest_ms(own_pauses)), "{own_pauses:?}");
+    }
+
+    #[test]
+    fn what_others_did_with_the_core_is_not_the_threads_own() {
+        let counters = Arc::new(Counters::default());
+        let counted = Arc::clone(&counters);
+        run(async move {
+            observe(counted);
+            spawn(async { thread::sleep(Duration::from_millis(20)) }).await;
+            yield_now().await;
+        });
+        let Counters { pauses, own_pauses, .. } = &*counters;
+        assert!(longest_ms(pauses) >= 20, "{pauses:?}");
+        assert!(longest_ms(own_pauses) < 10, "{own_pauses:?}");
+    }
+}
