@@ -195,11 +195,11 @@ def test_the_feed_says_what_the_metrics_say(serve):
     for hop in ("queue", "receive", "write"):
         count = metrics[f'push_hop_seconds_count{{hop="{hop}"}}']
         assert sum(pushes[hop]["counts"]) == count, hop
-    for time, prefix in (("wall", ""), ("own", "own_")):
+    for kind, prefix in (("wall", ""), ("own", "own_")):
         # Taken a moment apart: workers go on taking turns.
         count = metrics[f"ws_cluster_worker_{prefix}pause_seconds_count"]
-        assert 0 < sum(feed["pause_seconds"][time]["counts"]) <= count, time
-        assert feed["longest_pause_us"][time] >= 0
+        assert 0 < sum(feed["pause_seconds"][kind]["counts"]) <= count, kind
+        assert feed["longest_pause_us"][kind] >= 0
     for reason in feed["workers"][0]["drops"]:
         dropped = sum(worker["drops"][reason] for worker in feed["workers"])
         assert dropped == metrics[f'drop_total{{reason="{reason}"}}']
