@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use super::variables::is_service_url;
 use super::{Exit, GIB};
 
 /// Where a value comes from: the flag if it was typed, else the environment.
@@ -101,6 +102,16 @@ impl Setting {
     pub(super) fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
         let name = self.name();
         let value = self.text.as_deref().unwrap_or_default();
+        let service = name.strip_suffix("_PORT").filter(|_| self.from_env && is_service_url(value));
+        if let Some(service) = service {
+            let service = service.to_ascii_lowercase().replace('_', "-");
+            return Exit::Error(format!(
+                "{name} '{value}' is not {what}: Kubernetes sets it for the service {service}; set \
+                 enableServiceLinks: false in the pod's spec, give the service another name, or \
+                 pass --{} {example}",
+                self.flag
+            ));
+        }
         let example = self.written(example);
         Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
     }

@@ -139,6 +139,22 @@ fn the_environment_counts_where_no_flag_was_given() {
     );
 }
 
+/// A service `ws-cluster-http` in the pod's namespace kept the node from starting, and the error
+/// said to give a number.
+#[test]
+fn what_kubernetes_sets_for_a_service_is_named_with_the_fix() {
+    let env = [("WS_CLUSTER_HTTP_PORT", "tcp://10.0.0.1:8912")];
+    assert_eq!(
+        error(config_with("", &env)),
+        "ws-cluster: WS_CLUSTER_HTTP_PORT 'tcp://10.0.0.1:8912' is not a port: Kubernetes sets it \
+         for the service ws-cluster-http; set enableServiceLinks: false in the pod's spec, give \
+         the service another name, or pass --http_port 8912"
+    );
+    assert_eq!(config_with("--http_port 8912", &env).unwrap().http_port, 8912);
+    let typed = error(config("--http_port tcp://10.0.0.1:8912"));
+    assert!(!typed.contains("Kubernetes"), "{typed}");
+}
+
 #[test]
 fn help_and_version_end_with_0() {
     for line in ["-h", "--help", "--ws_port 1 --help"] {

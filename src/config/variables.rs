@@ -29,17 +29,25 @@ pub(super) fn unknown<'a>(
     warnings
 }
 
-/// A service `ws-cluster` of Kubernetes is in the environment of every container beside it:
-/// `WS_CLUSTER_PORT` is `tcp://10.0.0.1:80` then.
+/// Kubernetes sets these in every container of a namespace with a service `ws-cluster`, or
+/// `ws-cluster-http`: `WS_CLUSTER_PORT`, or `WS_CLUSTER_HTTP_PORT`, is `tcp://10.0.0.1:80` then.
 fn is_of_kubernetes(end: &str, value: &str) -> bool {
-    let protocols = ["tcp", "udp", "sctp"];
-    let is_url = protocols.iter().any(|protocol| value.starts_with(&format!("{protocol}://")));
-    let of_port = end.strip_prefix("PORT_").unwrap_or("");
+    let behind = |mark: &str| {
+        let inside = || end.split_once(&format!("_{mark}")).map(|(_, rest)| rest);
+        end.strip_prefix(mark).or_else(inside)
+    };
+    let of_port = behind("PORT_").unwrap_or("");
     let port = of_port.bytes().take_while(u8::is_ascii_digit).count();
-    end == "SERVICE_HOST"
-        || end.starts_with("SERVICE_PORT")
-        || (end == "PORT" && is_url)
+    behind("SERVICE_HOST") == Some("")
+        || behind("SERVICE_PORT").is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+        || (behind("PORT") == Some("") && is_service_url(value))
         || (port > 0 && of_port[port..].starts_with('_'))
+}
+
+/// Whether Kubernetes sets a variable to this, the address of a service.
+pub(super) fn is_service_url(value: &str) -> bool {
+    let protocols = ["tcp://", "udp://", "sctp://"];
+    protocols.iter().any(|protocol| value.starts_with(protocol))
 }
 
 #[cfg(test)]
@@ -56,6 +64,7 @@ mod tests {
             ("WS_CLUSTER_WS-PORT", "WS_CLUSTER_WS_PORT is"),
             ("WS_CLUSTER_ws_port", "WS_CLUSTER_WS_PORT is"),
             ("WS_CLUSTER_REDIS_", "WS_CLUSTER_REDIS is"),
+            ("WS_CLUSTER_SERVICE_PORTS", "ws-cluster --help lists"),
             ("WS_CLUSTER_IDLE_TIMEOUT", "WS_CLUSTER_IDLE_TIMEOUT_MS is"),
             ("WS_CLUSTER_COLOUR_OF_THE_SKY", "ws-cluster --help lists"),
         ] {
@@ -77,6 +86,10 @@ mod tests {
             ("WS_CLUSTER_SERVICE_PORT_WS", "8812"),
             ("WS_CLUSTER_PORT", "tcp://10.0.0.1:8812"),
             ("WS_CLUSTER_PORT_8812_TCP_ADDR", "10.0.0.1"),
+            ("WS_CLUSTER_REDIS_SERVICE_HOST", "10.0.0.2"),
+            ("WS_CLUSTER_REDIS_SERVICE_PORT", "6379"),
+            ("WS_CLUSTER_REDIS_PORT", "tcp://10.0.0.2:6379"),
+            ("WS_CLUSTER_REDIS_PORT_6379_TCP", "tcp://10.0.0.2:6379"),
             ("PATH", "/bin"),
             ("WS_CLUSTERX", ""),
         ];

@@ -489,10 +489,14 @@ impl<H: Host> Driver<H> {
                 tracing::info!(%origin, "messages that only newer nodes know are left out");
             }
             Event::IdsNotKept { key, error } => {
+                let fix = match error.starts_with("NOPERM") {
+                    true => format!("allow INCRBY on the key {key}"),
+                    false => format!("make Redis take writes (INCRBY {key} is tried every minute)"),
+                };
                 tracing::warn!(
                     %error,
                     "Redis does not keep which client ids were given out: after a restart with \
-                     the clock behind some are given out again; allow INCRBY on the key {key}"
+                     the clock behind some are given out again; {fix}"
                 );
             }
             _ => {}

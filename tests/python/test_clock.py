@@ -92,3 +92,17 @@ def test_a_user_without_the_right_to_keep_ids_gets_a_warning_and_a_node_that_wor
         assert client.pushed() == "1"
     assert server.metric("ws_cluster_ids_kept") == 0
     assert log_of(server).count("INCRBY on the key wsc:ids:7") == 1
+
+
+def test_a_redis_that_takes_no_writes_is_named_and_the_node_works(own_redis, own_node):
+    """It publishes all the same, so nothing else showed that ids were not kept."""
+    redis = own_redis()
+    redis.command("CONFIG", "SET", "min-replicas-to-write", "1")
+    server = own_node(7, redis.url)
+    with server.client("u") as client:
+        server.push(1, uids=["u"])
+        assert client.pushed() == "1"
+    assert server.metric("ws_cluster_ids_kept") == 0
+    log = log_of(server)
+    assert log.count("make Redis take writes") == 1 and "NOREPLICAS" in log
+    assert "allow INCRBY" not in log

@@ -201,12 +201,15 @@ impl Broker {
     }
 
     fn give_up_reservation(&mut self, text: &[u8], now_ms: u64) {
+        let is_known = matches!(self.reservation.step, Step::Refused { .. });
         self.reservation.step = Step::Refused { try_again_ms: now_ms + TRY_AGAIN_MS };
         self.reservation.stored_ms = None;
         self.config.incarnation.follow_clock();
         self.config.counters.ids_kept.set(0);
-        let error = String::from_utf8_lossy(text).into_owned();
-        self.events.push(Event::IdsNotKept { key: self.ids_key(), error });
+        if !is_known {
+            let error = String::from_utf8_lossy(text).into_owned();
+            self.events.push(Event::IdsNotKept { key: self.ids_key(), error });
+        }
     }
 
     fn ids_key(&self) -> String {

@@ -90,6 +90,8 @@ fn where_redis_refuses_to_keep_it_the_node_works_and_says_so_once() {
     let said = events.iter().filter(|event| matches!(event, Event::IdsNotKept { .. }));
     assert_eq!((said.count(), setting.asked_numbers), (1, 1));
     assert_eq!(id_ms(&setting, NOW_MS + 5_000_000), NOW_MS + 5_000_000);
+    setting.tick(60_000).unwrap();
+    assert_eq!((setting.broker.take_events(), setting.asked_numbers), (vec![], 2));
     // Somebody grants it.
     setting.refuses_numbers = None;
     setting.number = NOW_MS as i64;
