@@ -107,11 +107,12 @@ fn parcels() {
     let request = [&head(5, 84)[..], &ends, b"{}"].concat();
     let response = [&head(6, 90)[..], &ends, &[12, 1, 0, 0, 0, 0], b"[1]"].concat();
     let events = [&head(7, 64)[..], &[13, 1, 0, 0, 0, 2, 2, 2, 0, 0, 0], b"{}"].concat();
+    let cancel = [&head(8, 84)[..], &ends, &[9; 16]].concat();
     let member =
         [&head(4, 74)[..], &[15, 11, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 63, 1, b'p']].concat();
     let bundle = [&[1, 255, request.len() as u8, 0, 0, 0][..], &request].concat();
     let answer = br#"{"type":"response","id":"42","data":{"x":[1]}}"#;
-    fuzz("parcel", parcel::run, &[&request, &response, &events, &member, &bundle, answer]);
+    fuzz("parcel", parcel::run, &[&request, &response, &events, &cancel, &member, &bundle, answer]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use ws_cluster::wire::bundle;
 use ws_cluster::wire::member::Member;
-use ws_cluster::wire::parcel::{Parcel, Sender, addressee};
+use ws_cluster::wire::parcel::{MAX_CANCELLED, Parcel, Sender, addressee};
 use ws_cluster::wire::server_message::{self, ServerMessage};
 
 pub fn run(bytes: &[u8]) {
@@ -33,6 +33,11 @@ fn check_parcel(bytes: &[u8]) {
         Parcel::Events(events) => {
             events.encode(&mut again);
             assert!(events.list.count() <= bytes.len() / 5 + 1);
+        }
+        Parcel::Cancel(cancel) => {
+            cancel.encode(sender, &mut again);
+            assert_eq!(addressee(&again), Ok(cancel.server));
+            assert!(cancel.list.ids().count() <= MAX_CANCELLED);
         }
     }
     assert_eq!(Parcel::decode(&again), Ok(parcel));

@@ -87,12 +87,14 @@ pub enum Kind {
     Request,
     Response,
     Events,
+    /// The client of requests is gone (`wire::parcel`).
+    Cancel,
     /// A kind that this node does not know: of a newer one. Only its number is of use.
     Newer,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Message,
         Self::Void,
         Self::Tail,
@@ -101,6 +103,7 @@ impl Kind {
         Self::Request,
         Self::Response,
         Self::Events,
+        Self::Cancel,
     ];
 }
 

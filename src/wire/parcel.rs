@@ -1,5 +1,5 @@
 //! What workers and nodes send one another besides pushes: requests of clients to business servers,
-//! the answers, and what happens to clients.
+//! the answers, what happens to clients, and whose requests need no answer any more.
 //!
 //! A parcel is an envelope of another kind: the same head, fields of its own, then data. Its `id`
 //! is the request's.
@@ -17,6 +17,9 @@ const FIELD_DEVICE: u8 = 11;
 const FIELD_STATUS: u8 = 12;
 const FIELD_WORKER: u8 = 13;
 
+/// Requests that one [`Cancel`] names at most: as many as a client may have waiting.
+pub const MAX_CANCELLED: usize = 1_000;
+
 /// The node and the life of it that a parcel comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
@@ -29,6 +32,7 @@ pub enum Parcel<'a> {
     Request(Request<'a>),
     Response(Response<'a>),
     Events(Events<'a>),
+    Cancel(Cancel<'a>),
 }
 
 /// A client asks a business server.
@@ -79,6 +83,27 @@ pub struct Events<'a> {
     pub worker: u8,
     pub pid: &'a str,
     pub list: EventList<'a>,
+}
+
+/// A client has ended before its requests were answered: the business server's worker forgets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancel<'a> {
+    /// The connection that was asked.
+    pub server: Cid,
+    /// Who asked: nobody else's requests are forgotten.
+    pub client: Cid,
+    pub pid: &'a str,
+    pub list: CancelList<'a>,
+}
+
+/// Ids of requests, each u64; at most [`MAX_CANCELLED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CancelList<'a>(&'a [[u8; 8]]);
+
+impl CancelList<'_> {
+    pub fn ids(&self) -> impl Iterator<Item = MessageId> {
+        self.0.iter().map(|id| MessageId(u64::from_le_bytes(*id)))
+    }
 }
 
 /// Each event: its kind u8, the length of its text u32, and the text, the frame that business
@@ -146,6 +171,26 @@ impl Events<'_> {
     }
 }
 
+impl Cancel<'_> {
+    /// A cancel of these requests.
+    pub fn encode_of(
+        sender: Sender,
+        (server, client, pid): (Cid, Cid, &str),
+        ids: &[MessageId],
+        out: &mut Vec<u8>,
+    ) {
+        let list: Vec<[u8; 8]> = ids.iter().map(|id| id.0.to_le_bytes()).collect();
+        Cancel { server, client, pid, list: CancelList(&list) }.encode(sender, out);
+    }
+
+    pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
+        let start = begin(out, Kind::Cancel, sender, MessageId(0), self.pid);
+        put_field(out, FIELD_TO, &self.server.0.to_le_bytes());
+        put_field(out, FIELD_FROM, &self.client.0.to_le_bytes());
+        put_data(out, start, self.list.0.as_flattened());
+    }
+}
+
 fn begin(out: &mut Vec<u8>, kind: Kind, sender: Sender, id: MessageId, pid: &str) -> usize {
     let start = out.len();
     let (origin, epoch) = (sender.node, sender.epoch);
@@ -154,7 +199,7 @@ fn begin(out: &mut Vec<u8>, kind: Kind, sender: Sender, id: MessageId, pid: &str
     start
 }
 
-/// The connection that a request or a response is for, without reading the rest.
+/// The connection that a request, a response or a cancel is for, without reading the rest.
 pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
     let (_, fields, _) = take_apart(bytes)?;
     for field in fields {
@@ -174,6 +219,7 @@ pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
         Kind::Events => EventList(data).try_for_each(|event| check(event?.1.as_bytes())),
         // An answer that is none has no data.
         Kind::Response if data.is_empty() => Ok(()),
+        Kind::Cancel => Ok(()),
         _ => check(data),
     }
 }
@@ -234,6 +280,15 @@ impl<'a> Parcel<'a> {
                 pid,
                 list: EventList(data),
             }),
+            Kind::Cancel => Self::Cancel(Cancel {
+                server: to.ok_or(missing)?,
+                client: from.ok_or(missing)?,
+                pid,
+                list: match data.as_chunks() {
+                    (ids, []) if ids.len() <= MAX_CANCELLED => CancelList(ids),
+                    _ => return Err(missing),
+                },
+            }),
             _ => return Err(missing),
         })
     }
@@ -285,6 +340,12 @@ mod tests {
             assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Response(response(answer))));
             assert_eq!(addressee(&bytes), Ok(Cid(3)));
         }
+        let ids = [MessageId(1), MessageId(u64::MAX)];
+        let bytes = encoded(|out| Cancel::encode_of(SENDER, (Cid(2), Cid(3), "p"), &ids, out));
+        let Ok(Parcel::Cancel(cancel)) = Parcel::decode(&bytes) else { panic!() };
+        assert_eq!((cancel.server, cancel.client, cancel.pid), (Cid(2), Cid(3), "p"));
+        assert!(cancel.list.ids().eq(ids));
+        assert_eq!((addressee(&bytes), check_json(&bytes)), (Ok(Cid(2)), Ok(())));
     }
 
     #[test]
@@ -314,6 +375,13 @@ mod tests {
         assert!(Parcel::decode(&encoded(|out| other.encode(SENDER, out))).is_err());
         let nobody = Request { pid: "", ..request() };
         assert!(Parcel::decode(&encoded(|out| nobody.encode(SENDER, out))).is_err());
+        let cancel = |count: usize| {
+            let ids = vec![MessageId(1); count];
+            encoded(|out| Cancel::encode_of(SENDER, (Cid(2), Cid(3), "p"), &ids, out))
+        };
+        let most = cancel(MAX_CANCELLED);
+        assert!(Parcel::decode(&most).is_ok() && Parcel::decode(&most[..most.len() - 1]).is_err());
+        assert!(Parcel::decode(&cancel(MAX_CANCELLED + 1)).is_err());
     }
 
     proptest! {

@@ -7,12 +7,12 @@ use crate::state::servers::{Choice, Load};
 use crate::state::wants::{Ask, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
-use crate::wire::parcel::{Answer, Parcel, Request, Response};
+use crate::wire::parcel::{self, Answer, Cancel, Parcel, Request, Response};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
-const MAX_OF_CLIENT: u32 = 1_000;
+const MAX_OF_CLIENT: u32 = parcel::MAX_CANCELLED as u32;
 const MAX_WAITING: usize = 131_072;
 /// Bytes of one client's that wait: it leaves room for others.
 const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
@@ -348,13 +348,26 @@ impl Worker {
         self.own_servers.forget_late(now_ms);
     }
 
-    /// A client ends: nobody waits for the answers to what it asked.
+    /// A client ends: nobody waits for the answers to what it asked, here or where it asked.
     pub(super) fn free_requests(&mut self, client: ConnKey) {
+        let cid = self.connections[client.slot as usize].cid;
+        let mut elsewhere: BTreeMap<(ProjectId, Cid), Vec<MessageId>> = BTreeMap::new();
         while let Some(id) = self.requests.one_of_client(client) {
-            let Some(Waiting { project, server, .. }) = self.requests.remove(id) else { return };
-            self.own_servers.forget(server, id);
+            let Some(Waiting { project, server, .. }) = self.requests.remove(id) else { break };
+            match self.registry.is_here(server) {
+                true => self.own_servers.forget(server, id, cid),
+                false => elsewhere.entry((project, server)).or_default().push(id),
+            }
             self.note(Note::Answered { id, project, is_error: true });
             self.config.counters.count_answered(Answered::ClientGone);
+        }
+        // One parcel for each server that it asked, which is smaller than the requests were.
+        for ((project, server), ids) in elsewhere {
+            let pid = self.config.projects.get(project).map_or("", |project| &project.pid);
+            let mut parcel = Vec::new();
+            Cancel::encode_of(self.sender(), (server, cid, pid), &ids, &mut parcel);
+            let to = To::Holder { project, cid: server };
+            self.wants.tell(Ask::Relay(Relay { to, parcel }));
         }
     }
 

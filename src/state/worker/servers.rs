@@ -6,7 +6,7 @@ use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Listener, Notice, Relay, Server, To};
 use crate::types::{Cid, ConnKey, EventSet, MessageId};
 use crate::wire::message::{self, Kind};
-use crate::wire::parcel::{Answer, Parcel, Request, Response};
+use crate::wire::parcel::{Answer, Cancel, Parcel, Request, Response};
 use crate::wire::server_message::{self, Client, ServerMessage};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -144,10 +144,13 @@ impl OwnServers {
         !self.leaving.is_empty()
     }
 
-    /// Nobody waits for an answer any more. What is not written yet never will be.
-    pub(super) fn forget(&mut self, server: Cid, id: MessageId) {
-        let asked = self.find(server).and_then(|own| own.asked.remove(&id));
-        if let Some((_, deadline_ms)) = asked {
+    /// The client that asked waits for no answer any more. What is not written yet never will be.
+    pub(super) fn forget(&mut self, server: Cid, id: MessageId, client: Cid) {
+        let Some(own) = self.find(server) else { return };
+        let Entry::Occupied(asked) = own.asked.entry(id) else { return };
+        let (whose, deadline_ms) = *asked.get();
+        if whose == client {
+            asked.remove();
             self.deadlines.remove(&(deadline_ms, server, id));
         }
     }
@@ -285,6 +288,9 @@ impl Worker {
             Ok(Parcel::Request(request)) => self.handle_request(&request, now_ms),
             Ok(Parcel::Response(response)) => self.handle_response(&response, now_ms),
             Ok(Parcel::Events(events)) => self.handle_events(&events),
+            Ok(Parcel::Cancel(Cancel { server, client, list, .. })) => {
+                list.ids().for_each(|id| self.own_servers.forget(server, id, client));
+            }
             Err(_) => self.config.counters.parcels_malformed.add(1),
         }
     }

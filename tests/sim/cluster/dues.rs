@@ -200,6 +200,7 @@ impl Cluster {
             Parcel::Response(response) => {
                 of_holder(names, &mut expected, response.pid, response.client.0);
             }
+            Parcel::Cancel(cancel) => of_holder(names, &mut expected, cancel.pid, cancel.server.0),
             Parcel::Events(events) => {
                 names.events(&mut expected, events.pid);
                 for event in events.list {

@@ -430,7 +430,7 @@ impl Link {
 }
 
 fn is_parcel(kind: Kind) -> bool {
-    matches!(kind, Kind::Request | Kind::Response | Kind::Events)
+    matches!(kind, Kind::Request | Kind::Response | Kind::Events | Kind::Cancel)
 }
 
 /// The length of the first command, if it is whole.

@@ -351,6 +351,7 @@ impl Core {
             Parcel::Response(response) => {
                 return self.handle_response(bytes, &response, world);
             }
+            Parcel::Cancel(_) => {}
         }
         self.worker.handle_parcel(bytes, world.now_ms);
         self.notice_ends(world);

@@ -321,7 +321,7 @@ impl Node {
                     self.dues.retain(|(_, cid, index)| !events.is_told(*cid, *index, &json));
                 }
             }
-            Package::Response(_) => {}
+            Package::Response(_) | Package::Cancel(_) => {}
         }
         self.cores[worker].worker.handle_unsent(&relay, Unsent::Full);
         self.notice_closes(worker);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::state::counters::{Answered, LostAnswer};
-use crate::state::wants::Server;
+use crate::state::wants::{Relay, Server};
+use crate::wire::parcel::{Cancel, Parcel};
 
 const REQUEST: &[u8] = br#"{"type":"request","id":"r","data":[1]}"#;
 
@@ -45,6 +46,13 @@ impl Rig {
             ticks += 1;
         }
         ticks
+    }
+
+    /// What it hands over to other workers and nodes.
+    fn relays(&mut self) -> Vec<Relay> {
+        let asks = self.worker.take_asks().into_iter();
+        asks.filter_map(|ask| if let Ask::Relay(relay) = ask { Some(relay) } else { None })
+            .collect()
     }
 
     fn answered(&self, how: Answered) -> u64 {
@@ -195,4 +203,40 @@ fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
     assert!(rig.catch_up() > 0);
     assert_eq!(rig.worker.pending_requests().waiting, 1);
     assert_eq!(rig.answered(Answered::ServerGone), 2_000);
+}
+
+/// What a business server of another node was asked stayed in its worker's table until it had timed
+/// out there: clients that asked and left, again and again, filled it, and others were refused.
+#[test]
+fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
+    let mut near = Rig::of_two();
+    let mut far = Rig::with(1 << 30, 1 << 40, |config| {
+        config.node = NodeId::new(2).unwrap();
+        config.server_outbox_bytes = 1 << 30;
+    });
+    let server = far.connect_to(0, Role::Server(EventSet::REQUEST));
+    let (cid, events) = (far.worker.cid(server).unwrap(), EventSet::REQUEST);
+    let here = Server { cid, project: ProjectId(0), events };
+    near.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    let slots = [(); 2].map(|()| near.connect_to(0, Role::Client));
+    slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| near.ask(slot)));
+    near.relays().iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW_MS));
+    far.flush();
+    assert_eq!(far.worker.pending_requests().asked, 2_000);
+
+    near.worker.handle_disconnect(slots[0]);
+    let [relay] = &near.relays()[..] else { panic!("one parcel for all that it asked") };
+    let Ok(Parcel::Cancel(cancel)) = Parcel::decode(&relay.parcel) else { panic!() };
+    // The same in the name of another client changes nothing.
+    let (mut forged, client) = (Vec::new(), near.worker.cid(slots[1]).unwrap());
+    Cancel { client, ..cancel }.encode(near.worker.sender(), &mut forged);
+    far.worker.handle_parcel(&forged, NOW_MS);
+    assert_eq!(far.worker.pending_requests().asked, 2_000);
+    far.worker.handle_parcel(&relay.parcel, NOW_MS);
+    far.worker.check();
+    assert_eq!(far.worker.pending_requests().asked, 1_000);
+    far.worker.handle_disconnect(server);
+    far.flush();
+    far.catch_up();
+    assert_eq!(far.relays().len(), 1_000, "answers for the client that is still there");
 }
