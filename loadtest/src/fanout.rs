@@ -31,7 +31,7 @@ subcommand! {
         connections: [u64],
 
         /// size of the WebSocket payload, the whole push object with an id of 19 digits; at least
-        /// 84 (128)
+        /// 64, of which 12 are the text of data (128)
         #[argh(option, default = "128")]
         bytes: [usize],
 
@@ -125,6 +125,8 @@ struct Shared {
     waker: Waker,
     /// seq << 32 | threads that have not got it everywhere.
     slots: [AtomicU64; SLOTS],
+    /// When the message of each slot was sent.
+    sent_ns: [AtomicU64; SLOTS],
     /// Threads with open connections.
     active: AtomicU64,
     /// When the first message was to be sent; 0 until it is known.
@@ -191,7 +193,8 @@ impl Handler for Receiver<'_> {
         }
         let count = &mut self.counts[index];
         if count.batch == 0 {
-            self.touched.push((seq, found.at_ns().unwrap_or(0)));
+            let sent_ns = || self.shared.sent_ns[index % SLOTS].load(Ordering::Acquire);
+            self.touched.push((seq, found.at_ns().unwrap_or_else(sent_ns)));
             self.payload_len = payload.len();
         }
         count.batch += 1;
@@ -274,6 +277,7 @@ pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
         start: Start::new(common.threads),
         waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
         slots: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
+        sent_ns: std::array::from_fn(|_| AtomicU64::new(0)),
         active: AtomicU64::new(0),
         began_ns: AtomicU64::new(0),
         measure_from_ns: AtomicU64::new(u64::MAX),
@@ -322,7 +326,7 @@ fn thread(
     let mut receiver = Receiver {
         shared,
         live,
-        finder: Finder::new(run_number),
+        finder: Finder::new(run_number, message::short_data_len(settings.bytes)),
         open: clients.open as u32,
         counts: Vec::new(),
         touched: Vec::with_capacity(SLOTS),
@@ -485,7 +489,8 @@ fn summarize(
         report.set_rounded("rate_wanted_per_s", rate);
     }
     report.set("payload_bytes", payload_len);
-    report.set("payload_bytes_wanted", settings.bytes.max(FRAME_OVERHEAD + message::STAMP_LEN));
+    report
+        .set("payload_bytes_wanted", settings.bytes.max(FRAME_OVERHEAD + message::SHORT_STAMP_LEN));
     report.set("messages_pushed", pushed.accepted.len());
     report.set("messages_accepted", accepted);
     report.set("messages_complete_measured", pushed.completed_measured);

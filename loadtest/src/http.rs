@@ -9,7 +9,7 @@ use std::time::Duration;
 use memchr::memmem;
 
 use crate::client::EXP_SECONDS;
-use crate::message::{STAMP_LEN, Stamp};
+use crate::message::{self, Stamp};
 use crate::sign::Signer;
 use crate::sys;
 
@@ -18,19 +18,23 @@ pub struct PushWriter {
     signer: Signer,
     /// `{"pid":"…",`
     open: Vec<u8>,
+    stamp_len: usize,
     filler: Vec<u8>,
     body: Vec<u8>,
     exp: (u64, u64),
 }
 
 impl PushWriter {
-    /// `data_len`: how long the text in `data` is, at least a stamp's length.
+    /// `data_len`: how long the text in `data` is, at least a short stamp's
+    /// length.
     pub fn new(pid: &str, secret: &str, data_len: usize) -> Result<Self, String> {
         let open = format!("{{\"pid\":{},", serde_json::Value::from(pid));
+        let stamp_len = message::stamp_len(data_len);
         Ok(PushWriter {
             signer: Signer::new(secret, "/ws/push")?,
             open: open.into_bytes(),
-            filler: vec![b'x'; data_len.saturating_sub(STAMP_LEN)],
+            stamp_len,
+            filler: vec![b'x'; data_len.saturating_sub(stamp_len)],
             body: Vec::new(),
             exp: (0, 0),
         })
@@ -52,7 +56,9 @@ impl PushWriter {
         body.extend_from_slice(b"\"exp\":");
         write_decimal(self.exp.1, body);
         body.extend_from_slice(b",\"data\":\"");
+        let start = body.len();
         stamp.write(body);
+        body.truncate(start + self.stamp_len);
         body.extend_from_slice(&self.filler);
         body.extend_from_slice(b"\"}");
         let sign = self.signer.sign(body);

@@ -6,7 +6,8 @@
 //! {"type":"push","id":"1234567890123456789","data":"rrrrssssssssttttttttttttttttppppxxx…"}
 //! ```
 //! r: the run, so that the messages of another run are not counted; s: the sequence number;
-//! t: when it was sent, CLOCK_MONOTONIC nanoseconds; p: the pushing connection.
+//! t: when it was sent, CLOCK_MONOTONIC nanoseconds; p: the pushing connection. A short stamp is r
+//! and s alone, for the smallest messages; whoever sends them remembers the rest.
 
 use memchr::memmem;
 
@@ -16,11 +17,24 @@ pub const FRAME_OVERHEAD: usize = r#"{"type":"push","id":"","data":""}"#.len() +
 /// The shortest `data` text that carries a stamp.
 pub const STAMP_LEN: usize = 32;
 
+/// The shortest one without the time and the connection.
+pub const SHORT_STAMP_LEN: usize = 12;
+
 const DATA: &str = r#""data":""#;
 
 /// How long `data` must be for a payload of `bytes`: at least a stamp.
 pub fn data_len(bytes: usize) -> usize {
     bytes.saturating_sub(FRAME_OVERHEAD).max(STAMP_LEN)
+}
+
+/// The same where a short stamp will do.
+pub fn short_data_len(bytes: usize) -> usize {
+    bytes.saturating_sub(FRAME_OVERHEAD).max(SHORT_STAMP_LEN)
+}
+
+/// How much of a stamp such a `data` begins with.
+pub fn stamp_len(data_len: usize) -> usize {
+    if data_len < STAMP_LEN { SHORT_STAMP_LEN } else { STAMP_LEN }
 }
 
 /// What a message says of itself.
@@ -43,7 +57,7 @@ impl Stamp {
     /// The stamp that `data` begins with, whichever run's it is.
     pub fn read(data: &[u8]) -> Option<Stamp> {
         let run = read_hex(data.get(..4)?)? as u16;
-        let found = Found(data.first_chunk()?);
+        let found = Found(data.get(..STAMP_LEN)?);
         Some(Stamp { run, seq: found.seq()?, at_ns: found.at_ns()?, pusher: found.pusher()? })
     }
 }
@@ -83,22 +97,24 @@ impl Member {
 /// Finds the stamp of a pushed message.
 pub struct Finder {
     run: u16,
+    stamp_len: usize,
     data: Member,
 }
 
 /// A stamp still in its frame. Its fields are read one by one, as they are needed.
 #[derive(Clone, Copy)]
-pub struct Found<'a>(&'a [u8; STAMP_LEN]);
+pub struct Found<'a>(&'a [u8]);
 
 impl Finder {
-    pub fn new(run: u16) -> Finder {
-        Finder { run, data: Member::new(DATA) }
+    /// `data_len`: how long `data` is in the messages.
+    pub fn new(run: u16, data_len: usize) -> Finder {
+        Finder { run, stamp_len: stamp_len(data_len), data: Member::new(DATA) }
     }
 
     /// `None`: not a message of this run.
     #[inline]
     pub fn find<'a>(&mut self, payload: &'a [u8]) -> Option<Found<'a>> {
-        let stamp = self.data.rest(payload)?.first_chunk()?;
+        let stamp = self.data.rest(payload)?.get(..self.stamp_len)?;
         (read_hex(&stamp[..4])? == u64::from(self.run)).then_some(Found(stamp))
     }
 }
@@ -109,14 +125,15 @@ impl Found<'_> {
         read_hex(&self.0[4..12]).map(|seq| seq as u32)
     }
 
+    /// `None`: the stamp is short.
     #[inline]
     pub fn at_ns(&self) -> Option<u64> {
-        read_hex(&self.0[12..28])
+        read_hex(self.0.get(12..28)?)
     }
 
     #[inline]
     pub fn pusher(&self) -> Option<u16> {
-        read_hex(&self.0[28..]).map(|pusher| pusher as u16)
+        read_hex(self.0.get(28..)?).map(|pusher| pusher as u16)
     }
 }
 
@@ -228,11 +245,12 @@ const NIBBLES: [u8; 256] = {
 mod tests {
     use super::*;
 
-    fn frame(stamp: Stamp, id: &str, bytes: usize) -> Vec<u8> {
+    fn frame(stamp: Stamp, id: &str, data_len: usize) -> Vec<u8> {
         let mut payload = format!(r#"{{"type":"push","id":"{id}","data":""#).into_bytes();
         let start = payload.len();
         stamp.write(&mut payload);
-        payload.resize(start + data_len(bytes), b'x');
+        payload.truncate(start + stamp_len(data_len));
+        payload.resize(start + data_len, b'x');
         payload.extend_from_slice(br#""}"#);
         payload
     }
@@ -240,26 +258,39 @@ mod tests {
     #[test]
     fn a_stamp_is_found_wherever_data_is() {
         let stamp = Stamp { run: 0xbeef, seq: 77, at_ns: 0x1234_5678_9abc_def0, pusher: 9 };
-        let mut finder = Finder::new(0xbeef);
+        let mut finder = Finder::new(0xbeef, data_len(128));
         for id in ["1234567890123456789", "1", "1234567890123456789"] {
-            let payload = frame(stamp, id, 128);
+            let payload = frame(stamp, id, data_len(128));
             let found = finder.find(&payload).unwrap();
             assert_eq!(found.seq(), Some(77));
             assert_eq!(found.at_ns(), Some(0x1234_5678_9abc_def0));
             assert_eq!(found.pusher(), Some(9));
         }
-        assert!(Finder::new(1).find(&frame(stamp, "1", 128)).is_none(), "another run");
+        let payload = frame(stamp, "1", data_len(128));
+        assert!(Finder::new(1, data_len(128)).find(&payload).is_none(), "another run");
         assert!(finder.find(br#"{"type":"push","data":"short"}"#).is_none());
         assert!(finder.find(b"").is_none());
     }
 
     #[test]
+    fn the_smallest_message_carries_twelve_bytes() {
+        let stamp = Stamp { run: 0xbeef, seq: 77, at_ns: 5, pusher: 9 };
+        let payload = frame(stamp, "1234567890123456789", short_data_len(0));
+        assert!(payload.ends_with(br#""data":"beef0000004d"}"#));
+        assert_eq!(payload.len(), FRAME_OVERHEAD + 12);
+        let mut finder = Finder::new(0xbeef, short_data_len(0));
+        let found = finder.find(&payload).unwrap();
+        assert_eq!((found.seq(), found.at_ns(), found.pusher()), (Some(77), None, None));
+        assert_eq!(short_data_len(128), data_len(128));
+    }
+
+    #[test]
     fn bytes_is_the_size_of_the_payload() {
         let stamp = Stamp { run: 1, seq: 1, at_ns: 1, pusher: 0 };
-        assert_eq!(frame(stamp, "1234567890123456789", 128).len(), 128);
-        assert_eq!(frame(stamp, "1234567890123456789", 4096).len(), 4096);
+        assert_eq!(frame(stamp, "1234567890123456789", data_len(128)).len(), 128);
+        assert_eq!(frame(stamp, "1234567890123456789", data_len(4096)).len(), 4096);
         let shortest = FRAME_OVERHEAD + STAMP_LEN;
-        assert_eq!(frame(stamp, "1234567890123456789", 1).len(), shortest);
+        assert_eq!(frame(stamp, "1234567890123456789", data_len(1)).len(), shortest);
     }
 
     #[test]

@@ -467,7 +467,7 @@ fn drive<'a>(
     let pairs = source.users as usize * source.pushers.len();
     let mut receiver = Receiver {
         live,
-        finder: Finder::new(source.run),
+        finder: Finder::new(source.run, message::data_len(settings.bytes)),
         users: source.users,
         pushers: source.pushers.len(),
         seen: SeqSet::default(),

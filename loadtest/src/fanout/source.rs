@@ -57,7 +57,7 @@ impl<'a> Source<'a> {
             let pusher = connect(*http, i, epoll);
             pusher.map(|pusher| (*http, pusher)).map_err(|error| format!("http {http}: {error}"))
         });
-        let data_len = message::data_len(settings.bytes);
+        let data_len = message::short_data_len(settings.bytes);
         Ok(Source {
             shared,
             settings,
@@ -142,6 +142,7 @@ impl<'a> Source<'a> {
         slot.store(u64::from(seq) << 32 | active, Ordering::Release);
         let index = seq as usize % self.pushers.len();
         let at_ns = sys::now_ns();
+        self.shared.sent_ns[seq as usize % SLOTS].store(at_ns, Ordering::Release);
         let stamp = Stamp { run: self.run, seq, at_ns, pusher: index as u16 };
         let tag = self.settings.tag.as_deref();
         let select = |body: &mut Vec<u8>| {
