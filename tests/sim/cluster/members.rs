@@ -24,32 +24,66 @@ const NEAR_MS: u64 = 500;
 /// What was accepted before the end is waited for so long.
 const DRAIN_MS: u64 = 5_000;
 
-/// What a node was told of another.
+/// What a node heard of another and was told of it.
 pub struct View {
+    /// As it was told: whether it is there, and in which life.
     pub is_up: bool,
-    /// The latest life of it that was heard of.
     pub epoch: u64,
+    /// The life that it heard last, and whether that said its last word; `None`: nothing since it
+    /// was lost.
+    heard: Option<(u64, bool)>,
+    /// What it must be told for what it heard: lives that begin (`true`) or end.
+    due: VecDeque<(bool, u64)>,
 }
 
 /// By number.
 #[derive(Default)]
 pub struct Views {
     all: BTreeMap<u16, View>,
-    /// The latest life of each node that was heard of.
-    epochs: BTreeMap<u16, u64>,
-    /// Lives that were heard of, and whose notice has not come yet: it takes longer.
-    fresh: BTreeMap<u16, VecDeque<u64>>,
-    /// Nodes that are lost, and the life that was known. To be judged.
+    /// Nodes that were lost for their silence, and the life that was known. To be judged.
     lost: Vec<(u16, u64)>,
 }
 
 impl Views {
-    /// A word of a node has arrived.
-    pub fn hear(&mut self, number: u16, epoch: u64) {
-        let latest = self.epochs.entry(number).or_default();
-        if epoch > *latest {
-            *latest = epoch;
-            self.fresh.entry(number).or_default().push_back(epoch);
+    /// A word of a node has arrived. Only the first word of a later life, unless it is the last
+    /// word too, and the last word of the life that is known, are told to the workers.
+    pub fn hear(&mut self, number: u16, epoch: u64, is_last_word: bool) {
+        let (is_up, heard, due) = (false, None, VecDeque::new());
+        let view = self.all.entry(number).or_insert(View { is_up, epoch, heard, due });
+        let (known, has_left) = view.heard.unwrap_or((0, true));
+        if known > epoch || known == epoch && has_left {
+            return;
+        }
+        view.heard = Some((epoch, is_last_word));
+        let begins = known < epoch && !is_last_word;
+        if !has_left && (begins || is_last_word) {
+            view.due.push_back((false, known));
+        }
+        if begins {
+            view.due.push_back((true, epoch));
+        }
+    }
+
+    /// A worker is told of a node.
+    fn tell(&mut self, number: u16, is_up: bool) {
+        let view = self.all.get_mut(&number).expect("a node that was heard");
+        match view.due.pop_front() {
+            Some((must_be_up, epoch)) => {
+                assert_eq!(is_up, must_be_up, "life {epoch} of {number}");
+                (view.is_up, view.epoch) = (is_up, epoch);
+            }
+            None => {
+                assert!(view.is_up && !is_up, "{number} is {is_up} for nothing");
+                (view.is_up, view.heard) = (false, None);
+                self.lost.push((number, view.epoch));
+            }
+        }
+    }
+
+    /// What was heard has been handled: everything was told.
+    pub fn check(&self) {
+        for (number, view) in &self.all {
+            assert!(view.due.is_empty(), "nobody is told of {number}: {:?}", view.due);
         }
     }
 }
@@ -57,20 +91,11 @@ impl Views {
 impl Node {
     /// The broker tells a worker of something; all workers are told the same of nodes.
     pub fn view(&mut self, worker: usize, notice: Notice) {
-        let Notice::Node { node, is_up } = notice else { return };
-        if worker != 0 {
-            return;
+        if let Notice::Node { node, is_up } = notice
+            && worker == 0
+        {
+            self.views.tell(node.value(), is_up);
         }
-        let number = node.value();
-        let fresh = self.views.fresh.get_mut(&number).filter(|_| is_up);
-        let heard = fresh.and_then(VecDeque::pop_front);
-        let epoch = heard.unwrap_or(self.views.epochs[&number]);
-        let view = self.views.all.entry(number).or_insert(View { is_up: false, epoch });
-        assert_ne!(view.is_up, is_up, "node {}: {number} is {is_up} twice", self.home.number);
-        if !is_up {
-            self.views.lost.push((number, view.epoch));
-        }
-        *view = View { is_up, epoch };
     }
 
     pub fn begin_drain(&mut self, world: &mut World) {
@@ -243,4 +268,29 @@ impl Cluster {
         let nodes = self.nodes.iter().flatten();
         nodes.flat_map(|node| node.cores.iter().map(move |core| (node, core)))
     }
+}
+
+/// The first that a restarted node heard of another was its last word: it was told of nothing, and
+/// then of the life after that one. The life before was taken for the one that it was told of.
+#[test]
+fn a_life_whose_last_word_is_heard_first_is_not_the_one_that_is_told_of() {
+    let mut views = Views::default();
+    views.hear(8, 5, true);
+    views.check();
+    views.hear(8, 6, false);
+    views.tell(8, true);
+    assert!(views.all[&8].is_up && views.all[&8].epoch == 6);
+    // A life after the other, in one read: both are told of.
+    views.hear(8, 6, true);
+    views.hear(8, 6, false);
+    views.hear(8, 7, false);
+    views.tell(8, false);
+    views.tell(8, true);
+    views.check();
+    assert!(views.all[&8].is_up && views.all[&8].epoch == 7);
+    // Silence, and the same life again.
+    views.tell(8, false);
+    views.hear(8, 7, false);
+    views.tell(8, true);
+    assert_eq!((views.lost, views.all[&8].epoch), (vec![(8, 7)], 7));
 }

@@ -5,7 +5,7 @@
 use super::core::{Core, Home, ToBroker, Word};
 use super::gaps::Heard;
 use super::members::Views;
-use super::redis::Owner;
+use super::redis::{Delivery, Owner};
 use super::truth::QUEUE_TIMEOUT_MS;
 use super::{MAX_TAGS, Model, World};
 use std::collections::BTreeMap;
@@ -29,10 +29,12 @@ const LINKS: [LinkName; 2] = [LinkName::Publish, LinkName::Subscribe];
 const TICK_MS: u64 = 50;
 const BACKOFF_MS: u64 = 100;
 const MAX_BACKOFF_MS: u64 = 2_000;
-/// Links on which nothing arrives are given up within 2.5 s: 1.2 s of silence, counted by a clock
-/// that stands while this node does not read, or a canary that is not back. And the longest step of
-/// this simulator.
-const NOTICED_MS: u64 = 2_500 + super::LONGEST_STEP_MS;
+/// A node whose links bring nothing is not ready for longer than this: a PING every half second,
+/// 1.2 s of silence after it, two ticks, and the longest step of this simulator.
+const DEAF_MS: u64 = 2_000 + super::LONGEST_STEP_MS;
+/// A join is answered within this, at the latest because its link is given up: silence is counted
+/// by a clock that stands while this node does not read.
+const ANSWERED_MS: u64 = 2_500 + super::LONGEST_STEP_MS;
 
 enum Driver {
     Waiting { until_ms: u64 },
@@ -538,13 +540,16 @@ impl Node {
             let result = self.broker.handle_bytes(LINKS[index], bytes, now_ms, &mut words);
             let taken = result.as_ref().map_or(0, |handled| handled.bytes);
             self.unread[index].drain(..taken);
-            for (channel, header) in world.redis.take_messages(link, taken) {
+            for Delivery { channel, header, is_last_word, .. } in
+                world.redis.take_messages(link, taken)
+            {
                 if header.kind == Kind::Member && header.origin.value() != self.home.number {
-                    self.views.hear(header.origin.value(), header.epoch);
+                    self.views.hear(header.origin.value(), header.epoch, is_last_word);
                 }
                 self.heard.arrive(&channel, &header);
             }
             self.dispatch(words, world);
+            self.views.check();
             self.is_paused[index] = result?.is_paused;
         }
         if read.is_over && !self.is_paused[index] { Err(LinkError::Closed) } else { Ok(()) }
@@ -617,14 +622,14 @@ impl Node {
         assert!(may_wait || self.asked.is_empty(), "{:?} wait for nothing", self.asked);
         for (key, since_ms) in &self.asked {
             let waited_ms = now_ms - since_ms;
-            assert!(waited_ms <= NOTICED_MS, "{key:?} is not answered after {waited_ms} ms");
+            assert!(waited_ms <= ANSWERED_MS, "{key:?} is not answered after {waited_ms} ms");
         }
         if self.broker.is_ready()
             && let Some(since_ms) =
                 [self.deaf_since_ms, stalled_since_ms].into_iter().flatten().min()
         {
             let deaf_ms = now_ms - since_ms;
-            assert!(deaf_ms <= NOTICED_MS, "ready, and nothing has come for {deaf_ms} ms");
+            assert!(deaf_ms <= DEAF_MS, "ready, and nothing has come for {deaf_ms} ms");
         }
         self.cores.iter_mut().for_each(|core| core.check(now_ms));
         let in_flight = self.cores[0].loads.in_flight();

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ws_cluster::state::broker::LinkName;
 use ws_cluster::wire::bundle;
 use ws_cluster::wire::envelope::{Header, Kind};
+use ws_cluster::wire::member::Member;
 
 /// One direction of a link: bytes that are under way, in order.
 #[derive(Default)]
@@ -83,8 +84,19 @@ struct Link {
     /// Bytes that were written to the node, and that it has taken.
     written: u64,
     taken: u64,
-    /// Messages that it was sent: where each ends.
-    messages: VecDeque<(u64, Vec<u8>, Header)>,
+    /// Messages that it was sent.
+    messages: VecDeque<Delivery>,
+}
+
+/// A message on its way to a subscriber.
+#[derive(Clone)]
+pub struct Delivery {
+    /// Where it ends among the bytes of its link.
+    end: u64,
+    pub channel: Vec<u8>,
+    pub header: Header,
+    /// A node says that it ends.
+    pub is_last_word: bool,
 }
 
 /// A PUBLISH that was done.
@@ -189,15 +201,12 @@ impl Redis {
     }
 
     /// The node's broker has taken this much of what it read: the messages that are whole by now.
-    pub fn take_messages(&mut self, link: u64, bytes: usize) -> Vec<(Vec<u8>, Header)> {
+    pub fn take_messages(&mut self, link: u64, bytes: usize) -> Vec<Delivery> {
         let Some(link) = self.links.get_mut(&link) else { return Vec::new() };
         link.taken += bytes as u64;
         let mut whole = Vec::new();
-        while let Some((end, ..)) = link.messages.front()
-            && *end <= link.taken
-            && let Some((_, channel, header)) = link.messages.pop_front()
-        {
-            whole.push((channel, header));
+        while let Some(delivery) = link.messages.pop_front_if(|one| one.end <= link.taken) {
+            whole.push(delivery);
         }
         whole
     }
@@ -365,6 +374,8 @@ impl Redis {
         *newest = id.max(*newest);
         let is_refused = rng.chance(self.refused_percent);
         let is_late = id < *newest;
+        let is_last_word = headers[0].kind == Kind::Member
+            && Member::decode(envelopes[0]).expect("a word of a node").leaves;
         let both = headers.iter().zip(envelopes);
         self.executions.extend(both.map(|(&header, envelope)| Execution {
             owner: link.owner,
@@ -397,7 +408,13 @@ impl Redis {
             if let Some(forged) = &forged {
                 link.write_message(&mut message, channel, forged);
             }
-            let each = headers.iter().map(|&header| (end, channel.to_vec(), header));
+            let channel = channel.to_vec();
+            let each = headers.iter().map(|&header| Delivery {
+                end,
+                channel: channel.clone(),
+                header,
+                is_last_word,
+            });
             link.messages.extend(each);
             link.tell(&message, now_ms, rng);
         }
