@@ -154,6 +154,7 @@ impl Options {
                 uid_prefix: self.uid_prefix.clone(),
                 tags: tags.to_owned(),
                 device: self.device.clone(),
+                audience: None,
                 kind: Kind::Client,
             },
             http: resolve_all(&self.http)?,

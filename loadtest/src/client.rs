@@ -1,5 +1,7 @@
 //! WebSocket clients: many of them, owned by one thread, driven by its epoll.
 
+mod population;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -28,6 +30,19 @@ pub trait Handler {
     }
     /// An open connection ended that nobody here had closed.
     fn ended(&mut self, _number: u32) {}
+    /// A connection is over and its slot is free. `marks`: what it had received.
+    fn gone(&mut self, _number: u32, _why: Gone, _marks: &Marks) {}
+}
+
+/// Why a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// This side closed it.
+    Closed,
+    /// It was open, and the other side ended it.
+    Dropped,
+    /// It was never welcomed.
+    Refused,
 }
 
 /// For commands that do not care what arrives.
@@ -129,6 +144,10 @@ pub struct Clients {
     unsent: BTreeMap<usize, Vec<u8>>,
     /// Where [`Clients::close_more`] goes on.
     closed_to: usize,
+    /// Connections whose Close frame is sent and not answered.
+    closing: u64,
+    /// The server was told to stop: the end of an open connection is no failure.
+    pub expects_end: bool,
     request: Vec<u8>,
     /// When the opening of connections began, for the rate.
     began_ns: u64,
@@ -170,6 +189,8 @@ impl Clients {
             free: Vec::new(),
             unsent: BTreeMap::new(),
             closed_to: 0,
+            closing: 0,
+            expects_end: false,
             request: Vec::new(),
             began_ns: 0,
             checked_ns: 0,
@@ -200,7 +221,7 @@ impl Clients {
         if self.began_ns == 0 {
             self.began_ns = now;
         }
-        self.give_up_late(now);
+        self.give_up_late(now, &mut Ignore);
         // Not too many in one go: what has arrived meanwhile wants to be read.
         for _ in 0..32 {
             let busy = match self.opening.cycle {
@@ -225,6 +246,22 @@ impl Clients {
     fn open_one(&mut self, epoll: &Epoll) {
         let number = self.started;
         self.started += 1;
+        let index = self.free.pop().map_or(self.slots.len(), |index| index as usize);
+        match self.dial(number, index, epoll) {
+            Ok(conn) if index == self.slots.len() => self.slots.push(conn),
+            Ok(conn) => self.slots[index] = conn,
+            Err(why) => {
+                self.refuse(number);
+                self.failures.add(&why);
+                if index < self.slots.len() {
+                    self.free.push(index as u32);
+                }
+            }
+        }
+    }
+
+    /// Starts the connection with this number, which is to have the slot `index`.
+    fn dial(&mut self, number: u64, index: usize, epoll: &Epoll) -> Result<Conn, String> {
         let since_ns = sys::now_ns();
         let sources = &self.opening.sources;
         let source = match sources.len() {
@@ -232,52 +269,34 @@ impl Clients {
             count => Some(sources[number as usize % count]),
         };
         let node = self.identity.node_of(self.first_user + number);
-        let dialed = sys::start_connect(node, source).and_then(|fd| {
-            if self.sends {
-                sys::send_at_once(&fd)?;
-            }
-            Ok(fd)
-        });
-        let fd = match dialed {
-            Ok(fd) => fd,
-            Err(error) => {
-                self.refuse(number);
-                return self.failures.add(&format!("connect: {}", describe(&error)));
-            }
-        };
+        let failed = |error: io::Error| format!("connect: {}", describe(&error));
+        let fd = sys::start_connect(node, source).map_err(failed)?;
+        if self.sends {
+            sys::send_at_once(&fd).map_err(failed)?;
+        }
         self.write_request(number, since_ns);
         // On one machine the handshake is over when connect() returns: the request often goes now.
         let phase = match sys::send(&fd, &self.request) {
             Ok(sent) if sent == self.request.len() => Phase::Upgrading,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                self.refuse(number);
-                return self.failures.add(&format!("connect: {}", describe(&error)));
-            }
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
             _ => Phase::Dialing,
         };
-        let index = self.free.pop().map_or(self.slots.len(), |index| index as usize);
         let interest = match self.sends || phase == Phase::Dialing {
             true => sys::READABLE | sys::WRITABLE,
             false => sys::READABLE,
         };
-        if let Err(error) = epoll.add(&fd, interest, self.tokens_from + index as u64) {
-            self.refuse(number);
-            return self.failures.add(&format!("epoll: {}", describe(&error)));
-        }
-        let conn = Conn {
+        epoll
+            .add(&fd, interest, self.tokens_from + index as u64)
+            .map_err(|error| format!("epoll: {}", describe(&error)))?;
+        self.pending += 1;
+        Ok(Conn {
             fd: Some(fd),
             number: number as u32,
             phase,
             marks: Marks::default(),
             since_ns,
             partial: None,
-        };
-        if index == self.slots.len() {
-            self.slots.push(conn);
-        } else {
-            self.slots[index] = conn;
-        }
-        self.pending += 1;
+        })
     }
 
     fn node_of(&mut self, number: u64) -> &mut NodeCounts {
@@ -536,6 +555,7 @@ impl Clients {
     fn close(&mut self, index: usize, closing: Closing, now: u64) -> Result<(), End> {
         debug_assert!(!self.unsent.contains_key(&index), "a frame would be cut off");
         self.open -= 1;
+        self.closing += 1;
         let conn = &mut self.slots[index];
         conn.phase = Phase::Closing;
         conn.since_ns = now;
@@ -564,27 +584,39 @@ impl Clients {
         if self.opening.cycle.is_some() {
             self.free.push(index as u32);
         }
-        match (phase, end) {
-            (Phase::Free | Phase::Closing, _) | (_, End::Expected) => {}
+        let marks = std::mem::take(&mut conn.marks);
+        let why = match (phase, end) {
+            (Phase::Free, _) => return,
+            (Phase::Closing, _) => {
+                self.closing -= 1;
+                Gone::Closed
+            }
             (Phase::Open, End::Failed(why)) => {
                 self.open -= 1;
                 self.dropped += 1;
                 self.node_of(u64::from(number)).dropped += 1;
-                self.failures.add(&format!("while open: {why}"));
+                if !self.expects_end {
+                    self.failures.add(&format!("while open: {why}"));
+                }
                 handler.ended(number);
+                Gone::Dropped
             }
+            (_, End::Expected) => Gone::Closed,
             (_, End::Failed(why)) => {
                 self.pending -= 1;
                 self.refuse(u64::from(number));
                 let step = if phase == Phase::Dialing { "connect" } else { "handshake" };
                 self.failures.add(&format!("{step}: {why}"));
+                Gone::Refused
             }
-        }
+        };
+        handler.gone(number, why, &marks);
     }
 
     /// Fails connections without a welcome, and frees those whose Close was not answered.
-    fn give_up_late(&mut self, now: u64) {
-        if now.saturating_sub(self.checked_ns) < 250_000_000 {
+    fn give_up_late<H: Handler>(&mut self, now: u64, handler: &mut H) {
+        let nobody_waits = self.pending == 0 && self.closing == 0;
+        if nobody_waits || now.saturating_sub(self.checked_ns) < 250_000_000 {
             return;
         }
         self.checked_ns = now;
@@ -595,7 +627,7 @@ impl Clients {
                 if conn.phase == Phase::Closing {
                     self.failures.add("close: not answered in time");
                 }
-                self.finish(index, End::Failed("no welcome in time".to_owned()), &mut Ignore);
+                self.finish(index, End::Failed("no welcome in time".to_owned()), handler);
             }
         }
     }

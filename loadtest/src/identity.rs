@@ -2,9 +2,11 @@
 //! the welcome.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 
 use memchr::memmem;
 
+use crate::scenario::plan::Audience;
 use crate::sign::Signer;
 
 /// Every client uses the key of RFC 6455 section 1.3: its answer is known beforehand.
@@ -21,6 +23,8 @@ pub struct Identity {
     pub uid_prefix: String,
     pub tags: String,
     pub device: String,
+    /// Tags and device of each connection, instead of those that all have.
+    pub audience: Option<Arc<Audience>>,
     pub kind: Kind,
 }
 
@@ -51,12 +55,17 @@ impl Identity {
             Kind::Client => ("1", "", format!("{}{user}", self.uid_prefix)),
             Kind::Business { events } => ("2", events, String::new()),
         };
+        let own = self.audience.as_ref().map(|audience| audience.parameters(user));
+        let (tags, device) = match &own {
+            Some((tags, device)) => (tags.as_str(), *device),
+            None => (self.tags.as_str(), self.device.as_str()),
+        };
         let all = [
-            ("device", self.device.as_str()),
+            ("device", device),
             ("events", events),
             ("exp", &exp),
             ("pid", &self.pid),
-            ("tags", &self.tags),
+            ("tags", tags),
             ("type", kind),
             ("uid", &uid),
         ];
@@ -124,6 +133,7 @@ pub mod tests {
             uid_prefix: "u ".to_owned(),
             tags: String::new(),
             device: String::new(),
+            audience: None,
             kind: Kind::Client,
         }
     }

@@ -15,9 +15,11 @@ mod frame;
 mod http;
 mod identity;
 mod message;
+mod replay;
 mod report;
 mod requests;
 mod run;
+mod scenario;
 #[allow(dead_code)]
 mod series;
 mod server;
@@ -33,6 +35,7 @@ use arguments::Options;
 use connect::ConnectArguments;
 use events::EventsArguments;
 use fanout::FanoutArguments;
+use replay::ReplayArguments;
 use report::Report;
 use requests::RequestsArguments;
 use unicast::UnicastArguments;
@@ -70,6 +73,7 @@ enum Command {
     Unicast(UnicastArguments),
     Requests(RequestsArguments),
     Events(EventsArguments),
+    Replay(ReplayArguments),
 }
 
 impl Command {
@@ -80,6 +84,7 @@ impl Command {
             Command::Unicast(arguments) => arguments.options(),
             Command::Requests(arguments) => arguments.options(),
             Command::Events(arguments) => arguments.options(),
+            Command::Replay(arguments) => arguments.options(),
         }
     }
 
@@ -90,6 +95,7 @@ impl Command {
             Command::Unicast(arguments) => arguments.run(options),
             Command::Requests(arguments) => arguments.run(options),
             Command::Events(arguments) => arguments.run(options),
+            Command::Replay(arguments) => arguments.run(options),
         }
     }
 }

@@ -179,6 +179,15 @@ impl Marks {
             1u64.checked_shl(self.next - 1 - later).is_some_and(|bit| self.seen & bit != 0)
         })
     }
+
+    /// Whether this one has come; `None`: it is too far behind to know.
+    pub fn has(&self, seq: u32) -> Option<bool> {
+        if seq >= self.next {
+            return Some(false);
+        }
+        let bit = 1u64.checked_shl(self.next - 1 - seq)?;
+        Some(self.seen & bit != 0)
+    }
 }
 
 /// A growing set of sequence numbers.

@@ -45,6 +45,12 @@ impl Failures {
         }
     }
 
+    pub fn add_all(&mut self, other: &Failures) {
+        for (kind, count) in &other.0 {
+            *self.0.entry(kind.clone()).or_default() += count;
+        }
+    }
+
     pub fn total(&self) -> u64 {
         self.0.values().sum()
     }
@@ -136,6 +142,16 @@ impl Report {
         self.set(key, json!(failures.0));
     }
 
+    /// The figures of one part of the run, under `phases`. What fails there fails the run.
+    pub fn set_phase(&mut self, name: &str, mut phase: Report) {
+        self.failed |= phase.failed;
+        phase.figures.shift_remove("command");
+        let phases = self.figures.entry(PHASES).or_insert_with(|| json!({}));
+        if let Value::Object(phases) = phases {
+            phases.insert(name.to_owned(), Value::Object(phase.figures));
+        }
+    }
+
     /// Makes the run a failure for a reason that is no figure.
     pub fn fail(&mut self) {
         self.failed = true;
@@ -152,13 +168,27 @@ impl Report {
     }
 
     pub fn to_text(&self) -> String {
-        let width = self.figures.keys().map(String::len).max().unwrap_or(0) + 2;
-        let mut text = String::new();
-        for (key, value) in &self.figures {
-            text.push_str(&format!("{:width$}{}\n", key.replace('_', " "), plain(value)));
+        let mut text = lines(&self.figures, "");
+        if let Some(Value::Object(phases)) = self.figures.get(PHASES) {
+            for (name, phase) in phases {
+                text.push_str(&format!("\n{name}\n"));
+                text.push_str(&phase.as_object().map_or(String::new(), |map| lines(map, "  ")));
+            }
         }
         text
     }
+}
+
+/// The member with the figures of the parts of a run.
+const PHASES: &str = "phases";
+
+/// A line for each figure but those of phases.
+fn lines(figures: &Map<String, Value>, indent: &str) -> String {
+    let figures = || figures.iter().filter(|(key, _)| *key != PHASES);
+    let width = figures().map(|(key, _)| key.len()).max().unwrap_or(0) + 2;
+    figures()
+        .map(|(key, value)| format!("{indent}{:width$}{}\n", key.replace('_', " "), plain(value)))
+        .collect()
 }
 
 pub fn rounded(value: f64) -> f64 {

@@ -91,6 +91,20 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Asks a process to end: SIGTERM.
+pub fn terminate(pid: u32) -> io::Result<()> {
+    // Above i32::MAX, and 0, there is no process: kill() would take those for groups.
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
+    let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: kill() takes two numbers and touches no memory.
+    done(unsafe { libc::kill(pid, libc::SIGTERM) })
+}
+
+/// Whether there is a process with this id.
+pub fn is_running(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// Pins the calling thread to one core.
 pub fn pin_to_core(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {

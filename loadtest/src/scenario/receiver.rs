@@ -1,0 +1,354 @@
+//! What a thread's connections receive, and whether it is what they should.
+
+use std::mem;
+use std::sync::atomic::Ordering;
+
+use super::ledger::{Answer, Bulk, locked};
+use super::shared::{Shared, UnicastDue};
+use super::stats::PhaseStats;
+use super::verdict::{self, Evidence, Fate, Presence};
+use crate::client::{Gone, Handler};
+use crate::message::{Arrival, Finder, Marks, STAMP_LEN, SeqSet};
+use crate::series;
+use crate::sys;
+
+/// What a stamp calls its kind: the place of the pushing connection in other commands.
+pub const BULK: u16 = 0;
+pub const UNICAST: u16 = 1;
+pub const CANARY: u16 = 2;
+
+/// Set in an entry of `presence` for a connection that has ended: the rest is when.
+const LEFT: u64 = 1 << 63;
+
+pub struct Receiver<'a> {
+    shared: &'a Shared<'a>,
+    t: usize,
+    /// The numbers of this thread's connections: from the first to before the last.
+    first: u64,
+    last: u64,
+    finder: Finder,
+    /// By connection: since when it is open, or with [`LEFT`] not open, in nanoseconds; or 0.
+    presence: Vec<u64>,
+    /// This thread's copy of the ledger, and what it knows of each push.
+    bulk: Vec<Bulk>,
+    tallies: Vec<Tally>,
+    settled: u32,
+    /// The pushes that this batch brought, and when each was to be sent.
+    touched: Vec<(u32, u64)>,
+    unicast_seen: SeqSet,
+    /// By connection: the last unicast push that came, plus one.
+    last_unicast: Vec<u32>,
+    unicasts: u64,
+    /// By phase.
+    pub stats: Vec<PhaseStats>,
+    phase: usize,
+    /// Connections that ended in this batch: their number in this thread, and why.
+    pub gone: Vec<(u32, Gone)>,
+    pub welcomes: Vec<u32>,
+    /// Messages that are none of this run's.
+    pub foreign: u64,
+}
+
+/// What a thread knows of one push to many.
+#[derive(Clone, Copy, Default)]
+pub struct Tally {
+    /// All but `open`, which is counted when it is needed.
+    evidence: Evidence,
+    /// Arrivals of this batch.
+    batch: u32,
+    pub last_ns: u64,
+}
+
+impl<'a> Receiver<'a> {
+    pub fn new(shared: &'a Shared<'a>, t: usize) -> Receiver<'a> {
+        let (first, last) = shared.numbers_of(t);
+        let count = (last - first) as usize;
+        let phases = &shared.scenario.phases;
+        let has_unicast = phases.iter().any(|phase| phase.traffic.unicast_per_s > 0.0);
+        Receiver {
+            shared,
+            t,
+            first,
+            last,
+            finder: Finder::new(shared.run, STAMP_LEN),
+            presence: vec![0; count],
+            bulk: Vec::new(),
+            tallies: Vec::new(),
+            settled: 0,
+            touched: Vec::with_capacity(64),
+            unicast_seen: SeqSet::default(),
+            last_unicast: vec![0; if has_unicast { count } else { 0 }],
+            unicasts: 0,
+            stats: phases.iter().map(|_| PhaseStats::default()).collect(),
+            phase: 0,
+            gone: Vec::new(),
+            welcomes: Vec::new(),
+            foreign: 0,
+        }
+    }
+
+    pub fn enter(&mut self, phase: usize) {
+        self.phase = phase;
+    }
+
+    pub fn stats(&mut self) -> &mut PhaseStats {
+        &mut self.stats[self.phase]
+    }
+
+    #[inline]
+    fn bulk_arrived(&mut self, number: u32, marks: &mut Marks, seq: u32, at_ns: u64) {
+        if seq as usize >= self.bulk.len() {
+            self.shared.ledger.copy_sent(&mut self.bulk);
+        }
+        let Some(push) = self.bulk.get(seq as usize) else {
+            self.foreign += 1;
+            return;
+        };
+        let checks = &mut self.stats[usize::from(push.phase)].checks;
+        let n = self.first + u64::from(number);
+        let audience = &self.shared.scenario.population.audience;
+        if push.selector.as_ref().is_some_and(|selector| !selector.matches(audience, n)) {
+            checks.misdelivered += 1;
+            return;
+        }
+        match marks.arrived(seq) {
+            Arrival::InOrder => {}
+            Arrival::OutOfOrder => checks.out_of_order += 1,
+            // In order is promised, so what is far behind came before.
+            Arrival::Duplicate | Arrival::Ancient => {
+                checks.doubled += 1;
+                return series::add(&self.shared.live(self.t).doubled, 1);
+            }
+        }
+        if self.tallies.len() <= seq as usize {
+            self.tallies.resize(self.bulk.len(), Tally::default());
+        }
+        // Who was welcomed after it was sent may have it, and need not.
+        if self.presence[number as usize] >= push.sent_ns {
+            checks.deliveries += 1;
+            return;
+        }
+        let tally = &mut self.tallies[seq as usize];
+        if tally.batch == 0 {
+            self.touched.push((seq, at_ns));
+        }
+        tally.batch += 1;
+    }
+
+    #[inline]
+    fn unicast_arrived(&mut self, number: u32, seq: u32, at_ns: u64) {
+        let now = sys::now_ns();
+        let phase = self.shared.phase_at(at_ns);
+        let stats = &mut self.stats[phase];
+        let n = self.first + u64::from(number);
+        if self.shared.target_of(seq) != n {
+            stats.checks.misdelivered += 1;
+            return;
+        }
+        let live = self.shared.live(self.t);
+        if !self.unicast_seen.insert(seq) {
+            // A user who came back while the push was on its way may get it on both connections.
+            if self.presence[number as usize] < at_ns {
+                stats.checks.doubled += 1;
+                series::add(&live.doubled, 1);
+            }
+            return;
+        }
+        if let Some(last) = self.last_unicast.get_mut(number as usize) {
+            stats.checks.out_of_order += u64::from(seq < *last);
+            *last = (*last).max(seq + 1);
+        }
+        let waited_ns = now.saturating_sub(at_ns);
+        stats.unicast.record(waited_ns);
+        stats.checks.deliveries += 1;
+        live.latency.record(waited_ns);
+        series::add(&live.deliveries, 1);
+        self.unicasts += 1;
+        self.shared.crew(self.t).unicasts.store(self.unicasts, Ordering::Release);
+    }
+
+    /// Books what the batch brought. All deliveries of a push in one batch have one latency.
+    pub fn end_batch(&mut self) {
+        if self.touched.is_empty() {
+            return;
+        }
+        let now = sys::now_ns();
+        let live = self.shared.live(self.t);
+        for (seq, at_ns) in self.touched.drain(..) {
+            let tally = &mut self.tallies[seq as usize];
+            let batch = mem::take(&mut tally.batch);
+            tally.evidence.arrived += batch;
+            tally.last_ns = now;
+            let push = &self.bulk[seq as usize];
+            let stats = &mut self.stats[usize::from(push.phase)];
+            let waited_ns = now.saturating_sub(at_ns);
+            let times = match push.selector {
+                None => &mut stats.project,
+                Some(_) => &mut stats.tagged,
+            };
+            times.record_n(waited_ns, u64::from(batch));
+            stats.checks.deliveries += u64::from(batch);
+            live.latency.record_n(waited_ns, batch);
+            series::add(&live.deliveries, u64::from(batch));
+            let progress = u64::from(seq) << 32 | u64::from(tally.evidence.arrived);
+            self.shared.crew(self.t).progress.fetch_max(progress, Ordering::AcqRel);
+        }
+    }
+
+    /// A connection of this thread ends: what it has not received by now is no loss.
+    /// `drained`: it was closed by a server that drains.
+    pub fn left(&mut self, number: u32, marks: &Marks, drained: bool) {
+        let since_ns = self.presence[number as usize];
+        if since_ns == 0 || since_ns & LEFT != 0 {
+            return;
+        }
+        self.presence[number as usize] = sys::now_ns() | LEFT;
+        series::add(&self.shared.crew(self.t).ended, 1);
+        self.shared.ledger.copy_sent(&mut self.bulk);
+        self.tallies.resize(self.bulk.len(), Tally::default());
+        let audience = &self.shared.scenario.population.audience;
+        let n = self.first + u64::from(number);
+        for seq in (self.settled..self.bulk.len() as u32).rev() {
+            let push = &self.bulk[seq as usize];
+            if push.sent_ns <= since_ns {
+                break;
+            }
+            if push.selector.as_ref().is_none_or(|selector| selector.matches(audience, n)) {
+                self.tallies[seq as usize].evidence.connection_ended(marks, seq, drained);
+            }
+        }
+    }
+
+    /// Judges the pushes that the driver has settled.
+    pub fn settle(&mut self) {
+        while self.settled < self.shared.ledger.settled() {
+            let seq = self.settled;
+            self.settled += 1;
+            self.shared.ledger.copy_sent(&mut self.bulk);
+            self.tallies.resize(self.bulk.len(), Tally::default());
+            let arrived = u64::from(self.tallies[seq as usize].evidence.arrived);
+            let phase = usize::from(self.bulk[seq as usize].phase);
+            match self.shared.ledger.answer(seq) {
+                Answer::Accepted => {
+                    let verdict = verdict::of_bulk(self.evidence(seq));
+                    let checks = &mut self.stats[phase].checks;
+                    checks.lost += verdict.lost;
+                    checks.undecided += verdict.undecided;
+                    series::add(&self.shared.live(self.t).lost, verdict.lost);
+                }
+                Answer::Refused => self.stats[phase].checks.refused_but_delivered += arrived,
+                Answer::Unknown => {
+                    let verdict = verdict::of_bulk(self.evidence(seq));
+                    self.stats[phase].checks.undecided += verdict.lost + verdict.undecided;
+                }
+            }
+        }
+        if self.shared.crew(self.t).has_due.swap(false, Ordering::AcqRel) {
+            let due = mem::take(&mut *locked(&self.shared.crew(self.t).due));
+            due.into_iter().for_each(|due| self.settle_unicast(due));
+        }
+    }
+
+    fn settle_unicast(&mut self, due: UnicastDue) {
+        if self.unicast_seen.contains(due.seq) {
+            return;
+        }
+        let presence = match self.presence[(due.target - self.first) as usize] {
+            0 => Presence::Away,
+            left if left & LEFT != 0 => Presence::Left(left & !LEFT),
+            since => Presence::Open(since),
+        };
+        let phase = self.shared.phase_at(due.sent_ns);
+        let checks = &mut self.stats[phase].checks;
+        match verdict::of_unicast(presence, due.sent_ns) {
+            Fate::Lost => {
+                checks.lost += 1;
+                series::add(&self.shared.live(self.t).lost, 1);
+            }
+            Fate::Undecided => checks.undecided += 1,
+            Fate::Absent => {}
+        }
+    }
+
+    /// What is known of a push to many, by now.
+    fn evidence(&self, seq: u32) -> Evidence {
+        let push = &self.bulk[seq as usize];
+        let is_due = |since_ns: u64| since_ns != 0 && since_ns < push.sent_ns;
+        let mut open = 0;
+        match &push.selector {
+            // A time with `LEFT` is above all others.
+            None => {
+                open = self.presence.iter().filter(|since_ns| is_due(**since_ns)).count() as u32
+            }
+            Some(selector) => {
+                let audience = &self.shared.scenario.population.audience;
+                selector.for_each(audience, self.first, self.last, |n| {
+                    open += u32::from(is_due(self.presence[(n - self.first) as usize]));
+                });
+            }
+        }
+        let tally = self.tallies.get(seq as usize).copied().unwrap_or_default();
+        Evidence { open, ..tally.evidence }
+    }
+
+    /// How many deliveries would be lost if all pushes were settled now.
+    pub fn missing(&mut self) -> u64 {
+        self.shared.ledger.copy_sent(&mut self.bulk);
+        let unsettled = self.settled..self.bulk.len() as u32;
+        unsettled.map(|seq| verdict::of_bulk(self.evidence(seq)).lost).sum()
+    }
+
+    /// By number of the push: what this thread knows of it.
+    pub fn into_results(self) -> (Vec<PhaseStats>, Vec<Tally>) {
+        (self.stats, self.tallies)
+    }
+}
+
+impl Handler for Receiver<'_> {
+    #[inline]
+    fn frame(&mut self, number: u32, marks: &mut Marks, payload: &[u8]) {
+        let Some((kind, seq, at_ns)) = self
+            .finder
+            .find(payload)
+            .and_then(|found| Some((found.pusher()?, found.seq()?, found.at_ns()?)))
+        else {
+            self.foreign += 1;
+            return;
+        };
+        match kind {
+            BULK => self.bulk_arrived(number, marks, seq, at_ns),
+            UNICAST => self.unicast_arrived(number, seq, at_ns),
+            CANARY => {
+                let phase = self.shared.phase_at(at_ns);
+                self.stats[phase].checks.misdelivered += 1;
+            }
+            _ => self.foreign += 1,
+        }
+    }
+
+    fn welcomed(&mut self, number: u32, _: &[u8]) {
+        let now = sys::now_ns();
+        let before = mem::replace(&mut self.presence[number as usize], now);
+        let stats = &mut self.stats[self.phase];
+        if before & LEFT != 0 {
+            stats.reopened += 1;
+            stats.back.record(now.saturating_sub(before & !LEFT));
+        } else {
+            stats.opened += 1;
+        }
+        stats.last_welcome_ns = now;
+        self.welcomes.push(number);
+    }
+
+    fn gone(&mut self, number: u32, why: Gone, marks: &Marks) {
+        let drains = self.shared.scenario.phases[self.phase].drain;
+        self.left(number, marks, drains && why == Gone::Dropped);
+        let stats = &mut self.stats[self.phase];
+        match why {
+            Gone::Refused => stats.refused += 1,
+            Gone::Dropped => stats.dropped += 1,
+            Gone::Closed => {}
+        }
+        self.gone.push((number, why));
+    }
+}

@@ -1,0 +1,325 @@
+//! The report of a scenario: totals, and under `phases` the figures of each.
+
+use serde_json::{Value, json};
+
+use super::driver::{self, PushRecord, Record};
+use super::ledger::Answer;
+use super::receiver::Tally;
+use super::shared::Shared;
+use super::stats::{Checks, PhaseStats, Times};
+use super::{Outcome, canaries};
+use crate::report::{Failures, Report, rounded};
+use crate::run;
+use crate::sys::CpuTime;
+
+/// What all threads found out.
+struct Merged {
+    stats: Vec<PhaseStats>,
+    /// By number of a push to many: when its last delivery was.
+    last_ns: Vec<u64>,
+    failures: Failures,
+    closed_with_1001: u64,
+    foreign: u64,
+    cpus: Vec<CpuTime>,
+    driver: driver::Outcome,
+    canaries: Option<canaries::Outcome>,
+}
+
+pub fn summarize(
+    shared: &Shared<'_>,
+    command: &str,
+    outcomes: Vec<Outcome>,
+) -> Result<Report, String> {
+    let merged = merge(shared, outcomes)?;
+    let mut report = Report::new(command);
+    report.set("threads", shared.crew_threads);
+    report.set("connections", shared.scenario.population.connections);
+    let elapsed_ns = merged.driver.ended_ns - merged.driver.began_ns;
+    report.set_rounded("elapsed_s", seconds(elapsed_ns));
+    if let Some(why) = &merged.driver.ended_early {
+        report.set("ended_early", why.as_str());
+        report.fail();
+    }
+    let (mut checks, mut latency) = (Checks::default(), Latency::default());
+    for (index, record) in merged.driver.phases.iter().enumerate() {
+        let phase = phase_report(shared, &merged, index, record);
+        report.set_phase(&shared.scenario.phases[index].name, phase);
+        let stats = &merged.stats[index];
+        checks.add(stats.checks);
+        latency.unicast.merge(&stats.unicast);
+        latency.push.merge(&stats.project);
+        latency.push.merge(&stats.tagged);
+        if let Some(canaries) = &merged.canaries {
+            checks.add(canaries.phases[index].checks);
+            latency.canary.merge(&canaries.phases[index].times);
+        }
+    }
+    report.set("deliveries", checks.deliveries);
+    totals(&mut report, &merged, checks, &latency);
+    let server = merged.driver.phases.iter().filter_map(|record| {
+        Some(record.server_ended?.cpu_ns.saturating_sub(record.server_began?.cpu_ns))
+    });
+    let server_ns = shared.common.server_pid.map(|_| server.sum());
+    let units = checks.deliveries;
+    run::report_cpu(&mut report, "delivery", units, elapsed_ns, &merged.cpus, server_ns);
+    Ok(report)
+}
+
+fn merge(shared: &Shared<'_>, outcomes: Vec<Outcome>) -> Result<Merged, String> {
+    let mut stats: Vec<PhaseStats> = Vec::new();
+    stats.resize_with(shared.scenario.phases.len(), PhaseStats::default);
+    let mut last_ns: Vec<u64> = Vec::new();
+    let (mut failures, mut cpus) = (Failures::default(), Vec::new());
+    let (mut closed_with_1001, mut foreign) = (0, 0);
+    let (mut driver, mut canaries) = (None, None);
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Crew(crew) => {
+                stats.iter_mut().zip(&crew.stats).for_each(|(sum, one)| sum.merge(one));
+                merge_last(&mut last_ns, &crew.tallies);
+                failures.merge(crew.failures);
+                closed_with_1001 += crew.closed_with_1001;
+                foreign += crew.foreign;
+                cpus.push(crew.cpu);
+            }
+            Outcome::Driver(outcome) => {
+                cpus.push(outcome.cpu);
+                driver = Some(*outcome);
+            }
+            Outcome::Canaries(outcome) => {
+                cpus.push(outcome.cpu);
+                canaries = Some(outcome);
+            }
+        }
+    }
+    let driver = driver.ok_or("nobody led the run")?;
+    Ok(Merged { stats, last_ns, failures, closed_with_1001, foreign, cpus, driver, canaries })
+}
+
+fn merge_last(last_ns: &mut Vec<u64>, tallies: &[Tally]) {
+    if last_ns.len() < tallies.len() {
+        last_ns.resize(tallies.len(), 0);
+    }
+    for (last, tally) in last_ns.iter_mut().zip(tallies) {
+        *last = (*last).max(tally.last_ns);
+    }
+}
+
+/// The latencies of all phases, by what they are of.
+#[derive(Default)]
+struct Latency {
+    canary: Times,
+    unicast: Times,
+    push: Times,
+}
+
+/// What is told of the whole run. The latency that a threshold is about: that of canaries, where
+/// there are any, else of unicast pushes, else of pushes to many.
+fn totals(report: &mut Report, merged: &Merged, checks: Checks, latency: &Latency) {
+    let judged = [
+        ("canary_us", &latency.canary),
+        ("unicast_us", &latency.unicast),
+        ("push_to_delivery_us", &latency.push),
+    ];
+    let mut is_judged = false;
+    for (key, times) in judged {
+        match times.get() {
+            Some(times) if is_judged => report.set_histogram(key, times),
+            Some(times) => {
+                report.set_judged_latency(key, times);
+                is_judged = true;
+            }
+            None => {}
+        }
+    }
+    set_checks(report, checks);
+    report.set("foreign_frames", merged.foreign);
+    let mut failures = Failures::default();
+    let mut statuses = Failures::default();
+    let sources = [Some(&merged.failures), Some(&merged.driver.failures)];
+    let of_canaries = merged.canaries.as_ref().map(|canaries| &canaries.failures);
+    sources.into_iter().chain([of_canaries]).flatten().for_each(|one| failures.add_all(one));
+    statuses.add_all(&merged.driver.statuses);
+    if let Some(canaries) = &merged.canaries {
+        statuses.add_all(&canaries.statuses);
+    }
+    report.set_failures("http_not_200", &statuses);
+    report.set_failures("failures", &failures);
+}
+
+fn set_checks(report: &mut Report, checks: Checks) {
+    report.set_lost("lost", checks.lost);
+    report.set_lost("doubled", checks.doubled);
+    report.set_lost("out_of_order", checks.out_of_order);
+    report.set_lost("misdelivered", checks.misdelivered);
+    report.set_lost("refused_but_delivered", checks.refused_but_delivered);
+    report.set("undecided", checks.undecided);
+}
+
+fn phase_report(shared: &Shared<'_>, merged: &Merged, index: usize, record: &Record) -> Report {
+    let phase = &shared.scenario.phases[index];
+    let stats = &merged.stats[index];
+    let mut report = Report::new("");
+    let elapsed_ns = record.ended_ns - record.began_ns;
+    report.set_rounded("duration_s", seconds(elapsed_ns));
+    if record.unfinished {
+        report.set("unfinished", true);
+        report.fail();
+    }
+    set_connections(&mut report, shared, merged, index, record);
+    set_pushes(&mut report, merged, index, record);
+    set_times(&mut report, "project_us", &stats.project);
+    set_times(&mut report, "tag_push_us", &stats.tagged);
+    if record.unicasts > 0 {
+        report.set("unicasts", record.unicasts);
+        report.set("unicasts_accepted", record.unicasts_accepted);
+        set_times(&mut report, "unicast_us", &stats.unicast);
+    }
+    set_times(&mut report, "http_us", &record.http);
+    if record.not_accepted > 0 {
+        report.set_fault("pushes_not_accepted", record.not_accepted);
+    }
+    let mut checks = stats.checks;
+    if let Some(canaries) = merged.canaries.as_ref().filter(|_| phase.canaries.is_some()) {
+        let canaries = &canaries.phases[index];
+        report.set("canary_pushes", canaries.pushes);
+        set_times(&mut report, "canary_us", &canaries.times);
+        report.set("canary_lost", canaries.checks.lost);
+        report.set("canary_doubled", canaries.checks.doubled);
+        checks.add(canaries.checks);
+    }
+    if phase.traffic.any() || phase.canaries.is_some() || checks != Checks::default() {
+        report.set("deliveries", checks.deliveries);
+        let per_s = checks.deliveries as f64 * 1e9 / elapsed_ns.max(1) as f64;
+        report.set_rounded("deliveries_per_s", per_s);
+        // Judged once, with the totals.
+        report.set("lost", checks.lost);
+        report.set("doubled", checks.doubled);
+        report.set("out_of_order", checks.out_of_order);
+        report.set("misdelivered", checks.misdelivered);
+        report.set("undecided", checks.undecided);
+    }
+    set_server(&mut report, record, elapsed_ns);
+    report
+}
+
+fn set_connections(
+    report: &mut Report,
+    shared: &Shared<'_>,
+    merged: &Merged,
+    index: usize,
+    record: &Record,
+) {
+    let phase = &shared.scenario.phases[index];
+    let stats = &merged.stats[index];
+    let per_s = |count: u64, from: u64, to: u64| count as f64 * 1e9 / (to - from).max(1) as f64;
+    let last_ns = stats.last_welcome_ns.max(record.began_ns);
+    if stats.opened > 0 {
+        report.set("opened", stats.opened);
+        report.set_rounded("connects_per_s", per_s(stats.opened, record.began_ns, last_ns));
+    }
+    set_times(report, "connect_to_welcome_us", &stats.connect);
+    if phase.cut.is_some() {
+        report.set("cut", stats.cut);
+    }
+    if phase.churn_per_s > 0.0 {
+        report.set("churned", stats.churned);
+    }
+    if stats.reopened > 0 {
+        report.set("reconnected", stats.reopened);
+        report.set_rounded("reconnects_per_s", per_s(stats.reopened, record.began_ns, last_ns));
+        set_times(report, "end_to_welcome_us", &stats.back);
+    }
+    if phase.cut.is_some() && phase.reconnect.is_some() && !record.unfinished {
+        report.set_rounded("all_back_s", seconds(last_ns - record.began_ns));
+    }
+    report.set("open_at_end", record.open_at_end);
+    match (phase.reconnect.is_some(), phase.drain) {
+        (_, true) => {
+            let done_ns = record.done_ns.unwrap_or(record.ended_ns);
+            report.set_rounded("drain_s", seconds(done_ns - record.began_ns));
+            report.set("closed_by_server", stats.dropped);
+            report.set("closed_with_1001", merged.closed_with_1001);
+        }
+        // Such a client tries again until it is in.
+        (true, _) => {
+            report.set("connects_refused", stats.refused);
+            report.set_fault("ended_by_server", stats.dropped);
+        }
+        (false, _) if stats.refused + stats.dropped > 0 => {
+            report.set_fault("connects_refused", stats.refused);
+            report.set_fault("ended_by_server", stats.dropped);
+        }
+        _ => {}
+    }
+}
+
+/// The pushes to many of a phase, and how long they took from acceptance to the last delivery.
+fn set_pushes(report: &mut Report, merged: &Merged, index: usize, record: &Record) {
+    let of_phase = |push: &&PushRecord| usize::from(push.phase) == index;
+    let pushes: Vec<(usize, &PushRecord)> =
+        merged.driver.pushes.iter().enumerate().filter(|(_, push)| of_phase(push)).collect();
+    if pushes.is_empty() {
+        return;
+    }
+    let to_last_ns = |seq: usize, push: &PushRecord| {
+        let last_ns = merged.last_ns.get(seq).copied().unwrap_or(0);
+        last_ns.saturating_sub(push.answered_ns)
+    };
+    for (to_all, count, key) in [
+        (true, "project_pushes", "accepted_to_last_delivery_us"),
+        (false, "tag_pushes", "tag_push_accepted_to_last_delivery_us"),
+    ] {
+        let mut times = Times::default();
+        let own = pushes.iter().filter(|(_, push)| push.to_all == to_all);
+        let mut all = 0;
+        for (seq, push) in own {
+            all += 1;
+            if push.answer == Some(Answer::Accepted) {
+                times.record(to_last_ns(*seq, push));
+            }
+        }
+        if all > 0 {
+            report.set(count, all);
+            set_times(report, key, &times);
+        }
+    }
+    let alone: Vec<Value> = pushes
+        .iter()
+        .filter(|(_, push)| push.alone && push.answer == Some(Answer::Accepted))
+        .map(|(seq, push)| json!(rounded(to_last_ns(*seq, push) as f64 / 1e6)))
+        .collect();
+    if !alone.is_empty() {
+        report.set("accepted_to_last_delivery_ms_of_each", alone);
+        let elapsed_ns = record.done_ns.unwrap_or(record.ended_ns) - record.began_ns;
+        let deliveries = merged.stats[index].checks.deliveries;
+        let per_s = deliveries as f64 * 1e9 / elapsed_ns.max(1) as f64;
+        report.set_rounded("project_deliveries_per_s", per_s);
+    }
+}
+
+/// What the server took, where its process is known.
+fn set_server(report: &mut Report, record: &Record, elapsed_ns: u64) {
+    let (Some(began), Some(ended)) = (record.server_began, record.server_ended) else { return };
+    let cpu_ns = ended.cpu_ns.saturating_sub(began.cpu_ns);
+    report.set_rounded("server_cpu_s", seconds(cpu_ns));
+    report.set_rounded("server_cpu_percent", cpu_ns as f64 * 100.0 / elapsed_ns.max(1) as f64);
+    report.set("server_rss_bytes_at_start", began.rss);
+    report.set("server_rss_bytes_at_end", ended.rss);
+    if record.open_at_end > 0 {
+        let open = record.open_at_end as f64;
+        report.set_rounded("server_rss_bytes_per_connection", ended.rss as f64 / open);
+        let us = cpu_ns as f64 / 1e3 / seconds(elapsed_ns).max(1e-9) / open;
+        report.set_rounded("server_cpu_us_per_second_and_connection", us);
+    }
+}
+
+fn set_times(report: &mut Report, key: &str, times: &Times) {
+    if let Some(times) = times.get() {
+        report.set_histogram(key, times);
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
