@@ -19,7 +19,8 @@ API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
-        sim bench side-by-side cluster-bench request-bench ops-bench soak openapi \
+        sim bench side-by-side cluster-bench request-bench ops-bench coalesce-bench criterion \
+        soak openapi \
         api-check swagger-ui pictures fuzz fuzz-short clean
 
 help: ## list the targets
@@ -62,6 +63,12 @@ request-bench: build ## requests to business servers and events of a storm, with
 
 ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating runs (ROUNDS=12)
 	bench/ops.py --rounds $(if $(filter 5,$(ROUNDS)),12,$(ROUNDS))
+
+coalesce-bench: build ## the fan-out with --coalesce_us 0 to 2000; draws docs/coalesce.svg (ROUNDS=5)
+	bench/coalesce.py --rounds $(ROUNDS)
+
+criterion: ## frames, signatures, envelopes, matching and the hop between workers, beside their bounds
+	bench/parts.py
 
 soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)

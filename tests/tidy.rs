@@ -124,6 +124,7 @@ impl<'a> Source<'a> {
         let is_test_file = path.starts_with("tests/")
             || path.starts_with("fuzz/")
             || path.contains("/tests/")
+            || path.contains("/benches/")
             || path.ends_with("/tests.rs")
             || path.ends_with("/properties.rs");
         let marker = code.iter().position(|line| line.trim() == "#[cfg(test)]");
@@ -408,6 +409,8 @@ fn unwraps_stay_in_tests() {
     assert_eq!(lines_of("src/node.rs", code), [2, 3]);
     assert_eq!(lines_of("loadtest/src/main.rs", code), [2, 3]);
     assert_eq!(lines_of("tests/push.rs", code), [0; 0]);
+    assert_eq!(lines_of("bench/benches/parts/main.rs", code), [0; 0]);
+    assert_eq!(lines_of("bench/src/main.rs", code), [2, 3]);
     assert_eq!(lines_of("src/node.rs", &format!("#[cfg(test)]\nmod tests {{\n{code}\n}}")), [0; 0]);
     assert_eq!(lines_of("src/node.rs", "// x.unwrap()\nlet t = \".unwrap()\";"), [0; 0]);
     assert_eq!(

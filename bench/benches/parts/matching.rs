@@ -1,0 +1,189 @@
+//! From the selectors of a push to the connections that match, in a worker of 10,000 clients.
+//!
+//! The messages have expired: they are matched, counted, and owed to nobody.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput};
+use ws_cluster::state::counters::Counters;
+use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
+use ws_cluster::types::{Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
+use ws_cluster::wire::sign::Secret;
+
+use crate::pair;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+const CLIENTS: usize = 10_000;
+/// Each tag has a hundredth of the clients, each device a tenth.
+const TAGS: usize = 100;
+const DEVICES: usize = 10;
+
+pub fn measure(criterion: &mut Criterion) {
+    let mut worker = crowd();
+    let others = Others::new();
+    let (tag, device) = ("tag 7", "device 7");
+    let mut next = 0;
+    let mut next_user = move || {
+        next = (next + 7_919) % CLIENTS;
+        next
+    };
+    let names = (0..CLIENTS).map(|number| format!("user {number}")).collect::<Vec<_>>();
+    let users: Vec<TargetsBuf> =
+        names.iter().map(|name| selectors(Some(name), None, None)).collect();
+    let mut next_name = next_user;
+    pair(
+        criterion,
+        "match one user of 10,000",
+        Throughput::Elements(1),
+        || matched(&mut worker, &users[next_user()], 1),
+        ("look it up and read its entry", || others.user(black_box(&names[next_name()]))),
+    );
+    let cases = [
+        ("match a tag of 100 clients", selectors(None, Some(tag), None), others.tag(7), 100),
+        ("match a device of 1,000", selectors(None, None, Some(device)), others.device(7), 1_000),
+        (
+            "match a tag and a device, 100 of 1,000",
+            selectors(None, Some(tag), Some(device)),
+            others.tag(7),
+            100,
+        ),
+        ("match all of a project, 10,000", selectors(None, None, None), others.all(), CLIENTS),
+    ];
+    for (part, targets, slots, expected) in cases {
+        pair(
+            criterion,
+            part,
+            Throughput::Elements(expected as u64),
+            || matched(&mut worker, &targets, expected as u64),
+            ("mark their entries", || others.mark(black_box(&slots))),
+        );
+    }
+}
+
+/// How many the worker finds.
+fn matched(worker: &mut Worker, targets: &TargetsBuf, expected: u64) {
+    let envelope = Envelope {
+        origin: NodeId::new(1).unwrap(),
+        epoch: 1,
+        seq: 1,
+        accepted_us: NOW_MS * 1_000,
+        trace: None,
+        id: MessageId(1),
+        ttl_ms: 1,
+        key: None,
+        pid: b"1",
+        targets: targets.as_targets(),
+        data: b"{}",
+    };
+    let outcome = worker.handle_envelope(black_box(&envelope), NOW_MS + 1_000);
+    assert_eq!(outcome.matched, expected);
+}
+
+fn selectors(uid: Option<&str>, tag: Option<&str>, device: Option<&str>) -> TargetsBuf {
+    let list = |name: Option<&str>| {
+        name.map(|name| {
+            let mut names = NamesBuf::default();
+            names.push(name);
+            names
+        })
+    };
+    TargetsBuf { uids: list(uid), tags: list(tag), devices: list(device), ..TargetsBuf::default() }
+}
+
+fn crowd() -> Worker {
+    let project = Project {
+        pid: "1".into(),
+        secrets: vec![Secret::new(b"s")],
+        allowed_origins: None,
+        subscribe: SubscribePolicy::Any,
+    };
+    let config = WorkerConfig {
+        node: NodeId::new(1).unwrap(),
+        worker: 0,
+        workers: 1,
+        projects: Arc::new(Projects::new(vec![project]).unwrap()),
+        limits: Limits::default(),
+        max_connections: 2 * CLIENTS,
+        ping_interval_ms: 45_000,
+        idle_timeout_ms: 120_000,
+        outbox_bytes: 1 << 20,
+        worker_outbox_bytes: 256 << 20,
+        server_outbox_bytes: 1 << 20,
+        request_timeout_ms: 10_000,
+        loads: Arc::default(),
+        incarnation: Arc::new(Incarnation::new(1)),
+        echo: false,
+        shows_signed_text: false,
+        hash_keys: (1, 2),
+        idempotency_keys: 1_000,
+        hearing: None,
+        counters: Arc::new(Counters::default()),
+    };
+    let mut worker = Worker::new(config, NOW_MS);
+    let mut sealed = Sealed::default();
+    for number in 0..CLIENTS {
+        let (uid, tag) = (format!("user {number}"), format!("tag {}", number % TAGS));
+        let identity = Identity {
+            project: ProjectId(0),
+            uid: &uid,
+            device: &format!("device {}", number % DEVICES),
+            tags: &[&tag],
+            session_exp: 0,
+            role: Role::Client,
+        };
+        worker.handle_connect(identity, b"", NOW_MS);
+        worker.seal(&mut sealed);
+        for index in 0..sealed.len() {
+            let Some(outgoing) = sealed.outgoing(index) else { continue };
+            let bytes = outgoing.bytes.len();
+            worker.handle_sent(&sealed, index, bytes, true);
+        }
+        worker.finish(&mut sealed);
+    }
+    worker
+}
+
+/// As much memory as a connection's entry takes, and the same clients in it.
+struct Others {
+    users: HashMap<String, usize>,
+    entries: std::cell::RefCell<Vec<[u64; 13]>>,
+}
+
+impl Others {
+    fn new() -> Self {
+        let users = (0..CLIENTS).map(|number| (format!("user {number}"), number)).collect();
+        Self { users, entries: vec![[0; 13]; CLIENTS].into() }
+    }
+
+    fn user(&self, name: &str) -> u64 {
+        let slot = self.users[name];
+        let mut entries = self.entries.borrow_mut();
+        entries[slot][0] += 1;
+        entries[slot][0]
+    }
+
+    fn tag(&self, number: usize) -> Vec<u32> {
+        (0..CLIENTS).filter(|slot| slot % TAGS == number).map(|slot| slot as u32).collect()
+    }
+
+    fn device(&self, number: usize) -> Vec<u32> {
+        (0..CLIENTS).filter(|slot| slot % DEVICES == number).map(|slot| slot as u32).collect()
+    }
+
+    fn all(&self) -> Vec<u32> {
+        (0..CLIENTS as u32).collect()
+    }
+
+    fn mark(&self, slots: &[u32]) -> u64 {
+        let mut entries = self.entries.borrow_mut();
+        slots.iter().fold(0, |sum, &slot| {
+            let entry = &mut entries[slot as usize];
+            entry[0] += 1;
+            sum + entry[1]
+        })
+    }
+}
