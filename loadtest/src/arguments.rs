@@ -2,11 +2,14 @@
 
 use std::io::IsTerminal;
 use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
+use std::sync::Mutex;
 
 use crate::business::Business;
 use crate::identity::{Identity, Kind};
+use crate::metrics::Place;
 use crate::run::{self, Common};
 use crate::series::Live;
+use crate::thresholds::Thresholds;
 
 /// A subcommand with its own options and the common ones: argh cannot flatten a struct into
 /// another. `options` gives the common ones as one struct.
@@ -81,6 +84,39 @@ macro_rules! subcommand {
             #[argh(option)]
             pid_of_server: Option<u32>,
 
+            /// URLs of the nodes' metrics, such as http://127.0.0.1:9091/metrics, separated by
+            /// commas: processor time, memory, connections and pauses of their workers once a
+            /// second (of --pid-of-server processor time and memory)
+            #[argh(option)]
+            metrics: Option<String>,
+
+            /// write the report with charts over time to this file, one HTML page
+            #[argh(option)]
+            report: Option<String>,
+
+            /// fail where 1 percent of the latencies are above this, such as 500us, 5ms, 1.5s: of
+            /// those the command is about, from the intended moment where there is a --rate
+            #[argh(option)]
+            max_p99: Option<String>,
+
+            /// how many messages may be lost, doubled or misdelivered (0)
+            #[argh(option)]
+            max_loss: Option<u64>,
+
+            /// fail below this rate per second: connects, deliveries, requests
+            #[argh(option)]
+            min_rate: Option<f64>,
+
+            /// fail where a worker of the server kept others waiting longer, such as 2ms (needs
+            /// --metrics)
+            #[argh(option)]
+            max_pause: Option<String>,
+
+            /// fail where the server's memory exceeds this, such as 512M (needs --metrics or
+            /// --pid-of-server)
+            #[argh(option)]
+            max_server_rss: Option<String>,
+
             /// print one JSON object, and no progress
             #[argh(switch)]
             json: bool,
@@ -105,6 +141,13 @@ macro_rules! subcommand {
                     sources: self.sources,
                     pid_of_server: self.pid_of_server,
                     json: self.json,
+                    metrics: self.metrics.clone(),
+                    report: self.report.clone(),
+                    max_p99: self.max_p99.clone(),
+                    max_loss: self.max_loss,
+                    min_rate: self.min_rate,
+                    max_pause: self.max_pause.clone(),
+                    max_server_rss: self.max_server_rss.clone(),
                 }
             }
         }
@@ -129,6 +172,13 @@ pub struct Options {
     pub sources: Option<usize>,
     pub pid_of_server: Option<u32>,
     pub json: bool,
+    pub metrics: Option<String>,
+    pub report: Option<String>,
+    pub max_p99: Option<String>,
+    pub max_loss: Option<u64>,
+    pub min_rate: Option<f64>,
+    pub max_pause: Option<String>,
+    pub max_server_rss: Option<String>,
 }
 
 impl Options {
@@ -145,6 +195,11 @@ impl Options {
         if self.uid_prefix.contains(['"', '\\', ',']) {
             return Err("--uid-prefix: no quotes, backslashes or commas".to_owned());
         }
+        let metrics = match (&self.metrics, self.pid_of_server) {
+            (Some(list), _) => Place::parse_list(list)?,
+            (None, Some(pid)) => vec![Place::Process(pid)],
+            (None, None) => Vec::new(),
+        };
         let derived = run::derive(&ws, connections, self.threads, self.sources)?;
         Ok(Common {
             identity: Identity {
@@ -170,6 +225,9 @@ impl Options {
             progress: !self.json && std::io::stderr().is_terminal(),
             server_pid: self.pid_of_server,
             // One run is one process: it is never freed, and every thread may keep it.
+            metrics,
+            thresholds: Thresholds::parse(self)?,
+            series: Mutex::new(None),
             live: Box::leak(Box::new(Live::new(derived.threads))),
         })
     }

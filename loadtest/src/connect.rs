@@ -191,7 +191,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
         opened_ns = sys::now_ns();
     }
 
-    let mut report = Report::new("connect");
+    let mut report = common.report("connect");
     let (mut welcomed, mut refused, mut dropped, mut open) = (0, 0, 0, 0);
     let mut latency = report::new_histogram();
     let mut failures = Failures::default();

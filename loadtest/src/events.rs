@@ -317,6 +317,9 @@ impl Sides<'_> {
     /// Closes all clients, and returns when every server has heard of that.
     fn close(&mut self) -> Result<(), String> {
         self.closing_ns = sys::now_ns();
+        if self.servers.is_some() {
+            self.common.live.mark("close");
+        }
         let mut patience = Patience::new(self);
         loop {
             let now = sys::now_ns();
@@ -492,7 +495,7 @@ fn summarize(common: &Common, business: &Business, outcomes: Vec<Outcome>) -> Re
         })
         .collect();
 
-    let mut report = Report::new("events");
+    let mut report = common.report("events");
     report.set("threads", common.threads);
     report.set("concurrency", common.concurrency);
     report.set("servers", business.servers);

@@ -127,6 +127,8 @@ struct Shared {
     slots: [AtomicU64; SLOTS],
     /// When the message of each slot was sent.
     sent_ns: [AtomicU64; SLOTS],
+    /// Deliveries of the message in each slot.
+    delivered: [AtomicU64; SLOTS],
     /// Threads with open connections.
     active: AtomicU64,
     /// When the first message was to be sent; 0 until it is known.
@@ -217,8 +219,11 @@ impl Receiver<'_> {
             let count = &mut self.counts[seq as usize];
             let batch = std::mem::take(&mut count.batch);
             count.all += batch;
+            let slot = seq as usize % SLOTS;
+            self.shared.delivered[slot].fetch_add(u64::from(batch), Ordering::Relaxed);
             self.deliveries += u64::from(batch);
-            self.live.latency.record_n(now.saturating_sub(at_ns), batch);
+            let from_ns = settings.intended_ns(began_ns, seq).unwrap_or(at_ns);
+            self.live.latency.record_n(now.saturating_sub(from_ns), batch);
             if at_ns >= measure_from_ns {
                 self.measured += u64::from(batch);
                 self.last_ns = now;
@@ -278,6 +283,7 @@ pub fn run(common: &Common, settings: &Fanout) -> Result<Report, String> {
         waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
         slots: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
         sent_ns: std::array::from_fn(|_| AtomicU64::new(0)),
+        delivered: std::array::from_fn(|_| AtomicU64::new(0)),
         active: AtomicU64::new(0),
         began_ns: AtomicU64::new(0),
         measure_from_ns: AtomicU64::new(u64::MAX),
@@ -347,6 +353,7 @@ fn thread(
     let measure_from_ns = began_ns + (settings.warmup_seconds * 1e9) as u64;
     let mut wait_ns = IDLE_NS;
     if let Some(source) = &mut source {
+        common.live.mark("pushes");
         source.start(began_ns, measure_from_ns);
         wait_ns = source.turn(began_ns, &reactor.epoll);
     }
@@ -373,6 +380,7 @@ fn thread(
         receiver.end_batch(now, settings);
         live.show(&clients);
         live.deliveries.store(receiver.deliveries, Ordering::Relaxed);
+        live.doubled.store(receiver.duplicates, Ordering::Relaxed);
         match &mut source {
             Some(source) => {
                 wait_ns = source.turn(now, &reactor.epoll);
@@ -437,7 +445,7 @@ fn summarize(
     shared: &Shared,
     outcomes: Vec<Outcome>,
 ) -> Result<Report, String> {
-    let mut report = Report::new("fanout");
+    let mut report = common.report("fanout");
     let mut latency = report::new_histogram();
     let mut intended_latency = report::new_histogram();
     let mut failures = Failures::default();

@@ -14,17 +14,21 @@ mod fanout;
 mod frame;
 mod http;
 mod identity;
+mod machine;
 mod message;
+mod metrics;
+mod page;
 mod replay;
 mod report;
 mod requests;
 mod run;
+mod sampler;
 mod scenario;
-#[allow(dead_code)]
 mod series;
 mod server;
 mod sign;
 mod sys;
+mod thresholds;
 mod unicast;
 
 use std::process::ExitCode;
@@ -59,7 +63,12 @@ use unicast::UnicastArguments;
 {command_name} requests --clients 64 --seconds 10 --pin 1
 {command_name} requests --clients 1 --ws a:8812 --server-ws b:8812
 {command_name} events --connections 10000 --servers 2 --ws a:8812 --server-ws a:8812,b:8812")]
-#[argh(error_code(1, "something failed, was lost, doubled or out of order; or a wrong option"))]
+#[argh(error_code(0, "nothing failed and no threshold was broken"))]
+#[argh(error_code(
+    1,
+    "something failed, was lost, doubled or out of order; a threshold was broken; the server died; \
+     or a wrong option, or one that cannot be carried out here"
+))]
 struct Arguments {
     #[argh(subcommand)]
     command: Command,
@@ -118,8 +127,15 @@ fn main() -> ExitCode {
     sys::catch_interrupts();
     let options = command.options();
     match command.run(&options) {
-        Ok(report) => {
+        Ok(mut report) => {
+            report.conclude();
             println!("{}", if options.json { report.to_json() } else { report.to_text() });
+            if let Some(file) = &options.report
+                && let Err(error) = std::fs::write(file, report.to_html())
+            {
+                eprintln!("loadtest: --report {file}: {error}");
+                return ExitCode::FAILURE;
+            }
             if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => {

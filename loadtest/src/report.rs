@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
+use crate::sampler::Series;
+use crate::thresholds::{Measured, Thresholds, Verdict};
+use crate::{machine, page, sys};
+
 /// A histogram of nanoseconds up to two minutes, exact to three digits.
 pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 120_000_000_000, 3)
@@ -67,23 +71,23 @@ impl Failures {
 pub struct Report {
     figures: Map<String, Value>,
     failed: bool,
-    judged: Judged,
-}
-
-/// What the thresholds are held against.
-#[derive(Default)]
-struct Judged {
-    /// Which histogram `--max-p99` is about, and its p99 in nanoseconds.
-    latency: Option<(String, u64)>,
-    /// Which figure `--min-rate` is about.
-    rate: Option<(String, f64)>,
-    /// All that was lost, doubled or went to somebody else.
-    lost: u64,
+    judged: Measured,
+    /// The run over time.
+    pub series: Option<Series>,
+    pub thresholds: Thresholds,
+    verdicts: Vec<Verdict>,
 }
 
 impl Report {
     pub fn new(command: &str) -> Report {
-        let mut report = Report { figures: Map::new(), failed: false, judged: Judged::default() };
+        let mut report = Report {
+            figures: Map::new(),
+            failed: false,
+            judged: Measured::default(),
+            series: None,
+            thresholds: Thresholds::default(),
+            verdicts: Vec::new(),
+        };
         report.set("command", command);
         report
     }
@@ -157,14 +161,56 @@ impl Report {
         self.failed = true;
     }
 
+    /// Judges the thresholds and adds what every report says: the tool's own memory, the machine,
+    /// the time and the command. Call it once, at the end.
+    pub fn conclude(&mut self) {
+        if let Some(peaks) = self.series.as_ref().map(Series::peaks) {
+            self.set("tool_rss_peak_bytes", peaks.tool_rss);
+            if peaks.open > 0 {
+                let grown = peaks.tool_rss.saturating_sub(peaks.tool_rss_before) as f64;
+                self.set_rounded("tool_rss_bytes_per_connection", grown / peaks.open as f64);
+            }
+            if let Some(rss) = peaks.server_rss {
+                self.set("server_rss_peak_bytes", rss);
+            }
+            if let Some(pause_ms) = peaks.pause_ms {
+                self.set_rounded("server_longest_pause_ms", pause_ms);
+            }
+            (self.judged.pause_ms, self.judged.server_rss) = (peaks.pause_ms, peaks.server_rss);
+        }
+        if sys::interrupted() {
+            self.set("interrupted", true);
+        }
+        self.verdicts = self.thresholds.judge(&self.judged);
+        if !self.verdicts.is_empty() {
+            let verdicts: Vec<Value> = self.verdicts.iter().map(Verdict::to_json).collect();
+            self.set(THRESHOLDS, verdicts);
+        }
+        self.set("date", machine::date());
+        self.set("version", env!("CARGO_PKG_VERSION"));
+        self.set("machine", machine::describe());
+        self.set("command_line", machine::command_line());
+    }
+
+    /// The report as one page with charts.
+    pub fn to_html(&self) -> String {
+        let series = self.series.as_ref().map_or(Value::Null, Series::to_json);
+        page::render(&self.value(), &series)
+    }
+
     pub fn failed(&self) -> bool {
-        self.failed || self.judged.lost > 0
+        let is_broken = self.verdicts.iter().any(|verdict| !verdict.kept);
+        self.failed || is_broken || self.judged.lost > self.thresholds.borne_losses()
     }
 
     pub fn to_json(&self) -> String {
+        self.value().to_string()
+    }
+
+    fn value(&self) -> Value {
         let mut figures = self.figures.clone();
         figures.insert("ok".to_owned(), Value::from(!self.failed()));
-        Value::Object(figures).to_string()
+        Value::Object(figures)
     }
 
     pub fn to_text(&self) -> String {
@@ -175,16 +221,22 @@ impl Report {
                 text.push_str(&phase.as_object().map_or(String::new(), |map| lines(map, "  ")));
             }
         }
+        for verdict in &self.verdicts {
+            text.push_str(&format!("{}\n", verdict.to_text()));
+        }
         text
     }
 }
 
 /// The member with the figures of the parts of a run.
 const PHASES: &str = "phases";
+/// The member with the thresholds, of which the text has a line each.
+const THRESHOLDS: &str = "thresholds";
 
 /// A line for each figure but those of phases.
 fn lines(figures: &Map<String, Value>, indent: &str) -> String {
-    let figures = || figures.iter().filter(|(key, _)| *key != PHASES);
+    let figures =
+        || figures.iter().filter(|(key, _)| ![PHASES, THRESHOLDS].contains(&key.as_str()));
     let width = figures().map(|(key, _)| key.len()).max().unwrap_or(0) + 2;
     figures()
         .map(|(key, value)| format!("{indent}{:width$}{}\n", key.replace('_', " "), plain(value)))

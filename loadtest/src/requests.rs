@@ -167,7 +167,8 @@ fn thread<'a>(
     clients.sends = true;
     let answerer =
         Answerer::new(&common.identity, common.first_user, run, settings.business.servers);
-    let asker = Asker::new(settings.bytes, run, common.connections as usize);
+    let mut asker = Asker::new(settings.bytes, run, common.connections as usize);
+    asker.live = Some(live);
     let mut sides = Sides { common, reactor, clients, servers, asker, answerer };
     sides.open_clients(live)?;
     let known_ns = sides.ask_until_known()?;
@@ -246,6 +247,7 @@ impl Sides<'_> {
     }
 
     fn drive(&mut self, settings: &Requests, live: &'static ThreadLive) -> Result<Used, String> {
+        self.common.live.mark("requests");
         let asker = &mut self.asker;
         let began_ns = sys::now_ns();
         asker.began = (began_ns, asker.next);
@@ -265,6 +267,7 @@ impl Sides<'_> {
             let wait_ns = self.asker.turn(&mut self.clients);
             let now = self.step(wait_ns)?;
             live.show(&self.clients);
+            live.doubled.store(self.asker.duplicates, Ordering::Relaxed);
             live.deliveries.store(self.asker.answered, Ordering::Relaxed);
             if began.is_none() && now >= measure_from_ns {
                 began = Some((CpuTime::of_this_thread(), server_pid.map(server::cpu_ns)));
@@ -301,7 +304,7 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     targets.add_clients(&clients);
     let mut failures = clients.failures;
     failures.merge(servers.failures);
-    let mut report = Report::new("requests");
+    let mut report = common.report("requests");
     report.set("threads", common.threads);
     report.set("clients", clients.welcomed);
     report.set("servers", servers.welcomed);

@@ -1,8 +1,8 @@
 //! What all commands share: resolved settings, threads, progress.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -12,10 +12,13 @@ use serde_json::json;
 
 use crate::client::{Clients, Closing, IDLE_NS, Ignore, NodeCounts, Opening};
 use crate::identity::Identity;
+use crate::metrics::{Place, Watcher};
 use crate::report::Report;
+use crate::sampler::{Sampler, Series};
 use crate::series::{Live, ThreadLive};
 use crate::sign::Signer;
 use crate::sys::{self, CpuTime, Epoll};
+use crate::thresholds::Thresholds;
 
 /// Settings that every command has, checked.
 pub struct Common {
@@ -35,6 +38,11 @@ pub struct Common {
     pub server_pid: Option<u32>,
     /// What the threads show while they run.
     pub live: &'static Live,
+    /// The servers whose figures are read once a second.
+    pub metrics: Vec<Place>,
+    pub thresholds: Thresholds,
+    /// What the threads showed, when they are done.
+    pub series: Mutex<Option<Series>>,
 }
 
 /// Connections per source address: the system has about 28,000 ports for them.
@@ -85,6 +93,14 @@ impl Common {
         self.first_user + self.connections.div_ceil(self.threads as u64) * t as u64
     }
 
+    /// A report with what the threads showed over time.
+    pub fn report(&self, command: &str) -> Report {
+        let mut report = Report::new(command);
+        report.thresholds = self.thresholds.clone();
+        report.series = self.series.lock().unwrap_or_else(PoisonError::into_inner).take();
+        report
+    }
+
     /// A bar of `length`, on stderr, or an invisible one.
     pub fn bar(&self, length: u64, what: &str) -> ProgressBar {
         let bar =
@@ -111,7 +127,8 @@ impl Common {
         if let Some(&core) = self.pin.first() {
             sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
         }
-        thread::scope(|scope| {
+        let mut sampler = Sampler::start(self.live, Watcher::start(&self.metrics));
+        let results = thread::scope(|scope| {
             let threads: Vec<_> = (0..self.threads)
                 .map(|t| {
                     let body = &body;
@@ -120,6 +137,7 @@ impl Common {
                 .collect();
             while threads.iter().any(|thread| !thread.is_finished()) {
                 watch();
+                sampler.turn();
                 thread::sleep(Duration::from_millis(50));
             }
             watch();
@@ -127,7 +145,10 @@ impl Common {
                 thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
             };
             threads.into_iter().map(join).collect()
-        })
+        });
+        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        *series = Some(sampler.finish());
+        results
     }
 
     fn prepare_thread(&self, t: usize) -> Result<(), String> {

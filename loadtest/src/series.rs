@@ -86,6 +86,10 @@ impl Live {
         marks.push(Mark { at_ns: sys::now_ns(), name: name.to_owned() });
     }
 
+    pub fn marks(&self) -> Vec<Mark> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Connections that are decided: welcomed or failed.
     pub fn decided(&self) -> u64 {
         self.sum(|thread| &thread.failed) + self.sum(|thread| &thread.welcomed)

@@ -34,6 +34,15 @@ fn parse(text: &str) -> Memory {
     memory
 }
 
+/// The memory that is in RAM, in bytes: cheaper to read than [`Memory`].
+pub fn rss(pid: u32) -> Result<u64, String> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| format!("{path}: no VmRSS"))
+}
+
 /// CPU time that all its threads have used, nanoseconds; 0 when it is not known.
 pub fn cpu_ns(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };

@@ -30,7 +30,7 @@ pub fn unix_seconds() -> u64 {
 fn clock_ns(clock: libc::clockid_t) -> u64 {
     // SAFETY: all-zero is a valid timespec.
     let mut time: libc::timespec = unsafe { zeroed() };
-    // SAFETY: `time` is a valid place for one timespec. The two clocks in use always exist.
+    // SAFETY: `time` is a valid place for one timespec. The clocks in use always exist.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
@@ -70,6 +70,11 @@ impl CpuTime {
     pub fn total_us(self) -> u64 {
         self.user_us + self.system_us
     }
+}
+
+/// Nanoseconds of processor time that this process has used, ended threads included.
+pub fn process_cpu_ns() -> u64 {
+    clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 /// Makes Ctrl-C and SIGTERM set a flag instead of ending the process. A second one ends it.

@@ -166,7 +166,11 @@ impl Handler for Receiver {
             *last = (*last).max(seq + 1);
         }
         self.deliveries += 1;
-        self.live.latency.record(self.now.saturating_sub(at_ns));
+        let from_ns = match self.interval_ns > 0.0 {
+            true => intended_ns(self.began_ns, self.interval_ns, seq),
+            false => at_ns,
+        };
+        self.live.latency.record(self.now.saturating_sub(from_ns));
         if at_ns >= self.measure_from_ns {
             self.measured += 1;
             self.last_ns = self.now;
@@ -200,6 +204,9 @@ struct Source<'a> {
     accepted: SeqSet,
     accepted_count: u64,
     accepted_measured: u64,
+    /// Accepted pushes that are younger than the timeout, and those that did not arrive by then.
+    awaited: VecDeque<(u32, u64)>,
+    late_lost: u64,
     http_latency: Histogram<u64>,
     /// The same from the intended moment: with the time that the push waited for a free pusher.
     intended_latency: Histogram<u64>,
@@ -302,6 +309,7 @@ impl Source<'_> {
             let is_accepted = answer.status == 200;
             if is_accepted {
                 self.accepted.insert(asked.seq);
+                self.awaited.push_back((asked.seq, asked.at_ns));
                 self.accepted_count += 1;
                 pushes.accepted += 1;
                 if asked.at_ns >= self.measure_from_ns {
@@ -318,6 +326,18 @@ impl Source<'_> {
                 _ => self.idle.push_back(index),
             }
         })
+    }
+
+    /// Counts as lost, for the charts, what did not arrive in time.
+    fn judge_late(&mut self, seen: &SeqSet, now: u64) {
+        while let Some((seq, at_ns)) = self.awaited.front() {
+            let is_here = seen.contains(*seq);
+            if !is_here && now.saturating_sub(*at_ns) < self.common.timeout_ns {
+                return;
+            }
+            self.late_lost += u64::from(!is_here);
+            self.awaited.pop_front();
+        }
     }
 
     /// Which of the HTTP ports this pusher pushes to.
@@ -440,6 +460,8 @@ fn open<'a>(
         accepted: SeqSet::default(),
         accepted_count: 0,
         accepted_measured: 0,
+        awaited: VecDeque::new(),
+        late_lost: 0,
         http_latency: report::new_histogram(),
         intended_latency: report::new_histogram(),
         statuses: Failures::default(),
@@ -462,6 +484,9 @@ fn drive<'a>(
 ) -> Result<Outcome<'a>, String> {
     let common = source.common;
     source.began_ns = sys::now_ns();
+    if is_first {
+        common.live.mark("pushes");
+    }
     source.measure_from_ns = source.began_ns + (settings.warmup_seconds * 1e9) as u64;
     source.end_ns = source.measure_from_ns + (settings.seconds * 1e9) as u64;
     let pairs = source.users as usize * source.pushers.len();
@@ -521,6 +546,9 @@ fn drive<'a>(
         source.settle(&receiver.seen, now);
         live.show(&clients);
         live.deliveries.store(receiver.deliveries, Ordering::Relaxed);
+        live.doubled.store(receiver.duplicates, Ordering::Relaxed);
+        source.judge_late(&receiver.seen, now);
+        live.lost.store(source.late_lost, Ordering::Relaxed);
         if !source.is_over(now) {
             continue;
         }
@@ -542,7 +570,7 @@ fn drive<'a>(
 }
 
 fn summarize(common: &Common, settings: &Unicast, outcomes: Vec<Outcome<'_>>) -> Report {
-    let mut report = Report::new("unicast");
+    let mut report = common.report("unicast");
     let mut latency = report::new_histogram();
     let mut http_latency = report::new_histogram();
     let mut intended_latency = report::new_histogram();

@@ -12,11 +12,13 @@ use crate::http::{self, PushWriter, Pusher};
 use crate::message::{self, Stamp};
 use crate::report::{self, Failures};
 use crate::run::{Common, Pushes};
+use crate::series::{self, Live};
 use crate::sys::{self, Epoll};
 
 /// What thread 0 knows of the messages.
 pub struct Source<'a> {
     shared: &'a Shared,
+    live: &'static Live,
     settings: &'a Fanout,
     /// Message `seq` goes over the `seq mod pushers`-th.
     pushers: Vec<(SocketAddrV4, Pusher)>,
@@ -60,6 +62,7 @@ impl<'a> Source<'a> {
         let data_len = message::short_data_len(settings.bytes);
         Ok(Source {
             shared,
+            live: common.live,
             settings,
             pushers: pushers.collect::<Result<_, _>>()?,
             writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
@@ -94,7 +97,7 @@ impl<'a> Source<'a> {
     /// Returns how long there is nothing more to do.
     pub fn turn(&mut self, now: u64, epoll: &Epoll) -> u64 {
         let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
-        let (shared, timeout_ns) = (self.shared, self.timeout_ns);
+        let (shared, live, timeout_ns) = (self.shared, self.live, self.timeout_ns);
         let (mut complete, mut overdue) = (0, 0);
         self.in_flight.retain(|&(seq, at_ns)| {
             if shared.is_complete(seq) {
@@ -102,7 +105,12 @@ impl<'a> Source<'a> {
                 return false;
             }
             let late = now.saturating_sub(at_ns) > timeout_ns;
-            overdue += u64::from(late);
+            if late {
+                overdue += 1;
+                let got = shared.delivered[seq as usize % SLOTS].load(Ordering::Relaxed);
+                let open = live.sum(|thread| &thread.open);
+                series::add(&live.of(0).lost, open.saturating_sub(got));
+            }
             !late
         });
         self.done.completed_measured += complete;
@@ -139,6 +147,7 @@ impl<'a> Source<'a> {
         self.next += 1;
         let active = self.shared.active.load(Ordering::Acquire);
         let slot = &self.shared.slots[seq as usize % SLOTS];
+        self.shared.delivered[seq as usize % SLOTS].store(0, Ordering::Relaxed);
         slot.store(u64::from(seq) << 32 | active, Ordering::Release);
         let index = seq as usize % self.pushers.len();
         let at_ns = sys::now_ns();

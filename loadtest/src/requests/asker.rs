@@ -8,6 +8,7 @@ use crate::client::{Clients, Handler, IDLE_NS};
 use crate::frame;
 use crate::message::{self, Marks, Member, STAMP_LEN, Stamp};
 use crate::report::{self, Failures};
+use crate::series::ThreadLive;
 use crate::sys;
 
 const ID_LEN: usize = 8;
@@ -61,6 +62,8 @@ pub struct Asker {
     pub latency: Histogram<u64>,
     /// The same from the intended moment: with the time that the request waited for a free client.
     pub intended_latency: Histogram<u64>,
+    /// Where latencies are shown as well.
+    pub live: Option<&'static ThreadLive>,
     /// The time of the batch being read.
     pub now: u64,
     pub last_ns: u64,
@@ -102,6 +105,7 @@ impl Asker {
             refusals: Failures::default(),
             latency: report::new_histogram(),
             intended_latency: report::new_histogram(),
+            live: None,
             now: 0,
             last_ns: 0,
             began: (0, 0),
@@ -146,6 +150,10 @@ impl Asker {
             report::record(&mut self.latency, self.now.saturating_sub(asked.at_ns));
             let waited_ns = self.now.saturating_sub(asked.intended_ns);
             report::record(&mut self.intended_latency, waited_ns);
+        }
+        if let Some(live) = self.live {
+            // Without a rate both moments are the same.
+            live.latency.record(self.now.saturating_sub(asked.intended_ns));
         }
     }
 

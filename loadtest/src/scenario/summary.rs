@@ -31,7 +31,7 @@ pub fn summarize(
     outcomes: Vec<Outcome>,
 ) -> Result<Report, String> {
     let merged = merge(shared, outcomes)?;
-    let mut report = Report::new(command);
+    let mut report = shared.common.report(command);
     report.set("threads", shared.crew_threads);
     report.set("connections", shared.scenario.population.connections);
     let elapsed_ns = merged.driver.ended_ns - merged.driver.began_ns;
