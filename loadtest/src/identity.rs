@@ -55,7 +55,8 @@ impl Identity {
             Kind::Client => ("1", "", format!("{}{user}", self.uid_prefix)),
             Kind::Business { events } => ("2", events, String::new()),
         };
-        let own = self.audience.as_ref().map(|audience| audience.parameters(user));
+        let audience = self.audience.as_ref().filter(|_| self.kind == Kind::Client);
+        let own = audience.map(|audience| audience.parameters(user));
         let (tags, device) = match &own {
             Some((tags, device)) => (tags.as_str(), *device),
             None => (self.tags.as_str(), self.device.as_str()),

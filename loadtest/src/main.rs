@@ -27,7 +27,10 @@ mod scenario;
 mod series;
 mod server;
 mod sign;
+mod soak;
+mod storm;
 mod sys;
+mod tags;
 mod thresholds;
 mod unicast;
 
@@ -42,6 +45,9 @@ use fanout::FanoutArguments;
 use replay::ReplayArguments;
 use report::Report;
 use requests::RequestsArguments;
+use soak::SoakArguments;
+use storm::StormArguments;
+use tags::TagsArguments;
 use unicast::UnicastArguments;
 
 /// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, requests to business
@@ -62,7 +68,11 @@ use unicast::UnicastArguments;
 {command_name} unicast --pushers 64 --rate 20000 --users 1000 --seconds 10
 {command_name} requests --clients 64 --seconds 10 --pin 1
 {command_name} requests --clients 1 --ws a:8812 --server-ws b:8812
-{command_name} events --connections 10000 --servers 2 --ws a:8812 --server-ws a:8812,b:8812")]
+{command_name} events --connections 10000 --servers 2 --ws a:8812 --server-ws a:8812,b:8812
+{command_name} storm --connections 10000 --share 0.2 --canaries 100 --max-p99 50ms
+{command_name} tags --connections 10000 --tags 1000 --tags-per-client 4 --rate 100
+{command_name} soak --connections 5000 --hours 8 --pid-of-server $(pidof ws-cluster)
+{command_name} replay loadtest/scenarios/morning.toml")]
 #[argh(error_code(0, "nothing failed and no threshold was broken"))]
 #[argh(error_code(
     1,
@@ -82,6 +92,9 @@ enum Command {
     Unicast(UnicastArguments),
     Requests(RequestsArguments),
     Events(EventsArguments),
+    Storm(StormArguments),
+    Tags(TagsArguments),
+    Soak(SoakArguments),
     Replay(ReplayArguments),
 }
 
@@ -93,6 +106,9 @@ impl Command {
             Command::Unicast(arguments) => arguments.options(),
             Command::Requests(arguments) => arguments.options(),
             Command::Events(arguments) => arguments.options(),
+            Command::Storm(arguments) => arguments.options(),
+            Command::Tags(arguments) => arguments.options(),
+            Command::Soak(arguments) => arguments.options(),
             Command::Replay(arguments) => arguments.options(),
         }
     }
@@ -104,6 +120,9 @@ impl Command {
             Command::Unicast(arguments) => arguments.run(options),
             Command::Requests(arguments) => arguments.run(options),
             Command::Events(arguments) => arguments.run(options),
+            Command::Storm(arguments) => arguments.run(options),
+            Command::Tags(arguments) => arguments.run(options),
+            Command::Soak(arguments) => arguments.run(options),
             Command::Replay(arguments) => arguments.run(options),
         }
     }

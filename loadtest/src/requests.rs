@@ -3,8 +3,8 @@
 //! Each client counts the ids of its requests from 0, so those of different clients are alike: an
 //! answer that went to another client has an id that is asked for there, and only `data` tells.
 
-mod answerer;
-mod asker;
+pub mod answerer;
+pub mod asker;
 
 use std::iter::repeat_n;
 use std::sync::atomic::Ordering;

@@ -12,6 +12,7 @@ pub mod file;
 mod ledger;
 pub mod plan;
 mod receiver;
+mod requesters;
 mod sender;
 mod shared;
 mod stats;
@@ -34,6 +35,7 @@ enum Outcome {
     Crew(Box<crew::Outcome>),
     Driver(Box<driver::Outcome>),
     Canaries(canaries::Outcome),
+    Requesters(Box<requesters::Outcome>),
 }
 
 /// Runs a scenario. `command` is what the report calls it.
@@ -41,12 +43,14 @@ pub fn run(options: &Options, command: &str, mut scenario: Scenario) -> Result<R
     let mut common = options.check(scenario.population.connections, "")?;
     let crew_threads = common.threads;
     let has_canaries = scenario.phases.iter().any(|phase| phase.canaries.is_some());
-    // One more thread for the driver, and one for canaries.
-    common.threads = crew_threads + 1 + usize::from(has_canaries);
+    let has_requests = scenario.phases.iter().any(|phase| phase.traffic.requests_per_s > 0.0);
+    // One more thread for the driver, one for canaries and one for requests.
+    let others = usize::from(has_canaries) + usize::from(has_requests);
+    common.threads = crew_threads + 1 + others;
     common.live = Box::leak(Box::new(Live::new(common.threads)));
     apply(&mut common, &mut scenario)?;
     let shared = Shared::new(&common, &scenario, run::run_number(), crew_threads)?;
-    shared.unready.store(usize::from(has_canaries), Ordering::Relaxed);
+    shared.unready.store(others, Ordering::Relaxed);
     let bar = common.bar(scenario.population.connections, command);
     let watch = || {
         let phase = scenario.phases.get(shared.phase()).map_or("", |phase| &phase.name);
@@ -61,7 +65,11 @@ pub fn run(options: &Options, command: &str, mut scenario: Scenario) -> Result<R
         t if t == crew_threads => {
             driver::run(&shared, ready).map(|driver| Outcome::Driver(Box::new(driver)))
         }
-        t => canaries::run(&shared, t, ready).map(Outcome::Canaries),
+        t if has_canaries && t == crew_threads + 1 => {
+            canaries::run(&shared, t, ready).map(Outcome::Canaries)
+        }
+        t => requesters::run(&shared, t, ready)
+            .map(|requesters| Outcome::Requesters(Box::new(requesters))),
     };
     let outcomes = common.run_threads(body, watch)?;
     bar.finish_and_clear();

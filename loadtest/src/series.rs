@@ -47,6 +47,12 @@ pub fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
 }
 
+/// Sets a counter that only the calling thread writes.
+#[inline]
+pub fn store(counter: &AtomicU64, value: u64) {
+    counter.store(value, Ordering::Relaxed);
+}
+
 /// The counters of all threads, and the moments that the charts name.
 pub struct Live {
     threads: Vec<ThreadLive>,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::crew::Pace;
 use super::ledger::Answer;
 use super::receiver::CANARY;
-use super::sender::Sender;
+use super::sender::{MAX_PENDING, Sender};
 use super::shared::{OVER, Shared};
 use super::stats::{Checks, Times};
 use crate::client::{Clients, Handler, Opening};
@@ -81,6 +81,18 @@ impl Handler for Receiver<'_> {
         phase.times.record(now.saturating_sub(at_ns));
         live.latency.record(now.saturating_sub(at_ns));
         series::add(&live.deliveries, 1);
+    }
+}
+
+impl Receiver<'_> {
+    /// Whether every push is answered, and has arrived at all of the `open` canaries.
+    fn has_all(&self, open: u32) -> bool {
+        // Those before have arrived, too: they come in order.
+        let has_arrived = |push: &Push| match push.answer {
+            Some(Answer::Accepted) => push.arrived >= push.open.min(open),
+            answer => answer.is_some(),
+        };
+        self.pushes.iter().rev().take(MAX_PENDING).all(has_arrived)
     }
 }
 
@@ -171,7 +183,14 @@ fn watch(shared: &Shared<'_>, t: usize) -> Result<Outcome, String> {
         shared.canaries_pending.store(sender.pending(), Ordering::Release);
         shared.live(t).show(&clients);
     }
-    // The crew waits for what is missing before the end; what canaries miss by then is lost.
+    let over_ns = sys::now_ns();
+    // A server that was told to stop answers no more.
+    while !clients.expects_end && !receiver.has_all(clients.open as u32) {
+        if sys::now_ns() - over_ns > common.timeout_ns {
+            break;
+        }
+        step(&mut reactor, &mut clients, &mut sender, &mut receiver, IDLE_NS)?;
+    }
     judge(&mut receiver, clients.open as u32);
     clients.drop_all();
     let mut failures = std::mem::take(&mut clients.failures);

@@ -135,7 +135,7 @@ impl Member<'_> {
     fn run(mut self, reactor: &mut Reactor) -> Result<Outcome, String> {
         let began = CpuTime::of_this_thread();
         let mut entered = None;
-        let mut probed = 0;
+        let (mut probed, mut judged) = (0, 0);
         loop {
             let phase = self.shared.phase();
             if phase == OVER {
@@ -163,6 +163,11 @@ impl Member<'_> {
             self.clients.expire(now, &mut self.receiver);
             self.receiver.end_batch();
             self.receiver.settle();
+            let judge = self.shared.judge_unicasts.load(Ordering::Acquire);
+            let timeout_ns = self.shared.common.timeout_ns;
+            let before_ns = if judge == judged { now.saturating_sub(timeout_ns) } else { now };
+            judged = judge;
+            self.receiver.settle_unicasts(before_ns);
             self.book_ends(now);
             let probe = self.shared.probe.load(Ordering::Acquire);
             if probe != probed {
@@ -173,6 +178,7 @@ impl Member<'_> {
             }
         }
         self.receiver.settle();
+        self.receiver.settle_unicasts(u64::MAX);
         self.book_connects();
         self.show();
         let cpu = CpuTime::of_this_thread().since(began);
@@ -278,7 +284,9 @@ impl Member<'_> {
     /// Starts what is due. Returns how long nothing more is.
     fn start_more(&mut self, reactor: &Reactor, now: u64) -> u64 {
         let mut next_ns = now + IDLE_NS;
-        if let Some(churn) = &mut self.churn {
+        if let Some(churn) = &mut self.churn
+            && !self.shared.quiet.load(Ordering::Acquire)
+        {
             let mut due = 0;
             while due < AT_ONCE && churn.next_ns() <= now {
                 churn.take();

@@ -1,7 +1,6 @@
 //! The thread that leads a scenario: it begins and ends the phases, pushes, and settles pushes when
 //! their deliveries must have arrived.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,7 +9,7 @@ use super::ledger::{Answer, Bulk};
 use super::plan::{Count, Phase, Selector};
 use super::receiver::{BULK, UNICAST};
 use super::sender::Sender;
-use super::shared::{Begin, Shared, UnicastDue};
+use super::shared::{Begin, Shared, Unicast};
 use super::stats::Times;
 use crate::http::write_decimal;
 use crate::message::{self, Stamp};
@@ -39,6 +38,8 @@ pub struct Record {
     pub ended_ns: u64,
     pub server_began: Option<Server>,
     pub server_ended: Option<Server>,
+    /// The server's memory over time: nanoseconds from the phase's beginning, bytes.
+    pub memory: Vec<(u64, u64)>,
     pub open_at_end: u64,
     /// When the work (connections opened or back, pushes delivered) was done.
     pub done_ns: Option<u64>,
@@ -76,10 +77,15 @@ const UNICAST_HTTP: u64 = 2;
 /// Pushes of one kind that are written in one turn.
 const AT_ONCE: usize = 64;
 const IDLE_NS: u64 = 20_000_000;
+/// How often the server's memory is read in a long phase, and at least how long apart.
+const MEMORY_SAMPLES: u64 = 500;
+const MIN_MEMORY_INTERVAL_NS: u64 = 500_000_000;
 /// How often a push that all wait for is looked at.
 const POLL_NS: u64 = 500_000;
-/// Between two questions how much is missing, at the end.
+/// Longest wait for the answers to a question how much is missing.
 const PROBE_NS: u64 = 100_000_000;
+/// How long a phase that cuts connections waits for what was pushed before.
+const SETTLE_NS: u64 = 2_000_000_000;
 
 struct Driver<'a> {
     shared: &'a Shared<'a>,
@@ -99,9 +105,6 @@ struct Driver<'a> {
     alone: Option<Alone>,
     next_unicast: u32,
     next_tagged: u32,
-    unicasts_accepted: u64,
-    /// Accepted unicast pushes, oldest first.
-    undue: VecDeque<UnicastDue>,
     open_goal: u64,
 }
 
@@ -143,8 +146,6 @@ fn drive(shared: &Shared<'_>) -> Result<Outcome, String> {
         alone: None,
         next_unicast: 0,
         next_tagged: 0,
-        unicasts_accepted: 0,
-        undue: VecDeque::new(),
         open_goal: 0,
     };
     driver.run()
@@ -164,8 +165,14 @@ impl<'a> Driver<'a> {
             if ended_early.is_some() {
                 break;
             }
+            let next = self.shared.scenario.phases.get(index + 1);
+            if next.is_some_and(|next| next.cut.is_some() || next.drain) {
+                // Else nobody could say of those that end whether they had what is on its way.
+                self.settle_all(SETTLE_NS, false)?;
+            }
         }
-        self.settle_all()?;
+        self.shared.quiet.store(true, Ordering::Release);
+        self.settle_all(self.shared.common.timeout_ns, true)?;
         let mut failures = self.bulk.failures;
         failures.merge(self.unicast.failures);
         let mut statuses = self.bulk.statuses;
@@ -232,6 +239,7 @@ impl<'a> Driver<'a> {
             let now = sys::now_ns();
             self.push(now);
             self.settle_due(now);
+            self.sample_memory(now);
             if self.is_over(now) {
                 return Ok(None);
             }
@@ -245,6 +253,19 @@ impl<'a> Driver<'a> {
                 return Ok(Some("the server is gone".to_owned()));
             }
             self.step(self.wait_ns(now))?;
+        }
+    }
+
+    /// Reads the server's memory now and then, where the phase is long enough to have a trend.
+    fn sample_memory(&mut self, now: u64) {
+        let Some(pid) = self.shared.common.server_pid else { return };
+        let interval_ns = (self.phase().duration_ns / MEMORY_SAMPLES).max(MIN_MEMORY_INTERVAL_NS);
+        let record = &mut self.records[self.current];
+        let at_ns = now - record.began_ns;
+        if at_ns >= record.memory.last().map_or(0, |(last_ns, _)| last_ns + interval_ns)
+            && let Ok(memory) = Memory::of(pid)
+        {
+            record.memory.push((at_ns, memory.rss));
         }
     }
 
@@ -283,10 +304,9 @@ impl<'a> Driver<'a> {
             record.http.record(at_ns.saturating_sub(pending.at_ns));
             if answer == Answer::Accepted {
                 record.unicasts_accepted += 1;
-                self.unicasts_accepted += 1;
                 let target = self.shared.target_of(pending.seq);
-                let due = UnicastDue { seq: pending.seq, target, sent_ns: pending.at_ns };
-                self.undue.push_back(due);
+                let unicast = Unicast { seq: pending.seq, target, sent_ns: pending.at_ns };
+                self.shared.accepted(unicast);
             } else {
                 record.not_accepted += 1;
             }
@@ -419,52 +439,49 @@ impl<'a> Driver<'a> {
             }
             self.settle_next();
         }
-        let mut due = Vec::new();
-        while let Some(oldest) = self.undue.front()
-            && now.saturating_sub(oldest.sent_ns) > timeout_ns
-        {
-            due.extend(self.undue.pop_front());
-        }
-        self.shared.hand_over_due(&mut due);
     }
 
-    /// Waits until everything has arrived that is to arrive, or its time is over, and has all
-    /// threads judge it.
-    fn settle_all(&mut self) -> Result<(), String> {
+    /// Waits until everything has arrived that is to arrive, for `at_most_ns`, and has all threads
+    /// judge it. Where something is missing by then it is judged only if that is `final`.
+    fn settle_all(&mut self, at_most_ns: u64, is_final: bool) -> Result<(), String> {
         let shared = self.shared;
-        let (began_ns, mut probe) = (sys::now_ns(), 0);
-        loop {
-            probe += 1;
-            shared.probe.store(probe, Ordering::Release);
+        let began_ns = sys::now_ns();
+        let is_complete = loop {
+            let probe = shared.probe.fetch_add(1, Ordering::AcqRel) + 1;
             shared.wake_all();
             let asked_ns = sys::now_ns();
-            while sys::now_ns() < asked_ns + PROBE_NS {
-                self.bulk.flush(asked_ns);
-                self.unicast.flush(asked_ns);
-                self.step(PROBE_NS / 10)?;
+            self.bulk.flush(asked_ns);
+            self.unicast.flush(asked_ns);
+            let has_answered = |t: usize| shared.crew(t).probed.load(Ordering::Acquire) == probe;
+            let mut answered = false;
+            while !answered && sys::now_ns() < asked_ns + PROBE_NS {
+                self.step(PROBE_NS / 20)?;
+                answered = (0..shared.crew_threads).all(has_answered);
             }
-            let answered = (0..shared.crew_threads)
-                .all(|t| shared.crew(t).probed.load(Ordering::Acquire) == probe);
-            let is_quiet = self.pending() == 0;
-            let missing = shared.sum(|crew| &crew.missing)
-                + self.unicasts_accepted.saturating_sub(shared.sum(|crew| &crew.unicasts));
-            let is_late = sys::now_ns() - began_ns > shared.common.timeout_ns;
-            if answered && is_quiet && missing == 0 || is_late || shared.is_over() {
-                break;
+            let is_quiet = self.bulk.pending() + self.unicast.pending() == 0;
+            if answered && is_quiet && shared.sum(|crew| &crew.missing) == 0 {
+                break true;
             }
+            if sys::now_ns() - began_ns > at_most_ns || shared.is_over() {
+                break false;
+            }
+        };
+        if !is_complete && !is_final {
+            return Ok(());
         }
         while self.settled < self.pushes.len() {
             self.settle_next();
         }
-        let mut due: Vec<_> = self.undue.drain(..).collect();
-        shared.hand_over_due(&mut due);
+        shared.judge_unicasts.fetch_add(1, Ordering::AcqRel);
+        shared.wake_all();
         Ok(())
     }
 
-    /// Requests without an answer, those of canaries included.
+    /// What is without an answer: pushes, those of canaries, and requests.
     fn pending(&self) -> usize {
         let canaries = self.shared.canaries_pending.load(Ordering::Acquire);
-        self.bulk.pending() + self.unicast.pending() + canaries
+        let requests = self.shared.requests_pending.load(Ordering::Acquire);
+        self.bulk.pending() + self.unicast.pending() + canaries + requests
     }
 
     /// Before the server is told to stop: nothing more is pushed, and all that was is answered.

@@ -5,7 +5,8 @@ mod table;
 use std::sync::Arc;
 
 use super::plan::{
-    Audience, Canaries, Count, Cut, Open, Phase, Population, Reconnect, Scenario, Traffic,
+    AT_MOST_NS, Audience, Canaries, Count, Cut, DEFAULT_BYTES, Open, Phase, Population, Reconnect,
+    Scenario, Traffic,
 };
 use crate::client::Closing;
 use table::{Place, Table};
@@ -50,14 +51,12 @@ const CUT_KEYS: &[&str] = &["share", "count", "how"];
 const RECONNECT_KEYS: &[&str] = &["jitter", "backoff", "backoff_max", "per_s"];
 const CANARY_KEYS: &[&str] = &["clients", "pushes_per_s"];
 
-const MAX_CONNECTIONS: u64 = 100_000_000;
-const MAX_TAGS: u64 = 1_000_000;
+pub const MAX_CONNECTIONS: u64 = 100_000_000;
+pub const MAX_TAGS: u64 = 1_000_000;
 const MAX_SECONDS: f64 = 1e6;
-const MAX_PER_S: f64 = 1e7;
+pub const MAX_PER_S: f64 = 1e7;
 /// A selector takes 1,000 ids.
 const MAX_SELECTED: u64 = 1_000;
-const DEFAULT_BYTES: u64 = 128;
-const DEFAULT_AT_MOST_S: f64 = 600.0;
 
 /// Reads a scenario from the text of `file`.
 pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
@@ -104,11 +103,7 @@ fn read_population(table: &Table<'_>) -> Result<Population, String> {
     }
     let mut devices = table.texts("devices")?.unwrap_or_default();
     devices.extend(table.text("device")?);
-    let is_device = |device: &&String| {
-        let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
-        !(1..=32).contains(&device.len()) || !device.bytes().all(is_allowed)
-    };
-    if let Some(wrong) = devices.iter().find(is_device) {
+    if let Some(wrong) = devices.iter().find(|device| !is_device(device)) {
         let text = format!("\"{wrong}\": a device is 1 to 32 of the characters a-z 0-9 _ -");
         return Err(table.error_at("devices", &text));
     }
@@ -137,6 +132,12 @@ fn read_population(table: &Table<'_>) -> Result<Population, String> {
     })
 }
 
+/// Whether a server takes it as a device.
+pub fn is_device(text: &str) -> bool {
+    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+    (1..=32).contains(&text.len()) && text.bytes().all(is_allowed)
+}
+
 /// `open`: how many connections the phases before have opened.
 fn read_phase(table: &Table<'_>, population: &Population, open: u64) -> Result<Phase, String> {
     let seconds = |key| -> Result<Option<u64>, String> {
@@ -150,7 +151,7 @@ fn read_phase(table: &Table<'_>, population: &Population, open: u64) -> Result<P
         name,
         duration_ns: seconds("duration")?.unwrap_or(0),
         hold_ns: seconds("hold")?.unwrap_or(0),
-        at_most_ns: seconds("at_most")?.unwrap_or(nanoseconds(DEFAULT_AT_MOST_S)),
+        at_most_ns: seconds("at_most")?.unwrap_or(AT_MOST_NS),
         until_run_ns: seconds("until_run")?.unwrap_or(0),
         open: read_open(table, population, open)?,
         cut: table.table("cut", CUT_KEYS)?.map(|cut| read_cut(&cut)).transpose()?,
@@ -254,12 +255,7 @@ fn read_cut(table: &Table<'_>) -> Result<Cut, String> {
 }
 
 fn read_reconnect(phase: &Table<'_>) -> Result<Option<Reconnect>, String> {
-    let default = Reconnect {
-        jitter_ns: 0,
-        backoff_ns: nanoseconds(0.1),
-        backoff_max_ns: nanoseconds(5.0),
-        per_s: 0.0,
-    };
+    let default = Reconnect::AT_ONCE;
     if phase.is_text("reconnect") {
         return match phase.text("reconnect")?.as_deref() {
             Some("at once") => Ok(Some(default)),
@@ -290,7 +286,7 @@ fn read_traffic(table: &Table<'_>) -> Result<Traffic, String> {
         Ok(table.integer(key, 0, MAX_SELECTED)?.unwrap_or(default) as u32)
     };
     Ok(Traffic {
-        bytes: table.integer("bytes", 1, 1 << 20)?.unwrap_or(DEFAULT_BYTES) as usize,
+        bytes: table.integer("bytes", 1, 1 << 20)?.map_or(DEFAULT_BYTES, |bytes| bytes as usize),
         project_pushes: table.integer("project_pushes", 0, 1_000_000)?.unwrap_or(0) as u32,
         project_pushes_per_s: rate(table, "project_pushes_per_s")?,
         unicast_per_s: rate(table, "unicast_per_s")?,

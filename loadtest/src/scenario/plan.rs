@@ -37,6 +37,18 @@ pub struct Population {
     pub timeout_ns: Option<u64>,
 }
 
+impl Population {
+    pub fn new(connections: u64, audience: Audience) -> Population {
+        Population {
+            connections,
+            audience: Arc::new(audience),
+            uid_prefix: None,
+            concurrency: None,
+            timeout_ns: None,
+        }
+    }
+}
+
 /// The tags and the device of every connection, as functions of its number.
 #[derive(Debug, Default)]
 pub struct Audience {
@@ -168,7 +180,17 @@ pub struct Phase {
     pub drain: bool,
 }
 
+/// Longest time for a phase's work, where nothing else is said.
+pub const AT_MOST_NS: u64 = 600_000_000_000;
+/// Size of a push, where nothing else is said.
+pub const DEFAULT_BYTES: usize = 128;
+
 impl Phase {
+    /// One in which nothing happens.
+    pub fn new() -> Phase {
+        Phase { at_most_ns: AT_MOST_NS, traffic: Traffic::none(), ..Phase::default() }
+    }
+
     /// Whether anything but time ends it.
     pub fn has_work(&self) -> bool {
         let comes_back = self.cut.is_some() && self.reconnect.is_some();
@@ -218,6 +240,16 @@ pub struct Reconnect {
     pub per_s: f64,
 }
 
+impl Reconnect {
+    /// At once, and after a failed try a little later.
+    pub const AT_ONCE: Reconnect = Reconnect {
+        jitter_ns: 0,
+        backoff_ns: 100_000_000,
+        backoff_max_ns: 5_000_000_000,
+        per_s: 0.0,
+    };
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Traffic {
     /// Size of the WebSocket payload of every push.
@@ -242,6 +274,11 @@ pub struct Canaries {
 }
 
 impl Traffic {
+    /// No pushes.
+    pub fn none() -> Traffic {
+        Traffic { bytes: DEFAULT_BYTES, tags_per_push: 1, ..Traffic::default() }
+    }
+
     pub fn any(&self) -> bool {
         self.project_pushes > 0
             || self.project_pushes_per_s > 0.0

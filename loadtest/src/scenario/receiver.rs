@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::atomic::Ordering;
 
 use super::ledger::{Answer, Bulk, locked};
-use super::shared::{Shared, UnicastDue};
+use super::shared::{Shared, Unicast};
 use super::stats::PhaseStats;
 use super::verdict::{self, Evidence, Fate, Presence};
 use crate::client::{Gone, Handler};
@@ -38,7 +38,6 @@ pub struct Receiver<'a> {
     unicast_seen: SeqSet,
     /// By connection: the last unicast push that came, plus one.
     last_unicast: Vec<u32>,
-    unicasts: u64,
     /// By phase.
     pub stats: Vec<PhaseStats>,
     phase: usize,
@@ -78,7 +77,6 @@ impl<'a> Receiver<'a> {
             touched: Vec::with_capacity(64),
             unicast_seen: SeqSet::default(),
             last_unicast: vec![0; if has_unicast { count } else { 0 }],
-            unicasts: 0,
             stats: phases.iter().map(|_| PhaseStats::default()).collect(),
             phase: 0,
             gone: Vec::new(),
@@ -163,8 +161,6 @@ impl<'a> Receiver<'a> {
         stats.checks.deliveries += 1;
         live.latency.record(waited_ns);
         series::add(&live.deliveries, 1);
-        self.unicasts += 1;
-        self.shared.crew(self.t).unicasts.store(self.unicasts, Ordering::Release);
     }
 
     /// Books what the batch brought. All deliveries of a push in one batch have one latency.
@@ -243,24 +239,38 @@ impl<'a> Receiver<'a> {
                 }
             }
         }
-        if self.shared.crew(self.t).has_due.swap(false, Ordering::AcqRel) {
-            let due = mem::take(&mut *locked(&self.shared.crew(self.t).due));
-            due.into_iter().for_each(|due| self.settle_unicast(due));
+    }
+
+    /// Judges the unicast pushes that were sent before `before_ns`.
+    pub fn settle_unicasts(&mut self, before_ns: u64) {
+        loop {
+            let mut unicasts = locked(&self.shared.crew(self.t).unicasts);
+            let Some(unicast) = unicasts.pop_front_if(|unicast| unicast.sent_ns < before_ns) else {
+                return;
+            };
+            drop(unicasts);
+            self.settle_unicast(unicast);
         }
     }
 
-    fn settle_unicast(&mut self, due: UnicastDue) {
-        if self.unicast_seen.contains(due.seq) {
-            return;
+    /// What became of a unicast push that has not arrived by now; `None`: it has.
+    fn fate(&self, unicast: &Unicast) -> Option<Fate> {
+        if self.unicast_seen.contains(unicast.seq) {
+            return None;
         }
-        let presence = match self.presence[(due.target - self.first) as usize] {
+        let presence = match self.presence[(unicast.target - self.first) as usize] {
             0 => Presence::Away,
             left if left & LEFT != 0 => Presence::Left(left & !LEFT),
             since => Presence::Open(since),
         };
-        let phase = self.shared.phase_at(due.sent_ns);
+        Some(verdict::of_unicast(presence, unicast.sent_ns))
+    }
+
+    fn settle_unicast(&mut self, unicast: Unicast) {
+        let Some(fate) = self.fate(&unicast) else { return };
+        let phase = self.shared.phase_at(unicast.sent_ns);
         let checks = &mut self.stats[phase].checks;
-        match verdict::of_unicast(presence, due.sent_ns) {
+        match fate {
             Fate::Lost => {
                 checks.lost += 1;
                 series::add(&self.shared.live(self.t).lost, 1);
@@ -295,7 +305,10 @@ impl<'a> Receiver<'a> {
     pub fn missing(&mut self) -> u64 {
         self.shared.ledger.copy_sent(&mut self.bulk);
         let unsettled = self.settled..self.bulk.len() as u32;
-        unsettled.map(|seq| verdict::of_bulk(self.evidence(seq)).lost).sum()
+        let bulk: u64 = unsettled.map(|seq| verdict::of_bulk(self.evidence(seq)).lost).sum();
+        let unicasts = locked(&self.shared.crew(self.t).unicasts);
+        let is_missing = |unicast: &&Unicast| self.fate(unicast) == Some(Fate::Lost);
+        bulk + unicasts.iter().filter(is_missing).count() as u64
     }
 
     /// By number of the push: what this thread knows of it.

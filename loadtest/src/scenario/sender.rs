@@ -12,9 +12,12 @@ use crate::run::{Common, Reactor};
 use crate::sys;
 
 /// Requests without an answer; more wait until some are answered.
-const MAX_PENDING: usize = 512;
+pub const MAX_PENDING: usize = 512;
 /// Between two tries to connect.
 const RETRY_NS: u64 = 500_000_000;
+/// Servers end connections that say nothing for long; one that is quiet for this long is made anew,
+/// so that no push meets its end.
+const FRESH_NS: u64 = 3_000_000_000;
 
 pub struct Sender<'a> {
     common: &'a Common,
@@ -23,6 +26,7 @@ pub struct Sender<'a> {
     token: u64,
     pusher: Option<Pusher>,
     retry_ns: u64,
+    used_ns: u64,
     /// Since when there is no connection, where there is none.
     pub lost_since_ns: Option<u64>,
     writer: PushWriter,
@@ -48,6 +52,7 @@ impl<'a> Sender<'a> {
             token,
             pusher: None,
             retry_ns: 0,
+            used_ns: sys::now_ns(),
             lost_since_ns: None,
             writer: PushWriter::new(&common.identity.pid, &common.secret, STAMP_LEN)?,
             answered: VecDeque::new(),
@@ -77,6 +82,15 @@ impl<'a> Sender<'a> {
     /// Keeps signatures valid and the connection up; call it before what is written in a turn.
     pub fn refresh(&mut self, reactor: &Reactor, now: u64) {
         self.writer.refresh(now);
+        if self.pending() > 0 {
+            self.used_ns = now;
+        }
+        if self.pusher.is_some() && now.saturating_sub(self.used_ns) > FRESH_NS {
+            self.used_ns = now;
+            if let Err(error) = self.connect(reactor) {
+                self.lose(&error, now);
+            }
+        }
         if self.pusher.is_none() && !self.expects_end && now >= self.retry_ns {
             // The next target, where there are several.
             self.index += 1;
@@ -100,6 +114,7 @@ impl<'a> Sender<'a> {
     pub fn write(&mut self, stamp: Stamp, sent_ns: u64, select: impl FnOnce(&mut Vec<u8>)) {
         if let Some(pusher) = &mut self.pusher {
             self.writer.write(stamp, select, &pusher.host, &mut pusher.out);
+            self.used_ns = sent_ns;
             let pending = Pending { seq: stamp.seq, at_ns: sent_ns, intended_ns: stamp.at_ns };
             pusher.pending.push_back(pending);
         }
@@ -131,7 +146,7 @@ impl<'a> Sender<'a> {
 
     /// The connection is lost, and with it what would have been said of pushes on their way.
     fn lose(&mut self, error: &std::io::Error, now: u64) {
-        if !self.expects_end {
+        if !self.expects_end && self.pending() > 0 {
             self.failures.add(&format!("http: {}", describe(error)));
         }
         if let Some(pusher) = self.pusher.take() {

@@ -1,6 +1,7 @@
 //! What the threads of a scenario tell each other: the driver says which phase it is and what was
 //! pushed, the crew (the threads that own the connections) says how far it is.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -24,12 +25,16 @@ pub struct Shared<'a> {
     phase: AtomicUsize,
     /// Counts the driver's questions how many deliveries are missing.
     pub probe: AtomicU64,
+    /// Counts how often the driver wants all unicast pushes accepted by then to be judged.
+    pub judge_unicasts: AtomicU64,
     /// Threads beside crew and driver that are not ready.
     pub unready: AtomicUsize,
-    /// Nothing more is to be pushed: the server will be told to stop.
+    /// Nothing more is to be started: the server will be told to stop, or the run ends.
     pub quiet: AtomicBool,
     /// Canary pushes without an answer.
     pub canaries_pending: AtomicUsize,
+    /// Requests of clients without an answer.
+    pub requests_pending: AtomicUsize,
 }
 
 /// Before the first phase.
@@ -48,19 +53,16 @@ pub struct Crew {
     pub ended: AtomicU64,
     /// The newest push to many that has arrived, and at how many: number << 32 | count.
     pub progress: AtomicU64,
-    /// Unicast pushes that have arrived.
-    pub unicasts: AtomicU64,
     /// The answer to the last probe, and its number.
     pub missing: AtomicU64,
     pub probed: AtomicU64,
-    /// Unicast pushes that must have arrived by now.
-    pub due: Mutex<Vec<UnicastDue>>,
-    pub has_due: AtomicBool,
+    /// Unicast pushes to this thread's connections that were accepted and are not judged.
+    pub unicasts: Mutex<VecDeque<Unicast>>,
     pub waker: Waker,
 }
 
 #[derive(Clone, Copy)]
-pub struct UnicastDue {
+pub struct Unicast {
     pub seq: u32,
     pub target: u64,
     pub sent_ns: u64,
@@ -98,11 +100,9 @@ impl<'a> Shared<'a> {
                     waiting: AtomicU64::new(0),
                     ended: AtomicU64::new(0),
                     progress: AtomicU64::new(0),
-                    unicasts: AtomicU64::new(0),
                     missing: AtomicU64::new(0),
                     probed: AtomicU64::new(0),
-                    due: Mutex::new(Vec::new()),
-                    has_due: AtomicBool::new(false),
+                    unicasts: Mutex::new(VecDeque::new()),
                     waker: Waker::new().map_err(|error| format!("eventfd: {error}"))?,
                 })
             })
@@ -123,9 +123,11 @@ impl<'a> Shared<'a> {
             phases: scenario.phases.iter().map(phase).collect(),
             phase: AtomicUsize::new(NOT_BEGUN),
             probe: AtomicU64::new(0),
+            judge_unicasts: AtomicU64::new(0),
             unready: AtomicUsize::new(0),
             quiet: AtomicBool::new(false),
             canaries_pending: AtomicUsize::new(0),
+            requests_pending: AtomicUsize::new(0),
         })
     }
 
@@ -235,12 +237,8 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Hands unicast pushes to the threads that must have received them by now.
-    pub fn hand_over_due(&self, due: &mut Vec<UnicastDue>) {
-        for due in due.drain(..) {
-            let crew = self.crew(self.owner_of(due.target));
-            locked(&crew.due).push(due);
-            crew.has_due.store(true, Ordering::Release);
-        }
+    /// Tells the thread that a unicast push must arrive at.
+    pub fn accepted(&self, unicast: Unicast) {
+        locked(&self.crew(self.owner_of(unicast.target)).unicasts).push_back(unicast);
     }
 }

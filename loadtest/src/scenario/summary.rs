@@ -7,7 +7,7 @@ use super::ledger::Answer;
 use super::receiver::Tally;
 use super::shared::Shared;
 use super::stats::{Checks, PhaseStats, Times};
-use super::{Outcome, canaries};
+use super::{Outcome, canaries, requesters};
 use crate::report::{Failures, Report, rounded};
 use crate::run;
 use crate::sys::CpuTime;
@@ -23,6 +23,7 @@ struct Merged {
     cpus: Vec<CpuTime>,
     driver: driver::Outcome,
     canaries: Option<canaries::Outcome>,
+    requesters: Option<requesters::Outcome>,
 }
 
 pub fn summarize(
@@ -54,7 +55,11 @@ pub fn summarize(
             latency.canary.merge(&canaries.phases[index].times);
         }
     }
+    if let Some(requesters) = &merged.requesters {
+        checks.add(requesters.checks);
+    }
     report.set("deliveries", checks.deliveries);
+    set_rate(&mut report, &merged);
     totals(&mut report, &merged, checks, &latency);
     let server = merged.driver.phases.iter().filter_map(|record| {
         Some(record.server_ended?.cpu_ns.saturating_sub(record.server_began?.cpu_ns))
@@ -65,13 +70,35 @@ pub fn summarize(
     Ok(report)
 }
 
+/// The rate that a threshold is about: of reconnects where connections are cut and come back, else
+/// of deliveries, both over the phases that have them.
+fn set_rate(report: &mut Report, merged: &Merged) {
+    let (mut back, mut back_ns, mut deliveries, mut delivery_ns) = (0, 0, 0, 0);
+    for (stats, record) in merged.stats.iter().zip(&merged.driver.phases) {
+        if stats.cut > 0 && stats.reopened > 0 {
+            back += stats.reopened;
+            back_ns += stats.last_welcome_ns.saturating_sub(record.began_ns);
+        }
+        if stats.checks.deliveries > 0 {
+            deliveries += stats.checks.deliveries;
+            delivery_ns += record.ended_ns - record.began_ns;
+        }
+    }
+    if back > 0 {
+        report.set_judged_rate("reconnects_per_s", back as f64 * 1e9 / back_ns.max(1) as f64);
+    } else if deliveries > 0 {
+        let per_s = deliveries as f64 * 1e9 / delivery_ns.max(1) as f64;
+        report.set_judged_rate("deliveries_per_s", per_s);
+    }
+}
+
 fn merge(shared: &Shared<'_>, outcomes: Vec<Outcome>) -> Result<Merged, String> {
     let mut stats: Vec<PhaseStats> = Vec::new();
     stats.resize_with(shared.scenario.phases.len(), PhaseStats::default);
     let mut last_ns: Vec<u64> = Vec::new();
     let (mut failures, mut cpus) = (Failures::default(), Vec::new());
     let (mut closed_with_1001, mut foreign) = (0, 0);
-    let (mut driver, mut canaries) = (None, None);
+    let (mut driver, mut canaries, mut requesters) = (None, None, None);
     for outcome in outcomes {
         match outcome {
             Outcome::Crew(crew) => {
@@ -90,10 +117,24 @@ fn merge(shared: &Shared<'_>, outcomes: Vec<Outcome>) -> Result<Merged, String> 
                 cpus.push(outcome.cpu);
                 canaries = Some(outcome);
             }
+            Outcome::Requesters(outcome) => {
+                cpus.push(outcome.cpu);
+                requesters = Some(*outcome);
+            }
         }
     }
     let driver = driver.ok_or("nobody led the run")?;
-    Ok(Merged { stats, last_ns, failures, closed_with_1001, foreign, cpus, driver, canaries })
+    Ok(Merged {
+        stats,
+        last_ns,
+        failures,
+        closed_with_1001,
+        foreign,
+        cpus,
+        driver,
+        canaries,
+        requesters,
+    })
 }
 
 fn merge_last(last_ns: &mut Vec<u64>, tallies: &[Tally]) {
@@ -137,13 +178,19 @@ fn totals(report: &mut Report, merged: &Merged, checks: Checks, latency: &Latenc
     let mut failures = Failures::default();
     let mut statuses = Failures::default();
     let sources = [Some(&merged.failures), Some(&merged.driver.failures)];
-    let of_canaries = merged.canaries.as_ref().map(|canaries| &canaries.failures);
-    sources.into_iter().chain([of_canaries]).flatten().for_each(|one| failures.add_all(one));
+    let others = [
+        merged.canaries.as_ref().map(|canaries| &canaries.failures),
+        merged.requesters.as_ref().map(|requesters| &requesters.failures),
+    ];
+    sources.into_iter().chain(others).flatten().for_each(|one| failures.add_all(one));
     statuses.add_all(&merged.driver.statuses);
     if let Some(canaries) = &merged.canaries {
         statuses.add_all(&canaries.statuses);
     }
     report.set_failures("http_not_200", &statuses);
+    if let Some(requesters) = &merged.requesters {
+        report.set_failures("requests_refused", &requesters.refusals);
+    }
     report.set_failures("failures", &failures);
 }
 
@@ -158,7 +205,7 @@ fn set_checks(report: &mut Report, checks: Checks) {
 
 fn phase_report(shared: &Shared<'_>, merged: &Merged, index: usize, record: &Record) -> Report {
     let phase = &shared.scenario.phases[index];
-    let stats = &merged.stats[index];
+    let (traffic, stats) = (&phase.traffic, &merged.stats[index]);
     let mut report = Report::new("");
     let elapsed_ns = record.ended_ns - record.began_ns;
     report.set_rounded("duration_s", seconds(elapsed_ns));
@@ -188,7 +235,13 @@ fn phase_report(shared: &Shared<'_>, merged: &Merged, index: usize, record: &Rec
         report.set("canary_doubled", canaries.checks.doubled);
         checks.add(canaries.checks);
     }
-    if phase.traffic.any() || phase.canaries.is_some() || checks != Checks::default() {
+    if let Some(requesters) = merged.requesters.as_ref().filter(|_| traffic.requests_per_s > 0.0) {
+        let requesters = &requesters.phases[index];
+        report.set("requests", requesters.requests);
+        report.set("requests_answered", requesters.answered);
+        set_times(&mut report, "request_us", &requesters.times);
+    }
+    if traffic.any() || phase.canaries.is_some() || checks != Checks::default() {
         report.set("deliveries", checks.deliveries);
         let per_s = checks.deliveries as f64 * 1e9 / elapsed_ns.max(1) as f64;
         report.set_rounded("deliveries_per_s", per_s);
@@ -306,6 +359,9 @@ fn set_server(report: &mut Report, record: &Record, elapsed_ns: u64) {
     report.set_rounded("server_cpu_percent", cpu_ns as f64 * 100.0 / elapsed_ns.max(1) as f64);
     report.set("server_rss_bytes_at_start", began.rss);
     report.set("server_rss_bytes_at_end", ended.rss);
+    if let Some(trend) = trend_per_hour(&record.memory) {
+        report.set_rounded("server_rss_bytes_per_hour", trend);
+    }
     if record.open_at_end > 0 {
         let open = record.open_at_end as f64;
         report.set_rounded("server_rss_bytes_per_connection", ended.rss as f64 / open);
@@ -313,6 +369,28 @@ fn set_server(report: &mut Report, record: &Record, elapsed_ns: u64) {
         report.set_rounded("server_cpu_us_per_second_and_connection", us);
     }
 }
+
+/// How fast memory grows: the slope of a line through the second half of the samples, when what
+/// grows once has grown. `None` where there are too few.
+fn trend_per_hour(memory: &[(u64, u64)]) -> Option<f64> {
+    let half = &memory[memory.len() / 2..];
+    if half.len() < MIN_TREND_SAMPLES {
+        return None;
+    }
+    let count = half.len() as f64;
+    let hours = |ns: u64| ns as f64 / 3.6e12;
+    let mean_x = half.iter().map(|(at_ns, _)| hours(*at_ns)).sum::<f64>() / count;
+    let mean_y = half.iter().map(|(_, rss)| *rss as f64).sum::<f64>() / count;
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for (at_ns, rss) in half {
+        let x = hours(*at_ns) - mean_x;
+        xy += x * (*rss as f64 - mean_y);
+        xx += x * x;
+    }
+    Some(xy / xx.max(f64::MIN_POSITIVE))
+}
+
+const MIN_TREND_SAMPLES: usize = 5;
 
 fn set_times(report: &mut Report, key: &str, times: &Times) {
     if let Some(times) = times.get() {
@@ -322,4 +400,20 @@ fn set_times(report: &mut Report, key: &str, times: &Times) {
 
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_grows_is_a_trend_and_what_grew_once_is_none() {
+        let minute = |i: u64| i * 60_000_000_000;
+        let grows: Vec<_> = (0..60).map(|i| (minute(i), 1_000_000 + i * 1_000)).collect();
+        let trend = trend_per_hour(&grows).unwrap();
+        assert!((trend - 60_000.0).abs() < 1.0, "{trend}");
+        let grew: Vec<_> = (0..60).map(|i| (minute(i), if i < 10 { i } else { 10 })).collect();
+        assert!(trend_per_hour(&grew).unwrap().abs() < 1e-6);
+        assert_eq!(trend_per_hour(&grows[..8]), None);
+    }
 }
