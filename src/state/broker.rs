@@ -16,6 +16,7 @@ mod reservation;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod transit;
 
 use super::counters::BrokerCounters;
 use super::orders::Orders;
@@ -38,6 +39,7 @@ use reservation::Reservation;
 use std::collections::HashSet;
 use std::sync::Arc;
 use subscriptions::Subscriptions;
+use transit::Transit;
 
 pub use facts::{Command, SizeLimit};
 pub use greeting::Credentials;
@@ -261,6 +263,7 @@ pub struct Broker {
     /// Workers whose announcements may be late.
     unsure: u64,
     subscriptions: Subscriptions,
+    transit: Transit,
     listening: Listening,
     canary: Canary,
     facts: Facts,
@@ -304,6 +307,7 @@ impl Broker {
             is_first_attempt: true,
             unsure: 0,
             subscriptions: Subscriptions::default(),
+            transit: Transit::default(),
             listening: Listening::default(),
             canary: Canary { owed_ms: vec![0; config.workers], ..Canary::default() },
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
@@ -348,6 +352,7 @@ impl Broker {
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
         self.subscriptions.clear();
+        self.transit.clear();
         self.orders.forget_announcements();
         self.facts.handle_open();
         (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
@@ -456,7 +461,9 @@ impl Broker {
                 self.handle_number(number, now_ms, sink)
             }
             LinkName::Publish => {
+                self.handle_taken(&reply, now_ms);
                 self.handle_answer(&reply, now_ms, sink)?;
+                self.ping_for_room(now_ms);
                 self.become_ready(now_ms);
                 Ok(())
             }
@@ -513,6 +520,7 @@ impl Broker {
         if self.state == State::Down {
             return Ok(());
         }
+        self.tick_transit(now_ms);
         let transit_ms = (self.log.due_bytes() / TRANSIT_BYTES_PER_MS) as u64;
         self.publishing.check(listened_ms, transit_ms)?;
         self.subscribing.check(listened_ms, 0)?;
@@ -522,8 +530,7 @@ impl Broker {
         let deadline_ms = self.deadline_ms(now_ms);
         self.ask_questions(now_ms, deadline_ms);
         if self.subscriptions.is_ping_due(now_ms, self.is_canary_late(now_ms)) {
-            self.subscriptions.ping(&mut self.subscribing, now_ms);
-            self.subscribing.handle_asked(listened_ms);
+            self.ping_subscribing(now_ms);
         }
         self.subscribe_again(now_ms);
         self.tick_canary(now_ms)?;
@@ -600,7 +607,7 @@ impl Broker {
             LinkName::Subscribe => self.subscribing.take_outgoing(out, max),
             LinkName::Publish if self.publishing.out.is_empty() => {
                 if self.may_publish() {
-                    self.log.take_unsent(out, max);
+                    self.log.take_unsent(&mut self.transit, out, max);
                 }
             }
             LinkName::Publish => self.publishing.take_outgoing(out, max),
@@ -611,7 +618,8 @@ impl Broker {
         match link {
             LinkName::Subscribe => !self.subscribing.out.is_empty(),
             LinkName::Publish => {
-                !self.publishing.out.is_empty() || self.may_publish() && self.log.may_send()
+                !self.publishing.out.is_empty()
+                    || self.may_publish() && self.log.may_send(&self.transit)
             }
         }
     }

@@ -132,3 +132,22 @@ def test_a_push_that_takes_long_to_write_is_no_silence_of_redis(own_redis, own_n
         assert losses(server) == 0
     finally:
         proxy.stop()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"], ids=["1-worker", "2-workers"])
+def test_pushes_that_are_too_large_together_go_one_after_the_other(own_redis, own_node, workers):
+    """All were answered 200, and Redis cut the subscribers."""
+    redis = own_redis()
+    redis.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 2mb 0 0")
+    limits = ("--max_body_bytes", "16M", "--outbox_bytes", "128M")
+    nodes = [own_node(7, redis.url, *limits, workers=workers), own_node(8, redis.url, *limits)]
+    with nodes[0].client("u") as near, nodes[1].client("u") as far:
+        for turn in range(3):
+            letters = [f"{turn}{letter}" for letter in "abcdef"]
+            messages = [{"data": pair * (3 * MEGABYTE // 4), "uids": ["u"]} for pair in letters]
+            answer = nodes[0].post_json("/ws/push/batch", {"pid": "1", "messages": messages})
+            assert answer.status == 200, answer.text
+            assert [one["code"] for one in answer.json["results"]] == [1] * len(messages)
+            for client in (near, far):
+                assert [client.pushed()[1:3] for _ in messages] == letters
+    assert losses(*nodes) == 0

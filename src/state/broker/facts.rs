@@ -272,6 +272,13 @@ impl Facts {
         LinkError::Replica { url: self.url.clone(), master }
     }
 
+    /// What Redis holds for one subscriber before it cuts it. Redis counts what the allocator gave
+    /// it: a fourth more at worst.
+    pub(super) fn subscriber_bytes(&self) -> usize {
+        let value = self.parameters[2].unwrap_or(DEFAULT_BYTES[2]);
+        usize::try_from(value).unwrap_or(usize::MAX) / 5 * 4
+    }
+
     fn size_limit(&self) -> SizeLimit {
         let mut limit = SizeLimit { bytes: self.own_bytes, parameter: None };
         for (index, name) in PARAMETERS.into_iter().enumerate() {
@@ -279,8 +286,7 @@ impl Facts {
             let whole = usize::try_from(value).unwrap_or(usize::MAX);
             let bytes = match index {
                 0 => whole.saturating_sub(QUERY_SLACK_BYTES),
-                // Redis counts what the allocator gave it: a fourth more at worst.
-                2 => whole / 5 * 4,
+                2 => self.subscriber_bytes(),
                 _ => whole,
             };
             if bytes < limit.bytes {

@@ -3,6 +3,7 @@
 
 use super::Outcome;
 use super::facts::Question;
+use super::transit::Transit;
 use crate::types::Cid;
 use crate::wire::bundle;
 use crate::wire::envelope::{Header, Kind};
@@ -272,24 +273,38 @@ impl PublishLog {
         self.sent_commands < self.commands.len()
     }
 
-    /// Whether the next command may be sent now: there is one, and neither it nor what is under way
-    /// has to be alone.
-    pub fn may_send(&self) -> bool {
+    /// Whether Redis owes an answer.
+    pub fn has_sent(&self) -> bool {
+        self.sent_commands > 0
+    }
+
+    /// Bytes of the next command that is to be sent.
+    pub fn next_bytes(&self) -> Option<usize> {
+        self.commands.get(self.sent_commands).map(|command| command.bytes.len())
+    }
+
+    /// Whether the next command may be sent now: there is one, there is room in transit, and
+    /// neither it nor what is under way has to be alone.
+    pub fn may_send(&self, transit: &Transit) -> bool {
         let is_alone = |command: &Command| command.is_suspect;
         match self.commands.get(self.sent_commands) {
             None => false,
+            Some(next) if !transit.has_room(next.bytes.len()) => false,
             Some(_) if self.sent_commands == 0 => true,
             Some(next) => !is_alone(next) && !self.commands.front().is_some_and(is_alone),
         }
     }
 
     /// Appends commands that were not sent to `out` until it has `max` bytes or more.
-    pub fn take_unsent(&mut self, out: &mut Vec<u8>, max: usize) {
+    pub fn take_unsent(&mut self, transit: &mut Transit, out: &mut Vec<u8>, max: usize) {
         while out.len() < max
-            && self.may_send()
+            && self.may_send(transit)
             && let Some(command) = self.commands.get(self.sent_commands)
         {
             command.write(out);
+            if !command.channel().is_empty() {
+                transit.handle_sent(command.bytes.len());
+            }
             self.sent_commands += 1;
         }
     }
@@ -480,7 +495,7 @@ mod tests {
     /// The kinds and numbers of the envelopes in what is to be sent, command by command.
     fn sent(log: &mut PublishLog) -> Vec<Vec<(Kind, u64)>> {
         let mut out = Vec::new();
-        log.take_unsent(&mut out, usize::MAX);
+        log.take_unsent(&mut Transit::default(), &mut out, usize::MAX);
         let mut found = Vec::new();
         let mut rest = &out[..];
         while !rest.is_empty() {
@@ -527,7 +542,7 @@ mod tests {
         log.pop_front(drop);
         assert_eq!(front(&log), [(4, Some(4))]);
         log.pop_front(drop);
-        assert!(log.is_empty() && log.pending_bytes() == 0 && !log.may_send());
+        assert!(log.is_empty() && log.pending_bytes() == 0 && !log.may_send(&Transit::default()));
     }
 
     #[test]
@@ -556,11 +571,12 @@ mod tests {
             add(&mut log, seq, b"1", pusher(0), 10);
         }
         let mut out = Vec::new();
-        log.take_unsent(&mut out, 1);
-        assert!(log.may_send());
+        let mut transit = Transit::default();
+        log.take_unsent(&mut transit, &mut out, 1);
+        assert!(log.may_send(&transit));
         assert_eq!(front(&log).len(), bundle::MAX_ENVELOPES);
         let before = out.len();
-        log.take_unsent(&mut out, before);
+        log.take_unsent(&mut transit, &mut out, before);
         assert_eq!(out.len(), before);
     }
 

@@ -193,7 +193,7 @@ impl Broker {
                 self.subscriptions.leave_one().ok_or(LinkError::Unasked)?;
             }
             Reply::Pong => match self.subscriptions.take_answered() {
-                Some(Sent::Ping(_)) => {}
+                Some(Sent::Ping(_)) => self.handle_pong(now_ms),
                 _ => return Err(LinkError::Unasked),
             },
             Reply::Error(text) => self.handle_subscribing_error(text, now_ms, sink)?,
@@ -211,7 +211,11 @@ impl Broker {
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let forbidden = match self.subscriptions.take_answered() {
-            None | Some(Sent::Ping(_)) if is_sign_of_life(text) => return Ok(()),
+            None if is_sign_of_life(text) => return Ok(()),
+            Some(Sent::Ping(_)) if is_sign_of_life(text) => {
+                self.handle_pong(now_ms);
+                return Ok(());
+            }
             Some(Sent::Subscribe { names, at, is_renewal }) if text.starts_with(b"NOPERM") => {
                 let names: Vec<&[u8]> = bundle::added(&names[at..]).collect();
                 self.subscriptions.settle(names.len(), is_renewal);
@@ -220,7 +224,10 @@ impl Broker {
                 self.begin_if_renewed(now_ms);
                 return Ok(());
             }
-            Some(Sent::Ping(_)) if facts::is_forbidden(text) => Command::Ping,
+            Some(Sent::Ping(_)) if facts::is_forbidden(text) => {
+                self.handle_pong(now_ms);
+                Command::Ping
+            }
             Some(Sent::Unsubscribe(_)) if facts::is_forbidden(text) => Command::Unsubscribe,
             _ => return Err(self.refused(text)),
         };

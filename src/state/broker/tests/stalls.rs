@@ -163,3 +163,38 @@ fn a_redis_that_delivers_nothing_is_noticed_in_time() {
         assert_eq!(setting.tick(2_500), Err(LinkError::CanaryLost), "after {ms} ms");
     }
 }
+
+/// Three pushes of 20 MB at once were answered 200, and Redis cut all subscribers: together they
+/// were more than its output buffer for one.
+#[test]
+fn large_messages_wait_until_those_before_have_left_redis() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.tick(50).unwrap();
+    let data = "x".repeat(11 << 20);
+    for ticket in 0..3 {
+        setting.push(ticket, &data, &TargetsBuf::default());
+    }
+    let mut unread = Unread::default();
+    unread.collect(&mut setting);
+    assert_eq!(unread.messages.len() / data.len(), 2, "of 32 MiB a message may take four fifths");
+    let answers = std::mem::take(&mut unread.answers);
+    setting.hear(LinkName::Publish, &answers);
+    assert_eq!(setting.said.answers.len(), 2);
+    for _ in 0..1_500 / 50 {
+        // The first of them is under way to this node for as long.
+        let (now_ms, some) = (setting.now_ms, &unread.messages[..1_000]);
+        let handled =
+            setting.broker.handle_bytes(LinkName::Subscribe, some, now_ms, &mut setting.said);
+        assert!(handled.is_ok());
+        assert_eq!(tick_only(&mut setting, 50), Ok(()), "Redis owes nothing");
+        unread.collect(&mut setting);
+    }
+    assert_eq!(unread.messages.len() / data.len(), 2, "what is answered may be in its buffers");
+    unread.offer(&mut setting);
+    unread.collect(&mut setting);
+    assert_eq!(unread.messages.len() / data.len(), 1);
+    unread.offer(&mut setting);
+    let accepted: Vec<_> = (0..3).map(|ticket| (ticket, Outcome::Accepted)).collect();
+    assert_eq!(setting.said.answers, accepted);
+}

@@ -1,0 +1,189 @@
+//! Bytes that were published and that Redis may still hold for subscribers.
+//!
+//! Redis copies each message into the output buffer of every subscriber and cuts a subscriber whose
+//! buffer exceeds `client-output-buffer-limit pubsub`. Each message is smaller than that; this
+//! bounds what is under way in sum. Whether subscribers have taken it is judged by this node's own
+//! subscribing link: what Redis had taken before a PING on that link has left its buffer when the
+//! PING is answered.
+
+use super::{Broker, LinkName};
+use crate::wire::bundle;
+use crate::wire::resp::Reply;
+use std::collections::VecDeque;
+
+/// A channel that this node does not hear says nothing by its own link. A large message there
+/// counts for as long as a gigabit link takes to carry it.
+const UNHEARD_BYTES_PER_MS: u64 = 128 << 10;
+
+/// Invariant: what is in transit is at most `window_bytes`, or one command.
+#[derive(Debug)]
+pub(super) struct Transit {
+    window_bytes: usize,
+    /// Sent, and not answered.
+    sent_bytes: usize,
+    /// Answered, and not known to have left Redis.
+    unseen_bytes: usize,
+    /// As those, and answered before the PING that is under way.
+    pinged_bytes: usize,
+    /// On channels that this node does not hear: bytes, and until when they count.
+    unheard: VecDeque<(usize, u64)>,
+    unheard_bytes: usize,
+}
+
+impl Default for Transit {
+    /// Without a bound: Redis's limit is not known.
+    fn default() -> Self {
+        Self {
+            window_bytes: usize::MAX,
+            sent_bytes: 0,
+            unseen_bytes: 0,
+            pinged_bytes: 0,
+            unheard: VecDeque::new(),
+            unheard_bytes: 0,
+        }
+    }
+}
+
+impl Transit {
+    /// The links are new, and Redis holds nothing for them.
+    pub(super) fn clear(&mut self) {
+        *self = Self { window_bytes: self.window_bytes, ..Self::default() };
+    }
+
+    fn bytes(&self) -> usize {
+        self.sent_bytes + self.unseen_bytes + self.pinged_bytes + self.unheard_bytes
+    }
+
+    /// Whether a command of this length may be sent now.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        let in_transit = self.bytes();
+        in_transit == 0 || bytes <= self.window_bytes.saturating_sub(in_transit)
+    }
+
+    pub(super) fn handle_sent(&mut self, bytes: usize) {
+        self.sent_bytes += bytes;
+    }
+
+    /// Redis has answered a command. `receivers`: the subscribers it brings it to; `is_heard`: this
+    /// node is one of them.
+    fn handle_answered(&mut self, bytes: usize, receivers: i64, is_heard: bool, now_ms: u64) {
+        self.sent_bytes -= bytes;
+        if receivers == 0 {
+            return;
+        }
+        if is_heard {
+            self.unseen_bytes += bytes;
+            return;
+        }
+        let since_ms = self.unheard.back().map_or(now_ms, |&(_, until_ms)| until_ms.max(now_ms));
+        self.unheard.push_back((bytes, since_ms + bytes as u64 / UNHEARD_BYTES_PER_MS));
+        self.unheard_bytes += bytes;
+    }
+
+    /// A PING is sent on the subscribing link.
+    fn handle_pinged(&mut self) {
+        self.pinged_bytes += std::mem::take(&mut self.unseen_bytes);
+    }
+
+    /// It is answered.
+    fn handle_pong(&mut self) {
+        self.pinged_bytes = 0;
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        while let Some((bytes, _)) = self.unheard.pop_front_if(|(_, until_ms)| *until_ms <= now_ms)
+        {
+            self.unheard_bytes -= bytes;
+        }
+    }
+}
+
+impl Broker {
+    /// An answer to the oldest command; nothing of it is delivered where Redis refused it.
+    pub(super) fn handle_taken(&mut self, reply: &Reply<'_>, now_ms: u64) {
+        let receivers = if let Reply::Integer(count) = reply { *count } else { 0 };
+        let channel = self.log.front_channel();
+        if channel.is_empty() {
+            return;
+        }
+        let bytes = self.log.due_bytes();
+        let is_heard = bytes <= bundle::MAX_BYTES || self.interests.has(channel);
+        self.transit.handle_answered(bytes, receivers, is_heard, now_ms);
+    }
+
+    /// Asks for a sign of life on the subscribing link, where commands wait for it or soon will.
+    pub(super) fn ping_for_room(&mut self, now_ms: u64) {
+        let Transit { unseen_bytes, window_bytes, .. } = self.transit;
+        let is_urgent = unseen_bytes > window_bytes / 2 || self.is_held_back();
+        if unseen_bytes > 0 && is_urgent && self.subscriptions.is_ping_due(now_ms, true) {
+            self.ping_subscribing(now_ms);
+        }
+    }
+
+    pub(super) fn ping_subscribing(&mut self, now_ms: u64) {
+        self.subscriptions.ping(&mut self.subscribing, now_ms);
+        self.subscribing.handle_asked(self.listening.at(now_ms));
+        self.transit.handle_pinged();
+    }
+
+    /// Redis has answered it, or refused to.
+    pub(super) fn handle_pong(&mut self, now_ms: u64) {
+        self.transit.handle_pong();
+        self.ping_for_room(now_ms);
+    }
+
+    /// Whether a command waits for what is in transit.
+    fn is_held_back(&self) -> bool {
+        let next = self.log.next_bytes();
+        self.may_publish() && next.is_some_and(|bytes| !self.transit.has_room(bytes))
+    }
+
+    /// Nodes do not know what others have in transit: each takes its share of the buffer.
+    pub(super) fn tick_transit(&mut self, now_ms: u64) {
+        self.transit.window_bytes = self.facts.subscriber_bytes() / self.nodes();
+        self.transit.tick(now_ms);
+        self.ping_for_room(now_ms);
+        if self.is_held_back() && !self.log.has_sent() {
+            // It owes nothing: we do not ask.
+            self.handle_written(LinkName::Publish, now_ms);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_redis_may_hold_is_bounded_and_one_command_always_goes() {
+        let mut transit = Transit { window_bytes: 100, ..Transit::default() };
+        assert!(transit.has_room(1_000), "alone");
+        transit.handle_sent(60);
+        assert!(transit.has_room(40) && !transit.has_room(41));
+        transit.handle_answered(60, 2, true, 0);
+        assert!(!transit.has_room(41), "its answer is not its arrival");
+        transit.handle_pinged();
+        transit.handle_sent(30);
+        transit.handle_answered(30, 1, true, 0);
+        transit.handle_pong();
+        assert!(transit.has_room(70) && !transit.has_room(71), "30 came after the PING");
+        transit.clear();
+        assert!(transit.has_room(1_000) && transit.window_bytes == 100);
+    }
+
+    #[test]
+    fn a_large_message_that_is_not_heard_here_counts_for_its_time_on_the_way() {
+        let mut transit = Transit { window_bytes: 25 << 20, ..Transit::default() };
+        for (receivers, has_room) in [(0, true), (1, false)] {
+            transit.handle_sent(20 << 20);
+            transit.handle_answered(20 << 20, receivers, false, 1_000);
+            assert_eq!(transit.has_room(20 << 20), has_room);
+        }
+        transit.handle_pinged();
+        transit.handle_pong();
+        transit.tick(1_159);
+        assert!(!transit.has_room(20 << 20));
+        transit.tick(1_160);
+        assert_eq!(transit.bytes(), 0);
+    }
+}
