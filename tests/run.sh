@@ -38,6 +38,7 @@ run tests/chromium.sh
 run tests/prometheus.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
+run cargo build -p loadtest
 if [ -x "$WS_CLUSTER_BIN" ]; then
     run tests/.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/python
 else

@@ -107,8 +107,8 @@ macro_rules! subcommand {
             #[argh(option)]
             min_rate: Option<f64>,
 
-            /// fail where a worker of the server kept others waiting longer, such as 2ms (needs
-            /// --metrics)
+            /// fail where a worker of the server kept others waiting longer, by its own doing, such
+            /// as 2ms (needs --metrics)
             #[argh(option)]
             max_pause: Option<String>,
 
@@ -227,6 +227,7 @@ impl Options {
             // One run is one process: it is never freed, and every thread may keep it.
             metrics,
             thresholds: Thresholds::parse(self)?,
+            needs_http: false,
             series: Mutex::new(None),
             live: Box::leak(Box::new(Live::new(derived.threads))),
         })

@@ -14,7 +14,8 @@ use crate::sys::{self, CpuTime};
 subcommand! {
     /// Opens signed connections, each its own user, and checks every welcome. Reports connects per
     /// second and the time from TCP connect to welcome; with --cycle as many connects as go; with
-    /// --memory-at what a connection costs the server.
+    /// --memory-at what a connection costs the server. --max-p99 judges connect_to_welcome_us,
+    /// --min-rate connects_per_s.
     #[argh(subcommand, name = "connect")]
     pub struct ConnectArguments {
         /// how many connections (1000; the last of --memory-at)
@@ -142,6 +143,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
         let now = sys::now_ns();
         let welcomed = live.sum(|thread| &thread.welcomed);
         let decided = live.decided();
+        let open = live.sum(|thread| &thread.open);
         bar.set_position(welcomed);
         bar.set_message(format!("{:.0}/s", welcomed as f64 * 1e9 / (now - began_ns) as f64));
         if settings.cycle.is_some() {
@@ -161,7 +163,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
             }
             Step::Settling(stage, since) if now - since > SETTLE_NS => {
                 match common.server_pid.map(Memory::of) {
-                    Some(Ok(read)) => memory.push((live.sum(|thread| &thread.open), read)),
+                    Some(Ok(read)) => memory.push((open, read)),
                     Some(Err(error)) => memory_error = Some(error),
                     None => {}
                 }
@@ -172,7 +174,10 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
                     Step::Holding(now)
                 }
             }
-            Step::Holding(since) if now - since >= settings.hold_ns => {
+            // Where the server is gone there is nothing to hold.
+            Step::Holding(since)
+                if now - since >= settings.hold_ns || (welcomed > 0 && open == 0) =>
+            {
                 wanted.store(u64::MAX, Ordering::Relaxed);
                 Step::Over
             }
@@ -181,9 +186,6 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     };
     let outcomes = common.run_threads(body, watch)?;
     bar.finish_and_clear();
-    if let Some(error) = memory_error {
-        return Err(error);
-    }
     if settings.cycle.is_some() {
         server_used = difference(common.server_pid, server_began);
     }
@@ -191,6 +193,24 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
         opened_ns = sys::now_ns();
     }
 
+    let times = Times { began_ns, opened_ns, server_ns: server_used };
+    let mut report = summarize(common, settings, outcomes, times);
+    if let Some(error) = memory_error {
+        report.set("memory_error", error);
+        report.fail();
+    }
+    report_memory(&mut report, &memory);
+    Ok(report)
+}
+
+/// When the run began, when all connections were open, and what the server used until then.
+struct Times {
+    began_ns: u64,
+    opened_ns: u64,
+    server_ns: Option<u64>,
+}
+
+fn summarize(common: &Common, settings: &Connect, outcomes: Vec<Outcome>, times: Times) -> Report {
     let mut report = common.report("connect");
     let (mut welcomed, mut refused, mut dropped, mut open) = (0, 0, 0, 0);
     let mut latency = report::new_histogram();
@@ -209,8 +229,8 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     }
     let elapsed_ns = match settings.cycle {
         // From start to end the threads did nothing else.
-        Some((_, cycle_ns)) => cycle_ns.min(sys::now_ns() - began_ns),
-        None => opened_ns - began_ns,
+        Some((_, cycle_ns)) => cycle_ns.min(sys::now_ns() - times.began_ns),
+        None => times.opened_ns - times.began_ns,
     };
     report.set("threads", common.threads);
     report.set("concurrency", common.concurrency);
@@ -225,14 +245,13 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     report.set_judged_latency("connect_to_welcome_us", &latency);
     report.set_failures("failures", &failures);
     targets.report(common, &mut report);
-    report_memory(&mut report, &memory);
-    if settings.hold_ns == 0 && settings.memory_at.is_empty() {
-        run::report_cpu(&mut report, "connect", welcomed, elapsed_ns, &cpus, server_used);
+    if settings.memory_at.is_empty() {
+        run::report_cpu(&mut report, "connect", welcomed, elapsed_ns, &cpus, times.server_ns);
     }
     if welcomed == 0 {
         report.fail();
     }
-    Ok(report)
+    report
 }
 
 fn difference(server: Option<u32>, began: Option<u64>) -> Option<u64> {
@@ -281,14 +300,20 @@ fn thread(
     let end_ns = settings.cycle.map_or(u64::MAX, |(_, cycle_ns)| sys::now_ns() + cycle_ns);
     let began = CpuTime::of_this_thread();
     let mut cpu = CpuTime::default();
+    // With --cycle: the welcomes so far, and since when there are no more.
+    let mut progress = (0, sys::now_ns());
     loop {
         let now = sys::now_ns();
+        if clients.welcomed > progress.0 {
+            progress = (clients.welcomed, now);
+        }
+        let is_server_gone = settings.cycle.is_some() && now - progress.1 > common.timeout_ns;
         let target = match wanted.load(Ordering::Relaxed) {
             _ if settings.cycle.is_some() => u64::MAX,
             total => total,
         };
         let over = settings.cycle.is_none() && target == u64::MAX;
-        if over || now >= end_ns || sys::interrupted() {
+        if over || now >= end_ns || is_server_gone || sys::interrupted() {
             break;
         }
         let target = if settings.cycle.is_some() { target } else { common.share(target, t) };

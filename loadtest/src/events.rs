@@ -26,7 +26,8 @@ subcommand! {
     /// Opens clients in a storm while business servers listen for connect and disconnect, then
     /// closes all of them. Every server hears of each client's connect once, and then of its
     /// disconnect once, or the run fails. welcome_to_event_us is exact with --connect-rate; in a
-    /// storm both are often read at once, and are 0 apart.
+    /// storm both are often read at once, and are 0 apart. --max-p99 judges welcome_to_event_us,
+    /// --min-rate connects_per_s, --max-loss events.
     #[argh(subcommand, name = "events")]
     pub struct EventsArguments {
         /// how many clients (1000)
@@ -500,17 +501,17 @@ fn summarize(common: &Common, business: &Business, outcomes: Vec<Outcome>) -> Re
     report.set("concurrency", common.concurrency);
     report.set("servers", business.servers);
     report.set("connections_welcomed", welcomed);
-    report.set_rounded("connects_per_s", per_s(welcomed, welcomed_ns.saturating_sub(storm_ns)));
+    report.set_judged_rate("connects_per_s", per_s(welcomed, welcomed_ns.saturating_sub(storm_ns)));
     report.set_histogram("connect_to_welcome_us", &connect_latency);
-    report.set_histogram("welcome_to_event_us", &latency);
+    report.set_judged_latency("welcome_to_event_us", &latency);
     report.set("events_before_welcome", sum_of(|compared| compared.before));
     report.set("events", events);
     report.set("server_reads", reads);
     report.set_rounded("events_per_read", events as f64 / reads.max(1) as f64);
     report.set("of_each_server", table);
-    report.set_fault("lost_connects", sum_of(|compared| compared.lost_connects));
-    report.set_fault("lost_disconnects", sum_of(|compared| compared.lost_disconnects));
-    report.set_fault("duplicates", sum(|heard| heard.duplicates));
+    report.set_lost("lost_connects", sum_of(|compared| compared.lost_connects));
+    report.set_lost("lost_disconnects", sum_of(|compared| compared.lost_disconnects));
+    report.set_lost("duplicates", sum(|heard| heard.duplicates));
     report.set_fault("out_of_order", sum(|heard| heard.out_of_order));
     report.set_fault("misattributed", sum_of(|compared| compared.misattributed));
     report.set("foreign_events", sum(|heard| heard.foreign));

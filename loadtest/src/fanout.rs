@@ -24,6 +24,8 @@ use source::{Pushed, Source};
 subcommand! {
     /// Pushes messages that every connection gets. A message is complete when all of them have it;
     /// then the next one is pushed, over one pipelined HTTP connection.
+    /// --max-p99 judges push_to_delivery_us, with --rate intended_to_delivery_us; --min-rate
+    /// deliveries_per_s.
     #[argh(subcommand, name = "fanout")]
     pub struct FanoutArguments {
         /// how many connections (1000)
@@ -74,9 +76,10 @@ impl FanoutArguments {
         }
         check_rate(self.rate)?;
         let tag = (!self.project).then(|| self.tag.clone());
-        let common = options.check(self.connections, tag.as_deref().unwrap_or(""))?;
+        let mut common = options.check(self.connections, tag.as_deref().unwrap_or(""))?;
         nanoseconds("--seconds", self.seconds)?;
         nanoseconds("--warmup", self.warmup)?;
+        common.needs_http = true;
         let settings = Fanout {
             bytes: self.bytes,
             outstanding: self.outstanding,

@@ -18,6 +18,7 @@ mod machine;
 mod message;
 mod metrics;
 mod page;
+mod preflight;
 mod replay;
 mod report;
 mod requests;

@@ -103,8 +103,10 @@ pub struct Scrape {
     pub cpu_s: f64,
     pub rss: u64,
     pub connections: Option<u64>,
-    /// Gaps between two turns of a worker that had work.
+    /// How long somebody who was ready waited for a worker.
     pub pauses: Buckets,
+    /// The workers' own part of it, without what other threads had of the core.
+    pub own_pauses: Buckets,
     /// How long the turns of a worker took.
     pub turns: Buckets,
 }
@@ -117,6 +119,11 @@ impl Scrape {
         let longest =
             if self.pauses.is_empty() { self.turns.longest_since(&earlier.turns) } else { pauses };
         longest.map(|seconds| seconds * 1e3)
+    }
+
+    /// The same of the workers' own part, where the server tells it.
+    pub fn longest_own_pause_ms(&self, earlier: &Scrape) -> Option<f64> {
+        self.own_pauses.longest_since(&earlier.own_pauses).map(|seconds| seconds * 1e3)
     }
 }
 
@@ -180,6 +187,9 @@ fn parse(text: &str) -> Scrape {
             }
             "ws_cluster_worker_pause_seconds_bucket" => {
                 scrape.pauses.add(le().unwrap_or("+Inf"), value as u64);
+            }
+            "ws_cluster_worker_own_pause_seconds_bucket" => {
+                scrape.own_pauses.add(le().unwrap_or("+Inf"), value as u64);
             }
             "ws_cluster_worker_turn_seconds_bucket" => {
                 scrape.turns.add(le().unwrap_or("+Inf"), value as u64);

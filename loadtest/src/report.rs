@@ -176,7 +176,11 @@ impl Report {
             if let Some(pause_ms) = peaks.pause_ms {
                 self.set_rounded("server_longest_pause_ms", pause_ms);
             }
-            (self.judged.pause_ms, self.judged.server_rss) = (peaks.pause_ms, peaks.server_rss);
+            if let Some(pause_ms) = peaks.own_pause_ms {
+                self.set_rounded("server_longest_own_pause_ms", pause_ms);
+            }
+            self.judged.pause_ms = peaks.own_pause_ms.or(peaks.pause_ms);
+            self.judged.server_rss = peaks.server_rss;
         }
         if sys::interrupted() {
             self.set("interrupted", true);

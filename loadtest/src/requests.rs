@@ -24,6 +24,8 @@ subcommand! {
     /// Clients send requests and business servers answer them, both on this side, in one thread.
     /// Every request gets exactly one answer, its own, or the run fails. With --rate a request that
     /// is late counts from when it was meant to be sent in intended_to_answer_us.
+    /// --max-p99 judges request_to_answer_us, with --rate intended_to_answer_us; --min-rate
+    /// requests_per_s.
     #[argh(subcommand, name = "requests")]
     pub struct RequestsArguments {
         /// clients, each one connection and one user (8)
@@ -272,7 +274,8 @@ impl Sides<'_> {
             if began.is_none() && now >= measure_from_ns {
                 began = Some((CpuTime::of_this_thread(), server_pid.map(server::cpu_ns)));
             }
-            if now < end_ns && !sys::interrupted() {
+            let has_both = self.clients.open > 0 && self.servers.open > 0;
+            if now < end_ns && has_both && !sys::interrupted() {
                 continue;
             }
             if let (None, Some((cpu, server_began))) = (&used, began) {
@@ -286,7 +289,9 @@ impl Sides<'_> {
             if self.asker.unanswered() == 0 {
                 quiet_since_ns = quiet_since_ns.or(Some(now));
             }
-            let is_settled = quiet_since_ns.is_some_and(|since| now - since > SETTLE_NS);
+            // Who is gone answers nothing.
+            let is_settled =
+                !has_both || quiet_since_ns.is_some_and(|since| now - since > SETTLE_NS);
             if is_settled || now - over_since_ns > self.common.timeout_ns {
                 break;
             }

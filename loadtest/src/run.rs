@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::client::{Clients, Closing, IDLE_NS, Ignore, NodeCounts, Opening};
 use crate::identity::Identity;
 use crate::metrics::{Place, Watcher};
+use crate::preflight;
 use crate::report::Report;
 use crate::sampler::{Sampler, Series};
 use crate::series::{Live, ThreadLive};
@@ -41,6 +42,8 @@ pub struct Common {
     /// The servers whose figures are read once a second.
     pub metrics: Vec<Place>,
     pub thresholds: Thresholds,
+    /// Whether the command pushes over HTTP.
+    pub needs_http: bool,
     /// What the threads showed, when they are done.
     pub series: Mutex<Option<Series>>,
 }
@@ -50,6 +53,11 @@ const CONNECTIONS_PER_SOURCE: u64 = 20_000;
 /// With one source address the kernel searches long for a port that is free: 96 us a connection
 /// against 31 with eight and more.
 const MIN_SOURCES: u64 = 32;
+
+/// Epoll, wakers, pushing connections and the standard streams need a few.
+const SPARE_FILES: u64 = 400;
+/// More threads than that are no load tool: the limit of open files is far too low.
+const MAX_THREADS: usize = 256;
 
 impl Common {
     /// How many of `total` are thread `t`'s.
@@ -127,6 +135,9 @@ impl Common {
         if let Some(&core) = self.pin.first() {
             sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
         }
+        for warning in preflight::check(self)? {
+            eprintln!("loadtest: warning: {warning}");
+        }
         let mut sampler = Sampler::start(self.live, Watcher::start(&self.metrics));
         let results = thread::scope(|scope| {
             let threads: Vec<_> = (0..self.threads)
@@ -152,7 +163,21 @@ impl Common {
     }
 
     fn prepare_thread(&self, t: usize) -> Result<(), String> {
-        sys::own_file_table().map_err(|error| format!("unshare: {error}"))?;
+        if let Err(error) = sys::own_file_table() {
+            // A container's seccomp profile refuses it: then all threads share one table.
+            let needed = self.connections + SPARE_FILES;
+            let limit = sys::raise_file_limit();
+            if needed > limit {
+                return Err(format!(
+                    "a table of open files for each thread is refused here (unshare: {error}), and \
+                     one of {limit} is too small for {} connections: {} would fit. Raise the limit \
+                     with ulimit -n {needed} (docker run --ulimit nofile={needed}), allow unshare, \
+                     or start several tools with --first-user",
+                    self.connections,
+                    limit.saturating_sub(SPARE_FILES)
+                ));
+            }
+        }
         sys::exact_timers();
         if !self.pin.is_empty() {
             let core = self.pin[t % self.pin.len()];
@@ -175,14 +200,23 @@ pub fn derive(
     threads: Option<usize>,
     sources: Option<usize>,
 ) -> Result<Derived, String> {
-    // Epoll, wakers, pushing connections and the standard streams need a few.
-    let per_thread = sys::raise_file_limit().saturating_sub(400).clamp(1, 1 << 30);
+    let per_thread = sys::raise_file_limit().saturating_sub(SPARE_FILES).clamp(1, 1 << 30);
     let needed = connections.div_ceil(per_thread).max(1) as usize;
-    let threads = threads.unwrap_or(needed);
+    let threads = threads.unwrap_or(needed.min(MAX_THREADS));
+    if threads < needed && needed > MAX_THREADS {
+        return Err(format!(
+            "{connections} connections need {needed} tables of open files with {per_thread} each, \
+             a thread for each table; {MAX_THREADS} are the most, for {} connections. Raise the \
+             limit: ulimit -Hn {} as root, then start this again",
+            per_thread * MAX_THREADS as u64,
+            connections.div_ceil(MAX_THREADS as u64) + SPARE_FILES
+        ));
+    }
     if threads < needed {
         return Err(format!(
             "{connections} connections need {needed} threads: the limit of open files allows \
-             {per_thread} in each"
+             {per_thread} in each. Leave --threads out, or raise the limit: ulimit -n {}",
+            connections.div_ceil(threads as u64) + SPARE_FILES
         ));
     }
     let is_loopback = ws.iter().all(|ws| ws.ip().is_loopback());

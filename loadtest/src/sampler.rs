@@ -41,6 +41,7 @@ struct ServerRow {
     /// Share of one core since the row before.
     cpu_percent: Option<f64>,
     pause_ms: Option<f64>,
+    own_pause_ms: Option<f64>,
 }
 
 pub struct Sampler {
@@ -149,7 +150,8 @@ impl Sampler {
             let cpu_percent =
                 (elapsed_s > 0.2).then(|| (now.cpu_s - before.cpu_s) * 100.0 / elapsed_s);
             let pause_ms = now.longest_pause_ms(before);
-            ServerRow { scrape, cpu_percent, pause_ms }
+            let own_pause_ms = now.longest_own_pause_ms(before);
+            ServerRow { scrape, cpu_percent, pause_ms, own_pause_ms }
         })
         .collect()
     }
@@ -188,6 +190,7 @@ impl Series {
             for (one, two) in one.servers.iter().zip(&mut two.servers) {
                 two.cpu_percent = higher(one.cpu_percent, two.cpu_percent);
                 two.pause_ms = higher(one.pause_ms, two.pause_ms);
+                two.own_pause_ms = higher(one.own_pause_ms, two.own_pause_ms);
             }
             self.rows.push(two);
         }
@@ -202,6 +205,7 @@ impl Series {
             open: self.rows.iter().map(|row| row.open).max().unwrap_or(0),
             server_rss: servers().filter_map(|s| Some(s.scrape.as_ref()?.rss)).max(),
             pause_ms: servers().filter_map(|server| server.pause_ms).reduce(f64::max),
+            own_pause_ms: servers().filter_map(|server| server.own_pause_ms).reduce(f64::max),
         }
     }
 
@@ -252,6 +256,7 @@ impl Series {
                     "rss_bytes": scraped(&|scrape| json!(scrape.rss)),
                     "connections": scraped(&|scrape| json!(scrape.connections)),
                     "longest_pause_ms": column(&|row| json!(row.servers[i].pause_ms)),
+                    "longest_own_pause_ms": column(&|row| json!(row.servers[i].own_pause_ms)),
                 })
             }).collect::<Vec<_>>(),
             "marks": marks.map(|mark| json!({
@@ -270,6 +275,7 @@ pub struct Peaks {
     pub open: u64,
     pub server_rss: Option<u64>,
     pub pause_ms: Option<f64>,
+    pub own_pause_ms: Option<f64>,
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ pub fn run(options: &Options, command: &str, mut scenario: Scenario) -> Result<R
     let others = usize::from(has_canaries) + usize::from(has_requests);
     common.threads = crew_threads + 1 + others;
     common.live = Box::leak(Box::new(Live::new(common.threads)));
+    common.needs_http = true;
     apply(&mut common, &mut scenario)?;
     let shared = Shared::new(&common, &scenario, run::run_number(), crew_threads)?;
     shared.unready.store(others, Ordering::Relaxed);

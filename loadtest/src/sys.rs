@@ -77,15 +77,19 @@ pub fn process_cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// Makes Ctrl-C and SIGTERM set a flag instead of ending the process. A second one ends it.
+/// Makes Ctrl-C and SIGTERM set a flag instead of ending the process. A second one, of
+/// either kind, ends it.
 pub fn catch_interrupts() {
-    extern "C" fn handler(signal: libc::c_int) {
+    const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
+    extern "C" fn handler(_: libc::c_int) {
         INTERRUPTED.store(true, Ordering::Relaxed);
-        // SAFETY: signal() is async-signal-safe and SIG_DFL is a valid disposition.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        for signal in SIGNALS {
+            // SAFETY: signal() is async-signal-safe and SIG_DFL is a valid disposition.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
     }
     let handler: extern "C" fn(libc::c_int) = handler;
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for signal in SIGNALS {
         // SAFETY: the handler only stores to an atomic and calls signal(), both async-signal-safe.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }

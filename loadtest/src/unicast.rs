@@ -24,6 +24,8 @@ subcommand! {
     /// way each, or with as many as --pipeline says. With --rate a push that is late counts from
     /// when it was meant to be sent in intended_to_answer_us, and from when it was sent in the
     /// other latencies.
+    /// --max-p99 judges push_to_delivery_us, with --rate intended_to_delivery_us; --min-rate
+    /// deliveries_per_s.
     #[argh(subcommand, name = "unicast")]
     pub struct UnicastArguments {
         /// HTTP connections that push (8)
@@ -68,7 +70,7 @@ subcommand! {
 impl UnicastArguments {
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
-        let common = options.check(self.users, &self.tags)?;
+        let mut common = options.check(self.users, &self.tags)?;
         let threads = common.threads as u64;
         if self.users < threads || (self.pushers as u64) < threads {
             return Err(format!("{threads} threads need as many --users and --pushers"));
@@ -82,6 +84,7 @@ impl UnicastArguments {
         check_rate(self.rate)?;
         nanoseconds("--seconds", self.seconds)?;
         nanoseconds("--warmup", self.warmup)?;
+        common.needs_http = true;
         let settings = Unicast {
             pushers: self.pushers,
             pipeline: self.pipeline,
@@ -549,6 +552,10 @@ fn drive<'a>(
         live.doubled.store(receiver.duplicates, Ordering::Relaxed);
         source.judge_late(&receiver.seen, now);
         live.lost.store(source.late_lost, Ordering::Relaxed);
+        if connected > 0 && clients.open == 0 {
+            // The server is gone: nothing arrives any more.
+            source.end_ns = 0;
+        }
         if !source.is_over(now) {
             continue;
         }

@@ -83,7 +83,7 @@ const tiles = [
   ["Lost", report.lost, count],
   ["Twice", report.duplicates ?? report.doubled, count],
   ["Server memory, peak", report.server_rss_peak_bytes, bytes],
-  ["Longest pause below", report.server_longest_pause_ms, millis],
+  ["Longest pause below", report.server_longest_own_pause_ms ?? report.server_longest_pause_ms, millis],
 ];
 for (const [name, value, format] of tiles) {
   if (typeof value !== "number") continue;
@@ -307,7 +307,10 @@ if (series && series.at_s.length > 1) {
     { name: "connects failed", color: "c", values: series.connects_failed }] });
   chart({ title: "Server: processor", format: percent, lines: perServer("cpu_percent", true), note: "Percent of one core." });
   chart({ title: "Server: memory", format: bytes, lines: perServer("rss_bytes", true) });
-  chart({ title: "Server: longest pause of a worker", format: millis, floor: .5, lines: perServer("longest_pause_ms", true),
+  const own = servers.map((server, i) => ({
+    name: servers.length > 1 ? `${server.name}, own` : "the worker's own part", color: colors[(i + 1) % 4],
+    values: server.longest_own_pause_ms, dotted: true }));
+  chart({ title: "Server: longest pause of a worker", format: millis, floor: .5, lines: [...perServer("longest_pause_ms", true), ...own],
     note: "Upper bound, as the server's histogram tells." });
   chart({ title: "This tool: processor", format: percent, note: "Percent of one core.",
     lines: [{ name: "loadtest", color: "a", values: series.tool_cpu_percent, area: true }] });
@@ -317,7 +320,7 @@ if (series && series.at_s.length > 1) {
   const columns = Object.entries(series).filter(([key, values]) =>
     !["servers", "marks"].includes(key) && values.some((value) => value));
   for (const [i, server] of servers.entries()) {
-    for (const key of ["cpu_percent", "rss_bytes", "connections", "longest_pause_ms"]) {
+    for (const key of ["cpu_percent", "rss_bytes", "connections", "longest_pause_ms", "longest_own_pause_ms"]) {
       if (server[key].some((value) => value)) columns.push([`server_${servers.length > 1 ? `${i + 1}_` : ""}${key}`, server[key]]);
     }
   }
