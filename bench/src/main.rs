@@ -8,6 +8,7 @@ mod bare_push;
 mod bare_send;
 mod broker;
 mod drain;
+mod growth;
 mod redis_round_trip;
 mod stalls;
 mod sys;
@@ -34,6 +35,7 @@ enum Command {
     BareSend(bare_send::Args),
     Broker(broker::Args),
     Drain(drain::Args),
+    Growth(growth::Args),
     RedisRoundTrip(redis_round_trip::Args),
     Stalls(stalls::Args),
 }
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::BareSend(args) => bare_send::run(&args),
         Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Growth(args) => growth::run(&args),
         Command::RedisRoundTrip(args) => redis_round_trip::run(&args),
         Command::Stalls(args) => stalls::run(&args),
     };

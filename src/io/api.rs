@@ -44,25 +44,32 @@ pub fn methods_of(path: &str) -> Option<&'static str> {
     }
 }
 
+/// Connections that one round of the thread's tasks accepts at most. Each is an accept that is
+/// under way: the executor brings what has completed once in a round. With one, whoever asked
+/// behind 200 others waited for 200 rounds.
+const ACCEPTS_PER_ROUND: usize = 16;
+
 /// Accepts on the HTTP port for as long as the worker lives.
-pub fn serve_port(
-    core: Rc<Core>,
-    listener: std::net::TcpListener,
-) -> io::Result<impl Future<Output = ()>> {
+pub fn serve_port(core: &Rc<Core>, listener: std::net::TcpListener) -> io::Result<()> {
     // monoio's accept waits in the kernel; a non-blocking listener would make it fail instead.
     listener.set_nonblocking(false)?;
-    let listener = TcpListener::from_std(listener)?;
-    Ok(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => accept(&core, stream),
-                Err(error) => {
-                    core.shared.http_counters[core.index].accept_errors.add(1);
-                    sleep(core.shared.http_accepts.handle(&error)).await;
-                }
+    let listener = Rc::new(TcpListener::from_std(listener)?);
+    for _ in 0..ACCEPTS_PER_ROUND {
+        pauses::spawn(accept_all(Rc::clone(core), Rc::clone(&listener)));
+    }
+    Ok(())
+}
+
+async fn accept_all(core: Rc<Core>, listener: Rc<TcpListener>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => accept(&core, stream),
+            Err(error) => {
+                core.shared.http_counters[core.index].accept_errors.add(1);
+                sleep(core.shared.http_accepts.handle(&error)).await;
             }
         }
-    })
+    }
 }
 
 fn accept(core: &Rc<Core>, stream: TcpStream) {
@@ -128,6 +135,7 @@ impl Service for Core {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> http::Answer<BegunPush<'_>> {
+        pauses::take_turn(pauses::REQUEST).await;
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
         let reply = Reply {

@@ -535,9 +535,11 @@ impl Core {
         }
     }
 
-    /// A piece of work of the WebSocket side is over, and others have their turn.
-    pub(super) fn observe_turn(&self, began: Instant) {
-        self.counters.turns.observe(began.elapsed().as_micros() as u64);
+    /// A piece of work of the WebSocket side is over; its length.
+    pub(super) fn observe_turn(&self, began: Instant) -> Duration {
+        let length = began.elapsed();
+        self.counters.turns.observe(length.as_micros() as u64);
+        length
     }
 
     /// How much longer the open batch waits for more messages (`--coalesce_us`); `None`: it is to

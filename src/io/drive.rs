@@ -16,8 +16,14 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// Words taken from the mailbox before other tasks run.
+/// Words taken from the mailbox before other tasks run, and the time after which they do: a word
+/// may be a message to very many.
 const WORDS_PER_TURN: usize = 256;
+const HEARING: Duration = Duration::from_micros(500);
+/// Words between two looks at the clock.
+const WORDS_PER_LOOK: usize = 8;
+/// After a turn of this length others have theirs before anything is sent.
+const LONG_TURN: Duration = Duration::from_micros(500);
 
 /// Why a worker could not begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +57,7 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     pauses::spawn(server_pushes::serve(Rc::clone(&core)));
     let relaying = Rc::clone(&core);
     pauses::spawn(async move { relaying.relay_late().await });
-    pauses::spawn(api::serve_port(Rc::clone(&core), http_listener)?);
+    api::serve_port(&core, http_listener)?;
     let ticking = Rc::clone(&core);
     pauses::spawn(async move {
         loop {
@@ -87,7 +93,10 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
                 core.tick(now_ms);
             }
             core.forward_asks();
-            core.observe_turn(began);
+            if core.observe_turn(began) >= LONG_TURN {
+                yield_now().await;
+                core.forward_asks();
+            }
             let held_for = core.held_for();
             if held_for.is_none() {
                 core.flush().await;
@@ -106,11 +115,17 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
 /// Takes what other workers, or the broker's thread, have for this one.
 async fn receive(core: Rc<Core>, mut eventfd: EventFd) {
     loop {
-        for _ in 0..WORDS_PER_TURN {
+        let mut began = None;
+        for word in 1..=WORDS_PER_TURN {
             if !core.receive_one() {
                 break;
             }
             core.wait_for_room().await;
+            if word % WORDS_PER_LOOK == 0
+                && began.get_or_insert_with(Instant::now).elapsed() >= HEARING
+            {
+                break;
+            }
         }
         if !core.has_heard_all() {
             core.tick(sys::now_ms());

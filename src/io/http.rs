@@ -7,6 +7,7 @@ pub use connections::Connections;
 
 use super::date::http_date;
 use super::linger::close;
+use super::pauses;
 use super::shared::Settings;
 use super::sys::{self, Side};
 use crate::state::counters::Refusal;
@@ -407,6 +408,7 @@ impl<'s, S: Service> Connection<'s, S> {
                 let _ = sys::recv_spare(self.stream.as_raw_fd(), &mut self.input);
             }
         }
+        pauses::take_turn(pauses::READ).await;
         self.read_at = Moment::now();
         match result {
             Ok(0) | Err(_) => Err(end_of(self.ending())),

@@ -6,7 +6,7 @@ use super::fifo::Fifo;
 use super::ring::{Kind, Ring, Token};
 use super::sys::{self, Side};
 use crate::state::Rest;
-use slab::Slab;
+use crate::state::chunked_slab::ChunkedSlab;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -66,10 +66,13 @@ pub struct Last {
 /// All sockets of a worker that are on their way out.
 #[derive(Debug, Default)]
 pub struct LingeringSockets {
-    sockets: Slab<Lingering>,
+    sockets: ChunkedSlab<Lingering>,
     by_age: Fifo,
     generation: u32,
     refusals: usize,
+    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
+    /// thread did not run.
+    ahead_ms: i64,
     /// The next place to be looked at for a deadline that has passed.
     next: usize,
 }
@@ -95,6 +98,7 @@ impl LingeringSockets {
     ) {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
+        let deadline_ms = self.clock(deadline_ms);
         let Last { bytes: last_bytes, is_refusal } = last;
         self.refusals += usize::from(is_refusal);
         let lingering = Lingering { fd, generation, deadline_ms, rest, last_bytes, is_refusal };
@@ -126,23 +130,27 @@ impl LingeringSockets {
 
     /// The wall clock was set: deadlines stay as far away as they were.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
-        for (_, socket) in &mut self.sockets {
-            socket.deadline_ms = socket.deadline_ms.saturating_add_signed(step_ms);
-        }
+        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
+    }
+
+    fn clock(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
     /// Ends some of those whose deadline has passed, or whose rest was taken back; a peer that
     /// never read gets RST. Returns whether there may be more.
     pub fn handle_tick(&mut self, now_ms: u64) -> bool {
-        let places = self.sockets.capacity();
+        let now_ms = self.clock(now_ms);
+        let places = self.sockets.end();
         let mut ends = ENDS_PER_SLICE;
         for _ in 0..places.min(LOOKS_PER_SLICE) {
             self.next = if self.next < places { self.next } else { 0 };
             let index = self.next;
             self.next += 1;
             let is_over = |socket: &Lingering| socket.deadline_ms <= now_ms || socket.is_revoked();
-            if self.sockets.get(index).is_some_and(is_over) {
-                let socket = self.remove(index);
+            if self.sockets.get(index).is_some_and(is_over)
+                && let Some(socket) = self.remove(index)
+            {
                 sys::set_reset_on_close(socket.fd);
                 close(socket.fd);
                 ends -= 1;
@@ -154,18 +162,17 @@ impl LingeringSockets {
         false
     }
 
-    fn remove(&mut self, index: usize) -> Lingering {
-        let socket = self.sockets.remove(index);
+    fn remove(&mut self, index: usize) -> Option<Lingering> {
+        let socket = self.sockets.try_remove(index)?;
         self.refusals -= usize::from(socket.is_refusal);
-        socket
+        Some(socket)
     }
 
     /// Ends the oldest before its time, for its descriptor. `false`: there is none.
     pub fn end_oldest(&mut self) -> bool {
         let sockets = &self.sockets;
         let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
-        let Some(index) = oldest else { return false };
-        let socket = self.remove(index);
+        let Some(socket) = oldest.and_then(|index| self.remove(index)) else { return false };
         if socket.has_pending() {
             sys::set_reset_on_close(socket.fd);
         }
@@ -206,11 +213,13 @@ impl LingeringSockets {
 
     fn end(&mut self, index: usize) {
         // Its poll has just fired, and whatever was polled before fired with it.
-        sys::close(self.remove(index).fd);
+        if let Some(socket) = self.remove(index) {
+            sys::close(socket.fd);
+        }
     }
 }
 
-fn is_current(sockets: &Slab<Lingering>, index: usize, stamp: u64) -> bool {
+fn is_current(sockets: &ChunkedSlab<Lingering>, index: usize, stamp: u64) -> bool {
     sockets.get(index).is_some_and(|socket| u64::from(socket.generation) == stamp)
 }
 

@@ -11,7 +11,7 @@
 //! and so ends it.
 
 use super::sys;
-use super::wake::Flag;
+use super::wake::{Flag, yield_now};
 use crate::state::counters::{Counters, Pauses};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -27,6 +27,13 @@ const LONG_NS: u64 = 500_000;
 /// system call takes 0.3 us; once in this time that cannot be measured.
 const READ_EVERY_NS: u64 = 200_000;
 
+/// What HTTP connections may do in one round, about a millisecond of work; what is beyond it waits
+/// for the next. A connection that has something to read costs its task, and some system calls
+/// besides.
+const PIECES_PER_ROUND: u32 = 512;
+pub const REQUEST: u32 = 1;
+pub const READ: u32 = 8;
+
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Rounds>>> = const { RefCell::new(None) };
 }
@@ -37,6 +44,8 @@ struct Rounds {
     /// When the current round began; `None`: none has.
     began: Cell<Option<Instant>>,
     has_begun: Flag,
+    /// What is left of [`PIECES_PER_ROUND`].
+    pieces: Cell<u32>,
     /// The thread's processor time when it was last read, and how long rounds took since then.
     cpu_ns: Cell<u64>,
     since_ns: Cell<u64>,
@@ -53,6 +62,7 @@ impl Rounds {
 
     fn end(&self) {
         let Some(began) = self.began.take() else { return };
+        self.pieces.set(PIECES_PER_ROUND);
         let ns = began.elapsed().as_nanos() as u64;
         let own_ns = self.own_part(ns);
         let Counters { pauses, own_pauses, .. } = &*self.counters;
@@ -87,6 +97,7 @@ pub fn observe(counters: Arc<Counters>) {
         counters,
         began: Cell::new(None),
         has_begun: Flag::default(),
+        pieces: Cell::new(PIECES_PER_ROUND),
         cpu_ns: Cell::new(sys::own_cpu_ns()),
         since_ns: Cell::new(0),
     });
@@ -109,10 +120,26 @@ pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> monoio::tas
     }))
 }
 
+/// Waits until the round has room for this number of pieces, in the order in which tasks ask. To be
+/// called in tasks of which very many may be ready at once. On a thread that is not observed nobody
+/// waits.
+pub async fn take_turn(pieces: u32) {
+    while !has_turn(pieces) {
+        yield_now().await;
+    }
+}
+
+fn has_turn(pieces: u32) -> bool {
+    CURRENT.with_borrow(|rounds| {
+        let Some(rounds) = rounds else { return true };
+        let left = rounds.pieces.get().checked_sub(pieces);
+        left.inspect(|&left| rounds.pieces.set(left)).is_some()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::wake::yield_now;
     use std::thread;
     use std::time::Duration;
 
@@ -169,5 +196,35 @@ mod tests {
         let Counters { pauses, own_pauses, .. } = &*counters;
         assert!(longest_ms(pauses) >= 20, "{pauses:?}");
         assert!(longest_ms(own_pauses) < 10, "{own_pauses:?}");
+    }
+
+    #[test]
+    fn of_very_many_tasks_some_wait_for_the_next_round_and_all_have_their_turn() {
+        const TASKS: usize = 200;
+        let counters = Arc::new(Counters::default());
+        let counted = Arc::clone(&counters);
+        let order = Rc::new(RefCell::new(Vec::new()));
+        let done = Rc::clone(&order);
+        run(async move {
+            take_turn(PIECES_PER_ROUND + 1).await; // not observed
+            observe(counted);
+            let tasks: Vec<_> = (0..TASKS)
+                .map(|number| {
+                    let order = Rc::clone(&done);
+                    spawn(async move {
+                        take_turn(READ).await;
+                        order.borrow_mut().push(number);
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await;
+            }
+            yield_now().await;
+        });
+        assert_eq!(*order.borrow(), (0..TASKS).collect::<Vec<_>>());
+        let rounds: u64 = counters.pauses.read().0.iter().sum();
+        let needed = (TASKS as u64 * u64::from(READ)).div_ceil(u64::from(PIECES_PER_ROUND));
+        assert!((needed..3 * needed).contains(&rounds), "{rounds} rounds for {needed}");
     }
 }

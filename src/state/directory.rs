@@ -1,18 +1,15 @@
 //! Who is here: by client id, by user, by tag and by device.
 //!
 //! The tables hold slab slots with a stored 32-bit keyed hash and look the rest up in the slab.
-//! Each is split into 256 sub-tables, so that growing one moves a 256th of it: in one piece that
-//! stalled a worker for 176 ms at a million connections.
 
+use super::chunked_slab::ChunkedSlab;
 use super::connection::{Connection, NONE, TagRef};
-use crate::types::Cid;
+use super::sharded_table::ShardedTable;
+use crate::types::{Cid, SnowflakeClock};
 use compact_str::CompactString;
-use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 use slab::Slab;
 use std::hash::Hasher;
-
-const SUB_TABLES: usize = 256;
 
 /// Invariant (asserted by [`Directory::check`]): exactly the open connections of the slab are in
 /// it, each once by client id, once in its user's chain, once in its group, once in each of its
@@ -21,12 +18,14 @@ const SUB_TABLES: usize = 256;
 pub struct Directory {
     keys: (u64, u64),
     by_cid: Index,
+    /// Ids of milliseconds up to this one name nobody.
+    hidden_ms: u64,
     /// The first connection of each user's chain.
     by_user: Index,
     by_tag: Index,
     by_group: Index,
-    tags: Slab<Tag>,
-    groups: Slab<Group>,
+    tags: ChunkedSlab<Tag>,
+    groups: ChunkedSlab<Group>,
     /// The groups of each project.
     project_groups: Vec<Vec<u32>>,
 }
@@ -54,11 +53,12 @@ impl Directory {
         Self {
             keys,
             by_cid: Index::default(),
+            hidden_ms: 0,
             by_user: Index::default(),
             by_tag: Index::default(),
             by_group: Index::default(),
-            tags: Slab::new(),
-            groups: Slab::new(),
+            tags: ChunkedSlab::default(),
+            groups: ChunkedSlab::default(),
             project_groups: Vec::new(),
         }
     }
@@ -140,7 +140,19 @@ impl Directory {
         true
     }
 
+    /// From now on ids of milliseconds up to this one name nobody; 0: all do again.
+    pub fn hide_ids(&mut self, hidden_ms: u64) {
+        self.hidden_ms = hidden_ms;
+    }
+
     pub fn connection(&self, slab: &Slab<Connection>, cid: Cid) -> Option<u32> {
+        if SnowflakeClock::ms_of(cid.0) <= self.hidden_ms {
+            return None;
+        }
+        self.find_cid(slab, cid)
+    }
+
+    fn find_cid(&self, slab: &Slab<Connection>, cid: Cid) -> Option<u32> {
         let hash = self.hash(0, &cid.0.to_le_bytes());
         self.by_cid.find(hash, |slot| slab[slot as usize].cid == cid)
     }
@@ -192,7 +204,7 @@ impl Directory {
         for (slot, connection) in slab.iter().filter(|(_, connection)| is_open(connection)) {
             let slot = slot as u32;
             open += 1;
-            assert_eq!(self.connection(slab, connection.cid), Some(slot));
+            assert_eq!(self.find_cid(slab, connection.cid), Some(slot));
             let group = &self.groups[connection.group as usize];
             assert_eq!(group.members[connection.group_position as usize], slot);
             assert_eq!(group.project, connection.project);
@@ -253,7 +265,7 @@ impl Directory {
                 self.hash(tag.project, tag.name.as_bytes())
             };
             self.by_tag.remove(hash, |tag| tag == entry.tag);
-            self.tags.remove(entry.tag as usize);
+            self.tags.try_remove(entry.tag as usize);
         } else {
             shrink(&mut tag.members);
         }
@@ -290,7 +302,8 @@ impl Directory {
     }
 
     fn forget_group(&mut self, number: u32) {
-        let Group { project, device, position, .. } = self.groups.remove(number as usize);
+        let Some(group) = self.groups.try_remove(number as usize) else { return };
+        let Group { project, device, position, .. } = group;
         let list = &mut self.project_groups[project as usize];
         list.swap_remove(position as usize);
         if let Some(&moved) = list.get(position as usize) {
@@ -323,10 +336,8 @@ fn shrink(members: &mut Vec<u32>) {
 }
 
 /// A hash table of numbers whose keys are elsewhere.
-#[derive(Debug)]
-struct Index {
-    sub_tables: Box<[HashTable<Entry>; SUB_TABLES]>,
-}
+#[derive(Debug, Default)]
+struct Index(ShardedTable<Entry>);
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
@@ -334,42 +345,28 @@ struct Entry {
     value: u32,
 }
 
-impl Default for Index {
-    fn default() -> Self {
-        Self { sub_tables: Box::new(std::array::from_fn(|_| HashTable::new())) }
-    }
-}
-
 impl Index {
     fn len(&self) -> usize {
-        self.sub_tables.iter().map(HashTable::len).sum()
+        self.0.len()
     }
 
     fn find(&self, hash: u32, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        let table = &self.sub_tables[hash as usize % SUB_TABLES];
-        table.find(spread(hash), |entry| entry.hash == hash && is_it(entry.value)).map(|e| e.value)
+        let same = |entry: &Entry| entry.hash == hash && is_it(entry.value);
+        self.0.find(spread(hash), same).map(|entry| entry.value)
     }
 
     fn find_mut(&mut self, hash: u32, is_it: impl Fn(u32) -> bool) -> Option<&mut u32> {
-        let table = &mut self.sub_tables[hash as usize % SUB_TABLES];
         let same = |entry: &Entry| entry.hash == hash && is_it(entry.value);
-        table.find_mut(spread(hash), same).map(|entry| &mut entry.value)
+        self.0.find_mut(spread(hash), same).map(|entry| &mut entry.value)
     }
 
     fn insert(&mut self, hash: u32, value: u32) {
-        let table = &mut self.sub_tables[hash as usize % SUB_TABLES];
-        table.insert_unique(spread(hash), Entry { hash, value }, |entry| spread(entry.hash));
+        self.0.insert(spread(hash), Entry { hash, value }, |entry| spread(entry.hash));
     }
 
     fn remove(&mut self, hash: u32, is_it: impl Fn(u32) -> bool) {
-        let table = &mut self.sub_tables[hash as usize % SUB_TABLES];
         let same = |entry: &Entry| entry.hash == hash && is_it(entry.value);
-        if let Ok(entry) = table.find_entry(spread(hash), same) {
-            entry.remove();
-        }
-        if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-            table.shrink_to(table.len() * 2, |entry| spread(entry.hash));
-        }
+        self.0.remove(spread(hash), same, |entry| spread(entry.hash));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keys of pushes that were delivered a short while ago: a push that is sent again under its key
 //! reaches nobody twice.
 
-use hashbrown::HashTable;
+use super::sharded_table::ShardedTable;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 
@@ -10,7 +10,6 @@ pub const REMEMBER_MS: u64 = 5 * 60 * 1000;
 
 /// Entries in one piece of the ring: 20 KiB.
 const CHUNK: usize = 1024;
-const SUB_TABLES: usize = 64;
 /// A call of [`RememberedKeys::handle_tick`] forgets at most so many.
 const MAX_FORGOTTEN_PER_TICK: usize = 1000;
 /// More than one, so that inserts alone catch up with a backlog.
@@ -30,8 +29,7 @@ pub enum Inserted {
 ///
 /// A key costs 20 bytes in the ring and 5 for each bucket of the table, which is between 7/16 and
 /// 7/8 full: 26 to 32 bytes (a test computes it). The ring grows by a piece of 1,024 entries and
-/// moves nothing; the table is 64 tables, so that growing one at a million keys moves 14,000
-/// numbers of 4 bytes.
+/// moves nothing.
 ///
 /// The ring is in order of time, because time does not go back within it: an insert that is told
 /// an earlier time than the one before it counts as made at that one's.
@@ -45,8 +43,8 @@ pub struct RememberedKeys {
     start: u32,
     /// Entries of the first chunk that are forgotten.
     gone: usize,
-    /// Positions by hash. Empty until there is a key.
-    sub_tables: Vec<HashTable<u32>>,
+    /// Positions by hash.
+    positions: ShardedTable<u32>,
     /// The latest time that an insert was told.
     latest_ms: u64,
 }
@@ -75,7 +73,7 @@ impl RememberedKeys {
             chunks: VecDeque::new(),
             start: 0,
             gone: 0,
-            sub_tables: Vec::new(),
+            positions: ShardedTable::default(),
             latest_ms: 0,
         }
     }
@@ -131,9 +129,8 @@ impl RememberedKeys {
     }
 
     fn find(&self, key: &[u8; 16]) -> Option<u32> {
-        let table = self.sub_tables.get(sub_table(key))?;
         let is_it = |position: &u32| entry(&self.chunks, self.start, *position).1.key == *key;
-        table.find(table_hash(key), is_it).copied()
+        self.positions.find(table_hash(key), is_it).copied()
     }
 
     fn is_over(&self, position: u32, now_ms: u64) -> bool {
@@ -147,18 +144,15 @@ impl RememberedKeys {
             let entries = Vec::with_capacity(CHUNK);
             self.chunks.push_back(Chunk { base_ms: now_ms, entries });
         }
-        if self.sub_tables.is_empty() {
-            self.sub_tables.resize_with(SUB_TABLES, HashTable::new);
-        }
         let position = self.first().wrapping_add(self.len as u32);
         if let Some(chunk) = self.chunks.back_mut() {
             let after_ms = now_ms.saturating_sub(chunk.base_ms).min(u64::from(u32::MAX)) as u32;
             chunk.entries.push(Entry { key: *key, after_ms });
         }
         self.len += 1;
-        let Self { chunks, sub_tables, start, .. } = self;
+        let Self { chunks, positions, start, .. } = self;
         let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
-        sub_tables[sub_table(key)].insert_unique(table_hash(key), position, hash_of);
+        positions.insert(table_hash(key), position, hash_of);
     }
 
     fn forget_over(&mut self, now_ms: u64, max: usize) {
@@ -181,7 +175,7 @@ impl RememberedKeys {
             self.start = self.first();
             self.gone = 0;
             self.chunks = VecDeque::new();
-            self.sub_tables = Vec::new();
+            self.positions.clear();
         } else if self.gone == CHUNK {
             self.start = self.first();
             self.gone = 0;
@@ -191,15 +185,9 @@ impl RememberedKeys {
 
     /// Takes the position out of its table, where it still is in it.
     fn remove_position(&mut self, key: &[u8; 16], position: u32) {
-        let Self { chunks, sub_tables, start, .. } = self;
-        let table = &mut sub_tables[sub_table(key)];
-        if let Ok(found) = table.find_entry(table_hash(key), |other| *other == position) {
-            found.remove();
-        }
-        if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-            let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
-            table.shrink_to(table.len() * 2, hash_of);
-        }
+        let Self { chunks, positions, start, .. } = self;
+        let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
+        positions.remove(table_hash(key), |other| *other == position, hash_of);
     }
 }
 
@@ -221,13 +209,9 @@ fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, Entry) {
     (chunk.base_ms, chunk.entries[index % CHUNK])
 }
 
-/// A key is a hash already: other bits of it than those that choose the table.
+/// A key is a hash already.
 fn table_hash(key: &[u8; 16]) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|at| key[at]))
-}
-
-fn sub_table(key: &[u8; 16]) -> usize {
-    usize::from(key[8]) % SUB_TABLES
 }
 
 #[cfg(test)]
@@ -245,11 +229,7 @@ mod tests {
 
     fn bytes(keys: &RememberedKeys) -> usize {
         let chunks = keys.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>());
-        let tables = keys.sub_tables.iter().map(HashTable::allocation_size);
-        chunks.sum::<usize>()
-            + tables.sum::<usize>()
-            + keys.chunks.capacity() * size_of::<Chunk>()
-            + keys.sub_tables.capacity() * size_of::<HashTable<u32>>()
+        chunks.sum::<usize>() + keys.chunks.capacity() * size_of::<Chunk>() + keys.positions.bytes()
     }
 
     #[test]
@@ -356,8 +336,7 @@ mod tests {
             let oldest = number.saturating_sub(2_999);
             assert_eq!(keys.insert(&key(oldest), MINUTE), Inserted::Repeated, "{oldest}");
         }
-        let in_tables: usize = keys.sub_tables.iter().map(HashTable::len).sum();
-        assert_eq!(in_tables, 3_000);
+        assert_eq!(keys.positions.len(), 3_000);
     }
 
     #[test]

@@ -13,15 +13,30 @@ pub type Load = Arc<AtomicU32>;
 /// The loads of all business servers that a node knows, shared by its workers. The lock is taken
 /// when a server comes.
 #[derive(Debug, Default)]
-pub struct Loads(Mutex<BTreeMap<Cid, Weak<AtomicU32>>>);
+pub struct Loads(Mutex<LoadTable>);
+
+#[derive(Debug, Default)]
+struct LoadTable {
+    all: BTreeMap<Cid, Weak<AtomicU32>>,
+    /// The number of those that were there when those that are gone were last taken out.
+    live: usize,
+}
+
+/// The number of loads up to which those that are gone are not taken out.
+const KEPT_LOADS: usize = 64;
 
 impl Loads {
     fn of(&self, cid: Cid) -> Load {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let LoadTable { all, live } = &mut *table;
         if let Some(load) = all.get(&cid).and_then(Weak::upgrade) {
             return load;
         }
-        all.retain(|_, load| load.strong_count() > 0);
+        // Not each time: a node may bring thousands.
+        if all.len() > 2 * *live + KEPT_LOADS {
+            all.retain(|_, load| load.strong_count() > 0);
+            *live = all.len();
+        }
         let load = Load::default();
         all.insert(cid, Arc::downgrade(&load));
         load
@@ -30,8 +45,8 @@ impl Loads {
     /// Requests in flight to each business server that somebody counts. For the simulator and
     /// tests.
     pub fn in_flight(&self) -> BTreeMap<Cid, u32> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let counted = all.iter().filter_map(|(&cid, load)| Some((cid, load.upgrade()?)));
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = table.all.iter().filter_map(|(&cid, load)| Some((cid, load.upgrade()?)));
         counted.map(|(cid, load)| (cid, load.load(Relaxed))).collect()
     }
 }
@@ -117,10 +132,20 @@ impl Registry {
         true
     }
 
-    /// All that a node holds.
-    pub fn of_node(&self, node: NodeId) -> Vec<Cid> {
-        let is_its = |cid: &Cid| SnowflakeClock::node_of(cid.0) == node;
-        self.by_cid.keys().copied().filter(is_its).collect()
+    /// Removes all that a node holds, in one pass over those that are known; which they were.
+    pub fn remove_node(&mut self, node: NodeId) -> Vec<Cid> {
+        let is_its = |cid: Cid| SnowflakeClock::node_of(cid.0) == node;
+        let removed: Vec<Cid> = self.by_cid.keys().copied().filter(|&cid| is_its(cid)).collect();
+        if removed.is_empty() {
+            return removed;
+        }
+        self.by_cid.retain(|&cid, _| !is_its(cid));
+        self.projects.retain(|_, project| {
+            project.list.retain(|known| !is_its(known.server.cid));
+            project.look_again();
+            !project.list.is_empty()
+        });
+        removed
     }
 
     pub fn len(&self) -> usize {
@@ -276,9 +301,9 @@ mod tests {
         let both = EventSet::CONNECT.union(EventSet::DISCONNECT);
         assert_eq!(registry.wanted_elsewhere(SHOP), both);
         assert!(registry.choose(SHOP, Some(cid(1, 0))).is_none(), "they take no requests");
-        for cid in registry.of_node(NodeId::new(2).unwrap()) {
-            registry.remove(cid);
-        }
+        let node = NodeId::new(2).unwrap();
+        assert_eq!(registry.remove_node(node), [cid(2, 1)]);
+        assert!(registry.remove_node(node).is_empty() && !registry.remove(cid(2, 1)));
         assert_eq!(registry.wanted_elsewhere(SHOP), EventSet::CONNECT);
         assert!(!registry.is_empty());
     }

@@ -1,13 +1,13 @@
 //! What a worker wants to hear from the queue, because its clients may be meant.
 
+use super::chunked_queue::ChunkedQueue;
 use super::projects::ProjectId;
+use super::sharded_table::ShardedTable;
 use crate::types::{Cid, EventSet, NodeId, Routing};
 use compact_str::CompactString;
-use hashbrown::HashMap;
 use siphasher::sip::SipHasher13;
 use smallvec::SmallVec;
-use std::collections::VecDeque;
-use std::hash::BuildHasher;
+use std::hash::Hasher;
 
 /// Subscriptions that one tick considers leaving.
 const LOOKS_PER_TICK: usize = 512;
@@ -136,15 +136,56 @@ struct ProjectWants {
     events: Want,
 }
 
+/// What the connections of one user need.
 #[derive(Debug)]
-struct Keyed((u64, u64));
+struct UserWant {
+    project: ProjectId,
+    uid: CompactString,
+    want: Want,
+}
 
-impl BuildHasher for Keyed {
-    type Hasher = SipHasher13;
-
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_keys(self.0.0, self.0.1)
+impl UserWant {
+    fn is_of(&self, project: ProjectId, uid: &str) -> bool {
+        self.project == project && self.uid == uid
     }
+}
+
+/// By user. The hash is keyed, so that clients cannot aim at one bucket.
+#[derive(Debug)]
+struct UserWants {
+    table: ShardedTable<UserWant>,
+    hash_keys: (u64, u64),
+}
+
+impl UserWants {
+    fn find(&mut self, project: ProjectId, uid: &str) -> Option<&mut Want> {
+        let hash = user_hash(self.hash_keys, project, uid);
+        self.table.find_mut(hash, |user| user.is_of(project, uid)).map(|user| &mut user.want)
+    }
+
+    fn insert(&mut self, project: ProjectId, uid: &CompactString) {
+        if self.find(project, uid).is_some() {
+            return;
+        }
+        let keys = self.hash_keys;
+        let user = UserWant { project, uid: uid.clone(), want: Want::default() };
+        let hash = user_hash(keys, project, uid);
+        self.table.insert(hash, user, |user| user_hash(keys, user.project, &user.uid));
+    }
+
+    fn remove(&mut self, project: ProjectId, uid: &str) {
+        let keys = self.hash_keys;
+        let hash_of = |user: &UserWant| user_hash(keys, user.project, &user.uid);
+        let hash = user_hash(keys, project, uid);
+        self.table.remove(hash, |user| user.is_of(project, uid), hash_of);
+    }
+}
+
+fn user_hash(keys: (u64, u64), project: ProjectId, uid: &str) -> u64 {
+    let mut hasher = SipHasher13::new_with_keys(keys.0, keys.1);
+    hasher.write_u32(project.0);
+    hasher.write(uid.as_bytes());
+    hasher.finish()
 }
 
 /// Which interests a worker's clients need, and which are in force.
@@ -158,12 +199,14 @@ pub struct Wants {
     routing: Option<Routing>,
     /// By [`ProjectId`].
     projects: Vec<ProjectWants>,
-    users: HashMap<(ProjectId, CompactString), Want, Keyed>,
+    users: UserWants,
     /// Since when, oldest first.
-    idle: VecDeque<(u64, Interest)>,
+    idle: ChunkedQueue<(u64, Interest)>,
     asks: Vec<Ask>,
-    /// The last tick's time: precise enough for minutes.
+    /// The last tick's time, by a clock that nobody sets: precise enough for minutes.
     now_ms: u64,
+    /// How far the wall clock is ahead of that one.
+    ahead_ms: i64,
 }
 
 impl Wants {
@@ -176,10 +219,11 @@ impl Wants {
         Self {
             routing,
             projects: (0..projects).map(|_| ProjectWants::default()).collect(),
-            users: HashMap::with_hasher(Keyed(hash_keys)),
-            idle: VecDeque::new(),
+            users: UserWants { table: ShardedTable::default(), hash_keys },
+            idle: ChunkedQueue::default(),
             asks: Vec::new(),
             now_ms,
+            ahead_ms: 0,
         }
     }
 
@@ -188,7 +232,7 @@ impl Wants {
     pub fn admit(&mut self, project: ProjectId, listener: Listener<'_>) -> Option<Interest> {
         self.needs(project, listener).into_iter().find(|interest| {
             if let Interest::User(project, uid) = interest {
-                self.users.entry((*project, uid.clone())).or_default();
+                self.users.insert(*project, uid);
             }
             let is_new = self.find(interest).is_some_and(|want| {
                 let is_new = want.state == State::Unknown;
@@ -255,6 +299,7 @@ impl Wants {
 
     /// Leaves what nobody has needed for a minute, a bounded number at a time.
     pub fn handle_tick(&mut self, now_ms: u64) {
+        let now_ms = now_ms.saturating_add_signed(-self.ahead_ms);
         self.now_ms = now_ms;
         let mut looks = LOOKS_PER_TICK;
         while looks > 0
@@ -277,23 +322,14 @@ impl Wants {
             }
             want.state = State::Unknown;
             if let Interest::User(project, uid) = &interest {
-                self.users.remove(&(*project, uid.clone()));
+                self.users.remove(*project, uid);
             }
             self.asks.push(Ask::Leave(interest));
         }
     }
 
     pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.now_ms = self.now_ms.saturating_add_signed(step_ms);
-        for (since_ms, _) in &mut self.idle {
-            *since_ms = since_ms.saturating_add_signed(step_ms);
-        }
-        let of_projects = self.projects.iter_mut();
-        let of_projects =
-            of_projects.flat_map(|one| [&mut one.pushes, &mut one.inbox, &mut one.events]);
-        for want in of_projects.chain(self.users.values_mut()) {
-            want.idle_since_ms = want.idle_since_ms.saturating_add_signed(step_ms);
-        }
+        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
 
     /// The broker is to know this besides.
@@ -341,7 +377,7 @@ impl Wants {
             Interest::Project(_) => &mut project.pushes,
             Interest::Inbox(_) => &mut project.inbox,
             Interest::Events(_) => &mut project.events,
-            Interest::User(_, uid) => return self.users.get_mut(&(*id, uid.clone())),
+            Interest::User(_, uid) => return self.users.find(*id, uid),
         })
     }
 }
@@ -427,7 +463,7 @@ mod tests {
         let mut asks = wants.take_asks();
         asks.sort_by_key(|ask| format!("{ask:?}"));
         assert_eq!(asks, [Ask::Leave(project.clone()), Ask::Leave(user)]);
-        assert!(wants.users.is_empty());
+        assert_eq!(wants.users.table.len(), 0);
         assert_eq!(wants.admit(SHOP, client("a")), Some(project));
     }
 

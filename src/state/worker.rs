@@ -32,6 +32,7 @@ use crate::wire::websocket::{Message, Violation};
 use events::Untold;
 use fastwebsockets::OpCode;
 use gone::ANSWERS_PER_SLICE;
+use life::UsedIds;
 use outboxes::{Owed, deliver};
 use requests::Requests;
 use servers::OwnServers;
@@ -186,8 +187,9 @@ pub struct Worker {
     blocked: Vec<u32>,
     sweep: Sweep,
     is_overdue: bool,
-    /// Requests that may be answered before the next tick because their business server is gone or
-    /// they have waited for too long.
+    used_ids: Option<UsedIds>,
+    /// Requests that may be answered or freed before the next tick because their business server or
+    /// their client is gone, or they have waited for too long.
     answers_left: usize,
     /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
     /// here.
@@ -244,6 +246,7 @@ impl Worker {
             blocked: Vec::new(),
             sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
             is_overdue: false,
+            used_ids: None,
             answers_left: ANSWERS_PER_SLICE,
             sessions: BTreeSet::new(),
             wants: Wants::new(
@@ -603,11 +606,8 @@ impl Worker {
 
     /// A stamp that no connection carries.
     fn next_stamp(&mut self) -> u32 {
+        // The sweep sees to it that none is carried for long.
         self.stamp = self.stamp.wrapping_add(1);
-        if self.stamp == 0 {
-            self.connections.iter_mut().for_each(|(_, connection)| connection.stamp = 0);
-            self.stamp = 1;
-        }
         self.stamp
     }
 

@@ -10,7 +10,7 @@ use crate::wire::websocket::write_close;
 use std::time::{Duration, Instant};
 
 /// What closes may take before others have their turn: each is some system calls, 10 to 20 us.
-const CLOSES: Duration = Duration::from_micros(500);
+const CLOSES: Duration = Duration::from_micros(400);
 
 /// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
 /// come back all at once.

@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) struct Handshake {
     pub(super) fd: RawFd,
     pub(super) generation: u32,
-    pub(super) deadline_ms: u64,
+    deadline_ms: u64,
     received: Vec<u8>,
     /// The request is whole, and the queue must confirm something first.
     pub(super) is_waiting: bool,
@@ -35,6 +35,9 @@ pub(super) struct Handshakes {
     /// Those whose interest is in force.
     ready: VecDeque<(usize, u32)>,
     bytes: usize,
+    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
+    /// thread did not run.
+    ahead_ms: i64,
 }
 
 impl Handshakes {
@@ -53,6 +56,7 @@ impl Handshakes {
         self.generation = self.generation.wrapping_add(1);
         self.bytes += received.capacity();
         let generation = self.generation;
+        let deadline_ms = self.clock(deadline_ms);
         let is_waiting = false;
         let index =
             self.table.insert(Handshake { fd, generation, deadline_ms, received, is_waiting });
@@ -135,15 +139,18 @@ impl Handshakes {
 
     /// At most `max` of those whose time is over.
     pub(super) fn late(&self, now_ms: u64, max: usize) -> Vec<usize> {
+        let now_ms = self.clock(now_ms);
         let late = self.table.iter().filter(|(_, one)| one.deadline_ms <= now_ms);
         late.map(|(index, _)| index).take(max).collect()
     }
 
     /// The wall clock was set: deadlines stay as far away as they were.
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        for (_, handshake) in &mut self.table {
-            handshake.deadline_ms = handshake.deadline_ms.saturating_add_signed(step_ms);
-        }
+        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
+    }
+
+    fn clock(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add_signed(-self.ahead_ms)
     }
 }
 

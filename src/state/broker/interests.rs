@@ -1,8 +1,8 @@
 //! What this node is subscribed to, and for which of its workers.
 
 use crate::state::sequence::Origins;
+use crate::state::sharded_table::{ShardedTable, TablePlace};
 use crate::state::wants::Interest;
-use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
@@ -37,20 +37,20 @@ pub enum Joined {
 
 /// Where a channel is among the [`Interests`].
 #[derive(Debug, Clone, Copy)]
-pub struct Place(usize);
+pub struct Place(TablePlace);
 
 /// Channels by name.
 #[derive(Debug)]
 pub struct Interests {
-    channels: HashTable<Channel>,
+    channels: ShardedTable<Channel>,
     hash_keys: (u64, u64),
     /// Where the channel that was last asked for is: messages of one channel come in a row.
-    latest: Option<usize>,
+    latest: Option<TablePlace>,
 }
 
 impl Interests {
     pub fn new(hash_keys: (u64, u64)) -> Self {
-        Self { channels: HashTable::new(), hash_keys, latest: None }
+        Self { channels: ShardedTable::default(), hash_keys, latest: None }
     }
 
     /// `worker` wants to hear the channel, until it leaves it as often. `interest`: what it is to
@@ -58,22 +58,21 @@ impl Interests {
     pub fn join(&mut self, name: &[u8], worker: usize, interest: Option<&Interest>) -> Joined {
         let (hash, bit) = (self.hash(name), 1 << worker);
         let keys = self.hash_keys;
-        let entry = self.channels.entry(
-            hash,
-            |channel| *channel.name == *name,
-            |channel| hash_of(keys, &channel.name),
-        );
-        let is_new = matches!(entry, hashbrown::hash_table::Entry::Vacant(_));
-        let mut entry = entry.or_insert_with(|| Channel {
-            name: name.into(),
-            workers: 0,
-            twice: 0,
-            waiting: Vec::new(),
-            is_confirmed: false,
-            is_refused: false,
-            origins: Origins::default(),
-        });
-        let channel = entry.get_mut();
+        let is_it = |channel: &Channel| *channel.name == *name;
+        let is_new = self.channels.find(hash, is_it).is_none();
+        if is_new {
+            let channel = Channel {
+                name: name.into(),
+                workers: 0,
+                twice: 0,
+                waiting: Vec::new(),
+                is_confirmed: false,
+                is_refused: false,
+                origins: Origins::default(),
+            };
+            self.channels.insert(hash, channel, |channel| hash_of(keys, &channel.name));
+        }
+        let Some(channel) = self.channels.find_mut(hash, is_it) else { return Joined::New };
         channel.twice |= channel.workers & bit;
         channel.workers |= bit;
         if channel.is_confirmed {
@@ -92,11 +91,9 @@ impl Interests {
     /// `worker` does not need the channel any more. Returns whether nobody does: it is forgotten,
     /// and to be unsubscribed from.
     pub fn leave(&mut self, name: &[u8], worker: usize) -> bool {
-        let hash = self.hash(name);
-        let Ok(mut entry) = self.channels.find_entry(hash, |channel| *channel.name == *name) else {
-            return false;
-        };
-        let channel = entry.get_mut();
+        let (hash, keys) = (self.hash(name), self.hash_keys);
+        let is_it = |channel: &Channel| *channel.name == *name;
+        let Some(channel) = self.channels.find_mut(hash, is_it) else { return false };
         if channel.twice & 1 << worker != 0 {
             channel.twice &= !(1 << worker);
             return false;
@@ -106,7 +103,7 @@ impl Interests {
         if channel.workers != 0 {
             return false;
         }
-        entry.remove();
+        self.channels.remove(hash, is_it, |channel| hash_of(keys, &channel.name));
         true
     }
 
@@ -118,15 +115,15 @@ impl Interests {
     /// Where a channel is, until the next is joined or left.
     pub fn place(&mut self, name: &[u8]) -> Option<Place> {
         let is_it = |channel: &Channel| *channel.name == *name;
-        let is_latest = |&index: &usize| self.channels.get_bucket(index).is_some_and(is_it);
+        let is_latest = |&place: &TablePlace| self.channels.at(place).is_some_and(is_it);
         if self.latest.filter(is_latest).is_none() {
-            self.latest = self.channels.find_bucket_index(self.hash(name), is_it);
+            self.latest = self.channels.place(self.hash(name), is_it);
         }
         self.latest.map(Place)
     }
 
     pub fn at(&mut self, place: Place) -> Option<&mut Channel> {
-        self.channels.get_bucket_mut(place.0)
+        self.channels.at_mut(place.0)
     }
 
     /// Redis confirmed a subscription. Who waited for it, and of what it is a part.
@@ -171,7 +168,7 @@ impl Interests {
 
     /// The link is lost: nothing is confirmed any more, and nobody waits for it.
     pub fn handle_lost(&mut self, mut ready: impl FnMut(usize, &Interest)) {
-        for channel in &mut self.channels {
+        for channel in self.channels.iter_mut() {
             (channel.is_confirmed, channel.is_refused) = (false, false);
             for (worker, interest) in std::mem::take(&mut channel.waiting) {
                 ready(worker, &interest);

@@ -1,12 +1,9 @@
 //! Which workers have connections of which users, so that a push to one user wakes one worker.
 
 use crate::state::projects::ProjectId;
-use hashbrown::HashTable;
+use crate::state::sharded_table::ShardedTable;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
-
-/// Growing one table in one piece would stall the broker.
-const SUB_TABLES: usize = 256;
 
 /// What stands for a user: a keyed hash, so that nobody can choose two that share one. Among a
 /// million users two share one with a probability of 3 in 10^8; the worker of the one that stays
@@ -18,38 +15,30 @@ pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: impl AsRef<[u8]>) ->
     hasher.finish()
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Presence {
     /// User and the bits of its workers, 16 bytes a user.
-    tables: Box<[HashTable<(u64, u64)>]>,
-}
-
-impl Default for Presence {
-    fn default() -> Self {
-        Self { tables: (0..SUB_TABLES).map(|_| HashTable::new()).collect() }
-    }
+    users: ShardedTable<(u64, u64)>,
 }
 
 impl Presence {
     pub fn insert(&mut self, user: u64, worker: usize) {
-        let table = &mut self.tables[user as usize % SUB_TABLES];
-        let entry = table.entry(user, |one| one.0 == user, |one| one.0);
-        entry.or_insert((user, 0)).get_mut().1 |= 1 << worker;
+        match self.users.find_mut(user, |one| one.0 == user) {
+            Some((_, workers)) => *workers |= 1 << worker,
+            None => self.users.insert(user, (user, 1 << worker), |one| one.0),
+        }
     }
 
     pub fn remove(&mut self, user: u64, worker: usize) {
-        let table = &mut self.tables[user as usize % SUB_TABLES];
-        let Ok(mut entry) = table.find_entry(user, |one| one.0 == user) else { return };
-        let workers = &mut entry.get_mut().1;
+        let Some((_, workers)) = self.users.find_mut(user, |one| one.0 == user) else { return };
         *workers &= !(1 << worker);
         if *workers == 0 {
-            entry.remove();
+            self.users.remove(user, |one| one.0 == user, |one| one.0);
         }
     }
 
     pub fn workers_of(&self, user: u64) -> u64 {
-        let table = &self.tables[user as usize % SUB_TABLES];
-        table.find(user, |one| one.0 == user).map_or(0, |one| one.1)
+        self.users.find(user, |one| one.0 == user).map_or(0, |one| one.1)
     }
 }
 
@@ -71,6 +60,6 @@ mod tests {
         assert_eq!([presence.workers_of(user("a")), presence.workers_of(user("b"))], [1 << 63, 32]);
         presence.remove(user("a"), 63);
         presence.remove(user("b"), 5);
-        assert!(presence.tables.iter().all(HashTable::is_empty));
+        assert_eq!(presence.users.len(), 0);
     }
 }

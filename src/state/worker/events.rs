@@ -100,9 +100,8 @@ impl Worker {
     /// A node came, or is lost with its business servers.
     pub(super) fn handle_node(&mut self, node: NodeId, is_up: bool, now_ms: u64) {
         if !is_up {
-            for cid in self.registry.of_node(node) {
-                self.forget_server(cid);
-            }
+            let removed = self.registry.remove_node(node);
+            self.forget_servers(&removed);
         }
         let mut text = Vec::new();
         server_message::write_node(&mut text, node, is_up, now_ms);

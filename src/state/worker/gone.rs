@@ -6,16 +6,16 @@ use crate::state::wants::Ask;
 use crate::types::Cid;
 use crate::wire::parcel::Answer;
 
-/// Requests that are answered between two ticks, at most, because their business server is gone or
-/// they have waited for too long.
-pub(super) const ANSWERS_PER_SLICE: usize = 512;
+/// Requests that are answered or freed between two ticks, at most, because their business server or
+/// their client is gone, or they have waited for too long.
+pub(super) const ANSWERS_PER_SLICE: usize = 256;
 
 impl Worker {
-    /// A business server elsewhere is gone: what it was asked will not be answered.
-    pub(super) fn forget_server(&mut self, cid: Cid) {
-        self.registry.remove(cid);
+    /// Business servers elsewhere are gone, and out of the registry: what they were asked will not
+    /// be answered.
+    pub(super) fn forget_servers(&mut self, cids: &[Cid]) {
         self.show_known();
-        self.requests.handle_gone(cid);
+        cids.iter().for_each(|&cid| self.requests.handle_gone(cid));
         self.answer_for_gone();
     }
 

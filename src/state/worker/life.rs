@@ -13,6 +13,13 @@ use crate::types::{Cid, ConnKey, EventSet, SnowflakeClock};
 use crate::wire::message;
 use crate::wire::server_message::Detail;
 
+/// How far a worker has come with closing connections whose ids an earlier run may have given out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UsedIds {
+    used_ms: u64,
+    next_slot: usize,
+}
+
 impl Worker {
     /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
     /// simulator), then the welcome frame. From here on pushes reach a client; a business server
@@ -103,17 +110,41 @@ impl Worker {
         closes == 0 || visits == 0 || self.has_unanswered()
     }
 
-    /// Closes the connections whose client ids may be those of an earlier run of this node. They
-    /// are of clients that came before the queue could be asked which ids that run gave out.
-    pub(super) fn close_unsafe_ids(&mut self, used_ms: u64) {
-        let is_unsafe = |connection: &Connection| {
-            connection.phase == Phase::Open && SnowflakeClock::ms_of(connection.cid.0) <= used_ms
-        };
-        let slots = self.connections.iter().filter(|(_, connection)| is_unsafe(connection));
-        let slots: Vec<u32> = slots.map(|(slot, _)| slot as u32).collect();
-        for slot in slots {
-            // They come back at different moments.
-            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: slot % 1_000 });
+    /// Begins to close the connections whose client ids may be those of an earlier run of this
+    /// node: from here on such an id names nobody. They are of clients that came before the queue
+    /// could be asked which ids that run gave out.
+    pub(super) fn handle_used_ids(&mut self, used_ms: u64) {
+        self.directory.hide_ids(used_ms);
+        self.used_ids = Some(UsedIds { used_ms, next_slot: 0 });
+        self.close_used_ids(CLOSES_PER_SLICE);
+    }
+
+    /// Goes on with that. What is left has its turn in the next tick, which is due at once.
+    pub(super) fn close_used_ids(&mut self, mut closes: usize) {
+        let Some(UsedIds { used_ms, next_slot }) = self.used_ids else { return };
+        let slots = self.sweep.slots();
+        let end = slots.min(next_slot + VISITS_PER_SLICE);
+        for slot in next_slot..end {
+            if closes == 0 {
+                self.used_ids = Some(UsedIds { used_ms, next_slot: slot });
+                self.is_overdue = true;
+                return;
+            }
+            let connection = self.connections.get(slot);
+            let is_used = |one: &Connection| {
+                one.phase == Phase::Open && SnowflakeClock::ms_of(one.cid.0) <= used_ms
+            };
+            if connection.is_some_and(is_used) {
+                closes -= 1;
+                // They come back at different moments.
+                let reconnect_after_ms = slot as u32 % 1_000;
+                self.close(slot as u32, CloseCause::GoingAway { reconnect_after_ms });
+            }
+        }
+        self.used_ids = (end < slots).then_some(UsedIds { used_ms, next_slot: end });
+        self.is_overdue |= self.used_ids.is_some();
+        if self.used_ids.is_none() {
+            self.directory.hide_ids(0);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Requests of this worker's clients: each goes to one business server, and is answered once.
 
 use super::Worker;
+use crate::state::connection::Phase;
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
@@ -44,7 +45,8 @@ pub enum Note {
 }
 
 /// Invariant: every request that waits is in `waiting` once, counts in its server's load, its
-/// client's and its project's share once, and its client is open. What waits no more is nowhere.
+/// client's and its project's share once, and its client is open or among `ended`. What waits no
+/// more is nowhere.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     /// In the order in which they were asked; all wait equally long.
@@ -57,6 +59,11 @@ pub(super) struct Requests {
     /// Business servers that are gone, and the last request that each was asked before. A node that
     /// is lost may come back with the same ones: what they are asked then is no part of this.
     gone: VecDeque<(Cid, MessageId)>,
+    /// Clients that ended, while not all that they asked is freed, and their ids.
+    ended: VecDeque<(ConnKey, Cid)>,
+    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
+    /// thread did not run.
+    ahead_ms: i64,
 }
 
 /// What somebody's requests take.
@@ -96,6 +103,7 @@ struct Waiting {
     server: Cid,
     load: Load,
     data: Box<[u8]>,
+    /// By a clock that nobody sets.
     deadline_ms: u64,
     was_retried: bool,
 }
@@ -176,15 +184,37 @@ impl Requests {
         !self.gone.is_empty()
     }
 
-    fn one_of_client(&self, client: ConnKey) -> Option<MessageId> {
-        let all = (client, MessageId(0))..=(client, MessageId(u64::MAX));
-        self.by_client.range(all).next().map(|&(_, id)| id)
+    /// What it asked is to be freed ([`Requests::next_of_ended`]).
+    fn handle_ended(&mut self, client: ConnKey, cid: Cid) {
+        if self.of_clients.contains_key(&client) {
+            self.ended.push_back((client, cid));
+        }
+    }
+
+    /// The next that a client asked that ended, and the client's id.
+    fn next_of_ended(&mut self) -> Option<(MessageId, Cid)> {
+        while let Some(&(client, cid)) = self.ended.front() {
+            let all = (client, MessageId(0))..=(client, MessageId(u64::MAX));
+            if let Some(&(_, id)) = self.by_client.range(all).next() {
+                return Some((id, cid));
+            }
+            self.ended.pop_front();
+        }
+        None
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn clock(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
     /// The next that has waited too long.
     fn next_late(&self, now_ms: u64) -> Option<MessageId> {
         let (&id, waiting) = self.waiting.first_key_value()?;
-        (waiting.deadline_ms <= now_ms).then_some(id)
+        (waiting.deadline_ms <= self.clock(now_ms)).then_some(id)
     }
 
     pub(super) fn has_late(&self, now_ms: u64) -> bool {
@@ -192,9 +222,7 @@ impl Requests {
     }
 
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        for waiting in self.waiting.values_mut() {
-            waiting.deadline_ms = waiting.deadline_ms.saturating_add_signed(step_ms);
-        }
+        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
 
     pub(super) fn check(&self, is_open: impl Fn(ConnKey) -> bool) {
@@ -208,7 +236,9 @@ impl Requests {
             all.add(bytes);
             assert!(self.by_client.contains(&(waiting.client, id)));
             assert!(self.by_server.contains(&(waiting.server, id)));
-            assert!(is_open(waiting.client), "a client that has gone waits");
+            let has_ended = self.ended.iter().any(|&(client, _)| client == waiting.client);
+            let may_wait = is_open(waiting.client) || has_ended;
+            assert!(may_wait, "a client that has gone waits");
         }
         assert_eq!((&of_clients, &of_projects), (&self.of_clients, &self.of_projects));
         assert_eq!(all, self.all);
@@ -246,7 +276,7 @@ impl Worker {
         let id = self.next_message_id(now_ms);
         let Choice { cid: server, load } = choice;
         let (echo, data) = (echo.map(Into::into), data.into());
-        let deadline_ms = now_ms + self.config.request_timeout_ms;
+        let deadline_ms = self.requests.clock(now_ms) + self.config.request_timeout_ms;
         let was_retried = false;
         let waiting =
             Waiting { client, echo, project, server, load, data, deadline_ms, was_retried };
@@ -283,6 +313,10 @@ impl Worker {
         };
         if waiting.server != response.server {
             return self.config.counters.count_lost_answer(LostAnswer::Forged);
+        }
+        if !self.is_there(waiting.client) {
+            let _ = self.free_request(id);
+            return self.config.counters.count_lost_answer(LostAnswer::Late);
         }
         match response.answer {
             Answer::Data(data) => {
@@ -348,27 +382,50 @@ impl Worker {
         self.own_servers.forget_late(now_ms);
     }
 
-    /// A client ends: nobody waits for the answers to what it asked, here or where it asked.
+    /// A client ends: nobody waits for the answers to what it asked, here or where it asked. What
+    /// this turn has no time for is freed in the next tick, which is due at once.
     pub(super) fn free_requests(&mut self, client: ConnKey) {
         let cid = self.connections[client.slot as usize].cid;
-        let mut elsewhere: BTreeMap<(ProjectId, Cid), Vec<MessageId>> = BTreeMap::new();
-        while let Some(id) = self.requests.one_of_client(client) {
-            let Some(Waiting { project, server, .. }) = self.requests.remove(id) else { break };
+        self.requests.handle_ended(client, cid);
+        self.free_for_ended();
+    }
+
+    /// Frees some of what clients asked that ended.
+    pub(super) fn free_for_ended(&mut self) {
+        let mut elsewhere: BTreeMap<(ProjectId, Cid, Cid), Vec<MessageId>> = BTreeMap::new();
+        while self.answers_left > 0
+            && let Some((id, client)) = self.requests.next_of_ended()
+        {
+            self.answers_left -= 1;
+            let Some((project, server)) = self.free_request(id) else { break };
             match self.registry.is_here(server) {
-                true => self.own_servers.forget(server, id, cid),
-                false => elsewhere.entry((project, server)).or_default().push(id),
+                true => self.own_servers.forget(server, id, client),
+                false => elsewhere.entry((project, server, client)).or_default().push(id),
             }
-            self.note(Note::Answered { id, project, is_error: true });
-            self.config.counters.count_answered(Answered::ClientGone);
         }
         // One parcel for each server that it asked, which is smaller than the requests were.
-        for ((project, server), ids) in elsewhere {
+        for ((project, server, client), ids) in elsewhere {
             let pid = self.config.projects.get(project).map_or("", |project| &project.pid);
             let mut parcel = Vec::new();
-            Cancel::encode_of(self.sender(), (server, cid, pid), &ids, &mut parcel);
+            Cancel::encode_of(self.sender(), (server, client, pid), &ids, &mut parcel);
             let to = To::Holder { project, cid: server };
             self.wants.tell(Ask::Relay(Relay { to, parcel }));
         }
+        self.is_overdue |= self.requests.has_ended();
+    }
+
+    /// Its client ended. Returns whom it asked.
+    fn free_request(&mut self, id: MessageId) -> Option<(ProjectId, Cid)> {
+        let Waiting { project, server, .. } = self.requests.remove(id)?;
+        self.note(Note::Answered { id, project, is_error: true });
+        self.config.counters.count_answered(Answered::ClientGone);
+        Some((project, server))
+    }
+
+    fn is_there(&self, client: ConnKey) -> bool {
+        let connection = self.connections.get(client.slot as usize);
+        connection
+            .is_some_and(|one| one.generation == client.generation && one.phase == Phase::Open)
     }
 
     fn count_limited(&self, project: ProjectId, full: Full) {
@@ -397,6 +454,13 @@ impl Worker {
         answered: Answered,
         write: impl FnOnce(&mut Vec<u8>, Option<&str>),
     ) {
+        let Some(client) = self.requests.waiting.get(&id).map(|waiting| waiting.client) else {
+            return;
+        };
+        if !self.is_there(client) {
+            let _ = self.free_request(id);
+            return;
+        }
         let Some(waiting) = self.requests.remove(id) else { return };
         let is_error = answered != Answered::Answered;
         self.note(Note::Answered { id, project: waiting.project, is_error });

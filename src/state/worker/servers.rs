@@ -22,7 +22,7 @@ const MAX_PUSH_BYTES: usize = 1 << 20;
 /// What it was asked is forgotten so long after the asking node has given up.
 const FORGET_AFTER_MS: u64 = 1_000;
 /// What one tick forgets at most.
-const FORGOTTEN_PER_SLICE: usize = 2_048;
+const FORGOTTEN_PER_SLICE: usize = 512;
 
 /// A push that came from a business server, to be accepted by whoever drives the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +68,10 @@ pub(super) struct OwnServers {
     /// Those that ended, while not all that they were asked is answered.
     leaving: VecDeque<OwnServer>,
     by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
-    /// When what was asked is forgotten.
+    /// When what was asked is forgotten, by a clock that nobody sets; how far the wall clock is
+    /// ahead of that one.
     deadlines: BTreeSet<(u64, Cid, MessageId)>,
+    ahead_ms: i64,
     pushes: VecDeque<ServerPush>,
 }
 
@@ -157,6 +159,7 @@ impl OwnServers {
 
     /// Forgets some of what nobody waits for any more.
     pub(super) fn forget_late(&mut self, now_ms: u64) {
+        let now_ms = self.clock(now_ms);
         for _ in 0..FORGOTTEN_PER_SLICE {
             let late = self.deadlines.first().copied().filter(|late| late.0 <= now_ms);
             let Some((_, server, id)) = late else { return };
@@ -168,16 +171,16 @@ impl OwnServers {
     }
 
     pub(super) fn has_late(&self, now_ms: u64) -> bool {
+        let now_ms = self.clock(now_ms);
         self.deadlines.first().is_some_and(|&(deadline_ms, ..)| deadline_ms <= now_ms)
     }
 
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        let moved = |deadline_ms: u64| deadline_ms.saturating_add_signed(step_ms);
-        let old = std::mem::take(&mut self.deadlines);
-        self.deadlines = old.into_iter().map(|(ms, cid, id)| (moved(ms), cid, id)).collect();
-        for own in self.all.values_mut().chain(&mut self.leaving) {
-            own.asked.values_mut().for_each(|(_, deadline_ms)| *deadline_ms = moved(*deadline_ms));
-        }
+        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
+    }
+
+    fn clock(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
     /// Requests that were not answered, and those that are not written.
@@ -298,6 +301,7 @@ impl Worker {
     fn handle_request(&mut self, request: &Request<'_>, now_ms: u64) {
         let Request { id, server, client, pid, uid, device, data } = *request;
         let Some((project, _)) = self.config.projects.find(pid) else { return };
+        let clock_ms = self.own_servers.clock(now_ms);
         let own = self.own_servers.all.get_mut(&server);
         let Some(own) = own.filter(|own| own.server.project == project) else {
             return self.respond(project, id, client, server, Answer::Unwritten);
@@ -305,7 +309,7 @@ impl Worker {
         if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES || own.asked.len() >= MAX_ASKED {
             return self.respond(project, id, client, server, Answer::Full);
         }
-        let deadline_ms = now_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
+        let deadline_ms = clock_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
         match own.asked.entry(id) {
             Entry::Occupied(_) => return,
             Entry::Vacant(vacant) => _ = vacant.insert((client, deadline_ms)),
@@ -453,10 +457,13 @@ impl Worker {
                     self.wants.tell(Ask::ServerSeen(server.cid));
                 }
             }
-            Notice::ServerGone(cid) => self.forget_server(cid),
+            Notice::ServerGone(cid) => {
+                self.registry.remove(cid);
+                self.forget_servers(&[cid]);
+            }
             Notice::ServerKnown(cid) => self.handle_known(cid),
             Notice::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
-            Notice::IdsBegin { used_ms } => self.close_unsafe_ids(used_ms),
+            Notice::IdsBegin { used_ms } => self.handle_used_ids(used_ms),
         }
     }
 }

@@ -18,6 +18,10 @@ const UNITS_PER_INTERVAL: u64 = 1_024;
 /// Intervals that one tick advances the frame clock at most: it wraps after 64.
 const MAX_INTERVALS_PER_TICK: u64 = 16;
 
+/// A stamp that is this number of messages old is renewed: it would be that of a message again
+/// after 2^32. The hand comes round every 4 s.
+const OLD_STAMP: u32 = 1 << 30;
+
 /// A hand that goes round the slab and looks at a part of it at each tick. It costs a connection
 /// nothing but `last_heard_ms` and `last_frame`, and spreads pings over its round.
 #[derive(Debug)]
@@ -64,6 +68,10 @@ impl Sweep {
 
     pub(super) fn handle_connect(&mut self, slot: u32) {
         self.slots = self.slots.max(slot as usize + 1);
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots
     }
 
     /// The present, as `last_frame` of a connection keeps it.
@@ -128,16 +136,20 @@ impl Worker {
         self.shed_closes_left = CLOSES_PER_SLICE;
         self.close_shed();
         self.answers_left = ANSWERS_PER_SLICE;
+        self.free_for_ended();
         self.answer_for_gone();
         self.expire_requests(now_ms);
         self.remembered.handle_tick(now_ms);
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
+        self.close_used_ids(slice.closes);
         self.end_sessions(now_ms, &mut slice);
         self.sweep.advance(now_ms, self.config.ping_interval_ms);
         self.sweep_slice(now_ms, &mut slice, has_unread);
         self.is_overdue = self.sweep.debt > 0
             || self.has_ended_session(now_ms)
             || self.has_unanswered()
+            || self.requests.has_ended()
+            || self.used_ids.is_some()
             || !self.shed.is_empty()
             || self.requests.has_late(now_ms)
             || self.own_servers.has_late(now_ms);
@@ -213,6 +225,9 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         if connection.phase != Phase::Open {
             return;
+        }
+        if self.stamp.wrapping_sub(connection.stamp) > OLD_STAMP {
+            connection.stamp = self.stamp;
         }
         let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
         let Ok(mut silent_ms) = u64::try_from(silent_ms) else {

@@ -583,3 +583,50 @@ fn clients_whose_ids_may_be_those_of_an_earlier_run_are_sent_away() {
     assert_eq!((rig.closed.len(), rig.worker.connections()), (1, 1));
     rig.worker.check();
 }
+
+/// All of 20,000 were closed in one turn: 30 ms.
+#[test]
+fn very_many_clients_of_an_earlier_run_go_in_slices_and_are_nobody_from_the_first() {
+    let mut rig = Rig::new(1_000_000, 1_000_000);
+    let slots: Vec<u32> = (0..500).map(|_| rig.connect("early")).collect();
+    let last = rig.worker.cid(slots[499]).unwrap();
+    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    assert_eq!(rig.worker.directory.connection(&rig.worker.connections, last), None);
+    let mut slices = 1;
+    while rig.worker.is_overdue() {
+        rig.flush();
+        assert!(rig.closed.len() <= slices * 64, "{} after {slices}", rig.closed.len());
+        rig.worker.handle_tick(NOW_MS);
+        slices += 1;
+    }
+    rig.flush();
+    assert_eq!((rig.closed.len(), rig.worker.connections()), (500, 0));
+    rig.worker.config.incarnation.begin(NOW_MS + 5_000);
+    let late = rig.connect("late");
+    let cid = rig.worker.cid(late).unwrap();
+    assert_eq!(rig.worker.directory.connection(&rig.worker.connections, cid), Some(late));
+    rig.worker.check();
+}
+
+/// Stamps wrap after 2^32 messages; until then one that is very old is renewed by the sweep, and
+/// nobody walks over all connections for it.
+#[test]
+fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
+    let mut rig = Rig::new(1_000_000, 1_000_000);
+    let slot = rig.connect("u");
+    let seen = rig.worker.connections[slot as usize].stamp;
+    let mut now_ms = NOW_MS;
+    for quarter in 1..=4 {
+        rig.worker.stamp = seen.wrapping_add(quarter << 30).wrapping_sub(1);
+        // A round of the sweep, and what it does for its pings.
+        for _ in 0..100 {
+            now_ms += 50;
+            rig.worker.handle_tick(now_ms);
+        }
+        rig.worker.handle_input(slot, now_ms);
+    }
+    rig.flush();
+    rig.push("u", 10, 0);
+    assert_eq!(rig.worker.stamp, seen);
+    assert_eq!(rig.flush().len(), 1, "the push of the stamp that it once had");
+}

@@ -1,0 +1,182 @@
+//! `bench growth`: the longest time that a worker spends on one connection, or one key, while its
+//! tables grow to a million and shrink again: nothing may grow in one piece.
+
+use std::hint::black_box;
+use std::io::{self, Error};
+use std::sync::Arc;
+use std::time::Duration;
+
+use argh::FromArgs;
+use ws_cluster::state::counters::Counters;
+use ws_cluster::state::idempotency::{RememberedKeys, key_hash};
+use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::wants::Interest;
+use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
+use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
+use ws_cluster::wire::sign::Secret;
+
+use crate::sys;
+
+const NOW_MS: u64 = 1_800_000_000_000;
+/// Connections between two flushes.
+const FLUSH_EVERY: usize = 64;
+
+/// Grows one worker's tables and prints the longest processor time of one step.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "growth")]
+pub struct Args {
+    /// connections, and keys (default 1000000)
+    #[argh(option, default = "1_000_000")]
+    entries: usize,
+    /// how often; the shortest of the longest steps is printed: what else the machine does is not
+    /// the tables' doing (default 3)
+    #[argh(option, default = "3")]
+    rounds: usize,
+}
+
+pub fn run(args: &Args) -> io::Result<()> {
+    println!("{}", report(args)?);
+    Ok(())
+}
+
+/// The longest step of each kind.
+#[derive(Debug, Clone, Copy)]
+struct Longest {
+    connect: Duration,
+    leave: Duration,
+    key: Duration,
+}
+
+fn report(args: &Args) -> io::Result<String> {
+    let mut best: Option<Longest> = None;
+    for _ in 0..args.rounds.max(1) {
+        let (connect, leave) = connections(args.entries)?;
+        let now = Longest { connect, leave, key: keys(args.entries)? };
+        best = Some(best.map_or(now, |best| Longest {
+            connect: best.connect.min(now.connect),
+            leave: best.leave.min(now.leave),
+            key: best.key.min(now.key),
+        }));
+    }
+    let Some(Longest { connect, leave, key }) = best else { return Ok(String::new()) };
+    Ok(format!(
+        "{} in one worker, each with a user, a tag and a device of its own; the longest step: a \
+         connect {connect:?}, an end {leave:?}, an idempotency key {key:?}",
+        args.entries
+    ))
+}
+
+/// The processor time of a step, and what came of it.
+fn timed<T>(longest: &mut Duration, step: impl FnOnce() -> T) -> io::Result<T> {
+    let before = sys::thread_cpu()?;
+    let result = step();
+    *longest = (sys::thread_cpu()? - before).max(*longest);
+    Ok(result)
+}
+
+fn connections(count: usize) -> io::Result<(Duration, Duration)> {
+    let mut worker = Worker::new(config(count)?, NOW_MS);
+    let mut sealed = Sealed::default();
+    let project = ProjectId(0);
+    worker.admit(&identity("", "", &[]));
+    worker.handle_ready(&Interest::Project(project));
+    let (mut connect, mut leave) = (Duration::ZERO, Duration::ZERO);
+    for number in 0..count {
+        let names = ["user", "tag", "device"].map(|kind| format!("{kind} {number}"));
+        let tags = [&*names[1]];
+        let identity = identity(&names[0], &names[2], &tags);
+        timed(&mut connect, || {
+            worker.admit(&identity);
+            worker.handle_ready(&Interest::User(project, (&*names[0]).into()));
+            black_box(worker.handle_connect(identity, b"", NOW_MS))
+        })?;
+        if number % FLUSH_EVERY == 0 {
+            flush(&mut worker, &mut sealed);
+        }
+    }
+    flush(&mut worker, &mut sealed);
+    for slot in 0..count {
+        timed(&mut leave, || worker.handle_disconnect(slot as u32))?;
+        if slot % FLUSH_EVERY == 0 {
+            flush(&mut worker, &mut sealed);
+        }
+    }
+    flush(&mut worker, &mut sealed);
+    match worker.connections() {
+        0 => Ok((connect, leave)),
+        left => Err(Error::other(format!("{left} connections are left"))),
+    }
+}
+
+fn identity<'a>(uid: &'a str, device: &'a str, tags: &'a [&'a str]) -> Identity<'a> {
+    let project = ProjectId(0);
+    Identity { project, uid, device, tags, session_exp: 0, role: Role::Client }
+}
+
+/// What sockets would take.
+fn flush(worker: &mut Worker, sealed: &mut Sealed) {
+    worker.take_asks();
+    while worker.has_output() {
+        worker.seal(sealed);
+        for index in 0..sealed.len() {
+            if let Some(bytes) = sealed.outgoing(index).map(|outgoing| outgoing.bytes.len()) {
+                worker.handle_sent(sealed, index, bytes, true);
+            }
+        }
+        for close in worker.finish(sealed) {
+            worker.release(close.slot, close.cause);
+        }
+    }
+}
+
+fn keys(count: usize) -> io::Result<Duration> {
+    let mut keys = RememberedKeys::new(count);
+    let mut longest = Duration::ZERO;
+    for number in 0..count {
+        let key = key_hash("1", &number.to_string());
+        timed(&mut longest, || black_box(keys.insert(&key, NOW_MS)))?;
+    }
+    Ok(longest)
+}
+
+fn config(max_connections: usize) -> io::Result<WorkerConfig> {
+    let project = Project {
+        pid: "1".into(),
+        secrets: vec![Secret::new(b"s")],
+        allowed_origins: None,
+        subscribe: SubscribePolicy::Any,
+    };
+    Ok(WorkerConfig {
+        node: NodeId::new(1).ok_or_else(|| Error::other("no node"))?,
+        worker: 0,
+        workers: 1,
+        projects: Arc::new(Projects::new(vec![project]).map_err(Error::other)?),
+        limits: Limits::default(),
+        max_connections,
+        idle_timeout_ms: 120_000,
+        ping_interval_ms: 45_000,
+        outbox_bytes: 1 << 20,
+        worker_outbox_bytes: 1 << 30,
+        server_outbox_bytes: 1 << 20,
+        request_timeout_ms: 10_000,
+        loads: Arc::default(),
+        incarnation: Arc::new(Incarnation::new(1)),
+        echo: false,
+        shows_signed_text: false,
+        hash_keys: (1, 2),
+        idempotency_keys: 1_000,
+        hearing: Some(Hearing { routing: Routing::User, announces_users: true, user_keys: (3, 4) }),
+        counters: Arc::new(Counters::default()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_come_and_all_go() {
+        let args = Args { entries: 2_000, rounds: 1 };
+        assert!(report(&args).unwrap().starts_with("2000 in one worker"));
+    }
+}

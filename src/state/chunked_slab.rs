@@ -1,0 +1,153 @@
+//! A slab that never grows in one piece.
+
+use std::ops::{Index, IndexMut};
+
+/// Entries of one chunk.
+const CHUNK: usize = 1 << 10;
+/// No entry.
+const NONE: u32 = u32::MAX;
+
+/// Values by the index that [`ChunkedSlab::insert`] gave them. It grows by a chunk and moves
+/// nothing but the beginning of its first one: a vector of a million tags would copy 32 MB at once.
+/// Like a vector it keeps its room.
+#[derive(Debug)]
+pub struct ChunkedSlab<T> {
+    chunks: Vec<Vec<Entry<T>>>,
+    /// The first free entry of those that were in use, each of which names the next.
+    free: u32,
+    len: usize,
+}
+
+#[derive(Debug)]
+enum Entry<T> {
+    Free(u32),
+    Used(T),
+}
+
+impl<T> Default for ChunkedSlab<T> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), free: NONE, len: 0 }
+    }
+}
+
+impl<T> ChunkedSlab<T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// One past the highest index that was ever in use.
+    pub fn end(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    /// Adds a value; its index.
+    pub fn insert(&mut self, value: T) -> usize {
+        self.len += 1;
+        if self.free != NONE {
+            let index = self.free as usize;
+            let entry = &mut self.chunks[index / CHUNK][index % CHUNK];
+            if let Entry::Free(next) = std::mem::replace(entry, Entry::Used(value)) {
+                self.free = next;
+            }
+            return index;
+        }
+        let index = self.end();
+        if index.is_multiple_of(CHUNK) {
+            // The first one grows with what is in it: most slabs stay small.
+            let room = if index == 0 { 0 } else { CHUNK };
+            self.chunks.push(Vec::with_capacity(room));
+        }
+        self.chunks[index / CHUNK].push(Entry::Used(value));
+        index
+    }
+
+    pub fn get(&self, index: usize) -> Option<&T> {
+        match self.chunks.get(index / CHUNK)?.get(index % CHUNK)? {
+            Entry::Used(value) => Some(value),
+            Entry::Free(_) => None,
+        }
+    }
+
+    pub fn get_mut(&mut self, index: usize) -> Option<&mut T> {
+        match self.chunks.get_mut(index / CHUNK)?.get_mut(index % CHUNK)? {
+            Entry::Used(value) => Some(value),
+            Entry::Free(_) => None,
+        }
+    }
+
+    /// Takes a value out, if there is one. Its index is given out again.
+    pub fn try_remove(&mut self, index: usize) -> Option<T> {
+        self.get(index)?;
+        let entry = &mut self.chunks[index / CHUNK][index % CHUNK];
+        let Entry::Used(value) = std::mem::replace(entry, Entry::Free(self.free)) else {
+            return None;
+        };
+        self.free = index as u32;
+        self.len -= 1;
+        Some(value)
+    }
+
+    /// All values, with their indexes.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
+        let all = self.chunks.iter().flatten().enumerate();
+        all.filter_map(|(index, entry)| match entry {
+            Entry::Used(value) => Some((index, value)),
+            Entry::Free(_) => None,
+        })
+    }
+}
+
+/// Panics where nothing is, as a slice does.
+impl<T> Index<usize> for ChunkedSlab<T> {
+    type Output = T;
+
+    fn index(&self, index: usize) -> &T {
+        match &self.chunks[index / CHUNK][index % CHUNK] {
+            Entry::Used(value) => value,
+            Entry::Free(_) => panic!("nothing is at {index}"),
+        }
+    }
+}
+
+impl<T> IndexMut<usize> for ChunkedSlab<T> {
+    fn index_mut(&mut self, index: usize) -> &mut T {
+        match &mut self.chunks[index / CHUNK][index % CHUNK] {
+            Entry::Used(value) => value,
+            Entry::Free(_) => panic!("nothing is at {index}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_places_and_free_ones_are_used_again() {
+        let mut slab = ChunkedSlab::default();
+        let count = 2 * CHUNK + 10;
+        for number in 0..count {
+            assert_eq!(slab.insert(number), number);
+        }
+        // Nothing that was inserted has moved.
+        let first = &raw const slab[CHUNK];
+        (0..CHUNK).for_each(|number| _ = slab.insert(number));
+        assert_eq!(first, &raw const slab[CHUNK]);
+        assert_eq!((slab.len(), slab.end()), (count + CHUNK, count + CHUNK));
+        for index in [5, CHUNK + 1] {
+            assert_eq!(slab.try_remove(index), Some(index));
+            assert_eq!((slab.try_remove(index), slab.get(index)), (None, None));
+        }
+        assert_eq!(slab.iter().count(), slab.len());
+        assert_eq!([slab.insert(7), slab.insert(8)], [CHUNK + 1, 5]);
+        slab[5] += 1;
+        assert_eq!((slab[5], slab.get_mut(CHUNK + 1)), (9, Some(&mut 7)));
+        (0..slab.end()).for_each(|index| _ = slab.try_remove(index));
+        assert!(slab.is_empty() && slab.get(0).is_none());
+        assert_eq!((slab.insert(9), slab.end()), (count + CHUNK - 1, count + CHUNK));
+    }
+}
