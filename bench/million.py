@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""A million connections in one server process, beside the load tool on the same machine.
+
+    make million                               # what docs/million.html shows
+    bench/million.py --connections 100000      # the same on a smaller scale
+
+One server with as many workers as the limit of open files makes necessary, one load tool that
+plays loadtest/scenarios/million.toml: a ramp, two idle minutes, pushes to all, pushes to one, a
+storm, ten minutes in all, and a drain. Every message is checked. The bare loops (`bench`) run in
+the same run, after it. It prints the figures as Markdown and writes the load tool's report.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from side_by_side import HERE, await_ready, cpu_model, free_ports, tail
+
+SCENARIO = os.path.join(HERE, "loadtest", "scenarios", "million.toml")
+# Descriptors of a worker that are no connections: listeners, HTTP, handshakes, rings. And the
+# kernel does not spread connections evenly over the workers' listeners.
+RESERVE = 1_400
+# What both ends of a connection take of the machine's memory, nearly all of it the kernel's.
+BYTES_BOTH_ENDS = 12_000
+
+
+def main():
+    args = arguments()
+    plan = check(args)
+    print(
+        f"{args.connections:,} connections, {plan['workers']} workers, about"
+        f" {plan['memory'] / 2**30:.1f} GiB for both ends",
+        file=sys.stderr,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        scenario = os.path.join(folder, "scenario.toml")
+        with open(scenario, "w", encoding="utf-8") as file:
+            file.write(scaled(args))
+        out, memory = run(args, plan, scenario)
+    # Sockets of a million connections are taken apart by the kernel for a while.
+    time.sleep(min(20, args.connections / 50_000))
+    bare = None if args.no_bare else bare_loops(args, plan)
+    rows = figures(args, out, memory, bare)
+    table = markdown(args, rows)
+    print(table)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"report": out, "memory": memory, "bare": bare}, file, indent=1)
+    if not out.get("ok"):
+        sys.exit(f"the run failed: {json.dumps(out.get('failures', {}))}")
+
+
+def arguments():
+    release = os.path.join(HERE, "target", "release")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", default=os.path.join(release, "ws-cluster"))
+    parser.add_argument("--loadtest", default=os.path.join(release, "loadtest"))
+    parser.add_argument("--bench", default=os.path.join(release, "bench"))
+    parser.add_argument("--connections", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=600, help="of the whole run, at least")
+    parser.add_argument("--idle", type=int, default=120, help="seconds in which nothing is sent")
+    parser.add_argument("--report", metavar="FILE.html", help="the load tool's page")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--no-bare", action="store_true", help="leave out the bare loops")
+    parser.add_argument("--workers", type=int, help="of the server")
+    parser.add_argument("--server-arg", action="append", default=[], help="one more for the server")
+    args = parser.parse_args()
+    for path in (args.server, args.loadtest, args.bench):
+        if not os.access(path, os.X_OK):
+            sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
+    return args
+
+
+def check(args):
+    """What the run needs, before it begins."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    per_worker = hard - RESERVE
+    if per_worker < 1_000:
+        sys.exit(f"the limit of open files is {hard} (it was {soft}): `ulimit -n 20000` first")
+    workers = args.workers or max(1, -(-args.connections // per_worker))
+    memory = args.connections * BYTES_BOTH_ENDS
+    available = meminfo()["MemAvailable"]
+    if memory > available:
+        sys.exit(
+            f"{memory / 2**30:.1f} GiB are needed for both ends, and {available / 2**30:.1f} GiB are"
+            f" free: try --connections {available // BYTES_BOTH_ENDS // 10_000 * 10_000}"
+        )
+    with open("/proc/sys/fs/file-max", encoding="utf-8") as file:
+        files = int(file.read())
+    needed = 2 * args.connections + 20_000
+    if needed > files:
+        sys.exit(f"{needed} open files are needed: sysctl -w fs.file-max={needed}")
+    return {"workers": workers, "memory": memory}
+
+
+def scaled(args):
+    """The scenario with other numbers; at a million it is the file itself."""
+    with open(SCENARIO, encoding="utf-8") as file:
+        text = file.read()
+    text = re.sub(r"\b1_000_000\b", str(args.connections), text)
+    text = re.sub(r"\b200_000\b", str(args.connections // 5), text)
+    text = re.sub(r"(?m)^(duration\s*=\s*)120(.*)$", rf"\g<1>{args.idle}\2", text, count=1)
+    return re.sub(r"\b600\b", str(args.seconds), text)
+
+
+def run(args, plan, scenario):
+    ports = free_ports(4)
+    line = [args.server, "--node", "1", "--bind", "127.0.0.1", "--env", "dev", "--log", "warn"]
+    line += ["--workers", str(plan["workers"]), "--pin", "false"]
+    line += ["--max_connections", str(args.connections + args.connections // 20 + 1_000)]
+    for name, port in zip(("ws", "http", "prometheus", "pprof"), ports):
+        line += [f"--{name}_port", str(port)]
+    line += args.server_arg
+    before = meminfo()
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(line, stdout=log, stderr=log)
+        tool = None
+        try:
+            await_ready(server, ports[1], log)
+            load = [args.loadtest, "replay", scenario, "--ws", f"127.0.0.1:{ports[0]}"]
+            load += ["--http", f"127.0.0.1:{ports[1]}", "--pid-of-server", str(server.pid)]
+            load += ["--metrics", f"http://127.0.0.1:{ports[2]}/metrics", "--json"]
+            load += ["--report", args.report] if args.report else []
+            tool = subprocess.Popen(load, stdout=subprocess.PIPE, text=True)
+            watch = Watch(before, server.pid, tool.pid)
+            text, _ = tool.communicate(timeout=args.seconds + args.connections / 1_000 + 900)
+            watch.stop()
+            objects = [one for one in text.splitlines() if one.startswith("{")]
+            if not objects:
+                sys.exit(f"the load tool printed no report ({tool.returncode}): {tail(log)}")
+            return json.loads(objects[-1]), watch.summary()
+        finally:
+            for process in (tool, server):
+                if process is not None and process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    try:
+                        process.wait(60)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+
+
+class Watch:
+    """The memory of the machine and of both processes, once a second. The kernel's part is what
+    the machine has lost and neither process has."""
+
+    def __init__(self, before, server, tool):
+        self.before, self.pids, self.samples = before, (server, tool), []
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.loop, daemon=True)
+        self.thread.start()
+
+    def loop(self):
+        while not self.ended.wait(1.0):
+            server, tool = (resident(pid) for pid in self.pids)
+            lost = self.before["MemAvailable"] - meminfo()["MemAvailable"]
+            self.samples.append(
+                {"server": server, "tool": tool, "kernel": max(0, lost - server - tool)}
+            )
+
+    def stop(self):
+        self.ended.set()
+        self.thread.join()
+
+    def summary(self):
+        """Of the samples with nearly the most connections: where the tool has nearly all its memory."""
+        most = max((one["kernel"] for one in self.samples), default=0)
+        full = [one for one in self.samples if one["kernel"] >= 0.9 * most]
+        return {
+            key: int(statistics.median(one[key] for one in full)) if full else 0
+            for key in ("server", "tool", "kernel")
+        }
+
+
+def resident(pid):
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            found = re.search(r"^VmRSS:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) * 1024 if found else 0
+
+
+def meminfo():
+    with open("/proc/meminfo", encoding="utf-8") as file:
+        return {key: int(kib) * 1024 for key, kib in re.findall(r"(\w+):\s+(\d+) kB", file.read())}
+
+
+def bare_loops(args, plan):
+    """What the kernel alone needs for the same: a send to each of as many sockets, and a ping."""
+    found = {}
+    tables = str(plan["workers"])
+    sockets = ["--connections", str(args.connections), "--threads", tables]
+    for name, line in {
+        "send": ["bare-send", *sockets, "--seconds", "10"],
+        "ping": ["bare-ping", *sockets, "--rate", str(max(100, args.connections // 45))],
+    }.items():
+        out = subprocess.run(
+            [args.bench, *line, "--json"], capture_output=True, text=True, timeout=900
+        )
+        if out.returncode == 0:
+            found[name] = json.loads(out.stdout.splitlines()[-1])
+        else:
+            print(f"bench {name}: {out.stderr.strip()}", file=sys.stderr)
+    return found
+
+
+def value(out, *keys):
+    for key in keys:
+        out = out.get(key) if isinstance(out, dict) else None
+    return out if isinstance(out, (int, float)) else None
+
+
+def figures(args, out, memory, bare):
+    """(title, value, limit): what the table shows. A limit is (number, is it a least?)."""
+    phase = out.get("phases", {})
+    ramp, idle, project = (phase.get(name, {}) for name in ("ramp", "idle", "project"))
+    storm, drain = phase.get("storm", {}), phase.get("drain", {})
+    last = project.get("accepted_to_last_delivery_us", {})
+    rows = [
+        ("connections open at the end of the ramp", value(ramp, "open_at_end"), "", None),
+        ("connects a second over the whole ramp", value(ramp, "connects_per_s"), "1/s", (16_000, True)),
+        ("server's RSS for each connection", value(idle, "server_rss_bytes_per_connection"), "bytes", (210, False)),
+        ("kernel's memory for each connection, both ends", memory["kernel"] / args.connections, "bytes", None),
+        ("load tool's RSS for each connection", memory["tool"] / args.connections, "bytes", None),
+        ("idle CPU for each second and connection", value(idle, "server_cpu_us_per_second_and_connection"), "us", (0.2, False)),
+        ("push to all, acceptance to last delivery, p50", ms(value(last, "p50")), "ms", None),
+        ("the same, the longest", ms(value(last, "max")), "ms", None),
+        ("acceptance to delivery over all connections, p50", ms(value(project, "project_us", "p50")), "ms", None),
+        ("the same, p99", ms(value(project, "project_us", "p99")), "ms", None),
+        ("push to one beside the idle ones, p50", value(phase, "unicast", "unicast_us", "p50"), "us", None),
+        ("the same, p99", value(phase, "unicast", "unicast_us", "p99"), "us", None),
+        ("storm: connections cut", value(storm, "cut"), "", None),
+        ("storm: until all are back", value(storm, "all_back_s"), "s", (30, False)),
+        ("storm: canaries' p99", ms(value(storm, "canary_us", "p99")), "ms", (50, False)),
+        ("storm: canaries' messages lost", value(storm, "canary_lost"), "", (0, False)),
+        ("drain: SIGTERM to the last close", value(drain, "drain_s"), "s", None),
+        ("longest own pause of a worker", ms(value(out, "server_max_own_pause_us")), "ms", (2, False)),
+        ("whole run", value(out, "elapsed_s"), "s", (args.seconds, True)),
+        ("lost, doubled or misdelivered messages", sum(value(out, key) or 0 for key in ("lost", "doubled", "misdelivered")), "", (0, False)),
+    ]
+    sends = value(bare or {}, "send", "sends_per_s")
+    p50 = value(last, "p50")
+    if sends and p50:
+        rows.insert(8, ("the same in bare sends to as many sockets", p50 / 1e6 * sends, "", (1.2 * args.connections, False)))
+    ping = value(bare or {}, "ping", "cpu_us_per_ping")
+    if ping:
+        rows.insert(6, ("bare loop: a ping and its pong", ping, "us", None))
+    return rows
+
+
+def ms(us):
+    return None if us is None else us / 1_000
+
+
+def markdown(args, rows):
+    lines = [
+        f"\nMachine: {os.cpu_count()} cores, {cpu_model()}, Linux {platform.release()}",
+        f"Command: {' '.join([os.path.relpath(sys.argv[0], HERE), *sys.argv[1:]])}\n",
+        "| What | Measured | Needed | Reached |",
+        "|---|---:|---:|---|",
+    ]
+    for title, number, unit, limit in rows:
+        shown = "not measured" if number is None else f"{spelled(number)} {unit}".strip()
+        needed, reached = "", ""
+        # What is needed of a million is needed of nothing else.
+        if limit is not None and number is not None:
+            bound, is_least = limit
+            needed = f"{'≥' if is_least else '≤'} {spelled(bound)}"
+            reached = "yes" if (number >= bound if is_least else number <= bound) else "no"
+        lines.append(f"| {title} | {shown} | {needed} | {reached} |")
+    return "\n".join(lines)
+
+
+def spelled(number):
+    return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.3g}"
+
+
+if __name__ == "__main__":
+    main()
