@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use crate::business::Business;
 use crate::identity::{Identity, Kind};
 use crate::metrics::Place;
+use crate::processes::Part;
 use crate::run::{self, Common};
 use crate::series::Live;
 use crate::thresholds::Thresholds;
@@ -117,6 +118,12 @@ macro_rules! subcommand {
             #[argh(option)]
             max_server_rss: Option<String>,
 
+            /// start the tool this many times, each with a share of the connections, and print one
+            /// report: connect, fanout (a tag for each process), unicast (1; more where a thread
+            /// cannot have a table of open files of its own and one is too small)
+            #[argh(option)]
+            processes: Option<u64>,
+
             /// print one JSON object, and no progress
             #[argh(switch)]
             json: bool,
@@ -148,6 +155,7 @@ macro_rules! subcommand {
                     min_rate: self.min_rate,
                     max_pause: self.max_pause.clone(),
                     max_server_rss: self.max_server_rss.clone(),
+                    processes: self.processes,
                 }
             }
         }
@@ -179,9 +187,14 @@ pub struct Options {
     pub min_rate: Option<f64>,
     pub max_pause: Option<String>,
     pub max_server_rss: Option<String>,
+    pub processes: Option<u64>,
 }
 
 impl Options {
+    fn is_parent(&self) -> bool {
+        self.processes.is_some_and(|count| count > 1) && !Part::of_this_process().is_child()
+    }
+
     /// Checks the common options. `tags` are those of the connections.
     pub fn check(&self, connections: u64, tags: &str) -> Result<Common, String> {
         let ws = resolve_all(&self.ws)?;
@@ -196,11 +209,17 @@ impl Options {
             return Err("--uid-prefix: no quotes, backslashes or commas".to_owned());
         }
         let metrics = match (&self.metrics, self.pid_of_server) {
+            _ if Part::of_this_process().is_child() => Vec::new(),
             (Some(list), _) => Place::parse_list(list)?,
             (None, Some(pid)) => vec![Place::Process(pid)],
             (None, None) => Vec::new(),
         };
-        let derived = run::derive(&ws, connections, self.threads, self.sources)?;
+        let part = Part::of_this_process();
+        let (connections, users_before) = part.share(connections);
+        let threads = self.threads.map(|threads| threads.div_ceil(part.count as usize));
+        // The parent of several processes owns no connection itself.
+        let own = if self.is_parent() { 1 } else { connections };
+        let derived = run::derive(&ws, own, threads, self.sources)?;
         Ok(Common {
             identity: Identity {
                 ws,
@@ -216,14 +235,16 @@ impl Options {
             secret,
             connections,
             threads: derived.threads,
-            concurrency: self.concurrency,
-            rate: self.connect_rate,
+            concurrency: self.concurrency.div_ceil(part.count as usize),
+            rate: self.connect_rate / part.count as f64,
             timeout_ns: nanoseconds("--timeout", self.timeout)?,
             sources: derived.sources,
-            first_user: self.first_user,
+            first_user: self.first_user + users_before,
             pin: self.pin.as_deref().map_or(Ok(Vec::new()), |list| numbers("--pin", list))?,
-            progress: !self.json && std::io::stderr().is_terminal(),
-            server_pid: self.pid_of_server,
+            progress: !self.json && !part.is_child() && std::io::stderr().is_terminal(),
+            // The parent looks at the server.
+            server_pid: self.pid_of_server.filter(|_| !part.is_child()),
+            part,
             // One run is one process: it is never freed, and every thread may keep it.
             metrics,
             thresholds: Thresholds::parse(self)?,

@@ -55,6 +55,12 @@ subcommand! {
 }
 
 impl ConnectArguments {
+    /// How many connections several processes can share.
+    pub fn shared(&self) -> Option<u64> {
+        let is_shared = !self.cycle && self.memory_at.is_none();
+        is_shared.then(|| self.connections.unwrap_or(1000))
+    }
+
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         let memory_at: Vec<u64> = match &self.memory_at {
@@ -79,7 +85,7 @@ impl ConnectArguments {
             other => return Err(format!("--close {other}: clean, fin or reset")),
         };
         let mut common = options.check(connections, &self.tags)?;
-        common.rate = self.rate.unwrap_or(common.rate);
+        common.rate = self.rate.map_or(common.rate, |rate| rate / common.part.count as f64);
         let cycle_ns = nanoseconds("--seconds", self.seconds)?;
         let settings = Connect {
             hold_ns: nanoseconds("--hold", self.hold)?,

@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 use crate::arguments::{Options, check_rate, nanoseconds, subcommand};
 use crate::client::{Clients, Handler, IDLE_NS};
 use crate::message::{self, Arrival, FRAME_OVERHEAD, Finder, Marks};
+use crate::processes::Part;
 use crate::report::{self, Failures, Report};
 use crate::run::{self, Common, Reactor, Start, Targets};
 use crate::series::ThreadLive;
@@ -69,13 +70,23 @@ subcommand! {
 }
 
 impl FanoutArguments {
+    /// How many connections several processes can share.
+    pub fn shared(&self) -> Option<u64> {
+        (!self.project).then_some(self.connections)
+    }
+
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         if !(1..=MAX_OUTSTANDING).contains(&self.outstanding) {
             return Err(format!("--outstanding: 1 to {MAX_OUTSTANDING}"));
         }
         check_rate(self.rate)?;
-        let tag = (!self.project).then(|| self.tag.clone());
+        let part = Part::of_this_process();
+        let tag = (!self.project).then(|| match part.is_child() {
+            // Each process pushes to its own connections.
+            true => format!("{}-{}", self.tag, part.index),
+            false => self.tag.clone(),
+        });
         let mut common = options.check(self.connections, tag.as_deref().unwrap_or(""))?;
         nanoseconds("--seconds", self.seconds)?;
         nanoseconds("--warmup", self.warmup)?;

@@ -19,6 +19,7 @@ mod message;
 mod metrics;
 mod page;
 mod preflight;
+mod processes;
 mod replay;
 mod report;
 mod requests;
@@ -43,6 +44,7 @@ use arguments::Options;
 use connect::ConnectArguments;
 use events::EventsArguments;
 use fanout::FanoutArguments;
+use processes::Part;
 use replay::ReplayArguments;
 use report::Report;
 use requests::RequestsArguments;
@@ -114,7 +116,31 @@ impl Command {
         }
     }
 
+    /// The name, and how many connections several processes can share.
+    fn shared(&self) -> Option<(&'static str, u64)> {
+        match self {
+            Command::Connect(arguments) => Some(("connect", arguments.shared()?)),
+            Command::Fanout(arguments) => Some(("fanout", arguments.shared()?)),
+            Command::Unicast(arguments) => Some(("unicast", arguments.shared()?)),
+            _ => None,
+        }
+    }
+
     fn run(&self, options: &Options) -> Result<Report, String> {
+        match self.shared() {
+            Some((name, connections)) => {
+                let count = processes::needed(options, connections);
+                if count > 1 {
+                    return processes::run(options, name, connections, count);
+                }
+            }
+            None if options.processes.is_some_and(|count| count > 1) => {
+                return Err(
+                    "--processes: for connect, fanout to a tag, and unicast only".to_owned()
+                );
+            }
+            None => {}
+        }
         match self {
             Command::Connect(arguments) => arguments.run(options),
             Command::Fanout(arguments) => arguments.run(options),
@@ -145,9 +171,16 @@ fn main() -> ExitCode {
         }
     };
     sys::catch_interrupts();
+    if Part::of_this_process().is_child() {
+        sys::end_with_parent();
+    }
     let options = command.options();
     match command.run(&options) {
         Ok(mut report) => {
+            if Part::of_this_process().is_child() {
+                processes::tell_report(&report);
+                return ExitCode::SUCCESS;
+            }
             report.conclude();
             println!("{}", if options.json { report.to_json() } else { report.to_text() });
             if let Some(file) = &options.report

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
+use crate::processes::Part;
 use crate::sampler::Series;
 use crate::thresholds::{Measured, Thresholds, Verdict};
 use crate::{machine, page, sys};
@@ -70,6 +71,8 @@ impl Failures {
 /// The figures of a run. Keys end in their unit; a histogram is in microseconds.
 pub struct Report {
     figures: Map<String, Value>,
+    /// By key: what several processes put together.
+    histograms: BTreeMap<String, Histogram<u64>>,
     failed: bool,
     judged: Measured,
     /// The run over time.
@@ -82,6 +85,7 @@ impl Report {
     pub fn new(command: &str) -> Report {
         let mut report = Report {
             figures: Map::new(),
+            histograms: BTreeMap::new(),
             failed: false,
             judged: Measured::default(),
             series: None,
@@ -102,6 +106,9 @@ impl Report {
     }
 
     pub fn set_histogram(&mut self, key: &str, histogram: &Histogram<u64>) {
+        if Part::of_this_process().is_child() {
+            self.histograms.insert(key.to_owned(), histogram.clone());
+        }
         let us = |ns: u64| rounded(ns as f64 / 1000.0);
         let at = |quantile| quantile_us(histogram, quantile);
         let value = json!({
@@ -196,6 +203,56 @@ impl Report {
         self.set("command_line", machine::command_line());
     }
 
+    /// What a child hands to the process that puts several reports together.
+    pub fn to_parts(&self) -> Value {
+        let histograms = self.histograms.iter().map(|(key, histogram)| {
+            let pairs = histogram.iter_recorded();
+            let pairs = pairs.map(|pair| json!([pair.value_iterated_to(), pair.count_at_value()]));
+            (key.clone(), pairs.collect::<Value>())
+        });
+        json!({
+            "figures": self.figures,
+            "histograms": histograms.collect::<Map<_, _>>(),
+            "judged_latency": self.judged.latency.as_ref().map(|(key, _)| key),
+            "judged_rate": self.judged.rate,
+            "lost": self.judged.lost,
+            "failed": self.failed,
+        })
+    }
+
+    /// Puts the reports of several processes together.
+    pub fn add_parts(&mut self, parts: &[Value]) -> Result<(), String> {
+        let first = parts.first().and_then(|part| part["figures"].as_object());
+        for key in first.ok_or("no process has a report")?.keys() {
+            let values: Vec<&Value> = parts.iter().map(|part| &part["figures"][key]).collect();
+            let of_all: Vec<&Value> =
+                parts.iter().filter_map(|part| part["histograms"].get(key)).collect();
+            if of_all.is_empty() {
+                let value = together(key, &values);
+                self.set(key, value);
+                continue;
+            }
+            let mut histogram = new_histogram();
+            for pair in of_all.into_iter().filter_map(Value::as_array).flatten() {
+                let (ns, count) = (pair[0].as_u64().unwrap_or(0), pair[1].as_u64().unwrap_or(0));
+                histogram.saturating_record_n(ns, count);
+            }
+            match parts[0]["judged_latency"].as_str() == Some(key) {
+                true => self.set_judged_latency(key, &histogram),
+                false => self.set_histogram(key, &histogram),
+            }
+        }
+        for part in parts {
+            self.judged.lost += part["lost"].as_u64().unwrap_or(0);
+            self.failed |= part["failed"] != false;
+        }
+        if let Some(key) = parts[0]["judged_rate"][0].as_str() {
+            let rates = parts.iter().filter_map(|part| part["judged_rate"][1].as_f64());
+            self.set_judged_rate(key, rates.sum());
+        }
+        Ok(())
+    }
+
     /// The report as one page with charts.
     pub fn to_html(&self) -> String {
         let series = self.series.as_ref().map_or(Value::Null, Series::to_json);
@@ -229,6 +286,45 @@ impl Report {
             text.push_str(&format!("{}\n", verdict.to_text()));
         }
         text
+    }
+}
+
+/// One figure of several processes.
+fn together(key: &str, values: &[&Value]) -> Value {
+    const SAME: [&str; 5] =
+        ["command", "outstanding", "pipeline", "payload_bytes", "payload_bytes_wanted"];
+    let Some(first) = values.first() else { return Value::Null };
+    let numbers: Vec<f64> = values.iter().filter_map(|value| value.as_f64()).collect();
+    let is_longest = key == "elapsed_s" || key.ends_with("_percent");
+    match first {
+        Value::Number(number) if SAME.contains(&key) => Value::from(number.clone()),
+        Value::Number(_) if is_longest => {
+            Value::from(rounded(numbers.iter().copied().fold(0.0, f64::max)))
+        }
+        Value::Number(_) if key.contains("_us_per_") => {
+            Value::from(rounded(numbers.iter().sum::<f64>() / numbers.len() as f64))
+        }
+        Value::Number(number) if number.is_u64() => {
+            Value::from(values.iter().filter_map(|value| value.as_u64()).sum::<u64>())
+        }
+        Value::Number(_) => Value::from(rounded(numbers.iter().sum())),
+        Value::Bool(_) => Value::from(values.iter().any(|value| **value == true)),
+        Value::Object(_) => {
+            let mut sums = Map::new();
+            for name in values.iter().filter_map(|value| value.as_object()).flat_map(Map::keys) {
+                let each: Vec<&Value> = values.iter().filter_map(|value| value.get(name)).collect();
+                sums.insert(name.clone(), together(name, &each));
+            }
+            Value::Object(sums)
+        }
+        Value::Array(items) => {
+            let items = items.iter().enumerate().map(|(i, _)| {
+                let each: Vec<&Value> = values.iter().filter_map(|value| value.get(i)).collect();
+                together(key, &each)
+            });
+            items.collect()
+        }
+        other => (*other).clone(),
     }
 }
 
@@ -294,6 +390,32 @@ mod tests {
         let json: Value = serde_json::from_str(&report.to_json()).unwrap();
         let p50 = json["latency_us"]["p50"].as_f64().unwrap();
         assert!((p50 - 1500.0).abs() < 2.0, "{p50}");
+    }
+
+    #[test]
+    fn figures_of_several_processes_become_one() {
+        let one = |figure: Value| {
+            json!({"figures": figure, "histograms": {"x_us": [[1000, 2]]},
+            "judged_latency": "x_us", "judged_rate": ["a_per_s", 2.5], "lost": 1, "failed": false})
+        };
+        let parts = [
+            one(json!({"n": 1, "elapsed_s": 2.0, "x_us": {}, "a_per_s": 2.5, "outstanding": 4,
+                "tool_was_bottleneck": false, "failures": {"reset": 1},
+                "t": [{"p": 1, "ws": "a"}]})),
+            one(json!({"n": 2, "elapsed_s": 3.0, "x_us": {}, "a_per_s": 2.5, "outstanding": 4,
+                "tool_was_bottleneck": true, "failures": {"closed": 5},
+                "t": [{"p": 2, "ws": "a"}]})),
+        ];
+        let mut report = Report::new("connect");
+        report.add_parts(&parts).unwrap();
+        let figures = Value::Object(report.figures.clone());
+        assert_eq!((&figures["n"], &figures["elapsed_s"]), (&json!(3), &json!(3.0)));
+        assert_eq!((&figures["a_per_s"], &figures["outstanding"]), (&json!(5.0), &json!(4)));
+        assert_eq!(figures["failures"], json!({"reset": 1, "closed": 5}));
+        assert_eq!(figures["t"], json!([{"p": 3, "ws": "a"}]));
+        assert_eq!((&figures["x_us"]["count"], report.judged.lost), (&json!(4), 2));
+        assert!(figures["tool_was_bottleneck"] == true && report.failed());
+        assert!(Report::new("x").add_parts(&[]).is_err());
     }
 
     #[test]

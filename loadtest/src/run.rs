@@ -14,6 +14,7 @@ use crate::client::{Clients, Closing, IDLE_NS, Ignore, NodeCounts, Opening};
 use crate::identity::Identity;
 use crate::metrics::{Place, Watcher};
 use crate::preflight;
+use crate::processes::{self, Part};
 use crate::report::Report;
 use crate::sampler::{Sampler, Series};
 use crate::series::{Live, ThreadLive};
@@ -42,6 +43,8 @@ pub struct Common {
     /// The servers whose figures are read once a second.
     pub metrics: Vec<Place>,
     pub thresholds: Thresholds,
+    /// Which of several processes this is.
+    pub part: Part,
     /// Whether the command pushes over HTTP.
     pub needs_http: bool,
     /// What the threads showed, when they are done.
@@ -55,7 +58,7 @@ const CONNECTIONS_PER_SOURCE: u64 = 20_000;
 const MIN_SOURCES: u64 = 32;
 
 /// Epoll, wakers, pushing connections and the standard streams need a few.
-const SPARE_FILES: u64 = 400;
+pub const SPARE_FILES: u64 = 400;
 /// More threads than that are no load tool: the limit of open files is far too low.
 const MAX_THREADS: usize = 256;
 
@@ -130,28 +133,49 @@ impl Common {
     pub fn run_threads<R: Send>(
         &self,
         body: impl Fn(usize, Result<(), String>) -> Result<R, String> + Sync,
-        mut watch: impl FnMut(),
+        watch: impl FnMut(),
     ) -> Result<Vec<R>, String> {
         if let Some(&core) = self.pin.first() {
             sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
         }
-        for warning in preflight::check(self)? {
-            eprintln!("loadtest: warning: {warning}");
+        // Of several processes the first looks for all.
+        if !self.part.is_child() {
+            for warning in preflight::check(self)? {
+                eprintln!("loadtest: warning: {warning}");
+            }
         }
+        self.run_here(self.threads, |t| body(t, self.prepare_thread(t)), watch)
+    }
+
+    /// The same with threads that need nothing of their own.
+    pub fn run_here<R: Send>(
+        &self,
+        threads: usize,
+        body: impl Fn(usize) -> Result<R, String> + Sync,
+        mut watch: impl FnMut(),
+    ) -> Result<Vec<R>, String> {
         let mut sampler = Sampler::start(self.live, Watcher::start(&self.metrics));
+        let mut told_ns = sys::now_ns();
         let results = thread::scope(|scope| {
-            let threads: Vec<_> = (0..self.threads)
+            let threads: Vec<_> = (0..threads)
                 .map(|t| {
                     let body = &body;
-                    scope.spawn(move || body(t, self.prepare_thread(t)))
+                    scope.spawn(move || body(t))
                 })
                 .collect();
             while threads.iter().any(|thread| !thread.is_finished()) {
                 watch();
                 sampler.turn();
+                if self.part.is_child() && sys::now_ns() - told_ns > 500_000_000 {
+                    told_ns = sys::now_ns();
+                    processes::tell_sample(self.live);
+                }
                 thread::sleep(Duration::from_millis(50));
             }
             watch();
+            if self.part.is_child() {
+                processes::tell_sample(self.live);
+            }
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|_| Err("a thread panicked".to_owned()))
             };
@@ -288,13 +312,19 @@ impl Reactor {
 /// Where threads meet between opening and pushing.
 pub struct Start {
     barrier: Barrier,
+    /// Of several processes: they meet as well.
+    is_child: bool,
     /// A thread failed: nobody may wait for it.
     pub stop: AtomicBool,
 }
 
 impl Start {
     pub fn new(threads: usize) -> Start {
-        Start { barrier: Barrier::new(threads), stop: AtomicBool::new(false) }
+        Start {
+            barrier: Barrier::new(threads),
+            is_child: Part::of_this_process().is_child(),
+            stop: AtomicBool::new(false),
+        }
     }
 
     /// Waits for all threads; an error of one becomes the end of all.
@@ -302,7 +332,12 @@ impl Start {
         if result.is_err() {
             self.stop.store(true, Ordering::Relaxed);
         }
-        self.barrier.wait();
+        if self.barrier.wait().is_leader() && self.is_child {
+            processes::meet();
+        }
+        if self.is_child {
+            self.barrier.wait();
+        }
         let value = result?;
         match self.stop.load(Ordering::Relaxed) {
             true => Err(OTHER_FAILED.to_owned()),

@@ -98,12 +98,9 @@ impl Sampler {
     }
 
     fn sample(&mut self, now: u64, is_last: bool) {
-        let (mut connect, mut latency) = (Snapshot::default(), Snapshot::default());
-        for thread in self.live.threads() {
-            connect.add(&thread.connect_latency);
-            latency.add(&thread.latency);
-        }
         let live = self.live;
+        let connect = live.snapshot(|thread| &thread.connect_latency);
+        let latency = live.snapshot(|thread| &thread.latency);
         let pid = std::process::id();
         let row = Row {
             at_ns: now,
@@ -116,8 +113,8 @@ impl Sampler {
             doubled: live.sum(|thread| &thread.doubled),
             connect: quantiles(&connect.since(&self.connect)),
             latency: quantiles(&latency.since(&self.latency)),
-            tool_rss: server::rss(pid).unwrap_or(0),
-            tool_cpu_ns: sys::process_cpu_ns(),
+            tool_rss: server::rss(pid).unwrap_or(0) + live.sum(|thread| &thread.process_rss),
+            tool_cpu_ns: sys::process_cpu_ns() + live.sum(|thread| &thread.process_cpu_ns),
             servers: self.servers(is_last),
         };
         (self.connect, self.latency) = (connect, latency);

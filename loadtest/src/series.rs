@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::Value;
+
 use crate::client::Clients;
 use crate::sys;
 
@@ -25,6 +27,9 @@ pub struct ThreadLive {
     pub lost: AtomicU64,
     /// Messages that came twice.
     pub doubled: AtomicU64,
+    /// Where this stands for another process: its memory and its processor time.
+    pub process_rss: AtomicU64,
+    pub process_cpu_ns: AtomicU64,
     /// TCP connect to welcome.
     pub connect_latency: Latencies,
     /// What the command measures: push to delivery, request to answer.
@@ -78,12 +83,15 @@ impl Live {
         &self.threads[t]
     }
 
-    pub fn threads(&self) -> &[ThreadLive] {
-        &self.threads
-    }
-
     pub fn sum(&self, field: impl Fn(&ThreadLive) -> &AtomicU64) -> u64 {
         self.threads.iter().map(|thread| field(thread).load(Ordering::Acquire)).sum()
+    }
+
+    /// The latencies of all threads by now.
+    pub fn snapshot(&self, field: impl Fn(&ThreadLive) -> &Latencies) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        self.threads.iter().for_each(|thread| snapshot.add(field(thread)));
+        snapshot
     }
 
     /// Names what begins now.
@@ -134,6 +142,19 @@ impl Latencies {
     }
 }
 
+impl Latencies {
+    /// Takes the counts of [`Snapshot::sparse`].
+    pub fn set_sparse(&self, pairs: &Value) {
+        for pair in pairs.as_array().into_iter().flatten() {
+            if let (Some(bucket), Some(count)) = (pair[0].as_u64(), pair[1].as_u64())
+                && let Some(counter) = self.0.get(bucket as usize)
+            {
+                counter.store(count as u32, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 fn bucket_of(ns: u64) -> usize {
     if ns < STEPS {
         return ns as usize;
@@ -174,6 +195,12 @@ impl Snapshot {
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
         let both = self.0.iter().zip(&earlier.0);
         Snapshot(both.map(|(now, was)| now.wrapping_sub(*was)).collect())
+    }
+
+    /// Buckets with their counts, but for empty ones.
+    pub fn sparse(&self) -> Vec<[u64; 2]> {
+        let counts = self.0.iter().enumerate().filter(|(_, count)| **count > 0);
+        counts.map(|(bucket, count)| [bucket as u64, u64::from(*count)]).collect()
     }
 
     pub fn count(&self) -> u64 {

@@ -140,6 +140,12 @@ pub fn exact_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
+/// Ends this process, as by Ctrl-C, when the one that started it ends.
+pub fn end_with_parent() {
+    // SAFETY: PR_SET_PDEATHSIG takes one number and touches no memory.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) };
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_file_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -68,6 +68,11 @@ subcommand! {
 }
 
 impl UnicastArguments {
+    /// How many connections several processes can share.
+    pub fn shared(&self) -> Option<u64> {
+        Some(self.users)
+    }
+
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         let mut common = options.check(self.users, &self.tags)?;
@@ -86,10 +91,10 @@ impl UnicastArguments {
         nanoseconds("--warmup", self.warmup)?;
         common.needs_http = true;
         let settings = Unicast {
-            pushers: self.pushers,
+            pushers: (common.part.share(self.pushers as u64).0 as usize).max(threads as usize),
             pipeline: self.pipeline,
             await_delivery: self.await_delivery,
-            rate: self.rate,
+            rate: self.rate.map(|rate| rate / common.part.count as f64),
             bytes: self.bytes,
             seconds: self.seconds,
             warmup_seconds: self.warmup,

@@ -1,5 +1,6 @@
 """The load tool against a real server: its exit codes, its reports, and how it ends."""
 
+import errno
 import html.parser
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from browser import Browser
 from harness import BINARY, Server
+from seccomp import refuse
 
 LOADTEST = os.path.join(os.path.dirname(BINARY), "loadtest")
 
@@ -223,3 +225,50 @@ def test_what_cannot_work_is_said_before_the_run(server):
     assert (code, out) == (1, "") and "ulimit -n" in errors
     code, out, errors = run("connect", server, "--connections", 200_000, "--sources", 1)
     assert (code, out) == (1, "") and re.search(r"--sources \d+", errors)
+
+
+def test_several_processes_make_one_report(server):
+    report = report_of("connect", server, "--connections", 100, "--processes", 3)
+    assert (report["processes"], report["connections_welcomed"]) == (3, 100)
+    assert report["connect_to_welcome_us"]["count"] == 100
+    options = ["--processes", 2, "--seconds", 0.5]
+    report = report_of("fanout", server, "--connections", 30, "--max-loss", 0, *options)
+    assert report["connections"] == 30
+    assert report["deliveries"] == 15 * report["messages_accepted"]
+    assert report["push_to_delivery_us"]["count"] == report["deliveries_measured"]
+    assert report["thresholds"][0]["kept"] is True
+    report = report_of("unicast", server, "--users", 5, *options)
+    assert report["deliveries"] == report["pushes_accepted"] > 0
+    code, out, errors = run("events", server, "--processes", 2)
+    assert (code, out) == (1, "") and "--processes" in errors
+
+
+def test_where_a_thread_has_no_table_of_its_own_there_are_processes(server):
+    words = ["prlimit", "--nofile=500", LOADTEST, "connect", "--ws", at(server.ws), "--json"]
+    for connections, processes in ((90, None), (250, 3)):
+        done = subprocess.run(
+            [*words, "--connections", str(connections)],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            preexec_fn=refuse("unshare", errno.EPERM),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads(done.stdout)
+        assert report["connections_welcomed"] == connections
+        assert report.get("processes") == processes
+
+
+def test_ctrl_c_ends_all_processes(server):
+    process = start("unicast", server, "--json", "--processes", 2, "--seconds", 60, "--users", 4)
+    time.sleep(1.5)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert len(children) == 2
+    process.send_signal(signal.SIGINT)
+    code, out, errors = finish(process, 10)
+    report = json.loads(out)
+    assert (code, report["interrupted"]) == (0, True), errors
+    assert report["deliveries"] > 0
+    assert not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
