@@ -1,18 +1,18 @@
 //! The thread that leads a scenario: it begins and ends the phases, pushes, and settles pushes when
 //! their deliveries must have arrived.
 
-use std::sync::Arc;
+mod push;
+mod settle;
+
 use std::sync::atomic::Ordering;
 
 use super::crew::Pace;
-use super::ledger::{Answer, Bulk};
-use super::plan::{Count, Phase, Selector};
-use super::receiver::{BULK, UNICAST};
+use super::ledger::Answer;
+use super::plan::{Count, Phase};
 use super::sender::Sender;
 use super::shared::{Begin, Shared, Unicast};
 use super::stats::Times;
-use crate::http::write_decimal;
-use crate::message::{self, Stamp};
+use crate::message;
 use crate::report::Failures;
 use crate::run::Reactor;
 use crate::server::{self, Memory};
@@ -74,16 +74,12 @@ pub struct PushRecord {
 
 const BULK_HTTP: u64 = 1;
 const UNICAST_HTTP: u64 = 2;
-/// Pushes of one kind that are written in one turn.
-const AT_ONCE: usize = 64;
 const IDLE_NS: u64 = 20_000_000;
 /// How often the server's memory is read in a long phase, and at least how long apart.
 const MEMORY_SAMPLES: u64 = 500;
 const MIN_MEMORY_INTERVAL_NS: u64 = 500_000_000;
 /// How often a push that all wait for is looked at.
 const POLL_NS: u64 = 500_000;
-/// Longest wait for the answers to a question how much is missing.
-const PROBE_NS: u64 = 100_000_000;
 /// How long a phase that cuts connections waits for what was pushed before.
 const SETTLE_NS: u64 = 2_000_000_000;
 
@@ -314,190 +310,6 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Pushes what is due.
-    fn push(&mut self, now: u64) {
-        self.bulk.refresh(&self.reactor, now);
-        self.unicast.refresh(&self.reactor, now);
-        self.push_alone(now);
-        for _ in 0..AT_ONCE {
-            let Some(pace) = self.project.as_mut().filter(|pace| pace.next_ns() <= now) else {
-                break;
-            };
-            if !self.bulk.can_send() {
-                break;
-            }
-            let intended_ns = pace.next_ns();
-            pace.take();
-            self.push_bulk(intended_ns, None, false);
-        }
-        for _ in 0..AT_ONCE {
-            let Some(pace) = self.tagged.as_mut().filter(|pace| pace.next_ns() <= now) else {
-                break;
-            };
-            if !self.bulk.can_send() {
-                break;
-            }
-            let intended_ns = pace.next_ns();
-            pace.take();
-            let population = &self.shared.scenario.population;
-            let selector = self.phase().traffic.selector(
-                &population.audience,
-                population.connections,
-                self.next_tagged,
-            );
-            self.next_tagged += 1;
-            self.push_bulk(intended_ns, Some(Arc::new(selector)), false);
-        }
-        for _ in 0..AT_ONCE {
-            let Some(pace) = self.single.as_mut().filter(|pace| pace.next_ns() <= now) else {
-                break;
-            };
-            if !self.unicast.can_send() {
-                break;
-            }
-            let intended_ns = pace.next_ns();
-            pace.take();
-            self.push_unicast(intended_ns);
-        }
-        self.bulk.flush(now);
-        self.unicast.flush(now);
-    }
-
-    /// Of the pushes that go one after the other, sends the next when all have the last.
-    fn push_alone(&mut self, now: u64) {
-        if let Some(alone) = self.alone {
-            let push = &self.pushes[alone.seq as usize];
-            let ended = self.shared.sum(|crew| &crew.ended) - alone.ended;
-            let has_all = self.shared.arrived(alone.seq) + ended >= alone.open;
-            let is_late = now.saturating_sub(push.sent_ns) > self.shared.common.timeout_ns;
-            let is_answered = push.answer.is_some();
-            if !(is_answered && has_all || is_late) {
-                return;
-            }
-            self.alone = None;
-            // With nobody gone meanwhile, all that is to arrive has arrived.
-            if has_all && ended == 0 && self.settled == alone.seq as usize && is_answered {
-                self.settle_next();
-            }
-        }
-        if self.left > 0 && self.bulk.can_send() {
-            self.left -= 1;
-            let (open, ended) = (self.shared.open(), self.shared.sum(|crew| &crew.ended));
-            let seq = self.push_bulk(sys::now_ns(), None, true);
-            self.alone = Some(Alone { seq, open, ended });
-        }
-    }
-
-    fn push_bulk(&mut self, intended_ns: u64, selector: Option<Arc<Selector>>, alone: bool) -> u32 {
-        let shared = self.shared;
-        let sent_ns = sys::now_ns();
-        let phase = self.current as u16;
-        let to_all = selector.is_none();
-        let seq = shared.ledger.send(Bulk { sent_ns, phase, selector: selector.clone() });
-        let stamp = Stamp { run: shared.run, seq, at_ns: intended_ns, pusher: BULK };
-        self.bulk.write(stamp, sent_ns, |body| {
-            if let Some(selector) = &selector {
-                write_selector(shared, selector, body);
-            }
-        });
-        let push = PushRecord { phase, to_all, alone, sent_ns, answered_ns: sent_ns, answer: None };
-        self.pushes.push(push);
-        seq
-    }
-
-    fn push_unicast(&mut self, intended_ns: u64) {
-        let shared = self.shared;
-        let seq = self.next_unicast;
-        self.next_unicast += 1;
-        let target = shared.target_of(seq);
-        let stamp = Stamp { run: shared.run, seq, at_ns: intended_ns, pusher: UNICAST };
-        self.records[self.current].unicasts += 1;
-        self.unicast.write(stamp, sys::now_ns(), |body| {
-            body.extend_from_slice(b"\"uids\":[");
-            write_uid(shared, target, body);
-            body.extend_from_slice(b"],");
-        });
-    }
-
-    fn settle_next(&mut self) {
-        let answer = self.pushes[self.settled].answer.unwrap_or_default();
-        self.shared.ledger.settle(answer);
-        self.settled += 1;
-    }
-
-    /// Settles pushes that were answered, or should have been, for as long as a delivery may take.
-    fn settle_due(&mut self, now: u64) {
-        let timeout_ns = self.shared.common.timeout_ns;
-        while let Some(push) = self.pushes.get(self.settled) {
-            let is_due = match push.answer {
-                Some(_) => now.saturating_sub(push.answered_ns) > timeout_ns,
-                None => now.saturating_sub(push.sent_ns) > 2 * timeout_ns,
-            };
-            let is_awaited = self.alone.is_some_and(|alone| alone.seq as usize == self.settled);
-            if !is_due || is_awaited {
-                break;
-            }
-            self.settle_next();
-        }
-    }
-
-    /// Waits until everything has arrived that is to arrive, for `at_most_ns`, and has all threads
-    /// judge it. Where something is missing by then it is judged only if that is `final`.
-    fn settle_all(&mut self, at_most_ns: u64, is_final: bool) -> Result<(), String> {
-        let shared = self.shared;
-        let began_ns = sys::now_ns();
-        let is_complete = loop {
-            let probe = shared.probe.fetch_add(1, Ordering::AcqRel) + 1;
-            shared.wake_all();
-            let asked_ns = sys::now_ns();
-            self.bulk.flush(asked_ns);
-            self.unicast.flush(asked_ns);
-            let has_answered = |t: usize| shared.crew(t).probed.load(Ordering::Acquire) == probe;
-            let mut answered = false;
-            while !answered && sys::now_ns() < asked_ns + PROBE_NS {
-                self.step(PROBE_NS / 20)?;
-                answered = (0..shared.crew_threads).all(has_answered);
-            }
-            let is_quiet = self.bulk.pending() + self.unicast.pending() == 0;
-            if answered && is_quiet && shared.sum(|crew| &crew.missing) == 0 {
-                break true;
-            }
-            if sys::now_ns() - began_ns > at_most_ns || shared.is_over() {
-                break false;
-            }
-        };
-        if !is_complete && !is_final {
-            return Ok(());
-        }
-        while self.settled < self.pushes.len() {
-            self.settle_next();
-        }
-        shared.judge_unicasts.fetch_add(1, Ordering::AcqRel);
-        shared.wake_all();
-        Ok(())
-    }
-
-    /// What is without an answer: pushes, those of canaries, and requests.
-    fn pending(&self) -> usize {
-        let canaries = self.shared.canaries_pending.load(Ordering::Acquire);
-        let requests = self.shared.requests_pending.load(Ordering::Acquire);
-        self.bulk.pending() + self.unicast.pending() + canaries + requests
-    }
-
-    /// Before the server is told to stop: nothing more is pushed, and all that was is answered.
-    fn wait_for_answers(&mut self) -> Result<(), String> {
-        let began_ns = sys::now_ns();
-        self.shared.quiet.store(true, Ordering::Release);
-        // Canaries push once more at most before they see it.
-        self.step(2 * IDLE_NS)?;
-        while self.pending() > 0 && sys::now_ns() - began_ns < self.shared.common.timeout_ns {
-            self.step(IDLE_NS)?;
-        }
-        self.bulk.expects_end = true;
-        self.unicast.expects_end = true;
-        Ok(())
-    }
-
     fn work_is_done(&self) -> bool {
         let phase = self.phase();
         let shared = self.shared;
@@ -544,41 +356,4 @@ impl<'a> Driver<'a> {
         self.left = 0;
         self.alone = None;
     }
-}
-
-/// Writes the members that select who gets a push, each with a comma behind it.
-fn write_selector(shared: &Shared<'_>, selector: &Selector, body: &mut Vec<u8>) {
-    let audience = &shared.scenario.population.audience;
-    if !selector.tags.is_empty() {
-        body.extend_from_slice(b"\"tags\":[");
-        for (i, tag) in selector.tags.iter().enumerate() {
-            body.extend_from_slice(if i > 0 { b",\"" } else { b"\"" });
-            body.extend_from_slice(audience.tag_prefix.as_bytes());
-            write_decimal(u64::from(*tag), body);
-            body.push(b'"');
-        }
-        body.extend_from_slice(b"],");
-    }
-    if let Some(device) = selector.device {
-        body.extend_from_slice(b"\"devices\":[\"");
-        body.extend_from_slice(audience.devices[device].as_bytes());
-        body.extend_from_slice(b"\"],");
-    }
-    if let Some((from, to)) = selector.users {
-        body.extend_from_slice(b"\"uids\":[");
-        for n in from..to {
-            if n > from {
-                body.push(b',');
-            }
-            write_uid(shared, n, body);
-        }
-        body.extend_from_slice(b"],");
-    }
-}
-
-fn write_uid(shared: &Shared<'_>, n: u64, body: &mut Vec<u8>) {
-    body.push(b'"');
-    body.extend_from_slice(shared.common.identity.uid_prefix.as_bytes());
-    write_decimal(shared.common.first_user + n, body);
-    body.push(b'"');
 }

@@ -365,3 +365,6 @@ impl Handler for Receiver<'_> {
         self.gone.push((number, why));
     }
 }
+
+#[cfg(test)]
+mod tests;
