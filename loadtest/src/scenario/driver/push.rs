@@ -19,6 +19,10 @@ impl Driver<'_> {
     pub(super) fn push(&mut self, now: u64) {
         self.bulk.refresh(&self.reactor, now);
         self.unicast.refresh(&self.reactor, now);
+        if self.phase().cut.is_some() && !self.shared.all_entered(self.current) {
+            // Else the first push would meet the cut, and nobody could say who had to get it.
+            return;
+        }
         self.push_alone(now);
         for _ in 0..AT_ONCE {
             let Some(pace) = self.project.as_mut().filter(|pace| pace.next_ns() <= now) else {
