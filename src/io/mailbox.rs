@@ -54,7 +54,8 @@ impl Bell {
     /// Wakes the owner if it sleeps. What was put in its rings before is seen by it in any case.
     pub fn ring(&self) {
         fence(SeqCst);
-        if self.asleep.swap(false, SeqCst) {
+        // Read first: while the owner is awake, its cache line is not taken from it.
+        if self.asleep.load(Relaxed) && self.asleep.swap(false, SeqCst) {
             wake::raise(&self.eventfd);
         }
     }

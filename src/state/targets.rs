@@ -35,20 +35,12 @@ pub fn select(
         }
     }
     // Wherever a candidate came from, it is judged in the same way.
-    let mut consider = |slab: &mut Slab<Connection>, slot: u32, given: Given| {
-        let connection = &mut slab[slot as usize];
-        if connection.stamp != stamp && connection.project == project {
-            connection.stamp = stamp;
-            if selectors.accept(connection, given) {
-                each(slot, connection);
-            }
-        }
-    };
+    let mut judge = Judge { selectors: &selectors, project, stamp, each: &mut each };
     // The narrowest selector gives the candidates.
     if let Some(cids) = &selectors.cids {
         for &cid in cids {
             if let Some(slot) = directory.connection(slab, cid) {
-                consider(slab, slot, Given::Cids);
+                judge.consider(slab, slot, Given::Cids);
             }
         }
     } else if let Some(uids) = &selectors.uids {
@@ -57,20 +49,42 @@ pub fn select(
             while next != NONE {
                 let slot = next;
                 next = slab[slot as usize].user_next;
-                consider(slab, slot, Given::Uids);
+                judge.consider(slab, slot, Given::Uids);
             }
         }
     } else if let Some(tags) = selectors.tags.as_ref().filter(|_| selectors.is_by_tags(directory)) {
         for &tag in tags {
             for &slot in directory.tag_members(tag) {
-                consider(slab, slot, Given::Tags);
+                judge.consider(slab, slot, Given::Tags);
             }
         }
     } else {
         let all = directory.project_groups(project);
         for &group in selectors.groups.as_deref().unwrap_or(all) {
             for &slot in directory.group_members(group) {
-                consider(slab, slot, Given::Groups);
+                judge.consider(slab, slot, Given::Groups);
+            }
+        }
+    }
+}
+
+/// Decides about candidates.
+struct Judge<'a, 'n, F> {
+    selectors: &'a Selectors<'n>,
+    project: u32,
+    stamp: u32,
+    each: &'a mut F,
+}
+
+impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
+    /// Inlined, so that in each loop over candidates what is given is a constant.
+    #[inline(always)]
+    fn consider(&mut self, slab: &mut Slab<Connection>, slot: u32, given: Given) {
+        let connection = &mut slab[slot as usize];
+        if connection.stamp != self.stamp && connection.project == self.project {
+            connection.stamp = self.stamp;
+            if self.selectors.accept(connection, given) {
+                (self.each)(slot, connection);
             }
         }
     }
@@ -110,6 +124,7 @@ impl<'a> Selectors<'a> {
         tags.iter().map(|&tag| directory.tag_members(tag).len()).sum::<usize>() <= members
     }
 
+    #[inline(always)]
     fn accept(&self, connection: &Connection, given: Given) -> bool {
         let has = |list: &[u32], number: u32| list.binary_search(&number).is_ok();
         let is_user = |uids: &[&[u8]]| uids.binary_search(&connection.uid.as_bytes()).is_ok();
