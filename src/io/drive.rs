@@ -6,7 +6,7 @@ use super::mailbox::Bell;
 use super::pauses;
 use super::server_pushes;
 use super::sys::{self, Side};
-use super::wake::{EventFd, duplicate, yield_now};
+use super::wake::{EventFd, duplicate, look_at_ring, yield_now};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -38,6 +38,7 @@ pub enum DriveError {
 /// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
 /// its own file-descriptor table.
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), DriveError> {
+    look_at_ring()?;
     let http_fd = http_listener.as_raw_fd();
     let failure = Rc::new(RefCell::new(None));
     let (driven, failed) = (Rc::clone(&core), Rc::clone(&failure));
