@@ -45,10 +45,12 @@ impl Worker {
         let client = Client { cid: connection.cid, uid: &connection.uid, device };
         let name = name_of(kind);
         server_message::write_event(&mut text, name, client, self.config.node, now_ms, detail);
-        self.tell_own_servers(Some(project), kind, &text);
+        // Others first: one's own may need room, which may end this very client, and that is the
+        // next thing to be told of it.
         if is_wanted_elsewhere {
             self.tell_others(project, kind, &text);
         }
+        self.tell_own_servers(Some(project), kind, &text);
         text.clear();
         self.event_text = text;
     }

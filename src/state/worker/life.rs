@@ -160,6 +160,9 @@ impl Worker {
         self.sessions.remove(&session);
         let is_server = connection.is_server;
         place.into_iter().for_each(|place| self.leave_place(place));
+        // Business servers that are told of it may need room: whoever ends for that ends after it,
+        // and finds a directory that it has left.
+        let is_held = std::mem::replace(&mut self.holds_closes, true);
         if is_server {
             self.leave_server(slot);
         } else {
@@ -170,6 +173,8 @@ impl Worker {
         counters.connections.set(counters.connections.value().saturating_sub(1));
         self.count_in_project(slot, |open| open.saturating_sub(1));
         counters.count_close(cause.index());
+        self.holds_closes = is_held;
+        self.close_shed();
     }
 
     fn count_in_project(&self, slot: u32, change: impl FnOnce(u64) -> u64) {

@@ -1,6 +1,8 @@
 //! What the outbox budget counts while a batch that shares its frames is open.
 
 use super::*;
+use crate::state::wants::{Relay, Server};
+use crate::wire::parcel::{Events, Parcel};
 
 /// The open batch kept the frame in the count after the last outbox had written it.
 #[test]
@@ -60,6 +62,66 @@ fn each_business_server_hears_one_thing_after_the_other() {
         assert_eq!(&types[types.len() - 2..], ["subscribe", "disconnect"]);
         rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
     }
+}
+
+impl Rig {
+    /// A business server that has to be told of the next thing, and has no room for it: whoever
+    /// holds the most ends.
+    fn serve_without_room(&mut self) {
+        let server = self.serve();
+        let known = Notice::ServerKnown(self.worker.cid(server).unwrap());
+        self.worker.handle_notice(known, NOW_MS);
+        self.room = 0;
+        self.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+        self.flush();
+        let held_bytes = self.worker.counters().outbox_bytes.value() as usize;
+        self.worker.config.worker_outbox_bytes = held_bytes + 10;
+    }
+}
+
+/// A client's memory was taken while this worker's business servers were told that it subscribed:
+/// those of other workers and nodes heard first that it was gone, and then that it subscribed.
+#[test]
+fn business_servers_elsewhere_hear_of_an_end_last() {
+    let mut rig = Rig::new(1 << 20, 1 << 20);
+    let mut other = Rig::with(1 << 20, 1 << 20, |config| config.node = NodeId::new(2).unwrap());
+    let far = other.serve();
+    let (cid, events) = (other.worker.cid(far).unwrap(), EventSet::ALL);
+    let here = Server { cid, project: ProjectId(0), events };
+    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    let slow = rig.connect("slow");
+    rig.room = 0;
+    rig.push("slow", 10_000, 0);
+    rig.flush();
+    rig.serve_without_room();
+    rig.relays();
+    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW_MS);
+    assert!(!rig.worker.is_open(slow));
+    let relays = rig.relays();
+    let [Relay { parcel, .. }] = &relays[..] else { panic!("all events in one parcel") };
+    let Ok(Parcel::Events(Events { list, .. })) = Parcel::decode(parcel) else { panic!() };
+    let kinds: Vec<EventSet> = list.into_iter().map(|event| event.unwrap().0).collect();
+    assert_eq!(kinds, [EventSet::SUBSCRIBE, EventSet::DISCONNECT]);
+}
+
+/// The second connection of a user ended while business servers were told of the end of the first:
+/// each saw the other in the directory, and the broker was never told that the user is gone.
+#[test]
+fn a_user_whose_connections_end_together_is_gone() {
+    let hearing = Hearing { routing: Routing::Project, announces_users: true, user_keys: (1, 2) };
+    let mut rig = Rig::with(1 << 20, 1 << 20, |config| config.hearing = Some(hearing));
+    let (first, second) = (rig.connect("u"), rig.connect("u"));
+    rig.room = 0;
+    rig.push("u", 10_000, 0);
+    rig.flush();
+    let pending = rig.worker.outbox(first, NOW_MS).unwrap().pending_bytes();
+    rig.worker.handle_outbox_written(first, pending);
+    rig.serve_without_room();
+    rig.worker.take_asks();
+    rig.worker.handle_disconnect(first);
+    assert!(!rig.worker.is_open(second));
+    let asks = rig.worker.take_asks();
+    assert_eq!(asks.iter().filter(|ask| matches!(ask, Ask::UserGone(_))).count(), 1, "{asks:?}");
 }
 
 /// Room was made for the bytes of a frame, not for what keeping them allocates: a worker exceeded

@@ -49,7 +49,7 @@ impl Rig {
     }
 
     /// What it hands over to other workers and nodes.
-    fn relays(&mut self) -> Vec<Relay> {
+    pub(super) fn relays(&mut self) -> Vec<Relay> {
         let asks = self.worker.take_asks().into_iter();
         asks.filter_map(|ask| if let Ask::Relay(relay) = ask { Some(relay) } else { None })
             .collect()
