@@ -70,7 +70,7 @@ at("command").textContent = report.command_line ?? "";
 
 const p = (key, quantile) => report[key] && report[key].count ? report[key][quantile] : undefined;
 const latency = ["intended_to_delivery_us", "push_to_delivery_us", "intended_to_answer_us", "request_to_answer_us",
-  "welcome_to_event_us"].find((key) => p(key, "p99") !== undefined);
+  "welcome_to_event_us", "canary_us", "unicast_us", "push_us", "project_us", "tag_push_us"].find((key) => p(key, "p99") !== undefined);
 const tiles = [
   ["Connections", report.connections_welcomed ?? report.connections ?? report.users, count],
   ["Connects", report.connects_per_s, perSecond],
@@ -80,6 +80,7 @@ const tiles = [
   ["Latency p99", latency && p(latency, "p99"), micros],
   ["Latency, longest", latency && p(latency, "max"), micros],
   ["Connect p99", p("connect_to_welcome_us", "p99"), micros],
+  ["Reconnects", report.reconnects_per_s, perSecond],
   ["Lost", report.lost, count],
   ["Twice", report.duplicates ?? report.doubled, count],
   ["Server memory, peak", report.server_rss_peak_bytes, bytes],
@@ -112,8 +113,16 @@ for (const [key, value] of Object.entries(report)) {
   const isTable = items.length && (Array.isArray(value) ? value : Object.values(value)).every(isObject);
   if (isTable) {
     const keys = [...new Set(items.flatMap(Object.keys))];
-    const rows = items.map((item) => keys.map((name) => name in item ? text(name, item[name]) : ""));
-    at("tables").append(make("h2", {}, words(key)), make("div", { class: "panel" }, table(keys.map(words), rows)));
+    const cell = (item, name) => !(name in item) ? "" : item[name]?.p99 === undefined ? text(name, item[name]) :
+      ["p50", "p99", "max"].map((part) => `${part} ${micros(item[name][part])}`).join(", ");
+    // A phase has many figures, and there are few phases: a column for each.
+    const isWide = keys.length > items.length;
+    const grid = isWide
+      ? table(["", ...items.map((item) => item.name ?? "")],
+        keys.filter((name) => name !== "name").map((name) => [words(name), ...items.map((item) => cell(item, name))]), false)
+      : table(keys.map(words), items.map((item) => keys.map((name) => cell(item, name))));
+    const title = words(key);
+    at("tables").append(make("h2", {}, title[0].toUpperCase() + title.slice(1)), make("div", { class: "panel grid" }, grid));
   } else {
     at("figures").append(make("tr", {}, make("th", { scope: "row" }, words(key)), make("td", {}, text(key, value))));
   }
