@@ -113,17 +113,7 @@ fn spawn_client(args: &Args, port: u16) -> io::Result<Child> {
 }
 
 fn accept_and_send(args: &Args, listener: &TcpListener) -> io::Result<Tally> {
-    // The client's first connection is the control line; it says when all others are open.
-    let (mut control, _) = listener.accept()?;
-    control.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let mut sockets = Vec::with_capacity(args.connections);
-    for _ in 0..args.connections {
-        let (socket, _) = listener.accept()?;
-        socket.set_nodelay(true)?;
-        sockets.push(socket);
-    }
-    control.read_exact(&mut [0])?;
-
+    let (mut control, sockets) = sys::accept_all(listener, args.connections)?;
     let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
     let mut sender = Sender::new(args)?;
     let mut tally = Tally::default();

@@ -1,4 +1,5 @@
-//! `bench drain`: the receiving process of `bench bare-send`. It reads and counts, nothing more.
+//! `bench drain`: the receiving process of `bench bare-send` and `bench bare-ping`. It reads and
+//! counts, and answers if asked to, nothing more.
 
 use std::io::{self, Error, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
@@ -21,9 +22,12 @@ pub struct Args {
     /// bytes of one message
     #[argh(option)]
     bytes: usize,
-    /// the core to run on
+    /// the core to run on (default: any)
     #[argh(option)]
-    core: usize,
+    core: Option<usize>,
+    /// send the 6 bytes of a pong for whatever comes
+    #[argh(switch)]
+    answer: bool,
     /// confirm every round that all sockets got; this many may be on the way
     #[argh(option)]
     outstanding: Option<usize>,
@@ -34,10 +38,14 @@ pub struct Args {
 
 /// One source address gives some 28,000 ports; this leaves room for those in use elsewhere.
 const PORTS_PER_ADDRESS: usize = 20_000;
+/// An empty pong, masked with zeros.
+const PONG: &[u8] = b"\x8a\x80\0\0\0\0";
 const CONTROL: u64 = u64::MAX;
 
 pub fn run(args: &Args) -> io::Result<()> {
-    sys::pin_to_core(args.core)?;
+    if let Some(core) = args.core {
+        sys::pin_to_core(core)?;
+    }
     sys::allow_descriptors(args.connections as u64 + 64)?;
     let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, args.port);
     let mut control = TcpStream::connect(server)?;
@@ -63,6 +71,9 @@ pub fn run(args: &Args) -> io::Result<()> {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
                 Err(error) => return Err(error),
             };
+            if args.answer {
+                sys::send_now(socket.as_raw_fd(), PONG)?;
+            }
             let complete = rounds.received(token as usize, count);
             if complete > 0 && control.write_all(&vec![1; complete]).is_err() {
                 return Ok(());

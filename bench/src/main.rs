@@ -4,6 +4,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+mod bare_ping;
 mod bare_push;
 mod bare_send;
 mod broker;
@@ -31,6 +32,7 @@ struct Args {
 #[derive(FromArgs)]
 #[argh(subcommand)]
 enum Command {
+    BarePing(bare_ping::Args),
     BarePush(bare_push::Args),
     BareSend(bare_send::Args),
     Broker(broker::Args),
@@ -42,6 +44,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match argh::from_env::<Args>().command {
+        Command::BarePing(args) => bare_ping::run(&args),
         Command::BarePush(args) => bare_push::run(&args),
         Command::BareSend(args) => bare_send::run(&args),
         Command::Broker(args) => broker::run(&args),

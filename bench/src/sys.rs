@@ -1,8 +1,8 @@
 //! The system calls that the standard library lacks; the only `unsafe` of this crate.
 
-use std::io::{self, Error};
+use std::io::{self, Error, Read};
 use std::mem::{size_of, zeroed};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -56,6 +56,21 @@ pub fn allow_descriptors(wanted: u64) -> io::Result<()> {
 pub fn deepen_backlog(listener: RawFd) -> io::Result<()> {
     // SAFETY: takes no pointers; listening again on a listener only changes its backlog.
     check(unsafe { libc::listen(listener, 4_096) }).map(drop)
+}
+
+/// Accepts the sockets of a `bench drain`: its control line, on which it says that all others are
+/// open, and those.
+pub fn accept_all(listener: &TcpListener, count: usize) -> io::Result<(TcpStream, Vec<TcpStream>)> {
+    let (mut control, _) = listener.accept()?;
+    control.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut sockets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (socket, _) = listener.accept()?;
+        socket.set_nodelay(true)?;
+        sockets.push(socket);
+    }
+    control.read_exact(&mut [0])?;
+    Ok((control, sockets))
 }
 
 /// Processor time of the calling thread.
@@ -211,6 +226,71 @@ impl SendRing {
             for completion in self.ring.completion() {
                 results[completion.user_data() as usize] = completion.result();
                 left -= 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Polls many sockets through io_uring, once each time they are asked for, and sends to them.
+pub struct PollRing {
+    ring: IoUring<squeue::Entry, cqueue::Entry>,
+    payload: &'static [u8],
+}
+
+impl PollRing {
+    const ENTRIES: u32 = 1_024;
+    /// What a completion of a SEND carries instead of a socket's index.
+    const SENT: u64 = u64::MAX;
+
+    /// To be called on the thread that uses it.
+    pub fn new(payload: &'static [u8]) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(4 * Self::ENTRIES)
+            .build(Self::ENTRIES)?;
+        Ok(Self { ring, payload })
+    }
+
+    /// Asks once for readiness of `fd`; `index` comes back from [`PollRing::wait`].
+    pub fn poll(&mut self, fd: RawFd, index: u32) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
+        self.push(&entry.user_data(index.into()))
+    }
+
+    /// Queues a SEND of the payload.
+    pub fn send(&mut self, fd: RawFd) -> io::Result<()> {
+        let (pointer, length) = (self.payload.as_ptr(), self.payload.len() as u32);
+        let entry = opcode::Send::new(types::Fd(fd), pointer, length).flags(SEND_FLAGS).build();
+        self.push(&entry.user_data(Self::SENT))
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: a poll refers to no memory, a send to the payload, which is static.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            self.ring.submit()?;
+        }
+        Ok(())
+    }
+
+    /// Hands over what is queued, waits for a completion or until the time is over, and appends the
+    /// indices of sockets that are ready.
+    pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<u32>) -> io::Result<()> {
+        let timeout = types::Timespec::from(timeout);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Err(error) if ![libc::ETIME, libc::EINTR].map(Some).contains(&error.raw_os_error()) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        for completion in self.ring.completion() {
+            match (completion.user_data(), completion.result()) {
+                (_, result @ ..0) => return Err(Error::from_raw_os_error(-result)),
+                (Self::SENT, _) => {}
+                (index, _) => ready.push(index as u32),
             }
         }
         Ok(())
