@@ -214,6 +214,7 @@ impl Core {
     fn note_http_connections(&self) {
         let (count, counters) = (self.http.borrow().count(), &self.shared.http_counters);
         self.descriptors.set_http(count);
+        self.stir();
         counters[self.index].connections.set(count as u64);
         counters[self.index].max_connections.set(self.descriptors.connections() as u64);
     }

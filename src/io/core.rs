@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-pub(super) use time::TICK_MS;
+use time::Schedule;
 
 /// What carries what a worker accepts to those who have clients for it.
 pub enum Queue {
@@ -149,6 +149,7 @@ pub struct Core {
     /// Requests that were answered and are not counted yet.
     pub(super) answered: Cell<Option<Answered>>,
     last_tick_ms: Cell<u64>,
+    schedule: Schedule,
     last_tick: Cell<Instant>,
     reclaim: Reclaim,
     drain_until_ms: Cell<Option<u64>>,
@@ -190,6 +191,7 @@ impl Core {
             descriptors,
             answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),
+            schedule: Schedule::default(),
             last_tick: Cell::new(Instant::now()),
             reclaim: Reclaim::default(),
             drain_until_ms: Cell::new(None),

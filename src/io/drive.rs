@@ -1,7 +1,7 @@
 //! The tasks of a worker: one drives its engine, one hears the other workers, one keeps the time.
 
 use super::api;
-use super::core::{Core, TICK_MS};
+use super::core::Core;
 use super::mailbox::Bell;
 use super::pauses;
 use super::server_pushes;
@@ -14,7 +14,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Words taken from the mailbox before other tasks run, and the time after which they do: a word
 /// may be a message to very many.
@@ -60,12 +60,7 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     pauses::spawn(async move { relaying.relay_late().await });
     api::serve_port(&core, http_listener)?;
     let ticking = Rc::clone(&core);
-    pauses::spawn(async move {
-        loop {
-            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
-            ticking.tick(sys::now_ms());
-        }
-    });
+    pauses::spawn(async move { ticking.keep_time().await });
     poll_fn(|context| core.ended.poll(context)).await;
     // The kernel takes rings down at its leisure, and a ring keeps its files: whoever connected
     // meanwhile would be accepted by nobody.
@@ -86,6 +81,7 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
         .await;
         core.engine.borrow_mut().ring().set_eventfd(false);
         loop {
+            core.work.lower();
             let began = Instant::now();
             let has_events = core.engine.borrow_mut().has_events();
             if has_events {
@@ -105,7 +101,8 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
             if let Some(error) = core.engine.borrow_mut().ring().failure() {
                 return io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
             }
-            if !has_events && core.engine.borrow_mut().may_sleep(held_for) {
+            core.stir();
+            if core.engine.borrow_mut().may_sleep(held_for) {
                 break;
             }
             yield_now().await;

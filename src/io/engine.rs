@@ -198,6 +198,15 @@ impl Engine {
             || self.ring.has_work()
     }
 
+    /// Whether a look at what is due, and at the ring, would find anything to do.
+    pub fn has_work(&mut self) -> bool {
+        self.has_output()
+            || self.has_events()
+            || self.ring.has_queued()
+            || self.worker.has_asks()
+            || self.worker.has_server_pushes()
+    }
+
     /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
     /// something to handle already. `held_for`: how long the open batch may wait, if at all; then
     /// the eventfd is raised.
@@ -205,8 +214,11 @@ impl Engine {
         if let Some(delay) = held_for {
             self.ring.start_timer(delay);
         }
-        self.ring.submit();
         if (held_for.is_none() && self.has_output()) || self.has_events() {
+            return false;
+        }
+        self.ring.run_deferred();
+        if self.has_events() {
             return false;
         }
         self.ring.set_eventfd(true);

@@ -107,6 +107,10 @@ impl WorkerPort {
     }
 
     /// Tries again to hand over what there was no room for.
+    pub fn has_late_asks(&self) -> bool {
+        !self.late_asks.is_empty()
+    }
+
     pub fn send_late_asks(&mut self) {
         while let Some(ask) = self.late_asks.pop_front() {
             let bytes = bytes_of(&ask);

@@ -217,9 +217,16 @@ impl Ring {
         }
     }
 
-    /// Hands the queued operations to the kernel.
+    /// Hands the queued operations to the kernel, if there are any.
     pub fn submit(&mut self) {
-        self.enter(0);
+        if self.has_queued() {
+            self.enter(0);
+        }
+    }
+
+    /// Whether operations wait for the next submission.
+    pub fn has_queued(&mut self) -> bool {
+        !self.ring.submission().is_empty()
     }
 
     /// Hands over what is queued and waits for at least one completion.
@@ -234,13 +241,16 @@ impl Ring {
         }
     }
 
-    /// Runs the kernel's deferred work, so that its completions are there to be reaped.
+    /// Hands the queued operations to the kernel and runs its deferred work, so that completions
+    /// are there to be reaped. Without either there is nothing to enter the kernel for.
     pub fn run_deferred(&mut self) {
-        if self.failure.is_some() {
+        let queue = self.ring.submission();
+        let (queued, is_deferred) = (queue.len() as u32, queue.taskrun() || queue.cq_overflow());
+        drop(queue);
+        if self.failure.is_some() || (queued == 0 && !is_deferred) {
             return;
         }
         let getevents = 1; // IORING_ENTER_GETEVENTS
-        let queued = self.ring.submission().len() as u32;
         // SAFETY: no argument beyond numbers is passed.
         let result =
             unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, getevents, None) };
@@ -268,7 +278,10 @@ impl Ring {
 
     /// Whether completions, or work that leads to them, are waiting.
     pub fn has_work(&mut self) -> bool {
-        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+        let queue = self.ring.submission();
+        let is_deferred = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        is_deferred || !self.ring.completion().is_empty()
     }
 
     /// Takes at most `max` completions.

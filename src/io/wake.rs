@@ -26,6 +26,11 @@ impl Flag {
         }
     }
 
+    /// What it was raised for is about to be done.
+    pub fn lower(&self) {
+        self.raised.set(false);
+    }
+
     pub fn poll(&self, context: &Context<'_>) -> Poll<()> {
         if self.raised.take() {
             return Poll::Ready(());

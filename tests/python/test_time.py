@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import pathlib
+import re
 import signal
 import time
 
@@ -30,6 +32,34 @@ def frames_within(raw, seconds):
             break
     raw.socket.settimeout(10)
     return came
+
+
+def wakes_of_workers(pid):
+    """How often each worker's thread has slept."""
+    wakes = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        if name.startswith("worker-"):
+            status = (task / "status").read_text()
+            wakes[name] = int(re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status)[1])
+    return wakes
+
+
+def test_idle_workers_sleep_until_something_is_due():
+    """Each looked at its deadlines every 50 ms, without any: 54 workers woke 1,100 times a second."""
+    server = Server("--workers", "4")
+    try:
+        with server.raw_ws("idle") as raw:
+            assert raw.read_frame()[1].startswith(b'{"type":"connect"')
+            time.sleep(0.5)
+            before = wakes_of_workers(server.process.pid)
+            time.sleep(2)
+            after = wakes_of_workers(server.process.pid)
+        assert len(after) == 4
+        # The sweep has a slice every 250 ms.
+        assert all(after[name] - before[name] <= 20 for name in after), (before, after)
+    finally:
+        server.stop()
 
 
 def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():

@@ -23,6 +23,11 @@ pub(super) struct Reclaim {
 }
 
 impl Reclaim {
+    /// Whether there is something to give back.
+    pub(super) fn is_pending(&self) -> bool {
+        self.due_ticks.get() > 0
+    }
+
     /// Whether memory is to be given back in this tick.
     fn is_due(&self, held_bytes: u64, moved_bytes: u64) -> bool {
         let is_quiet = self.moved_bytes.replace(moved_bytes) == moved_bytes;

@@ -2,24 +2,97 @@
 
 use super::{BrokerAt, Core, Queue, RedisQueue};
 use crate::io::mailbox::Bell;
-use crate::io::wake::wake_sleepers;
-use std::time::Instant;
+use crate::io::sys;
+use crate::io::wake::{Flag, wake_sleepers};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-/// How often deadlines are looked at.
-pub(in crate::io) const TICK_MS: u64 = 50;
-/// From this time between two ticks on, the thread did not run: stopped, or kept from its core.
-/// What is beyond it does not count towards the deadlines of peers.
-const STALL_MS: u64 = 2 * TICK_MS;
+/// How often deadlines are looked at while something waits for one.
+const TICK_MS: u64 = 50;
+/// From this delay of a tick on, the thread did not run: stopped, or kept from its core. What is
+/// beyond it does not count towards the deadlines of peers.
+const STALL_MS: u64 = TICK_MS;
 /// From this stall on, it is logged.
 const LOGGED_STALL_MS: u64 = 1_000;
 /// From this difference to the monotonic clock on, the wall clock was set.
 const CLOCK_STEP_MS: i64 = 500;
 
+/// When the next tick is due.
+pub(super) struct Schedule {
+    /// Time between the last tick and the next one.
+    after_ms: Cell<u64>,
+    /// The same, as the last tick planned it.
+    planned_ms: Cell<u64>,
+    /// The next tick is due earlier than planned.
+    changed: Flag,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            after_ms: Cell::new(TICK_MS),
+            planned_ms: Cell::new(TICK_MS),
+            changed: Flag::default(),
+        }
+    }
+}
+
 impl Core {
+    /// Ticks for as long as the worker lives. With many workers it is mostly these ticks that wake
+    /// an idle one: where nothing waits for a deadline it sleeps until the sweep's next slice.
+    pub(in crate::io) async fn keep_time(&self) {
+        loop {
+            let after_ms = self.schedule.after_ms.get();
+            let mut sleep = pin!(monoio::time::sleep(Duration::from_millis(after_ms)));
+            poll_fn(|context| match sleep.as_mut().poll(context) {
+                Poll::Pending if after_ms > TICK_MS => self.schedule.changed.poll(context),
+                poll => poll,
+            })
+            .await;
+            self.tick(sys::now_ms());
+        }
+    }
+
+    /// Sees to it that deadlines are looked at often enough for what happened since the last tick.
+    pub(in crate::io) fn stir(&self) {
+        if self.schedule.after_ms.get() > TICK_MS && !self.is_calm() {
+            self.schedule.after_ms.set(TICK_MS);
+            self.schedule.changed.raise();
+        }
+    }
+
+    /// Whether nothing is due before the sweep's next slice.
+    fn is_calm(&self) -> bool {
+        let is_queue_calm = match &self.queue {
+            Queue::Local(mailbox) => !mailbox.borrow().has_late(),
+            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
+                !port.borrow().has_late_asks()
+            }
+            // The broker's deadlines are this thread's.
+            Queue::Redis(_) => false,
+        };
+        is_queue_calm
+            && !self.shared.is_draining()
+            && self.tickets.is_empty()
+            && self.http.borrow().count() == 0
+            && !self.reclaim.is_pending()
+            && self.engine.borrow().is_calm()
+    }
+
+    fn plan_tick(&self) {
+        let slice_ms = self.engine.borrow().worker.sweep_slice_ms();
+        let after_ms = if self.is_calm() { slice_ms.max(TICK_MS) } else { TICK_MS };
+        self.schedule.after_ms.set(after_ms);
+        self.schedule.planned_ms.set(after_ms);
+    }
+
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
     /// always ready, so the loops that yield call this too.
     pub(in crate::io) fn tick(&self, now_ms: u64) {
-        if now_ms.abs_diff(self.last_tick_ms.get()) < TICK_MS {
+        if now_ms.abs_diff(self.last_tick_ms.get()) < self.schedule.after_ms.get() {
             return;
         }
         wake_sleepers();
@@ -43,7 +116,10 @@ impl Core {
             self.drain(now_ms);
         }
         self.tend_memory(now_ms);
-        self.work.raise();
+        self.plan_tick();
+        if self.recorder.is_some() || self.engine.borrow_mut().has_work() {
+            self.work.raise();
+        }
     }
 
     /// Deadlines are in wall time, as everything that clients see is; when that clock is
@@ -52,7 +128,8 @@ impl Core {
         let now = Instant::now();
         let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
         let wall_ms = now_ms.wrapping_sub(self.last_tick_ms.replace(now_ms)) as i64;
-        let stall_ms = (elapsed_ms as u64).saturating_sub(STALL_MS);
+        let stall_ms =
+            (elapsed_ms as u64).saturating_sub(self.schedule.planned_ms.get() + STALL_MS);
         if stall_ms > 0 {
             self.handle_stall(stall_ms);
         }

@@ -43,6 +43,10 @@ impl Before {
 }
 
 impl Partials {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_age.is_empty()
+    }
+
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
         self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }

@@ -13,6 +13,11 @@ const PINGS_PER_SLICE: usize = 512;
 pub(super) const CLOSES_PER_SLICE: usize = 64;
 /// The longest time for one round of the sweep: a ping leaves at most that much late.
 const MAX_ROUND_MS: u64 = 4_000;
+/// The longest time between two slices of the sweep. Few large slices instead of many small ones:
+/// pings of one slice leave in one submission, and their answers wake the worker together.
+const MAX_SLICE_MS: u64 = 250;
+/// Slices of one round, at least.
+const SLICES_PER_ROUND: u64 = 16;
 /// Units of the frame clock in one ping interval.
 const UNITS_PER_INTERVAL: u64 = 1_024;
 /// Intervals that one tick advances the frame clock at most: it wraps after 64.
@@ -22,7 +27,7 @@ const MAX_INTERVALS_PER_TICK: u64 = 16;
 /// after 2^32. The hand comes round every 4 s.
 const OLD_STAMP: u32 = 1 << 30;
 
-/// A hand that goes round the slab and looks at a part of it at each tick. It costs a connection
+/// A hand that goes round the slab and looks at a slice of it every so often. It costs a connection
 /// nothing but `last_heard_ms` and `last_frame`, and spreads pings over its round.
 #[derive(Debug)]
 pub(super) struct Sweep {
@@ -34,6 +39,9 @@ pub(super) struct Sweep {
     /// Slots that the hand is behind.
     debt: usize,
     round_ms: u64,
+    slice_ms: u64,
+    /// Time since the last slice.
+    since_slice_ms: u64,
     last_ms: u64,
     /// Time since the start, as the frame clock counts it: clock steps left out.
     elapsed_ms: u64,
@@ -60,6 +68,8 @@ impl Sweep {
             next_shutdown: 0,
             debt: 0,
             round_ms,
+            slice_ms: (round_ms / SLICES_PER_ROUND).clamp(1, MAX_SLICE_MS),
+            since_slice_ms: 0,
             last_ms: now_ms,
             elapsed_ms: 0,
             unit_ms,
@@ -96,7 +106,12 @@ impl Sweep {
         let elapsed_ms = now_ms.saturating_sub(self.last_ms);
         self.last_ms = now_ms;
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
-        let share = (self.slots as u64).saturating_mul(elapsed_ms).div_ceil(self.round_ms);
+        self.since_slice_ms += elapsed_ms;
+        if self.since_slice_ms < self.slice_ms {
+            return;
+        }
+        let slice_ms = std::mem::take(&mut self.since_slice_ms);
+        let share = (self.slots as u64).saturating_mul(slice_ms).div_ceil(self.round_ms);
         self.debt = (self.debt as u64 + share).min(self.slots as u64) as usize;
     }
 
@@ -153,6 +168,23 @@ impl Worker {
             || !self.shed.is_empty()
             || self.requests.has_late(now_ms)
             || self.own_servers.has_late(now_ms);
+    }
+
+    /// Time between two slices of the sweep. Between two ticks there may be as much, while
+    /// [`Worker::is_calm`].
+    pub fn sweep_slice_ms(&self) -> u64 {
+        self.sweep.slice_ms
+    }
+
+    /// Whether nothing but the sweep waits for a tick.
+    pub fn is_calm(&self) -> bool {
+        self.backlogged == 0
+            && self.shed.is_empty()
+            && self.requests.len() == 0
+            && !self.requests.has_ended()
+            && self.used_ids.is_none()
+            && self.own_servers.pending() == (0, 0)
+            && !self.has_asks()
     }
 
     /// Whether the last tick left something undone.
@@ -248,7 +280,9 @@ impl Worker {
             connection.last_heard_ms = local_ms.wrapping_sub(silent_ms as u32);
         }
         let connection = &self.connections[slot as usize];
-        let is_quiet = self.sweep.quiet_ms(connection.last_frame) >= self.config.ping_interval_ms;
+        // The frame clock may be a slice behind: nobody is pinged early.
+        let quiet_from_ms = self.config.ping_interval_ms + self.sweep.slice_ms;
+        let is_quiet = self.sweep.quiet_ms(connection.last_frame) >= quiet_from_ms;
         let is_doubtful = silent_ms >= idle_timeout_ms / 2 && !connection.pinged;
         if (is_quiet || is_doubtful) && !is_echo {
             slice.pings -= 1;
