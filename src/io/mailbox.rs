@@ -8,15 +8,19 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Envelopes that may wait from one worker to another; beyond, the push is answered 503.
-const RING_ENTRIES: usize = 4096;
+/// Envelopes that may wait from one worker to another, with up to 16 workers; beyond, the push is
+/// answered 503. With more workers there are more rings, and each is smaller: 54 workers had rings
+/// of 280 MB.
+const RING_ENTRIES: usize = 4_096;
+/// Envelopes that may wait for one worker in all its rings, about.
+const ENTRIES_OF_ALL: usize = 65_536;
 /// Bytes of envelopes that may wait for one worker, over all its rings; beyond, likewise.
 const WAITING_BYTES: usize = 64 << 20;
-/// Parcels go into a ring only while more than this is free: the rest is for pushes.
-const FREE_ENTRIES: usize = RING_ENTRIES / 2;
+/// Parcels go into a ring only while more than half of its entries and this are free: the rest is
+/// for pushes.
 const FREE_BYTES: usize = WAITING_BYTES / 2;
 /// Bytes of the parcels for which the rings have no room. A project may take as much as it leaves
 /// free.
@@ -165,12 +169,21 @@ impl Lanes {
     }
 }
 
-/// One worker's ends: a ring from and to every other worker.
+/// Where a worker gets the rings that others have begun to send to it with.
+#[derive(Debug, Default)]
+struct Entrance {
+    rings: Mutex<Vec<Consumer<Word>>>,
+    has_new: AtomicBool,
+}
+
+/// One worker's ends: a ring from and to every other worker, from its first word on.
 #[derive(Debug)]
 pub struct Mailbox {
     bells: Arc<[Bell]>,
+    entrances: Arc<[Entrance]>,
     index: usize,
-    /// By worker; `None` for itself.
+    ring_entries: usize,
+    /// By worker; `None`: nothing was sent to it.
     outgoing: Vec<Option<Producer<Word>>>,
     incoming: Vec<Consumer<Word>>,
     /// Notices for which a ring had no room, in order: none is ever lost. Each has its place among
@@ -186,10 +199,14 @@ impl Mailbox {
     pub fn all(workers: usize) -> io::Result<Vec<Self>> {
         let bells: io::Result<Arc<[Bell]>> = (0..workers).map(|_| Bell::new()).collect();
         let bells = bells?;
-        let mut mailboxes: Vec<Self> = (0..workers)
+        let entrances: Arc<[Entrance]> = (0..workers).map(|_| Entrance::default()).collect();
+        let ring_entries = RING_ENTRIES.min(1 << (ENTRIES_OF_ALL / workers.max(1)).ilog2());
+        let mailboxes = (0..workers)
             .map(|index| Self {
                 bells: Arc::clone(&bells),
+                entrances: Arc::clone(&entrances),
                 index,
+                ring_entries,
                 outgoing: (0..workers).map(|_| None).collect(),
                 incoming: Vec::new(),
                 late: VecDeque::new(),
@@ -197,14 +214,32 @@ impl Mailbox {
                 next: 0,
             })
             .collect();
-        for from in 0..workers {
-            for to in (0..workers).filter(|&to| to != from) {
-                let (producer, consumer) = RingBuffer::new(RING_ENTRIES);
-                mailboxes[from].outgoing[to] = Some(producer);
-                mailboxes[to].incoming.push(consumer);
-            }
-        }
         Ok(mailboxes)
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let index = self.index;
+        (0..self.bells.len()).filter(move |&other| other != index)
+    }
+
+    /// The ring to `to`, made where there is none.
+    fn ring_to(&mut self, to: usize) -> &mut Producer<Word> {
+        let (entrance, entries) = (&self.entrances[to], self.ring_entries);
+        self.outgoing[to].get_or_insert_with(|| {
+            let (producer, consumer) = RingBuffer::new(entries);
+            entrance.rings.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
+            entrance.has_new.store(true, SeqCst);
+            producer
+        })
+    }
+
+    /// Takes over the rings that others have made.
+    fn take_new_rings(&mut self) {
+        let entrance = &self.entrances[self.index];
+        if entrance.has_new.swap(false, SeqCst) {
+            let mut rings = entrance.rings.lock().unwrap_or_else(PoisonError::into_inner);
+            self.incoming.append(&mut rings);
+        }
     }
 
     /// Its owner's bell.
@@ -218,23 +253,20 @@ impl Mailbox {
 
     /// Whether every worker that `wanted` names (all others without) has room for one more.
     pub fn has_room(&self, wanted: impl Fn(usize) -> bool) -> bool {
-        let has_room = |to: usize, ring: &Producer<_>| {
-            !ring.is_full() && self.bells[to].waiting_bytes() <= WAITING_BYTES
-        };
-        let mut rings = self.outgoing.iter().enumerate();
-        rings.all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| has_room(to, ring)))
+        self.others().filter(|&to| wanted(to)).all(|to| {
+            let has_entry = self.outgoing[to].as_ref().is_none_or(|ring| !ring.is_full());
+            has_entry && self.bells[to].waiting_bytes() <= WAITING_BYTES
+        })
     }
 
     /// Hands an envelope to every worker that `wanted` names. Each must have room
     /// ([`Mailbox::has_room`]).
     pub fn send(&mut self, envelope: &Arc<[u8]>, wanted: impl Fn(usize) -> bool) {
-        for (to, ring) in self.outgoing.iter_mut().enumerate() {
-            if let Some(ring) = ring.as_mut().filter(|_| wanted(to)) {
-                self.bells[to].add_bytes(envelope.len());
-                let pushed = ring.push(Word::Envelope(Arc::clone(envelope)));
-                debug_assert!(pushed.is_ok(), "has_room was asked before");
-                self.bells[to].ring();
-            }
+        for to in self.others().filter(|&to| wanted(to)) {
+            self.bells[to].add_bytes(envelope.len());
+            let pushed = self.ring_to(to).push(Word::Envelope(Arc::clone(envelope)));
+            debug_assert!(pushed.is_ok(), "has_room was asked before");
+            self.bells[to].ring();
         }
     }
 
@@ -249,12 +281,11 @@ impl Mailbox {
     }
 
     fn has_room_for_parcel(&self, to: Option<usize>) -> bool {
-        let has_room = |worker: usize, ring: &Producer<_>| {
-            ring.slots() > FREE_ENTRIES && self.bells[worker].waiting_bytes() <= FREE_BYTES
-        };
-        let wanted = |worker: usize| to.is_none_or(|to| to == worker);
-        let mut rings = self.outgoing.iter().enumerate();
-        rings.all(|(to, ring)| !wanted(to) || ring.as_ref().is_none_or(|ring| has_room(to, ring)))
+        self.others().filter(|&worker| to.is_none_or(|to| to == worker)).all(|worker| {
+            let ring = self.outgoing[worker].as_ref();
+            ring.is_none_or(|ring| ring.slots() > self.ring_entries / 2)
+                && self.bells[worker].waiting_bytes() <= FREE_BYTES
+        })
     }
 
     /// Whether something waits for [`Mailbox::send_late`].
@@ -287,8 +318,7 @@ impl Mailbox {
             if place > before {
                 return;
             }
-            let Some(ring) = &mut self.outgoing[to] else { return };
-            if ring.push(Word::Notice(notice)).is_err() {
+            if self.ring_to(to).push(Word::Notice(notice)).is_err() {
                 return;
             }
             self.late.pop_front();
@@ -321,6 +351,7 @@ impl Mailbox {
     /// The next word. The senders take turns, so that a busy one leaves the others their room; each
     /// keeps its order.
     pub fn receive(&mut self) -> Option<Word> {
+        self.take_new_rings();
         for _ in 0..self.incoming.len() {
             let turn = self.next;
             self.next = (turn + 1) % self.incoming.len();
@@ -335,7 +366,8 @@ impl Mailbox {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.incoming.iter().all(Consumer::is_empty)
+        !self.entrances[self.index].has_new.load(SeqCst)
+            && self.incoming.iter().all(Consumer::is_empty)
     }
 }
 
@@ -427,6 +459,17 @@ mod tests {
             assert_eq!(receive(&mut all[1]).as_deref(), Some(&(number as u32).to_le_bytes()[..]));
         }
         assert!(all[1].is_empty() && all[0].is_empty());
+    }
+
+    #[test]
+    fn rings_are_made_when_they_are_used_and_are_smaller_where_there_are_many() {
+        let mut all = Mailbox::all(54).unwrap();
+        all[7].send(&Arc::from(*b"x"), |to| to == 9);
+        assert!(!all[9].is_empty() && receive(&mut all[9]).is_some() && all[9].is_empty());
+        let rings = |mailbox: &Mailbox| mailbox.outgoing.iter().flatten().count();
+        assert_eq!((rings(&all[7]), all.iter().map(rings).sum::<usize>()), (1, 1));
+        assert_eq!((all[7].ring_entries, all[9].incoming.len()), (1_024, 1));
+        assert_eq!(Mailbox::all(16).unwrap()[0].ring_entries, RING_ENTRIES);
     }
 
     #[test]

@@ -336,6 +336,7 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: no memory is involved; the ring's mappings stay.
         unsafe { libc::dup2(file.as_raw_fd(), ring.ring.as_raw_fd()) };
+        ring.poll_readable(file.as_raw_fd(), Token::new(Kind::Readable, 0, 0));
         ring.run_deferred();
         assert_eq!(ring.failure().and_then(io::Error::raw_os_error), Some(libc::EOPNOTSUPP));
         // A full queue does not wait for room any more.

@@ -150,13 +150,13 @@ impl NodeMetrics {
                     the limit of open files leaves";
         encode_gauge(encoder, "ws_cluster_connections_limit", help, self.0.room() as u64)?;
         let half_open = self.sum_http(|http| &http.half_open);
-        let help = "WebSocket handshakes that are not answered, as of the last tick (50 ms)";
+        let help = "WebSocket handshakes that are not answered, as of the last tick";
         encode_gauge(encoder, "ws_cluster_handshakes", help, half_open)?;
         let bytes = self.sum_http(|http| &http.handshake_bytes);
-        let help = "Bytes allocated for the requests of handshakes, as of the last tick (50 ms)";
+        let help = "Bytes allocated for the requests of handshakes, as of the last tick";
         encode_gauge(encoder, "ws_cluster_handshake_bytes", help, bytes)?;
         let bodies = self.sum_http(|http| &http.body_bytes);
-        let help = "Bytes allocated for HTTP requests, as of the last tick (50 ms)";
+        let help = "Bytes allocated for HTTP requests, as of the last tick";
         encode_gauge(encoder, "ws_cluster_http_body_bytes", help, bodies)?;
         let help = "Connections refused, or ended in favour of others, for want of room";
         let kind = MetricType::Counter;

@@ -49,7 +49,7 @@ pub(super) fn encode(node: &NodeMetrics, encoder: &mut DescriptorEncoder<'_>) ->
     each_gauge(node, encoder, "worker_connection", "Open WebSocket connections of each worker", {
         |worker| &worker.connections
     })?;
-    let help = "Bytes of messages that wait for a worker, as of its last tick (50 ms)";
+    let help = "Bytes of messages that wait for a worker, as of its last tick";
     each_gauge(node, encoder, "worker_waiting_bytes", help, |worker| &worker.waiting_bytes)?;
     let help = "Seconds that a worker's WebSocket side worked before others had their turn";
     let kind = MetricType::Histogram;
