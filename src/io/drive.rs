@@ -14,7 +14,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Words taken from the mailbox before other tasks run, and the time after which they do: a word
 /// may be a message to very many.
