@@ -28,19 +28,6 @@ impl Engine {
         self.partials.handle_clock_step(step_ms);
     }
 
-    /// Whether nothing is due before the sweep's next slice: no socket, message or request waits
-    /// for a deadline.
-    pub fn is_calm(&self) -> bool {
-        !self.is_accept_paused
-            && self.handshakes.len() == 0
-            && self.lingering.len() == 0
-            && self.partials.is_empty()
-            && self.closing.is_empty()
-            && self.paused_by_batch.is_empty()
-            && !self.is_overdue()
-            && self.worker.is_calm()
-    }
-
     pub(super) fn tick_worker(&mut self) {
         let slots = &self.slots;
         let has_unread = |slot: u32| sys::has_unread(slots[slot as usize].fd);

@@ -1,0 +1,51 @@
+//! Whether a worker's WebSocket side may sleep, and for how long.
+
+use super::Engine;
+use std::time::Duration;
+
+impl Engine {
+    /// Whether a look at what is due, and at the ring, would find anything to do.
+    pub fn has_work(&mut self) -> bool {
+        self.has_output()
+            || self.has_events()
+            || self.ring.has_queued()
+            || self.worker.has_asks()
+            || self.worker.has_server_pushes()
+    }
+
+    /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
+    /// something to handle already. `held_for`: how long the open batch may wait, if at all; then
+    /// the eventfd is raised.
+    pub fn may_sleep(&mut self, held_for: Option<Duration>) -> bool {
+        if let Some(delay) = held_for {
+            self.ring.start_timer(delay);
+        }
+        if (held_for.is_none() && self.has_output()) || self.has_events() {
+            return false;
+        }
+        self.ring.run_deferred();
+        if self.has_events() {
+            return false;
+        }
+        self.ring.set_eventfd(true);
+        // What came between the look and the switch raised nothing.
+        let may_sleep = !self.has_events();
+        if !may_sleep {
+            self.ring.set_eventfd(false);
+        }
+        may_sleep
+    }
+
+    /// Whether nothing is due before the sweep's next slice: no socket, message or request waits
+    /// for a deadline.
+    pub fn is_calm(&self) -> bool {
+        !self.is_accept_paused
+            && self.handshakes.len() == 0
+            && self.lingering.len() == 0
+            && self.partials.is_empty()
+            && self.closing.is_empty()
+            && self.paused_by_batch.is_empty()
+            && !self.is_overdue()
+            && self.worker.is_calm()
+    }
+}
