@@ -4,6 +4,7 @@ The host may stop for longer than the window at any time: what is measured is th
 rounds.
 """
 
+import contextlib
 import json
 import signal
 import socket
@@ -70,8 +71,15 @@ def test_a_push_waits_and_one_that_would_expire_does_not(held):
             held.push(number, uids=["reader"], **members)
             assert client.pushed() == str(number)
 
+        def push_for_a_moment(number):
+            held.push(number, uids=["reader"], ttl_ms=WINDOW_MS // 2)
+            # Where the host stands still for that long it expires on its way, and none comes.
+            with contextlib.suppress(TimeoutError):
+                while client.json(timeout=1)["data"] != number:
+                    pass
+
         assert fastest_ms(push) >= WINDOW_MS
-        assert fastest_ms(lambda number: push(number, ttl_ms=WINDOW_MS // 2)) < WINDOW_MS
+        assert fastest_ms(push_for_a_moment) < WINDOW_MS
         # There is time for all of the window.
         assert fastest_ms(lambda number: push(number, ttl_ms=60_000)) >= WINDOW_MS
 
