@@ -46,7 +46,7 @@ use dues::Due;
 use gaps::Missed;
 use node::Node;
 use pushing::Pusher;
-use redis::Redis;
+use redis::{Redis, random_output_limit};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use truth::Truth;
@@ -178,7 +178,11 @@ impl Simulation for Cluster {
             has_floods: rng.chance(10),
             server_outbox_bytes: *rng.pick(&[2_000, 1 << 20, 1 << 20]),
         };
-        let redis = Redis::new(rng.chance(70), password);
+        let mut redis = Redis::new(rng.chance(70), password);
+        // What a flood asks would leave it one by one.
+        if !setup.has_floods && rng.chance(30) {
+            redis.output_limit = random_output_limit(&mut rng);
+        }
         let mut world = World {
             rng,
             now_ms,
@@ -281,7 +285,7 @@ impl Simulation for Cluster {
         totals.extend([truth.checked, self.world.redis.commands, self.losses]);
         let business = &self.world.business;
         totals.extend(business.requests.outcomes);
-        totals.extend([business.heard, business.checked, self.judged]);
+        totals.extend([business.heard, business.checked, self.judged, self.world.redis.crowded]);
         for node in self.nodes.iter().flatten() {
             totals.extend(node.cores.iter().map(|core| core.counters.deliveries.value()));
             totals.extend(node.counters.missed().values());

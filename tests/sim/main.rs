@@ -110,7 +110,7 @@ fn a_cluster_loses_nothing_that_it_does_not_count() {
     println!("accepted, unreachable, overloaded, refused, too large, unknown: {outcomes:?}");
     println!("deliveries checked {}, commands {}, losses {}", rest[0], rest[1], rest[2]);
     print_requests(&rest[3..]);
-    println!("refusals judged {}", rest[11]);
+    println!("refusals judged {}, output buffers that filled {}", rest[11], rest[12]);
 }
 
 #[test]

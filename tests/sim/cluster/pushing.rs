@@ -80,7 +80,9 @@ impl Cluster {
             let number = groups - 1 - world.rng.below(groups.min(4));
             return ((*world.truth.groups[number].push).clone(), Some(number));
         }
-        (random_push(&mut world.rng, &everybody, self.pushed + 1), None)
+        // Some of these fill the output buffer that Redis has for a subscriber.
+        let most_bytes = if world.redis.output_limit == 0 { 3_000 } else { 15_000 };
+        (random_push(&mut world.rng, &everybody, self.pushed + 1, most_bytes), None)
     }
 
     /// A worker takes a push in. Returns its id and its ticket.
@@ -229,7 +231,7 @@ fn certain_clients(nodes: &[Result<Node, u64>], push: &Push) -> Certain {
     certain
 }
 
-fn random_push(rng: &mut Rng, everybody: &[u64], number: u64) -> Push {
+fn random_push(rng: &mut Rng, everybody: &[u64], number: u64, most_bytes: usize) -> Push {
     let names = |rng: &mut Rng, percent, from: &[&str]| {
         rng.chance(percent).then(|| {
             let count = if rng.chance(4) { 0 } else { 1 + rng.below(3) };
@@ -248,7 +250,7 @@ fn random_push(rng: &mut Rng, everybody: &[u64], number: u64) -> Push {
             list
         })
     };
-    let filler = "x".repeat(if rng.chance(90) { rng.below(60) } else { rng.below(3_000) });
+    let filler = "x".repeat(if rng.chance(90) { rng.below(60) } else { rng.below(most_bytes) });
     let pid = *rng.pick(&PIDS);
     Push {
         id: 0,

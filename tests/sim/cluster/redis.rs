@@ -93,6 +93,9 @@ struct Link {
 pub struct Delivery {
     /// Where it ends among the bytes of its link.
     end: u64,
+    /// Of the command that brought it: its connection, and its payload, where this is the first of
+    /// the bundle.
+    command: (u64, usize),
     pub channel: Vec<u8>,
     pub header: Header,
     /// A node says that it ends.
@@ -131,6 +134,10 @@ pub struct Redis {
     pub stalled_until_ms: u64,
     /// So many of a hundred PUBLISHes are refused.
     pub refused_percent: usize,
+    /// `client-output-buffer-limit pubsub`; 0: it lets nobody ask.
+    pub output_limit: usize,
+    /// Commands that found more than a quarter of that under way to who published them.
+    pub crowded: u64,
     /// The newest publishing connection of a node's life that has been heard.
     newest: BTreeMap<(usize, u64), u64>,
     /// Its numbers by key; it has no disk.
@@ -150,6 +157,8 @@ impl Redis {
             is_up: true,
             stalled_until_ms: 0,
             refused_percent: 0,
+            output_limit: 0,
+            crowded: 0,
             newest: BTreeMap::new(),
             numbers: BTreeMap::new(),
             executions: Vec::new(),
@@ -254,6 +263,9 @@ impl Redis {
     /// It dies. What it had sent may arrive.
     pub fn die(&mut self, rng: &mut Rng) {
         self.is_up = false;
+        if self.output_limit > 0 {
+            self.output_limit = random_output_limit(rng);
+        }
         self.numbers.clear();
         self.stalled_until_ms = 0;
         for link in self.links.values_mut() {
@@ -329,6 +341,21 @@ impl Redis {
             _ if !link.is_let_in => b"-NOAUTH Authentication required.\r\n",
             "CLIENT" | "SELECT" => b"+OK\r\n",
             "ROLE" => b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n",
+            "CONFIG" if self.output_limit > 0 => {
+                let mut reply = Vec::from(if link.is_resp3 { "%1\r\n" } else { "*2\r\n" });
+                let value = match std::str::from_utf8(arguments[2]).unwrap() {
+                    "client-output-buffer-limit" => {
+                        format!("normal 0 0 0 slave 0 0 0 pubsub {} 0 0", self.output_limit)
+                    }
+                    _ => (1_u64 << 30).to_string(),
+                };
+                for bytes in [arguments[2], value.as_bytes()] {
+                    reply.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+                    reply.extend_from_slice(bytes);
+                    reply.extend_from_slice(b"\r\n");
+                }
+                return link.tell(&reply, now_ms, rng);
+            }
             "CONFIG" => b"-NOPERM this user has no permissions to run the 'config|get' command\r\n",
             "PING" if !link.is_resp3 && !link.channels.is_empty() => {
                 b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
@@ -409,8 +436,9 @@ impl Redis {
                 link.write_message(&mut message, channel, forged);
             }
             let channel = channel.to_vec();
-            let each = headers.iter().map(|&header| Delivery {
+            let each = headers.iter().enumerate().map(|(index, &header)| Delivery {
                 end,
+                command: (id, if index == 0 { payload.len() } else { 0 }),
                 channel: channel.clone(),
                 header,
                 is_last_word,
@@ -420,7 +448,30 @@ impl Redis {
         }
         let link = self.links.get_mut(&id).unwrap();
         link.tell(format!(":{receivers}\r\n").as_bytes(), now_ms, rng);
+        self.check_under_way(id);
     }
+
+    /// What was published on a connection and is under way to the node that published it fits into
+    /// one output buffer, unless it is one command.
+    fn check_under_way(&mut self, id: u64) {
+        let owner = Owner { link: LinkName::Subscribe, ..self.links[&id].owner };
+        let mut before = self.links.range(..id).rev();
+        let Some((_, own)) = before.find(|(_, link)| link.owner == owner) else { return };
+        if self.output_limit == 0 || own.is_cut || !own.has_peer {
+            return;
+        }
+        let commands = own.messages.iter().map(|one| one.command).filter(|one| one.0 == id);
+        let sizes: Vec<usize> = commands.map(|one| one.1).filter(|bytes| *bytes > 0).collect();
+        let bytes = sizes.iter().sum::<usize>();
+        let most = self.output_limit / 5 * 4;
+        assert!(sizes.len() == 1 || bytes <= most, "{sizes:?} are under way of {most}");
+        self.crowded += u64::from(sizes.len() > 1 && bytes > most / 4);
+    }
+}
+
+/// Some hold no more than a large bundle.
+pub fn random_output_limit(rng: &mut Rng) -> usize {
+    *rng.pick(&[90_000, 90_000, 120_000, 32 << 20])
 }
 
 fn envelopes_of(payload: &[u8]) -> Vec<&[u8]> {
