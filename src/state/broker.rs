@@ -445,10 +445,10 @@ impl Broker {
         };
         if !greeted.is_greeted() {
             greeted.handle_greeting(&reply, &self.config.credentials, &mut self.facts)?;
-            if link == LinkName::Publish && self.publishing.is_greeted() {
-                self.facts.settle_limit();
+            match link == LinkName::Publish && self.publishing.is_greeted() {
+                true => self.settle_limit(),
+                false => self.events.extend(self.facts.take_events()),
             }
-            self.events.extend(self.facts.take_events());
             if self.publishing.is_greeted() && self.subscribing.is_greeted() {
                 self.begin_with_reservation(now_ms);
             }

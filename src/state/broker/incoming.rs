@@ -35,8 +35,7 @@ impl Broker {
         match (self.log.front(), reply) {
             (Some(Asked::Question(question)), reply) => {
                 self.facts.handle_answer(question, reply)?;
-                self.facts.settle_limit();
-                self.events.extend(self.facts.take_events());
+                self.settle_limit();
             }
             (Some(Asked::Reservation), reply) => {
                 let number = number_of(reply).ok_or(LinkError::Unasked)?;

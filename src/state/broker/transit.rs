@@ -138,9 +138,20 @@ impl Broker {
         self.may_publish() && next.is_some_and(|bytes| !self.transit.has_room(bytes))
     }
 
+    /// What Redis takes is known, or known anew.
+    pub(super) fn settle_limit(&mut self) {
+        self.facts.settle_limit();
+        self.events.extend(self.facts.take_events());
+        self.size_window();
+    }
+
     /// Nodes do not know what others have in transit: each takes its share of the buffer.
-    pub(super) fn tick_transit(&mut self, now_ms: u64) {
+    fn size_window(&mut self) {
         self.transit.window_bytes = self.facts.subscriber_bytes() / self.nodes();
+    }
+
+    pub(super) fn tick_transit(&mut self, now_ms: u64) {
+        self.size_window();
         self.transit.tick(now_ms);
         self.ping_for_room(now_ms);
         if self.is_held_back() && !self.log.has_sent() {

@@ -75,3 +75,23 @@ fn a_link_that_takes_what_is_written_is_not_silent() {
     }
     assert_eq!(setting.tick(2_000), Err(LinkError::Silent));
 }
+
+#[test]
+fn an_unanswered_push_is_unknown_after_its_time_and_not_delivered_later() {
+    let mut setting = Setting::ready(1);
+    setting.join(0);
+    setting.talk();
+    setting.push(1, "late", &TargetsBuf::default());
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(setting.tick(1_950), Ok(()));
+    assert!(setting.said.answers.is_empty());
+    assert_eq!(setting.tick(50), Ok(()));
+    assert_eq!(setting.said.answers, [(1, Outcome::Unknown)]);
+    setting.broker.handle_open(setting.now_ms);
+    setting.talk();
+    setting.push(2, "next", &TargetsBuf::default());
+    setting.talk();
+    // Its number was used up by nothing: no gap.
+    assert_eq!(setting.said.delivered, [(1, "next".into())]);
+    assert!(setting.broker.config.counters.missed().is_empty());
+}

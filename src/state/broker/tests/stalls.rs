@@ -198,3 +198,30 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     let accepted: Vec<_> = (0..3).map(|ticket| (ticket, Outcome::Accepted)).collect();
     assert_eq!(setting.said.answers, accepted);
 }
+
+/// A node went from one Redis to another that holds less for a subscriber, and until its next tick
+/// sent again what was not answered as the first one would have taken it.
+#[test]
+fn what_another_redis_holds_is_known_before_anything_is_sent_again() {
+    let mut setting = Setting::new(1);
+    setting.output_limit = 100_000_000;
+    setting.open();
+    setting.tick(150).unwrap();
+    setting.join(0);
+    setting.talk();
+    let data = "x".repeat(70_000);
+    (0..9).for_each(|ticket| setting.push(ticket, &data, &TargetsBuf::default()));
+    let mut unread = Unread::default();
+    unread.collect(&mut setting);
+    assert_eq!(unread.messages.len() / data.len(), 9);
+    setting.broker.handle_lost(&mut setting.said);
+    setting.output_limit = 300_000;
+    setting.broker.handle_open(setting.now_ms);
+    let mut unread = Unread::default();
+    for _ in 0..100 {
+        unread.collect(&mut setting);
+        assert!(unread.messages.len() < 240_000 + 1_000, "{} bytes", unread.messages.len());
+        unread.offer(&mut setting);
+    }
+    assert_eq!(setting.said.answers.len(), 9);
+}
