@@ -274,6 +274,12 @@ impl Node {
             self.handle_word(worker, word, world);
         }
         self.cores[worker].serve_sockets(world);
+        // What a tick left undone is due at once, slice by slice.
+        while self.cores[worker].worker.is_overdue() && world.rng.chance(80) {
+            self.flush(worker, world);
+            self.cores[worker].worker.handle_tick(world.now_ms);
+            self.forward_asks(worker, world);
+        }
         if world.rng.chance(70) {
             self.flush(worker, world);
         }
