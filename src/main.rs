@@ -24,7 +24,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    sys::disable_huge_pages();
     // What is not UTF-8 is complained of like any other wrong value.
     let text = |text: OsString| text.to_string_lossy().into_owned();
     let args: Vec<String> = std::env::args_os().skip(1).map(text).collect();

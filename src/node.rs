@@ -293,8 +293,9 @@ impl WorkerLife {
         if shared.settings.pin {
             sys::pin_to_core(index).map_err(NodeError::no_pin)?;
         }
-        let mut runtime = executor(&needs)?;
-        let ring = Ring::new().map_err(|error| needs.no_ring(RingError::Setup(error)))?;
+        let mut runtime = executor(&needs, needs.ring_entries)?;
+        let ring = Ring::new(needs.ring_entries)
+            .map_err(|error| needs.no_ring(RingError::Setup(error)))?;
         let worker = Worker::new(worker_config(index, shared), sys::now_ms());
         let http_counters = Arc::clone(&shared.http_counters[index]);
         // All that the worker needs for itself is open.
@@ -367,7 +368,7 @@ fn spawn_broker(
             let (Some(_), Some(redis)) = (birth.take_table()?, &shared.settings.redis) else {
                 return Ok(());
             };
-            let mut runtime = executor(&needs)?;
+            let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
             let driver = driver(&shared, redis, far);
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
             runtime.block_on(queue::run_far(driver)).map_err(system("hearing the workers"))
@@ -381,11 +382,11 @@ fn spawn_broker(
 
 type Executor = monoio::Runtime<monoio::time::TimeDriver<monoio::IoUringDriver>>;
 
-fn executor(needs: &Needs) -> Result<Executor, NodeError> {
+fn executor(needs: &Needs, entries: u32) -> Result<Executor, NodeError> {
     let mut ring = monoio_ring::IoUring::builder();
     ring.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
     monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .with_entries(EXECUTOR_ENTRIES)
+        .with_entries(entries)
         .uring_builder(ring)
         .enable_timer()
         .build()
@@ -404,7 +405,7 @@ fn spawn_ops(
             let Some(addresses) = birth.take_table()? else { return Ok(()) };
             let listeners = birth.ports.listen_for_ops(&addresses)?;
             let sites = [Site::Metrics, Site::Pprof, Site::Pages];
-            let mut runtime = executor(&needs)?;
+            let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
             let ops = Ops::new(shared, addresses.ws, addresses.http, addresses.metrics.ip());
             runtime

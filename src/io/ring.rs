@@ -102,19 +102,26 @@ pub enum RingError {
 }
 
 impl Ring {
-    /// Sends that one submission carries at most.
+    /// Operations that one submission carries at most, where workers are few.
     pub const ENTRIES: u32 = 1024;
-    /// What a ring costs the kernel.
-    pub const MEMORY_BYTES: u64 = memory_bytes(Self::ENTRIES, 4 * Self::ENTRIES);
-    /// What [`Ring::probe`] costs it for a moment.
-    pub const PROBE_BYTES: u64 = memory_bytes(Self::PROBE_ENTRIES, 4 * Self::PROBE_ENTRIES);
+    /// Where they are many: the sends of one chunk of a flush.
+    pub const FEW_ENTRIES: u32 = 256;
+    /// What [`Ring::probe`] costs the kernel for a moment.
+    pub const PROBE_BYTES: u64 = Self::memory_bytes(Self::PROBE_ENTRIES);
     const PROBE_ENTRIES: u32 = 8;
 
-    pub fn new() -> io::Result<Self> {
-        Self::with_entries(Self::ENTRIES)
+    /// The entries of each of `workers` on so many cores. Of more than four on a core, none has
+    /// much to do at once, and their rings together would be most of an idle node's memory.
+    pub fn entries(workers: usize, cores: usize) -> u32 {
+        if workers > 4 * cores { Self::FEW_ENTRIES } else { Self::ENTRIES }
     }
 
-    fn with_entries(entries: u32) -> io::Result<Self> {
+    /// What a ring of so many entries costs the kernel.
+    pub const fn memory_bytes(entries: u32) -> u64 {
+        memory_bytes(entries, 4 * entries)
+    }
+
+    pub fn new(entries: u32) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -137,7 +144,7 @@ impl Ring {
     /// Whether this machine lets a process make such a ring, and use it: one operation that does
     /// nothing goes through it, with a wait as the executor has them.
     pub fn probe() -> Result<(), RingError> {
-        let mut ring = Self::with_entries(Self::PROBE_ENTRIES).map_err(RingError::Setup)?;
+        let mut ring = Self::new(Self::PROBE_ENTRIES).map_err(RingError::Setup)?;
         // SAFETY: it refers to no memory.
         let queued = unsafe { ring.ring.submission().push(&opcode::Nop::new().build()) };
         queued.map_err(|error| RingError::Enter(io::Error::other(error)))?;
@@ -323,13 +330,15 @@ mod tests {
     fn the_memory_of_a_worker_is_what_the_kernel_charges() {
         // Measured on Linux 6.18: 240 KiB with the executor's ring, and 104 of them for that.
         assert_eq!(memory_bytes(1_024, 2_048), 104 << 10);
-        assert_eq!(Ring::MEMORY_BYTES, 136 << 10);
+        assert_eq!(Ring::memory_bytes(1_024), 136 << 10);
+        assert_eq!((Ring::entries(8, 2), Ring::entries(9, 2)), (1_024, 256));
+        assert_eq!((memory_bytes(256, 512), Ring::memory_bytes(256)), (28 << 10, 36 << 10));
     }
 
     #[test]
     fn a_ring_that_the_kernel_refuses_fails_and_takes_no_more() {
         Ring::probe().unwrap();
-        let mut ring = Ring::new().unwrap();
+        let mut ring = Ring::new(Ring::ENTRIES).unwrap();
         ring.submit();
         assert!(ring.failure().is_none());
         // In its place, a file that is no ring.
@@ -349,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_timer_completes_once_and_can_be_started_again() {
-        let mut ring = Ring::new().unwrap();
+        let mut ring = Ring::new(Ring::ENTRIES).unwrap();
         for _ in 0..3 {
             let began = Instant::now();
             ring.start_timer(Duration::from_micros(500));
@@ -366,7 +375,7 @@ mod tests {
     #[test]
     fn readiness_and_sends_complete() {
         let (mut near, far) = UnixStream::pair().unwrap();
-        let mut ring = Ring::new().unwrap();
+        let mut ring = Ring::new(Ring::ENTRIES).unwrap();
         let token = Token::new(Kind::Readable, 7, 3);
         ring.poll_readable(far.as_raw_fd(), token);
         let bytes = b"hello";

@@ -9,11 +9,12 @@ use crate::io::threads::StartError;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
 
-/// Entries of the executor's own ring: accepts, HTTP reads and writes, eventfds, timers.
+/// Entries of the executor's own ring, of the broker and of ops: accepts, HTTP reads and writes,
+/// eventfds, timers. That of a worker has as many as its nested ring.
 pub(super) const EXECUTOR_ENTRIES: u32 = 1024;
-/// What that ring costs the kernel: it has twice as many completions.
-const EXECUTOR_BYTES: u64 = ring::memory_bytes(EXECUTOR_ENTRIES, 2 * EXECUTOR_ENTRIES);
 const SYSTEM_CALLS: &str = "io_uring_setup, io_uring_enter, io_uring_register and unshare";
 
 /// Why a node could not start or go on.
@@ -50,6 +51,11 @@ impl NodeError {
     }
 }
 
+/// What an executor's ring costs the kernel: it has twice as many completions.
+fn executor_bytes(entries: u32) -> u64 {
+    ring::memory_bytes(entries, 2 * entries)
+}
+
 pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError {
     move |error| NodeError::System { what, error }
 }
@@ -61,6 +67,8 @@ pub struct Needs {
     /// Threads beside the workers that have an executor: that of the ops ports, the broker.
     pub(super) executors: usize,
     pub(super) threads: usize,
+    /// Entries of each of a worker's two rings.
+    pub(super) ring_entries: u32,
 }
 
 impl Needs {
@@ -69,21 +77,30 @@ impl Needs {
         let optional =
             [config.otel.is_some(), config.sentry_dsn.is_some(), config.logs.file.is_some()];
         let others = optional.into_iter().filter(|&is_there| is_there).count();
-        Self::new(config.workers, has_broker, others)
+        let cores = available_parallelism().map_or(1, NonZeroUsize::get);
+        Self::new(config.workers, cores, has_broker, others)
     }
 
-    fn new(workers: usize, has_broker: bool, extra_threads: usize) -> Self {
+    fn new(workers: usize, cores: usize, has_broker: bool, extra_threads: usize) -> Self {
         let executors = 1 + usize::from(has_broker);
         // Main, the log and signals besides.
-        Self { workers, executors, threads: workers + executors + 3 + extra_threads }
+        let threads = workers + executors + 3 + extra_threads;
+        Self { workers, executors, threads, ring_entries: Ring::entries(workers, cores) }
     }
 
     /// Bytes of memory that the kernel locks for rings.
     fn locked_bytes(&self) -> u64 {
-        let per_worker = Ring::MEMORY_BYTES + EXECUTOR_BYTES;
-        Ring::PROBE_BYTES
-            + self.workers as u64 * per_worker
-            + self.executors as u64 * EXECUTOR_BYTES
+        self.workers as u64 * self.worker_bytes() + self.other_bytes()
+    }
+
+    /// For those of one worker.
+    fn worker_bytes(&self) -> u64 {
+        Ring::memory_bytes(self.ring_entries) + executor_bytes(self.ring_entries)
+    }
+
+    /// For those of the other threads.
+    fn other_bytes(&self) -> u64 {
+        Ring::PROBE_BYTES + self.executors as u64 * executor_bytes(EXECUTOR_ENTRIES)
     }
 
     /// There is no ring, or none that works.
@@ -151,9 +168,9 @@ impl Needs {
             kib(limit),
             machine.uid,
             kib(self.locked_bytes()),
-            kib(Ring::MEMORY_BYTES + EXECUTOR_BYTES),
+            kib(self.worker_bytes()),
             self.workers,
-            kib(self.executors as u64 * EXECUTOR_BYTES + Ring::PROBE_BYTES),
+            kib(self.other_bytes()),
         )
     }
 
@@ -311,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_ring_that_is_refused_names_who_refuses_it() {
-        let needs = Needs::new(33, true, 0);
+        let needs = Needs::new(33, 32, true, 0);
         let fix = |error: i32, machine: &Machine| needs.ring_fix(&errno(error), machine);
         let machine = Machine { kernel: "5.10.0".into(), ..Machine::default() };
         assert!(fix(libc::EINVAL, &machine).contains(
@@ -339,13 +356,15 @@ mod tests {
         {
             assert!(text.contains(part), "{text}");
         }
+        let text = Needs::new(33, 8, true, 0).ring_fix(&errno(libc::ENOMEM), &limited);
+        assert!(text.contains("needs 2328 KiB: 64 for each of 33"), "{text}");
         let locks = Machine { has_ipc_lock: true, ..limited };
         assert!(fix(libc::ENOMEM, &locks).contains("MemoryMax="));
     }
 
     #[test]
     fn a_thread_that_cannot_be_started_names_the_limits() {
-        let needs = Needs::new(2, false, 1);
+        let needs = Needs::new(2, 2, false, 1);
         let machine = Machine { uid: 7, processes: Some(12), ..Machine::default() };
         let spawn = |number| StartError::Spawn { name: "worker-1".into(), error: errno(number) };
         let text = needs.thread_fix(&spawn(libc::EAGAIN), &machine);
