@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -48,6 +49,8 @@ def main():
         with open(scenario, "w", encoding="utf-8") as file:
             file.write(scaled(args))
         out, memory = run(args, plan, scenario)
+    if args.picture:
+        photograph(args.report, args.picture)
     # Sockets of a million connections are taken apart by the kernel for a while.
     time.sleep(min(20, args.connections / 50_000))
     bare = None if args.no_bare else bare_loops(args, plan)
@@ -71,6 +74,7 @@ def arguments():
     parser.add_argument("--seconds", type=int, default=600, help="of the whole run, at least")
     parser.add_argument("--idle", type=int, default=120, help="seconds in which nothing is sent")
     parser.add_argument("--report", metavar="FILE.html", help="the load tool's page")
+    parser.add_argument("--picture", metavar="FILE.png", help="the page's top as a picture")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--no-bare", action="store_true", help="leave out the bare loops")
     parser.add_argument("--workers", type=int, help="of the server")
@@ -102,6 +106,8 @@ def check(args):
     needed = 2 * args.connections + 20_000
     if needed > files:
         sys.exit(f"{needed} open files are needed: sysctl -w fs.file-max={needed}")
+    if args.picture and not (args.report and shutil.which("chromium")):
+        sys.exit("--picture needs --report, and Chromium: tests/chromium.sh installs it")
     return {"workers": workers, "memory": memory}
 
 
@@ -151,6 +157,14 @@ def run(args, plan, scenario):
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
+
+
+def photograph(page, picture):
+    """The top of the page: the key figures and the charts."""
+    line = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    line += ["--window-size=1200,1430", f"--screenshot={os.path.abspath(picture)}"]
+    line.append("file://" + os.path.abspath(page))
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class Watch:

@@ -97,6 +97,7 @@ def measure(args, connections):
         server_arg=[],
         workers=None,
         report=None,
+        picture=None,
         seconds=args.idle,
     )
     plan = million.check(one)
