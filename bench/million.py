@@ -126,6 +126,8 @@ def run(args, plan, scenario):
     line = [args.server, "--node", "1", "--bind", "127.0.0.1", "--env", "dev", "--log", "warn"]
     line += ["--workers", str(plan["workers"]), "--pin", "false"]
     line += ["--max_connections", str(args.connections + args.connections // 20 + 1_000)]
+    # Who is not closed by then is closed with the process: all must be counted here.
+    line += ["--drain_ms", "120000"]
     for name, port in zip(("ws", "http", "prometheus", "pprof"), ports):
         line += [f"--{name}_port", str(port)]
     line += args.server_arg
