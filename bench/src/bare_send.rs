@@ -7,6 +7,7 @@ use std::io::{self, Error, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::{Child, Command};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,10 @@ pub struct Args {
     /// the receiver never sleeps, so that no send has to wake it
     #[argh(switch)]
     spin: bool,
+    /// threads that send, each with its own table of descriptors and a receiver of its own; more
+    /// than one run on any core (default 1)
+    #[argh(option, default = "1")]
+    threads: usize,
     /// the core that sends (default 0)
     #[argh(option, default = "0")]
     server_core: usize,
@@ -73,23 +78,44 @@ pub fn run(args: &Args) -> io::Result<()> {
     if !(args.seconds > 0.0 && args.seconds <= 3_600.0) {
         return wrong("--seconds must be above 0 and at most 3600");
     }
+    if args.threads == 0 || args.connections < args.threads {
+        return wrong("--threads begins at 1, and each thread needs a connection");
+    }
+    let start = Barrier::new(args.threads);
     let tally = thread::scope(|scope| {
-        let server = scope.spawn(|| serve(args));
-        server.join().unwrap_or_else(|_| Err(Error::other("the sending thread panicked")))
+        let spawn = |_| scope.spawn(|| serve(args, &start));
+        let threads: Vec<_> = (0..args.threads).map(spawn).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::other("a thread panicked"))))
+            .try_fold(Tally::default(), |sum, tally| tally.map(|tally| sum.and(&tally)))
     })?;
     print(args, &tally);
     Ok(())
 }
 
-fn serve(args: &Args) -> io::Result<Tally> {
-    sys::own_descriptor_table()?;
-    sys::pin_to_core(args.server_core)?;
-    sys::allow_descriptors(args.connections as u64 + 64)?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    sys::deepen_backlog(listener.as_raw_fd())?;
-    let mut client = spawn_client(args, listener.local_addr()?.port())?;
-    let tally = accept_and_send(args, &listener);
-    // Its sockets are closed by now, so it ends by itself unless it failed to start at all.
+impl Tally {
+    /// Of threads that sent at the same time.
+    fn and(self, other: &Tally) -> Tally {
+        Tally {
+            rounds: self.rounds + other.rounds,
+            sends: self.sends + other.sends,
+            full: self.full + other.full,
+            short: self.short + other.short,
+            elapsed: self.elapsed.max(other.elapsed),
+            cpu: self.cpu + other.cpu,
+        }
+    }
+}
+
+fn serve(args: &Args, start: &Barrier) -> io::Result<Tally> {
+    let result = open(args);
+    // Nobody sends while others still connect.
+    start.wait();
+    let (mut client, control, sockets) = result?;
+    let tally = send_rounds(args, control, &sockets);
+    // Its sockets are closed then, so it ends by itself unless it failed to start at all.
+    drop(sockets);
     if tally.is_err() {
         client.kill()?;
     }
@@ -97,12 +123,34 @@ fn serve(args: &Args) -> io::Result<Tally> {
     tally
 }
 
-fn spawn_client(args: &Args, port: u16) -> io::Result<Child> {
+fn open(args: &Args) -> io::Result<(Child, TcpStream, Vec<TcpStream>)> {
+    sys::own_descriptor_table()?;
+    if args.threads == 1 {
+        sys::pin_to_core(args.server_core)?;
+    }
+    let count = args.connections / args.threads;
+    sys::allow_descriptors(count as u64 + 64)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    sys::deepen_backlog(listener.as_raw_fd())?;
+    let mut client = spawn_client(args, count, listener.local_addr()?.port())?;
+    match sys::accept_all(&listener, count) {
+        Ok((control, sockets)) => Ok((client, control, sockets)),
+        Err(error) => {
+            client.kill()?;
+            client.wait()?;
+            Err(error)
+        }
+    }
+}
+
+fn spawn_client(args: &Args, count: usize, port: u16) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["drain", "--port", &port.to_string()]);
-    command.args(["--connections", &args.connections.to_string()]);
+    command.args(["--connections", &count.to_string()]);
     command.args(["--bytes", &args.bytes.to_string()]);
-    command.args(["--core", &args.client_core.to_string()]);
+    if args.threads == 1 {
+        command.args(["--core", &args.client_core.to_string()]);
+    }
     if let Some(outstanding) = args.outstanding {
         command.args(["--outstanding", &outstanding.to_string()]);
     }
@@ -112,8 +160,7 @@ fn spawn_client(args: &Args, port: u16) -> io::Result<Child> {
     command.spawn()
 }
 
-fn accept_and_send(args: &Args, listener: &TcpListener) -> io::Result<Tally> {
-    let (mut control, sockets) = sys::accept_all(listener, args.connections)?;
+fn send_rounds(args: &Args, mut control: TcpStream, sockets: &[TcpStream]) -> io::Result<Tally> {
     let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
     let mut sender = Sender::new(args)?;
     let mut tally = Tally::default();
@@ -230,7 +277,7 @@ fn print(args: &Args, tally: &Tally) {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim();
     let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-    let Args { connections, bytes, .. } = args;
+    let Args { connections, bytes, threads, .. } = args;
     let Tally { rounds, sends, full, short, .. } = tally;
     if args.json {
         let command = command.escape_default();
@@ -238,7 +285,7 @@ fn print(args: &Args, tally: &Tally) {
             "{{\"sends_per_s\":{rate:.0},\"ns_per_send\":{ns:.1},\"cpu_ns_per_send\":{cpu_ns:.1},\
              \"sends\":{sends},\"rounds\":{rounds},\"seconds\":{seconds:.3},\"full\":{full},\
              \"short\":{short},\"call\":\"{call}\",\"mode\":\"{mode}\",\"connections\":\
-             {connections},\"bytes\":{bytes},\"cores\":{cores},\"kernel\":\"{kernel}\",\
+             {connections},\"threads\":{threads},\"bytes\":{bytes},\"cores\":{cores},\"kernel\":\"{kernel}\",\
              \"command\":\"bench {command}\"}}"
         );
         return;
