@@ -274,6 +274,9 @@ fn spawn_worker(
     threads::spawn(&name, body).map_err(|error| needs.no_thread(error))
 }
 
+/// Where workers share cores each waits for the slices of the others, and so do its clients.
+const SHARED_CORE_SLICE_NS: u64 = 300_000;
+
 /// A worker's life.
 struct WorkerLife {
     index: usize,
@@ -290,6 +293,12 @@ impl WorkerLife {
         news: &Sender<News>,
     ) -> Result<(), NodeError> {
         let Self { index, end, recorder, needs } = self;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if shared.settings.workers > cores
+            && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS)
+        {
+            tracing::debug!(%error, "the scheduler gives no shorter slices");
+        }
         if shared.settings.pin {
             sys::pin_to_core(index).map_err(NodeError::no_pin)?;
         }

@@ -53,7 +53,7 @@ pub struct Common {
 
 /// Connections per source address: the system has about 28,000 ports for them, and finding a free
 /// one takes long when half of them are taken.
-const CONNECTIONS_PER_SOURCE: u64 = 12_000;
+const CONNECTIONS_PER_SOURCE: u64 = 4_000;
 /// With one source address the kernel searches long for a port that is free: 96 us a connection
 /// against 31 with eight and more.
 const MIN_SOURCES: u64 = 32;

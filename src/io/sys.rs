@@ -239,6 +239,34 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     check(unsafe { libc::sched_setaffinity(0, bytes, &wanted) }).map(drop)
 }
 
+/// `struct sched_attr` of the kernel, as long as its first version.
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime_ns: u64,
+    deadline_ns: u64,
+    period_ns: u64,
+}
+
+/// Asks for this slice of a core for the calling thread, instead of the scheduler's own (about
+/// 3 ms): it runs sooner after it was woken, and more often for less time. Its share stays the
+/// same. Before Linux 6.12 it has no effect.
+pub fn ask_for_slices_of(slice_ns: u64) -> io::Result<()> {
+    let size = size_of::<SchedAttr>() as u32;
+    let mut attr = SchedAttr { size, ..SchedAttr::default() };
+    // SAFETY: the structure is writable and has the length that is told; 0 is the calling thread.
+    let read = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &mut attr, size, 0) };
+    check(read as i32)?;
+    attr.runtime_ns = slice_ns;
+    // SAFETY: the structure is readable and states its length; 0 is the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &attr, 0) } as i32).map(drop)
+}
+
 /// What the process is told from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {

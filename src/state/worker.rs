@@ -244,7 +244,12 @@ impl Worker {
             shed_closes_left: CLOSES_PER_SLICE,
             holds_closes: false,
             blocked: Vec::new(),
-            sweep: Sweep::new(config.ping_interval_ms, config.idle_timeout_ms, now_ms),
+            sweep: Sweep::new(
+                config.ping_interval_ms,
+                config.idle_timeout_ms,
+                (config.worker, config.workers),
+                now_ms,
+            ),
             is_overdue: false,
             used_ids: None,
             answers_left: ANSWERS_PER_SLICE,

@@ -113,6 +113,7 @@ pub fn count(shared: &Shared<'_>) -> u64 {
 fn watch(shared: &Shared<'_>, t: usize) -> Result<Outcome, String> {
     let common = shared.common;
     let began = CpuTime::of_this_thread();
+    sys::run_soon();
     let mut reactor = Reactor::new()?;
     let tag = format!("canary-{:04x}", shared.run);
     let mut identity = common.identity.clone();

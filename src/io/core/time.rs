@@ -84,9 +84,21 @@ impl Core {
 
     fn plan_tick(&self) {
         let slice_ms = self.engine.borrow().worker.sweep_slice_ms();
-        let after_ms = if self.is_calm() { slice_ms.max(TICK_MS) } else { TICK_MS };
+        let after_ms = match self.is_calm() && slice_ms > TICK_MS {
+            true => self.until_own_turn_ms(slice_ms),
+            false => TICK_MS,
+        };
         self.schedule.after_ms.set(after_ms);
         self.schedule.planned_ms.set(after_ms);
+    }
+
+    /// Workers' slices are spread over `slice_ms`: all of them at once would be in each other's way
+    /// where there are more workers than cores.
+    fn until_own_turn_ms(&self, slice_ms: u64) -> u64 {
+        let workers = self.shared.http_counters.len().max(1) as u64;
+        let turn_ms = slice_ms * self.index as u64 / workers;
+        let now_ms = self.last_tick_ms.get();
+        slice_ms - now_ms.wrapping_sub(turn_ms) % slice_ms
     }
 
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is

@@ -16,6 +16,9 @@ const MAX_ROUND_MS: u64 = 4_000;
 /// The longest time between two slices of the sweep. Few large slices instead of many small ones:
 /// pings of one slice leave in one submission, and their answers wake the worker together.
 const MAX_SLICE_MS: u64 = 250;
+/// Of the longest round: by how much the rounds of two workers differ at most. With rounds of one
+/// length the hands of all workers would pass those who connected together at the same time.
+const ROUND_SPREAD: u64 = 4;
 /// Slices of one round, at least.
 const SLICES_PER_ROUND: u64 = 16;
 /// Units of the frame clock in one ping interval.
@@ -59,8 +62,16 @@ struct Slice {
 }
 
 impl Sweep {
-    pub(super) fn new(ping_interval_ms: u64, idle_timeout_ms: u64, now_ms: u64) -> Self {
-        let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8).max(1);
+    /// `worker`: which of how many it is.
+    pub(super) fn new(
+        ping_interval_ms: u64,
+        idle_timeout_ms: u64,
+        (worker, workers): (usize, usize),
+        now_ms: u64,
+    ) -> Self {
+        let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8);
+        let shorter_ms = round_ms / ROUND_SPREAD * worker as u64 / workers.max(1) as u64;
+        let round_ms = (round_ms - shorter_ms).max(1);
         let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
         Self {
             next_slot: 0,
@@ -107,7 +118,8 @@ impl Sweep {
         self.last_ms = now_ms;
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
         self.since_slice_ms += elapsed_ms;
-        if self.since_slice_ms < self.slice_ms {
+        // A tick may come somewhat early: see `Core::plan_tick`.
+        if self.since_slice_ms < self.slice_ms - self.slice_ms / 4 {
             return;
         }
         let slice_ms = std::mem::take(&mut self.since_slice_ms);
