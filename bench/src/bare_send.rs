@@ -285,7 +285,8 @@ fn print(args: &Args, tally: &Tally) {
             "{{\"sends_per_s\":{rate:.0},\"ns_per_send\":{ns:.1},\"cpu_ns_per_send\":{cpu_ns:.1},\
              \"sends\":{sends},\"rounds\":{rounds},\"seconds\":{seconds:.3},\"full\":{full},\
              \"short\":{short},\"call\":\"{call}\",\"mode\":\"{mode}\",\"connections\":\
-             {connections},\"threads\":{threads},\"bytes\":{bytes},\"cores\":{cores},\"kernel\":\"{kernel}\",\
+             {connections},\"threads\":{threads},\"bytes\":{bytes},\"cores\":{cores},\
+             \"kernel\":\"{kernel}\",\
              \"command\":\"bench {command}\"}}"
         );
         return;
