@@ -5,7 +5,7 @@
 
 use super::chunked_slab::ChunkedSlab;
 use super::connection::{Connection, NONE, TagRef};
-use super::sharded_table::ShardedTable;
+use super::index::Index;
 use crate::types::{Cid, SnowflakeClock};
 use compact_str::CompactString;
 use siphasher::sip::SipHasher13;
@@ -356,31 +356,5 @@ fn push_tight(members: &mut Vec<u32>, slot: u32) {
 fn shrink(members: &mut Vec<u32>) {
     if members.capacity() > 64 && members.len() < members.capacity() / 4 {
         members.shrink_to(members.len() * 2);
-    }
-}
-
-/// A hash table of numbers whose keys are elsewhere: `hash_of` a number is that of its key.
-#[derive(Debug, Default)]
-struct Index(ShardedTable<u32>);
-
-impl Index {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        self.0.find(hash, |&value| is_it(value)).copied()
-    }
-
-    fn find_mut(&mut self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<&mut u32> {
-        self.0.find_mut(hash, |&value| is_it(value))
-    }
-
-    fn insert(&mut self, value: u32, hash_of: impl Fn(u32) -> u64) {
-        self.0.insert(hash_of(value), value, |&value| hash_of(value));
-    }
-
-    fn remove(&mut self, hash: u64, is_it: impl Fn(u32) -> bool, hash_of: impl Fn(u32) -> u64) {
-        self.0.remove(hash, |&value| is_it(value), |&value| hash_of(value));
     }
 }

@@ -11,6 +11,7 @@ mod connection;
 pub mod counters;
 mod directory;
 pub mod idempotency;
+mod index;
 mod orders;
 mod outbox;
 pub mod projects;
