@@ -56,7 +56,7 @@ def test_idle_workers_sleep_until_something_is_due():
             time.sleep(2)
             after = wakes_of_workers(server.process.pid)
         assert len(after) == 4
-        # The sweep has a slice every 250 ms.
+        # An idle worker sleeps for up to 250 ms.
         assert all(after[name] - before[name] <= 20 for name in after), (before, after)
     finally:
         server.stop()

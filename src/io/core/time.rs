@@ -42,7 +42,7 @@ impl Default for Schedule {
 
 impl Core {
     /// Ticks for as long as the worker lives. With many workers it is mostly these ticks that wake
-    /// an idle one: where nothing waits for a deadline it sleeps until the sweep's next slice.
+    /// an idle one: where nothing waits for a deadline it sleeps for up to 250 ms.
     pub(in crate::io) async fn keep_time(&self) {
         loop {
             let after_ms = self.schedule.after_ms.get();
@@ -64,7 +64,7 @@ impl Core {
         }
     }
 
-    /// Whether nothing is due before the sweep's next slice.
+    /// Whether nothing waits for a deadline but the sweep.
     fn is_calm(&self) -> bool {
         let is_queue_calm = match &self.queue {
             Queue::Local(mailbox) => !mailbox.borrow().has_late(),
@@ -83,22 +83,22 @@ impl Core {
     }
 
     fn plan_tick(&self) {
-        let slice_ms = self.engine.borrow().worker.sweep_slice_ms();
-        let after_ms = match self.is_calm() && slice_ms > TICK_MS {
-            true => self.until_own_turn_ms(slice_ms),
+        let calm_ms = self.engine.borrow().worker.calm_ms();
+        let after_ms = match self.is_calm() && calm_ms > TICK_MS {
+            true => self.until_own_turn_ms(calm_ms),
             false => TICK_MS,
         };
         self.schedule.after_ms.set(after_ms);
         self.schedule.planned_ms.set(after_ms);
     }
 
-    /// Workers' slices are spread over `slice_ms`: all of them at once would be in each other's way
+    /// Workers' ticks are spread over `calm_ms`: all of them at once would be in each other's way
     /// where there are more workers than cores.
-    fn until_own_turn_ms(&self, slice_ms: u64) -> u64 {
+    fn until_own_turn_ms(&self, calm_ms: u64) -> u64 {
         let workers = self.shared.http_counters.len().max(1) as u64;
-        let turn_ms = slice_ms * self.index as u64 / workers;
+        let turn_ms = calm_ms * self.index as u64 / workers;
         let now_ms = self.last_tick_ms.get();
-        slice_ms - now_ms.wrapping_sub(turn_ms) % slice_ms
+        calm_ms - now_ms.wrapping_sub(turn_ms) % calm_ms
     }
 
     /// Looks at the deadlines, if that is due. The executor's timers starve while some task is

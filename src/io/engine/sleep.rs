@@ -36,8 +36,7 @@ impl Engine {
         may_sleep
     }
 
-    /// Whether nothing is due before the sweep's next slice: no socket, message or request waits
-    /// for a deadline.
+    /// Whether nothing but the sweep is due: no socket, message or request waits for a deadline.
     pub fn is_calm(&self) -> bool {
         !self.is_accept_paused
             && self.handshakes.len() == 0

@@ -15,12 +15,14 @@ pub(super) const CLOSES_PER_SLICE: usize = 64;
 const MAX_ROUND_MS: u64 = 4_000;
 /// The longest time between two slices of the sweep. Few large slices instead of many small ones:
 /// pings of one slice leave in one submission, and their answers wake the worker together.
-const MAX_SLICE_MS: u64 = 250;
+const MAX_SLICE_MS: u64 = 1_000;
 /// Of the longest round: by how much the rounds of two workers differ at most. With rounds of one
 /// length the hands of all workers would pass those who connected together at the same time.
 const ROUND_SPREAD: u64 = 4;
 /// Slices of one round, at least.
-const SLICES_PER_ROUND: u64 = 16;
+const SLICES_PER_ROUND: u64 = 4;
+/// The longest time between two ticks: the ends of sessions and the drain wait for one.
+const MAX_CALM_MS: u64 = 250;
 /// Units of the frame clock in one ping interval.
 const UNITS_PER_INTERVAL: u64 = 1_024;
 /// Intervals that one tick advances the frame clock at most: it wraps after 64.
@@ -72,6 +74,7 @@ impl Sweep {
         let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8);
         let shorter_ms = round_ms / ROUND_SPREAD * worker as u64 / workers.max(1) as u64;
         let round_ms = (round_ms - shorter_ms).max(1);
+        let slice_ms = (round_ms / SLICES_PER_ROUND).clamp(1, MAX_SLICE_MS);
         let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
         Self {
             next_slot: 0,
@@ -79,8 +82,9 @@ impl Sweep {
             next_shutdown: 0,
             debt: 0,
             round_ms,
-            slice_ms: (round_ms / SLICES_PER_ROUND).clamp(1, MAX_SLICE_MS),
-            since_slice_ms: 0,
+            slice_ms,
+            // Workers do not have theirs at the same time.
+            since_slice_ms: slice_ms * worker as u64 / workers.max(1) as u64,
             last_ms: now_ms,
             elapsed_ms: 0,
             unit_ms,
@@ -89,6 +93,10 @@ impl Sweep {
 
     pub(super) fn handle_connect(&mut self, slot: u32) {
         self.slots = self.slots.max(slot as usize + 1);
+    }
+
+    fn calm_ms(&self) -> u64 {
+        self.slice_ms.min(MAX_CALM_MS)
     }
 
     pub(super) fn slots(&self) -> usize {
@@ -119,7 +127,7 @@ impl Sweep {
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
         self.since_slice_ms += elapsed_ms;
         // A tick may come somewhat early: see `Core::plan_tick`.
-        if self.since_slice_ms < self.slice_ms - self.slice_ms / 4 {
+        if self.since_slice_ms < self.slice_ms - self.calm_ms() / 4 {
             return;
         }
         let slice_ms = std::mem::take(&mut self.since_slice_ms);
@@ -182,13 +190,12 @@ impl Worker {
             || self.own_servers.has_late(now_ms);
     }
 
-    /// Time between two slices of the sweep. Between two ticks there may be as much, while
-    /// [`Worker::is_calm`].
-    pub fn sweep_slice_ms(&self) -> u64 {
-        self.sweep.slice_ms
+    /// Time between two ticks while [`Worker::is_calm`].
+    pub fn calm_ms(&self) -> u64 {
+        self.sweep.calm_ms()
     }
 
-    /// Whether nothing but the sweep waits for a tick.
+    /// Whether nothing but the sweep, or the end of a session, waits for a tick.
     pub fn is_calm(&self) -> bool {
         self.backlogged == 0
             && self.shed.is_empty()
@@ -264,7 +271,7 @@ impl Worker {
         has_unread: &mut impl FnMut(u32) -> bool,
     ) {
         let local_ms = self.local_ms(now_ms);
-        let is_echo = self.config.echo;
+        let (is_echo, calm_ms) = (self.config.echo, self.calm_ms());
         let idle_timeout_ms = self.config.idle_timeout_ms;
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         if connection.phase != Phase::Open {
@@ -292,8 +299,8 @@ impl Worker {
             connection.last_heard_ms = local_ms.wrapping_sub(silent_ms as u32);
         }
         let connection = &self.connections[slot as usize];
-        // The frame clock may be a slice behind: nobody is pinged early.
-        let quiet_from_ms = self.config.ping_interval_ms + self.sweep.slice_ms;
+        // The frame clock may be a tick behind: nobody is pinged early.
+        let quiet_from_ms = self.config.ping_interval_ms + calm_ms;
         let is_quiet = self.sweep.quiet_ms(connection.last_frame) >= quiet_from_ms;
         let is_doubtful = silent_ms >= idle_timeout_ms / 2 && !connection.pinged;
         if (is_quiet || is_doubtful) && !is_echo {
