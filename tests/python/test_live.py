@@ -495,6 +495,8 @@ def test_labels_of_the_axes_keep_apart(serve, page):
     page.await_text("#status", "answers")
     for width in (1280, 390):
         page.resize(width, 900)
+        # The charts follow with the next frame.
+        eventually(lambda: page.run(LABELS) == [], "labels in their places", SLACK)
         for _ in range(3):
             assert page.run(LABELS) == []
             before = page.lines("connections")
