@@ -59,7 +59,8 @@ chromium: ## Chromium, where it is missing (Debian, as root)
 	tests/chromium.sh
 
 million: build chromium ## a million connections in one process: figures, docs/million.html (12 minutes, 12 GiB)
-	bench/million.py --report docs/million.html --picture docs/million.png $(MILLION_ARGS)
+	bench/million.py --report docs/million.html --picture docs/million.png \
+	    --json $(TARGET_DIR)/million.json $(MILLION_ARGS)
 
 scaling: build ## the same figures from ten thousand to a million connections, docs/scaling.svg
 	bench/scaling.py $(SCALING_ARGS)

@@ -66,6 +66,10 @@ def main():
         print(f"{connections:,} connections", file=sys.stderr)
         results[connections] = measure(args, connections)
         print(json.dumps(results[connections]), file=sys.stderr)
+    if args.million:
+        with open(args.million, encoding="utf-8") as file:
+            run = json.load(file)
+        results[1_000_000] = figures(run["report"], run["memory"], 1_000_000, run["workers"])
     print(table(args, results))
     if args.svg:
         with open(args.svg, "w", encoding="utf-8") as file:
@@ -83,6 +87,7 @@ def arguments():
         default=[10_000, 100_000, 300_000, 1_000_000],
         help="connections, comma-separated",
     )
+    parser.add_argument("--million", metavar="FILE", help="the last row, of million.py --json")
     parser.add_argument("--idle", type=int, default=60, help="seconds in which nothing is sent")
     parser.add_argument("--pushes", type=int, default=5, help="to all, one after the other")
     parser.add_argument("--svg", default=os.path.join(HERE, "docs", "scaling.svg"))
@@ -109,10 +114,14 @@ def measure(args, connections):
         out, watched = million.run(one, plan, scenario)
     if not out.get("ok"):
         sys.exit(f"the run with {connections} connections failed: {json.dumps(out)}")
+    return figures(out, watched, connections, plan["workers"])
+
+
+def figures(out, watched, connections, workers):
     ramp, idle, project = (out["phases"][name] for name in ("ramp", "idle", "project"))
     grown = idle["server_rss_bytes_at_start"] - ramp["server_rss_bytes_at_start"]
     return {
-        "workers": plan["workers"],
+        "workers": workers,
         "bytes": idle["server_rss_bytes_per_connection"],
         "slope": grown / connections,
         "fixed": ramp["server_rss_bytes_at_start"],
