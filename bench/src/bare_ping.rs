@@ -1,7 +1,7 @@
 //! `bench bare-ping`: what a ping and its pong cost at least, over many idle sockets.
 //!
 //! A thread per descriptor table, as the server's workers: each polls its sockets on an io_uring,
-//! sends 2 bytes to the next of them every so often, and reads the 6 bytes that come back. The
+//! sends 2 bytes to the next of them at intervals, and reads the 6 bytes that come back. The
 //! other side is one process a thread (`bench drain --answer`) on another core.
 
 use std::io::{self, Error};

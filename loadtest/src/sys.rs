@@ -159,7 +159,7 @@ struct SchedAttr {
 pub fn run_soon() {
     let size = size_of::<SchedAttr>() as u32;
     let mut attr = SchedAttr { size, ..SchedAttr::default() };
-    // SAFETY: the structure is writable and has the length that is told; 0 is the calling thread.
+    // SAFETY: the structure is writable and has the stated length; 0 is the calling thread.
     if unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &mut attr, size, 0) } != 0 {
         return;
     }

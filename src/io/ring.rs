@@ -110,13 +110,13 @@ impl Ring {
     pub const PROBE_BYTES: u64 = Self::memory_bytes(Self::PROBE_ENTRIES);
     const PROBE_ENTRIES: u32 = 8;
 
-    /// The entries of each of `workers` on so many cores. Of more than four on a core, none has
-    /// much to do at once, and their rings together would be most of an idle node's memory.
+    /// Entries of each worker's ring, for this number of workers and cores. Of more than four on a
+    /// core, none has much to do at once, and their rings would be most of an idle node's memory.
     pub fn entries(workers: usize, cores: usize) -> u32 {
         if workers > 4 * cores { Self::FEW_ENTRIES } else { Self::ENTRIES }
     }
 
-    /// What a ring of so many entries costs the kernel.
+    /// What a ring of this number of entries costs the kernel.
     pub const fn memory_bytes(entries: u32) -> u64 {
         memory_bytes(entries, 4 * entries)
     }
@@ -181,7 +181,7 @@ impl Ring {
     }
 
     /// Raises the eventfd after `delay`, in microseconds and not in ticks, with a completion that
-    /// [`Ring::end_timer`] is told of. While a timer runs, a second one is not started: who comes
+    /// [`Ring::end_timer`] acknowledges. While a timer runs, no second one is started: who comes
     /// too early looks again.
     pub fn start_timer(&mut self, delay: Duration) {
         if std::mem::replace(&mut self.is_timer_armed, true) {

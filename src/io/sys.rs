@@ -259,7 +259,7 @@ struct SchedAttr {
 pub fn ask_for_slices_of(slice_ns: u64) -> io::Result<()> {
     let size = size_of::<SchedAttr>() as u32;
     let mut attr = SchedAttr { size, ..SchedAttr::default() };
-    // SAFETY: the structure is writable and has the length that is told; 0 is the calling thread.
+    // SAFETY: the structure is writable and has the stated length; 0 is the calling thread.
     let read = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &mut attr, size, 0) };
     check(read as i32)?;
     attr.runtime_ns = slice_ns;

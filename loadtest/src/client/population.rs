@@ -27,7 +27,7 @@ impl Clients {
         self.pending as usize >= self.opening.concurrency
     }
 
-    /// Starts connection `index`. A failure is told as [`Gone::Refused`], at once or later.
+    /// Starts connection `index`. A failure is reported as [`Gone::Refused`], at once or later.
     pub fn start<H: Handler>(&mut self, index: usize, epoll: &Epoll, handler: &mut H) {
         debug_assert!(self.slots[index].phase == Phase::Free, "it is still in use");
         self.started += 1;

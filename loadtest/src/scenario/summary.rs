@@ -154,7 +154,7 @@ struct Latency {
     push: Times,
 }
 
-/// What is told of the whole run. The latency that a threshold is about: that of canaries, where
+/// Figures of the whole run. The latency that a threshold is about: that of canaries, where
 /// there are any, else of unicast pushes, else of pushes to many.
 fn totals(report: &mut Report, merged: &Merged, checks: Checks, latency: &Latency) {
     let judged = [

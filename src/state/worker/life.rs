@@ -160,7 +160,7 @@ impl Worker {
         self.sessions.remove(&session);
         let is_server = connection.is_server;
         place.into_iter().for_each(|place| self.leave_place(place));
-        // Business servers that are told of it may need room: whoever ends for that ends after it,
+        // Business servers that get it may need room: whoever ends for that ends after it,
         // and finds a directory that it has left.
         let is_held = std::mem::replace(&mut self.holds_closes, true);
         if is_server {

@@ -32,7 +32,7 @@ const MAX_INTERVALS_PER_TICK: u64 = 16;
 /// after 2^32. The hand comes round every 4 s.
 const OLD_STAMP: u32 = 1 << 30;
 
-/// A hand that goes round the slab and looks at a slice of it every so often. It costs a connection
+/// A hand that goes round the slab and looks at one slice of it at a time. It costs a connection
 /// nothing but `last_heard_ms` and `last_frame`, and spreads pings over its round.
 #[derive(Debug)]
 pub(super) struct Sweep {

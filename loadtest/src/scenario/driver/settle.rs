@@ -74,7 +74,7 @@ impl Driver<'_> {
         self.bulk.pending() + self.unicast.pending() + canaries + requests
     }
 
-    /// Before the server is told to stop: nothing more is pushed, and all that was is answered.
+    /// Before the server gets SIGTERM: nothing more is pushed, and all that was is answered.
     pub(super) fn wait_for_answers(&mut self) -> Result<(), String> {
         let began_ns = sys::now_ns();
         self.shared.quiet.store(true, Ordering::Release);
