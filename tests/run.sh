@@ -8,6 +8,7 @@ trap 'rm -f "$out"' EXIT
 passed=0
 skipped=0
 failed=0
+flaky=0
 
 # counted WORD: the sum of the numbers before WORD in the runners' own summary lines.
 counted() {
@@ -30,6 +31,18 @@ run() {
     failed=$((failed + failures))
 }
 
+# again FAILED: up to three Python tests that failed get a second try, alone: on a busy machine the
+# failure may be the machine's. The closing line counts those that then pass.
+again() {
+    local before=$failed
+    if [ "$1" -eq 0 ] || [ "$1" -gt 3 ]; then
+        return
+    fi
+    run tests/.venv/bin/python -m pytest -q --last-failed --last-failed-no-failures none tests/python
+    flaky=$((before + $1 - failed))
+    failed=$((failed - $1))
+}
+
 SECONDS=0
 run cargo fmt --all --check
 run cargo clippy --workspace --all-targets -- -D warnings
@@ -40,7 +53,9 @@ run make python-env
 run cargo test --workspace --no-fail-fast
 run cargo build -p loadtest
 if [ -x "$WS_CLUSTER_BIN" ]; then
+    before=$failed
     run tests/.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/python
+    again $((failed - before))
 else
     echo "$WS_CLUSTER_BIN is not there: the Python tests have no server to test" >&2
     failed=$((failed + 1))
@@ -53,5 +68,5 @@ else
 fi
 
 echo
-echo "$passed passed, $failed failed, $skipped skipped in $SECONDS s"
+echo "$passed passed ($flaky of them on a second try), $failed failed, $skipped skipped in $SECONDS s"
 [ "$failed" -eq 0 ]
