@@ -20,7 +20,7 @@ SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env test test-rust test-python test-node \
         sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench coalesce-bench criterion \
-        soak openapi \
+        soak openapi docs \
         api-check swagger-ui pictures fuzz fuzz-short clean
 
 help: ## list the targets
@@ -88,6 +88,9 @@ sim: ## the simulator with SIM_RUNS=300 new seeds for each of its tests
 
 openapi: ## docs/openapi.yaml anew, from the code
 	RENEW_OPENAPI=1 cargo test --lib ops::openapi
+
+docs: ## the tables of flags in docs/operations.md anew, from the code
+	RENEW_DOCS=1 cargo test --lib config::flags
 
 api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000 a path, at random
 	cargo build

@@ -1,22 +1,26 @@
-//! Floor 4: arguments and environment to a [`Config`] that is complete, checked and immutable.
+//! Floor 4: arguments, environment and config file to a [`Config`] that is complete, checked and
+//! immutable.
 //!
-//! Two steps, as in ripgrep: `RawArgs` is what was typed, every value still text; [`Config`] is
-//! what it means. A wrong value names itself and the fix, and says whether it came from a flag or
-//! from the environment.
+//! Two steps, as in ripgrep: `Arguments` and `ConfigFile` are what was written, every value still
+//! text; [`Config`] is what it means. `flags` declares every flag once. A wrong value names itself,
+//! the place where it was given, and the fix.
 
+mod arguments;
 mod bind;
+mod config_file;
+mod flags;
 mod limits;
 mod logs;
 mod memory;
 mod ops_hosts;
+mod origin;
 mod otel;
+mod print;
 mod projects_file;
 mod queue;
-mod raw_args;
 mod setting;
 mod variables;
 
-use std::cell::RefCell;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -29,10 +33,11 @@ use crate::types::{Limits, NodeId, Routing, version};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 
+use arguments::{Arguments, Command};
 use bind::Binds;
+use flags::Flag;
 use queue::QueueSettings;
-use raw_args::RawArgs;
-use setting::Source;
+use setting::{Resolved, Source};
 
 pub use bind::Bind;
 pub use logs::{LogSettings, log_format};
@@ -115,8 +120,9 @@ pub struct Config {
     pub logs: LogSettings,
     /// Where errors and panics are reported.
     pub sentry_dsn: Option<SentryDsn>,
-    /// The names of all flags that variables may give, too.
-    flags: Vec<&'static str>,
+    command: Command,
+    /// Every flag with the value that counts.
+    resolved: Vec<Resolved>,
     /// What an operator should know at the start, one sentence each; to be logged, not fatal.
     pub warnings: Vec<String>,
 }
@@ -132,13 +138,10 @@ pub enum Env {
 /// Why there is no [`Config`]; what is to be printed and the code to end with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Exit {
-    /// `--help`: standard output, code 0.
+    /// What `--help` or `--version` ask for: standard output, code 0.
     #[error("{0}")]
-    Help(String),
-    /// `--version`: standard output, code 0.
-    #[error("{0}")]
-    Version(String),
-    /// A wrong argument or projects file: standard error, code 2.
+    Output(String),
+    /// A wrong argument, config file or projects file: standard error, code 2.
     #[error("ws-cluster: {0}")]
     Error(String),
 }
@@ -146,50 +149,48 @@ pub enum Exit {
 impl Exit {
     pub fn code(&self) -> u8 {
         match self {
-            Self::Help(_) | Self::Version(_) => 0,
+            Self::Output(_) => 0,
             Self::Error(_) => 2,
         }
     }
 }
 
-const DAY_MS: u64 = 86_400_000;
-/// From here on a held push is late to whoever waits for it.
-const MAX_COALESCE_US: u64 = 10_000;
 const GIB: u64 = 1 << 30;
 
 impl Config {
     /// `args` are those after the program's name; `env` looks up one variable of the environment.
-    /// Reads the projects file if one is named.
+    /// Reads the config file and the projects file if they are named.
     pub fn from_args(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Exit> {
-        let raw = RawArgs::parse(args)?;
-        if raw.version {
-            return Err(Exit::Version(format!("ws-cluster {}\n", version::FULL)));
+        let arguments = Arguments::parse(args)?;
+        if arguments.command == Command::Version {
+            return Err(Exit::Output(format!("ws-cluster {}\n", version::FULL)));
         }
-        let source = Source { env, asked: RefCell::default() };
-        let mut config = Self::resolve(&raw, &source)?;
-        config.flags = source.asked.into_inner();
+        let source = Source::new(&arguments, env)?;
+        let mut config = Self::resolve(&source)?;
+        config.resolved = source.resolved();
+        config.command = arguments.command;
         Ok(config)
     }
 
-    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
+    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
         let mut warnings = Vec::new();
-        let env = from.get("env", &raw.env).parsed(Env::Dev, "an environment", Env::FIX, "dev")?;
-        let echo = resolve_echo(raw, from, env)?;
-        let projects_file = from.get("projects", &raw.projects).text.map(PathBuf::from);
-        let limits = limits::resolve(raw, from)?;
+        let env = from.get(&flags::ENV).parsed()?;
+        let echo = resolve_echo(from, env)?;
+        let projects_file = from.get(&flags::PROJECTS).text.map(PathBuf::from);
+        let limits = limits::resolve(from)?;
         let projects = load_projects(projects_file.as_deref(), env, &limits, &mut warnings)?;
-        let Binds { ws: bind, http: http_bind } = Binds::resolve(raw, from, env)?;
+        let Binds { ws: bind, http: http_bind } = Binds::resolve(from, env)?;
         bind::warn_of_dev_secret([&bind, &http_bind], env, &projects, &mut warnings);
-        let (ops_bind, ops_hosts, ops_token) = resolve_ops(raw, from, &mut warnings)?;
-        let otel = otel::from_env(from.env, &mut warnings);
-        let logs = LogSettings::resolve(raw, from, &mut warnings)?;
-        let sentry_dsn = resolve_sentry(raw, from, &mut warnings)?;
-        let ports = Ports::resolve(raw, from)?;
-        let counts = Counts::resolve(raw, from)?;
-        let memory = Memory::resolve(raw, from, counts.workers, &limits)?;
-        let queue = QueueSettings::resolve(raw, from, counts.workers, &mut warnings)?;
+        let (ops_bind, ops_hosts, ops_token) = resolve_ops(from, &mut warnings)?;
+        let otel = otel::from_env(from.env(), &mut warnings);
+        let logs = LogSettings::resolve(from, &mut warnings)?;
+        let sentry_dsn = resolve_sentry(from, &mut warnings)?;
+        let ports = Ports::resolve(from)?;
+        let counts = Counts::resolve(from)?;
+        let memory = Memory::resolve(from, counts.workers, &limits)?;
+        let queue = QueueSettings::resolve(from, counts.workers, &mut warnings)?;
         queue.check_sizes(&limits)?;
-        let times = Times::resolve(raw, from)?;
+        let times = Times::resolve(from)?;
 
         Ok(Self {
             node: counts.node,
@@ -234,14 +235,26 @@ impl Config {
             otel,
             logs,
             sentry_dsn,
-            flags: Vec::new(),
+            command: Command::default(),
+            resolved: Vec::new(),
             warnings,
         })
     }
 
     /// Warns of variables of the environment that look like the node's and are not.
     pub fn warn_of_unknown<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) {
-        self.warnings.extend(variables::unknown(variables, &self.flags));
+        self.warnings.extend(variables::unknown(variables, &flags::names()));
+    }
+
+    /// What `print-config` asks for; `None`: a node is to be run.
+    pub fn printed(&self) -> Option<String> {
+        match self.command {
+            Command::Serve | Command::Version => None,
+            Command::PrintConfig { as_json: true } => {
+                Some(print::as_json(&self.resolved, &self.warnings))
+            }
+            Command::PrintConfig { as_json: false } => Some(print::as_toml(&self.resolved)),
+        }
     }
 
     /// Whether clients may connect to the built-in project in development.
@@ -250,8 +263,8 @@ impl Config {
     }
 }
 
-fn resolve_echo(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<bool, Exit> {
-    let echo = from.get("echo", &raw.echo.then(|| "true".into())).flag(false)?;
+fn resolve_echo(from: &Source<'_>, env: Env) -> Result<bool, Exit> {
+    let echo = from.get(&flags::ECHO).flag()?;
     if echo && env == Env::Prod {
         return Err(Exit::Error(
             "--echo is refused with --env prod: it is for measuring; leave it out, or use \
@@ -264,13 +277,12 @@ fn resolve_echo(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<bool, Exit
 
 /// Whoever reaches these ports sees the whole node: from other machines only with a token.
 fn resolve_ops(
-    raw: &RawArgs,
     from: &Source<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<(Bind, Vec<String>, Option<Token>), Exit> {
-    let bind = Bind::resolve(from, "ops_bind", &raw.ops_bind, IpAddr::from([127, 0, 0, 1]))?;
-    let setting = from.get("ops_token", &raw.ops_token);
-    if setting.text.is_some() && !setting.from_env {
+    let bind = Bind::resolve(from, &flags::OPS_BIND, IpAddr::from([127, 0, 0, 1]))?;
+    let setting = from.secret(&flags::OPS_TOKEN)?;
+    if setting.is_visible() {
         warnings.push(visible("--ops_token is", "WS_CLUSTER_OPS_TOKEN"));
     }
     match setting.text {
@@ -286,17 +298,16 @@ fn resolve_ops(
             bind.written(),
             bind.name
         ))),
-        text => Ok((bind, ops_hosts::resolve(raw, from)?, text.map(Token::new))),
+        text => Ok((bind, ops_hosts::resolve(from)?, text.map(Token::new))),
     }
 }
 
 /// The value is not quoted: it has a key in it.
 fn resolve_sentry(
-    raw: &RawArgs,
     from: &Source<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Option<SentryDsn>, Exit> {
-    let setting = from.get("sentry_dsn", &raw.sentry_dsn);
+    let setting = from.secret(&flags::SENTRY_DSN)?;
     let Some(text) = &setting.text else { return Ok(None) };
     let dsn = text.parse().map_err(|()| {
         let name = setting.name();
@@ -305,7 +316,7 @@ fn resolve_sentry(
              Client Keys shows it"
         ))
     })?;
-    if !setting.from_env {
+    if setting.is_visible() {
         warnings.push(visible("--sentry_dsn is", "WS_CLUSTER_SENTRY_DSN"));
     }
     Ok(Some(dsn))
@@ -337,25 +348,25 @@ pub struct OpsPort {
 }
 
 impl Ports {
-    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
-        let port = |flag, arg: &Option<String>, default: u16| {
-            from.get(flag, arg).number("a port", default.into(), 0..=65_535).map(|n| n as u16)
-        };
-        let ws = port("ws_port", &raw.ws_port, 8812)?;
-        let http = port("http_port", &raw.http_port, 8912)?;
-        let prometheus = port("prometheus_port", &raw.prometheus_port, 9091)?;
+    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
+        let port = |flag: &'static Flag| from.get(flag).number().map(|port| port as u16);
+        let ws = port(&flags::WS_PORT)?;
+        let http = port(&flags::HTTP_PORT)?;
+        let prometheus = port(&flags::PROMETHEUS_PORT)?;
         let mut taken = vec![("ws_port", ws), ("http_port", http), ("prometheus_port", prometheus)];
-        let mut ops_port = |flag, arg: &Option<String>, default: u16| {
-            let is_given = from.get(flag, arg).text.is_some();
-            let mut port = port(flag, arg, default)?;
+        let mut ops_port = |flag: &'static Flag| {
+            let mut port = port(flag)?;
+            let setting = from.get(flag);
+            let is_given = setting.text.is_some();
             if !is_given && taken.iter().any(|(_, other)| *other == port) {
                 port = 0;
+                setting.note(port.to_string());
             }
-            taken.push((flag, port));
+            taken.push((flag.name, port));
             Ok(OpsPort { port, is_given })
         };
-        let pprof = ops_port("pprof_port", &raw.pprof_port, 6060)?;
-        let swagger = ops_port("swagger_port", &raw.swagger_port, 9092)?;
+        let pprof = ops_port(&flags::PPROF_PORT)?;
+        let swagger = ops_port(&flags::SWAGGER_PORT)?;
         distinct_ports(&taken)?;
         Ok(Self { ws, http, prometheus, pprof, swagger })
     }
@@ -373,25 +384,16 @@ struct Counts {
 }
 
 impl Counts {
-    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
-        let connections = |flag, arg, default, max| {
-            from.get(flag, arg).number("a number of connections", default, 1..=max)
-        };
-        let node = from.get("node", &raw.node).number("a node number", 1, 0..=NodeId::MAX.into());
-        let workers = from.get("workers", &raw.workers);
-        let workers = workers.number("a number of workers", default_workers(), 1..=64);
-        let open = connections("max_connections", &raw.max_connections, 1_000_000, 100_000_000);
-        let http =
-            connections("max_http_connections", &raw.max_http_connections, 10_000, 1_000_000);
-        let half_open = from.get("max_handshakes", &raw.max_handshakes);
-        let half_open = half_open.number("a number of handshakes", 1_024, 1..=1_000_000);
+    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
+        let count = |flag: &'static Flag| from.get(flag).number().map(|count| count as usize);
+        let node = from.get(&flags::NODE).number()?;
         Ok(Self {
-            node: NodeId::new(node? as u16).unwrap_or_default(),
-            workers: workers? as usize,
-            max_connections: open? as usize,
-            max_http_connections: http? as usize,
-            max_handshakes: half_open? as usize,
-            pin: from.get("pin", &raw.pin).flag(true)?,
+            node: NodeId::new(node as u16).unwrap_or_default(),
+            workers: from.get(&flags::WORKERS).number_or(default_workers())? as usize,
+            max_connections: count(&flags::MAX_CONNECTIONS)?,
+            max_http_connections: count(&flags::MAX_HTTP_CONNECTIONS)?,
+            max_handshakes: count(&flags::MAX_HANDSHAKES)?,
+            pin: from.get(&flags::PIN).flag()?,
         })
     }
 }
@@ -410,26 +412,20 @@ struct Times {
 }
 
 impl Times {
-    fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Self, Exit> {
-        let ms = |flag, arg, default, least| {
-            from.get(flag, arg).number("a time in milliseconds", default, least..=DAY_MS)
-        };
-        let request_timeout_ms = ms("request_timeout_ms", &raw.request_timeout_ms, 10_000, 100)?;
-        let handshake = &raw.handshake_timeout_ms;
+    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
+        let time = |flag: &'static Flag| from.get(flag).number();
+        let request_timeout_ms = time(&flags::REQUEST_TIMEOUT_MS)?;
+        let handshake = from.get(&flags::HANDSHAKE_TIMEOUT_MS);
         Ok(Self {
-            drain_ms: ms("drain_ms", &raw.drain_ms, 10_000, 0)?,
-            ping_interval_ms: ms("ping_interval_ms", &raw.ping_interval_ms, 45_000, 100)?,
-            idle_timeout_ms: ms("idle_timeout_ms", &raw.idle_timeout_ms, 120_000, 100)?,
-            message_timeout_ms: ms("message_timeout_ms", &raw.message_timeout_ms, 30_000, 100)?,
+            drain_ms: time(&flags::DRAIN_MS)?,
+            ping_interval_ms: time(&flags::PING_INTERVAL_MS)?,
+            idle_timeout_ms: time(&flags::IDLE_TIMEOUT_MS)?,
+            message_timeout_ms: time(&flags::MESSAGE_TIMEOUT_MS)?,
             request_timeout_ms,
-            handshake_timeout_ms: ms("handshake_timeout_ms", handshake, request_timeout_ms, 100)?,
-            keep_alive_ms: ms("keep_alive_ms", &raw.keep_alive_ms, 620_000, 100)?,
-            linger_ms: ms("linger_ms", &raw.linger_ms, 2_000, 0)?,
-            coalesce_us: from.get("coalesce_us", &raw.coalesce_us).number(
-                "a time in microseconds",
-                0,
-                0..=MAX_COALESCE_US,
-            )?,
+            handshake_timeout_ms: handshake.number_or(request_timeout_ms)?,
+            keep_alive_ms: time(&flags::KEEP_ALIVE_MS)?,
+            linger_ms: time(&flags::LINGER_MS)?,
+            coalesce_us: time(&flags::COALESCE_US)?,
         })
     }
 }
@@ -453,8 +449,6 @@ fn distinct_ports(ports: &[(&str, u16)]) -> Result<(), Exit> {
 }
 
 impl Env {
-    const FIX: &str = "give dev, test or prod";
-
     /// As it is written.
     pub fn name(self) -> &'static str {
         match self {

@@ -33,6 +33,10 @@ fn main() -> ExitCode {
     let config = match Config::from_args(&args, &env) {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
+            if let Some(text) = config.printed() {
+                print!("{text}");
+                return ExitCode::SUCCESS;
+            }
             config
         }
         Err(Exit::Error(why)) => {

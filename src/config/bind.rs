@@ -1,9 +1,10 @@
 //! The addresses that a node listens on.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::raw_args::RawArgs;
+use super::flags::{self, Flag, PREFIX};
 use super::setting::Source;
 use super::{DEV_SECRET, Env, Exit};
 use crate::state::projects::Projects;
@@ -13,7 +14,7 @@ use crate::wire::sign::{Secret, sign_hex};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     pub ip: IpAddr,
-    /// The flag or the variable, as it was given.
+    /// The flag, the variable or the place in the config file, as it was given.
     pub name: String,
 }
 
@@ -27,16 +28,14 @@ pub(super) struct Binds {
 impl Binds {
     /// Outside `prod` a node listens on this machine alone unless --bind says otherwise: its
     /// built-in project has a secret that everybody knows.
-    pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>, env: Env) -> Result<Self, Exit> {
+    pub(super) fn resolve(from: &Source<'_>, env: Env) -> Result<Self, Exit> {
         let default = match env {
             Env::Prod => IpAddr::from([0, 0, 0, 0]),
             Env::Dev | Env::Test => IpAddr::from([127, 0, 0, 1]),
         };
-        let ws = Bind::resolve(from, "bind", &raw.bind, default)?;
-        let http = match from.get("http_bind", &raw.http_bind).text {
-            None => ws.clone(),
-            Some(_) => Bind::resolve(from, "http_bind", &raw.http_bind, default)?,
-        };
+        let ws = Bind::resolve(from, &flags::BIND, default)?;
+        let own = Bind::resolve(from, &flags::HTTP_BIND, ws.ip)?;
+        let http = if from.get(&flags::HTTP_BIND).text.is_some() { own } else { ws.clone() };
         Ok(Self { ws, http })
     }
 }
@@ -69,33 +68,35 @@ pub(super) fn warn_of_dev_secret(
 impl Bind {
     pub(super) fn resolve(
         from: &Source<'_>,
-        flag: &'static str,
-        arg: &Option<String>,
+        flag: &'static Flag,
         default: IpAddr,
     ) -> Result<Self, Exit> {
-        let setting = from.get(flag, arg);
-        let name = match setting.text {
-            Some(_) => setting.name(),
-            None => format!("--{flag}"),
-        };
-        let Address(ip) = setting.parsed(
-            Address(default),
-            "an IP address",
-            "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 (IPv4) or :: (both) for all",
-            "127.0.0.1",
-        )?;
+        let setting = from.get(flag);
+        let name = setting.name();
+        let Address(ip) = setting.parsed_or(Address(default))?;
         Ok(Self { ip, name })
     }
 
     /// Name and address, as they were given.
     pub fn written(&self) -> String {
-        let separator = if self.name.starts_with("--") { ' ' } else { '=' };
+        let separator = match &*self.name {
+            name if name.starts_with("--") => " ",
+            name if name.starts_with(PREFIX) => "=",
+            // A place in the config file.
+            _ => " = ",
+        };
         format!("{}{separator}{}", self.name, self.ip)
     }
 }
 
 /// An IP address; one of IPv6 may stand in brackets, as in a URL.
 struct Address(IpAddr);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl FromStr for Address {
     type Err = ();

@@ -7,10 +7,11 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::raw_args::RawArgs;
+use super::Exit;
+use super::arguments::Arguments;
+use super::flags;
 use super::setting::{Setting, Source};
-use super::{Exit, GIB};
-use crate::ops::logs::{FileSettings, Format, Rotate};
+use crate::ops::logs::{FileSettings, Format};
 
 /// What is logged, how, and where to.
 #[derive(Debug, Clone)]
@@ -25,18 +26,13 @@ pub struct LogSettings {
 }
 
 impl LogSettings {
-    pub(super) fn resolve(
-        raw: &RawArgs,
-        from: &Source<'_>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Self, Exit> {
-        let filter = resolve_filter(&from.get("log", &raw.log))?;
-        let format = from.get("log_format", &raw.log_format);
-        let format = format.parsed(Format::Text, "a log format", "give text or json", "json")?;
-        let path = from.get("log_path", &raw.log_path);
-        let rotate = from.get("log_rotate", &raw.log_rotate);
-        let max_bytes = from.get("log_max_bytes", &raw.log_max_bytes);
-        let keep = from.get("log_keep", &raw.log_keep);
+    pub(super) fn resolve(from: &Source<'_>, warnings: &mut Vec<String>) -> Result<Self, Exit> {
+        let filter = resolve_filter(&from.get(&flags::LOG))?;
+        let format = from.get(&flags::LOG_FORMAT).parsed()?;
+        let path = from.get(&flags::LOG_PATH);
+        let rotate = from.get(&flags::LOG_ROTATE);
+        let max_bytes = from.get(&flags::LOG_MAX_BYTES);
+        let keep = from.get(&flags::LOG_KEEP);
         if path.text.is_none() {
             let useless = [&rotate, &max_bytes, &keep].into_iter().find(|one| one.text.is_some());
             warnings.extend(useless.map(|one| {
@@ -44,18 +40,13 @@ impl LogSettings {
                 format!("{} has no effect without a file: give {path}, or leave it out", one.name())
             }));
         }
-        let rotate = rotate.parsed(
-            Rotate::Daily,
-            "a time to rotate",
-            "give hourly, daily or never",
-            "daily",
-        )?;
+        let rotate = rotate.parsed()?;
         // 0 is no limit, for those who leave it to logrotate.
         let max_bytes = match max_bytes.text.as_deref() {
             Some("0") => None,
-            _ => Some(max_bytes.size(100 << 20, 64 << 10..=1_024 * GIB)?),
+            _ => Some(max_bytes.size()?),
         };
-        let keep = keep.number("a number of files", 14, 1..=10_000)? as usize;
+        let keep = keep.number()? as usize;
         let path_name = path.name();
         let file = path.text.map(|path| FileSettings {
             path: PathBuf::from(path),
@@ -79,7 +70,8 @@ impl LogSettings {
     }
 }
 
-/// The format of the log as far as it can be seen in arguments that are wrong.
+/// The format of the log as far as it can be seen where arguments, variables or the config file are
+/// wrong.
 pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Format {
     let names = ["--log_format", "--log-format"];
     let mut given = args.iter().enumerate().filter_map(|(index, arg)| match arg.split_once('=') {
@@ -87,14 +79,18 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
         None if names.contains(&&**arg) => args.get(index + 1).cloned(),
         None => None,
     });
-    let text = given.next().or_else(|| env("WS_CLUSTER_LOG_FORMAT"));
+    let of_file = || {
+        let arguments = Arguments::parse(args).ok()?;
+        Source::new(&arguments, env).ok()?.get(&flags::LOG_FORMAT).text
+    };
+    let text = given.next().or_else(|| env(&flags::LOG_FORMAT.variable())).or_else(of_file);
     text.and_then(|text| text.parse().ok()).unwrap_or(Format::Text)
 }
 
 /// A word that is neither a level nor a pair would be taken for a target, and everything else would
 /// be muted.
-fn resolve_filter(setting: &Setting) -> Result<String, Exit> {
-    let Some(text) = &setting.text else { return Ok("info".into()) };
+fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
+    let Some(text) = &setting.text else { return Ok(flags::LOG.default.into()) };
     let fix = "give a level (error, warn, info, debug, trace, off) or target=level pairs";
     let wrong = |why: &str| {
         let fix = format!("{fix}{why}");
@@ -137,8 +133,9 @@ mod tests {
     use super::*;
 
     fn resolve(text: &str) -> Result<String, String> {
-        let setting = Setting { flag: "log", text: Some(text.into()), from_env: false };
-        resolve_filter(&setting).map_err(|exit| exit.to_string())
+        let arguments = Arguments::parse(&["--log".into(), text.into()]).unwrap();
+        let source = Source::new(&arguments, &|_| None).unwrap();
+        resolve_filter(&source.get(&flags::LOG)).map_err(|exit| exit.to_string())
     }
 
     #[test]

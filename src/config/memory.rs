@@ -1,8 +1,8 @@
 //! What may be unsent, and the memory limit from which the defaults follow.
 
-use super::raw_args::RawArgs;
+use super::flags;
 use super::setting::Source;
-use super::{Exit, GIB, limits};
+use super::{Exit, limits};
 use crate::io::memory::MemoryLimit;
 use crate::types::Limits;
 
@@ -10,6 +10,8 @@ use crate::types::Limits;
 /// outboxes together have by default: the rest is for requests, connections and the program.
 const MAX_WORKER_OUTBOX_BYTES: u64 = 256 << 20;
 const OUTBOX_SHARE: u64 = 4;
+/// The highest default of `--server_outbox_bytes`.
+const MAX_SERVER_OUTBOX_BYTES: u64 = 64 << 20;
 /// The same for HTTP requests, and for messages that have not arrived whole.
 const BODY_SHARE: u64 = 8;
 
@@ -35,24 +37,22 @@ pub struct Memory {
 
 impl Memory {
     pub(super) fn resolve(
-        raw: &RawArgs,
         from: &Source<'_>,
         workers: usize,
         limits: &Limits,
     ) -> Result<Self, Exit> {
-        let size = |flag, arg, default, range| {
-            from.get(flag, arg).size(default, range).map(|bytes| bytes as usize)
-        };
-        let setting = from.get("memory_limit_bytes", &raw.memory_limit_bytes);
+        let setting = from.get(&flags::MEMORY_LIMIT_BYTES);
         let limit = match setting.text {
-            Some(_) => Some(MemoryLimit::given(setting.size(0, 32 << 20..=1_024 * GIB)?)),
+            Some(_) => Some(MemoryLimit::given(setting.size()?)),
             None => MemoryLimit::detect(),
         };
-        let outbox = size("outbox_bytes", &raw.outbox_bytes, 1_048_576, 4_096..=GIB)?;
-        let range = 4_096..=1_024 * GIB;
+        if let Some(limit) = &limit {
+            from.get(&flags::MEMORY_LIMIT_BYTES).note(flags::size(limit.bytes));
+        }
+        let outbox = from.get(&flags::OUTBOX_BYTES).size()?;
         let share = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / OUTBOX_SHARE);
-        let default = (share / workers as u64).min(MAX_WORKER_OUTBOX_BYTES).max(outbox as u64);
-        let worker_outbox = size("worker_outbox_bytes", &raw.worker_outbox_bytes, default, range)?;
+        let default = (share / workers as u64).min(MAX_WORKER_OUTBOX_BYTES).max(outbox);
+        let worker_outbox = from.get(&flags::WORKER_OUTBOX_BYTES).size_or(default)?;
         if worker_outbox < outbox {
             return Err(Exit::Error(format!(
                 "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
@@ -60,10 +60,9 @@ impl Memory {
                  much"
             )));
         }
-        let default = 67_108_864.min(worker_outbox as u64);
-        let server_outbox =
-            size("server_outbox_bytes", &raw.server_outbox_bytes, default, 4_096..=GIB)?;
-        let send_buffer = size("send_buffer_bytes", &raw.send_buffer_bytes, 131_072, 0..=GIB)?;
+        let default = MAX_SERVER_OUTBOX_BYTES.min(worker_outbox);
+        let server_outbox = from.get(&flags::SERVER_OUTBOX_BYTES).size_or(default)?;
+        let send_buffer = from.get(&flags::SEND_BUFFER_BYTES).size()?;
         if (1..4_096).contains(&send_buffer) {
             return Err(Exit::Error(format!(
                 "--send_buffer_bytes {send_buffer} is too small for a frame and its answer: give \
@@ -73,29 +72,27 @@ impl Memory {
         let body_share = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / BODY_SHARE);
         let body_share = body_share / workers as u64;
         Ok(Self {
-            outbox_bytes: outbox,
-            worker_outbox_bytes: worker_outbox,
-            server_outbox_bytes: server_outbox,
-            send_buffer_bytes: send_buffer,
+            outbox_bytes: outbox as usize,
+            worker_outbox_bytes: worker_outbox as usize,
+            server_outbox_bytes: server_outbox as usize,
+            send_buffer_bytes: send_buffer as usize,
             limit,
-            worker_body_bytes: limits::worker_body_bytes(raw, from, limits, body_share)?,
-            worker_inbound_bytes: worker_inbound_bytes(raw, from, limits, body_share)?,
+            worker_body_bytes: limits::worker_body_bytes(from, limits, body_share)?,
+            worker_inbound_bytes: worker_inbound_bytes(from, limits, body_share)?,
         })
     }
 }
 
 /// A message takes up to twice its size while it arrives.
 fn worker_inbound_bytes(
-    raw: &RawArgs,
     from: &Source<'_>,
     limits: &Limits,
     memory_share: u64,
 ) -> Result<usize, Exit> {
     let longest = limits.message_bytes.max(limits.body_bytes) as u64;
-    let setting = from.get("worker_inbound_bytes", &raw.worker_inbound_bytes);
+    let setting = from.get(&flags::WORKER_INBOUND_BYTES);
     let name = setting.name();
-    let bytes =
-        setting.size((64 << 20).min(memory_share).max(4 * longest), 65_536..=1_024 * GIB)?;
+    let bytes = setting.size_or((64 << 20).min(memory_share).max(4 * longest))?;
     if bytes < 2 * longest {
         return Err(Exit::Error(format!(
             "{name} {bytes} is below twice the longest message ({longest} bytes, of \

@@ -1,12 +1,12 @@
 //! The names of `--ops_hosts`.
 
 use super::Exit;
-use super::raw_args::RawArgs;
+use super::flags;
 use super::setting::Source;
 use std::net::IpAddr;
 
-pub(super) fn resolve(raw: &RawArgs, from: &Source<'_>) -> Result<Vec<String>, Exit> {
-    let setting = from.get("ops_hosts", &raw.ops_hosts);
+pub(super) fn resolve(from: &Source<'_>) -> Result<Vec<String>, Exit> {
+    let setting = from.get(&flags::OPS_HOSTS);
     let text = setting.text.as_deref().unwrap_or("");
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     names.map(|name| parse(&setting.name(), name)).collect()

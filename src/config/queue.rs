@@ -3,11 +3,11 @@
 use std::str::FromStr;
 
 use super::Exit;
-use super::raw_args::RawArgs;
+use super::flags;
 use super::setting::Source;
 use crate::state::broker::MAX_MESSAGE_BYTES;
 use crate::types::{Limits, Routing};
-use crate::wire::redis_url::{DEFAULT_PORT, Endpoint, RedisUrl};
+use crate::wire::redis_url::RedisUrl;
 
 /// What carries messages between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,28 +31,17 @@ pub(super) struct QueueSettings {
 
 impl QueueSettings {
     pub(super) fn resolve(
-        raw: &RawArgs,
         from: &Source<'_>,
         workers: usize,
         warnings: &mut Vec<String>,
     ) -> Result<Self, Exit> {
-        let queue = from.get("queue", &raw.queue);
-        let queue = queue.parsed(Queue::Local, "a queue", "give local or redis", "local")?;
-        let redis = resolve_redis(raw, from, queue, warnings)?;
-        let prefix = from.get("redis_prefix", &raw.redis_prefix).parsed(
-            Prefix("wsc".into()),
-            "a prefix of names in Redis",
-            "give 1 to 64 of A-Z a-z 0-9 _ . : and -, without braces",
-            "wsc",
-        )?;
-        let timeout = from.get("queue_timeout_ms", &raw.queue_timeout_ms);
-        let timeout_ms = timeout.number("a time in milliseconds", 2_000, 100..=60_000)?;
-        let routing = from.get("routing", &raw.routing);
-        let fix = "give project, or user for a channel per connected user as well";
-        let routing = routing.parsed(Routing::Project, "a routing", fix, "project")?;
-        let broker_thread = resolve_broker_thread(raw, from, workers)?;
-        let keys = from.get("idempotency_keys", &raw.idempotency_keys);
-        let keys = keys.number("a number of keys", 1_000_000, 1_000..=100_000_000)?;
+        let queue = from.get(&flags::QUEUE).parsed()?;
+        let redis = resolve_redis(from, queue, warnings)?;
+        let prefix: Prefix = from.get(&flags::REDIS_PREFIX).parsed()?;
+        let timeout_ms = from.get(&flags::QUEUE_TIMEOUT_MS).number()?;
+        let routing = from.get(&flags::ROUTING).parsed()?;
+        let broker_thread = resolve_broker_thread(from, workers)?;
+        let keys = from.get(&flags::IDEMPOTENCY_KEYS).number()?;
         Ok(Self {
             queue,
             redis,
@@ -85,25 +74,29 @@ impl QueueSettings {
 
 /// The value is never quoted: a URL that cannot be read may hold a password anywhere.
 fn resolve_redis(
-    raw: &RawArgs,
     from: &Source<'_>,
     queue: Queue,
     warnings: &mut Vec<String>,
 ) -> Result<RedisUrl, Exit> {
-    let setting = from.get("redis", &raw.redis);
+    let setting = from.secret(&flags::REDIS)?;
     let name = setting.name();
-    let Some(text) = &setting.text else { return Ok(local_redis()) };
+    let text = setting.text.as_deref().unwrap_or(flags::REDIS.default);
     let redis: RedisUrl = text
         .parse()
         .map_err(|error| Exit::Error(format!("{name} is not a URL of a Redis server: {error}")))?;
-    if redis.password.is_some() && !setting.from_env {
+    match redis.password {
+        // The URL shows its password as ***.
+        Some(_) => setting.note(redis.to_string()),
+        None => setting.reveal(redis.to_string()),
+    }
+    if redis.password.is_some() && setting.is_visible() {
         warnings.push(
             "--redis has a password in it, which every user of this machine can read in the list \
              of processes: give it as WS_CLUSTER_REDIS instead"
                 .into(),
         );
     }
-    if queue == Queue::Local {
+    if queue == Queue::Local && setting.text.is_some() {
         warnings.push(format!(
             "{name} has no effect with --queue local: give --queue redis, or leave it out"
         ));
@@ -111,20 +104,14 @@ fn resolve_redis(
     Ok(redis)
 }
 
-/// The default, `redis://127.0.0.1:6379/0`.
-fn local_redis() -> RedisUrl {
-    let endpoint = Endpoint::Tcp { host: "127.0.0.1".into(), port: DEFAULT_PORT };
-    RedisUrl { endpoint, user: None, password: None, db: 0 }
-}
-
-fn resolve_broker_thread(raw: &RawArgs, from: &Source<'_>, workers: usize) -> Result<bool, Exit> {
-    let setting = from.get("broker_thread", &raw.broker_thread);
+fn resolve_broker_thread(from: &Source<'_>, workers: usize) -> Result<bool, Exit> {
+    let setting = from.get(&flags::BROKER_THREAD);
     let refused = format!(
         "{} needs a single worker, whose thread the broker shares, and there are {workers}: leave \
          it out, or give --workers 1",
         setting.written("false")
     );
-    match setting.flag(workers > 1)? {
+    match setting.flag_or(workers > 1)? {
         false if workers > 1 => Err(Exit::Error(refused)),
         own => Ok(own),
     }

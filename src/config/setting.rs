@@ -1,52 +1,136 @@
-//! One value of the configuration, from a flag or from the environment, and how it complains.
+//! One value of the configuration, from wherever it was given, and how it complains.
 
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::ops::RangeInclusive;
+use std::fs;
 use std::str::FromStr;
 
+use super::arguments::Arguments;
+use super::config_file::ConfigFile;
+use super::flags::{self, Flag, Kind};
+use super::origin::Origin;
 use super::variables::is_service_url;
 use super::{Exit, GIB};
 
-/// Where a value comes from: the flag if it was typed, else the environment.
+/// Where values come from: an argument wins over the environment, that over the config file.
 pub(super) struct Source<'a> {
-    pub(super) env: &'a dyn Fn(&str) -> Option<String>,
-    /// The flags that were asked for: in the end all that there are.
-    pub(super) asked: RefCell<Vec<&'static str>>,
+    arguments: &'a Arguments,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    file: ConfigFile,
+    /// What was asked for: in the end every flag.
+    resolved: RefCell<Vec<Resolved>>,
 }
 
-/// What the variables' names begin with.
-pub(super) const PREFIX: &str = "WS_CLUSTER_";
+/// A flag's value as a node runs with it, and its origin.
+#[derive(Debug, Clone)]
+pub(super) struct Resolved {
+    pub(super) flag: &'static Flag,
+    /// `None`: there is none.
+    pub(super) value: Option<String>,
+    pub(super) origin: Origin,
+    /// The value is not shown.
+    pub(super) is_hidden: bool,
+}
 
-impl Source<'_> {
-    pub(super) fn get(&self, flag: &'static str, arg: &Option<String>) -> Setting {
-        self.asked.borrow_mut().push(flag);
-        let from_env = arg.is_none();
-        let text =
-            arg.clone().or_else(|| (self.env)(&variable(flag)).filter(|text| !text.is_empty()));
-        Setting { flag, text, from_env }
+impl<'a> Source<'a> {
+    /// Reads the config file if one is named.
+    pub(super) fn new(
+        arguments: &'a Arguments,
+        env: &'a dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Exit> {
+        let (file, resolved) = (ConfigFile::default(), RefCell::default());
+        let mut source = Self { arguments, env, file, resolved };
+        let (path, origin) = {
+            let setting = source.get(&flags::CONFIG);
+            (setting.text, setting.origin)
+        };
+        if let Some(path) = path {
+            source.file = ConfigFile::read(&path, &origin.name(&flags::CONFIG))?;
+        }
+        Ok(source)
+    }
+
+    pub(super) fn env(&self) -> &'a dyn Fn(&str) -> Option<String> {
+        self.env
+    }
+
+    pub(super) fn get(&self, flag: &'static Flag) -> Setting<'_> {
+        let in_env = || (self.env)(&flag.variable()).filter(|text| !text.is_empty());
+        let (text, origin) = if let Some(text) = self.arguments.value(flag) {
+            (Some(text.to_owned()), Origin::Argument)
+        } else if let Some(text) = in_env() {
+            (Some(text), Origin::Environment)
+        } else if let Some((text, origin)) = self.file.value(flag) {
+            (Some(text), origin)
+        } else {
+            (None, Origin::Default)
+        };
+        let default = Some(flag.default).filter(|text| !text.is_empty()).map(String::from);
+        let (value, is_hidden) = match &text {
+            Some(_) if flag.is_secret => (None, true),
+            _ => (text.clone().or(default), false),
+        };
+        let resolved = Resolved { flag, value, origin: origin.clone(), is_hidden };
+        self.resolved.borrow_mut().push(resolved);
+        Setting { flag, text, origin, is_from_file: false, source: self }
+    }
+
+    /// The value of a secret, which may be in a file of its own.
+    pub(super) fn secret(&self, flag: &'static Flag) -> Result<Setting<'_>, Exit> {
+        let mut setting = self.get(flag);
+        if let Some(path) = setting.text.as_deref().and_then(|text| text.strip_prefix("file:")) {
+            let name = setting.name();
+            let text = fs::read_to_string(path).map_err(|error| {
+                Exit::Error(format!(
+                    "{name}: the file {path} cannot be read: {error}; give a file that this user \
+                     may read, as file:/path"
+                ))
+            })?;
+            let text = text.trim_end_matches(['\n', '\r']);
+            if text.is_empty() || text.contains(['\n', '\r']) {
+                return Err(Exit::Error(format!(
+                    "{name}: the file {path} must have the value, one line, and nothing else"
+                )));
+            }
+            setting.text = Some(text.to_owned());
+            setting.is_from_file = true;
+        }
+        Ok(setting)
+    }
+
+    /// Every flag with its value, in the order of [`flags::all`].
+    pub(super) fn resolved(self) -> Vec<Resolved> {
+        let mut found = self.resolved.into_inner();
+        let place = |name| flags::all().position(|flag| flag.name == name);
+        found.sort_by_key(|one| place(one.flag.name));
+        found.dedup_by(|later, earlier| later.flag.name == earlier.flag.name);
+        found
     }
 }
 
-fn variable(flag: &str) -> String {
-    format!("{PREFIX}{}", flag.to_ascii_uppercase())
-}
-
 /// One value, still text, that knows how to complain about itself.
-pub(super) struct Setting {
-    pub(super) flag: &'static str,
+pub(super) struct Setting<'s> {
+    flag: &'static Flag,
     pub(super) text: Option<String>,
-    pub(super) from_env: bool,
+    pub(super) origin: Origin,
+    /// It was read from a file of its own.
+    is_from_file: bool,
+    source: &'s Source<'s>,
 }
 
-impl Setting {
-    pub(super) fn number(
-        self,
-        what: &str,
-        default: u64,
-        range: RangeInclusive<u64>,
-    ) -> Result<u64, Exit> {
-        let Some(text) = &self.text else { return Ok(default) };
+impl Setting<'_> {
+    pub(super) fn number(self) -> Result<u64, Exit> {
+        let default = self.flag.default.parse().unwrap_or_default();
+        self.number_or(default)
+    }
+
+    /// `default` is that of a flag whose default is computed; so it is below.
+    pub(super) fn number_or(self, default: u64) -> Result<u64, Exit> {
+        let (what, range) = match self.flag.kind {
+            Kind::Number { what, min, max } => (what, min..=max),
+            _ => ("a number", 0..=u64::MAX),
+        };
+        let Some(text) = &self.text else { return Ok(self.take_default(default)) };
         let digits_only = text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
             Ok(number) if digits_only && range.contains(&number) => Ok(number),
@@ -57,7 +141,23 @@ impl Setting {
         }
     }
 
-    pub(super) fn size(self, default: u64, range: RangeInclusive<u64>) -> Result<u64, Exit> {
+    pub(super) fn size(self) -> Result<u64, Exit> {
+        let default = parse_size(self.flag.default).unwrap_or_default();
+        self.sized(default)
+    }
+
+    pub(super) fn size_or(self, default: u64) -> Result<u64, Exit> {
+        if self.text.is_none() {
+            self.note(flags::size(default));
+        }
+        self.sized(default)
+    }
+
+    fn sized(self, default: u64) -> Result<u64, Exit> {
+        let range = match self.flag.kind {
+            Kind::Size { min, max } => min..=max,
+            _ => 0..=u64::MAX,
+        };
         let Some(text) = &self.text else { return Ok(default) };
         match parse_size(text) {
             Some(bytes) if range.contains(&bytes) => Ok(bytes),
@@ -72,65 +172,102 @@ impl Setting {
         }
     }
 
-    pub(super) fn flag(self, default: bool) -> Result<bool, Exit> {
+    pub(super) fn flag(self) -> Result<bool, Exit> {
+        let default = self.flag.default == "true";
+        self.flag_or(default)
+    }
+
+    pub(super) fn flag_or(self, default: bool) -> Result<bool, Exit> {
         match self.text.as_deref() {
-            None => Ok(default),
+            None => Ok(self.take_default(default)),
             Some("true" | "1") => Ok(true),
             Some("false" | "0") => Ok(false),
             Some(_) => Err(self.wrong("true or false", "give one of the two", default)),
         }
     }
 
-    pub(super) fn parsed<T: FromStr>(
-        self,
-        default: T,
-        what: &str,
-        fix: &str,
-        example: &str,
-    ) -> Result<T, Exit> {
-        let Some(text) = &self.text else { return Ok(default) };
-        text.parse().map_err(|_| match (self.flag, text.as_str()) {
-            ("queue", "redis-stream") => Exit::Error(format!(
+    /// The value of a flag that has a form.
+    pub(super) fn parsed<T: FromStr>(self) -> Result<T, Exit> {
+        let text = self.text.as_deref().unwrap_or(self.flag.default);
+        text.parse().map_err(|_| self.malformed())
+    }
+
+    pub(super) fn parsed_or<T: FromStr + Display>(self, default: T) -> Result<T, Exit> {
+        match &self.text {
+            None => Ok(self.take_default(default)),
+            Some(text) => text.parse().map_err(|_| self.malformed()),
+        }
+    }
+
+    fn malformed(&self) -> Exit {
+        match (self.flag.name, self.text.as_deref(), self.flag.kind) {
+            ("queue", Some(text @ "redis-stream"), _) => Exit::Error(format!(
                 "{} comes with a later version: use {} or local",
                 self.written(text),
                 self.written("redis")
             )),
-            _ => self.wrong(what, fix, example),
-        })
+            (_, _, Kind::Text { what, fix, example, .. }) => self.wrong(what, fix, example),
+            _ => self.wrong("a value", "give another", self.flag.default),
+        }
     }
 
     pub(super) fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
         let name = self.name();
         let value = self.text.as_deref().unwrap_or_default();
-        let service = name.strip_suffix("_PORT").filter(|_| self.from_env && is_service_url(value));
+        let is_variable = self.origin == Origin::Environment;
+        let service = name.strip_suffix("_PORT").filter(|_| is_variable && is_service_url(value));
         if let Some(service) = service {
             let service = service.to_ascii_lowercase().replace('_', "-");
             return Exit::Error(format!(
                 "{name} '{value}' is not {what}: Kubernetes sets it for the service {service}; set \
                  enableServiceLinks: false in the pod's spec, give the service another name, or \
                  pass --{} {example}",
-                self.flag
+                self.flag.name
             ));
         }
         let example = self.written(example);
         Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
     }
 
-    /// The flag or the variable, in the way in which it was given.
+    /// The flag, the variable or the place in the config file, in the way in which it was given.
     pub(super) fn name(&self) -> String {
-        if self.from_env { variable(self.flag) } else { format!("--{}", self.flag) }
+        self.origin.name(self.flag)
     }
 
     /// This setting with a value, in the way in which another one was given.
     pub(super) fn sibling(&self, other: &Self, value: impl Display) -> String {
-        Self { flag: self.flag, text: None, from_env: other.from_env }.written(value)
+        other.origin.written(self.flag, value)
     }
 
     /// The setting with a value, in the way in which it was given.
     pub(super) fn written(&self, value: impl Display) -> String {
-        match self.from_env {
-            true => format!("{}={value}", variable(self.flag)),
-            false => format!("--{} {value}", self.flag),
+        self.origin.written(self.flag, value)
+    }
+
+    /// Whether every user of the machine can read the value in the list of processes.
+    pub(super) fn is_visible(&self) -> bool {
+        self.text.is_some() && self.origin == Origin::Argument && !self.is_from_file
+    }
+
+    fn take_default<T: Display>(&self, default: T) -> T {
+        self.note(default.to_string());
+        default
+    }
+
+    /// What counts, for whoever asks what the node runs with.
+    pub(super) fn note(&self, value: String) {
+        self.resolve(|ours| ours.value = Some(value));
+    }
+
+    /// The same, of a secret flag whose value is no secret.
+    pub(super) fn reveal(&self, value: String) {
+        self.resolve(|ours| (ours.value, ours.is_hidden) = (Some(value), false));
+    }
+
+    fn resolve(&self, change: impl FnOnce(&mut Resolved)) {
+        let mut resolved = self.source.resolved.borrow_mut();
+        if let Some(ours) = resolved.iter_mut().find(|one| one.flag.name == self.flag.name) {
+            change(ours);
         }
     }
 }

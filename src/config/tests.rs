@@ -2,6 +2,8 @@ use super::setting::parse_size;
 use super::*;
 use crate::ops::logs::{Format, Rotate};
 
+mod places;
+
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379/0";
 
 fn config(line: &str) -> Result<Config, Exit> {
@@ -159,10 +161,11 @@ fn what_kubernetes_sets_for_a_service_is_named_with_the_fix() {
 fn help_and_version_end_with_0() {
     for line in ["-h", "--help", "--ws_port 1 --help"] {
         let exit = config(line).unwrap_err();
-        assert!(matches!(exit, Exit::Help(_)) && exit.code() == 0);
+        assert!(matches!(exit, Exit::Output(_)) && exit.code() == 0);
         let text = exit.to_string();
         for part in [
-            "--worker-outbox-bytes",
+            "--worker_outbox_bytes BYTES",
+            "\n  --workers N\n        worker threads, 1 to 64 [cores - 1]\n",
             "WS_CLUSTER_WS_PORT",
             "WS_CLUSTER_REDIS",
             "[[project]]",

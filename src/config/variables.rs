@@ -1,6 +1,6 @@
 //! Variables of the environment that look like the node's own and are not.
 
-use super::setting::PREFIX;
+use super::flags::PREFIX;
 use crate::types::similar;
 
 /// Those of the project's tools, tests and examples.

@@ -1,5 +1,6 @@
 """A wrong value names itself and the fix, with exit code 2."""
 
+import json
 import os
 import subprocess
 
@@ -143,9 +144,32 @@ def test_prod_refuses_weak_secrets_and_dev_warns(tmp_path):
 
 def test_help_and_version():
     done = run("--help")
-    assert done.returncode == 0 and "--ws-port" in done.stdout
+    assert done.returncode == 0 and "--ws_port" in done.stdout
     done = run("--version")
     assert done.returncode == 0 and done.stdout.startswith("ws-cluster ")
+
+
+def test_a_config_file_and_a_secret_in_a_file_of_its_own(tmp_path):
+    token, file = tmp_path / "token", tmp_path / "config.toml"
+    token.write_text("hidden-from-everybody\n")
+    file.write_text(f"node = 9\nws_port = 0\nworkers = 2\nops_token = 'file:{token}'\n")
+    done = run("print-config", "--json", "--config", str(file), env={"WS_CLUSTER_WORKERS": "3"})
+    assert done.returncode == 0 and "hidden" not in done.stdout, done
+    found = {one["name"]: one for one in json.loads(done.stdout)["settings"]}
+    assert (found["node"]["value"], found["node"]["source"]) == ("9", f"{file}, line 1")
+    assert (found["workers"]["value"], found["workers"]["source"]) == ("3", "WS_CLUSTER_WORKERS")
+    assert found["ops_token"]["value"] == "***" and found["ops_token"]["secret"]
+    with Server("--config", str(file)) as server:
+        assert server.request("GET", "/version").json["node"] == 9
+        assert server.request("GET", "/metrics", at=server.metrics_address).status == 401
+    # Its own output is a config file.
+    file.write_text(run("print-config", "--node", "11").stdout)
+    with Server("--config", str(file), "--workers", "1") as server:
+        assert server.request("GET", "/version").json["node"] == 11
+    file.write_text("node = 9\n  wsport = 0\n")
+    done = run("--config", str(file))
+    wanted = f'ws-cluster: {file}, line 2, column 3: unknown key "wsport"; did you mean "ws_port"?'
+    assert (done.returncode, done.stderr.strip()) == (2, wanted)
 
 
 def test_flags_of_the_environment_and_of_the_seed():

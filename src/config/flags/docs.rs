@@ -1,0 +1,100 @@
+//! The tables of flags in docs/operations.md.
+
+use super::{Flag, GIB, Kind};
+
+/// The bounds of a value, where they say something.
+pub(super) fn bounds(flag: &Flag) -> Option<String> {
+    match flag.kind {
+        Kind::Number { what: "a port", .. } => None,
+        Kind::Number { min, max, .. } => Some(format!("{min} to {max}")),
+        Kind::Size { min, max } => Some(format!("{} to {}", size(min), size(max))),
+        Kind::Bool | Kind::Switch | Kind::Text { .. } | Kind::Free { .. } => None,
+    }
+}
+
+/// A number of bytes with the largest suffix that keeps it whole.
+pub(in crate::config) fn size(bytes: u64) -> String {
+    let units = [(GIB, "G"), (1 << 20, "M"), (1 << 10, "K")];
+    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    match unit {
+        Some((unit, suffix)) => format!("{}{suffix}", bytes / unit),
+        None => bytes.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{GROUPS, all};
+    use super::*;
+    use std::collections::HashSet;
+    use std::fmt::Write as _;
+    use std::{env, fs};
+
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    const BEGIN: &str = "<!-- Flags: made by `make docs` from src/config/flags/table.rs. -->\n";
+    const END: &str = "<!-- End of flags. -->\n";
+
+    fn tables() -> String {
+        let mut text = String::new();
+        for group in GROUPS {
+            let _ = write!(text, "\n**{}**\n\n", group.title);
+            text.push_str("| Flag | Default | Bounds | Meaning |\n|---|---|---|---|\n");
+            for flag in group.flags {
+                let default = match [flag.computed, flag.default] {
+                    ["", "false"] if matches!(flag.kind, Kind::Switch) => "off",
+                    ["", default] | [default, _] => default,
+                };
+                let meaning = [flag.help, flag.more].concat();
+                let bounds = bounds(flag).unwrap_or_default();
+                let cells = [default, &bounds, &meaning].map(quoted_flags);
+                let line = format!("| `--{}` | {} |", flag.name, cells.join(" | "));
+                let _ = writeln!(text, "{}", line.replace("|  |", "| |").replace("|  |", "| |"));
+            }
+        }
+        text + "\n"
+    }
+
+    /// Names of flags as code.
+    fn quoted_flags(text: &str) -> String {
+        let words = text.split(' ').map(|word| match word.strip_prefix("--") {
+            Some(name) => {
+                let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+                let end = name.find(|c| !is_name(c)).unwrap_or(name.len());
+                format!("`--{}`{}", &name[..end], &name[end..])
+            }
+            None => word.to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_page_has_what_the_table_says() {
+        let page = fs::read_to_string(PAGE).unwrap();
+        let (before, rest) = page.split_once(BEGIN).unwrap();
+        let (found, after) = rest.split_once(END).unwrap();
+        if env::var_os("RENEW_DOCS").is_some() {
+            let page = [before, BEGIN, &tables(), END, after].concat();
+            fs::write(PAGE, page).unwrap();
+        } else {
+            assert!(found == tables(), "docs/operations.md is not what the code says: `make docs`");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_declared_once_and_explained() {
+        let mut names = HashSet::new();
+        for flag in all() {
+            assert!(names.insert(flag.name), "{} is there twice", flag.name);
+            assert!(!flag.help.is_empty() && !flag.help.ends_with('.'), "{}", flag.name);
+            assert!(flag.default.is_empty() || flag.computed.is_empty(), "{}", flag.name);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, text) in [(0, "0"), (100, "100"), (1_024, "1K"), (1_048_576, "1M")] {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!([size(65 << 10), size(GIB), size(1_024 * GIB)], ["65K", "1G", "1024G"]);
+    }
+}

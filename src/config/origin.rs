@@ -1,0 +1,59 @@
+//! Where a value was given, and how it is written there.
+
+use super::flags::Flag;
+use serde_json::Value;
+use std::fmt::Display;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    Default,
+    /// The config file: its path, and the place in it.
+    File {
+        path: String,
+        line: usize,
+        column: usize,
+    },
+    Environment,
+    Argument,
+}
+
+impl Origin {
+    /// A flag as it is named here, in errors.
+    pub(super) fn name(&self, flag: &Flag) -> String {
+        match self {
+            Self::Default | Self::Argument => flag.argument(),
+            Self::Environment => flag.variable(),
+            Self::File { path, line, column } => {
+                format!("{path}, line {line}, column {column}: {}", flag.name)
+            }
+        }
+    }
+
+    /// A flag with a value, as it is written here.
+    pub(super) fn written(&self, flag: &Flag, value: impl Display) -> String {
+        match self {
+            Self::Default | Self::Argument => format!("{} {value}", flag.argument()),
+            Self::Environment => format!("{}={value}", flag.variable()),
+            Self::File { .. } => line(flag, &value.to_string()),
+        }
+    }
+
+    /// For a list of values and their origins.
+    pub(super) fn source(&self, flag: &Flag) -> String {
+        match self {
+            Self::Default => "default".into(),
+            Self::File { path, line, .. } => format!("{path}, line {line}"),
+            Self::Environment => flag.variable(),
+            Self::Argument => flag.argument(),
+        }
+    }
+}
+
+/// A line of a config file.
+pub(super) fn line(flag: &Flag, value: &str) -> String {
+    match flag.is_bare(value) {
+        true => format!("{} = {value}", flag.name),
+        // JSON's escapes are TOML's, too.
+        false => format!("{} = {}", flag.name, Value::from(value)),
+    }
+}
