@@ -15,7 +15,7 @@ const MAX_TOOL_FUNCTION_LINES: usize = 120;
 
 /// Where a module of the root crate lives; a file imports its own floor or lower ones. Modules of
 /// one floor may know each other.
-const FLOORS: [(&str, u8); 9] = [
+const FLOORS: [(&str, u8); 8] = [
     ("types", 0),
     ("wire", 1),
     ("state", 2),
@@ -23,7 +23,6 @@ const FLOORS: [(&str, u8); 9] = [
     ("ops", 3),
     ("config", 4),
     ("node", 4),
-    ("shutdown", 4),
     ("main", 4),
 ];
 
@@ -114,8 +113,8 @@ struct Source<'a> {
     path: &'a str,
     lines: Vec<&'a str>,
     code: Vec<String>,
-    /// The line (from 0) at which `#[cfg(test)]` ends the shipping part.
-    tests_from: usize,
+    /// Whether each line is compiled for tests only.
+    is_test: Vec<bool>,
 }
 
 impl<'a> Source<'a> {
@@ -127,16 +126,44 @@ impl<'a> Source<'a> {
             || path.contains("/benches/")
             || path.ends_with("/tests.rs")
             || path.ends_with("/properties.rs");
-        let marker = code.iter().position(|line| line.trim() == "#[cfg(test)]");
-        let tests_from = if is_test_file { 0 } else { marker.unwrap_or(usize::MAX) };
-        Self { path, lines: text.lines().collect(), code, tests_from }
+        let is_test = if is_test_file { vec![true; code.len()] } else { test_lines(&code) };
+        Self { path, lines: text.lines().collect(), code, is_test }
     }
 
     /// The code that ships, with line numbers from 1.
     fn shipping(&self) -> impl Iterator<Item = (usize, &str)> {
-        let lines = self.code.iter().enumerate().take(self.tests_from);
-        lines.map(|(index, line)| (index + 1, line.as_str()))
+        let lines = self.code.iter().zip(&self.is_test).enumerate();
+        lines.filter(|(_, (_, is_test))| !**is_test).map(|(at, (line, _))| (at + 1, line.as_str()))
     }
+}
+
+/// Marks the items behind `#[cfg(test)]`. rustfmt puts what ends an item under the first character
+/// of its first line.
+fn test_lines(code: &[String]) -> Vec<bool> {
+    let mut is_test = vec![false; code.len()];
+    let mut at = 0;
+    while at < code.len() {
+        let start = at;
+        at += 1;
+        if code[start].trim() != "#[cfg(test)]" {
+            continue;
+        }
+        while code.get(at).is_some_and(|line| line.trim_start().starts_with("#[")) {
+            at += 1;
+        }
+        let Some(first) = code.get(at) else { break };
+        let indent = &first[..first.len() - first.trim_start().len()];
+        let is_end = |line: &String| {
+            line.strip_prefix(indent).is_some_and(|rest| matches!(rest.trim_end(), "}" | "};"))
+        };
+        if !first.trim_end().ends_with([';', '}']) {
+            let length = code[at..].iter().position(is_end);
+            at += length.unwrap_or(code.len() - at - 1);
+        }
+        at += 1;
+        is_test[start..at].fill(true);
+    }
+    is_test
 }
 
 /// Blanks out comments and the insides of string and character literals; lines stay where they are.
@@ -412,6 +439,10 @@ fn unwraps_stay_in_tests() {
     assert_eq!(lines_of("bench/benches/parts/main.rs", code), [0; 0]);
     assert_eq!(lines_of("bench/src/main.rs", code), [2, 3]);
     assert_eq!(lines_of("src/node.rs", &format!("#[cfg(test)]\nmod tests {{\n{code}\n}}")), [0; 0]);
+    let behind = format!("#[cfg(test)]\nmod tests;\n{code}");
+    assert_eq!(lines_of("src/node.rs", &behind), [4, 5]);
+    let behind = format!("#[cfg(test)]\n#[a]\nuse x::{{\n    y,\n}};\n{code}");
+    assert_eq!(lines_of("src/node.rs", &behind), [7, 8]);
     assert_eq!(lines_of("src/node.rs", "// x.unwrap()\nlet t = \".unwrap()\";"), [0; 0]);
     assert_eq!(
         lines_of("src/node.rs", "let t = r#\"\" .unwrap()\"#; let q = '\"'; z.unwrap()"),
