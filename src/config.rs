@@ -1,4 +1,4 @@
-//! Floor 4: arguments, environment and config file to a [`Config`] that is complete, checked and
+//! Floor 5: arguments, environment and config file to a [`Config`] that is complete, checked and
 //! immutable.
 //!
 //! Two steps, as in ripgrep: `Arguments` and `ConfigFile` are what was written, every value still

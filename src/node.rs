@@ -1,4 +1,4 @@
-//! Floor 4: a node's birth, life and end.
+//! Floor 5: a node's birth, life and end.
 
 mod error;
 mod first_push;

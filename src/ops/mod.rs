@@ -1,4 +1,4 @@
-//! Floor 3: what operators see of a node, on ports and a thread of their own: nothing here can slow
+//! Floor 4: what operators see of a node, on ports and a thread of their own: nothing here can slow
 //! or stop a worker.
 
 mod access;
