@@ -4,6 +4,7 @@ use super::core::{Begun, Core, PushOrigin};
 use super::date::http_date;
 use super::http::{self, Connections, Moment, Request, Service, Times};
 use super::pauses;
+use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
 use super::wake::sleep;
 use crate::state::broker::Outcome;
@@ -27,22 +28,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-const PUSH: &str = "/ws/push";
 /// So long the messages of a batch wait for room behind those before them, all together.
 const MAX_BATCH_WAIT: Duration = Duration::from_secs(1);
 
 const JSON: &str = "application/json";
-const POST: &str = "POST, OPTIONS";
-const GET: &str = "GET, HEAD, OPTIONS";
-
-/// The methods of a path of the HTTP port; `None`: there is no such path.
-pub fn methods_of(path: &str) -> Option<&'static str> {
-    match path {
-        PUSH | "/ws/push/batch" => Some(POST),
-        "/healthz" | "/readyz" | "/version" => Some(GET),
-        _ => None,
-    }
-}
 
 /// Connections that one round of the thread's tasks accepts at most. Each is an accept that is
 /// under way: the executor brings what has completed once in a round. With one, whoever asked
@@ -109,9 +98,7 @@ impl Service for Core {
     }
 
     fn handle_answered(&self) {
-        if let Some(answered) = self.answered.take() {
-            self.count_answered(&answered);
-        }
+        self.requests.flush();
     }
 
     fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
@@ -167,7 +154,7 @@ impl Service for Core {
             started: read_at.instant,
         });
         if begun.is_none() {
-            self.count(request.head.path, status, read_at.instant);
+            self.requests.add(request.head.path, status, read_at.instant);
         }
         http::Answer { keep_alive, is_known, begun }
     }
@@ -190,18 +177,9 @@ impl Service for Core {
             status: 200,
         };
         reply.answer_push(begun.project, result);
-        self.count(PUSH, reply.status, begun.started);
+        self.requests.add(PUSH, reply.status, begun.started);
         Poll::Ready(())
     }
-}
-
-/// Requests that were read together and answered alike, one after the other.
-#[derive(Debug, Clone, Copy)]
-pub struct Answered {
-    url: usize,
-    status: u16,
-    started: Instant,
-    requests: u64,
 }
 
 impl Core {
@@ -217,29 +195,6 @@ impl Core {
         self.stir();
         counters[self.index].connections.set(count as u64);
         counters[self.index].max_connections.set(self.descriptors.connections() as u64);
-    }
-
-    /// Counts a request: with the next one that differs, or when the answer is written.
-    fn count(&self, path: &str, status: u16, started: Instant) {
-        tracing::trace!(path, status, "a request is answered");
-        let url = HttpCounters::url_of(path);
-        let requests = match self.answered.take() {
-            Some(last) if (last.url, last.status, last.started) == (url, status, started) => {
-                last.requests + 1
-            }
-            Some(last) => {
-                self.count_answered(&last);
-                1
-            }
-            None => 1,
-        };
-        self.answered.set(Some(Answered { url, status, started, requests }));
-    }
-
-    fn count_answered(&self, answered: &Answered) {
-        let &Answered { url, status, started, requests } = answered;
-        let duration_us = started.elapsed().as_micros() as u64;
-        self.shared.http_counters[self.index].count(url, status, duration_us, requests);
     }
 }
 

@@ -5,7 +5,6 @@ mod memory;
 mod relays;
 mod time;
 
-use super::api::Answered;
 use super::descriptors::Descriptors;
 use super::engine::Engine;
 use super::http::{Connections, Moment};
@@ -13,6 +12,7 @@ use super::mailbox::{Bell, Mailbox, Word};
 use super::near::Near;
 use super::port::{ToWorker, WorkerPort};
 use super::queue::Driver;
+use super::request_counts::RequestCounts;
 use super::shared::Shared;
 use super::spans::{Recorder, Side, Span, SpanName};
 use super::sys;
@@ -146,8 +146,7 @@ pub struct Core {
     flushed: Waiters,
     pub http: RefCell<Connections>,
     pub(super) descriptors: Rc<Descriptors>,
-    /// Requests that were answered and are not counted yet.
-    pub(super) answered: Cell<Option<Answered>>,
+    pub(super) requests: RequestCounts,
     last_tick_ms: Cell<u64>,
     schedule: Schedule,
     last_tick: Cell<Instant>,
@@ -171,7 +170,9 @@ impl Core {
         engine.worker.set_notes(recorder.is_some());
         let coalesce_us = shared.settings.coalesce_us;
         let http = Connections::new(shared.settings.worker_body_bytes);
+        let requests = RequestCounts::new(Arc::clone(&shared.http_counters[index]));
         Rc::new(Self {
+            requests,
             counters: Arc::clone(&shared.counters[index]),
             shared,
             index,
@@ -189,7 +190,6 @@ impl Core {
             flushed: Waiters::default(),
             http: RefCell::new(http),
             descriptors,
-            answered: Cell::new(None),
             last_tick_ms: Cell::new(sys::now_ms()),
             schedule: Schedule::default(),
             last_tick: Cell::new(Instant::now()),

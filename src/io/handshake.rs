@@ -1,8 +1,8 @@
 //! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract
 //! names.
 
-use super::api;
 use super::date::http_date;
+use super::routes;
 use super::shared::Shared;
 use crate::state::projects::ProjectId;
 use crate::state::{Identity, Role};
@@ -79,7 +79,7 @@ pub fn refuse(status: u16, msg: &'static str) -> ApiError {
 
 fn not_found(path: &str, shared: &Shared) -> ApiError {
     let msg = match shared.ports.get() {
-        Some(ports) if api::methods_of(path).is_some() => {
+        Some(ports) if routes::methods_of(path).is_some() => {
             format!("not found: {path} is on the HTTP port, {}", ports.http).into()
         }
         _ => "not found: connect to /ws/connect".into(),

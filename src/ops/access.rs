@@ -2,7 +2,7 @@
 //! token, any other client a text that names the header.
 
 use super::asset::Asset;
-use super::server::Reply;
+use super::reply::Reply;
 use crate::wire::http::Head;
 use crate::wire::params::Params;
 use crate::wire::sign::Token;

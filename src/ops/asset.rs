@@ -1,7 +1,7 @@
 //! Files that are built in. A browser keeps them, and asks each time whether they are still those
 //! of this version.
 
-use crate::ops::server::Reply;
+use super::reply::Reply;
 use crate::wire::http::Head;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;

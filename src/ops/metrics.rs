@@ -6,7 +6,7 @@ mod servers;
 mod text;
 pub(super) mod workers;
 
-use super::server::{Ops, Reply};
+use super::reply::Reply;
 use crate::io::shared::Shared;
 use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, Refusal,
@@ -35,12 +35,12 @@ pub fn registry(shared: &Arc<Shared>) -> Registry {
 }
 
 /// Answers a request to the Prometheus port.
-pub fn answer(ops: &Ops, head: &Head<'_>) -> Reply {
+pub fn answer(registry: &Registry, head: &Head<'_>) -> Reply {
     if head.path != "/metrics" {
         return Reply::text(404, "see /metrics\n");
     }
     let mut text = String::new();
-    if encode(&mut text, &ops.registry).is_err() {
+    if encode(&mut text, registry).is_err() {
         return Reply::text(500, "not encoded\n");
     }
     let reply = if text::wants_plain(head.accept) {

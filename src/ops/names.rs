@@ -6,7 +6,8 @@
 //! cannot be rebound.
 
 use super::pages;
-use super::server::{Reply, Site};
+use super::reply::Reply;
+use super::site::Site;
 use crate::state::counters::Refusal;
 use crate::wire::http::Head;
 use std::net::IpAddr;

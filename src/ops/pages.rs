@@ -5,17 +5,18 @@ mod live;
 mod swagger;
 
 use super::asset::Asset;
-use super::server::{Ops, Reply};
+use super::node_view::NodeView;
+use super::reply::Reply;
 use crate::wire::http::Head;
 
 /// What both pages sign with.
 const SIGN: Asset = Asset::script("/sign.js", include_bytes!("pages/assets/sign.js"));
 
-pub async fn answer(ops: &Ops, head: &Head<'_>) -> Reply {
+pub async fn answer(node: &NodeView, head: &Head<'_>) -> Reply {
     if head.path == SIGN.path {
         return SIGN.answer(head);
     }
-    let reply = live::answer(ops, head).or_else(|| swagger::answer(ops, head));
+    let reply = live::answer(node, head).or_else(|| swagger::answer(node, head));
     reply.unwrap_or_else(|| Reply::text(404, "nothing here\n"))
 }
 

@@ -17,8 +17,10 @@ mod records;
 mod source;
 mod symbols;
 
-use super::server::{Ops, Reply};
+use super::reply::Reply;
+use crate::io::shared::Shared;
 use crate::io::{sys, threads};
+use crate::types::NodeId;
 use crate::wire::http::Head;
 use crate::wire::params::Params;
 use cpu::CpuError;
@@ -58,15 +60,21 @@ struct Running {
 }
 
 /// Answers a request to the port of profiles; `connection` is where it came from.
-pub async fn answer(ops: &Ops, head: &Head<'_>, connection: RawFd) -> Reply {
+pub async fn answer(
+    shared: &Arc<Shared>,
+    profiler: &Profiler,
+    head: &Head<'_>,
+    connection: RawFd,
+) -> Reply {
+    let node = shared.settings.node;
     match head.path {
         "/" | "/debug/pprof" | "/debug/pprof/" => {
-            index::page(head, ops.shared.settings.ops_token.is_some())
+            index::page(head, shared.settings.ops_token.is_some())
         }
-        "/debug/pprof/profile" => take(ops, head, connection, Kind::Pprof).await,
-        "/debug/pprof/flamegraph" => take(ops, head, connection, Kind::FlameGraph).await,
+        "/debug/pprof/profile" => take(profiler, node, head, connection, Kind::Pprof).await,
+        "/debug/pprof/flamegraph" => take(profiler, node, head, connection, Kind::FlameGraph).await,
         "/debug/pprof/heap" => {
-            let shared = Arc::clone(&ops.shared);
+            let shared = Arc::clone(shared);
             match Job::start(move |_| heap::report(&shared)) {
                 Ok(job) => job.result(connection).await.map_or_else(ended_early, text),
                 Err(error) => no_thread(&error),
@@ -95,19 +103,24 @@ fn ended_early() -> Reply {
 }
 
 /// Takes a profile and makes it into what was asked for.
-async fn take(ops: &Ops, head: &Head<'_>, connection: RawFd, kind: Kind) -> Reply {
+async fn take(
+    profiler: &Profiler,
+    node: NodeId,
+    head: &Head<'_>,
+    connection: RawFd,
+    kind: Kind,
+) -> Reply {
     let seconds = match seconds(head.query.unwrap_or("")) {
         Ok(seconds) => seconds,
         Err(problem) => return Reply::text(400, format!("{problem}\n")),
     };
     let who = sys::peer_address(connection).map_or("somebody".into(), |peer| peer.to_string());
-    let place = ops.profiler.enter(Running { who, seconds, since: Instant::now() });
+    let place = profiler.enter(Running { who, seconds, since: Instant::now() });
     let _place = match place {
         Ok(place) => place,
         Err(refusal) => return refusal,
     };
     let length = Duration::from_secs(seconds);
-    let node = ops.shared.settings.node;
     let work = move |is_cancelled: &AtomicBool| {
         let recording = cpu::record(length, is_cancelled)?;
         let profile = Profile::new(&recording);

@@ -2,7 +2,10 @@
 
 use super::access::{self, Access};
 use super::names::{self, Names};
+use super::node_view::NodeView;
 use super::pprof::{self, Profiler};
+use super::reply::Reply;
+use super::site::Site;
 use super::{metrics, pages};
 use crate::io::accept_errors::AcceptErrors;
 use crate::io::date::http_date;
@@ -15,7 +18,6 @@ use crate::wire::http::{Head, HttpError};
 use crate::wire::response::{write_refusal, write_response};
 use monoio::net::{TcpListener, TcpStream};
 use prometheus_client::registry::Registry;
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
@@ -41,34 +43,12 @@ const MAX_BODY_BYTES: usize = 1_024;
 /// Memory for the requests of one port, beyond 4 KiB each.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
 
-/// What answers on a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Site {
-    Metrics,
-    Pprof,
-    /// The live page, Swagger UI, and the descriptions of the APIs.
-    Pages,
-}
-
-impl Site {
-    /// The flag that chooses its port.
-    fn flag(self) -> &'static str {
-        match self {
-            Self::Metrics => "--prometheus_port",
-            Self::Pprof => "--pprof_port",
-            Self::Pages => "--swagger_port",
-        }
-    }
-}
-
 /// What the sites share.
 pub struct Ops {
-    pub shared: Arc<Shared>,
-    pub registry: Registry,
-    pub ws: SocketAddr,
-    pub http: SocketAddr,
+    node: NodeView,
+    registry: Registry,
     names: Names,
-    pub profiler: Profiler,
+    profiler: Profiler,
 }
 
 impl Ops {
@@ -76,36 +56,7 @@ impl Ops {
     pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr, bound: IpAddr) -> Self {
         let (registry, profiler) = (metrics::registry(&shared), Profiler::default());
         let names = Names::new(bound, shared.settings.ops_hosts.clone());
-        Self { registry, shared, ws, http, names, profiler }
-    }
-}
-
-/// A site's answer.
-#[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub content_type: Cow<'static, str>,
-    pub fields: Vec<(&'static str, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Reply {
-    pub fn new(
-        status: u16,
-        content_type: impl Into<Cow<'static, str>>,
-        body: impl Into<Vec<u8>>,
-    ) -> Self {
-        let (content_type, body) = (content_type.into(), body.into());
-        Self { status, content_type, fields: Vec::new(), body }
-    }
-
-    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", body)
-    }
-
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.fields.push((name, value.into()));
-        self
+        Self { node: NodeView { shared, ws, http }, registry, names, profiler }
     }
 }
 
@@ -119,7 +70,7 @@ pub async fn serve(
     for (site, listener) in listeners {
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
-        let settings = &ops.shared.settings;
+        let settings = &ops.node.shared.settings;
         let limits = Limits { body_bytes: MAX_BODY_BYTES, ..settings.limits.clone() };
         let left = settings.open_files.saturating_sub(RESERVED_FILES) / 4;
         let port = Rc::new(Port {
@@ -155,7 +106,7 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
         match listener.accept().await {
             Ok((stream, _)) => serve_one(&port, stream),
             Err(error) => {
-                port.ops.shared.ops_accept_errors.add(1);
+                port.ops.node.shared.ops_accept_errors.add(1);
                 monoio::time::sleep(errors.handle(&error)).await;
             }
         }
@@ -197,7 +148,7 @@ impl Port {
             // A page asks for the token itself, and comes whole: the browser has nothing of it.
             Access::Denied if is_page && access::is_browser(head) => {
                 let head = Head { if_none_match: None, ..*head };
-                access::unauthorized(pages::answer(&self.ops, &head).await)
+                access::unauthorized(pages::answer(&self.ops.node, &head).await)
             }
             Access::Denied => access::refusal(head),
             Access::InAddress if !is_page && access::is_browser(head) => access::gate(),
@@ -207,16 +158,19 @@ impl Port {
 
     async fn answer_granted(&self, head: &Head<'_>, connection: RawFd) -> Reply {
         match self.site {
-            Site::Metrics => metrics::answer(&self.ops, head),
-            Site::Pprof => pprof::answer(&self.ops, head, connection).await,
-            Site::Pages => pages::answer(&self.ops, head).await,
+            Site::Metrics => metrics::answer(&self.ops.registry, head),
+            Site::Pprof => {
+                let Ops { node, profiler, .. } = &*self.ops;
+                pprof::answer(&node.shared, profiler, head, connection).await
+            }
+            Site::Pages => pages::answer(&self.ops.node, head).await,
         }
     }
 
     /// Whether the request comes from somebody who may ask for everything.
     fn is_known(&self, head: &Head<'_>, status: u16) -> bool {
         // Files that are there for everybody prove nothing.
-        let token = self.ops.shared.settings.ops_token.as_ref();
+        let token = self.ops.node.shared.settings.ops_token.as_ref();
         names::reason_of(status).is_none() && Access::of(token, head) != Access::Denied
     }
 
@@ -224,7 +178,7 @@ impl Port {
         if self.site == Site::Pages && pages::is_public(head.path) {
             return Access::Granted;
         }
-        Access::of(self.ops.shared.settings.ops_token.as_ref(), head)
+        Access::of(self.ops.node.shared.settings.ops_token.as_ref(), head)
     }
 }
 
@@ -236,7 +190,7 @@ impl Service for Port {
     }
 
     fn times(&self) -> Times {
-        let times = Times::from(&self.ops.shared.settings);
+        let times = Times::from(&self.ops.node.shared.settings);
         Times { unknown_ms: UNKNOWN_MS, ..times }
     }
 
@@ -245,7 +199,7 @@ impl Service for Port {
     }
 
     fn count_refusal(&self, why: Refusal) {
-        self.ops.shared.ops_refusals.count(why);
+        self.ops.node.shared.ops_refusals.count(why);
     }
 
     fn handle_answered(&self) {}

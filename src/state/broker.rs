@@ -7,8 +7,10 @@ mod greeting;
 mod incoming;
 mod interests;
 mod link;
+mod link_error;
 mod listening;
 mod members;
+mod outcome;
 mod outgoing;
 mod presence;
 mod publish_log;
@@ -43,7 +45,8 @@ use transit::Transit;
 
 pub use facts::{Command, SizeLimit};
 pub use greeting::Credentials;
-pub use link::{LinkError, LinkName};
+pub use link_error::{LinkError, LinkName};
+pub use outcome::Outcome;
 pub use presence::user_hash;
 pub use publish_log::Pusher;
 
@@ -96,21 +99,6 @@ impl BrokerConfig {
         let (origin, epoch) = (self.node, self.epoch());
         Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
     }
-}
-
-/// What became of a push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Accepted,
-    /// Not accepted, and not delivered.
-    Unreachable,
-    Overloaded,
-    /// Redis answered with an error.
-    Refused,
-    /// It is larger than what Redis or this node takes; see [`Event::Limit`].
-    TooLarge,
-    /// No answer came in time: it may have been delivered.
-    Unknown,
 }
 
 /// Where a broker's words go. None of them may call the broker.

@@ -2,7 +2,6 @@
 
 mod pauses;
 
-use super::broker::Outcome;
 use crate::types::NodeId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -410,23 +409,6 @@ pub struct BrokerCounters {
 }
 
 impl BrokerCounters {
-    /// What became of a push that was handed to the queue.
-    pub fn count_outcome(&self, outcome: Outcome) {
-        match outcome {
-            Outcome::Accepted => self.published.add(1),
-            Outcome::Unknown => self.unknown.add(1),
-            Outcome::TooLarge => self.too_large_pushes.add(1),
-            Outcome::Refused | Outcome::Unreachable | Outcome::Overloaded => self.refused.add(1),
-        }
-    }
-
-    /// A push was not handed to the queue; the worker counts it, too.
-    pub fn count_refusal(&self, outcome: Outcome) {
-        if outcome == Outcome::TooLarge {
-            self.count_outcome(outcome);
-        }
-    }
-
     /// Messages of `origin` on a channel were lost on the way to this node.
     pub fn count_missed(&self, origin: NodeId, channel: &[u8], missed: u64) {
         let mut all = self.missed.lock().unwrap_or_else(PoisonError::into_inner);

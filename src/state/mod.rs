@@ -15,6 +15,7 @@ mod index;
 mod orders;
 mod outbox;
 pub mod projects;
+mod rest;
 pub mod sequence;
 pub mod servers;
 mod sharded_table;
@@ -23,9 +24,9 @@ pub mod wants;
 mod worker;
 
 pub use batch::{CloseRequest, Outgoing, Sealed};
-pub use budget::Rest;
 pub use connection::CloseCause;
 pub use outbox::Outbox;
+pub use rest::Rest;
 pub use worker::{
     Admission, Hearing, Identity, Note, PendingRequests, PushOutcome, Released, Role, ServerPush,
     Worker, WorkerConfig,

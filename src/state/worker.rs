@@ -12,13 +12,14 @@ mod sweep;
 mod tests;
 
 use super::batch::{Batch, CloseRequest, Sealed};
-use super::budget::{Budget, Rest};
+use super::budget::Budget;
 use super::by_size::BySize;
 use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::idempotency::{Inserted, RememberedKeys};
 use super::projects::{ProjectId, Projects};
+use super::rest::{Rest, Rests};
 use super::servers::{Loads, Registry};
 use super::targets;
 use super::wants::{Ask, Interest, Wants};
@@ -171,6 +172,7 @@ pub struct Worker {
     backlogged: usize,
     /// What is allocated for what sockets have not taken.
     budget: Budget,
+    rests: Rests,
     /// Open connections whose socket did not take all, by what they hold.
     by_size: BySize,
     /// Of a push: slots whose outbox grew out of its place, and those for which there was no room.
@@ -237,6 +239,7 @@ impl Worker {
             born_ms: now_ms,
             backlogged: 0,
             budget: Budget::new(Arc::clone(&config.counters)),
+            rests: Rests::new(Arc::clone(&config.counters)),
             by_size: BySize::default(),
             grown: Vec::new(),
             without_room: Vec::new(),

@@ -1,6 +1,6 @@
 //! Ids: what names a project, a user, a connection, a message and a node.
 
-use super::Incarnation;
+use super::incarnation::{FIRST_MS, Incarnation, LAST_MS};
 use std::fmt;
 use std::str::FromStr;
 
@@ -94,10 +94,10 @@ pub struct SnowflakeClock {
 }
 
 impl SnowflakeClock {
-    /// 2024-01-01T00:00:00Z: 41 bits from here last until 2093.
-    pub const EPOCH_MS: u64 = 1_704_067_200_000;
+    /// 2024-01-01T00:00:00Z.
+    pub const EPOCH_MS: u64 = FIRST_MS;
     /// The last millisecond that an id can be of.
-    pub const MAX_MS: u64 = Self::EPOCH_MS + (1 << 41) - 1;
+    pub const MAX_MS: u64 = LAST_MS;
     const SEQUENCE_BITS: u32 = 12;
 
     /// `workers` is how many workers the node has (at most 1024), `worker` the index of this one.

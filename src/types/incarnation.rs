@@ -1,12 +1,15 @@
 //! One run of a node's process: the epoch that tells it from the runs before, and which
 //! milliseconds its ids may be of.
 
-use super::SnowflakeClock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Milliseconds at the end of what is reserved that the clock alone does not enter: they are for
 /// ids that outrun the clock, because a millisecond's numbers are used up or the clock is behind.
 pub const SPARE_MS: u64 = 2_000;
+/// The first and the last millisecond that an id can be of: 2024-01-01T00:00:00Z, and 41 bits from
+/// there on, which last until 2093.
+pub(super) const FIRST_MS: u64 = 1_704_067_200_000;
+pub(super) const LAST_MS: u64 = FIRST_MS + (1 << 41) - 1;
 /// How far beyond the clock ids are reserved. A restart within this time begins behind it.
 const AHEAD_MS: u64 = 10_000;
 /// What is reserved is renewed when the clock has come this far.
@@ -35,9 +38,7 @@ impl Incarnation {
     pub fn new(now_ms: u64) -> Self {
         Self {
             epoch_ms: AtomicU64::new(now_ms),
-            floor_ms: AtomicU64::new(
-                now_ms.clamp(SnowflakeClock::EPOCH_MS, SnowflakeClock::MAX_MS),
-            ),
+            floor_ms: AtomicU64::new(now_ms.clamp(FIRST_MS, LAST_MS)),
             until_ms: AtomicU64::new(u64::MAX),
             latest_ms: AtomicU64::new(0),
         }
@@ -70,7 +71,7 @@ impl Incarnation {
     /// Up to where ids should be reserved now; `None`: what is reserved is enough.
     pub fn wanted_until_ms(&self, now_ms: u64) -> Option<u64> {
         let latest_ms = self.latest_ms.load(Relaxed).max(self.floor_ms.load(Relaxed));
-        let now_ms = now_ms.min(SnowflakeClock::MAX_MS - AHEAD_MS);
+        let now_ms = now_ms.min(LAST_MS - AHEAD_MS);
         let wanted_ms = (now_ms + AHEAD_MS).max(latest_ms + 2 * SPARE_MS);
         (self.until_ms.load(Relaxed) < wanted_ms - RENEW_MS).then_some(wanted_ms)
     }

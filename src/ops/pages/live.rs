@@ -3,7 +3,8 @@
 mod snapshot;
 
 use crate::ops::asset::Asset;
-use crate::ops::server::{Ops, Reply};
+use crate::ops::node_view::NodeView;
+use crate::ops::reply::Reply;
 use crate::wire::http::Head;
 use std::net::IpAddr;
 
@@ -27,16 +28,16 @@ const FILES: [Asset; 8] = [
 ];
 
 /// `None`: not the live page's.
-pub(super) fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
+pub(super) fn answer(node: &NodeView, head: &Head<'_>) -> Option<Reply> {
     match head.path {
         "/" => {
-            let policy = policy(head.host, [ops.ws.ip(), ops.http.ip()]);
+            let policy = policy(head.host, [node.ws.ip(), node.http.ip()]);
             let reply = PAGE.answer(head).with("Content-Security-Policy", policy);
             // An address may have the token until the page has taken it out.
             Some(reply.with("Referrer-Policy", "no-referrer"))
         }
         SNAPSHOT => {
-            let reply = Reply::new(200, "application/json", snapshot::snapshot(ops));
+            let reply = Reply::new(200, "application/json", snapshot::snapshot(node));
             let reply = reply.with("Cache-Control", "no-store");
             let reply = reply.with("Cross-Origin-Resource-Policy", "same-origin");
             Some(reply.with("X-Content-Type-Options", "nosniff"))

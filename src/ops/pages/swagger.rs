@@ -3,7 +3,8 @@
 
 use crate::ops::asset::{Asset, CSS, JAVASCRIPT};
 use crate::ops::openapi;
-use crate::ops::server::{Ops, Reply};
+use crate::ops::node_view::NodeView;
+use crate::ops::reply::Reply;
 use crate::wire::http::Head;
 use std::net::SocketAddr;
 
@@ -61,15 +62,15 @@ const IMPORTED: [Asset; 2] = [
 ];
 
 /// `None`: a path of others.
-pub fn answer(ops: &Ops, head: &Head<'_>) -> Option<Reply> {
-    let http = || format!("http://{}", at(head, ops.http));
+pub fn answer(node: &NodeView, head: &Head<'_>) -> Option<Reply> {
+    let http = || format!("http://{}", at(head, node.http));
     Some(match head.path {
         "/openapi.json" => match openapi::json(&http()) {
             Some(json) => description(JSON, json),
             None => Reply::text(500, "not encoded\n"),
         },
         "/openapi.yaml" => description(YAML, openapi::yaml(&http())),
-        "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(head, ops.ws), 1)),
+        "/asyncapi.yaml" => description(YAML, ASYNCAPI.replacen(NO_NODE, &at(head, node.ws), 1)),
         "/swagger" | "/swagger/" => {
             let query = head.query.map(|query| format!("?{query}")).unwrap_or_default();
             Reply::text(302, "").with("Location", format!("{PAGE_PATH}{query}"))

@@ -1,7 +1,7 @@
 //! `/debug/pprof/`: what there is, each with a line to paste.
 
 use super::super::access::GATE_POLICY;
-use super::super::server::Reply;
+use super::super::reply::Reply;
 use super::{DEFAULT_SECONDS, MAX_SECONDS};
 use crate::wire::http::Head;
 

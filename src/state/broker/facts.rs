@@ -1,7 +1,6 @@
 //! What Redis says of itself: whether it is a replica, and how large a message it takes and
 //! delivers.
 
-use super::incoming::is_sign_of_life;
 use super::{Event, LinkError};
 use crate::wire::resp::{PARAMETERS, Reply, write_command};
 use std::fmt;
@@ -46,6 +45,12 @@ impl Question {
             Self::Parameter(_) => Command::ConfigGet,
         }
     }
+}
+
+/// What Redis refuses a PING with, and carries out PUBLISH and SUBSCRIBE all the same: it cannot
+/// save, it reads its data, it is a replica without its primary.
+pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
+    ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
 }
 
 /// A command that Redis may forbid this node's user, and without which the node goes on.

@@ -1,8 +1,7 @@
 //! The first words on a link to Redis: who we are, which protocol we speak, and what it is.
 
-use super::LinkError;
 use super::facts::{Facts, Question};
-use super::link::LinkName;
+use super::link_error::{LinkError, LinkName};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::resp::{Reply, write_command};
 

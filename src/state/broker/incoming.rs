@@ -14,12 +14,6 @@ use crate::wire::json;
 use crate::wire::parcel;
 use crate::wire::resp::Reply;
 
-/// What Redis refuses a PING with, and carries out PUBLISH and SUBSCRIBE all the same: it cannot
-/// save, it reads its data, it is a replica without its primary.
-pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
-    ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
-}
-
 /// Redis's last words on a link that brings a string above its `proto-max-bulk-len`.
 const TOO_LONG: &[u8] = b"ERR Protocol error: invalid bulk length";
 

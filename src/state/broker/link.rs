@@ -3,48 +3,12 @@
 use super::PING_EVERY_MS;
 use super::facts::Facts;
 use super::greeting::{Credentials, Greeting};
+use super::link_error::{LinkError, LinkName, SILENCE_MS};
 use crate::types::NodeId;
-use crate::wire::resp::{Reply, RespError};
+use crate::wire::resp::Reply;
 
-/// A link that owes an answer and says nothing for so long is dead. With a ping every half second
-/// that is noticed within 2 s.
-const SILENCE_MS: u64 = 1_200;
 /// A large command has that much more time: buffers on the way hold some of it, and say nothing.
 pub(super) const TRANSIT_BYTES_PER_MS: usize = 8 << 10;
-
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkName {
-    Publish,
-    Subscribe,
-}
-
-/// Why a link is given up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
-    #[error("Redis does not answer (no word for {SILENCE_MS} ms)")]
-    Silent,
-    #[error("Redis closed the connection")]
-    Closed,
-    #[error("{0}")]
-    Io(String),
-    #[error("Redis refused: {0}")]
-    Refused(String),
-    #[error("Redis answered something that was not asked")]
-    Unasked,
-    /// `master`: of which, as far as it is known.
-    #[error(
-        "Redis at {url} is a replica{master}; pushes would not reach other nodes: point --redis at \
-         the master"
-    )]
-    Replica { url: String, master: String },
-    #[error("what Redis sent is not RESP: {0}")]
-    Malformed(#[from] RespError),
-    #[error(
-        "what this node publishes does not come back to it: Redis took it, and did not deliver it"
-    )]
-    CanaryLost,
-}
 
 #[derive(Debug)]
 pub(super) struct Link {

@@ -1,6 +1,6 @@
 //! The time in which this node listened to Redis: what others are given time by.
 
-use super::link::LinkName;
+use super::link_error::LinkName;
 
 /// Two looks at the clock that are further apart than this: the thread stood still meanwhile.
 const STEP_MS: u64 = 250;

@@ -2,7 +2,6 @@
 //! which cost nobody but those who need the channel.
 
 use super::facts::{self, Command};
-use super::incoming::is_sign_of_life;
 use super::link::Link;
 use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, PING_EVERY_MS, Sink, State};
 use crate::state::wants::Interest;
@@ -211,8 +210,8 @@ impl Broker {
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let forbidden = match self.subscriptions.take_answered() {
-            None if is_sign_of_life(text) => return Ok(()),
-            Some(Sent::Ping(_)) if is_sign_of_life(text) => {
+            None if facts::is_sign_of_life(text) => return Ok(()),
+            Some(Sent::Ping(_)) if facts::is_sign_of_life(text) => {
                 self.handle_pong(now_ms);
                 return Ok(());
             }

@@ -2,11 +2,12 @@
 
 use super::Worker;
 use crate::state::batch::{Batch, Sealed};
-use crate::state::budget::{Budget, HeldFrame, Rest};
+use crate::state::budget::{Budget, HeldFrame};
 use crate::state::by_size::Place;
 use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::{Load, Outbox};
+use crate::state::rest::Rest;
 use crate::types::ConnKey;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -170,7 +171,7 @@ impl Worker {
 
     /// `false`: there is none.
     fn revoke_rest(&mut self) -> bool {
-        let has_any = self.budget.revoke_oldest_rest();
+        let has_any = self.rests.revoke_oldest();
         if has_any {
             self.config.counters.count_shed(Shed::Closing);
         }
@@ -263,7 +264,7 @@ impl Worker {
         if outbox.is_empty() {
             return None;
         }
-        let rest = Rest::new(*outbox, &self.budget, reason);
+        let rest = Rest::new(*outbox, &self.rests, reason);
         // Where there is no socket it is dropped here, and counts as that.
         (cause != CloseCause::Gone).then_some(rest)
     }
@@ -293,7 +294,7 @@ impl Worker {
             assert!(!waits_for_close || self.shed.contains(&key), "nobody closes it");
         }
         assert_eq!(in_order, self.by_size.len());
-        self.budget.each_rest(count);
+        self.rests.each(count);
         let frames = held.values().map(|&bytes| HeldFrame::cost(bytes));
         assert_eq!(bytes + frames.sum::<usize>(), self.budget.bytes());
     }

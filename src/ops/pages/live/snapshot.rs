@@ -5,8 +5,8 @@ use crate::io::shared::Shared;
 use crate::io::sys;
 use crate::ops::metrics::process;
 use crate::ops::metrics::workers::{self, longest_pauses, projects};
+use crate::ops::node_view::NodeView;
 use crate::ops::pages::json::{self, Object};
-use crate::ops::server::Ops;
 use crate::state::counters::{
     Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
     Latencies, PAUSE_BOUNDS_US, Pauses, StatusCounts, URLS,
@@ -18,10 +18,10 @@ use std::sync::PoisonError;
 const PROJECTS_BY_NAME: usize = 20;
 
 /// The one place that reads what the page shows.
-pub(super) fn snapshot(ops: &Ops) -> Vec<u8> {
-    let shared = &*ops.shared;
+pub(super) fn snapshot(view: &NodeView) -> Vec<u8> {
+    let shared = &*view.shared;
     json::object(|top| {
-        node(top, ops);
+        node(top, view);
         let both = shared.counters.iter().zip(&shared.http_counters);
         top.objects("workers", both, |one, (worker, http)| self::worker(one, worker, http));
         top.objects("threads", process::tasks(), |one, (_, name, busy_ns)| {
@@ -54,8 +54,8 @@ fn nodes(shared: &Shared) -> Vec<NodeId> {
     if heard.is_empty() { vec![shared.settings.node] } else { heard }
 }
 
-fn node(top: &mut Object<'_>, ops: &Ops) {
-    let shared = &*ops.shared;
+fn node(top: &mut Object<'_>, view: &NodeView) {
+    let shared = &*view.shared;
     let now_ms = sys::now_ms();
     top.value("ts", now_ms);
     top.value("node", shared.settings.node.value());
@@ -64,8 +64,8 @@ fn node(top: &mut Object<'_>, ops: &Ops) {
     top.value("epoch", shared.started_ms);
     top.value("uptime_ms", now_ms.saturating_sub(shared.started_ms));
     top.value("draining", shared.is_draining());
-    top.text("ws", &ops.ws.to_string());
-    top.text("http", &ops.http.to_string());
+    top.text("ws", &view.ws.to_string());
+    top.text("http", &view.http.to_string());
     if let Some((pid, secret)) = shared.settings.dev_project {
         top.object("dev_project", |project| {
             project.text("pid", pid);

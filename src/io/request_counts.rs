@@ -1,0 +1,57 @@
+//! Counts a worker's HTTP requests, those that were read together and answered alike in one go.
+
+use crate::state::counters::HttpCounters;
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub struct RequestCounts {
+    counters: Arc<HttpCounters>,
+    /// Answered, and not counted yet.
+    last: Cell<Option<Answered>>,
+}
+
+/// Requests that were read together and answered alike, one after the other.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    url: usize,
+    status: u16,
+    started: Instant,
+    requests: u64,
+}
+
+impl RequestCounts {
+    pub fn new(counters: Arc<HttpCounters>) -> Self {
+        Self { counters, last: Cell::new(None) }
+    }
+
+    /// Counts a request: with the next one that differs, or at [`RequestCounts::flush`].
+    pub fn add(&self, path: &str, status: u16, started: Instant) {
+        tracing::trace!(path, status, "a request is answered");
+        let url = HttpCounters::url_of(path);
+        let requests = match self.last.take() {
+            Some(last) if (last.url, last.status, last.started) == (url, status, started) => {
+                last.requests + 1
+            }
+            Some(last) => {
+                self.count(&last);
+                1
+            }
+            None => 1,
+        };
+        self.last.set(Some(Answered { url, status, started, requests }));
+    }
+
+    /// To be called when answers are written.
+    pub fn flush(&self) {
+        if let Some(last) = self.last.take() {
+            self.count(&last);
+        }
+    }
+
+    fn count(&self, answered: &Answered) {
+        let &Answered { url, status, started, requests } = answered;
+        let duration_us = started.elapsed().as_micros() as u64;
+        self.counters.count(url, status, duration_us, requests);
+    }
+}
