@@ -21,7 +21,7 @@ use crate::io::near::Near;
 use crate::io::pauses;
 use crate::io::port::{self, Far, WorkerPort};
 use crate::io::pulse::Pulse;
-use crate::io::queue::{self, Driver, Host};
+use crate::io::queue::{Driver, Host};
 use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
@@ -381,7 +381,7 @@ fn spawn_broker(
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
             let driver = driver(&shared, redis, far);
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
-            runtime.block_on(queue::run_far(driver)).map_err(system("hearing the workers"))
+            runtime.block_on(port::run(driver)).map_err(system("hearing the workers"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));

@@ -2,7 +2,8 @@
 //! and a bell on either side.
 
 use super::mailbox::Bell;
-use super::queue::Host;
+use super::queue::{Driver, Host, TICK_MS};
+use super::wake::{EventFd, duplicate, wake_sleepers, yield_now};
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
 use crate::state::wants::{Ask, Interest, Notice, Relay, To};
@@ -12,8 +13,10 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Words that may wait from a worker to the broker; beyond, pushes are answered 503.
 const TO_BROKER_ENTRIES: usize = 4096;
@@ -292,6 +295,40 @@ impl Host for Far {
 
     /// A full ring drops; the link is always read, Redis cuts slow subscribers.
     async fn wait_for_room(&self) {}
+}
+
+/// Runs a broker on a thread of its own, for as long as the node lives.
+pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
+    let mut eventfd = EventFd::new(duplicate(driver.host().bell().eventfd())?)?;
+    monoio::spawn(Rc::clone(&driver).run());
+    let ticking = Rc::clone(&driver);
+    monoio::spawn(async move {
+        loop {
+            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
+            ticking.handle_tick();
+            wake_sleepers();
+        }
+    });
+    // A task like the others: what the executor was started with would not let them have a turn.
+    monoio::spawn(async move {
+        let mut ticked = Instant::now();
+        loop {
+            driver.hear();
+            // The executor's timers starve while there is always something to hear.
+            if ticked.elapsed() >= Duration::from_millis(TICK_MS) {
+                ticked = Instant::now();
+                driver.handle_tick();
+                wake_sleepers();
+            }
+            driver.host().bell().fall_asleep();
+            if driver.host().is_quiet() {
+                eventfd.wait().await;
+            } else {
+                yield_now().await;
+            }
+        }
+    });
+    std::future::pending().await
 }
 
 struct FarSink<'a>(&'a Far);

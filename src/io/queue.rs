@@ -1,10 +1,11 @@
 //! The broker at work: keeps its two links to Redis open, and lets its thread's time pass.
 
-use super::port::Far;
+mod links;
+
 use super::redis;
 use super::shared::Shared;
 use super::sys;
-use super::wake::{EventFd, Flag, Waiters, duplicate, sleep, wake_sleepers, yield_now};
+use super::wake::{Flag, Waiters, sleep, yield_now};
 use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink, SizeLimit};
 use crate::state::counters::BrokerCounters;
 use crate::state::wants::Ask;
@@ -14,7 +15,6 @@ use crate::wire::redis_url::RedisUrl;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::future::poll_fn;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,40 +90,6 @@ struct Gaps {
     messages: u64,
 }
 
-/// Runs a broker on a thread of its own, for as long as the node lives.
-pub async fn run_far(driver: Rc<Driver<Far>>) -> io::Result<()> {
-    let mut eventfd = EventFd::new(duplicate(driver.host.bell().eventfd())?)?;
-    monoio::spawn(Rc::clone(&driver).run());
-    let ticking = Rc::clone(&driver);
-    monoio::spawn(async move {
-        loop {
-            monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
-            ticking.handle_tick();
-            wake_sleepers();
-        }
-    });
-    // A task like the others: what the executor was started with would not let them have a turn.
-    monoio::spawn(async move {
-        let mut ticked = Instant::now();
-        loop {
-            driver.hear();
-            // The executor's timers starve while there is always something to hear.
-            if ticked.elapsed() >= Duration::from_millis(TICK_MS) {
-                ticked = Instant::now();
-                driver.handle_tick();
-                wake_sleepers();
-            }
-            driver.host.bell().fall_asleep();
-            if driver.host.is_quiet() {
-                eventfd.wait().await;
-            } else {
-                yield_now().await;
-            }
-        }
-    });
-    std::future::pending().await
-}
-
 impl<H: Host> Driver<H> {
     pub fn new(broker: Broker, host: H, shared: Arc<Shared>, url: RedisUrl) -> Rc<Self> {
         let started = Instant::now();
@@ -194,11 +160,13 @@ impl<H: Host> Driver<H> {
         let mut closers = Vec::new();
         for link in [LinkName::Subscribe, LinkName::Publish] {
             self.tasks.set(self.tasks.get() + 2);
-            match redis::open(self, link, &self.url).await {
+            let connected = redis::connect(&self.url).await;
+            match connected.and_then(|stream| self.serve(link, stream)) {
                 Ok(closer) => closers.push(closer),
                 Err(error) => {
                     self.tasks.set(self.tasks.get() - 2);
-                    self.fail(error);
+                    let url = &self.url;
+                    self.fail(LinkError::Io(format!("cannot connect to {url}: {error}")));
                     break;
                 }
             }

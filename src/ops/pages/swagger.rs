@@ -2,8 +2,8 @@
 //! binary: a page that signs must not load code from elsewhere.
 
 use crate::ops::asset::{Asset, CSS, JAVASCRIPT};
-use crate::ops::openapi;
 use crate::ops::node_view::NodeView;
+use crate::ops::openapi;
 use crate::ops::reply::Reply;
 use crate::wire::http::Head;
 use std::net::SocketAddr;
