@@ -12,19 +12,20 @@ pub use first_push::first_push;
 pub use ports::Addresses;
 
 use crate::config::{self, Config, Env};
-use crate::io::core::{BrokerAt, Core, Queue, RedisQueue};
+use crate::io::core::Core;
 use crate::io::descriptors::Descriptors;
 use crate::io::drive;
 use crate::io::engine::Engine;
 use crate::io::mailbox::Mailbox;
 use crate::io::near::Near;
 use crate::io::pauses;
-use crate::io::port::{self, Far, WorkerPort};
+use crate::io::port::{self, Far};
 use crate::io::pulse::Pulse;
 use crate::io::queue::{Driver, Host};
 use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
+use crate::io::transport::Carrier;
 use crate::io::{sys, threads};
 use crate::ops::logs::stamp;
 use crate::ops::otel;
@@ -32,14 +33,13 @@ use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::{Hearing, Worker, WorkerConfig};
-use crate::types::{Routing, SnowflakeClock};
+use crate::types::SnowflakeClock;
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
 use life::Life;
 use memory_watch::MemoryWatch;
 use ports::Wanted;
-use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::TcpListener;
 use std::panic::{self, AssertUnwindSafe};
@@ -78,19 +78,19 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config, open_files as usize));
-    let (ends, broker) = ends(&shared).map_err(system("making eventfds"))?;
+    let (carriers, broker) = carriers(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
     // Main besides.
     let threads = needs.workers + needs.executors + 1;
     let (barrier, addresses) = (Barrier::new(threads), OnceLock::new());
     let birth = Arc::new(Birth { barrier, needs, ports, addresses });
     let mut sources = Vec::new();
-    for (index, end) in ends.into_iter().enumerate() {
+    for (index, carrier) in carriers.into_iter().enumerate() {
         let spans =
             otel.as_ref().map(|otel| spans::pair(index, otel.sampler, &shared.counters[index]));
         let (recorder, source) = spans.unzip();
         sources.extend(source);
-        spawn_worker(index, end, recorder, &shared, &birth, &news_sender)?;
+        spawn_worker(index, carrier, recorder, &shared, &birth, &news_sender)?;
     }
     if let Some(far) = broker {
         spawn_broker(far, &shared, &birth, &news_sender)?;
@@ -228,30 +228,22 @@ fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<()
         .unwrap_or_else(|_| Err(NodeError::Ended(format!("{name} panicked"))))
 }
 
-/// A worker's end of what carries messages to the others.
-enum End {
-    Mailbox(Mailbox),
-    /// The broker is to live on this very thread.
-    Here,
-    Port(WorkerPort),
-}
-
-/// The ends of all workers, and that of a broker with a thread of its own.
-fn ends(shared: &Shared) -> io::Result<(Vec<End>, Option<Far>)> {
+/// What each worker is reached by, and the end of a broker with a thread of its own.
+fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<Far>)> {
     let workers = shared.settings.workers;
     match &shared.settings.redis {
-        None => Ok((Mailbox::all(workers)?.into_iter().map(End::Mailbox).collect(), None)),
+        None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
         Some(redis) if redis.has_own_thread => {
             let (near, far) = port::ports(workers, &shared.broker_counters)?;
-            Ok((near.into_iter().map(End::Port).collect(), Some(far)))
+            Ok((near.into_iter().map(Carrier::Threaded).collect(), Some(far)))
         }
-        Some(_) => Ok(((0..workers).map(|_| End::Here).collect(), None)),
+        Some(_) => Ok(((0..workers).map(|_| Carrier::Inline).collect(), None)),
     }
 }
 
 fn spawn_worker(
     index: usize,
-    end: End,
+    carrier: Carrier,
     recorder: Option<Recorder>,
     shared: &Arc<Shared>,
     birth: &Arc<Birth>,
@@ -264,7 +256,7 @@ fn spawn_worker(
         let result = caught(&name, || match birth.take_table()? {
             Some(addresses) => {
                 let listeners = birth.ports.listen_for_worker(&addresses)?;
-                let life = WorkerLife { index, end, recorder, needs };
+                let life = WorkerLife { index, carrier, recorder, needs };
                 life.run(&shared, listeners, &news)
             }
             None => Ok(()),
@@ -281,7 +273,7 @@ const SHARED_CORE_SLICE_NS: u64 = 300_000;
 /// A worker's life.
 struct WorkerLife {
     index: usize,
-    end: End,
+    carrier: Carrier,
     recorder: Option<Recorder>,
     needs: Needs,
 }
@@ -293,7 +285,7 @@ impl WorkerLife {
         [ws, http]: [TcpListener; 2],
         news: &Sender<News>,
     ) -> Result<(), NodeError> {
-        let Self { index, end, recorder, needs } = self;
+        let Self { index, carrier, recorder, needs } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if shared.settings.workers > cores
             && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS)
@@ -313,37 +305,24 @@ impl WorkerLife {
         http_counters.max_connections.set(descriptors.max_connections() as u64);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
         let engine = Engine::new(worker, shared_too, http_counters, ring, ws, table);
-        let queue = queue_of(end, shared);
+        let is_inline = matches!(carrier, Carrier::Inline);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-        let core = Core::new(shared_too, index, engine, queue, recorder, table);
+        let core = Core::new(shared_too, index, engine, carrier, recorder, table);
         let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
         let serve = async {
             pauses::observe(Arc::clone(&shared.counters[index]));
-            if let Queue::Redis(RedisQueue { broker: BrokerAt::Here(here), .. }) = &core.queue
-                && let Some(redis) = &shared.settings.redis
-            {
-                let host = Near::new(Rc::clone(&core));
-                let driver = here.get_or_init(|| driver(shared, redis, host));
-                pauses::spawn(Rc::clone(driver).run());
+            if let Some(redis) = shared.settings.redis.as_ref().filter(|_| is_inline) {
+                let driver = driver(shared, redis, Near::new(Rc::clone(&core)));
+                let broker = Rc::clone(&driver);
+                core.set_broker(broker);
+                pauses::spawn(driver.run());
             }
             drive::run(core, http).await
         };
         runtime.block_on(serve).map_err(|error| needs.not_driven(error))
     }
-}
-
-fn queue_of(end: End, shared: &Shared) -> Queue {
-    let broker = match end {
-        End::Mailbox(mailbox) => return Queue::Local(RefCell::new(mailbox)),
-        End::Here => BrokerAt::Here(OnceCell::new()),
-        End::Port(port) => BrokerAt::Thread(RefCell::new(port)),
-    };
-    let redis = shared.settings.redis.as_ref();
-    let names = ChannelNames::new(redis.map_or("", |redis| &redis.prefix));
-    let routing = redis.map_or(Routing::Project, |redis| redis.routing);
-    Queue::Redis(RedisQueue { names, routing, broker })
 }
 
 fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<Driver<H>> {

@@ -43,7 +43,7 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     let failure = Rc::new(RefCell::new(None));
     let (driven, failed) = (Rc::clone(&core), Rc::clone(&failure));
     let ring = duplicate(core.engine.borrow_mut().ring().eventfd()).and_then(EventFd::new)?;
-    let bell = match core.with_bell(|bell| duplicate(bell.eventfd())) {
+    let bell = match core.transport.with_bell(|bell| duplicate(bell.eventfd())) {
         Some(eventfd) => Some(EventFd::new(eventfd?)?),
         None => None,
     };
@@ -57,7 +57,7 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     }
     pauses::spawn(server_pushes::serve(Rc::clone(&core)));
     let relaying = Rc::clone(&core);
-    pauses::spawn(async move { relaying.relay_late().await });
+    pauses::spawn(async move { relaying.transport.relay_late().await });
     api::serve_port(&core, http_listener)?;
     let ticking = Rc::clone(&core);
     pauses::spawn(async move { ticking.keep_time().await });
@@ -125,13 +125,13 @@ async fn receive(core: Rc<Core>, mut eventfd: EventFd) {
                 break;
             }
         }
-        if !core.has_heard_all() {
+        if !core.transport.has_heard_all() {
             core.tick(sys::now_ms());
             yield_now().await;
             continue;
         }
-        core.with_bell(Bell::fall_asleep);
-        if core.has_heard_all() {
+        core.transport.with_bell(Bell::fall_asleep);
+        if core.transport.has_heard_all() {
             eventfd.wait().await;
         }
     }

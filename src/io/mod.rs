@@ -36,4 +36,5 @@ pub mod spans;
 pub mod sys;
 pub mod threads;
 mod tickets;
+pub mod transport;
 pub mod wake;

@@ -1,13 +1,16 @@
 //! The broker on the thread of the node's only worker: nothing is handed over.
 
 use super::core::Core;
-use super::queue::Host;
+use super::queue::{Driver, Host};
 use super::sys;
+use super::transport::InlineBroker;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
-use crate::state::wants::{Interest, Notice};
+use crate::state::wants::{Ask, Interest, Notice};
+use crate::types::Routing;
 use crate::wire::envelope::Envelope;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Instant;
 
 pub struct Near {
     core: Rc<Core>,
@@ -47,6 +50,20 @@ impl Host for Near {
     }
 }
 
+impl InlineBroker for Driver<Near> {
+    fn push(&self, envelope: &Envelope<'_>, routing: Routing, pusher: Pusher, read_at: Instant) {
+        Driver::push(self, envelope, routing, pusher, read_at);
+    }
+
+    fn ask(&self, worker: usize, ask: &Ask) {
+        Driver::ask(self, worker, ask);
+    }
+
+    fn handle_tick(&self) {
+        Driver::handle_tick(self);
+    }
+}
+
 struct NearSink<'a> {
     near: &'a Near,
     /// Read once for all that is said in one go.
@@ -75,7 +92,7 @@ impl Sink for NearSink<'_> {
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
         let now_us = self.now_us();
-        self.near.core.settle(pusher.ticket, outcome, now_us);
+        self.near.core.transport.settle(pusher.ticket, outcome, now_us);
     }
 
     fn ready(&mut self, _worker: usize, interest: &Interest) {

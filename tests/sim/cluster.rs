@@ -351,7 +351,7 @@ impl Cluster {
                 Ok(node) => {
                     node.turn(world);
                     node.check(world, self.stalled_since_ms);
-                    if node.has_drained() {
+                    if node.has_drained {
                         let has_told = node.broker.has_left() && node.broker.is_idle();
                         let epoch = node.home.epoch;
                         let ms = if self.is_ending { 0 } else { world.rng.number() % 1_500 };

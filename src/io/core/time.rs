@@ -1,9 +1,9 @@
 //! What time brings to a worker: deadlines, a clock that is set, and its end.
 
-use super::{BrokerAt, Core, Queue, RedisQueue};
-use crate::io::mailbox::Bell;
+use super::Core;
 use crate::io::sys;
 use crate::io::wake::{Flag, wake_sleepers};
+use crate::state::drain::DrainStep;
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -66,17 +66,8 @@ impl Core {
 
     /// Whether nothing waits for a deadline but the sweep.
     fn is_calm(&self) -> bool {
-        let is_queue_calm = match &self.queue {
-            Queue::Local(mailbox) => !mailbox.borrow().has_late(),
-            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
-                !port.borrow().has_late_asks()
-            }
-            // The broker's deadlines are this thread's.
-            Queue::Redis(_) => false,
-        };
-        is_queue_calm
+        self.transport.is_calm()
             && !self.shared.is_draining()
-            && self.tickets.is_empty()
             && self.http.borrow().count() == 0
             && !self.reclaim.is_pending()
             && self.engine.borrow().is_calm()
@@ -113,23 +104,13 @@ impl Core {
         self.http.borrow_mut().handle_tick(now_ms);
         let body_bytes = self.http.borrow().body_bytes();
         self.shared.http_counters[self.index].body_bytes.set(body_bytes as u64);
-        match &self.queue {
-            Queue::Redis(RedisQueue { broker: BrokerAt::Here(driver), .. }) => {
-                driver.get().into_iter().for_each(|driver| driver.handle_tick());
-            }
-            Queue::Redis(RedisQueue { broker: BrokerAt::Thread(port), .. }) => {
-                port.borrow_mut().send_late_asks();
-            }
-            Queue::Local(mailbox) => mailbox.borrow_mut().send_late(),
-        }
-        let waiting_bytes = self.with_bell(Bell::waiting_bytes).unwrap_or(0);
-        self.counters.waiting_bytes.set(waiting_bytes as u64);
+        self.transport.handle_tick();
         if self.shared.is_draining() {
             self.drain(now_ms);
         }
         self.tend_memory(now_ms);
         self.plan_tick();
-        if self.recorder.is_some() || self.engine.borrow_mut().has_work() {
+        if self.traces.are_on() || self.engine.borrow_mut().has_work() {
             self.work.raise();
         }
     }
@@ -152,8 +133,7 @@ impl Core {
         tracing::warn!(step_ms, "the clock was set");
         self.engine.borrow_mut().handle_clock_step(step_ms);
         self.http.borrow_mut().handle_clock_step(step_ms);
-        let until_ms = self.drain_until_ms.get();
-        self.drain_until_ms.set(until_ms.map(|until_ms| until_ms.saturating_add_signed(step_ms)));
+        self.drain.borrow_mut().handle_clock_step(step_ms);
     }
 
     /// Own slowness is never taken for a peer's.
@@ -169,28 +149,24 @@ impl Core {
         self.http.borrow_mut().handle_clock_step(stall_ms as i64);
     }
 
-    /// First nothing new is accepted anywhere; a tick later every client is closed, after what was
-    /// accepted for it; then the worker ends when all have gone or the time is up. Who comes
-    /// meanwhile is answered, and not waited for.
+    /// Who comes meanwhile is answered, and not waited for.
     fn drain(&self, now_ms: u64) {
-        let Some(until_ms) = self.drain_until_ms.get() else {
-            let drain_ms = self.shared.settings.drain_ms;
-            self.http.borrow_mut().begin_drain();
-            return self.drain_until_ms.set(Some(now_ms + drain_ms.saturating_sub(4 * TICK_MS)));
-        };
-        if !self.has_said_goodbye.replace(true) {
+        let drain_ms = self.shared.settings.drain_ms.saturating_sub(4 * TICK_MS);
+        let is_awaited = || {
             while self.receive_one() {}
-            if !self.tickets.is_empty() && now_ms < until_ms {
-                // Accepted by the queue in a moment: its clients shall have it before they go.
-                return self.has_said_goodbye.set(false);
-            }
-            return self.engine.borrow_mut().shut_down();
-        }
-        let is_drained = self.engine.borrow().connections() == 0
-            && self.http.borrow().is_quiet()
-            && (matches!(self.queue, Queue::Local(_)) || self.shared.queue.is_over());
-        if is_drained || now_ms >= until_ms {
-            self.ended.raise();
+            self.transport.awaits_answer()
+        };
+        let is_empty = || {
+            self.engine.borrow().connections() == 0
+                && self.http.borrow().is_quiet()
+                && self.transport.has_taken_leave()
+        };
+        let step = self.drain.borrow_mut().step(now_ms, drain_ms, is_awaited, is_empty);
+        match step {
+            DrainStep::Refuse => self.http.borrow_mut().begin_drain(),
+            DrainStep::Close => self.engine.borrow_mut().shut_down(),
+            DrainStep::Wait => {}
+            DrainStep::End => self.ended.raise(),
         }
     }
 }

@@ -3,11 +3,12 @@
 
 use super::Cluster;
 use super::core::Core;
-use super::node::{Draining, Node};
+use super::node::Node;
 use super::{Model, World};
 use crate::business::Profile;
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
+use ws_cluster::state::drain::{Drain, DrainStep};
 use ws_cluster::state::wants::Notice;
 use ws_cluster::types::EventSet;
 
@@ -100,39 +101,35 @@ impl Node {
 
     pub fn begin_drain(&mut self, world: &mut World) {
         world.log.note(format!("node {} is told to end", self.home.number));
-        self.draining.get_or_insert(Draining::Begun { since_ms: world.now_ms });
+        self.draining.get_or_insert_default();
         self.cores.iter_mut().for_each(Core::send_guests_away);
     }
 
-    /// As `io::core` and `io::queue` do at each tick.
+    /// At each tick.
     pub fn drain(&mut self, world: &mut World) {
-        match self.draining {
-            None => {}
-            Some(Draining::Begun { since_ms }) => {
-                let is_waiting = world.truth.is_waiting(self.home.node)
-                    || self.cores.iter().any(|core| !core.begun.is_empty());
-                let waited_ms = world.now_ms - since_ms;
-                if waited_ms < 100 || is_waiting && waited_ms < DRAIN_MS {
-                    return;
-                }
+        let Some(drain) = &mut self.draining else { return };
+        let is_awaited = || {
+            world.truth.is_waiting(self.home.node)
+                || self.cores.iter().any(|core| !core.begun.is_empty())
+        };
+        let broker = &mut self.broker;
+        let is_empty = || broker.has_left() && broker.is_idle() || !broker.is_ready();
+        match drain.step(world.now_ms, DRAIN_MS, is_awaited, is_empty) {
+            DrainStep::Refuse => {}
+            DrainStep::Close => {
                 for worker in 0..self.cores.len() {
                     self.cores[worker].shut_down(world, &mut self.model);
                     self.flush(worker, world);
                 }
-                self.draining = Some(Draining::Closed);
             }
-            Some(Draining::Closed) => {
-                let is_empty = |core: &Core| core.worker.connections() == 0;
-                if self.cores.iter().all(is_empty) && self.cores.iter().all(Core::has_told_all) {
-                    self.broker.handle_leaving(world.now_ms);
+            DrainStep::Wait => {
+                let is_gone = |core: &Core| core.worker.connections() == 0 && core.has_told_all();
+                if drain.is_closing() && self.cores.iter().all(is_gone) {
+                    broker.handle_leaving(world.now_ms);
                 }
             }
+            DrainStep::End => self.has_drained = true,
         }
-    }
-
-    pub fn has_drained(&self) -> bool {
-        let has_left = self.broker.has_left() && self.broker.is_idle();
-        self.draining == Some(Draining::Closed) && (has_left || !self.broker.is_ready())
     }
 }
 
@@ -164,7 +161,8 @@ impl Cluster {
             let by = node.home.number;
             for (number, epoch) in std::mem::take(&mut node.views.lost) {
                 let Ok(lost) = &self.nodes[usize::from(number) - 7] else { continue };
-                if lost.home.epoch != epoch || lost.draining == Some(Draining::Closed) {
+                if lost.home.epoch != epoch || lost.draining.as_ref().is_some_and(Drain::is_closing)
+                {
                     continue;
                 }
                 match (lost.unclean_since_ms, lost.home.clean_since_ms) {

@@ -1,6 +1,6 @@
 //! A node: a broker, its workers, the ways between them, and what keeps its links open. What
-//! `io::queue`, `io::port`, `io::near` and `io::core` do with sockets and threads is done here with
-//! time.
+//! `io::queue`, `io::port`, `io::near` and `io::transport` do with sockets and threads is done here
+//! with time.
 
 use super::core::{Core, Home, ToBroker, Word};
 use super::gaps::Heard;
@@ -15,11 +15,13 @@ use ws_cluster::state::broker::{
     Broker, BrokerConfig, Event, LinkError, LinkName, Outcome, Pusher, Sink,
 };
 use ws_cluster::state::counters::{BrokerCounters, Counters};
+use ws_cluster::state::drain::Drain;
 use ws_cluster::state::projects::ProjectId;
+use ws_cluster::state::router::{QueueState, Router};
 use ws_cluster::state::servers::Loads;
-use ws_cluster::state::wants::{Ask, Interest, Notice, Relay, To};
+use ws_cluster::state::wants::{Ask, Interest, Notice, Relay};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, Incarnation, Limits, NodeId, Routing, SnowflakeClock};
+use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Kind};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
@@ -40,15 +42,6 @@ enum Driver {
     Waiting { until_ms: u64 },
     Connecting { until_ms: u64, links: Vec<u64> },
     Open { links: [u64; 2] },
-}
-
-/// How far the end of a node is that was told to end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Draining {
-    /// Nothing new is accepted; what was is waited for.
-    Begun { since_ms: u64 },
-    /// Everybody has been told to go.
-    Closed,
 }
 
 pub struct Node {
@@ -82,7 +75,9 @@ pub struct Node {
     has_failed: bool,
     /// By how much its clock is ahead.
     pub ahead_ms: u64,
-    pub draining: Option<Draining>,
+    /// It was told to end.
+    pub draining: Option<Drain>,
+    pub has_drained: bool,
     /// Joins that the broker has not answered, and since when.
     asked: BTreeMap<(usize, String), u64>,
     pub losses: u64,
@@ -218,6 +213,7 @@ impl Node {
             has_failed: false,
             ahead_ms,
             draining: None,
+            has_drained: false,
             asked: BTreeMap::new(),
             losses: 0,
         }
@@ -319,20 +315,20 @@ impl Node {
 
     /// The broker knows of everything before a client is told of it.
     fn forward_asks(&mut self, worker: usize, world: &mut World) {
+        let node = NodeId::new(self.home.number).unwrap();
+        let router = Router::new(node, worker, self.cores.len());
         while self.cores[worker].worker.has_asks() {
             for ask in self.cores[worker].worker.take_asks() {
                 if let Ask::Relay(relay) = &ask {
                     see_request(relay, world);
                 }
-                let is_near = |cid: Cid| SnowflakeClock::node_of(cid.0).value() == self.home.number;
-                match ask {
-                    Ask::Relay(relay @ Relay { to: To::Holder { cid, .. }, .. })
-                        if self.is_down && !is_near(cid) =>
-                    {
-                        self.cores[worker].handle_unsent(&relay, world);
+                let queue = QueueState { is_down: self.is_down, max_bytes: usize::MAX };
+                match (router.unsent(&ask, queue), ask) {
+                    (Some(why), Ask::Relay(relay)) => {
+                        self.cores[worker].handle_unsent(&relay, why, world);
                     }
-                    ask if self.is_alone() => self.ask(worker, &ask, world),
-                    ask => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
+                    (_, ask) if self.is_alone() => self.ask(worker, &ask, world),
+                    (_, ask) => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
                 }
             }
         }

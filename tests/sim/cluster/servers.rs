@@ -431,13 +431,13 @@ impl Core {
     }
 
     /// The queue is down.
-    pub fn handle_unsent(&mut self, relay: &Relay, world: &mut World) {
+    pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent, world: &mut World) {
         if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
             let requests = &mut world.business.requests;
             let number = requests.number_of(request.data);
             requests.all[number].is_unsent = true;
         }
-        self.worker.handle_unsent(relay, Unsent::Down);
+        self.worker.handle_unsent(relay, why);
     }
 
     // Their pushes.

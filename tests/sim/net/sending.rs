@@ -192,7 +192,13 @@ impl Node {
         };
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
+        let wanted = self.router(worker).others_with(&envelope.targets);
         for other in (0..self.cores.len()).filter(|other| *other != worker) {
+            if !wanted.contains(other) {
+                let matching = self.model.matching(other, &push);
+                assert!(matching.is_empty(), "worker {other} is left out, and has {matching:?}");
+                continue;
+            }
             let due_ms =
                 self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let (bytes, push, promised) = (bytes.clone(), push.clone(), promised.clone());

@@ -1,15 +1,15 @@
-//! Business servers of a node without a broker: the workers tell each other, as `io::core` lets
-//! them. A business server has its welcome when all of them know of it, so that from then on it is
-//! told of everything.
+//! Business servers of a node without a broker: the workers tell each other. A business server has
+//! its welcome when all of them know of it, so that from then on it is told of everything.
 
 use super::*;
 use crate::business::events::Life;
 use crate::business::requests::{Request, risen};
 use crate::business::{Profile, Told};
 use serde_json::{Value, json};
-use ws_cluster::state::wants::{Ask, Relay, To, Unsent};
+use ws_cluster::state::router::{Router, WorkerMessage};
+use ws_cluster::state::wants::{Relay, Unsent};
 use ws_cluster::state::{PendingRequests, ServerPush};
-use ws_cluster::types::{EventSet, SnowflakeClock};
+use ws_cluster::types::EventSet;
 use ws_cluster::wire::parcel::{Answer, Parcel as Package};
 use ws_cluster::wire::{json as text, push as wire};
 
@@ -230,33 +230,36 @@ impl Node {
 
     // Between the workers.
 
-    /// As `io::core` does without a broker.
+    /// As `io::transport` does without a broker.
     pub(super) fn forward_asks(&mut self, worker: usize) {
+        let router = self.router(worker);
         while self.cores[worker].worker.has_asks() {
             for ask in self.cores[worker].worker.take_asks() {
-                match ask {
-                    Ask::ServerHere(server) => self.tell_all(worker, Notice::ServerHere(server)),
-                    Ask::ServerGone(cid) => self.tell_all(worker, Notice::ServerGone(cid)),
-                    Ask::ServerSeen(cid) => {
-                        let holder = SnowflakeClock::worker_of(cid.0, self.cores.len());
-                        self.tell(worker, holder, Notice::ServerKnown(cid));
+                match router.among_workers(ask) {
+                    Some((to, WorkerMessage::Notice(notice))) => self.tell(worker, to, notice),
+                    Some((to, WorkerMessage::Parcel(_, relay))) => {
+                        self.hand_over(worker, to, relay);
                     }
-                    Ask::Relay(relay) => self.hand_over(worker, relay),
-                    other => panic!("{other:?} where there is no broker"),
+                    None => panic!("a broker is asked where there is none"),
                 }
             }
         }
     }
 
-    fn tell_all(&mut self, worker: usize, notice: Notice) {
-        for other in (0..self.cores.len()).filter(|other| *other != worker) {
-            self.cores[worker].late.push_back((other, notice));
-        }
-        self.send_late(worker);
+    pub(super) fn router(&self, worker: usize) -> Router {
+        Router::new(NodeId::new(200).unwrap(), worker, self.cores.len())
     }
 
-    fn tell(&mut self, worker: usize, to: usize, notice: Notice) {
-        self.cores[worker].late.push_back((to, notice));
+    /// One worker, or all others.
+    fn receivers(&self, worker: usize, to: Option<usize>) -> Vec<usize> {
+        let is_meant = |other: &usize| to.map_or(*other != worker, |to| to == *other);
+        (0..self.cores.len()).filter(is_meant).collect()
+    }
+
+    fn tell(&mut self, worker: usize, to: Option<usize>, notice: Notice) {
+        for other in self.receivers(worker, to) {
+            self.cores[worker].late.push_back((other, notice));
+        }
         self.send_late(worker);
     }
 
@@ -289,12 +292,8 @@ impl Node {
         }
     }
 
-    fn hand_over(&mut self, worker: usize, relay: Relay) {
-        let workers = self.cores.len();
-        let wanted: Vec<usize> = match relay.to {
-            To::Holder { cid, .. } => vec![SnowflakeClock::worker_of(cid.0, workers)],
-            To::Events(_) => (0..workers).filter(|other| *other != worker).collect(),
-        };
+    fn hand_over(&mut self, worker: usize, to: Option<usize>, relay: Relay) {
+        let wanted = self.receivers(worker, to);
         let package = Package::decode(&relay.parcel).unwrap();
         if let Package::Request(request) = &package {
             let requests = &mut self.business.requests;

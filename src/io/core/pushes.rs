@@ -1,0 +1,122 @@
+//! From a push to its acceptance.
+
+use super::Core;
+use super::traces::PushTrace;
+use crate::io::http::Moment;
+use crate::io::tickets::Ticket;
+use crate::io::wake::yield_now;
+use crate::state::broker::Outcome;
+use crate::state::idempotency::key_hash;
+use crate::types::MessageId;
+use crate::wire::envelope::Envelope;
+use crate::wire::push::Push;
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+/// Where a push comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct PushOrigin<'a> {
+    pub read_at: Moment,
+    pub traceparent: Option<&'a str>,
+}
+
+/// A push that has begun.
+pub struct Begun<'a> {
+    core: &'a Core,
+    id: MessageId,
+    /// Few are traced, and what waits is moved about.
+    trace: Option<Box<PushTrace>>,
+    /// `None`: it is accepted already.
+    ticket: Option<Ticket<'a>>,
+}
+
+impl Begun<'_> {
+    pub fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// Whether there is nothing to wait for.
+    pub fn is_accepted(&self) -> bool {
+        self.ticket.is_none()
+    }
+
+    /// Waits until the queue has accepted it; its id.
+    pub async fn finish(mut self) -> Result<MessageId, Outcome> {
+        poll_fn(|context| self.poll_finish(context)).await
+    }
+
+    /// See [`Begun::finish`]; not to be called again once it was ready.
+    pub fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<Result<MessageId, Outcome>> {
+        let Some(ticket) = &mut self.ticket else { return Poll::Ready(Ok(self.id)) };
+        let outcome = ready!(ticket.poll(context));
+        self.core.traces.end_push(self.trace.as_deref(), self.id, Some(outcome));
+        Poll::Ready(match outcome {
+            Outcome::Accepted => Ok(self.id),
+            refused => Err(refused),
+        })
+    }
+}
+
+impl Core {
+    /// Begins to push a message: at once it has its id and its place in the order; whether it is
+    /// accepted [`Begun::finish`] tells.
+    pub fn begin_push(
+        &self,
+        pid: &str,
+        push: &Push<'_>,
+        origin: PushOrigin<'_>,
+    ) -> Result<Begun<'_>, Outcome> {
+        let trace = self.traces.begin_push(origin.traceparent, origin.read_at.now_us);
+        let begun = self.try_begin(pid, push, origin.read_at, trace);
+        match &begun {
+            Ok(begun) if begun.is_accepted() => {
+                self.counters.pushes_accepted.add(1);
+                self.traces.end_push(begun.trace.as_deref(), begun.id, None);
+            }
+            Ok(_) => {}
+            Err(_) => self.counters.pushes_refused.add(1),
+        }
+        begun
+    }
+
+    fn try_begin(
+        &self,
+        pid: &str,
+        push: &Push<'_>,
+        read_at: Moment,
+        trace: Option<PushTrace>,
+    ) -> Result<Begun<'_>, Outcome> {
+        let now_us = read_at.now_us;
+        let trace_bytes = trace.map(|trace| trace.context.to_bytes());
+        let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
+        let id = self.engine.borrow_mut().worker.next_message_id(now_us / 1_000);
+        let envelope = Envelope {
+            origin: self.shared.settings.node,
+            epoch: self.shared.incarnation.epoch(),
+            seq: 0,
+            accepted_us: now_us,
+            trace: trace_bytes.as_ref(),
+            id,
+            ttl_ms: push.ttl_ms,
+            key: key.as_ref(),
+            pid: pid.as_bytes(),
+            targets: push.targets.as_targets(),
+            data: &push.data,
+        };
+        let ticket = self.transport.push(&envelope, read_at.instant)?;
+        if ticket.is_none() {
+            self.deliver(&envelope, now_us);
+        }
+        Ok(Begun { core: self, id, ticket, trace: trace.map(Box::new) })
+    }
+
+    /// Waits until those who take pushes from this worker have room for one more, or `until` then:
+    /// of what comes in one piece, nothing shall be refused because of what is before it.
+    pub async fn wait_for_takers(&self, until: Instant) {
+        // They are on other threads, and do not say when they have taken something.
+        while !self.transport.has_room() && Instant::now() < until {
+            yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! How a worker reaches the other workers of its node, and its broker: by mailboxes where there is
+//! no broker, by calls where that is on the same thread, by rings where it has a thread of its own.
+//! The rest of the worker does not know which.
+
+use super::mailbox::{Bell, Mailbox, Word};
+use super::port::{ToWorker, WorkerPort};
+use super::shared::Shared;
+use super::tickets::{Ticket, Tickets};
+use super::wake::Flag;
+use crate::state::broker::{Outcome, Pusher};
+use crate::state::counters::{Counters, Drop as DropReason};
+use crate::state::router::{QueueState, Router, WorkerMessage};
+use crate::state::wants::{Ask, Relay, Unsent};
+use crate::types::Routing;
+use crate::wire::envelope::Envelope;
+use crate::wire::publication::{ChannelNames, Publication};
+use std::cell::{OnceCell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What carries what a worker has for others.
+pub enum Carrier {
+    /// There is no broker.
+    Mailbox(Mailbox),
+    /// The broker is on this very thread: see [`Transport::set_broker`].
+    Inline,
+    Threaded(WorkerPort),
+}
+
+/// A broker on the thread of the node's only worker.
+pub trait InlineBroker {
+    /// Publishes a message; [`Transport::settle`] hears what became of it.
+    fn push(&self, envelope: &Envelope<'_>, routing: Routing, pusher: Pusher, read_at: Instant);
+    fn ask(&self, worker: usize, ask: &Ask);
+    fn handle_tick(&self);
+}
+
+enum Way {
+    Mailbox(RefCell<Mailbox>),
+    Inline { broker: OnceCell<Rc<dyn InlineBroker>>, routing: Routing },
+    Threaded { port: RefCell<WorkerPort>, names: ChannelNames, routing: Routing },
+}
+
+/// One worker's end of it.
+pub struct Transport {
+    shared: Arc<Shared>,
+    index: usize,
+    counters: Arc<Counters>,
+    router: Router,
+    way: Way,
+    tickets: Tickets,
+    /// Something waits for room at other workers.
+    waits_for_room: Flag,
+}
+
+impl Transport {
+    pub fn new(shared: Arc<Shared>, index: usize, carrier: Carrier) -> Self {
+        let (settings, redis) = (&shared.settings, shared.settings.redis.as_ref());
+        let routing = redis.map_or(Routing::Project, |redis| redis.routing);
+        let way = match carrier {
+            Carrier::Mailbox(mailbox) => Way::Mailbox(RefCell::new(mailbox)),
+            Carrier::Inline => Way::Inline { broker: OnceCell::new(), routing },
+            Carrier::Threaded(port) => Way::Threaded {
+                port: RefCell::new(port),
+                names: ChannelNames::new(redis.map_or("", |redis| &redis.prefix)),
+                routing,
+            },
+        };
+        Self {
+            index,
+            counters: Arc::clone(&shared.counters[index]),
+            router: Router::new(settings.node, index, settings.workers),
+            way,
+            tickets: Tickets::default(),
+            waits_for_room: Flag::default(),
+            shared,
+        }
+    }
+
+    /// For [`Carrier::Inline`], before anything is sent.
+    pub fn set_broker(&self, broker: Rc<dyn InlineBroker>) {
+        if let Way::Inline { broker: place, .. } = &self.way {
+            // There is one for each worker's life.
+            let _ = place.set(broker);
+        }
+    }
+
+    // Pushes.
+
+    /// Hands a message over. Without a ticket it is accepted, and this worker's own clients are
+    /// still to get it; otherwise it comes back for them.
+    pub fn push(
+        &self,
+        envelope: &Envelope<'_>,
+        read_at: Instant,
+    ) -> Result<Option<Ticket<'_>>, Outcome> {
+        match &self.way {
+            Way::Mailbox(mailbox) => {
+                self.push_to_workers(&mut mailbox.borrow_mut(), envelope).map(|()| None)
+            }
+            Way::Inline { broker, routing } => {
+                let ticket = self.issue(envelope)?;
+                if let Some(broker) = broker.get() {
+                    let pusher = Pusher { worker: self.index, ticket: ticket.number() };
+                    broker.push(envelope, *routing, pusher, read_at);
+                }
+                Ok(Some(ticket))
+            }
+            Way::Threaded { port, names, routing } => {
+                let ticket = self.issue(envelope)?;
+                let mut publication = Publication::default();
+                publication.add_message(names, *routing, envelope);
+                let handed = port.borrow_mut().publish(publication, ticket.number());
+                if handed.is_err() {
+                    self.settle(ticket.number(), Outcome::Overloaded, envelope.accepted_us);
+                }
+                Ok(Some(ticket))
+            }
+        }
+    }
+
+    fn push_to_workers(
+        &self,
+        mailbox: &mut Mailbox,
+        envelope: &Envelope<'_>,
+    ) -> Result<(), Outcome> {
+        if mailbox.is_alone() {
+            return Ok(());
+        }
+        let wanted = self.router.others_with(&envelope.targets);
+        if !mailbox.has_room(|worker| wanted.contains(worker)) {
+            self.counters.count_drops(DropReason::MailboxFull, 1);
+            return Err(Outcome::Overloaded);
+        }
+        let mut bytes = Vec::with_capacity(envelope.encoded_bytes());
+        envelope.encode(&mut bytes);
+        mailbox.send(&Arc::from(bytes), |worker| wanted.contains(worker));
+        Ok(())
+    }
+
+    /// A ticket for what the queue takes as far as it is known here.
+    fn issue(&self, envelope: &Envelope<'_>) -> Result<Ticket<'_>, Outcome> {
+        if envelope.encoded_bytes() > self.shared.queue.max_bytes() {
+            self.counters.too_large_pushes.add(1);
+            return Err(Outcome::TooLarge);
+        }
+        if self.shared.queue.is_down() {
+            return Err(Outcome::Unreachable);
+        }
+        self.tickets.issue(envelope.accepted_us).ok_or(Outcome::Overloaded)
+    }
+
+    /// The queue's answer to a push came.
+    pub fn settle(&self, ticket: u32, outcome: Outcome, now_us: u64) {
+        match outcome {
+            Outcome::Accepted => self.counters.pushes_accepted.add(1),
+            _ => self.counters.pushes_refused.add(1),
+        }
+        if let Some(issued_us) = self.tickets.answer(ticket, outcome)
+            && !matches!(outcome, Outcome::Overloaded | Outcome::TooLarge)
+        {
+            self.counters.queue_latency.observe(now_us.saturating_sub(issued_us));
+        }
+    }
+
+    /// Whether an answer of the queue is due.
+    pub fn awaits_answer(&self) -> bool {
+        !self.tickets.is_empty()
+    }
+
+    /// Whether those who take pushes have room for one more.
+    pub fn has_room(&self) -> bool {
+        match &self.way {
+            Way::Mailbox(mailbox) => mailbox.borrow().has_room(|_| true),
+            Way::Inline { .. } => true,
+            Way::Threaded { port, .. } => port.borrow().has_room(),
+        }
+    }
+
+    // What others must know.
+
+    /// Hands an ask to who is concerned. A parcel that cannot be handed over comes back.
+    pub fn forward(&self, ask: Ask) -> Result<(), (Relay, Unsent)> {
+        match &self.way {
+            Way::Mailbox(mailbox) => self.tell_workers(&mut mailbox.borrow_mut(), ask),
+            way => self.tell_broker(way, ask),
+        }
+    }
+
+    fn tell_workers(&self, mailbox: &mut Mailbox, ask: Ask) -> Result<(), (Relay, Unsent)> {
+        match self.router.among_workers(ask) {
+            None => {}
+            Some((Some(worker), WorkerMessage::Notice(notice))) => mailbox.notify(worker, notice),
+            Some((None, WorkerMessage::Notice(notice))) => mailbox.notify_all(notice),
+            Some((to, WorkerMessage::Parcel(project, relay))) => {
+                let is_taken = mailbox.relay(project, to, Arc::from(&relay.parcel[..]));
+                return if is_taken { Ok(()) } else { Err((relay, Unsent::Full)) };
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_broker(&self, way: &Way, ask: Ask) -> Result<(), (Relay, Unsent)> {
+        let queue = &self.shared.queue;
+        let state = QueueState { is_down: queue.is_down(), max_bytes: queue.max_bytes() };
+        let unsent = self.router.unsent(&ask, state);
+        match (way, ask) {
+            (_, Ask::Relay(relay)) if let Some(why) = unsent => return Err((relay, why)),
+            (Way::Mailbox(_), _) => {}
+            (Way::Inline { broker, .. }, ask) => {
+                broker.get().into_iter().for_each(|broker| broker.ask(self.index, &ask));
+            }
+            (Way::Threaded { port, .. }, Ask::Relay(relay)) => {
+                let handed = port.borrow_mut().relay(relay);
+                return handed.map_err(|relay| (relay, Unsent::Full));
+            }
+            (Way::Threaded { port, .. }, ask) => port.borrow_mut().ask(ask),
+        }
+        Ok(())
+    }
+
+    /// Hands over what the other workers had no room for.
+    pub fn send_late(&self) {
+        let Way::Mailbox(mailbox) = &self.way else { return };
+        let mut mailbox = mailbox.borrow_mut();
+        if mailbox.has_late() {
+            mailbox.send_late();
+            if mailbox.has_late() {
+                self.waits_for_room.raise();
+            }
+        }
+    }
+
+    /// Looks every millisecond for room at the other workers while something waits for it: they do
+    /// not say when they have taken something.
+    pub async fn relay_late(&self) {
+        loop {
+            poll_fn(|context| self.waits_for_room.poll(context)).await;
+            monoio::time::sleep(Duration::from_millis(1)).await;
+            self.send_late();
+        }
+    }
+
+    // What comes.
+
+    /// The next word of another worker, or of the broker's thread. What an inline broker says, it
+    /// says at once.
+    pub fn receive(&self) -> Option<ToWorker> {
+        match &self.way {
+            Way::Mailbox(mailbox) => Some(match mailbox.borrow_mut().receive()? {
+                Word::Envelope(bytes) => ToWorker::Deliver(bytes),
+                Word::Notice(notice) => ToWorker::Notice(notice),
+            }),
+            Way::Inline { .. } => None,
+            Way::Threaded { port, .. } => port.borrow_mut().receive(),
+        }
+    }
+
+    /// Whether nothing waits for [`Transport::receive`].
+    pub fn has_heard_all(&self) -> bool {
+        match &self.way {
+            Way::Mailbox(mailbox) => mailbox.borrow().is_empty(),
+            Way::Inline { .. } => true,
+            Way::Threaded { port, .. } => port.borrow().is_empty(),
+        }
+    }
+
+    /// The canary came by.
+    pub fn say_canary_seen(&self) {
+        if let Way::Threaded { port, .. } = &self.way {
+            port.borrow_mut().say_canary_seen();
+        }
+    }
+
+    /// Looks at the bell that others ring for this worker; `None`: nobody does.
+    pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> Option<R> {
+        match &self.way {
+            Way::Mailbox(mailbox) => Some(look(mailbox.borrow().bell())),
+            Way::Inline { .. } => None,
+            Way::Threaded { port, .. } => Some(look(port.borrow().bell())),
+        }
+    }
+
+    // Time.
+
+    /// Whether nothing waits for the next tick.
+    pub fn is_calm(&self) -> bool {
+        let has_nothing_late = match &self.way {
+            Way::Mailbox(mailbox) => !mailbox.borrow().has_late(),
+            // The broker's deadlines are this thread's.
+            Way::Inline { .. } => false,
+            Way::Threaded { port, .. } => !port.borrow().has_late_asks(),
+        };
+        has_nothing_late && self.tickets.is_empty()
+    }
+
+    pub fn handle_tick(&self) {
+        match &self.way {
+            Way::Mailbox(mailbox) => mailbox.borrow_mut().send_late(),
+            Way::Inline { broker, .. } => {
+                broker.get().into_iter().for_each(|broker| broker.handle_tick());
+            }
+            Way::Threaded { port, .. } => port.borrow_mut().send_late_asks(),
+        }
+        let waiting_bytes = self.with_bell(Bell::waiting_bytes).unwrap_or(0);
+        self.counters.waiting_bytes.set(waiting_bytes as u64);
+    }
+
+    /// Whether the others know that this node ends, as far as they have to.
+    pub fn has_taken_leave(&self) -> bool {
+        matches!(self.way, Way::Mailbox(_)) || self.shared.queue.is_over()
+    }
+}

@@ -1,0 +1,182 @@
+//! Where what a worker has for others goes: to which workers of its node, or to the node's broker.
+//!
+//! The loop around a worker carries that out, `io::transport` with rings and links, the simulator
+//! with queues in memory.
+
+use super::projects::ProjectId;
+use super::wants::{Ask, Notice, Relay, To, Unsent};
+use crate::types::{NodeId, SnowflakeClock};
+use crate::wire::envelope::Targets;
+
+/// The way out of one worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Router {
+    node: NodeId,
+    worker: usize,
+    workers: usize,
+}
+
+/// Workers of a node, at most 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerSet(u64);
+
+impl WorkerSet {
+    pub fn contains(self, worker: usize) -> bool {
+        self.0 >> worker & 1 == 1
+    }
+}
+
+/// What a worker tells others of a node that has no broker.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WorkerMessage {
+    /// Never lost: it waits for room.
+    Notice(Notice),
+    /// Handed back ([`Unsent::Full`]) where there is no room for it.
+    Parcel(ProjectId, Relay),
+}
+
+/// What the queue takes at this moment.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueState {
+    pub is_down: bool,
+    /// The largest envelope that it carries.
+    pub max_bytes: usize,
+}
+
+impl Router {
+    /// For `worker`, one of `workers`.
+    pub fn new(node: NodeId, worker: usize, workers: usize) -> Self {
+        Self { node, worker, workers }
+    }
+
+    pub fn others(&self) -> WorkerSet {
+        let all = u64::MAX >> (64 - self.workers.clamp(1, 64));
+        WorkerSet(all & !(1 << self.worker))
+    }
+
+    /// The other workers that may have a target of a push: a client id names its worker, anything
+    /// else may be at all of them.
+    pub fn others_with(&self, targets: &Targets<'_>) -> WorkerSet {
+        let others = self.others();
+        let Some(cids) = targets.cids else { return others };
+        let holders = cids.iter().fold(0, |set, cid| set | 1 << self.holder_of(cid.0));
+        WorkerSet(others.0 & holders)
+    }
+
+    /// The worker of this node that gave out a client id, if this node did.
+    fn holder_of(&self, cid: u64) -> usize {
+        SnowflakeClock::worker_of(cid, self.workers)
+    }
+
+    /// Where there is no broker: what another worker, or (`None`) all others are told. What only a
+    /// broker needs to know is left out.
+    pub fn among_workers(&self, ask: Ask) -> Option<(Option<usize>, WorkerMessage)> {
+        let (to, message) = match ask {
+            Ask::ServerHere(server) => (None, WorkerMessage::Notice(Notice::ServerHere(server))),
+            Ask::ServerGone(cid) => (None, WorkerMessage::Notice(Notice::ServerGone(cid))),
+            Ask::ServerSeen(cid) => {
+                let notice = Notice::ServerKnown(cid);
+                (Some(self.holder_of(cid.0)), WorkerMessage::Notice(notice))
+            }
+            Ask::Relay(relay) => {
+                let (project, to) = match relay.to {
+                    To::Holder { project, cid } => (project, Some(self.holder_of(cid.0))),
+                    To::Events(project) => (project, None),
+                };
+                (to, WorkerMessage::Parcel(project, relay))
+            }
+            Ask::Join(_) | Ask::Leave(_) | Ask::UserHere(_) | Ask::UserGone(_) => return None,
+        };
+        Some((to, message))
+    }
+
+    /// Where there is a broker: why it cannot bring something to others; `None`: it is told. What
+    /// stays on this node does not need the queue.
+    pub fn unsent(&self, ask: &Ask, queue: QueueState) -> Option<Unsent> {
+        let Ask::Relay(relay) = ask else { return None };
+        match relay.to {
+            To::Holder { cid, .. } if SnowflakeClock::node_of(cid.0) == self.node => None,
+            _ if relay.parcel.len() > queue.max_bytes => Some(Unsent::TooLarge),
+            To::Holder { .. } if queue.is_down => Some(Unsent::Down),
+            // Events wait for it at the broker.
+            To::Holder { .. } | To::Events(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::wants::{Interest, Server};
+    use crate::types::{Cid, EventSet};
+    use crate::wire::envelope::CidsBuf;
+
+    const PROJECT: ProjectId = ProjectId(3);
+
+    fn node(number: u16) -> NodeId {
+        NodeId::new(number).unwrap()
+    }
+
+    /// A client id that worker `worker` of 4 of a node gave out.
+    fn cid(of: u16, worker: u64) -> Cid {
+        Cid(1 << 22 | u64::from(of) << 12 | worker << 10)
+    }
+
+    fn set(worker: usize, workers: usize, targets: &Targets<'_>) -> Vec<usize> {
+        let set = Router::new(node(7), worker, workers).others_with(targets);
+        (0..64).filter(|worker| set.contains(*worker)).collect()
+    }
+
+    fn relay(to: To) -> Relay {
+        Relay { to, parcel: vec![0; 10] }
+    }
+
+    #[test]
+    fn a_push_goes_to_others_that_may_have_a_target() {
+        assert_eq!(set(1, 4, &Targets::default()), [0, 2, 3]);
+        assert_eq!(set(63, 64, &Targets::default()).len(), 63);
+        assert_eq!(set(0, 1, &Targets::default()), [0; 0]);
+        let mut cids = CidsBuf::default();
+        [3, 1, 3].into_iter().for_each(|worker| cids.push(cid(7, worker)));
+        let targets = Targets { cids: Some(cids.as_cids()), ..Targets::default() };
+        assert_eq!((set(0, 4, &targets), set(1, 4, &targets)), (vec![1, 3], vec![3]));
+    }
+
+    #[test]
+    fn workers_without_a_broker_are_told_of_servers_and_get_parcels() {
+        let router = Router::new(node(7), 0, 4);
+        let route = |ask| router.among_workers(ask);
+        let server = Server { cid: cid(7, 0), project: PROJECT, events: EventSet::CONNECT };
+        let here = WorkerMessage::Notice(Notice::ServerHere(server));
+        assert_eq!(route(Ask::ServerHere(server)), Some((None, here)));
+        let known = WorkerMessage::Notice(Notice::ServerKnown(cid(7, 2)));
+        assert_eq!(route(Ask::ServerSeen(cid(7, 2))), Some((Some(2), known)));
+        for (to, worker) in [
+            (To::Holder { project: PROJECT, cid: cid(7, 3) }, Some(3)),
+            (To::Events(PROJECT), None),
+        ] {
+            let parcel = WorkerMessage::Parcel(PROJECT, relay(to));
+            assert_eq!(route(Ask::Relay(relay(to))), Some((worker, parcel)));
+        }
+        assert_eq!(route(Ask::Join(Interest::Project(PROJECT))), None);
+        assert_eq!(route(Ask::UserHere(1)), None);
+    }
+
+    #[test]
+    fn a_parcel_needs_the_queue_only_for_other_nodes() {
+        let router = Router::new(node(7), 0, 4);
+        let why = |to, is_down, max_bytes| {
+            router.unsent(&Ask::Relay(relay(to)), QueueState { is_down, max_bytes })
+        };
+        let here = To::Holder { project: PROJECT, cid: cid(7, 3) };
+        let away = To::Holder { project: PROJECT, cid: cid(8, 3) };
+        let events = To::Events(PROJECT);
+        assert_eq!([here, away, events].map(|to| why(to, false, 10)), [None; 3]);
+        assert_eq!(why(here, true, 9), None);
+        assert_eq!((why(away, true, 10), why(events, true, 10)), (Some(Unsent::Down), None));
+        let too_large = Some(Unsent::TooLarge);
+        assert_eq!((why(away, true, 9), why(events, false, 9)), (too_large, too_large));
+        let join = Ask::Join(Interest::Project(PROJECT));
+        assert_eq!(router.unsent(&join, QueueState { is_down: true, max_bytes: 0 }), None);
+    }
+}
