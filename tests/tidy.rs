@@ -2,6 +2,9 @@
 //! from a file's text to what is wrong with it, so that the tests at the end can show that it
 //! fails.
 
+#[path = "tidy/circles.rs"]
+mod circles;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -85,6 +88,16 @@ fn the_tree_is_tidy() {
         }
     }
     assert!(report.is_empty(), "\n{report}");
+}
+
+#[test]
+fn no_module_is_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let paths = tracked_files(root).into_iter().filter(|path| path.ends_with(".rs"));
+    let read = |path: String| Some((fs::read_to_string(root.join(&path)).ok()?, path));
+    let files: Vec<(String, String)> = paths.filter_map(read).collect();
+    let circles = circles::circles(files.iter().map(|(text, path)| (&**path, &**text)));
+    assert!(circles.is_empty(), "these modules import each other in a circle:\n{circles}");
 }
 
 /// What git knows, and what it would add: a new file counts before it is committed.

@@ -1,0 +1,206 @@
+//! That no modules import each other in a circle.
+//!
+//! A module and what is below it count as one for those beside it, and may know each other: a file
+//! is split that way. Two modules side by side may not, whether a name is imported or written out,
+//! and whether it comes from its own file or is exported again above it.
+
+use super::{Source, first_name};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+/// A module's path from the root of the crate.
+type Module = Vec<String>;
+
+/// One file of the crate.
+struct File {
+    /// Its code that ships.
+    code: String,
+    /// Names that it exports from elsewhere, and what each stands for.
+    exports: BTreeMap<String, Vec<String>>,
+}
+
+struct Tree(BTreeMap<Module, File>);
+
+/// What imports what, with an import that shows it.
+type Imports = BTreeMap<Module, BTreeMap<Module, String>>;
+
+/// What is in a circle, one line for each import; empty: nothing is.
+pub fn circles<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let tree = Tree::new(files);
+    let mut imports = tree.imports();
+    loop {
+        // Whoever imports nothing that is left, or is imported by nobody that is left, is in no
+        // circle.
+        let left: BTreeSet<Module> = imports.keys().cloned().collect();
+        let imported: BTreeSet<Module> =
+            imports.values().flat_map(|to| to.keys().cloned()).collect();
+        imports.retain(|from, to| {
+            to.retain(|module, _| left.contains(module));
+            !to.is_empty() && imported.contains(from)
+        });
+        if imports.len() == left.len() {
+            break;
+        }
+    }
+    let mut report = String::new();
+    for (from, to) in &imports {
+        for (module, what) in to {
+            let _ = writeln!(report, "{} -> {}: {what}", from.join("::"), module.join("::"));
+        }
+    }
+    report
+}
+
+impl Tree {
+    fn new<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut tree = BTreeMap::new();
+        for (path, text) in files {
+            let Some(module) = module_of(path) else { continue };
+            let source = Source::new(path, text);
+            let code: Vec<&str> = source.shipping().map(|(_, line)| line).collect();
+            let code = code.join("\n");
+            let exports = exports(&module, &code);
+            tree.insert(module, File { code, exports });
+        }
+        Self(tree)
+    }
+
+    /// Between modules that are side by side somewhere above the files that import each other.
+    fn imports(&self) -> Imports {
+        let mut imports = Imports::new();
+        for (from, file) in &self.0 {
+            for path in paths(from, &file.code) {
+                let Some(to) = self.resolve(&path, 0) else { continue };
+                let shared = from.iter().zip(to).take_while(|(one, other)| one == other).count();
+                if shared < from.len().min(to.len()) {
+                    let what = format!("{} has {}", from.join("::"), path.join("::"));
+                    let (from, to) = (from[..=shared].to_vec(), to[..=shared].to_vec());
+                    imports.entry(from).or_default().entry(to).or_insert(what);
+                }
+            }
+        }
+        imports
+    }
+
+    /// The module that a path's name comes from; `None`: it is of another crate.
+    fn resolve(&self, path: &[String], depth: usize) -> Option<&Module> {
+        let (module, file, length) = (0..=path.len()).rev().find_map(|length| {
+            let (module, file) = self.0.get_key_value(&path[..length])?;
+            Some((module, file, length))
+        })?;
+        match path.get(length).and_then(|name| file.exports.get(name)) {
+            Some(exported) if depth < 8 => self.resolve(exported, depth + 1),
+            _ => Some(module),
+        }
+    }
+}
+
+fn module_of(path: &str) -> Option<Module> {
+    let inside = path.strip_prefix("src/")?.strip_suffix(".rs")?;
+    let inside = inside.strip_suffix("/mod").unwrap_or(inside);
+    match inside {
+        // A crate of its own.
+        "main" => None,
+        "lib" => Some(Module::new()),
+        _ => Some(inside.split('/').map(String::from).collect()),
+    }
+}
+
+/// The paths of a file that begin with `crate` or `super`, from the root.
+fn paths(module: &[String], code: &str) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let is_inside =
+                code[..at].ends_with(|c: char| c == ':' || c == '_' || c.is_alphanumeric());
+            if !is_inside {
+                read_tree(&code[at..], &[], &mut found);
+            }
+        }
+    }
+    found.iter().map(|path| absolute(module, path)).collect()
+}
+
+/// What a file exports that is not its own: `pub use`.
+fn exports(module: &[String], code: &str) -> BTreeMap<String, Vec<String>> {
+    let mut found = Vec::new();
+    for (at, start) in code.match_indices("use ") {
+        let line = code[..at].rfind('\n').map_or(0, |end| end + 1);
+        if code[line..at].trim_start().starts_with("pub") {
+            read_tree(&code[at + start.len()..], &[], &mut found);
+        }
+    }
+    let named = |path: &Vec<&str>| Some(((*path.last()?).to_owned(), absolute(module, path)));
+    found.iter().filter_map(named).collect()
+}
+
+/// A path as a file of this module has it, from the root.
+fn absolute(module: &[String], path: &[&str]) -> Vec<String> {
+    let mut base = match path.first() {
+        Some(&"crate") => Module::new(),
+        _ => module.to_vec(),
+    };
+    for name in path {
+        match *name {
+            "crate" | "self" => {}
+            "super" => drop(base.pop()),
+            name => base.push(name.to_owned()),
+        }
+    }
+    base
+}
+
+/// Reads a tree of paths, such as `a::{b, c::d}`, from the start of `text`. Returns what follows.
+fn read_tree<'t>(text: &'t str, before: &[&'t str], found: &mut Vec<Vec<&'t str>>) -> &'t str {
+    let (mut path, mut rest) = (before.to_vec(), text);
+    loop {
+        if let Some(group) = rest.strip_prefix('{') {
+            rest = group.trim_start();
+            while !rest.is_empty() && !rest.starts_with('}') {
+                rest = read_tree(rest, &path, found);
+                // Behind an alias, too.
+                let end = rest.find([',', '}']).unwrap_or(rest.len());
+                rest = rest[end..].trim_start_matches(',').trim_start();
+            }
+            return rest.strip_prefix('}').unwrap_or(rest);
+        }
+        let name = first_name(rest);
+        path.push(name);
+        rest = &rest[name.len()..];
+        match rest.strip_prefix("::") {
+            Some(more) => rest = more,
+            None => break,
+        }
+    }
+    found.push(path);
+    rest
+}
+
+#[test]
+fn a_circle_is_found_however_it_is_written() {
+    let circles = |files: &[(&str, &str)]| circles(files.iter().copied()).lines().count();
+    let a_to_b = ("src/io/a.rs", "use super::b::B;");
+    for back in [
+        "use super::a::A;",
+        "use crate::{io::{self, c::C, a}, wire};",
+        "fn f() { crate::io::a::g() }",
+        "use super::A;",
+        "fn f() -> super::A { 1 }",
+    ] {
+        let root = ("src/io/mod.rs", "mod a;\nmod b;\npub use self::a::{X, A};");
+        assert_eq!(circles(&[root, a_to_b, ("src/io/b.rs", back)]), 2, "{back}");
+    }
+    let deeper = ("src/io/b/deep.rs", "use crate::io::a::A;");
+    assert_eq!(circles(&[a_to_b, ("src/io/b.rs", "mod deep;"), deeper]), 2);
+    let three = [a_to_b, ("src/io/b.rs", "use super::c::C;"), ("src/io/c.rs", "use super::a::A;")];
+    assert_eq!((circles(&three), circles(&three[..2])), (3, 0));
+    for (path, harmless) in [
+        ("src/io/b.rs", "// use super::a::A;"),
+        ("src/io/b.rs", "#[cfg(test)]\nmod tests {\n    use super::super::a::A;\n}"),
+        ("src/io/b/tests.rs", "use crate::io::a::A;"),
+        ("src/io/a/part.rs", "use super::A;"),
+        ("src/io/b.rs", "use std::a; use other::super_a;"),
+    ] {
+        assert_eq!(circles(&[a_to_b, (path, harmless)]), 0, "{harmless}");
+    }
+}
