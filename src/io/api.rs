@@ -493,10 +493,9 @@ impl Reply<'_, '_> {
     }
 
     fn add_cors<'f>(&self, origin: &'f str, project: Option<&Project>, fields: &mut Fields<'f>) {
-        let allows = |project: &Project| project.allows_origin(Some(origin));
         let is_allowed = match project {
-            Some(project) => allows(project),
-            None => self.core.shared.projects.iter().any(|(_, project)| allows(project)),
+            Some(project) => project.allows_origin(Some(origin)),
+            None => self.core.shared.projects.any_allows_origin(origin),
         };
         fields.push(("Vary", "Origin"));
         if is_allowed {

@@ -3,6 +3,7 @@
 use crate::wire::sign::Secret;
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
+use std::collections::HashSet;
 use std::hash::Hasher;
 
 /// A project's place in one [`Projects`] snapshot, in the order in which they were given.
@@ -56,6 +57,8 @@ pub struct Projects {
     list: Box<[Project]>,
     /// Indexes into `list`, each once. A hash without a secret will do: pids are the operator's.
     by_pid: HashTable<u32>,
+    /// The origins that some project names; `None`: some project takes any.
+    origins: Option<HashSet<Box<str>>>,
 }
 
 impl Projects {
@@ -71,7 +74,16 @@ impl Projects {
             let hash_at = |&at: &u32| hash_of(list[at as usize].pid.as_bytes());
             by_pid.insert_unique(hash, second as u32, hash_at);
         }
-        Ok(Self { list: list.into(), by_pid })
+        let takes_any = list.iter().any(|project| project.allows_origin(Some("*")));
+        let named = list.iter().filter_map(|project| project.allowed_origins.as_ref()).flatten();
+        let origins = (!takes_any).then(|| named.cloned().collect());
+        Ok(Self { list: list.into(), by_pid, origins })
+    }
+
+    /// Whether some project takes requests from this origin; at the same cost however many
+    /// projects there are.
+    pub fn any_allows_origin(&self, origin: &str) -> bool {
+        !self.is_empty() && self.origins.as_ref().is_none_or(|named| named.contains(origin))
     }
 
     pub fn find(&self, pid: impl AsRef<[u8]>) -> Option<(ProjectId, &Project)> {
@@ -155,6 +167,19 @@ mod tests {
         }
         let nobody = project("1", Some(&[]));
         assert!(nobody.allows_origin(None) && !nobody.allows_origin(Some("https://a.example")));
+    }
+
+    #[test]
+    fn an_origin_that_some_project_takes() {
+        let takes = |lists: &[Option<&[&str]>], origin| {
+            let list = lists.iter().enumerate();
+            let list = list.map(|(pid, origins)| project(&pid.to_string(), *origins)).collect();
+            Projects::new(list).unwrap().any_allows_origin(origin)
+        };
+        let (nobody, one): (Option<&[&str]>, Option<&[&str]>) = (Some(&[]), Some(&["https://a"]));
+        assert!(takes(&[nobody, one], "https://a") && !takes(&[nobody, one], "https://b"));
+        assert!(takes(&[one, None], "https://b") && takes(&[one, Some(&["*"])], "https://b"));
+        assert!(!takes(&[nobody], "*") && !takes(&[], "https://a"));
     }
 
     #[test]
