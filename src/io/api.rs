@@ -52,7 +52,7 @@ pub fn serve_port(core: &Rc<Core>, listener: std::net::TcpListener) -> io::Resul
 async fn accept_all(core: Rc<Core>, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => accept(&core, stream),
+            Ok((stream, _)) => accept(&core, stream).await,
             Err(error) => {
                 core.shared.http_counters[core.index].accept_errors.add(1);
                 sleep(core.shared.http_accepts.handle(&error)).await;
@@ -61,9 +61,8 @@ async fn accept_all(core: Rc<Core>, listener: Rc<TcpListener>) {
     }
 }
 
-fn accept(core: &Rc<Core>, stream: TcpStream) {
-    let max = core.max_http_connections();
-    if !core.http.borrow_mut().make_room(max) {
+async fn accept(core: &Rc<Core>, stream: TcpStream) {
+    if !http::make_room(&core.http, core.max_http_connections()).await {
         core.count_refusal(Refusal::HttpConnections);
         let other = HttpCounters::url_of("other");
         core.shared.http_counters[core.index].count(other, 503, 0, 1);

@@ -15,7 +15,7 @@ use crate::types::Limits;
 use crate::wire::chunked::Chunked;
 use crate::wire::http::{Body, Head, HttpError, TOO_LARGE, parse_head};
 use crate::wire::response::write_refusal;
-use connections::{Ending, Grant};
+use connections::{Ending, Grant, Room};
 use monoio::buf::IoBufMut;
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
@@ -135,6 +135,8 @@ enum End {
     Refused(HttpError),
     /// Another connection needs its place.
     Place,
+    /// As that, while it did not read what it was sent.
+    Unread,
     /// The answer said so.
     Done,
 }
@@ -198,6 +200,7 @@ impl<'s, S: Service> Connection<'s, S> {
         };
         let error = match end {
             End::Peer => return,
+            End::Unread => return self.service.count_refusal(Refusal::HttpUnread),
             End::Done => None,
             End::Place if self.is_idle() && !is_first => {
                 return self.service.count_refusal(Refusal::HttpIdle);
@@ -219,8 +222,11 @@ impl<'s, S: Service> Connection<'s, S> {
             let origin = head.ok().flatten().and_then(|head| head.origin);
             self.service.refuse(origin, &error, &mut self.out);
         }
-        // Its place is needed now.
-        if self.write().await.is_ok() && self.ending() != Some(Ending::Place) {
+        if self.ending() == Some(Ending::Place) {
+            // It is needed now: what the socket does not take at once is not waited for.
+            self.service.handle_answered();
+            let _ = sys::send(self.stream.as_raw_fd(), &self.out);
+        } else if self.write().await.is_ok() {
             self.linger().await;
         }
     }
@@ -422,14 +428,17 @@ impl<'s, S: Service> Connection<'s, S> {
         }
         self.service.handle_answered();
         let deadline_ms = sys::now_ms() + self.service.times().request_timeout_ms;
-        self.set_deadline(deadline_ms, Side::Both);
+        self.service.connections().borrow_mut().set_writing(self.key, deadline_ms);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;
         out.clear();
         out.shrink_to(BUFFER_BYTES);
         self.out = out;
-        self.set_deadline(u64::MAX, Side::Read);
-        result.map(drop).map_err(|_| End::Peer)
+        self.service.connections().borrow_mut().set_written(self.key);
+        result.map(drop).map_err(|_| match self.ending() {
+            Some(Ending::Place) => End::Unread,
+            _ => End::Peer,
+        })
     }
 
     /// Ends the write side and reads until the peer has ended its own, so that the last answer
@@ -484,6 +493,19 @@ fn end_of(ending: Option<Ending>) -> End {
         Some(Ending::Place) => End::Place,
         Some(Ending::Memory) => End::Refused(NO_MEMORY),
     }
+}
+
+/// Whether there is room for one more connection, where there may be `max`. Those who make way for
+/// it have left then.
+pub async fn make_room(connections: &RefCell<Connections>, max: usize) -> bool {
+    let left = connections.borrow().left();
+    let mut room = Room::Soon;
+    let is_known = || {
+        room = connections.borrow_mut().make_room(max);
+        room != Room::Soon
+    };
+    left.wait_until(is_known).await;
+    room == Room::Now
 }
 
 /// Refuses a connection that there is no room for.

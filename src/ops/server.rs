@@ -104,7 +104,7 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
     let errors = AcceptErrors::new(port.site.flag());
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve_one(&port, stream),
+            Ok((stream, _)) => serve_one(&port, stream).await,
             Err(error) => {
                 port.ops.node.shared.ops_accept_errors.add(1);
                 monoio::time::sleep(errors.handle(&error)).await;
@@ -113,8 +113,8 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
     }
 }
 
-fn serve_one(port: &Rc<Port>, stream: TcpStream) {
-    if !port.connections.borrow_mut().make_room(port.max_connections) {
+async fn serve_one(port: &Rc<Port>, stream: TcpStream) {
+    if !http::make_room(&port.connections, port.max_connections).await {
         port.count_refusal(Refusal::HttpConnections);
         return http::refuse_connection(stream.into_raw_fd());
     }

@@ -116,6 +116,8 @@ pub enum Refusal {
     HttpIdle,
     /// One that had not sent a whole request: a newer one has its place.
     HttpHalf,
+    /// One that did not read its answer: a newer one has its place.
+    HttpUnread,
     /// A request that was not whole: there was no memory for its body.
     HttpBodies,
     /// A request to an ops port that does not name this node, that another site's page has made, or
@@ -127,13 +129,14 @@ pub enum Refusal {
 
 impl Refusal {
     /// With the port, and what the reason is called.
-    pub const ALL: [(Self, &str, &str); 10] = [
+    pub const ALL: [(Self, &str, &str); 11] = [
         (Self::MaxConnections, "ws", "max_connections"),
         (Self::OpenFiles, "ws", "open_files"),
         (Self::Handshakes, "ws", "handshakes"),
         (Self::HttpConnections, "http", "connections"),
         (Self::HttpIdle, "http", "idle"),
         (Self::HttpHalf, "http", "half_request"),
+        (Self::HttpUnread, "http", "unread"),
         (Self::HttpBodies, "http", "body_bytes"),
         (Self::OpsHost, "ops", "host"),
         (Self::OpsSite, "ops", "site"),

@@ -209,3 +209,26 @@ def test_requests_under_way_keep_their_places(stack):
     finally:
         redis.go_on()
     assert all(raw.read_response()[0] == 200 for raw in pushing)
+
+
+def test_answers_that_nobody_reads_keep_nobody_out(stack, small):
+    """Their senders, who had signed nothing, held all places for ten seconds, again and again."""
+    server = small("--workers", "1")
+    asked = "a" * 7_500
+    request = "OPTIONS /ws/push HTTP/1.1\r\nHost: x\r\n"
+    request += f"Access-Control-Request-Headers: {asked}\r\n\r\n"
+    for _ in range(130):
+        raw = stack.enter_context(Raw(server.http, receive_buffer=2048))
+        raw.socket.setblocking(False)
+        left = memoryview(request.encode() * 1_000)
+        with contextlib.suppress(OSError):
+            while left:
+                left = left[raw.socket.send(left) :]
+                # What is sent at once is read at once, and more fits into the buffers.
+                time.sleep(0.002)
+    began = time.monotonic()
+    assert server.request("GET", "/healthz").status == 200
+    server.push("known", uids=["nobody"])
+    assert time.monotonic() - began < 5
+    refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
+    assert refused("unread") > 0 and refused("connections") == 0

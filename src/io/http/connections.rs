@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Connections that one tick ends because they are late: each wakes a task.
 const ENDS_PER_TICK: usize = 64;
 /// Connections that may be on their way out, in favour of others, beyond the bound: their tasks end
-/// them a moment later.
+/// them a moment later, and who comes meanwhile waits for that.
 const MAX_LEAVING: usize = 16;
 /// From this time on a request that has not arrived whole gives its memory back where others need
 /// it; before, those others are refused.
@@ -28,6 +28,15 @@ pub(super) enum Ending {
     Place,
     /// Other requests need the memory of its own.
     Memory,
+}
+
+/// Whether there is a place for one more connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Now,
+    /// Others are about to leave: ask again when one has.
+    Soon,
+    None,
 }
 
 /// The answer to a request for memory.
@@ -52,6 +61,8 @@ struct Entry {
     is_known: bool,
     /// When it began to wait for its peer; 0: it does not.
     waiting: u64,
+    /// It waits for its peer to read, not to send.
+    is_writing: bool,
     /// When its request began to take memory; 0: it does not, or is whole.
     body: u64,
     body_since: Instant,
@@ -76,6 +87,8 @@ pub struct Connections {
     /// Those whose request has not arrived whole and takes memory.
     bodies: Fifo,
     leaving: usize,
+    /// Raised when one that made way has left.
+    left: Rc<Waiters>,
     /// What all requests take together, and may; what those take that are ending.
     bytes: usize,
     max_bytes: usize,
@@ -95,6 +108,7 @@ impl Connections {
             known: Fifo::default(),
             bodies: Fifo::default(),
             leaving: 0,
+            left: Rc::default(),
             bytes: 0,
             max_bytes,
             ending_bytes: 0,
@@ -130,6 +144,7 @@ impl Connections {
             is_busy: false,
             is_known: false,
             waiting: 0,
+            is_writing: false,
             body: 0,
             body_since: Instant::now(),
             bytes: 0,
@@ -142,17 +157,25 @@ impl Connections {
 
     pub(super) fn remove(&mut self, key: usize) {
         self.give_back(key, 0);
-        self.leaving -= usize::from(self.table.remove(key).is_leaving);
+        if self.table.remove(key).is_leaving {
+            self.leaving -= 1;
+            self.left.wake_all();
+        }
     }
 
     // Places.
 
+    /// What wakes when one that made way has left.
+    pub(super) fn left(&self) -> Rc<Waiters> {
+        Rc::clone(&self.left)
+    }
+
     /// Whether there may be one more connection, where there may be `max`: the one that has waited
     /// longest for its peer makes way, those that are not known before those that are.
-    pub fn make_room(&mut self, max: usize) -> bool {
+    pub(super) fn make_room(&mut self, max: usize) -> Room {
         while self.table.len() - self.leaving >= max {
             if self.leaving >= MAX_LEAVING {
-                return false;
+                return Room::Soon;
             }
             let table = &self.table;
             let is_waiting = |is_known: bool| {
@@ -164,20 +187,43 @@ impl Connections {
             };
             let oldest = self.unknown.oldest(is_waiting(false));
             let Some(key) = oldest.or_else(|| self.known.oldest(is_waiting(true))) else {
-                return false;
+                return Room::None;
             };
             self.leaving += 1;
             self.table[key].is_leaving = true;
             self.end(key, Ending::Place);
         }
-        true
+        Room::Now
     }
 
-    /// It waits for its peer from now on.
+    /// It waits for its peer's next request from now on.
     pub(super) fn set_waiting(&mut self, key: usize) {
+        self.table[key].is_busy = false;
+        self.enter_queue(key);
+    }
+
+    /// What it is sent waits for its peer, until [`Connections::set_written`].
+    pub(super) fn set_writing(&mut self, key: usize, deadline_ms: u64) {
+        self.set_deadline(key, deadline_ms, Side::Both);
+        if self.table[key].waiting == 0 {
+            self.table[key].is_writing = true;
+            self.enter_queue(key);
+        }
+    }
+
+    pub(super) fn set_written(&mut self, key: usize) {
+        self.set_deadline(key, u64::MAX, Side::Read);
+        let entry = &mut self.table[key];
+        if std::mem::take(&mut entry.is_writing) {
+            entry.waiting = 0;
+        }
+    }
+
+    /// It waits for its peer, and makes way after those that have waited for longer.
+    fn enter_queue(&mut self, key: usize) {
         self.stamp += 1;
         let entry = &mut self.table[key];
-        (entry.is_busy, entry.waiting) = (false, self.stamp);
+        entry.waiting = self.stamp;
         let is_known = entry.is_known;
         let (table, live) = (&self.table, self.table.len());
         let is_current = |key: usize, stamp| {
@@ -285,7 +331,7 @@ impl Connections {
             self.ending_bytes += entry.bytes;
         }
         entry.deadline_ms = u64::MAX;
-        let side = if why == Ending::Late { entry.side } else { Side::Read };
+        let side = if why == Ending::Memory { Side::Read } else { entry.side };
         sys::shutdown(entry.fd, side);
         // It may wait for memory instead of its peer.
         self.freed.wake_all();
@@ -336,7 +382,8 @@ mod tests {
     #[test]
     fn who_has_waited_longest_makes_way_and_who_is_known_comes_last() {
         let (mut all, keys, _ends) = open(0, 4);
-        assert!(all.make_room(5) && keys.iter().all(|&key| all.ending(key).is_none()));
+        assert_eq!(all.make_room(5), Room::Now);
+        assert!(keys.iter().all(|&key| all.ending(key).is_none()));
         for &key in &keys[..2] {
             all.set_busy(key);
         }
@@ -346,16 +393,40 @@ mod tests {
             let is_ended = |&&key: &&usize| all.ending(key) == Some(Ending::Place);
             keys.iter().filter(is_ended).copied().collect::<Vec<_>>()
         };
-        assert!(all.make_room(4));
+        assert_eq!(all.make_room(4), Room::Now);
         assert_eq!(ended(&all), [keys[2]]);
-        assert!(all.make_room(3));
+        assert_eq!(all.make_room(3), Room::Now);
         assert_eq!(ended(&all), [keys[2], keys[3]]);
-        assert!(all.make_room(2));
+        assert_eq!(all.make_room(2), Room::Now);
         assert_eq!(ended(&all), keys[1..]);
         // Only one with a request under way is left.
-        assert!(!all.make_room(1));
+        assert_eq!(all.make_room(1), Room::None);
         all.remove(keys[3]);
-        assert!(all.make_room(2) && !all.make_room(1));
+        assert_eq!((all.make_room(2), all.make_room(1)), (Room::Now, Room::None));
+    }
+
+    #[test]
+    fn who_does_not_read_its_answer_makes_way_too() {
+        let (mut all, keys, ends) = open(0, 2);
+        keys.iter().for_each(|&key| all.set_busy(key));
+        assert_eq!(all.make_room(2), Room::None);
+        all.set_writing(keys[1], 9);
+        assert!(!all.is_quiet(), "a drain waits for it");
+        all.set_written(keys[1]);
+        assert_eq!(all.make_room(2), Room::None);
+        all.set_writing(keys[1], 9);
+        assert_eq!(all.make_room(2), Room::Now);
+        assert_eq!(all.ending(keys[1]), Some(Ending::Place));
+        // What is under way to it ends as well.
+        assert!(sys::send(ends[2].as_raw_fd(), b"answer").is_err());
+    }
+
+    #[test]
+    fn who_comes_while_others_leave_waits_for_that() {
+        let (mut all, keys, _ends) = open(0, MAX_LEAVING + 1);
+        assert_eq!((all.make_room(1), all.make_room(2)), (Room::Soon, Room::Now));
+        all.remove(keys[0]);
+        assert_eq!(all.make_room(1), Room::Now);
     }
 
     #[test]
