@@ -8,9 +8,11 @@ pub const ANNOUNCE_EVERY: u64 = 1 << 16;
 /// How far beyond the last announcement an order may be. An announcement may be overtaken by what
 /// waited while a link was made anew.
 const BEYOND_ANNOUNCED: u64 = 4 * ANNOUNCE_EVERY;
-/// A life that only messages told of is false where an earlier one goes on to be announced, once a
-/// second: the words of a node that was started anew come late, but are few.
+/// Announcements that were overtaken, without any other of their node meanwhile, after which what
+/// overtook them is false. A node announces once a second; what is late, of an earlier life or an
+/// old link, comes all at once.
 const RIVALS: u32 = 5;
+const RIVALS_MS: u64 = 3_000;
 /// No node comes this far: a million messages a second for nine years.
 const MAX_ORDER: u64 = 1 << 48;
 
@@ -23,7 +25,7 @@ const MAX_ORDER: u64 = 1 << 48;
 /// announcement, it cannot be right: what follows counts from the announcement.
 #[derive(Debug)]
 pub struct Orders {
-    /// By node. 40 KiB.
+    /// By node. 48 KiB.
     lives: Box<[Life]>,
 }
 
@@ -37,8 +39,22 @@ struct Life {
     announced: u64,
     /// The number of that announcement: one from an old link comes late.
     announcement: u64,
-    /// While this life was not announced: how often an earlier one was.
+    /// Announcements since then that were overtaken, and when the first of them came.
     rivals: u32,
+    rivals_since_ms: u64,
+}
+
+/// What an announcement is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announcement {
+    /// Later than all that were heard of its node.
+    Fresh,
+    /// As that, and what was heard before cannot be right: it counts from here again.
+    Corrects,
+    /// It was overtaken, or has no number.
+    Stale,
+    /// Its node never gave out these numbers.
+    False,
 }
 
 /// What a message's order says.
@@ -96,29 +112,52 @@ impl Orders {
         self.lives.iter_mut().for_each(|life| life.announced = 0);
     }
 
-    /// A node says which order it has come to; `number` rises with each of its announcements.
-    /// Returns whether what was heard of it could not be right, and counts from there again.
-    pub fn announce(&mut self, origin: NodeId, epoch: u64, order: u64, number: u64) -> bool {
+    /// A node says which order it has come to; `number` rises with each of its announcements, 0 is
+    /// that of a node that does not count them.
+    pub fn announce(
+        &mut self,
+        origin: NodeId,
+        epoch: u64,
+        order: u64,
+        number: u64,
+        now_ms: u64,
+    ) -> Announcement {
+        if number == 0 {
+            return Announcement::Stale;
+        }
+        if order.max(number) > MAX_ORDER {
+            return Announcement::False;
+        }
         let life = &mut self.lives[usize::from(origin.value())];
-        if order == 0 || order > MAX_ORDER {
-            return false;
+        let is_overtaken = (epoch, number) <= (life.epoch, life.announcement);
+        if is_overtaken && !life.is_refuted_by_one_more(now_ms) {
+            return Announcement::Stale;
         }
-        if epoch < life.epoch && life.announcement == 0 {
-            life.rivals += 1;
+        let is_same = epoch == life.epoch;
+        let is_false = is_overtaken || is_same && life.last > order;
+        let last = if is_same { life.last.min(order) } else { 0 };
+        *life = Life { epoch, last, announced: order, announcement: number, ..Life::default() };
+        if is_false { Announcement::Corrects } else { Announcement::Fresh }
+    }
+
+    /// Whether a tail without an order may be of that life: only nodes that do not count their
+    /// announcements leave it out.
+    pub fn may_lack_order(&self, origin: NodeId, epoch: u64, seq: u64) -> bool {
+        let life = &self.lives[usize::from(origin.value())];
+        let counts = epoch == life.epoch && life.announcement > 0;
+        !counts && seq <= MAX_ORDER
+    }
+}
+
+impl Life {
+    /// An announcement came that was overtaken: whether what overtook it was false.
+    fn is_refuted_by_one_more(&mut self, now_ms: u64) -> bool {
+        if self.rivals == 0 {
+            self.rivals_since_ms = now_ms;
         }
-        let is_false_life = life.rivals == RIVALS;
-        if epoch > life.epoch || is_false_life {
-            *life = Life { epoch, announced: order, announcement: number, ..Life::default() };
-            return is_false_life;
-        }
-        let is_stale = number <= life.announcement;
-        if epoch < life.epoch || is_stale {
-            return false;
-        }
-        (life.announced, life.announcement, life.rivals) = (order, number, 0);
-        let is_wrong = life.last > order;
-        life.last = life.last.min(order);
-        is_wrong
+        self.rivals += 1;
+        let lasted_ms = now_ms.saturating_sub(self.rivals_since_ms);
+        self.rivals >= RIVALS && lasted_ms >= RIVALS_MS
     }
 }
 
@@ -147,10 +186,15 @@ mod tests {
         }
     }
 
+    /// As a node announces: the word with the number `number` comes in that second.
+    fn announce(orders: &mut Orders, epoch: u64, order: u64, number: u64) -> Announcement {
+        orders.announce(node(3), epoch, order, number, 1_000 * number)
+    }
+
     #[test]
     fn an_order_that_was_never_given_out_is_refused_or_taken_back() {
         let mut orders = Orders::default();
-        assert!(!orders.announce(node(3), 5, 100, 1));
+        assert_eq!(announce(&mut orders, 5, 100, 1), Announcement::Fresh);
         assert!(orders.is_possible(node(3), 5, 90, 101));
         assert!(!orders.is_possible(node(3), 5, 102, 101), "a channel is never ahead");
         assert!(!orders.is_possible(node(3), 5, 1, 1 << 40));
@@ -159,35 +203,81 @@ mod tests {
         // Within what is possible, and false: until the next announcement.
         assert_eq!(orders.receive(node(3), 5, 5_000), Order::Newest);
         assert_eq!(orders.receive(node(3), 5, 102), Order::Late);
-        assert!(!orders.announce(node(3), 5, 100, 1), "that one is known");
-        assert!(orders.announce(node(3), 5, 102, 2));
+        assert_eq!(announce(&mut orders, 5, 100, 1), Announcement::Stale, "that one is known");
+        assert_eq!(announce(&mut orders, 5, 102, 2), Announcement::Corrects);
         assert_eq!(orders.receive(node(3), 5, 103), Order::Newest);
         assert!(orders.is_latest(node(3), 5, 103) && !orders.is_latest(node(3), 5, 102));
-        assert!(!orders.announce(node(3), 5, 103, 3));
+        assert_eq!(announce(&mut orders, 5, 103, 3), Announcement::Fresh);
     }
 
     #[test]
-    fn a_life_that_no_node_has_announced_gives_way_to_one_that_is_announced() {
-        let mut orders = Orders::default();
-        orders.announce(node(3), 5, 100, 1);
-        assert_eq!(orders.receive(node(3), u64::MAX, 7), Order::Newest);
-        for number in 2..6 {
-            assert!(!orders.announce(node(3), 5, 110, number), "it may be late");
+    fn a_life_that_no_node_announces_gives_way_to_one_that_is_announced() {
+        for is_announced in [false, true] {
+            let mut orders = Orders::default();
+            announce(&mut orders, 5, 100, 1);
+            assert_eq!(orders.receive(node(3), u64::MAX, 7), Order::Newest);
+            if is_announced {
+                announce(&mut orders, u64::MAX, 7, 1);
+            }
+            for number in 2..6 {
+                let heard = announce(&mut orders, 5, 110, number);
+                assert_eq!(heard, Announcement::Stale, "it may be late");
+            }
+            assert_eq!(announce(&mut orders, 5, 110, 6), Announcement::Corrects);
+            assert_eq!(orders.receive(node(3), 5, 111), Order::Newest);
         }
-        assert!(orders.announce(node(3), 5, 110, 6));
-        assert_eq!(orders.receive(node(3), 5, 111), Order::Newest);
+    }
+
+    /// What its node said afterwards was taken for words from an old link: after 262,144 more
+    /// messages all of them were refused.
+    #[test]
+    fn a_number_of_an_announcement_that_was_never_given_out_silences_nobody() {
+        let mut orders = Orders::default();
+        announce(&mut orders, 5, 100, 1);
+        for number in [MAX_ORDER + 1, u64::MAX] {
+            let heard = orders.announce(node(3), 5, 100, number, 1_500);
+            assert_eq!(heard, Announcement::False);
+        }
+        // Within what is possible.
+        orders.announce(node(3), 5, 100, MAX_ORDER, 1_500);
+        for number in 2..6 {
+            assert_eq!(announce(&mut orders, 5, 110, number), Announcement::Stale);
+        }
+        let order = 10 * BEYOND_ANNOUNCED;
+        assert!(!orders.is_possible(node(3), 5, 1, order));
+        assert_eq!(announce(&mut orders, 5, order, 6), Announcement::Corrects);
+        assert!(orders.is_possible(node(3), 5, 1, order));
+        assert_eq!(announce(&mut orders, 5, order, 7), Announcement::Fresh);
+    }
+
+    #[test]
+    fn only_a_node_that_does_not_count_leaves_out_the_order_of_a_tail() {
+        let mut orders = Orders::default();
+        assert_eq!(announce(&mut orders, 5, 9, 0), Announcement::Stale);
+        assert!(orders.may_lack_order(node(3), 5, 9));
+        assert!(!orders.may_lack_order(node(3), 5, u64::MAX));
+        // It has published nothing yet.
+        announce(&mut orders, 5, 0, 1);
+        orders.forget_announcements();
+        assert!(!orders.may_lack_order(node(3), 5, 9) && orders.may_lack_order(node(3), 4, 9));
     }
 
     #[test]
     fn late_words_of_the_life_before_do_not_end_a_new_one() {
         let mut orders = Orders::default();
-        orders.announce(node(3), 5, 100, 1);
+        announce(&mut orders, 5, 100, 1);
         // What it said first was missed.
         assert_eq!(orders.receive(node(3), 6, 1), Order::Newest);
-        assert!(!orders.announce(node(3), 5, 101, 2));
-        assert!(!orders.announce(node(3), 6, 1, 1));
+        assert_eq!(announce(&mut orders, 5, 101, 2), Announcement::Stale);
+        assert_eq!(orders.announce(node(3), 6, 1, 1, 2_500), Announcement::Fresh);
         for number in 3..20 {
-            assert!(!orders.announce(node(3), 5, 102, number));
+            // All at once, or while the new life is heard.
+            assert_eq!(orders.announce(node(3), 5, 102, number, 3_000), Announcement::Stale);
+        }
+        for number in 2..30 {
+            let heard = orders.announce(node(3), 6, 1, number, 1_000 * number + 2_000);
+            assert_eq!(heard, Announcement::Fresh);
+            assert_eq!(announce(&mut orders, 5, 102, number + 20), Announcement::Stale);
         }
         assert_eq!(orders.receive(node(3), 6, 2), Order::Newest);
     }

@@ -141,9 +141,7 @@ impl Broker {
             }
             Kind::Newer if header.seq == 0 => self.note_unknown_kind(&header),
             _ if !self.may_have_given_out(&header) => {
-                self.config.counters.false_numbers.add(1);
-                let (origin, channel) = (header.origin, channel_name.into());
-                self.events.push(Event::FalseNumber { origin, channel });
+                self.note_false_number(header.origin, channel_name);
             }
             _ => {
                 if self.is_next((channel_name, place), &header, now_ms) {
@@ -156,12 +154,12 @@ impl Broker {
     /// Whether its node may have given out these numbers. What this node gave out it knows.
     fn may_have_given_out(&self, header: &Header) -> bool {
         let Header { origin, epoch, seq, order, .. } = *header;
-        // A tail of an older node has no order.
-        if header.kind == Kind::Tail && order == 0 {
-            return true;
-        }
         match self.is_own(header) {
             true => seq <= order && order <= self.order,
+            // A tail of an older node has no order.
+            false if header.kind == Kind::Tail && order == 0 => {
+                self.orders.may_lack_order(origin, epoch, seq)
+            }
             false => self.orders.is_possible(origin, epoch, seq, order),
         }
     }
@@ -325,6 +323,11 @@ impl Broker {
         unowed.for_each(|owed_ms| *owed_ms = now_ms);
         sink.canary();
         self.become_ready(now_ms);
+    }
+
+    pub(super) fn note_false_number(&mut self, origin: NodeId, channel: &[u8]) {
+        self.config.counters.false_numbers.add(1);
+        self.events.push(Event::FalseNumber { origin, channel: channel.into() });
     }
 
     /// What was heard of a node could not be right.

@@ -5,7 +5,7 @@
 //! than the one that was said asks for all of it. A node that is silent for too long is lost.
 
 use super::{Broker, Sink, State};
-use crate::state::orders::ANNOUNCE_EVERY;
+use crate::state::orders::{ANNOUNCE_EVERY, Announcement};
 use crate::state::projects::Projects;
 use crate::state::wants::{Notice, Server};
 use crate::types::{Cid, NodeId};
@@ -238,8 +238,15 @@ impl Broker {
         if node == self.config.node {
             return Ok(());
         }
-        if self.orders.announce(node, epoch, word.order, word.number) {
-            self.note_reset(node, b"");
+        let heard = self.orders.announce(node, epoch, word.order, word.number, now_ms);
+        match heard {
+            Announcement::False => {
+                let channel = self.nodes_channel.clone();
+                self.note_false_number(node, &channel);
+                return Ok(());
+            }
+            Announcement::Corrects => self.note_reset(node, b""),
+            Announcement::Fresh | Announcement::Stale => {}
         }
         let known = self.members.others.get(&node);
         if known.is_some_and(|other| other.epoch > epoch || other.epoch == epoch && other.has_left)
@@ -263,7 +270,7 @@ impl Broker {
             self.members.others.insert(node, Other::new(epoch, now_ms));
             self.tell_node(node, true, sink);
         }
-        self.take_servers(&word, now_ms, sink);
+        self.take_servers(&word, heard, now_ms, sink);
         if word.asks {
             match now_ms.saturating_sub(self.members.said_whole_ms) >= WHOLE_EVERY_MS {
                 true if self.may_publish() => self.say_whole(false, now_ms),
@@ -273,15 +280,31 @@ impl Broker {
         Ok(())
     }
 
-    /// What a node that is there says of its business servers.
-    fn take_servers(&mut self, word: &Member<'_>, now_ms: u64, sink: &mut dyn Sink) {
+    /// What a node that is there says of its business servers; `heard`: as what it says that.
+    fn take_servers(
+        &mut self,
+        word: &Member<'_>,
+        heard: Announcement,
+        now_ms: u64,
+        sink: &mut dyn Sink,
+    ) {
         let node = word.sender.node;
         let Some(other) = self.members.others.get_mut(&node) else { return };
         other.heard_ms = now_ms;
-        if other.version.is_some_and(|version| version > word.version) {
+        let is_behind = other.version.is_some_and(|version| version > word.version);
+        match heard {
             // Of an old link, and overtaken: it would take back what came since.
-            return;
+            Announcement::Stale if is_behind => return,
+            // It never gave out that version.
+            Announcement::Fresh if is_behind => {
+                other.version = None;
+                self.note_reset(node, b"");
+            }
+            // What it has may be as false as its numbers were.
+            Announcement::Corrects => other.version = None,
+            _ => {}
         }
+        let Some(other) = self.members.others.get_mut(&node) else { return };
         let here = servers_of(word, &self.config.projects);
         let mut notices: Vec<Notice> = Vec::new();
         // A word without a change may tell the version of one that was missed.

@@ -46,14 +46,21 @@ fn a_false_number_of_its_own_does_not_silence_a_node() {
     assert!(counters.missed().is_empty());
 }
 
-/// What node 9 says once a second: how far it has come.
-fn announce(setting: &mut Setting, number: u64, order: u64) {
+/// A word of node 9.
+fn hear_word(setting: &mut Setting, number: u64, order: u64, version: u64, servers: &[u64]) {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
-    let mut bytes = Vec::new();
-    Member { number, order, ..Member::new(sender, 0) }.encode(&mut bytes);
-    let mut words = Vec::new();
+    let here = here(servers);
+    let (is_whole, mut bytes, mut words) = (!servers.is_empty(), Vec::new(), Vec::new());
+    let word =
+        Member { number, order, is_whole, here: Servers(&here), ..Member::new(sender, version) };
+    word.encode(&mut bytes);
     message(&mut words, b"x:nodes", &bytes);
     setting.hear(LinkName::Subscribe, &words);
+}
+
+/// What node 9 says once a second: how far it has come.
+fn announce(setting: &mut Setting, number: u64, order: u64) {
+    hear_word(setting, number, order, 0, &[]);
 }
 
 #[test]
@@ -76,6 +83,58 @@ fn false_numbers_of_another_node_are_refused_or_taken_back() {
     bring(&mut setting, &encoded(9, 5, "5", 7, 15));
     assert_eq!(delivered(&mut setting), ["false", "4", "5"]);
     assert_eq!(setting.broker.config.counters.number_resets.value(), 2);
+}
+
+/// Its true words were taken for overtaken ones: its business servers were gone for good.
+#[test]
+fn false_numbers_in_the_words_of_a_node_hide_its_business_servers_for_seconds() {
+    let mut setting = ready();
+    hear_word(&mut setting, 1, 10, 1, &[4]);
+    assert_eq!(notices(&mut setting), ["0: node 9 true", "0: 4 here"]);
+    hear_word(&mut setting, u64::MAX, 10, 9, &[8]);
+    assert_eq!(setting.broker.config.counters.false_numbers.value(), 1);
+    assert!(notices(&mut setting).is_empty());
+    let mut number = 1;
+    for (false_number, version, seconds) in
+        [(3, 1 << 40, 3), (1 << 40, 1 << 40, 5), (1 << 41, 1, 5)]
+    {
+        hear_word(&mut setting, false_number, 10, version, &[8]);
+        assert_eq!(notices(&mut setting), ["0: 4 gone", "0: 8 here"]);
+        for _ in 0..seconds {
+            setting.tick(1_000).unwrap();
+            number += 1;
+            hear_word(&mut setting, number, 10, 1, &[]);
+            let said = published(&mut setting, b"x:node:9");
+            if said.iter().any(|word| Member::decode(word).unwrap().asks) {
+                number += 1;
+                hear_word(&mut setting, number, 10, 1, &[4]);
+            }
+        }
+        assert_eq!(notices(&mut setting), ["0: 8 gone", "0: 4 here"]);
+    }
+    assert_eq!(setting.broker.config.counters.number_resets.value(), 3);
+}
+
+/// The losses that it told of were counted: 2^64.
+#[test]
+fn a_tail_without_an_order_is_not_believed_of_a_node_that_has_one() {
+    let mut setting = ready();
+    announce(&mut setting, 1, 10);
+    bring(&mut setting, &encoded(9, 5, "1", 1, 11));
+    setting.push(1, "own", &TargetsBuf::default());
+    setting.talk();
+    for (node, epoch) in [(7, 100), (9, 5)] {
+        let (origin, id) = (NodeId::new(node).unwrap(), MessageId(0));
+        let mut tail = Vec::new();
+        let header = Header { kind: Kind::Tail, origin, epoch, seq: u64::MAX, order: 0, id };
+        header.encode(&mut tail);
+        bring(&mut setting, &tail);
+    }
+    bring(&mut setting, &encoded(9, 5, "2", 2, 12));
+    assert_eq!(delivered(&mut setting), ["1", "own", "2"]);
+    let counters = &setting.broker.config.counters;
+    assert_eq!(counters.false_numbers.value(), 2);
+    assert!(counters.missed().is_empty());
 }
 
 #[test]
