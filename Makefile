@@ -89,8 +89,8 @@ sim: ## the simulator with SIM_RUNS=300 new seeds for each of its tests
 openapi: ## docs/openapi.yaml anew, from the code
 	RENEW_OPENAPI=1 cargo test --lib ops::openapi
 
-docs: ## the tables of flags in docs/operations.md anew, from the code
-	RENEW_DOCS=1 cargo test --lib config::flags
+docs: ## the tables of flags and metrics in docs/operations.md anew, from the code
+	RENEW_DOCS=1 cargo test --lib the_page_has_what_the_table_says -- --test-threads 1
 
 api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000 a path, at random
 	cargo build

@@ -116,7 +116,11 @@ fn exactly_the_matching_clients(workers: &str) {
     let only_clients = || server.metric("ws_connection") == CLIENTS as u64;
     eventually("only the clients are connected", only_clients);
     for reason in ["slow_consumer", "ttl", "mailbox_full"] {
-        assert_eq!(server.metric(&format!("drop_total{{reason=\"{reason}\"}}")), 0, "{reason}");
+        assert_eq!(
+            server.metric(&format!("ws_cluster_drop_total{{reason=\"{reason}\"}}")),
+            0,
+            "{reason}"
+        );
     }
     sockets.into_iter().for_each(Socket::close);
     eventually("nobody is connected", || server.metric("ws_connection") == 0);
@@ -442,7 +446,7 @@ fn slow_client(server: &Server) {
     let padding = "p".repeat(16 << 10);
     let mut http = Http::open(server.http);
     let mut pushes = 0;
-    let slow_closes = || server.metric("ws_close_total{reason=\"slow_consumer\"}");
+    let slow_closes = || server.metric("ws_cluster_close_total{reason=\"slow_consumer\"}");
     while pushes % 16 != 0 || slow_closes() == 0 {
         assert!(pushes < 8_000, "128 MiB, and the slow one is still there");
         let body = format!(r#"{{"pid":"{pid}","data":"{pushes} {padding}"}}"#);
@@ -468,11 +472,15 @@ fn slow_client(server: &Server) {
     };
     assert_eq!(code, 4000);
     assert!(slow.is_at_end());
-    let dropped = server.metric("drop_total{reason=\"slow_consumer\"}");
+    let dropped = server.metric("ws_cluster_drop_total{reason=\"slow_consumer\"}");
     assert!(came < pushes && (1..=pushes - came).contains(&dropped), "{came} {dropped} {pushes}");
-    assert_eq!(server.metric("delivery_total"), others.len() as u64 * pushes + came);
+    assert_eq!(server.metric("ws_cluster_delivery_total"), others.len() as u64 * pushes + came);
     for reason in ["disconnected", "closed", "ttl", "mailbox_full"] {
-        assert_eq!(server.metric(&format!("drop_total{{reason=\"{reason}\"}}")), 0, "{reason}");
+        assert_eq!(
+            server.metric(&format!("ws_cluster_drop_total{{reason=\"{reason}\"}}")),
+            0,
+            "{reason}"
+        );
     }
     assert_eq!(slow_closes(), 1);
     others.into_iter().for_each(|(_, socket)| socket.close());

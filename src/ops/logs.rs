@@ -52,7 +52,7 @@ pub fn install(logs: Logs) {
     let _ = LOGS.set(logs);
 }
 
-/// Lines that were dropped since the start: `log_dropped_total`.
+/// Lines that were dropped since the start: `ws_cluster_log_dropped_total`.
 pub fn dropped() -> u64 {
     LOGS.get().map_or(0, Logs::dropped)
 }

@@ -1,23 +1,18 @@
-//! `/metrics` for Prometheus.
+//! `/metrics` for Prometheus. Each metric is declared once, in [`table`]; from that come what a
+//! scrape gets, the counters of the live page, and the tables of docs/operations.md.
 
 pub(super) mod process;
-mod queue;
-mod servers;
+pub(super) mod read;
+mod table;
 mod text;
-pub(super) mod workers;
 
 use super::reply::Reply;
 use crate::io::shared::Shared;
-use crate::state::counters::{
-    CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, Refusal,
-};
-use crate::state::counters::{Shed, StatusCounts, URLS};
-use crate::types::version;
+use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters};
 use crate::wire::http::Head;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, NoLabelSet,
-    text::encode,
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text::encode,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -26,6 +21,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
+
+use table::GROUPS;
 
 /// What `/metrics` shows.
 pub fn registry(shared: &Arc<Shared>) -> Registry {
@@ -51,290 +48,257 @@ pub fn answer(registry: &Registry, head: &Head<'_>) -> Reply {
     reply.with("Vary", "Accept")
 }
 
+/// What the live page shows of each worker and of the queue, as it calls that.
+pub(super) fn live() -> impl Iterator<Item = (&'static str, &'static Value)> {
+    let all = GROUPS.iter().flat_map(|group| group.metrics);
+    all.filter_map(|metric| metric.live.map(|name| (name, &metric.value)))
+}
+
+/// Metrics that belong together.
+struct Group {
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
+    title: &'static str,
+    /// They are there with `--queue redis` only.
+    needs_redis: bool,
+    metrics: &'static [Metric],
+}
+
+/// Something that a node shows of itself.
+struct Metric {
+    /// As it is scraped: that of a counter ends in `_total`.
+    name: &'static str,
+    kind: Kind,
+    /// The names of its labels, for the docs.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
+    labels: &'static str,
+    help: &'static str,
+    /// What the docs say beyond that.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
+    more: &'static str,
+    /// How the live page calls it, where that shows it for each worker, or for the queue.
+    live: Option<&'static str>,
+    value: Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+}
+
+/// Where a metric's value is.
+pub(in crate::ops) enum Value {
+    /// A counter of each worker; their sum is shown.
+    Worker(fn(&Counters) -> &Counter),
+    /// The same, shown for each worker.
+    EachWorker(fn(&Counters) -> &Counter),
+    /// A counter of each worker's HTTP side; their sum is shown.
+    Http(fn(&HttpCounters) -> &Counter),
+    Broker(fn(&BrokerCounters) -> &Counter),
+    Node(fn(&Shared) -> u64),
+    Float(fn(&Shared) -> f64),
+    /// It is left out where it cannot be known.
+    Maybe(fn(&Shared) -> Option<u64>),
+    /// Several values, each with labels.
+    Samples(fn(&Shared, &mut Samples)),
+    Histogram(fn(&Shared) -> Vec<Distribution>),
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// Values of one metric.
+#[derive(Debug, Default)]
+pub(in crate::ops) struct Samples(Vec<(Labels, Number)>);
+
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Whole(u64),
+    Float(f64),
+}
+
+/// Counts by size.
+#[derive(Debug)]
+pub(in crate::ops) struct Distribution {
+    labels: Labels,
+    /// Upper bounds, and the number of values up to each that are above the one before.
+    buckets: Vec<(f64, u64)>,
+    sum: f64,
+}
+
+impl Samples {
+    fn add(&mut self, labels: Labels, value: u64) {
+        self.0.push((labels, Number::Whole(value)));
+    }
+
+    fn add_f64(&mut self, labels: Labels, value: f64) {
+        self.0.push((labels, Number::Float(value)));
+    }
+
+    /// Adds the sum over all workers.
+    fn sum(
+        &mut self,
+        shared: &Shared,
+        label: &'static str,
+        value: &str,
+        of: impl Fn(&Counters) -> u64,
+    ) {
+        let sum = shared.counters.iter().map(|worker| of(worker)).sum();
+        self.add(vec![(label, value.into())], sum);
+    }
+}
+
+impl Distribution {
+    /// `counts` has one more than `bounds`: what is above all of them.
+    fn new(bounds: &[f64], counts: &[u64], sum: f64) -> Self {
+        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+        Self { labels: Vec::new(), buckets: bounds.zip(counts.iter().copied()).collect(), sum }
+    }
+
+    fn with(self, labels: Labels) -> Self {
+        Self { labels, ..self }
+    }
+}
+
+impl Metric {
+    const fn new(name: &'static str, kind: Kind, value: Value) -> Self {
+        Self { name, kind, labels: "", help: "", more: "", live: None, value }
+    }
+
+    const fn counter(name: &'static str, value: Value) -> Self {
+        Self::new(name, Kind::Counter, value)
+    }
+
+    const fn gauge(name: &'static str, value: Value) -> Self {
+        Self::new(name, Kind::Gauge, value)
+    }
+
+    const fn info(name: &'static str, value: Value) -> Self {
+        Self::new(name, Kind::Info, value)
+    }
+
+    const fn histogram(name: &'static str, read: fn(&Shared) -> Vec<Distribution>) -> Self {
+        Self::new(name, Kind::Histogram, Value::Histogram(read))
+    }
+
+    const fn labels(self, labels: &'static str) -> Self {
+        Self { labels, ..self }
+    }
+
+    const fn help(self, help: &'static str) -> Self {
+        Self { help, ..self }
+    }
+
+    const fn more(self, more: &'static str) -> Self {
+        Self { more, ..self }
+    }
+
+    const fn live(self, name: &'static str) -> Self {
+        Self { live: Some(name), ..self }
+    }
+
+    /// The name of its family: the encoder adds what the kind demands.
+    fn family(&self) -> &'static str {
+        let suffix = match self.kind {
+            Kind::Counter => "_total",
+            Kind::Info => "_info",
+            Kind::Gauge | Kind::Histogram => "",
+        };
+        self.name.strip_suffix(suffix).unwrap_or(self.name)
+    }
+
+    fn samples(&self, shared: &Shared) -> Samples {
+        let mut samples = Samples::default();
+        let workers = shared.counters.iter();
+        match self.value {
+            Value::Worker(of) => {
+                samples.add(Labels::new(), workers.map(|worker| of(worker).value()).sum());
+            }
+            Value::EachWorker(of) => workers.enumerate().for_each(|(index, worker)| {
+                samples.add(vec![("worker", index.to_string())], of(worker).value());
+            }),
+            Value::Http(of) => {
+                let workers = shared.http_counters.iter();
+                samples.add(Labels::new(), workers.map(|http| of(http).value()).sum());
+            }
+            Value::Broker(of) => samples.add(Labels::new(), of(&shared.broker_counters).value()),
+            Value::Node(read) => samples.add(Labels::new(), read(shared)),
+            Value::Float(read) => samples.add_f64(Labels::new(), read(shared)),
+            Value::Maybe(read) => {
+                read(shared).into_iter().for_each(|value| samples.add(Labels::new(), value));
+            }
+            Value::Samples(read) => read(shared, &mut samples),
+            Value::Histogram(_) => {}
+        }
+        samples
+    }
+
+    fn encode(&self, shared: &Shared, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if let Value::Maybe(read) = self.value
+            && read(shared).is_none()
+        {
+            return Ok(());
+        }
+        let kind = match self.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+            Kind::Histogram => MetricType::Histogram,
+            Kind::Info => MetricType::Info,
+        };
+        let mut family = encoder.encode_descriptor(self.family(), self.help, None, kind)?;
+        if let Value::Histogram(read) = self.value {
+            for one in read(shared) {
+                if one.labels.is_empty() {
+                    return one.encode(family);
+                }
+                one.encode(family.encode_family(&one.labels)?)?;
+            }
+        }
+        for (labels, value) in self.samples(shared).0 {
+            if self.kind == Kind::Info {
+                return Info::new(labels).encode(family);
+            }
+            // With an empty set of labels it would be shown with empty braces.
+            if labels.is_empty() {
+                return self.encode_value(value, family);
+            }
+            self.encode_value(value, family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_value(&self, value: Number, encoder: MetricEncoder<'_>) -> fmt::Result {
+        match (self.kind, value) {
+            (Kind::Counter, Number::Whole(value)) => ConstCounter::new(value).encode(encoder),
+            (Kind::Counter, Number::Float(value)) => ConstCounter::new(value).encode(encoder),
+            (_, Number::Whole(value)) => ConstGauge::new(value as i64).encode(encoder),
+            (_, Number::Float(value)) => ConstGauge::new(value).encode(encoder),
+        }
+    }
+}
+
+impl Distribution {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let count = self.buckets.iter().map(|(_, count)| count).sum();
+        encoder.encode_histogram::<NoLabelSet>(self.sum, count, &self.buckets, None)
+    }
+}
+
 #[derive(Debug)]
 struct NodeMetrics(Arc<Shared>);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UrlLabels {
-    url: &'static str,
-    code: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabels {
-    result: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
-    port: &'static str,
-    reason: &'static str,
-}
-
-impl NodeMetrics {
-    fn sum(&self, counter: impl Fn(&Counters) -> &Counter) -> u64 {
-        self.0.counters.iter().map(|counters| counter(counters).value()).sum()
-    }
-
-    fn sum_http(&self, counter: impl Fn(&HttpCounters) -> &Counter) -> u64 {
-        self.0.http_counters.iter().map(|counters| counter(counters).value()).sum()
-    }
-
-    /// Sums of a set of status counts over all workers, those that are not zero.
-    fn statuses(&self, counts: impl Fn(&HttpCounters) -> &StatusCounts) -> Vec<(u16, u64)> {
-        let mut sums: Vec<(u16, u64)> = Vec::new();
-        for counters in &self.0.http_counters {
-            for (index, (status, count)) in counts(counters).iter().enumerate() {
-                match sums.get_mut(index) {
-                    Some(sum) => sum.1 += count,
-                    None => sums.push((status, count)),
-                }
-            }
-        }
-        sums.retain(|&(_, count)| count > 0);
-        sums
-    }
-
-    fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let urls: Vec<_> = (0..URLS.len())
-            .map(|index| (URLS[index], self.statuses(|http| http.url(index))))
-            .collect();
-        let total = urls.iter().flat_map(|(_, statuses)| statuses).map(|(_, count)| count).sum();
-        encode_counter(encoder, "request", "HTTP requests answered", total)?;
-        let help = "HTTP requests answered, by path and status";
-        let mut family =
-            encoder.encode_descriptor("request_url", help, None, MetricType::Counter)?;
-        for (url, statuses) in urls {
-            for (code, count) in statuses {
-                let labels = UrlLabels { url, code };
-                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        let mut counts = [0; DURATION_BOUNDS.len() + 1];
-        let mut sum = 0.0;
-        for counters in &self.0.http_counters {
-            let (worker_counts, worker_sum) = counters.durations();
-            counts.iter_mut().zip(worker_counts).for_each(|(count, more)| *count += more);
-            sum += worker_sum;
-        }
-        let bounds = DURATION_BOUNDS.into_iter().chain([f64::INFINITY]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        let help = "Seconds from a whole HTTP request to its answer";
-        let kind = MetricType::Histogram;
-        let mut histogram = encoder.encode_descriptor("request_duration", help, None, kind)?;
-        histogram.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
-    }
-
-    fn encode_info(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let settings = &self.0.settings;
-        let labels = vec![
-            ("version", version::VERSION.to_owned()),
-            ("commit", version::COMMIT.to_owned()),
-            ("node", settings.node.to_string()),
-            ("queue", if settings.redis.is_some() { "redis" } else { "local" }.to_owned()),
-            ("workers", settings.workers.to_string()),
-        ];
-        let help = "The program, and what it was started as";
-        let kind = MetricType::Info;
-        Info::new(labels).encode(encoder.encode_descriptor("ws_cluster", help, None, kind)?)
-    }
-
-    /// The room for connections, and who found none.
-    fn encode_room(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "WebSocket connections that this node has room for: --max_connections, or what \
-                    the limit of open files leaves";
-        encode_gauge(encoder, "ws_cluster_connections_limit", help, self.0.room() as u64)?;
-        let half_open = self.sum_http(|http| &http.half_open);
-        let help = "WebSocket handshakes that are not answered, as of the last tick";
-        encode_gauge(encoder, "ws_cluster_handshakes", help, half_open)?;
-        let bytes = self.sum_http(|http| &http.handshake_bytes);
-        let help = "Bytes allocated for the requests of handshakes, as of the last tick";
-        encode_gauge(encoder, "ws_cluster_handshake_bytes", help, bytes)?;
-        let bodies = self.sum_http(|http| &http.body_bytes);
-        let help = "Bytes allocated for HTTP requests, as of the last tick";
-        encode_gauge(encoder, "ws_cluster_http_body_bytes", help, bodies)?;
-        let help = "Connections refused, or ended in favour of others, for want of room";
-        let kind = MetricType::Counter;
-        let mut family = encoder.encode_descriptor("ws_cluster_refused", help, None, kind)?;
-        for (why, port, reason) in Refusal::ALL {
-            let of_workers = self.0.http_counters.iter().map(|http| http.refusals.value(why));
-            let of_ops = self.0.ops_refusals.value(why);
-            let count = if port == "ops" { of_ops } else { of_workers.sum::<u64>() };
-            let labels = RefusalLabels { port, reason };
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-            if port == "http" {
-                let labels = RefusalLabels { port: "ops", reason };
-                ConstCounter::new(of_ops).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn encode_keys(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let remembered = self.sum(|worker| &worker.remembered_keys);
-        let help = "Idempotency keys that are remembered, one for each worker";
-        encode_gauge(encoder, "idempotency_key", help, remembered)?;
-        let repeated = self.sum(|worker| &worker.repeated_keys);
-        let help = "Pushes left out because their key was remembered, one for each worker";
-        encode_counter(encoder, "idempotency_repeated", help, repeated)?;
-        let forgotten = self.sum(|worker| &worker.forgotten_keys);
-        let help = "Idempotency keys forgotten before their time, for want of room";
-        encode_counter(encoder, "idempotency_forgotten", help, forgotten)
-    }
-}
-
 impl Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let encoder = &mut encoder;
-        self.encode_requests(encoder)?;
-        let connections = self.sum(|worker| &worker.connections);
-        encode_gauge(encoder, "ws_connection", "Open WebSocket connections", connections)?;
-        let http = self.sum_http(|http| &http.connections);
-        encode_gauge(encoder, "http_connection", "Open HTTP connections", http)?;
-        let outbox = self.sum(|worker| &worker.outbox_bytes);
-        encode_gauge(
-            encoder,
-            "outbox_bytes",
-            "Bytes allocated for what sockets have not taken, of closing connections too",
-            outbox,
-        )?;
-        let counters: [(&str, &str, u64); 5] = [
-            ("ws_connect", "WebSocket connections opened", self.sum(|worker| &worker.connects)),
-            (
-                "envelope",
-                "Messages that workers handled, one for each worker",
-                self.sum(|worker| &worker.envelopes),
-            ),
-            (
-                "delivery",
-                "Pushes handed to sockets, one for each connection",
-                self.sum(|worker| &worker.deliveries),
-            ),
-            ("client_message", "Messages from clients", self.sum(|worker| &worker.client_messages)),
-            (
-                "accept_error",
-                "Connections that could not be accepted",
-                self.sum_http(|http| &http.accept_errors) + self.0.ops_accept_errors.value(),
-            ),
-        ];
-        for (name, help, value) in counters {
-            encode_counter(encoder, name, help, value)?;
-        }
-        self.encode_info(encoder)?;
-        self.encode_room(encoder)?;
-        workers::encode(self, encoder)?;
-        process::encode(encoder, self.0.started_ms)?;
-        encode_reports(encoder)?;
-        servers::encode(self, encoder)?;
-        queue::encode(&self.0, encoder)?;
-        self.encode_keys(encoder)?;
-        let help = "Pushes that did not reach a connection that they were for";
-        let mut drops: Vec<(&'static str, u64)> = Drop::ALL
-            .iter()
-            .map(|&(reason, name)| (name, self.0.counters.iter().map(|c| c.drops(reason)).sum()))
-            .collect();
-        drops.push(queue::dropped(&self.0));
-        encode_reasons(encoder, "drop", help, &drops)?;
-        let closes: Vec<(&'static str, u64)> = CLOSE_CAUSES
-            .iter()
-            .enumerate()
-            .map(|(cause, &name)| (name, self.0.counters.iter().map(|one| one.closes(cause)).sum()))
-            .collect();
-        let sheds = Shed::ALL
-            .map(|(why, name)| (name, self.0.counters.iter().map(|one| one.sheds(why)).sum()));
-        let help = "Connections that lost what waited for them, by the bound that was reached";
-        encode_reasons(encoder, "ws_cluster_outbox_shed", help, &sheds)?;
-        encode_reasons(encoder, "ws_close", "WebSocket connections closed", &closes)?;
-        let help = "WebSocket handshakes, by the HTTP status of the answer";
-        let mut family =
-            encoder.encode_descriptor("ws_handshake", help, None, MetricType::Counter)?;
-        for (result, count) in self.statuses(|http| &http.handshakes) {
-            let labels = ResultLabels { result };
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        let has_redis = self.0.settings.redis.is_some();
+        for group in GROUPS.iter().filter(|group| has_redis || !group.needs_redis) {
+            for metric in group.metrics {
+                metric.encode(&self.0, &mut encoder)?;
+            }
         }
         Ok(())
     }
 }
 
-/// One label whose name is told.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Label(&'static str, String);
-
-impl Label {
-    fn new(name: &'static str, value: &str) -> Self {
-        Self(name, value.into())
-    }
-}
-
-impl EncodeLabelSet for Label {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        (self.0, &*self.1).encode(encoder.encode_label())
-    }
-}
-
-/// What the node could not report elsewhere.
-fn encode_reports(encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    let help = "Lines that the log dropped: its output did not take them in time";
-    encode_counter(encoder, "log_dropped", help, super::logs::dropped())?;
-    let help = "Errors that Sentry did not get: over the limit of a minute, or it refused them";
-    encode_counter(encoder, "sentry_unsent", help, super::sentry::unsent())
-}
-
-fn encode_counter_f64(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: f64,
-) -> fmt::Result {
-    let metric = ConstCounter::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
-}
-
-fn encode_gauge_f64(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: f64,
-) -> fmt::Result {
-    let metric = ConstGauge::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-}
-
-fn encode_counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: u64,
-) -> fmt::Result {
-    let metric = ConstCounter::new(value);
-    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
-}
-
-fn encode_gauge(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    value: u64,
-) -> fmt::Result {
-    let metric = ConstGauge::new(value as i64);
-    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-}
-
-fn encode_reasons(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    reasons: &[(&'static str, u64)],
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for &(reason, count) in reasons {
-        let labels = ReasonLabels { reason };
-        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

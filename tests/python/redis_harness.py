@@ -304,7 +304,7 @@ def missed(server):
     found = {}
     for series, count in server.metrics().items():
         labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', series))
-        if series.startswith("queue_missed_total{"):
+        if series.startswith("ws_cluster_queue_missed_total{"):
             found[int(labels["origin"]), labels["channel"]] = int(count)
     return found
 

@@ -46,7 +46,7 @@ def flooded(server):
 
         # All of them are at it.
         def is_flooded():
-            return server.metric("client_message_total") > 20_000
+            return server.metric("ws_cluster_client_message_total") > 20_000
 
         eventually(is_flooded, "a flood", timeout=60)
         yield

@@ -40,7 +40,7 @@ def test_a_restart_with_the_clock_behind_repeats_no_id_and_is_known_at_once(
     other = own_node(8, redis.url, workers=size)
     first = node(7, redis.url, workers=size)
     with first.business("request"), first.client("u") as client:
-        eventually(lambda: other.metric("business_server_known") == 1, "its business server")
+        eventually(lambda: other.metric("ws_cluster_business_server_known") == 1, "its business server")
         last = int(client.cid)
     first.signal(signal.SIGTERM)
     assert first.wait() == 0
@@ -48,7 +48,7 @@ def test_a_restart_with_the_clock_behind_repeats_no_id_and_is_known_at_once(
     with second.business("request") as server, second.client("u") as client:
         assert int(client.cid) > last and int(client.cid) >> 22 > last >> 22
         began = time.monotonic()
-        eventually(lambda: other.metric("business_server_known") == 1, "its business server")
+        eventually(lambda: other.metric("ws_cluster_business_server_known") == 1, "its business server")
         assert time.monotonic() - began < 5
         with other.client("asker") as asker:
             asker.send({"type": "request", "id": "r", "data": 1})

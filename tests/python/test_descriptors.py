@@ -64,7 +64,7 @@ def test_half_requests_starve_nobody(stack, small):
     assert status == 503 and int(fields["retry-after"]) > 0 and "try again" in body
     assert server.metric("ws_cluster_refused_total", port="ws", reason="handshakes") > 200
     assert 0 < server.metric("ws_cluster_handshakes") < 100
-    assert server.metric("accept_error_total") == 0
+    assert server.metric("ws_cluster_accept_error_total") == 0
 
 
 def test_a_full_table_still_answers(stack, small):
@@ -89,7 +89,7 @@ def test_a_full_table_still_answers(stack, small):
     for raw in kept:
         raw.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert raw.read_response()[0] == 200
-    assert server.metric("accept_error_total") == 0
+    assert server.metric("ws_cluster_accept_error_total") == 0
     refused = server.metric("ws_cluster_refused_total", port="ws", reason="open_files")
     assert refused == len(stubborn) + 1
     clients.pop().socket.close()
@@ -104,8 +104,8 @@ def test_the_links_to_redis_are_made_again_with_a_full_table(stack, small):
     clients = fill(stack, server, limit_of(server))
     assert "full: " in readiness(server).text
     redis.command("CLIENT", "KILL", "SKIPME", "yes")
-    lost = lambda: server.metric("queue_link_loss_total") >= 1
-    eventually(lambda: lost() and server.metric("queue_ready") == 1, "new links", SLACK)
+    lost = lambda: server.metric("ws_cluster_queue_link_loss_total") >= 1
+    eventually(lambda: lost() and server.metric("ws_cluster_queue_ready") == 1, "new links", SLACK)
     server.push("again", uids=["u7"])
     assert json.loads(clients[7].read_frame()[1])["data"] == "again"
     clients.pop().socket.close()
@@ -177,7 +177,7 @@ def test_idle_http_connections_make_way(stack):
     # So does one that sends no whole request, which gets the reason.
     half = stack.enter_context(Raw(server.http))
     half.send("GET /healthz HTTP/1.1\r\n")
-    eventually(lambda: server.metric("http_connection") == 3, "the half one is there")
+    eventually(lambda: server.metric("ws_cluster_http_connection") == 3, "the half one is there")
     for _ in range(2):
         kept(stack, server)
     status, fields, _ = half.read_response()
@@ -201,7 +201,7 @@ def test_requests_under_way_keep_their_places(stack):
                 f"POST /ws/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 f"X-Sign: {sign_body('/ws/push', body)}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
             )
-        eventually(lambda: server.metric("queue_pending_bytes") > 0, "pushes that wait")
+        eventually(lambda: server.metric("ws_cluster_queue_pending_bytes") > 0, "pushes that wait")
         with Raw(server.http) as more:
             status, fields, _ = more.read_response()
             assert (status, fields["retry-after"]) == (503, "1")

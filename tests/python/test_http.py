@@ -302,7 +302,7 @@ def test_max_http_connections(start, workers):
         return sum(one.recv(1, socket.MSG_PEEK) == b"" for one in readable)
 
     eventually(lambda: ended() >= len(held) - 2 * int(workers), "the longest idle are ended")
-    assert server.metric("http_connection") <= 2 * int(workers)
+    assert server.metric("ws_cluster_http_connection") <= 2 * int(workers)
     for raw in held:
         raw.socket.close()
 
@@ -320,7 +320,7 @@ def test_frames_on_the_http_port_and_pushes_on_the_ws_port(shared):
 def test_a_client_that_reads_no_answers_is_ended(start):
     """It was kept for ever: the deadline ended the reading side alone."""
     server = start("--request_timeout_ms", "300")
-    before = server.metric("http_connection")
+    before = server.metric("ws_cluster_http_connection")
     asked = "a" * 7500
     request = "OPTIONS /ws/push HTTP/1.1\r\nHost: x\r\n"
     request += f"Access-Control-Request-Headers: {asked}\r\n\r\n"
@@ -338,7 +338,7 @@ def test_a_client_that_reads_no_answers_is_ended(start):
             while True:
                 raw.send(8 * request)
                 eventually(is_read, "the request is read", timeout=0.1)
-        is_gone = lambda: server.metric("http_connection") == before
+        is_gone = lambda: server.metric("ws_cluster_http_connection") == before
         eventually(is_gone, "the connection is gone")
 
 

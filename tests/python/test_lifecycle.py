@@ -40,7 +40,7 @@ def test_the_silent_are_pinged_and_closed_with_4002(start):
         # Their library answers pings: they outlived two timeouts.
         for client in (answers, quiet):
             assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
-    assert server.metric("ws_close_total", reason="idle") == 2
+    assert server.metric("ws_cluster_close_total", reason="idle") == 2
 
 
 def test_a_heartbeat_keeps_a_connection_that_answers_no_ping(start):
@@ -83,7 +83,7 @@ def test_one_push_may_be_longer_than_all_that_waits_for_a_client(start):
         for _ in range(3):
             assert server.push_raw_form(b"\x01" * 1_000_000, "one").status == 200
             assert len(client.read_frame()[1]) > 6_000_000
-    assert server.metric("ws_close_total", reason="slow_consumer") == 0
+    assert server.metric("ws_cluster_close_total", reason="slow_consumer") == 0
 
 
 def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
@@ -92,7 +92,7 @@ def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
     with server.client("fast", tags="t") as fast:
         with server.raw_ws("slow", tags="t", receive_buffer=4096) as slow:
             pushed = 0
-            while server.metric("ws_close_total", reason="slow_consumer") == 0:
+            while server.metric("ws_cluster_close_total", reason="slow_consumer") == 0:
                 server.push([pushed, data], tags=["t"])
                 assert json.loads(fast.pushed()) == [pushed, data]
                 pushed += 1
@@ -103,13 +103,13 @@ def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
                 got.append(json.loads(item[1])["data"][0])
             assert struct.unpack(">H", item[1][:2]) == (4000,)
             assert got == list(range(len(got))) and len(got) < pushed
-        dropped = server.metric("drop_total", reason="slow_consumer")
+        dropped = server.metric("ws_cluster_drop_total", reason="slow_consumer")
         # What was pushed between the close and its count was not for this client any more.
         assert dropped > 0 and pushed - 3 <= dropped + len(got) <= pushed
         server.push("after", tags=["t"])
         assert fast.pushed() == '"after"'
         # Each was delivered, or counted as dropped: nothing is in neither, nothing in both.
-        assert server.metric("delivery_total") == pushed + 1 + len(got)
+        assert server.metric("ws_cluster_delivery_total") == pushed + 1 + len(got)
 
 
 def test_the_workers_budget_closes_the_largest(projects):
@@ -122,13 +122,13 @@ def test_the_workers_budget_closes_the_largest(projects):
         with server.client("fast") as fast, server.raw_ws("little", receive_buffer=4096) as little:
             greedy = [server.raw_ws("slow", receive_buffer=4096) for _ in range(4)]
             count = 0
-            while server.metric("outbox_bytes") < 4 * 65536 and count < 3000:
+            while server.metric("ws_cluster_outbox_bytes") < 4 * 65536 and count < 3000:
                 server.push(data, uids=["slow"])
                 count += 1
             server.push("one", uids=["little"])
-            while server.metric("ws_close_total", reason="slow_consumer") == 0:
+            while server.metric("ws_cluster_close_total", reason="slow_consumer") == 0:
                 server.push(data, uids=["slow"])
-                assert server.metric("outbox_bytes") <= 1 << 20
+                assert server.metric("ws_cluster_outbox_bytes") <= 1 << 20
                 count += 1
                 assert count < 4000
             assert server.metric("ws_connection") >= 2
@@ -179,13 +179,13 @@ def test_metrics_rise(start):
         # Without this bucket histogram_quantile() is NaN.
         assert server.metric("request_duration_bucket", le="+Inf") == before + 5
         assert server.metric("request_duration_sum") > 0
-        assert server.metric("delivery_total") == 8
-        assert server.metric("ws_handshake_total", result="101") == 2
+        assert server.metric("ws_cluster_delivery_total") == 8
+        assert server.metric("ws_cluster_handshake_total", result="101") == 2
         with pytest.raises(InvalidStatus):
             server.open("u1", secret="wrong")
-        assert server.metric("ws_handshake_total", result="401") == 1
+        assert server.metric("ws_cluster_handshake_total", result="401") == 1
     eventually(lambda: server.metric("ws_connection") == 0, "no connections left")
-    assert server.metric("ws_close_total", reason="peer") == 2
+    assert server.metric("ws_cluster_close_total", reason="peer") == 2
     answer = server.request("GET", "/metrics", at=server.metrics_address)
     assert answer.text.endswith("# EOF\n")
     assert server.request("GET", "/", at=server.metrics_address).status == 404
@@ -360,7 +360,7 @@ def test_a_session_ends_with_4003_unless_it_is_refreshed(start):
         # A refresh can also bring the end nearer.
         assert refresh(stays, soon) == success
         assert stays.close_code()[0] == 4003
-    assert server.metric("ws_close_total", reason="session_expired") == 2
+    assert server.metric("ws_cluster_close_total", reason="session_expired") == 2
 
 
 def test_a_flood_of_messages_waits_for_its_answers(start):
@@ -383,7 +383,7 @@ def test_a_flood_of_messages_waits_for_its_answers(start):
                 assert json.loads(greedy.read_frame()[1])["type"] == "subscribe"
             greedy.frame(TEXT, '{"type":"heartbeat","id":"end"}')
             assert json.loads(greedy.read_frame()[1])["id"] == "end"
-    assert server.metric("ws_close_total", reason="slow_consumer") == 0
+    assert server.metric("ws_cluster_close_total", reason="slow_consumer") == 0
 
 
 def test_a_flood_that_is_read_does_not_hold_up_pushes(start):

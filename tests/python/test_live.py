@@ -179,9 +179,9 @@ def test_the_feed_says_what_the_metrics_say(serve):
     assert len(feed["workers"]) == 2
     total = lambda name: sum(worker[name] for worker in feed["workers"])
     assert total("connections") == metrics["ws_connection"] == 6
-    assert total("servers") == metrics["business_server"] == 1
-    assert total("deliveries") == metrics["delivery_total"] >= 100
-    assert total("envelopes") == metrics["envelope_total"]
+    assert total("servers") == metrics["ws_cluster_business_server"] == 1
+    assert total("deliveries") == metrics["ws_cluster_delivery_total"] >= 100
+    assert total("envelopes") == metrics["ws_cluster_envelope_total"]
     for one in feed["requests"]:
         series = 'request_url_total{{url="{url}",code="{code}"}}'.format(**one)
         assert one["count"] == metrics[series], series
@@ -191,9 +191,9 @@ def test_the_feed_says_what_the_metrics_say(serve):
     assert len(histogram["counts"]) == len(histogram["bounds"]) + 1
     assert sum(histogram["counts"]) == metrics["request_duration_count"]
     pushes = feed["push_seconds"]
-    assert sum(pushes["delivery"]["counts"]) == metrics["push_delivery_seconds_count"] > 0
+    assert sum(pushes["delivery"]["counts"]) == metrics["ws_cluster_push_delivery_seconds_count"] > 0
     for hop in ("queue", "receive", "write"):
-        count = metrics[f'push_hop_seconds_count{{hop="{hop}"}}']
+        count = metrics[f'ws_cluster_push_hop_seconds_count{{hop="{hop}"}}']
         assert sum(pushes[hop]["counts"]) == count, hop
     for kind, prefix in (("wall", ""), ("own", "own_")):
         # Taken a moment apart: workers go on taking turns.
@@ -202,7 +202,7 @@ def test_the_feed_says_what_the_metrics_say(serve):
         assert feed["longest_pause_us"][kind] >= 0
     for reason in feed["workers"][0]["drops"]:
         dropped = sum(worker["drops"][reason] for worker in feed["workers"])
-        assert dropped == metrics[f'drop_total{{reason="{reason}"}}']
+        assert dropped == metrics[f'ws_cluster_drop_total{{reason="{reason}"}}']
 
 
 def test_the_built_in_project_is_told_in_development_alone(serve, projects):
@@ -339,7 +339,7 @@ class Load:
 
 def slow_consumer(server):
     """A client that does not read, until the node has dropped what it was owed."""
-    dropped = lambda: server.metric("drop_total", reason="slow_consumer")
+    dropped = lambda: server.metric("ws_cluster_drop_total", reason="slow_consumer")
     before = dropped()
     raw = server.raw_ws("sloth", receive_buffer=4096)
     while dropped() == before:

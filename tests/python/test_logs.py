@@ -225,7 +225,7 @@ def test_a_full_disk_stops_no_push_and_the_log_goes_on(tmp_path):
             before = noticed()
             subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
             eventually(lambda: noticed() > before, "the log says what was dropped, without a push")
-            dropped = server.metric("log_dropped_total")
+            dropped = server.metric("ws_cluster_log_dropped_total")
             pushes += push_many(server, 10)
             server.signal(signal.SIGTERM)
             assert server.wait() == 0

@@ -103,7 +103,7 @@ def test_answers_that_nobody_reads_are_few(stack, server):
 def test_a_length_that_is_announced_takes_nothing(stack, server):
     for _ in range(60):
         begin(stack, server, sent=100)
-    eventually(lambda: server.metric("http_connection") == 60, "all are there")
+    eventually(lambda: server.metric("ws_cluster_http_connection") == 60, "all are there")
     assert held(server) == 0 and refused(server) == 0
 
 

@@ -11,29 +11,29 @@ def test_a_push_is_seen_on_its_way(start):
         for number in range(20):
             server.push("x" * 100, tags=["x"])
             ann.pushed()
-        assert server.metric("push_total", result="accepted") == 20
-        eventually(lambda: server.metric("push_delivery_seconds_count") == 20, "all are written")
+        assert server.metric("ws_cluster_push_total", result="accepted") == 20
+        eventually(lambda: server.metric("ws_cluster_push_delivery_seconds_count") == 20, "all are written")
         for hop in ("receive", "write"):
-            assert server.metric("push_hop_seconds_count", hop=hop) == 20
-        assert 0 < server.metric("push_delivery_seconds_sum") < 20
-        assert server.metric("push_delivery_seconds_bucket", le="+Inf") == 20
-        assert server.metric("ws_sent_bytes_total") > 20 * 100
-        sent = server.metric("ws_received_bytes_total")
+            assert server.metric("ws_cluster_push_hop_seconds_count", hop=hop) == 20
+        assert 0 < server.metric("ws_cluster_push_delivery_seconds_sum") < 20
+        assert server.metric("ws_cluster_push_delivery_seconds_bucket", le="+Inf") == 20
+        assert server.metric("ws_cluster_sent_bytes_total") > 20 * 100
+        sent = server.metric("ws_cluster_received_bytes_total")
         ann.ask({"type": "heartbeat"})
-        assert server.metric("ws_received_bytes_total") > sent
-        assert server.metric("ws_project_connection", project="1", type="client") == 2
-        assert server.metric("ws_project_connection", project="1", type="server") == 1
-        assert server.metric("worker_connection") == server.metric("ws_connection") == 3
-        assert server.metric("worker_delivery_total") == server.metric("delivery_total")
-    eventually(lambda: server.metric("ws_project_connection") == 0, "all are gone")
+        assert server.metric("ws_cluster_received_bytes_total") > sent
+        assert server.metric("ws_cluster_project_connection", project="1", type="client") == 2
+        assert server.metric("ws_cluster_project_connection", project="1", type="server") == 1
+        assert server.metric("ws_cluster_worker_connection") == server.metric("ws_connection") == 3
+        assert server.metric("ws_cluster_worker_delivery_total") == server.metric("ws_cluster_delivery_total")
+    eventually(lambda: server.metric("ws_cluster_project_connection") == 0, "all are gone")
 
 
 def test_the_process_and_its_threads(start):
     server = start()
     series = server.metrics()
-    busy = {name: value for name, value in series.items() if name.startswith("thread_busy")}
-    assert 'thread_busy_seconds_total{thread="worker-0"}' in busy
-    assert 'thread_busy_seconds_total{thread="ops"}' in busy
+    busy = {name: value for name, value in series.items() if name.startswith("ws_cluster_thread_busy")}
+    assert 'ws_cluster_thread_busy_seconds_total{thread="worker-0"}' in busy
+    assert 'ws_cluster_thread_busy_seconds_total{thread="ops"}' in busy
     assert series["process_resident_memory_bytes"] > 1 << 20
     assert series["process_open_fds"] > 10 and series["process_threads"] >= 3
     assert series["process_cpu_seconds_total"] > 0
@@ -51,9 +51,9 @@ def test_projects_beyond_a_hundred_are_one(start, tmp_path):
     server = start("--projects", str(file))
     clients = [server.client("u", pid=name) for name in names]
     clients += [server.client("u", pid="p7") for _ in range(3)]
-    assert server.metric("ws_project_connection", project="p7", type="client") == 4
-    assert server.metric("ws_project_connection", project="other", type="client") == 3
-    assert server.metric("ws_project_connection", type="client") == 106
+    assert server.metric("ws_cluster_project_connection", project="p7", type="client") == 4
+    assert server.metric("ws_cluster_project_connection", project="other", type="client") == 3
+    assert server.metric("ws_cluster_project_connection", type="client") == 106
     for client in clients:
         client.close()
 
@@ -61,16 +61,16 @@ def test_projects_beyond_a_hundred_are_one(start, tmp_path):
 def test_the_hops_of_a_cluster(cluster, name):
     first, second = cluster
     with first.client(f"{name}a") as here, second.client(f"{name}a") as there:
-        before = [node.metric("push_hop_seconds_count", hop="queue") for node in cluster]
+        before = [node.metric("ws_cluster_push_hop_seconds_count", hop="queue") for node in cluster]
         for number in range(10):
             first.push(number, uids=[f"{name}a"])
             assert here.pushed() == there.pushed() == str(number)
-        assert first.metric("push_hop_seconds_count", hop="queue") == before[0] + 10
-        assert second.metric("push_hop_seconds_count", hop="receive") >= 10
+        assert first.metric("ws_cluster_push_hop_seconds_count", hop="queue") == before[0] + 10
+        assert second.metric("ws_cluster_push_hop_seconds_count", hop="receive") >= 10
         for node in cluster:
-            assert node.metric("cluster_node") == 2
-            assert node.metric("queue_sent_bytes_total") > 100
-            assert 0 <= node.metric("queue_lag_seconds") < 30
+            assert node.metric("ws_cluster_node") == 2
+            assert node.metric("ws_cluster_queue_sent_bytes_total") > 100
+            assert 0 <= node.metric("ws_cluster_queue_lag_seconds") < 30
 
 
 def test_promtool_reads_the_older_format(cluster, name):

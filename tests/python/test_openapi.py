@@ -53,7 +53,7 @@ def crowded_out(server, request):
     """The answer to one whose request is not whole when another one comes."""
     with Raw(server.http) as first:
         first.send(request[:10])
-        eventually(lambda: server.metric("http_connection") == 1, "a connection")
+        eventually(lambda: server.metric("ws_cluster_http_connection") == 1, "a connection")
         with Raw(server.http):
             return first.read_response()
 

@@ -145,7 +145,7 @@ def test_a_lack_of_descriptors_is_logged_once_in_ten_seconds(stack):
     def accept_errors():
         metrics.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
         text = metrics.read_response()[2]
-        return int(text.partition("\naccept_error_total ")[2].split("\n")[0])
+        return int(text.partition("\nws_cluster_accept_error_total ")[2].split("\n")[0])
 
     assert accept_errors() == 0
     process = f"--pid={server.process.pid}"

@@ -47,13 +47,13 @@ def test_closing_clients_share_what_is_left_of_a_frame(cause):
         for _ in range(2):
             server.push("x" * 1_000_000)
         if cause in ("going_away", "slow_consumer"):
-            eventually(lambda: server.metric("outbox_connection") == 150, "all are backlogged")
+            eventually(lambda: server.metric("ws_cluster_outbox_connection") == 150, "all are backlogged")
         if cause == "going_away":
             server.signal(signal.SIGTERM)
         elif cause == "slow_consumer":
             server.push("x" * 1_000_000)
         else:
-            closed = lambda: server.metric("ws_close_total", reason=cause)
+            closed = lambda: server.metric("ws_cluster_close_total", reason=cause)
             eventually(lambda: closed() > 0, "the first are closed", 10)
         largest = 0
         deadline = time.monotonic() + 1
@@ -63,7 +63,7 @@ def test_closing_clients_share_what_is_left_of_a_frame(cause):
             time.sleep(0.01)
         assert largest - before < 24 * MIB, largest - before
         if cause != "going_away":
-            assert server.metric("ws_close_total", reason=cause) == 150
+            assert server.metric("ws_cluster_close_total", reason=cause) == 150
 
 
 def test_the_default_budget_follows_the_memory_limit_and_counts_what_is_allocated():
@@ -76,15 +76,15 @@ def test_the_default_budget_follows_the_memory_limit_and_counts_what_is_allocate
         while server.metric("ws_cluster_outbox_shed_total", reason="worker") < 5:
             for _ in range(100):
                 server.push(data)
-            assert server.metric("outbox_bytes") <= 16 * MIB
+            assert server.metric("ws_cluster_outbox_bytes") <= 16 * MIB
             # The batch, its copies for the slow, and what the allocator keeps besides.
             assert server.resident_bytes() - before < 32 * MIB
         # The kernel took 2.8 MB for each.
         assert queued_by_kernel(server) < 200_000
-        assert server.metric("ws_close_total", reason="slow_consumer") >= 5
+        assert server.metric("ws_cluster_close_total", reason="slow_consumer") >= 5
         for client in clients:
             client.__exit__()
-        eventually(lambda: server.metric("outbox_bytes") == 0, "all have left")
+        eventually(lambda: server.metric("ws_cluster_outbox_bytes") == 0, "all have left")
         eventually(lambda: server.resident_bytes() - before < 8 * MIB, "it is given back")
 
 
@@ -149,4 +149,4 @@ def test_a_small_control_group_is_no_end_of_the_node(tmp_path, monkeypatch):
             if number % 2 == 0:
                 server.push("x" * 4_000)
         assert server.process.poll() is None
-        assert server.metric("outbox_bytes") <= 32 * MIB
+        assert server.metric("ws_cluster_outbox_bytes") <= 32 * MIB

@@ -295,7 +295,7 @@ def test_every_panel_shows_something(prometheus):
     titles = set()
     for title, query in panel_queries():
         # Nothing was missed, and then there are no series.
-        if metrics_in(query) != {"queue_missed_total"}:
+        if metrics_in(query) != {"ws_cluster_queue_missed_total"}:
             assert prometheus.series(query), (title, query)
         titles.add(title)
     queries = [query for _, query in panel_queries()]

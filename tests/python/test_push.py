@@ -369,7 +369,7 @@ def test_a_message_is_not_delivered_after_its_ttl(start):
         fillers = 0
 
         def is_waiting():
-            return server.metric("outbox_bytes") > 0
+            return server.metric("ws_cluster_outbox_bytes") > 0
 
         while not is_waiting():
             fillers += 1
@@ -383,7 +383,7 @@ def test_a_message_is_not_delivered_after_its_ttl(start):
         while not got or got[-1] != "kept":
             got.append(json.loads(slow.read_frame()[1])["data"])
         assert "late" not in got and len(got) == fillers + 1
-        eventually(lambda: server.metric("drop_total", reason="ttl") == 1, "a counted drop")
+        eventually(lambda: server.metric("ws_cluster_drop_total", reason="ttl") == 1, "a counted drop")
 
 
 def test_a_client_gets_nothing_after_it_left(shared, name):

@@ -216,12 +216,12 @@ def test_every_metric_is_in_the_operations_page(server, nodes):
     server.push(1)
     nodes[0].push(1)
     found = names(server)
-    assert "queue_ready" in found and "queue_missed" not in found
-    assert server.metric("queue_ready") == 1
+    assert "ws_cluster_queue_ready" in found and "ws_cluster_queue_missed" not in found
+    assert server.metric("ws_cluster_queue_ready") == 1
     assert found < names(nodes[0])
     found = names(nodes[0])
-    assert nodes[0].metric("queue_ready") == 1
-    assert nodes[0].metric("queue_publish_total", result="accepted") >= 1
+    assert nodes[0].metric("ws_cluster_queue_ready") == 1
+    assert nodes[0].metric("ws_cluster_queue_publish_total", result="accepted") >= 1
     with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
         page = file.read()
     for name in found:

@@ -358,16 +358,16 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     assert heard > 0, "the nodes listen to those channels"
     # Two of them are 10 MB: the nodes take their time.
     for server in cluster:
-        eventually(lambda: server.metric("queue_malformed_total") > 100, "malformed ones counted")
+        eventually(lambda: server.metric("ws_cluster_queue_malformed_total") > 100, "malformed ones counted")
     await_ready(*cluster)
     # A number near the true ones was believed: it holds until its node's next announcement.
     both = [crowd["A1a"].cid, crowd["A1b"].cid]
     for source, target in ((first, second), (second, first)):
-        before = target.metric("delivery_total")
+        before = target.metric("ws_cluster_delivery_total")
 
         def crosses():
             source.push("probe", cids=both)
-            return target.metric("delivery_total") > before
+            return target.metric("ws_cluster_delivery_total") > before
 
         eventually(crosses, "what one node accepts reaches the other")
     # Whatever of it was an envelope after all: the clients are there, and hear what is pushed.

@@ -80,7 +80,7 @@ def test_redis_is_killed_and_comes_back(pair, couple):
     for server in nodes:
         assert await_unready(server)[0] < NOTICED
         assert status_now(server) == 503
-        assert server.metric("queue_ready") == 0
+        assert server.metric("ws_cluster_queue_ready") == 0
         assert server.metric("ws_connection") == 1
     for client in couple:
         assert json.loads(client.ask({"type": "heartbeat"}))["code"] == 1
@@ -326,7 +326,7 @@ def test_welcomes_when_redis_dies_with_a_subscription_under_way(pair):
     waiting = threading.Thread(target=lambda: server.client("first", pid="p0").close())
     waiting.start()
     # It asks, and there is no answer.
-    handshakes = lambda: server.metric("ws_connect_total")
+    handshakes = lambda: server.metric("ws_cluster_connect_total")
     threading.Event().wait(0.3)
     assert handshakes() == 0
     redis.kill()
@@ -410,7 +410,7 @@ def test_what_is_over_its_ttl_is_dropped_and_counted(pair, couple):
             break
     assert statuses == [200]
     for server in nodes:
-        assert server.metric("drop_total", reason="ttl") == 1
+        assert server.metric("ws_cluster_drop_total", reason="ttl") == 1
 
 
 @ALONE
@@ -433,7 +433,7 @@ def test_redis_cannot_save(own_redis, own_node, size, tmp_path):
             assert status_now(server, uids=["u"]) == 200
             time.sleep(0.2)
         assert len(sync([server], [client])[0]) == 12
-    assert server.metric("queue_link_loss_total") == 0
+    assert server.metric("ws_cluster_queue_link_loss_total") == 0
 
 
 @APART
@@ -498,7 +498,7 @@ def test_bytes_of_a_dead_link_that_come_late(own_redis, own_node, size):
                 assert [item for item in data if item != '"held"'] == numbers
                 assert data.count('"held"') == 1
             assert answers[1] == 200
-            repeated = lambda: second.metric("queue_repeated_total")
+            repeated = lambda: second.metric("ws_cluster_queue_repeated_total")
             eventually(repeated, "the late bytes, left out", SLACK)
             assert missed(first) == missed(second) == {}
     finally:
@@ -754,9 +754,9 @@ def test_kill_and_restart_under_load(pair):
         let_pass(running, 1_500)
     for server in nodes:
         assert "panic" not in log_of(server)
-        assert server.metric("queue_publish_total", result="accepted") > 0
-        assert server.metric("queue_link_loss_total") == 2
-        assert server.metric("drop_total") == 0
+        assert server.metric("ws_cluster_queue_publish_total", result="accepted") > 0
+        assert server.metric("ws_cluster_queue_link_loss_total") == 2
+        assert server.metric("ws_cluster_drop_total") == 0
 
 
 @ALONE

@@ -135,7 +135,7 @@ def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_
         redis.command(
             "ACL", "SETUSER", "app", "-ping", "resetchannels", "&wsc:node*", "&wsc:{1}*", "&wsc:{p1}*"
         )
-        eventually(lambda: server.metric("queue_link_loss_total") == 1, "a new link", 30)
+        eventually(lambda: server.metric("ws_cluster_queue_link_loss_total") == 1, "a new link", 30)
         await_ready(server)
         eventually(lambda: refused(server, "p0"), "clients of p0 to be refused")
         assert refused(server, "p2") and refused(server, "p2", type="2")
@@ -155,7 +155,7 @@ def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_
         with server.client("new", pid="p0") as new:
             server.push("new", pid="p0", uids=["new"])
             assert new.pushed() == '"new"'
-        assert server.metric("queue_link_loss_total") == 1
+        assert server.metric("ws_cluster_queue_link_loss_total") == 1
     log = log_of(server)
     for channel in ("wsc:{p0}", "wsc:{p0}:n:7", "wsc:{p2}"):
         named = re.findall(rf"channel={re.escape(channel)}\s.*ERROR|ERROR.*channel={re.escape(channel)}\s", log)
@@ -269,7 +269,7 @@ def test_two_nodes_with_the_same_number(own_redis, own_node, size):
         "an error in the log of the older one", 30,
     )
     assert "--node" in words
-    assert older.metric("queue_foreign_total") > 0
+    assert older.metric("ws_cluster_queue_foreign_total") > 0
     newer.stop()
     works(older)
 

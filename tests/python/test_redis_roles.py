@@ -71,7 +71,7 @@ def test_without_the_right_to_ask_hello_answers(own_redis, own_node, size):
         server.push("works", uids=["u"])
         assert client.pushed() == '"works"'
         master.command("CLIENT", "KILL", "TYPE", "pubsub")
-        eventually(lambda: server.metric("queue_link_loss_total"), "a new link", SLACK)
+        eventually(lambda: server.metric("ws_cluster_queue_link_loss_total"), "a new link", SLACK)
         await_ready(server)
     assert log_of(server).count("+role") == 1 and log_of(server).count("+config|get") == 1
     # A master that becomes a replica answered 200 to everything without the right to ROLE.

@@ -14,7 +14,7 @@ from test_servers import answer_one, clients_ask_with_their_handshake, event, re
 def await_known(number, *those):
     """Returns once every one of these nodes knows so many business servers."""
     for one in those:
-        eventually(lambda one=one: one.metric("business_server_known") == number, "word of all")
+        eventually(lambda one=one: one.metric("ws_cluster_business_server_known") == number, "word of all")
 
 
 @pytest.fixture(params=["1", "2"], ids=["1-worker", "2-workers"])
@@ -138,7 +138,7 @@ def test_an_answer_of_the_wrong_connection_is_not_taken(nodes):
         request(ann, 1)
         asked = event(near, "request")
         far.send({"type": "response", "id": asked["id"], "data": "forged"})
-        eventually(lambda: b.metric("request_answer_lost_total", reason="unasked") == 1, "counted")
+        eventually(lambda: b.metric("ws_cluster_request_answer_lost_total", reason="unasked") == 1, "counted")
         near.send({"type": "response", "id": asked["id"], "data": "own"})
         assert ann.json()["data"] == "own"
 

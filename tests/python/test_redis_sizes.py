@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def losses(*servers):
-    return sum(server.metric("queue_link_loss_total") for server in servers)
+    return sum(server.metric("ws_cluster_queue_link_loss_total") for server in servers)
 
 
 def too_large(server, what):
@@ -68,7 +68,7 @@ def test_a_request_and_an_answer_that_redis_would_not_carry(own_redis, own_node)
     redis.command("CONFIG", "SET", "client-query-buffer-limit", "1mb")
     a, b = own_node(7, redis.url, *ARGS, workers="1"), own_node(8, redis.url, *ARGS)
     with a.client("ann") as ann, b.business("request") as server:
-        eventually(lambda: a.metric("business_server_known") == 1, "news of the server")
+        eventually(lambda: a.metric("ws_cluster_business_server_known") == 1, "news of the server")
         request(ann, "x" * MEGABYTE, "r1")
         refused = {"type": "response", "id": "r1", "code": 0}
         assert ann.json() == {**refused, "msg": "the request is too large for the queue"}
@@ -78,7 +78,7 @@ def test_a_request_and_an_answer_that_redis_would_not_carry(own_redis, own_node)
         server.send(answer)
         refused["id"] = "r2"
         assert ann.json() == {**refused, "msg": "the answer is too large for the queue"}
-    assert a.metric("request_answer_total", result="too_large") == 2
+    assert a.metric("ws_cluster_request_answer_total", result="too_large") == 2
     assert too_large(a, "parcel") == too_large(b, "parcel") == 1
     assert losses(a, b) == 0
 

@@ -44,5 +44,5 @@ def test_a_node_that_stood_still_keeps_its_links(own_redis, own_node, size):
     await_ready(*nodes)
     for server in nodes:
         assert "the queue is down" not in log_of(server)
-        assert server.metric("queue_link_loss_total") == 0
+        assert server.metric("ws_cluster_queue_link_loss_total") == 0
         assert missed(server) == {}

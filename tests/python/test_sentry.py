@@ -150,7 +150,7 @@ def test_a_sated_sentry_is_left_alone(own_redis, own_node):
         own_node(7, redis.url, workers="1")
         eventually(lambda: sentry.requests, "an error", 30)
         eventually(lambda: "Sentry does not take events" in log_of(server), "a complaint")
-        eventually(lambda: server.metric("sentry_unsent_total") >= 1, "a count")
+        eventually(lambda: server.metric("ws_cluster_sentry_unsent_total") >= 1, "a count")
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert len(sentry.requests) == 1

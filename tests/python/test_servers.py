@@ -272,7 +272,7 @@ def test_a_server_that_says_nothing_is_a_timeout_and_its_late_answer_is_counted(
         asked = event(server, "request")
         assert ann.text() == '{"type":"response","id":"r1","code":0,"msg":"timeout"}'
         server.send({"type": "response", "id": asked["id"], "data": 1})
-        eventually(lambda: own.metric("request_answer_lost_total") == 1, "the late answer counted")
+        eventually(lambda: own.metric("ws_cluster_request_answer_lost_total") == 1, "the late answer counted")
         assert json.loads(ann.ask({"type": "heartbeat"}))["type"] == "heartbeat"
 
 
@@ -287,7 +287,7 @@ def test_repeated_and_forged_answers_are_dropped_and_counted(own):
             second.send({"type": "response", "id": a["id"], "data": "forged"})
             second.send({"type": "response", "id": "1", "data": "guessed"})
             second.send({"type": "response", "data": "none"})
-            lost = lambda: own.metric("request_answer_lost_total", reason="unasked")
+            lost = lambda: own.metric("ws_cluster_request_answer_lost_total", reason="unasked")
             eventually(lambda: lost() == 3, "three are counted")
             for _ in range(3):
                 first.send({"type": "response", "id": a["id"], "data": "own"})
@@ -333,9 +333,9 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
         eventually(lambda: own.metric("ws_connection") == 1, "the client is gone")
         server.send({"type": "response", "id": asked["id"], "data": 1})
         # Who asked is gone, and what it asked with it: its answer is for nobody.
-        assert own.metric("request_answer_total", result="client_gone") == 1
+        assert own.metric("ws_cluster_request_answer_total", result="client_gone") == 1
         lost = lambda: sum(
-            own.metric("request_answer_lost_total", reason=why) for why in ("late", "unasked")
+            own.metric("ws_cluster_request_answer_lost_total", reason=why) for why in ("late", "unasked")
         )
         eventually(lambda: lost() == 1, "its answer is counted")
 
@@ -354,7 +354,7 @@ def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
         crowd = [stack.enter_context(node.raw_ws("u")) for _ in range(66)]
         for raw in crowd:
             raw.send(message * 1_000)
-        eventually(lambda: node.metric("client_message_total") >= 66_000, "all were read", 30)
+        eventually(lambda: node.metric("ws_cluster_client_message_total") >= 66_000, "all were read", 30)
         # While they are read, the way to another worker may be full.
         time.sleep(0.2)
         request(ann, 1)
@@ -362,7 +362,7 @@ def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
         assert ann.json()["code"] == 1
         for raw in crowd:
             raw.socket.close()
-        gone = lambda: node.metric("request_answer_total", result="client_gone")
+        gone = lambda: node.metric("ws_cluster_request_answer_total", result="client_gone")
         eventually(lambda: node.metric("ws_connection") == 3, "they are gone", 30)
         time.sleep(0.2)
         request(ann, 2, "r2")
@@ -386,7 +386,7 @@ def test_others_are_answered_while_one_project_floods_the_way_between_workers(pr
         crowd = [stack.enter_context(node.raw_ws("u")) for _ in range(40)]
         flood = threading.Thread(target=lambda: [raw.send(message * 1_000) for raw in crowd])
         flood.start()
-        while flood.is_alive() or node.metric("client_message_total") < 40_000:
+        while flood.is_alive() or node.metric("ws_cluster_client_message_total") < 40_000:
             for ann in asking:
                 request(ann, 1)
                 answer_one(server)

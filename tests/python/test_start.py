@@ -147,7 +147,7 @@ def test_one_line_at_the_start_and_one_at_the_end(start):
     version = server.request("GET", "/version").json
     with server.client("alice"):
         server.push(1)
-        eventually(lambda: server.metric("delivery_total") == 1, "it is delivered")
+        eventually(lambda: server.metric("ws_cluster_delivery_total") == 1, "it is delivered")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     lines = lines_of(server)

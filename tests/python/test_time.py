@@ -122,7 +122,7 @@ def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
             raw.frame(PONG)
             raw.send(frame(TEXT, '{"type":"heartbeat"}'))
             assert json.loads(raw.read_frame()[1])["type"] == "heartbeat"
-        assert server.metric("ws_close_total", reason="idle") == 0
+        assert server.metric("ws_cluster_close_total", reason="idle") == 0
         assert server.metric("ws_cluster_worker_stalled_seconds_total") > 1
         for raw in raws[:3]:
             raw.frame(TEXT, '{"type":"heartbeat"}')
@@ -133,7 +133,7 @@ def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
 
 
 def closed(server, reason):
-    return server.metric("ws_close_total", reason=reason)
+    return server.metric("ws_cluster_close_total", reason=reason)
 
 
 def test_a_message_that_drips_in_has_an_end():

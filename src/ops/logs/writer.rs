@@ -157,7 +157,8 @@ impl Writer {
             return;
         }
         self.last_notice = Some(Instant::now());
-        let message = format!("{} lines were dropped: see log_dropped_total", dropped - self.told);
+        let message =
+            format!("{} lines were dropped: see ws_cluster_log_dropped_total", dropped - self.told);
         let line = self.style.line(&Line {
             now_ms: sys::now_ms(),
             level: Level::WARN,
@@ -177,9 +178,10 @@ impl Writer {
         let (error, what) = match result {
             Ok(None) => return,
             Ok(Some(error)) => (error, "the log file cannot be rotated, and grows"),
-            Err(Failure { error, .. }) => {
-                (error, "the log cannot be written: lines are dropped, see log_dropped_total")
-            }
+            Err(Failure { error, .. }) => (
+                error,
+                "the log cannot be written: lines are dropped, see ws_cluster_log_dropped_total",
+            ),
         };
         if !is_recent(self.last_complaint, COMPLAINT_EVERY) {
             self.last_complaint = Some(Instant::now());

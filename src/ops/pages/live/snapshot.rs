@@ -3,13 +3,13 @@
 
 use crate::io::shared::Shared;
 use crate::io::sys;
-use crate::ops::metrics::process;
-use crate::ops::metrics::workers::{self, longest_pauses, projects};
+use crate::ops::metrics::read::{self, longest_pauses_us, projects};
+use crate::ops::metrics::{self, Value, process};
 use crate::ops::node_view::NodeView;
 use crate::ops::pages::json::{self, Object};
 use crate::state::counters::{
     Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
-    Latencies, PAUSE_BOUNDS_US, Pauses, StatusCounts, URLS,
+    Latencies, PAUSE_BOUNDS_US, Pauses,
 };
 use crate::types::NodeId;
 use std::sync::PoisonError;
@@ -75,25 +75,15 @@ fn node(top: &mut Object<'_>, view: &NodeView) {
 }
 
 fn worker(one: &mut Object<'_>, worker: &Counters, http: &HttpCounters) {
-    let counters = [
-        ("connections", &worker.connections),
-        ("http_connections", &http.connections),
-        ("servers", &worker.servers),
-        ("connects", &worker.connects),
-        ("envelopes", &worker.envelopes),
-        ("deliveries", &worker.deliveries),
-        ("client_messages", &worker.client_messages),
-        ("server_messages", &worker.server_messages),
-        ("outbox_bytes", &worker.outbox_bytes),
-        ("waiting_bytes", &worker.waiting_bytes),
-        ("sent_bytes", &worker.sent_bytes),
-        ("received_bytes", &worker.received_bytes),
-        ("pushes_accepted", &worker.pushes_accepted),
-        ("pushes_refused", &worker.pushes_refused),
-    ];
-    for (name, counter) in counters {
-        one.value(name, counter.value());
+    for (name, value) in metrics::live() {
+        match *value {
+            Value::Worker(of) | Value::EachWorker(of) => one.value(name, of(worker).value()),
+            Value::Http(of) => one.value(name, of(http).value()),
+            _ => {}
+        }
     }
+    one.value("pushes_accepted", worker.pushes_accepted.value());
+    one.value("pushes_refused", worker.pushes_refused.value());
     one.object("drops", |drops| {
         for (reason, name) in Drop::ALL {
             drops.value(name, worker.drops(reason));
@@ -106,41 +96,18 @@ fn worker(one: &mut Object<'_>, worker: &Counters, http: &HttpCounters) {
     });
 }
 
-/// Sums over the workers, those that are not zero.
-fn statuses(shared: &Shared, counts: impl Fn(&HttpCounters) -> &StatusCounts) -> Vec<(u16, u64)> {
-    let mut sums = Vec::new();
-    for (index, http) in shared.http_counters.iter().enumerate() {
-        for (place, (status, count)) in counts(http).iter().enumerate() {
-            if index == 0 {
-                sums.push((status, count));
-            } else {
-                sums[place].1 += count;
-            }
-        }
-    }
-    sums.retain(|&(_, count)| count > 0);
-    sums
-}
-
 fn requests(top: &mut Object<'_>, shared: &Shared) {
     top.object("handshakes", |handshakes| {
-        for (status, count) in statuses(shared, |http| &http.handshakes) {
+        for (status, count) in read::statuses(shared, |http| &http.handshakes) {
             handshakes.value(&status.to_string(), count);
         }
     });
-    let urls = (0..URLS.len()).flat_map(|index| {
-        statuses(shared, |http| http.url(index)).into_iter().map(move |found| (URLS[index], found))
-    });
-    top.objects("requests", urls, |one, (url, (code, count))| {
+    top.objects("requests", read::answered(shared), |one, (url, code, count)| {
         one.text("url", url);
         one.value("code", code);
         one.value("count", count);
     });
-    let mut counts = [0; DURATION_BOUNDS.len() + 1];
-    for http in &shared.http_counters {
-        let (of_worker, _) = http.durations();
-        counts.iter_mut().zip(of_worker).for_each(|(count, more)| *count += more);
-    }
+    let (counts, _) = read::request_counts(shared);
     top.object("request_duration", |histogram| {
         // The last count is of what took longer than the last bound.
         histogram.values("bounds", DURATION_BOUNDS);
@@ -159,11 +126,7 @@ fn pushes(top: &mut Object<'_>, shared: &Shared) {
     ];
     top.object("push_seconds", |all| {
         for (name, latencies) in hops {
-            let mut counts = [0; LATENCY_BOUNDS_US.len() + 1];
-            for worker in &shared.counters {
-                let (of_worker, _) = latencies(worker).read();
-                counts.iter_mut().zip(of_worker).for_each(|(count, more)| *count += more);
-            }
+            let (counts, _) = read::latency_counts(shared, latencies);
             all.object(name, |histogram| {
                 histogram.values("bounds", LATENCY_BOUNDS_US.map(|us| us as f64 / 1e6));
                 histogram.values("counts", counts);
@@ -179,7 +142,7 @@ fn pauses(top: &mut Object<'_>, shared: &Shared) {
         [("wall", |worker| &worker.pauses), ("own", |worker| &worker.own_pauses)];
     top.object("pause_seconds", |all| {
         for (name, of) in kinds {
-            let (counts, _) = workers::pauses(shared, of);
+            let (counts, _) = read::pause_counts(shared, of);
             all.object(name, |histogram| {
                 histogram.values("bounds", PAUSE_BOUNDS_US.map(|us| us as f64 / 1e6));
                 histogram.values("counts", counts);
@@ -187,7 +150,7 @@ fn pauses(top: &mut Object<'_>, shared: &Shared) {
         }
     });
     top.object("longest_pause_us", |longest| {
-        for (time, us) in longest_pauses(shared) {
+        for (time, us) in longest_pauses_us(shared) {
             longest.value(time, us);
         }
     });
@@ -215,21 +178,18 @@ fn queue(top: &mut Object<'_>, shared: &Shared) {
         if !has_redis {
             return;
         }
-        let counters = [
+        for (name, value) in metrics::live() {
+            if let Value::Broker(of) = *value {
+                queue.value(name, of(broker).value());
+            }
+        }
+        for (name, counter) in [
             ("published", &broker.published),
             ("refused", &broker.refused),
             ("unknown", &broker.unknown),
-            ("resent", &broker.resent),
-            ("received", &broker.received),
-            ("losses", &broker.losses),
             ("worker_full", &broker.worker_full),
-            ("pending_bytes", &broker.pending_bytes),
-            ("channels", &broker.channels),
             ("lag_ms", &broker.lag_ms),
-            ("sent_bytes", &broker.sent_bytes),
-            ("received_bytes", &broker.received_bytes),
-        ];
-        for (name, counter) in counters {
+        ] {
             queue.value(name, counter.value());
         }
         queue.value("missed", broker.missed().values().sum::<u64>());
