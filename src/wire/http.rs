@@ -91,7 +91,6 @@ pub struct Head<'a> {
     pub content_encoding: Option<&'a str>,
     /// There is a field Idempotency-Key.
     pub has_idempotency_key: bool,
-    pub access_control_request_method: Option<&'a str>,
     pub access_control_request_headers: Option<&'a str>,
 }
 
@@ -161,7 +160,6 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         offers_protocol: seen.offers_protocol,
         content_encoding: seen.content_encoding,
         has_idempotency_key: seen.has_idempotency_key,
-        access_control_request_method: seen.access_control_request_method,
         access_control_request_headers: seen.access_control_request_headers,
     }))
 }
@@ -250,7 +248,6 @@ struct Fields<'a> {
     offers_protocol: bool,
     content_encoding: Option<&'a str>,
     has_idempotency_key: bool,
-    access_control_request_method: Option<&'a str>,
     access_control_request_headers: Option<&'a str>,
     content_length: Option<&'a str>,
     transfer_encoding: Option<&'a str>,
@@ -337,10 +334,6 @@ impl<'a> Fields<'a> {
 
     /// What a browser asks before it sends a cross-origin request.
     fn add_preflight(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
-        if name.eq_ignore_ascii_case("access-control-request-method") {
-            let twice = "Access-Control-Request-Method was given twice";
-            once(&mut self.access_control_request_method, value, twice)?;
-        }
         if name.eq_ignore_ascii_case("access-control-request-headers") {
             let twice = "Access-Control-Request-Headers was given twice";
             once(&mut self.access_control_request_headers, value, twice)?;

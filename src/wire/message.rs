@@ -217,11 +217,6 @@ pub fn write_refusal(out: &mut Vec<u8>, kind: Kind, id: Option<&str>, msg: &str)
     put(out, "}");
 }
 
-/// The answer to what is no message that a client may send.
-pub fn write_error(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
-    write_refusal(out, Kind::Error, id, msg);
-}
-
 /// The answer to a heartbeat; `ts_ms` is milliseconds since 1970.
 pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts_ms: u64) {
     put_type(out, "heartbeat");
@@ -616,7 +611,7 @@ mod tests {
             r#"{"type":"heartbeat","code":1,"id":"h","ts":1}"#
         );
         assert_eq!(
-            written(|out| write_error(out, None, "a \"b\"")),
+            written(|out| write_refusal(out, Kind::Error, None, "a \"b\"")),
             r#"{"type":"error","code":0,"msg":"a \"b\""}"#
         );
         assert_eq!(

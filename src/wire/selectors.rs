@@ -40,14 +40,6 @@ pub fn read_targets<'a>(source: impl Source<'a>, limits: &Limits) -> Result<Targ
     })
 }
 
-/// Whether anything but `except_cids` was given: a kick demands it.
-pub fn has_selector(targets: &TargetsBuf) -> bool {
-    targets.uids.is_some()
-        || targets.cids.is_some()
-        || targets.tags.is_some()
-        || targets.devices.is_some()
-}
-
 struct Selector {
     name: &'static str,
     rule: Rule,
@@ -227,7 +219,6 @@ mod tests {
         assert_eq!(names(&targets.tags), ["a"]);
         assert_eq!(names(&targets.devices), ["ios", "web"]);
         assert_eq!(cids(&targets.except_cids), [9]);
-        assert!(has_selector(&targets) && !has_selector(&from_form("except_cids=1").unwrap()));
     }
 
     #[test]
@@ -249,7 +240,7 @@ mod tests {
         for targets in [from_form("uids=&cids"), from_json(r#"{"uids":[ ],"cids":""}"#)] {
             let targets = targets.unwrap();
             assert!(names(&targets.uids).is_empty() && cids(&targets.cids).is_empty());
-            assert!(targets.tags.is_none() && has_selector(&targets));
+            assert!(targets.tags.is_none() && targets.devices.is_none());
         }
     }
 

@@ -5,7 +5,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use ws_cluster::state::Rest;
-use ws_cluster::wire::websocket::server_frame_bytes;
 
 /// What a closing connection still gets before its Close frame: the socket takes all of it.
 pub fn take_rest(rest: Option<Rest>) -> Vec<u8> {
@@ -199,5 +198,18 @@ impl Receiver {
                 owed => return Some(owed),
             }
         }
+    }
+}
+
+/// Bytes of the server frame that begins `bytes`, head included; `None` if its head is not whole.
+fn server_frame_bytes(bytes: &[u8]) -> Option<usize> {
+    let length_at = |width: usize| {
+        let digits = bytes.get(2..2 + width)?;
+        Some(digits.iter().fold(0usize, |sum, &byte| sum << 8 | usize::from(byte)) + 2 + width)
+    };
+    match bytes.get(1)? & 0x7f {
+        126 => length_at(2),
+        127 => length_at(8),
+        short => Some(2 + usize::from(short)),
     }
 }
