@@ -23,7 +23,6 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -66,13 +65,13 @@ async fn accept(core: &Rc<Core>, stream: TcpStream) {
         core.count_refusal(Refusal::HttpConnections);
         let other = HttpCounters::url_of("other");
         core.shared.http_counters[core.index].count(other, 503, 0, 1);
-        return http::refuse_connection(stream.into_raw_fd());
+        return http::refuse_connection(stream);
     }
-    let key = core.http.borrow_mut().add(stream.as_raw_fd());
+    let admitted = http::admit(&core.http, stream);
     core.note_http_connections();
     let core = Rc::clone(core);
     pauses::spawn(async move {
-        http::serve(stream, key, &*core).await;
+        http::serve(admitted, &*core).await;
         core.note_http_connections();
     });
 }

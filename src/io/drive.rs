@@ -5,13 +5,12 @@ use super::core::Core;
 use super::mailbox::Bell;
 use super::pauses;
 use super::server_pushes;
-use super::sys::{self, Side};
+use super::sys;
 use super::wake::{EventFd, duplicate, look_at_ring, yield_now};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::net::{Shutdown, TcpListener};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -39,7 +38,7 @@ pub enum DriveError {
 /// its own file-descriptor table.
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), DriveError> {
     look_at_ring()?;
-    let http_fd = http_listener.as_raw_fd();
+    let http_port = http_listener.try_clone()?;
     let failure = Rc::new(RefCell::new(None));
     let (driven, failed) = (Rc::clone(&core), Rc::clone(&failure));
     let ring = duplicate(core.engine.borrow_mut().ring().eventfd()).and_then(EventFd::new)?;
@@ -64,7 +63,7 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     poll_fn(|context| core.ended.poll(context)).await;
     // The kernel takes rings down at its leisure, and a ring keeps its files: whoever connected
     // meanwhile would be accepted by nobody.
-    sys::shutdown(http_fd, Side::Both);
+    sys::shutdown(&http_port, Shutdown::Both);
     core.engine.borrow().stop_listening();
     failure.take().map_or(Ok(()), |error| Err(DriveError::Ring(error)))
 }

@@ -12,10 +12,11 @@ use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
 use super::shared::Shared;
-use super::sys::{self, Side};
+use super::sys;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::wants::Interest;
 use crate::state::{Admission, CloseRequest, Sealed, Worker};
+use crate::types::ConnKey;
 use crate::wire::http::parse_head;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest};
@@ -24,9 +25,9 @@ use partials::{Before, Partials};
 use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,8 +63,12 @@ enum Judged {
     NotWhole,
     /// It is good, but this is not in force yet.
     Waiting(Interest),
-    /// It is an open connection now, or refused.
-    Done,
+    /// Its worker has the connection; the request takes the first `head_len` bytes.
+    Open {
+        key: ConnKey,
+        head_len: usize,
+    },
+    Refused(ApiError),
 }
 
 /// Everything of one worker but its executor. Its methods never wait.
@@ -143,7 +148,7 @@ impl Engine {
 
     /// From now on nobody connects here.
     pub fn stop_listening(&self) {
-        sys::shutdown(self.listener.as_raw_fd(), Side::Both);
+        sys::shutdown(&self.listener, Shutdown::Both);
     }
 
     /// Sockets that are not gone yet, open or on their way out.
@@ -224,15 +229,14 @@ impl Engine {
 
     fn poll_listener(&mut self) {
         let token = Token::new(Kind::Listener, 0, 0);
-        self.ring.poll_readable(self.listener.as_raw_fd(), token);
+        self.ring.poll_readable(&self.listener, token);
     }
 
     fn accept(&mut self) {
         let began = Instant::now();
         for accepted in 1..=ACCEPTS_PER_EVENT {
-            match sys::accept(self.listener.as_raw_fd()) {
-                Ok(socket) => {
-                    let fd = sys::into_number(socket);
+            match sys::accept(&self.listener) {
+                Ok(fd) => {
                     if self.make_room() {
                         self.begin_handshake(fd);
                     } else {
@@ -257,34 +261,37 @@ impl Engine {
     }
 
     /// Under load the request is there already when the connection is accepted.
-    fn begin_handshake(&mut self, fd: RawFd) {
+    fn begin_handshake(&mut self, fd: OwnedFd) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        match sys::recv(fd, &mut buffer) {
-            Ok(0) => sys::close(fd),
-            Ok(bytes) => match self.try_handshake(fd, &mut buffer[..bytes]) {
-                Judged::Done => {}
+        match sys::recv(&fd, &mut buffer) {
+            Ok(0) => {}
+            Ok(bytes) => match self.judge_handshake(&buffer[..bytes]) {
                 Judged::NotWhole => self.keep_handshake(fd, buffer[..bytes].to_vec()),
                 Judged::Waiting(interest) => {
                     let index = self.insert_handshake(fd, buffer[..bytes].to_vec());
                     self.handshakes.let_wait(index, interest);
                 }
+                Judged::Open { key, head_len } => {
+                    self.open(key, fd, &mut buffer[head_len..bytes]);
+                }
+                Judged::Refused(error) => self.refuse_handshake(fd, &error),
             },
             Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
-            Err(_) => sys::close(fd),
+            Err(_) => {}
         }
         self.buffer = buffer;
     }
 
-    fn keep_handshake(&mut self, fd: RawFd, received: Vec<u8>) {
+    fn keep_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) {
         let index = self.insert_handshake(fd, received);
         if let Some(handshake) = self.handshakes.get(index) {
             let token = Token::new(Kind::Handshake, index as u32, handshake.generation);
-            self.ring.poll_readable(fd, token);
+            self.ring.poll_readable(&handshake.fd, token);
         }
         self.end_surplus();
     }
 
-    fn insert_handshake(&mut self, fd: RawFd, received: Vec<u8>) -> usize {
+    fn insert_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) -> usize {
         let deadline_ms = self.now_ms + self.shared.settings.handshake_timeout_ms;
         self.handshakes.insert(fd, received, deadline_ms)
     }
@@ -316,12 +323,12 @@ impl Engine {
     }
 
     /// Refuses a connection that may not keep its descriptor any longer.
-    fn refuse_at_once(&mut self, fd: RawFd, why: Refusal) {
+    fn refuse_at_once(&mut self, fd: OwnedFd, why: Refusal) {
         self.counters.refusals.count(why);
         self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
         // Best effort: there is nothing to do for one that does not take it.
-        let _ = sys::send(fd, &handshake::refusal(&error, self.now_ms));
+        let _ = sys::send(&fd, &handshake::refusal(&error, self.now_ms));
         linger::close(fd);
     }
 
@@ -344,100 +351,105 @@ impl Engine {
     fn continue_handshake(&mut self, token: Token) {
         let index = token.index as usize;
         let Some(handshake) = self.handshakes.find(index, token.generation) else { return };
-        let fd = handshake.fd;
         let mut buffer = std::mem::take(&mut self.buffer);
-        match sys::recv(fd, &mut buffer) {
-            Ok(0) => self.drop_handshake(index),
+        match sys::recv(&handshake.fd, &mut buffer) {
+            Ok(0) => drop(self.handshakes.remove(index)),
             Ok(bytes) => {
                 let mut received = self.handshakes.take_received(index);
                 received.reserve_exact(bytes);
                 received.extend_from_slice(&buffer[..bytes]);
                 self.handshakes.keep(index, received);
-                if self.retry_handshake(index) {
-                    self.ring.poll_readable(fd, token);
+                if self.retry_handshake(index)
+                    && let Some(handshake) = self.handshakes.get(index)
+                {
+                    self.ring.poll_readable(&handshake.fd, token);
                     self.end_surplus();
                 }
             }
-            Err(error) if sys::is_not_now(&error) => self.ring.poll_readable(fd, token),
-            Err(_) => self.drop_handshake(index),
+            Err(error) if sys::is_not_now(&error) => {
+                self.ring.poll_readable(&handshake.fd, token);
+            }
+            Err(_) => drop(self.handshakes.remove(index)),
         }
         self.buffer = buffer;
     }
 
-    fn drop_handshake(&mut self, index: usize) {
-        sys::close(self.handshakes.remove(index).fd);
-    }
-
     /// Judges what a handshake has sent; whether its request is still not whole.
     fn retry_handshake(&mut self, index: usize) -> bool {
-        let Some(fd) = self.handshakes.get(index).map(|one| one.fd) else { return false };
+        if self.handshakes.get(index).is_none() {
+            return false;
+        }
         let mut received = self.handshakes.take_received(index);
-        let judged = self.try_handshake(fd, &mut received);
-        self.handshakes.keep(index, received);
-        match judged {
-            Judged::Done => drop(self.handshakes.remove(index)),
-            Judged::Waiting(interest) => self.handshakes.let_wait(index, interest),
-            Judged::NotWhole => return true,
+        match self.judge_handshake(&received) {
+            Judged::NotWhole => {
+                self.handshakes.keep(index, received);
+                return true;
+            }
+            Judged::Waiting(interest) => {
+                self.handshakes.keep(index, received);
+                self.handshakes.let_wait(index, interest);
+            }
+            Judged::Open { key, head_len } => {
+                let fd = self.handshakes.remove(index).fd;
+                self.open(key, fd, &mut received[head_len..]);
+            }
+            Judged::Refused(error) => {
+                let fd = self.handshakes.remove(index).fd;
+                self.refuse_handshake(fd, &error);
+            }
         }
         false
     }
 
-    fn try_handshake(&mut self, fd: RawFd, bytes: &mut [u8]) -> Judged {
-        let opened = match parse_head(bytes, &self.shared.settings.limits) {
+    fn judge_handshake(&mut self, bytes: &[u8]) -> Judged {
+        let head = match parse_head(bytes, &self.shared.settings.limits) {
             Ok(None) => return Judged::NotWhole,
-            Err(error) => Err(ApiError::from(error)),
-            Ok(Some(head)) => {
-                let head_len = head.head_len;
-                let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
-                let (descriptors, counters) = (&self.descriptors, &self.counters);
-                let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
-                    match worker.admit(&identity) {
-                        Admission::Now => {}
-                        Admission::After(interest) => return Ok(Err(interest)),
-                        Admission::Refused => return Err(refuse(503, NOT_SUBSCRIBED)),
-                    }
-                    let full = if worker.connections() >= descriptors.connections() {
-                        Some(Refusal::OpenFiles)
-                    } else {
-                        (!shared.enter()).then_some(Refusal::MaxConnections)
-                    };
-                    if let Some(why) = full {
-                        counters.refusals.count(why);
-                        return Err(refuse(503, "this node is full: connect to another"));
-                    }
-                    Ok(Ok(worker.handle_connect(identity, switching, now_ms).0))
-                });
-                match judged {
-                    Ok(Err(interest)) => return Judged::Waiting(interest),
-                    Ok(Ok(key)) => Ok((key, head_len)),
-                    Err(error) => Err(error),
-                }
-            }
+            Err(error) => return Judged::Refused(ApiError::from(error)),
+            Ok(Some(head)) => head,
         };
-        match opened {
-            Ok((key, head_len)) => {
-                self.counters.handshakes.count(101, 1);
-                tracing::trace!(slot = key.slot, "a connection is open");
-                self.fill_slot(key.slot, key.generation, fd);
-                // Frames may come in the same packet as the handshake, and before the welcome.
-                if head_len < bytes.len() {
-                    if self.worker.wants_input(key.slot) {
-                        self.handle_bytes(key.slot, &mut bytes[head_len..]);
-                    } else {
-                        let entry = &mut self.slots[key.slot as usize];
-                        Inbound::keep(&mut entry.inbound, &bytes[head_len..]);
-                        entry.state |= HELD;
-                        self.note_inbound(key.slot, Before::default(), true);
-                    }
-                }
-                self.read_on(key.slot);
+        let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
+        let (descriptors, counters) = (&self.descriptors, &self.counters);
+        let judged = handshake::judge(&head, shared, now_ms, |identity, switching| {
+            match worker.admit(&identity) {
+                Admission::Now => {}
+                Admission::After(interest) => return Ok(Judged::Waiting(interest)),
+                Admission::Refused => return Err(refuse(503, NOT_SUBSCRIBED)),
             }
-            Err(error) => self.refuse_handshake(fd, &error),
-        }
-        Judged::Done
+            let full = if worker.connections() >= descriptors.connections() {
+                Some(Refusal::OpenFiles)
+            } else {
+                (!shared.enter()).then_some(Refusal::MaxConnections)
+            };
+            if let Some(why) = full {
+                counters.refusals.count(why);
+                return Err(refuse(503, "this node is full: connect to another"));
+            }
+            let (key, _) = worker.handle_connect(identity, switching, now_ms);
+            Ok(Judged::Open { key, head_len: head.head_len })
+        });
+        judged.unwrap_or_else(Judged::Refused)
     }
 
-    fn refuse_handshake(&mut self, fd: RawFd, error: &ApiError) {
+    /// `fd` is an open connection now. `bytes`: frames that came in the same packet as the
+    /// handshake, and before the welcome.
+    fn open(&mut self, key: ConnKey, fd: OwnedFd, bytes: &mut [u8]) {
+        self.counters.handshakes.count(101, 1);
+        tracing::trace!(slot = key.slot, "a connection is open");
+        self.fill_slot(key.slot, key.generation, fd);
+        if !bytes.is_empty() {
+            if self.worker.wants_input(key.slot) {
+                self.handle_bytes(key.slot, bytes);
+            } else {
+                let entry = &mut self.slots[key.slot as usize];
+                Inbound::keep(&mut entry.inbound, bytes);
+                entry.state |= HELD;
+                self.note_inbound(key.slot, Before::default(), true);
+            }
+        }
+        self.read_on(key.slot);
+    }
+
+    fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
         let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
@@ -446,12 +458,13 @@ impl Engine {
         self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);
     }
 
-    fn fill_slot(&mut self, slot: u32, generation: u32, fd: RawFd) {
+    fn fill_slot(&mut self, slot: u32, generation: u32, fd: OwnedFd) {
         let index = slot as usize;
         if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, || Slot { inbound: None, fd: -1, state: 0 });
+            self.slots.resize_with(index + 1, || Slot { inbound: None, fd: None, state: 0 });
         }
-        self.slots[index] = Slot { inbound: None, fd, state: generation & GENERATION_MASK };
+        let state = generation & GENERATION_MASK;
+        self.slots[index] = Slot { inbound: None, fd: Some(fd), state };
     }
 
     // Reading.
@@ -463,7 +476,7 @@ impl Engine {
             return;
         }
         entry.state &= !POLLED;
-        let fd = entry.fd;
+        let Some(fd) = &entry.fd else { return };
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(fd, &mut buffer) {
             Ok(0) => self.worker.handle_disconnect(slot),
@@ -514,10 +527,10 @@ impl Engine {
         if wants_input && entry.state & HELD != 0 {
             entry.state |= PAUSED;
             self.paused_by_batch.push_back(slot);
-        } else if wants_input {
+        } else if wants_input && let Some(fd) = &entry.fd {
             entry.state = entry.state & !PAUSED | POLLED;
             let token = Token::new(Kind::Readable, slot, entry.state);
-            self.ring.poll_readable(entry.fd, token);
+            self.ring.poll_readable(fd, token);
         } else {
             entry.state |= PAUSED;
         }
@@ -525,7 +538,7 @@ impl Engine {
 
     /// Goes on to read a connection that was left unread, if it is to be read again.
     pub fn resume(&mut self, slot: u32) {
-        let is_paused = |entry: &Slot| entry.fd >= 0 && entry.state & PAUSED != 0;
+        let is_paused = |entry: &Slot| entry.fd.is_some() && entry.state & PAUSED != 0;
         if !self.slots.get(slot as usize).is_some_and(is_paused) || !self.worker.wants_input(slot) {
             return;
         }
@@ -593,10 +606,11 @@ impl Engine {
             self.next_send += 1;
             let Some(outgoing) = self.sealed.outgoing(index) else { continue };
             let length = outgoing.bytes.len();
-            let sent = sys::send(self.slots[outgoing.slot as usize].fd, outgoing.bytes);
-            let result = match sent {
-                Ok(written) => written as i32,
-                Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+            let fd = self.slots[outgoing.slot as usize].fd.as_ref();
+            let result = match fd.map(|fd| sys::send(fd, outgoing.bytes)) {
+                Some(Ok(written)) => written as i32,
+                Some(Err(error)) => -error.raw_os_error().unwrap_or(libc::EIO),
+                None => -libc::EBADF,
             };
             self.handle_sent(index, length, result);
         }
@@ -606,12 +620,18 @@ impl Engine {
         let mut under_way = 0;
         for index in self.next_send..end {
             let Some(outgoing) = self.sealed.outgoing(index) else { continue };
-            let fd = self.slots[outgoing.slot as usize].fd;
             let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
+            let Some(fd) = &self.slots[outgoing.slot as usize].fd else {
+                self.handle_sent(index, length, -libc::EBADF);
+                continue;
+            };
             let token = Token::new(Kind::Send, index as u32, 0);
-            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`, and
-            // every send of this chunk is reaped below before this function returns, unless the
-            // ring has failed.
+            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`. This
+            // function returns only when every send has completed, or when the ring has failed
+            // and takes nothing more. Where it unwinds, from here or from `handle_sent`, what was
+            // submitted is over, because such a send completes within its submission; what is
+            // still queued is never submitted: the panic ends this thread, which alone enters the
+            // ring, and dropping a ring submits nothing.
             unsafe { self.ring.send(fd, bytes, length, token) };
             under_way += 1;
         }
@@ -652,10 +672,9 @@ impl Engine {
 
     /// Writes what the connection's outbox holds as far as the socket takes it.
     fn write_outbox(&mut self, slot: u32) {
-        let (fd, generation) = (self.slots[slot as usize].fd, self.slots[slot as usize].state);
-        if fd < 0 {
+        let Slot { fd: Some(fd), state: generation, .. } = &self.slots[slot as usize] else {
             return;
-        }
+        };
         let Some(outbox) = self.worker.outbox(slot, self.now_ms) else { return };
         let sent = {
             let mut slices: SmallVec<[&[u8]; sys::MAX_SLICES]> = SmallVec::new();
@@ -671,7 +690,7 @@ impl Engine {
             Err(_) => return self.worker.handle_disconnect(slot),
         };
         if self.worker.handle_outbox_written(slot, written) {
-            self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, generation));
+            self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, *generation));
         }
         self.resume(slot);
     }

@@ -9,7 +9,7 @@ use super::date::http_date;
 use super::linger::close;
 use super::pauses;
 use super::shared::Settings;
-use super::sys::{self, Side};
+use super::sys::{self, Lend};
 use crate::state::counters::Refusal;
 use crate::types::Limits;
 use crate::wire::chunked::Chunked;
@@ -22,7 +22,8 @@ use monoio::net::TcpStream;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -45,8 +46,8 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// When the last of its bytes were read.
     pub read_at: Moment,
-    /// Where it came from; open until it is answered.
-    pub connection: RawFd,
+    /// Where it came from.
+    pub connection: BorrowedFd<'a>,
 }
 
 /// One look at the clocks, for all requests that were read together.
@@ -150,8 +151,24 @@ const NO_MEMORY: HttpError =
 const NO_PLACE: HttpError =
     HttpError { status: 503, msg: "this node has too many HTTP connections" };
 
-/// Serves one connection to its end; `key`: its own of [`Connections::add`].
-pub async fn serve<S: Service>(stream: TcpStream, key: usize, service: &S) {
+/// A connection that is among the [`Connections`] of its service.
+#[must_use]
+pub struct Admitted {
+    stream: TcpStream,
+    key: usize,
+}
+
+/// Takes a connection in, to be served.
+pub fn admit(connections: &RefCell<Connections>, stream: TcpStream) -> Admitted {
+    // SAFETY: nothing but `serve` takes the stream out of `Admitted`, and it takes the connection
+    // out of the table before it closes the stream. Where its future is dropped before its end, the
+    // thread's runtime ends, and nobody looks into the table any more.
+    let key = unsafe { connections.borrow_mut().add(stream.lend()) };
+    Admitted { stream, key }
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S: Service>(Admitted { stream, key }: Admitted, service: &S) {
     let mut connection = Connection {
         stream,
         service,
@@ -225,7 +242,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if self.ending() == Some(Ending::Place) {
             // It is needed now: what the socket does not take at once is not waited for.
             self.service.handle_answered();
-            let _ = sys::send(self.stream.as_raw_fd(), &self.out);
+            let _ = sys::send(self.stream.lend(), &self.out);
         } else if self.write().await.is_ok() {
             self.linger().await;
         }
@@ -272,7 +289,7 @@ impl<'s, S: Service> Connection<'s, S> {
                 };
                 if let Some(body) = body {
                     self.service.connections().borrow_mut().set_busy(self.key);
-                    let (read_at, connection) = (self.read_at, self.stream.as_raw_fd());
+                    let (read_at, connection) = (self.read_at, self.stream.lend());
                     let request = Request { head, body, read_at, connection };
                     let mut later = Vec::new();
                     let out = if self.due.is_empty() { &mut self.out } else { &mut later };
@@ -301,7 +318,7 @@ impl<'s, S: Service> Connection<'s, S> {
             self.finish_due().await;
             self.write().await?;
             let deadline_ms = *deadline_ms.get_or_insert_with(|| self.begin_to_wait(patience_ms));
-            self.set_deadline(deadline_ms, Side::Read);
+            self.set_deadline(deadline_ms, Shutdown::Read);
             let chunk_bytes = chunks.as_ref().map_or(0, |(_, body)| body.capacity());
             self.read(end_of_body, chunk_bytes).await?;
         }
@@ -411,7 +428,7 @@ impl<'s, S: Service> Connection<'s, S> {
             if grant == Grant::Granted {
                 self.input.reserve_exact(BULK_BYTES);
                 // Whatever comes of this, the next read says it.
-                let _ = sys::recv_spare(self.stream.as_raw_fd(), &mut self.input);
+                let _ = sys::recv_spare(self.stream.lend(), &mut self.input);
             }
         }
         pauses::take_turn(pauses::READ).await;
@@ -444,9 +461,9 @@ impl<'s, S: Service> Connection<'s, S> {
     /// Ends the write side and reads until the peer has ended its own, so that the last answer
     /// arrives.
     async fn linger(&mut self) {
-        sys::shutdown(self.stream.as_raw_fd(), Side::Write);
+        sys::shutdown(self.stream.lend(), Shutdown::Write);
         self.service.connections().borrow_mut().set_waiting(self.key);
-        self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Side::Read);
+        self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Shutdown::Read);
         while !matches!(self.ending(), Some(Ending::Late | Ending::Place)) {
             self.input.clear();
             self.read_to = 0;
@@ -461,7 +478,7 @@ impl<'s, S: Service> Connection<'s, S> {
         self.service.connections().borrow().ending(self.key)
     }
 
-    fn set_deadline(&self, deadline_ms: u64, side: Side) {
+    fn set_deadline(&self, deadline_ms: u64, side: Shutdown) {
         self.service.connections().borrow_mut().set_deadline(self.key, deadline_ms, side);
     }
 }
@@ -509,12 +526,13 @@ pub async fn make_room(connections: &RefCell<Connections>, max: usize) -> bool {
 }
 
 /// Refuses a connection that there is no room for.
-pub fn refuse_connection(fd: RawFd) {
+pub fn refuse_connection(stream: TcpStream) {
+    let socket = sys::take_socket(stream);
     let mut out = Vec::new();
     let retry = [("Retry-After", "1")];
     let date = http_date(sys::now_ms());
     write_refusal(&mut out, NO_PLACE.status, false, date, &retry, NO_PLACE.msg);
     // Best effort: there is nothing to do for one that does not take it.
-    let _ = sys::send(fd, &out);
-    close(fd);
+    let _ = sys::send(&socket, &out);
+    close(socket);
 }

@@ -4,11 +4,12 @@
 
 use super::fifo::Fifo;
 use super::ring::{Kind, Ring, Token};
-use super::sys::{self, Side};
+use super::sys;
 use crate::state::Rest;
 use crate::state::chunked_slab::ChunkedSlab;
 use std::io;
-use std::os::fd::RawFd;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 
 /// How many reads one turn spends on a peer that goes on sending.
 const READS_PER_TURN: usize = 8;
@@ -19,7 +20,7 @@ const ENDS_PER_SLICE: usize = 64;
 
 #[derive(Debug)]
 struct Lingering {
-    fd: RawFd,
+    fd: OwnedFd,
     generation: u32,
     deadline_ms: u64,
     /// What is still to be written; then the write side ends. First the rest of a frame, which
@@ -42,14 +43,14 @@ impl Lingering {
     fn write(&mut self) -> io::Result<()> {
         if let Some(rest) = &self.rest {
             let written =
-                rest.with_slices(sys::MAX_SLICES, |slices| sys::send_slices(self.fd, slices))?;
+                rest.with_slices(sys::MAX_SLICES, |slices| sys::send_slices(&self.fd, slices))?;
             rest.advance(written);
             if rest.pending_bytes() > 0 {
                 return Ok(());
             }
             self.rest = None;
         }
-        let written = sys::send(self.fd, &self.last_bytes)?;
+        let written = sys::send(&self.fd, &self.last_bytes)?;
         self.last_bytes.drain(..written);
         Ok(())
     }
@@ -91,7 +92,7 @@ impl LingeringSockets {
     pub fn add(
         &mut self,
         ring: &mut Ring,
-        fd: RawFd,
+        fd: OwnedFd,
         rest: Option<Rest>,
         last: Last,
         deadline_ms: u64,
@@ -120,7 +121,7 @@ impl LingeringSockets {
             |socket: &Lingering| Token::new(token.kind, token.index, socket.generation) == token;
         let Some(socket) = self.sockets.get(index).filter(|socket| is_it(socket)) else { return };
         let goes_on =
-            if socket.has_pending() { self.write(index) } else { discard(socket.fd, buffer) };
+            if socket.has_pending() { self.write(index) } else { discard(&socket.fd, buffer) };
         if goes_on {
             self.arm(ring, index);
         } else {
@@ -151,7 +152,7 @@ impl LingeringSockets {
             if self.sockets.get(index).is_some_and(is_over)
                 && let Some(socket) = self.remove(index)
             {
-                sys::set_reset_on_close(socket.fd);
+                sys::set_reset_on_close(&socket.fd);
                 close(socket.fd);
                 ends -= 1;
             }
@@ -174,7 +175,7 @@ impl LingeringSockets {
         let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
         let Some(socket) = oldest.and_then(|index| self.remove(index)) else { return false };
         if socket.has_pending() {
-            sys::set_reset_on_close(socket.fd);
+            sys::set_reset_on_close(&socket.fd);
         }
         close(socket.fd);
         true
@@ -185,7 +186,7 @@ impl LingeringSockets {
     fn write(&mut self, index: usize) -> bool {
         let socket = &mut self.sockets[index];
         if socket.is_revoked() {
-            sys::set_reset_on_close(socket.fd);
+            sys::set_reset_on_close(&socket.fd);
             return false;
         }
         if socket.has_pending() {
@@ -196,7 +197,7 @@ impl LingeringSockets {
             }
         }
         if !socket.has_pending() {
-            sys::shutdown(socket.fd, Side::Write);
+            sys::shutdown(&socket.fd, Shutdown::Write);
         }
         true
     }
@@ -205,17 +206,16 @@ impl LingeringSockets {
         let socket = &self.sockets[index];
         let token = Token::new(Kind::Lingering, index as u32, socket.generation);
         if socket.has_pending() {
-            ring.poll_writable(socket.fd, token);
+            ring.poll_writable(&socket.fd, token);
         } else {
-            ring.poll_readable(socket.fd, token);
+            ring.poll_readable(&socket.fd, token);
         }
     }
 
     fn end(&mut self, index: usize) {
-        // Its poll has just fired, and whatever was polled before fired with it.
-        if let Some(socket) = self.remove(index) {
-            sys::close(socket.fd);
-        }
+        // Its poll has just fired, and whatever was polled before fired with it: dropping the
+        // socket is enough.
+        self.remove(index);
     }
 }
 
@@ -224,9 +224,9 @@ fn is_current(sockets: &ChunkedSlab<Lingering>, index: usize, stamp: u64) -> boo
 }
 
 /// Reads and drops. `false`: the peer has ended its side.
-fn discard(fd: RawFd, buffer: &mut [u8]) -> bool {
+fn discard(socket: &OwnedFd, buffer: &mut [u8]) -> bool {
     for _ in 0..READS_PER_TURN {
-        match sys::recv(fd, buffer) {
+        match sys::recv(socket, buffer) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(error) => return sys::is_not_now(&error),
@@ -237,7 +237,6 @@ fn discard(fd: RawFd, buffer: &mut [u8]) -> bool {
 
 /// Closes a socket on which a poll may still be pending: the poll holds the socket until it fires,
 /// and the shutdown makes it fire.
-pub fn close(fd: RawFd) {
-    sys::shutdown(fd, Side::Both);
-    sys::close(fd);
+pub fn close(socket: OwnedFd) {
+    sys::shutdown(&socket, Shutdown::Both);
 }

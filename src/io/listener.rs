@@ -4,7 +4,6 @@ use super::sys;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ const RESTART_PATIENCE: Duration = Duration::from_millis(300);
 /// distant client is not bounded by it, as SO_SNDBUF would. 0: no bound.
 fn bound_unsent(socket: &Socket, bytes: usize) {
     if bytes > 0 {
-        sys::bound_unsent(socket.as_raw_fd(), bytes);
+        sys::bound_unsent(socket, bytes);
     }
 }
 

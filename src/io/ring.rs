@@ -6,7 +6,7 @@
 use super::sys;
 use io_uring::{IoUring, opcode, squeue, types};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// A kernel that is out of memory refuses for a while (EAGAIN, EBUSY); one that refuses for longer
@@ -130,7 +130,7 @@ impl Ring {
             .setup_cqsize(4 * entries)
             .build(entries)?;
         let eventfd = sys::eventfd()?;
-        ring.submitter().register_eventfd(sys::number(&eventfd))?;
+        ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         Ok(Self {
             ring,
             eventfd,
@@ -167,16 +167,17 @@ impl Ring {
 
     /// Asks once for readiness; errors and hang-ups count as ready. The descriptor must stay open
     /// until then (`shutdown` it to be told early).
-    pub fn poll_readable(&mut self, fd: RawFd, token: Token) {
-        self.poll(fd, libc::POLLIN, token);
+    pub fn poll_readable(&mut self, socket: impl AsFd, token: Token) {
+        self.poll(socket.as_fd(), libc::POLLIN, token);
     }
 
-    pub fn poll_writable(&mut self, fd: RawFd, token: Token) {
-        self.poll(fd, libc::POLLOUT, token);
+    pub fn poll_writable(&mut self, socket: impl AsFd, token: Token) {
+        self.poll(socket.as_fd(), libc::POLLOUT, token);
     }
 
-    fn poll(&mut self, fd: RawFd, events: libc::c_short, token: Token) {
-        let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
+    fn poll(&mut self, socket: BorrowedFd<'_>, events: libc::c_short, token: Token) {
+        let fd = types::Fd(socket.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, events as u32).build();
         self.push(&entry.user_data(token.pack()));
     }
 
@@ -197,15 +198,24 @@ impl Ring {
         self.is_timer_armed = false;
     }
 
-    /// Queues a send that does not wait. The bytes must live until [`Ring::submit`] returns and
-    /// every send of this round is reaped, or [`Ring::failure`] says why they will not be: all of
-    /// them have completed by then, whole, short or EAGAIN, or were never handed to the kernel, and
-    /// will not be.
+    /// Queues a send that does not wait. With MSG_DONTWAIT the kernel carries it out inside the
+    /// call that submits it: it copies what the socket takes, and completes the send as whole,
+    /// short or EAGAIN. It neither polls nor passes it to another thread, so it does not read
+    /// `bytes` after the submission.
     ///
     /// # Safety
-    /// `bytes` must stay valid and unchanged until its completion was reaped, or the ring failed.
-    pub unsafe fn send(&mut self, fd: RawFd, bytes: *const u8, length: usize, token: Token) {
-        let entry = opcode::Send::new(types::Fd(fd), bytes, length.min(1 << 30) as u32)
+    /// While the send is queued, `bytes` must stay valid and unchanged. It is queued until it is
+    /// submitted, at the latest until its completion is reaped; once the ring has failed or is
+    /// dropped, what is queued is never submitted.
+    pub unsafe fn send(
+        &mut self,
+        socket: impl AsFd,
+        bytes: *const u8,
+        length: usize,
+        token: Token,
+    ) {
+        let fd = types::Fd(socket.as_fd().as_raw_fd());
+        let entry = opcode::Send::new(fd, bytes, length.min(1 << 30) as u32)
             .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             .build();
         self.push(&entry.user_data(token.pack()));
@@ -214,8 +224,9 @@ impl Ring {
     fn push(&mut self, entry: &squeue::Entry) {
         loop {
             // SAFETY: a poll refers to no memory; for a send the caller of `send` promises it; a
-            // timer refers to `self.delay`, whose place on the heap lives as long as the ring and
-            // is written to only while no timer is queued or runs.
+            // timer refers to `self.delay`, which the kernel reads when the timer is submitted:
+            // its place on the heap lives as long as the ring, and it is written to only while no
+            // timer is queued or runs.
             let is_queued = unsafe { self.ring.submission().push(entry) }.is_ok();
             if is_queued || self.failure.is_some() {
                 return;
@@ -310,7 +321,6 @@ impl Ring {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     #[test]
@@ -345,12 +355,12 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: no memory is involved; the ring's mappings stay.
         unsafe { libc::dup2(file.as_raw_fd(), ring.ring.as_raw_fd()) };
-        ring.poll_readable(file.as_raw_fd(), Token::new(Kind::Readable, 0, 0));
+        ring.poll_readable(&file, Token::new(Kind::Readable, 0, 0));
         ring.run_deferred();
         assert_eq!(ring.failure().and_then(io::Error::raw_os_error), Some(libc::EOPNOTSUPP));
         // A full queue does not wait for room any more.
         for index in 0..=Ring::ENTRIES {
-            ring.poll_readable(file.as_raw_fd(), Token::new(Kind::Readable, index, 0));
+            ring.poll_readable(&file, Token::new(Kind::Readable, index, 0));
         }
         ring.submit_and_wait();
         assert!(!ring.has_work());
@@ -377,11 +387,11 @@ mod tests {
         let (mut near, far) = UnixStream::pair().unwrap();
         let mut ring = Ring::new(Ring::ENTRIES).unwrap();
         let token = Token::new(Kind::Readable, 7, 3);
-        ring.poll_readable(far.as_raw_fd(), token);
+        ring.poll_readable(&far, token);
         let bytes = b"hello";
         // SAFETY: `bytes` is static.
         unsafe {
-            ring.send(far.as_raw_fd(), bytes.as_ptr(), 5, Token::new(Kind::Send, 1, 0));
+            ring.send(&far, bytes.as_ptr(), 5, Token::new(Kind::Send, 1, 0));
         }
         ring.submit();
         let mut done = Vec::new();

@@ -1,12 +1,14 @@
 //! System calls that neither std nor monoio offers, each wrapped once.
 
+use monoio::net::{TcpStream, UnixStream};
+use smallvec::SmallVec;
 use socket2::SockRef;
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
@@ -40,8 +42,34 @@ pub fn is_not_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
+/// A socket of the executor: it lends its descriptor for as long as it is borrowed.
+pub trait Lend {
+    fn lend(&self) -> BorrowedFd<'_>;
+}
+
+impl Lend for TcpStream {
+    fn lend(&self) -> BorrowedFd<'_> {
+        // SAFETY: the stream keeps its descriptor open until it is dropped.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
+impl Lend for UnixStream {
+    fn lend(&self) -> BorrowedFd<'_> {
+        // SAFETY: the stream keeps its descriptor open until it is dropped.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
+/// Takes a connection away from the executor.
+pub fn take_socket(stream: TcpStream) -> OwnedFd {
+    // SAFETY: the stream gives its descriptor up, and nothing else owns it.
+    unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
+}
+
 /// Reads what is there, without waiting. `Ok(0)`: the peer has ended its side.
-pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
     // SAFETY: pointer and length are those of a live, writable slice.
     check_len(unsafe {
         libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT)
@@ -49,11 +77,10 @@ pub fn recv(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Whether a socket holds bytes that were not read.
-pub fn has_unread(fd: RawFd) -> bool {
-    let mut byte = 0u8;
+pub fn has_unread(socket: impl AsFd) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
-    // SAFETY: the buffer is one writable byte.
-    unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, flags) > 0 }
+    let peeked = SockRef::from(&socket).recv_with_flags(&mut [MaybeUninit::uninit()], flags);
+    peeked.is_ok_and(|bytes| bytes > 0)
 }
 
 /// The size of a page of memory.
@@ -97,22 +124,17 @@ pub fn thread_cpu_ns(ThreadClock(clock): ThreadClock) -> Option<u64> {
 }
 
 /// Like [`recv`], into the room that `buffer` has behind what it holds.
-pub fn recv_spare(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+pub fn recv_spare(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let spare = buffer.spare_capacity_mut();
-    // SAFETY: pointer and length are those of memory that the vector owns and nobody reads.
-    let received = check_len(unsafe {
-        libc::recv(fd, spare.as_mut_ptr().cast(), spare.len(), libc::MSG_DONTWAIT)
-    })?;
-    // SAFETY: so many bytes behind its length were just written, within its capacity.
+    let received = SockRef::from(&socket).recv_with_flags(spare, libc::MSG_DONTWAIT)?;
+    // SAFETY: the kernel has just written this many bytes behind its length, within its capacity.
     unsafe { buffer.set_len(buffer.len() + received) };
     Ok(received)
 }
 
 /// Writes what fits, without waiting and without SIGPIPE.
-pub fn send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: pointer and length are those of a live slice.
-    check_len(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) })
+pub fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    SockRef::from(&socket).send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
 }
 
 /// The most slices that [`send_slices`] takes.
@@ -120,24 +142,17 @@ pub const MAX_SLICES: usize = 16;
 
 /// Like [`send`], for bytes that are in several places: at most [`MAX_SLICES`] of them are looked
 /// at.
-pub fn send_slices(fd: RawFd, slices: &[&[u8]]) -> io::Result<usize> {
-    let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLICES];
-    let count = slices.len().min(MAX_SLICES);
-    for (vector, slice) in vectors.iter_mut().zip(slices) {
-        *vector = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
-    }
-    // SAFETY: all-zero is a valid msghdr: no name, no control data.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = vectors.as_mut_ptr();
-    message.msg_iovlen = count;
+pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {
+    let slices = slices.iter().take(MAX_SLICES).map(|slice| IoSlice::new(slice));
+    let slices: SmallVec<[IoSlice<'_>; MAX_SLICES]> = slices.collect();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the message points to `count` vectors, each made from a live slice; sendmsg only
-    // reads.
-    check_len(unsafe { libc::sendmsg(fd, &message, flags) })
+    SockRef::from(&socket).send_vectored_with_flags(&slices, flags)
 }
 
 /// Takes the next connection of a non-blocking listener; it comes non-blocking, and closed on exec.
-pub fn accept(listener: RawFd) -> io::Result<OwnedFd> {
+/// `socket2` needs a second system call for the former.
+pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+    let listener = listener.as_fd().as_raw_fd();
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: a null address is allowed: the peer's is not asked for.
     let fd = check(unsafe {
@@ -148,54 +163,26 @@ pub fn accept(listener: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// A later close sends RST instead of waiting for a peer that reads nothing.
-pub fn set_reset_on_close(fd: RawFd) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, linger);
-}
-
-fn set_option<T: Copy>(fd: RawFd, level: libc::c_int, name: libc::c_int, value: T) {
-    let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: the value lives through the call and has the length that is told. A socket that is
-    // gone already reports its error at the next read.
-    unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+pub fn set_reset_on_close(socket: impl AsFd) {
+    // It fails for a socket that is gone, which nobody waits for.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Bounds the bytes that the kernel takes and cannot send yet.
-pub fn bound_unsent(fd: RawFd, bytes: usize) {
+pub fn bound_unsent(socket: impl AsFd, bytes: usize) {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes);
+    let length = size_of_val(&bytes) as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the value lives through the call and has the stated length. A socket that is gone
+    // already reports its error at the next read.
+    unsafe { libc::setsockopt(fd, level, name, (&raw const bytes).cast(), length) };
 }
 
-#[derive(Debug, Clone, Copy)]
-pub enum Side {
-    Read,
-    Write,
-    Both,
-}
-
-/// Ends a side of a connection; one that is gone already is none the worse for it.
-pub fn shutdown(fd: RawFd, side: Side) {
-    let how = match side {
-        Side::Read => libc::SHUT_RD,
-        Side::Write => libc::SHUT_WR,
-        Side::Both => libc::SHUT_RDWR,
-    };
-    // SAFETY: no memory is involved.
-    unsafe { libc::shutdown(fd, how) };
-}
-
-/// Closes a descriptor that a table holds as a number. The caller owned it and forgets it.
-pub fn close(fd: RawFd) {
-    // SAFETY: the caller gives up its ownership with this call.
-    drop(unsafe { OwnedFd::from_raw_fd(fd) });
-}
-
-/// A second descriptor of what `fd`, which the caller keeps open, stands for.
-pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
-    // SAFETY: fcntl returned a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Ends a side of a connection, or both.
+pub fn shutdown(socket: impl AsFd, side: Shutdown) {
+    // It fails for a connection that has ended already.
+    let _ = SockRef::from(&socket).shutdown(side);
 }
 
 /// A counter that one thread raises to wake another. `read` on it blocks while it is zero.
@@ -207,10 +194,11 @@ pub fn eventfd() -> io::Result<OwnedFd> {
 }
 
 /// Raises an eventfd by one.
-pub fn wake(eventfd: RawFd) {
+pub fn wake(eventfd: impl AsFd) {
     let one = 1u64.to_ne_bytes();
+    let fd = eventfd.as_fd().as_raw_fd();
     // SAFETY: the buffer is eight readable bytes. A full counter has woken its reader already.
-    unsafe { libc::write(eventfd, one.as_ptr().cast(), one.len()) };
+    unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
 }
 
 /// Gives the calling thread a file-descriptor table of its own, with copies of what is open now.
@@ -400,16 +388,15 @@ pub fn raise_open_files() -> io::Result<u64> {
 }
 
 /// Whether the other side of a connection has ended at least its own half, or is gone.
-pub fn has_peer_ended(fd: RawFd) -> bool {
+pub fn has_peer_ended(socket: impl AsFd) -> bool {
+    let fd = socket.as_fd().as_raw_fd();
     let mut asked = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one writable entry; no time is waited.
     unsafe { libc::poll(&mut asked, 1, 0) > 0 }
 }
 
-/// The other side's address, of a socket that the caller keeps open.
-pub fn peer_address(fd: RawFd) -> Option<SocketAddr> {
-    // SAFETY: the caller keeps the descriptor open through the call.
-    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+/// The other side's address.
+pub fn peer_address(socket: impl AsFd) -> Option<SocketAddr> {
     SockRef::from(&socket).peer_addr().ok()?.as_socket()
 }
 
@@ -425,14 +412,4 @@ pub fn yield_to_others() {
     let (this_thread, niceness) = (0, 10);
     // SAFETY: no memory is involved. A thread that may not be lowered goes on as it was.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, this_thread, niceness) };
-}
-
-/// Gives up the ownership of a descriptor: from here on a table holds it as a number.
-pub fn into_number(fd: OwnedFd) -> RawFd {
-    fd.into_raw_fd()
-}
-
-/// The number of a descriptor that somebody else keeps open.
-pub fn number(fd: &OwnedFd) -> RawFd {
-    fd.as_raw_fd()
 }

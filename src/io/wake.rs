@@ -185,7 +185,7 @@ pub fn duplicate(fd: &OwnedFd) -> io::Result<OwnedFd> {
 
 /// Raises `fd` from any thread that has it in its table.
 pub fn raise(fd: &OwnedFd) {
-    sys::wake(sys::number(fd));
+    sys::wake(fd);
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use cpu::CpuError;
 use profile::Profile;
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
@@ -64,7 +64,7 @@ pub async fn answer(
     shared: &Arc<Shared>,
     profiler: &Profiler,
     head: &Head<'_>,
-    connection: RawFd,
+    connection: BorrowedFd<'_>,
 ) -> Reply {
     let node = shared.settings.node;
     match head.path {
@@ -107,7 +107,7 @@ async fn take(
     profiler: &Profiler,
     node: NodeId,
     head: &Head<'_>,
-    connection: RawFd,
+    connection: BorrowedFd<'_>,
     kind: Kind,
 ) -> Reply {
     let seconds = match seconds(head.query.unwrap_or("")) {
@@ -235,7 +235,7 @@ impl<T: Send + 'static> Job<T> {
 
     /// Waits for the end of the work, and asks it to end soon when the client goes away. `None`:
     /// it panicked.
-    async fn result(self, connection: RawFd) -> Option<T> {
+    async fn result(self, connection: BorrowedFd<'_>) -> Option<T> {
         loop {
             match self.result.try_recv() {
                 Ok(result) => return Some(result),

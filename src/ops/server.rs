@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -116,11 +116,11 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
 async fn serve_one(port: &Rc<Port>, stream: TcpStream) {
     if !http::make_room(&port.connections, port.max_connections).await {
         port.count_refusal(Refusal::HttpConnections);
-        return http::refuse_connection(stream.into_raw_fd());
+        return http::refuse_connection(stream);
     }
-    let key = port.connections.borrow_mut().add(stream.as_raw_fd());
+    let admitted = http::admit(&port.connections, stream);
     let port = Rc::clone(port);
-    monoio::spawn(async move { http::serve(stream, key, &*port).await });
+    monoio::spawn(async move { http::serve(admitted, &*port).await });
 }
 
 struct Port {
@@ -132,7 +132,7 @@ struct Port {
 }
 
 impl Port {
-    async fn reply(&self, head: &Head<'_>, connection: RawFd) -> Reply {
+    async fn reply(&self, head: &Head<'_>, connection: BorrowedFd<'_>) -> Reply {
         let named = self.ops.names.check(head.host);
         if let Err(refusal) = named.and_then(|()| names::check_site(self.site, head)) {
             return refusal;
@@ -156,7 +156,7 @@ impl Port {
         }
     }
 
-    async fn answer_granted(&self, head: &Head<'_>, connection: RawFd) -> Reply {
+    async fn answer_granted(&self, head: &Head<'_>, connection: BorrowedFd<'_>) -> Reply {
         match self.site {
             Site::Metrics => metrics::answer(&self.ops.registry, head),
             Site::Pprof => {

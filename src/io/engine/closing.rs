@@ -51,11 +51,11 @@ impl Engine {
         let released = self.worker.release(slot, cause);
         self.drop_inbound(slot);
         let entry = &mut self.slots[slot as usize];
-        let fd = std::mem::replace(&mut entry.fd, -1);
+        let Some(fd) = entry.fd.take() else { return };
         self.shared.leave();
         let Some(code) = cause.code() else {
             let is_polled = released.was_blocked || entry.state & POLLED != 0;
-            return if is_polled { linger::close(fd) } else { sys::close(fd) };
+            return if is_polled { linger::close(fd) } else { drop(fd) };
         };
         let mut last_bytes = Vec::new();
         match cause {

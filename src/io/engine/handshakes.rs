@@ -6,7 +6,7 @@ use crate::io::ring::GENERATION_MASK;
 use crate::state::wants::Interest;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::RawFd;
+use std::os::fd::OwnedFd;
 
 /// What the requests of all handshakes may take together, as allocated.
 const MAX_BYTES: usize = 16 << 20;
@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 16 << 20;
 /// A connection whose request is not answered.
 #[derive(Debug)]
 pub(super) struct Handshake {
-    pub(super) fd: RawFd,
+    pub(super) fd: OwnedFd,
     pub(super) generation: u32,
     deadline_ms: u64,
     received: Vec<u8>,
@@ -52,7 +52,7 @@ impl Handshakes {
     }
 
     /// Adds one whose request is not whole; its index.
-    pub(super) fn insert(&mut self, fd: RawFd, received: Vec<u8>, deadline_ms: u64) -> usize {
+    pub(super) fn insert(&mut self, fd: OwnedFd, received: Vec<u8>, deadline_ms: u64) -> usize {
         self.generation = self.generation.wrapping_add(1);
         self.bytes += received.capacity();
         let generation = self.generation;
@@ -162,11 +162,13 @@ fn is_half_open(table: &Slab<Handshake>, index: usize, stamp: u64) -> bool {
 mod tests {
     use super::*;
     use crate::state::projects::ProjectId;
+    use std::fs::File;
 
     #[test]
     fn the_oldest_makes_way_and_memory_is_counted_as_allocated() {
         let mut all = Handshakes::default();
-        let indexes: Vec<usize> = (0..3).map(|fd| all.insert(fd, Vec::new(), 9)).collect();
+        let socket = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let indexes: Vec<usize> = (0..3).map(|_| all.insert(socket(), Vec::new(), 9)).collect();
         assert_eq!(all.surplus(3), None);
         assert_eq!(all.surplus(2), Some(indexes[0]));
         // One that is whole is no surplus, and the next oldest is.
@@ -174,7 +176,7 @@ mod tests {
         assert_eq!((all.surplus(2), all.surplus(1)), (None, Some(indexes[1])));
         all.keep(indexes[2], Vec::with_capacity(MAX_BYTES / 2));
         assert_eq!((all.bytes() >= MAX_BYTES / 2, all.surplus(3)), (true, None));
-        let more = all.insert(7, Vec::with_capacity(MAX_BYTES / 2 + 1), 9);
+        let more = all.insert(socket(), Vec::with_capacity(MAX_BYTES / 2 + 1), 9);
         assert_eq!(all.surplus(9), Some(indexes[1]));
         for index in [indexes[1], indexes[2], more] {
             all.remove(index);

@@ -2,17 +2,19 @@
 
 use crate::io::ring::GENERATION_MASK;
 use crate::wire::websocket::Inbound;
-use std::os::fd::RawFd;
+use std::os::fd::OwnedFd;
 
 /// The socket of an open connection, at the index of its slab slot.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) inbound: Option<Box<Inbound>>,
-    /// -1: nobody's.
-    pub(super) fd: RawFd,
+    /// `None`: the slot is free.
+    pub(super) fd: Option<OwnedFd>,
     /// Its generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
     pub(super) state: u32,
 }
+
+const _: () = assert!(size_of::<Slot>() == 16, "a descriptor's niche is the free slot");
 
 /// It is not read until its outbox has drained, or what its messages are owed has left.
 pub(super) const PAUSED: u32 = 1 << 31;
@@ -23,6 +25,6 @@ pub(super) const HELD: u32 = 1 << 29;
 
 impl Slot {
     pub(super) fn is_generation(&self, generation: u32) -> bool {
-        self.fd >= 0 && self.state & GENERATION_MASK == generation
+        self.fd.is_some() && self.state & GENERATION_MASK == generation
     }
 }

@@ -30,7 +30,7 @@ impl Engine {
 
     pub(super) fn tick_worker(&mut self) {
         let slots = &self.slots;
-        let has_unread = |slot: u32| sys::has_unread(slots[slot as usize].fd);
+        let has_unread = |slot: u32| slots[slot as usize].fd.as_ref().is_some_and(sys::has_unread);
         self.worker.handle_tick_with(self.now_ms, has_unread);
     }
 

@@ -3,10 +3,11 @@
 
 use super::BUFFER_BYTES;
 use crate::io::fifo::Fifo;
-use crate::io::sys::{self, Side};
+use crate::io::sys;
 use crate::io::wake::Waiters;
 use slab::Slab;
-use std::os::fd::RawFd;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,7 @@ struct Entry {
     fd: RawFd,
     deadline_ms: u64,
     /// What ends at the deadline. A write that waits for its peer ends with both sides only.
-    side: Side,
+    side: Shutdown,
     /// A request is under way, and waited for.
     is_busy: bool,
     /// It has made a request that only somebody with a secret can make.
@@ -136,11 +137,14 @@ impl Connections {
     }
 
     /// Adds a connection that waits for its first request; its key.
-    pub fn add(&mut self, fd: RawFd) -> usize {
+    ///
+    /// # Safety
+    /// The descriptor must stay open until [`Connections::remove`] takes the connection out.
+    pub(super) unsafe fn add(&mut self, socket: BorrowedFd<'_>) -> usize {
         let key = self.table.insert(Entry {
-            fd,
+            fd: socket.as_raw_fd(),
             deadline_ms: u64::MAX,
-            side: Side::Read,
+            side: Shutdown::Read,
             is_busy: false,
             is_known: false,
             waiting: 0,
@@ -204,7 +208,7 @@ impl Connections {
 
     /// What it is sent waits for its peer, until [`Connections::set_written`].
     pub(super) fn set_writing(&mut self, key: usize, deadline_ms: u64) {
-        self.set_deadline(key, deadline_ms, Side::Both);
+        self.set_deadline(key, deadline_ms, Shutdown::Both);
         if self.table[key].waiting == 0 {
             self.table[key].is_writing = true;
             self.enter_queue(key);
@@ -212,7 +216,7 @@ impl Connections {
     }
 
     pub(super) fn set_written(&mut self, key: usize) {
-        self.set_deadline(key, u64::MAX, Side::Read);
+        self.set_deadline(key, u64::MAX, Shutdown::Read);
         let entry = &mut self.table[key];
         if std::mem::take(&mut entry.is_writing) {
             entry.waiting = 0;
@@ -331,8 +335,10 @@ impl Connections {
             self.ending_bytes += entry.bytes;
         }
         entry.deadline_ms = u64::MAX;
-        let side = if why == Ending::Memory { Side::Read } else { entry.side };
-        sys::shutdown(entry.fd, side);
+        let side = if why == Ending::Memory { Shutdown::Read } else { entry.side };
+        // SAFETY: whoever added the connection keeps its descriptor open for as long as it is here.
+        let socket = unsafe { BorrowedFd::borrow_raw(entry.fd) };
+        sys::shutdown(socket, side);
         // It may wait for memory instead of its peer.
         self.freed.wake_all();
     }
@@ -341,7 +347,7 @@ impl Connections {
         self.table[key].ending
     }
 
-    pub(super) fn set_deadline(&mut self, key: usize, deadline_ms: u64, side: Side) {
+    pub(super) fn set_deadline(&mut self, key: usize, deadline_ms: u64, side: Shutdown) {
         let entry = &mut self.table[key];
         (entry.deadline_ms, entry.side) = (deadline_ms, side);
     }
@@ -367,7 +373,7 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     /// Connections whose other ends are open.
@@ -375,7 +381,8 @@ mod tests {
         let mut all = Connections::new(max_bytes);
         let ends: Vec<UnixStream> =
             (0..count).map(|_| UnixStream::pair().unwrap()).flat_map(|(a, b)| [a, b]).collect();
-        let keys = ends.chunks(2).map(|pair| all.add(pair[0].as_raw_fd())).collect();
+        // SAFETY: the tests keep the ends for as long as the connections.
+        let keys = ends.chunks(2).map(|pair| unsafe { all.add(pair[0].as_fd()) }).collect();
         (all, keys, ends)
     }
 
@@ -418,7 +425,7 @@ mod tests {
         assert_eq!(all.make_room(2), Room::Now);
         assert_eq!(all.ending(keys[1]), Some(Ending::Place));
         // What is under way to it ends as well.
-        assert!(sys::send(ends[2].as_raw_fd(), b"answer").is_err());
+        assert!(sys::send(&ends[2], b"answer").is_err());
     }
 
     #[test]

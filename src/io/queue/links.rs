@@ -3,14 +3,15 @@
 use super::{Driver, Host};
 use crate::io::pauses;
 use crate::io::redis::Stream;
-use crate::io::sys::{self, Side};
+use crate::io::sys::{self, Lend};
 use crate::io::wake::yield_now;
 use crate::state::broker::{LinkError, LinkName};
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent, Split, Splitable};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// What one read takes at most; a longer message makes the buffer grow until it has come whole.
@@ -23,7 +24,7 @@ pub(super) struct Closer(OwnedFd);
 
 impl Drop for Closer {
     fn drop(&mut self) {
-        sys::shutdown(sys::number(&self.0), Side::Both);
+        sys::shutdown(&self.0, Shutdown::Both);
     }
 }
 
@@ -40,13 +41,13 @@ impl<H: Host> Driver<H> {
 fn start<H, S>(driver: &Rc<Driver<H>>, link: LinkName, stream: S) -> io::Result<Closer>
 where
     H: Host,
-    S: Split + AsyncReadRent + AsyncWriteRent + AsRawFd + 'static,
+    S: Split + AsyncReadRent + AsyncWriteRent + Lend + 'static,
 {
     // What a lost link has not sent is sent again on the next one, and shall not come after that.
-    sys::set_reset_on_close(stream.as_raw_fd());
+    sys::set_reset_on_close(stream.lend());
     // What the kernel holds is not seen to move.
-    sys::bound_unsent(stream.as_raw_fd(), WRITE_BYTES);
-    let closer = sys::duplicate(stream.as_raw_fd())?;
+    sys::bound_unsent(stream.lend(), WRITE_BYTES);
+    let closer = stream.lend().try_clone_to_owned()?;
     let (reader, writer) = stream.into_split();
     let reading = Rc::clone(driver);
     pauses::spawn(async move {
