@@ -77,7 +77,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     Ring::probe().map_err(|error| needs.no_ring(error))?;
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
-    let shared = Arc::new(shared_of(config, open_files as usize));
+    let shared = Arc::new(shared_of(config, open_files as usize).map_err(no_seeds())?);
     let (carriers, broker) = carriers(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
     // Main besides.
@@ -88,7 +88,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     for (index, carrier) in carriers.into_iter().enumerate() {
         let spans =
             otel.as_ref().map(|otel| spans::pair(index, otel.sampler, &shared.counters[index]));
-        let (recorder, source) = spans.unzip();
+        let (recorder, source) = spans.transpose().map_err(no_seeds())?.unzip();
         sources.extend(source);
         spawn_worker(index, carrier, recorder, &shared, &birth, &news_sender)?;
     }
@@ -298,7 +298,7 @@ impl WorkerLife {
         let mut runtime = executor(&needs, needs.ring_entries)?;
         let ring = Ring::new(needs.ring_entries)
             .map_err(|error| needs.no_ring(RingError::Setup(error)))?;
-        let worker = Worker::new(worker_config(index, shared), sys::now_ms());
+        let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, sys::now_ms());
         let http_counters = Arc::clone(&shared.http_counters[index]);
         // All that the worker needs for itself is open.
         let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
@@ -408,7 +408,12 @@ fn spawn_ops(
     threads::spawn("ops", body).map_err(|error| needs.no_thread(error))
 }
 
-fn shared_of(config: Config, open_files: usize) -> Shared {
+/// Seeds that are not random would let peers aim at one bucket of a table.
+fn no_seeds() -> impl FnOnce(io::Error) -> NodeError {
+    system("asking the kernel for random numbers")
+}
+
+fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
     let settings = Settings {
         node: config.node,
         env: config.env.name(),
@@ -441,13 +446,13 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         pin: config.pin,
         ops_hosts: config.ops_hosts,
         ops_token: config.ops_token,
-        redis: (config.queue == config::Queue::Redis).then(|| RedisSettings {
+        redis: (config.queue == config::Queue::Redis).then_some(RedisSettings {
             url: config.redis,
             prefix: config.redis_prefix,
             queue_timeout_ms: config.queue_timeout_ms,
             routing: config.routing,
             has_own_thread: config.broker_thread,
-            hash_keys: (sys::random_u64(), sys::random_u64()),
+            hash_keys: sys::random_keys()?,
         }),
     };
     let shared = Shared::new(settings, config.projects, sys::now_ms());
@@ -455,12 +460,12 @@ fn shared_of(config: Config, open_files: usize) -> Shared {
         // Until the broker says otherwise.
         shared.queue.set_down("connecting to Redis");
     }
-    shared
+    Ok(shared)
 }
 
-fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
+fn worker_config(index: usize, shared: &Shared) -> io::Result<WorkerConfig> {
     let settings = &shared.settings;
-    WorkerConfig {
+    Ok(WorkerConfig {
         node: settings.node,
         worker: index,
         workers: settings.workers,
@@ -477,7 +482,7 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
         incarnation: Arc::clone(&shared.incarnation),
         echo: settings.echo,
         shows_signed_text: settings.shows_signed_text,
-        hash_keys: (sys::random_u64(), sys::random_u64()),
+        hash_keys: sys::random_keys()?,
         idempotency_keys: settings.idempotency_keys,
         hearing: settings.redis.as_ref().map(|redis| Hearing {
             routing: redis.routing,
@@ -485,7 +490,7 @@ fn worker_config(index: usize, shared: &Shared) -> WorkerConfig {
             user_keys: redis.hash_keys,
         }),
         counters: Arc::clone(&shared.counters[index]),
-    }
+    })
 }
 
 #[cfg(test)]

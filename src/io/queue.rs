@@ -148,7 +148,7 @@ impl<H: Host> Driver<H> {
                 last_warning = Some((error, Instant::now()));
             }
             let backoff_ms = (BACKOFF_MS << attempts.min(8)).min(MAX_BACKOFF_MS);
-            let jittered_ms = backoff_ms / 2 + sys::random_u64() % (backoff_ms / 2);
+            let jittered_ms = backoff_ms / 2 + sys::random_below(backoff_ms / 2);
             sleep(Duration::from_millis(jittered_ms)).await;
         }
     }

@@ -9,6 +9,7 @@ use crate::wire::trace_context::TraceContext;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 
 /// Spans of one worker that wait for the exporter.
@@ -84,17 +85,17 @@ pub fn pair(
     worker: usize,
     sampler: Sampler,
     counters: &Arc<Counters>,
-) -> (Recorder, Consumer<Span>) {
+) -> io::Result<(Recorder, Consumer<Span>)> {
     let (producer, consumer) = RingBuffer::new(RING_ENTRIES);
     let recorder = Recorder {
         ring: RefCell::new(producer),
         sampler,
         worker: worker as u8,
-        state: Cell::new(sys::random_u64()),
+        state: Cell::new(sys::random_u64()?),
         requests: RefCell::default(),
         counters: Arc::clone(counters),
     };
-    (recorder, consumer)
+    Ok((recorder, consumer))
 }
 
 impl Recorder {
@@ -197,22 +198,23 @@ mod tests {
 
     #[test]
     fn a_callers_trace_is_continued_and_its_decision_counts() {
-        let (recorder, _) = pair(0, ALL, &Arc::default());
+        let (recorder, _) = pair(0, ALL, &Arc::default()).unwrap();
         let context = recorder.begin(Some(parent(true))).unwrap();
         assert_eq!(context.trace_id, [7; 16]);
         assert_ne!(context.span_id, [9; 8]);
         assert_eq!(recorder.begin(Some(parent(false))), None);
         let none = Sampler { parts_per_billion: 0, follows_parent: true };
-        let (recorder, _) = pair(0, none, &Arc::default());
+        let (recorder, _) = pair(0, none, &Arc::default()).unwrap();
         assert!(recorder.begin(None).is_none() && recorder.begin(Some(parent(true))).is_some());
-        let (recorder, _) = pair(0, Sampler { follows_parent: false, ..none }, &Arc::default());
+        let (recorder, _) =
+            pair(0, Sampler { follows_parent: false, ..none }, &Arc::default()).unwrap();
         assert!(recorder.begin(Some(parent(true))).is_none());
     }
 
     #[test]
     fn a_share_of_new_traces_and_requests_is_sampled() {
         let tenth = Sampler { parts_per_billion: 100_000_000, follows_parent: true };
-        let (recorder, _) = pair(0, tenth, &Arc::default());
+        let (recorder, _) = pair(0, tenth, &Arc::default()).unwrap();
         let traces = (0..10_000).filter(|_| recorder.begin(None).is_some()).count();
         assert!((800..1_200).contains(&traces), "{traces}");
         let id = |number: u64| MessageId(number << 12 | 1 << 40);
@@ -223,7 +225,7 @@ mod tests {
     #[test]
     fn a_full_ring_drops_and_counts() {
         let counters: Arc<Counters> = Arc::default();
-        let (recorder, mut source) = pair(3, ALL, &counters);
+        let (recorder, mut source) = pair(3, ALL, &counters).unwrap();
         for number in 0..RING_ENTRIES as u64 + 5 {
             recorder.begin_request(MessageId(number), Side::Client);
             recorder.end_request(MessageId(number), Side::Client, ProjectId(0), false);

@@ -20,13 +20,20 @@ pub fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
-/// Random seeds from the kernel.
-pub fn random_u64() -> u64 {
-    let mut bytes = [0u8; 8];
-    // SAFETY: the buffer is eight writable bytes.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    debug_assert_eq!(got, 8);
-    u64::from_ne_bytes(bytes)
+/// A random seed from the kernel.
+pub fn random_u64() -> io::Result<u64> {
+    Ok(getrandom::u64()?)
+}
+
+/// Random keys for a hash, which nobody outside can foresee.
+pub fn random_keys() -> io::Result<(u64, u64)> {
+    Ok((random_u64()?, random_u64()?))
+}
+
+/// A random number below `bound`, to spread delays. A kernel that gives none has let no node start;
+/// should it cease to, nothing is spread.
+pub fn random_below(bound: u64) -> u64 {
+    random_u64().map_or(0, |number| number % bound)
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -25,7 +25,7 @@ impl Engine {
 
     /// Closes all connections with 1001, some now and some in each of the next turns.
     pub fn shut_down(&mut self) {
-        let spread = || (RECONNECT_MIN_MS + sys::random_u64() % RECONNECT_SPREAD_MS) as u32;
+        let spread = || (RECONNECT_MIN_MS + sys::random_below(RECONNECT_SPREAD_MS)) as u32;
         self.is_shutting_down = self.worker.handle_shutdown(spread);
     }
 
