@@ -1,190 +1,229 @@
 //! A profile as `go tool pprof`, Speedscope and others read it: `perftools.profiles.Profile` of
 //! google/pprof's `profile.proto`, in gzip.
 //!
-//! The message has six kinds of fields that are integers, texts or messages of those: a writer of
-//! forty lines, where a library would bring a code generator.
+//! The messages are written out for `prost`, with the fields that this node fills: a build script
+//! would need protoc.
 
-use super::profile::{Line, Location, Profile, Sample};
+use super::profile::{Location, Profile, Sample};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use prost::Message;
 use std::collections::HashMap;
 use std::io::{self, Write};
 
 /// The profile, in gzip.
 pub fn encode(profile: &Profile) -> io::Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
-    gzip.write_all(&message(profile))?;
+    gzip.write_all(&message(profile).encode_to_vec())?;
     gzip.finish()
 }
 
 /// The profile as a message. Ids are places, counted from 1: 0 stands for none.
-fn message(profile: &Profile) -> Vec<u8> {
+fn message(profile: &Profile) -> ProfileMessage {
     let mut texts = Texts::default();
-    let mut out = Message::default();
-    let [samples, count] = [texts.place("samples"), texts.place("count")];
-    let [cpu, nanoseconds] = [texts.place("cpu"), texts.place("nanoseconds")];
-    let value_type = |kind, unit| Message::default().integer(1, kind).integer(2, unit);
-    out = out.message(1, &value_type(samples, count)).message(1, &value_type(cpu, nanoseconds));
+    let samples_count = ValueType { kind: texts.place("samples"), unit: texts.place("count") };
+    let cpu_ns = ValueType { kind: texts.place("cpu"), unit: texts.place("nanoseconds") };
     let thread = texts.place("thread");
-    for sample in &profile.samples {
-        let name = texts.place(&sample.thread);
-        let label = Message::default().integer(1, thread).integer(2, name);
-        out = out.message(2, &sample_message(sample, profile.period_ns).message(3, &label));
-    }
-    for (place, mapping) in profile.mappings.iter().enumerate() {
+    let samples = profile.samples.iter().map(|sample| SampleMessage {
+        location_ids: sample.locations.iter().map(|&place| place as u64 + 1).collect(),
+        values: values(sample, profile.period_ns),
+        labels: vec![Label { key: thread, text: texts.place(&sample.thread) }],
+    });
+    let samples = samples.collect();
+    let mappings = profile.mappings.iter().enumerate().map(|(place, mapping)| MappingMessage {
+        id: place as u64 + 1,
+        start: mapping.start,
+        end: mapping.end,
+        offset: mapping.offset,
+        file: texts.place(&mapping.name),
         // Names and lines are here already: a reader need not look for them.
-        let known = 1;
-        let mapping = Message::default()
-            .integer(1, place as u64 + 1)
-            .integer(2, mapping.start)
-            .integer(3, mapping.end)
-            .integer(4, mapping.offset)
-            .integer(5, texts.place(&mapping.name))
-            .integer(7, known)
-            .integer(8, known)
-            .integer(9, known)
-            .integer(10, known);
-        out = out.message(3, &mapping);
+        has_functions: true,
+        has_files: true,
+        has_lines: true,
+        has_inline_frames: true,
+    });
+    let mappings = mappings.collect();
+    let functions = profile.functions.iter().enumerate().map(|(place, function)| FunctionMessage {
+        id: place as u64 + 1,
+        name: texts.place(&function.name),
+        system_name: texts.place(&function.system_name),
+        file: texts.place(&function.file),
+    });
+    let functions = functions.collect();
+    let comments = profile.notes.iter().map(|note| texts.place(note)).collect();
+    ProfileMessage {
+        sample_types: vec![samples_count, cpu_ns],
+        samples,
+        mappings,
+        locations: profile.locations.iter().enumerate().map(location).collect(),
+        functions,
+        began_ns: profile.began_ns as i64,
+        lasted_ns: profile.lasted_ns as i64,
+        period_type: Some(cpu_ns),
+        period: profile.period_ns as i64,
+        comments,
+        default_sample_type: cpu_ns.kind,
+        texts: texts.items,
     }
-    for (place, location) in profile.locations.iter().enumerate() {
-        out = out.message(4, &location_message(place, location));
-    }
-    for (place, function) in profile.functions.iter().enumerate() {
-        let function = Message::default()
-            .integer(1, place as u64 + 1)
-            .integer(2, texts.place(&function.name))
-            .integer(3, texts.place(&function.system_name))
-            .integer(4, texts.place(&function.file));
-        out = out.message(5, &function);
-    }
-    for note in &profile.notes {
-        out = out.integer(13, texts.place(note));
-    }
-    out = out
-        .integer(9, profile.began_ns)
-        .integer(10, profile.lasted_ns)
-        .message(11, &value_type(cpu, nanoseconds))
-        .integer(12, profile.period_ns)
-        .integer(14, cpu);
-    texts.items.iter().fold(out, |out, text| out.bytes(6, text.as_bytes())).0
 }
 
-fn sample_message(sample: &Sample, period_ns: u64) -> Message {
-    let ids = sample.locations.iter().map(|&place| place as u64 + 1);
-    Message::default().packed(1, ids).packed(2, [sample.count, sample.count * period_ns])
+/// Samples, and the time that they stand for: one of each sample type.
+fn values(sample: &Sample, period_ns: u64) -> Vec<i64> {
+    vec![sample.count as i64, (sample.count * period_ns) as i64]
 }
 
-fn location_message(place: usize, location: &Location) -> Message {
-    let mapping = location.mapping.map_or(0, |place| place as u64 + 1);
-    let message = Message::default()
-        .integer(1, place as u64 + 1)
-        .integer(2, mapping)
-        .integer(3, location.address);
-    location.lines.iter().fold(message, |message, &Line { function, line }| {
-        let line = Message::default().integer(1, function as u64 + 1).integer(2, line.into());
-        message.message(4, &line)
-    })
+fn location((place, location): (usize, &Location)) -> LocationMessage {
+    let lines = location
+        .lines
+        .iter()
+        .map(|line| LineMessage { function_id: line.function as u64 + 1, line: line.line.into() });
+    LocationMessage {
+        id: place as u64 + 1,
+        mapping_id: location.mapping.map_or(0, |place| place as u64 + 1),
+        address: location.address,
+        lines: lines.collect(),
+    }
 }
 
 /// Texts, each once; the first is the empty one, as the format demands.
-struct Texts<'a> {
-    items: Vec<&'a str>,
-    places: HashMap<&'a str, u64>,
+struct Texts {
+    items: Vec<String>,
+    places: HashMap<String, i64>,
 }
 
-impl Default for Texts<'_> {
+impl Default for Texts {
     fn default() -> Self {
-        Self { items: vec![""], places: HashMap::from([("", 0)]) }
+        Self { items: vec![String::new()], places: HashMap::from([(String::new(), 0)]) }
     }
 }
 
-impl<'a> Texts<'a> {
-    fn place(&mut self, text: &'a str) -> u64 {
-        *self.places.entry(text).or_insert_with(|| {
-            self.items.push(text);
-            self.items.len() as u64 - 1
-        })
+impl Texts {
+    fn place(&mut self, text: &str) -> i64 {
+        if let Some(&place) = self.places.get(text) {
+            return place;
+        }
+        let place = self.items.len() as i64;
+        self.items.push(text.into());
+        self.places.insert(text.into(), place);
+        place
     }
 }
 
-/// Fields of protobuf's wire format, one behind the other.
-#[derive(Default)]
-struct Message(Vec<u8>);
+#[derive(Clone, PartialEq, Message)]
+struct ProfileMessage {
+    #[prost(message, repeated, tag = "1")]
+    sample_types: Vec<ValueType>,
+    #[prost(message, repeated, tag = "2")]
+    samples: Vec<SampleMessage>,
+    #[prost(message, repeated, tag = "3")]
+    mappings: Vec<MappingMessage>,
+    #[prost(message, repeated, tag = "4")]
+    locations: Vec<LocationMessage>,
+    #[prost(message, repeated, tag = "5")]
+    functions: Vec<FunctionMessage>,
+    #[prost(string, repeated, tag = "6")]
+    texts: Vec<String>,
+    #[prost(int64, tag = "9")]
+    began_ns: i64,
+    #[prost(int64, tag = "10")]
+    lasted_ns: i64,
+    #[prost(message, optional, tag = "11")]
+    period_type: Option<ValueType>,
+    #[prost(int64, tag = "12")]
+    period: i64,
+    #[prost(int64, repeated, tag = "13")]
+    comments: Vec<i64>,
+    #[prost(int64, tag = "14")]
+    default_sample_type: i64,
+}
 
-impl Message {
-    const VARINT: u64 = 0;
-    const LENGTH: u64 = 2;
+#[derive(Clone, Copy, PartialEq, Message)]
+struct ValueType {
+    #[prost(int64, tag = "1")]
+    kind: i64,
+    #[prost(int64, tag = "2")]
+    unit: i64,
+}
 
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
+#[derive(Clone, PartialEq, Message)]
+struct SampleMessage {
+    #[prost(uint64, repeated, tag = "1")]
+    location_ids: Vec<u64>,
+    #[prost(int64, repeated, tag = "2")]
+    values: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    labels: Vec<Label>,
+}
 
-    /// A zero is left out, which means the same.
-    fn integer(mut self, field: u64, value: u64) -> Self {
-        if value != 0 {
-            self.varint(field << 3 | Self::VARINT);
-            self.varint(value);
-        }
-        self
-    }
+#[derive(Clone, Copy, PartialEq, Message)]
+struct Label {
+    #[prost(int64, tag = "1")]
+    key: i64,
+    #[prost(int64, tag = "2")]
+    text: i64,
+}
 
-    fn bytes(mut self, field: u64, bytes: &[u8]) -> Self {
-        self.varint(field << 3 | Self::LENGTH);
-        self.varint(bytes.len() as u64);
-        self.0.extend_from_slice(bytes);
-        self
-    }
+#[derive(Clone, Copy, PartialEq, Message)]
+struct MappingMessage {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint64, tag = "2")]
+    start: u64,
+    #[prost(uint64, tag = "3")]
+    end: u64,
+    #[prost(uint64, tag = "4")]
+    offset: u64,
+    #[prost(int64, tag = "5")]
+    file: i64,
+    #[prost(bool, tag = "7")]
+    has_functions: bool,
+    #[prost(bool, tag = "8")]
+    has_files: bool,
+    #[prost(bool, tag = "9")]
+    has_lines: bool,
+    #[prost(bool, tag = "10")]
+    has_inline_frames: bool,
+}
 
-    fn message(self, field: u64, message: &Self) -> Self {
-        self.bytes(field, &message.0)
-    }
+#[derive(Clone, PartialEq, Message)]
+struct LocationMessage {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint64, tag = "2")]
+    mapping_id: u64,
+    #[prost(uint64, tag = "3")]
+    address: u64,
+    #[prost(message, repeated, tag = "4")]
+    lines: Vec<LineMessage>,
+}
 
-    fn packed(self, field: u64, values: impl IntoIterator<Item = u64>) -> Self {
-        let mut packed = Self::default();
-        values.into_iter().for_each(|value| packed.varint(value));
-        self.message(field, &packed)
-    }
+#[derive(Clone, Copy, PartialEq, Message)]
+struct LineMessage {
+    #[prost(uint64, tag = "1")]
+    function_id: u64,
+    #[prost(int64, tag = "2")]
+    line: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct FunctionMessage {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(int64, tag = "2")]
+    name: i64,
+    #[prost(int64, tag = "3")]
+    system_name: i64,
+    #[prost(int64, tag = "4")]
+    file: i64,
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::maps::Mapping;
-    use super::super::profile::Function;
+    use super::super::profile::{Function, Line};
     use super::*;
     use flate2::read::GzDecoder;
     use std::io::Read;
-
-    /// Each field's number beside its integer, or its bytes.
-    fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
-        let mut found = Vec::new();
-        while !bytes.is_empty() {
-            let key = varint(&mut bytes);
-            let value = varint(&mut bytes);
-            let body = match key & 7 {
-                Message::VARINT => &[][..],
-                Message::LENGTH => bytes.split_off(..value as usize).unwrap(),
-                other => panic!("wire type {other}"),
-            };
-            found.push((key >> 3, value, body));
-        }
-        found
-    }
-
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..).step_by(7) {
-            let byte = bytes.split_off_first().unwrap();
-            value |= u64::from(byte & 0x7f) << shift;
-            if *byte < 0x80 {
-                break;
-            }
-        }
-        value
-    }
 
     fn profile() -> Profile {
         let function = |name: &str| Function {
@@ -213,40 +252,41 @@ mod tests {
         let profile = profile();
         let mut plain = Vec::new();
         GzDecoder::new(&*encode(&profile).unwrap()).read_to_end(&mut plain).unwrap();
-        let all = fields(&plain);
-        let of = |wanted: u64| -> Vec<_> {
-            let those = all.iter().filter(|(field, ..)| *field == wanted);
-            those.map(|&(_, value, body)| (value, body)).collect()
-        };
-        let texts: Vec<&[u8]> = of(6).iter().map(|&(_, body)| body).collect();
-        let text = |place: u64| std::str::from_utf8(texts[place as usize]).unwrap();
+        let read = ProfileMessage::decode(&*plain).unwrap();
+        let text = |place: i64| read.texts[place as usize].as_str();
         assert_eq!(text(0), "");
-        let values = |body| fields(body).iter().map(|field| field.1).collect::<Vec<u64>>();
-        let kinds: Vec<Vec<&str>> =
-            of(1).iter().map(|&(_, body)| values(body).into_iter().map(text).collect()).collect();
+        let kinds: Vec<_> =
+            read.sample_types.iter().map(|one| [text(one.kind), text(one.unit)]).collect();
         assert_eq!(kinds, [["samples", "count"], ["cpu", "nanoseconds"]]);
 
-        let sample = fields(of(2)[0].1);
-        assert_eq!(sample[0].2, [1, 1]);
-        let mut counts = sample[1].2;
-        assert_eq!((varint(&mut counts), varint(&mut counts)), (200, 200 * 5_025_125));
-        let label = values(sample[2].2);
-        assert_eq!((text(label[0]), text(label[1])), ("thread", "worker-0"));
+        let sample = &read.samples[0];
+        assert_eq!(sample.location_ids, [1, 1]);
+        assert_eq!(sample.values, [200, 200 * 5_025_125]);
+        let label = sample.labels[0];
+        assert_eq!((text(label.key), text(label.text)), ("thread", "worker-0"));
 
-        assert_eq!(values(of(3)[0].1)[..3], [1, 0x1000, 0x2000]);
-        let location = fields(of(4)[0].1);
-        assert_eq!(
-            location.iter().map(|field| field.1).take(3).collect::<Vec<_>>(),
-            [1, 1, 0x1234]
-        );
-        assert_eq!(values(location[3].2), [1, 300], "the innermost first");
-        assert_eq!(values(location[4].2), [2, 7]);
-        let function: Vec<u64> = values(of(5)[1].1);
-        let names: Vec<&str> = function[1..].iter().map(|&place| text(place)).collect();
-        assert_eq!((function[0], names), (2, vec!["outer", "_Zouter", "src/a.rs"]));
-        assert_eq!(of(9)[0].0, profile.began_ns);
-        assert_eq!(of(10)[0].0, profile.lasted_ns);
-        assert_eq!(of(12)[0].0, profile.period_ns);
-        assert_eq!((text(of(13)[0].0), text(of(14)[0].0)), ("a note", "cpu"));
+        let mapping = read.mappings[0];
+        assert_eq!((mapping.id, mapping.start, mapping.end), (1, 0x1000, 0x2000));
+        assert_eq!(text(mapping.file), "/a");
+        let location = &read.locations[0];
+        assert_eq!((location.id, location.mapping_id, location.address), (1, 1, 0x1234));
+        let lines: Vec<_> =
+            location.lines.iter().map(|line| (line.function_id, line.line)).collect();
+        assert_eq!(lines, [(1, 300), (2, 7)], "the innermost first");
+        let function = read.functions[1];
+        let names = [function.name, function.system_name, function.file].map(text);
+        assert_eq!((function.id, names), (2, ["outer", "_Zouter", "src/a.rs"]));
+        assert_eq!(read.began_ns as u64, profile.began_ns);
+        assert_eq!(read.lasted_ns as u64, profile.lasted_ns);
+        assert_eq!(read.period as u64, profile.period_ns);
+        assert_eq!((text(read.comments[0]), text(read.default_sample_type)), ("a note", "cpu"));
+    }
+
+    /// Bytes as google/pprof's own reader expects them: numbers of a list are packed.
+    #[test]
+    fn lists_of_numbers_are_packed() {
+        let sample =
+            SampleMessage { location_ids: vec![1, 300], values: vec![2], labels: Vec::new() };
+        assert_eq!(sample.encode_to_vec(), [0x0a, 3, 1, 0xac, 2, 0x12, 1, 2]);
     }
 }
