@@ -4,6 +4,7 @@
 
 use crate::io::spans::Sampler;
 use crate::ops::otel::{Hidden, OtelSettings};
+use crate::wire::percent::{Plus, decode};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -217,28 +218,11 @@ impl Reader<'_> {
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=')?;
-        let key = decode(key.trim()).filter(|key| !key.is_empty())?;
-        Some((key, decode(value.trim())?))
+        let [key, value] = [key, value].map(|text| decode(text.trim().as_bytes(), Plus::Itself));
+        let key = key.ok().filter(|key| !key.is_empty())?;
+        Some((key.into_owned(), value.ok()?.into_owned()))
     };
     text.split(',').filter(|one| !one.trim().is_empty()).map(pair).collect()
-}
-
-/// `None`: a percent sign without two digits, or what is no UTF-8.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = tail;
-            continue;
-        }
-        let (digits, tail) = tail.split_at_checked(2)?;
-        let digit = |at: usize| char::from(digits[at]).to_digit(16);
-        bytes.push((digit(0)? << 4 | digit(1)?) as u8);
-        rest = tail;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

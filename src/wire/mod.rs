@@ -12,6 +12,7 @@ pub mod member;
 pub mod message;
 pub mod params;
 pub mod parcel;
+pub mod percent;
 pub mod publication;
 pub mod push;
 pub mod redis_url;

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::api_error::ApiError;
 use super::http::NO_SIGN;
+use super::percent::{Plus, decode, encode};
 use crate::types::quoted;
 
 /// Unknown parameters are ignored, but every one costs memory and a place in the sort.
@@ -35,9 +36,9 @@ impl<'a> Params<'a> {
                 Some(end) => (&pair[..end], &pair[end + 1..]),
                 None => (pair, &[][..]),
             };
-            let name = decode(name)
+            let name = decode(name, Plus::Space)
                 .map_err(|problem| ApiError::bad(format!("the name of a parameter {problem}")))?;
-            let value = match decode(value) {
+            let value = match decode(value, Plus::Space) {
                 Err(_) if name == "sign" => Cow::Borrowed(NO_SIGN),
                 value => value.map_err(|problem| {
                     ApiError::bad(format!("the parameter {} {problem}", quoted(&name)))
@@ -82,48 +83,6 @@ impl<'a> Params<'a> {
         }
         if separator == b'\n' {
             out.push(separator);
-        }
-    }
-}
-
-/// The error says what is wrong, to be put behind a subject.
-fn decode(text: &[u8]) -> Result<Cow<'_, str>, &'static str> {
-    let not_utf8 = "is not UTF-8";
-    if !text.iter().any(|&b| matches!(b, b'%' | b'+')) {
-        return std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| not_utf8);
-    }
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        match byte {
-            b'+' => decoded.push(b' '),
-            b'%' => {
-                let (digits, tail) = rest.split_first_chunk().ok_or(BAD_PERCENT)?;
-                decoded.push(hex_byte(*digits).ok_or(BAD_PERCENT)?);
-                rest = tail;
-            }
-            _ => decoded.push(byte),
-        }
-    }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| not_utf8)
-}
-
-const BAD_PERCENT: &str = "has a % that is not followed by two hexadecimal digits";
-
-pub(super) fn hex_byte(digits: [u8; 2]) -> Option<u8> {
-    let [high, low] = digits.map(|digit| char::from(digit).to_digit(16));
-    Some((high? << 4 | low?) as u8)
-}
-
-/// Percent-encodes all but the unreserved characters of RFC 3986.
-pub fn encode(text: &str, out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for &byte in text.as_bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            out.push(byte);
-        } else {
-            out.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
     }
 }

@@ -3,12 +3,13 @@
 //!
 //! No error quotes any part of the text: what is not where it belongs may be a password.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::params::{encode, hex_byte};
+use super::percent::{self, PercentError, Plus, encode};
 
 /// The port of a URL that names none.
 pub const DEFAULT_PORT: u16 = 6379;
@@ -222,19 +223,11 @@ fn number(text: &str) -> Option<u32> {
 
 /// `%2F` to `/`; a `+` stays one.
 fn decode(text: &str) -> Result<String, RedisUrlError> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let (digits, tail) = rest.split_first_chunk().ok_or(RedisUrlError::Percent)?;
-        decoded.push(hex_byte(*digits).ok_or(RedisUrlError::Percent)?);
-        rest = tail;
-    }
-    String::from_utf8(decoded).map_err(|_| RedisUrlError::NotUtf8)
+    let decoded = percent::decode(text.as_bytes(), Plus::Itself);
+    decoded.map(Cow::into_owned).map_err(|error| match error {
+        PercentError::Digits => RedisUrlError::Percent,
+        PercentError::NotUtf8 => RedisUrlError::NotUtf8,
+    })
 }
 
 /// The URL in full, with `***` for the password.
