@@ -71,8 +71,7 @@ impl Profile {
         let addresses = || recording.stacks.keys().flat_map(|(_, stack)| stack.iter().copied());
         let kernel_names = kernel::names(addresses());
         let used = addresses().filter_map(|address| maps::find(&mappings, address));
-        let files = Symbols::open(&mappings, used);
-        let names = Names { kernel: kernel_names, symbols: Symbols::new(&files) };
+        let names = Names { kernel: kernel_names, symbols: Symbols::open(&mappings, used) };
         let mut builder = Builder::new(mappings, names);
         let samples = recording.stacks.iter().map(|((thread, stack), &count)| {
             let locations = builder.locations(stack);
@@ -128,9 +127,9 @@ fn notes(recording: &Recording, is_kernel_unnamed: bool) -> Vec<String> {
     notes
 }
 
-struct Names<'data> {
+struct Names {
     kernel: HashMap<u64, String>,
-    symbols: Symbols<'data>,
+    symbols: Symbols,
 }
 
 /// Each thing once, by its place.
@@ -148,17 +147,17 @@ impl<T: Clone + Eq + Hash> Interned<T> {
     }
 }
 
-struct Builder<'data> {
+struct Builder {
     mappings: Vec<Mapping>,
-    names: Names<'data>,
+    names: Names,
     functions: Interned<Function>,
     locations: Vec<Location>,
     /// The place of each address that was met before.
     places: HashMap<u64, usize>,
 }
 
-impl<'data> Builder<'data> {
-    fn new(mappings: Vec<Mapping>, names: Names<'data>) -> Self {
+impl Builder {
+    fn new(mappings: Vec<Mapping>, names: Names) -> Self {
         let functions = Interned { items: Vec::new(), places: HashMap::new() };
         Self { mappings, names, functions, locations: Vec::new(), places: HashMap::new() }
     }

@@ -1,17 +1,15 @@
 //! Addresses of this process to functions and lines, from the programs' and libraries' own files:
-//! line tables where there are some, else their tables of symbols.
+//! line tables where there are some, else their tables of symbols. `addr2line`'s loader reads both.
 
 use super::maps::Mapping;
-use crate::io::map::MappedFile;
-use addr2line::Context;
-use addr2line::gimli::{Dwarf, EndianSlice, NativeEndian};
+use addr2line::Loader;
 use object::read::elf::ElfFile64;
-use object::{Object, ObjectSection, ObjectSegment, SymbolMap, SymbolMapName};
+use object::{NativeEndian, Object, ObjectSegment, ReadCache};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 
-type Slice<'data> = EndianSlice<'data, NativeEndian>;
+/// The program itself, even where an upgrade has put another one in its place.
+const OWN_FILE: &str = "/proc/self/exe";
 
 /// A function at an address, and its line.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,73 +30,50 @@ impl Frame {
     }
 }
 
-/// The files that addresses come from, by the names of their mappings.
-pub struct Symbols<'data>(HashMap<&'data str, Program<'data>>);
+/// The files that addresses come from, by the names of their mappings; `None` for one that cannot
+/// be read.
+pub struct Symbols(HashMap<String, Option<Program>>);
 
-impl<'data> Symbols<'data> {
-    /// Maps the files of the stretches `used` (places in `mappings`).
-    ///
-    /// The program itself is found even where an upgrade has put another one in its place.
-    pub fn open(
-        mappings: &[Mapping],
-        used: impl IntoIterator<Item = usize>,
-    ) -> Vec<(String, MappedFile)> {
-        let own = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+impl Symbols {
+    /// Reads the files of the stretches `used` (places in `mappings`).
+    pub fn open(mappings: &[Mapping], used: impl IntoIterator<Item = usize>) -> Self {
+        let own = std::fs::read_link(OWN_FILE).unwrap_or_default();
         let mut files = HashMap::new();
         for place in used {
             let name = mappings[place].name.as_str();
-            if let Entry::Vacant(entry) = files.entry(name) {
-                let is_own = own.to_str() == Some(name);
-                let opened = File::open(if is_own { "/proc/self/exe" } else { name });
-                entry.insert(opened.and_then(|file| MappedFile::open(&file)).ok());
+            if !files.contains_key(name) {
+                let path = if own.to_str() == Some(name) { OWN_FILE } else { name };
+                files.insert(name.into(), Program::open(path));
             }
         }
-        files.into_iter().filter_map(|(name, file)| Some((name.into(), file?))).collect()
-    }
-
-    /// Reads what the files say; those that cannot be read give no names.
-    pub fn new(files: &'data [(String, MappedFile)]) -> Self {
-        let read = |(name, file): &'data (String, MappedFile)| {
-            Program::parse(file).map(|program| (name.as_str(), program))
-        };
-        Self(files.iter().filter_map(read).collect())
+        Self(files)
     }
 
     /// The functions at an address: those that were inlined first, the one that holds them last.
     /// None where nothing is known.
     pub fn frames(&self, mapping: &Mapping, address: u64) -> Vec<Frame> {
-        let program = self.0.get(mapping.name.as_str());
+        let program = self.0.get(&mapping.name).and_then(Option::as_ref);
         program.map_or_else(Vec::new, |program| program.frames(mapping.file_offset(address)))
     }
 }
 
 /// One file.
-struct Program<'data> {
-    lines: Option<Context<Slice<'data>>>,
-    symbols: SymbolMap<SymbolMapName<'data>>,
+struct Program {
+    loader: Loader,
     /// Where stretches of the file are in its own address space: offset, length, address.
     segments: Vec<(u64, u64, u64)>,
 }
 
-impl<'data> Program<'data> {
-    fn parse(file: &'data [u8]) -> Option<Self> {
-        let object = ElfFile64::<object::NativeEndian>::parse(file).ok()?;
-        let section = |id: addr2line::gimli::SectionId| {
-            let section = object.section_by_name(id.name());
-            // A compressed one counts as none: neither the compiler nor Debian makes such.
-            let data = section.and_then(|section| section.uncompressed_data().ok());
-            let data = match data {
-                Some(std::borrow::Cow::Borrowed(data)) => data,
-                _ => &[],
-            };
-            Ok::<_, ()>(EndianSlice::new(data, NativeEndian))
-        };
-        let lines = Dwarf::load(section).ok().and_then(|dwarf| Context::from_dwarf(dwarf).ok());
+impl Program {
+    fn open(path: &str) -> Option<Self> {
+        // The loader does not show them.
+        let file = ReadCache::new(File::open(path).ok()?);
+        let object = ElfFile64::<NativeEndian, _>::parse(&file).ok()?;
         let segments = object.segments().map(|segment| {
             let (offset, length) = segment.file_range();
             (offset, length, segment.address())
         });
-        Some(Self { lines, symbols: object.symbol_map(), segments: segments.collect() })
+        Some(Self { segments: segments.collect(), loader: Loader::new(path).ok()? })
     }
 
     fn frames(&self, file_offset: u64) -> Vec<Frame> {
@@ -111,9 +86,9 @@ impl<'data> Program<'data> {
         let mut frames = self.inlined(address).unwrap_or_default();
         // The table of symbols knows the function that holds the others, also where the line
         // tables have its name without its path, or nothing at all.
-        if let Some(symbol) = self.symbols.containing(address) {
+        if let Some(symbol) = self.loader.find_symbol(address) {
             let holder = frames.pop().unwrap_or_default();
-            let (name, system_name) = (readable(symbol.name()), symbol.name().into());
+            let (name, system_name) = (readable(symbol), symbol.into());
             frames.push(Frame { name, system_name, ..holder });
         }
         frames.retain(|frame| !frame.name.is_empty());
@@ -121,7 +96,7 @@ impl<'data> Program<'data> {
     }
 
     fn inlined(&self, address: u64) -> Option<Vec<Frame>> {
-        let mut found = self.lines.as_ref()?.find_frames(address).skip_all_loads().ok()?;
+        let mut found = self.loader.find_frames(address).ok()?;
         let mut frames = Vec::new();
         while let Some(frame) = found.next().ok()? {
             let name = frame.function.as_ref().and_then(|function| function.raw_name().ok());
@@ -163,19 +138,17 @@ mod tests {
         // Of the C library, which Debian strips of all but what it exports.
         let address = libc::close as *const () as usize as u64;
         let place = maps::find(&mappings, address).unwrap();
-        let files = Symbols::open(&mappings, [place, place]);
-        assert_eq!(files.len(), 1);
-        let frames = Symbols::new(&files).frames(&mappings[place], address);
+        let symbols = Symbols::open(&mappings, [place, place]);
+        assert_eq!(symbols.0.len(), 1);
+        let frames = symbols.frames(&mappings[place], address);
         assert!(frames[0].name.contains("close"), "{frames:?}");
     }
 
     #[test]
     fn what_is_no_program_has_no_names() {
-        assert!(Program::parse(b"").is_none());
-        assert!(Program::parse(b"#!/bin/sh\n").is_none());
-        let mapping = Mapping { start: 0, end: 9, offset: 0, name: "[vdso]".into() };
-        let mappings = [mapping];
-        assert!(Symbols::open(&mappings, [0]).is_empty());
-        assert!(Symbols::new(&[]).frames(&mappings[0], 4).is_empty());
+        for name in ["[vdso]", "/dev/null", "/etc/passwd", "/proc/self"] {
+            let mappings = [Mapping { start: 0, end: 9, offset: 0, name: name.into() }];
+            assert!(Symbols::open(&mappings, [0]).frames(&mappings[0], 4).is_empty(), "{name}");
+        }
     }
 }
