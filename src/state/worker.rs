@@ -437,6 +437,9 @@ impl Worker {
         if is_expired {
             self.config.counters.count_drops(Drop::Expired, outcome.matched);
             outcome.is_expired = true;
+        } else {
+            let interval_ms = self.config.ping_interval_ms;
+            self.sweep.handle_push(outcome.matched, self.connections.len(), interval_ms);
         }
         while let Some(slot) = self.grown.pop() {
             self.reorder(slot);

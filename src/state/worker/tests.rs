@@ -32,6 +32,10 @@ struct Rig {
     ids: u64,
 }
 
+fn client(uid: &str, session_exp: u64) -> Identity<'_> {
+    Identity { project: ProjectId(0), uid, device: "", tags: &[], session_exp, role: Role::Client }
+}
+
 impl Rig {
     fn new(outbox_bytes: usize, worker_outbox_bytes: usize) -> Self {
         Self::with(outbox_bytes, worker_outbox_bytes, |_| {})
@@ -80,16 +84,18 @@ impl Rig {
         self.connect_until(uid, 0)
     }
 
+    /// Many of one user, without a check after each.
+    fn connect_many(&mut self, uid: &str, count: usize) {
+        for index in 1..=count {
+            self.worker.handle_connect(client(uid, 0), b"", NOW_MS);
+            if index % 64 == 0 || index == count {
+                self.flush();
+            }
+        }
+    }
+
     fn connect_until(&mut self, uid: &str, session_exp: u64) -> u32 {
-        let identity = Identity {
-            project: ProjectId(0),
-            uid,
-            device: "",
-            tags: &[],
-            session_exp,
-            role: Role::Client,
-        };
-        let (key, _) = self.worker.handle_connect(identity, b"", NOW_MS);
+        let (key, _) = self.worker.handle_connect(client(uid, session_exp), b"", NOW_MS);
         self.flush();
         key.slot
     }

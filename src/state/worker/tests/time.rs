@@ -4,6 +4,8 @@ use super::*;
 
 const PING: [u8; 2] = [0x89, 0];
 const TICK_MS: u64 = 50;
+/// Connections of a worker whose pings are spread after a message to all of them.
+const CROWD: usize = 1_100;
 
 fn rig(ping_interval_ms: u64, idle_timeout_ms: u64) -> Rig {
     Rig::with(1 << 20, 1 << 30, |config| {
@@ -18,10 +20,20 @@ fn pings(
     rig: &mut Rig,
     from_ms: u64,
     end_ms: u64,
+    each: impl FnMut(&mut Rig, u64),
+) -> Vec<(u64, u32)> {
+    pings_every(TICK_MS, rig, from_ms, end_ms, each)
+}
+
+fn pings_every(
+    tick_ms: u64,
+    rig: &mut Rig,
+    from_ms: u64,
+    end_ms: u64,
     mut each: impl FnMut(&mut Rig, u64),
 ) -> Vec<(u64, u32)> {
     let mut pings = Vec::new();
-    for later_ms in (from_ms..end_ms).step_by(TICK_MS as usize) {
+    for later_ms in (from_ms..end_ms).step_by(tick_ms as usize) {
         rig.worker.handle_tick(NOW_MS + later_ms);
         let sent = rig.flush();
         let sent = sent.into_iter().filter(|(_, bytes)| *bytes == PING);
@@ -49,6 +61,49 @@ fn a_quiet_connection_gets_a_frame_within_50_s_again_and_again() {
     let most = pings.chunk_by(|one, next| one.0 == next.0).map(<[_]>::len).max();
     assert!(most <= Some(26), "pings are spread: {most:?} in one tick");
     assert_eq!(rig.closed, []);
+}
+
+/// After a message to everybody all were due for a ping at the same time, 45 s later: at a million
+/// connections that burst delayed every other message by up to two seconds.
+#[test]
+fn pings_after_a_message_to_everybody_are_spread() {
+    let mut rig = rig(45_000, 120_000);
+    rig.connect_many("u", CROWD);
+    let each = |rig: &mut Rig, later_ms| {
+        if later_ms == 1_000 {
+            rig.push("u", 10, 0);
+        }
+    };
+    let pings = pings_every(500, &mut rig, 500, 105_000, each);
+    let mut last_ms = vec![1_000; CROWD];
+    let mut by_round = vec![0; 28];
+    for (at_ms, slot) in pings {
+        assert!(at_ms - last_ms[slot as usize] <= 50_000, "{slot} is quiet for more than 50 s");
+        last_ms[slot as usize] = at_ms;
+        by_round[at_ms as usize / 4_000] += 1;
+    }
+    assert_eq!(by_round[..3], [0; 3], "a quarter of the interval without pings: {by_round:?}");
+    // A twelfth of all is even; the last quarter of the crowd comes beside the second turns.
+    assert!(by_round.iter().all(|&pings| pings <= CROWD / 4), "{by_round:?}");
+}
+
+/// Who spreads pings must not add any where none is due.
+#[test]
+fn regular_messages_to_everybody_stand_in_for_pings() {
+    let mut rig = rig(45_000, 120_000);
+    rig.connect_many("u", CROWD);
+    let pings = pings_every(500, &mut rig, 500, 130_000, |rig, later_ms| {
+        if later_ms % 30_000 == 1_000 {
+            rig.push("u", 10, 0);
+        }
+        if later_ms % 30_000 == 20_000 {
+            for slot in 0..CROWD as u32 {
+                rig.worker.handle_frame(slot, Message::Pong(b""), NOW_MS + later_ms);
+            }
+        }
+    });
+    // After the first one nobody knows of the second.
+    assert!(pings.iter().all(|&(at_ms, _)| at_ms < 31_000), "{pings:?}");
 }
 
 #[test]
