@@ -88,7 +88,7 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
 }
 
 /// A word that is neither a level nor a pair would be taken for a target, and everything else would
-/// be muted.
+/// be muted; so would a target that nothing has, if it came without a level.
 fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
     let Some(text) = &setting.text else { return Ok(flags::LOG.default.into()) };
     let fix = "give a level (error, warn, info, debug, trace, off) or target=level pairs";
@@ -100,11 +100,13 @@ fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
     if directives.peek().is_none() {
         return Err(wrong(""));
     }
+    let mut has_level = false;
     for directive in directives {
         let Some((target, _)) = directive.rsplit_once('=') else {
             if LevelFilter::from_str(directive).is_err() {
                 return Err(wrong(&format!("; '{directive}' is neither")));
             }
+            has_level = true;
             continue;
         };
         let module = target.split('[').next().unwrap_or("");
@@ -116,7 +118,8 @@ fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
         }
     }
     match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.clone()),
+        Ok(_) if has_level => Ok(text.clone()),
+        Ok(_) => Ok(format!("{},{text}", flags::LOG.default)),
         Err(_) => Err(wrong("")),
     }
 }
@@ -158,10 +161,17 @@ mod tests {
             let start = format!("ws-cluster: --log '{text}' is not a log filter: give a level (");
             assert!(error.starts_with(&start) && error.contains(named), "{error}");
         }
-        for text in
-            ["off", "WARN", "info,ws_cluster=debug", "ws_cluster::io=trace", "[a{b=1}]=debug, info"]
+        for text in ["off", "WARN", "info,ws_cluster=debug", "off,panic=error", "[a{b=1}]=debug, 3"]
         {
             assert_eq!(resolve(text), Ok(text.into()));
+        }
+    }
+
+    /// `ws_clusterr=debug` and `ureq=debug` muted the node, without a word.
+    #[test]
+    fn pairs_alone_mute_nothing() {
+        for text in ["ws_cluster::io=trace", "ws_clusterr=debug,ureq=off", "[span]=debug"] {
+            assert_eq!(resolve(text), Ok(format!("info,{text}")));
         }
     }
 }

@@ -275,7 +275,8 @@ groups! {
         LOG = Flag::free("log", "FILTER").default("info")
             .help("what to log: a level (error, warn, info, debug, trace, off), or with \
                 target=level pairs, as `info,ws_cluster=debug`")
-            .more("; any other word is refused. See [Logs](#logs), also for those below");
+            .more("; any other word is refused, and what no pair names is logged from info on \
+                where no level is given. See [Logs](#logs), also for those below");
         LOG_FORMAT = word("log_format", "FORMAT", "a log format", "give text or json", "json")
             .default("text")
             .help("`text`, for people; `json`, one object a line, for machines");
