@@ -20,7 +20,7 @@ use crate::io::mailbox::Mailbox;
 use crate::io::near::Near;
 use crate::io::pauses;
 use crate::io::port::{self, Far};
-use crate::io::pulse::Pulse;
+use crate::io::pulse::{self, Pulse};
 use crate::io::queue::{Driver, Host};
 use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
@@ -319,7 +319,9 @@ impl WorkerLife {
                 core.set_broker(broker);
                 pauses::spawn(driver.run());
             }
-            drive::run(core, http).await
+            let result = drive::run(core, http).await;
+            pulse::end_rounds();
+            result
         };
         runtime.block_on(serve).map_err(|error| needs.not_driven(error))
     }

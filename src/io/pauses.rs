@@ -10,8 +10,8 @@
 //! behind all others that are ready: the one of [`observe`] is woken by the first task of a round
 //! and so ends it.
 
-use super::sys;
 use super::wake::{Flag, yield_now};
+use super::{pulse, sys};
 use crate::state::counters::{Counters, Pauses};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -56,12 +56,14 @@ impl Rounds {
     fn begin(&self) {
         if self.began.get().is_none() {
             self.began.set(Some(Instant::now()));
+            pulse::begin_round();
             self.has_begun.raise();
         }
     }
 
     fn end(&self) {
         let Some(began) = self.began.take() else { return };
+        pulse::end_round();
         self.pieces.set(PIECES_PER_ROUND);
         let ns = began.elapsed().as_nanos() as u64;
         let own_ns = self.own_part(ns);

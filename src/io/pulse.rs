@@ -4,23 +4,49 @@
 use super::sys::{self, ThreadClock};
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU8, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::thread;
 
 /// Processor time that a thread may spend between two beats, which are some tens of milliseconds
 /// apart. A thread that is not given a core, or waits, spends none. Far above the longest turn: one
 /// worker that sends a push to a million connections spends 4 to 8 s.
 const STUCK_NS: u64 = 60_000_000_000;
+/// The same while none of our tasks runs: all of it is the executor's and the kernel's.
+const IDLE_STUCK_NS: u64 = 4_000_000_000;
+
+/// Nobody says when a task of the thread runs.
+const UNKNOWN: u8 = 0;
+/// A round of tasks has begun.
+const IN_ROUND: u8 = 1;
+/// All tasks of the last round have had their turn.
+const IDLE: u8 = 2;
+
+#[derive(Debug, Default)]
+struct Heart {
+    beats: AtomicU64,
+    /// [`UNKNOWN`], [`IN_ROUND`] or [`IDLE`].
+    state: AtomicU8,
+}
+
+impl Heart {
+    /// To be called in its own thread alone: an atomic addition would cost several times as much.
+    fn beat(&self) {
+        self.beats.store(self.beats.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
 
 thread_local! {
-    static BEATS: RefCell<Option<Arc<AtomicU64>>> = const { RefCell::new(None) };
+    static HEART: RefCell<Option<Arc<Heart>>> = const { RefCell::new(None) };
 }
 
 /// A thread's pulse, for whoever watches it.
 #[derive(Debug)]
 pub struct Pulse {
     name: String,
-    beats: Arc<AtomicU64>,
+    heart: Arc<Heart>,
     clock: ThreadClock,
     last_beats: u64,
     /// Processor time at the last beat that was seen.
@@ -30,38 +56,61 @@ pub struct Pulse {
 impl Pulse {
     /// That of the calling thread, which is to call [`beat`] from here on.
     pub fn begin() -> Self {
-        let beats = Arc::new(AtomicU64::new(0));
-        BEATS.set(Some(Arc::clone(&beats)));
+        let heart = Arc::new(Heart::default());
+        HEART.set(Some(Arc::clone(&heart)));
         let (name, clock) =
             (thread::current().name().unwrap_or("unnamed").into(), sys::thread_clock());
         let last_ns = sys::thread_cpu_ns(clock).unwrap_or(0);
-        Self { name, beats, clock, last_beats: 0, last_ns }
+        Self { name, heart, clock, last_beats: 0, last_ns }
     }
 
     /// The thread's name, if it does nothing but spend time. To be asked every second or so.
     pub fn stuck_thread(&mut self) -> Option<String> {
-        self.has_spent(STUCK_NS).then(|| self.name.clone())
+        self.has_spent(STUCK_NS, IDLE_STUCK_NS).then(|| self.name.clone())
     }
 
-    /// Whether it has spent as much processor time since its last beat.
-    fn has_spent(&mut self, limit_ns: u64) -> bool {
+    /// Whether it has spent as much processor time since its last beat, or as much as
+    /// `idle_limit_ns` without a round.
+    fn has_spent(&mut self, limit_ns: u64, idle_limit_ns: u64) -> bool {
         // A thread that has ended is not stuck.
         let Some(now_ns) = sys::thread_cpu_ns(self.clock) else { return false };
-        let beats = self.beats.load(Relaxed);
+        // In this order: a round that has ended by now has beaten, and none has begun before.
+        let is_idle = self.heart.state.load(Acquire) == IDLE;
+        let beats = self.heart.beats.load(Relaxed);
         if beats != self.last_beats {
             (self.last_beats, self.last_ns) = (beats, now_ns);
         }
+        let limit_ns = if is_idle { idle_limit_ns } else { limit_ns };
         now_ns.saturating_sub(self.last_ns) >= limit_ns
     }
 }
 
 /// The calling thread takes turns.
 pub fn beat() {
-    BEATS.with_borrow(|beats| {
-        if let Some(beats) = beats {
-            beats.fetch_add(1, Relaxed);
-        }
+    with_heart(Heart::beat);
+}
+
+/// A task of the calling thread runs, the first one of a round. Whoever says this says
+/// [`end_round`], too.
+pub fn begin_round() {
+    with_heart(|heart| heart.state.store(IN_ROUND, Relaxed));
+}
+
+/// Every task of the calling thread that was ready has had its turn: that is a beat.
+pub fn end_round() {
+    with_heart(|heart| {
+        heart.beat();
+        heart.state.store(IDLE, Release);
     });
+}
+
+/// The calling thread has no more rounds, and may be at its end for long.
+pub fn end_rounds() {
+    with_heart(|heart| heart.state.store(UNKNOWN, Relaxed));
+}
+
+fn with_heart(tell: impl FnOnce(&Heart)) {
+    HEART.with_borrow(|heart| heart.as_deref().map(tell));
 }
 
 #[cfg(test)]
@@ -69,24 +118,52 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn is_stuck(pulse: &mut Pulse) -> bool {
+        pulse.stuck_thread().is_some()
+    }
+
+    fn spend(pulse: &Pulse) {
+        let until_ns = sys::thread_cpu_ns(pulse.clock).unwrap() + 2_000_000;
+        while sys::thread_cpu_ns(pulse.clock).unwrap() < until_ns {}
+    }
+
     #[test]
     fn a_thread_that_sleeps_or_has_ended_is_not_stuck() {
         let mut own = Pulse::begin();
         beat();
-        assert!(!own.has_spent(STUCK_NS) && own.last_beats == 1);
+        assert!(!is_stuck(&mut own) && own.last_beats == 1);
         thread::sleep(Duration::from_millis(10));
-        assert!(!own.has_spent(STUCK_NS));
+        assert!(!is_stuck(&mut own));
         let mut ended = thread::spawn(Pulse::begin).join().unwrap();
-        assert!(!ended.has_spent(STUCK_NS));
+        assert!(!is_stuck(&mut ended));
     }
 
     #[test]
     fn who_spends_time_without_a_beat_is_stuck_and_a_beat_ends_that() {
         let mut own = Pulse::begin();
-        let until_ns = own.last_ns + 2_000_000;
-        while sys::thread_cpu_ns(own.clock).unwrap() < until_ns {}
-        assert!(own.has_spent(1_000_000) && !own.has_spent(STUCK_NS));
+        spend(&own);
+        assert!(own.has_spent(1_000_000, u64::MAX) && !is_stuck(&mut own));
         beat();
-        assert!(!own.has_spent(1_000_000));
+        assert!(!own.has_spent(1_000_000, u64::MAX));
+    }
+
+    /// The executor swallows errors of its ring: a minute of processor time went by until its node
+    /// ended.
+    #[test]
+    fn what_is_spent_without_a_round_counts_sooner() {
+        let mut own = Pulse::begin();
+        let mut is_idly_stuck = |what: fn()| {
+            what();
+            spend(&own);
+            own.has_spent(u64::MAX, 1_000_000)
+        };
+        assert!(!is_idly_stuck(|| {}), "nobody says when it has rounds");
+        assert!(!is_idly_stuck(begin_round), "it may be a long one");
+        // A beat, seen at this look; and what comes behind it.
+        assert!(!is_idly_stuck(end_round));
+        assert!(is_idly_stuck(|| {}));
+        assert!(!is_idly_stuck(begin_round));
+        assert!(!is_idly_stuck(end_round));
+        assert!(!is_idly_stuck(end_rounds), "its end may take long");
     }
 }

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import pathlib
+import pty
 import re
 import resource
 import signal
@@ -110,7 +112,7 @@ def test_threads_that_the_user_may_not_start():
 # What a running node loses.
 
 
-def lost(before):
+def lost(before, patience=60):
     """A node that starts, and whose ring is refused something that it only needs later: why it
     ends."""
     node = subprocess.Popen(
@@ -121,7 +123,7 @@ def lost(before):
         listening = next(line for line in node.stdout if "listening" in line)
         port = int(re.search(r" ws=127.0.0.1:(\d+)", listening)[1])
         with socket.create_connection(("127.0.0.1", port)):
-            output, errors = node.communicate(timeout=60)
+            output, errors = node.communicate(timeout=patience)
     finally:
         node.kill()
     assert node.returncode == 1 and 'stopped why="an error"' in output, (output, errors)
@@ -150,6 +152,27 @@ def test_one_line_at_the_start_and_one_at_the_end(start):
         eventually(lambda: server.metric("ws_cluster_delivery_total") == 1, "it is delivered")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
+def rings_of_worker():
+    """The descriptors of the rings of a node's only worker: the executor's, and the nested one."""
+    server = Server("--workers", "1")
+    try:
+        for task in pathlib.Path(f"/proc/{server.process.pid}/task").iterdir():
+            if (task / "comm").read_text() == "worker-0\n":
+                files = {int(fd.name): os.readlink(fd) for fd in (task / "fd").iterdir()}
+                return sorted(fd for fd, file in files.items() if "[io_uring]" in file)
+    finally:
+        server.stop()
+    raise AssertionError("there is no worker-0")
+
+
+def test_an_executor_whose_ring_fails_ends_the_node():
+    """It leaves out the errors of its ring and tries again at once: its thread span for a minute."""
+    executor, _ = rings_of_worker()
+    # Two threads spin, and a busy machine gives them little.
+    errors = lost(refuse("io_uring_enter", errno.EPERM, arg0=executor), patience=300)
+    assert "spends processor time and serves nobody: its io_uring does not wait" in errors, errors
+
+
     lines = lines_of(server)
     [begin] = [line["fields"] for line in lines if line["msg"] == "started"]
     assert (begin["version"], begin["commit"]) == (version["version"], version["commit"])
