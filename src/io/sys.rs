@@ -355,6 +355,11 @@ fn awaited_signals() -> libc::sigset_t {
     }
 }
 
+/// Whether whoever started the process has that signal ignored, as nohup has SIGHUP.
+pub fn ignores(signal: Signal) -> bool {
+    is_ignored(signal.number())
+}
+
 fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: all-zero is a valid sigaction.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };

@@ -21,6 +21,12 @@ const ONE_WISH: Duration = Duration::from_secs(1);
 /// sends SIGTERM to the process and to its group.
 const ONE_SENDING: Duration = Duration::from_millis(5);
 
+/// Whether SIGHUP means that the node's terminal was closed, or its connection is lost; and nobody
+/// wants it to go on.
+fn ends_with_terminal() -> bool {
+    logs::is_on_terminal() && !sys::ignores(Signal::HangUp)
+}
+
 /// One per node.
 pub(super) struct Life {
     shared: Arc<Shared>,
@@ -70,8 +76,7 @@ impl Life {
             while let Ok(signal) = sys::wait_for_signal() {
                 match signal {
                     Signal::Reopen => logs::reopen(),
-                    // It was closed, or its connection is lost.
-                    Signal::HangUp if !logs::is_on_terminal() => logs::reopen(),
+                    Signal::HangUp if !ends_with_terminal() => logs::reopen(),
                     signal => life.handle_end(signal),
                 }
             }

@@ -271,3 +271,31 @@ def test_an_ignored_sigint_stays_ignored_and_sigusr2_does_nothing():
         assert server.wait() == 0
     finally:
         server.stop()
+
+
+def test_who_has_sighup_ignored_outlives_a_terminal():
+    """nohup has it so; the node drained all the same when its log was on the terminal."""
+    for ignores in (True, False):
+        ours, theirs = pty.openpty()
+        handle = signal.SIG_IGN if ignores else signal.SIG_DFL
+        node = subprocess.Popen(
+            command("--workers", "1"), stdout=theirs, stderr=theirs,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, handle),
+        )
+        try:
+            shown = b""
+            while b"started" not in shown:
+                shown += os.read(ours, 4096)
+            node.send_signal(signal.SIGHUP)
+            if not ignores:
+                assert node.wait(10) == 0
+                continue
+            time.sleep(0.3)
+            assert node.poll() is None
+            node.terminate()
+            assert node.wait(10) == 0
+        finally:
+            node.kill()
+            node.wait()
+            os.close(ours)
+            os.close(theirs)
