@@ -21,7 +21,7 @@ mod queue;
 mod setting;
 mod variables;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -185,7 +185,7 @@ impl Config {
         let otel = otel::from_env(from.env(), &mut warnings);
         let logs = LogSettings::resolve(from, &mut warnings)?;
         let sentry_dsn = resolve_sentry(from, &mut warnings)?;
-        let ports = Ports::resolve(from)?;
+        let ports = Ports::resolve(from, [bind.ip, http_bind.ip, ops_bind.ip])?;
         let counts = Counts::resolve(from)?;
         let memory = Memory::resolve(from, counts.workers, &limits)?;
         let queue = QueueSettings::resolve(from, counts.workers, &mut warnings)?;
@@ -348,21 +348,27 @@ pub struct OpsPort {
 }
 
 impl Ports {
-    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
+    /// The addresses are those of `--bind`, `--http_bind` and `--ops_bind`.
+    fn resolve(from: &Source<'_>, [ws_ip, http_ip, ops_ip]: [IpAddr; 3]) -> Result<Self, Exit> {
         let port = |flag: &'static Flag| from.get(flag).number().map(|port| port as u16);
         let ws = port(&flags::WS_PORT)?;
         let http = port(&flags::HTTP_PORT)?;
         let prometheus = port(&flags::PROMETHEUS_PORT)?;
-        let mut taken = vec![("ws_port", ws), ("http_port", http), ("prometheus_port", prometheus)];
+        let mut taken = vec![
+            ("ws_port", SocketAddr::new(ws_ip, ws)),
+            ("http_port", SocketAddr::new(http_ip, http)),
+            ("prometheus_port", SocketAddr::new(ops_ip, prometheus)),
+        ];
         let mut ops_port = |flag: &'static Flag| {
             let mut port = port(flag)?;
             let setting = from.get(flag);
             let is_given = setting.text.is_some();
-            if !is_given && taken.iter().any(|(_, other)| *other == port) {
+            let is_free = |port| !taken.iter().any(|(_, other)| overlap(*other, port));
+            if !is_given && !is_free(SocketAddr::new(ops_ip, port)) {
                 port = 0;
                 setting.note(port.to_string());
             }
-            taken.push((flag.name, port));
+            taken.push((flag.name, SocketAddr::new(ops_ip, port)));
             Ok(OpsPort { port, is_given })
         };
         let pprof = ops_port(&flags::PPROF_PORT)?;
@@ -435,9 +441,22 @@ fn default_workers() -> u64 {
     cores.saturating_sub(1).clamp(1, 64)
 }
 
-fn distinct_ports(ports: &[(&str, u16)]) -> Result<(), Exit> {
-    for (index, (flag, port)) in ports.iter().enumerate() {
-        let earlier = ports[..index].iter().find(|(_, other)| *port != 0 && other == port);
+/// Whether nobody can listen on both.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let takes = |all: IpAddr, ip: IpAddr| match all {
+        IpAddr::V4(all) => all.is_unspecified() && ip.is_ipv4(),
+        // IPv4 as well.
+        IpAddr::V6(all) => all.is_unspecified(),
+    };
+    let (ip, other_ip) = (one.ip(), other.ip());
+    let is_same = ip == other_ip || takes(ip, other_ip) || takes(other_ip, ip);
+    is_same && one.port() == other.port() && one.port() != 0
+}
+
+fn distinct_ports(ports: &[(&str, SocketAddr)]) -> Result<(), Exit> {
+    for (index, (flag, at)) in ports.iter().enumerate() {
+        let port = at.port();
+        let earlier = ports[..index].iter().find(|(_, other)| overlap(*at, *other));
         if let Some((other, _)) = earlier {
             return Err(Exit::Error(format!(
                 "--{other} and --{flag} are both {port}: give each its own port, e.g. --{flag} {}",

@@ -89,8 +89,16 @@ impl Bind {
     }
 }
 
-/// An IP address; one of IPv6 may stand in brackets, as in a URL.
+/// An IP address that clients can reach; one of IPv6 may stand in brackets, as in a URL.
 struct Address(IpAddr);
+
+/// The kernel listens on those of groups, and nobody can connect; one of a link needs its link.
+fn is_reachable(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !ip.is_multicast() && !ip.is_broadcast(),
+        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_unicast_link_local(),
+    }
+}
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,13 +110,15 @@ impl FromStr for Address {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        match text.strip_prefix('[') {
+        let ip: IpAddr = match text.strip_prefix('[') {
             Some(rest) => {
                 let inner = rest.strip_suffix(']').ok_or(())?;
-                inner.parse().map(|ip| Self(IpAddr::V6(ip))).map_err(|_| ())
+                inner.parse().map(IpAddr::V6).map_err(|_| ())?
             }
-            None => text.parse().map(Self).map_err(|_| ()),
-        }
+            None => text.parse().map_err(|_| ())?,
+        };
+        // ::ffff:127.0.0.1 is 127.0.0.1.
+        Some(Self(ip.to_canonical())).filter(|Self(ip)| is_reachable(*ip)).ok_or(())
     }
 }
 
@@ -135,6 +145,12 @@ mod tests {
             ("::1]", None),
             ("[]", None),
             ("localhost", None),
+            ("[::ffff:127.0.0.1]", Some("127.0.0.1")),
+            ("224.0.0.1", None),
+            ("255.255.255.255", None),
+            ("ff02::1", None),
+            ("fe80::1", None),
+            ("fe80::1%eth0", None),
         ] {
             assert_eq!(parse(text).as_deref(), ip, "{text}");
         }
@@ -162,6 +178,7 @@ mod tests {
             ("", None),
             ("--bind 127.0.0.9", None),
             ("--bind [::1]", None),
+            ("--bind ::ffff:127.0.0.1", None),
             ("--bind 0.0.0.0", Some("--bind 0.0.0.0 lets other machines in")),
             ("--bind ::", Some("--bind :: lets")),
             ("--http_bind 0.0.0.0", Some("--http_bind 0.0.0.0 lets")),

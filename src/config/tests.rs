@@ -283,6 +283,27 @@ fn unknown_and_broken_arguments() {
 }
 
 #[test]
+fn one_number_serves_two_ports_where_their_addresses_differ() {
+    for (binds, is_free) in [
+        ("--http_bind 127.0.0.2", true),
+        ("--http_bind ::1", true),
+        ("--bind 0.0.0.0 --http_bind ::1", true),
+        ("--http_bind 127.0.0.1", false),
+        ("--bind 0.0.0.0 --http_bind 127.0.0.2", false),
+        ("--bind :: --http_bind 0.0.0.0", false),
+        ("--bind 10.0.0.1 --http_bind ::", false),
+    ] {
+        let config = config(&format!("--http_port 8812 {binds}"));
+        assert_eq!(config.is_ok(), is_free, "{binds}");
+    }
+    // A port that was not asked for makes way for those that were.
+    let elsewhere = config("--http_port 6060 --http_bind 127.0.0.2").unwrap().pprof_port;
+    assert_eq!(elsewhere, OpsPort { port: 6060, is_given: false });
+    let same = config("--http_port 6060").unwrap().pprof_port;
+    assert_eq!(same, OpsPort { port: 0, is_given: false });
+}
+
+#[test]
 fn values_that_contradict_each_other() {
     assert_eq!(
         error(config("--queue redis-stream")),

@@ -105,3 +105,17 @@ def test_over_ipv6_the_printed_lines_can_be_pasted(bind):
         hosts = ["::1"] if "1" in bind else ["::1", "127.0.0.1"]
         for host in hosts:
             socket.create_connection((host, server.ws[1])).close()
+
+
+def test_two_ports_of_two_addresses_may_have_one_number():
+    """They were "both 8812", and refused."""
+    with socket.create_server(("127.0.0.3", 0)) as free:
+        port = str(free.getsockname()[1])
+    given = ("prometheus_port", "pprof_port", "swagger_port")
+    one = ("--ws_port", port, "--http_port", port)
+    with Server(*one, "--http_bind", "127.0.0.3", given=given) as server:
+        assert server.http == ("127.0.0.3", int(port)) and server.ws[1] == int(port)
+        assert server.request("GET", "/healthz").status == 200
+        server.client("alice").close()
+    with pytest.raises(AssertionError, match=f"both {port}"):
+        Server(*one, "--http_bind", "127.0.0.3", given=given, bind="0.0.0.0")

@@ -36,8 +36,8 @@ const fn name_bytes(name: &'static str) -> Flag {
 
 const fn ip(name: &'static str) -> Flag {
     let (value, what, example) = ("IP", "an IP address", "127.0.0.1");
-    let fix =
-        "give an IPv4 or IPv6 address of this machine, or 0.0.0.0 (IPv4) or :: (both) for all";
+    let fix = "give an IPv4 or IPv6 address of this machine, not that of a link (fe80::) or of a \
+         group, or 0.0.0.0 (IPv4) or :: (both) for all";
     Flag::new(name, Kind::Text { value, what, fix, example })
 }
 
