@@ -473,7 +473,7 @@ fn worker_config(index: usize, shared: &Shared) -> io::Result<WorkerConfig> {
         workers: settings.workers,
         projects: Arc::clone(&shared.projects),
         limits: settings.limits.clone(),
-        max_connections: settings.max_connections,
+        max_connections: settings.slots(),
         ping_interval_ms: settings.ping_interval_ms,
         idle_timeout_ms: settings.idle_timeout_ms,
         outbox_bytes: settings.outbox_bytes,

@@ -115,7 +115,7 @@ impl Engine {
         descriptors: Rc<Descriptors>,
     ) -> Self {
         let mut engine = Self {
-            slots: Vec::with_capacity(shared.settings.max_connections),
+            slots: Vec::with_capacity(shared.settings.slots()),
             worker,
             shared,
             counters,

@@ -59,6 +59,13 @@ pub struct Settings {
     pub redis: Option<RedisSettings>,
 }
 
+impl Settings {
+    /// Connections that one worker can have: address space is reserved for that many.
+    pub fn slots(&self) -> usize {
+        self.max_connections.min(self.open_files)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct RedisSettings {
     pub url: RedisUrl,

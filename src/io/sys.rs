@@ -388,11 +388,21 @@ extern "C" fn disable_huge_pages() {
 #[unsafe(link_section = ".init_array.00099")]
 static AT_LOAD: extern "C" fn() = disable_huge_pages;
 
-/// Raises the soft limit of open files to the hard one; returns it.
-pub fn raise_open_files() -> io::Result<u64> {
+/// The soft limit of open files. Asks the kernel without opening one.
+pub fn open_files() -> io::Result<u64> {
+    limit_of_open_files().map(|limit| limit.rlim_cur)
+}
+
+fn limit_of_open_files() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the struct is writable.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    Ok(limit)
+}
+
+/// Raises the soft limit of open files to the hard one; returns it.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = limit_of_open_files()?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: the struct is readable.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })?;

@@ -202,11 +202,12 @@ impl Needs {
             StartError::Spawn { error, .. } if is(error, libc::EAGAIN) => format!(
                 "this node needs {threads} threads; user {} may have {} processes and threads in \
                  all (RLIMIT_NPROC: LimitNPROC= in the systemd unit, `ulimit -u`), the cgroup {} \
-                 (pids.max: TasksMax= in the unit, docker run --pids-limit): raise what is \
+                 (pids.max: TasksMax= in the unit, docker run --pids-limit){}: raise what is \
                  reached, or give fewer --workers",
                 machine.uid,
                 Limit(machine.processes),
-                Limit(machine.cgroup_pids)
+                Limit(machine.cgroup_pids),
+                stacks(machine),
             ),
             StartError::Spawn { error, .. } if is(error, libc::ENOMEM) => format!(
                 "this node needs {threads} threads, each with a stack of 2 MiB of address space: \
@@ -218,6 +219,15 @@ impl Needs {
             StartError::Spawn { .. } => format!("this node needs {threads} threads"),
         }
     }
+}
+
+/// The limits that a thread's stack may have reached, which has the same error.
+fn stacks(machine: &Machine) -> String {
+    let limits = [("-v", machine.address_space), ("-d", machine.data)];
+    let limits = limits.into_iter().filter_map(|(option, bytes)| Some((option, bytes? / 1024)));
+    let limits = limits
+        .map(|(option, kib)| format!("; its memory is limited, too (`ulimit {option}` is {kib})"));
+    limits.collect()
 }
 
 fn files_fix(machine: &Machine) -> String {
@@ -371,6 +381,10 @@ mod tests {
         for part in ["needs 7 threads; user 7 may have 12 ", "the cgroup unlimited", "TasksMax="] {
             assert!(text.contains(part), "{text}");
         }
+        assert!(!text.contains("ulimit -d"), "{text}");
+        let small = Machine { data: Some(8 << 20), ..machine.clone() };
+        let text = needs.thread_fix(&spawn(libc::EAGAIN), &small);
+        assert!(text.contains("its memory is limited, too (`ulimit -d` is 8192)"), "{text}");
         assert!(needs.thread_fix(&spawn(libc::ENOMEM), &machine).contains("ulimit -v"));
         let filtered = Machine { has_seccomp: true, ..machine };
         assert!(needs.thread_fix(&spawn(libc::EPERM), &filtered).contains("allow clone"));

@@ -1,6 +1,7 @@
 //! What this machine allows a process, as far as errors of the start name it. What cannot be read
 //! counts as unlimited.
 
+use crate::io::sys;
 use std::fs;
 use std::str::FromStr;
 
@@ -28,6 +29,9 @@ pub(super) struct Machine {
     pub(super) memlock: Option<u64>,
     /// RLIMIT_NPROC.
     pub(super) processes: Option<u64>,
+    /// RLIMIT_AS in bytes, and RLIMIT_DATA.
+    pub(super) address_space: Option<u64>,
+    pub(super) data: Option<u64>,
     /// RLIMIT_NOFILE.
     pub(super) files: Option<u64>,
     /// `pids.max` of the cgroup: the lowest of it and of those above it.
@@ -54,7 +58,10 @@ impl Machine {
             uid: field(&status, "Uid:").and_then(|uid| uid.parse().ok()).unwrap_or(0),
             memlock: limit("Max locked memory"),
             processes: limit("Max processes"),
-            files: limit("Max open files"),
+            address_space: limit("Max address space"),
+            data: limit("Max data size"),
+            // Where that is what is reached, no file of /proc can be opened.
+            files: sys::open_files().ok(),
             cgroup_pids: cgroup_pids(),
         }
     }

@@ -72,7 +72,7 @@ PORTS = ("ws_port", "http_port", "prometheus_port", "pprof_port", "swagger_port"
 class Server:
     """A running ws-cluster on free ports."""
 
-    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1", open_files=None):
+    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1", open_files=None, before=None):
         command = ["prlimit", f"--nofile={open_files}"] if open_files else []
         command += [BINARY]
         if bind is not None:
@@ -86,6 +86,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(env or {})},
+            preexec_fn=before,
         )
         self._kept = None
         self._kept_at = 0.0

@@ -109,6 +109,21 @@ def test_threads_that_the_user_may_not_start():
         assert "this node needs 6 threads" in why and "TasksMax=" in why, why
 
 
+@pytest.mark.parametrize("files", [5, 8])
+def test_a_lack_of_descriptors_names_the_limit(files):
+    """It was said to be unlimited: the file that says it could not be opened either."""
+    why = fails("--workers", "2", before=limited(resource.RLIMIT_NOFILE, files))
+    assert f"the limit of open files is {files}: raise it (LimitNOFILE=" in why, why
+
+
+def test_what_memory_is_reserved_follows_from_the_limit_of_open_files():
+    """With 512 MB of address space, 104 MB for a million connections of each worker ended a start
+    with SIGABRT."""
+    before = limited(resource.RLIMIT_AS, 512 << 20)
+    with Server("--workers", "4", before=before) as server:
+        assert server.request("GET", "/readyz").status == 200
+
+
 # What a running node loses.
 
 
@@ -137,21 +152,6 @@ def test_a_ring_that_fails_ends_the_node():
     assert "io_uring_enter failed in a running worker" in errors, errors
 
 
-# What a node says of itself.
-
-
-def lines_of(server):
-    return [json.loads(line) for line in server.output]
-
-
-def test_one_line_at_the_start_and_one_at_the_end(start):
-    server = start("--node", "9", "--log_format", "json", "--max_connections", "77")
-    version = server.request("GET", "/version").json
-    with server.client("alice"):
-        server.push(1)
-        eventually(lambda: server.metric("ws_cluster_delivery_total") == 1, "it is delivered")
-    server.signal(signal.SIGTERM)
-    assert server.wait() == 0
 def rings_of_worker():
     """The descriptors of the rings of a node's only worker: the executor's, and the nested one."""
     server = Server("--workers", "1")
@@ -173,6 +173,21 @@ def test_an_executor_whose_ring_fails_ends_the_node():
     assert "spends processor time and serves nobody: its io_uring does not wait" in errors, errors
 
 
+# What a node says of itself.
+
+
+def lines_of(server):
+    return [json.loads(line) for line in server.output]
+
+
+def test_one_line_at_the_start_and_one_at_the_end(start):
+    server = start("--node", "9", "--log_format", "json", "--max_connections", "77")
+    version = server.request("GET", "/version").json
+    with server.client("alice"):
+        server.push(1)
+        eventually(lambda: server.metric("ws_cluster_delivery_total") == 1, "it is delivered")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
     lines = lines_of(server)
     [begin] = [line["fields"] for line in lines if line["msg"] == "started"]
     assert (begin["version"], begin["commit"]) == (version["version"], version["commit"])
