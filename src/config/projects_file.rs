@@ -241,6 +241,11 @@ impl Reader<'_, '_> {
                 "ends in a newline, which whoever signs will hardly have: leave it out",
             );
         }
+        if secret.trim() != &**secret {
+            return refused(
+                "begins or ends in a blank, which whoever signs will hardly have: leave it out",
+            );
+        }
         let is_published = **secret == *DEV_SECRET;
         match owners.get(&**secret) {
             Some(owner) if owner.start == self.start => {
@@ -309,14 +314,14 @@ impl Reader<'_, '_> {
             Some("none") => Ok(SubscribePolicy::None),
             Some("signed") => Ok(SubscribePolicy::Signed),
             other => {
-                let other = in_one_line(other.unwrap_or("that is no text"), SHOWN_CHARS);
-                Err(self.place.error(
-                    value.span().start,
-                    format!(
-                        "subscribe '{other}' of project '{pid}' is not known: give \"any\", \
-                         \"none\" or \"signed\""
-                    ),
-                ))
+                let fix = "give \"any\", \"none\" or \"signed\"";
+                let text = match other.map(|other| in_one_line(other, SHOWN_CHARS)) {
+                    Some(other) => {
+                        format!("subscribe '{other}' of project '{pid}' is not known: {fix}")
+                    }
+                    None => format!("subscribe of project '{pid}' is not a text: {fix}"),
+                };
+                Err(self.place.error(value.span().start, text))
             }
         }
     }
@@ -466,6 +471,14 @@ mod tests {
                 "p.toml, line 5: secret 2 of project 'a' ends in a newline",
             ),
             (
+                format!("{head}secrets = ['                    ']\n"),
+                "p.toml, line 3: secret 1 of project 'a' begins or ends in a blank",
+            ),
+            (
+                format!("{head}secrets = [\"\\n0123456789abcdef\"]\n"),
+                "p.toml, line 3: secret 1 of project 'a' begins or ends in a blank",
+            ),
+            (
                 full.replace("[[project]]", "[project]"),
                 "p.toml, line 1: [project] is a single table: write [[project]], with two brackets",
             ),
@@ -501,7 +514,10 @@ mod tests {
                 "p.toml, line 4: allowed_origins of project \
              'a': an origin is a text",
             ),
-            (format!("{full}subscribe = 1\n"), "p.toml, line 4: subscribe 'that is no text' of"),
+            (
+                format!("{full}subscribe = 1\n"),
+                "p.toml, line 4: subscribe of project 'a' is not a text",
+            ),
             (head.into(), "p.toml, line 1: project 'a' has no secrets: add"),
             ("\n[[project]]\nsecrets = ['s']\n".into(), "p.toml, line 2: a project without p"),
             (
