@@ -29,7 +29,7 @@ pub mod queue;
 mod redis;
 mod request_counts;
 pub mod ring;
-mod routes;
+pub mod routes;
 mod server_pushes;
 pub mod shared;
 pub mod spans;

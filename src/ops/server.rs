@@ -10,6 +10,7 @@ use super::{metrics, pages};
 use crate::io::accept_errors::AcceptErrors;
 use crate::io::date::http_date;
 use crate::io::http::{self, Answer, Connections, Request, Service, Times};
+use crate::io::routes;
 use crate::io::shared::Shared;
 use crate::io::{pulse, sys};
 use crate::state::counters::Refusal;
@@ -67,6 +68,11 @@ pub async fn serve(
 ) -> io::Result<()> {
     let ops = Rc::new(ops);
     let mut ports = Vec::new();
+    let listeners: Vec<_> = listeners.into_iter().collect();
+    let at = |(site, listener): &(Site, std::net::TcpListener)| {
+        Ok((*site, listener.local_addr()?.port()))
+    };
+    let sites: Rc<[(Site, u16)]> = listeners.iter().map(at).collect::<io::Result<_>>()?;
     for (site, listener) in listeners {
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
@@ -76,6 +82,7 @@ pub async fn serve(
         let port = Rc::new(Port {
             ops: Rc::clone(&ops),
             site,
+            sites: Rc::clone(&sites),
             limits,
             max_connections: left.clamp(8, MAX_CONNECTIONS),
             connections: RefCell::new(Connections::new(MAX_REQUEST_BYTES)),
@@ -126,6 +133,8 @@ async fn serve_one(port: &Rc<Port>, stream: TcpStream) {
 struct Port {
     ops: Rc<Ops>,
     site: Site,
+    /// The ports of all of them.
+    sites: Rc<[(Site, u16)]>,
     limits: Limits,
     max_connections: usize,
     connections: RefCell<Connections>,
@@ -136,6 +145,9 @@ impl Port {
         let named = self.ops.names.check(head.host);
         if let Err(refusal) = named.and_then(|()| names::check_site(self.site, head)) {
             return refusal;
+        }
+        if let Some(elsewhere) = self.of_the_api(head.path) {
+            return elsewhere;
         }
         if !matches!(head.method, "GET" | "HEAD") {
             return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
@@ -157,6 +169,11 @@ impl Port {
     }
 
     async fn answer_granted(&self, head: &Head<'_>, connection: BorrowedFd<'_>) -> Reply {
+        if let Some(other) = Site::of(head.path).filter(|other| *other != self.site)
+            && let Some((_, port)) = self.sites.iter().find(|(site, _)| *site == other)
+        {
+            return not_here(head.path, other.flag(), *port);
+        }
         match self.site {
             Site::Metrics => metrics::answer(&self.ops.registry, head),
             Site::Pprof => {
@@ -164,6 +181,18 @@ impl Port {
                 pprof::answer(&node.shared, profiler, head, connection).await
             }
             Site::Pages => pages::answer(&self.ops.node, head).await,
+        }
+    }
+
+    /// The answer to what the WebSocket port or the HTTP port serves.
+    fn of_the_api(&self, path: &str) -> Option<Reply> {
+        let NodeView { ws, http, .. } = &self.ops.node;
+        match path {
+            "/ws/connect" => Some(not_here(path, "--ws_port", ws.port())),
+            _ if routes::methods_of(path).is_some() => {
+                Some(not_here(path, "--http_port", http.port()))
+            }
+            _ => None,
         }
     }
 
@@ -180,6 +209,10 @@ impl Port {
         }
         Access::of(self.ops.node.shared.settings.ops_token.as_ref(), head)
     }
+}
+
+fn not_here(path: &str, flag: &str, port: u16) -> Reply {
+    Reply::text(404, format!("not found: {path} is on the port of {flag}, {port}\n"))
 }
 
 impl Service for Port {

@@ -11,10 +11,13 @@ use smallvec::SmallVec;
 use super::json::{self, JsonError, Members};
 use super::request::{is_milliseconds, milliseconds_given};
 use super::tags::{TagError, TagList, split};
-use crate::types::{Cid, Limits, MessageId, NodeId};
+use crate::types::{Cid, Limits, MessageId, NodeId, in_one_line};
 
 /// Bytes of a message's `id`, decoded.
 pub const MAX_ID_BYTES: usize = 64;
+
+/// Characters of a value that an error shows.
+const SHOWN_CHARS: usize = 40;
 
 const PUSH_HEAD: &[u8] = b"{\"type\":\"push\",\"id\":\"";
 const PUSH_DATA: &[u8] = b"\",\"data\":";
@@ -105,9 +108,9 @@ pub enum Refusal {
     Type,
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
-    /// With its index in the array.
-    #[error("tags must be a list of strings: tags[{0}] is not one")]
-    TagType(usize),
+    /// With its index in the array, and as it was sent.
+    #[error("tags must be a list of strings: tags[{0}] is {1}")]
+    TagType(usize, String),
     #[error(transparent)]
     Tag(#[from] TagError),
     #[error("sign must be a string")]
@@ -323,7 +326,9 @@ fn tags<'a>(members: &Members<'a>, limits: &Limits) -> Result<Tags<'a>, Refusal>
     let mut tags = TagList::new(limits);
     if json::is_array(value) {
         for (index, element) in json::elements(value)?.enumerate() {
-            tags.push(json::string(element?).map_err(|_| Refusal::TagType(index))?)?;
+            let element = element?;
+            let is_none = |_| Refusal::TagType(index, shown(element));
+            tags.push(json::string(element).map_err(is_none)?)?;
         }
     } else {
         match json::string(value).map_err(|_| Refusal::Tags)? {
@@ -364,6 +369,11 @@ pub(super) fn put_id(out: &mut Vec<u8>, id: Option<&str>) {
         put(out, ",\"id\":");
         json::write_string(out, id);
     }
+}
+
+/// JSON as an error shows it.
+fn shown(value: &[u8]) -> String {
+    in_one_line(&String::from_utf8_lossy(value), SHOWN_CHARS)
 }
 
 #[cfg(test)]
@@ -518,7 +528,7 @@ mod tests {
             (r#""""#, Refusal::Tags),
             (r#"" ""#, Refusal::Tags),
             ("[]", Refusal::Tags),
-            (r#"["a",1]"#, Refusal::TagType(1)),
+            (r#"["a",1]"#, Refusal::TagType(1, "1".into())),
             ("null", Refusal::Tags),
             (r#""a,,b""#, malformed(1, "")),
             (r#"["a,b"]"#, malformed(0, "a,b")),

@@ -50,6 +50,20 @@ def test_only_get_and_head(start):
         assert server.request("GET", "/%00", at=address).status == 404
 
 
+def test_a_path_of_another_port_names_that_port(start):
+    server = start()
+    at = {"ws": server.ws, "http": server.http, "prometheus": server.metrics_address}
+    at |= {"pprof": server.pprof, "swagger": server.swagger}
+    ways = {"/ws/connect": "ws", "/ws/push": "http", "/readyz": "http", "/metrics": "prometheus"}
+    ways |= {"/debug/pprof/heap": "pprof", "/swagger/index.html": "swagger", "/live.json": "swagger"}
+    for path, home in ways.items():
+        for port in {"prometheus", "pprof", "swagger"} - {home}:
+            answer = server.request("GET", path, at=at[port])
+            where = f"not found: {path} is on the port of --{home}_port, {at[home][1]}\n"
+            assert (answer.status, answer.text) == (404, where)
+    assert server.request("POST", "/ws/push", "{}", at=server.swagger).status == 404
+
+
 def test_a_second_node_finds_other_ports_where_the_defaults_are_taken():
     def node(number):
         return Server("--node", number, given=("ws_port", "http_port", "prometheus_port"))
