@@ -233,12 +233,16 @@ impl<'s, S: Service> Connection<'s, S> {
         if error == Some(NO_MEMORY) {
             self.service.count_refusal(Refusal::HttpBodies);
         }
-        self.finish_due().await;
+        let mut refusal = Vec::new();
         if let Some(error) = error {
             let head = parse_head(&self.input[self.read_to..], self.service.limits());
             let origin = head.ok().flatten().and_then(|head| head.origin);
-            self.service.refuse(origin, &error, &mut self.out);
+            self.service.refuse(origin, &error, &mut refusal);
         }
+        // Others may wait for its memory, and its peer may take its time.
+        self.drop_input();
+        self.finish_due().await;
+        self.out.append(&mut refusal);
         if self.ending() == Some(Ending::Place) {
             // It is needed now: what the socket does not take at once is not waited for.
             self.service.handle_answered();
@@ -424,8 +428,8 @@ impl<'s, S: Service> Connection<'s, S> {
         self.input = slice.into_inner();
         if self.input.len() == room && room < BULK_BYTES && matches!(result, Ok(1..)) {
             let buffers = room + BULK_BYTES + chunk_bytes;
-            let grant = self.service.connections().borrow_mut().ask(self.key, buffers);
-            if grant == Grant::Granted {
+            let connections = self.service.connections();
+            if connections.borrow_mut().ask_for_spare(self.key, buffers) {
                 self.input.reserve_exact(BULK_BYTES);
                 // Whatever comes of this, the next read says it.
                 let _ = sys::recv_spare(self.stream.lend(), &mut self.input);
@@ -474,6 +478,11 @@ impl<'s, S: Service> Connection<'s, S> {
         }
     }
 
+    fn drop_input(&mut self) {
+        (self.input, self.read_to) = (Vec::new(), 0);
+        self.service.connections().borrow_mut().release(self.key);
+    }
+
     fn ending(&self) -> Option<Ending> {
         self.service.connections().borrow().ending(self.key)
     }
@@ -495,11 +504,9 @@ async fn ask<S: Service>(service: &S, key: usize, buffers: usize) -> Result<(), 
         };
         freed.wait_until(may_go_on).await;
     }
-    let ending = connections.borrow().ending(key);
-    match (grant, ending) {
-        (Grant::Granted, _) => Ok(()),
-        (_, Some(ending)) => Err(end_of(Some(ending))),
-        (_, None) => Err(End::Refused(NO_MEMORY)),
+    match grant {
+        Grant::Granted => Ok(()),
+        _ => Err(end_of(connections.borrow().ending(key))),
     }
 }
 

@@ -69,6 +69,8 @@ struct Entry {
     body_since: Instant,
     /// The memory of its request, beyond what every connection has.
     bytes: usize,
+    /// What it waits for, from those that give theirs back.
+    promised: usize,
     ending: Option<Ending>,
     /// It makes way for another one.
     is_leaving: bool,
@@ -94,6 +96,10 @@ pub struct Connections {
     bytes: usize,
     max_bytes: usize,
     ending_bytes: usize,
+    /// What is promised to those that wait.
+    promised_bytes: usize,
+    /// All that requests have ever given back.
+    freed_bytes: u64,
     /// Raised when memory was given back.
     freed: Rc<Waiters>,
 }
@@ -113,6 +119,8 @@ impl Connections {
             bytes: 0,
             max_bytes,
             ending_bytes: 0,
+            promised_bytes: 0,
+            freed_bytes: 0,
             freed: Rc::default(),
         }
     }
@@ -124,6 +132,11 @@ impl Connections {
     /// Bytes allocated for requests, beyond the buffer that every connection has.
     pub fn body_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of requests that were freed since this thread began.
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed_bytes
     }
 
     /// The node drains: what comes from now on does not hold up its end.
@@ -152,6 +165,7 @@ impl Connections {
             body: 0,
             body_since: Instant::now(),
             bytes: 0,
+            promised: 0,
             ending: None,
             is_leaving: false,
         });
@@ -160,7 +174,7 @@ impl Connections {
     }
 
     pub(super) fn remove(&mut self, key: usize) {
-        self.give_back(key, 0);
+        self.release(key);
         if self.table.remove(key).is_leaving {
             self.leaving -= 1;
             self.left.wake_all();
@@ -261,21 +275,39 @@ impl Connections {
     }
 
     /// The buffers of a connection's request are about to have this size together. To be asked
-    /// before they are allocated, and after they have become smaller.
+    /// before they are allocated, and after they have become smaller. A request that is refused is
+    /// over: what it has is promised to others at once.
     pub(super) fn ask(&mut self, key: usize, buffers: usize) -> Grant {
+        self.withdraw(key);
         let wanted = buffers.saturating_sub(BUFFER_BYTES);
-        let entry = &mut self.table[key];
-        if wanted <= entry.bytes {
-            self.give_back(key, wanted);
+        if self.take(key, wanted) {
             return Grant::Granted;
         }
+        let entry = &self.table[key];
         if entry.ending.is_some() {
             return Grant::Refused;
         }
-        let more = wanted - entry.bytes;
-        if self.bytes + more > self.max_bytes {
-            return self.free(key, more);
+        self.free(key, wanted - entry.bytes)
+    }
+
+    /// The same for buffers that the request can do without: nobody makes way for them.
+    pub(super) fn ask_for_spare(&mut self, key: usize, buffers: usize) -> bool {
+        self.take(key, buffers.saturating_sub(BUFFER_BYTES))
+    }
+
+    /// Gives a connection this memory, if it is there.
+    fn take(&mut self, key: usize, wanted: usize) -> bool {
+        let entry = &mut self.table[key];
+        if wanted <= entry.bytes {
+            self.give_back(key, wanted);
+            return true;
         }
+        let more = wanted - entry.bytes;
+        if entry.ending.is_some() || self.bytes + self.promised_bytes + more > self.max_bytes {
+            return false;
+        }
+        // A buffer that grows is a new one: the old one is freed.
+        self.freed_bytes += entry.bytes as u64;
         self.bytes += more;
         entry.bytes = wanted;
         if entry.body == 0 {
@@ -286,7 +318,13 @@ impl Connections {
                 |key: usize, stamp| table.get(key).is_some_and(|one| one.body == stamp);
             self.bodies.push((key, self.stamp), live, is_current);
         }
-        Grant::Granted
+        true
+    }
+
+    /// A connection has freed the memory of its request.
+    pub(super) fn release(&mut self, key: usize) {
+        self.withdraw(key);
+        self.give_back(key, 0);
     }
 
     /// A connection has no more than so much memory any longer.
@@ -299,6 +337,7 @@ impl Connections {
         if less > 0 {
             entry.bytes = left;
             self.bytes -= less;
+            self.freed_bytes += less as u64;
             if entry.ending.is_some() {
                 self.ending_bytes -= less;
             }
@@ -309,7 +348,7 @@ impl Connections {
     /// Ends requests that have taken their memory for too long, the oldest first, until there will
     /// be this number of bytes more for `key`.
     fn free(&mut self, key: usize, more: usize) -> Grant {
-        while self.bytes - self.ending_bytes + more > self.max_bytes {
+        while self.bytes - self.ending_bytes + self.promised_bytes + more > self.max_bytes {
             let table = &self.table;
             let is_current = |key: usize, stamp: u64| {
                 table.get(key).is_some_and(|one| one.body == stamp && one.ending.is_none())
@@ -321,19 +360,35 @@ impl Connections {
                 {
                     self.end(oldest, Ending::Memory);
                 }
-                _ => return Grant::Refused,
+                _ => {
+                    self.set_ending(key, Ending::Memory);
+                    return Grant::Refused;
+                }
             }
         }
+        self.table[key].promised = more;
+        self.promised_bytes += more;
         Grant::Wait
+    }
+
+    /// A connection no longer waits for memory.
+    fn withdraw(&mut self, key: usize) {
+        self.promised_bytes -= std::mem::take(&mut self.table[key].promised);
     }
 
     // Ends.
 
-    fn end(&mut self, key: usize, why: Ending) {
+    fn set_ending(&mut self, key: usize, why: Ending) {
+        self.withdraw(key);
         let entry = &mut self.table[key];
         if entry.ending.replace(why).is_none() {
             self.ending_bytes += entry.bytes;
         }
+    }
+
+    fn end(&mut self, key: usize, why: Ending) {
+        self.set_ending(key, why);
+        let entry = &mut self.table[key];
         entry.deadline_ms = u64::MAX;
         let side = if why == Ending::Memory { Shutdown::Read } else { entry.side };
         // SAFETY: whoever added the connection keeps its descriptor open for as long as it is here.
@@ -448,8 +503,7 @@ mod tests {
         assert_eq!(all.ask(keys[1], with(40)), Grant::Granted);
         assert_eq!(all.body_bytes(), 100);
         // Both have begun just now.
-        assert_eq!(all.ask(keys[2], with(1)), Grant::Refused);
-        assert_eq!(all.ask(keys[1], with(41)), Grant::Refused);
+        assert!(!all.ask_for_spare(keys[2], with(1)));
         // The one that has held it for long gives it back; others wait for that, and end nobody.
         age(&mut all, keys[0]);
         assert_eq!(all.ask(keys[2], with(30)), Grant::Wait);
@@ -466,5 +520,30 @@ mod tests {
         assert_eq!(all.ask(keys[2], with(31)), Grant::Refused);
         keys[1..].iter().for_each(|&key| all.remove(key));
         assert_eq!((all.body_bytes(), all.ending_bytes, all.count()), (0, 0, 0));
+        assert_eq!((all.promised_bytes, all.freed_bytes()), (0, 160));
+    }
+
+    /// Each was refused for the memory of others that had been refused a moment before: none went
+    /// on.
+    #[test]
+    fn of_requests_that_grow_in_step_as_many_go_on_as_there_is_memory_for() {
+        let (mut all, keys, _ends) = open(800, 9);
+        let (&late, keys) = keys.split_last().unwrap();
+        let with = |bytes: usize| BUFFER_BYTES + bytes;
+        assert!(keys.iter().all(|&key| all.ask(key, with(100)) == Grant::Granted));
+        let mut grants: Vec<Grant> = keys.iter().map(|&key| all.ask(key, with(200))).collect();
+        assert_eq!(grants.iter().filter(|&&grant| grant == Grant::Wait).count(), 4);
+        // What is promised is not for others.
+        all.release(keys[0]);
+        assert_eq!(grants[0], Grant::Refused);
+        assert!(!all.ask_for_spare(late, with(1)));
+        for (&key, _) in keys.iter().zip(&grants).filter(|(_, grant)| **grant == Grant::Refused) {
+            all.release(key);
+        }
+        for (&key, grant) in keys.iter().zip(&mut grants).filter(|(_, one)| **one == Grant::Wait) {
+            *grant = all.ask(key, with(200));
+        }
+        assert_eq!(grants.iter().filter(|&&grant| grant == Grant::Granted).count(), 4);
+        assert_eq!((all.body_bytes(), all.promised_bytes, all.ending_bytes), (800, 0, 0));
     }
 }
