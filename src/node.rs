@@ -184,7 +184,7 @@ fn live(
                 return Err(NodeError::Ended("none is left".into()));
             }
             Err(RecvTimeoutError::Timeout) => {
-                memory.iter_mut().for_each(|memory| memory.look(shared));
+                memory.look(shared);
                 if Instant::now() < next_look {
                     continue;
                 }

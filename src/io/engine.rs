@@ -2,6 +2,7 @@
 
 mod closing;
 mod handshakes;
+mod memory;
 mod partials;
 mod sleep;
 mod slot;

@@ -1,5 +1,6 @@
-//! Keeps the process below its memory limit: what the outboxes' budgets do not bound exactly (the
-//! kernel's buffers, requests, connections) may leave them less than they may take.
+//! Gives free memory back to the system, and keeps the process below its memory limit: what the
+//! outboxes' budgets do not bound exactly (the kernel's buffers, requests, connections) may leave
+//! them less than they may take.
 
 use crate::io::allocator;
 use crate::io::memory::MemoryLimit;
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How often the use of memory is looked at.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often free memory is given back that nobody has asked to give back.
+const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// Memory that workers give up needs a moment to show.
 const SHED_EVERY: Duration = Duration::from_millis(500);
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -16,41 +19,46 @@ const HIGH_PERCENT: u64 = 85;
 const LOW_PERCENT: u64 = 75;
 
 pub(super) struct MemoryWatch {
-    limit: MemoryLimit,
+    /// `None`: there is no limit to watch.
+    limit: Option<MemoryLimit>,
+    next_purge: Instant,
     next_shed: Instant,
     next_warning: Instant,
 }
 
 impl MemoryWatch {
-    /// `None`: there is no limit to watch.
-    pub(super) fn new(shared: &Shared) -> Option<Self> {
-        let limit = shared.settings.memory_limit.clone()?;
+    /// From here on only [`MemoryWatch::look`] gives memory back.
+    pub(super) fn new(shared: &Shared) -> Self {
+        allocator::purge_only_when_asked();
+        let limit = shared.settings.memory_limit.clone();
         let now = Instant::now();
-        Some(Self { limit, next_shed: now, next_warning: now })
+        Self { limit, next_purge: now, next_shed: now, next_warning: now }
     }
 
     /// Looks at the use of memory, and asks workers for some of theirs where it is near the limit.
     pub(super) fn look(&mut self, shared: &Shared) {
-        if shared.memory.take_purge_wanted() {
+        let now = Instant::now();
+        if shared.memory.take_purge_wanted() || now >= self.next_purge {
+            self.next_purge = now + PURGE_EVERY;
             // Here, because it takes long, and nobody waits for this thread.
             allocator::purge();
         }
-        let Some(used) = self.limit.used() else { return };
+        let Some(limit) = &self.limit else { return };
+        let Some(used) = limit.used() else { return };
         shared.memory.set_used(used as usize);
-        let now = Instant::now();
-        if used < self.limit.bytes / 100 * HIGH_PERCENT || now < self.next_shed {
+        if used < limit.bytes / 100 * HIGH_PERCENT || now < self.next_shed {
             return;
         }
         self.next_shed = now + SHED_EVERY;
-        let excess = used - self.limit.bytes / 100 * LOW_PERCENT;
+        let excess = used - limit.bytes / 100 * LOW_PERCENT;
         let held: Vec<u64> = shared.counters.iter().map(|one| one.outbox_bytes.value()).collect();
         let total: u64 = held.iter().sum();
         if now >= self.next_warning {
             self.next_warning = now + WARN_EVERY;
             tracing::warn!(
                 used_bytes = used,
-                limit_bytes = self.limit.bytes,
-                limit = self.limit.source.name(),
+                limit_bytes = limit.bytes,
+                limit = limit.source.name(),
                 outbox_bytes = total,
                 "memory is near its limit: the slowest clients are closed with 4000; raise the \
                  limit, or lower --worker_outbox_bytes or --max_connections"

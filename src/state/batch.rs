@@ -1,6 +1,8 @@
 //! The batch: finished frames of one turn of the loop, and who gets which, so that every connection
 //! is written to once.
 
+mod room;
+
 use super::Outbox;
 use super::budget::{Budget, HeldFrame};
 use super::connection::{CloseCause, NONE};
@@ -8,6 +10,7 @@ use super::outbox::Load;
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
+use room::Peaks;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
@@ -283,6 +286,7 @@ pub struct Sealed {
     /// Where segments that do not lie together are gathered.
     scratch: Vec<u8>,
     regions: Vec<Region>,
+    peaks: Peaks,
 }
 
 /// One connection's bytes.
@@ -417,6 +421,7 @@ impl Sealed {
     /// Ends the batch: gives back the closes that follow it, and keeps the buffers for the next.
     pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
         let batch = &mut self.batch;
+        self.peaks.note(batch, &self.scratch);
         batch.dirty.clear();
         batch.segments.clear();
         batch.frames.clear();

@@ -3,6 +3,7 @@
 
 use super::counters::Counters;
 use bytes::Bytes;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,11 +19,13 @@ pub struct Budget(Rc<Sum>);
 struct Sum {
     /// The sum is one of the worker's counters.
     counters: Arc<Counters>,
+    /// All that was ever freed.
+    freed_bytes: Cell<u64>,
 }
 
 impl Budget {
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        Self(Rc::new(Sum { counters }))
+        Self(Rc::new(Sum { counters, freed_bytes: Cell::new(0) }))
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -36,6 +39,12 @@ impl Budget {
     pub(super) fn subtract(&self, bytes: usize) {
         debug_assert!(bytes <= self.bytes());
         self.0.counters.outbox_bytes.set(self.bytes().saturating_sub(bytes) as u64);
+        self.0.freed_bytes.set(self.0.freed_bytes.get() + bytes as u64);
+    }
+
+    /// Bytes that were freed since the worker began.
+    pub(super) fn freed_bytes(&self) -> u64 {
+        self.0.freed_bytes.get()
     }
 }
 

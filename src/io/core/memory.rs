@@ -5,21 +5,32 @@ use crate::io::allocator;
 use std::cell::Cell;
 use std::time::Instant;
 
-/// From so much freed on it is given back to the system.
-const MUCH_BYTES: u64 = 4 << 20;
-/// Ticks without a byte in or out, after which a worker is quiet.
+/// From this number of freed bytes on they are given back to the system.
+const MUCH_BYTES: u64 = 1 << 20;
+/// Ticks without a byte in, out or freed, after which a worker is quiet.
 const QUIET_TICKS: u32 = 4;
 /// Ticks after which memory is given back though it never was.
 const PATIENCE_TICKS: u32 = 40;
+/// How often lists are looked at that may be longer than they need to be.
+const TRIM_EVERY_MS: u64 = 4_000;
 
-/// What is held of outboxes and requests, and how long there has been something to give back.
+/// What was freed since memory was last given back, and how long that has been much.
+///
+/// What counts is what was freed, not how much less is held: where requests take each other's
+/// place, as much is held as before, and what the last ones had is of other sizes than what the
+/// next ones need.
 #[derive(Debug, Default)]
 pub(super) struct Reclaim {
-    peak_bytes: Cell<u64>,
+    /// As it was when memory was last given back, and in the last tick.
+    given_back_bytes: Cell<u64>,
+    freed_bytes: Cell<u64>,
     /// Bytes in and out.
     moved_bytes: Cell<u64>,
     quiet_ticks: Cell<u32>,
     due_ticks: Cell<u32>,
+    /// Lists were trimmed.
+    has_trimmed: Cell<bool>,
+    trimmed_ms: Cell<u64>,
 }
 
 impl Reclaim {
@@ -28,22 +39,31 @@ impl Reclaim {
         self.due_ticks.get() > 0
     }
 
-    /// Whether memory is to be given back in this tick.
-    fn is_due(&self, held_bytes: u64, moved_bytes: u64) -> bool {
-        let is_quiet = self.moved_bytes.replace(moved_bytes) == moved_bytes;
+    /// Whether memory is to be given back in this tick. `freed_bytes`, `moved_bytes`: since the
+    /// worker began.
+    fn is_due(&self, freed_bytes: u64, moved_bytes: u64) -> bool {
+        let is_quiet = self.moved_bytes.replace(moved_bytes) == moved_bytes
+            && self.freed_bytes.replace(freed_bytes) == freed_bytes;
         self.quiet_ticks.set(if is_quiet { self.quiet_ticks.get() + 1 } else { 0 });
-        self.peak_bytes.set(self.peak_bytes.get().max(held_bytes));
-        if self.peak_bytes.get() - held_bytes < MUCH_BYTES {
-            self.due_ticks.set(0);
+        if freed_bytes - self.given_back_bytes.get() < MUCH_BYTES && !self.has_trimmed.get() {
             return false;
         }
         self.due_ticks.set(self.due_ticks.get() + 1);
         if self.quiet_ticks.get() < QUIET_TICKS && self.due_ticks.get() < PATIENCE_TICKS {
             return false;
         }
-        self.peak_bytes.set(held_bytes);
+        self.given_back_bytes.set(freed_bytes);
+        self.has_trimmed.set(false);
         self.due_ticks.set(0);
         true
+    }
+
+    fn is_trim_due(&self, now_ms: u64) -> bool {
+        let is_due = now_ms.abs_diff(self.trimmed_ms.get()) >= TRIM_EVERY_MS;
+        if is_due {
+            self.trimmed_ms.set(now_ms);
+        }
+        is_due
     }
 }
 
@@ -54,11 +74,13 @@ impl Core {
         if wanted_bytes > 0 {
             self.engine.borrow_mut().worker.shed_memory(wanted_bytes, now_ms);
         }
+        if self.reclaim.is_trim_due(now_ms) && self.engine.borrow_mut().trim() > 0 {
+            self.reclaim.has_trimmed.set(true);
+        }
         let counters = &self.counters;
-        let body_bytes = self.shared.http_counters[self.index].body_bytes.value();
-        let held_bytes = counters.outbox_bytes.value() + body_bytes;
+        let freed_bytes = self.engine.borrow().freed_bytes() + self.http.borrow().freed_bytes();
         let moved_bytes = counters.sent_bytes.value() + counters.received_bytes.value();
-        if self.reclaim.is_due(held_bytes, moved_bytes) || wanted_bytes > 0 {
+        if self.reclaim.is_due(freed_bytes, moved_bytes) || wanted_bytes > 0 {
             let begun = Instant::now();
             allocator::collect();
             self.shared.memory.want_purge();
@@ -72,19 +94,32 @@ impl Core {
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
+
     #[test]
     fn memory_is_given_back_once_when_it_is_quiet_or_after_a_while() {
         let reclaim = Reclaim::default();
-        let mut moved = 0;
-        let mut tick = |held: u64, more: u64| {
-            moved += more;
-            reclaim.is_due(held, moved)
+        let (mut freed, mut moved) = (0, 0);
+        let mut tick = |more_freed: u64, more_moved: u64| {
+            (freed, moved) = (freed + more_freed, moved + more_moved);
+            reclaim.is_due(freed, moved)
         };
-        assert!(!tick(10 << 20, 1) && !tick(7 << 20, 0) && !tick(7 << 20, 0));
-        assert!(!tick(5 << 20, 1), "something moves");
-        assert_eq!([0; 5].map(|more| tick(5 << 20, more)), [false, false, false, true, false]);
-        assert!(!tick(50 << 20, 0));
-        let busy: Vec<bool> = (0..PATIENCE_TICKS).map(|_| tick(0, 1)).collect();
+        assert!(!tick(MIB / 2, 1) && !tick(0, 0) && !tick(0, 0) && !tick(0, 0) && !tick(0, 0));
+        assert!(!tick(MIB / 2, 0), "more may be freed");
+        assert!(!tick(0, 1), "something moves");
+        assert_eq!([0; 5].map(|more| tick(0, more)), [false, false, false, true, false]);
+        // Requests that take each other's place all the time.
+        let busy: Vec<bool> = (0..PATIENCE_TICKS).map(|_| tick(MIB, 0)).collect();
         assert_eq!(busy.iter().position(|&due| due), Some(PATIENCE_TICKS as usize - 1));
+    }
+
+    #[test]
+    fn lists_that_were_trimmed_are_given_back_however_short_they_were() {
+        let reclaim = Reclaim::default();
+        assert!(reclaim.is_trim_due(9_000) && !reclaim.is_trim_due(9_000 + TRIM_EVERY_MS - 1));
+        assert!(reclaim.is_trim_due(9_000 + TRIM_EVERY_MS));
+        assert!(reclaim.is_trim_due(1_000), "the clock was set");
+        reclaim.has_trimmed.set(true);
+        assert_eq!([0; 5].map(|_| reclaim.is_due(0, 0)), [false, false, false, true, false]);
     }
 }

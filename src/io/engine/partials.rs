@@ -15,6 +15,8 @@ const ENDS_PER_SLICE: usize = 64;
 pub(super) struct Partials {
     by_age: BTreeSet<(u64, u32)>,
     bytes: usize,
+    /// All that was ever freed.
+    freed_bytes: u64,
     /// How far the wall clock is ahead of the one by which messages age: steps, and time in which
     /// this thread did not run.
     ahead_ms: i64,
@@ -47,6 +49,10 @@ impl Partials {
         self.by_age.is_empty()
     }
 
+    pub(super) fn freed_bytes(&self) -> u64 {
+        self.freed_bytes
+    }
+
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
         self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
@@ -64,13 +70,14 @@ impl Partials {
         is_another: bool,
         now_ms: u64,
     ) {
-        self.bytes -= before.bytes;
+        let after_bytes = inbound.as_ref().map_or(0, |inbound| inbound.allocated_bytes());
+        self.bytes = self.bytes - before.bytes + after_bytes;
+        self.freed_bytes += before.bytes.saturating_sub(after_bytes) as u64;
         let since_ms = before.since_ms.filter(|_| !is_another && inbound.is_some());
         if let Some(old_ms) = before.since_ms.filter(|_| since_ms.is_none()) {
             self.by_age.remove(&(old_ms, slot));
         }
         let Some(inbound) = inbound else { return };
-        self.bytes += inbound.allocated_bytes();
         inbound.since_ms = since_ms.unwrap_or_else(|| {
             let since_ms = self.age_clock(now_ms);
             self.by_age.insert((since_ms, slot));

@@ -269,6 +269,17 @@ impl Worker {
         (cause != CloseCause::Gone).then_some(rest)
     }
 
+    /// Bytes of outboxes that were freed since the worker began.
+    pub fn freed_bytes(&self) -> u64 {
+        self.budget.freed_bytes()
+    }
+
+    /// Frees lists of which no batch has needed a quarter since the last call; returns how many
+    /// bytes that were. `sealed` must be finished.
+    pub fn trim(&mut self, sealed: &mut Sealed) -> usize {
+        sealed.trim(&mut self.open)
+    }
+
     /// Panics unless what is counted is what is there; reads everything.
     pub(super) fn check_outboxes(&self) {
         let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
