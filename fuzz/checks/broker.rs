@@ -30,7 +30,7 @@ impl Sink for Said {
         assert!(std::str::from_utf8(envelope.data).is_ok());
     }
 
-    fn relay(&mut self, _workers: u64, _parcel: &[u8]) {}
+    fn relay(&mut self, _workers: u64, _project: ProjectId, _parcel: &[u8]) {}
 
     fn notice(&mut self, _worker: usize, _notice: Notice) {}
 

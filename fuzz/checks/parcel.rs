@@ -3,7 +3,7 @@
 
 use ws_cluster::wire::bundle;
 use ws_cluster::wire::member::Member;
-use ws_cluster::wire::parcel::{MAX_CANCELLED, Parcel, Sender, addressee};
+use ws_cluster::wire::parcel::{MAX_CANCELLED, Parcel, Sender, addressee, pid};
 use ws_cluster::wire::server_message::{self, ServerMessage};
 
 pub fn run(bytes: &[u8]) {
@@ -25,6 +25,7 @@ fn check_parcel(bytes: &[u8]) {
         Parcel::Request(request) => {
             request.encode(sender, &mut again);
             assert_eq!(addressee(&again), Ok(request.server));
+            assert_eq!(pid(&again), Ok(request.pid.as_bytes()));
         }
         Parcel::Response(response) => {
             response.encode(sender, &mut again);

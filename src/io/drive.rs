@@ -2,7 +2,7 @@
 
 use super::api;
 use super::core::Core;
-use super::mailbox::Bell;
+use super::lane::Bell;
 use super::pauses;
 use super::server_pushes;
 use super::sys;

@@ -15,6 +15,7 @@ pub mod engine;
 mod fifo;
 pub mod handshake;
 pub mod http;
+pub mod lane;
 mod linger;
 pub mod listener;
 pub mod mailbox;

@@ -5,6 +5,7 @@ use super::queue::{Driver, Host};
 use super::sys;
 use super::transport::InlineBroker;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
+use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Interest, Notice};
 use crate::types::Routing;
 use crate::wire::envelope::Envelope;
@@ -82,7 +83,7 @@ impl Sink for NearSink<'_> {
         self.near.core.deliver(envelope, now_us);
     }
 
-    fn relay(&mut self, _workers: u64, parcel: &[u8]) {
+    fn relay(&mut self, _workers: u64, _project: ProjectId, parcel: &[u8]) {
         self.near.core.deliver_parcel(parcel);
     }
 

@@ -1,19 +1,19 @@
-//! Between the broker's thread and the workers': one pair of single-producer rings for each worker,
-//! and a bell on either side.
+//! Between the broker's thread and the workers': a lane to and from each worker.
 
-use super::mailbox::Bell;
+use super::lane::{Bell, Entrance, Inbox, LOOK_FOR_ROOM_EVERY, Lanes, Load, for_each_bit};
 use super::queue::{Driver, Host, TICK_MS};
-use super::wake::{EventFd, duplicate, wake_sleepers, yield_now};
+use super::wake::{EventFd, Flag, duplicate, wake_sleepers, yield_now};
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
+use crate::state::projects::ProjectId;
 use crate::state::wants::{Ask, Interest, Notice, Relay, To};
 use crate::wire::envelope::Envelope;
 use crate::wire::publication::Publication;
-use rtrb::{Consumer, Producer, RingBuffer};
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,16 +22,24 @@ use std::time::{Duration, Instant};
 const TO_BROKER_ENTRIES: usize = 4096;
 /// Words that may wait from the broker to a worker; beyond, messages are dropped and counted.
 const TO_WORKER_ENTRIES: usize = 8192;
-/// Bytes of messages that may wait for a worker; beyond, likewise.
-const WAITING_BYTES: usize = 64 << 20;
-/// Bytes of events that wait for room on the way to the broker; beyond, they are lost and counted.
-const MAX_LATE_BYTES: usize = 32 << 20;
+/// The broker among those who send to a worker, and to whom a worker sends: there is no other.
+const BROKER: usize = 0;
 
 #[derive(Debug)]
 enum ToBroker {
     Publish(Publication, u32),
     Ask(Ask),
     CanarySeen,
+}
+
+impl Load for ToBroker {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Publish(publication, _) => publication.bytes.len(),
+            Self::Ask(Ask::Relay(relay)) => relay.parcel.len(),
+            Self::Ask(_) | Self::CanarySeen => 0,
+        }
+    }
 }
 
 /// What the broker tells a worker.
@@ -46,200 +54,147 @@ pub enum ToWorker {
     Canary,
 }
 
+impl Load for ToWorker {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Deliver(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// A worker's end.
 #[derive(Debug)]
 pub struct WorkerPort {
-    to_broker: Producer<ToBroker>,
-    from_broker: Consumer<ToWorker>,
-    broker_bell: Arc<Bell>,
-    bell: Arc<Bell>,
-    /// Asks for which the ring had no room, in order. While there are any the broker sends this
-    /// worker everything.
-    late_asks: VecDeque<Ask>,
-    /// Of the parcels among them.
-    late_bytes: usize,
+    lanes: Lanes<ToBroker>,
+    inbox: Inbox<ToWorker>,
+    /// An ask waits for room: the broker sends this worker everything.
     is_unsure: Arc<AtomicBool>,
-}
-
-fn bytes_of(ask: &Ask) -> usize {
-    match ask {
-        Ask::Relay(relay) => relay.parcel.len(),
-        _ => 0,
-    }
 }
 
 impl WorkerPort {
     pub fn bell(&self) -> &Bell {
-        &self.bell
+        self.inbox.bell()
     }
 
-    /// Hands a message over, to be answered with [`ToWorker::Answer`]; gives it back where there is
-    /// no room.
-    pub fn publish(&mut self, publication: Publication, ticket: u32) -> Result<(), Publication> {
-        match self.to_broker.push(ToBroker::Publish(publication, ticket)) {
-            Ok(()) => {
-                self.broker_bell.ring();
-                Ok(())
-            }
-            Err(rtrb::PushError::Full(ToBroker::Publish(publication, _))) => Err(publication),
-            Err(_) => Err(Publication::default()),
+    /// Hands a message over, to be answered with [`ToWorker::Answer`]; `false`: there is no room.
+    pub fn publish(&mut self, publication: Publication, ticket: u32) -> bool {
+        if self.has_late() {
+            self.send_late();
         }
+        let bytes = publication.bytes.len();
+        let word = || ToBroker::Publish(publication, ticket);
+        let is_sent = self.lanes.send_new(BROKER, bytes, word);
+        self.lanes.wake();
+        is_sent
     }
 
     /// Whether [`WorkerPort::publish`] would take something.
     pub fn has_room(&self) -> bool {
-        !self.to_broker.is_full()
+        self.lanes.has_room(BROKER)
     }
 
+    /// Asks the broker for something, or tells it; that is never lost. Parcels:
+    /// [`WorkerPort::relay`].
     pub fn ask(&mut self, ask: Ask) {
-        self.late_bytes += bytes_of(&ask);
-        self.late_asks.push_back(ask);
-        self.send_late_asks();
+        let is_end = ask.is_end();
+        match &ask {
+            Ask::ServerHere(_) | Ask::ServerGone(_) => {
+                self.lanes.notify(BROKER, ToBroker::Ask(ask), is_end);
+            }
+            _ => self.lanes.tell(BROKER, ToBroker::Ask(ask)),
+        }
+        self.handle_sent();
     }
 
-    /// Hands a parcel over; gives it back where there is no room. Events wait for it: a business
-    /// server that misses one of them knows too little of its clients for good.
+    /// Hands a parcel over; gives it back where its project has used up its share of what may wait.
     pub fn relay(&mut self, relay: Relay) -> Result<(), Relay> {
-        let may_wait = matches!(relay.to, To::Events(_))
-            && self.late_bytes + relay.parcel.len() <= MAX_LATE_BYTES;
-        if !may_wait && (!self.late_asks.is_empty() || self.to_broker.is_full()) {
-            return Err(relay);
+        let (To::Holder { project, .. } | To::Events(project)) = relay.to;
+        let result = self.lanes.relay(BROKER, project, ToBroker::Ask(Ask::Relay(relay)));
+        self.lanes.wake();
+        match result {
+            Err(ToBroker::Ask(Ask::Relay(relay))) => Err(relay),
+            _ => Ok(()),
         }
-        self.ask(Ask::Relay(relay));
-        Ok(())
+    }
+
+    /// Whether something waits for [`WorkerPort::send_late`].
+    pub fn has_late(&self) -> bool {
+        self.lanes.has_late()
     }
 
     /// Tries again to hand over what there was no room for.
-    pub fn has_late_asks(&self) -> bool {
-        !self.late_asks.is_empty()
+    pub fn send_late(&mut self) {
+        self.lanes.flush();
+        self.handle_sent();
     }
 
-    pub fn send_late_asks(&mut self) {
-        while let Some(ask) = self.late_asks.pop_front() {
-            let bytes = bytes_of(&ask);
-            if let Err(rtrb::PushError::Full(ToBroker::Ask(ask))) =
-                self.to_broker.push(ToBroker::Ask(ask))
-            {
-                self.late_asks.push_front(ask);
-                break;
-            }
-            self.late_bytes -= bytes;
-            self.broker_bell.ring();
+    fn handle_sent(&mut self) {
+        let is_unsure = self.lanes.has_late_answers(BROKER);
+        if is_unsure != self.is_unsure.load(Ordering::Relaxed) {
+            self.is_unsure.store(is_unsure, Ordering::SeqCst);
         }
-        self.is_unsure.store(!self.late_asks.is_empty(), Ordering::SeqCst);
+        self.lanes.wake();
     }
 
     pub fn say_canary_seen(&mut self) {
         // The next one comes in a second.
-        if self.to_broker.push(ToBroker::CanarySeen).is_ok() {
-            self.broker_bell.ring();
-        }
+        let _ = self.lanes.send(BROKER, ToBroker::CanarySeen);
+        self.lanes.wake();
     }
 
     pub fn receive(&mut self) -> Option<ToWorker> {
-        let word = self.from_broker.pop().ok()?;
-        if let ToWorker::Deliver(envelope) = &word {
-            self.bell.take_bytes(envelope.len());
-        }
-        Some(word)
+        self.inbox.receive()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.from_broker.is_empty()
+        self.inbox.is_empty()
     }
 }
 
-/// The broker's end of one worker's pair.
-#[derive(Debug)]
-struct BrokerPort {
-    from_worker: Consumer<ToBroker>,
-    to_worker: Producer<ToWorker>,
-    worker_bell: Arc<Bell>,
-    is_unsure: Arc<AtomicBool>,
-    /// Answers for which the ring had no room: none is ever lost.
-    late: VecDeque<ToWorker>,
-    /// Something was put in the ring since the bell was rung.
-    is_due: bool,
-}
-
-impl BrokerPort {
-    /// Tells the worker something that must not be lost.
-    fn tell(&mut self, word: ToWorker) {
-        self.late.push_back(word);
-        self.send_late();
-    }
-
-    fn send_late(&mut self) {
-        while let Some(word) = self.late.pop_front() {
-            if let Err(rtrb::PushError::Full(word)) = self.to_worker.push(word) {
-                self.late.push_front(word);
-                break;
-            }
-        }
-        self.is_due = true;
-    }
-
-    /// Hands a message over; `false`: there is no room.
-    fn deliver(&mut self, envelope: &Arc<[u8]>) -> bool {
-        let has_room = self.late.is_empty() && self.worker_bell.waiting_bytes() <= WAITING_BYTES;
-        if !has_room || self.to_worker.is_full() {
-            return false;
-        }
-        self.worker_bell.add_bytes(envelope.len());
-        let pushed = self.to_worker.push(ToWorker::Deliver(Arc::clone(envelope)));
-        debug_assert!(pushed.is_ok(), "there was room");
-        self.is_due = true;
-        true
-    }
-}
-
-/// The broker's ends of all pairs: where a broker lives that has a thread of its own.
-#[derive(Debug)]
+/// The broker's ends of all lanes: where a broker lives that has a thread of its own.
 pub struct Far {
-    ports: RefCell<Vec<BrokerPort>>,
-    bell: Arc<Bell>,
+    inbox: RefCell<Inbox<ToBroker>>,
+    /// By worker.
+    lanes: RefCell<Lanes<ToWorker>>,
+    /// By worker: see [`WorkerPort::is_unsure`].
+    are_unsure: Box<[Arc<AtomicBool>]>,
+    /// Something waits for room at the workers: [`Host::hear`] looks for it.
+    waits_for_room: Flag,
     counters: Arc<BrokerCounters>,
 }
 
 /// Both ends for all workers of a node. To be called before the threads have their own tables.
 pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<WorkerPort>, Far)> {
-    let broker_bell = Arc::new(Bell::new()?);
-    let (mut near, mut far) = (Vec::new(), Vec::new());
-    for _ in 0..workers {
-        let bell = Arc::new(Bell::new()?);
-        let is_unsure = Arc::new(AtomicBool::new(false));
-        let (to_broker, from_worker) = RingBuffer::new(TO_BROKER_ENTRIES);
-        let (to_worker, from_broker) = RingBuffer::new(TO_WORKER_ENTRIES);
-        near.push(WorkerPort {
-            to_broker,
-            from_broker,
-            broker_bell: Arc::clone(&broker_bell),
-            bell: Arc::clone(&bell),
-            late_asks: VecDeque::new(),
-            late_bytes: 0,
-            is_unsure: Arc::clone(&is_unsure),
-        });
-        far.push(BrokerPort {
-            from_worker,
-            to_worker,
-            worker_bell: bell,
-            is_unsure,
-            late: VecDeque::new(),
-            is_due: false,
-        });
-    }
-    let counters = Arc::clone(counters);
-    Ok((near, Far { ports: RefCell::new(far), bell: broker_bell, counters }))
+    let to_broker = Entrance::new()?;
+    let to_workers = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
+    let are_unsure: Box<[Arc<AtomicBool>]> = (0..workers).map(|_| Arc::default()).collect();
+    let lanes = Lanes::new(BROKER, TO_WORKER_ENTRIES, &to_workers);
+    let port = |(worker, (entrance, is_unsure)): (_, (_, &Arc<_>))| WorkerPort {
+        lanes: Lanes::new(worker, TO_BROKER_ENTRIES, slice::from_ref(&to_broker)),
+        inbox: Inbox::new(entrance),
+        is_unsure: Arc::clone(is_unsure),
+    };
+    let near = to_workers.into_iter().zip(&are_unsure).enumerate().map(port).collect();
+    let far = Far {
+        inbox: RefCell::new(Inbox::new(Arc::clone(&to_broker))),
+        lanes: RefCell::new(lanes),
+        are_unsure,
+        waits_for_room: Flag::default(),
+        counters: Arc::clone(counters),
+    };
+    Ok((near, far))
 }
 
 impl Far {
-    pub fn bell(&self) -> &Bell {
-        &self.bell
+    /// Looks at the bell that the workers ring.
+    pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> R {
+        look(self.inbox.borrow().bell())
     }
 
     /// Whether no worker has said anything.
     pub fn is_quiet(&self) -> bool {
-        self.ports.borrow().iter().all(|port| port.from_worker.is_empty())
+        self.inbox.borrow().is_empty()
     }
 }
 
@@ -249,31 +204,22 @@ impl Host for Far {
     }
 
     fn hear(&self, broker: &mut Broker, now_ms: u64) {
-        let workers = self.ports.borrow().len();
         let mut unsure = 0;
-        for worker in 0..workers {
-            // Looked at before the ring: what is not in the ring by then was flagged before.
-            if self.ports.borrow()[worker].is_unsure.load(Ordering::SeqCst) {
-                unsure |= 1 << worker;
+        // Looked at before the rings: what is not in a ring by then was flagged before.
+        for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
+            unsure |= u64::from(is_unsure.load(Ordering::SeqCst)) << worker;
+        }
+        self.inbox.borrow_mut().receive_all(|worker, word| match word {
+            ToBroker::Publish(publication, ticket) => {
+                let pusher = Pusher { worker, ticket };
+                broker.handle_publish(&publication, pusher, now_ms, &mut FarSink(self));
             }
-            loop {
-                let word = self.ports.borrow_mut()[worker].from_worker.pop();
-                match word {
-                    Ok(ToBroker::Publish(publication, ticket)) => {
-                        let pusher = Pusher { worker, ticket };
-                        broker.handle_publish(&publication, pusher, now_ms, &mut FarSink(self));
-                    }
-                    Ok(ToBroker::Ask(ask)) => {
-                        broker.handle_ask(worker, &ask, now_ms, &mut FarSink(self));
-                    }
-                    Ok(ToBroker::CanarySeen) => broker.handle_canary_seen(worker),
-                    Err(_) => break,
-                }
-            }
-            let port = &mut self.ports.borrow_mut()[worker];
-            if !port.late.is_empty() {
-                port.send_late();
-            }
+            ToBroker::Ask(ask) => broker.handle_ask(worker, &ask, now_ms, &mut FarSink(self)),
+            ToBroker::CanarySeen => broker.handle_canary_seen(worker),
+        });
+        let mut lanes = self.lanes.borrow_mut();
+        if lanes.has_late() {
+            lanes.flush();
         }
         broker.set_unsure(unsure);
     }
@@ -286,20 +232,20 @@ impl Host for Far {
     fn keep_time(&self) {}
 
     fn wake(&self) {
-        for port in self.ports.borrow_mut().iter_mut() {
-            if std::mem::take(&mut port.is_due) {
-                port.worker_bell.ring();
-            }
+        let mut lanes = self.lanes.borrow_mut();
+        lanes.wake();
+        if lanes.has_late() {
+            self.waits_for_room.raise();
         }
     }
 
-    /// A full ring drops; the link is always read, Redis cuts slow subscribers.
+    /// A full lane drops; the link is always read, Redis cuts slow subscribers.
     async fn wait_for_room(&self) {}
 }
 
 /// Runs a broker on a thread of its own, for as long as the node lives.
 pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
-    let mut eventfd = EventFd::new(duplicate(driver.host().bell().eventfd())?)?;
+    let mut eventfd = EventFd::new(driver.host().with_bell(|bell| duplicate(bell.eventfd()))?)?;
     monoio::spawn(Rc::clone(&driver).run());
     let ticking = Rc::clone(&driver);
     monoio::spawn(async move {
@@ -307,6 +253,14 @@ pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
             monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
             ticking.handle_tick();
             wake_sleepers();
+        }
+    });
+    let relaying = Rc::clone(&driver);
+    monoio::spawn(async move {
+        loop {
+            poll_fn(|context| relaying.host().waits_for_room.poll(context)).await;
+            monoio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
+            relaying.hear();
         }
     });
     // A task like the others: what the executor was started with would not let them have a turn.
@@ -320,7 +274,7 @@ pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
                 driver.handle_tick();
                 wake_sleepers();
             }
-            driver.host().bell().fall_asleep();
+            driver.host().with_bell(Bell::fall_asleep);
             if driver.host().is_quiet() {
                 eventfd.wait().await;
             } else {
@@ -335,42 +289,49 @@ struct FarSink<'a>(&'a Far);
 
 impl Sink for FarSink<'_> {
     fn deliver(&mut self, workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
-        self.relay(workers, bytes);
+        let envelope: Arc<[u8]> = Arc::from(bytes);
+        let mut lanes = self.0.lanes.borrow_mut();
+        for_each_bit(workers, |worker| {
+            let word = || ToWorker::Deliver(Arc::clone(&envelope));
+            if !lanes.send_new(worker, envelope.len(), word) {
+                self.0.counters.worker_full.add(1);
+            }
+        });
+    }
+
+    fn relay(&mut self, workers: u64, project: ProjectId, parcel: &[u8]) {
+        let parcel: Arc<[u8]> = Arc::from(parcel);
+        let word = || ToWorker::Deliver(Arc::clone(&parcel));
+        let mut lanes = self.0.lanes.borrow_mut();
+        let refused = lanes.relay_to_all(workers, project, parcel.len(), word);
+        self.0.counters.worker_full.add(u64::from(refused.count_ones()));
     }
 
     fn notice(&mut self, worker: usize, notice: Notice) {
-        self.0.ports.borrow_mut()[worker].tell(ToWorker::Notice(notice));
-    }
-
-    fn relay(&mut self, mut workers: u64, bytes: &[u8]) {
-        let envelope: Arc<[u8]> = Arc::from(bytes);
-        let mut ports = self.0.ports.borrow_mut();
-        while workers != 0 {
-            let worker = workers.trailing_zeros() as usize;
-            workers &= workers - 1;
-            if !ports[worker].deliver(&envelope) {
-                self.0.counters.worker_full.add(1);
-            }
+        let mut lanes = self.0.lanes.borrow_mut();
+        match notice {
+            // Before the first welcome, whatever waits.
+            Notice::IdsBegin { .. } => lanes.tell(worker, ToWorker::Notice(notice)),
+            _ => lanes.notify(worker, ToWorker::Notice(notice), notice.is_end()),
         }
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
         let word = ToWorker::Answer(pusher.ticket, outcome);
-        self.0.ports.borrow_mut()[pusher.worker].tell(word);
+        self.0.lanes.borrow_mut().tell(pusher.worker, word);
     }
 
     fn ready(&mut self, worker: usize, interest: &Interest) {
-        self.0.ports.borrow_mut()[worker].tell(ToWorker::Ready(interest.clone()));
+        self.0.lanes.borrow_mut().tell(worker, ToWorker::Ready(interest.clone()));
     }
 
     fn refuse(&mut self, worker: usize, interest: &Interest) {
-        self.0.ports.borrow_mut()[worker].tell(ToWorker::Refused(interest.clone()));
+        self.0.lanes.borrow_mut().tell(worker, ToWorker::Refused(interest.clone()));
     }
 
     fn canary(&mut self) {
-        for port in self.0.ports.borrow_mut().iter_mut() {
-            port.tell(ToWorker::Canary);
-        }
+        let mut lanes = self.0.lanes.borrow_mut();
+        (0..self.0.are_unsure.len()).for_each(|worker| lanes.tell(worker, ToWorker::Canary));
     }
 
     fn has_room(&self) -> bool {
@@ -381,7 +342,8 @@ impl Sink for FarSink<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{MessageId, NodeId};
+    use crate::io::lane::{BACKLOG_BYTES, PARCEL_BYTES, WAITING_BYTES};
+    use crate::types::{Cid, MessageId, NodeId};
     use crate::wire::envelope::Targets;
 
     fn pair(workers: usize) -> (Vec<WorkerPort>, Far, Arc<BrokerCounters>) {
@@ -454,7 +416,7 @@ mod tests {
             };
             assert_eq!(found, ticket);
             if near[0].is_empty() {
-                far.ports.borrow_mut()[0].send_late();
+                far.lanes.borrow_mut().flush();
             }
         }
         assert!(near[0].is_empty());
@@ -466,16 +428,126 @@ mod tests {
         for user in 0..=TO_BROKER_ENTRIES as u64 {
             near[0].ask(Ask::UserHere(user));
         }
-        let is_unsure = || far.ports.borrow()[0].is_unsure.load(Ordering::SeqCst);
+        let is_unsure = || far.are_unsure[0].load(Ordering::SeqCst);
         assert!(is_unsure());
-        assert!(near[0].publish(Publication::default(), 1).is_err(), "the push is refused");
+        assert!(!near[0].publish(Publication::default(), 1), "the push is refused");
         let mut asked = 0;
-        while let Ok(word) = far.ports.borrow_mut()[0].from_worker.pop() {
-            assert!(matches!(word, ToBroker::Ask(Ask::UserHere(user)) if user == asked));
-            asked += 1;
-            near[0].send_late_asks();
+        while !far.is_quiet() {
+            for word in heard(&far) {
+                assert!(matches!(word, ToBroker::Ask(Ask::UserHere(user)) if user == asked));
+                asked += 1;
+            }
+            near[0].send_late();
         }
         assert_eq!(asked, TO_BROKER_ENTRIES as u64 + 1);
-        assert!(!is_unsure() && far.is_quiet());
+        assert!(!is_unsure());
+    }
+
+    const LOUD: ProjectId = ProjectId(0);
+    const CALM: ProjectId = ProjectId(1);
+
+    /// What the broker takes in one go.
+    fn heard(far: &Far) -> Vec<ToBroker> {
+        let mut words = Vec::new();
+        far.inbox.borrow_mut().receive_all(|_, word| words.push(word));
+        words
+    }
+
+    /// Words by their names, parcels by their project and text.
+    fn all_heard(near: &mut WorkerPort, far: &Far) -> Vec<String> {
+        let mut names = Vec::new();
+        while !far.is_quiet() {
+            names.extend(heard(far).into_iter().map(|word| match word {
+                ToBroker::Publish(..) => "push".into(),
+                ToBroker::Ask(Ask::Relay(relay)) => String::from_utf8(relay.parcel).unwrap(),
+                ToBroker::Ask(Ask::Join(_)) => "join".into(),
+                ToBroker::Ask(Ask::ServerGone(_)) => "server gone".into(),
+                word => panic!("{word:?}"),
+            }));
+            near.send_late();
+        }
+        names
+    }
+
+    fn place_of(name: &str, names: &[String]) -> usize {
+        names.iter().position(|one| one == name).unwrap()
+    }
+
+    /// Requests of one project filled the ring: others' were refused, and their pushes too.
+    #[test]
+    fn a_flood_of_one_projects_parcels_to_the_broker_leaves_room_for_others_and_for_pushes() {
+        let (mut near, far, _) = pair(1);
+        let request = |project, text: &str| {
+            let to = To::Holder { project, cid: Cid(1) };
+            Relay { to, parcel: text.into() }
+        };
+        let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
+        for text in &loud {
+            near[0].relay(request(LOUD, text)).unwrap();
+        }
+        near[0].relay(request(CALM, "calm")).unwrap();
+        near[0].ask(Ask::ServerGone(Cid(1)));
+        assert!(near[0].publish(Publication::default(), 1), "pushes have room");
+        near[0].ask(Ask::Join(Interest::Project(CALM)));
+        let mut names = all_heard(&mut near[0], &far);
+        assert!(place_of("push", &names) <= TO_BROKER_ENTRIES / 2);
+        assert!(place_of("join", &names) <= TO_BROKER_ENTRIES / 2 + 1);
+        assert!(place_of("calm", &names) <= TO_BROKER_ENTRIES / 2 + 4);
+        assert_eq!(names.last().unwrap(), "server gone", "behind what it had answered");
+        names.retain(|name| name.starts_with("loud"));
+        assert_eq!(names, loud);
+        assert!(!near[0].has_late());
+    }
+
+    /// They filled the ring from the broker, too, and messages of other projects were dropped.
+    #[test]
+    fn a_flood_of_one_projects_parcels_to_a_worker_leaves_room_for_others_and_for_pushes() {
+        let (mut near, far, counters) = pair(2);
+        let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
+        for text in &loud {
+            far.sink().relay(0b11, LOUD, text.as_bytes());
+            // This one keeps up.
+            assert!(matches!(near[1].receive(), Some(ToWorker::Deliver(_))));
+        }
+        far.sink().relay(1, CALM, b"calm");
+        far.sink().notice(0, Notice::ServerGone(Cid(1)));
+        deliver(&far, 1, b"push");
+        far.sink().answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
+        let mut names = Vec::new();
+        while let Some(word) = near[0].receive() {
+            names.push(match word {
+                ToWorker::Deliver(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+                ToWorker::Answer(..) => "answer".into(),
+                ToWorker::Notice(_) => "server gone".into(),
+                word => panic!("{word:?}"),
+            });
+            far.lanes.borrow_mut().flush();
+        }
+        assert!(place_of("push", &names) <= TO_WORKER_ENTRIES / 2);
+        assert!(place_of("answer", &names) <= TO_WORKER_ENTRIES / 2 + 1);
+        assert!(place_of("calm", &names) <= TO_WORKER_ENTRIES / 2 + 4);
+        assert_eq!(names.last().unwrap(), "server gone");
+        names.retain(|name| name.starts_with("loud"));
+        assert_eq!(names, loud);
+        assert_eq!(counters.worker_full.value(), 0);
+        assert!(!far.lanes.borrow().has_late() && near[1].is_empty());
+    }
+
+    #[test]
+    fn parcels_that_wait_have_a_bound_and_each_project_a_share() {
+        let (_near, far, counters) = pair(1);
+        let parcel = vec![0; 1 << 20];
+        let fill = |project| {
+            let before = counters.worker_full.value();
+            let sent = (0..100).take_while(|_| {
+                far.sink().relay(1, ProjectId(project), &parcel);
+                counters.worker_full.value() == before
+            });
+            sent.count()
+        };
+        let in_ring = (PARCEL_BYTES >> 20) + 1;
+        assert_eq!([fill(0), fill(1)], [in_ring + (BACKLOG_BYTES >> 21), BACKLOG_BYTES >> 22]);
+        deliver(&far, 1, b"push");
+        assert_eq!(counters.worker_full.value(), 2, "pushes have room");
     }
 }

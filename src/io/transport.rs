@@ -1,8 +1,9 @@
 //! How a worker reaches the other workers of its node, and its broker: by mailboxes where there is
-//! no broker, by calls where that is on the same thread, by rings where it has a thread of its own.
+//! no broker, by calls where that is on the same thread, by lanes where it has a thread of its own.
 //! The rest of the worker does not know which.
 
-use super::mailbox::{Bell, Mailbox, Word};
+use super::lane::{Bell, LOOK_FOR_ROOM_EVERY};
+use super::mailbox::{Mailbox, Word};
 use super::port::{ToWorker, WorkerPort};
 use super::shared::Shared;
 use super::tickets::{Ticket, Tickets};
@@ -18,7 +19,7 @@ use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What carries what a worker has for others.
 pub enum Carrier {
@@ -51,7 +52,7 @@ pub struct Transport {
     router: Router,
     way: Way,
     tickets: Tickets,
-    /// Something waits for room at other workers.
+    /// Something waits for room at other workers, or at the broker's thread.
     waits_for_room: Flag,
 }
 
@@ -112,8 +113,7 @@ impl Transport {
                 let ticket = self.issue(envelope)?;
                 let mut publication = Publication::default();
                 publication.add_message(names, *routing, envelope);
-                let handed = port.borrow_mut().publish(publication, ticket.number());
-                if handed.is_err() {
+                if !port.borrow_mut().publish(publication, ticket.number()) {
                     self.settle(ticket.number(), Outcome::Overloaded, envelope.accepted_us);
                 }
                 Ok(Some(ticket))
@@ -129,14 +129,14 @@ impl Transport {
         if mailbox.is_alone() {
             return Ok(());
         }
-        let wanted = self.router.others_with(&envelope.targets);
-        if !mailbox.has_room(|worker| wanted.contains(worker)) {
+        let wanted = self.router.others_with(&envelope.targets).bits();
+        if !mailbox.has_room(wanted) {
             self.counters.count_drops(DropReason::MailboxFull, 1);
             return Err(Outcome::Overloaded);
         }
         let mut bytes = Vec::with_capacity(envelope.encoded_bytes());
         envelope.encode(&mut bytes);
-        mailbox.send(&Arc::from(bytes), |worker| wanted.contains(worker));
+        mailbox.send(&Arc::from(bytes), wanted);
         Ok(())
     }
 
@@ -173,7 +173,7 @@ impl Transport {
     /// Whether those who take pushes have room for one more.
     pub fn has_room(&self) -> bool {
         match &self.way {
-            Way::Mailbox(mailbox) => mailbox.borrow().has_room(|_| true),
+            Way::Mailbox(mailbox) => mailbox.borrow().has_room(u64::MAX),
             Way::Inline { .. } => true,
             Way::Threaded { port, .. } => port.borrow().has_room(),
         }
@@ -195,7 +195,7 @@ impl Transport {
             Some((Some(worker), WorkerMessage::Notice(notice))) => mailbox.notify(worker, notice),
             Some((None, WorkerMessage::Notice(notice))) => mailbox.notify_all(notice),
             Some((to, WorkerMessage::Parcel(project, relay))) => {
-                let is_taken = mailbox.relay(project, to, Arc::from(&relay.parcel[..]));
+                let is_taken = mailbox.relay(project, to, &Arc::from(&relay.parcel[..]));
                 return if is_taken { Ok(()) } else { Err((relay, Unsent::Full)) };
             }
         }
@@ -221,24 +221,34 @@ impl Transport {
         Ok(())
     }
 
-    /// Hands over what the other workers had no room for.
+    /// Hands over what the other workers, or the broker's thread, had no room for: now, or as soon
+    /// as they have some.
     pub fn send_late(&self) {
-        let Way::Mailbox(mailbox) = &self.way else { return };
-        let mut mailbox = mailbox.borrow_mut();
-        if mailbox.has_late() {
-            mailbox.send_late();
-            if mailbox.has_late() {
+        if self.has_late() {
+            match &self.way {
+                Way::Mailbox(mailbox) => mailbox.borrow_mut().send_late(),
+                Way::Inline { .. } => {}
+                Way::Threaded { port, .. } => port.borrow_mut().send_late(),
+            }
+            if self.has_late() {
                 self.waits_for_room.raise();
             }
         }
     }
 
-    /// Looks every millisecond for room at the other workers while something waits for it: they do
-    /// not say when they have taken something.
+    fn has_late(&self) -> bool {
+        match &self.way {
+            Way::Mailbox(mailbox) => mailbox.borrow().has_late(),
+            Way::Inline { .. } => false,
+            Way::Threaded { port, .. } => port.borrow().has_late(),
+        }
+    }
+
+    /// Looks for room while something waits for it.
     pub async fn relay_late(&self) {
         loop {
             poll_fn(|context| self.waits_for_room.poll(context)).await;
-            monoio::time::sleep(Duration::from_millis(1)).await;
+            monoio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
             self.send_late();
         }
     }
@@ -285,25 +295,16 @@ impl Transport {
 
     // Time.
 
-    /// Whether nothing waits for the next tick.
+    /// Whether nothing waits for the next tick. An inline broker has deadlines in each.
     pub fn is_calm(&self) -> bool {
-        let has_nothing_late = match &self.way {
-            Way::Mailbox(mailbox) => !mailbox.borrow().has_late(),
-            // The broker's deadlines are this thread's.
-            Way::Inline { .. } => false,
-            Way::Threaded { port, .. } => !port.borrow().has_late_asks(),
-        };
-        has_nothing_late && self.tickets.is_empty()
+        !matches!(self.way, Way::Inline { .. }) && !self.has_late() && self.tickets.is_empty()
     }
 
     pub fn handle_tick(&self) {
-        match &self.way {
-            Way::Mailbox(mailbox) => mailbox.borrow_mut().send_late(),
-            Way::Inline { broker, .. } => {
-                broker.get().into_iter().for_each(|broker| broker.handle_tick());
-            }
-            Way::Threaded { port, .. } => port.borrow_mut().send_late_asks(),
+        if let Way::Inline { broker, .. } = &self.way {
+            broker.get().into_iter().for_each(|broker| broker.handle_tick());
         }
+        self.send_late();
         let waiting_bytes = self.with_bell(Bell::waiting_bytes).unwrap_or(0);
         self.counters.waiting_bytes.set(waiting_bytes as u64);
     }

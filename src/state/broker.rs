@@ -22,7 +22,7 @@ mod transit;
 
 use super::counters::BrokerCounters;
 use super::orders::Orders;
-use super::projects::Projects;
+use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
 use super::wants::{Interest, Notice};
 use crate::types::{Incarnation, MessageId, NodeId};
@@ -105,8 +105,8 @@ impl BrokerConfig {
 pub trait Sink {
     /// Hands a message to the workers whose bits are set; `bytes` is the envelope's.
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, bytes: &[u8]);
-    /// Hands a parcel to the workers whose bits are set.
-    fn relay(&mut self, workers: u64, parcel: &[u8]);
+    /// Hands a parcel of a project to the workers whose bits are set.
+    fn relay(&mut self, workers: u64, project: ProjectId, parcel: &[u8]);
     fn notice(&mut self, worker: usize, notice: Notice);
     /// Answers a [`Broker::handle_push`] or a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);

@@ -384,6 +384,8 @@ pub struct BrokerCounters {
     pub number_resets: Counter,
     /// Messages of a kind that this node does not know.
     pub unknown_kind: Counter,
+    /// Parcels of projects that this node does not serve.
+    pub unknown_project: Counter,
     /// Messages of another process with this node's number.
     pub foreign: Counter,
     /// Messages that were dropped because a worker's ring was full.

@@ -21,6 +21,11 @@ pub struct Router {
 pub struct WorkerSet(u64);
 
 impl WorkerSet {
+    /// A bit for each worker.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     pub fn contains(self, worker: usize) -> bool {
         self.0 >> worker & 1 == 1
     }

@@ -109,6 +109,20 @@ pub enum Notice {
     },
 }
 
+impl Ask {
+    /// Whether it ends something: what was handed over before it must be heard before it.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::ServerGone(_))
+    }
+}
+
+impl Notice {
+    /// Whether it ends something: what was handed over before it must be heard before it.
+    pub fn is_end(&self) -> bool {
+        matches!(self, Self::ServerGone(_) | Self::Node { is_up: false, .. })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum State {
     #[default]

@@ -210,6 +210,17 @@ pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
     Err(EnvelopeError::Field)
 }
 
+/// The project of a parcel, without reading the rest.
+pub fn pid(bytes: &[u8]) -> Result<&[u8], EnvelopeError> {
+    let (_, fields, _) = take_apart(bytes)?;
+    for field in fields {
+        if let (FIELD_PID, value) = field? {
+            return Ok(value);
+        }
+    }
+    Err(EnvelopeError::Field)
+}
+
 /// Whether what a parcel of another node brings to sockets is JSON: the data of a request or an
 /// answer, the texts of events.
 pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
@@ -334,7 +345,7 @@ mod tests {
     fn what_goes_in_comes_out() {
         let bytes = encoded(|out| request().encode(SENDER, out));
         assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Request(request())));
-        assert_eq!(addressee(&bytes), Ok(Cid(2)));
+        assert_eq!((addressee(&bytes), pid(&bytes)), (Ok(Cid(2)), Ok(&b"p"[..])));
         for answer in [Answer::Data(b"null"), Answer::Gone, Answer::Unwritten, Answer::Full] {
             let bytes = encoded(|out| response(answer).encode(SENDER, out));
             assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Response(response(answer))));
@@ -392,7 +403,7 @@ mod tests {
             bytes[place] = byte;
             bytes.truncate(cut);
             let _ = Parcel::decode(&bytes);
-            let _ = addressee(&bytes);
+            let _ = (addressee(&bytes), pid(&bytes));
         }
     }
 }

@@ -7,6 +7,7 @@ use ws_cluster::io::port::{self, Far, ToWorker, WorkerPort};
 use ws_cluster::io::queue::Host;
 use ws_cluster::state::broker::{Outcome, Pusher, Sink};
 use ws_cluster::state::counters::BrokerCounters;
+use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::wants::{Interest, Notice};
 use ws_cluster::wire::envelope::Envelope;
 
@@ -45,7 +46,7 @@ impl Sink for Counting {
         self.bytes += bytes.len() as u64;
     }
 
-    fn relay(&mut self, _workers: u64, _parcel: &[u8]) {}
+    fn relay(&mut self, _workers: u64, _project: ProjectId, _parcel: &[u8]) {}
 
     fn notice(&mut self, _worker: usize, _notice: Notice) {}
 

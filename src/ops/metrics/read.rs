@@ -305,7 +305,11 @@ pub(super) fn missed(shared: &Shared, samples: &mut Samples) {
 
 pub(super) fn ignored(shared: &Shared, samples: &mut Samples) {
     let broker = &shared.broker_counters;
-    let reasons = [("unknown_kind", &broker.unknown_kind), ("false_number", &broker.false_numbers)];
+    let reasons = [
+        ("unknown_kind", &broker.unknown_kind),
+        ("unknown_project", &broker.unknown_project),
+        ("false_number", &broker.false_numbers),
+    ];
     for (reason, counter) in reasons {
         samples.add(vec![("reason", reason.into())], counter.value());
     }

@@ -403,8 +403,10 @@ metrics! {
             .labels("`reason`")
             .help("Messages that were left out, by reason")
             .more(
-                ": `unknown_kind`, of a newer node (a rolling upgrade); `false_number`, with a \
-                 number that its node never gave out: something else publishes on the channels",
+                ": `unknown_kind`, of a newer node (a rolling upgrade); `unknown_project`, a \
+                 request, an answer or events of a project that this node does not serve; \
+                 `false_number`, with a number that its node never gave out: something else \
+                 publishes on the channels",
             );
         Metric::counter(
             "ws_cluster_queue_number_resets_total",

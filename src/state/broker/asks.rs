@@ -33,7 +33,7 @@ impl Broker {
             // By way of Redis it would come after the word that its business server is gone.
             let worker = SnowflakeClock::worker_of(cid.0, config.workers);
             return if worker < config.workers {
-                sink.relay(1 << worker, parcel)
+                sink.relay(1 << worker, *project, parcel)
             };
         }
         let pid = config.projects.get(*project).map_or("", |project| &*project.pid);
@@ -49,7 +49,7 @@ impl Broker {
             && let Some(channel) = self.interests.find(&name)
             && channel.workers & !(1 << worker) != 0
         {
-            sink.relay(channel.workers & !(1 << worker), parcel);
+            sink.relay(channel.workers & !(1 << worker), *project, parcel);
         }
         self.handle_parcel(&name, parcel, is_events, now_ms);
     }

@@ -5,6 +5,7 @@ use super::publish_log::Asked;
 use super::reservation::number_of;
 use super::{Broker, Event, LinkError, Sink, user_hash};
 use crate::state::orders::Order;
+use crate::state::projects::ProjectId;
 use crate::state::sequence::Arrival;
 use crate::state::wants::Notice;
 use crate::types::{Cid, NodeId, SnowflakeClock};
@@ -244,7 +245,11 @@ impl Broker {
             // This node's workers have had them.
             Kind::Events if is_own => {}
             // All that have business servers which want to hear them.
-            Kind::Events => sink.relay(workers, payload),
+            Kind::Events => {
+                if let Some(project) = self.project_of(channel_name, payload) {
+                    sink.relay(workers, project, payload);
+                }
+            }
             _ => self.route_to_one(channel_name, workers, payload, sink),
         }
     }
@@ -261,11 +266,31 @@ impl Broker {
             Ok(cid) => {
                 let worker = SnowflakeClock::worker_of(cid.0, self.config.workers);
                 let wanted = workers & 1 << worker;
-                if wanted != 0 {
-                    sink.relay(wanted, payload);
+                if wanted != 0
+                    && let Some(project) = self.project_of(channel_name, payload)
+                {
+                    sink.relay(wanted, project, payload);
                 }
             }
             Err(error) => self.refuse_envelope(channel_name, error.to_string()),
+        }
+    }
+
+    /// The project of a parcel. `None`: it has none, or this node does not serve it; that is
+    /// counted.
+    fn project_of(&mut self, channel_name: &[u8], parcel: &[u8]) -> Option<ProjectId> {
+        match parcel::pid(parcel) {
+            Ok(pid) => {
+                let found = self.config.projects.find(pid);
+                if found.is_none() {
+                    self.config.counters.unknown_project.add(1);
+                }
+                found.map(|(project, _)| project)
+            }
+            Err(error) => {
+                self.refuse_envelope(channel_name, error.to_string());
+                None
+            }
         }
     }
 

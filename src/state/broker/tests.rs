@@ -1,7 +1,7 @@
 //! A broker against a few lines that answer like Redis. Whole clusters are in `tests/sim`.
 
 use super::*;
-use crate::state::projects::{Project, ProjectId, SubscribePolicy};
+use crate::state::projects::{Project, SubscribePolicy};
 use crate::state::wants::{Ask, Relay, Server, To};
 use crate::types::{Cid, EventSet, Incarnation, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
@@ -42,7 +42,7 @@ impl Sink for Said {
         self.delivered.push((workers, data));
     }
 
-    fn relay(&mut self, workers: u64, parcel: &[u8]) {
+    fn relay(&mut self, workers: u64, _project: ProjectId, parcel: &[u8]) {
         let kind = Header::read(parcel).unwrap().kind;
         self.relayed.push((workers, kind));
     }

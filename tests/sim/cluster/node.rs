@@ -99,7 +99,7 @@ impl Sink for Words {
         }
     }
 
-    fn relay(&mut self, mut workers: u64, parcel: &[u8]) {
+    fn relay(&mut self, mut workers: u64, _project: ProjectId, parcel: &[u8]) {
         let parcel: Rc<[u8]> = Rc::from(parcel);
         while workers != 0 {
             let worker = workers.trailing_zeros() as usize;

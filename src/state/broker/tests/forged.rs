@@ -159,20 +159,33 @@ fn data_that_is_not_json_goes_to_nobody() {
     }
     bring(&mut setting, &encoded(9, 5, "{\"a\":1}", 5, 5));
     assert_eq!(delivered(&mut setting), ["{\"a\":1}"]);
-    let mut parcel = Vec::new();
-    let events = parcel::Events {
-        sender: Sender { node: NodeId::new(9).unwrap(), epoch: 5 },
-        worker: 0,
-        pid: "p",
-        list: parcel::EventList(&[]),
-    };
-    let mut list = Vec::new();
-    parcel::add_event(&mut list, EventSet::ALL, |out| out.extend_from_slice(b"{\"type\":"));
-    parcel::Events { list: parcel::EventList(&list), ..events }.encode(&mut parcel);
+    let mut parcel = events("p", b"{\"type\":");
     Header::set_numbers(&mut parcel, 5, 6, 6);
     bring(&mut setting, &parcel);
     assert!(setting.said.relayed.is_empty());
     assert_eq!(setting.broker.config.counters.malformed.value(), 5);
+}
+
+/// Events of node 9.
+fn events(pid: &str, text: &[u8]) -> Vec<u8> {
+    let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
+    let (mut list, mut parcel) = (Vec::new(), Vec::new());
+    parcel::add_event(&mut list, EventSet::ALL, |out| out.extend_from_slice(text));
+    parcel::Events { sender, worker: 0, pid, list: parcel::EventList(&list) }.encode(&mut parcel);
+    parcel
+}
+
+#[test]
+fn parcels_of_a_project_that_is_not_served_are_counted() {
+    let mut setting = ready();
+    for (number, pid) in [(1, "q"), (2, "p"), (3, "")] {
+        let mut parcel = events(pid, b"{}");
+        Header::set_numbers(&mut parcel, 5, number, number);
+        bring(&mut setting, &parcel);
+    }
+    assert_eq!(setting.said.relayed, [(1, Kind::Events)]);
+    let counters = &setting.broker.config.counters;
+    assert_eq!((counters.unknown_project.value(), counters.malformed.value()), (2, 0));
 }
 
 #[test]
