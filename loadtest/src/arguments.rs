@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
 use std::sync::Mutex;
 
+use ws_cluster_wire::sign::Secret;
+
 use crate::business::Business;
 use crate::identity::{Identity, Kind};
 use crate::metrics::Place;
@@ -223,7 +225,7 @@ impl Options {
         Ok(Common {
             identity: Identity {
                 ws,
-                signer: run::signer(&secret)?,
+                secret: Secret::new(secret.as_bytes()),
                 pid: self.pid.clone(),
                 uid_prefix: self.uid_prefix.clone(),
                 tags: tags.to_owned(),

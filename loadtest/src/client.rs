@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use hdrhistogram::Histogram;
+use ws_cluster_wire::websocket::{OpCode, client};
 
-use crate::frame::{self, Next};
 use crate::identity::{self, Identity};
 use crate::message::Marks;
 use crate::report::{self, Failures};
@@ -44,6 +44,9 @@ pub enum Gone {
     /// It was never welcomed.
     Refused,
 }
+
+/// Nothing that a test sends is near it: beyond, the stream is out of step.
+const MAX_PAYLOAD: usize = 64 << 20;
 
 /// For commands that do not care what arrives.
 pub struct Ignore;
@@ -475,19 +478,19 @@ impl Clients {
         }
         loop {
             let rest = &bytes[at..];
-            let head = match frame::parse(rest) {
-                Next::Incomplete => return Ok(at),
-                Next::Broken(why) => return Err(End::Failed(why.to_owned())),
-                Next::Frame(head) => head,
+            let frame = match client::read_frame(rest, MAX_PAYLOAD) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(at),
+                Err(violation) => return Err(End::Failed(violation.msg.to_owned())),
             };
-            let payload = &rest[head.start..head.end];
             let conn = &mut self.slots[index];
-            if conn.phase == Phase::Open && matches!(head.opcode, frame::TEXT | frame::BINARY) {
-                handler.frame(conn.number, &mut conn.marks, payload);
+            let is_message = matches!(frame.opcode, OpCode::Text | OpCode::Binary);
+            if conn.phase == Phase::Open && is_message {
+                handler.frame(conn.number, &mut conn.marks, frame.payload);
             } else {
-                self.on_rare(index, head.opcode, payload, now, handler)?;
+                self.on_rare(index, frame.opcode, frame.payload, now, handler)?;
             }
-            at += head.end;
+            at += frame.bytes;
         }
     }
 
@@ -495,14 +498,14 @@ impl Clients {
     fn on_rare<H: Handler>(
         &mut self,
         index: usize,
-        opcode: u8,
+        opcode: OpCode,
         payload: &[u8],
         now: u64,
         handler: &mut H,
     ) -> Result<(), End> {
         let conn = &mut self.slots[index];
         match opcode {
-            frame::TEXT | frame::BINARY if conn.phase == Phase::Greeting => {
+            OpCode::Text | OpCode::Binary if conn.phase == Phase::Greeting => {
                 if !identity::is_welcome(payload) {
                     let text = String::from_utf8_lossy(&payload[..payload.len().min(120)]);
                     return Err(End::Failed(format!("not a welcome: {text}")));
@@ -522,7 +525,7 @@ impl Clients {
                 // Given up at once when that is what they are opened for.
                 self.opening.cycle.map_or(Ok(()), |closing| self.close(index, closing, now))
             }
-            frame::CLOSE => {
+            OpCode::Close => {
                 let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
                 match conn.phase {
                     // The server answered our Close; it closes the socket first.
@@ -534,8 +537,9 @@ impl Clients {
                     _ => Err(End::Failed(format!("closed with {code} before the welcome"))),
                 }
             }
-            frame::PING => {
-                let pong = frame::pong(payload);
+            OpCode::Ping => {
+                let mut pong = Vec::new();
+                client::write_pong(&mut pong, payload);
                 match (self.unsent.get_mut(&index), &conn.fd) {
                     // In between it would be in the middle of a frame.
                     (Some(unsent), _) => unsent.extend_from_slice(&pong),
@@ -561,7 +565,7 @@ impl Clients {
         conn.since_ns = now;
         let Some(fd) = &conn.fd else { return Ok(()) };
         match closing {
-            Closing::Clean => match sys::send(fd, frame::CLOSE_1000) {
+            Closing::Clean => match sys::send(fd, client::CLOSE_NORMAL) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(End::Failed(format!("close: {}", describe(&error)))),
             },

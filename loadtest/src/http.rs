@@ -7,15 +7,15 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use memchr::memmem;
+use ws_cluster_wire::sign::{Secret, sign_digits};
 
 use crate::client::EXP_SECONDS;
 use crate::message::{self, Stamp};
-use crate::sign::Signer;
 use crate::sys;
 
 /// Writes signed push requests with a JSON body. Nothing is allocated per request.
 pub struct PushWriter {
-    signer: Signer,
+    secret: Secret,
     /// `{"pid":"…",`
     open: Vec<u8>,
     stamp_len: usize,
@@ -27,17 +27,17 @@ pub struct PushWriter {
 impl PushWriter {
     /// `data_len`: how long the text in `data` is, at least a short stamp's
     /// length.
-    pub fn new(pid: &str, secret: &str, data_len: usize) -> Result<Self, String> {
+    pub fn new(pid: &str, secret: &str, data_len: usize) -> Self {
         let open = format!("{{\"pid\":{},", serde_json::Value::from(pid));
         let stamp_len = message::stamp_len(data_len);
-        Ok(PushWriter {
-            signer: Signer::new(secret, "/ws/push")?,
+        PushWriter {
+            secret: Secret::new(secret.as_bytes()),
             open: open.into_bytes(),
             stamp_len,
             filler: vec![b'x'; data_len.saturating_sub(stamp_len)],
             body: Vec::new(),
             exp: (0, 0),
-        })
+        }
     }
 
     /// Appends one request. `select` writes the selector member with a comma behind it, such as
@@ -61,7 +61,7 @@ impl PushWriter {
         body.truncate(start + self.stamp_len);
         body.extend_from_slice(&self.filler);
         body.extend_from_slice(b"\"}");
-        let sign = self.signer.sign(body);
+        let sign = sign_digits(&self.secret, &[b"/ws/push\n", body]);
         out.extend_from_slice(b"POST /ws/push HTTP/1.1\r\nHost: ");
         out.extend_from_slice(host.as_bytes());
         out.extend_from_slice(b"\r\nContent-Type: application/json\r\nX-Sign: ");
@@ -247,10 +247,11 @@ pub fn write_selector(name: &str, value: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ws_cluster_wire::sign::sign_hex;
 
     #[test]
     fn a_request_is_signed_over_its_raw_body() {
-        let mut writer = PushWriter::new("1", "dev-secret", 40).unwrap();
+        let mut writer = PushWriter::new("1", "dev-secret", 40);
         writer.exp = (0, 1_700_000_000);
         let stamp = Stamp { run: 1, seq: 2, at_ns: 3, pusher: 4 };
         let mut out = Vec::new();
@@ -265,8 +266,7 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(json["data"].as_str().map(str::len), Some(40));
-        let sign = Signer::new("dev-secret", "/ws/push").unwrap().sign(body.as_bytes());
-        let sign = String::from_utf8(sign.to_vec()).unwrap();
+        let sign = sign_hex(&Secret::new(b"dev-secret"), &[b"/ws/push\n", body.as_bytes()]);
         assert_eq!(
             head,
             format!(

@@ -5,9 +5,10 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use memchr::memmem;
+use ws_cluster_wire::percent::write_query;
+use ws_cluster_wire::sign::{Secret, sign_digits};
 
 use crate::scenario::plan::Audience;
-use crate::sign::Signer;
 
 /// Every client uses the key of RFC 6455 section 1.3: its answer is known beforehand.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -18,7 +19,7 @@ pub const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub struct Identity {
     /// The nodes, in turn by the number of the user; at least one.
     pub ws: Vec<SocketAddrV4>,
-    pub signer: Signer,
+    pub secret: Secret,
     pub pid: String,
     pub uid_prefix: String,
     pub tags: String,
@@ -70,14 +71,13 @@ impl Identity {
             ("type", kind),
             ("uid", &uid),
         ];
-        let mut given = [("", ""); 7];
-        let mut count = 0;
-        for parameter in all.into_iter().filter(|(_, value)| !value.is_empty()) {
-            given[count] = parameter;
-            count += 1;
-        }
+        debug_assert!(all.is_sorted_by_key(|(name, _)| *name), "as the signed text wants them");
         out.extend_from_slice(b"GET /ws/connect?");
-        self.signer.signed_query(&given[..count], out);
+        let start = out.len();
+        write_query(all.into_iter().filter(|(_, value)| !value.is_empty()), out);
+        let sign = sign_digits(&self.secret, &[b"/ws/connect\n", &out[start..]]);
+        out.extend_from_slice(b"&sign=");
+        out.extend_from_slice(&sign);
         out.extend_from_slice(
             format!(
                 " HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -129,7 +129,7 @@ pub mod tests {
     pub fn identity() -> Identity {
         Identity {
             ws: vec![SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8812)],
-            signer: Signer::new("dev-secret", "/ws/connect").unwrap(),
+            secret: Secret::new(b"dev-secret"),
             pid: "1".to_owned(),
             uid_prefix: "u ".to_owned(),
             tags: String::new(),

@@ -351,3 +351,24 @@ fn summarize(common: &Common, settings: &Requests, outcome: Outcome<'_>) -> Repo
     }
     report
 }
+
+#[cfg(test)]
+pub mod tests {
+    use std::ops::ControlFlow;
+
+    use ws_cluster_wire::websocket::{Inbound, Message};
+
+    /// The payloads of these frames, as the server reads them.
+    pub fn client_payloads(frames: &[u8]) -> Vec<String> {
+        let mut payloads = Vec::new();
+        let mut kept = None;
+        Inbound::read(&mut kept, &mut frames.to_vec(), 1 << 20, &mut |message| {
+            let Message::Text(text) = message else { panic!("not a text: {message:?}") };
+            payloads.push(String::from_utf8(text.to_vec()).unwrap());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert!(kept.is_none(), "a frame is cut off");
+        payloads
+    }
+}

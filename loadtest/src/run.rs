@@ -18,7 +18,6 @@ use crate::processes::{self, Part};
 use crate::report::Report;
 use crate::sampler::{Sampler, Series};
 use crate::series::{Live, ThreadLive};
-use crate::sign::Signer;
 use crate::sys::{self, CpuTime, Epoll};
 use crate::thresholds::Thresholds;
 
@@ -259,11 +258,6 @@ pub fn derive(
     let base = u32::from(Ipv4Addr::LOCALHOST);
     let sources = (0..count as u32).map(|i| Ipv4Addr::from(base + i)).collect();
     Ok(Derived { threads, sources })
-}
-
-/// The identity for one run.
-pub fn signer(secret: &str) -> Result<Signer, String> {
-    Signer::new(secret, "/ws/connect")
 }
 
 /// A thread's event loop: epoll and the buffer that everything is received into.

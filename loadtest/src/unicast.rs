@@ -463,7 +463,7 @@ fn open<'a>(
         pushes: vec![Pushes::default(); common.http.len()],
         idle: (0..count).flat_map(|index| repeat_n(index, settings.pipeline)).collect(),
         undelivered: settings.await_delivery.then(Vec::new),
-        writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
+        writer: PushWriter::new(&common.identity.pid, &common.secret, data_len),
         next: 0,
         accepted: SeqSet::default(),
         accepted_count: 0,

@@ -12,7 +12,6 @@ pub mod member;
 pub mod message;
 pub mod params;
 pub mod parcel;
-pub mod percent;
 pub mod publication;
 pub mod push;
 pub mod redis_url;
@@ -25,4 +24,5 @@ pub mod sign;
 pub mod tags;
 pub mod trace_context;
 pub mod upgrade;
-pub mod websocket;
+
+pub use ws_cluster_wire::{percent, websocket};

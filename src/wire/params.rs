@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::api_error::ApiError;
 use super::http::NO_SIGN;
-use super::percent::{Plus, decode, encode};
+use super::percent::{Plus, decode, write_query};
 use crate::types::quoted;
 
 /// Unknown parameters are ignored, but every one costs memory and a place in the sort.
@@ -73,23 +73,16 @@ impl<'a> Params<'a> {
     /// percent-encoded (RFC 3986: unreserved characters bare, upper-case digits), sorted by name.
     pub fn canonical(&self, path: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(path.as_bytes());
-        let mut separator = b'\n';
-        for (name, value) in self.pairs.iter().filter(|pair| pair.0 != "sign") {
-            out.push(separator);
-            separator = b'&';
-            encode(name, out);
-            out.push(b'=');
-            encode(value, out);
-        }
-        if separator == b'\n' {
-            out.push(separator);
-        }
+        out.push(b'\n');
+        let signed = self.pairs.iter().filter(|pair| pair.0 != "sign");
+        write_query(signed.map(|(name, value)| (&**name, &**value)), out);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::percent::encode;
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
 

@@ -1,89 +1,17 @@
-//! Signatures: lower-case hexadecimal digits of an HMAC-SHA256.
+//! When a signature is accepted, and the errors where it is not; how one is computed is in the
+//! shared crate.
 
 use std::borrow::Cow;
-use std::fmt;
-
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256};
 
 use super::http::HttpError;
 use crate::types::in_one_line;
 
-const MAC_BYTES: usize = 32;
-/// SHA-256's block, to which HMAC brings every key.
-const BLOCK_BYTES: usize = 64;
+pub use ws_cluster_wire::sign::{Secret, Token, is_sign, sign_hex, verify};
+
 /// How long after its `exp` a request is still taken: clocks differ.
 const EXP_LEEWAY_MS: u64 = 5_000;
 /// Characters of the signed text that a refusal shows in development.
 const SHOWN_CHARS: usize = 1_000;
-
-/// One secret of a project, as the state of an HMAC that has taken in the key: every use copies it
-/// and saves hashing the key again.
-#[derive(Clone)]
-pub struct Secret {
-    keyed: Hmac<Sha256>,
-}
-
-impl Secret {
-    pub fn new(secret: &[u8]) -> Self {
-        // RFC 2104: a longer key is replaced by its hash, a shorter one is filled up with zeros.
-        let mut block = [0; BLOCK_BYTES];
-        if secret.len() > BLOCK_BYTES {
-            block[..MAC_BYTES].copy_from_slice(&Sha256::digest(secret));
-        } else {
-            block[..secret.len()].copy_from_slice(secret);
-        }
-        Self { keyed: Hmac::new(&block.into()) }
-    }
-
-    fn mac(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
-        let mut mac = self.keyed.clone();
-        for part in parts {
-            mac.update(part);
-        }
-        mac
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// A secret that is shown as it is (RFC 6750): kept as the state that compares it in constant time.
-#[derive(Clone)]
-pub struct Token {
-    keyed: Secret,
-    mac: [u8; MAC_BYTES],
-}
-
-impl Token {
-    pub fn new(token: String) -> Self {
-        // Both are hashed under it, so that the comparison does not tell how much of it is right.
-        let keyed = Secret::new(token.as_bytes());
-        let mac = keyed.mac(&[token.as_bytes()]).finalize().into_bytes().into();
-        Self { keyed, mac }
-    }
-
-    pub fn is(&self, given: &str) -> bool {
-        self.keyed.mac(&[given.as_bytes()]).verify_slice(&self.mac).is_ok()
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// Whether `sign` is the signature of the joined `parts` under one of the secrets. Every secret is
-/// tried and compared in constant time; anything but 64 lower-case hexadecimal digits is false.
-pub fn verify(secrets: &[Secret], parts: &[&[u8]], sign: &str) -> bool {
-    let Some(mac) = parse_hex(sign.as_bytes()) else { return false };
-    let matches = |found, secret: &Secret| found | secret.mac(parts).verify_slice(&mac).is_ok();
-    secrets.iter().fold(false, matches)
-}
 
 /// How a request carries its sign, and how much a refusal tells.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +41,7 @@ pub fn check(
 ) -> Result<(), Cow<'static, str>> {
     let problem = match (sign.filter(|sign| !sign.is_empty()), rules.place) {
         (Some(sign), _) if verify(secrets, parts, sign) => return Ok(()),
-        (Some(sign), _) if parse_hex(sign.as_bytes()).is_some() => "bad sign",
+        (Some(sign), _) if is_sign(sign) => "bad sign",
         (Some(_), _) => "sign must be 64 lower-case hex digits",
         (None, SignPlace::Header { is_in_body: true }) => "sign belongs in X-Sign for JSON",
         (None, SignPlace::Header { .. }) => "sign is missing (X-Sign)",
@@ -136,15 +64,6 @@ fn shown(text: &[u8]) -> String {
     let line = in_one_line(&begin, SHOWN_CHARS);
     let is_cut = begin.chars().nth(SHOWN_CHARS).is_some();
     if is_cut { format!("{line} ({} bytes in all)", text.len()) } else { line }
-}
-
-/// The signature of the joined `parts`.
-pub fn sign_hex(secret: &Secret, parts: &[&[u8]]) -> String {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mac = secret.mac(parts).finalize().into_bytes();
-    let digits =
-        mac.iter().flat_map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-    digits.map(char::from).collect()
 }
 
 /// Whether a request with that `exp` (unix seconds) is still good: 401 five seconds after it, and
@@ -173,106 +92,9 @@ pub fn check_session_exp(session_exp: Option<u64>, now_ms: u64) -> Result<(), Ht
 /// The refusal of a session that would end at once.
 const SESSION_IS_OVER: &str = "session_exp is past: give unix seconds that are still to come";
 
-fn parse_hex(digits: &[u8]) -> Option<[u8; MAC_BYTES]> {
-    let digits: &[u8; 2 * MAC_BYTES] = digits.try_into().ok()?;
-    let mut bytes = [0; MAC_BYTES];
-    // Looked up, and judged once at the end: no branch could guess whether a digit is a letter.
-    let mut seen = 0;
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let [high, low] = [LOWER_HEX[usize::from(pair[0])], LOWER_HEX[usize::from(pair[1])]];
-        seen |= high | low;
-        *byte = high << 4 | low & 15;
-    }
-    (seen < 16).then_some(bytes)
-}
-
-/// The value of each lower-case hexadecimal digit; 255 for any other byte.
-const LOWER_HEX: [u8; 256] = {
-    let mut values = [255; 256];
-    let mut value = 0;
-    while value < 16 {
-        values[b"0123456789abcdef"[value] as usize] = value as u8;
-        value += 1;
-    }
-    values
-};
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::params::Params;
-    use proptest::prelude::*;
-
-    const SIGN: &str = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
-
-    #[test]
-    fn the_vector_of_the_contract() {
-        let params = Params::parse(b"pid=1&uid=u+1&type=1").unwrap();
-        let mut text = Vec::new();
-        params.canonical("/ws/connect", &mut text);
-        let secrets = [Secret::new(b"old"), Secret::new(b"dev-secret")];
-        assert_eq!(sign_hex(&secrets[1], &[&text]), SIGN);
-        assert!(verify(&secrets, &[&text], SIGN));
-        assert!(verify(&secrets, &[b"/ws/connect", b"\n", b"pid=1&type=1&uid=u%201"], SIGN));
-        assert!(!verify(&secrets, &[&text, b" "], SIGN));
-        assert!(!verify(&secrets[..1], &[&text], SIGN));
-        assert!(!verify(&[], &[&text], SIGN));
-    }
-
-    #[test]
-    fn long_keys_are_hashed_as_rfc_4231_says() {
-        let secret = Secret::new(&[0xaa; 131]);
-        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
-        assert_eq!(
-            sign_hex(&secret, &[text]),
-            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
-        );
-    }
-
-    #[test]
-    fn only_64_lower_case_digits_are_a_sign() {
-        let secrets = [Secret::new(b"s")];
-        let sign = sign_hex(&secrets[0], &[b"x"]);
-        assert!(verify(&secrets, &[b"x"], &sign));
-        for bad in [
-            "",
-            &sign[1..],
-            &sign.to_uppercase(),
-            &format!("{sign}0"),
-            &format!("0{}", &sign[..63]),
-        ] {
-            assert!(!verify(&secrets, &[b"x"], bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn no_other_character_stands_for_a_digit() {
-        let secrets = [Secret::new(b"s")];
-        let sign = sign_hex(&secrets[0], &[b"x"]);
-        for place in [0, 1, 62, 63] {
-            for byte in 0..128 {
-                let mut other = sign.clone().into_bytes();
-                let is_same = std::mem::replace(&mut other[place], byte) == byte;
-                let other = String::from_utf8(other).unwrap();
-                assert_eq!(verify(&secrets, &[b"x"], &other), is_same, "{other:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_token_is_itself_and_nothing_else() {
-        let token = Token::new("0123456789abcdef".into());
-        assert!(token.is("0123456789abcdef"));
-        for other in ["", "0123456789abcde", "0123456789abcdeF", "0123456789abcdef0"] {
-            assert!(!token.is(other), "{other}");
-        }
-        assert_eq!(format!("{token:?}"), "***");
-    }
-
-    #[test]
-    fn a_secret_prints_as_stars() {
-        assert_eq!(format!("{:?}", Secret::new(b"dev-secret")), "***");
-    }
 
     #[test]
     fn a_refusal_says_what_is_wrong_with_the_sign() {
@@ -335,22 +157,5 @@ mod tests {
         assert_eq!(status(Some(u64::MAX), true, u64::MAX), Ok(()));
         assert_eq!(status(None, false, 1), Ok(()));
         assert_eq!(status(None, true, 1), Err(401));
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_signed_is_verified_however_it_is_cut(
-            key in proptest::collection::vec(any::<u8>(), 0..100),
-            text in proptest::collection::vec(any::<u8>(), 0..100),
-            cut in 0usize..100,
-            junk in "\\PC{0,70}",
-        ) {
-            let secret = Secret::new(&key);
-            let sign = sign_hex(&secret, &[&text]);
-            let (first, second) = text.split_at(cut.min(text.len()));
-            let secrets = [secret];
-            prop_assert!(verify(&secrets, &[first, second], &sign));
-            prop_assert!(!verify(&secrets, &[&text], &junk));
-        }
     }
 }

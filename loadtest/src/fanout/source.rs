@@ -65,7 +65,7 @@ impl<'a> Source<'a> {
             live: common.live,
             settings,
             pushers: pushers.collect::<Result<_, _>>()?,
-            writer: PushWriter::new(&common.identity.pid, &common.secret, data_len)?,
+            writer: PushWriter::new(&common.identity.pid, &common.secret, data_len),
             run,
             next: 0,
             in_flight: Vec::with_capacity(MAX_OUTSTANDING),

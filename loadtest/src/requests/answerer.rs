@@ -1,7 +1,8 @@
 //! The business servers' side of `loadtest requests`: it answers, and checks who is said to ask.
 
+use ws_cluster_wire::websocket::client;
+
 use crate::client::Handler;
-use crate::frame;
 use crate::identity::Identity;
 use crate::message::{Marks, Member, SeqSet, Stamp};
 
@@ -58,7 +59,7 @@ impl Handler for Answerer<'_> {
             return;
         };
         let [open, middle, close] = ANSWER;
-        frame::write_text(&[open, id, middle, data, close], &mut self.out);
+        client::write_text(&mut self.out, &[open, id, middle, data, close]);
         let Some(stamp) = Stamp::read(data).filter(|stamp| stamp.run == self.run) else {
             self.foreign_frames += 1;
             return;
@@ -78,8 +79,8 @@ impl Handler for Answerer<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::tests::client_payloads;
     use crate::identity::tests::identity;
+    use crate::requests::tests::client_payloads;
 
     #[test]
     fn what_one_read_brought_is_answered_with_one_write() {

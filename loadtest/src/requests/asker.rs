@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use hdrhistogram::Histogram;
+use ws_cluster_wire::websocket::client;
 
 use crate::client::{Clients, Handler, IDLE_NS};
-use crate::frame;
 use crate::message::{self, Marks, Member, STAMP_LEN, Stamp};
 use crate::report::{self, Failures};
 use crate::series::ThreadLive;
@@ -196,7 +196,7 @@ impl Asker {
         stamp.write(&mut self.stamp_text);
         let [open, middle, close] = ASK;
         let parts = [open, &self.id_text, middle, &self.stamp_text, &self.filler, close];
-        frame::write_text(&parts, &mut self.out);
+        client::write_text(&mut self.out, &parts);
         self.writing = Some(number);
     }
 
@@ -266,7 +266,7 @@ impl Handler for Asker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::tests::client_payloads;
+    use crate::requests::tests::client_payloads;
 
     fn asker() -> Asker {
         let mut asker = Asker::new(80, 7, 2);

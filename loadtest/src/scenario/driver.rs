@@ -202,8 +202,8 @@ impl<'a> Driver<'a> {
         self.records.push(Record { began_ns: now, server_began: server, ..Record::default() });
         let traffic = &phase.traffic;
         let data_len = message::data_len(traffic.bytes);
-        self.bulk.set_data_len(data_len)?;
-        self.unicast.set_data_len(data_len)?;
+        self.bulk.set_data_len(data_len);
+        self.unicast.set_data_len(data_len);
         let pace = |per_s: f64| (per_s > 0.0).then(|| Pace::new(now, per_s));
         self.project = pace(traffic.project_pushes_per_s);
         self.tagged = pace(traffic.tag_pushes_per_s);

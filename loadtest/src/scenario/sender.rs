@@ -54,7 +54,7 @@ impl<'a> Sender<'a> {
             retry_ns: 0,
             used_ns: sys::now_ns(),
             lost_since_ns: None,
-            writer: PushWriter::new(&common.identity.pid, &common.secret, STAMP_LEN)?,
+            writer: PushWriter::new(&common.identity.pid, &common.secret, STAMP_LEN),
             answered: VecDeque::new(),
             statuses: Failures::default(),
             failures: Failures::default(),
@@ -74,9 +74,8 @@ impl<'a> Sender<'a> {
     }
 
     /// How long the text in the messages' `data` is from now on.
-    pub fn set_data_len(&mut self, data_len: usize) -> Result<(), String> {
-        self.writer = PushWriter::new(&self.common.identity.pid, &self.common.secret, data_len)?;
-        Ok(())
+    pub fn set_data_len(&mut self, data_len: usize) {
+        self.writer = PushWriter::new(&self.common.identity.pid, &self.common.secret, data_len);
     }
 
     /// Keeps signatures valid and the connection up; call it before what is written in a turn.

@@ -61,6 +61,19 @@ pub fn encode(text: &str, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends `name=value&…`, percent-encoded as a signed text demands it. Who signs it gives the
+/// pairs in the order of their names.
+pub fn write_query<'p>(pairs: impl Iterator<Item = (&'p str, &'p str)>, out: &mut Vec<u8>) {
+    for (index, (name, value)) in pairs.enumerate() {
+        if index > 0 {
+            out.push(b'&');
+        }
+        encode(name, out);
+        out.push(b'=');
+        encode(value, out);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +94,13 @@ mod tests {
         for bad in [&b"%ff"[..], b"%C3", b"\xff", b"a+\xff"] {
             assert_eq!(decode(bad, Plus::Space), Err(PercentError::NotUtf8));
         }
+    }
+
+    #[test]
+    fn a_query_is_encoded_for_its_signature() {
+        let mut out = Vec::new();
+        write_query([("a", "x y"), ("b", ""), ("tags", "a,b~é+")].into_iter(), &mut out);
+        assert_eq!(String::from_utf8(out).unwrap(), "a=x%20y&b=&tags=a%2Cb~%C3%A9%2B");
     }
 
     proptest! {

@@ -2,10 +2,18 @@
 //!
 //! [`Inbound::read`] turns bytes into [`Message`]s in place: it unmasks in the caller's buffer,
 //! keeps what is left of a frame only while there is something left, and names every violation with
-//! its close code.
+//! its close code. [`client`] is the other side of it.
 
-use fastwebsockets::{OpCode, unmask};
+mod head;
+
+pub mod client;
+
+use fastwebsockets::unmask;
 use std::ops::ControlFlow;
+
+use head::{Head, Sender};
+
+pub use fastwebsockets::OpCode;
 
 /// The most bytes a server frame's head can have.
 const MAX_HEAD_BYTES: usize = 10;
@@ -157,7 +165,7 @@ impl Inbound {
         on: &mut impl FnMut(Message<'_>) -> ControlFlow<Rest>,
     ) -> Result<Option<usize>, Violation> {
         let mut at = 0;
-        while let Some(head) = Head::parse(&bytes[at..])? {
+        while let Some(head) = Head::parse(&bytes[at..], Sender::Client)? {
             let joined = if head.is_control() { 0 } else { self.message.len() };
             if head.payload_bytes > (max_bytes as u64).saturating_sub(joined as u64) {
                 return Err(Violation { code: close::TOO_BIG, msg: "message too big" });
@@ -237,71 +245,6 @@ impl Inbound {
 
 const NOT_UTF8: Violation = Violation { code: close::NOT_UTF8, msg: "text is not UTF-8" };
 
-/// The head of a client's frame.
-#[derive(Debug)]
-struct Head {
-    fin: bool,
-    opcode: OpCode,
-    mask: [u8; 4],
-    head_bytes: usize,
-    payload_bytes: u64,
-}
-
-impl Head {
-    /// `Ok(None)`: not whole yet. A violation is told as soon as its byte is there.
-    fn parse(bytes: &[u8]) -> Result<Option<Self>, Violation> {
-        let Some(&first) = bytes.first() else { return Ok(None) };
-        if first & 0x70 != 0 {
-            return Err(protocol_error("a reserved bit is set (RFC 6455 section 5.2)"));
-        }
-        let fin = first & 0x80 != 0;
-        let opcode = OpCode::try_from(first & 0x0f)
-            .map_err(|_| protocol_error("reserved opcode (RFC 6455 section 5.2)"))?;
-        let control = is_control(opcode);
-        if control && !fin {
-            return Err(protocol_error("a fragmented control frame (RFC 6455 section 5.5)"));
-        }
-        let Some(&second) = bytes.get(1) else { return Ok(None) };
-        if second & 0x80 == 0 {
-            return Err(protocol_error("an unmasked client frame (RFC 6455 section 5.1)"));
-        }
-        let short = usize::from(second & 0x7f);
-        if control && short > CONTROL_PAYLOAD_BYTES {
-            return Err(protocol_error("a control frame over 125 bytes (RFC 6455 section 5.5)"));
-        }
-        let extended_bytes = match short {
-            126 => 2,
-            127 => 8,
-            _ => 0,
-        };
-        let Some(extended) = bytes.get(2..2 + extended_bytes) else { return Ok(None) };
-        let payload_bytes = if extended_bytes == 0 {
-            short as u64
-        } else {
-            let length = extended.iter().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
-            let minimal = if extended_bytes == 2 { length > 125 } else { length > 0xffff };
-            if !minimal || length >> 63 != 0 {
-                return Err(protocol_error(
-                    "a length not in its shortest form (RFC 6455 section 5.2)",
-                ));
-            }
-            length
-        };
-        let head_bytes = 2 + extended_bytes + 4;
-        let Some(mask) = bytes.get(head_bytes - 4..head_bytes) else { return Ok(None) };
-        let mask = [mask[0], mask[1], mask[2], mask[3]];
-        Ok(Some(Self { fin, opcode, mask, head_bytes, payload_bytes }))
-    }
-
-    fn is_control(&self) -> bool {
-        is_control(self.opcode)
-    }
-}
-
-fn is_control(opcode: OpCode) -> bool {
-    matches!(opcode, OpCode::Close | OpCode::Ping | OpCode::Pong)
-}
-
 /// The code to answer a Close frame with (RFC 6455 sections 5.5.1 and 7.4).
 fn close_code(payload: &[u8]) -> Result<u16, Violation> {
     match payload {
@@ -327,14 +270,20 @@ pub fn write_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
 
 /// Appends the head of an unmasked, final frame whose payload of `payload_bytes` follows.
 pub fn write_head(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize) {
+    write_length(out, opcode, payload_bytes, 0);
+}
+
+/// Appends the head of a final frame up to its length, with `mask_bit` beside that.
+#[inline(always)]
+fn write_length(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize, mask_bit: u8) {
     out.push(0x80 | opcode as u8);
     if payload_bytes <= CONTROL_PAYLOAD_BYTES {
-        out.push(payload_bytes as u8);
+        out.push(mask_bit | payload_bytes as u8);
     } else if let Ok(length) = u16::try_from(payload_bytes) {
-        out.push(126);
+        out.push(mask_bit | 126);
         out.extend_from_slice(&length.to_be_bytes());
     } else {
-        out.push(127);
+        out.push(mask_bit | 127);
         out.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
     }
 }
