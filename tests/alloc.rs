@@ -100,8 +100,10 @@ impl Rig {
 
     fn flush(&mut self) {
         while self.worker.has_output() {
+            self.worker.match_more(NOW_MS, |_| {});
             self.worker.seal(&mut self.sealed);
-            for index in 0..self.sealed.len() {
+            self.worker.lay_out(&mut self.sealed, usize::MAX);
+            for index in self.sealed.part() {
                 let Some(outgoing) = self.sealed.outgoing(index) else { continue };
                 let bytes = outgoing.bytes.len();
                 self.sent_bytes += bytes;
@@ -171,8 +173,10 @@ fn after_warm_up_a_delivered_frame_allocates_nothing() {
         let (allocations, deliveries) = measure(&mut rig, &envelopes, in_a_batch);
         println!("{} bytes: {allocations} allocations, {deliveries} deliveries", data.len());
         assert_eq!(deliveries, 8 * CONNECTIONS as u64);
-        // A large frame is shared: it is one allocation for all its receivers.
-        assert!(allocations <= if data.len() < 1_000 { 0 } else { 8 });
+        // A large frame is shared: it is one allocation for all its receivers, and one to share it
+        // between batches; and a large push to very many is copied until it is matched wholly.
+        let for_each_push = if data.len() < 1_000 { 0 } else { 3 };
+        assert!(allocations <= 8 * for_each_push);
     }
 
     // To single users, which is the other end: one frame and one search for each.

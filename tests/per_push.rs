@@ -89,8 +89,10 @@ impl Rig {
 
     fn flush(&mut self, takes: bool) {
         while self.worker.has_output() {
+            self.worker.match_more(NOW_MS, |_| {});
             self.worker.seal(&mut self.sealed);
-            for index in 0..self.sealed.len() {
+            self.worker.lay_out(&mut self.sealed, usize::MAX);
+            for index in self.sealed.part() {
                 let Some(outgoing) = self.sealed.outgoing(index) else { continue };
                 let taken = if takes { outgoing.bytes.len() } else { 0 };
                 self.worker.handle_sent(&self.sealed, index, taken, takes);

@@ -118,7 +118,8 @@ fn flush(worker: &mut Worker, sealed: &mut Sealed) {
     worker.take_asks();
     while worker.has_output() {
         worker.seal(sealed);
-        for index in 0..sealed.len() {
+        worker.lay_out(sealed, usize::MAX);
+        for index in sealed.part() {
             if let Some(bytes) = sealed.outgoing(index).map(|outgoing| outgoing.bytes.len()) {
                 worker.handle_sent(sealed, index, bytes, true);
             }

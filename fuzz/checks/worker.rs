@@ -215,8 +215,11 @@ impl Rig {
             self.worker.answer_push(&push, result);
         }
         while self.worker.has_output() {
+            let matched = &mut self.matched;
+            self.worker.match_more(self.now_ms, |outcome| *matched += outcome.matched);
             self.worker.seal(&mut self.sealed);
-            for index in 0..self.sealed.len() {
+            self.worker.lay_out(&mut self.sealed, usize::MAX);
+            for index in self.sealed.part() {
                 let Some(outgoing) = self.sealed.outgoing(index) else { continue };
                 let (bytes, taken) = (outgoing.bytes.len(), outgoing.bytes.len().min(self.room));
                 if self.room == 4 {

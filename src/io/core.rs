@@ -1,6 +1,7 @@
 //! What the tasks of one worker share: the engine, the ways to others, and the ways to wait for
 //! them.
 
+mod delivery;
 mod hold;
 mod memory;
 mod pushes;
@@ -16,20 +17,21 @@ use super::shared::Shared;
 use super::spans::Recorder;
 use super::sys;
 use super::transport::{Carrier, InlineBroker, Transport};
-use super::wake::{Flag, Waiters, yield_now};
+use super::wake::{Flag, Waiters};
 use crate::state::counters::Counters;
 use crate::state::drain::Drain;
 use crate::state::wants::{Interest, Notice};
 use crate::wire::envelope::{Envelope, Header, Kind};
-use crate::wire::trace_context::TraceContext;
+use delivery::Received;
 use hold::Hold;
 use memory::Reclaim;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use time::Schedule;
-use traces::{TracedDelivery, Traces};
+use traces::Traces;
 
 pub use pushes::{Begun, PushOrigin};
 
@@ -42,6 +44,10 @@ pub struct Core {
     pub(super) transport: Transport,
     /// When each message that the open batch holds was accepted, and came here; microseconds.
     unwritten: RefCell<Vec<(u64, u64)>>,
+    /// Messages that the worker has not matched wholly, in order.
+    unfinished: RefCell<VecDeque<Received>>,
+    /// Slices of them since the last flush.
+    slices: Cell<u32>,
     hold: Hold,
     traces: Traces,
     /// Something is to be sent.
@@ -85,6 +91,8 @@ impl Core {
             engine: RefCell::new(engine),
             transport,
             unwritten: RefCell::default(),
+            unfinished: RefCell::default(),
+            slices: Cell::new(0),
             hold: Hold::new(coalesce_us),
             traces: Traces::new(recorder),
             work: Flag::default(),
@@ -106,49 +114,11 @@ impl Core {
         self.transport.set_broker(broker);
     }
 
-    /// Delivers a message to this worker's clients.
-    pub(super) fn deliver(&self, envelope: &Envelope<'_>, now_us: u64) {
-        let mut engine = self.engine.borrow_mut();
-        let outcome = engine.worker.handle_envelope(envelope, now_us / 1_000);
-        if outcome.matched > 0 && !outcome.is_expired {
-            let waited_us = now_us.saturating_sub(envelope.accepted_us);
-            self.counters.receive_latency.observe(waited_us);
-            self.unwritten.borrow_mut().push((envelope.accepted_us, now_us));
-            self.hold.add(now_us, envelope.expires_ms());
-            if let Some(trace) = envelope.trace.filter(|_| self.traces.are_on()) {
-                let parent = TraceContext::from_bytes(trace);
-                self.traces.add_delivery(TracedDelivery {
-                    parent,
-                    id: envelope.id,
-                    project: self.shared.projects.find(envelope.pid).map(|(project, _)| project),
-                    received_us: now_us,
-                    matched: outcome.matched,
-                });
-            }
-        }
-        if engine.has_output() {
-            self.work.raise();
-        }
-    }
-
-    /// What was delivered has been handed to the sockets.
-    fn observe_written(&self, delivered: &mut Vec<(u64, u64)>, traced: &[TracedDelivery]) {
-        if delivered.is_empty() {
-            return;
-        }
-        let now_us = sys::now_us();
-        self.traces.end_flush(traced, now_us);
-        for (accepted_us, received_us) in delivered.drain(..) {
-            self.counters.write_latency.observe(now_us.saturating_sub(received_us));
-            self.counters.delivery_latency.observe(now_us.saturating_sub(accepted_us));
-        }
-    }
-
     /// Brings a parcel of another worker or node to this worker.
     pub(super) fn deliver_parcel(&self, bytes: &[u8]) {
         let mut engine = self.engine.borrow_mut();
         engine.worker.handle_parcel(bytes, sys::now_ms());
-        if engine.has_output() || engine.worker.has_asks() {
+        if engine.worker.has_output() || engine.worker.has_asks() {
             self.work.raise();
         }
     }
@@ -195,52 +165,10 @@ impl Core {
         }
     }
 
-    /// Waits until the open batch has room: what pushes faster than the sockets take waits here.
+    /// Waits until the open batch has room, and few pushes wait to be matched: what pushes faster
+    /// than the sockets take waits here.
     pub async fn wait_for_room(&self) {
-        self.flushed.wait_until(|| !self.engine.borrow().worker.is_full()).await;
-    }
-
-    /// A piece of work of the WebSocket side is over; its length.
-    pub(super) fn observe_turn(&self, began: Instant) -> Duration {
-        let length = began.elapsed();
-        self.counters.turns.observe(length.as_micros() as u64);
-        length
-    }
-
-    /// How much longer the open batch waits for more messages (`--coalesce_us`); `None`: it is to
-    /// be sent now. Answers and closes never wait, and take along what was held.
-    pub(super) fn held_for(&self) -> Option<Duration> {
-        let left = self.hold.left(sys::now_us)?;
-        let may_wait = self.engine.borrow().worker.may_wait() && !self.shared.is_draining();
-        may_wait.then_some(left)
-    }
-
-    /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
-    /// meanwhile waits for the next flush: the ring's events have their turn between the two.
-    pub(super) async fn flush(&self) {
-        if !self.engine.borrow().has_output() {
-            return;
-        }
-        // What is delivered meanwhile is for the next flush.
-        let mut delivered = self.unwritten.take();
-        self.hold.end();
-        let traced = self.traces.begin_flush();
-        self.engine.borrow_mut().begin_flush(sys::now_ms());
-        loop {
-            let began = Instant::now();
-            let has_more = self.engine.borrow_mut().send_chunk();
-            self.observe_turn(began);
-            if !has_more {
-                break;
-            }
-            yield_now().await;
-            self.tick(sys::now_ms());
-        }
-        self.observe_written(&mut delivered, &traced);
-        if self.unwritten.borrow().is_empty() {
-            self.unwritten.replace(delivered);
-        }
-        self.flushed.wake_all();
+        self.flushed.wait_until(|| self.engine.borrow().worker.takes_pushes()).await;
     }
 
     /// Milliseconds since 1970 as of the last tick, not long ago.

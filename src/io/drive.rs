@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Words taken from the mailbox before other tasks run, and the time after which they do: a word
 /// may be a message to very many.
 const WORDS_PER_TURN: usize = 256;
-const HEARING: Duration = Duration::from_micros(500);
+const HEARING: Duration = Duration::from_micros(300);
 /// Words between two looks at the clock.
 const WORDS_PER_LOOK: usize = 8;
 /// After a turn of this length others have theirs before anything is sent.

@@ -27,7 +27,7 @@ use slot::{HELD, PAUSED, POLLED, Slot};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpListener};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,14 +42,14 @@ const BYTES_PER_TURN: usize = 64 << 10;
 const ACCEPTS_PER_EVENT: usize = 64;
 const ACCEPTS: Duration = Duration::from_micros(300);
 /// Completions handled in one turn, and the time after which it ends: a completion may be a whole
-/// handshake, or the end of a connection.
+/// handshake, or the end of a connection. What is overdue has its part of that time.
 const EVENTS_PER_TURN: usize = 512;
-const TURN: Duration = Duration::from_millis(1);
+const TURN: Duration = Duration::from_micros(600);
 /// Completions between two looks at the clock.
 const EVENTS_PER_LOOK: usize = 8;
-/// Sends of one submission, after which other tasks run: to sockets that were idle they take 1 to
-/// 1.5 ms.
-const SENDS_PER_CHUNK: usize = 256;
+/// Sends of one submission, of 4 to 9 us each, and the time after which other tasks run.
+const SENDS_PER_SUBMISSION: usize = 64;
+const SENDING: Duration = Duration::from_micros(400);
 /// Closes that are carried out with the flush that comes before them; of more, those of a turn.
 const CLOSES_PER_FLUSH: usize = 8;
 /// Up to so many sends plain system calls cost less than a trip through the ring.
@@ -90,7 +90,6 @@ pub struct Engine {
     turn_bytes: usize,
     events: Vec<Completion>,
     sealed: Sealed,
-    next_send: usize,
     /// Messages that have not arrived whole.
     partials: Partials,
     /// Closes that are due, behind all that was sent.
@@ -100,7 +99,7 @@ pub struct Engine {
     /// All connections are being closed, and some are open.
     is_shutting_down: bool,
     /// Connections for whose messages the batch had no room, to be read again in the next turn;
-    /// whether before what the ring brings, every other time.
+    /// whether they, and what is overdue, come before what the ring brings: every other time.
     paused_by_batch: VecDeque<u32>,
     paused_first: bool,
     now_ms: u64,
@@ -130,7 +129,6 @@ impl Engine {
             turn_bytes: 0,
             events: Vec::with_capacity(EVENTS_PER_TURN),
             sealed: Sealed::default(),
-            next_send: 0,
             partials: Partials::default(),
             closing: VecDeque::new(),
             has_late_sockets: false,
@@ -172,6 +170,7 @@ impl Engine {
         self.paused_first = !self.paused_first;
         if self.paused_first {
             self.resume_paused();
+            self.catch_up();
         }
         let mut events = std::mem::take(&mut self.events);
         if events.len() < EVENTS_PER_TURN {
@@ -190,9 +189,9 @@ impl Engine {
         self.events = events;
         if !self.paused_first {
             self.resume_paused();
-        }
-        if self.is_overdue() && !self.worker.is_full() {
-            self.catch_up();
+            if began.elapsed() < TURN {
+                self.catch_up();
+            }
         }
     }
 
@@ -564,29 +563,29 @@ impl Engine {
 
     // Sending.
 
-    /// Whether anything is to be sent or closed.
-    pub fn has_output(&self) -> bool {
-        self.worker.has_output()
-    }
-
     /// Begins to send all that is owed now; then [`Engine::send_chunk`] until it says `false`.
     pub fn begin_flush(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.seal(&mut self.sealed);
-        self.next_send = 0;
     }
 
     /// Sends to a bounded number of connections. Returns whether there are more; when not, the
     /// closes that were asked for are begun, or left to the next turn.
-    pub fn send_chunk(&mut self) -> bool {
-        let left = self.sealed.len() - self.next_send;
-        if left <= DIRECT_SENDS {
-            self.send_directly();
-        } else {
-            self.send_through_ring(self.next_send + left.min(SENDS_PER_CHUNK));
-        }
-        if self.next_send < self.sealed.len() {
-            return true;
+    pub fn send_chunk(&mut self, began: Instant) -> bool {
+        loop {
+            self.worker.lay_out(&mut self.sealed, SENDS_PER_SUBMISSION);
+            let part = self.sealed.part();
+            if part.len() <= DIRECT_SENDS {
+                self.send_directly(part);
+            } else {
+                self.send_through_ring(part);
+            }
+            if self.sealed.is_last_part() {
+                break;
+            }
+            if began.elapsed() >= SENDING {
+                return true;
+            }
         }
         for slot in self.worker.take_blocked() {
             self.write_outbox(slot);
@@ -601,10 +600,8 @@ impl Engine {
         false
     }
 
-    fn send_directly(&mut self) {
-        while self.next_send < self.sealed.len() {
-            let index = self.next_send;
-            self.next_send += 1;
+    fn send_directly(&mut self, part: Range<usize>) {
+        for index in part {
             let Some(outgoing) = self.sealed.outgoing(index) else { continue };
             let length = outgoing.bytes.len();
             let fd = self.slots[outgoing.slot as usize].fd.as_ref();
@@ -617,9 +614,12 @@ impl Engine {
         }
     }
 
-    fn send_through_ring(&mut self, end: usize) {
+    fn send_through_ring(&mut self, part: Range<usize>) {
+        if self.ring.failure().is_some() {
+            return;
+        }
         let mut under_way = 0;
-        for index in self.next_send..end {
+        for index in part {
             let Some(outgoing) = self.sealed.outgoing(index) else { continue };
             let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
             let Some(fd) = &self.slots[outgoing.slot as usize].fd else {
@@ -627,16 +627,15 @@ impl Engine {
                 continue;
             };
             let token = Token::new(Kind::Send, index as u32, 0);
-            // SAFETY: the bytes are the sealed batch's, which nothing changes before `finish`. This
-            // function returns only when every send has completed, or when the ring has failed
-            // and takes nothing more. Where it unwinds, from here or from `handle_sent`, what was
-            // submitted is over, because such a send completes within its submission; what is
-            // still queued is never submitted: the panic ends this thread, which alone enters the
-            // ring, and dropping a ring submits nothing.
+            // SAFETY: the bytes are the sealed batch's part, which nothing changes before the next
+            // one is laid out or `finish`. This function returns only when every send has
+            // completed, or when the ring has failed and takes nothing more. Where it unwinds,
+            // from here or from `handle_sent`, what was submitted is over, because such a send
+            // completes within its submission; what is still queued is never submitted: the panic
+            // ends this thread, which alone enters the ring, and dropping a ring submits nothing.
             unsafe { self.ring.send(fd, bytes, length, token) };
             under_way += 1;
         }
-        self.next_send = end;
         self.ring.submit();
         let mut reaped = Vec::with_capacity(under_way);
         loop {

@@ -109,6 +109,6 @@ impl Sink for NearSink<'_> {
     }
 
     fn has_room(&self) -> bool {
-        !self.near.core.engine.borrow().worker.is_full()
+        self.near.core.engine.borrow().worker.takes_pushes()
     }
 }

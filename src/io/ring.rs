@@ -104,7 +104,7 @@ pub enum RingError {
 impl Ring {
     /// Operations that one submission carries at most, where workers are few.
     pub const ENTRIES: u32 = 1024;
-    /// Where they are many: the sends of one chunk of a flush.
+    /// Where they are many: more than the sends of one submission.
     pub const FEW_ENTRIES: u32 = 256;
     /// What [`Ring::probe`] costs the kernel for a moment.
     pub const PROBE_BYTES: u64 = Self::memory_bytes(Self::PROBE_ENTRIES);

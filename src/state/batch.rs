@@ -12,6 +12,7 @@ use bytes::Bytes;
 use fastwebsockets::OpCode;
 use room::Peaks;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 
 /// From this size on a frame is shared instead of copied.
@@ -32,7 +33,7 @@ const FULL_BATCH_APART_BYTES: usize = 32 << 20;
 pub struct Batch {
     bytes: Vec<u8>,
     frames: Vec<Frame>,
-    shared: Vec<SharedFrame>,
+    shared: Vec<Rc<SharedFrame>>,
     shared_bytes: usize,
     /// Bytes of frames that do not lie together, over all who get them: they are to be copied.
     apart_bytes: usize,
@@ -41,13 +42,16 @@ pub struct Batch {
     closes: Vec<CloseRequest>,
     /// It holds an answer or a close: somebody waits for it.
     is_urgent: bool,
+    /// 0 or 1, and not that of the batch before it: the lowest bit of what its connections know as
+    /// their entry. While a sealed batch is laid out, those of the open one are told apart by it.
+    parity: u32,
 }
 
 /// A frame that is not copied for those who wait for it: the first of them makes it count, and with
 /// the last of them it no longer does. The batch is not one of them, so that what an outbox gives
 /// back is given back at once.
 #[derive(Debug)]
-struct SharedFrame {
+pub(super) struct SharedFrame {
     bytes: Bytes,
     held: RefCell<Weak<HeldFrame>>,
 }
@@ -176,17 +180,28 @@ impl Batch {
                 Vec::with_capacity(websocket::head_bytes(payload_bytes) + payload_bytes);
             websocket::write_head(&mut frame, OpCode::Text, payload_bytes);
             write(&mut frame);
-            let shared = self.shared.len() as u32;
-            self.shared_bytes += frame.len();
-            let bytes = frame.len() as u32;
-            self.shared.push(SharedFrame { bytes: Bytes::from(frame), held: RefCell::default() });
-            self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
-            return self.frames.len() as u32 - 1;
+            let frame = SharedFrame { bytes: Bytes::from(frame), held: RefCell::default() };
+            return self.add_shared(Rc::new(frame), expires_ms);
         }
         let start = self.bytes.len();
         websocket::write_head(&mut self.bytes, OpCode::Text, payload_bytes);
         write(&mut self.bytes);
         self.seal_frame(start, true, expires_ms)
+    }
+
+    /// Adds a push frame that another batch may hold, too.
+    pub(super) fn add_shared(&mut self, frame: Rc<SharedFrame>, expires_ms: u64) -> u32 {
+        let (shared, bytes) = (self.shared.len() as u32, frame.bytes.len());
+        self.shared_bytes += bytes;
+        self.shared.push(frame);
+        let bytes = bytes as u32;
+        self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
+        self.frames.len() as u32 - 1
+    }
+
+    /// `frame`, if it is a shared one.
+    pub(super) fn shared_frame(&self, frame: u32) -> Option<Rc<SharedFrame>> {
+        self.shared.get(self.frames[frame as usize].shared as usize).map(Rc::clone)
     }
 
     fn seal_frame(&mut self, start: usize, is_push: bool, expires_ms: u64) -> u32 {
@@ -195,19 +210,21 @@ impl Batch {
         self.frames.len() as u32 - 1
     }
 
-    /// Owes `frame` to the connection in `slot`; `dirty` is that connection's entry.
+    /// Owes `frame` to the connection in `slot`; `dirty` is that connection's entry, in this batch
+    /// or in the sealed one.
     #[inline]
     pub fn owe(&mut self, slot: u32, dirty: &mut u32, frame: u32) {
         let Frame { is_push, bytes, .. } = self.frames[frame as usize];
         let is_push = u32::from(is_push);
-        if *dirty == NONE {
-            *dirty = self.dirty.len() as u32;
+        if *dirty == NONE || *dirty & 1 != self.parity {
+            *dirty = self.mark_of(self.dirty.len());
             let segment = self.add_segment(frame);
             self.dirty.push(Dirty { slot, head: segment, tail: segment, pushes: is_push });
             return;
         }
-        let entry = self.dirty[*dirty as usize];
-        self.dirty[*dirty as usize].pushes += is_push;
+        let index = (*dirty >> 1) as usize;
+        let entry = self.dirty[index];
+        self.dirty[index].pushes += is_push;
         let is_apart = entry.head != entry.tail;
         let tail = &mut self.segments[entry.tail as usize];
         let small = |index: u32| self.frames[index as usize].shared == NONE;
@@ -222,7 +239,12 @@ impl Batch {
         self.apart_bytes += (bytes + if is_apart { 0 } else { run_bytes }) as usize;
         let segment = self.add_segment(frame);
         self.segments[entry.tail as usize].next = segment;
-        self.dirty[*dirty as usize].tail = segment;
+        self.dirty[index].tail = segment;
+    }
+
+    /// How a connection knows that it has entry `index` here.
+    fn mark_of(&self, index: usize) -> u32 {
+        (index as u32) << 1 | self.parity
     }
 
     fn add_segment(&mut self, frame: u32) -> u32 {
@@ -279,12 +301,15 @@ impl Batch {
     }
 }
 
-/// A batch that takes no more frames: it is being sent, entry by entry.
+/// A batch that takes no more frames: it is being sent, part by part. The part that is laid out is
+/// to be sent before the next one is.
 #[derive(Debug, Default)]
 pub struct Sealed {
     batch: Batch,
-    /// Where segments that do not lie together are gathered.
+    /// Where segments of the part that do not lie together are gathered.
     scratch: Vec<u8>,
+    /// The part begins with this entry, and has as many as there are regions.
+    first: usize,
     regions: Vec<Region>,
     peaks: Peaks,
 }
@@ -297,18 +322,29 @@ pub struct Outgoing<'a> {
 }
 
 impl Sealed {
+    /// Entries, of all parts.
     pub fn len(&self) -> usize {
-        self.regions.len()
+        self.batch.dirty.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.regions.is_empty()
+        self.batch.dirty.is_empty()
     }
 
-    /// What to send for entry `index`; `None` where the outbox has it.
+    /// The entries of the part that is laid out.
+    pub fn part(&self) -> Range<usize> {
+        self.first..self.first + self.regions.len()
+    }
+
+    /// Whether no part comes after this one.
+    pub fn is_last_part(&self) -> bool {
+        self.part().end == self.len()
+    }
+
+    /// What to send for entry `index` of this part; `None` where the outbox has it.
     #[inline]
     pub fn outgoing(&self, index: usize) -> Option<Outgoing<'_>> {
-        let bytes = match self.regions[index] {
+        let bytes = match self.regions[index - self.first] {
             Region::Bytes { start, end } => &self.batch.bytes[start..end],
             Region::Scratch { start, end } => &self.scratch[start..end],
             Region::Shared { index } => &self.batch.shared[index].bytes[..],
@@ -325,17 +361,29 @@ impl Sealed {
         u64::from(self.batch.dirty[index].pushes)
     }
 
-    /// Takes `open` in, lays together what is apart, and leaves an empty batch (with room) behind.
-    /// `outbox_of` gives the outbox of a slot if there is one: then that entry's frames go there.
+    /// Takes `open` in, and leaves an empty batch (with room) behind.
     pub(super) fn seal(&mut self, open: &mut Batch) {
         debug_assert!(self.batch.is_empty() && self.regions.is_empty());
         std::mem::swap(&mut self.batch, open);
+        open.parity = self.batch.parity ^ 1;
+    }
+
+    /// Lays out the next part, of at most `max` entries: lays together what is apart.
+    pub(super) fn lay_out(&mut self, max: usize) {
+        self.first = self.part().end;
+        let end = self.len().min(self.first.saturating_add(max));
         self.scratch.clear();
         self.regions.clear();
-        for index in 0..self.batch.dirty.len() {
+        for index in self.first..end {
             let region = self.gather(index);
             self.regions.push(region);
         }
+        self.peaks.note_part(&self.scratch);
+    }
+
+    /// How the connection of entry `index` knows that entry, unless it has one in the open batch.
+    pub(super) fn mark_of(&self, index: usize) -> u32 {
+        self.batch.mark_of(index)
     }
 
     fn gather(&mut self, index: usize) -> Region {
@@ -370,11 +418,11 @@ impl Sealed {
     }
 
     pub(super) fn redirect_to_outbox(&mut self, index: usize) {
-        self.regions[index] = Region::Outbox;
+        self.regions[index - self.first] = Region::Outbox;
     }
 
     pub(super) fn is_for_outbox(&self, index: usize) -> bool {
-        self.regions[index] == Region::Outbox
+        self.regions[index - self.first] == Region::Outbox
     }
 
     /// What entry `index` is to an outbox that gets it, or less where some of it is written.
@@ -420,8 +468,10 @@ impl Sealed {
 
     /// Ends the batch: gives back the closes that follow it, and keeps the buffers for the next.
     pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
+        debug_assert!(self.is_last_part());
+        self.first = 0;
         let batch = &mut self.batch;
-        self.peaks.note(batch, &self.scratch);
+        self.peaks.note(batch);
         batch.dirty.clear();
         batch.segments.clear();
         batch.frames.clear();

@@ -6,6 +6,7 @@
 use super::chunked_slab::ChunkedSlab;
 use super::connection::{Connection, NONE, TagRef};
 use super::index::Index;
+use super::members::Members;
 use crate::types::{Cid, SnowflakeClock};
 use compact_str::CompactString;
 use siphasher::sip::SipHasher13;
@@ -28,14 +29,14 @@ pub struct Directory {
     tags: ChunkedSlab<Tag>,
     groups: ChunkedSlab<Group>,
     /// The groups of each project.
-    project_groups: Vec<Vec<u32>>,
+    project_groups: Vec<Members>,
 }
 
 #[derive(Debug)]
 struct Tag {
     project: u32,
     name: CompactString,
-    members: Vec<u32>,
+    members: Members,
 }
 
 /// The connections of one project with one device; `device` is empty for those that told none.
@@ -43,7 +44,7 @@ struct Tag {
 struct Group {
     project: u32,
     device: CompactString,
-    members: Vec<u32>,
+    members: Members,
     /// Where it stands among its project's groups.
     position: u32,
 }
@@ -80,10 +81,8 @@ impl Directory {
             None => self.by_user.insert(slot, |head| hash_of_user(keys, slab, head)),
         }
         let group = self.enter_group(project, device);
-        let members = &mut self.groups[group as usize].members;
         slab[slot as usize].group = group;
-        slab[slot as usize].group_position = members.len() as u32;
-        members.push(slot);
+        slab[slot as usize].group_position = self.groups[group as usize].members.push(slot);
     }
 
     /// Takes the connection in `slot` out of everything.
@@ -122,14 +121,14 @@ impl Directory {
             Some(tag) => tag,
             None => {
                 let name = CompactString::new(name);
-                let tag = self.tags.insert(Tag { project, name, members: Vec::new() }) as u32;
+                let tag = Tag { project, name, members: Members::default() };
+                let tag = self.tags.insert(tag) as u32;
                 self.by_tag.insert(tag, |tag| hash_of_tag(self.keys, &self.tags, tag));
                 tag
             }
         };
-        let members = &mut self.tags[tag as usize].members;
-        slab[slot as usize].tags.add(TagRef { tag, position: members.len() as u32 });
-        push_tight(members, slot);
+        let position = self.tags[tag as usize].members.push(slot);
+        slab[slot as usize].tags.add(TagRef { tag, position });
         true
     }
 
@@ -174,7 +173,7 @@ impl Directory {
         &self.tags[tag as usize].name
     }
 
-    pub fn tag_members(&self, tag: u32) -> &[u32] {
+    pub fn tag_members(&self, tag: u32) -> &Members {
         &self.tags[tag as usize].members
     }
 
@@ -191,11 +190,12 @@ impl Directory {
         &self.groups[group as usize].device
     }
 
-    pub fn project_groups(&self, project: u32) -> &[u32] {
-        self.project_groups.get(project as usize).map_or(&[], Vec::as_slice)
+    /// `None`: nobody of that project is here.
+    pub fn project_groups(&self, project: u32) -> Option<&Members> {
+        self.project_groups.get(project as usize)
     }
 
-    pub fn group_members(&self, group: u32) -> &[u32] {
+    pub fn group_members(&self, group: u32) -> &Members {
         &self.groups[group as usize].members
     }
 
@@ -208,10 +208,10 @@ impl Directory {
             open += 1;
             assert_eq!(self.find_cid(slab, connection.cid), Some(slot));
             let group = &self.groups[connection.group as usize];
-            assert_eq!(group.members[connection.group_position as usize], slot);
+            assert_eq!(group.members.get(connection.group_position as usize), Some(slot));
             assert_eq!(group.project, connection.project);
-            let listed = self.project_groups(connection.project)[group.position as usize];
-            assert_eq!(listed, connection.group);
+            let listed = &self.project_groups[connection.project as usize];
+            assert_eq!(listed.get(group.position as usize), Some(connection.group));
             let found = self.group(connection.project, group.device.as_bytes());
             assert_eq!(found, Some(connection.group));
             let mut next = self.user(slab, connection.project, connection.uid.as_bytes());
@@ -222,7 +222,8 @@ impl Directory {
             }
             for tag in connection.tags.as_slice() {
                 subscriptions += 1;
-                assert_eq!(self.tags[tag.tag as usize].members[tag.position as usize], slot);
+                let members = &self.tags[tag.tag as usize].members;
+                assert_eq!(members.get(tag.position as usize), Some(slot));
                 assert_eq!(self.tags[tag.tag as usize].project, connection.project);
             }
         }
@@ -236,7 +237,7 @@ impl Directory {
         assert!(self.tags.iter().all(|(_, tag)| !tag.members.is_empty()));
         assert!(self.groups.iter().all(|(_, group)| !group.members.is_empty()));
         assert_eq!(self.by_group.len(), self.groups.len());
-        assert_eq!(self.project_groups.iter().map(Vec::len).sum::<usize>(), self.groups.len());
+        assert_eq!(self.project_groups.iter().map(Members::len).sum::<usize>(), self.groups.len());
         let heads = slab.iter().filter(|(_, c)| is_open(c) && c.user_previous == NONE).count();
         assert_eq!(self.by_user.len(), heads);
     }
@@ -252,8 +253,7 @@ impl Directory {
 
     fn leave_tag(&mut self, slab: &mut Slab<Connection>, entry: TagRef) {
         let tag = &mut self.tags[entry.tag as usize];
-        tag.members.swap_remove(entry.position as usize);
-        if let Some(&moved) = tag.members.get(entry.position as usize) {
+        if let Some(moved) = tag.members.swap_remove(entry.position as usize) {
             let entries = slab[moved as usize].tags.as_mut_slice();
             if let Some(moved) = entries.iter_mut().find(|other| other.tag == entry.tag) {
                 moved.position = entry.position;
@@ -262,8 +262,6 @@ impl Directory {
             let hash_of = |tag| hash_of_tag(self.keys, &self.tags, tag);
             self.by_tag.remove(hash_of(entry.tag), |tag| tag == entry.tag, hash_of);
             self.tags.try_remove(entry.tag as usize);
-        } else {
-            shrink(&mut tag.members);
         }
     }
 
@@ -272,11 +270,11 @@ impl Directory {
             return group;
         }
         if self.project_groups.len() <= project as usize {
-            self.project_groups.resize_with(project as usize + 1, Vec::new);
+            self.project_groups.resize_with(project as usize + 1, Members::default);
         }
         let list = &mut self.project_groups[project as usize];
-        let (name, position) = (CompactString::new(device), list.len() as u32);
-        let group = Group { project, device: name, members: Vec::new(), position };
+        let (device, position) = (CompactString::new(device), list.len() as u32);
+        let group = Group { project, device, members: Members::default(), position };
         let group = self.groups.insert(group) as u32;
         list.push(group);
         self.by_group.insert(group, |group| hash_of_group(self.keys, &self.groups, group));
@@ -286,13 +284,10 @@ impl Directory {
     fn leave_group(&mut self, slab: &mut Slab<Connection>, slot: u32) {
         let Connection { group: number, group_position, .. } = slab[slot as usize];
         let group = &mut self.groups[number as usize];
-        group.members.swap_remove(group_position as usize);
-        if let Some(&moved) = group.members.get(group_position as usize) {
+        if let Some(moved) = group.members.swap_remove(group_position as usize) {
             slab[moved as usize].group_position = group_position;
         } else if group.members.is_empty() {
             self.forget_group(number);
-        } else {
-            shrink(&mut group.members);
         }
     }
 
@@ -300,8 +295,7 @@ impl Directory {
         let Some(group) = self.groups.try_remove(number as usize) else { return };
         let Group { project, device, position, .. } = group;
         let list = &mut self.project_groups[project as usize];
-        list.swap_remove(position as usize);
-        if let Some(&moved) = list.get(position as usize) {
+        if let Some(moved) = list.swap_remove(position as usize) {
             self.groups[moved as usize].position = position;
         }
         let hash = self.hash(project, device.as_bytes());
@@ -341,20 +335,4 @@ fn hash_of_group(keys: Keys, groups: &ChunkedSlab<Group>, group: u32) -> u64 {
 fn is_user(slab: &Slab<Connection>, head: u32, project: u32, uid: &[u8]) -> bool {
     let connection = &slab[head as usize];
     connection.project == project && connection.uid.as_bytes() == uid
-}
-
-/// Pushes without the four elements that `Vec` takes at first: most tags of a large node have one
-/// member.
-fn push_tight(members: &mut Vec<u32>, slot: u32) {
-    if members.is_empty() {
-        members.reserve_exact(1);
-    }
-    members.push(slot);
-}
-
-/// Gives memory back once a list is down to a quarter of its room.
-fn shrink(members: &mut Vec<u32>) {
-    if members.capacity() > 64 && members.len() < members.capacity() / 4 {
-        members.shrink_to(members.len() * 2);
-    }
 }

@@ -13,6 +13,7 @@ mod directory;
 pub mod drain;
 pub mod idempotency;
 mod index;
+mod members;
 mod orders;
 mod outbox;
 pub mod projects;

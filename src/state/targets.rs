@@ -2,6 +2,7 @@
 
 use super::connection::{Connection, NONE};
 use super::directory::Directory;
+use super::members::Members;
 use crate::types::Cid;
 use crate::wire::envelope::Targets;
 use slab::Slab;
@@ -17,25 +18,54 @@ struct Selectors<'a> {
     groups: Option<SmallVec<[u32; 8]>>,
 }
 
-/// Calls `each` once for every open connection of `project` that `targets` selects.
+/// A message whose targets are looked for.
+#[derive(Debug)]
+pub struct Search<'a> {
+    pub project: u32,
+    pub targets: &'a Targets<'a>,
+    /// New for every message: a connection that carries it was considered already.
+    pub stamp: u32,
+    /// Where the last slice ended; `None`: this is the first.
+    pub from: Option<Place>,
+}
+
+/// The place at which the next slice of a search goes on.
 ///
-/// `stamp` must be new for every message: a connection that carries it was considered already.
+/// Lists of members are visited from their ends, because a member that leaves has its place taken
+/// by the last one: that one was considered already, and its stamp says so. Who joins a list
+/// meanwhile is behind all that is still to be visited.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    given: Given,
+    /// Of the list that is next: the number of its tag or device; of all devices of a project,
+    /// its place among them.
+    list: u32,
+    /// Members of it that are to be visited.
+    members: usize,
+}
+
+/// Calls `each` once for every open connection of the project that the targets select. Takes as
+/// much from `visits` as it considers connections of tags and devices, and ends when there are
+/// none left: returns where it goes on then. Connections may come and go until it does, but no
+/// other message may be searched for.
 pub fn select(
     directory: &Directory,
     slab: &mut Slab<Connection>,
-    project: u32,
-    targets: &Targets<'_>,
-    stamp: u32,
+    search: &Search<'_>,
+    visits: &mut usize,
     mut each: impl FnMut(u32, &mut Connection),
-) {
-    let Some(selectors) = Selectors::resolve(directory, project, targets) else { return };
-    for cid in targets.except_cids.iter().flat_map(|cids| cids.iter()) {
-        if let Some(slot) = directory.connection(slab, cid) {
-            slab[slot as usize].stamp = stamp;
+) -> Option<Place> {
+    let Search { project, targets, stamp, from } = *search;
+    let selectors = Selectors::resolve(directory, project, targets)?;
+    if from.is_none() {
+        for cid in targets.except_cids.iter().flat_map(|cids| cids.iter()) {
+            if let Some(slot) = directory.connection(slab, cid) {
+                slab[slot as usize].stamp = stamp;
+            }
         }
     }
     // Wherever a candidate came from, it is judged in the same way.
-    let mut judge = Judge { selectors: &selectors, project, stamp, each: &mut each };
+    let mut judge = Judge { selectors: &selectors, project, stamp, visits, each: &mut each };
     // The narrowest selector gives the candidates.
     if let Some(cids) = &selectors.cids {
         for &cid in cids {
@@ -43,7 +73,9 @@ pub fn select(
                 judge.consider(slab, slot, Given::Cids);
             }
         }
-    } else if let Some(uids) = &selectors.uids {
+        return None;
+    }
+    if let Some(uids) = &selectors.uids {
         for uid in uids {
             let mut next = directory.user(slab, project, uid).unwrap_or(NONE);
             while next != NONE {
@@ -52,19 +84,19 @@ pub fn select(
                 judge.consider(slab, slot, Given::Uids);
             }
         }
-    } else if let Some(tags) = selectors.tags.as_ref().filter(|_| selectors.is_by_tags(directory)) {
-        for &tag in tags {
-            for &slot in directory.tag_members(tag) {
-                judge.consider(slab, slot, Given::Tags);
-            }
+        return None;
+    }
+    let given = from.map_or_else(|| selectors.narrower(directory), |place| place.given);
+    match (given, &selectors.tags, &selectors.groups) {
+        (Given::Tags, Some(tags), _) => {
+            let members = |tag| directory.tag_members(tag);
+            judge.consider_lists(slab, tags, from, (Given::Tags, members))
         }
-    } else {
-        let all = directory.project_groups(project);
-        for &group in selectors.groups.as_deref().unwrap_or(all) {
-            for &slot in directory.group_members(group) {
-                judge.consider(slab, slot, Given::Groups);
-            }
+        (Given::Groups, _, Some(groups)) => {
+            let members = |group| directory.group_members(group);
+            judge.consider_lists(slab, groups, from, (Given::Groups, members))
         }
+        _ => judge.consider_all(slab, directory, from),
     }
 }
 
@@ -73,10 +105,83 @@ struct Judge<'a, 'n, F> {
     selectors: &'a Selectors<'n>,
     project: u32,
     stamp: u32,
+    visits: &'a mut usize,
     each: &'a mut F,
 }
 
 impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
+    /// The members of some tags or devices, whose numbers are sorted.
+    #[inline(always)]
+    fn consider_lists<'d>(
+        &mut self,
+        slab: &mut Slab<Connection>,
+        lists: &[u32],
+        from: Option<Place>,
+        (given, members_of): (Given, impl Fn(u32) -> &'d Members),
+    ) -> Option<Place> {
+        // One that was left off at may be gone.
+        let first = from.map_or(0, |place| lists.partition_point(|&list| list < place.list));
+        for &list in &lists[first..] {
+            let end = from.filter(|place| place.list == list).map_or(usize::MAX, |it| it.members);
+            if let Some(members) = self.consider_members(slab, members_of(list), end, given) {
+                return Some(Place { given, list, members });
+            }
+        }
+        None
+    }
+
+    /// All of the project.
+    fn consider_all(
+        &mut self,
+        slab: &mut Slab<Connection>,
+        directory: &Directory,
+        from: Option<Place>,
+    ) -> Option<Place> {
+        let given = Given::Project;
+        let groups = directory.project_groups(self.project)?;
+        let mut end = from.map_or(usize::MAX, |place| place.members);
+        let mut next = from.map_or(groups.len(), |place| place.list as usize + 1);
+        if next > groups.len() {
+            // The last device took the place of another one.
+            (next, end) = (groups.len(), usize::MAX);
+        }
+        while let Some(list) = next.checked_sub(1)
+            && let Some(group) = groups.get(list)
+        {
+            let group = directory.group_members(group);
+            if let Some(members) = self.consider_members(slab, group, end, given) {
+                return Some(Place { given, list: list as u32, members });
+            }
+            (next, end) = (list, usize::MAX);
+        }
+        None
+    }
+
+    /// The first `end` members of a list, from the last of them on. Returns the number of those
+    /// that are left for the next slice.
+    #[inline(always)]
+    fn consider_members(
+        &mut self,
+        slab: &mut Slab<Connection>,
+        members: &Members,
+        end: usize,
+        given: Given,
+    ) -> Option<usize> {
+        let mut left = end.min(members.len());
+        for chunk in members.chunks_to(left).rev() {
+            let visited = chunk.len().min(*self.visits);
+            for &slot in chunk[chunk.len() - visited..].iter().rev() {
+                self.consider(slab, slot, given);
+            }
+            *self.visits -= visited;
+            left -= visited;
+            if visited < chunk.len() {
+                return Some(left);
+            }
+        }
+        None
+    }
+
     /// Inlined, so that in each loop over candidates what is given is a constant.
     #[inline(always)]
     fn consider(&mut self, slab: &mut Slab<Connection>, slot: u32, given: Given) {
@@ -97,6 +202,7 @@ enum Given {
     Uids,
     Tags,
     Groups,
+    Project,
 }
 
 impl<'a> Selectors<'a> {
@@ -117,11 +223,18 @@ impl<'a> Selectors<'a> {
         (!is_void).then_some(Self { cids, uids, tags, groups })
     }
 
-    /// Whether the members of the tags are fewer than those of the devices, where both are given.
-    fn is_by_tags(&self, directory: &Directory) -> bool {
-        let (Some(tags), Some(groups)) = (&self.tags, &self.groups) else { return true };
-        let members: usize = groups.iter().map(|&one| directory.group_members(one).len()).sum();
-        tags.iter().map(|&tag| directory.tag_members(tag).len()).sum::<usize>() <= members
+    /// Whether tags or devices have fewer members, where both are given.
+    fn narrower(&self, directory: &Directory) -> Given {
+        match (&self.tags, &self.groups) {
+            (None, None) => Given::Project,
+            (Some(_), None) => Given::Tags,
+            (None, Some(_)) => Given::Groups,
+            (Some(tags), Some(groups)) => {
+                let tagged: usize = tags.iter().map(|&tag| directory.tag_members(tag).len()).sum();
+                let members = groups.iter().map(|&group| directory.group_members(group).len());
+                if tagged <= members.sum() { Given::Tags } else { Given::Groups }
+            }
+        }
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ mod gone;
 mod life;
 mod messages;
 mod outboxes;
+mod pushes;
 mod requests;
 mod servers;
 mod sweep;
@@ -17,17 +18,14 @@ use super::by_size::BySize;
 use super::connection::{CloseCause, Connection, NONE, Phase};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
-use super::idempotency::{Inserted, RememberedKeys};
+use super::idempotency::RememberedKeys;
 use super::projects::{ProjectId, Projects};
 use super::rest::{Rest, Rests};
 use super::servers::{Loads, Registry};
-use super::targets;
 use super::wants::{Ask, Interest, Wants};
 use crate::types::{
     Cid, ConnKey, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
 };
-use crate::wire::envelope::Envelope;
-use crate::wire::message;
 use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
 use events::Untold;
@@ -35,6 +33,7 @@ use fastwebsockets::OpCode;
 use gone::ANSWERS_PER_SLICE;
 use life::UsedIds;
 use outboxes::{Owed, deliver};
+use pushes::Pushes;
 use requests::Requests;
 use servers::OwnServers;
 use sweep::{CLOSES_PER_SLICE, Sweep};
@@ -124,6 +123,8 @@ pub struct PushOutcome {
     pub matched: u64,
     /// It came too late to be owed to them.
     pub is_expired: bool,
+    /// Not all candidates were looked at: what comes of it [`Worker::match_more`] tells later.
+    pub is_unfinished: bool,
 }
 
 /// Requests that are under way at a worker.
@@ -150,10 +151,11 @@ pub struct Released {
 ///
 /// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
 /// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
-/// [`Worker::seal`] the batch, send each [`Sealed::outgoing`] and tell [`Worker::handle_sent`],
-/// then [`Worker::finish`] it and [`Worker::release`] the slots of the closes that it returns. An
-/// outbox that is not empty is written whenever its socket has room ([`Worker::outbox`],
-/// [`Worker::handle_outbox_written`]).
+/// [`Worker::match_more`], [`Worker::seal`] the batch; [`Worker::lay_out`] a part of it, send each
+/// [`Sealed::outgoing`] of [`Sealed::part`] and tell [`Worker::handle_sent`], until
+/// [`Sealed::is_last_part`]; then [`Worker::finish`] it and [`Worker::release`] the slots of the
+/// closes that it returns. An outbox that is not empty is written whenever its socket has room
+/// ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
 ///
 /// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
 /// connection is in the directory exactly while its phase is open.
@@ -198,6 +200,8 @@ pub struct Worker {
     sessions: BTreeSet<(u64, u32, u32)>,
     wants: Wants,
     remembered: RememberedKeys,
+    /// Pushes that are not matched wholly.
+    pushes: Pushes,
     /// The cluster's business servers, and those that are connected here.
     registry: Registry,
     own_servers: OwnServers,
@@ -264,6 +268,7 @@ impl Worker {
                 now_ms,
             ),
             remembered: RememberedKeys::new(config.idempotency_keys),
+            pushes: Pushes::default(),
             registry: Registry::new(
                 config.node,
                 config.worker,
@@ -389,90 +394,10 @@ impl Worker {
         self.close(slot, CloseCause::Gone);
     }
 
-    /// Delivers a message to the connections of this worker that it selects.
-    pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
-        self.now_ms = now_ms;
-        self.config.counters.envelopes.add(1);
-        let mut outcome = PushOutcome::default();
-        let Some((project, _)) = self.config.projects.find(envelope.pid) else { return outcome };
-        if envelope.key.is_some_and(|key| !self.is_first(key, now_ms)) {
-            return outcome;
-        }
-        let expires_ms = envelope.expires_ms().unwrap_or(0);
-        let is_expired = expires_ms != 0 && expires_ms <= now_ms;
-        let stamp = self.next_stamp();
-        let (batch, budget) = (&mut self.open, &self.budget);
-        let (grown, without_room) = (&mut self.grown, &mut self.without_room);
-        let frame_clock = self.sweep.frame_clock();
-        let mut frame = NONE;
-        let mut over_limit: Vec<u32> = Vec::new();
-        let (limit, max_bytes) = (self.outbox_limit, self.config.worker_outbox_bytes);
-        let (directory, connections) = (&self.directory, &mut self.connections);
-        targets::select(
-            directory,
-            connections,
-            project.0,
-            &envelope.targets,
-            stamp,
-            |slot, connection| {
-                outcome.matched += 1;
-                if is_expired {
-                    return;
-                }
-                if frame == NONE {
-                    let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
-                    frame = batch.add_push(payload_bytes, expires_ms, |out| {
-                        message::write_push(out, envelope.id, envelope.data);
-                    });
-                }
-                connection.last_frame = frame_clock;
-                match deliver(batch, budget, max_bytes, connection, slot, frame, limit) {
-                    Owed::Done => {}
-                    Owed::Grown => grown.push(slot),
-                    Owed::OverLimit => over_limit.push(slot),
-                    Owed::NoRoom => without_room.push(slot),
-                }
-            },
-        );
-        if is_expired {
-            self.config.counters.count_drops(Drop::Expired, outcome.matched);
-            outcome.is_expired = true;
-        } else {
-            let interval_ms = self.config.ping_interval_ms;
-            self.sweep.handle_push(outcome.matched, self.connections.len(), interval_ms);
-        }
-        while let Some(slot) = self.grown.pop() {
-            self.reorder(slot);
-        }
-        for slot in over_limit {
-            self.close_slow(slot);
-        }
-        while let Some(slot) = self.without_room.pop() {
-            self.owe_in_outbox(slot, frame);
-        }
-        self.close_shed();
-        outcome
-    }
-
-    /// Whether no push with this key was handled within five minutes.
-    fn is_first(&mut self, key: &[u8; 16], now_ms: u64) -> bool {
-        let counters = &self.config.counters;
-        match self.remembered.insert(key, now_ms) {
-            Inserted::New => {}
-            Inserted::NewForgettingOldest => counters.forgotten_keys.add(1),
-            Inserted::Repeated => {
-                counters.repeated_keys.add(1);
-                return false;
-            }
-        }
-        counters.remembered_keys.set(self.remembered.len() as u64);
-        true
-    }
-
     // Output, in the order in which the loop calls it.
 
     pub fn has_output(&self) -> bool {
-        !self.open.is_empty()
+        !self.open.is_empty() || self.pushes.is_matching()
     }
 
     /// The open batch is so large that it must go before anything else is taken in.
@@ -480,20 +405,45 @@ impl Worker {
         self.open.is_full()
     }
 
+    /// Whether a push may be taken in: the batch has room, and few wait to be matched.
+    pub fn takes_pushes(&self) -> bool {
+        !self.open.is_full() && !self.pushes.is_full()
+    }
+
     /// Whether the open batch may be kept open for a moment, so that more messages share its sends:
     /// nothing in it answers anybody, and it has room.
     pub fn may_wait(&self) -> bool {
-        self.open.may_wait()
+        self.open.may_wait() && !self.pushes.is_matching()
     }
 
-    /// Ends the open batch and lays it out for sending. `sealed` must be finished.
+    /// Whether a push is not matched wholly, and nothing that is owed already is urgent.
+    pub fn may_match_first(&self) -> bool {
+        self.pushes.is_matching() && self.open.may_wait()
+    }
+
+    /// Whether a push is not matched wholly.
+    pub fn is_matching(&self) -> bool {
+        self.pushes.is_matching()
+    }
+
+    /// Ends the open batch, to be laid out part by part. `sealed` must be finished.
     pub fn seal(&mut self, sealed: &mut Sealed) {
+        self.pushes.handle_seal(&self.open);
         sealed.seal(&mut self.open);
+    }
+
+    /// Lays out the next part of a sealed batch for sending, of at most `max` entries. The part
+    /// before it must be sent. A large batch in one piece would keep others waiting.
+    pub fn lay_out(&mut self, sealed: &mut Sealed, max: usize) {
+        sealed.lay_out(max);
         let mut over_limit: Vec<u32> = Vec::new();
-        for index in 0..sealed.len() {
+        for index in sealed.part() {
             let slot = sealed.slot(index);
             let connection = &mut self.connections[slot as usize];
-            connection.dirty = NONE;
+            // It may have an entry in the open batch by now.
+            if connection.dirty == sealed.mark_of(index) {
+                connection.dirty = NONE;
+            }
             if connection.outbox.is_some() || sealed.is_for_outbox(index) {
                 sealed.redirect_to_outbox(index);
                 if !self.put_rest_in_outbox(sealed, index, 0, false) {
@@ -613,13 +563,6 @@ impl Worker {
                 self.close_shed();
             }
         }
-    }
-
-    /// A stamp that no connection carries.
-    fn next_stamp(&mut self) -> u32 {
-        // The sweep sees to it that none is carried for long.
-        self.stamp = self.stamp.wrapping_add(1);
-        self.stamp
     }
 
     fn local_ms(&self, now_ms: u64) -> u32 {

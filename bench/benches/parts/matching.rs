@@ -79,7 +79,10 @@ fn matched(worker: &mut Worker, targets: &TargetsBuf, expected: u64) {
         targets: targets.as_targets(),
         data: b"{}",
     };
-    let outcome = worker.handle_envelope(black_box(&envelope), NOW_MS + 1_000);
+    let mut outcome = worker.handle_envelope(black_box(&envelope), NOW_MS + 1_000);
+    while outcome.is_unfinished {
+        worker.match_more(NOW_MS + 1_000, |finished| outcome = finished);
+    }
     assert_eq!(outcome.matched, expected);
 }
 
@@ -137,7 +140,8 @@ fn crowd() -> Worker {
         };
         worker.handle_connect(identity, b"", NOW_MS);
         worker.seal(&mut sealed);
-        for index in 0..sealed.len() {
+        worker.lay_out(&mut sealed, usize::MAX);
+        for index in sealed.part() {
             let Some(outgoing) = sealed.outgoing(index) else { continue };
             let bytes = outgoing.bytes.len();
             worker.handle_sent(&sealed, index, bytes, true);

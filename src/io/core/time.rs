@@ -154,7 +154,7 @@ impl Core {
         let drain_ms = self.shared.settings.drain_ms.saturating_sub(4 * TICK_MS);
         let is_awaited = || {
             while self.receive_one() {}
-            self.transport.awaits_answer()
+            self.transport.awaits_answer() || self.engine.borrow().worker.is_matching()
         };
         let is_empty = || {
             self.engine.borrow().connections() == 0

@@ -6,7 +6,7 @@ use std::time::Duration;
 impl Engine {
     /// Whether a look at what is due, and at the ring, would find anything to do.
     pub fn has_work(&mut self) -> bool {
-        self.has_output()
+        self.worker.has_output()
             || self.has_events()
             || self.ring.has_queued()
             || self.worker.has_asks()
@@ -20,7 +20,7 @@ impl Engine {
         if let Some(delay) = held_for {
             self.ring.start_timer(delay);
         }
-        if (held_for.is_none() && self.has_output()) || self.has_events() {
+        if (held_for.is_none() && self.worker.has_output()) || self.has_events() {
             return false;
         }
         self.ring.run_deferred();

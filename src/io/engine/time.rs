@@ -42,8 +42,12 @@ impl Engine {
             || self.handshakes.has_ready()
     }
 
-    /// Goes on with what the last look at the deadlines left undone.
+    /// Goes on with what the last look at the deadlines left undone, if anything, while the open
+    /// batch has room.
     pub(super) fn catch_up(&mut self) {
+        if !self.is_overdue() || self.worker.is_full() {
+            return;
+        }
         if self.is_shutting_down {
             self.shut_down();
         }

@@ -17,9 +17,12 @@ pub(super) struct Peaks {
 }
 
 impl Peaks {
-    pub(super) fn note(&mut self, batch: &Batch, scratch: &[u8]) {
-        self.bytes = self.bytes.max(batch.bytes.len());
+    pub(super) fn note_part(&mut self, scratch: &[u8]) {
         self.scratch = self.scratch.max(scratch.len());
+    }
+
+    pub(super) fn note(&mut self, batch: &Batch) {
+        self.bytes = self.bytes.max(batch.bytes.len());
         self.frames = self.frames.max(batch.frames.len());
         self.segments = self.segments.max(batch.segments.len());
         self.recipients = self.recipients.max(batch.dirty.len());
@@ -64,6 +67,7 @@ mod tests {
         let frame = open.add_push(5, 0, |out| out.extend_from_slice(b"hello"));
         (0..recipients).for_each(|slot| open.owe(slot, &mut NONE.clone(), frame));
         sealed.seal(open);
+        sealed.lay_out(usize::MAX);
         sealed.finish();
     }
 

@@ -7,7 +7,7 @@ use fastwebsockets::OpCode;
 
 /// Slots that one call of [`Worker::handle_tick`] looks at, at most.
 pub(super) const VISITS_PER_SLICE: usize = 8_192;
-/// Pings of one call: the sends that one chunk of a flush carries.
+/// Pings of one call.
 const PINGS_PER_SLICE: usize = 512;
 /// Closes of one call, each of which tells business servers.
 pub(super) const CLOSES_PER_SLICE: usize = 64;
@@ -329,7 +329,8 @@ impl Worker {
             return;
         }
         if self.stamp.wrapping_sub(connection.stamp) > OLD_STAMP {
-            connection.stamp = self.stamp;
+            // Not that of the last one, for which it may not have been considered yet.
+            connection.stamp = self.stamp.wrapping_sub(1);
         }
         let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
         let Ok(mut silent_ms) = u64::try_from(silent_ms) else {

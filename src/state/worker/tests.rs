@@ -5,13 +5,15 @@ use crate::state::counters::{LostAnswer, Shed};
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::state::wants::Notice;
-use crate::wire::envelope::{NamesBuf, TargetsBuf};
+use crate::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
+use crate::wire::message;
 use crate::wire::parcel::{Answer, Response, Sender};
 use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
 mod budget;
 mod requests;
+mod slices;
 mod time;
 
 const NOW_MS: u64 = 1_800_000_000_000;
@@ -165,8 +167,10 @@ impl Rig {
     fn flush(&mut self) -> Vec<(u32, Vec<u8>)> {
         let mut sent = Vec::new();
         while self.worker.has_output() {
+            self.worker.match_more(NOW_MS, |_| {});
             self.worker.seal(&mut self.sealed);
-            for index in 0..self.sealed.len() {
+            self.worker.lay_out(&mut self.sealed, usize::MAX);
+            for index in self.sealed.part() {
                 let Some(outgoing) = self.sealed.outgoing(index) else { continue };
                 let taken = self.room.min(outgoing.bytes.len());
                 sent.push((outgoing.slot, outgoing.bytes[..taken].to_vec()));
@@ -512,6 +516,7 @@ fn who_is_closed_while_a_batch_is_laid_out_is_told_of_behind_it() {
     let (slow, server) = (rig.connect("slow"), rig.serve());
     rig.push("slow", 100, 0);
     rig.worker.seal(&mut rig.sealed);
+    rig.worker.lay_out(&mut rig.sealed, usize::MAX);
     // While that is being sent:
     (0..6).for_each(|_| rig.push("slow", 1_000, 0));
     rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);

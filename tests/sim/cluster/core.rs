@@ -238,8 +238,10 @@ impl Core {
     pub fn flush(&mut self, world: &mut World) {
         assert!(!self.worker.has_asks());
         let mut sealed = Sealed::default();
+        self.worker.match_more(world.now_ms, |_| {});
         self.worker.seal(&mut sealed);
-        for index in 0..sealed.len() {
+        self.worker.lay_out(&mut sealed, usize::MAX);
+        for index in sealed.part() {
             let Some(outgoing) = sealed.outgoing(index) else { continue };
             let (cid, bytes) = (self.slots[&outgoing.slot], outgoing.bytes);
             let taken = match self.clients.contains_key(&cid) {

@@ -3,6 +3,9 @@
 use super::*;
 use crate::checks::take_rest;
 
+/// Entries of a batch that are laid out together, at most.
+const LARGEST_PART: usize = 4;
+
 impl Node {
     /// Sends the open batch and carries out the closes that follow it, until there is no more.
     pub(super) fn flush(&mut self, worker: usize) {
@@ -12,24 +15,14 @@ impl Node {
             if !self.cores[worker].worker.has_output() {
                 return;
             }
-            self.cores[worker].worker.seal(&mut sealed);
-            self.notice_closes(worker);
-            for index in 0..sealed.len() {
-                if self.rng.chance(15) && !self.is_ending {
-                    self.event(worker);
-                }
-                if let Some(outgoing) = sealed.outgoing(index) {
-                    let sent = self.send(worker, outgoing.slot, outgoing.bytes);
-                    let core = &mut self.cores[worker];
-                    match sent {
-                        Some(written) => {
-                            let whole = written == outgoing.bytes.len();
-                            core.worker.handle_sent(&sealed, index, written, whole);
-                        }
-                        None => core.worker.handle_send_error(&sealed, index),
-                    }
-                    self.notice_closes(worker);
-                }
+            let core = &mut self.cores[worker];
+            core.worker.match_more(self.now_ms, |_| {});
+            core.worker.seal(&mut sealed);
+            while !sealed.is_last_part() {
+                let most = 1 + self.rng.below(LARGEST_PART);
+                self.cores[worker].worker.lay_out(&mut sealed, most);
+                self.notice_closes(worker);
+                self.send_part(worker, &sealed);
             }
             for slot in self.cores[worker].worker.take_blocked() {
                 let cid = self.cores[worker].slots[&slot];
@@ -38,6 +31,26 @@ impl Node {
             let closes = self.cores[worker].worker.finish(&mut sealed);
             self.notice_closes(worker);
             closes.into_iter().for_each(|close| self.carry_out_close(worker, close));
+        }
+    }
+
+    fn send_part(&mut self, worker: usize, sealed: &Sealed) {
+        for index in sealed.part() {
+            if self.rng.chance(15) && !self.is_ending {
+                self.event(worker);
+            }
+            if let Some(outgoing) = sealed.outgoing(index) {
+                let sent = self.send(worker, outgoing.slot, outgoing.bytes);
+                let core = &mut self.cores[worker];
+                match sent {
+                    Some(written) => {
+                        let whole = written == outgoing.bytes.len();
+                        core.worker.handle_sent(sealed, index, written, whole);
+                    }
+                    None => core.worker.handle_send_error(sealed, index),
+                }
+                self.notice_closes(worker);
+            }
         }
     }
 

@@ -1,0 +1,250 @@
+//! Pushes: matched against who is here, in slices where these are very many.
+
+use super::outboxes::{Owed, deliver};
+use super::{PushOutcome, Worker};
+use crate::state::batch::{Batch, SharedFrame};
+use crate::state::connection::NONE;
+use crate::state::counters::Drop;
+use crate::state::idempotency::Inserted;
+use crate::state::targets::{self, Place, Search};
+use crate::wire::envelope::Envelope;
+use crate::wire::message;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Candidates that are considered in one slice: each is a miss of the cache or two.
+const VISITS_PER_SLICE: usize = 4_096;
+/// Pushes that wait to be matched, and their bytes, from which on no more are taken in. As many as
+/// are pushed at once share the sends of those before them.
+const FULL_PUSHES: usize = 256;
+const FULL_BYTES: usize = 256 << 10;
+/// Buffers that are kept for pushes to come, and how large each is at most.
+const KEPT_BUFFERS: usize = 64;
+const KEPT_BYTES: usize = 1 << 10;
+
+/// Pushes that are being matched, in order: the first has begun, perhaps.
+///
+/// Who pushes waits while they are many ([`Worker::takes_pushes`]): beyond that there are as many
+/// at most as there are pushers, and what a bundle holds.
+#[derive(Debug)]
+pub(super) struct Pushes {
+    unfinished: VecDeque<(Push, Vec<u8>)>,
+    bytes: usize,
+    spare: Vec<Vec<u8>>,
+    /// Candidates that may be considered before the next [`Worker::match_more`].
+    pub(super) visits_left: usize,
+    pub(super) visits_per_slice: usize,
+}
+
+impl Default for Pushes {
+    fn default() -> Self {
+        Self {
+            unfinished: VecDeque::new(),
+            bytes: 0,
+            spare: Vec::new(),
+            visits_left: VISITS_PER_SLICE,
+            visits_per_slice: VISITS_PER_SLICE,
+        }
+    }
+}
+
+/// How far a push has come.
+#[derive(Debug, Default)]
+struct Push {
+    project: u32,
+    /// Its number; `None`: it has not begun.
+    stamp: Option<u32>,
+    place: Option<Place>,
+    frame: PushFrame,
+    outcome: PushOutcome,
+}
+
+/// The frame of a push.
+#[derive(Debug, Default)]
+enum PushFrame {
+    #[default]
+    None,
+    /// In the open batch.
+    Open(u32),
+    /// A batch before this one shares it.
+    Shared(Rc<SharedFrame>),
+}
+
+impl Pushes {
+    pub(super) fn is_matching(&self) -> bool {
+        !self.unfinished.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.unfinished.len() >= FULL_PUSHES || self.bytes >= FULL_BYTES
+    }
+
+    fn add(&mut self, push: Push, envelope: &Envelope<'_>) {
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.reserve_exact(envelope.encoded_bytes());
+        envelope.encode(&mut bytes);
+        self.bytes += bytes.len();
+        self.unfinished.push_back((push, bytes));
+    }
+
+    /// Takes back the buffer of a push that is matched wholly.
+    fn give_back(&mut self, mut bytes: Vec<u8>) {
+        self.bytes -= bytes.len();
+        if bytes.capacity() <= KEPT_BYTES && self.spare.len() < KEPT_BUFFERS {
+            bytes.clear();
+            self.spare.push(bytes);
+        }
+    }
+
+    /// `open` is about to be sealed: the next slice writes the frame again, into the next batch,
+    /// unless it is shared.
+    pub(super) fn handle_seal(&mut self, open: &Batch) {
+        if let Some((push, _)) = self.unfinished.front_mut()
+            && let PushFrame::Open(frame) = push.frame
+        {
+            push.frame = open.shared_frame(frame).map_or(PushFrame::None, PushFrame::Shared);
+        }
+    }
+}
+
+impl Worker {
+    /// Delivers a message to the connections of this worker that it selects: owes it to them in the
+    /// open batch, or begins to, where they are very many. Behind one that is not matched wholly it
+    /// waits.
+    pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
+        self.now_ms = now_ms;
+        self.config.counters.envelopes.add(1);
+        let Some((project, _)) = self.config.projects.find(envelope.pid) else {
+            return PushOutcome::default();
+        };
+        if envelope.key.is_some_and(|key| !self.is_first(key, now_ms)) {
+            return PushOutcome::default();
+        }
+        let mut push = Push { project: project.0, ..Push::default() };
+        if !self.pushes.is_matching() && self.match_push(&mut push, envelope) {
+            return push.outcome;
+        }
+        self.pushes.add(push, envelope);
+        PushOutcome { is_unfinished: true, ..PushOutcome::default() }
+    }
+
+    /// Goes on with pushes that are not matched wholly, by a slice, while the open batch has room;
+    /// tells `finished` what came of each that is. To be called before each [`Worker::seal`].
+    pub fn match_more(&mut self, now_ms: u64, mut finished: impl FnMut(PushOutcome)) {
+        self.pushes.visits_left = self.pushes.visits_per_slice;
+        while self.pushes.visits_left > 0
+            && !self.open.is_full()
+            && let Some((mut push, bytes)) = self.pushes.unfinished.pop_front()
+        {
+            self.now_ms = now_ms;
+            let is_over = match Envelope::decode(&bytes) {
+                Ok(envelope) => self.match_push(&mut push, &envelope),
+                // It was encoded here.
+                Err(_) => true,
+            };
+            if !is_over {
+                return self.pushes.unfinished.push_front((push, bytes));
+            }
+            finished(push.outcome);
+            self.pushes.give_back(bytes);
+        }
+        if self.pushes.unfinished.is_empty() {
+            // Room for hundreds is not kept.
+            self.pushes.unfinished.shrink_to(KEPT_BUFFERS);
+        }
+    }
+
+    /// Owes a push to the next of those whom it selects. Returns whether that were all.
+    fn match_push(&mut self, push: &mut Push, envelope: &Envelope<'_>) -> bool {
+        let expires_ms = envelope.expires_ms().unwrap_or(0);
+        let is_expired = expires_ms != 0 && expires_ms <= self.now_ms;
+        let stamp = *push.stamp.get_or_insert_with(|| {
+            // No connection carries it: the sweep sees to it that none is carried for long.
+            self.stamp = self.stamp.wrapping_add(1);
+            self.stamp
+        });
+        let (batch, budget) = (&mut self.open, &self.budget);
+        let (grown, without_room) = (&mut self.grown, &mut self.without_room);
+        let frame_clock = self.sweep.frame_clock();
+        let mut frame = match &push.frame {
+            PushFrame::Open(frame) => *frame,
+            _ => NONE,
+        };
+        let mut matched = 0;
+        let mut over_limit: Vec<u32> = Vec::new();
+        let (limit, max_bytes) = (self.outbox_limit, self.config.worker_outbox_bytes);
+        let search =
+            Search { project: push.project, targets: &envelope.targets, stamp, from: push.place };
+        let each = |slot: u32, connection: &mut _| {
+            matched += 1;
+            if is_expired {
+                return;
+            }
+            if frame == NONE {
+                frame = add_frame(batch, &push.frame, envelope, expires_ms);
+            }
+            let connection: &mut super::Connection = connection;
+            connection.last_frame = frame_clock;
+            match deliver(batch, budget, max_bytes, connection, slot, frame, limit) {
+                Owed::Done => {}
+                Owed::Grown => grown.push(slot),
+                Owed::OverLimit => over_limit.push(slot),
+                Owed::NoRoom => without_room.push(slot),
+            }
+        };
+        let visits = &mut self.pushes.visits_left;
+        push.place = targets::select(&self.directory, &mut self.connections, &search, visits, each);
+        if frame != NONE {
+            push.frame = PushFrame::Open(frame);
+        }
+        push.outcome.matched += matched;
+        if is_expired {
+            self.config.counters.count_drops(Drop::Expired, matched);
+            push.outcome.is_expired = true;
+        } else if push.place.is_none() {
+            let interval_ms = self.config.ping_interval_ms;
+            self.sweep.handle_push(push.outcome.matched, self.connections.len(), interval_ms);
+        }
+        while let Some(slot) = self.grown.pop() {
+            self.reorder(slot);
+        }
+        for slot in over_limit {
+            self.close_slow(slot);
+        }
+        while let Some(slot) = self.without_room.pop() {
+            self.owe_in_outbox(slot, frame);
+        }
+        self.close_shed();
+        push.place.is_none()
+    }
+
+    /// Whether no push with this key was handled within five minutes.
+    fn is_first(&mut self, key: &[u8; 16], now_ms: u64) -> bool {
+        let counters = &self.config.counters;
+        match self.remembered.insert(key, now_ms) {
+            Inserted::New => {}
+            Inserted::NewForgettingOldest => counters.forgotten_keys.add(1),
+            Inserted::Repeated => {
+                counters.repeated_keys.add(1);
+                return false;
+            }
+        }
+        counters.remembered_keys.set(self.remembered.len() as u64);
+        true
+    }
+}
+
+fn add_frame(
+    batch: &mut Batch,
+    before: &PushFrame,
+    envelope: &Envelope<'_>,
+    expires_ms: u64,
+) -> u32 {
+    if let PushFrame::Shared(frame) = before {
+        return batch.add_shared(Rc::clone(frame), expires_ms);
+    }
+    let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
+    batch.add_push(payload_bytes, expires_ms, |out| {
+        message::write_push(out, envelope.id, envelope.data);
+    })
+}
