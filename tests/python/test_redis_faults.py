@@ -372,10 +372,11 @@ def test_clients_come_and_go_while_links_break(pair):
             clients.append((server, number, server.client(f"v{number}", pid=f"p{number}")))
 
     def kill():
+        choices = random.Random(5)
         while not is_over.wait(0.02):
             links = redis.clients()
             if links:
-                redis.command("CLIENT", "KILL", "ID", random.choice(links)["id"])
+                redis.command("CLIENT", "KILL", "ID", choices.choice(links)["id"])
 
     killer = threading.Thread(target=kill)
     killer.start()

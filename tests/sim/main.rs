@@ -4,8 +4,8 @@
 //! and everything that happens follows from one seed.
 //!
 //! The seeds are the same each time, so that a change fails for what it does. `SIM_RUNS=300` makes
-//! more runs, with new seeds (`make sim`); `SIM_SEED=7` repeats one, `SIM_STEPS` lengthens each. A
-//! failure prints its seed and what happened last.
+//! more runs, with new seeds (`make sim`); `SIM_SEED=7` repeats one, with both the runs begin at
+//! that seed; `SIM_STEPS` lengthens each. A failure prints its seed and what happened last.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -60,7 +60,7 @@ fn run<S: Simulation>(test: &str, seed: u64, steps: u64) -> S {
 fn run_many<S: Simulation>(test: &str, runs: u64, steps: u64) -> Vec<u64> {
     let steps = setting("SIM_STEPS").unwrap_or(steps);
     let (first, runs) = match (setting("SIM_SEED"), setting("SIM_RUNS")) {
-        (Some(seed), _) => (seed, 1),
+        (Some(seed), runs) => (seed, runs.unwrap_or(1)),
         (None, None) => (1, runs),
         (None, Some(runs)) => {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
