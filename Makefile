@@ -13,12 +13,13 @@ export WS_CLUSTER_BIN ?= $(abspath $(TARGET_DIR))/debug/ws-cluster
 FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
+SEED_SECONDS ?= 120
 SIM_RUNS ?= 300
 SOAK_CONNECTIONS ?= 1000
 API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
-.PHONY: help build fmt lint python-env test test-rust test-python test-node \
+.PHONY: help build fmt lint python-env check test \
         sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench coalesce-bench criterion \
         soak openapi docs \
         api-check swagger-ui pictures fuzz fuzz-short clean
@@ -41,6 +42,11 @@ python-env: $(VENV)/.done ## the Python environment of the tests, in tests/.venv
 $(VENV)/.done: tests/requirements.txt
 	tests/python-env.sh $(VENV) tests/requirements.txt
 	touch $@
+
+check: lint ## the short tests, in two minutes: lint, unit tests, rules of the house, simulator
+	cargo test --workspace --lib --bins
+	cargo test --test tidy
+	SIM_SEED=1 SIM_RUNS=10 cargo test --test sim
 
 test: ## everything a change must pass: lint, Rust, Python and Node tests
 	@tests/run.sh
@@ -80,7 +86,8 @@ coalesce-bench: build ## the fan-out with --coalesce_us 0 to 2000; draws docs/co
 criterion: ## frames, signatures, envelopes, matching and the hop between workers, beside their bounds
 	bench/parts.py
 
-soak: build ## a server under load for SOAK_SECONDS=600; losses, doubles and its memory
+soak: build ## tests with new seeds for SEED_SECONDS=120, then a server under load for SOAK_SECONDS=600
+	tests/seeds.sh $(SEED_SECONDS)
 	tests/soak.sh $(TARGET_DIR)/release $(SOAK_SECONDS) $(SOAK_CONNECTIONS)
 
 sim: ## the simulator with SIM_RUNS=300 new seeds for each of its tests

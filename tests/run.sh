@@ -4,7 +4,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=$(mktemp)
-trap 'rm -f "$out"' EXIT
+node_out=$(mktemp)
+node=
+trap '[ -z "$node" ] || kill "$node" 2>/dev/null || true; rm -f "$out" "$node_out"' EXIT
 passed=0
 skipped=0
 failed=0
@@ -31,6 +33,12 @@ run() {
     failed=$((failed + failures))
 }
 
+# What the Node tests wrote beside the Python ones, and how they ended.
+node_tests() {
+    cat "$node_out"
+    return "$node_status"
+}
+
 # again FAILED: up to three Python tests that failed get a second try, alone: on a busy machine the
 # failure may be the machine's. The closing line counts those that then pass.
 again() {
@@ -52,20 +60,30 @@ run tests/prometheus.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 run cargo build -p loadtest
+# The Node tests run beside the Python ones; their output comes after it, in one piece.
+if command -v node >/dev/null; then
+    node --test --test-reporter=tap tests/node/ >"$node_out" 2>&1 &
+    node=$!
+fi
 if [ -x "$WS_CLUSTER_BIN" ]; then
     before=$failed
     run tests/.venv/bin/python -m pytest -q -n 2 --dist worksteal tests/python
-    again $((failed - before))
+    python_failed=$((failed - before))
 else
     echo "$WS_CLUSTER_BIN is not there: the Python tests have no server to test" >&2
     failed=$((failed + 1))
+    python_failed=0
 fi
-if command -v node >/dev/null; then
-    run node --test --test-reporter=tap tests/node/
+if [ -n "$node" ]; then
+    node_status=0
+    wait "$node" || node_status=$?
+    node=
+    run node_tests
 else
     echo "== node is not installed: the Node checks are left out"
     skipped=$((skipped + 1))
 fi
+again "$python_failed"
 
 echo
 echo "$passed passed ($flaky of them on a second try), $failed failed, $skipped skipped in $SECONDS s"

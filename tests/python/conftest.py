@@ -1,6 +1,7 @@
 """Servers for the tests: one shared by many, and one for each test that changes or breaks it."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -87,7 +88,19 @@ def start(workers):
 @pytest.fixture
 def name(request):
     """Something that no other test's users and tags are called."""
-    return "t%x-" % (abs(hash(request.node.nodeid)) % (1 << 40))
+    return f"t{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10]}-"
+
+
+# Where two workers share the tests, each begins with a half of them: the slow ones come first, so
+# that none of them is begun last, while the other worker idles.
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes seconds: a browser, Prometheus, log rotation")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 # Nodes on a Redis.

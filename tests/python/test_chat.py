@@ -18,6 +18,8 @@ import pytest
 from browser import SLACK, Browser
 from harness import PATIENCE, ROOT, SECRET, Server, eventually, signed
 
+pytestmark = pytest.mark.slow
+
 CHAT = os.path.join(ROOT, "examples/chat")
 
 

@@ -17,6 +17,8 @@ from browser import SLACK, Browser
 from harness import PATIENCE, ROOT, Server, eventually
 from redis_harness import Crowd, Pusher
 
+pytestmark = pytest.mark.slow
+
 PICTURES = os.environ.get("WS_CLUSTER_PICTURES")
 TOKEN = "a-token-of-24-characters"
 # In WebDriver's words.

@@ -140,6 +140,7 @@ def test_an_error_is_in_the_file_when_the_process_ends(tmp_path):
     assert [(line["level"], line["msg"]) for line in lines_of(path)] == [("ERROR", "the node ends")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_logrotate_moves_the_file_away(start, tmp_path, number):
     path = tmp_path / "node.log"
@@ -210,6 +211,7 @@ def assert_all_told(lines, pushes):
     assert told < pushes and pushes <= told + dropped <= pushes + 10, (told, dropped, pushes)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_no_push_and_the_log_goes_on(tmp_path):
     with small_disk(tmp_path) as disk:
         path = disk / "node.log"

@@ -218,6 +218,7 @@ return frames.map((frame) => parseFloat(frame.querySelector("rect").getAttribute
 """
 
 
+@pytest.mark.slow
 def test_a_flame_graph_is_enlarged_and_searched_in_a_browser(start):
     if shutil.which("chromedriver") is None:
         pytest.skip("chromium is not installed")

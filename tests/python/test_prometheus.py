@@ -14,6 +14,8 @@ import pytest
 from harness import PATIENCE, ROOT, eventually
 from redis_harness import SLACK, Crowd, Pusher, Redis, free_port, node, run_all
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = os.path.join(ROOT, "deploy")
 RULES = os.path.join(DEPLOY, "prometheus/alerts.yml")
 CONFIG = """

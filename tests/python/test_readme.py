@@ -47,6 +47,13 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def is_open(port):
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    return False
+
+
 def answers_ping(port):
     with contextlib.suppress(OSError):
         with socket.create_connection(("127.0.0.1", port), timeout=1) as link:
@@ -180,6 +187,37 @@ def test_the_python_snippet_connects(server):
         server.push("hello", uids=["alice"], tags=["news"])
         assert '"data":"hello"' in client.stdout.readline()
         client.kill()
+
+
+@needs("nginx")
+def test_clients_and_pushes_pass_the_proxy_snippet(server, tmp_path, stack):
+    port = free_port()
+    servers = here(server, snippet("nginx"))
+    assert servers.count("listen 80;") == 1
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        f"daemon off;\nmaster_process off;\npid {tmp_path}/pid;\nevents {{ }}\n"
+        + "http {\naccess_log off;\n"
+        + "".join(f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in kinds)
+        + servers.replace("listen 80;", f"listen 127.0.0.1:{port};")
+        + "}\n"
+    )
+
+    def started(*command, **options):
+        process = stack.enter_context(subprocess.Popen(command, **options))
+        stack.callback(process.kill)
+        return process
+
+    started("nginx", "-e", "stderr", "-p", str(tmp_path), "-c", str(config))
+    eventually(lambda: is_open(port), "nginx")
+    text = snippet("python").replace(":8812", f":{port}")
+    client = started(sys.executable, "-c", text, stdout=subprocess.PIPE, text=True)
+    assert client.stdout.readline().startswith('{"type":"connect","code":1')
+    command = ["bash", "-euc", snippet("bash").replace(":8912", f":{port}")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.startswith('{"code":1,"msg":"success","id":"'), done
+    assert '"data":{"hello":"world"}' in client.stdout.readline()
 
 
 def test_the_python_snippet_signs_as_the_contract_does():

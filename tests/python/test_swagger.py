@@ -12,6 +12,8 @@ import pytest
 from browser import SLACK, Browser
 from harness import PROD_SECRET, ROOT, Server, eventually
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-some-length"
 SECRET = "a secret that is not in any file"
 PUSH = "#operations-push-push "
