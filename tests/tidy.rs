@@ -30,13 +30,14 @@ const FLOORS: [(&str, u8); 8] = [
 ];
 
 /// What may stand at the top of the repository.
-const TOP_LEVEL: [&str; 27] = [
+const TOP_LEVEL: [&str; 28] = [
     ".cargo",
     ".ci",
     ".dockerignore",
     ".gitignore",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
     "Dockerfile",
