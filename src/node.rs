@@ -287,9 +287,8 @@ impl WorkerLife {
     ) -> Result<(), NodeError> {
         let Self { index, carrier, recorder, needs } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        if shared.settings.workers > cores
-            && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS)
-        {
+        let shares_core = shared.settings.workers > cores;
+        if shares_core && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS) {
             tracing::debug!(%error, "the scheduler gives no shorter slices");
         }
         if shared.settings.pin {
@@ -312,7 +311,7 @@ impl WorkerLife {
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
         let serve = async {
-            pauses::observe(Arc::clone(&shared.counters[index]));
+            pauses::observe(Arc::clone(&shared.counters[index]), shares_core);
             if let Some(redis) = shared.settings.redis.as_ref().filter(|_| is_inline) {
                 let driver = driver(shared, redis, Near::new(Rc::clone(&core)));
                 let broker = Rc::clone(&driver);

@@ -17,6 +17,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 /// From this length on a pause is looked at closely: its processor time is read, and it may be the
@@ -26,6 +27,10 @@ const LONG_NS: u64 = 500_000;
 /// long round shows as its own is at most this, and what the executor itself used, too much. The
 /// system call takes 0.3 us; once in this time that cannot be measured.
 const READ_EVERY_NS: u64 = 200_000;
+
+/// Where threads share cores, one whose round took this long lets the others have theirs. The
+/// scheduler would end its turn at one of its ticks only, up to 4 ms later.
+const LONG_ON_SHARED_CORE_NS: u64 = 100_000;
 
 /// What HTTP connections may do in one round, about a millisecond of work; what is beyond it waits
 /// for the next. A connection that has something to read costs its task, and some system calls
@@ -44,6 +49,8 @@ struct Rounds {
     /// When the current round began; `None`: none has.
     began: Cell<Option<Instant>>,
     has_begun: Flag,
+    /// Whether other such threads run on the same core.
+    shares_core: bool,
     /// What is left of [`PIECES_PER_ROUND`].
     pieces: Cell<u32>,
     /// The thread's processor time when it was last read, and how long rounds took since then.
@@ -76,6 +83,9 @@ impl Rounds {
             note(pauses, ns);
             note(own_pauses, own_ns);
         }
+        if self.shares_core && ns >= LONG_ON_SHARED_CORE_NS {
+            thread::yield_now();
+        }
     }
 
     /// The thread's own part of a round that took this long and ends now: at most the processor
@@ -94,11 +104,12 @@ impl Rounds {
 
 /// Observes the rounds of the calling thread from here on, for as long as it lives. To be called
 /// within its executor, once.
-pub fn observe(counters: Arc<Counters>) {
+pub fn observe(counters: Arc<Counters>, shares_core: bool) {
     let rounds = Rc::new(Rounds {
         counters,
         began: Cell::new(None),
         has_begun: Flag::default(),
+        shares_core,
         pieces: Cell::new(PIECES_PER_ROUND),
         cpu_ns: Cell::new(sys::own_cpu_ns()),
         since_ns: Cell::new(0),
@@ -142,7 +153,6 @@ fn has_turn(pieces: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
     use std::time::Duration;
 
     fn run(test: impl Future<Output = ()>) {
@@ -170,7 +180,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let counted = Arc::clone(&counters);
         run(async move {
-            observe(counted);
+            observe(counted, false);
             let work = || async { spend(Duration::from_millis(4)) };
             let both = [spawn(work()), spawn(work())];
             for task in both {
@@ -191,7 +201,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let counted = Arc::clone(&counters);
         run(async move {
-            observe(counted);
+            observe(counted, false);
             spawn(async { thread::sleep(Duration::from_millis(20)) }).await;
             yield_now().await;
         });
@@ -209,7 +219,7 @@ mod tests {
         let done = Rc::clone(&order);
         run(async move {
             take_turn(PIECES_PER_ROUND + 1).await; // not observed
-            observe(counted);
+            observe(counted, false);
             let tasks: Vec<_> = (0..TASKS)
                 .map(|number| {
                     let order = Rc::clone(&done);

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use super::plan::{Random, Reconnect};
 use super::receiver::{Receiver, Tally};
@@ -57,6 +58,8 @@ const AT_ONCE: usize = 32;
 /// A churned connection that is refused tries again after this.
 const CHURN_RETRY_NS: u64 = 100_000_000;
 const WAKE: u64 = u64::MAX;
+/// Connections cut before other threads may have the core.
+const CUTS_PER_TURN: usize = 32;
 
 struct Member<'a> {
     shared: &'a Shared<'a>,
@@ -233,6 +236,9 @@ impl Member<'_> {
         for i in 0..count {
             let index = open[i * open.len() / count];
             self.close(index, how, now);
+            if i % CUTS_PER_TURN == 0 {
+                thread::yield_now();
+            }
         }
         self.receiver.stats().cut += count as u64;
         if come_back {
