@@ -121,7 +121,8 @@ pub struct World {
     /// Requests whose answers have come to their clients, to be judged.
     answered: Vec<usize>,
     excuses: Excuses,
-    /// When Redis last was away, stopped or refused something; when it last refused.
+    /// When Redis last was away, stopped, refused something, or got a backlog of what was held back
+    /// because its output buffers are small; when it last refused.
     trouble_ms: u64,
     refused_ms: u64,
     log: Log,
@@ -325,6 +326,9 @@ impl Cluster {
                 self.check_parcel(&execution.channel, parcel);
             }
             let world = &mut self.world;
+            if world.redis.output_limit > 0 && world.truth.is_from_backlog(&execution, now_ms) {
+                world.trouble_ms = now_ms;
+            }
             world.truth.handle_execution(&execution, &mut world.log);
         }
         self.turn_nodes();

@@ -13,6 +13,8 @@ use ws_cluster::wire::envelope::Kind;
 /// threads.
 pub const QUEUE_TIMEOUT_MS: u64 = 2_000;
 const ANSWER_MS: u64 = QUEUE_TIMEOUT_MS + 300;
+/// Redis takes a push within this, unless something stands in its way.
+const TAKEN_MS: u64 = 500;
 /// What was published has reached every client so long after the pusher's answer.
 const SETTLED_AFTER_MS: u64 = 600;
 
@@ -172,6 +174,14 @@ impl Truth {
         }
     }
 
+    /// Whether a node has a backlog: Redis took one of its pushes late, and with it all that the
+    /// node says.
+    pub fn is_from_backlog(&self, execution: &Execution, now_ms: u64) -> bool {
+        let record = self.records.get(&execution.header.id.0);
+        !execution.is_late
+            && record.is_some_and(|record| is_behind(record.begun_ms, execution.opened_ms, now_ms))
+    }
+
     /// Nobody waits for longer than is allowed.
     pub fn check_waiting(&self, now_ms: u64) {
         for id in self.waiting.values() {
@@ -196,4 +206,20 @@ impl Truth {
         let is_due = *due_ms <= now_ms;
         self.settling.pop_front_if(|_| is_due).map(|(_, id)| id)
     }
+}
+
+/// Whether a push was taken late over a link that was open all the time.
+fn is_behind(begun_ms: u64, opened_ms: u64, taken_ms: u64) -> bool {
+    opened_ms <= begun_ms && begun_ms + TAKEN_MS < taken_ms
+}
+
+/// Redis stood still while its output limit was small. What a node held back meanwhile went out a
+/// window at a time, and an event in it counted as lost: Redis had been well for long enough.
+#[test]
+fn a_backlog_outlasts_what_made_it() {
+    let (opened_ms, begun_ms) = (100, 2_000);
+    assert!(!is_behind(begun_ms, opened_ms, begun_ms + TAKEN_MS));
+    assert!(is_behind(begun_ms, opened_ms, begun_ms + TAKEN_MS + 1));
+    // Sent again after a reconnect: that has excuses of its own.
+    assert!(!is_behind(begun_ms, begun_ms + 1, begun_ms + 3_000));
 }
