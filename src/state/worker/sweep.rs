@@ -130,14 +130,15 @@ impl Sweep {
     }
 
     /// Whether it is this connection's turn to be pinged before the interval is over. Each has one
-    /// turn in the time in which all of a crowd are pinged.
+    /// turn between the time from which it may be pinged early and the end of the interval.
     fn is_early(&self, slot: u32, quiet_ms: u64, ping_interval_ms: u64) -> bool {
         let Some(at_ms) = self.crowd.at_ms else { return false };
-        let spread_ms = ping_interval_ms + self.round_ms;
-        if quiet_ms < self.crowd.early_from_ms || self.elapsed_ms - at_ms > spread_ms {
+        let Crowd { early_from_ms, .. } = self.crowd;
+        if quiet_ms < early_from_ms || self.elapsed_ms - at_ms > ping_interval_ms + self.round_ms {
             return false;
         }
-        let turns = (spread_ms / self.round_ms) as usize;
+        let turns =
+            (ping_interval_ms.saturating_sub(early_from_ms) / self.round_ms).max(1) as usize;
         slot as usize % turns == self.rounds % turns
     }
 

@@ -165,6 +165,13 @@ impl Rig {
     }
 
     fn flush(&mut self) -> Vec<(u32, Vec<u8>)> {
+        let sent = self.flush_unchecked();
+        self.worker.check();
+        sent
+    }
+
+    /// The check reads all that the worker has, which takes long after each of very many steps.
+    fn flush_unchecked(&mut self) -> Vec<(u32, Vec<u8>)> {
         let mut sent = Vec::new();
         while self.worker.has_output() {
             self.worker.match_more(NOW_MS, |_| {});
@@ -187,7 +194,6 @@ impl Rig {
                 self.closed.push((slot, cause.code()));
             }
         }
-        self.worker.check();
         sent
     }
 

@@ -35,11 +35,12 @@ fn pings_every(
     let mut pings = Vec::new();
     for later_ms in (from_ms..end_ms).step_by(tick_ms as usize) {
         rig.worker.handle_tick(NOW_MS + later_ms);
-        let sent = rig.flush();
+        let sent = rig.flush_unchecked();
         let sent = sent.into_iter().filter(|(_, bytes)| *bytes == PING);
         pings.extend(sent.map(|(slot, _)| (later_ms, slot)));
         each(rig, later_ms);
     }
+    rig.worker.check();
     pings
 }
 
@@ -83,8 +84,8 @@ fn pings_after_a_message_to_everybody_are_spread() {
         by_round[at_ms as usize / 4_000] += 1;
     }
     assert_eq!(by_round[..3], [0; 3], "a quarter of the interval without pings: {by_round:?}");
-    // A twelfth of all is even; the last quarter of the crowd comes beside the second turns.
-    assert!(by_round.iter().all(|&pings| pings <= CROWD / 4), "{by_round:?}");
+    // An eighth a round is even: all have their turn within three quarters of the interval.
+    assert!(by_round.iter().all(|&pings| pings <= CROWD / 5), "{by_round:?}");
 }
 
 /// Who spreads pings must not add any where none is due.
