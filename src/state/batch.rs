@@ -1,5 +1,5 @@
-//! The batch: finished frames of one turn of the loop, and who gets which, so that every connection
-//! is written to once.
+//! The batch: finished frames of one loop turn and their recipients, so that each connection is
+//! written to once.
 
 mod room;
 
@@ -15,41 +15,41 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 
-/// From this size on a frame is shared instead of copied.
+/// Frames of at least this size are shared instead of copied.
 pub const SHARED_FRAME_BYTES: usize = 16 << 10;
-/// A batch that holds more than this is flushed before anything else is accepted.
+/// A batch that holds more bytes than this is flushed before more input is accepted.
 pub const FULL_BATCH_BYTES: usize = 256 << 10;
-/// So does one that owes more stretches than this: about 0.1 s of sends.
+/// A batch with more pending segments than this is flushed too: about 0.1 s of sends.
 const FULL_BATCH_SEGMENTS: usize = 64 << 10;
-/// And one that has more than this to be copied together for those who get it.
+/// A batch with more bytes than this to copy together for its recipients is flushed too.
 const FULL_BATCH_APART_BYTES: usize = 32 << 20;
 
-/// Frames laid one behind the other, and for each connection that gets any of them the list of its
-/// segments. A run of consecutive frames is one segment, so that it leaves as one slice.
+/// Frames stored back to back, and for each recipient connection the list of its segments. A run of
+/// consecutive frames is one segment, so that it is sent as one slice.
 ///
-/// Invariant: a segment's frames are either all small, and then consecutive in `bytes`, or it is
-/// one shared frame.
+/// Invariant: a segment is either a run of small frames, consecutive in `bytes`, or one shared
+/// frame.
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     frames: Vec<Frame>,
     shared: Vec<Rc<SharedFrame>>,
     shared_bytes: usize,
-    /// Bytes of frames that do not lie together, over all who get them: they are to be copied.
+    /// Bytes of non-contiguous frames, summed over all recipients: these must be copied.
     apart_bytes: usize,
     dirty: Vec<Dirty>,
     segments: Vec<Segment>,
     closes: Vec<CloseRequest>,
-    /// It holds an answer or a close: somebody waits for it.
+    /// The batch holds a reply or a close: a peer waits for it.
     is_urgent: bool,
-    /// 0 or 1, and not that of the batch before it: the lowest bit of what its connections know as
-    /// their entry. While a sealed batch is laid out, those of the open one are told apart by it.
+    /// 0 or 1, alternating from batch to batch: the lowest bit of the entry mark that connections
+    /// keep. It distinguishes entries of the open batch from those of a sealed one being laid out.
     parity: u32,
 }
 
-/// A frame that is not copied for those who wait for it: the first of them makes it count, and with
-/// the last of them it no longer does. The batch is not one of them, so that what an outbox gives
-/// back is given back at once.
+/// A frame that its waiting recipients share. It counts in the budget from the first outbox that
+/// holds it to the last. The batch does not count as a holder, so that memory an outbox releases is
+/// released at once.
 #[derive(Debug)]
 pub(super) struct SharedFrame {
     bytes: Bytes,
@@ -96,14 +96,14 @@ struct Dirty {
     pushes: u32,
 }
 
-/// A connection to be closed when everything before is written.
+/// A connection to close once everything before it is written.
 #[derive(Debug, Clone)]
 pub struct CloseRequest {
     pub slot: u32,
     pub cause: CloseCause,
 }
 
-/// Where one connection's bytes of a sealed batch are.
+/// Location of one connection's bytes in a sealed batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Region {
     Bytes {
@@ -117,12 +117,12 @@ pub enum Region {
     Shared {
         index: usize,
     },
-    /// Not to be sent from the batch: the frames went to the outbox.
+    /// Not sent from the batch: the frames were moved to the outbox.
     Outbox,
 }
 
 impl Batch {
-    /// Frames that went to outboxes alone count too: nothing but a flush gives back their room.
+    /// Returns false also if frames went only to outboxes: only a flush releases their space.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.closes.is_empty()
     }
@@ -133,25 +133,25 @@ impl Batch {
             || self.apart_bytes > FULL_BATCH_APART_BYTES
     }
 
-    /// Whether the batch may be kept open for more messages: all that it holds was sent unasked.
+    /// Whether the batch may stay open for more messages: nothing in it is a reply.
     pub fn may_wait(&self) -> bool {
         !self.is_urgent && !self.is_full()
     }
 
-    /// Adds a text frame that `write` fills, and that its reader waits for: an answer, a request.
+    /// Adds a text frame, filled by `write`, that its recipient waits for: a reply or a request.
     pub fn add_text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         self.is_urgent = true;
         self.add_event(write)
     }
 
-    /// Adds a text frame that `write` fills, and that nobody asked for.
+    /// Adds an unsolicited text frame, filled by `write`.
     pub fn add_event(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         let start = self.bytes.len();
         websocket::write_text(&mut self.bytes, write);
         self.seal_frame(start, false, 0)
     }
 
-    /// Adds a frame of any kind. All but pings answer something.
+    /// Adds a frame of any kind. All except pings are replies.
     pub fn add_frame(&mut self, opcode: OpCode, payload: &[u8]) -> u32 {
         self.is_urgent |= opcode != OpCode::Ping;
         let start = self.bytes.len();
@@ -159,7 +159,7 @@ impl Batch {
         self.seal_frame(start, false, 0)
     }
 
-    /// Adds bytes that are no frame: the answer to a handshake.
+    /// Adds bytes that are not a frame: the handshake response.
     pub fn add_raw(&mut self, bytes: &[u8]) -> u32 {
         self.is_urgent = true;
         let start = self.bytes.len();
@@ -167,7 +167,7 @@ impl Batch {
         self.seal_frame(start, false, 0)
     }
 
-    /// Adds a push frame whose payload of `payload_bytes` `write` fills.
+    /// Adds a push frame; `write` fills its payload of `payload_bytes`.
     pub fn add_push(
         &mut self,
         payload_bytes: usize,
@@ -175,7 +175,7 @@ impl Batch {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> u32 {
         if payload_bytes >= SHARED_FRAME_BYTES {
-            // Of exactly its size, so that sharing it needs no second allocation.
+            // Exact capacity, so that sharing it needs no second allocation.
             let mut frame =
                 Vec::with_capacity(websocket::head_bytes(payload_bytes) + payload_bytes);
             websocket::write_head(&mut frame, OpCode::Text, payload_bytes);
@@ -189,7 +189,7 @@ impl Batch {
         self.seal_frame(start, true, expires_ms)
     }
 
-    /// Adds a push frame that another batch may hold, too.
+    /// Adds a push frame that another batch may hold as well.
     pub(super) fn add_shared(&mut self, frame: Rc<SharedFrame>, expires_ms: u64) -> u32 {
         let (shared, bytes) = (self.shared.len() as u32, frame.bytes.len());
         self.shared_bytes += bytes;
@@ -199,7 +199,7 @@ impl Batch {
         self.frames.len() as u32 - 1
     }
 
-    /// `frame`, if it is a shared one.
+    /// Returns `frame` if it is a shared one.
     pub(super) fn shared_frame(&self, frame: u32) -> Option<Rc<SharedFrame>> {
         self.shared.get(self.frames[frame as usize].shared as usize).map(Rc::clone)
     }
@@ -210,8 +210,8 @@ impl Batch {
         self.frames.len() as u32 - 1
     }
 
-    /// Owes `frame` to the connection in `slot`; `dirty` is that connection's entry, in this batch
-    /// or in the sealed one.
+    /// Queues `frame` for the connection in `slot`; `dirty` is that connection's entry in this
+    /// batch or in the sealed one.
     #[inline]
     pub fn owe(&mut self, slot: u32, dirty: &mut u32, frame: u32) {
         let Frame { is_push, bytes, .. } = self.frames[frame as usize];
@@ -242,7 +242,7 @@ impl Batch {
         self.dirty[index].tail = segment;
     }
 
-    /// How a connection knows that it has entry `index` here.
+    /// The mark by which a connection refers to entry `index` of this batch.
     fn mark_of(&self, index: usize) -> u32 {
         (index as u32) << 1 | self.parity
     }
@@ -257,7 +257,7 @@ impl Batch {
         self.closes.push(request);
     }
 
-    /// Appends one frame to an outbox that is not empty.
+    /// Appends one frame to a non-empty outbox.
     pub(super) fn put_frame(&self, frame: u32, outbox: &mut Outbox, budget: &Budget) {
         self.put_in_outbox(frame, 0, outbox, budget);
     }
@@ -266,7 +266,8 @@ impl Batch {
         self.frames[frame as usize].is_push
     }
 
-    /// What a frame is to an outbox that gets it: one that others hold already counts nothing more.
+    /// The load of a frame on an outbox that receives it: a frame that others already hold adds
+    /// nothing.
     pub(super) fn load_of(&self, frame: u32) -> Load {
         let frame = self.frames[frame as usize];
         let (copied_bytes, held_bytes) = match self.shared.get(frame.shared as usize) {
@@ -301,20 +302,20 @@ impl Batch {
     }
 }
 
-/// A batch that takes no more frames: it is being sent, part by part. The part that is laid out is
-/// to be sent before the next one is.
+/// A batch that accepts no more frames and is sent part by part. Each part is sent before the next
+/// one is laid out.
 #[derive(Debug, Default)]
 pub struct Sealed {
     batch: Batch,
-    /// Where segments of the part that do not lie together are gathered.
+    /// Buffer in which non-contiguous segments of the part are gathered.
     scratch: Vec<u8>,
-    /// The part begins with this entry, and has as many as there are regions.
+    /// Index of the part's first entry; the part has one entry per region.
     first: usize,
     regions: Vec<Region>,
     peaks: Peaks,
 }
 
-/// One connection's bytes.
+/// The bytes to send to one connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Outgoing<'a> {
     pub slot: u32,
@@ -322,7 +323,7 @@ pub struct Outgoing<'a> {
 }
 
 impl Sealed {
-    /// Entries, of all parts.
+    /// Number of entries over all parts.
     pub fn len(&self) -> usize {
         self.batch.dirty.len()
     }
@@ -331,17 +332,17 @@ impl Sealed {
         self.batch.dirty.is_empty()
     }
 
-    /// The entries of the part that is laid out.
+    /// Entries of the part that is laid out.
     pub fn part(&self) -> Range<usize> {
         self.first..self.first + self.regions.len()
     }
 
-    /// Whether no part comes after this one.
+    /// Whether this is the last part.
     pub fn is_last_part(&self) -> bool {
         self.part().end == self.len()
     }
 
-    /// What to send for entry `index` of this part; `None` where the outbox has it.
+    /// Returns what to send for entry `index` of this part; `None` if it is in the outbox.
     #[inline]
     pub fn outgoing(&self, index: usize) -> Option<Outgoing<'_>> {
         let bytes = match self.regions[index - self.first] {
@@ -361,14 +362,14 @@ impl Sealed {
         u64::from(self.batch.dirty[index].pushes)
     }
 
-    /// Takes `open` in, and leaves an empty batch (with room) behind.
+    /// Takes over the contents of `open` and leaves it empty, with its capacity.
     pub(super) fn seal(&mut self, open: &mut Batch) {
         debug_assert!(self.batch.is_empty() && self.regions.is_empty());
         std::mem::swap(&mut self.batch, open);
         open.parity = self.batch.parity ^ 1;
     }
 
-    /// Lays out the next part, of at most `max` entries: lays together what is apart.
+    /// Lays out the next part of at most `max` entries, gathering non-contiguous segments.
     pub(super) fn lay_out(&mut self, max: usize) {
         self.first = self.part().end;
         let end = self.len().min(self.first.saturating_add(max));
@@ -381,7 +382,8 @@ impl Sealed {
         self.peaks.note_part(&self.scratch);
     }
 
-    /// How the connection of entry `index` knows that entry, unless it has one in the open batch.
+    /// The mark by which the connection of entry `index` refers to it, unless it has an entry in
+    /// the open batch.
     pub(super) fn mark_of(&self, index: usize) -> u32 {
         self.batch.mark_of(index)
     }
@@ -425,7 +427,8 @@ impl Sealed {
         self.regions[index - self.first] == Region::Outbox
     }
 
-    /// What entry `index` is to an outbox that gets it, or less where some of it is written.
+    /// The load of entry `index` on an outbox that receives it, or less if part of it is already
+    /// written.
     pub(super) fn load_of(&self, index: usize) -> Load {
         let mut load = Load::default();
         for segment in self.batch.segments_of(index) {
@@ -440,8 +443,8 @@ impl Sealed {
         load
     }
 
-    /// Moves what is left of entry `index` after `written` bytes to `outbox`; returns how many
-    /// pushes are written whole.
+    /// Moves what remains of entry `index` after `written` bytes to `outbox`; returns the number of
+    /// pushes that are completely written.
     pub(super) fn put_rest(
         &self,
         index: usize,
@@ -466,7 +469,7 @@ impl Sealed {
         whole_pushes
     }
 
-    /// Ends the batch: gives back the closes that follow it, and keeps the buffers for the next.
+    /// Ends the batch: returns the closes that follow it and keeps the buffers for the next one.
     pub(super) fn finish(&mut self) -> Vec<CloseRequest> {
         debug_assert!(self.is_last_part());
         self.first = 0;

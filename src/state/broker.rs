@@ -1,4 +1,4 @@
-//! `Broker`: a node's side of the queue, whatever carries the bytes.
+//! `Broker`: a node's side of the message queue, independent of I/O.
 
 mod asks;
 mod canary;
@@ -50,39 +50,41 @@ pub use outcome::Outcome;
 pub use presence::user_hash;
 pub use publish_log::Pusher;
 
-/// The interval at which Redis is asked for a sign of life, on either link.
+/// Interval between PINGs to Redis, on either link.
 const PING_EVERY_MS: u64 = 500;
-/// How often Redis is asked whether it is a master still, and what it takes.
+/// Interval between checks whether Redis is still a master, and of its limits.
 const ROLE_EVERY_MS: u64 = 1_000;
 const LIMITS_EVERY_MS: u64 = 10_000;
-/// What waits for Redis's answers at most; beyond, pushes are refused.
+/// Maximum bytes that wait for Redis's replies; beyond it, pushes are refused.
 const MAX_PENDING_BYTES: usize = 64 << 20;
-/// The longest envelope: small words that wait at the same time must not keep it out for ever.
+/// The longest envelope: small messages that wait at the same time must not keep it out for ever.
 pub const MAX_MESSAGE_BYTES: usize = MAX_PENDING_BYTES - (64 << 10);
-/// What waits while it is away at most; beyond, events are lost.
+/// Maximum bytes that wait while Redis is unavailable; beyond it, events are lost.
 const MAX_WAITING_EVENT_BYTES: usize = 32 << 20;
-/// The longest thing that is taken from Redis, or the longest envelope; beyond, the link is cut.
+/// The longest value accepted from Redis, unless the longest envelope is larger; beyond it, the
+/// link is closed.
 const MAX_BULK_BYTES: usize = 64 << 20;
-/// For [`BrokerConfig::max_outgoing_channels`]: about 150 bytes each. With a channel for each user
-/// anyone who may push can name as many as he likes.
+/// For [`BrokerConfig::max_outgoing_channels`]: about 150 bytes each. With a channel per user,
+/// anyone who may push can name any number of channels.
 pub const MAX_OUTGOING_CHANNELS: usize = 1 << 20;
 /// Channels in one SUBSCRIBE.
 const CHANNELS_PER_COMMAND: usize = 500;
 
-/// What a broker is made with.
+/// Parameters of a broker.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     pub node: NodeId,
-    /// Of this run of the node; shared with its workers.
+    /// This run of the node; shared with its workers.
     pub incarnation: Arc<Incarnation>,
     pub workers: usize,
     pub projects: Arc<Projects>,
     pub names: ChannelNames,
     pub credentials: Credentials,
     pub queue_timeout_ms: u64,
-    /// The longest envelope that is handed on.
+    /// The longest envelope that is delivered.
     pub max_envelope_bytes: usize,
-    /// Channels that are numbered at once; beyond, a push to another user takes its project's.
+    /// Channels that can be numbered at the same time; beyond it, a push to another user is
+    /// published on its project's channel.
     pub max_outgoing_channels: usize,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
@@ -94,63 +96,63 @@ impl BrokerConfig {
         self.incarnation.epoch()
     }
 
-    /// The whole envelope of a word that is no message.
+    /// The header of a message that carries no push.
     fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
         let (origin, epoch) = (self.node, self.epoch());
         Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
     }
 }
 
-/// Where a broker's words go. None of them may call the broker.
+/// Receives the broker's output. No method may call the broker.
 pub trait Sink {
-    /// Hands a message to the workers whose bits are set; `bytes` is the envelope's.
+    /// Delivers a message to the workers whose bits are set; `bytes` is the encoded envelope.
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, bytes: &[u8]);
-    /// Hands a parcel of a project to the workers whose bits are set.
+    /// Delivers a parcel of a project to the workers whose bits are set.
     fn relay(&mut self, workers: u64, project: ProjectId, parcel: &[u8]);
     fn notice(&mut self, worker: usize, notice: Notice);
     /// Answers a [`Broker::handle_push`] or a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);
-    /// Answers an [`Ask::Join`]: it is in force, or the queue is down. After a [`Sink::refuse`]
-    /// too, if Redis allows it later.
+    /// Answers an [`Ask::Join`]: it is in force, or the queue is down. Also follows a
+    /// [`Sink::refuse`] if Redis permits the subscription later.
     fn ready(&mut self, worker: usize, interest: &Interest);
-    /// Redis does not let this node hear a channel of it. That may be so from the first
-    /// [`Ask::Join`] on, or after it was in force.
+    /// Reports that Redis does not permit this node to subscribe to one of its channels, either at
+    /// the first [`Ask::Join`] or after it was in force.
     fn refuse(&mut self, worker: usize, interest: &Interest);
-    /// Hands the canary to every worker; each tells [`Broker::handle_canary_seen`].
+    /// Delivers the canary to every worker; each confirms with [`Broker::handle_canary_seen`].
     fn canary(&mut self);
     /// Whether more may be delivered now; otherwise the rest waits.
     fn has_room(&self) -> bool;
 }
 
-/// Something to be logged.
+/// An event for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     Ready {
         resent: usize,
         channels: usize,
     },
-    /// Messages of `origin` on `channel` were lost on the way to this node.
+    /// Messages from `origin` on `channel` were lost on the way to this node.
     Missed {
         origin: NodeId,
         channel: Box<[u8]>,
         missed: u64,
     },
-    /// A number that its node never gave out.
+    /// A number that its node never issued.
     FalseNumber {
         origin: NodeId,
         channel: Box<[u8]>,
     },
-    /// What was heard of a node cannot be right: it counts from now on again. Without a channel:
-    /// the order over all of them.
+    /// The numbers received from a node are inconsistent: counting restarts. Without a channel: the
+    /// order over all channels.
     NumbersReset {
         origin: NodeId,
         channel: Box<[u8]>,
     },
-    /// A message of a kind that this node does not know.
+    /// A message of a kind unknown to this node.
     UnknownKind {
         origin: NodeId,
     },
-    /// Bytes on a channel that are no envelope.
+    /// Bytes on a channel that are not a valid envelope.
     Malformed {
         channel: Box<[u8]>,
         error: String,
@@ -159,71 +161,74 @@ pub enum Event {
         channel: Box<[u8]>,
         bytes: usize,
     },
-    /// Another process publishes with this node's number.
+    /// Another process publishes with this node's id.
     SameNode,
     /// Redis refused a PUBLISH.
     Refused {
         channel: Box<[u8]>,
         error: String,
     },
-    /// Redis does not let this node hear a channel; `rule`: what would.
+    /// Redis does not permit this node to subscribe to a channel; `rule`: the ACL rule that would
+    /// permit it.
     ChannelRefused {
         channel: Box<[u8]>,
         error: String,
         rule: String,
     },
-    /// It does now.
+    /// Redis permits it now.
     ChannelAllowed {
         channel: Box<[u8]>,
     },
-    /// The largest message that Redis and this node take is another one than before.
+    /// The largest message that Redis and this node accept has changed.
     Limit(SizeLimit),
-    /// A message that had ended the links three times is not sent again.
+    /// A message that has ended the links three times is not sent again.
     Abandoned {
         channel: Box<[u8]>,
         bytes: usize,
     },
-    /// Redis refused a command without which this node goes on.
+    /// Redis refused a command that this node can do without.
     Forbidden {
         command: Command,
         error: String,
     },
-    /// Redis does not let this node keep which ids were given out.
+    /// Redis does not permit this node to store which ids were issued.
     IdsNotKept {
         key: String,
         error: String,
     },
 }
 
-/// How far the links are.
+/// State of the links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Down,
     /// Greeting, then subscribing.
     Opening,
-    /// The first canary is under way, and the other nodes are asked whether they are there.
+    /// The first canary is in flight, and the other nodes are asked for their presence.
     Proving,
     Ready,
 }
 
-/// How much of some bytes was handled.
+/// How much of the input was handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handled {
     pub bytes: usize,
-    /// The sink has no room: call again with the rest when it has.
+    /// The sink has no room: call again with the rest once it has.
     pub is_paused: bool,
 }
 
-/// A node's side of the queue: publishes what the workers accepted, keeps what was not answered,
-/// subscribes to what they need, and routes what comes to those who may have a target.
+/// A node's side of the queue: publishes what the workers accepted, keeps it until it is answered,
+/// subscribes to the channels they need, and routes incoming messages to workers that may have a
+/// recipient.
 ///
-/// Two links, one fate: when either is lost both are made anew. To be called in this order, for
-/// each life of the links: [`Broker::handle_open`]; then, in any order, [`Broker::handle_bytes`],
-/// [`Broker::handle_tick`] and the workers' calls; [`Broker::handle_lost`] after an `Err` or when a
-/// socket broke. What is to be written is in [`Broker::take_outgoing`]. `now_ms` is monotonic.
+/// The two links live and die together: when either is lost, both are reopened. Calling order for
+/// each incarnation of the links: [`Broker::handle_open`]; then, in any order,
+/// [`Broker::handle_bytes`], [`Broker::handle_tick`] and the calls of the workers; then
+/// [`Broker::handle_lost`] after an `Err` or a socket error. [`Broker::take_outgoing`] returns the
+/// bytes to write. `now_ms` is monotonic.
 ///
-/// Invariant: every message that is accepted here has the next number of its channel, and leaves in
-/// that order; what was not answered is sent again before anything new.
+/// Invariant: every message accepted here gets the next number of its channel and is sent in that
+/// order; unanswered messages are sent again before any new one.
 #[derive(Debug)]
 pub struct Broker {
     config: BrokerConfig,
@@ -231,14 +236,14 @@ pub struct Broker {
     publishing: Link,
     subscribing: Link,
     log: PublishLog,
-    /// While the links are proved: the log of their last life, which goes on when they are ready.
-    /// `log` has only words then.
+    /// While the links are being proved: the log of their previous incarnation, which continues
+    /// once they are ready. Until then `log` holds only announcements.
     held: Option<PublishLog>,
     interests: Interests,
     sequences: OutgoingSequences,
-    /// Of the last message.
+    /// Order of the last message.
     order: u64,
-    /// The others have been told of.
+    /// Order last announced to the other nodes.
     announced_order: u64,
     orders: Orders,
     presence: Presence,
@@ -246,9 +251,9 @@ pub struct Broker {
     reservation: Reservation,
     /// See [`Broker::set_wall_ms`].
     wall_ms: u64,
-    /// No attempt to open the links has failed yet.
+    /// No attempt to open the links has failed so far.
     is_first_attempt: bool,
-    /// Workers whose announcements may be late.
+    /// Workers whose user announcements may be late.
     unsure: u64,
     subscriptions: Subscriptions,
     transit: Transit,
@@ -261,7 +266,7 @@ pub struct Broker {
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
     last_name: LastName,
-    /// What came of the parts of the message that is being answered.
+    /// Outcomes of the parts of the message that is being answered.
     parts: Parts,
     events: Vec<Event>,
 }
@@ -310,12 +315,12 @@ impl Broker {
         }
     }
 
-    /// Whether nothing is to be sent to Redis, or waits for its answer.
+    /// Whether nothing waits to be sent to Redis or to be answered by it.
     pub fn is_idle(&self) -> bool {
         self.log.is_empty() && self.held.as_ref().is_none_or(PublishLog::is_empty)
     }
 
-    /// What waits for Redis's answer.
+    /// Number of entries that wait for Redis's reply.
     pub fn under_way(&self) -> usize {
         self.log.len()
     }
@@ -329,14 +334,14 @@ impl Broker {
         !self.events.is_empty()
     }
 
-    /// What is to be logged.
+    /// Returns the events to log.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.events)
     }
 
     // The life of the links.
 
-    /// Both sockets are connected.
+    /// Starts greeting Redis: both sockets are connected.
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
         self.subscriptions.clear();
@@ -350,12 +355,12 @@ impl Broker {
         self.subscribing.greet(&self.config.credentials, listened_ms);
     }
 
-    /// The links are gone. What was not answered is kept until they are back.
+    /// Handles the loss of the links. Unanswered messages are kept until they are back.
     pub fn handle_lost(&mut self, sink: &mut dyn Sink) {
         self.state = State::Down;
         self.is_first_attempt = false;
         self.reservation.handle_lost();
-        // Nothing will be confirmed: who asks from now on does not wait for it.
+        // Nothing will be confirmed: workers that ask from now on do not wait for it.
         self.subscriptions.clear();
         self.listening.handle_lost();
         self.publishing.close();
@@ -384,7 +389,7 @@ impl Broker {
         self.config.counters.ready.set(0);
     }
 
-    /// Bytes that Redis sent on one of the links. An `Err` ends both.
+    /// Handles bytes that Redis sent on one of the links. An `Err` ends both.
     pub fn handle_bytes(
         &mut self,
         link: LinkName,
@@ -407,7 +412,7 @@ impl Broker {
         self.listening.set_paused(link, is_paused, now_ms);
         let listened_ms = self.listening.at(now_ms);
         match link {
-            // Until everything is subscribed to, the log waits for us, not for Redis.
+            // Until every subscription is requested, the log waits for us, not for Redis.
             LinkName::Publish => {
                 let is_waiting = self.may_publish() && !self.log.is_empty();
                 let is_waiting = is_waiting || self.reservation.is_asking();
@@ -458,9 +463,10 @@ impl Broker {
         }
     }
 
-    /// Everything is subscribed to: this node says what it has, and the canary proves the way. What
-    /// was not answered in the last life waits until the other nodes have subscribed, too: what is
-    /// published before that they miss.
+    /// Starts the proof of the links once all subscriptions are in place: this node announces its
+    /// state, and the canary tests the path. Messages left unanswered by the previous incarnation
+    /// wait until the other nodes have subscribed as well: anything published earlier would not
+    /// reach them.
     fn begin_publishing(&mut self, now_ms: u64) {
         self.state = State::Proving;
         self.held = Some(std::mem::take(&mut self.log));
@@ -468,8 +474,8 @@ impl Broker {
         self.send_canary(now_ms);
     }
 
-    /// Pushes are accepted once the canary is back, and it is known who else is there; before them
-    /// goes what was not answered in the last life.
+    /// Accepts pushes once the canary is back and the other nodes are known; messages left
+    /// unanswered by the previous incarnation are sent first.
     fn become_ready(&mut self, now_ms: u64) {
         if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
             return;
@@ -491,7 +497,7 @@ impl Broker {
         self.events.push(Event::Ready { resent, channels: self.interests.len() });
     }
 
-    /// Looks at deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
+    /// Checks deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
     pub fn handle_tick(&mut self, now_ms: u64, sink: &mut dyn Sink) -> Result<(), LinkError> {
         self.listening.advance(now_ms);
         let listened_ms = self.listening.at(now_ms);
@@ -531,7 +537,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Some of what one write did not take is written: it is large, and Redis reads it.
+    /// Notes that part of a large write has been taken: Redis is reading it.
     pub fn handle_written(&mut self, link: LinkName, now_ms: u64) {
         let listened_ms = self.listening.at(now_ms);
         match link {
@@ -540,7 +546,8 @@ impl Broker {
         }
     }
 
-    /// Asks on the publishing link what is due. A node that has left only keeps it alive.
+    /// Sends the questions that are due on the publishing link. A node that has left only keeps the
+    /// link alive.
     fn ask_questions(&mut self, now_ms: u64, deadline_ms: u64) {
         let has_left = self.has_left();
         let is_due = |asked_ms: &mut u64, every_ms: u64| {
@@ -567,7 +574,7 @@ impl Broker {
         }
     }
 
-    /// By the clock of [`Listening`].
+    /// On the clock of [`Listening`].
     fn deadline_ms(&self, now_ms: u64) -> u64 {
         self.listening.at(now_ms) + self.config.queue_timeout_ms
     }
@@ -589,7 +596,7 @@ impl Broker {
 
     // Out.
 
-    /// Moves at most `max` bytes that are to be written to a link into `out`.
+    /// Moves at most `max` bytes to write to a link into `out`.
     pub fn take_outgoing(&mut self, link: LinkName, out: &mut Vec<u8>, max: usize) {
         match link {
             LinkName::Subscribe => self.subscribing.take_outgoing(out, max),
@@ -618,12 +625,12 @@ impl Broker {
 
     // What workers say.
 
-    /// What Redis has not answered.
+    /// Bytes that Redis has not answered.
     fn pending_bytes(&self) -> usize {
         self.log.pending_bytes() + self.held.as_ref().map_or(0, PublishLog::pending_bytes)
     }
 
-    /// Bit by bit, the workers that could not announce all their users yet.
+    /// Sets the bitmap of workers that could not announce all their users yet.
     pub fn set_unsure(&mut self, workers: u64) {
         self.unsure = workers;
     }

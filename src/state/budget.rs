@@ -1,5 +1,5 @@
-//! What a worker has allocated for sockets that do not take it: counted as it is allocated and
-//! freed, by whoever holds it, so that nothing has to be walked to know the sum.
+//! Memory that a worker has allocated for sockets that accept no data: counted by its holder on
+//! allocation and release, so that the sum is known without a walk.
 
 use super::counters::Counters;
 use bytes::Bytes;
@@ -7,19 +7,19 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// What a shared frame takes beside its bytes: its two reference counts and the allocator's share.
+/// Overhead of a shared frame: its two reference counts and the allocator's share.
 const HELD_OVERHEAD_BYTES: usize = 128;
 
 /// The sum, in bytes, shared by everything that counts in it: outboxes, frames that outboxes share,
-/// and the rests of closing connections.
+/// and the remaining output of closing connections.
 #[derive(Debug, Clone)]
 pub struct Budget(Rc<Sum>);
 
 #[derive(Debug)]
 struct Sum {
-    /// The sum is one of the worker's counters.
+    /// Stores the sum as one of the worker's counters.
     counters: Arc<Counters>,
-    /// All that was ever freed.
+    /// Total bytes freed so far.
     freed_bytes: Cell<u64>,
 }
 
@@ -42,13 +42,13 @@ impl Budget {
         self.0.freed_bytes.set(self.0.freed_bytes.get() + bytes as u64);
     }
 
-    /// Bytes that were freed since the worker began.
+    /// Bytes freed since the worker started.
     pub(super) fn freed_bytes(&self) -> u64 {
         self.0.freed_bytes.get()
     }
 }
 
-/// A frame that several outboxes share. It counts once, from the first that holds it to the last.
+/// A frame shared by several outboxes. It counts once, from its first holder to its last.
 #[derive(Debug)]
 pub struct HeldFrame {
     bytes: Bytes,
@@ -61,7 +61,7 @@ impl HeldFrame {
         Rc::new(Self { bytes, budget: budget.clone() })
     }
 
-    /// What a frame of this length counts.
+    /// Bytes that a frame of this length counts.
     pub fn cost(bytes: usize) -> usize {
         bytes + HELD_OVERHEAD_BYTES
     }
@@ -70,7 +70,7 @@ impl HeldFrame {
         self.bytes.len()
     }
 
-    /// The last `bytes` of it.
+    /// Returns its last `bytes`.
     pub fn tail(&self, bytes: usize) -> &[u8] {
         &self.bytes[self.bytes.len() - bytes..]
     }

@@ -1,12 +1,12 @@
-//! Slots in the order of a size that changes often: to find a largest one, and to move one to its
-//! new place, takes the same time however many there are.
+//! Slots ordered by a size that changes often: finding a largest one and moving one take constant
+//! time.
 
-/// Sizes are distinguished by their highest bits: in steps of an eighth. Below 8 all are equal.
+/// Sizes are compared by their highest bits, in steps of an eighth. Sizes below 8 are equal.
 const STEPS: usize = 8;
 const BUCKETS: usize = (usize::BITS as usize - 2) * STEPS;
 const WORDS: usize = BUCKETS.div_ceil(64);
 
-/// Where a slot stands; to be kept with what it stands for.
+/// Position of a slot; kept beside what the slot stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     bucket: u16,
@@ -16,7 +16,7 @@ pub struct Place {
 #[derive(Debug)]
 pub struct BySize {
     buckets: Box<[Vec<u32>]>,
-    /// Bit by bit, the buckets that are not empty.
+    /// Bitmap of the non-empty buckets.
     occupied: [u64; WORDS],
     len: usize,
 }
@@ -29,7 +29,7 @@ impl Default for BySize {
 }
 
 impl Place {
-    /// Whether it is the right one for something of this size.
+    /// Whether it is the right position for this size.
     pub fn fits(self, size: usize) -> bool {
         usize::from(self.bucket) == bucket_of(size)
     }
@@ -49,7 +49,7 @@ impl BySize {
         Place { bucket: bucket as u16, position }
     }
 
-    /// Takes out what stands at `place`; returns the slot that stands there now, if any.
+    /// Removes the slot at `place`; returns the slot that is moved there, if any.
     #[must_use]
     pub fn remove(&mut self, place: Place) -> Option<u32> {
         let bucket = usize::from(place.bucket);
@@ -63,7 +63,7 @@ impl BySize {
         self.buckets[bucket].get(place.position as usize).copied()
     }
 
-    /// A slot of which none is larger by more than an eighth.
+    /// Returns a slot that no other exceeds by more than an eighth.
     pub fn largest(&self) -> Option<u32> {
         let (word, bits) = self.occupied.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
         let bucket = word * 64 + bits.ilog2() as usize;
@@ -71,7 +71,7 @@ impl BySize {
     }
 }
 
-/// Rises with the size, in steps of at most an eighth of it.
+/// Increases with the size, in steps of at most an eighth of it.
 fn bucket_of(size: usize) -> usize {
     let size = size.max(STEPS);
     let octave = size.ilog2() as usize - 3;

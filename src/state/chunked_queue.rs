@@ -1,15 +1,15 @@
-//! A queue that never grows in one piece.
+//! A queue that never reallocates as a whole.
 
 use std::collections::VecDeque;
 
-/// Entries of one chunk.
+/// Entries per chunk.
 const CHUNK: usize = 1 << 10;
 
-/// First in, first out. It grows by a chunk and moves nothing but the beginning of its first one; a
-/// chunk that is empty is given back.
+/// A FIFO queue. It grows by a chunk and moves nothing except while its first chunk is still small;
+/// an empty chunk is freed.
 #[derive(Debug)]
 pub struct ChunkedQueue<T> {
-    /// None of them is empty but perhaps the only one.
+    /// None is empty, except possibly the only one.
     chunks: VecDeque<VecDeque<T>>,
     len: usize,
 }
@@ -34,7 +34,7 @@ impl<T> ChunkedQueue<T> {
         match self.chunks.back_mut() {
             Some(last) if last.len() < CHUNK => last.push_back(value),
             last => {
-                // The first one grows with what is in it: most queues stay short.
+                // The first chunk grows with its contents: most queues stay short.
                 let mut chunk = VecDeque::with_capacity(if last.is_some() { CHUNK } else { 1 });
                 chunk.push_back(value);
                 self.chunks.push_back(chunk);
@@ -51,7 +51,7 @@ impl<T> ChunkedQueue<T> {
         let first = self.chunks.front_mut()?;
         let value = first.pop_front()?;
         self.len -= 1;
-        // The only one is kept: a short queue does not allocate for each of its entries.
+        // The only chunk is kept: a short queue does not allocate for each of its entries.
         if first.is_empty() && !(is_only && first.capacity() <= CHUNK / 8) {
             self.chunks.pop_front();
         }

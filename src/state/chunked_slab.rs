@@ -1,19 +1,19 @@
-//! A slab that never grows in one piece.
+//! A slab that never reallocates as a whole.
 
 use std::ops::{Index, IndexMut};
 
-/// Entries of one chunk.
+/// Entries per chunk.
 const CHUNK: usize = 1 << 10;
 /// No entry.
 const NONE: u32 = u32::MAX;
 
-/// Values by the index that [`ChunkedSlab::insert`] gave them. It grows by a chunk and moves
-/// nothing but the beginning of its first one: a vector of a million tags would copy 32 MB at once.
-/// Like a vector it keeps its room.
+/// Values by the index that [`ChunkedSlab::insert`] returned. It grows by a chunk and moves nothing
+/// except while its first chunk is still small: a vector of a million tags would copy 32 MB at
+/// once. Like a vector it keeps its capacity.
 #[derive(Debug)]
 pub struct ChunkedSlab<T> {
     chunks: Vec<Vec<Entry<T>>>,
-    /// The first free entry of those that were in use, each of which names the next.
+    /// Head of the free list: entries that were in use, each holding the index of the next.
     free: u32,
     len: usize,
 }
@@ -39,12 +39,12 @@ impl<T> ChunkedSlab<T> {
         self.len == 0
     }
 
-    /// One past the highest index that was ever in use.
+    /// One past the highest index ever used.
     pub fn end(&self) -> usize {
         self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
 
-    /// Adds a value; its index.
+    /// Adds a value and returns its index.
     pub fn insert(&mut self, value: T) -> usize {
         self.len += 1;
         if self.free != NONE {
@@ -57,7 +57,7 @@ impl<T> ChunkedSlab<T> {
         }
         let index = self.end();
         if index.is_multiple_of(CHUNK) {
-            // The first one grows with what is in it: most slabs stay small.
+            // The first chunk grows with its contents: most slabs stay small.
             let room = if index == 0 { 0 } else { CHUNK };
             self.chunks.push(Vec::with_capacity(room));
         }
@@ -79,7 +79,7 @@ impl<T> ChunkedSlab<T> {
         }
     }
 
-    /// Takes a value out, if there is one. Its index is given out again.
+    /// Removes a value, if there is one. Its index is reused.
     pub fn try_remove(&mut self, index: usize) -> Option<T> {
         self.get(index)?;
         let entry = &mut self.chunks[index / CHUNK][index % CHUNK];
@@ -91,7 +91,7 @@ impl<T> ChunkedSlab<T> {
         Some(value)
     }
 
-    /// All values, with their indexes.
+    /// Iterates over all values, with their indexes.
     pub fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
         let all = self.chunks.iter().flatten().enumerate();
         all.filter_map(|(index, entry)| match entry {
@@ -101,7 +101,7 @@ impl<T> ChunkedSlab<T> {
     }
 }
 
-/// Panics where nothing is, as a slice does.
+/// Panics on a free index, as a slice does out of bounds.
 impl<T> Index<usize> for ChunkedSlab<T> {
     type Output = T;
 
@@ -133,7 +133,7 @@ mod tests {
         for number in 0..count {
             assert_eq!(slab.insert(number), number);
         }
-        // Nothing that was inserted has moved.
+        // No inserted value has moved.
         let first = &raw const slab[CHUNK];
         (0..CHUNK).for_each(|number| _ = slab.insert(number));
         assert_eq!(first, &raw const slab[CHUNK]);

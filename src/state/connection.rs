@@ -5,10 +5,10 @@ use crate::types::Cid;
 use crate::wire::websocket::{Violation, close};
 use compact_str::CompactString;
 
-/// No slot, no entry, the end of a list: an index that is none.
+/// No slot, no entry, end of list: an index that is never valid.
 pub const NONE: u32 = u32::MAX;
 
-/// Why a connection ends, and with that what its peer is told.
+/// Why a connection ends; determines the code sent to its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseCause {
     /// The peer sent Close; its code is sent back (RFC 6455 section 5.5.1).
@@ -17,22 +17,22 @@ pub enum CloseCause {
     Violation(Violation),
     /// It did not read fast enough: 4000.
     SlowConsumer,
-    /// Nothing came from it for the idle timeout: 4002.
+    /// Nothing was received from it for the idle timeout: 4002.
     Idle,
     /// Its session ended and was not refreshed: 4003.
     SessionExpired,
-    /// The node ends: 1001, with the advice when to come back.
+    /// The node shuts down: 1001, with the advised reconnect delay.
     GoingAway { reconnect_after_ms: u32 },
-    /// A message of its did not arrive whole in time: 1008.
+    /// One of its messages did not arrive completely in time: 1008.
     MessageTimeout,
-    /// The worker needed the memory of its unfinished message: 1008.
+    /// The worker needed the memory of its incomplete message: 1008.
     InboundBudget,
-    /// The socket is gone: nothing can be told.
+    /// The socket is gone: nothing can be sent.
     Gone,
 }
 
 impl CloseCause {
-    /// Its place in [`super::counters::CLOSE_CAUSES`].
+    /// Its index in [`super::counters::CLOSE_CAUSES`].
     pub fn index(self) -> usize {
         match self {
             Self::Peer(_) => 0,
@@ -47,7 +47,7 @@ impl CloseCause {
         }
     }
 
-    /// The code of the Close frame; `None` where there is nobody to send it to.
+    /// The code of the Close frame; `None` if there is no peer to send it to.
     pub fn code(self) -> Option<u16> {
         match self {
             Self::Peer(code) => Some(code),
@@ -62,21 +62,21 @@ impl CloseCause {
     }
 }
 
-/// One subscription: the tag, and where in the tag's list of members this connection stands.
+/// One subscription: the tag, and this connection's position in the tag's member list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagRef {
     pub tag: u32,
     pub position: u32,
 }
 
-/// Eight bytes in the entry instead of the 24 of a bare `Vec`: connections are many, those with two
-/// tags and more pay for them.
+/// Eight bytes in the entry instead of the 24 of a bare `Vec`: there are many connections, and only
+/// those with two or more tags pay for the list.
 #[derive(Debug)]
 pub struct ManyTags(Box<TagList>);
 
 type TagList = Vec<TagRef>;
 
-/// A connection's subscriptions. One costs nothing beyond the entry.
+/// A connection's subscriptions. A single one costs nothing beyond the entry.
 #[derive(Debug, Default)]
 pub enum TagSet {
     #[default]
@@ -114,7 +114,7 @@ impl TagSet {
         }
     }
 
-    /// Takes out the entry of `tag`, keeping the order of the others.
+    /// Removes the entry of `tag`, keeping the order of the others.
     pub fn remove(&mut self, tag: u32) -> Option<TagRef> {
         let at = self.as_slice().iter().position(|entry| entry.tag == tag)?;
         match self {
@@ -137,44 +137,45 @@ impl TagSet {
     }
 }
 
-/// The slab entry. It stays below 104 bytes; every field has its reason in ARCHITECTURE.md.
+/// The slab entry. It stays below 104 bytes; ARCHITECTURE.md gives the reason for every field.
 #[derive(Debug)]
 pub struct Connection {
     pub cid: Cid,
-    /// Up to 24 bytes in place, longer ones on the heap.
+    /// Up to 24 bytes inline, longer ones on the heap.
     pub uid: CompactString,
     pub tags: TagSet,
     pub outbox: Option<Box<Outbox>>,
     pub generation: u32,
     pub project: u32,
-    /// The group of its project and device, and where in its list of members it stands.
+    /// The group of its project and device, and its position in the group's member list.
     pub group: u32,
     pub group_position: u32,
-    /// The other connections of the same user, chained; `NONE` ends it.
+    /// Next connection of the same user; `NONE` ends the list.
     pub user_next: u32,
     pub user_previous: u32,
     /// Its entry in the open batch, or `NONE`.
     pub dirty: u32,
-    /// The number of the last message that considered it, so that none reaches it twice.
+    /// Number of the last message that considered it, so that no message reaches it twice.
     pub stamp: u32,
-    /// When anything last came from it, on the worker's millisecond clock, which wraps.
+    /// When anything was last received from it, on the worker's millisecond clock, which wraps.
     pub last_heard_ms: u32,
-    /// Unix seconds at which it ends; 0: never.
+    /// Unix seconds at which its session ends; 0: never.
     pub session_exp: u32,
-    /// When a frame last went either way, on the sweep's coarse clock, which wraps.
+    /// When a frame was last sent or received, on the sweep's coarse clock, which wraps.
     pub last_frame: u16,
     pub phase: Phase,
-    /// A ping was sent since it was last heard.
+    /// A ping was sent since anything was last received.
     pub pinged: bool,
-    /// It is a business server's: in no index of the directory, so that no push finds it.
+    /// It belongs to a business server: it is in no index of the directory, so that no push finds
+    /// it.
     pub is_server: bool,
 }
 
-/// Where a connection is in its life.
+/// Phase of a connection's life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Open,
-    /// Out of the directory; its slot is released when its last bytes are on their way.
+    /// Removed from the directory; its slot is released once its last bytes are being written.
     Closing,
 }
 

@@ -1,4 +1,4 @@
-//! Counters of one worker: written by it alone, read by whoever shows them.
+//! Counters of one worker: written by that worker alone, read by any thread.
 
 mod pauses;
 
@@ -14,13 +14,13 @@ pub use pauses::{LONGEST_OF_MINUTES, PAUSE_BOUNDS_US, Pauses};
 pub enum Drop {
     /// Its outbox, or the worker's, was over its budget; the connection was closed with 4000.
     SlowConsumer,
-    /// The connection broke while it waited.
+    /// The connection broke while the message waited.
     Disconnected,
-    /// The connection was being closed while it waited.
+    /// The connection was being closed while the message waited.
     Closed,
-    /// Its `ttl_ms` ran out.
+    /// Its `ttl_ms` elapsed.
     Expired,
-    /// It did not get into another worker's mailbox (answered 503).
+    /// It did not fit in another worker's mailbox (answered 503).
     MailboxFull,
 }
 
@@ -34,16 +34,16 @@ impl Drop {
     ];
 }
 
-/// Why connections lost what waited for them.
+/// Why connections lost their queued output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shed {
-    /// More than `--outbox_bytes` waited for it.
+    /// More than `--outbox_bytes` were queued for it.
     Connection,
-    /// It had the most of its worker's budget, which was used up.
+    /// It held the most of its worker's budget, which was used up.
     Worker,
-    /// It had the most when the process came near its memory limit.
+    /// It held the most when the process came near its memory limit.
     Memory,
-    /// It was closing, and did not take the rest of a frame while its worker's budget was used up.
+    /// It was closing and did not accept the rest of a frame while its worker's budget was used up.
     Closing,
 }
 
@@ -56,19 +56,19 @@ impl Shed {
     ];
 }
 
-/// What a client's request got.
+/// How a client's request was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answered {
-    /// A business server's answer.
+    /// By a business server.
     Answered,
     NoServer,
     Timeout,
     ServerGone,
-    /// Too many wait, or the queue is down.
+    /// Too many requests wait, or the queue is down.
     Overloaded,
-    /// Nothing: the client that asked ended first.
+    /// Not at all: the client that asked disconnected first.
     ClientGone,
-    /// The request, or its answer, is larger than what the queue carries.
+    /// The request, or its response, is larger than what the queue carries.
     TooLarge,
 }
 
@@ -84,12 +84,12 @@ impl Answered {
     ];
 }
 
-/// Why an answer of a business server reached nobody.
+/// Why a business server's response was discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LostAnswer {
-    /// It was not asked that, or has answered already, or too late.
+    /// The server was not asked this, has answered already, or is too late.
     Unasked,
-    /// The client's worker had given up, or has had the answer.
+    /// The client's worker had given up or already has the response.
     Late,
     /// Another connection was asked.
     Forged,
@@ -100,35 +100,35 @@ impl LostAnswer {
         [(Self::Unasked, "unasked"), (Self::Late, "late"), (Self::Forged, "forged")];
 }
 
-/// Why a connection was refused, or ended in favour of another: for want of room, or on an ops port
-/// because it may not ask.
+/// Why a connection was refused, or ended to make room for another: for lack of resources, or on an
+/// ops port because it is not authorized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// A good handshake: `--max_connections` are open.
+    /// A valid handshake: `--max_connections` are open.
     MaxConnections,
-    /// A handshake, good or not whole: the worker has no descriptor for it.
+    /// A handshake, valid or incomplete: the worker has no descriptor for it.
     OpenFiles,
-    /// A handshake that was not whole: newer ones have its place, or its memory.
+    /// An incomplete handshake: newer ones took its place or its memory.
     Handshakes,
-    /// An HTTP connection: all others have requests under way.
+    /// An HTTP connection: all others have requests in progress.
     HttpConnections,
-    /// An HTTP connection that waited for its next request: a newer one has its place.
+    /// An HTTP connection that waited for its next request: a newer one took its place.
     HttpIdle,
-    /// One that had not sent a whole request: a newer one has its place.
+    /// An HTTP connection that had not sent a complete request: a newer one took its place.
     HttpHalf,
-    /// One that did not read its answer: a newer one has its place.
+    /// An HTTP connection that did not read its response: a newer one took its place.
     HttpUnread,
-    /// A request that was not whole: there was no memory for its body.
+    /// An incomplete request: there was no memory for its body.
     HttpBodies,
-    /// A request to an ops port that does not name this node, that another site's page has made, or
-    /// that does not bear the token.
+    /// A request to an ops port that does not name this node, was made by another site's page, or
+    /// lacks the token.
     OpsHost,
     OpsSite,
     OpsToken,
 }
 
 impl Refusal {
-    /// With the port, and what the reason is called.
+    /// With the port and the label of the reason.
     pub const ALL: [(Self, &str, &str); 11] = [
         (Self::MaxConnections, "ws", "max_connections"),
         (Self::OpenFiles, "ws", "open_files"),
@@ -144,7 +144,7 @@ impl Refusal {
     ];
 }
 
-/// A number for each reason.
+/// One counter per reason.
 #[derive(Debug, Default)]
 pub struct RefusalCounts([Counter; Refusal::ALL.len()]);
 
@@ -171,12 +171,12 @@ pub const CLOSE_CAUSES: [&str; 9] = [
     "inbound_budget",
 ];
 
-/// A number that one thread raises and others read: no locked instruction.
+/// A number that one thread increases and others read: no locked instruction.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Only the owning worker calls this.
+    /// Adds `n`. Only the owning worker calls this.
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
@@ -198,7 +198,7 @@ pub const LATENCY_BOUNDS_US: [u64; 19] = [
     400_000, 800_000, 1_600_000, 5_000_000, 10_000_000,
 ];
 
-/// Counts of durations by size: written by one thread, read by others.
+/// Histogram of durations: written by one thread, read by others.
 #[derive(Debug)]
 pub struct Latencies {
     counts: [Counter; LATENCY_BOUNDS_US.len() + 1],
@@ -219,7 +219,7 @@ impl Latencies {
         self.sum_us.add(us);
     }
 
-    /// How many are in each bucket (the last is the one without a bound), and their sum.
+    /// Returns the count in each bucket (the last one is unbounded), and the sum of the durations.
     pub fn read(&self) -> ([u64; LATENCY_BOUNDS_US.len() + 1], u64) {
         (std::array::from_fn(|bucket| self.counts[bucket].value()), self.sum_us.value())
     }
@@ -230,76 +230,77 @@ impl Latencies {
 pub struct ProjectCounters {
     pub clients: Counter,
     pub servers: Counter,
-    /// Requests that were refused: too many of one connection, and of the project, wait.
+    /// Requests refused because too many wait, of one connection and of the project.
     pub limited_by_client: Counter,
     pub limited_by_project: Counter,
 }
 
-/// Everything that one worker counts.
+/// All counters of one worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
-    /// Open connections now.
+    /// Connections open now.
     pub connections: Counter,
-    /// By [`super::projects::ProjectId`]; empty where nobody asks.
+    /// By [`super::projects::ProjectId`]; empty if no metrics are requested.
     pub projects: Box<[ProjectCounters]>,
     pub connects: Counter,
-    /// Pushes that were accepted here, and that were not.
+    /// Pushes that were accepted and rejected here.
     pub pushes_accepted: Counter,
     pub pushes_refused: Counter,
-    /// From the acceptance of a push to the queue's answer.
+    /// From accepting a push to the queue's reply.
     pub queue_latency: Latencies,
-    /// From the acceptance, at whichever node, to this worker; and from there to the sockets.
+    /// From accepting a push, at any node, to its arrival at this worker; from there to the sockets.
     pub receive_latency: Latencies,
     pub write_latency: Latencies,
-    /// From the acceptance to the sockets.
+    /// From accepting a push to writing it to the sockets.
     pub delivery_latency: Latencies,
-    /// Bytes that sockets took and gave, of WebSocket connections.
+    /// Bytes written to and read from the sockets of WebSocket connections.
     pub sent_bytes: Counter,
     pub received_bytes: Counter,
-    /// Connections whose outbox holds something now.
+    /// Connections whose outbox is not empty now.
     pub backlogged: Counter,
-    /// How long pieces of work of the WebSocket side took, between which others have their turn.
+    /// Durations of the WebSocket side's work items, between which other tasks run.
     pub turns: Latencies,
-    /// How long it takes to come round to all who are ready, and what of that is processor time.
+    /// Durations of full loop turns over all ready tasks, and the processor time in them.
     pub pauses: Pauses,
     pub own_pauses: Pauses,
-    /// Memory of messages that have not arrived whole.
+    /// Memory of incomplete incoming messages.
     pub inbound_bytes: Counter,
-    /// Milliseconds in which the thread did not run although deadlines were to be looked at.
+    /// Milliseconds in which the thread did not run although deadlines were due to be checked.
     pub stalled_ms: Counter,
     /// Spans for which the exporter's ring had no room.
     pub spans_dropped: Counter,
-    /// Bytes of what waits in the rings to this worker, as of its last tick.
+    /// Bytes waiting in the rings to this worker, as of its last tick.
     pub waiting_bytes: Counter,
-    /// Messages accepted by this worker or handed to it.
+    /// Messages accepted by this worker or passed to it.
     pub envelopes: Counter,
-    /// Pushes handed to the kernel, whole, one for each connection.
+    /// Pushes completely handed to the kernel, one per connection.
     pub deliveries: Counter,
-    /// Data messages that came from clients, and from business servers.
+    /// Data messages received from clients, and from business servers.
     pub client_messages: Counter,
     pub server_messages: Counter,
-    /// Business servers that are connected now.
+    /// Business servers connected now.
     pub servers: Counter,
-    /// Those of the whole cluster that this worker knows of.
+    /// Business servers of the whole cluster that this worker knows.
     pub servers_known: Counter,
-    /// Events that were published for others, and those that business servers here were told.
+    /// Events published for other workers, and events sent to business servers here.
     pub events_published: Counter,
     pub events_delivered: Counter,
-    /// Requests that went to a second business server, because the first was gone.
+    /// Requests that went to a second business server because the first was gone.
     pub requests_retried: Counter,
-    /// Parcels of others that could not be read, and own ones that could not be handed over.
+    /// Received parcels that could not be parsed, and own ones that could not be handed over.
     pub parcels_malformed: Counter,
     pub parcels_unsent: Counter,
-    /// Pushes (413) and parcels that are larger than what the queue carries.
+    /// Pushes (413) and parcels larger than what the queue carries.
     pub too_large_pushes: Counter,
     pub too_large_parcels: Counter,
-    /// Pushes that were left out because their `idempotency_key` had been here; keys that are
-    /// remembered now; keys that were forgotten early, for want of room.
+    /// Pushes dropped because their `idempotency_key` was seen before; keys remembered now; keys
+    /// forgotten early for lack of room.
     pub repeated_keys: Counter,
     pub remembered_keys: Counter,
     pub forgotten_keys: Counter,
-    /// Bytes allocated now for what sockets have not taken, those of closing connections too.
+    /// Bytes allocated now for output that sockets have not accepted, those of closing connections
+    /// included.
     pub outbox_bytes: Counter,
     answered: [Counter; Answered::ALL.len()],
     lost_answers: [Counter; LostAnswer::ALL.len()],
@@ -355,18 +356,19 @@ impl Counters {
     }
 }
 
-/// Pairs of node and channel whose missed messages are told apart; those beyond count as `other`.
+/// Pairs of node and channel for which missed messages are counted separately; further ones count
+/// as `other`.
 const MISSED_PAIRS: usize = 1_000;
 
-/// What the broker counts.
+/// Counters of the broker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct BrokerCounters {
-    /// 1 while the queue takes pushes and its messages arrive here.
+    /// 1 while the queue accepts pushes and its messages arrive here.
     pub ready: Counter,
-    /// 1 while Redis keeps which ids this node has given out.
+    /// 1 while Redis stores which ids this node has issued.
     pub ids_kept: Counter,
-    /// Lives of the links that were lost.
+    /// Times that the links were lost.
     pub losses: Counter,
     /// Pushes that the queue accepted, refused, and did not answer in time.
     pub published: Counter,
@@ -374,47 +376,48 @@ pub struct BrokerCounters {
     pub unknown: Counter,
     /// Commands that were sent again after a reconnect.
     pub resent: Counter,
-    /// Messages that came from the queue; those that had come before; what was no envelope.
+    /// Messages received from the queue; repeated ones; malformed ones.
     pub received: Counter,
     pub repeated: Counter,
     pub malformed: Counter,
-    /// Messages with numbers that their nodes never gave out; how often a number that was heard
-    /// turned out to be one.
+    /// Messages with numbers that their nodes never issued; times that an accepted number turned
+    /// out to be false.
     pub false_numbers: Counter,
     pub number_resets: Counter,
-    /// Messages of a kind that this node does not know.
+    /// Messages of a kind unknown to this node.
     pub unknown_kind: Counter,
     /// Parcels of projects that this node does not serve.
     pub unknown_project: Counter,
-    /// Messages of another process with this node's number.
+    /// Messages of another process with this node's id.
     pub foreign: Counter,
-    /// Messages that were dropped because a worker's ring was full.
+    /// Messages dropped because a worker's ring was full.
     pub worker_full: Counter,
-    /// Pushes and parcels that are larger than what the queue carries: it carried more when their
-    /// worker looked.
+    /// Pushes and parcels larger than what the queue carries: the limit was higher when their
+    /// worker checked it.
     pub too_large_pushes: Counter,
     pub too_large_parcels: Counter,
-    /// Messages that are not sent again, because three links ended with them.
+    /// Messages not sent again because three links ended with them.
     pub abandoned: Counter,
-    /// Parcels (requests, answers, events) that could not be published: the queue was down or full.
+    /// Parcels (requests, responses, events) that could not be published: the queue was down or
+    /// full.
     pub parcels_refused: Counter,
     /// Bytes written to and read from the queue's links.
     pub sent_bytes: Counter,
     pub received_bytes: Counter,
-    /// Milliseconds that the last canary was under way, or that one which is late has been.
+    /// Round-trip time of the last canary, or the age of one that is overdue, in milliseconds.
     pub lag_ms: Counter,
-    /// The nodes that are there, this one too.
+    /// The live nodes, this one included.
     pub nodes: Mutex<Vec<NodeId>>,
-    /// Bytes of pushes that wait for the queue's answer now.
+    /// Bytes of pushes that wait for the queue's reply now.
     pub pending_bytes: Counter,
-    /// Channels that this node wants to hear now, and those of them that Redis forbids it to.
+    /// Channels that this node wants to be subscribed to now, and those of them that Redis forbids.
     pub channels: Counter,
     pub channels_refused: Counter,
     missed: Mutex<BTreeMap<(NodeId, String), u64>>,
 }
 
 impl BrokerCounters {
-    /// Messages of `origin` on a channel were lost on the way to this node.
+    /// Counts messages of `origin` on a channel that were lost on the way to this node.
     pub fn count_missed(&self, origin: NodeId, channel: &[u8], missed: u64) {
         let mut all = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = (origin, String::from_utf8_lossy(channel).into_owned());
@@ -424,22 +427,22 @@ impl BrokerCounters {
         *all.entry(key).or_default() += missed;
     }
 
-    /// Messages missed, by origin and channel.
+    /// Returns the missed messages by origin and channel.
     pub fn missed(&self) -> BTreeMap<(NodeId, String), u64> {
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// The statuses that a response or a handshake can end with.
+/// The status codes of a response or a handshake.
 pub const STATUSES: [u16; 18] =
     [101, 200, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 426, 429, 431, 500, 503, 504];
 
-/// A number for each status of [`STATUSES`].
+/// One counter for each status of [`STATUSES`].
 #[derive(Debug, Default)]
 pub struct StatusCounts([Counter; STATUSES.len()]);
 
 impl StatusCounts {
-    /// A status that is not in the list counts as 500.
+    /// Counts a status; one that is not in the list counts as 500.
     pub fn count(&self, status: u16, times: u64) {
         let place = |wanted| STATUSES.iter().position(|&one| one == wanted);
         if let Some(index) = place(status).or_else(|| place(500)) {
@@ -452,7 +455,7 @@ impl StatusCounts {
     }
 }
 
-/// The paths that are told apart; anything else is `other`.
+/// Paths that are counted separately; any other is `other`.
 pub const URLS: [&str; 6] =
     ["/ws/push", "/ws/push/batch", "/healthz", "/readyz", "/version", "other"];
 
@@ -462,22 +465,22 @@ pub const DURATION_BOUNDS: [f64; 14] = [
     10.0,
 ];
 
-/// What one worker's HTTP port counts.
+/// Counters of one worker's HTTP port.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct HttpCounters {
     urls: [StatusCounts; URLS.len()],
     durations: [Counter; DURATION_BOUNDS.len() + 1],
     duration_us: Counter,
-    /// Open HTTP connections now.
+    /// HTTP connections open now.
     pub connections: Counter,
-    /// WebSocket handshakes, by the status that they were answered with.
+    /// WebSocket handshakes, by the status of the response.
     pub handshakes: StatusCounts,
-    /// Connections that could not be accepted, for want of descriptors or memory.
+    /// Connections that could not be accepted for lack of descriptors or memory.
     pub accept_errors: Counter,
-    /// Open WebSocket connections that the worker has descriptors for.
+    /// Maximum open WebSocket connections for which the worker has descriptors.
     pub max_connections: Counter,
-    /// Handshakes that are not over now, and the bytes of their requests, as allocated.
+    /// Handshakes in progress, and the bytes allocated for their requests.
     pub half_open: Counter,
     pub handshake_bytes: Counter,
     /// Bytes allocated for HTTP requests now.
@@ -486,7 +489,7 @@ pub struct HttpCounters {
 }
 
 impl HttpCounters {
-    /// Counts requests that were answered alike. `url`: of [`HttpCounters::url_of`].
+    /// Counts requests with the same outcome. `url`: from [`HttpCounters::url_of`].
     pub fn count(&self, url: usize, status: u16, duration_us: u64, requests: u64) {
         self.urls[url].count(status, requests);
         let seconds = duration_us as f64 / 1e6;
@@ -495,7 +498,7 @@ impl HttpCounters {
         self.duration_us.add(duration_us * requests);
     }
 
-    /// The place of a path in [`URLS`].
+    /// Returns the index of a path in [`URLS`].
     pub fn url_of(path: &str) -> usize {
         let other = URLS.len() - 1;
         URLS[..other].iter().position(|&url| url == path).unwrap_or(other)
@@ -505,7 +508,7 @@ impl HttpCounters {
         &self.urls[index]
     }
 
-    /// Requests in each bucket (the last is the one without a bound), and the sum of seconds.
+    /// Returns the requests in each bucket (the last one is unbounded), and the sum in seconds.
     pub fn durations(&self) -> ([u64; DURATION_BOUNDS.len() + 1], f64) {
         let counts = std::array::from_fn(|bucket| self.durations[bucket].value());
         (counts, self.duration_us.value() as f64 / 1e6)

@@ -1,7 +1,7 @@
-//! Who is here: by client id, by user, by tag and by device.
+//! Indexes of the connections: by client id, user, tag and device.
 //!
-//! The tables hold slab slots and look the rest up in the slab, the keyed hash of a name too when
-//! they grow: to store it beside the slot took 4 of 9 bytes, and 20 of a connection's.
+//! The tables hold slab slots and look everything else up in the slab, including the hash of a name
+//! when they grow: storing it beside the slot took 4 of 9 bytes, and 20 of a connection's.
 
 use super::chunked_slab::ChunkedSlab;
 use super::connection::{Connection, NONE, TagRef};
@@ -13,14 +13,14 @@ use siphasher::sip::SipHasher13;
 use slab::Slab;
 use std::hash::Hasher;
 
-/// Invariant (asserted by [`Directory::check`]): exactly the open connections of the slab are in
-/// it, each once by client id, once in its user's chain, once in its group, once in each of its
-/// tags.
+/// Invariant (asserted by [`Directory::check`]): it contains exactly the open connections of the
+/// slab, each once by client id, once in its user's chain, once in its group, and once in each of
+/// its tags.
 #[derive(Debug)]
 pub struct Directory {
     keys: (u64, u64),
     by_cid: Index,
-    /// Ids of milliseconds up to this one name nobody.
+    /// Ids from milliseconds up to this one match no connection.
     hidden_ms: u64,
     /// The first connection of each user's chain.
     by_user: Index,
@@ -39,18 +39,18 @@ struct Tag {
     members: Members,
 }
 
-/// The connections of one project with one device; `device` is empty for those that told none.
+/// The connections of one project with one device; `device` is empty for those that gave none.
 #[derive(Debug)]
 struct Group {
     project: u32,
     device: CompactString,
     members: Members,
-    /// Where it stands among its project's groups.
+    /// Its position among its project's groups.
     position: u32,
 }
 
 impl Directory {
-    /// `keys` seed the hashes: unknown to peers, so that they cannot aim at one bucket.
+    /// `keys` seed the hashes: unknown to peers, so that they cannot cause collisions.
     pub fn new(keys: (u64, u64)) -> Self {
         Self {
             keys,
@@ -65,7 +65,7 @@ impl Directory {
         }
     }
 
-    /// Enters the connection in `slot`, which is in `slab` already, without tags.
+    /// Adds the connection in `slot`, which is already in `slab`, without tags.
     pub fn insert(&mut self, slab: &mut Slab<Connection>, slot: u32, device: &str) {
         let keys = self.keys;
         self.by_cid.insert(slot, |slot| hash_of_cid(keys, slab, slot));
@@ -85,7 +85,7 @@ impl Directory {
         slab[slot as usize].group_position = self.groups[group as usize].members.push(slot);
     }
 
-    /// Takes the connection in `slot` out of everything.
+    /// Removes the connection in `slot` from all indexes.
     pub fn remove(&mut self, slab: &mut Slab<Connection>, slot: u32) {
         for tag in std::mem::take(&mut slab[slot as usize].tags).as_slice() {
             self.leave_tag(slab, *tag);
@@ -111,7 +111,7 @@ impl Directory {
         self.leave_group(slab, slot);
     }
 
-    /// Subscribes the connection in `slot` to `name`; `false` where it was already.
+    /// Subscribes the connection in `slot` to `name`; `false` if it is already subscribed.
     pub fn subscribe(&mut self, slab: &mut Slab<Connection>, slot: u32, name: &str) -> bool {
         let project = slab[slot as usize].project;
         let hash = self.hash(project, name.as_bytes());
@@ -132,7 +132,7 @@ impl Directory {
         true
     }
 
-    /// Takes back a subscription; `false` where there was none.
+    /// Removes a subscription; `false` if there is none.
     pub fn unsubscribe(&mut self, slab: &mut Slab<Connection>, slot: u32, name: &str) -> bool {
         let project = slab[slot as usize].project;
         let Some(tag) = self.tag(project, name.as_bytes()) else { return false };
@@ -141,7 +141,7 @@ impl Directory {
         true
     }
 
-    /// From now on ids of milliseconds up to this one name nobody; 0: all do again.
+    /// Hides the connections with ids from milliseconds up to this one; 0: hides none.
     pub fn hide_ids(&mut self, hidden_ms: u64) {
         self.hidden_ms = hidden_ms;
     }
@@ -158,7 +158,7 @@ impl Directory {
         self.by_cid.find(hash, |slot| slab[slot as usize].cid == cid)
     }
 
-    /// The first of a user's connections; the others follow by `user_next`.
+    /// Returns the first of a user's connections; the others follow by `user_next`.
     pub fn user(&self, slab: &Slab<Connection>, project: u32, uid: &[u8]) -> Option<u32> {
         let hash = self.hash(project, uid);
         self.by_user.find(hash, |head| is_user(slab, head, project, uid))
@@ -185,12 +185,12 @@ impl Directory {
         })
     }
 
-    /// What the members of a group told at connect; empty if nothing.
+    /// The device given at connect by the members of a group; empty if none.
     pub fn device(&self, group: u32) -> &str {
         &self.groups[group as usize].device
     }
 
-    /// `None`: nobody of that project is here.
+    /// Returns the groups of a project; `None`: it has no connections here.
     pub fn project_groups(&self, project: u32) -> Option<&Members> {
         self.project_groups.get(project as usize)
     }
@@ -199,7 +199,7 @@ impl Directory {
         &self.groups[group as usize].members
     }
 
-    /// Panics unless directory and slab agree. For the simulator and tests: it reads everything.
+    /// Panics unless directory and slab agree. For the simulator and tests: it visits everything.
     pub fn check(&self, slab: &Slab<Connection>, is_open: impl Fn(&Connection) -> bool) {
         let mut open = 0;
         let mut subscriptions = 0;

@@ -1,19 +1,19 @@
-//! How a worker ends, in phases: nothing new is accepted anywhere; then every client is closed,
-//! after what was accepted for it; then the worker waits until all have gone.
+//! Shutdown of a worker, in phases: it refuses everything new; then it closes every client, after
+//! sending what was accepted for it; then it waits until all have disconnected.
 
-/// What a worker that is told to end does next.
+/// The next action of a worker that shuts down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainStep {
-    /// From now on connections and pushes are refused; what was accepted is waited for.
+    /// Refuse connections and pushes from now on; wait for what was accepted.
     Refuse,
-    /// Every client is closed.
+    /// Close every client.
     Close,
     Wait,
-    /// All have gone, or the time is up.
+    /// All have disconnected, or the time is up.
     End,
 }
 
-/// How far it is.
+/// Progress of the shutdown.
 #[derive(Debug, Default)]
 pub struct Drain {
     phase: Phase,
@@ -32,10 +32,12 @@ enum Phase {
 }
 
 impl Drain {
-    /// The next step, at each tick once the node drains. It has `drain_ms` from the first call on.
+    /// Returns the next step; called at each tick once the node drains. The drain ends `drain_ms`
+    /// after the first call.
     ///
-    /// `is_awaited`: whether the queue has still to answer for a push that was accepted; the
-    /// clients are to have it before they go. `is_empty`: whether nobody is left, and others know.
+    /// `is_awaited`: whether the queue has still to answer for an accepted push, which clients
+    /// should receive before they are closed. `is_empty`: whether no connection is left and other
+    /// nodes have been notified.
     pub fn step(
         &mut self,
         now_ms: u64,
@@ -65,12 +67,12 @@ impl Drain {
         }
     }
 
-    /// Whether clients are closed, or were.
+    /// Whether clients are being closed, or were.
     pub fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. })
     }
 
-    /// The clock was set.
+    /// Adjusts the deadlines to a step of the wall clock.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         if let Phase::Refusing { until_ms } | Phase::Closing { until_ms } = &mut self.phase {
             *until_ms = until_ms.saturating_add_signed(step_ms);

@@ -1,56 +1,56 @@
-//! Keys of pushes that were delivered a short while ago: a push that is sent again under its key
-//! reaches nobody twice.
+//! Keys of recently delivered pushes: a push that is sent again under its key is not delivered
+//! twice.
 
 use super::sharded_table::ShardedTable;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 
-/// The same project and key within this time reach a client at most once.
+/// Within this time, pushes with the same project and key reach a client at most once.
 pub const REMEMBER_MS: u64 = 5 * 60 * 1000;
 
-/// Entries in one piece of the ring: 20 KiB.
+/// Entries per chunk of the ring: 20 KiB.
 const CHUNK: usize = 1024;
-/// A call of [`RememberedKeys::handle_tick`] forgets at most so many.
+/// Maximum number of keys that one call of [`RememberedKeys::handle_tick`] forgets.
 const MAX_FORGOTTEN_PER_TICK: usize = 1000;
-/// More than one, so that inserts alone catch up with a backlog.
+/// More than one, so that inserts alone work off a backlog.
 const MAX_FORGOTTEN_PER_INSERT: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserted {
     New,
-    /// It was here within [`REMEMBER_MS`].
+    /// It was inserted within [`REMEMBER_MS`].
     Repeated,
-    /// New, and there was no room: the oldest key was forgotten before its time.
+    /// New, but there was no room: the oldest key was forgotten early.
     NewForgettingOldest,
 }
 
 /// Keys of the pushes that this worker has delivered within the last [`REMEMBER_MS`], at most
-/// `max_keys` of them.
+/// `max_keys`.
 ///
 /// A key costs 20 bytes in the ring and 5 for each bucket of the table, which is between 7/16 and
-/// 7/8 full: 26 to 32 bytes (a test computes it). The ring grows by a piece of 1,024 entries and
+/// 7/8 full: 26 to 32 bytes (a test computes it). The ring grows by chunks of 1,024 entries and
 /// moves nothing.
 ///
-/// The ring is in order of time, because time does not go back within it: an insert that is told
-/// an earlier time than the one before it counts as made at that one's.
+/// The ring is sorted by time: an insert with an earlier time than the one before it is recorded
+/// with that one's time.
 #[derive(Debug)]
 pub struct RememberedKeys {
     max_keys: usize,
     len: usize,
     chunks: VecDeque<Chunk>,
-    /// The position of the first entry of the first chunk. Positions rise by one with each key,
-    /// and wrap.
+    /// Position of the first entry of the first chunk. Positions increase by one with each key, and
+    /// wrap.
     start: u32,
-    /// Entries of the first chunk that are forgotten.
+    /// Number of forgotten entries in the first chunk.
     gone: usize,
     /// Positions by hash.
     positions: ShardedTable<u32>,
-    /// The latest time that an insert was told.
+    /// The latest time of an insert.
     latest_ms: u64,
 }
 
-/// Only the last chunk has room. None is left when no key is left, so one spans at most `CHUNK`
-/// times [`REMEMBER_MS`]: 85 hours, which 32 bits of milliseconds hold.
+/// Only the last chunk has room. There are no chunks without keys, so one spans at most `CHUNK`
+/// times [`REMEMBER_MS`]: 85 hours, which fits in 32 bits of milliseconds.
 #[derive(Debug)]
 struct Chunk {
     base_ms: u64,
@@ -60,12 +60,12 @@ struct Chunk {
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     key: [u8; 16],
-    /// When it was inserted, after the chunk's base.
+    /// When it was inserted, relative to the chunk's base.
     after_ms: u32,
 }
 
 impl RememberedKeys {
-    /// Allocates nothing until the first key. At least one key is remembered, at most 2^31.
+    /// Allocates nothing until the first key. The limit is clamped to between 1 and 2^31 keys.
     pub fn new(max_keys: usize) -> Self {
         Self {
             max_keys: max_keys.clamp(1, 1 << 31),
@@ -78,7 +78,7 @@ impl RememberedKeys {
         }
     }
 
-    /// Remembers the key if it is new. A repeated one is not remembered for longer.
+    /// Remembers the key if it is new. A repeated key does not extend its time.
     pub fn insert(&mut self, key: &[u8; 16], now_ms: u64) -> Inserted {
         let now_ms = now_ms.max(self.latest_ms);
         self.latest_ms = now_ms;
@@ -87,7 +87,8 @@ impl RememberedKeys {
             if !self.is_over(position, now_ms) {
                 return Inserted::Repeated;
             }
-            // Its turn to be forgotten has not come; the ring's entry goes later, as nobody's.
+            // Its entry in the ring, not yet due to be forgotten, stays without a position and goes
+            // later.
             self.remove_position(key, position);
         }
         let mut inserted = Inserted::New;
@@ -101,8 +102,8 @@ impl RememberedKeys {
         inserted
     }
 
-    /// The wall clock was set, forward for a positive step: every key keeps its age. To be told
-    /// before the first insert at the new time.
+    /// Shifts all times when the wall clock is set (forward for a positive step): every key keeps
+    /// its age. Call it before the first insert at the new time.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.latest_ms = self.latest_ms.saturating_add_signed(step_ms);
         for chunk in &mut self.chunks {
@@ -110,12 +111,12 @@ impl RememberedKeys {
         }
     }
 
-    /// Forgets up to a thousand keys whose time is over, and gives memory back.
+    /// Forgets up to a thousand expired keys and frees memory.
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.forget_over(now_ms, MAX_FORGOTTEN_PER_TICK);
     }
 
-    /// Those whose time is over count until a tick or an insert has come to them.
+    /// Number of keys, including expired ones that no tick or insert has removed yet.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -164,7 +165,7 @@ impl RememberedKeys {
         }
     }
 
-    /// There is one.
+    /// Forgets the first entry, which must exist.
     fn forget_first(&mut self) {
         let position = self.first();
         let key = entry(&self.chunks, self.start, position).1.key;
@@ -183,7 +184,7 @@ impl RememberedKeys {
         }
     }
 
-    /// Takes the position out of its table, where it still is in it.
+    /// Removes the position from the table if it is still there.
     fn remove_position(&mut self, key: &[u8; 16], position: u32) {
         let Self { chunks, positions, start, .. } = self;
         let hash_of = |position: &u32| table_hash(&entry(chunks, *start, *position).1.key);
@@ -191,8 +192,8 @@ impl RememberedKeys {
     }
 }
 
-/// 128 bits that stand for a project and a key of its own: the beginning of a SHA-256. The length
-/// of `pid` goes first, so that no two pairs share a text.
+/// A 128-bit hash of a project and one of its keys: a truncated SHA-256. The length of `pid` is
+/// hashed first, so that no two pairs produce the same input.
 pub fn key_hash(pid: &str, key: &str) -> [u8; 16] {
     let mut hasher = Sha256::new();
     hasher.update((pid.len() as u64).to_le_bytes());
@@ -202,14 +203,14 @@ pub fn key_hash(pid: &str, key: &str) -> [u8; 16] {
     std::array::from_fn(|at| digest[at])
 }
 
-/// The entry at a position that the ring holds, with its chunk's base.
+/// Returns the entry at a valid position of the ring, with its chunk's base.
 fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, Entry) {
     let index = position.wrapping_sub(start) as usize;
     let chunk = &chunks[index / CHUNK];
     (chunk.base_ms, chunk.entries[index % CHUNK])
 }
 
-/// A key is a hash already.
+/// A key is already a hash.
 fn table_hash(key: &[u8; 16]) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|at| key[at]))
 }
@@ -290,7 +291,7 @@ mod tests {
             keys.handle_tick(MINUTE + REMEMBER_MS);
             assert_eq!(keys.len(), left);
         }
-        // Over, and not forgotten yet: new all the same, once.
+        // Expired and not yet forgotten: treated as new, once.
         for number in 5_400..5_500 {
             assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::New);
             assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::Repeated);

@@ -1,31 +1,31 @@
-//! A table of numbers, each found by the hash of what it stands for.
+//! A hash table of numbers whose keys are stored elsewhere.
 
 const SHARDS: usize = 256;
-/// Shards of a table that is small yet, and what it holds then at most.
+/// Shards of a small table, and the maximum number of entries it holds.
 const FEW_SHARDS: usize = 16;
 const FEW: usize = 4_096;
-/// Numbers of one group.
+/// Numbers per group.
 const GROUP: usize = 8;
-/// Of those, how many may be in use on average.
+/// Average number of them that may be in use.
 const FULL: usize = 7;
-/// Groups that are allocated together: 160 bytes, a size that the allocator has. A shard of them
-/// alone leaves no holes of other sizes behind when it grows.
+/// Groups allocated together: 160 bytes, a size class of the allocator. A shard consists of such
+/// blocks alone, so growing leaves no holes of other sizes.
 const BLOCK: usize = 4;
-/// Blocks that a shard keeps, however little of them is used.
+/// Blocks that a shard keeps regardless of its use.
 const KEPT_BLOCKS: usize = 2;
-/// The tag of a place that was never in use since its shard was last moved.
+/// Tag of a place not used since its shard was last rebuilt.
 const EMPTY: u8 = 0;
-/// Of one that was, in a group that had no other empty place: who looks for a number goes on.
+/// Tag of a removed entry in a group that had no empty place: a lookup continues past it.
 const GONE: u8 = 1;
-/// The tag of a place in use has this bit, and seven of the hash.
+/// The tag of a used place has this bit and seven bits of the hash.
 const USED: u8 = 0x80;
 const LOW_BITS: u64 = u64::from_ne_bytes([1; GROUP]);
 const HIGH_BITS: u64 = u64::from_ne_bytes([USED; GROUP]);
 
-/// A hash table of numbers whose keys are elsewhere: `hash_of` a number is that of its key, and
-/// needs 64 good bits. It is in 256 shards, of which an insert or a removal moves one at most (the
-/// insert that makes 256 of 16 moves 4,096 numbers). A shard grows by an eighth and not to twice
-/// its size: an entry takes 6 to 8 bytes, where hashbrown's tables, rounded up by the allocator,
+/// A hash table of numbers whose keys are elsewhere: `hash_of` a number is the hash of its key and
+/// needs 64 good bits. It has 256 shards, of which an insert or a removal rebuilds at most one (the
+/// insert that turns 16 shards into 256 moves 4,096 numbers). A shard grows by an eighth instead of
+/// doubling: an entry takes 6 to 8 bytes, where hashbrown's tables, rounded up by the allocator,
 /// take up to 13. It allocates nothing until the first insert.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -34,8 +34,8 @@ pub(super) struct Index {
     len: usize,
 }
 
-/// Open addressing by groups: a number is in the first group that had room when it came, from the
-/// one that its hash names.
+/// Open addressing by groups: a number is in the first group that had room when it was inserted,
+/// starting at the one selected by its hash.
 #[derive(Debug, Default)]
 struct Shard {
     #[expect(clippy::vec_box, reason = "in one piece they would be of many sizes")]
@@ -44,7 +44,7 @@ struct Shard {
     gone: u32,
 }
 
-/// What one look compares: it is in one line of the cache, or in two.
+/// The unit of one probe: it lies in one or two cache lines.
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
     tags: [u8; GROUP],
@@ -62,7 +62,7 @@ impl Index {
         Some(shard.group(group).numbers[place])
     }
 
-    /// The number may become another one with the same key.
+    /// Finds a number. The caller may replace it by another one with the same key.
     pub(super) fn find_mut(&mut self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<&mut u32> {
         let shard = self.shard_of(hash);
         let shard = self.shards.get_mut(shard)?;
@@ -70,7 +70,7 @@ impl Index {
         Some(&mut shard.group_mut(group).numbers[place])
     }
 
-    /// Adds a number whose key is not there.
+    /// Adds a number whose key is not present.
     pub(super) fn insert(&mut self, number: u32, hash_of: impl Fn(u32) -> u64) {
         match (self.shards.len(), self.len) {
             (0, _) => self.split_into(FEW_SHARDS, &hash_of),
@@ -99,7 +99,7 @@ impl Index {
         (hash >> 40) as usize & self.shards.len().saturating_sub(1)
     }
 
-    /// Takes a number out, and gives memory back where three quarters of a shard are free.
+    /// Removes a number, and frees memory once three quarters of a shard are unused.
     pub(super) fn remove(
         &mut self,
         hash: u64,
@@ -129,7 +129,7 @@ impl Shard {
             return None;
         }
         let mut at = self.first_group(hash);
-        // One place at least is empty.
+        // At least one place is empty.
         loop {
             let group = self.group(at);
             let mut hits = group.with_tag(tag_of(hash));
@@ -179,7 +179,7 @@ impl Shard {
     ) -> bool {
         let Some((group, place)) = self.place(hash, is_it) else { return false };
         let group = self.group_mut(group);
-        // Where one is empty, nothing ever went past this group for want of room.
+        // If the group has an empty place, no insert ever went past it for lack of room.
         let tag = if group.has_empty() { EMPTY } else { GONE };
         group.tags[place] = tag;
         self.gone += u32::from(tag == GONE);
@@ -191,7 +191,7 @@ impl Shard {
         true
     }
 
-    /// Puts all into as many blocks as have room for this many.
+    /// Moves all entries into as many blocks as `wanted` of them need.
     fn move_into(&mut self, wanted: usize, hash_of: impl Fn(u32) -> u64) {
         let numbers: Vec<u32> = self.numbers().collect();
         for group in self.blocks.iter_mut().flat_map(|block| block.iter_mut()) {
@@ -226,7 +226,7 @@ impl Shard {
         &mut self.blocks[at / BLOCK][at % BLOCK]
     }
 
-    /// By other bits of the hash than those that choose a shard and make a tag.
+    /// Uses other bits of the hash than those that select a shard and form a tag.
     fn first_group(&self, hash: u64) -> usize {
         ((u64::from(hash as u32) * self.groups() as u64) >> 32) as usize
     }
@@ -237,8 +237,8 @@ impl Shard {
 }
 
 impl Group {
-    /// The high bit of each byte whose tag this is; beside one that is, a tag that differs in its
-    /// lowest bit may count as well.
+    /// Returns the high bit of each byte that equals the tag; next to a match, a tag that differs
+    /// in its lowest bit may match as well.
     fn with_tag(&self, tag: u8) -> u64 {
         let others = u64::from_le_bytes(self.tags) ^ (LOW_BITS * u64::from(tag));
         others.wrapping_sub(LOW_BITS) & !others & HIGH_BITS
@@ -271,7 +271,7 @@ mod tests {
         index.find(hash_of(number), |other| other == number).is_some()
     }
 
-    /// One table of a million stalled a worker for 176 ms whenever it grew.
+    /// A single table of a million entries stalled a worker for 176 ms whenever it grew.
     #[test]
     fn it_grows_by_parts_of_a_shard_and_stays_small() {
         const COUNT: u32 = 100_000;
@@ -317,7 +317,7 @@ mod tests {
         index.remove(hash_of(1), |other| other == 1, hash_of);
         for round in 0..200_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // It fills, and empties, and fills again.
+            // It fills, empties, and fills again.
             let range = if round % 80_000 < 50_000 { 12_000 } else { 300 };
             let number = (random >> 33) as u32 % range;
             if set.insert(number) {
@@ -329,7 +329,7 @@ mod tests {
             assert_eq!((index.len(), has(&index, number)), (set.len(), set.contains(&number)));
         }
         assert!((0..12_000).all(|number| has(&index, number) == set.contains(&number)));
-        // Churn alone makes it no larger.
+        // Churn alone does not make it larger.
         let bytes = index.bytes();
         for number in 20_000..100_000 {
             index.insert(number, hash_of);

@@ -1,16 +1,17 @@
-//! The members of a tag or a device: a list that never grows in one piece.
+//! The members of a tag or a device: a list that never reallocates as a whole.
 
 use std::mem;
 
-/// Numbers of one chunk: 16 KiB.
+/// Numbers per chunk: 16 KiB.
 const CHUNK: usize = 1 << 12;
 
-/// Numbers in no order, each at a place that its owner remembers. Up to a chunk it is one vector;
-/// beyond that it grows and shrinks by chunks: a vector of a million copied 4 MB when it doubled.
+/// Numbers in no particular order, each at a place that its owner remembers. Up to a chunk it is
+/// one vector; beyond that it grows and shrinks by chunks: a vector of a million copied 4 MB when
+/// it doubled.
 #[derive(Debug)]
 pub enum Members {
     Few(Vec<u32>),
-    /// All full but the last, which is not empty; two at least.
+    /// All full except the last, which is not empty; at least two.
     #[expect(clippy::box_collection, reason = "most lists are short, and pay for what this takes")]
     Many(Box<Vec<Vec<u32>>>),
 }
@@ -33,7 +34,7 @@ impl Members {
         self.len() == 0
     }
 
-    /// The first `end` numbers (at most as many as there are), in pieces.
+    /// The first `end` numbers (at most all of them), in slices.
     pub fn chunks_to(&self, end: usize) -> impl DoubleEndedIterator<Item = &[u32]> {
         let chunks = match self {
             Self::Few(list) => std::slice::from_ref(list),
@@ -50,7 +51,7 @@ impl Members {
         }
     }
 
-    /// Adds a number; its place.
+    /// Adds a number and returns its place.
     pub fn push(&mut self, number: u32) -> u32 {
         let place = self.len() as u32;
         match self {
@@ -58,8 +59,8 @@ impl Members {
                 *self = Self::Many(Box::new(vec![mem::take(list), chunk_of(number)]));
             }
             Self::Few(list) => {
-                // Without the four that a vector takes at first: most tags of a large node have one
-                // member.
+                // Exact capacity, not the four that a vector starts with: most tags of a large node
+                // have one member.
                 if list.is_empty() {
                     list.reserve_exact(1);
                 }
@@ -73,8 +74,8 @@ impl Members {
         place
     }
 
-    /// Takes out the number at `place`. The last one takes that place: it is returned, unless it is
-    /// the one that was taken out.
+    /// Removes the number at `place`. The last number moves there and is returned, unless it is the
+    /// removed one.
     pub fn swap_remove(&mut self, place: usize) -> Option<u32> {
         let last = match self {
             Self::Few(list) => list.pop(),
@@ -95,8 +96,8 @@ impl Members {
         last
     }
 
-    /// Gives memory back: a chunk that is empty at once, of a short list once it is down to a
-    /// quarter of its room.
+    /// Frees memory: an empty chunk at once, the capacity of a short list once only a quarter of it
+    /// is used.
     fn shrink(&mut self) {
         match self {
             Self::Few(list) => {
@@ -130,7 +131,7 @@ mod tests {
         let (mut members, mut list, mut random) = (Members::default(), Vec::new(), 1_u64);
         for round in 0..6 * CHUNK as u32 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // It grows to three chunks and is emptied, some come and go all the time.
+            // It grows to three chunks and is emptied, with constant churn.
             let is_growing = round < 4 * CHUNK as u32;
             if is_growing != (random >> 60 == 0) || list.is_empty() {
                 assert_eq!(members.push(round) as usize, list.len());
@@ -168,7 +169,7 @@ mod tests {
         let before = places(&members);
         (0..4 * CHUNK as u32).for_each(|number| _ = members.push(number));
         assert_eq!(before[..], places(&members)[..before.len()]);
-        // What was many gives its chunks back, and at last its room.
+        // A long list frees its chunks, and finally its capacity.
         while members.len() > 10 {
             members.swap_remove(0);
         }

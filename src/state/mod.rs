@@ -1,5 +1,5 @@
-//! Floor 2: who is here and what each is owed. No sockets, no clock, no randomness: time, ids'
-//! seeds and hash keys come in as arguments, what must happen outside goes out through the batch.
+//! Floor 2: connections and the output queued for each. No sockets, no clock, no randomness: time,
+//! id seeds and hash keys are arguments, and effects on the outside leave through the batch.
 
 mod batch;
 pub mod broker;

@@ -1,70 +1,70 @@
-//! In which order the messages of each node come, over all channels, and which numbers it can have
-//! given out.
+//! The order of each node's messages over all channels, and which numbers a node can have issued.
 
 use crate::types::NodeId;
 
-/// A node announces its latest order at least once in this many messages, besides once a second.
+/// A node announces its latest order at least once per this number of messages, besides once a
+/// second.
 pub const ANNOUNCE_EVERY: u64 = 1 << 16;
-/// How far beyond the last announcement an order may be. An announcement may be overtaken by what
-/// waited while a link was made anew.
+/// How far beyond the last announcement an order may be. Messages that waited while a link was
+/// reopened may overtake an announcement.
 const BEYOND_ANNOUNCED: u64 = 4 * ANNOUNCE_EVERY;
-/// Announcements that were overtaken, without any other of their node meanwhile, after which what
-/// overtook them is false. A node announces once a second; what is late, of an earlier life or an
-/// old link, comes all at once.
+/// Number of overtaken announcements, with no other message of their node in between, after which
+/// the one that overtook them is considered false. A node announces once a second; late ones, from
+/// an earlier run or an old link, arrive all at once.
 const RIVALS: u32 = 5;
 const RIVALS_MS: u64 = 3_000;
-/// No node comes this far: a million messages a second for nine years.
+/// No node gets this far: a million messages a second for nine years.
 const MAX_ORDER: u64 = 1 << 48;
 
-/// The order of each node's messages over all channels. Each publishes on one link, in order; but a
-/// message that is sent again after one on another channel comes late to who was not subscribed, or
-/// not reached, the first time. To deliver it then would break the order.
+/// The order of each node's messages over all channels. A node publishes on one link, in order; but
+/// a message sent again after one on another channel is late for a node that was not subscribed, or
+/// not reached, the first time. Delivering it then would violate the order.
 ///
 /// A node announces its latest order about once a second, on the same link. So an order far beyond
-/// the announced one was never given out; and where one was heard that is beyond a later
-/// announcement, it cannot be right: what follows counts from the announcement.
+/// the announced one was never issued; and an order received earlier that is beyond a later
+/// announcement is false: counting restarts from the announcement.
 #[derive(Debug)]
 pub struct Orders {
     /// By node. 48 KiB.
     lives: Box<[Life]>,
 }
 
-/// What is known of a life of a node.
+/// What is known of one run of a node.
 #[derive(Debug, Clone, Copy, Default)]
 struct Life {
     epoch: u64,
-    /// The highest order that was heard.
+    /// The highest order received.
     last: u64,
-    /// The latest that was announced; 0: none, of a node that does not announce, too.
+    /// The latest announced order; 0: none, also for a node that does not announce.
     announced: u64,
-    /// The number of that announcement: one from an old link comes late.
+    /// The number of that announcement: one from an old link arrives late.
     announcement: u64,
-    /// Announcements since then that were overtaken, and when the first of them came.
+    /// Announcements overtaken since then, and when the first of them arrived.
     rivals: u32,
     rivals_since_ms: u64,
 }
 
-/// What an announcement is worth.
+/// Classification of an announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announcement {
-    /// Later than all that were heard of its node.
+    /// Later than all earlier announcements of its node.
     Fresh,
-    /// As that, and what was heard before cannot be right: it counts from here again.
+    /// Fresh, and the order received before was false: counting restarts here.
     Corrects,
     /// It was overtaken, or has no number.
     Stale,
-    /// Its node never gave out these numbers.
+    /// Its node never issued these numbers.
     False,
 }
 
-/// What a message's order says.
+/// Classification of a message's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// It is later than all that were heard of that life of its node.
+    /// Later than everything received from that run of its node.
     Newest,
-    /// A later one was heard before.
+    /// A later one was received before.
     Late,
-    /// Of an earlier life: not compared. Who pushed it has another connection now.
+    /// From an earlier run: not compared. Its pusher has another connection now.
     Earlier,
 }
 
@@ -75,8 +75,8 @@ impl Default for Orders {
 }
 
 impl Orders {
-    /// Whether a node can have given out these numbers. A channel's number rises with each of its
-    /// messages, the order with those of all channels: it is never behind.
+    /// Whether a node can have issued these numbers. A channel's number increases with each of its
+    /// messages, the order with those of all channels: it is never less.
     pub fn is_possible(&self, origin: NodeId, epoch: u64, seq: u64, order: u64) -> bool {
         let life = &self.lives[usize::from(origin.value())];
         let limit = match life.announced {
@@ -86,7 +86,7 @@ impl Orders {
         seq <= order && order <= limit
     }
 
-    /// Notes the order of a message.
+    /// Records the order of a message.
     pub fn receive(&mut self, origin: NodeId, epoch: u64, order: u64) -> Order {
         let life = &mut self.lives[usize::from(origin.value())];
         if epoch > life.epoch {
@@ -101,19 +101,20 @@ impl Orders {
         if is_late { Order::Late } else { Order::Newest }
     }
 
-    /// Whether nothing was heard of that life that is later than `order`.
+    /// Whether nothing later than `order` was received from that run.
     pub fn is_latest(&self, origin: NodeId, epoch: u64, order: u64) -> bool {
         let life = &self.lives[usize::from(origin.value())];
         epoch == life.epoch && order >= life.last
     }
 
-    /// The links are new: what others announced meanwhile was missed, and is said again soon.
+    /// Forgets announcements when the links are new: those made meanwhile were missed and are
+    /// repeated soon.
     pub fn forget_announcements(&mut self) {
         self.lives.iter_mut().for_each(|life| life.announced = 0);
     }
 
-    /// A node says which order it has come to; `number` rises with each of its announcements, 0 is
-    /// that of a node that does not count them.
+    /// Handles a node's announcement of its order; `number` increases with each of its
+    /// announcements, 0 is that of a node that does not count them.
     pub fn announce(
         &mut self,
         origin: NodeId,
@@ -140,8 +141,8 @@ impl Orders {
         if is_false { Announcement::Corrects } else { Announcement::Fresh }
     }
 
-    /// Whether a tail without an order may be of that life: only nodes that do not count their
-    /// announcements leave it out.
+    /// Whether a tail without an order may be from that run: only nodes that do not count their
+    /// announcements omit it.
     pub fn may_lack_order(&self, origin: NodeId, epoch: u64, seq: u64) -> bool {
         let life = &self.lives[usize::from(origin.value())];
         let counts = epoch == life.epoch && life.announcement > 0;
@@ -150,7 +151,7 @@ impl Orders {
 }
 
 impl Life {
-    /// An announcement came that was overtaken: whether what overtook it was false.
+    /// Counts an overtaken announcement. Returns whether the one that overtook it is refuted.
     fn is_refuted_by_one_more(&mut self, now_ms: u64) -> bool {
         if self.rivals == 0 {
             self.rivals_since_ms = now_ms;
@@ -186,7 +187,7 @@ mod tests {
         }
     }
 
-    /// As a node announces: the word with the number `number` comes in that second.
+    /// A node's announcement with the number `number`, received in that second.
     fn announce(orders: &mut Orders, epoch: u64, order: u64, number: u64) -> Announcement {
         orders.announce(node(3), epoch, order, number, 1_000 * number)
     }
@@ -200,7 +201,7 @@ mod tests {
         assert!(!orders.is_possible(node(3), 5, 1, 1 << 40));
         assert!(!orders.is_possible(node(4), 5, 1, u64::MAX), "also where nothing is known");
         assert_eq!(orders.receive(node(3), 5, 101), Order::Newest);
-        // Within what is possible, and false: until the next announcement.
+        // Possible but false: accepted until the next announcement.
         assert_eq!(orders.receive(node(3), 5, 5_000), Order::Newest);
         assert_eq!(orders.receive(node(3), 5, 102), Order::Late);
         assert_eq!(announce(&mut orders, 5, 100, 1), Announcement::Stale, "that one is known");
@@ -228,8 +229,8 @@ mod tests {
         }
     }
 
-    /// What its node said afterwards was taken for words from an old link: after 262,144 more
-    /// messages all of them were refused.
+    /// The node's later announcements were classified as coming from an old link: after 262,144
+    /// more messages all its messages were refused.
     #[test]
     fn a_number_of_an_announcement_that_was_never_given_out_silences_nobody() {
         let mut orders = Orders::default();
@@ -238,7 +239,7 @@ mod tests {
             let heard = orders.announce(node(3), 5, 100, number, 1_500);
             assert_eq!(heard, Announcement::False);
         }
-        // Within what is possible.
+        // Possible.
         orders.announce(node(3), 5, 100, MAX_ORDER, 1_500);
         for number in 2..6 {
             assert_eq!(announce(&mut orders, 5, 110, number), Announcement::Stale);
@@ -266,12 +267,12 @@ mod tests {
     fn late_words_of_the_life_before_do_not_end_a_new_one() {
         let mut orders = Orders::default();
         announce(&mut orders, 5, 100, 1);
-        // What it said first was missed.
+        // Its first announcement was missed.
         assert_eq!(orders.receive(node(3), 6, 1), Order::Newest);
         assert_eq!(announce(&mut orders, 5, 101, 2), Announcement::Stale);
         assert_eq!(orders.announce(node(3), 6, 1, 1, 2_500), Announcement::Fresh);
         for number in 3..20 {
-            // All at once, or while the new life is heard.
+            // All at once, or while the new run is received.
             assert_eq!(orders.announce(node(3), 5, 102, number, 3_000), Announcement::Stale);
         }
         for number in 2..30 {

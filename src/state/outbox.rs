@@ -1,4 +1,4 @@
-//! What one connection is still owed: the frames that did not fit its socket.
+//! Output still queued for one connection: frames that did not fit in its socket.
 
 mod chunks;
 
@@ -7,64 +7,64 @@ use chunks::Chunks;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// Frames in order, the first perhaps partly written. Frames below 16 KiB are kept as copies, one
-/// behind the other; larger ones are shared with the batch that made them.
+/// Frames in order, the first possibly partly written. Frames below 16 KiB are copied, back to
+/// back; larger ones are shared with the batch that created them.
 ///
-/// The owner writes what [`Outbox::slices`] shows and tells [`Outbox::advance`] how much went.
+/// The owner writes what [`Outbox::slices`] returns and reports the number of written bytes to
+/// [`Outbox::advance`].
 ///
-/// Invariant: what it has allocated counts in its worker's [`Budget`], and a frame that is shared
-/// counts there once, however many outboxes hold it.
+/// Invariant: its allocations count in its worker's [`Budget`]; a shared frame counts there once,
+/// however many outboxes hold it.
 #[derive(Debug)]
 pub struct Outbox {
     budget: Budget,
-    /// What it has counted there: its own allocations.
+    /// Bytes it has charged there for its own allocations.
     charged: usize,
     frames: VecDeque<Queued>,
     copied: Chunks,
     pending_bytes: usize,
-    /// Of the shared frames.
+    /// Pending bytes of the shared frames.
     shared_pending_bytes: usize,
-    /// How many frames are pushes, and how many are shared.
+    /// Number of frames that are pushes, and that are shared.
     pushes: u32,
     shared: u32,
-    /// No frame runs out before.
+    /// No frame expires before.
     next_expiry_ms: u64,
-    /// Its socket had its turn and left some. Until then its owner is not slow, however much there
-    /// is.
+    /// Its socket was offered the bytes and left some. Until then its owner is not slow, whatever
+    /// the size.
     pub(super) was_tried: bool,
-    /// The worker needed its memory: only a frame that is partly written is left, and nothing is
-    /// added.
+    /// The worker needed its memory: only the rest of a partly written frame is left, and nothing
+    /// is added.
     is_shed: bool,
-    /// Not even that: the connection cannot be ended with a Close frame.
+    /// That rest was dropped as well: the connection cannot be ended with a Close frame.
     is_revoked: bool,
-    /// Where its owner's order by size has it; the owner keeps it true.
+    /// Its position in the owner's order by size; maintained by the owner.
     pub(super) place: Option<super::by_size::Place>,
 }
 
 #[derive(Debug)]
 struct Queued {
-    /// Not begun after this moment (milliseconds since 1970); 0: always.
+    /// Dropped if not started by this time (milliseconds since 1970); 0: never.
     expires_ms: u64,
     shared: Option<Rc<HeldFrame>>,
-    /// Bytes of the frame that are still to be written.
+    /// Bytes of the frame still to be written.
     bytes: u32,
     is_push: bool,
-    /// Some of it is written already: it must be finished.
+    /// Partly written: it must be finished.
     begun: bool,
 }
 
-/// What a frame takes beside its bytes.
+/// Overhead of a queued frame.
 pub const QUEUED_BYTES: usize = size_of::<Queued>();
 
-/// Makes room for one more, a quarter more than there is at a time: to double would leave half
-/// unused.
+/// Makes room for one more entry, growing by a quarter: doubling would leave half unused.
 fn reserve<T>(queue: &mut VecDeque<T>) {
     if queue.len() == queue.capacity() {
         queue.reserve_exact((queue.len() / 4).max(1));
     }
 }
 
-/// What that allocates for `count` more, in bytes, or a little more than it.
+/// Returns the bytes, rounded up, that this allocates for `count` more entries.
 fn growth<T>(queue: &VecDeque<T>, count: usize) -> usize {
     let len = queue.len() + count;
     match len <= queue.capacity() {
@@ -73,18 +73,18 @@ fn growth<T>(queue: &VecDeque<T>, count: usize) -> usize {
     }
 }
 
-/// What an outbox is to take.
+/// What is to be added to an outbox.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Load {
     pub frames: usize,
-    /// Bytes that it copies.
+    /// Bytes to copy.
     pub copied_bytes: usize,
-    /// What shared frames count that nobody holds yet.
+    /// Cost of shared frames that no outbox holds yet.
     pub held_bytes: usize,
 }
 
 impl Outbox {
-    /// What the budget needs for an outbox to take `load`; `None`: it is still to be made.
+    /// Returns the budget needed for an outbox to take `load`; `None`: it is yet to be created.
     pub(super) fn growth(outbox: Option<&Self>, load: Load) -> usize {
         let own = match outbox {
             Some(outbox) => {
@@ -119,9 +119,9 @@ impl Outbox {
         outbox
     }
 
-    /// Whether more than `limit` bytes wait although the socket had its turn, with what each frame
-    /// takes besides. The frame that is on its way does not count: one push may be longer than all
-    /// that a socket takes at once, and a client that reads it is not slow.
+    /// Whether more than `limit` bytes, overhead included, wait although the socket had its turn.
+    /// The frame being written does not count: one push may be longer than what a socket takes at
+    /// once, and a client that reads it is not slow.
     pub(super) fn is_over(&self, limit: usize) -> bool {
         let Some(first) = self.frames.front() else { return false };
         let waiting_bytes = self.pending_bytes - first.bytes as usize;
@@ -133,7 +133,7 @@ impl Outbox {
         self.pending_bytes
     }
 
-    /// What its worker may have back if it goes, as far as nobody shares it.
+    /// Memory that its worker regains if it is dropped, apart from frames that others share.
     pub(super) fn size(&self) -> usize {
         self.charged + self.shared_pending_bytes
     }
@@ -142,7 +142,7 @@ impl Outbox {
         self.is_shed
     }
 
-    /// Whether its memory may be taken for others: not before its socket had its turn.
+    /// Whether its memory may be taken for others: only after its socket had its turn.
     pub(super) fn may_be_shed(&self) -> bool {
         self.was_tried && !self.is_shed
     }
@@ -155,12 +155,12 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// How many of the frames are pushes.
+    /// Number of queued pushes.
     pub(super) fn unwritten_pushes(&self) -> u64 {
         u64::from(self.pushes)
     }
 
-    /// Appends a frame's bytes, copied. `begun`: bytes before these are written already.
+    /// Appends a copy of a frame's bytes. `begun`: the bytes before these are already written.
     pub(super) fn push(&mut self, frame: &[u8], is_push: bool, expires_ms: u64, begun: bool) {
         self.copied.push(frame);
         self.queue(frame.len(), is_push, expires_ms, begun, None);
@@ -202,7 +202,7 @@ impl Outbox {
         self.frames.push_back(Queued { expires_ms, shared, bytes: bytes as u32, is_push, begun });
     }
 
-    /// Counts what it has allocated now.
+    /// Charges what it has allocated now.
     fn charge(&mut self) {
         let allocated =
             size_of::<Self>() + self.frames.capacity() * QUEUED_BYTES + self.copied.allocated();
@@ -214,8 +214,8 @@ impl Outbox {
         self.charged = allocated;
     }
 
-    /// Takes out the frames that were not begun before their time ran out; returns how many pushes
-    /// that were.
+    /// Drops the frames that expired before they were started; returns the number of pushes among
+    /// them.
     pub(super) fn drop_expired(&mut self, now_ms: u64) -> u64 {
         if now_ms < self.next_expiry_ms {
             return 0;
@@ -223,14 +223,14 @@ impl Outbox {
         self.keep(|frame| frame.begun || frame.expires_ms == 0 || frame.expires_ms > now_ms)
     }
 
-    /// Keeps only the rest of a frame that is partly written, and takes no more; returns how many
-    /// pushes went.
+    /// Keeps only the rest of a partly written frame and accepts no more; returns the number of
+    /// dropped pushes.
     pub(super) fn shed(&mut self) -> u64 {
         self.is_shed = true;
         self.keep(|frame| frame.begun)
     }
 
-    /// Drops the frames that are not to be kept; returns how many of them were pushes.
+    /// Drops the frames for which `is_kept` is false; returns the number of pushes among them.
     fn keep(&mut self, is_kept: impl Fn(&Queued) -> bool) -> u64 {
         let before = self.pushes;
         let frames = std::mem::take(&mut self.frames);
@@ -255,7 +255,7 @@ impl Outbox {
         u64::from(before - self.pushes)
     }
 
-    /// Gives all of its memory back.
+    /// Frees all of its memory.
     pub(super) fn revoke(&mut self) {
         self.is_revoked = true;
         self.frames = VecDeque::new();
@@ -264,7 +264,7 @@ impl Outbox {
         self.charge();
     }
 
-    /// Shows what is to be written next, in order, as at most `max` runs of bytes.
+    /// Passes the bytes to write next to `show`, in order, as at most `max` slices.
     pub fn slices<'a>(&'a self, max: usize, mut show: impl FnMut(&'a [u8])) {
         let mut left = max;
         let mut cursor = self.copied.cursor();
@@ -290,7 +290,7 @@ impl Outbox {
         cursor.show(run, &mut left, &mut show);
     }
 
-    /// `written` bytes went out; returns how many pushes are whole now.
+    /// Removes `written` bytes; returns the number of pushes that are completely written now.
     pub(super) fn advance(&mut self, mut written: usize) -> u64 {
         debug_assert!(written <= self.pending_bytes);
         self.pending_bytes -= written;
@@ -318,12 +318,12 @@ impl Outbox {
         u64::from(before - self.pushes)
     }
 
-    /// The frames that are shared. For tests.
+    /// The shared frames. For tests.
     pub(super) fn held_frames(&self) -> impl Iterator<Item = &Rc<HeldFrame>> {
         self.frames.iter().filter_map(|frame| frame.shared.as_ref())
     }
 
-    /// What it counts for itself. For tests.
+    /// Bytes charged for its own allocations. For tests.
     pub(super) fn charged(&self) -> usize {
         self.charged
     }

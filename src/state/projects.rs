@@ -6,42 +6,43 @@ use siphasher::sip::SipHasher13;
 use std::collections::HashSet;
 use std::hash::Hasher;
 
-/// A project's place in one [`Projects`] snapshot, in the order in which they were given.
+/// A project's index in one [`Projects`] snapshot, in configuration order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProjectId(pub u32);
 
-/// Who may subscribe an open connection to further tags.
+/// Who may subscribe an open connection to more tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SubscribePolicy {
-    /// Every client, to every tag of its project.
+    /// Every client, to any tag of its project.
     #[default]
     Any,
-    /// Nobody: tags come with the connect alone, where they are signed.
+    /// Nobody: tags are set only at connect, where they are signed.
     None,
-    /// Every client whose message carries a sign over its client id and the tags.
+    /// Every client whose message carries a signature over its client id and the tags.
     Signed,
 }
 
 #[derive(Debug)]
 pub struct Project {
     pub pid: Box<str>,
-    /// At least one; several while one is being rotated out. Any of them signs.
+    /// At least one; several during rotation. Any of them is valid.
     pub secrets: Vec<Secret>,
-    /// Browser origins that may connect, exact or `*`. `None` takes any: the sign is what lets in.
+    /// Browser origins that may connect, exact or `*`. `None` accepts any: the signature is what
+    /// authorizes.
     pub allowed_origins: Option<Vec<Box<str>>>,
     pub subscribe: SubscribePolicy,
 }
 
 impl Project {
-    /// Whether a request with this `Origin` header may come in. Clients that are no browser send
-    /// none, and are let in: the header protects a browser's user, not the server.
+    /// Whether a request with this `Origin` header is accepted. Clients other than browsers send
+    /// none and are accepted: the header protects a browser's user, not the server.
     pub fn allows_origin(&self, origin: Option<&str>) -> bool {
         let (Some(origin), Some(allowed)) = (origin, &self.allowed_origins) else { return true };
         allowed.iter().any(|one| &**one == "*" || &**one == origin)
     }
 }
 
-/// Two projects of one list share a `pid`; the places are those in the list.
+/// Two projects of one list share a `pid`; the fields are their indexes in the list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("project '{pid}' is given twice")]
 pub struct DuplicatePid {
@@ -50,14 +51,14 @@ pub struct DuplicatePid {
     pub second: usize,
 }
 
-/// All projects of a node. Look one up by name once, at the connect or the request, and keep the
-/// [`ProjectId`]: it is an index, and stays valid for this snapshot.
+/// All projects of a node. Look one up by name once, at connect or per request, and keep the
+/// [`ProjectId`]: it is an index that stays valid for this snapshot.
 #[derive(Debug, Default)]
 pub struct Projects {
     list: Box<[Project]>,
-    /// Indexes into `list`, each once. A hash without a secret will do: pids are the operator's.
+    /// Indexes into `list`, each once. An unkeyed hash is enough: the operator chooses the pids.
     by_pid: HashTable<u32>,
-    /// The origins that some project names; `None`: some project takes any.
+    /// Origins named by any project; `None`: some project accepts any.
     origins: Option<HashSet<Box<str>>>,
 }
 
@@ -80,8 +81,8 @@ impl Projects {
         Ok(Self { list: list.into(), by_pid, origins })
     }
 
-    /// Whether some project takes requests from this origin; at the same cost however many
-    /// projects there are.
+    /// Whether any project accepts requests from this origin; the cost does not depend on the
+    /// number of projects.
     pub fn any_allows_origin(&self, origin: &str) -> bool {
         !self.is_empty() && self.origins.as_ref().is_none_or(|named| named.contains(origin))
     }
@@ -93,7 +94,7 @@ impl Projects {
         Some((ProjectId(index), &self.list[index as usize]))
     }
 
-    /// `None` for an id of another, larger snapshot.
+    /// Returns the project; `None` for an id of another, larger snapshot.
     pub fn get(&self, id: ProjectId) -> Option<&Project> {
         self.list.get(id.0 as usize)
     }

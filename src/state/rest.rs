@@ -1,4 +1,4 @@
-//! What closing connections still have to write.
+//! Output that closing connections still have to write.
 
 use super::counters::{Counters, Drop as DropReason};
 use super::outbox::Outbox;
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The rests of a worker's closing connections.
+/// The remaining output of a worker's closing connections.
 #[derive(Debug, Clone)]
 pub(super) struct Rests(Rc<Ledger>);
 
 #[derive(Debug)]
 struct Ledger {
     counters: Arc<Counters>,
-    /// The oldest first.
+    /// Oldest first.
     by_age: RefCell<BTreeMap<u64, Rc<RefCell<Outbox>>>>,
     next: Cell<u64>,
 }
@@ -24,8 +24,8 @@ impl Rests {
         Self(Rc::new(Ledger { counters, by_age: RefCell::default(), next: Cell::new(0) }))
     }
 
-    /// Takes the memory of the oldest rest back: its connection ends without a Close frame.
-    /// `false`: there is none.
+    /// Frees the memory of the oldest rest: its connection ends without a Close frame. `false`:
+    /// there is none.
     pub(super) fn revoke_oldest(&self) -> bool {
         let Some((_, rest)) = self.0.by_age.borrow_mut().pop_first() else { return false };
         rest.borrow_mut().revoke();
@@ -38,10 +38,10 @@ impl Rests {
     }
 }
 
-/// What a closing connection still has to write before its Close frame: the rest of a frame that is
-/// partly written. It counts in its worker's budget until it is dropped, and the worker takes it
-/// back first when it needs the memory ([`Rest::is_revoked`]). A push in it counts as delivered if
-/// it is written whole, and as dropped otherwise.
+/// What a closing connection still has to write before its Close frame: the rest of a partly
+/// written frame. It counts in its worker's budget until it is dropped, and is the first memory
+/// that the worker takes back ([`Rest::is_revoked`]). A push in it counts as delivered once it is
+/// completely written, otherwise as dropped.
 #[derive(Debug)]
 pub struct Rest {
     outbox: Rc<RefCell<Outbox>>,
@@ -51,7 +51,7 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// `outbox` has nothing but the frame that is partly written.
+    /// `outbox` holds only the partly written frame.
     pub(super) fn new(outbox: Outbox, rests: &Rests, reason: DropReason) -> Self {
         let number = rests.0.next.get();
         rests.0.next.set(number + 1);
@@ -60,7 +60,7 @@ impl Rest {
         Self { outbox, number, rests: rests.clone(), reason }
     }
 
-    /// Its memory was taken back: nothing more can be written to this connection.
+    /// Whether its memory was taken back: nothing more can be written to this connection.
     pub fn is_revoked(&self) -> bool {
         self.outbox.borrow().is_revoked()
     }
@@ -69,7 +69,7 @@ impl Rest {
         self.outbox.borrow().pending_bytes()
     }
 
-    /// Hands what is to be written next to `write`, as at most `max` runs of bytes.
+    /// Passes the bytes to write next to `write`, as at most `max` slices.
     pub fn with_slices<R>(&self, max: usize, write: impl FnOnce(&[&[u8]]) -> R) -> R {
         let outbox = self.outbox.borrow();
         let mut slices: smallvec::SmallVec<[&[u8]; 16]> = smallvec::SmallVec::new();
@@ -77,7 +77,7 @@ impl Rest {
         write(&slices)
     }
 
-    /// `written` bytes of it were sent.
+    /// Removes `written` bytes that were sent.
     pub fn advance(&self, written: usize) {
         let delivered = self.outbox.borrow_mut().advance(written);
         self.rests.0.counters.deliveries.add(delivered);
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!((budget.bytes(), counters.drops(DropReason::Closed)), (0, 2));
     }
 
-    /// 1,500 clients that hold one frame of 1 MB held 1.3 GB once they were closed.
+    /// 1,500 clients that held one frame of 1 MB held 1.3 GB once they were closed.
     #[test]
     fn a_shared_frame_counts_once_however_many_hold_it() {
         let counters = Arc::<Counters>::default();

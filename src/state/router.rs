@@ -1,6 +1,6 @@
-//! Where what a worker has for others goes: to which workers of its node, or to the node's broker.
+//! Routes what a worker sends to others: to which workers of its node, or to the node's broker.
 //!
-//! The loop around a worker carries that out, `io::transport` with rings and links, the simulator
+//! The loop around a worker does the sending: `io::transport` with rings and links, the simulator
 //! with queues in memory.
 
 use super::projects::ProjectId;
@@ -8,7 +8,7 @@ use super::wants::{Ask, Notice, Relay, To, Unsent};
 use crate::types::{NodeId, SnowflakeClock};
 use crate::wire::envelope::Targets;
 
-/// The way out of one worker.
+/// Routes the output of one worker.
 #[derive(Debug, Clone, Copy)]
 pub struct Router {
     node: NodeId,
@@ -16,12 +16,12 @@ pub struct Router {
     workers: usize,
 }
 
-/// Workers of a node, at most 64.
+/// A set of workers of a node, at most 64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerSet(u64);
 
 impl WorkerSet {
-    /// A bit for each worker.
+    /// One bit per worker.
     pub fn bits(self) -> u64 {
         self.0
     }
@@ -31,16 +31,16 @@ impl WorkerSet {
     }
 }
 
-/// What a worker tells others of a node that has no broker.
+/// A message to other workers of a node that has no broker.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WorkerMessage {
     /// Never lost: it waits for room.
     Notice(Notice),
-    /// Handed back ([`Unsent::Full`]) where there is no room for it.
+    /// Returned ([`Unsent::Full`]) if there is no room for it.
     Parcel(ProjectId, Relay),
 }
 
-/// What the queue takes at this moment.
+/// What the queue accepts at this moment.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueState {
     pub is_down: bool,
@@ -59,8 +59,8 @@ impl Router {
         WorkerSet(all & !(1 << self.worker))
     }
 
-    /// The other workers that may have a target of a push: a client id names its worker, anything
-    /// else may be at all of them.
+    /// Returns the other workers that may have a recipient of a push: a client id names its worker,
+    /// any other target may be at all of them.
     pub fn others_with(&self, targets: &Targets<'_>) -> WorkerSet {
         let others = self.others();
         let Some(cids) = targets.cids else { return others };
@@ -68,13 +68,13 @@ impl Router {
         WorkerSet(others.0 & holders)
     }
 
-    /// The worker of this node that gave out a client id, if this node did.
+    /// Returns the worker of this node that issued a client id, if this node did.
     fn holder_of(&self, cid: u64) -> usize {
         SnowflakeClock::worker_of(cid, self.workers)
     }
 
-    /// Where there is no broker: what another worker, or (`None`) all others are told. What only a
-    /// broker needs to know is left out.
+    /// Without a broker: returns the message for another worker or, with `None`, for all others.
+    /// Requests that concern only a broker return `None`.
     pub fn among_workers(&self, ask: Ask) -> Option<(Option<usize>, WorkerMessage)> {
         let (to, message) = match ask {
             Ask::ServerHere(server) => (None, WorkerMessage::Notice(Notice::ServerHere(server))),
@@ -95,15 +95,15 @@ impl Router {
         Some((to, message))
     }
 
-    /// Where there is a broker: why it cannot bring something to others; `None`: it is told. What
-    /// stays on this node does not need the queue.
+    /// With a broker: returns why it cannot relay the request; `None`: it gets it. What stays on
+    /// this node does not need the queue.
     pub fn unsent(&self, ask: &Ask, queue: QueueState) -> Option<Unsent> {
         let Ask::Relay(relay) = ask else { return None };
         match relay.to {
             To::Holder { cid, .. } if SnowflakeClock::node_of(cid.0) == self.node => None,
             _ if relay.parcel.len() > queue.max_bytes => Some(Unsent::TooLarge),
             To::Holder { .. } if queue.is_down => Some(Unsent::Down),
-            // Events wait for it at the broker.
+            // Events wait for the queue at the broker.
             To::Holder { .. } | To::Events(_) => None,
         }
     }
@@ -122,7 +122,7 @@ mod tests {
         NodeId::new(number).unwrap()
     }
 
-    /// A client id that worker `worker` of 4 of a node gave out.
+    /// A client id issued by worker `worker` of 4 of a node.
     fn cid(of: u16, worker: u64) -> Cid {
         Cid(1 << 22 | u64::from(of) << 12 | worker << 10)
     }

@@ -1,9 +1,9 @@
-//! Sequence numbers of messages between nodes, for each origin and channel: with them a receiver
-//! drops repeats (after a reconnect a publisher sends again whatever was not answered, in order)
-//! and counts exactly what was lost.
+//! Sequence numbers of messages between nodes, per origin and channel. With them a receiver drops
+//! duplicates (after a reconnect a publisher sends unanswered messages again, in order) and counts
+//! exactly what was lost.
 //!
-//! A lost message shows when the next one comes. So that the last one of a channel is missed as
-//! well, its number is repeated for a while: the tail.
+//! A loss is detected when the next message arrives. To detect the loss of a channel's last message
+//! too, its number is repeated for a while: the tail.
 
 #[cfg(test)]
 mod tests;
@@ -18,46 +18,46 @@ use std::hash::Hasher;
 
 /// A channel without a message for this long repeats its last number.
 pub const TAIL_EVERY_MS: u64 = 3_000;
-/// Channels that are looked at for their tails in one call: what is due after a reconnect, or with
-/// a channel for each user, shall not hold up what is pushed.
+/// Channels whose tails one call checks: what is due after a reconnect, or with a channel per user,
+/// must not delay pushes.
 const REPEATS_PER_CALL: usize = 1_000;
-/// For so long after the last message, or after a reconnect.
+/// How long the tail is repeated after the last message, or after a reconnect.
 pub const TAIL_FOR_MS: u64 = 60_000;
-/// A channel is forgotten so long after its last message, or after the reconnect that made it
-/// repeat its tail again.
+/// How long a channel is remembered after its last message, or after the reconnect that made it
+/// repeat its tail.
 pub const FORGET_MS: u64 = 30 * 60 * 1000;
-/// An origin that was silent for this long is forgotten by the receiver.
+/// The receiver forgets an origin that was silent for this long.
 pub const STALE_MS: u64 = 10 * 60 * 1000;
 
-/// From a channel's last repeat to its being forgotten there are `FORGET_MS - TAIL_FOR_MS`. By then
-/// no receiver may remember it, or its jump to higher numbers would look like a loss.
+/// A channel is forgotten `FORGET_MS - TAIL_FOR_MS` after its last repeat. By then no receiver may
+/// remember it, or its jump to higher numbers would look like a loss.
 const _: () = assert!(STALE_MS + TAIL_FOR_MS + TAIL_EVERY_MS < FORGET_MS);
 
-/// Lives of origins that are distinguished on a channel: all nodes, and as many again that were
-/// started anew in the last minutes.
+/// Runs of origins that are distinguished on a channel: all nodes, and as many again that were
+/// restarted in the last minutes.
 const MAX_LIVES: usize = 2_048;
 
 const SHARDS: usize = 256;
 
-/// What this node publishes: one number for each channel, rising by one.
+/// Sequence numbers of what this node publishes: one per channel, increasing by one.
 ///
 /// Every known channel is in `ends` once, and in `tails` once while it has a tail to repeat. Both
-/// are read when their time comes and entered again for as long as there is something to wait for:
-/// a message moves nothing in them, and idle channels cost nothing between their ends. Channels
-/// are spread over 256 shards, each with its table and its slab, so that growing one moves a 256th.
+/// are read when an entry is due, and it is entered again while there is more to wait for: a
+/// message moves nothing in them, and idle channels cost nothing in between. Channels are spread
+/// over 256 shards, each with its own table and slab, so that growing one moves a 256th.
 #[derive(Debug)]
 pub struct OutgoingSequences {
     hash_keys: (u64, u64),
     shards: Box<[Shard]>,
-    /// Channels by the millisecond at which to look at their tail: it may have moved on.
+    /// Channels by the millisecond at which to check their tail, which may have been postponed.
     tails: Agenda,
-    /// Channels by the second at which to look whether they are to be forgotten. Coarser than
-    /// `tails`, so that half an hour is 1,800 lists.
+    /// Channels by the second at which to check whether to forget them. Coarser than `tails`, so
+    /// that half an hour is 1,800 lists.
     ends: Agenda,
-    /// The highest number of a channel that is forgotten.
+    /// The highest number of any forgotten channel.
     floor: u64,
     len: usize,
-    /// Of the last message: the next one is often of the same channel.
+    /// Place of the last message's channel: the next one is often on the same channel.
     latest: Option<Place>,
 }
 
@@ -72,19 +72,19 @@ struct Channel {
     name: Box<[u8]>,
     hash: u64,
     last: u64,
-    /// `last` when the channel became known: nothing was accepted on it while `last` is this.
+    /// `last` when the channel became known: nothing was accepted on it while `last` equals this.
     first: u64,
-    /// The last number that was repeated: it is known, and cannot be taken back.
+    /// The last number that was repeated: receivers know it, so it cannot be rolled back.
     repeated: u64,
     message_ms: u64,
-    /// The last message, or the reconnect after it.
+    /// Time of the last message, or of the reconnect after it.
     tail_from_ms: u64,
     /// When to repeat `last`, while the channel is in `tails`.
     due_ms: u64,
     is_in_tails: bool,
 }
 
-/// Channels by the time at which to look at them.
+/// Channels by the time at which to check them.
 type Agenda = BTreeMap<u64, Vec<Place>>;
 
 /// A slot in a shard's slab.
@@ -95,7 +95,7 @@ struct Place {
 }
 
 impl OutgoingSequences {
-    /// `hash_keys` seed the hash: unknown to peers, so that they cannot aim at one bucket.
+    /// `hash_keys` seed the hash: unknown to peers, so that they cannot cause collisions.
     pub fn new(hash_keys: (u64, u64)) -> Self {
         Self {
             hash_keys,
@@ -108,8 +108,8 @@ impl OutgoingSequences {
         }
     }
 
-    /// The number of the next message on `channel`. A channel that is not known begins above all
-    /// numbers of forgotten ones, at first with 1.
+    /// Returns the number of the next message on `channel`. An unknown channel starts above the
+    /// numbers of all forgotten ones, initially with 1.
     pub fn next(&mut self, channel: &[u8], now_ms: u64) -> u64 {
         let place = self.latest.filter(|&place| self.is_at(place, channel)).unwrap_or_else(|| {
             let hash = self.hash(channel);
@@ -132,9 +132,9 @@ impl OutgoingSequences {
         self.find(self.hash(channel), channel).is_some()
     }
 
-    /// The queue refused the message with this number. If it is the channel's latest it is given
-    /// out again, and nobody counts a loss; otherwise later ones, or its repeat, are under way, and
-    /// it is one.
+    /// Takes back the number of a message that the queue refused. If it is the channel's latest it
+    /// is issued again and counts as no loss; otherwise later numbers, or its repeat, are in flight
+    /// and it counts as one.
     pub fn roll_back(&mut self, channel: &[u8], seq: u64) {
         let Some(place) = self.find(self.hash(channel), channel) else { return };
         let known = self.channel_mut(place);
@@ -143,12 +143,12 @@ impl OutgoingSequences {
         }
     }
 
-    /// Names the channels whose last number is to be repeated now: after every [`TAIL_EVERY_MS`]
-    /// of idleness until [`TAIL_FOR_MS`], each once in a call however late that is; of very many
-    /// some are left to the next call. Then forgets
-    /// those whose time is over, to the second.
+    /// Calls `repeat` for the channels whose last number is due to be repeated: after every
+    /// [`TAIL_EVERY_MS`] of idleness until [`TAIL_FOR_MS`], each at most once per call however
+    /// late; if there are very many, some are left to the next call. Then forgets expired channels,
+    /// to the second.
     pub fn repeat_tails(&mut self, now_ms: u64, mut repeat: impl FnMut(&[u8], u64)) {
-        // Taken out whole: what is entered again meanwhile is for a later call.
+        // Taken out completely: what is entered again meanwhile is for a later call.
         let mut due = take_until(&mut self.tails, now_ms);
         for place in due.by_ref().take(REPEATS_PER_CALL) {
             let known = self.channel_mut(place);
@@ -171,7 +171,7 @@ impl OutgoingSequences {
         for place in take_until(&mut self.ends, now_ms / 1000) {
             let known = self.channel_mut(place);
             let end = known.tail_from_ms.saturating_add(FORGET_MS).div_ceil(1000);
-            // Its last repeat may have been left to a later call.
+            // Its last repeat may have been postponed to a later call.
             if end <= now_ms / 1000 && !known.is_in_tails {
                 self.forget(place);
             } else {
@@ -180,9 +180,9 @@ impl OutgoingSequences {
         }
     }
 
-    /// The link is back. Channels are repeated for [`TAIL_FOR_MS`] from now, at first by the next
-    /// `repeat_tails`; not those that are about to be forgotten, because their last message is
-    /// older than [`FORGET_MS`]: a link that breaks often would keep them for ever.
+    /// Handles a reconnect. Channels are repeated for [`TAIL_FOR_MS`] from now, starting with the
+    /// next `repeat_tails`; except those about to be forgotten, whose last message is older than
+    /// [`FORGET_MS`]: a link that breaks often would keep them for ever.
     pub fn handle_reconnect(&mut self, now_ms: u64) {
         let mut due = Vec::with_capacity(self.len);
         for (number, shard) in self.shards.iter_mut().enumerate() {
@@ -198,7 +198,7 @@ impl OutgoingSequences {
         self.tails = BTreeMap::from([(now_ms, due)]);
     }
 
-    /// How many channels are known.
+    /// Number of known channels.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -254,8 +254,8 @@ impl OutgoingSequences {
         place
     }
 
-    /// It is in neither of the two lists: it was taken out of `ends`, and the last repeat, which
-    /// took it out of `tails`, is `FORGET_MS - TAIL_FOR_MS` ago.
+    /// Removes a channel that is in neither list: it was taken out of `ends`, and its last repeat,
+    /// which took it out of `tails`, is `FORGET_MS - TAIL_FOR_MS` ago.
     fn forget(&mut self, place: Place) {
         let Shard { table, channels } = &mut self.shards[usize::from(place.shard)];
         let known = channels.remove(place.slot as usize);
@@ -269,31 +269,31 @@ impl OutgoingSequences {
             self.shards[usize::from(place.shard)] = Shard::default();
         } else if table.capacity() > 64 && table.len() < table.capacity() / 4 {
             table.shrink_to(table.len() * 2, |slot| channels[*slot as usize].hash);
-            // Gives back what is free at the slab's end; the rest is there for the next channels.
+            // Frees the unused end of the slab; the rest is kept for the next channels.
             channels.shrink_to_fit();
         }
     }
 }
 
 impl Channel {
-    /// `last` was repeated. The next time is the next multiple of [`TAIL_EVERY_MS`], whatever was
-    /// left out, unless the tail ends before.
+    /// Plans the repeat after one of `last`: at the next multiple of [`TAIL_EVERY_MS`], whatever
+    /// was skipped, unless the tail ends before.
     fn plan_next_repeat(&mut self, now_ms: u64) {
         let every = (now_ms.saturating_sub(self.due_ms) / TAIL_EVERY_MS).saturating_add(1);
         self.due_ms = self.due_ms.saturating_add(every.saturating_mul(TAIL_EVERY_MS));
         self.is_in_tails = self.due_ms <= self.tail_from_ms.saturating_add(TAIL_FOR_MS);
-        // A repeat that comes late, when nobody asked for long: receivers have heard of the channel
-        // just now, so its end is as far away as after any last repeat.
+        // A late repeat, after a long time without a call: receivers have just received the
+        // channel's number, so its end is as far away as after any last repeat.
         self.tail_from_ms = self.tail_from_ms.max(now_ms.saturating_sub(TAIL_FOR_MS));
     }
 }
 
-/// Other bits than those by which the table places and tells apart its entries.
+/// Uses other bits than those by which the table places and distinguishes its entries.
 fn shard_of(hash: u64) -> u8 {
     (hash >> 40) as u8
 }
 
-/// Takes out what is under keys up to `last`.
+/// Removes the entries with keys up to `last`.
 fn take_until(map: &mut Agenda, last: u64) -> impl Iterator<Item = Place> + use<> {
     let later = last.checked_add(1).map(|from| map.split_off(&from)).unwrap_or_default();
     std::mem::replace(map, later).into_values().flatten()
@@ -301,11 +301,11 @@ fn take_until(map: &mut Agenda, last: u64) -> impl Iterator<Item = Place> + use<
 
 /// What the subscriber of one channel knows of its publishers. Lives as long as the subscription.
 ///
-/// With one origin it is 32 bytes and no allocation. There are never more entries than lives of
-/// origins, and one that was not heard of for long makes room for the next new one.
+/// With one origin it takes 32 bytes and no allocation. There are never more entries than runs of
+/// origins, and one that was silent for long makes room for the next new one.
 #[derive(Debug, Default)]
 pub struct Origins {
-    /// The one that was heard last comes first.
+    /// The most recently heard one comes first.
     known: SmallVec<[Known; 1]>,
 }
 
@@ -313,28 +313,29 @@ pub struct Origins {
 struct Known {
     epoch: u64,
     last: u64,
-    /// In seconds: 32 bits of them last until the year 2106.
+    /// In seconds: 32 bits last until the year 2106.
     heard_s: u32,
     origin: NodeId,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// The first of this origin's life, the next in turn, or the first after `missed` lost ones.
+    /// The first of this run of the origin, the next in sequence, or the first after `missed` lost
+    /// ones.
     New { missed: u64 },
-    /// It was here already.
+    /// It was received before.
     Repeated,
-    /// The number that was known last was never given out: it counts from this one again.
+    /// The last known number was never issued: counting restarts from this one.
     Reset,
 }
 
 impl Origins {
-    /// A message with the number `seq` arrived. It sets the baseline if it is the first that is
-    /// heard of this origin and epoch (another epoch: the node was started again), or the first
-    /// after [`STALE_MS`], to the second.
+    /// Handles a message with the number `seq`. It sets the baseline if it is the first of this
+    /// origin and epoch (another epoch: the node was restarted), or the first after [`STALE_MS`],
+    /// to the second.
     ///
-    /// `is_newest`: it is later than all that was heard of its origin, on any channel. If its
-    /// number is not higher than the last one, that one was false.
+    /// `is_newest`: it is later than everything received from its origin, on any channel. If its
+    /// number is then not higher than the last one, the last one was false.
     pub fn receive(
         &mut self,
         origin: NodeId,
@@ -354,10 +355,11 @@ impl Origins {
         }
     }
 
-    /// The origin repeats that its last number is `seq`. Sets the baseline where `receive` would.
+    /// Handles the origin's repeat of its last number `seq`. Sets the baseline where `receive`
+    /// would.
     ///
-    /// `is_latest`: nothing was heard of the origin that it published after this. A higher number
-    /// was false then.
+    /// `is_latest`: nothing was received that the origin published after this. A higher number was
+    /// then false.
     pub fn receive_tail(
         &mut self,
         origin: NodeId,
@@ -375,18 +377,18 @@ impl Origins {
         }
     }
 
-    /// By how much `seq` is above the last number; `None` where it is the baseline.
+    /// Returns by how much `seq` exceeds the last number; `None` if it sets the baseline.
     fn advance(&mut self, origin: NodeId, epoch: u64, seq: u64, now_ms: u64) -> Option<u64> {
         let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
         let heard = Known { epoch, last: seq, heard_s: now_s, origin };
-        // Not the origin alone: words of its last life may come after those of the next.
+        // Not the origin alone: messages of its previous run may arrive after those of the next.
         let is_it = |known: &Known| (known.origin, known.epoch) == (origin, epoch);
         let Some(at) = self.known.iter().position(is_it) else {
             if let Some(gone) = self.known.iter_mut().find(|known| known.is_stale(now_s)) {
                 *gone = heard;
                 return None;
             }
-            // Beyond that some are no lives of nodes.
+            // Beyond that some are not runs of real nodes.
             self.known.truncate(MAX_LIVES - 1);
             self.known.push(heard);
             return None;

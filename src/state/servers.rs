@@ -1,4 +1,4 @@
-//! Business servers of the whole cluster, as one worker knows them, and how busy each is.
+//! Business servers of the whole cluster, as one worker knows them, and the load of each.
 
 use super::projects::ProjectId;
 use super::wants::Server;
@@ -7,22 +7,22 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Requests in flight to one business server, as its node's workers together count them.
+/// Requests in flight to one business server, summed over the workers of its node.
 pub type Load = Arc<AtomicU32>;
 
 /// The loads of all business servers that a node knows, shared by its workers. The lock is taken
-/// when a server comes.
+/// when a server is added.
 #[derive(Debug, Default)]
 pub struct Loads(Mutex<LoadTable>);
 
 #[derive(Debug, Default)]
 struct LoadTable {
     all: BTreeMap<Cid, Weak<AtomicU32>>,
-    /// The number of those that were there when those that are gone were last taken out.
+    /// Number of live entries after the last purge.
     live: usize,
 }
 
-/// The number of loads up to which those that are gone are not taken out.
+/// Number of entries up to which nothing is purged.
 const KEPT_LOADS: usize = 64;
 
 impl Loads {
@@ -32,7 +32,7 @@ impl Loads {
         if let Some(load) = all.get(&cid).and_then(Weak::upgrade) {
             return load;
         }
-        // Not each time: a node may bring thousands.
+        // Not every time: a node may add thousands.
         if all.len() > 2 * *live + KEPT_LOADS {
             all.retain(|_, load| load.strong_count() > 0);
             *live = all.len();
@@ -42,7 +42,7 @@ impl Loads {
         load
     }
 
-    /// Requests in flight to each business server that somebody counts. For the simulator and
+    /// Returns the requests in flight to each business server that is in use. For the simulator and
     /// tests.
     pub fn in_flight(&self) -> BTreeMap<Cid, u32> {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,17 +68,18 @@ struct Known {
     load: Load,
 }
 
-/// Business servers that a choice compares at most: of more, another part of them in each turn.
+/// Maximum number of business servers compared for one choice: if there are more, each turn
+/// compares another part of them.
 const COMPARED: usize = 64;
 
 #[derive(Debug, Default)]
 struct OfProject {
-    /// Those that take requests come first.
+    /// Servers that accept requests come first.
     list: Vec<Known>,
     takers: usize,
-    /// What those that are not here want to hear.
+    /// Events wanted by servers that are not on this worker.
     wanted_elsewhere: EventSet,
-    /// Where the last choice began.
+    /// Where the last choice started.
     turn: usize,
 }
 
@@ -119,7 +120,7 @@ impl Registry {
         project.look_again();
     }
 
-    /// Returns whether it was known.
+    /// Removes a business server. Returns whether it was known.
     pub fn remove(&mut self, cid: Cid) -> bool {
         let Some(id) = self.by_cid.remove(&cid) else { return false };
         if let Some(project) = self.projects.get_mut(&id) {
@@ -132,7 +133,7 @@ impl Registry {
         true
     }
 
-    /// Removes all that a node holds, in one pass over those that are known; which they were.
+    /// Removes all business servers of a node, in one pass over the known ones, and returns them.
     pub fn remove_node(&mut self, node: NodeId) -> Vec<Cid> {
         let is_its = |cid: Cid| SnowflakeClock::node_of(cid.0) == node;
         let removed: Vec<Cid> = self.by_cid.keys().copied().filter(|&cid| is_its(cid)).collect();
@@ -156,14 +157,15 @@ impl Registry {
         self.by_cid.is_empty()
     }
 
-    /// What business servers of the project that are not on this worker want to hear.
+    /// Events wanted by business servers of the project that are not on this worker.
     pub fn wanted_elsewhere(&self, project: ProjectId) -> EventSet {
         self.projects.get(&project).map_or(EventSet::NONE, |project| project.wanted_elsewhere)
     }
 
-    /// The one that takes requests and has the fewest in flight, the nearest of equals; those that
-    /// are equal in both take turns. `except`: not this one. Of more than [`COMPARED`] the best of
-    /// the next ones in turn, so that a request costs the same however many there are.
+    /// Chooses the server that accepts requests and has the fewest in flight, the nearest of
+    /// equals; servers equal in both take turns. `except`: not this one. If there are more than
+    /// [`COMPARED`], it compares the next ones in turn, so that the cost of a request does not
+    /// depend on their number.
     pub fn choose(&mut self, project: ProjectId, except: Option<Cid>) -> Option<Choice> {
         let project = self.projects.get_mut(&project)?;
         let count = project.takers;
@@ -177,7 +179,7 @@ impl Registry {
         Some(Choice { cid: best.server.cid, load: Arc::clone(&best.load) })
     }
 
-    /// The worker that holds a connection, if it is this one.
+    /// Whether this worker holds the connection.
     pub fn is_here(&self, cid: Cid) -> bool {
         self.distance(cid) == Distance::Here
     }

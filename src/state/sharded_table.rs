@@ -1,14 +1,14 @@
-//! A hash table that never grows in one piece.
+//! A hash table that never reallocates as a whole.
 
 use hashbrown::HashTable;
 
 const SHARDS: usize = 256;
-/// The room that a shard keeps, however little of it is used.
+/// Capacity that a shard keeps regardless of its use.
 const KEPT_ROOM: usize = 64;
 
-/// A hash table in 256 shards, of which an insert or a removal moves one at most: with a million
-/// entries it moves 4,000, where one table stalled a worker for 176 ms. It allocates nothing until
-/// the first insert. Hashes and comparisons are the caller's; a hash needs 64 good bits.
+/// A hash table in 256 shards, of which an insert or a removal rebuilds at most one: with a million
+/// entries it moves 4,000, where a single table stalled a worker for 176 ms. It allocates nothing
+/// until the first insert. The caller provides hashes and comparisons; a hash needs 64 good bits.
 #[derive(Debug)]
 pub(super) struct ShardedTable<T> {
     /// Empty, or [`SHARDS`].
@@ -16,7 +16,7 @@ pub(super) struct ShardedTable<T> {
     len: usize,
 }
 
-/// Where an entry is, until the next insert or removal.
+/// Position of an entry, valid until the next insert or removal.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TablePlace {
     shard: u8,
@@ -42,7 +42,7 @@ impl<T> ShardedTable<T> {
         self.shards.get_mut(usize::from(shard_of(hash)))?.find_mut(hash, is_it)
     }
 
-    /// Adds an entry that is not there. `hash_of`: the hash of an entry.
+    /// Adds an entry that is not present. `hash_of`: the hash of an entry.
     pub(super) fn insert(&mut self, hash: u64, value: T, hash_of: impl Fn(&T) -> u64) {
         if self.shards.is_empty() {
             self.shards = (0..SHARDS).map(|_| HashTable::new()).collect();
@@ -51,7 +51,7 @@ impl<T> ShardedTable<T> {
         self.len += 1;
     }
 
-    /// Takes an entry out, and gives memory back where three quarters of a shard are free.
+    /// Removes an entry, and frees memory once three quarters of a shard are unused.
     pub(super) fn remove(
         &mut self,
         hash: u64,
@@ -67,7 +67,7 @@ impl<T> ShardedTable<T> {
         Some(value)
     }
 
-    /// Gives back what an empty table has kept.
+    /// Removes all entries and frees the memory.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -78,7 +78,7 @@ impl<T> ShardedTable<T> {
         Some(TablePlace { shard, bucket })
     }
 
-    /// The entry at a place, if there is one.
+    /// Returns the entry at a place, if there is one.
     pub(super) fn at(&self, place: TablePlace) -> Option<&T> {
         self.shards.get(usize::from(place.shard))?.get_bucket(place.bucket)
     }
@@ -103,7 +103,7 @@ impl<T> ShardedTable<T> {
     }
 }
 
-/// Other bits than those by which a shard places and tells apart its entries.
+/// Uses other bits than those by which a shard places and distinguishes its entries.
 fn shard_of(hash: u64) -> u8 {
     (hash >> 40) as u8
 }
@@ -117,7 +117,7 @@ mod tests {
         number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// One table of a million stalled a worker for 176 ms whenever it grew.
+    /// A single table of a million entries stalled a worker for 176 ms whenever it grew.
     #[test]
     fn no_insert_and_no_removal_moves_more_than_a_shard() {
         const COUNT: u64 = 100_000;

@@ -1,4 +1,4 @@
-//! From a message's selectors to the connections that match.
+//! Matches a message's selectors to connections.
 
 use super::connection::{Connection, NONE};
 use super::directory::Directory;
@@ -9,7 +9,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 /// The selectors of one message, resolved against one worker's directory: names became numbers.
-/// `None` where a selector was not given; each list is sorted.
+/// `None` for a selector that was not given; each list is sorted.
 #[derive(Debug)]
 struct Selectors<'a> {
     cids: Option<SmallVec<[Cid; 8]>>,
@@ -18,36 +18,36 @@ struct Selectors<'a> {
     groups: Option<SmallVec<[u32; 8]>>,
 }
 
-/// A message whose targets are looked for.
+/// A message whose recipients are searched for.
 #[derive(Debug)]
 pub struct Search<'a> {
     pub project: u32,
     pub targets: &'a Targets<'a>,
-    /// New for every message: a connection that carries it was considered already.
+    /// Unique to the message: a connection that carries it was already considered.
     pub stamp: u32,
-    /// Where the last slice ended; `None`: this is the first.
+    /// Where the last slice ended; `None`: this is the first slice.
     pub from: Option<Place>,
 }
 
-/// The place at which the next slice of a search goes on.
+/// The place at which the next slice of a search continues.
 ///
-/// Lists of members are visited from their ends, because a member that leaves has its place taken
-/// by the last one: that one was considered already, and its stamp says so. Who joins a list
-/// meanwhile is behind all that is still to be visited.
+/// Member lists are visited from the end, because the last member takes the place of one that
+/// leaves: that one was already considered, as its stamp shows. Members added meanwhile are behind
+/// everything still to be visited.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     given: Given,
-    /// Of the list that is next: the number of its tag or device; of all devices of a project,
-    /// its place among them.
+    /// The next list: the number of its tag or device; for all devices of a project, its index
+    /// among them.
     list: u32,
-    /// Members of it that are to be visited.
+    /// Number of its members still to be visited.
     members: usize,
 }
 
-/// Calls `each` once for every open connection of the project that the targets select. Takes as
-/// much from `visits` as it considers connections of tags and devices, and ends when there are
-/// none left: returns where it goes on then. Connections may come and go until it does, but no
-/// other message may be searched for.
+/// Calls `each` once for every open connection of the project that the targets select. Subtracts
+/// the considered connections of tags and devices from `visits` and stops when none are left: it
+/// then returns where to continue. Connections may come and go until it is finished, but no other
+/// message may be searched for.
 pub fn select(
     directory: &Directory,
     slab: &mut Slab<Connection>,
@@ -64,9 +64,9 @@ pub fn select(
             }
         }
     }
-    // Wherever a candidate came from, it is judged in the same way.
+    // Every candidate is judged in the same way, whatever its source.
     let mut judge = Judge { selectors: &selectors, project, stamp, visits, each: &mut each };
-    // The narrowest selector gives the candidates.
+    // The narrowest selector provides the candidates.
     if let Some(cids) = &selectors.cids {
         for &cid in cids {
             if let Some(slot) = directory.connection(slab, cid) {
@@ -110,7 +110,7 @@ struct Judge<'a, 'n, F> {
 }
 
 impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
-    /// The members of some tags or devices, whose numbers are sorted.
+    /// Considers the members of some tags or devices, whose numbers are sorted.
     #[inline(always)]
     fn consider_lists<'d>(
         &mut self,
@@ -119,7 +119,7 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         from: Option<Place>,
         (given, members_of): (Given, impl Fn(u32) -> &'d Members),
     ) -> Option<Place> {
-        // One that was left off at may be gone.
+        // The list at which the last slice stopped may be gone.
         let first = from.map_or(0, |place| lists.partition_point(|&list| list < place.list));
         for &list in &lists[first..] {
             let end = from.filter(|place| place.list == list).map_or(usize::MAX, |it| it.members);
@@ -130,7 +130,7 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         None
     }
 
-    /// All of the project.
+    /// Considers all connections of the project.
     fn consider_all(
         &mut self,
         slab: &mut Slab<Connection>,
@@ -157,8 +157,8 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         None
     }
 
-    /// The first `end` members of a list, from the last of them on. Returns the number of those
-    /// that are left for the next slice.
+    /// Considers the first `end` members of a list, starting with the last of them. Returns the
+    /// number left for the next slice.
     #[inline(always)]
     fn consider_members(
         &mut self,
@@ -182,7 +182,7 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         None
     }
 
-    /// Inlined, so that in each loop over candidates what is given is a constant.
+    /// Inlined, so that `given` is a constant in each loop over candidates.
     #[inline(always)]
     fn consider(&mut self, slab: &mut Slab<Connection>, slot: u32, given: Given) {
         let connection = &mut slab[slot as usize];
@@ -195,7 +195,7 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
     }
 }
 
-/// Which selector a candidate fulfils already, by where it was found.
+/// The selector that a candidate already satisfies because of where it was found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Given {
     Cids,
@@ -206,7 +206,7 @@ enum Given {
 }
 
 impl<'a> Selectors<'a> {
-    /// `None` where some selector can match nobody here.
+    /// Resolves the selectors; `None` if one of them matches nobody here.
     fn resolve(directory: &Directory, project: u32, targets: &Targets<'a>) -> Option<Self> {
         let cids = targets.cids.map(|cids| sorted(cids.iter()));
         let uids = targets.uids.map(|names| sorted(names.iter()));
@@ -223,7 +223,7 @@ impl<'a> Selectors<'a> {
         (!is_void).then_some(Self { cids, uids, tags, groups })
     }
 
-    /// Whether tags or devices have fewer members, where both are given.
+    /// Returns which of tags and devices has fewer members, where both are given.
     fn narrower(&self, directory: &Directory) -> Given {
         match (&self.tags, &self.groups) {
             (None, None) => Given::Project,

@@ -1,4 +1,4 @@
-//! What a worker wants to hear from the queue, because its clients may be meant.
+//! Subscriptions that a worker needs from the queue for its clients.
 
 use super::chunked_queue::ChunkedQueue;
 use super::projects::ProjectId;
@@ -9,77 +9,79 @@ use siphasher::sip::SipHasher13;
 use smallvec::SmallVec;
 use std::hash::Hasher;
 
-/// Subscriptions that one tick considers leaving.
+/// Maximum number of idle subscriptions that one tick checks.
 const LOOKS_PER_TICK: usize = 512;
-/// A subscription is left so long after the last client that needed it: clients come back.
+/// How long a subscription is kept after the last client that needed it disconnects: clients come
+/// back.
 pub const LEAVE_AFTER_MS: u64 = 60_000;
 
-/// A group of channels that is needed as a whole.
+/// A group of channels that are needed together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Interest {
-    /// A project's channel, and that of its client ids of this node.
+    /// A project's channel, and the channel of its client ids of this node.
     Project(ProjectId),
     /// A user's channel, with `--routing user`.
     User(ProjectId, CompactString),
     /// The channel of a project's client ids of this node, for business servers.
     Inbox(ProjectId),
-    /// What happens to a project's clients.
+    /// Events of a project's clients.
     Events(ProjectId),
 }
 
-/// Who needs to hear something.
+/// A connection that needs subscriptions.
 #[derive(Debug, Clone, Copy)]
 pub enum Listener<'a> {
     Client {
         uid: &'a str,
     },
-    /// A business server; `events`: of clients.
+    /// A business server; `events`: those it wants of clients.
     Server {
         hears_events: bool,
     },
 }
 
-/// What a worker tells the broker.
+/// A worker's request to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
-    /// To be answered once it is in force.
+    /// Answered once it is in force.
     Join(Interest),
     Leave(Interest),
-    /// The first connection of a user (its [`user_hash`]) came, the last one went. Told only where
-    /// there are several workers to choose from.
+    /// The first connection of a user (its [`user_hash`]) was opened, the last one closed. Sent
+    /// only if there are several workers to choose from.
     UserHere(u64),
     UserGone(u64),
-    /// A business server came, went. The first is answered with [`Notice::ServerKnown`].
+    /// A business server connected, disconnected. The first is answered with
+    /// [`Notice::ServerKnown`].
     ServerHere(Server),
     ServerGone(Cid),
-    /// This worker knows of a business server of another one now. Where there is no broker.
+    /// This worker now knows a business server of another worker. Sent only without a broker.
     ServerSeen(Cid),
     Relay(Relay),
 }
 
-/// A parcel for others.
+/// A parcel for other workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relay {
     pub to: To,
     pub parcel: Vec<u8>,
 }
 
-/// Why a parcel could not be handed over.
+/// Why a parcel could not be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsent {
     /// The queue is down.
     Down,
-    /// There was no room on the way to it, or to another worker.
+    /// There was no room on the way to the broker or to another worker.
     Full,
-    /// It is larger than what the queue carries.
+    /// The parcel is larger than what the queue carries.
     TooLarge,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum To {
-    /// The worker, of whichever node, that holds this connection.
+    /// The worker, on any node, that holds this connection.
     Holder { project: ProjectId, cid: Cid },
-    /// Whoever has business servers of the project that want to hear its events.
+    /// All workers with business servers of the project that want its events.
     Events(ProjectId),
 }
 
@@ -91,33 +93,33 @@ pub struct Server {
     pub events: EventSet,
 }
 
-/// What the broker, or another worker, tells a worker.
+/// A message to a worker from the broker or another worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
     ServerHere(Server),
     ServerGone(Cid),
-    /// Whoever must know of this worker's business server does.
+    /// Every worker that must know of this worker's business server does.
     ServerKnown(Cid),
-    /// A node came, or is lost with all that it held.
+    /// A node joined, or is lost with all its business servers.
     Node {
         node: NodeId,
         is_up: bool,
     },
-    /// An earlier run of this node may have given out ids of milliseconds up to this one.
+    /// An earlier run of this node may have issued ids from milliseconds up to this one.
     IdsBegin {
         used_ms: u64,
     },
 }
 
 impl Ask {
-    /// Whether it ends something: what was handed over before it must be heard before it.
+    /// Whether it ends something: messages handed over earlier must be handled first.
     pub fn is_end(&self) -> bool {
         matches!(self, Self::ServerGone(_))
     }
 }
 
 impl Notice {
-    /// Whether it ends something: what was handed over before it must be heard before it.
+    /// Whether it ends something: messages handed over earlier must be handled first.
     pub fn is_end(&self) -> bool {
         matches!(self, Self::ServerGone(_) | Self::Node { is_up: false, .. })
     }
@@ -128,7 +130,7 @@ enum State {
     #[default]
     Unknown,
     Asked,
-    /// The queue does not let this node hear it. It is asked for again and again.
+    /// The queue does not permit this node to subscribe. It is requested again and again.
     Refused,
     InForce,
 }
@@ -137,9 +139,9 @@ enum State {
 struct Want {
     listeners: u32,
     state: State,
-    /// It is in the queue of those that may be left.
+    /// It is in the queue of idle interests.
     is_queued: bool,
-    /// When its last listener went.
+    /// When its last listener left.
     idle_since_ms: u64,
 }
 
@@ -164,7 +166,7 @@ impl UserWant {
     }
 }
 
-/// By user. The hash is keyed, so that clients cannot aim at one bucket.
+/// By user. The hash is keyed, so that clients cannot cause collisions.
 #[derive(Debug)]
 struct UserWants {
     table: ShardedTable<UserWant>,
@@ -202,24 +204,24 @@ fn user_hash(keys: (u64, u64), project: ProjectId, uid: &str) -> u64 {
     hasher.finish()
 }
 
-/// Which interests a worker's clients need, and which are in force.
+/// The interests that a worker's clients need, and which are in force.
 ///
-/// Before a client is taken in, [`Wants::admit`] says whether it has to wait for something; then
-/// [`Wants::join`] and at its end [`Wants::leave`]. What the broker must know is in
-/// [`Wants::take_asks`], in order.
+/// Calling order for each client: [`Wants::admit`] returns whether it has to wait for an interest;
+/// then [`Wants::join`], and at its end [`Wants::leave`]. [`Wants::take_asks`] returns the requests
+/// to the broker, in order.
 #[derive(Debug)]
 pub struct Wants {
-    /// `None`: the `local` queue; nothing is needed.
+    /// `None`: the `local` queue, which needs no subscriptions.
     routing: Option<Routing>,
     /// By [`ProjectId`].
     projects: Vec<ProjectWants>,
     users: UserWants,
-    /// Since when, oldest first.
+    /// Idle interests with the time since when, oldest first.
     idle: ChunkedQueue<(u64, Interest)>,
     asks: Vec<Ask>,
-    /// The last tick's time, by a clock that nobody sets: precise enough for minutes.
+    /// Time of the last tick, on a monotonic clock: precise enough for minutes.
     now_ms: u64,
-    /// How far the wall clock is ahead of that one.
+    /// How far the wall clock is ahead of the monotonic one.
     ahead_ms: i64,
 }
 
@@ -241,8 +243,8 @@ impl Wants {
         }
     }
 
-    /// What has to be in force before a client, or a business server, is told that it is connected;
-    /// `None`: nothing more. Asks for it.
+    /// Returns the interest that must be in force before a client or business server gets its
+    /// welcome, and requests it; `None`: nothing is missing.
     pub fn admit(&mut self, project: ProjectId, listener: Listener<'_>) -> Option<Interest> {
         self.needs(project, listener).into_iter().find(|interest| {
             if let Interest::User(project, uid) = interest {
@@ -262,7 +264,7 @@ impl Wants {
         })
     }
 
-    /// It came.
+    /// Adds a listener.
     pub fn join(&mut self, project: ProjectId, listener: Listener<'_>) {
         for interest in self.needs(project, listener) {
             if let Some(want) = self.find(&interest) {
@@ -271,7 +273,7 @@ impl Wants {
         }
     }
 
-    /// It went.
+    /// Removes a listener.
     pub fn leave(&mut self, project: ProjectId, listener: Listener<'_>) {
         let now_ms = self.now_ms;
         for interest in self.needs(project, listener) {
@@ -283,13 +285,13 @@ impl Wants {
         }
     }
 
-    /// The broker's answer to an [`Ask::Join`].
+    /// Handles the broker's answer to an [`Ask::Join`].
     pub fn handle_ready(&mut self, interest: &Interest) {
         let now_ms = self.now_ms;
         self.settle(interest, State::InForce, now_ms);
     }
 
-    /// The queue does not let this node hear something that is asked for, or was in force.
+    /// Handles the queue's refusal of an interest that was requested or in force.
     pub fn handle_refused(&mut self, interest: &Interest) {
         let now_ms = self.now_ms;
         self.settle(interest, State::Refused, now_ms);
@@ -298,7 +300,7 @@ impl Wants {
     fn settle(&mut self, interest: &Interest, state: State, now_ms: u64) {
         if let Some(want) = self.find(interest).filter(|want| want.state != State::Unknown) {
             want.state = state;
-            // Who asked may have gone meanwhile.
+            // The connection that asked may be gone by now.
             if want.listeners == 0 && want.is_to_be_queued(now_ms) {
                 self.idle.push_back((now_ms, interest.clone()));
             }
@@ -311,7 +313,7 @@ impl Wants {
         needs.any(|interest| self.find(&interest).is_some_and(|want| want.state == State::Refused))
     }
 
-    /// Leaves what nobody has needed for a minute, a bounded number at a time.
+    /// Unsubscribes from interests that nobody has needed for a minute, a bounded number at a time.
     pub fn handle_tick(&mut self, now_ms: u64) {
         let now_ms = now_ms.saturating_add_signed(-self.ahead_ms);
         self.now_ms = now_ms;
@@ -329,7 +331,7 @@ impl Wants {
             }
             let since_ms = want.idle_since_ms;
             if since_ms + LEAVE_AFTER_MS > now_ms {
-                // Somebody came and went meanwhile.
+                // A listener joined and left in the meantime.
                 want.is_queued = true;
                 self.idle.push_back((since_ms, interest));
                 continue;
@@ -346,12 +348,12 @@ impl Wants {
         self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
 
-    /// The broker is to know this besides.
+    /// Queues another request to the broker.
     pub fn tell(&mut self, ask: Ask) {
         self.asks.push(ask);
     }
 
-    /// What the broker must know, in order.
+    /// Takes the requests to the broker, in order.
     pub fn take_asks(&mut self) -> Vec<Ask> {
         std::mem::take(&mut self.asks)
     }
@@ -360,7 +362,7 @@ impl Wants {
         !self.asks.is_empty()
     }
 
-    /// In the order in which it is asked for.
+    /// Returns the interests of a listener, in the order in which they are requested.
     fn needs(&self, project: ProjectId, listener: Listener<'_>) -> SmallVec<[Interest; 2]> {
         let mut needs = SmallVec::new();
         match (self.routing, listener) {
@@ -397,7 +399,7 @@ impl Wants {
 }
 
 impl Want {
-    /// Nobody needs it from now on. Returns whether it has to be queued.
+    /// Marks it as idle from now on. Returns whether it has to be queued.
     fn is_to_be_queued(&mut self, now_ms: u64) -> bool {
         self.idle_since_ms = now_ms;
         !std::mem::replace(&mut self.is_queued, true)
@@ -481,7 +483,7 @@ mod tests {
         assert_eq!(wants.admit(SHOP, client("a")), Some(project));
     }
 
-    /// Set back by an hour, nothing was left for an hour.
+    /// When the clock was set back by an hour, nothing was unsubscribed from for an hour.
     #[test]
     fn a_step_of_the_clock_changes_no_minute() {
         let mut wants = wants(Routing::Project);
@@ -492,7 +494,7 @@ mod tests {
         let now_ms = 4_000_000;
         wants.join(SHOP, client("a"));
         wants.handle_tick(now_ms);
-        // Once in the queue, and its time begins again.
+        // It is in the queue once, and its time starts over.
         wants.leave(SHOP, client("a"));
         wants.handle_tick(now_ms + 1_000);
         wants.join(SHOP, client("a"));
@@ -537,7 +539,7 @@ mod tests {
         assert_eq!(wants.take_asks(), [Ask::Leave(project)]);
     }
 
-    /// Whoever came next was let in, and heard nothing.
+    /// The next client was admitted and received nothing.
     #[test]
     fn what_is_refused_is_not_asked_for_again_and_is_left_like_anything_else() {
         let mut wants = wants(Routing::Project);

@@ -1,4 +1,4 @@
-//! `Worker`: the product's logic, one per core.
+//! `Worker`: the application logic, one instance per core.
 
 mod events;
 mod gone;
@@ -44,120 +44,121 @@ use slab::Slab;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// What a worker is made with.
+/// Parameters of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
     pub node: NodeId,
-    /// Of this run of the node; shared with its other workers and its broker.
+    /// This run of the node; shared with its other workers and its broker.
     pub incarnation: Arc<Incarnation>,
-    /// This worker's index, and how many there are.
+    /// This worker's index, and the number of workers.
     pub worker: usize,
     pub workers: usize,
     pub projects: Arc<Projects>,
     pub limits: Limits,
-    /// Address space is reserved for so many connections.
+    /// Number of connections for which address space is reserved.
     pub max_connections: usize,
     /// A connection on which nothing was sent or received for this long is pinged.
     pub ping_interval_ms: u64,
-    /// Silence of the peer after which a connection ends with 4002; it is pinged at half of it at
-    /// the latest.
+    /// Silence of the peer after which its connection is closed with 4002; it is pinged at half of
+    /// it at the latest.
     pub idle_timeout_ms: u64,
-    /// Unsent bytes of one connection, and of all of this worker's.
+    /// Limit on unsent bytes of one connection, and of all of this worker's.
     pub outbox_bytes: usize,
     pub worker_outbox_bytes: usize,
-    /// Unsent bytes of a business server's connection.
+    /// Limit on unsent bytes of a business server's connection.
     pub server_outbox_bytes: usize,
-    /// How long a client's request waits for its answer.
+    /// How long a client's request waits for its response.
     pub request_timeout_ms: u64,
     /// Requests in flight by business server, shared by the node's workers.
     pub loads: Arc<Loads>,
-    /// Every data frame comes back, and nothing is sent unasked.
+    /// Echo mode: every data frame is sent back, and nothing unsolicited is sent.
     pub echo: bool,
-    /// Whether a refused signature is answered with the text that should have been signed.
+    /// Whether a rejected signature is answered with the text that should have been signed.
     pub shows_signed_text: bool,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
-    /// Keys of pushes that are remembered at most.
+    /// Maximum number of push keys that are remembered.
     pub idempotency_keys: usize,
-    /// `None`: the `local` queue, where everything that is accepted is heard.
+    /// `None`: the `local` queue, where everything accepted is received.
     pub hearing: Option<Hearing>,
     pub counters: Arc<Counters>,
 }
 
-/// How a worker hears what other nodes accept.
+/// How a worker receives what other nodes accept.
 #[derive(Debug, Clone, Copy)]
 pub struct Hearing {
     pub routing: Routing,
-    /// Whether the broker is told which users are here, to choose between workers.
+    /// Whether the users of its connections are announced to the broker, which then chooses between
+    /// workers.
     pub announces_users: bool,
-    /// Seeds of [`user_hash`], the same at the broker and all its workers.
+    /// Seeds of [`user_hash`], shared by the broker and all its workers.
     pub user_keys: (u64, u64),
 }
 
-/// Who a connection is: the outcome of a handshake whose signature held.
+/// Identity of a connection: the outcome of a handshake with a valid signature.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity<'a> {
     pub project: ProjectId,
     pub uid: &'a str,
-    /// Empty where none was told.
+    /// Empty if none was given.
     pub device: &'a str,
-    /// Valid, each once, at most `limits.tags`.
+    /// Valid, without duplicates, at most `limits.tags`.
     pub tags: &'a [&'a str],
-    /// Unix seconds at which it ends with 4003 unless refreshed; 0: never.
+    /// Unix seconds at which the session ends with 4003 unless refreshed; 0: never.
     pub session_exp: u64,
     pub role: Role,
 }
 
-/// What a connection is.
+/// Role of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Client,
-    /// A business server, and what it is told of.
+    /// A business server, and the events it subscribes to.
     Server(EventSet),
 }
 
-/// What becomes of a push on this worker.
+/// Outcome of a push on this worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PushOutcome {
-    /// Connections that it was for.
+    /// Connections that it matches.
     pub matched: u64,
-    /// It came too late to be owed to them.
+    /// It expired before it could be queued for them.
     pub is_expired: bool,
-    /// Not all candidates were looked at: what comes of it [`Worker::match_more`] tells later.
+    /// Not all candidates were considered: [`Worker::match_more`] reports the outcome later.
     pub is_unfinished: bool,
 }
 
-/// Requests that are under way at a worker.
+/// Requests in progress at a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PendingRequests {
-    /// Of its clients.
+    /// Waiting requests of its clients.
     pub waiting: usize,
-    /// To its business servers: not answered, and not written.
+    /// Requests to its business servers: unanswered, and unwritten.
     pub asked: usize,
     pub unwritten: usize,
 }
 
-/// A connection that has left the slab: what its socket still needs.
+/// A connection removed from the slab: what its socket still needs.
 #[derive(Debug)]
 pub struct Released {
     pub generation: u32,
-    /// The rest of a frame that was partly written: it comes before a Close frame.
+    /// The rest of a partly written frame: it precedes a Close frame.
     pub rest: Option<Rest>,
-    /// It waited for its socket to take more.
+    /// It was waiting for its socket to become writable.
     pub was_blocked: bool,
 }
 
-/// One core's connections and what they are owed.
+/// One core's connections and the output queued for them.
 ///
-/// Events go in through `handle_*`, each at a time `now_ms` (milliseconds since 1970) that the
-/// caller read; they write into the open batch. Then, while [`Worker::has_output`]:
-/// [`Worker::match_more`], [`Worker::seal`] the batch; [`Worker::lay_out`] a part of it, send each
-/// [`Sealed::outgoing`] of [`Sealed::part`] and tell [`Worker::handle_sent`], until
-/// [`Sealed::is_last_part`]; then [`Worker::finish`] it and [`Worker::release`] the slots of the
-/// closes that it returns. An outbox that is not empty is written whenever its socket has room
-/// ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
+/// Input goes in through `handle_*`, each call with a time `now_ms` (milliseconds since 1970) that
+/// the caller has read; these methods write into the open batch. Then, while
+/// [`Worker::has_output`]: [`Worker::match_more`], [`Worker::seal`] the batch; [`Worker::lay_out`]
+/// a part of it, send each [`Sealed::outgoing`] of [`Sealed::part`] and report to
+/// [`Worker::handle_sent`], until [`Sealed::is_last_part`]; then [`Worker::finish`] it and
+/// [`Worker::release`] the slots of the closes it returns. A non-empty outbox is written whenever
+/// its socket has room ([`Worker::outbox`], [`Worker::handle_outbox_written`]).
 ///
-/// Invariant: a connection's bytes leave in the order outbox, sealed batch, open batch. A
+/// Invariant: a connection's bytes are sent in the order outbox, sealed batch, open batch. A
 /// connection is in the directory exactly while its phase is open.
 #[derive(Debug)]
 pub struct Worker {
@@ -172,60 +173,61 @@ pub struct Worker {
     born_ms: u64,
     /// Connections that have an outbox.
     backlogged: usize,
-    /// What is allocated for what sockets have not taken.
+    /// Memory allocated for output that sockets have not accepted.
     budget: Budget,
     rests: Rests,
-    /// Open connections whose socket did not take all, by what they hold.
+    /// Open connections whose socket did not accept everything, by the size of their outbox.
     by_size: BySize,
-    /// Of a push: slots whose outbox grew out of its place, and those for which there was no room.
+    /// Scratch lists of a push: slots whose outbox outgrew its place, and slots for which there was
+    /// no room.
     grown: Vec<u32>,
     without_room: Vec<u32>,
-    /// What is to be closed as slow: it had to make room, or left too much unread. Its outbox is
-    /// freed already.
+    /// Connections to close as slow: they had to make room, or left too much unread. Their outboxes
+    /// are already freed.
     shed: VecDeque<ConnKey>,
     /// How many of them may be closed before the next tick.
     shed_closes_left: usize,
-    /// They are not closed now.
+    /// Closing them is suspended.
     holds_closes: bool,
-    /// Slots whose outbox just got its first bytes: to be written when there is room.
+    /// Slots whose outbox just got its first bytes: to be written once the socket has room.
     blocked: Vec<u32>,
     sweep: Sweep,
     is_overdue: bool,
     used_ids: Option<UsedIds>,
     /// Requests that may be answered or freed before the next tick because their business server or
-    /// their client is gone, or they have waited for too long.
+    /// client is gone, or they have timed out.
     answers_left: usize,
-    /// When sessions end: unix seconds, slot, generation. Only connections that have an end are
-    /// here.
+    /// Session ends: unix seconds, slot, generation. Contains only connections whose session has an
+    /// end.
     sessions: BTreeSet<(u64, u32, u32)>,
     wants: Wants,
     remembered: RememberedKeys,
-    /// Pushes that are not matched wholly.
+    /// Pushes that are not completely matched.
     pushes: Pushes,
-    /// The cluster's business servers, and those that are connected here.
+    /// The cluster's business servers, and those connected here.
     registry: Registry,
     own_servers: OwnServers,
-    /// Slots of those that just got their welcome.
+    /// Slots of business servers that just got their welcome.
     welcomed: Vec<u32>,
-    /// Requests of this worker's clients that wait for an answer.
+    /// Requests of this worker's clients that wait for a response.
     requests: Requests,
-    /// What business servers elsewhere are still to be told.
+    /// Events still to be sent to business servers elsewhere.
     untold: Untold,
-    /// Room for the text of an event, kept.
+    /// Buffer for the text of an event, kept for reuse.
     event_text: Vec<u8>,
-    /// What happened to requests, where somebody wants to know.
+    /// What happened to requests, if notes are enabled.
     notes: Option<Vec<Note>>,
-    /// The latest time that it was told.
+    /// The latest time passed to it.
     now_ms: u64,
 }
 
-/// Whether a connection may be taken in.
+/// Whether a connection may be accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
     Now,
-    /// Once this is in force.
+    /// Once this interest is in force.
     After(Interest),
-    /// The queue does not let this node hear what it needs.
+    /// The queue does not permit this node to receive what the connection needs.
     Refused,
 }
 
@@ -294,13 +296,14 @@ impl Worker {
         self.connections.len()
     }
 
-    /// A number that no other message or connection of the cluster has.
+    /// Returns a number that no other message or connection of the cluster has.
     pub fn next_message_id(&mut self, now_ms: u64) -> MessageId {
         MessageId(self.ids.next(now_ms, &self.config.incarnation))
     }
 
-    /// What has to be in force before a connection like this may be taken in, so that nothing
-    /// passes it by once it has its welcome. It is asked for ([`Worker::take_asks`]).
+    /// Returns what must be in force before a connection like this may be accepted, so that it
+    /// misses nothing once it has its welcome. Missing interests are requested
+    /// ([`Worker::take_asks`]).
     pub fn admit(&mut self, identity: &Identity<'_>) -> Admission {
         let (project, listener) = (identity.project, life::listener(identity.role, identity.uid));
         match self.wants.admit(project, listener) {
@@ -310,17 +313,18 @@ impl Worker {
         }
     }
 
-    /// The queue does not let this node hear something. Who is connected stays.
+    /// Handles the queue's refusal of an interest. Existing connections stay open.
     pub fn handle_refused(&mut self, interest: &Interest) {
         self.wants.handle_refused(interest);
     }
 
-    /// The broker's answer: this is in force, or the queue is not there to confirm it.
+    /// Handles the broker's answer: the interest is in force, or the queue is unavailable and
+    /// cannot confirm it.
     pub fn handle_ready(&mut self, interest: &Interest) {
         self.wants.handle_ready(interest);
     }
 
-    /// What the broker must know, in order. To be handed over before anything is sent.
+    /// Takes the requests to the broker, in order. Hand them over before anything is sent.
     pub fn take_asks(&mut self) -> Vec<Ask> {
         self.send_untold();
         self.wants.take_asks()
@@ -330,8 +334,8 @@ impl Worker {
         self.wants.has_asks() || !self.untold.is_empty()
     }
 
-    /// Something came from the connection in `slot`, perhaps a piece of a frame only: it is not
-    /// silent.
+    /// Notes that the connection in `slot` received something, possibly only part of a frame: it is
+    /// not silent.
     pub fn handle_input(&mut self, slot: u32, now_ms: u64) {
         self.now_ms = now_ms;
         let heard_ms = self.local_ms(now_ms);
@@ -341,8 +345,8 @@ impl Worker {
         connection.pinged = false;
     }
 
-    /// One message or control frame of the connection in `slot`. Returns whether more is wanted of
-    /// it.
+    /// Handles one message or control frame of the connection in `slot`. Returns whether to read
+    /// more from it.
     pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
         if !self.takes_frames(slot) {
             return false;
@@ -379,17 +383,17 @@ impl Worker {
         self.is_open(slot) && !self.is_shed(slot)
     }
 
-    /// Its bytes broke a rule of RFC 6455.
+    /// Handles a violation of RFC 6455 by the peer.
     pub fn handle_violation(&mut self, slot: u32, violation: Violation) {
         self.close(slot, CloseCause::Violation(violation));
     }
 
-    /// Its message did not arrive whole, and is not waited for any longer.
+    /// Closes a connection whose incomplete message is not waited for any longer.
     pub fn handle_unfinished(&mut self, slot: u32, cause: CloseCause) {
         self.close(slot, cause);
     }
 
-    /// Its socket is gone.
+    /// Handles the loss of the connection's socket.
     pub fn handle_disconnect(&mut self, slot: u32) {
         self.close(slot, CloseCause::Gone);
     }
@@ -400,28 +404,28 @@ impl Worker {
         !self.open.is_empty() || self.pushes.is_matching()
     }
 
-    /// The open batch is so large that it must go before anything else is taken in.
+    /// Whether the open batch is so large that it must be sent before more input is accepted.
     pub fn is_full(&self) -> bool {
         self.open.is_full()
     }
 
-    /// Whether a push may be taken in: the batch has room, and few wait to be matched.
+    /// Whether a push may be accepted: the batch has room, and few pushes wait to be matched.
     pub fn takes_pushes(&self) -> bool {
         !self.open.is_full() && !self.pushes.is_full()
     }
 
-    /// Whether the open batch may be kept open for a moment, so that more messages share its sends:
-    /// nothing in it answers anybody, and it has room.
+    /// Whether the open batch may stay open for a moment, so that more messages share its sends: it
+    /// contains no reply and has room.
     pub fn may_wait(&self) -> bool {
         self.open.may_wait() && !self.pushes.is_matching()
     }
 
-    /// Whether a push is not matched wholly, and nothing that is owed already is urgent.
+    /// Whether a push is not completely matched, and nothing already queued is urgent.
     pub fn may_match_first(&self) -> bool {
         self.pushes.is_matching() && self.open.may_wait()
     }
 
-    /// Whether a push is not matched wholly.
+    /// Whether a push is not completely matched.
     pub fn is_matching(&self) -> bool {
         self.pushes.is_matching()
     }
@@ -432,8 +436,8 @@ impl Worker {
         sealed.seal(&mut self.open);
     }
 
-    /// Lays out the next part of a sealed batch for sending, of at most `max` entries. The part
-    /// before it must be sent. A large batch in one piece would keep others waiting.
+    /// Lays out the next part of a sealed batch for sending, of at most `max` entries; the part
+    /// before it must be sent. A large batch in one piece would delay other tasks.
     pub fn lay_out(&mut self, sealed: &mut Sealed, max: usize) {
         sealed.lay_out(max);
         let mut over_limit: Vec<u32> = Vec::new();
@@ -451,14 +455,15 @@ impl Worker {
                 }
             }
         }
-        // Business servers are told of it, behind all that this batch holds for them.
+        // Business servers are notified, after everything this batch holds for them.
         for slot in over_limit {
             self.close_slow(slot);
         }
         self.close_shed();
     }
 
-    /// The kernel took `written` bytes of entry `index`: all, some or (full socket) none.
+    /// Notes that the kernel accepted `written` bytes of entry `index`: all, some, or (full socket)
+    /// none.
     pub fn handle_sent(&mut self, sealed: &Sealed, index: usize, written: usize, whole: bool) {
         if whole {
             self.config.counters.deliveries.add(sealed.pushes(index));
@@ -468,19 +473,19 @@ impl Worker {
         self.close_shed();
     }
 
-    /// The kernel refused entry `index`: that socket is broken.
+    /// Handles the kernel's refusal of entry `index`: the socket is broken.
     pub fn handle_send_error(&mut self, sealed: &Sealed, index: usize) {
         self.config.counters.count_drops(Drop::Disconnected, sealed.pushes(index));
         self.close(sealed.slot(index), CloseCause::Gone);
     }
 
-    /// Ends a batch that was sent; the closes that it returns are due now.
+    /// Ends a batch that was sent; the closes it returns are due now.
     pub fn finish(&mut self, sealed: &mut Sealed) -> Vec<CloseRequest> {
         sealed.finish()
     }
 
-    /// Slots whose outbox got its first bytes since the last call: write them when their socket has
-    /// room.
+    /// Takes the slots whose outbox got its first bytes since the last call: write them when their
+    /// socket has room.
     pub fn take_blocked(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.blocked)
     }
@@ -495,7 +500,7 @@ impl Worker {
         Released { generation: connection.generation, rest, was_blocked }
     }
 
-    /// Whether the peer's next messages should be read: not while it leaves half its outbox unread.
+    /// Whether to read the peer's next messages: not while it leaves half its outbox unread.
     pub fn wants_input(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|connection| {
             self.takes_frames(slot)
@@ -513,23 +518,23 @@ impl Worker {
         }
     }
 
-    /// Whether the connection in `slot` is there and not being closed.
+    /// Whether the connection in `slot` exists and is not being closed.
     pub fn is_open(&self, slot: u32) -> bool {
         self.connections.get(slot as usize).is_some_and(|one| one.phase == Phase::Open)
     }
 
-    /// The client id of the connection in `slot`.
+    /// Returns the client id of the connection in `slot`.
     pub fn cid(&self, slot: u32) -> Option<Cid> {
         self.connections.get(slot as usize).map(|connection| connection.cid)
     }
 
-    /// What is under way of requests. For the simulator and tests.
+    /// Returns the requests in progress. For the simulator and tests.
     pub fn pending_requests(&self) -> PendingRequests {
         let (asked, unwritten) = self.own_servers.pending();
         PendingRequests { waiting: self.requests.len(), asked, unwritten }
     }
 
-    /// Panics unless directory and slab agree; reads everything. For the simulator and tests.
+    /// Panics unless directory and slab agree; visits everything. For the simulator and tests.
     pub fn check(&self) {
         let is_open = |connection: &Connection| connection.phase == Phase::Open;
         let is_client = |connection: &Connection| is_open(connection) && !connection.is_server;
@@ -548,7 +553,7 @@ impl Worker {
 
     // Helpers.
 
-    /// Owes a frame of the open batch to one connection.
+    /// Queues a frame of the open batch for one connection.
     fn owe(&mut self, slot: u32, frame: u32) {
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let max_bytes = self.config.worker_outbox_bytes;
@@ -573,7 +578,7 @@ impl Worker {
         if connection.is_server { self.config.server_outbox_bytes } else { self.outbox_limit }
     }
 
-    /// As parcels name this node.
+    /// The sender as parcels name this worker.
     fn sender(&self) -> Sender {
         Sender { node: self.config.node, epoch: self.config.incarnation.epoch() }
     }

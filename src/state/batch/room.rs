@@ -1,12 +1,12 @@
-//! The room that batches keep from one to the next, and when they give it back: a message to very
-//! many leaves lists that no other message may need for hours.
+//! Capacity that batches keep for reuse, and when they release it: a message to many connections
+//! grows lists that no other message may need for hours.
 
 use super::{Batch, Sealed};
 
-/// What each list may keep without having been used.
+/// Capacity that each list may keep even if unused.
 const KEPT_BYTES: usize = 16 << 10;
 
-/// The most that any batch has needed of each list since the last [`Sealed::trim`].
+/// The most that any batch has used of each list since the last [`Sealed::trim`].
 #[derive(Debug, Default)]
 pub(super) struct Peaks {
     bytes: usize,
@@ -30,9 +30,9 @@ impl Peaks {
 }
 
 impl Sealed {
-    /// Gives back the room of both batches that none has needed since the last call, where that is
-    /// most of it; returns the bytes that this freed. A message to all that comes between any two
-    /// calls finds its room every time.
+    /// Releases capacity of both batches that none has used since the last call, where that is most
+    /// of it; returns the number of bytes freed. If a message to all clients is sent between every
+    /// two calls, it always finds its capacity allocated.
     pub(crate) fn trim(&mut self, open: &mut Batch) -> usize {
         let peaks = std::mem::take(&mut self.peaks);
         let mut freed = trim(&mut self.scratch, peaks.scratch);
@@ -47,7 +47,7 @@ impl Sealed {
     }
 }
 
-/// Shrinks a list of which no more than a quarter was needed; the bytes that this freed.
+/// Shrinks a list of which at most a quarter was used; returns the number of bytes freed.
 fn trim<T>(list: &mut Vec<T>, needed: usize) -> usize {
     let needed = needed.max(KEPT_BYTES / size_of::<T>());
     let before = list.capacity();
@@ -83,7 +83,7 @@ mod tests {
         let freed = sealed.trim(&mut open);
         assert!(freed > 18_000 * (16 + 12 + 24), "{freed}");
         assert_eq!(sealed.trim(&mut open), 0);
-        // What an open batch holds stays.
+        // The contents of an open batch stay.
         let frame = open.add_push(5, 0, |out| out.extend_from_slice(b"hello"));
         (0..18_000).for_each(|slot| open.owe(slot, &mut NONE.clone(), frame));
         sealed.trim(&mut open);

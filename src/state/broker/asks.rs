@@ -1,4 +1,5 @@
-//! What the workers need: channels to hear, parcels to bring, business servers to tell of.
+//! Requests of the workers: channels to subscribe to, parcels to relay, business servers to
+//! announce.
 
 use super::{Broker, Joined, Sink, State};
 use crate::state::projects::ProjectId;
@@ -6,7 +7,7 @@ use crate::state::wants::{Ask, Interest, Relay, To};
 use crate::types::SnowflakeClock;
 
 impl Broker {
-    /// What a worker needs to hear, or needs no more.
+    /// Handles a worker's request to subscribe, unsubscribe, relay or announce.
     pub fn handle_ask(&mut self, worker: usize, ask: &Ask, now_ms: u64, sink: &mut dyn Sink) {
         match ask {
             Ask::Join(interest) => self.join(worker, interest, now_ms, sink),
@@ -15,14 +16,14 @@ impl Broker {
             Ask::UserGone(user) => self.presence.remove(*user, worker),
             Ask::ServerHere(server) => self.handle_server_here(worker, *server, now_ms, sink),
             Ask::ServerGone(cid) => self.handle_server_gone(worker, *cid, now_ms, sink),
-            // Nobody waits for it: the broker has told them.
+            // No worker waits for it: the broker itself sent the notice.
             Ask::ServerSeen(_) => {}
             Ask::Relay(relay) => self.relay(worker, relay, now_ms, sink),
         }
     }
 
-    /// A worker has a parcel for other workers, here or elsewhere. Business servers of this node
-    /// have events at once, before what its clients ask them.
+    /// Relays a worker's parcel to other workers, on this node or elsewhere. Business servers on
+    /// this node get events at once, before requests from the clients they concern.
     fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
@@ -30,7 +31,7 @@ impl Broker {
         if let To::Holder { cid, .. } = to
             && SnowflakeClock::node_of(cid.0) == config.node
         {
-            // By way of Redis it would come after the word that its business server is gone.
+            // Through Redis it would arrive after the notice that its business server is gone.
             let worker = SnowflakeClock::worker_of(cid.0, config.workers);
             return if worker < config.workers {
                 sink.relay(1 << worker, *project, parcel)
@@ -58,8 +59,8 @@ impl Broker {
         let is_up = self.has_subscribed();
         let names = self.channel_names(interest);
         if self.is_first_attempt && !is_up {
-            // Whoever comes before it is known which client ids were given out waits for that: all
-            // is subscribed to then, or the attempt fails.
+            // A subscription requested before it is known which client ids were issued waits until
+            // then: either everything is subscribed to at that point or the attempt fails.
             for name in &names {
                 self.interests.join(name, worker, Some(interest));
             }
@@ -86,7 +87,7 @@ impl Broker {
         }
     }
 
-    /// Whether everything that was wanted when the links came up was asked for.
+    /// Whether every channel wanted when the links came up has been requested.
     fn has_subscribed(&self) -> bool {
         matches!(self.state, State::Proving | State::Ready) || self.subscriptions.is_waiting()
     }
@@ -105,7 +106,7 @@ impl Broker {
         }
     }
 
-    /// Some worker has handled a canary.
+    /// Notes that a worker has handled a canary.
     pub fn handle_canary_seen(&mut self, worker: usize) {
         self.canary.owed_ms[worker] = 0;
     }

@@ -1,31 +1,32 @@
-//! The canary: what a node publishes to itself, to know whether what it publishes comes back.
+//! The canary: a message that the node publishes to itself to test that what it publishes comes
+//! back.
 
 use super::{Broker, LinkError, State};
 use crate::wire::envelope::Kind;
 
-/// The interval at which it flies.
+/// Interval between canaries.
 const CANARY_EVERY_MS: u64 = 1_000;
-/// One that is not back after this long is lost: the links are made anew. Only what Redis sent that
-/// much later proves it, see `Subscriptions::read_until_ms`.
+/// A canary that is not back after this time is lost and the links are reopened. Only what Redis
+/// sent at least this long afterwards proves the loss, see `Subscriptions::read_until_ms`.
 const CANARY_LOST_MS: u64 = 2_500;
-/// This much of it is for the next canary to be due, and for the question whether all is read.
+/// The share of it spent on the next canary becoming due and on asking whether everything is read.
 const CANARY_SLACK_MS: u64 = CANARY_EVERY_MS + 100;
 
 #[derive(Debug, Default)]
 pub(super) struct Canary {
     pub(super) number: u64,
     pub(super) sent_ms: u64,
-    /// Canaries that Redis has not taken yet, and when it took the last.
+    /// Canaries that Redis has not accepted yet, and when it accepted the last one.
     pub(super) untaken: usize,
     pub(super) taken_ms: u64,
-    /// Redis has returned it.
+    /// Redis has delivered it back.
     pub(super) is_back: bool,
-    /// When each worker got the oldest that it has not handled; 0: it has handled all.
+    /// When each worker received the oldest canary that it has not handled; 0: it has handled all.
     pub(super) owed_ms: Vec<u64>,
 }
 
 impl Canary {
-    /// Redis took a word: one of them, or another.
+    /// Notes that Redis accepted an announcement; `is_canary`: that it was a canary.
     pub(super) fn handle_taken(&mut self, is_canary: bool, now_ms: u64) {
         if is_canary {
             self.untaken = self.untaken.saturating_sub(1);
@@ -35,21 +36,21 @@ impl Canary {
 }
 
 impl Broker {
-    /// A worker that has not handled a canary for long, though they come back.
+    /// Returns a worker that has not handled a canary for too long although canaries come back.
     pub fn stuck_worker(&self, now_ms: u64) -> Option<usize> {
         let is_late =
             |&owed_ms: &u64| owed_ms > 0 && now_ms.saturating_sub(owed_ms) > CANARY_LOST_MS;
         self.canary.owed_ms.iter().position(is_late).filter(|_| self.is_ready())
     }
 
-    /// Sends the next one when it is due. `Err`: the last one is lost.
+    /// Sends the next canary when it is due. `Err`: the last one is lost.
     pub(super) fn tick_canary(&mut self, now_ms: u64) -> Result<(), LinkError> {
         if !self.canary.is_back {
             let late_ms = now_ms.saturating_sub(self.canary.sent_ms);
             let lag_ms = &self.config.counters.lag_ms;
             lag_ms.set(lag_ms.value().max(late_ms));
-            // Only what was sent since Redis took it says that it is lost: this node itself may
-            // have stood still, or have much to read that was sent before.
+            // Only data sent after Redis accepted the canary proves the loss: this node itself may
+            // have been suspended, or have a backlog of earlier data to read.
             if self.has_heard_since_canary(self.canary_patience_ms()) {
                 return Err(LinkError::CanaryLost);
             }
@@ -61,7 +62,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Whether everything is read that Redis sent within this time after it took the canary.
+    /// Whether everything is read that Redis sent up to `ms` after it accepted the canary.
     fn has_heard_since_canary(&self, ms: u64) -> bool {
         let canary = &self.canary;
         let heard_ms = self.subscriptions.read_until_ms().saturating_sub(canary.taken_ms);
@@ -75,7 +76,7 @@ impl Broker {
         }
     }
 
-    /// Redis took the canary long enough ago that it may soon be lost.
+    /// Whether Redis accepted the canary so long ago that it may soon count as lost.
     pub(super) fn is_canary_late(&self, now_ms: u64) -> bool {
         let taken_ms = now_ms.saturating_sub(self.canary.taken_ms);
         !self.canary.is_back && self.canary.untaken == 0 && taken_ms > self.canary_patience_ms()

@@ -1,29 +1,29 @@
-//! What Redis says of itself: whether it is a replica, and how large a message it takes and
+//! What Redis reports about itself: whether it is a replica, and the largest message it accepts and
 //! delivers.
 
 use super::{Event, LinkError};
 use crate::wire::resp::{PARAMETERS, Reply, write_command};
 use std::fmt;
 
-/// Defaults of Redis, assumed where it does not let us ask.
+/// Redis's defaults, assumed where it does not permit us to ask.
 const DEFAULT_BYTES: [u64; PARAMETERS.len()] = [1 << 30, 512 << 20, 32 << 20];
-/// What Redis's query buffer holds besides the message: its command and channel, and the rest of
+/// Contents of Redis's query buffer besides the message: its command and channel, and the rest of
 /// what was read before it.
 const QUERY_SLACK_BYTES: usize = 64 << 10;
 
-/// What Redis is asked on the publishing link besides publishing.
+/// Questions to Redis on the publishing link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     Ping,
     Role,
-    /// The role, where this node's user may not ask for ROLE: Redis forbids HELLO to nobody.
+    /// The role, where this node's user may not run ROLE: HELLO is permitted to everyone.
     Hello,
-    /// The value of a parameter: its index among [`PARAMETERS`].
+    /// The value of a parameter, by index in [`PARAMETERS`].
     Parameter(usize),
 }
 
 impl Question {
-    /// What a new publishing link asks before anything is published on it.
+    /// Questions on a new publishing link before anything is published on it.
     pub const AT_GREETING: [Self; 1 + PARAMETERS.len()] =
         [Self::Role, Self::Parameter(0), Self::Parameter(1), Self::Parameter(2)];
 
@@ -47,13 +47,13 @@ impl Question {
     }
 }
 
-/// What Redis refuses a PING with, and carries out PUBLISH and SUBSCRIBE all the same: it cannot
-/// save, it reads its data, it is a replica without its primary.
+/// Whether Redis refuses a PING with this error but still executes PUBLISH and SUBSCRIBE: it cannot
+/// save, it is loading its data, or it is a replica without its primary.
 pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
     ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
 }
 
-/// A command that Redis may forbid this node's user, and without which the node goes on.
+/// A command that Redis may forbid to this node's user and that the node can do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     Ping,
@@ -63,7 +63,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// What an ACL calls it.
+    /// The ACL rule that permits the command.
     pub fn rule(self) -> &'static str {
         match self {
             Self::Ping => "+ping",
@@ -84,12 +84,12 @@ impl Command {
     }
 }
 
-/// The largest message that the queue carries, and what bounds it.
+/// The largest message that the queue carries, and what limits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SizeLimit {
-    /// Of an envelope: the data of a push, its selectors, and some 100 bytes.
+    /// Of an envelope: the data of a push, its selectors, and about 100 bytes.
     pub bytes: usize,
-    /// `None`: this node's own bound of what waits for Redis.
+    /// `None`: this node's own limit on bytes that wait for Redis.
     parameter: Option<(&'static str, u64)>,
 }
 
@@ -111,24 +111,24 @@ impl fmt::Display for SizeLimit {
     }
 }
 
-/// What Redis has said of itself in this life of the links.
+/// What Redis has reported in this incarnation of the links.
 #[derive(Debug)]
 pub(super) struct Facts {
     /// Names the Redis in errors, without a password.
     url: String,
-    /// HELLO said so.
+    /// Reported by HELLO.
     is_replica: bool,
-    /// Every node of a Redis Cluster brings what is published on it to all of them.
+    /// Every node of a Redis Cluster delivers what is published on it to all nodes.
     is_cluster: bool,
     may_ask_role: bool,
     may_ask_hello: bool,
     may_ask_parameters: bool,
-    /// Bytes by parameter; `None`: not known.
+    /// Bytes by parameter; `None`: unknown.
     parameters: [Option<u64>; PARAMETERS.len()],
-    /// What this node may hold.
+    /// Bytes that this node may hold.
     own_bytes: usize,
     limit: SizeLimit,
-    /// Commands that were refused at some time: each is logged once.
+    /// Commands refused so far: each is logged once.
     refused: Vec<Command>,
     events: Vec<Event>,
 }
@@ -150,12 +150,12 @@ impl Facts {
         }
     }
 
-    /// The largest message that reaches anybody, as of the last [`Facts::settle_limit`].
+    /// The largest message that can be delivered, as of the last [`Facts::settle_limit`].
     pub(super) fn limit(&self) -> SizeLimit {
         self.limit
     }
 
-    /// Redis refused a message for its length.
+    /// Handles Redis's refusal of a message for its length.
     pub(super) fn handle_too_long(&mut self, bytes: usize) {
         let most = (bytes as u64).saturating_sub(1);
         let [_, known, _] = &mut self.parameters;
@@ -163,7 +163,7 @@ impl Facts {
         self.settle_limit();
     }
 
-    /// What Redis takes is known, or known anew.
+    /// Recomputes the limit once Redis's parameters are known or have changed.
     pub(super) fn settle_limit(&mut self) {
         let limit = self.size_limit();
         if std::mem::replace(&mut self.limit, limit) != limit {
@@ -171,7 +171,7 @@ impl Facts {
         }
     }
 
-    /// The links are new: another Redis may be at their other end.
+    /// Resets the facts for new links: they may lead to another Redis.
     pub(super) fn handle_open(&mut self) {
         (self.is_replica, self.is_cluster) = (false, false);
         (self.may_ask_role, self.may_ask_parameters) = (true, true);
@@ -179,7 +179,7 @@ impl Facts {
         self.parameters = [None; PARAMETERS.len()];
     }
 
-    /// HELLO's answer on the publishing link.
+    /// Handles the reply to HELLO on the publishing link.
     pub(super) fn handle_hello(&mut self, reply: &Reply<'_>) {
         if let Reply::Server { mode, role } = reply {
             self.may_ask_hello = true;
@@ -188,7 +188,7 @@ impl Facts {
         }
     }
 
-    /// Whether the answer may tell anything new.
+    /// Whether the answer may bring anything new.
     pub(super) fn may_ask(&self, question: Question) -> bool {
         match question {
             Question::Ping => true,
@@ -212,7 +212,7 @@ impl Facts {
             (_, Reply::Error(text)) if is_forbidden(text) || text.starts_with(b"ERR") => {
                 self.handle_refusal(question, text)
             }
-            // It is busy, say: the next time it may answer.
+            // Redis may be busy, for example: the next question may be answered.
             (_, Reply::Error(_)) => Ok(()),
             (Question::Role, Reply::Role { role, master }) => self.handle_role(role, *master),
             (Question::Parameter(index), Reply::Parameter { name, value })
@@ -228,7 +228,7 @@ impl Facts {
                     false => Ok(()),
                 }
             }
-            // It has no such parameter, or no such role.
+            // Redis does not have this parameter or role.
             (Question::Role | Question::Hello | Question::Parameter(_), Reply::Other) => Ok(()),
             _ => Err(LinkError::Unasked),
         }
@@ -243,13 +243,13 @@ impl Facts {
         }
         self.note_refusal(question.command(), text);
         match question {
-            // What HELLO said is all that there is to know.
+            // HELLO's report is all there is to know.
             Question::Role if self.is_replica && !self.is_cluster => Err(self.is_no_master(None)),
             _ => Ok(()),
         }
     }
 
-    /// Redis refused a command without which the node goes on.
+    /// Notes that Redis refused a command that the node can do without.
     pub(super) fn note_refusal(&mut self, command: Command, text: &[u8]) {
         if !self.refused.contains(&command) {
             self.refused.push(command);
@@ -277,8 +277,8 @@ impl Facts {
         LinkError::Replica { url: self.url.clone(), master }
     }
 
-    /// What Redis holds for one subscriber before it cuts it. Redis counts what the allocator gave
-    /// it: a fourth more at worst.
+    /// Bytes that Redis holds for one subscriber before it disconnects it. Redis counts what the
+    /// allocator returned: a quarter more at worst.
     pub(super) fn subscriber_bytes(&self) -> usize {
         let value = self.parameters[2].unwrap_or(DEFAULT_BYTES[2]);
         usize::try_from(value).unwrap_or(usize::MAX) / 5 * 4
@@ -306,13 +306,14 @@ impl Facts {
     }
 }
 
-/// Whether an error says that this user may not do that at all.
+/// Whether an error reports that this user may not run the command at all.
 pub(super) fn is_forbidden(error: &[u8]) -> bool {
     error.starts_with(b"NOPERM") || error.starts_with(b"ERR unknown command")
 }
 
-/// The bytes that a parameter allows; of the output buffers those of subscribers before they are
-/// cut at once. The soft limit cuts who stays above it for long, whatever the size of a message.
+/// Parses the bytes that a parameter allows; of the output buffer limits, the hard limit for
+/// subscribers. The soft limit disconnects a subscriber that stays above it for long, regardless of
+/// message sizes.
 fn read_parameter(index: usize, value: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(value).ok()?;
     if index != 2 {
@@ -358,7 +359,7 @@ mod tests {
         }
         answer(&mut facts, 2, "normal 0 0 0 slave 0 0 0 pubsub 65536 0 0");
         assert!(facts.size_limit().to_string().contains("pubsub 65536"));
-        // Another Redis may be at the next link.
+        // The next link may lead to another Redis.
         facts.handle_open();
         assert_eq!(facts.size_limit(), default);
     }
@@ -395,7 +396,7 @@ mod tests {
         assert!(facts.handle_answer(Question::Role, &sentinel).is_err());
     }
 
-    /// Without the right to ask, HELLO has said it.
+    /// Where ROLE is not permitted, HELLO has reported the role.
     #[test]
     fn a_missing_right_is_noted_once_and_hello_answers_instead() {
         let refused = Reply::Error(b"NOPERM this user has no permissions to run 'role'");

@@ -1,11 +1,12 @@
-//! The first words on a link to Redis: who we are, which protocol we speak, and what it is.
+//! The greeting on a link to Redis: authentication, protocol version, and questions about the
+//! server.
 
 use super::facts::{Facts, Question};
 use super::link_error::{LinkError, LinkName};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::resp::{Reply, write_command};
 
-/// What a link is greeted with.
+/// Credentials for a link.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     pub url: RedisUrl,
@@ -14,18 +15,18 @@ pub struct Credentials {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Hello,
-    /// RESP2 from here on: Redis before 6, or one that forbids HELLO.
+    /// RESP2 from here on: Redis before version 6, or one that forbids HELLO.
     Auth,
     SetName,
     Select,
-    /// The next of [`Question::AT_GREETING`].
+    /// The question at this index of [`Question::AT_GREETING`].
     Ask(usize),
     Done,
 }
 
 /// One step at a time, each answered before the next: HELLO 3 with the credentials and the link's
-/// name; where that is not known, AUTH and CLIENT SETNAME; then SELECT where the database is not 0,
-/// and on the publishing link what Redis is asked about itself.
+/// name, or AUTH and CLIENT SETNAME where HELLO is unknown; then SELECT unless the database is 0;
+/// then, on the publishing link, the questions about Redis itself.
 #[derive(Debug)]
 pub struct Greeting {
     step: Step,
@@ -49,7 +50,7 @@ impl Greeting {
         self.step == Step::Done
     }
 
-    /// The answer to the current step came. `Err`: Redis does not let us in, or is of no use.
+    /// Handles the reply to the current step. `Err`: Redis refuses us or is unusable.
     pub fn handle_reply(
         &mut self,
         reply: &Reply<'_>,
@@ -72,8 +73,8 @@ impl Greeting {
             }
             (Step::Auth | Step::Select, Reply::Error(text)) => return Err(explain(text)),
             (Step::Auth, Reply::Simple(_)) => Step::SetName,
-            // A name is for people only: an ACL may forbid it. But without AUTH this is the first
-            // command that says whether one is needed.
+            // The name only serves operators: an ACL may forbid it. But without AUTH this is the
+            // first command that reveals whether a password is needed.
             (Step::SetName, Reply::Error(text)) if is_about_password(text) => {
                 return Err(explain(text));
             }
@@ -83,7 +84,7 @@ impl Greeting {
                 facts.handle_answer(Question::AT_GREETING[index], reply)?;
                 Step::Ask(index + 1)
             }
-            // Not an answer to that: it was sent before we asked, or by something else.
+            // Not a reply to this step: it was sent before we asked, or by something else.
             _ => return Err(LinkError::Unasked),
         };
         if let Step::Ask(mut index) = self.step {
@@ -127,13 +128,13 @@ fn is_about_password(text: &[u8]) -> bool {
     text.starts_with(b"WRONGPASS") || text.starts_with(b"NOAUTH")
 }
 
-/// Redis would say that to any first command, and takes none: it is no answer to HELLO.
+/// Whether Redis would answer any first command with this and accept none: not a reply to HELLO.
 fn is_closed(text: &[u8]) -> bool {
     let words: [&[u8]; 3] = [b"ERR max number of clients", b"DENIED", b"LOADING"];
     words.iter().any(|words| text.starts_with(words))
 }
 
-/// What Redis said, with the fix where we know it.
+/// Describes Redis's error, with the fix where it is known.
 fn explain(text: &[u8]) -> LinkError {
     let said = String::from_utf8_lossy(text);
     LinkError::Refused(if text.starts_with(b"NOAUTH") {
@@ -151,7 +152,7 @@ fn explain(text: &[u8]) -> LinkError {
 mod tests {
     use super::*;
 
-    /// What is said, in words, when Redis answers each with the next of `replies`.
+    /// Returns the commands sent, as text, when Redis answers each with the next of `replies`.
     fn talk_on(
         link: LinkName,
         url: &str,
@@ -232,7 +233,7 @@ mod tests {
         assert_eq!(said[1], "ROLE");
         assert_eq!(said[2..], crate::wire::resp::PARAMETERS.map(config));
         assert_eq!(result, Ok(true));
-        // What is forbidden is not asked again.
+        // A forbidden question is not asked again.
         let refused = Reply::Error(b"NOPERM");
         let (said, result) = talk_on(publish, "redis://h", &[Reply::Other, refused, refused]);
         assert_eq!((said.len(), result), (3, Ok(true)));
@@ -241,7 +242,7 @@ mod tests {
         assert!(result.unwrap_err().contains("replica of m:1"));
     }
 
-    /// Any reply at all was taken for the answer to any step.
+    /// Any reply was accepted as the answer to any step.
     #[test]
     fn a_reply_of_another_kind_is_no_answer() {
         let number = Reply::Integer(1);

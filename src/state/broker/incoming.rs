@@ -1,4 +1,4 @@
-//! What Redis says: answers to what was published, and messages on the channels.
+//! Input from Redis: replies to published commands, and messages on the channels.
 
 use super::interests::Place;
 use super::publish_log::Asked;
@@ -15,11 +15,11 @@ use crate::wire::json;
 use crate::wire::parcel;
 use crate::wire::resp::Reply;
 
-/// Redis's last words on a link that brings a string above its `proto-max-bulk-len`.
+/// Redis's last reply on a link that sends a string above its `proto-max-bulk-len`.
 const TOO_LONG: &[u8] = b"ERR Protocol error: invalid bulk length";
 
 impl Broker {
-    /// An answer on the publishing link: to the oldest command that has none.
+    /// Handles a reply on the publishing link: to the oldest unanswered command.
     pub(super) fn handle_answer(
         &mut self,
         reply: &Reply<'_>,
@@ -41,7 +41,8 @@ impl Broker {
                 if self.is_vital(&channel) || !text.starts_with(b"NOPERM") {
                     return Err(self.refused(text));
                 }
-                // The last number of a project's channel, say: its pushes are refused as well.
+                // For example the last number of a project's channel: its pushes are refused as
+                // well.
                 let error = String::from_utf8_lossy(text).into_owned();
                 self.events.push(Event::Refused { channel, error });
             }
@@ -53,8 +54,8 @@ impl Broker {
             }
             (Some(Asked::Messages(_)), Reply::Integer(_)) => {}
             (Some(Asked::Messages(count)), Reply::Error(text)) => {
-                // A number that may be out must not be given to another message. The last first:
-                // what is before it is the channel's latest then.
+                // A number that may have been published must not be reused. Last first: what
+                // precedes it is then the channel's latest.
                 for index in (0..count).rev() {
                     let was_sent = self.log.message(index).is_some_and(|one| one.was_sent_before);
                     if let Some((channel, seq)) = self.log.channel_and_seq(index)
@@ -80,7 +81,7 @@ impl Broker {
             parts.add(&message, is_refused);
             if message.is_last_part {
                 let outcome = std::mem::take(parts).outcome();
-                // Where nobody waits, the outcome was told already: unknown.
+                // If nobody waits, the outcome was already reported as unknown.
                 if let Some(pusher) = message.pusher {
                     config.counters.count_outcome(outcome);
                     sink.answer(pusher, outcome);
@@ -90,7 +91,7 @@ impl Broker {
         Ok(())
     }
 
-    /// A message on a channel: one envelope, or a bundle of them.
+    /// Handles a message on a channel: one envelope or a bundle of them.
     pub(super) fn handle_message(
         &mut self,
         channel_name: &[u8],
@@ -105,7 +106,7 @@ impl Broker {
                 (Ok(envelope), Some(place)) => {
                     self.handle_envelope((channel_name, place), envelope, now_ms, sink);
                 }
-                // Just left, or never asked for.
+                // Just unsubscribed, or never requested.
                 (Ok(_), None) => {}
                 (Err(error), _) => self.refuse_envelope(channel_name, error.to_string()),
             }
@@ -120,7 +121,7 @@ impl Broker {
         sink: &mut dyn Sink,
     ) {
         let counters = &self.config.counters;
-        // Nothing that an envelope brings changes what is subscribed to.
+        // Nothing in an envelope changes the subscriptions.
         let Some(workers) = self.interests.at(place).map(|channel| channel.workers) else { return };
         let header = match Header::read(payload) {
             Ok(header) => header,
@@ -128,7 +129,8 @@ impl Broker {
         };
         if header.origin == self.config.node && header.epoch != self.config.epoch() {
             counters.foreign.add(1);
-            // An older one may be this node's own last life: a stalled Redis keeps words for long.
+            // An older epoch may be this node's own previous run: a stalled Redis keeps messages
+            // for long.
             if header.epoch > self.config.epoch() {
                 self.events.push(Event::SameNode);
             }
@@ -152,7 +154,8 @@ impl Broker {
         }
     }
 
-    /// Whether its node may have given out these numbers. What this node gave out it knows.
+    /// Whether the message's node may have issued these numbers. This node knows what it issued
+    /// itself.
     fn may_have_given_out(&self, header: &Header) -> bool {
         let Header { origin, epoch, seq, order, .. } = *header;
         match self.is_own(header) {
@@ -174,8 +177,8 @@ impl Broker {
         self.events.push(Event::UnknownKind { origin: header.origin });
     }
 
-    /// Notes the number of a message or a tail, and what was missed before it. Whether it is to be
-    /// handed on.
+    /// Notes the number of a message or a tail and the messages missed before it. Returns whether
+    /// to deliver it.
     fn is_next(
         &mut self,
         (channel_name, place): (&[u8], Place),
@@ -219,7 +222,7 @@ impl Broker {
         !is_late && !matches!(header.kind, Kind::Void | Kind::Tail | Kind::Newer)
     }
 
-    /// Hands a message or a parcel to the workers that it is for.
+    /// Delivers a message or a parcel to the workers it is for.
     fn hand_on(
         &mut self,
         (channel_name, workers): (&[u8], u64),
@@ -232,7 +235,7 @@ impl Broker {
             let (channel, bytes) = (channel_name.into(), payload.len());
             return self.events.push(Event::TooBig { channel, bytes });
         }
-        // What this node accepted it has checked.
+        // What this node accepted, it has checked.
         let is_own = self.is_own(&header);
         if !is_own
             && header.kind != Kind::Message
@@ -242,9 +245,9 @@ impl Broker {
         }
         match header.kind {
             Kind::Message => self.route(channel_name, workers, header, payload, sink),
-            // This node's workers have had them.
+            // This node's workers have received them already.
             Kind::Events if is_own => {}
-            // All that have business servers which want to hear them.
+            // Every worker whose business servers want these events.
             Kind::Events => {
                 if let Some(project) = self.project_of(channel_name, payload) {
                     sink.relay(workers, project, payload);
@@ -254,7 +257,7 @@ impl Broker {
         }
     }
 
-    /// Hands a request or a response to the worker of the connection that it is for.
+    /// Routes a request or a response to the worker of the connection it is for.
     fn route_to_one(
         &mut self,
         channel_name: &[u8],
@@ -276,8 +279,8 @@ impl Broker {
         }
     }
 
-    /// The project of a parcel. `None`: it has none, or this node does not serve it; that is
-    /// counted.
+    /// Returns the project of a parcel. `None`, counted: it has none, or this node does not serve
+    /// it.
     fn project_of(&mut self, channel_name: &[u8], parcel: &[u8]) -> Option<ProjectId> {
         match parcel::pid(parcel) {
             Ok(pid) => {
@@ -294,7 +297,7 @@ impl Broker {
         }
     }
 
-    /// Hands a message to the workers that may have a target of it.
+    /// Routes a message to the workers that may have a recipient.
     fn route(
         &mut self,
         channel_name: &[u8],
@@ -307,7 +310,7 @@ impl Broker {
             Ok(envelope) => envelope,
             Err(error) => return self.refuse_envelope(channel_name, error.to_string()),
         };
-        // A client would have to close for it (RFC 6455, section 8.1).
+        // A client would have to close the connection (RFC 6455, section 8.1).
         if simdutf8::basic::from_utf8(envelope.data).is_err() {
             return self.refuse_envelope(channel_name, "its data is not UTF-8".into());
         }
@@ -320,8 +323,8 @@ impl Broker {
         }
     }
 
-    /// Those of `workers` that may hold a target: a client id names its worker, a user is where it
-    /// was announced; anything else may be at all of them.
+    /// Returns those of `workers` that may hold a recipient: a client id names its worker, a user
+    /// is where it was announced, any other target may be at all of them.
     fn workers_of(&self, envelope: &Envelope<'_>, workers: u64) -> u64 {
         if workers.is_power_of_two() {
             return workers;
@@ -355,7 +358,7 @@ impl Broker {
         self.events.push(Event::FalseNumber { origin, channel: channel.into() });
     }
 
-    /// What was heard of a node could not be right.
+    /// Reports that the numbers received from a node were inconsistent.
     pub(super) fn note_reset(&mut self, origin: NodeId, channel: &[u8]) {
         self.config.counters.number_resets.add(1);
         self.events.push(Event::NumbersReset { origin, channel: channel.into() });

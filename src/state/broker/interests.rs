@@ -1,4 +1,4 @@
-//! What this node is subscribed to, and for which of its workers.
+//! The channels this node is subscribed to, and for which of its workers.
 
 use crate::state::sequence::Origins;
 use crate::state::sharded_table::{ShardedTable, TablePlace};
@@ -6,36 +6,36 @@ use crate::state::wants::Interest;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-/// A channel that this node is, or wants to be, subscribed to.
+/// A channel that this node is subscribed to or wants to be.
 #[derive(Debug)]
 pub struct Channel {
     pub name: Box<[u8]>,
-    /// Bit by bit: who has clients that its messages may be for.
+    /// Bitmap of the workers that may have recipients for its messages.
     pub workers: u64,
-    /// Those who need it for two interests: the channel of client ids is that of a project's
-    /// clients and of its business servers.
+    /// Workers that need it for two interests: a project's clients and its business servers share
+    /// the channel of client ids.
     twice: u64,
-    /// Who waits for the confirmation, and of what.
+    /// Workers that wait for the confirmation, and the interest each waits for.
     waiting: Vec<(usize, Interest)>,
     is_confirmed: bool,
-    /// Redis does not let this node hear it. Those who wait were told.
+    /// Redis does not permit this node to subscribe. The waiting workers were notified.
     is_refused: bool,
     pub origins: Origins,
 }
 
-/// What came of the wish to hear a channel.
+/// Result of a request to join a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joined {
-    /// To be subscribed to.
+    /// Has to be subscribed to.
     New,
-    /// Subscribed to, and not confirmed.
+    /// Subscription sent, not confirmed.
     Waiting,
-    /// Redis did not allow it when it was last asked.
+    /// Redis refused the last subscription.
     Refused,
     InForce,
 }
 
-/// Where a channel is among the [`Interests`].
+/// Position of a channel in the [`Interests`].
 #[derive(Debug, Clone, Copy)]
 pub struct Place(TablePlace);
 
@@ -44,7 +44,7 @@ pub struct Place(TablePlace);
 pub struct Interests {
     channels: ShardedTable<Channel>,
     hash_keys: (u64, u64),
-    /// Where the channel that was last asked for is: messages of one channel come in a row.
+    /// Position of the channel looked up last: messages of one channel arrive in runs.
     latest: Option<TablePlace>,
 }
 
@@ -53,8 +53,8 @@ impl Interests {
         Self { channels: ShardedTable::default(), hash_keys, latest: None }
     }
 
-    /// `worker` wants to hear the channel, until it leaves it as often. `interest`: what it is to
-    /// be told once that is confirmed.
+    /// Adds `worker` to the channel until it leaves as many times as it joined. `interest`: what to
+    /// report to it once the subscription is confirmed.
     pub fn join(&mut self, name: &[u8], worker: usize, interest: Option<&Interest>) -> Joined {
         let (hash, bit) = (self.hash(name), 1 << worker);
         let keys = self.hash_keys;
@@ -88,8 +88,8 @@ impl Interests {
         }
     }
 
-    /// `worker` does not need the channel any more. Returns whether nobody does: it is forgotten,
-    /// and to be unsubscribed from.
+    /// Removes `worker` from the channel. Returns whether no worker needs it any more: it is then
+    /// forgotten and has to be unsubscribed from.
     pub fn leave(&mut self, name: &[u8], worker: usize) -> bool {
         let (hash, keys) = (self.hash(name), self.hash_keys);
         let is_it = |channel: &Channel| *channel.name == *name;
@@ -112,7 +112,7 @@ impl Interests {
         self.at(place)
     }
 
-    /// Where a channel is, until the next is joined or left.
+    /// Returns the channel's position, valid until the next join or leave.
     pub fn place(&mut self, name: &[u8]) -> Option<Place> {
         let is_it = |channel: &Channel| *channel.name == *name;
         let is_latest = |&place: &TablePlace| self.channels.at(place).is_some_and(is_it);
@@ -126,16 +126,17 @@ impl Interests {
         self.channels.at_mut(place.0)
     }
 
-    /// Redis confirmed a subscription. Who waited for it, and of what it is a part.
+    /// Marks a subscription as confirmed. Returns the workers that waited for it, each with its
+    /// interest.
     pub fn confirm(&mut self, name: &[u8]) -> Vec<(usize, Interest)> {
         let Some(channel) = self.find(name) else { return Vec::new() };
         (channel.is_confirmed, channel.is_refused) = (true, false);
         std::mem::take(&mut channel.waiting)
     }
 
-    /// Redis refused a subscription. `interests`: those that it is a part of. Who needs which of
-    /// them; `None`: they were told, or nobody needs it. They wait for its confirmation all the
-    /// same.
+    /// Marks a subscription as refused. `interests`: those it is part of. Returns which worker
+    /// needs which of them; `None`: they were notified already, or no worker needs it. They keep
+    /// waiting for its confirmation.
     pub fn refuse(
         &mut self,
         name: &[u8],
@@ -157,7 +158,7 @@ impl Interests {
         Some(channel.waiting.clone())
     }
 
-    /// Whether anybody needs the channel.
+    /// Whether any worker needs the channel.
     pub fn has(&self, name: &[u8]) -> bool {
         self.channels.find(self.hash(name), |channel| *channel.name == *name).is_some()
     }
@@ -166,7 +167,7 @@ impl Interests {
         self.find(name).is_some_and(|channel| channel.is_confirmed)
     }
 
-    /// The link is lost: nothing is confirmed any more, and nobody waits for it.
+    /// Handles the loss of the link: nothing is confirmed any more, and no worker waits for it.
     pub fn handle_lost(&mut self, mut ready: impl FnMut(usize, &Interest)) {
         for channel in self.channels.iter_mut() {
             (channel.is_confirmed, channel.is_refused) = (false, false);

@@ -1,4 +1,4 @@
-//! One of the two links to Redis: its greeting, and whether it lives.
+//! One of the two links to Redis: its greeting, and whether it is alive.
 
 use super::PING_EVERY_MS;
 use super::facts::Facts;
@@ -7,18 +7,19 @@ use super::link_error::{LinkError, LinkName, SILENCE_MS};
 use crate::types::NodeId;
 use crate::wire::resp::Reply;
 
-/// A large command has that much more time: buffers on the way hold some of it, and say nothing.
+/// Rate at which a large command extends the timeout: buffers on the way hold some of it without a
+/// sign of progress.
 pub(super) const TRANSIT_BYTES_PER_MS: usize = 8 << 10;
 
 #[derive(Debug)]
 pub(super) struct Link {
     which: LinkName,
-    /// As `CLIENT LIST` shows it.
+    /// As shown by `CLIENT LIST`.
     name: String,
     greeting: Option<Greeting>,
-    /// To be written; on the publishing link only the greeting, the rest is in the log.
+    /// Bytes to write; on the publishing link only the greeting, the rest is in the log.
     pub(super) out: Vec<u8>,
-    /// Since when an answer is due.
+    /// Since when a reply has been due.
     waiting_since_ms: Option<u64>,
     asked_ms: u64,
 }
@@ -63,7 +64,7 @@ impl Link {
         facts: &mut Facts,
     ) -> Result<(), LinkError> {
         let Some(greeting) = &mut self.greeting else {
-            // Some refusals come unasked: too many clients, protected mode.
+            // Some refusals are unsolicited: too many clients, protected mode.
             return Err(match reply {
                 Reply::Error(text) => {
                     LinkError::Refused(String::from_utf8_lossy(text).into_owned())
@@ -76,7 +77,7 @@ impl Link {
 
     pub(super) fn take_outgoing(&mut self, out: &mut Vec<u8>, max: usize) {
         if out.is_empty() {
-            // All of it, however much: nothing is copied.
+            // Take everything, whatever its size: nothing is copied.
             return std::mem::swap(out, &mut self.out);
         }
         let count = self.out.len().min(max);
@@ -86,18 +87,18 @@ impl Link {
 
     // Life, by the clock of `super::listening`.
 
-    /// Something was asked that Redis must answer.
+    /// Notes that something was sent that Redis must answer.
     pub(super) fn handle_asked(&mut self, now_ms: u64) {
         self.asked_ms = now_ms;
         self.waiting_since_ms.get_or_insert(now_ms);
     }
 
-    /// Something came. `is_waiting`: more is due.
+    /// Notes that something was received. `is_waiting`: more replies are due.
     pub(super) fn handle_heard(&mut self, now_ms: u64, is_waiting: bool) {
         self.waiting_since_ms = (is_waiting || !self.is_greeted()).then_some(now_ms);
     }
 
-    /// It lives, and owes what it owed.
+    /// Notes progress: the link is alive, and its replies are still due.
     pub(super) fn handle_progress(&mut self, now_ms: u64) {
         self.waiting_since_ms = self.waiting_since_ms.map(|_| now_ms);
     }
@@ -106,7 +107,7 @@ impl Link {
         self.waiting_since_ms.is_none() && now_ms.saturating_sub(self.asked_ms) >= PING_EVERY_MS
     }
 
-    /// `transit_ms`: see [`TRANSIT_BYTES_PER_MS`].
+    /// Checks the reply timeout. `transit_ms`: see [`TRANSIT_BYTES_PER_MS`].
     pub(super) fn check(&self, now_ms: u64, transit_ms: u64) -> Result<(), LinkError> {
         let patience_ms = SILENCE_MS + transit_ms;
         let silent = |since_ms: u64| now_ms.saturating_sub(since_ms) > patience_ms;

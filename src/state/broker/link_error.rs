@@ -1,12 +1,12 @@
-//! The two links to Redis by name, and why one is given up.
+//! Names of the two links to Redis, and the errors that end one.
 
 use crate::wire::resp::RespError;
 
-/// A link that owes an answer and says nothing for so long is dead. With a ping every half second
-/// that is noticed within 2 s.
+/// A link on which a reply is due and nothing arrives for this time is dead. With a PING every half
+/// second it is detected within 2 s.
 pub(super) const SILENCE_MS: u64 = 1_200;
 
-/// Which of the two.
+/// Names one of the two links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkName {
     Publish,
@@ -26,7 +26,7 @@ pub enum LinkError {
     Refused(String),
     #[error("Redis answered something that was not asked")]
     Unasked,
-    /// `master`: of which, as far as it is known.
+    /// `master`: the address of its master, if known.
     #[error(
         "Redis at {url} is a replica{master}; pushes would not reach other nodes: point --redis at \
          the master"

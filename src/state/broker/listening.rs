@@ -1,25 +1,25 @@
-//! The time in which this node listened to Redis: what others are given time by.
+//! The time that this node has spent listening to Redis: the clock for timeouts of other nodes.
 
 use super::link_error::LinkName;
 
-/// Two looks at the clock that are further apart than this: the thread stood still meanwhile.
+/// If two readings of the clock are further apart than this, the thread was suspended in between.
 const STEP_MS: u64 = 250;
 
-/// A clock that stands while the host has no room for what Redis sends, and that moves by at most
-/// [`STEP_MS`] when the thread stood still.
+/// A clock that stops while the host has no room for what Redis sends, and that advances by at most
+/// [`STEP_MS`] if the thread was suspended.
 ///
-/// Invariant: it never goes back, for times that do not.
+/// Invariant: it never goes back as long as its input does not.
 #[derive(Debug, Default)]
 pub(super) struct Listening {
-    /// What it showed when it was last advanced, and when that was.
+    /// Its value when it was last advanced, and the time of that.
     listened_ms: u64,
     at_ms: u64,
-    /// By link: something is read and not handled.
+    /// By link: bytes are read but not handled.
     paused: [bool; 2],
 }
 
 impl Listening {
-    /// What it shows at `now_ms`.
+    /// Returns its value at `now_ms`.
     pub(super) fn at(&self, now_ms: u64) -> u64 {
         if self.is_paused() {
             return self.listened_ms;
@@ -27,13 +27,13 @@ impl Listening {
         self.listened_ms + now_ms.saturating_sub(self.at_ms).min(STEP_MS)
     }
 
-    /// To be called every few tens of milliseconds.
+    /// Advances the clock. Called every few tens of milliseconds.
     pub(super) fn advance(&mut self, now_ms: u64) {
         self.listened_ms = self.at(now_ms);
         self.at_ms = now_ms.max(self.at_ms);
     }
 
-    /// Whether what a link brought waits for room from now on.
+    /// Sets whether input of a link waits for room from now on.
     pub(super) fn set_paused(&mut self, link: LinkName, is_paused: bool, now_ms: u64) {
         if self.paused[link as usize] != is_paused {
             self.advance(now_ms);
@@ -41,7 +41,7 @@ impl Listening {
         }
     }
 
-    /// The links are gone, and what they brought with them.
+    /// Resets the pauses: the links are gone, and their unhandled input with them.
     pub(super) fn handle_lost(&mut self) {
         self.paused = [false; 2];
     }

@@ -1,8 +1,9 @@
-//! The nodes of the cluster and their business servers, as each tells the others.
+//! Membership: the nodes of the cluster and their business servers, as each node announces them.
 //!
-//! Every node says once a second that it is there, on a channel that all hear. When a business
-//! server comes or goes it says so at once, under the next version; whoever has another version
-//! than the one that was said asks for all of it. A node that is silent for too long is lost.
+//! Every node sends a heartbeat once a second on a channel to which all subscribe. When a business
+//! server connects or leaves, its node announces it at once under the next version; a node that
+//! holds a version other than the announced one requests the full state. A node that is silent for
+//! too long is lost.
 
 use super::{Broker, Sink, State};
 use crate::state::orders::{ANNOUNCE_EVERY, Announcement};
@@ -15,64 +16,65 @@ use crate::wire::parcel::Sender;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
-/// How often a node says that it is there.
+/// Interval between heartbeats.
 const SAY_EVERY_MS: u64 = 1_000;
-/// A node that has not been heard for this time is lost, once what Redis sent meanwhile is read.
+/// A node silent for this time is lost, once everything Redis sent meanwhile is read.
 const LOST_AFTER_MS: u64 = 5_000;
-/// A node that has said that it ends is remembered so long: late words do not bring it back, and a
-/// successor whose clock is behind comes in after it.
+/// How long a node that announced its end is remembered: late messages do not bring it back, and a
+/// successor whose clock is behind is accepted afterwards.
 const FORGET_LEFT_MS: u64 = 60_000;
-/// So long a node waits, at its start, for what the others have.
+/// How long a starting node waits for the state of the other nodes.
 const SETTLE_MS: u64 = 150;
-/// When the links are back, the others are waited for so long: longer than the longest pause
-/// between attempts to connect.
+/// How long other nodes are waited for after the links are back: longer than the longest pause
+/// between connection attempts.
 const REUNITE_MS: u64 = 1_000;
-/// Everything is said, and asked for, at most so often.
+/// Minimum interval between full states sent, and between requests for one.
 const WHOLE_EVERY_MS: u64 = 50;
 
 #[derive(Debug, Default)]
 pub(super) struct Members {
     own: Vec<Server>,
     version: u64,
-    /// Words that were said in this life.
+    /// Announcements sent in this incarnation.
     words: u64,
     others: BTreeMap<NodeId, Other>,
     said_ms: u64,
-    /// When everything was last said; whether it is due again.
+    /// When the full state was last sent; whether it is due again.
     said_whole_ms: u64,
     is_whole_due: bool,
-    /// Until then what the others have is waited for; only in the first life of the links.
+    /// Until when the state of the other nodes is awaited; only in the first incarnation of the
+    /// links.
     settle_until_ms: Option<u64>,
-    /// When this life of the links began.
+    /// When this incarnation of the links began.
     hello_ms: u64,
-    /// Since when this node has heard itself without a break.
+    /// Since when this node has received its own messages without a break.
     hears_since_ms: u64,
     has_left: bool,
 }
 
-/// Another node, in one of its lives.
+/// Another node, in one of its runs.
 #[derive(Debug)]
 struct Other {
     epoch: u64,
-    /// `None`: what it has is not known.
+    /// `None`: its state is unknown.
     version: Option<u64>,
     heard_ms: u64,
     asked_ms: Option<u64>,
     servers: Vec<Server>,
-    /// It has said that it ends. What of its words comes later is of no use.
+    /// It has announced its end. Later messages from it are ignored.
     has_left: bool,
 }
 
 impl Broker {
-    /// The nodes that are there, this one too.
+    /// Number of live nodes, this one included.
     pub fn nodes(&self) -> usize {
         1 + self.members.others.values().filter(|other| !other.has_left).count()
     }
 
     // This node's own words.
 
-    /// The links are up, and this node's words go out: all that it has, and the question for what
-    /// the others have.
+    /// Announces this node once the links are up: sends its full state and requests that of the
+    /// others.
     pub(super) fn say_hello(&mut self, now_ms: u64) {
         self.members.settle_until_ms.get_or_insert(now_ms + SETTLE_MS);
         self.members.hears_since_ms = now_ms;
@@ -80,8 +82,8 @@ impl Broker {
         self.say_whole(true, now_ms);
     }
 
-    /// Whether what the others have is known, and those who were there are there again; or nobody
-    /// has answered for long enough.
+    /// Whether the state of the others is known and the earlier nodes are back, or no node has
+    /// answered for long enough.
     pub(super) fn is_settled(&self, now_ms: u64) -> bool {
         let members = &self.members;
         let is_back = |other: &Other| other.has_left || other.heard_ms >= members.hello_ms;
@@ -90,7 +92,7 @@ impl Broker {
             && (are_back || now_ms >= members.hello_ms + REUNITE_MS)
     }
 
-    /// The node ends: its last word.
+    /// Announces the end of this node: its last announcement.
     pub fn handle_leaving(&mut self, now_ms: u64) {
         if !self.is_ready() || std::mem::replace(&mut self.members.has_left, true) {
             return;
@@ -99,7 +101,7 @@ impl Broker {
         self.say(&word, None, now_ms);
     }
 
-    /// Whether it has said so.
+    /// Whether this node has announced its end.
     pub fn has_left(&self) -> bool {
         self.members.has_left
     }
@@ -144,7 +146,7 @@ impl Broker {
         }
     }
 
-    /// This node's other workers.
+    /// Notifies this node's other workers.
     fn tell_others(&self, worker: usize, notice: Notice, sink: &mut dyn Sink) {
         for other in (0..self.config.workers).filter(|&other| other != worker) {
             sink.notice(other, notice);
@@ -156,7 +158,8 @@ impl Broker {
         Member::new(sender, self.members.version)
     }
 
-    /// A word as it leaves: numbered, and with the order of the latest message before it.
+    /// Encodes an announcement for sending: numbered, with the order of the latest message before
+    /// it.
     fn encode_word(&mut self, word: &Member<'_>) -> Vec<u8> {
         self.members.words += 1;
         self.announced_order = self.order;
@@ -165,8 +168,7 @@ impl Broker {
         bytes
     }
 
-    /// Tells the others which order this node has come to, where much was published since the last
-    /// word.
+    /// Announces this node's order if much was published since the last announcement.
     pub(super) fn announce_order(&mut self, now_ms: u64) {
         if self.state == State::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
             let word = self.member();
@@ -185,7 +187,7 @@ impl Broker {
         self.members.is_whole_due = false;
     }
 
-    /// Publishes a word to all nodes; `waiter`: who is told when Redis has it.
+    /// Publishes an announcement to all nodes; `waiter`: notified once Redis has it.
     fn say(&mut self, word: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
         let bytes = self.encode_word(word);
         let deadline_ms = self.deadline_ms(now_ms);
@@ -194,7 +196,7 @@ impl Broker {
         self.members.said_ms = now_ms;
     }
 
-    /// Says what is due, and looks for nodes that are silent.
+    /// Sends announcements that are due and detects silent nodes.
     pub(super) fn tick_members(&mut self, now_ms: u64, sink: &mut dyn Sink) {
         let members = &self.members;
         if members.has_left {
@@ -280,7 +282,8 @@ impl Broker {
         Ok(())
     }
 
-    /// What a node that is there says of its business servers; `heard`: as what it says that.
+    /// Takes the announced business servers of a live node; `heard`: how its announcement was
+    /// classified.
     fn take_servers(
         &mut self,
         word: &Member<'_>,
@@ -293,21 +296,21 @@ impl Broker {
         other.heard_ms = now_ms;
         let is_behind = other.version.is_some_and(|version| version > word.version);
         match heard {
-            // Of an old link, and overtaken: it would take back what came since.
+            // From an old link, and overtaken: it would undo later changes.
             Announcement::Stale if is_behind => return,
-            // It never gave out that version.
+            // The node never issued that version.
             Announcement::Fresh if is_behind => {
                 other.version = None;
                 self.note_reset(node, b"");
             }
-            // What it has may be as false as its numbers were.
+            // Its state may be as wrong as its numbers were.
             Announcement::Corrects => other.version = None,
             _ => {}
         }
         let Some(other) = self.members.others.get_mut(&node) else { return };
         let here = servers_of(word, &self.config.projects);
         let mut notices: Vec<Notice> = Vec::new();
-        // A word without a change may tell the version of one that was missed.
+        // An announcement without a change may carry the version of one that was missed.
         let is_change = !word.here.0.is_empty() || !word.gone.0.is_empty();
         if word.is_whole {
             let is_in = |list: &[Server], cid: Cid| list.iter().any(|server| server.cid == cid);
@@ -336,7 +339,7 @@ impl Broker {
         }
     }
 
-    /// Asks one node for all that it has.
+    /// Requests the full state of one node.
     fn ask(&mut self, node: NodeId, now_ms: u64) {
         if !self.may_publish() {
             return;
@@ -352,7 +355,7 @@ impl Broker {
         self.publishing.handle_asked(self.listening.at(now_ms));
     }
 
-    /// Those that are there, for whoever looks.
+    /// Publishes the live nodes for the monitoring pages.
     pub(super) fn show_nodes(&self) {
         let others = self.members.others.iter().filter(|(_, other)| !other.has_left);
         let mut nodes: Vec<NodeId> = others.map(|(&node, _)| node).collect();
@@ -381,7 +384,7 @@ fn put_server(list: &mut Vec<u8>, projects: &Projects, server: &Server) {
     add_server(list, &member::Server { cid, events, pid: &project.pid });
 }
 
-/// Those of projects that this node serves.
+/// Returns the announced servers whose projects this node serves.
 fn servers_of(word: &Member<'_>, projects: &Projects) -> Vec<Server> {
     let known = |server: member::Server<'_>| {
         let (project, _) = projects.find(server.pid)?;

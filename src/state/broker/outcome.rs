@@ -1,24 +1,24 @@
-//! What became of a push, and how that is counted.
+//! The outcome of a push, and how it is counted.
 
 use crate::state::counters::BrokerCounters;
 
-/// What became of a push.
+/// The outcome of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Accepted,
     /// Not accepted, and not delivered.
     Unreachable,
     Overloaded,
-    /// Redis answered with an error.
+    /// Redis replied with an error.
     Refused,
-    /// It is larger than what Redis or this node takes; see [`super::Event::Limit`].
+    /// Larger than what Redis or this node accepts; see [`super::Event::Limit`].
     TooLarge,
-    /// No answer came in time: it may have been delivered.
+    /// No reply in time: it may have been delivered.
     Unknown,
 }
 
 impl BrokerCounters {
-    /// What became of a push that was handed to the queue.
+    /// Counts the outcome of a push that was handed to the queue.
     pub fn count_outcome(&self, outcome: Outcome) {
         match outcome {
             Outcome::Accepted => self.published.add(1),
@@ -28,7 +28,7 @@ impl BrokerCounters {
         }
     }
 
-    /// A push was not handed to the queue; the worker counts it, too.
+    /// Counts a push that was not handed to the queue; the worker counts it as well.
     pub fn count_refusal(&self, outcome: Outcome) {
         if outcome == Outcome::TooLarge {
             self.count_outcome(outcome);

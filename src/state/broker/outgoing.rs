@@ -1,4 +1,4 @@
-//! What workers want published.
+//! Messages that workers publish.
 
 use super::publish_log::PublishLog;
 use super::{
@@ -9,7 +9,7 @@ use crate::types::Routing;
 use crate::wire::envelope::{Envelope, Header};
 use crate::wire::publication::{LastName, Publication, route};
 
-/// Numbers what is to be published and keeps it until it is answered.
+/// Numbers messages to publish and keeps them until they are answered.
 struct Acceptor<'a> {
     config: &'a BrokerConfig,
     epoch: u64,
@@ -21,7 +21,7 @@ struct Acceptor<'a> {
 }
 
 impl Acceptor<'_> {
-    /// Accepts one part of a message: an envelope of so many bytes, which `write` appends.
+    /// Accepts one part of a message: an envelope of the given length, which `write` appends.
     fn add(
         &mut self,
         channel: &[u8],
@@ -34,7 +34,7 @@ impl Acceptor<'_> {
             && !self.sequences.is_known(channel)
             && let Some(length) = self.config.names.project_of_user(channel)
         {
-            // All who have the user hear the project's as well.
+            // Every node that has the user also subscribes to the project's channel.
             channel = &channel[..length];
         }
         let seq = self.sequences.next(channel, self.now_ms);
@@ -50,7 +50,7 @@ impl Acceptor<'_> {
 }
 
 impl Broker {
-    /// A worker accepted a message. The sink gets the outcome, at once or later.
+    /// Accepts a worker's message. The sink gets the outcome, at once or later.
     pub fn handle_push(
         &mut self,
         envelope: &Envelope<'_>,
@@ -97,9 +97,9 @@ impl Broker {
         self.announce_order(now_ms);
     }
 
-    /// A worker has a parcel for a channel; nobody waits for what becomes of it. Events wait for a
-    /// queue that is away: a business server that misses one knows too little of its clients for
-    /// good.
+    /// Publishes a worker's parcel on a channel; nobody waits for the outcome. Events are kept
+    /// while the queue is unavailable: a business server that misses one would never learn that
+    /// state of its clients.
     pub(super) fn handle_parcel(
         &mut self,
         channel: &[u8],
@@ -122,7 +122,8 @@ impl Broker {
         self.announce_order(now_ms);
     }
 
-    /// Why a message is not accepted now. `bytes`: of all its parts; `largest`: of one envelope.
+    /// Returns why a message is not accepted now. `bytes`: of all its parts; `largest`: of one
+    /// envelope.
     fn refusal(&self, bytes: usize, largest: usize) -> Option<Outcome> {
         match self.state {
             _ if largest > self.facts.limit().bytes => Some(Outcome::TooLarge),

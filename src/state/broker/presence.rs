@@ -5,9 +5,9 @@ use crate::state::sharded_table::ShardedTable;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
-/// What stands for a user: a keyed hash, so that nobody can choose two that share one. Among a
-/// million users two share one with a probability of 3 in 10^8; the worker of the one that stays
-/// when the other leaves would then be passed over.
+/// The key of a user: a keyed hash, so that nobody can construct a collision. Among a million users
+/// two collide with a probability of 3 in 10^8; when one of them leaves, the worker of the other
+/// would then be passed over.
 pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: impl AsRef<[u8]>) -> u64 {
     let mut hasher = SipHasher13::new_with_keys(keys.0, keys.1);
     hasher.write_u32(project.0);
@@ -17,7 +17,7 @@ pub fn user_hash(keys: (u64, u64), project: ProjectId, uid: impl AsRef<[u8]>) ->
 
 #[derive(Debug, Default)]
 pub(super) struct Presence {
-    /// User and the bits of its workers, 16 bytes a user.
+    /// User hash and the bitmap of its workers, 16 bytes a user.
     users: ShardedTable<(u64, u64)>,
 }
 

@@ -1,5 +1,5 @@
-//! What was handed to the publishing link and not answered: kept, so that it can be sent again in
-//! order after a reconnect.
+//! Commands handed to the publishing link and not yet answered: kept so that they can be sent again
+//! in order after a reconnect.
 
 use super::Outcome;
 use super::facts::Question;
@@ -10,17 +10,17 @@ use crate::wire::envelope::{Header, Kind};
 use crate::wire::publication::write_publish;
 use std::collections::VecDeque;
 
-/// A message that is not alone in its command, because it is longer than what is bundled, may be
-/// what ends the links: it is longer than what Redis, or its subscribers' buffers, take. After this
-/// many links that ended before it was answered it is sent alone, so that it is known; if that link
-/// ends as well, never again.
+/// A message alone in its command, because it is longer than what is bundled, may be what ends the
+/// links: longer than what Redis, or the buffers of its subscribers, accept. After this number of
+/// links that ended before it was answered it is sent alone, to find out; if that link ends as
+/// well, it is never sent again.
 const LIVES_BEFORE_SUSPECT: u8 = 2;
 
-/// Buffers of answered commands that are kept for the next ones, and how long one may be.
+/// Buffers of answered commands kept for reuse, and the maximum length of one.
 const KEEP_BUFFERS: usize = 64;
 const KEEP_BUFFER_BYTES: usize = 16 << 10;
 
-/// Who waits for an answer.
+/// Identifies who waits for a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pusher {
     pub worker: usize,
@@ -32,15 +32,15 @@ enum What {
     Question(Question),
     /// Raises the number of `super::reservation`.
     Reservation,
-    /// A canary, the repeated number of a channel, or what the node says of itself: it is not sent
-    /// again.
+    /// A canary, a repeated channel number, or an announcement of the node: it is not sent again.
     Word(Option<Waiter>),
     Message {
-        /// `None`: it was told that the outcome is unknown, or another part of its message will
-        /// tell it.
+        /// `None`: the pusher was told that the outcome is unknown, or another part of the message
+        /// reports it.
         pusher: Option<Pusher>,
         is_last_part: bool,
-        /// Whether it is worth less later: a push, whose pusher will push again, and a request.
+        /// Whether it may be dropped once its deadline passes: a push, which its pusher repeats, or
+        /// a request.
         may_expire: bool,
         has_expired: bool,
         /// Links that ended after it was sent and before it was answered.
@@ -50,7 +50,7 @@ enum What {
     },
 }
 
-/// The worker that waits until a word of its business server is out.
+/// The worker and connection that wait until an announcement of their business server is out.
 pub type Waiter = (usize, Cid);
 
 #[derive(Debug, Clone, Copy)]
@@ -59,25 +59,25 @@ struct Entry {
     what: What,
 }
 
-/// What Redis is asked at once: a question, a word, or messages of one channel.
+/// One command to Redis: a question, an announcement, or messages of one channel.
 #[derive(Debug)]
 struct Command {
     entries: usize,
-    /// The channel's name, then each envelope as a bundle has it; without a
-    /// channel all of the command.
+    /// The channel's name, then each envelope as in a bundle; without a channel, the complete
+    /// command.
     bytes: Vec<u8>,
     channel_bytes: usize,
-    /// Nothing else is under way while it is.
+    /// Nothing else is in flight with it.
     is_suspect: bool,
 }
 
-/// What the oldest command that is not answered asked for.
+/// What the oldest unanswered command asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Question(Question),
     Reservation,
     Word(Option<Waiter>),
-    /// So many messages, all of one channel: [`PublishLog::message`] has them.
+    /// Number of messages, all of one channel: [`PublishLog::message`] returns them.
     Messages(usize),
 }
 
@@ -85,9 +85,9 @@ pub enum Asked {
 pub struct AskedMessage {
     pub pusher: Option<Pusher>,
     pub is_last_part: bool,
-    /// In an earlier life of the links, which did not bring its answer.
+    /// In an earlier incarnation of the links, which did not bring a reply.
     pub was_sent_before: bool,
-    /// Only its number was sent in this life.
+    /// Only its number was sent in this incarnation.
     pub is_abandoned: bool,
 }
 
@@ -102,12 +102,12 @@ impl AskedMessage {
     }
 }
 
-/// What Redis said of the parts of one message.
+/// Redis's replies to the parts of one message.
 #[derive(Debug, Default)]
 pub struct Parts {
     pub some_accepted: bool,
     pub some_refused: bool,
-    /// Refused, but sent in an earlier life of the links too, and perhaps published then.
+    /// Refused, but also sent in an earlier incarnation of the links and perhaps published then.
     pub some_unsure: bool,
     /// Refused for its length.
     pub some_too_large: bool,
@@ -134,8 +134,8 @@ impl Parts {
     }
 }
 
-/// Entries in the order in which they are sent and answered. Messages of one channel that come one
-/// after the other, before the first of them is sent, share a command.
+/// Entries in the order in which they are sent and answered. Consecutive messages of one channel
+/// share a command as long as none of them is sent.
 ///
 /// Invariant: `entries` are those of `commands`, of which the first `sent_commands` are sent.
 #[derive(Debug, Default)]
@@ -143,18 +143,18 @@ pub struct PublishLog {
     entries: VecDeque<Entry>,
     commands: VecDeque<Command>,
     sent_commands: usize,
-    /// Of all commands.
+    /// Bytes of all commands.
     bytes: usize,
-    /// So many entries from the front are past their deadline.
+    /// Number of entries, from the front, whose deadline has passed.
     expired: usize,
-    /// The last that was answered is the next that is used: the processor still has it.
+    /// Last in, first out: the most recently answered buffer is still in the processor's cache.
     spare: Vec<Vec<u8>>,
 }
 
 impl PublishLog {
-    /// Appends a part of a message: an envelope of so many bytes, which `write` appends. Returns
-    /// them, to be numbered. [`PublishLog::end_message`] follows the last one. Deadlines never fall
-    /// from one call to the next.
+    /// Appends a part of a message: an envelope of the given length, which `write` appends. Returns
+    /// its bytes, to be numbered. [`PublishLog::end_message`] follows the last part. Deadlines
+    /// never decrease from one call to the next.
     pub fn add_part(
         &mut self,
         channel: &[u8],
@@ -174,7 +174,7 @@ impl PublishLog {
         self.add(channel, bytes, deadline_ms, what, write)
     }
 
-    /// All parts of a message are added; who waits for what becomes of them.
+    /// Ends a message whose parts are all added; `waiting`: who gets the outcome.
     pub fn end_message(&mut self, waiting: Option<Pusher>) {
         if let Some(Entry { what: What::Message { pusher, is_last_part, .. }, .. }) =
             self.entries.back_mut()
@@ -192,7 +192,7 @@ impl PublishLog {
         self.entries.push_back(Entry { deadline_ms, what: What::Question(question) });
     }
 
-    /// Appends a whole command that raises the number of `super::reservation`.
+    /// Appends a complete command that raises the number of `super::reservation`.
     pub fn add_reservation(&mut self, command: &[u8], deadline_ms: u64) {
         self.bytes += command.len();
         let bytes = command.to_vec();
@@ -200,7 +200,7 @@ impl PublishLog {
         self.entries.push_back(Entry { deadline_ms, what: What::Reservation });
     }
 
-    /// Appends a word, an envelope of any kind without a number.
+    /// Appends an announcement, an envelope of any kind without a number.
     pub fn add_word(
         &mut self,
         channel: &[u8],
@@ -231,11 +231,11 @@ impl PublishLog {
         }
         self.bytes += bundle::LENGTH_BYTES + length;
         self.entries.push_back(Entry { deadline_ms, what });
-        // It was there, or is now.
+        // The command exists, or was just added.
         self.commands.back_mut().map_or(&mut [], |command| command.add(length, write))
     }
 
-    /// Whether the last command is not sent, and may have one more envelope, of so many bytes.
+    /// Whether the last command is unsent and has room for another envelope of this length.
     fn may_join_last(&self, channel: &[u8], length: usize, what: &What) -> bool {
         let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
         let is_message = |what: &What| matches!(what, What::Message { .. });
@@ -246,7 +246,7 @@ impl PublishLog {
             && command.channel() == channel
     }
 
-    /// Those who wait for words, and need not any more.
+    /// Takes the waiters of announcements, which need not wait any more.
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
         let waiter = |entry: &mut Entry| match &mut entry.what {
             What::Word(waiter) => waiter.take(),
@@ -259,12 +259,12 @@ impl PublishLog {
         self.entries.is_empty()
     }
 
-    /// Entries that are not answered.
+    /// Number of unanswered entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Bytes of what is not answered.
+    /// Bytes of unanswered commands.
     pub fn pending_bytes(&self) -> usize {
         self.bytes
     }
@@ -273,18 +273,18 @@ impl PublishLog {
         self.sent_commands < self.commands.len()
     }
 
-    /// Whether Redis owes an answer.
+    /// Whether a reply from Redis is due.
     pub fn has_sent(&self) -> bool {
         self.sent_commands > 0
     }
 
-    /// Bytes of the next command that is to be sent.
+    /// Length of the next command to send.
     pub fn next_bytes(&self) -> Option<usize> {
         self.commands.get(self.sent_commands).map(|command| command.bytes.len())
     }
 
     /// Whether the next command may be sent now: there is one, there is room in transit, and
-    /// neither it nor what is under way has to be alone.
+    /// neither it nor what is in flight has to be alone.
     pub fn may_send(&self, transit: &Transit) -> bool {
         let is_alone = |command: &Command| command.is_suspect;
         match self.commands.get(self.sent_commands) {
@@ -295,7 +295,7 @@ impl PublishLog {
         }
     }
 
-    /// Appends commands that were not sent to `out` until it has `max` bytes or more.
+    /// Appends unsent commands to `out` until it has `max` bytes or more.
     pub fn take_unsent(&mut self, transit: &mut Transit, out: &mut Vec<u8>, max: usize) {
         while out.len() < max
             && self.may_send(transit)
@@ -309,7 +309,7 @@ impl PublishLog {
         }
     }
 
-    /// What the next answer is for; `None`: nothing that was sent waits for one.
+    /// What the next reply answers; `None`: nothing sent waits for one.
     pub fn front(&self) -> Option<Asked> {
         let command = self.commands.front().filter(|_| self.sent_commands > 0)?;
         Some(match self.entries.front()?.what {
@@ -320,19 +320,19 @@ impl PublishLog {
         })
     }
 
-    /// One message of the oldest command.
+    /// Returns one message of the oldest command.
     pub fn message(&self, index: usize) -> Option<AskedMessage> {
         self.entries.get(index).copied().and_then(AskedMessage::of)
     }
 
-    /// Channel and number of one message of the oldest command.
+    /// Returns channel and number of one message of the oldest command.
     pub fn channel_and_seq(&self, index: usize) -> Option<(&[u8], u64)> {
         let command = self.commands.front()?;
         let envelope = bundle::added(command.envelopes()).nth(index)?;
         Some((command.channel(), Header::read(envelope).ok()?.seq))
     }
 
-    /// The channel of the oldest command.
+    /// Returns the channel of the oldest command.
     pub fn front_channel(&self) -> &[u8] {
         self.commands.front().map_or(&[], Command::channel)
     }
@@ -342,13 +342,13 @@ impl PublishLog {
         self.commands.front().map_or(0, Command::envelope_bytes)
     }
 
-    /// Bytes of the oldest command, if Redis owes an answer to it.
+    /// Bytes of the oldest command, if a reply to it is due.
     pub fn due_bytes(&self) -> usize {
         let front = self.commands.front().filter(|_| self.sent_commands > 0);
         front.map_or(0, |command| command.bytes.len())
     }
 
-    /// Forgets the oldest command: it was answered. `each` gets its messages.
+    /// Removes the oldest command, which was answered. `each` gets its messages.
     pub fn pop_front(&mut self, mut each: impl FnMut(AskedMessage)) {
         let Some(command) = self.commands.pop_front() else { return };
         self.expired = self.expired.saturating_sub(command.entries);
@@ -362,8 +362,8 @@ impl PublishLog {
         }
     }
 
-    /// Calls `expire` for each pusher whose deadline has passed. Its message stays: an answer to it
-    /// is still due.
+    /// Calls `expire` for each pusher whose deadline has passed. The message stays: its reply is
+    /// still due.
     pub fn expire(&mut self, now_ms: u64, mut expire: impl FnMut(Pusher)) {
         while let Some(entry) = self.entries.get_mut(self.expired)
             && entry.deadline_ms <= now_ms
@@ -378,9 +378,9 @@ impl PublishLog {
         }
     }
 
-    /// The link is lost: what was sent will not be answered. Nothing of the next link is an answer
-    /// to it. Calls `abandon` with channel, bytes and pusher of what was alone on the link, and on
-    /// those before it, too: it is what ends them.
+    /// Handles the loss of the link: what was sent will not be answered, and nothing on the next
+    /// link is a reply to it. Calls `abandon` with channel, bytes and pusher of a message that was
+    /// in flight on the earlier lost links, and alone on this one: it is what ends them.
     pub fn handle_lost(&mut self, mut abandon: impl FnMut(&[u8], usize, Option<Pusher>)) {
         let mut entries = self.entries.iter_mut();
         for command in self.commands.iter().take(self.sent_commands) {
@@ -398,8 +398,8 @@ impl PublishLog {
         self.sent_commands = 0;
     }
 
-    /// The link is new: everything that was not answered is to be sent again, in order. What is
-    /// past its deadline only keeps its number: its pusher may have pushed again.
+    /// Prepares a new link: everything unanswered is sent again, in order. A message past its
+    /// deadline keeps only its number: its pusher may have pushed again.
     pub fn rewind(&mut self) {
         let old = std::mem::take(self);
         let mut entries = old.entries.into_iter();
@@ -433,12 +433,12 @@ impl Command {
         &self.bytes[..self.channel_bytes]
     }
 
-    /// As a bundle has them.
+    /// Returns the envelopes, in the format of a bundle.
     fn envelopes(&self) -> &[u8] {
         &self.bytes[self.channel_bytes..]
     }
 
-    /// Without what a bundle adds.
+    /// Length of the envelopes without the framing of a bundle.
     fn envelope_bytes(&self) -> usize {
         self.envelopes().len() - self.entries * bundle::LENGTH_BYTES
     }
@@ -448,7 +448,7 @@ impl Command {
         bundle::add(&mut self.bytes, length, write)
     }
 
-    /// Appends it as Redis reads it.
+    /// Appends the command in Redis's protocol.
     fn write(&self, out: &mut Vec<u8>) {
         if self.channel_bytes == 0 {
             return out.extend_from_slice(&self.bytes);
@@ -492,14 +492,14 @@ mod tests {
         Some(Pusher { worker: 0, ticket })
     }
 
-    /// The kinds and numbers of the envelopes in what is to be sent, command by command.
+    /// Returns the kinds and numbers of the envelopes in the commands to send.
     fn sent(log: &mut PublishLog) -> Vec<Vec<(Kind, u64)>> {
         let mut out = Vec::new();
         log.take_unsent(&mut Transit::default(), &mut out, usize::MAX);
         let mut found = Vec::new();
         let mut rest = &out[..];
         while !rest.is_empty() {
-            // An array of three bulk strings is "other" to the reader; its last one is ours.
+            // The reader reports an array of three bulk strings as "other"; its last one is ours.
             let (_, length) = resp::read(rest, 1 << 20).unwrap().unwrap();
             let command = &rest[..length];
             rest = &rest[length..];
@@ -514,7 +514,7 @@ mod tests {
         found
     }
 
-    /// Number and pusher of each message of the oldest command.
+    /// Returns number and pusher of each message of the oldest command.
     fn front(log: &PublishLog) -> Vec<(u64, Option<u32>)> {
         let Some(Asked::Messages(count)) = log.front() else { return Vec::new() };
         let one = |index| {
@@ -598,7 +598,7 @@ mod tests {
         assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Message, 2)]]);
         log.expire(20, |one| expired.push(one.ticket));
         assert_eq!(expired, [1, 2]);
-        // A second reconnect before any answer.
+        // A second reconnect before any reply.
         log.handle_lost(|_, _, _| unreachable!());
         log.rewind();
         assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Void, 2)]]);
@@ -622,7 +622,7 @@ mod tests {
         assert_eq!(front(&log), [(499, Some(0))]);
     }
 
-    /// A message that Redis does not take was sent again for ever, and ended the links each time.
+    /// A message that Redis does not accept was sent again for ever and ended the links each time.
     #[test]
     fn what_ends_three_links_is_not_sent_again_and_costs_no_other_message() {
         let mut log = PublishLog::default();
@@ -644,7 +644,7 @@ mod tests {
             assert_eq!(sent(&mut log), all);
             assert_eq!(lose(&mut log), [0; 0]);
         }
-        // What is small is not suspected; what is large is sent alone.
+        // A small message is not suspected; a large one is sent alone.
         assert_eq!(sent(&mut log), all[..1]);
         log.pop_front(drop);
         assert_eq!(sent(&mut log), all[1..2]);

@@ -1,21 +1,21 @@
-//! Which milliseconds the ids of this node may be of, as a number in Redis keeps it from one run to
-//! the next.
+//! The milliseconds from which this node may issue ids, persisted as a number in Redis from one run
+//! to the next.
 //!
-//! The number of a node is a time: every id that any of its runs gave out is of a millisecond up to
-//! it. A run reads it before anything else, begins behind it, and raises it ahead of its own ids.
-//! It is only ever added to (INCRBY), so that two processes with one number cannot lower it.
+//! The number of a node is a time: every id issued by any of its runs is from a millisecond up to
+//! it. A run reads it before anything else, starts after it, and raises it ahead of its own ids. It
+//! is only ever increased (INCRBY), so that two processes with one node id cannot lower it.
 
 use super::{Broker, Event, LinkError, Sink};
 use crate::state::wants::Notice;
 use crate::types::SnowflakeClock;
 use crate::wire::resp::{Reply, write_command};
 
-/// After a refusal, the interval at which it is tried again.
+/// Interval between attempts after a refusal.
 const TRY_AGAIN_MS: u64 = 60_000;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Step {
-    /// What earlier runs used is not known.
+    /// It is unknown what earlier runs used.
     #[default]
     Unread,
     Reading,
@@ -24,7 +24,7 @@ enum Step {
         wanted_ms: u64,
     },
     Kept,
-    /// Redis does not let this node keep it.
+    /// Redis does not permit this node to store it.
     Refused {
         try_again_ms: u64,
     },
@@ -33,17 +33,17 @@ enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Reservation {
     step: Step,
-    /// What the runs before used has been read.
+    /// The milliseconds used by earlier runs have been read.
     has_begun: bool,
-    /// The number in Redis, as last heard; `None`: it has to be read before it is raised, because
-    /// the answer to the last command is lost.
+    /// The number in Redis, as last received; `None`: it must be read before it is raised, because
+    /// the reply to the last command is lost.
     stored_ms: Option<u64>,
-    /// A command is under way, and raises the number to this; 0: it reads it.
+    /// A command is in flight that raises the number to this; 0: it reads it.
     raising_to_ms: Option<u64>,
 }
 
 impl Reservation {
-    /// Whether this run knows what the runs before used, or cannot.
+    /// Whether this run knows what the earlier runs used, or cannot know it.
     fn is_settled(&self) -> bool {
         matches!(self.step, Step::Kept | Step::Refused { .. })
     }
@@ -52,12 +52,12 @@ impl Reservation {
         self.step == Step::Kept
     }
 
-    /// Whether Redis owes an answer before anything is subscribed to.
+    /// Whether a reply from Redis is due before anything is subscribed to.
     pub(super) fn is_asking(&self) -> bool {
         matches!(self.step, Step::Reading | Step::Raising { .. })
     }
 
-    /// The links are gone, and with them the answer.
+    /// Handles the loss of the links, and of the reply with them.
     pub(super) fn handle_lost(&mut self) {
         if self.raising_to_ms.take().is_some() {
             self.stored_ms = None;
@@ -68,7 +68,7 @@ impl Reservation {
     }
 }
 
-/// What Redis answered to INCRBY; `None`: that was no answer to it. `Err` holds its refusal.
+/// Parses Redis's reply to INCRBY; `None`: this was no reply to it. `Err` holds its refusal.
 pub(super) fn number_of<'a>(reply: &Reply<'a>) -> Option<Result<i64, &'a [u8]>> {
     match reply {
         Reply::Integer(number) => Some(Ok(*number)),
@@ -78,14 +78,14 @@ pub(super) fn number_of<'a>(reply: &Reply<'a>) -> Option<Result<i64, &'a [u8]>> 
 }
 
 impl Broker {
-    /// The time, milliseconds since 1970, by which ids are given out. To be told before
+    /// Sets the time, in milliseconds since 1970, by which ids are issued. Call it before
     /// [`Broker::handle_open`] and with each [`Broker::handle_tick`].
     pub fn set_wall_ms(&mut self, wall_ms: u64) {
         self.wall_ms = wall_ms;
     }
 
-    /// Both links are greeted: what earlier runs used comes first, then everything is subscribed
-    /// to.
+    /// Starts after both links are greeted: reads what earlier runs used, then subscribes to
+    /// everything.
     pub(super) fn begin_with_reservation(&mut self, now_ms: u64) {
         if self.reservation.is_settled() {
             return self.subscribe_to_all(now_ms);
@@ -107,7 +107,7 @@ impl Broker {
         command
     }
 
-    /// The answer to what [`Broker::begin_with_reservation`] asked.
+    /// Handles the reply to the command of [`Broker::begin_with_reservation`].
     pub(super) fn handle_number(
         &mut self,
         number: Result<i64, &[u8]>,
@@ -134,7 +134,7 @@ impl Broker {
                 self.subscribe_to_all(now_ms);
             }
             _ => {
-                // Read again, it may be what this run has raised it to.
+                // If read again, it may be what this run has raised it to.
                 if !std::mem::replace(&mut self.reservation.has_begun, true) {
                     self.config.incarnation.begin(stored_ms);
                     let notice = Notice::IdsBegin { used_ms: stored_ms };
@@ -150,7 +150,7 @@ impl Broker {
         Ok(())
     }
 
-    /// The links are up: raises the number when ids come near it.
+    /// Raises the number when ids come near it; the links are up.
     pub(super) fn renew_reservation(&mut self, now_ms: u64) {
         let may_try = match self.reservation.step {
             Step::Kept => true,
@@ -174,7 +174,7 @@ impl Broker {
         self.publishing.handle_asked(self.listening.at(now_ms));
     }
 
-    /// The answer to [`Broker::renew_reservation`].
+    /// Handles the reply to [`Broker::renew_reservation`].
     pub(super) fn handle_renewed(
         &mut self,
         number: Result<i64, &[u8]>,
@@ -186,12 +186,12 @@ impl Broker {
                 let stored_ms = self.checked(number)?;
                 self.reservation.stored_ms = Some(stored_ms);
                 if !self.reservation.is_kept() {
-                    // Ids went by the clock until now: nothing is reserved.
+                    // Ids followed the clock until now: nothing is reserved.
                     self.config.incarnation.reserve(0);
                     self.reservation.step = Step::Kept;
                     self.config.counters.ids_kept.set(1);
                 } else if wanted_ms > 0 && stored_ms >= wanted_ms {
-                    // Less than that where Redis has lost its data: the next tick raises it again.
+                    // Less than that if Redis has lost its data: the next tick raises it again.
                     self.config.incarnation.reserve(wanted_ms);
                 }
             }
@@ -218,7 +218,7 @@ impl Broker {
         String::from_utf8_lossy(&key).into_owned()
     }
 
-    /// A number that is no time of an id would make ids repeat, or use them up.
+    /// Rejects a number that is not the time of an id: it would repeat ids or use them up.
     fn checked(&self, number: i64) -> Result<u64, LinkError> {
         let latest_ms = SnowflakeClock::MAX_MS - TRY_AGAIN_MS;
         u64::try_from(number).ok().filter(|&ms| ms <= latest_ms).ok_or_else(|| {

@@ -1,5 +1,5 @@
-//! The subscribing link: what is asked on it, and what Redis answers: confirmations, and refusals,
-//! which cost nobody but those who need the channel.
+//! The subscribing link: commands sent on it, and Redis's replies: confirmations, and refusals,
+//! which affect only those who need the channel.
 
 use super::facts::{self, Command};
 use super::link::Link;
@@ -11,44 +11,45 @@ use crate::wire::resp::{Reply, write_command};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 
-/// Channels that Redis refused are asked for again at this interval: its rules may have changed.
+/// Interval at which refused channels are requested again: Redis's ACL may have changed.
 const AGAIN_EVERY_MS: u64 = 5_000;
-/// At most this many of them at once, each in a command of its own.
+/// Maximum number requested again at a time, each in a command of its own.
 const AGAIN_CHANNELS: usize = 500;
 
-/// A command that is not answered, or not for all of its channels.
+/// A command not answered yet, or not for all of its channels.
 #[derive(Debug)]
 enum Sent {
     Subscribe {
-        /// The names of its channels, as a bundle has envelopes.
+        /// The names of its channels, in the format of a bundle.
         names: Vec<u8>,
-        /// Where the first is that is not answered.
+        /// Offset of the first unanswered name.
         at: usize,
         is_renewal: bool,
     },
-    /// The number of channels that are not answered.
+    /// Number of unanswered channels.
     Unsubscribe(usize),
     /// When it was sent.
     Ping(u64),
 }
 
-/// What is under way on the subscribing link in this life of it, and which channels Redis refused.
+/// Commands in flight on this incarnation of the subscribing link, and the channels that Redis
+/// refused.
 ///
-/// Invariant: Redis answers in the order of `sent`, so that every reply is for its front.
+/// Invariant: Redis answers in the order of `sent`, so every reply is for its front.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
     sent: VecDeque<Sent>,
     /// Channels that are neither confirmed nor refused.
     unconfirmed: usize,
-    /// Those of them that were there when the links came up: they are what pushes wait for.
+    /// Those of them wanted when the links came up: pushes wait for these.
     unrenewed: usize,
-    /// See [`Subscriptions::read_until_ms`], and when Redis was last asked for a sign of life.
+    /// See [`Subscriptions::read_until_ms`], and when the last PING was sent.
     read_until_ms: u64,
     pinged_ms: u64,
-    /// It owes the answer.
+    /// A PONG is due.
     is_pinging: bool,
     refused: BTreeSet<Box<[u8]>>,
-    /// When, and up to which, the refused ones were last asked for.
+    /// When refused channels were last requested again, and up to which one.
     again_ms: u64,
     again_after: Box<[u8]>,
 }
@@ -58,24 +59,24 @@ impl Subscriptions {
         *self = Self::default();
     }
 
-    /// Whether Redis owes an answer.
+    /// Whether a reply from Redis is due.
     pub(super) fn is_waiting(&self) -> bool {
         self.unconfirmed > 0 || self.is_pinging
     }
 
-    /// What Redis sent before this is read: it has answered a PING of that time. 0: nothing is
-    /// known. Whoever is judged by silence is judged up to here, however much waits to be read.
+    /// Everything that Redis sent before this time is read: a PING of that time is answered. 0:
+    /// unknown. Timeouts of other nodes are measured against it, whatever the backlog to read.
     pub(super) fn read_until_ms(&self) -> u64 {
         self.read_until_ms
     }
 
-    /// One PING at most is under way.
+    /// Whether to send a PING. At most one is in flight.
     pub(super) fn is_ping_due(&self, now_ms: u64, is_urgent: bool) -> bool {
         let every_ms = if is_urgent { 0 } else { PING_EVERY_MS };
         !self.is_pinging && now_ms.saturating_sub(self.pinged_ms) >= every_ms
     }
 
-    /// Channels that Redis does not let this node hear.
+    /// Number of channels that Redis does not permit this node to subscribe to.
     pub(super) fn refused(&self) -> usize {
         self.refused.len()
     }
@@ -111,7 +112,7 @@ impl Subscriptions {
         (self.pinged_ms, self.is_pinging) = (now_ms, true);
     }
 
-    /// The oldest command is answered, or refused.
+    /// Takes the oldest command, which is answered or refused.
     fn take_answered(&mut self) -> Option<Sent> {
         let sent = self.sent.pop_front();
         if let Some(Sent::Ping(sent_ms)) = sent {
@@ -120,7 +121,7 @@ impl Subscriptions {
         sent
     }
 
-    /// Redis confirmed a channel. `None`: it was not asked for that.
+    /// Notes the confirmation of a channel. `None`: it was not requested.
     fn confirm(&mut self, channel: &[u8]) -> Option<()> {
         let Some(Sent::Subscribe { names, at, is_renewal }) = self.sent.front_mut() else {
             return None;
@@ -137,13 +138,14 @@ impl Subscriptions {
         Some(())
     }
 
-    /// The number of channels that are confirmed, refused, or to be asked for in another command.
+    /// Notes the number of channels that are confirmed, refused, or requested again in another
+    /// command.
     fn settle(&mut self, channels: usize, is_renewal: bool) {
         self.unconfirmed -= channels;
         self.unrenewed -= if is_renewal { channels } else { 0 };
     }
 
-    /// Redis left a channel. `None`: it was not asked to.
+    /// Notes the confirmation of an unsubscribe. `None`: it was not requested.
     fn leave_one(&mut self) -> Option<()> {
         match self.sent.front_mut() {
             Some(Sent::Unsubscribe(left @ 2..)) => *left -= 1,
@@ -153,7 +155,7 @@ impl Subscriptions {
         Some(())
     }
 
-    /// Those of the refused channels that it is time to ask for again.
+    /// Takes those refused channels that are due to be requested again.
     fn take_again(&mut self, now_ms: u64) -> Vec<Box<[u8]>> {
         if self.refused.is_empty() || now_ms.saturating_sub(self.again_ms) < AGAIN_EVERY_MS {
             return Vec::new();
@@ -162,7 +164,7 @@ impl Subscriptions {
         let after = (Bound::Excluded(&*self.again_after), Bound::Unbounded);
         let some: Vec<Box<[u8]>> =
             self.refused.range::<[u8], _>(after).take(AGAIN_CHANNELS).cloned().collect();
-        // The last of all, or none: it begins anew.
+        // The end of the list, or an empty one: start over.
         self.again_after = match some.last() {
             Some(last) if some.len() == AGAIN_CHANNELS => last.clone(),
             _ => Box::default(),
@@ -172,7 +174,7 @@ impl Subscriptions {
 }
 
 impl Broker {
-    /// A reply on the subscribing link, which is greeted.
+    /// Handles a reply on the subscribing link after its greeting.
     pub(super) fn handle_subscribing(
         &mut self,
         reply: Reply<'_>,
@@ -196,7 +198,7 @@ impl Broker {
                 _ => return Err(LinkError::Unasked),
             },
             Reply::Error(text) => self.handle_subscribing_error(text, now_ms, sink)?,
-            // A push of another kind.
+            // A push message of another type.
             Reply::Other => {}
             _ => return Err(LinkError::Unasked),
         }
@@ -235,8 +237,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Redis refuses a command as a whole, and says not for which of its channels: halves of it are
-    /// asked for, until it is known.
+    /// Handles the refusal of a whole command: Redis does not name the channel, so halves of the
+    /// command are requested until it is found.
     fn handle_refused(
         &mut self,
         names: &[&[u8]],
@@ -278,10 +280,11 @@ impl Broker {
         Ok(())
     }
 
-    /// A channel is confirmed: notifies whoever waited for it, once all that they wait for is.
+    /// Handles the confirmation of a channel: notifies workers for which it was the last one
+    /// pending.
     fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
         if self.subscriptions.refused.remove(channel) {
-            // The others may be allowed now, too.
+            // The others may be permitted now as well.
             self.subscriptions.again_ms = 0;
             self.events.push(Event::ChannelAllowed { channel: channel.into() });
         }
@@ -301,7 +304,7 @@ impl Broker {
         subscribing.handle_asked(self.listening.at(now_ms));
     }
 
-    /// Asks again for what Redis refused.
+    /// Requests refused channels again.
     pub(super) fn subscribe_again(&mut self, now_ms: u64) {
         for name in self.subscriptions.take_again(now_ms) {
             self.subscriptions.subscribe(&mut self.subscribing, &[&name], false);
@@ -315,12 +318,13 @@ impl Broker {
         }
     }
 
-    /// Without these two channels a node knows neither itself nor the others.
+    /// Whether the links need the channel: without these two a node receives neither itself nor the
+    /// others.
     pub(super) fn is_vital(&self, channel: &[u8]) -> bool {
         channel == self.own_channel || channel == self.nodes_channel
     }
 
-    /// Redis's refusal of something that the links cannot do without.
+    /// Describes Redis's refusal of something that the links cannot do without.
     pub(super) fn refused(&self, text: &[u8]) -> LinkError {
         let mut said = String::from_utf8_lossy(text).into_owned();
         if text.starts_with(b"NOPERM") {
@@ -329,14 +333,14 @@ impl Broker {
         LinkError::Refused(said)
     }
 
-    /// What lets this node's user do all that is needed.
+    /// The ACL rule that permits this node's user everything it needs.
     pub(super) fn acl_rule(&self) -> String {
         let user = self.config.credentials.url.user.as_deref().unwrap_or("default");
         let prefix = self.config.names.prefix();
         format!("ACL SETUSER {user} &{prefix}:* +publish +subscribe +unsubscribe")
     }
 
-    /// The interests that a channel is a part of.
+    /// Returns the interests that a channel is part of.
     fn interests_of(&self, channel: &[u8]) -> Vec<Interest> {
         let Some((pid, what)) = self.config.names.parse(channel) else { return Vec::new() };
         let Some((project, _)) = self.config.projects.find(pid) else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! A broker against a few lines that answer like Redis. Whole clusters are in `tests/sim`.
+//! A broker against a minimal simulated Redis. Whole clusters are tested in `tests/sim`.
 
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
@@ -23,7 +23,7 @@ use resp_text::{bulk, commands, message};
 
 const KEYS: (u64, u64) = (1, 2);
 
-/// What the broker said to its workers.
+/// Output of the broker to its workers.
 #[derive(Debug, Default)]
 struct Said {
     delivered: Vec<(u64, String)>,
@@ -76,21 +76,21 @@ struct Setting {
     broker: Broker,
     said: Said,
     now_ms: u64,
-    /// Redis takes what is published, and delivers nothing.
+    /// Redis accepts what is published and delivers nothing.
     is_deaf: bool,
-    /// It answers nothing at all.
+    /// Redis answers nothing at all.
     is_silent: bool,
     subscribed: Vec<Vec<u8>>,
     /// Channels that may not be subscribed to.
     forbidden: Vec<Vec<u8>>,
-    /// Kinds of what was published on the channel of events.
+    /// Kinds of the messages published on the channel of events.
     events: Vec<Kind>,
     /// Messages of another node: the highest number by channel, and the latest order.
     arrived: BTreeMap<Vec<u8>, u64>,
     order: u64,
-    /// Redis's limit on the output buffer of a subscriber; 0: it does not say.
+    /// Redis's output buffer limit for a subscriber; 0: it does not report one.
     output_limit: usize,
-    /// What Redis keeps of the ids of this node, or what it says instead.
+    /// The number that Redis stores for this node's ids, or what it replies instead.
     number: i64,
     refuses_numbers: Option<&'static str>,
     asked_numbers: usize,
@@ -152,7 +152,7 @@ impl Setting {
         self.talk();
     }
 
-    /// Lets Redis answer until nobody has anything to say.
+    /// Lets Redis reply until neither side has anything to send.
     fn talk(&mut self) {
         loop {
             let mut was_quiet = true;
@@ -239,7 +239,7 @@ impl Setting {
         self.broker.handle_push(&envelope, routing, pusher, self.now_ms, &mut self.said);
     }
 
-    /// A message of another node arrives.
+    /// Delivers a message of another node.
     fn arrive(&mut self, seq: u64, data: &str, targets: &TargetsBuf) {
         let mut publication = Publication::default();
         let data = format!("\"{data}\"");
@@ -247,7 +247,7 @@ impl Setting {
         publication.add_message(&names, Routing::Project, &envelope);
         let encoded = publication.parts[0].envelope.clone();
         let highest = self.arrived.entry(publication.channel(0).to_vec()).or_default();
-        // One that comes again, or late, has the order of the first time.
+        // A repeated or late message has the order of its first transmission.
         let is_new = seq > *highest;
         *highest = seq.max(*highest);
         self.order = self.order.max(seq) + u64::from(is_new);
@@ -324,7 +324,7 @@ fn what_was_not_answered_is_sent_again_and_delivered_once() {
     setting.talk();
     setting.push(1, "first", &TargetsBuf::default());
     setting.talk();
-    // Redis executes the next one, and its answer is lost.
+    // Redis executes the next one, and its reply is lost.
     setting.push(2, "second", &TargetsBuf::default());
     let mut out = Vec::new();
     setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
@@ -477,7 +477,8 @@ fn a_full_sink_pauses_the_reading() {
     assert_eq!(handled, Handled { bytes: 0, is_paused: true });
 }
 
-/// A client waited for ever where the second of its two channels was a business server's already.
+/// A client waited for ever if the second of its two channels was already in use by a business
+/// server.
 #[test]
 fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     let mut setting = Setting::ready(1);
@@ -497,7 +498,7 @@ fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     assert_eq!(setting.said.ready.len(), 3, "nobody waits for a link that is lost");
 }
 
-/// What node 9 says of itself arrives.
+/// Delivers an announcement of node 9.
 fn say<'a>(setting: &mut Setting, epoch: u64, version: u64, change: impl FnOnce(&mut Member<'a>)) {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch };
     let mut word = Member::new(sender, version);
@@ -529,7 +530,7 @@ fn notices(setting: &mut Setting) -> Vec<String> {
     .collect()
 }
 
-/// The words that were published on a channel since the last call.
+/// Returns the announcements published on a channel since the last call.
 fn published(setting: &mut Setting, channel: &[u8]) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
@@ -581,15 +582,15 @@ fn whoever_missed_a_change_asks_for_everything() {
     notices(&mut setting);
     say(&mut setting, 1, 4, |word| (word.is_whole, word.here) = (true, Servers(&list)));
     assert_eq!(notices(&mut setting), ["0: 7 here"]);
-    // And asked itself, it says all that it has.
+    // When asked, it sends its full state.
     setting.now_ms += 100;
     say(&mut setting, 1, 4, |word| word.asks = true);
     let said = published(&mut setting, b"x:nodes");
     assert!(said.iter().any(|word| Member::decode(word).unwrap().is_whole));
 }
 
-/// By way of Redis an answer came after the word that its business server is gone, which was the
-/// client's answer then.
+/// Through Redis a response arrived after the notice that its business server was gone, and the
+/// client received that error instead.
 #[test]
 fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
     let mut setting = Setting::new(2);
@@ -606,8 +607,8 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
     }
 }
 
-/// What a link that broke had taken may come after the words of the next one. Business servers
-/// that came meanwhile were gone until the next second, and so were their requests.
+/// Messages taken by a broken link may arrive after those of the next one. Business servers that
+/// connected meanwhile were gone until the next second, and so were their requests.
 #[test]
 fn a_word_that_was_overtaken_takes_nothing_back() {
     let mut setting = Setting::ready(1);
@@ -628,7 +629,7 @@ fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     notices(&mut setting);
     setting.tick(4_900).unwrap();
     assert_eq!(notices(&mut setting), [""; 0]);
-    // This very thread stood still: it has not listened.
+    // This very thread was suspended: it has not listened.
     setting.now_ms += 1_100;
     setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
     setting.talk();
@@ -661,7 +662,7 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
         }
         setting.tick(100).unwrap();
         assert!(setting.broker.is_ready());
-        // The number comes after what it numbers.
+        // The number follows what it numbers.
         assert_eq!(setting.events, [Kind::Events, Kind::Tail]);
     }
 }

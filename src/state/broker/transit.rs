@@ -1,37 +1,37 @@
 //! Bytes that were published and that Redis may still hold for subscribers.
 //!
-//! Redis copies each message into the output buffer of every subscriber and cuts a subscriber whose
-//! buffer exceeds `client-output-buffer-limit pubsub`. Each message is smaller than that; this
-//! bounds what is under way in sum. Whether subscribers have taken it is judged by this node's own
-//! subscribing link: what Redis had taken before a PING on that link has left its buffer when the
-//! PING is answered.
+//! Redis copies each message into the output buffer of every subscriber and disconnects a
+//! subscriber whose buffer exceeds `client-output-buffer-limit pubsub`. Each single message is
+//! smaller than that; this bounds the sum in transit. Whether subscribers have taken it is judged
+//! by this node's own subscribing link: what Redis had accepted before a PING on that link has left
+//! its buffer when the PING is answered.
 
 use super::{Broker, LinkName};
 use crate::wire::bundle;
 use crate::wire::resp::Reply;
 use std::collections::VecDeque;
 
-/// A channel that this node does not hear says nothing by its own link. A large message there
-/// counts for as long as a gigabit link takes to carry it.
+/// A channel that this node is not subscribed to does not show on its own link. A large message
+/// there counts for the time that a gigabit link takes to carry it.
 const UNHEARD_BYTES_PER_MS: u64 = 128 << 10;
 
-/// Invariant: what is in transit is at most `window_bytes`, or one command.
+/// Invariant: the bytes in transit are at most `window_bytes`, or one command.
 #[derive(Debug)]
 pub(super) struct Transit {
     window_bytes: usize,
-    /// Sent, and not answered.
+    /// Sent and not answered.
     sent_bytes: usize,
-    /// Answered, and not known to have left Redis.
+    /// Answered and not known to have left Redis.
     unseen_bytes: usize,
-    /// As those, and answered before the PING that is under way.
+    /// As `unseen_bytes`, and answered before the PING in flight.
     pinged_bytes: usize,
-    /// On channels that this node does not hear: bytes, and until when they count.
+    /// On channels that this node is not subscribed to: bytes, and until when they count.
     unheard: VecDeque<(usize, u64)>,
     unheard_bytes: usize,
 }
 
 impl Default for Transit {
-    /// Without a bound: Redis's limit is not known.
+    /// Unbounded: Redis's limit is not known.
     fn default() -> Self {
         Self {
             window_bytes: usize::MAX,
@@ -45,7 +45,7 @@ impl Default for Transit {
 }
 
 impl Transit {
-    /// The links are new, and Redis holds nothing for them.
+    /// Resets the state for new links, for which Redis holds nothing.
     pub(super) fn clear(&mut self) {
         *self = Self { window_bytes: self.window_bytes, ..Self::default() };
     }
@@ -64,7 +64,7 @@ impl Transit {
         self.sent_bytes += bytes;
     }
 
-    /// Redis has answered a command. `receivers`: the subscribers it brings it to; `is_heard`: this
+    /// Notes Redis's reply to a command. `receivers`: subscribers it delivers to; `is_heard`: this
     /// node is one of them.
     fn handle_answered(&mut self, bytes: usize, receivers: i64, is_heard: bool, now_ms: u64) {
         self.sent_bytes -= bytes;
@@ -80,12 +80,12 @@ impl Transit {
         self.unheard_bytes += bytes;
     }
 
-    /// A PING is sent on the subscribing link.
+    /// Notes that a PING is sent on the subscribing link.
     fn handle_pinged(&mut self) {
         self.pinged_bytes += std::mem::take(&mut self.unseen_bytes);
     }
 
-    /// It is answered.
+    /// Notes that the PING is answered.
     fn handle_pong(&mut self) {
         self.pinged_bytes = 0;
     }
@@ -99,7 +99,7 @@ impl Transit {
 }
 
 impl Broker {
-    /// An answer to the oldest command; nothing of it is delivered where Redis refused it.
+    /// Handles a reply to the oldest command; a refused command delivers nothing.
     pub(super) fn handle_taken(&mut self, reply: &Reply<'_>, now_ms: u64) {
         let receivers = if let Reply::Integer(count) = reply { *count } else { 0 };
         let channel = self.log.front_channel();
@@ -111,7 +111,7 @@ impl Broker {
         self.transit.handle_answered(bytes, receivers, is_heard, now_ms);
     }
 
-    /// Asks for a sign of life on the subscribing link, where commands wait for it or soon will.
+    /// Sends a PING on the subscribing link if commands wait for it or soon will.
     pub(super) fn ping_for_room(&mut self, now_ms: u64) {
         let Transit { unseen_bytes, window_bytes, .. } = self.transit;
         let is_urgent = unseen_bytes > window_bytes / 2 || self.is_held_back();
@@ -126,19 +126,19 @@ impl Broker {
         self.transit.handle_pinged();
     }
 
-    /// Redis has answered it, or refused to.
+    /// Handles Redis's reply to the PING, or its refusal.
     pub(super) fn handle_pong(&mut self, now_ms: u64) {
         self.transit.handle_pong();
         self.ping_for_room(now_ms);
     }
 
-    /// Whether a command waits for what is in transit.
+    /// Whether a command waits for bytes in transit.
     fn is_held_back(&self) -> bool {
         let next = self.log.next_bytes();
         self.may_publish() && next.is_some_and(|bytes| !self.transit.has_room(bytes))
     }
 
-    /// What Redis takes is known, or known anew.
+    /// Recomputes the window once Redis's limits are known or have changed.
     pub(super) fn settle_limit(&mut self) {
         self.facts.settle_limit();
         self.events.extend(self.facts.take_events());
@@ -155,7 +155,7 @@ impl Broker {
         self.transit.tick(now_ms);
         self.ping_for_room(now_ms);
         if self.is_held_back() && !self.log.has_sent() {
-            // It owes nothing: we do not ask.
+            // No reply is due from it: we do not ask.
             self.handle_written(LinkName::Publish, now_ms);
         }
     }

@@ -9,13 +9,13 @@ pub const PAUSE_BOUNDS_US: [u64; 12] =
 /// Minutes that [`Pauses::longest_us`] looks back, the current one included.
 pub const LONGEST_OF_MINUTES: u64 = 5;
 
-/// Counts of pauses by length: written by one thread, read by others.
+/// Histogram of pauses by length: written by one thread, read by others.
 #[derive(Debug)]
 pub struct Pauses {
     counts: [Counter; PAUSE_BOUNDS_US.len() + 1],
     sum_ns: Counter,
-    /// The longest pause of each of the last minutes, as [`pack`] writes it; a minute's place is
-    /// its number modulo the length.
+    /// The longest pause of each of the last minutes, as encoded by [`pack`]; the index of a minute
+    /// is its number modulo the length.
     longest: [Counter; LONGEST_OF_MINUTES as usize],
 }
 
@@ -40,7 +40,7 @@ impl Pauses {
         self.sum_ns.add(ns);
     }
 
-    /// Keeps a pause that may be the longest of its minute.
+    /// Records a pause that may be the longest of its minute.
     pub fn note_longest(&self, ns: u64, now_ms: u64) {
         let minute = minute_of(now_ms);
         let place = &self.longest[(minute % LONGEST_OF_MINUTES) as usize];
@@ -51,7 +51,7 @@ impl Pauses {
         }
     }
 
-    /// The longest pause of the last [`LONGEST_OF_MINUTES`], of those that were noted; 0: none.
+    /// Returns the longest recorded pause of the last [`LONGEST_OF_MINUTES`]; 0: none.
     pub fn longest_us(&self, now_ms: u64) -> u64 {
         let now = minute_of(now_ms);
         let kept = self.longest.iter().map(|place| unpack(place.value()));
@@ -61,7 +61,7 @@ impl Pauses {
         recent.map(|(_, us)| us).max().unwrap_or(0)
     }
 
-    /// The number in each bucket (the last is the one without a bound), and their sum.
+    /// Returns the count in each bucket (the last one is unbounded), and the sum of the pauses.
     pub fn read(&self) -> ([u64; PAUSE_BOUNDS_US.len() + 1], u64) {
         (std::array::from_fn(|bucket| self.counts[bucket].value()), self.sum_ns.value())
     }
@@ -71,7 +71,8 @@ fn minute_of(now_ms: u64) -> u64 {
     (now_ms / 60_000) & u64::from(u32::MAX)
 }
 
-/// One number, so that no reader sees the minute of one pause with the length of another.
+/// Packs both into one number, so that no reader sees the minute of one pause with the length of
+/// another.
 fn pack(minute: u64, us: u64) -> u64 {
     (minute << 32) | us
 }
@@ -105,7 +106,7 @@ mod tests {
         pauses.note_longest(5_000_000, minute(2));
         assert_eq!(pauses.longest_us(minute(4)), 9_000);
         assert_eq!(pauses.longest_us(minute(5)), 5_000);
-        // The place of minute 2 again.
+        // The same index as minute 2.
         pauses.note_longest(1_000_000, minute(7));
         assert_eq!(pauses.longest_us(minute(7)), 1_000);
         assert_eq!(pauses.longest_us(minute(12)), 0);

@@ -1,9 +1,8 @@
-//! Bytes that wait, first in first out, in pieces: growing moves nothing, and what is written is
-//! freed piece by piece.
+//! A FIFO byte buffer in pieces: growing moves nothing, and written bytes are freed piece by piece.
 
 use std::collections::VecDeque;
 
-/// The longest piece, and the shortest.
+/// Maximum and minimum length of a piece.
 const MAX_PIECE_BYTES: usize = 16 << 10;
 const MIN_PIECE_BYTES: usize = 64;
 
@@ -11,15 +10,15 @@ const MIN_PIECE_BYTES: usize = 64;
 pub(super) struct Chunks {
     /// None is empty.
     pieces: VecDeque<Vec<u8>>,
-    /// Bytes of the first piece that were taken.
+    /// Bytes taken from the first piece.
     head: usize,
-    /// Bytes that wait.
+    /// Bytes in the buffer.
     len: usize,
-    /// Of all pieces.
+    /// Capacity of all pieces.
     capacity: usize,
 }
 
-/// A place among the bytes that wait.
+/// A read position in the buffer.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     chunks: &'a Chunks,
@@ -28,12 +27,12 @@ pub(super) struct Cursor<'a> {
 }
 
 impl Chunks {
-    /// Bytes that are allocated.
+    /// Bytes allocated.
     pub fn allocated(&self) -> usize {
         self.capacity + self.pieces.capacity() * size_of::<Vec<u8>>()
     }
 
-    /// What [`Chunks::push`] of this number of bytes would allocate.
+    /// Bytes that [`Chunks::push`] of `bytes` bytes would allocate.
     pub fn growth(&self, bytes: usize) -> usize {
         let spare = self.pieces.back().map_or(0, |last| last.capacity() - last.len());
         let mut rest = bytes.saturating_sub(spare);
@@ -55,7 +54,7 @@ impl Chunks {
             bytes = rest;
         }
         while !bytes.is_empty() {
-            // A quarter of what waits: few pieces, and little of them unused.
+            // A quarter of the length: few pieces, and little of them unused.
             let wanted = bytes.len().max(self.len / 4).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
             let (fits, rest) = bytes.split_at(bytes.len().min(wanted));
             let mut piece = Vec::with_capacity(wanted);
@@ -68,7 +67,7 @@ impl Chunks {
         }
     }
 
-    /// Takes the first `count` bytes out, handing them to `each` in runs.
+    /// Removes the first `count` bytes, passing them to `each` in slices.
     pub fn take(&mut self, mut count: usize, mut each: impl FnMut(&[u8])) {
         while count > 0
             && let Some(first) = self.pieces.front()
@@ -92,7 +91,7 @@ impl Chunks {
 }
 
 impl<'a> Cursor<'a> {
-    /// Shows the next `count` bytes, in at most `left` runs, which it takes off.
+    /// Passes the next `count` bytes to `show`, in at most `left` slices, which it subtracts.
     pub fn show(&mut self, mut count: usize, left: &mut usize, show: &mut impl FnMut(&'a [u8])) {
         while count > 0
             && *left > 0

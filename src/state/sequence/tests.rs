@@ -35,7 +35,7 @@ fn numbers_rise_by_one_and_a_refused_one_is_given_again() {
     assert_eq!(sequences.len(), 2);
 }
 
-/// Receivers took the next message with this number for one that they had missed before.
+/// Receivers took the next message with this number for one that they had missed.
 #[test]
 fn a_number_that_was_repeated_is_not_given_again() {
     let mut sequences = OutgoingSequences::new(KEYS);
@@ -84,15 +84,14 @@ fn a_reconnect_repeats_every_tail() {
     let times: Vec<u64> =
         (600_000..700_000).filter(|&now| repeated(&mut sequences, now) == both).collect();
     assert_eq!(times, (0..=20).map(|n| 600_000 + n * 3_000).collect::<Vec<_>>());
-    // The last message of a is too old for another minute, that of b is not.
+    // The last message of a is too old for another minute of repeats, that of b is not.
     sequences.handle_reconnect(FORGET_MS);
     assert_eq!(repeated(&mut sequences, FORGET_MS), both[1..]);
     repeated(&mut sequences, 600_000 + FORGET_MS);
     assert_eq!(sequences.len(), 1);
 }
 
-/// With a channel for each user all of them were repeated in one go, before anything that was
-/// pushed.
+/// With a channel for each user, all tails were repeated in one go, ahead of every push.
 #[test]
 fn many_tails_are_repeated_a_thousand_at_a_time() {
     let mut sequences = OutgoingSequences::new(KEYS);
@@ -107,7 +106,7 @@ fn many_tails_are_repeated_a_thousand_at_a_time() {
         some.into_iter().for_each(|(name, _)| *seen.entry(name).or_insert(0) += 1);
     }
     assert_eq!((seen.len(), seen.values().max()), (2_500, Some(&1)));
-    // Their time comes also where nobody asked for long.
+    // They are repeated also after a long time without a call.
     let mut now_ms = 3 * FORGET_MS;
     while !sequences.is_empty() {
         assert!(repeated(&mut sequences, now_ms).len() <= 1_000);
@@ -130,7 +129,7 @@ fn idle_channels_are_forgotten_and_come_back_above_all_others() {
     assert_eq!(sequences.ends.len(), 2);
     repeated_count(&mut sequences, FORGET_MS);
     assert_eq!(sequences.len(), 1);
-    // Empty shards have given everything back.
+    // Empty shards have freed everything.
     let full = sequences.shards.iter().filter(|shard| shard.channels.capacity() > 0);
     assert_eq!(full.count(), 1);
     assert_eq!(sequences.next(b"stays", FORGET_MS), 2);
@@ -212,8 +211,8 @@ fn arrivals_are_new_repeated_or_after_a_loss() {
     assert_eq!(size_of::<Origins>(), 32);
 }
 
-/// Redis may come to what a node sent before it died after what it sent since: neither the
-/// numbers of the one life nor those of the other begin anew.
+/// Redis may process what a node sent before it died after what it sent since: the numbers of
+/// neither run start over.
 #[test]
 fn two_lives_of_an_origin_are_told_apart() {
     use Arrival::{New, Repeated};
@@ -258,7 +257,7 @@ fn an_origin_that_has_gone_makes_room() {
     assert_eq!(origins.known.len(), 4);
 }
 
-/// What a channel has sent, plainly: looked at for all channels each time.
+/// A naive model of what a channel has sent: every call visits all channels.
 #[derive(Default)]
 struct Plain {
     last: u64,
@@ -266,7 +265,7 @@ struct Plain {
     repeated: u64,
     message_ms: u64,
     tail_from_ms: u64,
-    /// The times at which a repeat is owed.
+    /// The times at which a repeat is due.
     owed: Vec<u64>,
 }
 
@@ -341,8 +340,8 @@ proptest! {
         }
     }
 
-    /// Messages of three nodes, some lost, some sent again in order: what arrived once and what
-    /// is counted as missed is together what was sent.
+    /// Messages of three nodes, some lost, some sent again in order: received and missed messages
+    /// together equal those sent.
     #[test]
     fn nothing_is_counted_twice(
         steps in vec((0_u16..3, 0_u8..10, 1_usize..8), 0..300),
@@ -387,7 +386,7 @@ proptest! {
     }
 }
 
-/// One message with a number that its node never gave out, then the node's own next ones.
+/// One message with a number that its node never issued, then genuine messages of the node.
 #[test]
 fn a_number_that_was_false_gives_way_to_the_next_message_or_tail() {
     let mut origins = Origins::default();

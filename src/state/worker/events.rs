@@ -1,4 +1,4 @@
-//! What business servers are told of clients and nodes.
+//! Events of clients and nodes for business servers.
 
 use super::Worker;
 use crate::state::projects::ProjectId;
@@ -8,10 +8,10 @@ use crate::wire::parcel::{self, EventList, Events};
 use crate::wire::server_message::{self, Client, Detail};
 use std::collections::BTreeMap;
 
-/// Events that leave together; a parcel is not longer than this and one event.
+/// Size at which collected events are sent; a parcel is at most this plus one event.
 const PARCEL_BYTES: usize = 64 << 10;
 
-/// Events of this turn of the loop for business servers elsewhere, by project.
+/// Events of this loop turn for business servers elsewhere, by project.
 #[derive(Debug, Default)]
 pub(super) struct Untold(BTreeMap<ProjectId, Vec<u8>>);
 
@@ -22,8 +22,8 @@ impl Untold {
 }
 
 impl Worker {
-    /// Something happened to the client in `slot`, which is in the directory: tells those who want
-    /// to hear it, wherever they are.
+    /// Publishes an event of the client in `slot`, which is in the directory, to all business
+    /// servers that want it.
     pub(super) fn tell_of(
         &mut self,
         slot: u32,
@@ -45,8 +45,8 @@ impl Worker {
         let client = Client { cid: connection.cid, uid: &connection.uid, device };
         let name = name_of(kind);
         server_message::write_event(&mut text, name, client, self.config.node, now_ms, detail);
-        // Others first: one's own may need room, which may end this very client, and that is the
-        // next thing to be told of it.
+        // Other workers first: one's own server may need room, which may close this very client,
+        // and that would be the next event.
         if is_wanted_elsewhere {
             self.tell_others(project, kind, &text);
         }
@@ -65,7 +65,7 @@ impl Worker {
         }
     }
 
-    /// Hands over what is to be told elsewhere.
+    /// Sends the events collected for business servers elsewhere.
     pub(super) fn send_untold(&mut self) {
         for (project, list) in std::mem::take(&mut self.untold.0) {
             if !list.is_empty() {
@@ -82,7 +82,7 @@ impl Worker {
         self.wants.tell(Ask::Relay(Relay { to: To::Events(project), parcel: bytes }));
     }
 
-    /// Events of another worker. What this very one published has been told here already.
+    /// Handles events of another worker. This worker's own were already delivered here.
     pub(super) fn handle_events(&mut self, events: &Events<'_>) {
         let is_own =
             events.sender == self.sender() && usize::from(events.worker) == self.config.worker;
@@ -99,7 +99,7 @@ impl Worker {
         }
     }
 
-    /// A node came, or is lost with its business servers.
+    /// Handles a node that joined, or is lost with its business servers.
     pub(super) fn handle_node(&mut self, node: NodeId, is_up: bool, now_ms: u64) {
         if !is_up {
             let removed = self.registry.remove_node(node);
@@ -110,12 +110,12 @@ impl Worker {
         self.tell_own_servers(None, EventSet::NODE, &text);
     }
 
-    /// `project`: whose business servers; `None`: all.
+    /// Sends an event to the business servers here. `project`: those of this project; `None`: all.
     fn tell_own_servers(&mut self, project: Option<ProjectId>, kind: EventSet, text: &[u8]) {
         let slots = self.own_servers.slots_that_want(project, kind);
         let mut frame = None;
-        // One of them may be too slow, or need the room of others: who is closed for it is told of
-        // when all have heard this.
+        // One of them may be too slow, or need the room of others: a connection closed for that is
+        // reported after all have received this event.
         let is_held = std::mem::replace(&mut self.holds_closes, true);
         for slot in slots {
             let frame = *frame
@@ -127,7 +127,7 @@ impl Worker {
         self.close_shed();
     }
 
-    /// Brings the number of business servers that are known to the metrics.
+    /// Updates the metric of known business servers.
     pub(super) fn show_known(&self) {
         self.config.counters.servers_known.set(self.registry.len() as u64);
     }

@@ -1,4 +1,4 @@
-//! What business servers that are gone were asked: answered in slices.
+//! Requests to business servers that are gone: answered in slices.
 
 use super::servers::Leaving;
 use super::{Note, Worker};
@@ -6,21 +6,21 @@ use crate::state::wants::Ask;
 use crate::types::Cid;
 use crate::wire::parcel::Answer;
 
-/// Requests that are answered or freed between two ticks, at most, because their business server or
-/// their client is gone, or they have waited for too long.
+/// Maximum number of requests answered or freed between two ticks because their business server or
+/// client is gone, or they have timed out.
 pub(super) const ANSWERS_PER_SLICE: usize = 256;
 
 impl Worker {
-    /// Business servers elsewhere are gone, and out of the registry: what they were asked will not
-    /// be answered.
+    /// Handles the loss of business servers elsewhere, already removed from the registry: their
+    /// requests will not be answered.
     pub(super) fn forget_servers(&mut self, cids: &[Cid]) {
         self.show_known();
         cids.iter().for_each(|&cid| self.requests.handle_gone(cid));
         self.answer_for_gone();
     }
 
-    /// Answers some of what business servers were asked that are gone. What is left has its turn in
-    /// the next tick, which is due at once.
+    /// Answers some of the requests to business servers that are gone. The rest follows in the next
+    /// tick, which is due at once.
     pub(super) fn answer_for_gone(&mut self) {
         while self.answers_left > 0
             && let Some(leaving) = self.own_servers.next_leaving()
@@ -33,7 +33,7 @@ impl Worker {
                     self.respond(server.project, id, client, server.cid, answer);
                 }
                 Leaving::Forgotten => {}
-                // After the answers, so that those who may ask another one hear of them first.
+                // After the answers, so that those who may ask another server get them first.
                 Leaving::Done(cid) => self.wants.tell(Ask::ServerGone(cid)),
             }
         }
@@ -46,7 +46,7 @@ impl Worker {
         self.is_overdue |= self.has_unanswered();
     }
 
-    /// Whether something that a business server was asked that is gone is not answered.
+    /// Whether requests to a business server that is gone are still unanswered.
     pub(super) fn has_unanswered(&self) -> bool {
         self.own_servers.has_leaving() || self.requests.has_gone()
     }

@@ -1,4 +1,4 @@
-//! How connections come and go.
+//! Opening and closing connections.
 
 use super::gone::ANSWERS_PER_SLICE;
 use super::sweep::{CLOSES_PER_SLICE, VISITS_PER_SLICE};
@@ -13,7 +13,7 @@ use crate::types::{Cid, ConnKey, EventSet, SnowflakeClock};
 use crate::wire::message;
 use crate::wire::server_message::Detail;
 
-/// How far a worker has come with closing connections whose ids an earlier run may have given out.
+/// Progress of closing connections whose ids an earlier run may have issued.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UsedIds {
     used_ms: u64,
@@ -21,9 +21,9 @@ pub(super) struct UsedIds {
 }
 
 impl Worker {
-    /// Takes in a connection and answers its handshake: `head` (the 101 response, or nothing in the
-    /// simulator), then the welcome frame. From here on pushes reach a client; a business server
-    /// has its welcome when everybody knows of it.
+    /// Adds a connection and answers its handshake: `head` (the 101 response, or nothing in the
+    /// simulator), then the welcome frame. From then on pushes reach a client; a business server
+    /// gets its welcome once every worker knows of it.
     pub fn handle_connect(
         &mut self,
         identity: Identity<'_>,
@@ -80,9 +80,10 @@ impl Worker {
         }
     }
 
-    /// Closes connections with 1001, a bounded number in one call; `reconnect_after_ms` gives each
-    /// its own advice. Business servers first: those of other nodes hear of the clients. Returns
-    /// whether there are more. From the first call on nobody may connect.
+    /// Closes connections with 1001, a bounded number per call; `reconnect_after_ms` returns the
+    /// delay to advise to each. Business servers first: those of other nodes receive the events of
+    /// the clients. Returns whether there are more. From the first call on no connection is
+    /// accepted.
     #[must_use = "while there are more, it is to be called again"]
     pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) -> bool {
         let (mut closes, mut visits) = (CLOSES_PER_SLICE, VISITS_PER_SLICE);
@@ -94,7 +95,7 @@ impl Worker {
             closes -= 1;
             self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
         }
-        // Clients hear what their requests came to before they are closed.
+        // Clients receive the outcome of their requests before they are closed.
         while closes > 0
             && visits > 0
             && !self.has_unanswered()
@@ -110,16 +111,16 @@ impl Worker {
         closes == 0 || visits == 0 || self.has_unanswered()
     }
 
-    /// Begins to close the connections whose client ids may be those of an earlier run of this
-    /// node: from here on such an id names nobody. They are of clients that came before the queue
-    /// could be asked which ids that run gave out.
+    /// Starts closing the connections whose client ids may be those of an earlier run of this node:
+    /// from now on such an id matches no connection. These clients connected before the queue could
+    /// be asked which ids that run issued.
     pub(super) fn handle_used_ids(&mut self, used_ms: u64) {
         self.directory.hide_ids(used_ms);
         self.used_ids = Some(UsedIds { used_ms, next_slot: 0 });
         self.close_used_ids(CLOSES_PER_SLICE);
     }
 
-    /// Goes on with that. What is left has its turn in the next tick, which is due at once.
+    /// Continues closing them. The rest follows in the next tick, which is due at once.
     pub(super) fn close_used_ids(&mut self, mut closes: usize) {
         let Some(UsedIds { used_ms, next_slot }) = self.used_ids else { return };
         let slots = self.sweep.slots();
@@ -136,7 +137,7 @@ impl Worker {
             };
             if connection.is_some_and(is_used) {
                 closes -= 1;
-                // They come back at different moments.
+                // Spreads the reconnects over a second.
                 let reconnect_after_ms = slot as u32 % 1_000;
                 self.close(slot as u32, CloseCause::GoingAway { reconnect_after_ms });
             }
@@ -148,7 +149,7 @@ impl Worker {
         }
     }
 
-    /// Takes a connection out of the directory and asks for its close after what it is owed.
+    /// Removes a connection from the directory and requests its close after its queued output.
     pub(super) fn close(&mut self, slot: u32, cause: CloseCause) {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         if connection.phase == Phase::Closing {
@@ -160,8 +161,8 @@ impl Worker {
         self.sessions.remove(&session);
         let is_server = connection.is_server;
         place.into_iter().for_each(|place| self.leave_place(place));
-        // Business servers that get it may need room: whoever ends for that ends after it,
-        // and finds a directory that it has left.
+        // Business servers that receive the event may need room: a connection closed for that is
+        // closed after this one, and finds this one gone from the directory.
         let is_held = std::mem::replace(&mut self.holds_closes, true);
         if is_server {
             self.leave_server(slot);
@@ -198,7 +199,7 @@ impl Worker {
         self.directory.remove(&mut self.connections, slot);
     }
 
-    /// Tells the broker of a user whose only connection is the one in `slot`.
+    /// Announces a user to the broker if the connection in `slot` is the user's only one.
     fn announce(&mut self, slot: u32, ask: impl FnOnce(u64) -> Ask) {
         let connection = &self.connections[slot as usize];
         let is_only = connection.user_next == NONE && connection.user_previous == NONE;

@@ -1,4 +1,4 @@
-//! What clients ask for in their messages, and the answers.
+//! Messages of clients, and the replies.
 
 use super::Worker;
 use crate::state::projects::{ProjectId, SubscribePolicy};
@@ -36,7 +36,8 @@ impl Worker {
         self.owe(slot, frame);
     }
 
-    /// A signed refresh moves the end of a session; a connection without one has none to move.
+    /// Moves the end of a session on a signed refresh; a connection without an end has none to
+    /// move.
     pub(super) fn refresh(
         &mut self,
         slot: u32,
@@ -49,12 +50,12 @@ impl Worker {
         if connection.session_exp == 0 {
             return Err("this connection was opened without session_exp".into());
         }
-        // 0 stands for "no end"; a session that ended in 1970 has one.
+        // 0 stands for "no end", so a session that ended in 1970 gets 1.
         self.set_session_exp(slot, session_exp.max(1));
         Ok(())
     }
 
-    /// Whether a message carries its project's signature of `text`.
+    /// Whether a message carries a valid signature of `text` for its project.
     fn check_sign(
         &self,
         project: ProjectId,
@@ -69,7 +70,7 @@ impl Worker {
         sign::check(&project.secrets, &[text], sign, rules)
     }
 
-    /// Unix seconds beyond 2106 are as good as never.
+    /// Unix seconds beyond 2106 count as never.
     pub(super) fn set_session_exp(&mut self, slot: u32, session_exp: u64) {
         let connection = &mut self.connections[slot as usize];
         let generation = connection.generation;
@@ -99,7 +100,7 @@ impl Worker {
                 new.push(tag);
             }
         }
-        // The answer may be more than it takes, and its end.
+        // The reply may exceed its outbox and close the connection.
         if !new.is_empty() {
             self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new), self.now_ms);
         }

@@ -1,4 +1,4 @@
-//! What sockets did not take: kept within the budgets, and written when there is room.
+//! Output that sockets did not accept: kept within the budgets, and written when there is room.
 
 use super::Worker;
 use crate::state::batch::{Batch, Sealed};
@@ -12,20 +12,20 @@ use crate::types::ConnKey;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// What became of a frame that is owed to a connection.
+/// What happened to a frame queued for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owed {
     Done,
-    /// The worker has no room to keep it: [`Worker::owe_in_outbox`] makes some.
+    /// The worker has no room for it: [`Worker::owe_in_outbox`] makes some.
     NoRoom,
-    /// It is in the outbox, which is over its limit.
+    /// In the outbox, which is now over its limit.
     OverLimit,
-    /// It is in the outbox, whose place in the order by size is no longer right.
+    /// In the outbox, whose place in the order by size is outdated.
     Grown,
 }
 
 impl Worker {
-    /// What the connection in `slot` still waits for, expired messages taken out.
+    /// Returns the outbox of the connection in `slot`, without expired messages.
     pub fn outbox(&mut self, slot: u32, now_ms: u64) -> Option<&Outbox> {
         let outbox = self.connections.get_mut(slot as usize)?.outbox.as_deref_mut()?;
         let expired = outbox.drop_expired(now_ms);
@@ -33,14 +33,14 @@ impl Worker {
         self.connections[slot as usize].outbox.as_deref()
     }
 
-    /// `written` bytes of its outbox went out. Returns whether some are left, or it is about to be
-    /// closed as slow.
+    /// Notes that `written` bytes of the outbox were sent. Returns whether some are left, or the
+    /// connection is about to be closed as slow.
     pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
         let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
         self.config.counters.deliveries.add(outbox.advance(written));
         outbox.was_tried = true;
-        // The outbox of one that waits for its close stays: nothing is sent past it.
+        // The outbox of a connection waiting for its close stays: nothing may overtake it.
         let waits_for_close = outbox.is_shed() && connection.phase == Phase::Open;
         let is_empty = outbox.is_empty() && !waits_for_close;
         let has_backlog = is_empty && connection.is_server;
@@ -55,8 +55,8 @@ impl Worker {
         !is_empty
     }
 
-    /// `was_tried`: the socket was offered these bytes and left some. `false`: the outbox is over
-    /// its limit.
+    /// Moves the unsent rest of an entry to the outbox. `was_tried`: the socket was offered these
+    /// bytes and left some. Returns `false` if the outbox is over its limit.
     pub(super) fn put_rest_in_outbox(
         &mut self,
         sealed: &Sealed,
@@ -75,7 +75,7 @@ impl Worker {
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
         let connection = &mut self.connections[slot as usize];
         if connection.outbox.as_ref().is_some_and(|outbox| outbox.is_shed()) {
-            // It had the most itself.
+            // The connection itself had the largest outbox.
             self.config.counters.count_drops(Drop::SlowConsumer, sealed.pushes(index));
             return true;
         }
@@ -101,8 +101,8 @@ impl Worker {
         }
     }
 
-    /// Brings the connection in `slot` to its place in the order by size. Only those that are open
-    /// and had their turn are in it.
+    /// Updates the place of the connection in `slot` in the order by size, which contains only open
+    /// connections whose socket had its turn.
     pub(super) fn reorder(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         let Some(outbox) = connection.outbox.as_deref_mut() else { return };
@@ -134,9 +134,9 @@ impl Worker {
         Outbox::growth(self.connections[slot as usize].outbox.as_deref(), load)
     }
 
-    /// Makes room for `bytes` more, for the connection in `slot`, within the worker's budget. The
-    /// rests of closing connections go first, the oldest before the others; then the largest
-    /// outboxes, whose connections are closed: this one's too, where it would be the largest.
+    /// Makes room in the worker's budget for `bytes` more for the connection in `slot`. The rests
+    /// of closing connections go first, oldest first; then the largest outboxes, whose connections
+    /// are closed, including this one if it would be the largest.
     pub(super) fn make_room(&mut self, slot: u32, bytes: usize) {
         while self.budget.bytes() + bytes > self.config.worker_outbox_bytes {
             if self.revoke_rest() {
@@ -154,8 +154,8 @@ impl Worker {
         }
     }
 
-    /// Frees `bytes` of what is held for sockets that do not take it, as far as there is so much:
-    /// the process is near its memory limit.
+    /// Frees `bytes` held for slow sockets, or as much as there is: the process is near its memory
+    /// limit.
     pub fn shed_memory(&mut self, bytes: usize, now_ms: u64) {
         self.now_ms = now_ms;
         let most = self.budget.bytes().saturating_sub(bytes);
@@ -169,7 +169,7 @@ impl Worker {
         self.close_shed();
     }
 
-    /// `false`: there is none.
+    /// Returns `false` if there is none.
     fn revoke_rest(&mut self) -> bool {
         let has_any = self.rests.revoke_oldest();
         if has_any {
@@ -178,7 +178,7 @@ impl Worker {
         has_any
     }
 
-    /// Frees at once what a connection holds, but for the rest of a frame that is partly written.
+    /// Frees at once what a connection holds, except the rest of a partly written frame.
     /// [`Worker::close_shed`] closes it.
     fn shed(&mut self, slot: u32, why: Shed) {
         let Some(outbox) = self.connections[slot as usize].outbox.as_deref_mut() else { return };
@@ -189,19 +189,19 @@ impl Worker {
         self.shed.push_back(ConnKey { slot, generation });
     }
 
-    /// Whether what the connection in `slot` held was freed. It gets no more, and nothing is taken
-    /// from it.
+    /// Whether the output of the connection in `slot` was freed. It gets no more output, and no
+    /// input is accepted from it.
     pub(super) fn is_shed(&self, slot: u32) -> bool {
         let connection = self.connections.get(slot as usize);
         connection.and_then(|one| one.outbox.as_ref()).is_some_and(|outbox| outbox.is_shed())
     }
 
-    /// Closes some of those whose memory was taken. Those that are left have their turn in the next
-    /// tick, which is due at once.
+    /// Closes some of the connections whose memory was taken. The rest follows in the next tick,
+    /// which is due at once.
     ///
-    /// Not while a batch is laid out: business servers are told of it, behind all that the batch
-    /// holds for them. Nor while they are told of something else: each hears one thing after the
-    /// other.
+    /// Not while a batch is laid out: business servers are notified, after everything the batch
+    /// holds for them. Nor while another event is being sent to them: each receives events in
+    /// order.
     pub(super) fn close_shed(&mut self) {
         if std::mem::replace(&mut self.holds_closes, true) {
             return;
@@ -210,7 +210,7 @@ impl Worker {
             && let Some(ConnKey { slot, generation }) = self.shed.pop_front()
         {
             let connection = self.connections.get(slot as usize);
-            // It may have ended otherwise meanwhile.
+            // It may have been closed for another reason by now.
             if connection.is_some_and(|one| one.generation == generation) {
                 self.shed_closes_left -= 1;
                 self.close(slot, CloseCause::SlowConsumer);
@@ -250,7 +250,7 @@ impl Worker {
         }
     }
 
-    /// What a closing connection that had `outbox` still has to write.
+    /// Returns what a closing connection that had `outbox` still has to write.
     pub(super) fn rest_of(&mut self, mut outbox: Box<Outbox>, cause: CloseCause) -> Option<Rest> {
         self.forget_outbox(&outbox);
         outbox.place = None;
@@ -265,22 +265,22 @@ impl Worker {
             return None;
         }
         let rest = Rest::new(*outbox, &self.rests, reason);
-        // Where there is no socket it is dropped here, and counts as that.
+        // Without a socket it is dropped here, and counted as dropped.
         (cause != CloseCause::Gone).then_some(rest)
     }
 
-    /// Bytes of outboxes that were freed since the worker began.
+    /// Bytes of outboxes freed since the worker started.
     pub fn freed_bytes(&self) -> u64 {
         self.budget.freed_bytes()
     }
 
-    /// Frees lists of which no batch has needed a quarter since the last call; returns how many
-    /// bytes that were. `sealed` must be finished.
+    /// Shrinks lists of which no batch has used a quarter since the last call; returns the number
+    /// of bytes freed. `sealed` must be finished.
     pub fn trim(&mut self, sealed: &mut Sealed) -> usize {
         sealed.trim(&mut self.open)
     }
 
-    /// Panics unless what is counted is what is there; reads everything.
+    /// Panics unless the counters match the contents; visits everything.
     pub(super) fn check_outboxes(&self) {
         let with_outbox = self.connections.iter().filter(|(_, c)| c.outbox.is_some()).count();
         assert_eq!(with_outbox, self.backlogged);
@@ -311,7 +311,7 @@ impl Worker {
     }
 }
 
-/// Owes `frame` to a connection: to its entry in the open batch, or behind what its outbox holds.
+/// Queues `frame` for a connection: in its entry of the open batch, or behind its outbox.
 #[inline]
 pub(super) fn deliver(
     batch: &mut Batch,

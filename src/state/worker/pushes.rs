@@ -1,4 +1,4 @@
-//! Pushes: matched against who is here, in slices where these are very many.
+//! Pushes: matched against the connections, in slices if these are very many.
 
 use super::outboxes::{Owed, deliver};
 use super::{PushOutcome, Worker};
@@ -12,20 +12,20 @@ use crate::wire::message;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-/// Candidates that are considered in one slice: each is a miss of the cache or two.
+/// Candidates considered per slice: each costs one or two cache misses.
 const VISITS_PER_SLICE: usize = 4_096;
-/// Pushes that wait to be matched, and their bytes, from which on no more are taken in. As many as
-/// are pushed at once share the sends of those before them.
+/// Pushes waiting to be matched, and their bytes, at which no more are accepted. Pushes that arrive
+/// together share the sends of those before them.
 const FULL_PUSHES: usize = 256;
 const FULL_BYTES: usize = 256 << 10;
-/// Buffers that are kept for pushes to come, and how large each is at most.
+/// Buffers kept for later pushes, and the maximum size of each.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 1 << 10;
 
-/// Pushes that are being matched, in order: the first has begun, perhaps.
+/// Pushes being matched, in order: the first may have begun.
 ///
-/// Who pushes waits while they are many ([`Worker::takes_pushes`]): beyond that there are as many
-/// at most as there are pushers, and what a bundle holds.
+/// Pushers wait while there are many ([`Worker::takes_pushes`]); beyond that there is at most one
+/// per pusher, plus the contents of a bundle.
 #[derive(Debug)]
 pub(super) struct Pushes {
     unfinished: VecDeque<(Push, Vec<u8>)>,
@@ -48,11 +48,11 @@ impl Default for Pushes {
     }
 }
 
-/// How far a push has come.
+/// Progress of a push.
 #[derive(Debug, Default)]
 struct Push {
     project: u32,
-    /// Its number; `None`: it has not begun.
+    /// Its number; `None`: matching has not begun.
     stamp: Option<u32>,
     place: Option<Place>,
     frame: PushFrame,
@@ -66,7 +66,7 @@ enum PushFrame {
     None,
     /// In the open batch.
     Open(u32),
-    /// A batch before this one shares it.
+    /// Shared by an earlier batch.
     Shared(Rc<SharedFrame>),
 }
 
@@ -87,7 +87,7 @@ impl Pushes {
         self.unfinished.push_back((push, bytes));
     }
 
-    /// Takes back the buffer of a push that is matched wholly.
+    /// Takes back the buffer of a completely matched push.
     fn give_back(&mut self, mut bytes: Vec<u8>) {
         self.bytes -= bytes.len();
         if bytes.capacity() <= KEPT_BYTES && self.spare.len() < KEPT_BUFFERS {
@@ -96,8 +96,8 @@ impl Pushes {
         }
     }
 
-    /// `open` is about to be sealed: the next slice writes the frame again, into the next batch,
-    /// unless it is shared.
+    /// Prepares for `open` being sealed: the next slice writes the frame again, into the next
+    /// batch, unless it is shared.
     pub(super) fn handle_seal(&mut self, open: &Batch) {
         if let Some((push, _)) = self.unfinished.front_mut()
             && let PushFrame::Open(frame) = push.frame
@@ -108,9 +108,9 @@ impl Pushes {
 }
 
 impl Worker {
-    /// Delivers a message to the connections of this worker that it selects: owes it to them in the
-    /// open batch, or begins to, where they are very many. Behind one that is not matched wholly it
-    /// waits.
+    /// Delivers a message to the matching connections of this worker: queues it for them in the
+    /// open batch, or begins to if there are very many. It waits behind a push that is not
+    /// completely matched.
     pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
         self.now_ms = now_ms;
         self.config.counters.envelopes.add(1);
@@ -128,8 +128,8 @@ impl Worker {
         PushOutcome { is_unfinished: true, ..PushOutcome::default() }
     }
 
-    /// Goes on with pushes that are not matched wholly, by a slice, while the open batch has room;
-    /// tells `finished` what came of each that is. To be called before each [`Worker::seal`].
+    /// Continues incomplete pushes by a slice while the open batch has room; calls `finished` with
+    /// the outcome of each completed one. Call it before each [`Worker::seal`].
     pub fn match_more(&mut self, now_ms: u64, mut finished: impl FnMut(PushOutcome)) {
         self.pushes.visits_left = self.pushes.visits_per_slice;
         while self.pushes.visits_left > 0
@@ -149,17 +149,17 @@ impl Worker {
             self.pushes.give_back(bytes);
         }
         if self.pushes.unfinished.is_empty() {
-            // Room for hundreds is not kept.
+            // Capacity for hundreds is not kept.
             self.pushes.unfinished.shrink_to(KEPT_BUFFERS);
         }
     }
 
-    /// Owes a push to the next of those whom it selects. Returns whether that were all.
+    /// Queues a push for the next connections that it selects. Returns whether it is complete.
     fn match_push(&mut self, push: &mut Push, envelope: &Envelope<'_>) -> bool {
         let expires_ms = envelope.expires_ms().unwrap_or(0);
         let is_expired = expires_ms != 0 && expires_ms <= self.now_ms;
         let stamp = *push.stamp.get_or_insert_with(|| {
-            // No connection carries it: the sweep sees to it that none is carried for long.
+            // No connection carries this stamp: the sweep ensures that none is carried for long.
             self.stamp = self.stamp.wrapping_add(1);
             self.stamp
         });

@@ -1,4 +1,4 @@
-//! Requests of this worker's clients: each goes to one business server, and is answered once.
+//! Requests of this worker's clients: each is sent to one business server and answered once.
 
 use super::Worker;
 use crate::state::connection::Phase;
@@ -12,12 +12,13 @@ use crate::wire::parcel::{self, Answer, Cancel, Parcel, Request, Response};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Requests of one client, and of all of a worker's, that wait at once; beyond, they are refused.
+/// Maximum waiting requests of one client, and of all clients of a worker; beyond it, requests are
+/// refused.
 const MAX_OF_CLIENT: u32 = parcel::MAX_CANCELLED as u32;
 const MAX_WAITING: usize = 131_072;
-/// Bytes of one client's that wait: it leaves room for others.
+/// Maximum bytes of one client's waiting requests: it leaves room for others.
 const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
-/// Bytes of the requests that wait, kept so that another server may be asked.
+/// Maximum bytes of waiting requests, which are kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
 const TOO_MANY_OF_PROJECT: &str = "too many requests of this project wait";
@@ -25,7 +26,7 @@ const TOO_MANY_OF_PROJECT: &str = "too many requests of this project wait";
 const REQUEST_TOO_LARGE: &str = "the request is too large for the queue";
 const ANSWER_TOO_LARGE: &str = "the answer is too large for the queue";
 
-/// What happened to a request, for whoever traces it.
+/// An event in the life of a request, for tracing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
     /// A client of this worker asked; it was answered.
@@ -44,29 +45,29 @@ pub enum Note {
     },
 }
 
-/// Invariant: every request that waits is in `waiting` once, counts in its server's load, its
-/// client's and its project's share once, and its client is open or among `ended`. What waits no
-/// more is nowhere.
+/// Invariant: every waiting request is in `waiting` once, counts in its server's load and in its
+/// client's and its project's share once, and its client is open or in `ended`. A request that no
+/// longer waits is nowhere.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
-    /// In the order in which they were asked; all wait equally long.
+    /// In the order in which they were sent; all have the same timeout.
     waiting: BTreeMap<MessageId, Waiting>,
     by_client: BTreeSet<(ConnKey, MessageId)>,
     by_server: BTreeSet<(Cid, MessageId)>,
     of_clients: BTreeMap<ConnKey, Share>,
     of_projects: BTreeMap<ProjectId, Share>,
     all: Share,
-    /// Business servers that are gone, and the last request that each was asked before. A node that
-    /// is lost may come back with the same ones: what they are asked then is no part of this.
+    /// Business servers that are gone, each with the last request sent to it before. A lost node
+    /// may come back with the same servers: later requests to them are not affected.
     gone: VecDeque<(Cid, MessageId)>,
-    /// Clients that ended, while not all that they asked is freed, and their ids.
+    /// Clients that ended before all their requests were freed, and their ids.
     ended: VecDeque<(ConnKey, Cid)>,
-    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
-    /// thread did not run.
+    /// How far the wall clock is ahead of the clock of the deadlines: clock steps, and time in
+    /// which this thread did not run.
     ahead_ms: i64,
 }
 
-/// What somebody's requests take.
+/// Resources taken by the requests of a client or project.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Share {
     requests: usize,
@@ -79,7 +80,7 @@ impl Share {
         self.bytes += bytes;
     }
 
-    /// Returns whether nothing is left.
+    /// Subtracts a request. Returns whether nothing is left.
     fn remove(&mut self, bytes: usize) -> bool {
         self.requests -= 1;
         self.bytes -= bytes;
@@ -103,14 +104,14 @@ struct Waiting {
     server: Cid,
     load: Load,
     data: Box<[u8]>,
-    /// By a clock that nobody sets.
+    /// On a monotonic clock.
     deadline_ms: u64,
     was_retried: bool,
 }
 
 impl Requests {
-    /// A project may take as much as it leaves free: alone half of the table, two a third each. So
-    /// there is always room for one that has nothing yet.
+    /// Checks the shares. A project may take as much as it leaves free: half of the table if alone,
+    /// a third each for two. So there is always room for a project that has nothing yet.
     fn check_room(&self, client: ConnKey, project: ProjectId, bytes: usize) -> Result<(), Full> {
         let its = self.of_clients.get(&client).copied().unwrap_or_default();
         if its.requests >= MAX_OF_CLIENT as usize || its.bytes + bytes > MAX_BYTES_OF_CLIENT {
@@ -152,7 +153,7 @@ impl Requests {
         Some(waiting)
     }
 
-    /// Asks another server instead.
+    /// Moves the request to another server.
     fn move_to(&mut self, id: MessageId, choice: Choice) {
         let Some(waiting) = self.waiting.get_mut(&id) else { return };
         waiting.load.fetch_sub(1, Relaxed);
@@ -162,13 +163,13 @@ impl Requests {
         (waiting.server, waiting.load, waiting.was_retried) = (choice.cid, choice.load, true);
     }
 
-    /// What it was asked is to be refused ([`Requests::next_of_gone`]).
+    /// Notes that a server is gone: its requests are to be refused ([`Requests::next_of_gone`]).
     pub(super) fn handle_gone(&mut self, server: Cid) {
         let all = (server, MessageId(0))..=(server, MessageId(u64::MAX));
         self.gone.extend(self.by_server.range(all).next_back());
     }
 
-    /// The next that a server was asked that is gone.
+    /// Returns the next request to a server that is gone.
     pub(super) fn next_of_gone(&mut self) -> Option<MessageId> {
         while let Some(&last) = self.gone.front() {
             let first = (last.0, MessageId(0));
@@ -184,14 +185,14 @@ impl Requests {
         !self.gone.is_empty()
     }
 
-    /// What it asked is to be freed ([`Requests::next_of_ended`]).
+    /// Notes that a client ended: its requests are to be freed ([`Requests::next_of_ended`]).
     fn handle_ended(&mut self, client: ConnKey, cid: Cid) {
         if self.of_clients.contains_key(&client) {
             self.ended.push_back((client, cid));
         }
     }
 
-    /// The next that a client asked that ended, and the client's id.
+    /// Returns the next request of a client that ended, with the client's id.
     fn next_of_ended(&mut self) -> Option<(MessageId, Cid)> {
         while let Some(&(client, cid)) = self.ended.front() {
             let all = (client, MessageId(0))..=(client, MessageId(u64::MAX));
@@ -211,7 +212,7 @@ impl Requests {
         now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
-    /// The next that has waited too long.
+    /// Returns the next request that has timed out.
     fn next_late(&self, now_ms: u64) -> Option<MessageId> {
         let (&id, waiting) = self.waiting.first_key_value()?;
         (waiting.deadline_ms <= self.clock(now_ms)).then_some(id)
@@ -251,7 +252,7 @@ impl Requests {
 }
 
 impl Worker {
-    /// A client asks: hands the request to the business server that has the fewest in flight.
+    /// Handles a client's request: sends it to the business server with the fewest in flight.
     pub(super) fn handle_client_request(
         &mut self,
         slot: u32,
@@ -285,7 +286,7 @@ impl Worker {
         self.send_request(id, now_ms);
     }
 
-    /// Brings a request that waits to the server that is chosen for it.
+    /// Sends a waiting request to its chosen server.
     fn send_request(&mut self, id: MessageId, now_ms: u64) {
         let Some(waiting) = self.requests.waiting.get(&id) else { return };
         let Some(client) = self.connections.get(waiting.client.slot as usize) else { return };
@@ -299,13 +300,13 @@ impl Worker {
         if self.registry.is_here(server) {
             return self.handle_parcel(&parcel, now_ms);
         }
-        // Behind what happened to its client: the server is to know whom it answers.
+        // After the events of its client: the server must know whom it answers.
         self.send_untold();
         let to = To::Holder { project, cid: server };
         self.wants.tell(Ask::Relay(Relay { to, parcel }));
     }
 
-    /// An answer came. It counts only from the connection that was asked.
+    /// Handles a response. It counts only from the connection that was asked.
     pub(super) fn handle_response(&mut self, response: &Response<'_>, now_ms: u64) {
         let id = response.id;
         let Some(waiting) = self.requests.waiting.get(&id) else {
@@ -331,7 +332,7 @@ impl Worker {
         }
     }
 
-    /// Returns whether there is another server, and none but one was asked.
+    /// Asks another server if only one has been asked and there is another. Returns whether it did.
     fn ask_another(&mut self, id: MessageId, now_ms: u64) -> bool {
         let waiting = self.requests.waiting.get(&id).filter(|waiting| !waiting.was_retried);
         let Some(waiting) = waiting else { return false };
@@ -344,7 +345,7 @@ impl Worker {
         true
     }
 
-    /// It could not be handed over.
+    /// Handles a parcel that could not be sent.
     pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent) {
         let counters = &self.config.counters;
         match why {
@@ -360,7 +361,7 @@ impl Worker {
                 };
                 self.refuse_request(request.id, msg);
             }
-            // Who asked shall not wait for it in vain.
+            // The client that asked must not wait in vain.
             (Ok(Parcel::Response(response)), To::Holder { project, .. })
                 if why == Unsent::TooLarge =>
             {
@@ -371,7 +372,7 @@ impl Worker {
         }
     }
 
-    /// Answers some of those that have waited too long.
+    /// Answers some of the requests that have timed out.
     pub(super) fn expire_requests(&mut self, now_ms: u64) {
         while self.answers_left > 0
             && let Some(id) = self.requests.next_late(now_ms)
@@ -382,15 +383,16 @@ impl Worker {
         self.own_servers.forget_late(now_ms);
     }
 
-    /// A client ends: nobody waits for the answers to what it asked, here or where it asked. What
-    /// this turn has no time for is freed in the next tick, which is due at once.
+    /// Handles the end of a client: nobody waits for the responses to its requests, here or at the
+    /// servers. Requests for which this turn has no time are freed in the next tick, which is due
+    /// at once.
     pub(super) fn free_requests(&mut self, client: ConnKey) {
         let cid = self.connections[client.slot as usize].cid;
         self.requests.handle_ended(client, cid);
         self.free_for_ended();
     }
 
-    /// Frees some of what clients asked that ended.
+    /// Frees some of the requests of clients that ended.
     pub(super) fn free_for_ended(&mut self) {
         let mut elsewhere: BTreeMap<(ProjectId, Cid, Cid), Vec<MessageId>> = BTreeMap::new();
         while self.answers_left > 0
@@ -403,7 +405,7 @@ impl Worker {
                 false => elsewhere.entry((project, server, client)).or_default().push(id),
             }
         }
-        // One parcel for each server that it asked, which is smaller than the requests were.
+        // One parcel for each server that the client asked, smaller than the requests were.
         for ((project, server, client), ids) in elsewhere {
             let pid = self.config.projects.get(project).map_or("", |project| &project.pid);
             let mut parcel = Vec::new();
@@ -414,7 +416,7 @@ impl Worker {
         self.is_overdue |= self.requests.has_ended();
     }
 
-    /// Its client ended. Returns whom it asked.
+    /// Frees a request whose client ended. Returns the server it was sent to.
     fn free_request(&mut self, id: MessageId) -> Option<(ProjectId, Cid)> {
         let Waiting { project, server, .. } = self.requests.remove(id)?;
         self.note(Note::Answered { id, project, is_error: true });
@@ -469,7 +471,7 @@ impl Worker {
         self.owe(waiting.client.slot, frame);
     }
 
-    /// Whether requests are noted from here on; what is noted must be taken.
+    /// Sets whether requests are noted from now on; the notes must be taken.
     pub fn set_notes(&mut self, is_noting: bool) {
         self.notes = is_noting.then(Vec::new);
     }

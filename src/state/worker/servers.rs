@@ -1,4 +1,4 @@
-//! Business servers that are connected here: what they are asked, what they answer and push.
+//! Business servers connected here: requests to them, and their responses and pushes.
 
 use super::{Note, Worker};
 use crate::state::counters::LostAnswer;
@@ -12,26 +12,26 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Requests that a business server has not answered; beyond, another is asked.
+/// Maximum unanswered requests of a business server; beyond it, another one is asked.
 const MAX_ASKED: usize = 262_144;
-/// Bytes of requests that wait for a business server whose socket is full; beyond, another is
-/// asked.
+/// Maximum bytes of requests waiting for a business server whose socket is full; beyond it, another
+/// one is asked.
 const MAX_BACKLOG_BYTES: usize = 1 << 20;
-/// Bytes of a business server's pushes that are not answered; beyond, it is not read.
+/// Maximum bytes of a business server's unanswered pushes; beyond it, its socket is not read.
 const MAX_PUSH_BYTES: usize = 1 << 20;
-/// What it was asked is forgotten so long after the asking node has given up.
+/// How long a request is remembered after the asking node has given up.
 const FORGET_AFTER_MS: u64 = 1_000;
-/// What one tick forgets at most.
+/// Maximum number of requests forgotten per tick.
 const FORGOTTEN_PER_SLICE: usize = 512;
 
-/// A push that came from a business server, to be accepted by whoever drives the worker.
+/// A push from a business server, to be accepted by the code that drives the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerPush {
     pub key: ConnKey,
     pub project: ProjectId,
     /// The `id` of its message.
     pub echo: Option<Box<str>>,
-    /// The whole message, a JSON object.
+    /// The complete message, a JSON object.
     pub message: Box<[u8]>,
 }
 
@@ -39,25 +39,25 @@ pub struct ServerPush {
 struct OwnServer {
     slot: u32,
     server: Server,
-    /// So many have to know of it before it gets its welcome. Until then it is told nothing, and
-    /// not read.
+    /// Number of peers that must acknowledge it before its welcome is sent. Until then nothing is
+    /// sent to it, and it is not read.
     unknown_to: usize,
-    /// Requests that it has not answered, who waits, and until when.
+    /// Unanswered requests: the waiting client and its deadline.
     asked: BTreeMap<MessageId, (Cid, u64)>,
-    /// Requests that are not written, because its socket is full or it has no welcome.
+    /// Requests not written yet, because its socket is full or it has no welcome.
     backlog: VecDeque<(MessageId, Vec<u8>)>,
     backlog_bytes: usize,
     push_bytes: usize,
 }
 
-/// What is left to do for a business server that ended.
+/// Remaining work for a business server that disconnected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leaving {
-    /// It did not answer this.
+    /// It did not answer this request.
     Unanswered { server: Server, id: MessageId, client: Cid, is_written: bool },
-    /// Nobody waits any more for the answer to one that was not written.
+    /// Nobody waits any more for the answer to a request that was not written.
     Forgotten,
-    /// All that it was asked is answered.
+    /// All of its requests are answered.
     Done(Cid),
 }
 
@@ -65,11 +65,10 @@ pub(super) enum Leaving {
 #[derive(Debug, Default)]
 pub(super) struct OwnServers {
     all: BTreeMap<Cid, OwnServer>,
-    /// Those that ended, while not all that they were asked is answered.
+    /// Disconnected servers whose requests are not all answered.
     leaving: VecDeque<OwnServer>,
     by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
-    /// When what was asked is forgotten, by a clock that nobody sets; how far the wall clock is
-    /// ahead of that one.
+    /// When requests are forgotten, on a monotonic clock; how far the wall clock is ahead of it.
     deadlines: BTreeSet<(u64, Cid, MessageId)>,
     ahead_ms: i64,
     pushes: VecDeque<ServerPush>,
@@ -80,7 +79,7 @@ impl OwnServers {
         self.all.len()
     }
 
-    /// The slot of one of them.
+    /// Returns the slot of any of them.
     pub(super) fn any_slot(&self) -> Option<u32> {
         self.all.values().next().map(|own| own.slot)
     }
@@ -106,21 +105,20 @@ impl OwnServers {
         named.chain(all).filter(wants)
     }
 
-    /// Whether more is taken from it: not before its welcome, and not while many of its pushes
-    /// wait.
+    /// Whether to read more from it: not before its welcome, and not while many of its pushes wait.
     pub(super) fn takes_more(&self, cid: Cid) -> bool {
         let takes_more = |own: &OwnServer| own.unknown_to == 0 && own.push_bytes < MAX_PUSH_BYTES;
         self.all.get(&cid).is_none_or(takes_more)
     }
 
-    /// One of them, perhaps one that ended.
+    /// Finds a server, including one that disconnected.
     fn find(&mut self, server: Cid) -> Option<&mut OwnServer> {
         let is_it = |own: &&mut OwnServer| own.server.cid == server;
         self.all.get_mut(&server).or_else(|| self.leaving.iter_mut().find(is_it))
     }
 
-    /// What is to be done next for those that ended. What was not written may still be asked of
-    /// another one, so it comes first.
+    /// Returns the next step for disconnected servers. Unwritten requests come first, as another
+    /// server may still be asked.
     pub(super) fn next_leaving(&mut self) -> Option<Leaving> {
         let own = self.leaving.front_mut()?;
         let server = own.server;
@@ -146,7 +144,8 @@ impl OwnServers {
         !self.leaving.is_empty()
     }
 
-    /// The client that asked waits for no answer any more. What is not written yet never will be.
+    /// Forgets a request that the client no longer waits for. If it is not written yet, it never
+    /// will be.
     pub(super) fn forget(&mut self, server: Cid, id: MessageId, client: Cid) {
         let Some(own) = self.find(server) else { return };
         let Entry::Occupied(asked) = own.asked.entry(id) else { return };
@@ -157,7 +156,7 @@ impl OwnServers {
         }
     }
 
-    /// Forgets some of what nobody waits for any more.
+    /// Forgets some of the requests that nobody waits for any more.
     pub(super) fn forget_late(&mut self, now_ms: u64) {
         let now_ms = self.clock(now_ms);
         for _ in 0..FORGOTTEN_PER_SLICE {
@@ -183,14 +182,15 @@ impl OwnServers {
         now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
-    /// Requests that were not answered, and those that are not written.
+    /// Number of unanswered requests, and of unwritten ones.
     pub(super) fn pending(&self) -> (usize, usize) {
         let all = || self.all.values().chain(&self.leaving);
         let asked = all().map(|own| own.asked.len()).sum();
         (asked, all().map(|own| own.backlog.len()).sum())
     }
 
-    /// `has_room`: whether what the connection in a slot gets goes to its socket.
+    /// Checks the invariants. `has_room`: whether output for the connection in a slot goes to its
+    /// socket.
     pub(super) fn check(&self, has_room: impl Fn(u32) -> bool) {
         for (cid, own) in &self.all {
             let bytes: usize = own.backlog.iter().map(|(_, text)| text.len()).sum();
@@ -214,7 +214,7 @@ impl Worker {
         let cid = self.connections[slot as usize].cid;
         let server = Server { cid, project, events };
         let unknown_to = match self.config.hearing {
-            // The broker speaks for all.
+            // The broker acknowledges for all.
             Some(_) => 1,
             None => self.config.workers - 1,
         };
@@ -236,7 +236,7 @@ impl Worker {
         }
     }
 
-    /// Somebody who must know of it does.
+    /// Notes that one more peer knows of it.
     fn handle_known(&mut self, cid: Cid) {
         let Some(own) = self.own_servers.all.get_mut(&cid).filter(|own| own.unknown_to > 0) else {
             return;
@@ -257,12 +257,14 @@ impl Worker {
         self.welcomed.push(slot);
     }
 
-    /// Business servers that got their welcome since the last call: they are to be read again.
+    /// Takes the business servers that got their welcome since the last call: they are to be read
+    /// again.
     pub fn take_welcomed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.welcomed)
     }
 
-    /// It ends: nobody asks it any more, and what it was asked is answered, some in each turn.
+    /// Handles the end of a business server: it is asked nothing more, and its requests are
+    /// answered, some in each turn.
     pub(super) fn leave_server(&mut self, slot: u32) {
         let cid = self.connections[slot as usize].cid;
         let Some(own) = self.own_servers.all.remove(&cid) else { return };
@@ -284,7 +286,7 @@ impl Worker {
 
     // What it is asked.
 
-    /// A request or an answer of another worker, or events.
+    /// Handles a parcel of another worker: a request, a response, or events.
     pub fn handle_parcel(&mut self, bytes: &[u8], now_ms: u64) {
         self.now_ms = now_ms;
         match Parcel::decode(bytes) {
@@ -331,7 +333,7 @@ impl Worker {
         }
     }
 
-    /// Its socket has room again: what it still is to be asked.
+    /// Writes queued requests to a server whose socket has room again.
     pub(super) fn write_backlog(&mut self, slot: u32) {
         let cid = self.connections[slot as usize].cid;
         let Some(own) = self.own_servers.all.get_mut(&cid).filter(|own| own.unknown_to == 0) else {
@@ -339,7 +341,7 @@ impl Worker {
         };
         own.backlog_bytes = 0;
         for (id, text) in std::mem::take(&mut own.backlog) {
-            // It may have been answered with a timeout meanwhile.
+            // It may have timed out by now.
             let is_due =
                 self.own_servers.all.get(&cid).is_some_and(|own| own.asked.contains_key(&id));
             if is_due {
@@ -349,7 +351,7 @@ impl Worker {
         }
     }
 
-    /// Brings an answer to the client's worker.
+    /// Sends a response to the client's worker.
     pub(super) fn respond(
         &mut self,
         project: ProjectId,
@@ -394,7 +396,7 @@ impl Worker {
         self.owe(slot, frame);
     }
 
-    /// An answer counts only from the connection that was asked, and once.
+    /// Takes a response. It counts only from the connection that was asked, and once.
     fn take_answer(&mut self, slot: u32, id: Option<MessageId>, data: &[u8]) {
         let cid = self.connections[slot as usize].cid;
         let own = self.own_servers.all.get_mut(&cid);
@@ -419,7 +421,7 @@ impl Worker {
         self.own_servers.pushes.push_back(ServerPush { key, project, echo, message });
     }
 
-    /// The next push of a business server, in their order; each is to be answered with
+    /// Takes the next push of a business server, in order; answer each with
     /// [`Worker::answer_push`].
     pub fn take_server_push(&mut self) -> Option<ServerPush> {
         self.own_servers.pushes.pop_front()
@@ -429,7 +431,7 @@ impl Worker {
         !self.own_servers.pushes.is_empty()
     }
 
-    /// What came of a push: its id, or why it was not accepted.
+    /// Sends the result of a push: its id, or why it was not accepted.
     pub fn answer_push(&mut self, push: &ServerPush, result: Result<MessageId, &str>) {
         let ConnKey { slot, generation } = push.key;
         let Some(connection) = self.connections.get(slot as usize) else { return };
@@ -446,7 +448,7 @@ impl Worker {
         self.owe(slot, frame);
     }
 
-    /// What the broker, or another worker, has to say.
+    /// Handles a notice of the broker or another worker.
     pub fn handle_notice(&mut self, notice: Notice, now_ms: u64) {
         self.now_ms = now_ms;
         match notice {

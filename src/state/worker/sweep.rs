@@ -1,91 +1,91 @@
-//! What time brings to connections: pings, idle timeouts and the ends of sessions, in slices.
+//! Timeouts of connections: pings, idle timeouts and ends of sessions, in slices.
 
 use super::Worker;
 use super::gone::ANSWERS_PER_SLICE;
 use crate::state::connection::{CloseCause, NONE, Phase};
 use fastwebsockets::OpCode;
 
-/// Slots that one call of [`Worker::handle_tick`] looks at, at most.
+/// Maximum number of slots that one call of [`Worker::handle_tick`] visits.
 pub(super) const VISITS_PER_SLICE: usize = 8_192;
-/// Pings of one call.
+/// Maximum pings per call.
 const PINGS_PER_SLICE: usize = 512;
-/// Closes of one call, each of which tells business servers.
+/// Maximum closes per call; each produces events for business servers.
 pub(super) const CLOSES_PER_SLICE: usize = 64;
-/// The longest time for one round of the sweep: a ping leaves at most that much late.
+/// Maximum duration of one round of the sweep: a ping is late by at most this.
 const MAX_ROUND_MS: u64 = 4_000;
-/// The longest time between two slices of the sweep. Few large slices instead of many small ones:
-/// pings of one slice leave in one submission, and their answers wake the worker together.
+/// Maximum time between two slices of the sweep. Few large slices are better than many small ones:
+/// pings of one slice are submitted together, and their pongs wake the worker together.
 const MAX_SLICE_MS: u64 = 1_000;
-/// Of the longest round: by how much the rounds of two workers differ at most. With rounds of one
-/// length the hands of all workers would pass those who connected together at the same time.
+/// Fraction of the longest round by which the rounds of two workers differ at most. With equal
+/// rounds the hands of all workers would pass connections opened together at the same time.
 const ROUND_SPREAD: u64 = 4;
-/// Slices of one round, at least.
+/// Minimum number of slices per round.
 const SLICES_PER_ROUND: u64 = 4;
-/// The longest time between two ticks: the ends of sessions and the drain wait for one.
+/// Maximum time between two ticks: ends of sessions and the drain wait for one.
 const MAX_CALM_MS: u64 = 250;
-/// Units of the frame clock in one ping interval.
+/// Units of the frame clock per ping interval.
 const UNITS_PER_INTERVAL: u64 = 1_024;
-/// Intervals that one tick advances the frame clock at most: it wraps after 64.
+/// Maximum number of intervals by which one tick advances the frame clock: it wraps after 64.
 const MAX_INTERVALS_PER_TICK: u64 = 16;
 
-/// A message to this number of connections, or more, may make a crowd: all of them are due for
+/// A message to at least this number of connections may create a crowd: all of them are due for
 /// their next ping at the same time.
 const CROWD: u64 = 1_024;
-/// Part of the ping interval for which nobody in a crowd is pinged early.
+/// Fraction of the ping interval in which no connection of a crowd is pinged early.
 const CROWD_REST: u64 = 4;
 
-/// A stamp that is this number of messages old is renewed: it would be that of a message again
-/// after 2^32. The hand comes round every 4 s.
+/// A stamp that is this number of messages old is renewed: after 2^32 it would equal that of a
+/// message again. The hand comes round every 4 s.
 const OLD_STAMP: u32 = 1 << 30;
 
-/// A hand that goes round the slab and looks at one slice of it at a time. It costs a connection
-/// nothing but `last_heard_ms` and `last_frame`, and spreads pings over its round.
+/// A hand that goes round the slab and visits one slice at a time. It costs a connection only
+/// `last_heard_ms` and `last_frame`, and spreads pings over its round.
 #[derive(Debug)]
 pub(super) struct Sweep {
     next_slot: usize,
-    /// One past the highest slot that was ever in use.
+    /// One past the highest slot ever used.
     slots: usize,
     /// The next slot that a shutdown closes.
     next_shutdown: usize,
-    /// Slots that the hand is behind.
+    /// Number of slots that the hand is behind.
     debt: usize,
     round_ms: u64,
     slice_ms: u64,
     /// Time since the last slice.
     since_slice_ms: u64,
     last_ms: u64,
-    /// Time since the start, as the frame clock counts it: clock steps left out.
+    /// Time since the start, on the frame clock: without clock steps.
     elapsed_ms: u64,
     unit_ms: u64,
-    /// Rounds that have ended.
+    /// Completed rounds.
     rounds: usize,
     crowd: Crowd,
 }
 
-/// Connections that a message to most of the worker's brought into step. Their next pings would
-/// leave as one burst, a ping interval later: at a million connections that took both cores for
-/// six seconds. Some are pinged earlier instead, evenly spread over the rounds until then.
+/// Connections synchronized by a message to most of the worker's connections. Their next pings
+/// would be sent in one burst, a ping interval later: at a million connections that took both cores
+/// for six seconds. Instead some are pinged earlier, evenly spread over the rounds until then.
 #[derive(Debug)]
 struct Crowd {
-    /// When the last such message was sent, by the frame clock's time.
+    /// When the last such message was sent, on the frame clock.
     at_ms: Option<u64>,
-    /// Quiet time from which on a connection may be pinged early. Where such messages come
-    /// regularly it is longer than the time between two of them: they stand in for pings.
+    /// Quiet time after which a connection may be pinged early. If such messages are regular, it is
+    /// longer than the interval between them: they replace pings.
     early_from_ms: u64,
 }
 
-/// What one slice may still do.
+/// Remaining allowance of one slice.
 #[derive(Debug)]
 struct Slice {
     visits: usize,
     pings: usize,
     closes: usize,
-    /// The frame that all pings of the slice share, once there is one.
+    /// The frame shared by all pings of the slice, once it exists.
     ping_frame: u32,
 }
 
 impl Sweep {
-    /// `worker`: which of how many it is.
+    /// `worker`: this worker's index among `workers`.
     pub(super) fn new(
         ping_interval_ms: u64,
         idle_timeout_ms: u64,
@@ -104,7 +104,7 @@ impl Sweep {
             debt: 0,
             round_ms,
             slice_ms,
-            // Workers do not have theirs at the same time.
+            // Staggers the slices of the workers.
             since_slice_ms: slice_ms * worker as u64 / workers.max(1) as u64,
             last_ms: now_ms,
             elapsed_ms: 0,
@@ -114,7 +114,7 @@ impl Sweep {
         }
     }
 
-    /// A message goes to `matched` of the worker's connections.
+    /// Notes a message to `matched` of the worker's connections.
     pub(super) fn handle_push(&mut self, matched: u64, open: usize, ping_interval_ms: u64) {
         if matched < CROWD || matched < open as u64 / 2 {
             return;
@@ -154,18 +154,18 @@ impl Sweep {
         self.slots
     }
 
-    /// The present, as `last_frame` of a connection keeps it.
+    /// The current time in the format of a connection's `last_frame`.
     #[inline]
     pub(super) fn frame_clock(&self) -> u16 {
         (self.elapsed_ms / self.unit_ms) as u16
     }
 
-    /// Milliseconds since the frame clock showed `last_frame`.
+    /// Milliseconds since the frame clock read `last_frame`.
     fn quiet_ms(&self, last_frame: u16) -> u64 {
         u64::from(self.frame_clock().wrapping_sub(last_frame)) * self.unit_ms
     }
 
-    /// Each slot once.
+    /// Returns each slot once.
     pub(super) fn next_to_shut_down(&mut self) -> Option<u32> {
         let slot = self.next_shutdown;
         self.next_shutdown += usize::from(slot < self.slots);
@@ -177,7 +177,7 @@ impl Sweep {
         self.last_ms = now_ms;
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
         self.since_slice_ms += elapsed_ms;
-        // A tick may come somewhat early: see `Core::plan_tick`.
+        // A tick may come slightly early: see `Core::plan_tick`.
         if self.since_slice_ms < self.slice_ms - self.calm_ms() / 4 {
             return;
         }
@@ -186,7 +186,7 @@ impl Sweep {
         self.debt = (self.debt as u64 + share).min(self.slots as u64) as usize;
     }
 
-    /// The next slot that is due to be looked at.
+    /// Returns the next slot that is due for a visit.
     fn next(&mut self) -> Option<u32> {
         self.debt = self.debt.checked_sub(1)?;
         if self.next_slot >= self.slots {
@@ -199,17 +199,16 @@ impl Sweep {
 }
 
 impl Worker {
-    /// See [`Worker::handle_tick_with`], where no socket holds anything that was not read.
+    /// As [`Worker::handle_tick_with`], for sockets that hold no unread bytes.
     pub fn handle_tick(&mut self, now_ms: u64) {
         self.handle_tick_with(now_ms, |_| false);
     }
 
-    /// Ends the sessions that are over, pings connections on which nothing went either way for the
-    /// ping interval, and closes those whose peer was silent for the idle timeout. Each call does a
+    /// Ends expired sessions, pings connections without a frame in either direction for the ping
+    /// interval, and closes those whose peer was silent for the idle timeout. Each call does a
     /// bounded part of it; while [`Worker::is_overdue`] there is more to do at once.
     ///
-    /// `has_unread`: whether the socket of a slot holds bytes that were not read. Its peer is not
-    /// silent then.
+    /// `has_unread`: whether the socket of a slot holds unread bytes. Its peer is then not silent.
     pub fn handle_tick_with(&mut self, now_ms: u64, has_unread: impl FnMut(u32) -> bool) {
         self.now_ms = now_ms;
         self.config.incarnation.note_latest(self.ids.latest_ms());
@@ -247,7 +246,7 @@ impl Worker {
         self.sweep.calm_ms()
     }
 
-    /// Whether nothing but the sweep, or the end of a session, waits for a tick.
+    /// Whether only the sweep, or the end of a session, waits for a tick.
     pub fn is_calm(&self) -> bool {
         self.backlogged == 0
             && self.shed.is_empty()
@@ -258,13 +257,14 @@ impl Worker {
             && !self.has_asks()
     }
 
-    /// Whether the last tick left something undone.
+    /// Whether the last tick left work to do.
     pub fn is_overdue(&self) -> bool {
         self.is_overdue
     }
 
-    /// The wall clock was set by `step_ms` (forward if positive): silence goes on counting as if it
-    /// had not been. Only what is told in wall time, `session_exp` and `ttl_ms`, follows the clock.
+    /// Handles a step of the wall clock by `step_ms` (forward if positive): silence is measured as
+    /// if there had been none. Only values given in wall time, `session_exp` and `ttl_ms`, follow
+    /// the clock.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.born_ms = self.born_ms.saturating_add_signed(step_ms);
         self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
@@ -274,8 +274,8 @@ impl Worker {
         self.own_servers.handle_clock_step(step_ms);
     }
 
-    /// This thread did not run for `stall_ms`. Nobody was silent, and no answer late, for time in
-    /// which nothing was read; pings are due all the same.
+    /// Handles `stall_ms` in which this thread did not run. No peer counts as silent, and no answer
+    /// as late, for time in which nothing was read; pings are due all the same.
     pub fn handle_stall(&mut self, stall_ms: u64) {
         let step_ms = stall_ms as i64;
         self.born_ms = self.born_ms.saturating_add_signed(step_ms);
@@ -330,18 +330,18 @@ impl Worker {
             return;
         }
         if self.stamp.wrapping_sub(connection.stamp) > OLD_STAMP {
-            // Not that of the last one, for which it may not have been considered yet.
+            // Not the stamp of the last message, which may not have considered it yet.
             connection.stamp = self.stamp.wrapping_sub(1);
         }
         let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
         let Ok(mut silent_ms) = u64::try_from(silent_ms) else {
-            // The clock was set back: the silence counts from here.
+            // The clock was set back: silence is measured from here.
             connection.last_heard_ms = local_ms;
             return;
         };
         if silent_ms >= idle_timeout_ms {
             let may_answer = connection.pinged || is_echo;
-            // It leaves what it is owed unread, so that it is not read.
+            // It leaves its output unread, so that its input is not read.
             if may_answer && (self.leaves_unread(slot) || !has_unread(slot)) {
                 slice.closes -= 1;
                 return self.close(slot, CloseCause::Idle);
@@ -352,7 +352,7 @@ impl Worker {
             connection.last_heard_ms = local_ms.wrapping_sub(silent_ms as u32);
         }
         let connection = &self.connections[slot as usize];
-        // The frame clock may be a tick behind: outside a crowd nobody is pinged early.
+        // The frame clock may be a tick behind: outside a crowd no connection is pinged early.
         let interval_ms = self.config.ping_interval_ms;
         let quiet_ms = self.sweep.quiet_ms(connection.last_frame);
         let is_quiet =
@@ -372,7 +372,7 @@ impl Worker {
         self.owe(slot, slice.ping_frame);
     }
 
-    /// Whether so much waits for the peer to read it that nothing is read from it.
+    /// Whether the peer leaves so much unread that its input is not read.
     pub(super) fn leaves_unread(&self, slot: u32) -> bool {
         let connection = &self.connections[slot as usize];
         let limit = self.outbox_limit_of(connection);

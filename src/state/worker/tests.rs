@@ -1,4 +1,4 @@
-//! One worker, told what happens and asked what it wants written.
+//! Tests of one worker, which is given input and asked for its output.
 
 use super::*;
 use crate::state::counters::{LostAnswer, Shed};
@@ -21,15 +21,15 @@ const IDLE_MS: u64 = 8_000;
 /// Long enough that only the idle timeout pings.
 const PING_MS: u64 = 3_600_000;
 
-/// A worker with everything that it emits carried out at once.
+/// A worker whose output is carried out at once.
 struct Rig {
     worker: Worker,
     sealed: Sealed,
-    /// What was closed, and with which code.
+    /// Closed slots, with the close code.
     closed: Vec<(u32, Option<u16>)>,
-    /// Of closing connections whose sockets take nothing.
+    /// Rests of closing connections whose sockets accept nothing.
     rests: Vec<Rest>,
-    /// Bytes that each send takes.
+    /// Bytes that each send accepts.
     room: usize,
     ids: u64,
 }
@@ -86,7 +86,7 @@ impl Rig {
         self.connect_until(uid, 0)
     }
 
-    /// Many of one user, without a check after each.
+    /// Connects many clients of one user, without a check after each.
     fn connect_many(&mut self, uid: &str, count: usize) {
         for index in 1..=count {
             self.worker.handle_connect(client(uid, 0), b"", NOW_MS);
@@ -102,7 +102,7 @@ impl Rig {
         key.slot
     }
 
-    /// A business server that hears everything.
+    /// Connects a business server that receives all events.
     fn serve(&mut self) -> u32 {
         let identity = Identity {
             project: ProjectId(0),
@@ -117,14 +117,14 @@ impl Rig {
         key.slot
     }
 
-    /// The types of what a connection gets.
+    /// The types of the messages sent to a connection.
     fn types_to(&mut self, slot: u32) -> Vec<String> {
         let text = self.text_to(slot);
         let types = text.split(r#"{"type":""#).skip(1);
         types.map(|rest| rest.split('"').next().unwrap_or("").to_string()).collect()
     }
 
-    /// What a connection gets, its outbox written.
+    /// The text sent to a connection, including its outbox.
     fn text_to(&mut self, slot: u32) -> String {
         let sent = self.flush();
         let mut bytes =
@@ -220,8 +220,8 @@ fn a_connection_that_leaves_more_than_its_budget_unread_is_closed_with_4000() {
     assert!(rig.worker.is_open(other) && rig.worker.counters().outbox_bytes.value() == 0);
 }
 
-/// Frames of which some are shared cannot lie in one slice, so they leave through the outbox. Their
-/// connection was closed as slow when they were many, before its socket was offered anything.
+/// Runs that mix shared and copied frames cannot be one slice, so they are sent through the outbox.
+/// If there were many, their connection was closed as slow before its socket was offered anything.
 #[test]
 fn nobody_is_slow_before_the_socket_had_its_turn() {
     let mut rig = Rig::new(50_000, 60_000);
@@ -257,7 +257,7 @@ fn the_workers_budget_closes_the_largest_outbox_first() {
     assert_eq!(rig.worker.counters().sheds(Shed::Worker), 1);
 }
 
-/// The budget was enforced after everybody had his copy: 32M became 200 MB.
+/// The budget was enforced after every client had its copy: 32M became 200 MB.
 #[test]
 fn a_push_to_many_slow_clients_stays_within_the_workers_budget() {
     let budget = 400_000;
@@ -283,7 +283,7 @@ fn a_push_to_many_slow_clients_stays_within_the_workers_budget() {
     assert!(rig.drops(Drop::SlowConsumer) >= closed);
 }
 
-/// Each of 1,500 clients got a copy of what it had left of a frame that all shared.
+/// Each of 1,500 clients got a copy of the unwritten rest of a frame that all shared.
 #[test]
 fn whoever_closes_shares_the_rest_of_a_frame_within_the_workers_budget() {
     for budget in [1 << 20, 150_000] {
@@ -303,7 +303,7 @@ fn whoever_closes_shares_the_rest_of_a_frame_within_the_workers_budget() {
         assert_eq!((rig.closed.len(), rig.worker.connections()), (90, 0));
         let held = rig.worker.counters().outbox_bytes.value();
         assert!(held <= 150_000, "{held}");
-        // A rest that the budget needs goes, and is no delivery.
+        // A rest whose memory the budget needs is dropped and is no delivery.
         let other = rig.connect("other");
         rig.push("other", 15_000, 0);
         rig.worker.config.worker_outbox_bytes = 20_000;
@@ -326,12 +326,12 @@ fn what_waits_longer_than_its_ttl_is_dropped_and_counted() {
     rig.push("u", 200, 50);
     rig.push("u", 300, 51);
     rig.flush();
-    // The first was begun, so it is finished whatever the time; the last has a millisecond left.
+    // The first was begun, so it is finished regardless of time; the last has a millisecond left.
     let whole = |bytes: usize| bytes + 32 + if bytes > 90 { 4 } else { 2 };
     let pending = rig.worker.outbox(slot, NOW_MS + 50).unwrap().pending_bytes();
     assert_eq!(pending, whole(100) - 10 + whole(300));
     assert_eq!(rig.drops(Drop::Expired), 1);
-    // Nothing is left of an outbox whose messages all ran out.
+    // Nothing is left of an outbox whose messages all expired.
     assert!(rig.worker.handle_outbox_written(slot, whole(100) - 10));
     assert!(rig.worker.outbox(slot, NOW_MS + 51).unwrap().is_empty());
     assert!(!rig.worker.handle_outbox_written(slot, 0));
@@ -362,7 +362,8 @@ fn silence_is_pinged_at_half_of_the_timeout_and_closed_at_the_whole() {
     assert_eq!(rig.closed, [(silent, Some(close::IDLE))]);
 }
 
-/// The clock is the wall clock: a step back by a millisecond made every connection 49 days silent.
+/// The clock is the wall clock: a step back by a millisecond made every connection look silent for
+/// 49 days.
 #[test]
 fn a_clock_that_steps_back_closes_nobody() {
     let mut rig = Rig::new(1 << 20, 1 << 20);
@@ -379,8 +380,8 @@ fn a_clock_that_steps_back_closes_nobody() {
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
 
-/// The rest of a partly written push goes out before the Close frame: it counts as delivered. A
-/// partly written answer is no message at all.
+/// The rest of a partly written push is sent before the Close frame: it counts as delivered. A
+/// partly written reply is no push.
 #[test]
 fn a_message_that_is_partly_written_is_counted_once() {
     let mut rig = Rig::new(1 << 20, 1 << 20);
@@ -433,7 +434,7 @@ fn a_session_ends_at_its_time_unless_a_signed_refresh_moves_it() {
 
 #[test]
 fn frames_that_only_outboxes_got_are_flushed_away() {
-    // They stayed in the open batch, which was full of them at last with nothing to be sent: every
+    // They stayed in the open batch, which finally was full of them with nothing to send: every
     // pusher waited for a flush that never came.
     let mut rig = Rig::new(1 << 20, 1 << 30);
     rig.connect("slow");
@@ -449,8 +450,8 @@ fn frames_that_only_outboxes_got_are_flushed_away() {
     assert!(rig.closed.is_empty());
 }
 
-/// The event came after the answer that closed it, when its device was known to nobody any more:
-/// the worker panicked.
+/// The event followed the reply that closed the client, when its device was no longer known: the
+/// worker panicked.
 #[test]
 fn a_client_that_its_own_answers_close_as_slow_is_told_of_in_order() {
     let mut rig = Rig::new(5_000, 1 << 20);
@@ -471,7 +472,7 @@ fn a_client_that_its_own_answers_close_as_slow_is_told_of_in_order() {
     assert!(last == "disconnect" && subscribes.iter().all(|kind| kind == "subscribe"), "{types:?}");
 }
 
-/// A business server that is there, and does not read, was called gone.
+/// A business server that was connected but did not read was reported as gone.
 #[test]
 fn a_request_that_a_business_server_has_no_room_for_is_one_too_many() {
     let mut rig = Rig::new(5_000, 1 << 20);
@@ -514,7 +515,7 @@ fn an_answer_in_the_name_of_another_business_server_is_not_taken() {
     assert!(text.contains("own") && !text.contains("forged"), "{text}");
 }
 
-/// A batch that closed somebody while it was laid out owed that to others as if it was open: the
+/// A batch that closed a connection while it was laid out queued the event as if it was open: the
 /// worker panicked.
 #[test]
 fn who_is_closed_while_a_batch_is_laid_out_is_told_of_behind_it() {
@@ -532,8 +533,8 @@ fn who_is_closed_while_a_batch_is_laid_out_is_told_of_behind_it() {
     assert_eq!(rig.closed, [(slow, Some(close::SLOW_CONSUMER))]);
 }
 
-/// Frames of 16 KiB and more are shared, and were in no budget: slow clients, each with messages of
-/// its own, could hold a worker's memory many times over.
+/// Frames of 16 KiB and more are shared, and were in no budget: slow clients, each with its own
+/// messages, could hold a worker's memory many times over.
 #[test]
 fn shared_frames_count_in_the_workers_budget() {
     let mut rig = Rig::new(1 << 20, 100_000);
@@ -568,7 +569,7 @@ fn a_clock_that_is_set_closes_nobody_as_idle() {
 }
 
 /// Four hundred connections got every other frame of the batch: each frame was copied for each of
-/// them, however much that came to.
+/// them, without a limit on the total.
 #[test]
 fn what_is_copied_together_for_a_crowd_is_bounded() {
     let mut rig = Rig::new(1 << 30, 1 << 30);
@@ -585,7 +586,8 @@ fn what_is_copied_together_for_a_crowd_is_bounded() {
     assert!(sent > rounds * 400 * 1_000 && !rig.worker.is_full());
 }
 
-/// Redis was away when this node started; then it says which ids the run before gave out.
+/// Redis was unavailable when this node started; later it reports which ids the previous run
+/// issued.
 #[test]
 fn clients_whose_ids_may_be_those_of_an_earlier_run_are_sent_away() {
     let mut rig = Rig::new(1_000_000, 1_000_000);
@@ -601,7 +603,7 @@ fn clients_whose_ids_may_be_those_of_an_earlier_run_are_sent_away() {
     rig.worker.check();
 }
 
-/// All of 20,000 were closed in one turn: 30 ms.
+/// All 20,000 were closed in one turn: 30 ms.
 #[test]
 fn very_many_clients_of_an_earlier_run_go_in_slices_and_are_nobody_from_the_first() {
     let mut rig = Rig::new(1_000_000, 1_000_000);
@@ -625,8 +627,8 @@ fn very_many_clients_of_an_earlier_run_go_in_slices_and_are_nobody_from_the_firs
     rig.worker.check();
 }
 
-/// Stamps wrap after 2^32 messages; until then one that is very old is renewed by the sweep, and
-/// nobody walks over all connections for it.
+/// Stamps wrap after 2^32 messages; the sweep renews very old ones before that, without a walk over
+/// all connections.
 #[test]
 fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
     let mut rig = Rig::new(1_000_000, 1_000_000);
@@ -635,7 +637,7 @@ fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
     let mut now_ms = NOW_MS;
     for quarter in 1..=4 {
         rig.worker.stamp = seen.wrapping_add(quarter << 30).wrapping_sub(1);
-        // A round of the sweep, and what it does for its pings.
+        // A full round of the sweep, including its pings.
         for _ in 0..100 {
             now_ms += 50;
             rig.worker.handle_tick(now_ms);

@@ -1,10 +1,10 @@
-//! Messages that no node has sent: false numbers, unknown kinds, bundles without end, data that is
-//! not JSON.
+//! Messages that no node has sent: false numbers, unknown kinds, endless bundles, data that is not
+//! JSON.
 
 use super::*;
 use crate::wire::bundle;
 
-/// Bytes arrive on the project's channel.
+/// Delivers bytes on the project's channel.
 fn bring(setting: &mut Setting, payload: &[u8]) {
     let mut bytes = Vec::new();
     message(&mut bytes, b"x:{p}", payload);
@@ -46,7 +46,7 @@ fn a_false_number_of_its_own_does_not_silence_a_node() {
     assert!(counters.missed().is_empty());
 }
 
-/// A word of node 9.
+/// Delivers an announcement of node 9.
 fn hear_word(setting: &mut Setting, number: u64, order: u64, version: u64, servers: &[u64]) {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
     let here = here(servers);
@@ -58,7 +58,7 @@ fn hear_word(setting: &mut Setting, number: u64, order: u64, version: u64, serve
     setting.hear(LinkName::Subscribe, &words);
 }
 
-/// What node 9 says once a second: how far it has come.
+/// Delivers the heartbeat of node 9, with its latest order.
 fn announce(setting: &mut Setting, number: u64, order: u64) {
     hear_word(setting, number, order, 0, &[]);
 }
@@ -75,7 +75,7 @@ fn false_numbers_of_another_node_are_refused_or_taken_back() {
     bring(&mut setting, &encoded(9, 5, "2", 4, 12));
     assert_eq!(delivered(&mut setting), ["1", "2"]);
     assert_eq!(setting.broker.config.counters.false_numbers.value(), 3);
-    // Near it: until the node says how far it has come.
+    // Near it: accepted until the node announces its order.
     bring(&mut setting, &encoded(9, 5, "false", 5_000, 5_000));
     bring(&mut setting, &encoded(9, 5, "3", 5, 13));
     announce(&mut setting, 2, 13);
@@ -85,7 +85,7 @@ fn false_numbers_of_another_node_are_refused_or_taken_back() {
     assert_eq!(setting.broker.config.counters.number_resets.value(), 2);
 }
 
-/// Its true words were taken for overtaken ones: its business servers were gone for good.
+/// Its genuine announcements were classified as overtaken: its business servers were gone for good.
 #[test]
 fn false_numbers_in_the_words_of_a_node_hide_its_business_servers_for_seconds() {
     let mut setting = ready();
@@ -115,7 +115,7 @@ fn false_numbers_in_the_words_of_a_node_hide_its_business_servers_for_seconds() 
     assert_eq!(setting.broker.config.counters.number_resets.value(), 3);
 }
 
-/// The losses that it told of were counted: 2^64.
+/// The losses it reported were counted: 2^64.
 #[test]
 fn a_tail_without_an_order_is_not_believed_of_a_node_that_has_one() {
     let mut setting = ready();
@@ -166,7 +166,7 @@ fn data_that_is_not_json_goes_to_nobody() {
     assert_eq!(setting.broker.config.counters.malformed.value(), 5);
 }
 
-/// Events of node 9.
+/// Encodes events of node 9.
 fn events(pid: &str, text: &[u8]) -> Vec<u8> {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
     let (mut list, mut parcel) = (Vec::new(), Vec::new());

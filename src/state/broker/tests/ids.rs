@@ -1,4 +1,4 @@
-//! Which ids earlier runs of the node gave out, as Redis keeps it.
+//! Which ids earlier runs of the node issued, as stored in Redis.
 
 use super::*;
 use crate::types::SnowflakeClock;
@@ -19,7 +19,7 @@ impl Setting {
     }
 }
 
-/// A run that starts at `now_ms` by its clock, on a Redis that keeps `number`.
+/// A run that starts at `now_ms` by its clock, with a Redis that stores `number`.
 fn run(now_ms: u64, number: i64) -> Setting {
     let mut setting = Setting::new(1);
     setting.broker =
@@ -34,7 +34,7 @@ fn id_ms(setting: &Setting, now_ms: u64) -> u64 {
     SnowflakeClock::ms_of(clock.next(now_ms, &setting.broker.config.incarnation))
 }
 
-/// Starts at 12:00:00, dies at once, and starts again by a clock that says 11:59:55.
+/// Starts at 12:00:00, dies at once, and starts again by a clock that reads 11:59:55.
 #[test]
 fn a_node_that_starts_again_with_its_clock_behind_repeats_no_id() {
     let mut first = run(NOW_MS, 0);
@@ -44,7 +44,7 @@ fn a_node_that_starts_again_with_its_clock_behind_repeats_no_id() {
     assert_eq!(last_ms, NOW_MS + 200);
 
     let mut second = run(NOW_MS - 5_000, first.number);
-    // It is not known yet which ids there were: who comes now waits.
+    // It is not known yet which ids were issued: new interests wait.
     second.join(0);
     assert!(second.said.ready.is_empty());
     second.open();
@@ -72,7 +72,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
         assert!(setting.number as u64 >= NOW_MS + second * 1_000 + 9_000);
     }
     assert!(setting.asked_numbers - before <= 20);
-    // Redis was emptied: it gets all of it again.
+    // Redis was emptied: the full number is stored again.
     setting.number = 0;
     setting.broker.set_wall_ms(NOW_MS + 23_000);
     setting.tick(200).unwrap();
@@ -92,7 +92,7 @@ fn where_redis_refuses_to_keep_it_the_node_works_and_says_so_once() {
     assert_eq!(id_ms(&setting, NOW_MS + 5_000_000), NOW_MS + 5_000_000);
     setting.tick(60_000).unwrap();
     assert_eq!((setting.broker.take_events(), setting.asked_numbers), (vec![], 2));
-    // Somebody grants it.
+    // An administrator grants it.
     setting.refuses_numbers = None;
     setting.number = NOW_MS as i64;
     setting.broker.set_wall_ms(NOW_MS + 60_000);
@@ -112,7 +112,7 @@ fn a_number_that_is_no_time_is_refused_by_name() {
     }
 }
 
-/// Redis answers what the broker has asked by now.
+/// Redis answers what the broker has asked so far.
 fn answer_once(setting: &mut Setting) -> Result<(), LinkError> {
     for link in [LinkName::Subscribe, LinkName::Publish] {
         let (mut out, mut answers) = (Vec::new(), Vec::new());

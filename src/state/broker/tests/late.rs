@@ -1,8 +1,9 @@
-//! What comes late, or is the last.
+//! Messages that arrive late or are a node's last.
 
 use super::*;
 
-/// Channels of sixty users have a tail to repeat every three seconds: some node was never done.
+/// Channels of sixty users repeat their tail every three seconds: a node kept publishing after it
+/// had left.
 #[test]
 fn a_node_that_has_left_says_nothing_more() {
     let mut setting = Setting::ready(1);
@@ -22,7 +23,7 @@ fn a_node_that_has_left_says_nothing_more() {
     assert!(idle >= 80, "all but pings: {idle}");
 }
 
-/// Its successor was refused for good where its clock was behind.
+/// Its successor was refused for good if its clock was behind.
 #[test]
 fn a_node_that_left_may_come_back_with_a_clock_that_is_behind() {
     let mut setting = Setting::ready(1);
@@ -36,7 +37,7 @@ fn a_node_that_left_may_come_back_with_a_clock_that_is_behind() {
     assert_eq!(setting.broker.nodes(), 2);
 }
 
-/// A virtual machine that was paused, say: what Redis has kept meanwhile is still to be read.
+/// As when a virtual machine was paused: what Redis has kept meanwhile is still to be read.
 #[test]
 fn a_canary_is_not_late_before_it_flew() {
     let mut setting = Setting::ready(1);
@@ -61,7 +62,7 @@ fn a_redis_that_cannot_save_is_alive() {
     assert!(matches!(result, Err(LinkError::Refused(_))));
 }
 
-/// A large push over a slow link ended the links before it was written, three times.
+/// A large push over a slow link ended the links three times before it was written.
 #[test]
 fn a_link_that_takes_what_is_written_is_not_silent() {
     let mut setting = Setting::ready(1);
@@ -91,7 +92,7 @@ fn an_unanswered_push_is_unknown_after_its_time_and_not_delivered_later() {
     setting.talk();
     setting.push(2, "next", &TargetsBuf::default());
     setting.talk();
-    // Its number was used up by nothing: no gap.
+    // Its number was not used up: no gap.
     assert_eq!(setting.said.delivered, [(1, "next".into())]);
     assert!(setting.broker.config.counters.missed().is_empty());
 }

@@ -1,4 +1,4 @@
-//! With a channel for each user, more users than channels are numbered at once.
+//! With a channel for each user: more users than channels that can be numbered at the same time.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn users_beyond_the_bound_are_reached_by_their_projects_channel() {
     }
     setting.talk();
     assert!(setting.broker.sequences.len() <= 101, "{}", setting.broker.sequences.len());
-    // Nobody is subscribed to a user's channel here: what arrived came over the project's.
+    // No node is subscribed to a user's channel here: everything arrived on the project's.
     let arrived: Vec<_> = setting.said.delivered.iter().map(|(_, data)| data.clone()).collect();
     let first = 300 - arrived.len() as u32;
     assert!((90..=100).contains(&first), "{first}");

@@ -1,4 +1,4 @@
-//! What Redis answers, and what it says unasked.
+//! Replies and unsolicited messages of Redis.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const MASTER: &[u8] = b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
 const REPLICA: &[u8] =
     b"*5\r\n$5\r\nslave\r\n$8\r\n10.0.0.1\r\n:6379\r\n$9\r\nconnected\r\n:14\r\n";
 
-/// What is asked on a link, command by command.
+/// Returns the commands sent on a link.
 fn asked(setting: &mut Setting, link: LinkName) -> Vec<String> {
     let mut out = Vec::new();
     setting.broker.take_outgoing(link, &mut out, usize::MAX);
@@ -18,7 +18,7 @@ fn answer(setting: &mut Setting, link: LinkName, bytes: &[u8]) -> Result<Handled
     setting.broker.handle_bytes(link, bytes, setting.now_ms, &mut setting.said)
 }
 
-/// The new publishing link is greeted, and nothing was asked on it besides.
+/// Greets the new publishing link; nothing else was asked on it.
 fn greet_publishing(setting: &mut Setting) {
     while let [question] = &asked(setting, LinkName::Publish)[..] {
         let reply = if question == "ROLE" { MASTER } else { b"%0\r\n" };
@@ -26,7 +26,7 @@ fn greet_publishing(setting: &mut Setting) {
     }
 }
 
-/// It was taken for the answer to a push of the last link: 200, and lost.
+/// It was taken for the reply to a push of the last link: 200, and lost.
 #[test]
 fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
     for is_greeted in [false, true] {
@@ -49,7 +49,7 @@ fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
     }
 }
 
-/// Pushes were accepted, and reached no other node.
+/// Pushes were accepted and reached no other node.
 #[test]
 fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     let mut setting = Setting::ready(1);
@@ -109,13 +109,13 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     setting.push(1, "works", &TargetsBuf::default());
     setting.talk();
     assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
-    // Whoever else asks gets the answer at once.
+    // Any other worker that asks gets the answer at once.
     setting.broker.handle_ask(0, &Ask::Join(events.clone()), setting.now_ms, &mut setting.said);
     assert_eq!(setting.said.refused.len(), 2);
     setting.tick(10_000).unwrap();
     assert_eq!(setting.said.refused.len(), 2, "notified once");
     assert_eq!(setting.broker.config.counters.channels_refused.value(), 1);
-    // It is allowed, and heard of within five seconds.
+    // It becomes permitted, which is detected within five seconds.
     setting.forbidden.clear();
     setting.tick(5_100).unwrap();
     assert!(setting.said.ready.len() > 1 && setting.subscribed.contains(&b"x:{p}:e".to_vec()));
@@ -140,7 +140,7 @@ fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
     let inbox = Interest::Inbox(ProjectId(0));
     let expected = [inbox, Interest::Project(ProjectId(0)), interest(7), interest(900)];
     assert_eq!(setting.said.refused, expected.map(|interest| (0, interest)));
-    // Of 1,204 channels all but those three, and each once.
+    // Of 1,204 channels all but those three, each once.
     assert_eq!(setting.subscribed.len(), 1_201);
     setting.said.ready.clear();
     setting.forbidden.clear();
@@ -185,8 +185,8 @@ fn a_confirmation_of_something_else_ends_the_links() {
     }
 }
 
-/// The right to publish on a project's channel was taken away: the repeated number of its last push
-/// ended the links of all projects every three seconds.
+/// After the right to publish on a project's channel was revoked, the repeated number of its last
+/// push ended the links of all projects every three seconds.
 #[test]
 fn a_number_that_redis_refuses_costs_no_link() {
     let mut setting = Setting::ready(1);

@@ -1,6 +1,6 @@
-//! What goes over a link to Redis, taken apart and put together.
+//! Decodes and encodes the traffic of a link to Redis.
 
-/// The commands in what a broker wrote.
+/// Returns the commands that a broker wrote.
 pub fn commands(mut bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
@@ -30,7 +30,7 @@ pub fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// A message on a channel.
+/// Encodes a message on a channel.
 pub fn message(out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {
     out.extend_from_slice(b">3\r\n$7\r\nmessage\r\n");
     bulk(out, channel);

@@ -1,8 +1,8 @@
-//! Own slowness is never taken for the other side's silence: not for Redis's, not for a node's.
+//! The node's own slowness is never mistaken for silence of the other side, be it Redis or a node.
 
 use super::*;
 
-/// What Redis has to say, link by link, kept until this node reads it.
+/// Redis's output by link, kept until this node reads it.
 #[derive(Default)]
 struct Unread {
     answers: Vec<u8>,
@@ -10,7 +10,7 @@ struct Unread {
 }
 
 impl Unread {
-    /// Redis carries out what was said; nothing of it is read yet.
+    /// Redis executes the commands sent; none of its output is read yet.
     fn collect(&mut self, setting: &mut Setting) {
         for link in [LinkName::Subscribe, LinkName::Publish] {
             let mut out = Vec::new();
@@ -30,7 +30,7 @@ impl Unread {
         }
     }
 
-    /// All of it is offered; what there is no room for stays.
+    /// Offers all of it; what there is no room for stays.
     fn offer(&mut self, setting: &mut Setting) {
         for (link, bytes) in
             [(LinkName::Subscribe, &mut self.messages), (LinkName::Publish, &mut self.answers)]
@@ -48,8 +48,8 @@ fn tick_only(setting: &mut Setting, ms: u64) -> Result<(), LinkError> {
     setting.broker.handle_tick(setting.now_ms, &mut setting.said)
 }
 
-/// One push of 50 KB to 18,500 clients: the open batch was full for seconds, and the links were cut
-/// for the answers that this node did not read.
+/// One push of 50 KB to 18,500 clients: the open batch was full for seconds, and the links were
+/// closed for lack of replies that this node had not read.
 #[test]
 fn a_full_batch_is_not_redis_that_is_silent() {
     let mut setting = Setting::ready(1);
@@ -77,8 +77,8 @@ fn a_full_batch_is_not_redis_that_is_silent() {
     assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (2, true));
 }
 
-/// There is room now and then, and always more to read than that: for as long as it lasts, canary
-/// and PONG are behind it.
+/// There is room now and then, but always a larger backlog to read: while it lasts, canary and PONG
+/// are behind it.
 #[test]
 fn a_canary_behind_a_backlog_is_not_lost() {
     let mut setting = Setting::ready(1);
@@ -102,12 +102,12 @@ fn a_canary_behind_a_backlog_is_not_lost() {
     assert_eq!(setting.broker.nodes(), 2, "its words are behind it, too");
     unread.offer(&mut setting);
     assert_eq!(tick_only(&mut setting, 50), Ok(()));
-    // What was sent since is read, and says nothing of that node.
+    // What was sent since is read and contains nothing from that node.
     assert!(setting.tick(6_000).is_ok());
     assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (1, true));
 }
 
-/// SIGSTOP, or a virtual machine that is moved: a push was answered meanwhile.
+/// SIGSTOP, or the migration of a virtual machine: a push was answered meanwhile.
 #[test]
 fn a_node_that_stood_still_reads_before_it_judges() {
     let mut setting = Setting::ready(1);
@@ -153,7 +153,7 @@ fn a_long_message_that_is_being_written_is_no_silence() {
     }
 }
 
-/// What is lost is noticed none the later.
+/// A real loss is detected as early as before.
 #[test]
 fn a_redis_that_delivers_nothing_is_noticed_in_time() {
     for ms in (0..1_000).step_by(50) {
@@ -164,8 +164,8 @@ fn a_redis_that_delivers_nothing_is_noticed_in_time() {
     }
 }
 
-/// Three pushes of 20 MB at once were answered 200, and Redis cut all subscribers: together they
-/// were more than its output buffer for one.
+/// Three pushes of 20 MB at once were answered 200, and Redis disconnected all subscribers:
+/// together they exceeded its output buffer for one.
 #[test]
 fn large_messages_wait_until_those_before_have_left_redis() {
     let mut setting = Setting::ready(1);
@@ -182,7 +182,7 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     setting.hear(LinkName::Publish, &answers);
     assert_eq!(setting.said.answers.len(), 2);
     for _ in 0..1_500 / 50 {
-        // The first of them is under way to this node for as long.
+        // The first of them is in transit to this node for as long.
         let (now_ms, some) = (setting.now_ms, &unread.messages[..1_000]);
         let handled =
             setting.broker.handle_bytes(LinkName::Subscribe, some, now_ms, &mut setting.said);
@@ -199,8 +199,8 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     assert_eq!(setting.said.answers, accepted);
 }
 
-/// A node went from one Redis to another that holds less for a subscriber, and until its next tick
-/// sent again what was not answered as the first one would have taken it.
+/// A node moved from one Redis to another with a smaller output buffer, and until its next tick it
+/// sent unanswered messages again within the limits of the first.
 #[test]
 fn what_another_redis_holds_is_known_before_anything_is_sent_again() {
     let mut setting = Setting::new(1);

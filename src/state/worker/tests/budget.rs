@@ -1,4 +1,4 @@
-//! What the outbox budget counts while a batch that shares its frames is open.
+//! The outbox budget while a batch that shares its frames is open.
 
 use super::*;
 use crate::state::wants::{Relay, Server};
@@ -21,8 +21,8 @@ fn a_shared_frame_counts_only_while_an_outbox_holds_it() {
     rig.flush();
 }
 
-/// The budget needs room in the turn in which the largest outbox got its frame: that one goes, and
-/// nobody else pays for bytes that the batch still has.
+/// The budget needs room in the turn in which the largest outbox got its frame: that one is
+/// dropped, and no other connection pays for bytes that the batch still holds.
 #[test]
 fn the_largest_outbox_gives_its_room_back_at_once() {
     let mut rig = Rig::new(1 << 20, 100_000);
@@ -39,8 +39,8 @@ fn the_largest_outbox_gives_its_room_back_at_once() {
     assert!(rig.worker.is_open(slots[0]) && rig.worker.is_open(slots[2]));
 }
 
-/// Whose memory was taken while business servers were told of it: to the second of them it
-/// subscribed after it was gone.
+/// A connection whose memory was taken while business servers received its event: to the second of
+/// them it subscribed after it was gone.
 #[test]
 fn each_business_server_hears_one_thing_after_the_other() {
     let mut rig = Rig::new(1 << 20, 1 << 20);
@@ -65,8 +65,8 @@ fn each_business_server_hears_one_thing_after_the_other() {
 }
 
 impl Rig {
-    /// A business server that has to be told of the next thing, and has no room for it: whoever
-    /// holds the most ends.
+    /// Connects a business server that must receive the next event and has no room for it: the
+    /// connection that holds the most is closed.
     fn serve_without_room(&mut self) {
         let server = self.serve();
         let known = Notice::ServerKnown(self.worker.cid(server).unwrap());
@@ -79,8 +79,8 @@ impl Rig {
     }
 }
 
-/// A client's memory was taken while this worker's business servers were told that it subscribed:
-/// those of other workers and nodes heard first that it was gone, and then that it subscribed.
+/// A client's memory was taken while this worker's business servers received its subscribe event:
+/// those of other workers and nodes received its disconnect first, and then the subscribe.
 #[test]
 fn business_servers_elsewhere_hear_of_an_end_last() {
     let mut rig = Rig::new(1 << 20, 1 << 20);
@@ -104,8 +104,9 @@ fn business_servers_elsewhere_hear_of_an_end_last() {
     assert_eq!(kinds, [EventSet::SUBSCRIBE, EventSet::DISCONNECT]);
 }
 
-/// The second connection of a user ended while business servers were told of the end of the first:
-/// each saw the other in the directory, and the broker was never told that the user is gone.
+/// The second connection of a user ended while business servers received the disconnect of the
+/// first: each found the other in the directory, and the broker was never notified that the user is
+/// gone.
 #[test]
 fn a_user_whose_connections_end_together_is_gone() {
     let hearing = Hearing { routing: Routing::Project, announces_users: true, user_keys: (1, 2) };
@@ -124,7 +125,7 @@ fn a_user_whose_connections_end_together_is_gone() {
     assert_eq!(asks.iter().filter(|ask| matches!(ask, Ask::UserGone(_))).count(), 1, "{asks:?}");
 }
 
-/// Room was made for the bytes of a frame, not for what keeping them allocates: a worker exceeded
+/// Room was made for the bytes of a frame, not for what storing them allocates: a worker exceeded
 /// its budget by a part of each outbox.
 #[test]
 fn what_keeping_a_frame_allocates_is_within_the_budget() {
@@ -143,7 +144,7 @@ fn what_keeping_a_frame_allocates_is_within_the_budget() {
     assert!(rig.worker.counters().sheds(Shed::Worker) > 0);
 }
 
-/// Whoever was too slow for one push was closed in the turn of that push.
+/// Every client too slow for a push was closed in the turn of that push.
 #[test]
 fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_once() {
     let mut rig = Rig::new(5_000, 1 << 30);
@@ -160,7 +161,7 @@ fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_onc
     assert!(freed_bytes * 3 < held_bytes, "{freed_bytes} of {held_bytes}");
     rig.flush();
     assert!((1..=64).contains(&rig.closed.len()) && rig.worker.is_overdue());
-    // One of those that wait reads all that is left to it, gets no more, and is not listened to.
+    // A waiting connection reads the rest of its output, gets no more, and its input is ignored.
     let waits = *slots.iter().find(|&&slot| rig.worker.is_open(slot)).unwrap();
     let pending = rig.worker.outbox(waits, NOW_MS).unwrap().pending_bytes();
     assert!(rig.worker.handle_outbox_written(waits, pending) && !rig.worker.wants_input(waits));
@@ -168,7 +169,7 @@ fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_onc
     assert!(!rig.worker.handle_frame(waits, Message::Ping(b""), NOW_MS));
     assert!(rig.flush().iter().all(|sent| sent.0 != waits));
     assert!(rig.worker.outbox(waits, NOW_MS).unwrap().is_empty());
-    // Another goes, and its slot has a new owner.
+    // Another one disconnects, and its slot gets a new owner.
     let goes = *slots.iter().rev().find(|&&slot| rig.worker.is_open(slot)).unwrap();
     rig.worker.handle_disconnect(goes);
     rig.flush();
@@ -185,7 +186,7 @@ fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_onc
     assert_eq!(rig.worker.counters().sheds(Shed::Connection), 100);
     let (delivered, dropped) =
         (rig.worker.counters().deliveries.value(), rig.drops(Drop::SlowConsumer));
-    // The sixth push was one too many for all; the next two found those that waited.
+    // The sixth push was one too many for all; the next two matched those still waiting.
     let matched = 6 * 100 + 2 * (100 - 64);
     assert_eq!(delivered + dropped + rig.drops(Drop::Disconnected), matched);
     rig.worker.check();

@@ -1,4 +1,4 @@
-//! Requests of clients that are gone, and of those that ask too much.
+//! Requests of clients that are gone, and of clients that ask too much.
 
 use super::*;
 use crate::state::counters::{Answered, LostAnswer};
@@ -35,7 +35,7 @@ impl Rig {
         self.worker.handle_frame(slot, Message::Text(REQUEST), NOW_MS);
     }
 
-    /// Ticks while there is something to do at once; returns how many.
+    /// Ticks while work is overdue; returns the number of ticks.
     fn catch_up(&mut self) -> usize {
         let mut ticks = 0;
         while self.worker.is_overdue() {
@@ -49,7 +49,7 @@ impl Rig {
         ticks
     }
 
-    /// What it hands over to other workers and nodes.
+    /// Takes the parcels for other workers and nodes.
     pub(super) fn relays(&mut self) -> Vec<Relay> {
         let asks = self.worker.take_asks().into_iter();
         asks.filter_map(|ask| if let Ask::Relay(relay) = ask { Some(relay) } else { None })
@@ -66,7 +66,7 @@ impl Rig {
     }
 }
 
-/// 66 connections of one user with 1,000 requests each took the table of all projects.
+/// 66 connections of one user with 1,000 requests each filled the table of all projects.
 #[test]
 fn a_project_has_a_share_of_the_table_and_who_goes_takes_its_requests_along() {
     let mut rig = Rig::of_two();
@@ -86,7 +86,7 @@ fn a_project_has_a_share_of_the_table_and_who_goes_takes_its_requests_along() {
         rig.worker.handle_disconnect(slot);
     }
     rig.flush();
-    // They all end in one turn, and what they asked is freed in slices.
+    // They all disconnect in one turn, and their requests are freed in slices.
     assert!(rig.worker.pending_requests().waiting > 60_000);
     rig.worker.check();
     assert!(rig.catch_up() > 100);
@@ -115,7 +115,7 @@ fn many_timeouts_come_in_slices() {
     assert_eq!(rig.worker.counters().answered(Answered::Timeout), 2_000);
 }
 
-/// What a business server had not answered was answered in one turn when it ended.
+/// All unanswered requests of a business server were answered in one turn when it disconnected.
 #[test]
 fn many_requests_of_a_server_that_ends_are_answered_in_slices() {
     let mut rig = Rig::of_two();
@@ -130,7 +130,8 @@ fn many_requests_of_a_server_that_ends_are_answered_in_slices() {
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
     assert_eq!(rig.worker.take_asks(), [], "other workers hear of the answers first");
-    // Nobody is to ask it any more, and who goes meanwhile takes its requests along.
+    // No new request is sent to it, and a client that disconnects meanwhile takes its requests
+    // along.
     rig.ask(slots[0]);
     assert_eq!(rig.answered(Answered::NoServer), 1);
     rig.worker.handle_disconnect(slots[1]);
@@ -186,7 +187,7 @@ fn a_shutdown_answers_requests_before_it_closes_who_asked() {
     assert_eq!((rig.answered(Answered::ServerGone), rig.closed.len()), (2_000, 3));
 }
 
-/// All that the business servers of a node had not answered was refused in the turn in which the
+/// All requests unanswered by the business servers of a node were refused in the turn in which the
 /// node was lost.
 #[test]
 fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
@@ -202,7 +203,7 @@ fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
     rig.flush();
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
-    // It is back before all is refused: what it is asked now waits for its answer.
+    // It is back before all are refused: new requests to it wait for their responses.
     rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
     rig.ask(slots[2]);
     assert!(rig.catch_up() > 0);
@@ -210,8 +211,8 @@ fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
     assert_eq!(rig.answered(Answered::ServerGone), 2_000);
 }
 
-/// What a business server of another node was asked stayed in its worker's table until it had timed
-/// out there: clients that asked and left, again and again, filled it, and others were refused.
+/// A request to a business server of another node stayed in that worker's table until it timed out
+/// there: clients that repeatedly asked and left filled it, and others were refused.
 #[test]
 fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
     let mut near = Rig::of_two();

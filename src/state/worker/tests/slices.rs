@@ -1,5 +1,5 @@
-//! Pushes that are matched in slices, and batches that are laid out in parts, while clients come,
-//! go, subscribe and read slowly.
+//! Pushes matched in slices, and batches laid out in parts, while clients connect, disconnect,
+//! subscribe and read slowly.
 
 use super::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,8 @@ struct Client {
     bytes: Vec<u8>,
 }
 
-/// Who must get a push, and who may: those that changed before it was matched wholly.
+/// Clients that must get a push, and clients that may: those that changed before it was completely
+/// matched.
 #[derive(Default)]
 struct Told {
     must: BTreeSet<u32>,
@@ -61,7 +62,7 @@ impl Crowd {
         }
     }
 
-    /// A client is no longer what it was: pushes that are not matched wholly may pass it by.
+    /// Notes that a client changed: pushes that are not completely matched may miss it.
     fn changes(&mut self, client: u32) {
         for push in &mut self.pushes[self.finished..] {
             push.must.remove(&client);
@@ -176,7 +177,7 @@ impl Crowd {
         self.rig.worker.handle_outbox_written(slot, pending);
     }
 
-    /// Sends a batch part by part; things happen meanwhile.
+    /// Sends a batch part by part, with changes in between.
     fn flush(&mut self) {
         self.match_more();
         let mut sealed = std::mem::take(&mut self.rig.sealed);

@@ -1,4 +1,4 @@
-//! Pings, idle timeouts, stalls, and what may be held for more messages.
+//! Pings, idle timeouts, stalls, and which output may wait for more messages.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn rig(ping_interval_ms: u64, idle_timeout_ms: u64) -> Rig {
     })
 }
 
-/// Ticks until `end_ms` have passed since [`NOW_MS`]; when each ping left, and to whom.
+/// Ticks until `end_ms` have passed since [`NOW_MS`]; returns the time and recipient of each ping.
 fn pings(
     rig: &mut Rig,
     from_ms: u64,
@@ -44,7 +44,7 @@ fn pings_every(
     pings
 }
 
-/// A proxy cuts what is quiet for 60 s; pings came after 60 to 75 s.
+/// A proxy closes connections that are quiet for 60 s; pings were sent after 60 to 75 s.
 #[test]
 fn a_quiet_connection_gets_a_frame_within_50_s_again_and_again() {
     let mut rig = rig(45_000, 120_000);
@@ -64,8 +64,8 @@ fn a_quiet_connection_gets_a_frame_within_50_s_again_and_again() {
     assert_eq!(rig.closed, []);
 }
 
-/// After a message to everybody all were due for a ping at the same time, 45 s later: at a million
-/// connections that burst delayed every other message by up to two seconds.
+/// After a message to all connections, all were due for a ping at the same time, 45 s later: at a
+/// million connections that burst delayed every other message by up to two seconds.
 #[test]
 fn pings_after_a_message_to_everybody_are_spread() {
     let mut rig = rig(45_000, 120_000);
@@ -88,7 +88,7 @@ fn pings_after_a_message_to_everybody_are_spread() {
     assert!(by_round.iter().all(|&pings| pings <= CROWD / 5), "{by_round:?}");
 }
 
-/// Who spreads pings must not add any where none is due.
+/// Spreading pings must not add any where none is due.
 #[test]
 fn regular_messages_to_everybody_stand_in_for_pings() {
     let mut rig = rig(45_000, 120_000);
@@ -103,7 +103,7 @@ fn regular_messages_to_everybody_stand_in_for_pings() {
             }
         }
     });
-    // After the first one nobody knows of the second.
+    // After the first one, the second cannot be predicted.
     assert!(pings.iter().all(|&(at_ms, _)| at_ms < 31_000), "{pings:?}");
 }
 
@@ -121,7 +121,7 @@ fn traffic_in_either_direction_is_as_good_as_a_ping() {
     assert!(pings.iter().all(|&(_, slot)| slot == quiet && slot != listens));
 }
 
-/// It hears something all the time, and its peer may be gone all the same.
+/// It gets output all the time, yet its peer may be gone.
 #[test]
 fn who_only_listens_is_pinged_before_it_counts_as_silent() {
     let mut rig = rig(1_000, 8_000);
@@ -135,7 +135,7 @@ fn who_only_listens_is_pinged_before_it_counts_as_silent() {
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
 
-/// All silent clients got 4002 without a ping after the process had stood still for 2.6 s.
+/// All silent clients got 4002 without a ping after the process had been suspended for 2.6 s.
 #[test]
 fn time_in_which_the_worker_did_not_run_is_no_silence() {
     let mut rig = rig(45_000, 4_000);
@@ -149,7 +149,7 @@ fn time_in_which_the_worker_did_not_run_is_no_silence() {
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
 
-/// A proxy's clock does not stand still with ours.
+/// A proxy's clock does not stop with ours.
 #[test]
 fn pings_are_due_by_the_clock_of_others_also_after_a_stall() {
     let mut rig = rig(4_000, 1_000_000);
@@ -167,7 +167,7 @@ fn bytes_that_were_not_read_are_no_silence() {
         rig.flush();
     }
     assert!(rig.worker.is_open(slot));
-    // Unless it is not read because it does not read.
+    // Unless its input is not read because it does not read its output.
     rig.room = 0;
     for _ in 0..60 {
         rig.push("u", 10_000, 0);
@@ -180,7 +180,7 @@ fn bytes_that_were_not_read_are_no_silence() {
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
 
-/// A sweep that is late pings first and closes later.
+/// A late sweep pings first and closes later.
 #[test]
 fn nobody_is_closed_without_a_ping_before() {
     let mut rig = rig(3_600_000, 4_000);
@@ -247,7 +247,7 @@ fn many_silent_peers_are_closed_in_slices() {
     assert_eq!(rig.closed.len(), 200);
 }
 
-/// What was sent unasked may be held; what somebody waits for may not, and takes the rest along.
+/// Unsolicited output may be held; a reply may not, and takes the rest along.
 #[test]
 fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
     let mut rig = rig(1_000, 120_000);
