@@ -1,7 +1,7 @@
 //! Dates of the Gregorian calendar.
 
-/// Year, month and day of the date that many days after 1970-01-01. Years are counted from March,
-/// so that the leap day is their last, in eras of 400 years, each of 146,097 days.
+/// Returns year, month and day of the date `days` days after 1970-01-01. Years are counted from
+/// March, so that the leap day is their last, in eras of 400 years, each of 146,097 days.
 pub fn date_of(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

@@ -1,6 +1,7 @@
-//! What a business server is told of.
+//! Events that a business server can subscribe to.
 
-/// Requests, and kinds of events: what a business server wants, or what one thing is.
+/// A set of requests and kinds of events: those a business server wants, or the kind of a single
+/// event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct EventSet(u8);
 

@@ -1,4 +1,4 @@
-//! Ids: what names a project, a user, a connection, a message and a node.
+//! Ids of nodes, connections and messages; the format of project ids, user ids, tags and devices.
 
 use super::incarnation::{FIRST_MS, Incarnation, LAST_MS};
 use std::fmt;
@@ -27,7 +27,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Why a text is not an id.
+/// Why a text is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a decimal number of at most 20 digits")]
 pub struct IdError;
@@ -59,9 +59,9 @@ macro_rules! snowflake_id {
 }
 
 snowflake_id! {
-    /// A client id: one connection, never given out twice. 41 bits of milliseconds since
-    /// [`SnowflakeClock::EPOCH_MS`], 10 bits of node, 12 bits of sequence whose top bits are the
-    /// worker.
+    /// A client id: one connection, never reused. 41 bits of milliseconds since
+    /// [`SnowflakeClock::EPOCH_MS`], 10 bits of node, 12 bits of sequence, of which the top bits
+    /// are the worker.
     Cid
 }
 snowflake_id! {
@@ -94,7 +94,7 @@ pub struct SnowflakeClock {
 }
 
 impl SnowflakeClock {
-    /// 2024-01-01T00:00:00Z.
+    /// The last millisecond that an id can represent.
     pub const EPOCH_MS: u64 = FIRST_MS;
     /// The last millisecond that an id can be of.
     pub const MAX_MS: u64 = LAST_MS;

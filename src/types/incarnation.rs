@@ -1,33 +1,33 @@
-//! One run of a node's process: the epoch that tells it from the runs before, and which
-//! milliseconds its ids may be of.
+//! One run of a node's process: the epoch that distinguishes it from earlier runs, and the
+//! milliseconds from which it may issue ids.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Milliseconds at the end of what is reserved that the clock alone does not enter: they are for
-/// ids that outrun the clock, because a millisecond's numbers are used up or the clock is behind.
+/// Milliseconds at the end of the reservation that the clock alone does not enter: they are for ids
+/// that outrun the clock, because a millisecond's numbers are used up or the clock is behind.
 pub const SPARE_MS: u64 = 2_000;
-/// The first and the last millisecond that an id can be of: 2024-01-01T00:00:00Z, and 41 bits from
-/// there on, which last until 2093.
+/// The first and the last millisecond of an id: 2024-01-01T00:00:00Z, and 41 bits from there on,
+/// which last until 2093.
 pub(super) const FIRST_MS: u64 = 1_704_067_200_000;
 pub(super) const LAST_MS: u64 = FIRST_MS + (1 << 41) - 1;
-/// How far beyond the clock ids are reserved. A restart within this time begins behind it.
+/// How far beyond the clock ids are reserved. A restart within this time starts after it.
 const AHEAD_MS: u64 = 10_000;
-/// What is reserved is renewed when the clock has come this far.
+/// The reservation is renewed when the clock has advanced by this.
 const RENEW_MS: u64 = 1_000;
 
 /// Shared by the workers of a node and its broker. The workers read it for every id; the broker
 /// writes it, once at the start and then about once a second.
 ///
-/// With Redis the broker keeps a number there for the node: every id that any run gave out is of a
-/// millisecond up to it. [`Incarnation::begin`] is called when it has been read, and
-/// [`Incarnation::reserve`] when a higher one is stored. Without Redis neither is, and ids follow
-/// the clock.
+/// With Redis the broker stores a number there for the node: every id issued by any run is from a
+/// millisecond up to it. [`Incarnation::begin`] is called once it has been read, and
+/// [`Incarnation::reserve`] whenever a higher one is stored. Without Redis neither is called, and
+/// ids follow the clock.
 #[derive(Debug)]
 pub struct Incarnation {
     epoch_ms: AtomicU64,
-    /// Ids are of this millisecond or later ones.
+    /// Ids are from this millisecond or later ones.
     floor_ms: AtomicU64,
-    /// The clock takes ids up to [`SPARE_MS`] before this.
+    /// Ids follow the clock up to [`SPARE_MS`] before this.
     until_ms: AtomicU64,
     /// The latest millisecond of an id, as of the workers' last ticks.
     latest_ms: AtomicU64,
@@ -44,31 +44,31 @@ impl Incarnation {
         }
     }
 
-    /// Higher than those of the runs before: the time of the start, or right after what the run
-    /// before had reserved.
+    /// Returns the epoch, higher than those of earlier runs: the time of the start, or the
+    /// millisecond after the previous run's reservation.
     pub fn epoch(&self) -> u64 {
         self.epoch_ms.load(Relaxed)
     }
 
-    /// The runs before may have given out ids of milliseconds up to `used_ms`. To be called before
-    /// anything is published.
+    /// Starts after the earlier runs, which may have issued ids from milliseconds up to `used_ms`.
+    /// Call it before anything is published.
     pub fn begin(&self, used_ms: u64) {
         self.floor_ms.fetch_max(used_ms + 1, Relaxed);
         self.epoch_ms.fetch_max(used_ms + 1, Relaxed);
         self.until_ms.store(used_ms + SPARE_MS, Relaxed);
     }
 
-    /// This run may give out ids of milliseconds up to `until_ms`.
+    /// Allows this run to issue ids from milliseconds up to `until_ms`.
     pub fn reserve(&self, until_ms: u64) {
         self.until_ms.store(until_ms, Relaxed);
     }
 
-    /// Nothing keeps what is reserved: ids follow the clock.
+    /// Lets ids follow the clock: the reservation is not stored anywhere.
     pub fn follow_clock(&self) {
         self.until_ms.store(u64::MAX, Relaxed);
     }
 
-    /// Up to where ids should be reserved now; `None`: what is reserved is enough.
+    /// Returns up to where ids should be reserved now; `None`: the reservation is sufficient.
     pub fn wanted_until_ms(&self, now_ms: u64) -> Option<u64> {
         let latest_ms = self.latest_ms.load(Relaxed).max(self.floor_ms.load(Relaxed));
         let now_ms = now_ms.min(LAST_MS - AHEAD_MS);
@@ -76,14 +76,14 @@ impl Incarnation {
         (self.until_ms.load(Relaxed) < wanted_ms - RENEW_MS).then_some(wanted_ms)
     }
 
-    /// A worker has given out ids of milliseconds up to `latest_ms`.
+    /// Notes that a worker has issued ids from milliseconds up to `latest_ms`.
     pub fn note_latest(&self, latest_ms: u64) {
         if self.latest_ms.load(Relaxed) < latest_ms {
             self.latest_ms.fetch_max(latest_ms, Relaxed);
         }
     }
 
-    /// The millisecond of an id that is given out now.
+    /// Returns the millisecond for an id issued now.
     pub(super) fn id_ms(&self, now_ms: u64) -> u64 {
         let reserved_ms = self.until_ms.load(Relaxed).saturating_sub(SPARE_MS);
         now_ms.min(reserved_ms).max(self.floor_ms.load(Relaxed))

@@ -3,7 +3,7 @@
 /// Upper bounds on what a peer may send. All are inclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a client's whole WebSocket message (default 64 KiB); beyond: close 1009.
+    /// Bytes of a client's complete WebSocket message (default 64 KiB); beyond: close 1009.
     pub message_bytes: usize,
     /// Bytes of an HTTP body (default 1 MiB); beyond: 413.
     pub body_bytes: usize,
@@ -28,8 +28,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most that a JSON array of all tags of one connection has: each in quotes, with a comma,
-    /// and every byte may need a backslash.
+    /// Returns the maximum length of a JSON array of all tags of one connection: each in quotes,
+    /// with a comma, and every byte may need a backslash.
     pub fn tag_list_bytes(&self) -> usize {
         self.tags * (2 * self.tag_bytes + 3)
     }

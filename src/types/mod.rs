@@ -1,4 +1,4 @@
-//! Floor 0: what the other floors talk about. Ids, names, dates and limits; no I/O, no clock, no
+//! Floor 0: the vocabulary of the other floors. Ids, names, dates and limits; no I/O, no clock, no
 //! randomness.
 
 mod calendar;

@@ -1,19 +1,20 @@
-//! Names that somebody sent or wrote: how an error shows one, and which known one was meant.
+//! Names given by peers or operators: how an error shows one, and which known name was probably
+//! meant.
 
-/// Characters of a sent text that an error shows; the rest is cut.
+/// Characters of a given text shown in an error; the rest is cut.
 const SHOWN_CHARS: usize = 40;
-/// Longer names are near to none that is known.
+/// Longer names are not compared with known ones.
 const COMPARED_BYTES: usize = 40;
-/// Shorter beginnings are shared by names that have nothing else in common.
+/// Shorter prefixes are shared by unrelated names.
 const MIN_BEGINNING_BYTES: usize = 3;
 
-/// `text` in double quotes, for an error; see [`in_one_line`].
+/// Returns `text` in double quotes, for an error; see [`in_one_line`].
 pub fn quoted(text: &str) -> String {
     format!("\"{}\"", in_one_line(text, SHOWN_CHARS))
 }
 
-/// `text` as one line of at most `max_chars` characters and an ellipsis; backslashes and what
-/// cannot be seen are escaped.
+/// Returns `text` as one line of at most `max_chars` characters and an ellipsis; backslashes and
+/// invisible characters are escaped.
 pub fn in_one_line(text: &str, max_chars: usize) -> String {
     let mut line = String::new();
     let mut chars = text.chars();
@@ -29,12 +30,12 @@ pub fn in_one_line(text: &str, max_chars: usize) -> String {
     line
 }
 
-/// The sentence that refuses an unknown name: `unknown member "uid"; did you mean "uids"?`.
+/// Returns the error message for an unknown name: `unknown member "uid"; did you mean "uids"?`.
 ///
-/// Where none of the `known` ones is similar it lists them, the nearest first.
+/// If none of the `known` names is similar it lists them, the nearest first.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     let (shown, mut known) = (quoted(name), known.to_vec());
-    // A stable sort: the first of equals stays the first.
+    // A stable sort keeps the order of equally distant names.
     known.sort_by_cached_key(|one| distance(name, one));
     match known.first() {
         Some(nearest) if is_similar(name, nearest) => {
@@ -45,14 +46,14 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known name that was most likely meant; `None` where none is similar.
+/// Returns the known name that was most likely meant; `None` if none is similar.
 pub fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let nearest = known.iter().min_by_key(|one| distance(name, one))?;
     is_similar(name, nearest).then_some(nearest)
 }
 
-/// Letters to insert, to remove, to replace or to swap, whatever their case. A beginning of a name
-/// (`ttl` of `ttl_ms`) is nearer than its length says.
+/// Returns the number of characters to insert, remove, replace or swap, ignoring case. A prefix of
+/// a name (`ttl` of `ttl_ms`) counts as nearer than its length suggests.
 fn distance(name: &str, known: &str) -> usize {
     if name.len() > COMPARED_BYTES {
         return usize::MAX;
@@ -64,7 +65,7 @@ fn distance(name: &str, known: &str) -> usize {
     if is_beginning { changes.min(1 + changes / 4) } else { changes }
 }
 
-/// At most half of the characters differ.
+/// Whether at most half of the characters differ.
 fn is_similar(name: &str, known: &str) -> bool {
     distance(name, known) <= name.chars().count().max(known.len()) / 2
 }
@@ -89,7 +90,7 @@ mod tests {
             ("dat", "data"),
             ("DATA", "data"),
             ("userIds", "uids"),
-            // Of "exp" it is three letters away, of the other one five.
+            // Three letters away from "exp", five from the other one.
             ("except", "except_cids"),
             ("ttl", "ttl_ms"),
         ] {

@@ -1,13 +1,13 @@
-//! How the nodes of a cluster share the queue's channels out.
+//! How the nodes of a cluster divide the queue's channels among them.
 
 use std::str::FromStr;
 
-/// Which channels of the queue a node listens to.
+/// Which channels of the queue a node subscribes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routing {
-    /// One for each project: every node gets every push.
+    /// One per project: every node gets every push.
     Project,
-    /// One for each connected user as well: a push to a user goes to the user's nodes alone.
+    /// Also one per connected user: a push to a user goes only to the nodes of that user.
     User,
 }
 

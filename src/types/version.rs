@@ -1,8 +1,8 @@
-//! Which program this is.
+//! Version of this program.
 
-/// As in Cargo.toml.
+/// The version in Cargo.toml.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that it was built from, `-dirty` with changes that are in none, or `unknown`.
+/// The commit it was built from, with `-dirty` if there were uncommitted changes, or `unknown`.
 pub const COMMIT: &str = env!("WS_CLUSTER_COMMIT");
-/// Both, as SemVer writes them.
+/// Both, in the format of SemVer.
 pub const FULL: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("WS_CLUSTER_COMMIT"));

@@ -1,11 +1,10 @@
-//! Why a well-formed HTTP request is refused.
+//! Why a well-formed HTTP request is rejected.
 
 use super::http::HttpError;
 use super::json::JsonError;
 use std::borrow::Cow;
 
-/// The status and the sentence for its sender, which names the parameter and says what it should
-/// be.
+/// The status, and a message for the client that names the parameter and describes valid values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {msg}")]
 pub struct ApiError {

@@ -1,25 +1,27 @@
-//! A bundle: several envelopes of one channel in one publication, so that Redis has one command to
-//! do for all of them.
+//! A bundle: several envelopes of one channel in one publication, so that Redis processes one
+//! command for all of them.
 //!
 //! Layout, little-endian: version u8 (1), kind u8 (255), then for each envelope its length u32 and
-//! its bytes. One envelope alone is published as it is.
+//! its bytes. A single envelope is published without a bundle.
 
 use super::envelope::EnvelopeError;
 
-/// Envelopes in one bundle at most. What is delivered of one bundle is flushed together, so it
-/// bounds how long other work waits.
+/// Maximum number of envelopes in one bundle. The deliveries of a bundle are flushed together, so
+/// this bounds how long other work waits.
 pub const MAX_ENVELOPES: usize = 16;
-/// A bundle takes no further envelope that would make it longer than this.
+/// No envelope is added that would make a bundle longer than this.
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// What is taken from others, who may be newer and bundle more. What is beyond is refused as one.
+/// Maximum accepted from other nodes, which may be newer and bundle more. A longer bundle is
+/// rejected as a whole.
 pub const MAX_RECEIVED_ENVELOPES: usize = 4 * MAX_ENVELOPES;
 pub const MAX_RECEIVED_BYTES: usize = 4 * MAX_BYTES;
 
 const HEAD: &[u8] = &[1, 255];
 pub const LENGTH_BYTES: usize = 4;
 
-/// Appends an envelope of so many bytes, which `write` appends, as a bundle has it; returns them.
+/// Appends an envelope of `length` bytes, written by `write`, in the format of a bundle; returns
+/// its bytes.
 pub fn add(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> &mut [u8] {
     out.extend_from_slice(&(length as u32).to_le_bytes());
     let start = out.len();
@@ -28,7 +30,7 @@ pub fn add(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -
     &mut out[start..]
 }
 
-/// The payload that brings so many envelopes, [`add`]ed one behind the other; in two pieces.
+/// Returns the payload for a number of consecutive [`add`]ed envelopes, in two pieces.
 pub fn payload(added: &[u8], envelopes: usize) -> (&'static [u8], &[u8]) {
     match added.get(LENGTH_BYTES..) {
         Some(alone) if envelopes == 1 => (&[], alone),
@@ -36,12 +38,12 @@ pub fn payload(added: &[u8], envelopes: usize) -> (&'static [u8], &[u8]) {
     }
 }
 
-/// Envelopes that were [`add`]ed one behind the other.
+/// Iterates over consecutive [`add`]ed envelopes.
 pub fn added(added: &[u8]) -> impl Iterator<Item = &[u8]> {
     Envelopes { rest: added, is_bundle: true, left: usize::MAX }.map_while(Result::ok)
 }
 
-/// The envelopes of a payload: those of a bundle, or the payload itself.
+/// Returns the envelopes of a payload: those of a bundle, or the payload itself.
 pub fn envelopes(payload: &[u8]) -> Envelopes<'_> {
     match payload.strip_prefix(HEAD) {
         Some(rest) => Envelopes { rest, is_bundle: true, left: MAX_RECEIVED_ENVELOPES },

@@ -1,15 +1,16 @@
-//! The chunked transfer coding (RFC 9112, section 7.1), decoded as it arrives.
+//! The chunked transfer coding (RFC 9112, section 7.1), decoded incrementally.
 
 use super::http::{HttpError, TOO_LARGE};
 
 /// Sixteen hexadecimal digits fill a u64 and cannot overflow it.
 const MAX_SIZE_DIGITS: u8 = 16;
-/// Bytes of all chunk extensions of one body together, and of its trailers.
+/// Maximum bytes of all chunk extensions of one body together, and of its trailers.
 const MAX_EXTENSION_BYTES: usize = 8 << 10;
 const MAX_TRAILER_BYTES: usize = 8 << 10;
 
-/// Decodes one body. Feed [`Chunked::decode`] what was read until it says done; the pieces may be
-/// cut anywhere. Extensions and trailers are skipped. After an error the connection must be closed.
+/// Decodes one body. Feed the received bytes, split anywhere, to [`Chunked::decode`] until it
+/// reports completion. Extensions and trailers are skipped. After an error the connection must be
+/// closed.
 #[derive(Debug)]
 pub struct Chunked {
     state: State,
@@ -42,10 +43,11 @@ impl Default for Chunked {
 }
 
 impl Chunked {
-    /// Appends the data that `input` holds to `out` and returns how many bytes of `input` were used
-    /// and whether the body is complete; until it is, all of `input` is used.
+    /// Appends the data in `input` to `out`; returns the number of bytes used and whether the body
+    /// is complete. Until it is, all of `input` is used.
     ///
-    /// 413 as soon as a chunk's size says that the body exceeds `max` bytes, 400 if malformed.
+    /// Fails with 413 as soon as a chunk's size takes the body over `max` bytes, with 400 if
+    /// malformed.
     pub fn decode(
         &mut self,
         input: &[u8],
@@ -69,7 +71,7 @@ impl Chunked {
         Ok((at, self.state == State::Done))
     }
 
-    /// One byte of anything but data.
+    /// Handles one byte that is not data.
     fn step(&mut self, byte: u8, max: usize) -> Result<State, HttpError> {
         match (self.state, byte) {
             (State::Size { digits, size }, b'\r' | b';') if digits > 0 => {
@@ -124,7 +126,8 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// The data, the bytes used and whether it was complete, however `input` is cut.
+    /// Returns the data, the number of bytes used and whether it was complete, for any split of the
+    /// input.
     fn decode(pieces: &[&[u8]], max: usize) -> Result<(Vec<u8>, usize, bool), u16> {
         let mut chunked = Chunked::default();
         let mut out = Vec::new();

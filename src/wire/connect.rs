@@ -7,15 +7,15 @@ use super::request::{ApiError, Credentials, Source};
 use super::tags::{TagList, split};
 use crate::types::{EventSet, Limits, is_device, is_name, unknown};
 
-/// Who wants to connect, and as what.
+/// Who wants to connect, and in which role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connect<'a> {
     pub credentials: Credentials<'a>,
     pub peer: Peer<'a>,
     pub device: Option<&'a str>,
-    /// In the order in which they were given, each once.
+    /// In the given order, without duplicates.
     pub tags: SmallVec<[&'a str; 8]>,
-    /// Unix seconds at which the connection ends unless it is refreshed.
+    /// Unix seconds at which the session ends unless it is refreshed.
     pub session_exp: Option<u64>,
 }
 
@@ -23,12 +23,12 @@ pub struct Connect<'a> {
 pub enum Peer<'a> {
     /// `type=1`, the default.
     Client { uid: &'a str },
-    /// `type=2`; `events`: what it is told of.
+    /// `type=2`; `events`: those it subscribes to.
     BusinessServer { uid: Option<&'a str>, events: EventSet },
 }
 
-/// Reads the parameters of a handshake; 400 for what is malformed or missing. The signature, and
-/// whether there is one, is checked by the caller, who reads [`Credentials`] alone first.
+/// Parses the parameters of a handshake; 400 if anything is malformed or missing. The caller reads
+/// [`Credentials`] first and checks the signature, or its absence.
 pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Connect<'a>, ApiError> {
     let session_exp = params.given("session_exp").map(|exp| exp.unix_seconds("session_exp"));
     Ok(Connect {
@@ -54,7 +54,7 @@ fn read_peer<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Peer<'a>, A
     }
 }
 
-/// Everything, unless it is narrowed.
+/// All events by default.
 fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
     let Some(list) = params.get("events") else { return Ok(EventSet::ALL) };
     split(list).enumerate().try_fold(EventSet::NONE, |set, (index, name)| {
@@ -75,7 +75,7 @@ fn read_device<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Option<&'
     }
 }
 
-/// An empty list is no tags. Tags that are given twice count once.
+/// An empty list means no tags. Duplicate tags count once.
 fn read_tags<'t>(list: &'t str, limits: &Limits) -> Result<SmallVec<[&'t str; 8]>, ApiError> {
     let mut tags = TagList::new(limits);
     let read = split(list).try_for_each(|tag| tags.push(tag)).and_then(|()| tags.finish());

@@ -1,17 +1,17 @@
-//! The value of the field `Date` (RFC 9110, section 5.6.7).
+//! The value of the `Date` header (RFC 9110, section 5.6.7).
 
 use crate::types::date_of;
 use std::fmt;
 
 const BYTES: usize = "Sun, 06 Nov 1994 08:49:37 GMT".len();
-/// The last second of the year 9999: later ones have no such text.
+/// The last second of the year 9999: the format has no later ones.
 const MAX_SECONDS: u64 = 253_402_300_799;
 /// 1970-01-01 was a Thursday.
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// A moment in whole seconds, as text.
+/// A time in whole seconds, as text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HttpDate([u8; BYTES]);
 

@@ -1,4 +1,4 @@
-//! The envelope: how one accepted message travels between workers and between nodes.
+//! The envelope: the encoding of an accepted message between workers and between nodes.
 //!
 //! Layout, little-endian; offsets in bytes:
 //!
@@ -9,8 +9,8 @@
 //! 52 fields, each: kind u8, length u32, bytes           then: raw data, to the end
 //! ```
 //!
-//! A reader skips field kinds that it does not know and refuses versions that it does not know.
-//! What the broker alone needs is in the first 52 bytes, the [`Header`].
+//! A reader skips unknown field kinds and rejects unknown versions. The [`Header`], the first 52
+//! bytes, holds everything that only the broker needs.
 
 use crate::types::{Cid, Limits, MessageId, NodeId};
 
@@ -41,17 +41,17 @@ const TTL_OFFSET: usize = 36;
 const DATA_OFFSET: usize = 40;
 const ORDER_OFFSET: usize = 44;
 
-/// The longest envelope of any kind that nodes with these limits send one another.
+/// Returns the length of the longest envelope of any kind that nodes with these limits exchange.
 ///
-/// A form's data may grow sixfold when it becomes JSON (a control character is then `\u0001`), a
-/// client id fourfold (`1,` becomes eight bytes); a head is at most 64 KiB. A client's request
-/// stays as long as it was. Events are 64 KiB and one more, with all tags of its client.
+/// The data of a form may grow sixfold as JSON (a control character becomes `\u0001`), a client id
+/// fourfold (`1,` becomes eight bytes); a head is at most 64 KiB. A client's request keeps its
+/// length. Events are at most 64 KiB plus one event, with all tags of its client.
 pub fn max_bytes(limits: &Limits) -> usize {
     let longest = limits.message_bytes.max(6 * limits.body_bytes);
     longest + (512 << 10) + limits.tag_list_bytes()
 }
 
-/// Why bytes are not an envelope.
+/// Why bytes are not a valid envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     #[error("the envelope ends before its header does")]
@@ -68,28 +68,27 @@ pub enum EnvelopeError {
     TooLong(usize),
 }
 
-/// What an envelope is for.
+/// The purpose of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A message to deliver.
     Message,
-    /// Takes the place of a message whose pusher was told that its outcome is unknown: its number
-    /// is used up, and nothing is delivered.
+    /// Replaces a message whose pusher was told that its outcome is unknown: it uses up the number,
+    /// and nothing is delivered.
     Void,
-    /// Repeats the last number of a channel, so that a lost last message is noticed.
+    /// Repeats the last number of a channel, so that the loss of a last message is detected.
     Tail,
-    /// A node's word to itself, once a second; its number is where a message has its id.
+    /// A message of a node to itself, once a second; its number takes the place of the message id.
     Canary,
-    /// What a node tells the others of itself (`wire::member`).
+    /// An announcement of a node to the others (`wire::member`).
     Member,
-    /// A client's request, a business server's answer, and what happens to clients
-    /// (`wire::parcel`).
+    /// A client's request, a business server's response, and events of clients (`wire::parcel`).
     Request,
     Response,
     Events,
-    /// The client of requests is gone (`wire::parcel`).
+    /// The client of these requests is gone (`wire::parcel`).
     Cancel,
-    /// A kind that this node does not know: of a newer one. Only its number is of use.
+    /// An unknown kind, from a newer node. Only its number is used.
     Newer,
 }
 
@@ -107,16 +106,16 @@ impl Kind {
     ];
 }
 
-/// The fixed part of an envelope: who sent it, and as its how-many-eth.
+/// The fixed part of an envelope: its sender and its sequence numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub kind: Kind,
     pub origin: NodeId,
-    /// When the origin was started, in milliseconds since 1970: tells two lives of a node apart.
+    /// When the origin was started, in milliseconds since 1970: distinguishes the runs of a node.
     pub epoch: u64,
-    /// Rises by one per origin and channel.
+    /// Increases by one per origin and channel.
     pub seq: u64,
-    /// Rises with each message of an origin, whichever its channel.
+    /// Increases with each message of an origin, on any channel.
     pub order: u64,
     /// The message's id, or a canary's number.
     pub id: MessageId,
@@ -140,10 +139,10 @@ impl Header {
         })
     }
 
-    /// The length of an envelope that is nothing but its header.
+    /// The length of an envelope that consists of a header only.
     pub const BYTES: usize = FIXED_BYTES;
 
-    /// Appends an envelope that is nothing but its header.
+    /// Appends an envelope that consists of this header only.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.to_bytes());
     }
@@ -163,7 +162,8 @@ impl Header {
         bytes
     }
 
-    /// Numbers an encoded envelope. Its epoch, too: it may have been encoded before that was known.
+    /// Sets the numbers of an encoded envelope, and its epoch: it may have been encoded before that
+    /// was known.
     pub fn set_numbers(envelope: &mut [u8], epoch: u64, seq: u64, order: u64) {
         envelope[EPOCH_OFFSET..EPOCH_OFFSET + 8].copy_from_slice(&epoch.to_le_bytes());
         envelope[SEQ_OFFSET..SEQ_OFFSET + 8].copy_from_slice(&seq.to_le_bytes());
@@ -171,23 +171,23 @@ impl Header {
     }
 }
 
-/// One accepted message, borrowed from wherever its bytes are.
+/// One accepted message, borrowed from its encoded bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Envelope<'a> {
     pub origin: NodeId,
-    /// When the origin was started, in milliseconds since 1970: tells two lives of a node apart.
+    /// When the origin was started, in milliseconds since 1970: distinguishes the runs of a node.
     pub epoch: u64,
-    /// Rises by one per origin and channel.
+    /// Increases by one per origin and channel.
     pub seq: u64,
     /// When the origin accepted the message, microseconds since 1970.
     pub accepted_us: u64,
-    /// The span in which it was accepted, where it is traced.
+    /// The span in which it was accepted, if it is traced.
     pub trace: Option<&'a [u8; TRACE_BYTES]>,
     pub id: MessageId,
     /// Milliseconds after `accepted_us` during which it may be delivered; 0: always.
     pub ttl_ms: u32,
-    /// What stands for its project and `idempotency_key`, where it has one: of several messages
-    /// with the same a client gets at most one.
+    /// Hash of its project and `idempotency_key`, if it has one: a client gets at most one of
+    /// several messages with the same hash.
     pub key: Option<&'a [u8; 16]>,
     pub pid: &'a [u8],
     pub targets: Targets<'a>,
@@ -196,7 +196,7 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// The moment from which it is not delivered any more, milliseconds since 1970.
+    /// Returns the time from which it is no longer delivered, in milliseconds since 1970.
     pub fn expires_ms(&self) -> Option<u64> {
         let accepted_ms = self.accepted_us / 1_000;
         (self.ttl_ms != 0).then(|| accepted_ms.saturating_add(u64::from(self.ttl_ms)))
@@ -214,7 +214,7 @@ impl<'a> Envelope<'a> {
         put_data(out, start, self.data);
     }
 
-    /// How many bytes [`Envelope::encode`] appends.
+    /// Returns the number of bytes that [`Envelope::encode`] appends.
     pub fn encoded_bytes(&self) -> usize {
         let mut bytes = FIXED_BYTES + self.data.len();
         self.each_field(|_, value| bytes += FIELD_HEAD_BYTES + value.len());
@@ -224,7 +224,7 @@ impl<'a> Envelope<'a> {
     fn each_field(&self, mut put: impl FnMut(u8, &[u8])) {
         put(FIELD_PID, self.pid);
         let Targets { uids, cids, tags, devices, except_cids } = &self.targets;
-        // Not a loop: it would write a list of them first, for each message.
+        // Not a loop, which would build a list of them first, for each message.
         uids.inspect(|names| put(FIELD_UIDS, names.bytes));
         cids.inspect(|cids| put(FIELD_CIDS, cids.bytes));
         tags.inspect(|names| put(FIELD_TAGS, names.bytes));
@@ -234,13 +234,13 @@ impl<'a> Envelope<'a> {
         self.trace.inspect(|trace| put(FIELD_TRACE, &trace[..]));
     }
 
-    /// Reads a message's envelope that fills `bytes` to its end. Never allocates.
+    /// Parses the envelope of a message, which fills `bytes` completely. Never allocates.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         Self::decode_after(Header::read(bytes)?, bytes)
     }
 
-    /// The same where the header has been read. In place: to move an envelope costs as much as to
-    /// read it.
+    /// As [`Envelope::decode`], for a header already read. In place: moving an envelope costs as
+    /// much as parsing it.
     #[inline(always)]
     pub fn decode_after(header: Header, bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (fields, data) = fields_and_data(bytes)?;
@@ -289,25 +289,25 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// Whom a message is for: the selectors that are given are intersected, the values within one are a
-/// union, none given means every client of the project. A selector that is given but empty matches
-/// nobody.
+/// The recipients of a message: the given selectors are intersected, the values within one form a
+/// union, and no selector means every client of the project. A selector that is given but empty
+/// matches nobody.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Targets<'a> {
     pub uids: Option<Names<'a>>,
     pub cids: Option<Cids<'a>>,
     pub tags: Option<Names<'a>>,
     pub devices: Option<Names<'a>>,
-    /// Left out of the result.
+    /// Excluded from the result.
     pub except_cids: Option<Cids<'a>>,
 }
 
-/// The longest name (pid, uid, tag or device) that an envelope can carry: its length is one byte
-/// in lists of names, and that of a project's id among business servers (`wire::member`).
+/// The longest name (pid, uid, tag or device) that an envelope can carry: lists of names, and a
+/// project's id among business servers (`wire::member`), store its length in one byte.
 pub const MAX_NAME_BYTES: usize = u8::MAX as usize;
 
 /// A list of names (uids, tags or devices), each of 1 to [`MAX_NAME_BYTES`] bytes. They are only
-/// compared: one that is no UTF-8 is nobody's.
+/// compared: invalid UTF-8 matches nobody.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Names<'a> {
     bytes: &'a [u8],
@@ -360,7 +360,7 @@ impl<'a> Cids<'a> {
     }
 }
 
-/// Builds [`Targets`]; kept and cleared between messages, so that it allocates only while it grows.
+/// Builds [`Targets`]; reused for each message, so that it allocates only while it grows.
 #[derive(Debug, Default)]
 pub struct TargetsBuf {
     pub uids: Option<NamesBuf>,
@@ -390,8 +390,8 @@ pub struct NamesBuf {
 }
 
 impl NamesBuf {
-    /// Appends one name. The caller has checked it (`is_name`, `is_device`) against limits that are
-    /// not above [`MAX_NAME_BYTES`].
+    /// Appends one name. The caller has checked it (`is_name`, `is_device`) against limits of at
+    /// most [`MAX_NAME_BYTES`].
     pub fn push(&mut self, name: impl AsRef<[u8]>) {
         let name = name.as_ref();
         debug_assert!((1..=MAX_NAME_BYTES).contains(&name.len()));
@@ -444,14 +444,14 @@ pub(super) fn put_field(out: &mut Vec<u8>, kind: u8, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Ends the envelope that begins at `start` with its data.
+/// Ends the envelope that starts at `start` by appending its data.
 pub(super) fn put_data(out: &mut Vec<u8>, start: usize, data: &[u8]) {
     let data_offset = (out.len() - start) as u32;
     out[start + DATA_OFFSET..][..4].copy_from_slice(&data_offset.to_le_bytes());
     out.extend_from_slice(data);
 }
 
-/// Header, fields and data of an envelope of any kind.
+/// Splits an envelope of any kind into header, fields and data.
 pub(super) fn take_apart(bytes: &[u8]) -> Result<(Header, Fields<'_>, &[u8]), EnvelopeError> {
     let header = Header::read(bytes)?;
     let (fields, data) = fields_and_data(bytes)?;
@@ -470,7 +470,7 @@ fn fields_and_data(bytes: &[u8]) -> Result<(Fields<'_>, &[u8]), EnvelopeError> {
     Ok((Fields { rest: &head[FIXED_BYTES..] }, data))
 }
 
-/// The fields of an envelope: kind and value. After an error there are no more.
+/// Iterates over the fields of an envelope: kind and value. Ends after an error.
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
 }

@@ -1,23 +1,23 @@
-//! HTTP/1.x request heads from bytes (RFC 9110, RFC 9112), strictly: whatever two readers could
-//! understand differently (request smuggling) is refused, never repaired.
+//! A strict parser for HTTP/1.x request heads (RFC 9110, RFC 9112): whatever two parsers could
+//! interpret differently (request smuggling) is rejected, never repaired.
 
 use std::mem::MaybeUninit;
 
 use crate::types::Limits;
 
-/// The most header fields that [`Limits::head_fields`] can allow.
+/// Upper bound of [`Limits::head_fields`].
 pub const MAX_FIELDS: usize = 256;
 
 /// The subprotocol of WebSocket connections.
 pub const PROTOCOL: &str = "ws-cluster";
 
-/// Stands for a signature that cannot be read.
+/// Replaces a signature that cannot be read.
 pub(super) const NO_SIGN: &str = "?";
 
-/// Why a request is refused: the status and the sentence that the peer gets.
+/// Why a request is rejected: the status and the message for the client.
 ///
-/// After an error of [`parse_head`] or of [`super::chunked::Chunked`] nothing is known about where
-/// the next request begins: answer and close.
+/// After an error of [`parse_head`] or [`super::chunked::Chunked`] the start of the next request is
+/// unknown: respond and close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {msg}")]
 pub struct HttpError {
@@ -25,7 +25,7 @@ pub struct HttpError {
     pub msg: &'static str,
 }
 
-/// The refusal of a body over [`Limits::body_bytes`].
+/// The error for a body over [`Limits::body_bytes`].
 pub const TOO_LARGE: HttpError =
     HttpError { status: 413, msg: "the body is over --max_body_bytes" };
 
@@ -44,40 +44,40 @@ pub enum Version {
 /// How the request's body is delimited (RFC 9112, section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// Neither Content-Length nor Transfer-Encoding: there is none.
+    /// Neither Content-Length nor Transfer-Encoding: no body.
     None,
-    /// So many bytes follow; not compared with [`Limits::body_bytes`] yet.
+    /// A body of this number of bytes, not yet checked against [`Limits::body_bytes`].
     Length(u64),
     Chunked,
 }
 
-/// A request's head, borrowed from the buffer that it was read into.
+/// A request's head, borrowed from the buffer it was read into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head<'a> {
     pub method: &'a str,
-    /// As sent, not decoded, up to the `?`; `*` only with OPTIONS.
+    /// Raw (not decoded), up to the `?`; `*` only with OPTIONS.
     pub path: &'a str,
-    /// As sent, not decoded, without the `?`.
+    /// Raw (not decoded), without the `?`.
     pub query: Option<&'a str>,
     pub version: Version,
-    /// Bytes of the buffer that the head takes; the body begins there.
+    /// Length of the head in the buffer; the body starts there.
     pub head_len: usize,
     pub keep_alive: bool,
     pub body: Body,
     /// The client waits for `100 Continue` before it sends the body.
     pub expect_continue: bool,
-    /// The authority of an absolute target if there is one, else the Host field.
+    /// The authority of an absolute target, or else the Host field.
     pub host: Option<&'a str>,
     pub origin: Option<&'a str>,
     pub content_type: Option<&'a str>,
     pub x_sign: Option<&'a str>,
     pub authorization: Option<&'a str>,
-    /// The last one: it chooses among answers that are all good.
+    /// The last one given: any choice is a valid response.
     pub accept: Option<&'a str>,
-    /// What a browser says of the page that made the request (Fetch Metadata).
+    /// The browser's description of the page that made the request (Fetch Metadata).
     pub sec_fetch_site: Option<&'a str>,
     pub traceparent: Option<&'a str>,
-    /// The last one: what it leaves out costs a transfer, no more.
+    /// The last one given: an omission only costs a transfer.
     pub if_none_match: Option<&'a str>,
     /// `websocket` is among the tokens of Upgrade.
     pub upgrade_websocket: bool,
@@ -85,27 +85,27 @@ pub struct Head<'a> {
     pub connection_upgrade: bool,
     pub sec_websocket_key: Option<&'a str>,
     pub sec_websocket_version: Option<&'a str>,
-    /// [`PROTOCOL`] is among the subprotocols that are offered.
+    /// The client offers the subprotocol [`PROTOCOL`].
     pub offers_protocol: bool,
-    /// The first coding of the body that is not `identity`.
+    /// The first content coding other than `identity`.
     pub content_encoding: Option<&'a str>,
-    /// There is a field Idempotency-Key.
+    /// The field Idempotency-Key is present.
     pub has_idempotency_key: bool,
     pub access_control_request_headers: Option<&'a str>,
 }
 
 impl Head<'_> {
-    /// Whether the body is of that media type; parameters such as `charset` are ignored.
+    /// Whether the body has this media type; parameters such as `charset` are ignored.
     pub fn content_is(&self, media_type: &str) -> bool {
         let essence = self.content_type.unwrap_or("").split(';').next().unwrap_or("");
         essence.trim_ascii().eq_ignore_ascii_case(media_type)
     }
 }
 
-/// Reads one request head from the start of `buf`, which may hold more behind it.
+/// Parses one request head at the start of `buf`, which may hold more data after it.
 ///
 /// `Ok(None)`: the head is incomplete and still within the limits; call again with more bytes.
-/// Empty lines before the request line are skipped and count as a part of the head.
+/// Empty lines before the request line are skipped and count towards the head.
 pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>, HttpError> {
     let within = &buf[..buf.len().min(limits.head_bytes)];
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
@@ -179,7 +179,7 @@ fn refusal(error: httparse::Error) -> HttpError {
     }
 }
 
-/// httparse takes a lone LF for the end of a line; not every proxy in front of us does. No early
+/// httparse accepts a lone LF as the end of a line; not every proxy in front of us does. No early
 /// exit, so that the loop is vectorized.
 fn has_bare_lf(head: &[u8]) -> bool {
     let after_other = |found, pair: &[u8]| found | ((pair[1] == b'\n') & (pair[0] != b'\r'));
@@ -231,7 +231,7 @@ fn is_host(text: &str) -> bool {
     text.bytes().all(allowed)
 }
 
-/// What the header fields said, gathered in one pass.
+/// The header fields that matter, gathered in one pass.
 #[derive(Default)]
 struct Fields<'a> {
     host: Option<&'a str>,
@@ -259,7 +259,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn add(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
-        // The length sorts out almost every field before any of its bytes are compared.
+        // The length rules out almost every field before any bytes are compared.
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         match name.len() {
             4 if is("host") => {
@@ -270,7 +270,7 @@ impl<'a> Fields<'a> {
             }
             6 if is("origin") => once(&mut self.origin, value, "Origin was given twice")?,
             6 if is("x-sign") => {
-                // What is no text is no signature either: 401.
+                // Non-text is not a valid signature: 401.
                 let sign = std::str::from_utf8(value).unwrap_or(NO_SIGN).as_bytes();
                 once(&mut self.x_sign, sign, "X-Sign was given twice")?;
             }
@@ -292,7 +292,7 @@ impl<'a> Fields<'a> {
             }
             13 if is("if-none-match") => self.if_none_match = std::str::from_utf8(value).ok(),
             14 if is("sec-fetch-site") => {
-                // What is no text is not this node's own page.
+                // Non-text is not this node's own page.
                 self.sec_fetch_site = Some(std::str::from_utf8(value).unwrap_or("cross-site"));
             }
             14 if is("content-length") => {
@@ -319,7 +319,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Given twice it begins a new trace (W3C Trace Context, section 3.2.1).
+    /// A duplicate starts a new trace (W3C Trace Context, section 3.2.1).
     fn add_traceparent(&mut self, value: &'a [u8]) {
         let is_first = self.traceparent.is_none();
         self.traceparent = std::str::from_utf8(value).ok().filter(|_| is_first).or(Some(""));
@@ -332,7 +332,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// What a browser asks before it sends a cross-origin request.
+    /// Fields of the preflight that a browser sends before a cross-origin request.
     fn add_preflight(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
         if name.eq_ignore_ascii_case("access-control-request-headers") {
             let twice = "Access-Control-Request-Headers was given twice";
@@ -349,7 +349,8 @@ impl<'a> Fields<'a> {
     }
 
     fn keep_alive(&self, version: Version) -> bool {
-        // A client of HTTP/1.0 that asks for it waits for a field that says so: closing is simpler.
+        // An HTTP/1.0 client that asks for keep-alive waits for a field that confirms it: closing
+        // is simpler.
         !self.connection_close && version == Version::Http11
     }
 
@@ -393,7 +394,7 @@ fn once<'a>(
     }
 }
 
-/// The elements of a comma-separated field value.
+/// Iterates over the elements of a comma-separated field value.
 fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii)
 }
@@ -592,7 +593,7 @@ mod tests {
         let limits = Limits { head_fields: MAX_FIELDS, ..Limits::default() };
         assert_eq!(status(MAX_FIELDS, &limits), Ok(true));
         assert_eq!(status(MAX_FIELDS + 1, &limits), Err(431));
-        // 27 bytes and 6 for each field behind the first.
+        // 27 bytes, plus 6 for each field after the first.
         let limits = Limits { head_bytes: 27 + 6 * 10, ..limits };
         assert_eq!((status(11, &limits), status(12, &limits)), (Ok(true), Err(431)));
     }

@@ -1,11 +1,11 @@
-//! A strict RFC 8259 reader that keeps source spans: `data` travels on byte for byte.
+//! A strict RFC 8259 reader that keeps source spans: `data` is passed on byte for byte.
 //!
-//! It never recurses (the stack of open containers is one `u128`, hence [`MAX_DEPTH`]), takes
+//! It never recurses (the stack of open containers is one `u128`, hence [`MAX_DEPTH`]), treats
 //! numbers of any size as text, and allocates only for an escaped name, an escaped string that is
 //! decoded, or an object of more than eight members.
 //!
-//! Call [`members`] or [`validate`] on what a peer sent. The spans they give are valid JSON values
-//! and go to [`elements`], [`string`], [`integer`] or again to [`members`].
+//! Call [`members`] or [`validate`] on input from a peer. The spans they return are valid JSON
+//! values, suitable for [`elements`], [`string`], [`integer`] or again [`members`].
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,15 +14,16 @@ use smallvec::SmallVec;
 
 use crate::types::quoted;
 
-/// How many arrays and objects may be open at once.
+/// Maximum nesting depth of arrays and objects.
 pub const MAX_DEPTH: u32 = u128::BITS;
-/// The most members of an object that is taken apart: to find a name given twice they are sorted.
+/// Maximum number of members of an object that is split: they are sorted to find duplicate names.
 pub const MAX_MEMBERS: usize = 1_024;
 
-/// Above this many members, repeated names are found by sorting: a hostile object costs n log n.
+/// Above this number of members, duplicate names are found by sorting: a hostile object costs n log
+/// n.
 const PAIRWISE_MEMBERS: usize = 16;
 
-/// Why bytes are not the JSON that was asked for. Offsets count from the start of the given bytes.
+/// Why bytes are not the expected JSON. Offsets are relative to the start of the given bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     #[error("the JSON is not UTF-8")]
@@ -47,8 +48,8 @@ pub enum JsonError {
     NotString,
 }
 
-/// Is `text` exactly one JSON value, blanks around it allowed? A lone surrogate escape (`\ud800`)
-/// is grammatical, so it passes here and fails where it is decoded.
+/// Checks that `text` is exactly one JSON value, with optional whitespace around it. A lone
+/// surrogate escape (`\ud800`) is grammatical, so it passes here and fails when it is decoded.
 pub fn validate(text: &[u8]) -> Result<(), JsonError> {
     let mut scanner = Scanner::new(utf8(text)?.as_bytes());
     scanner.skip_blanks();
@@ -56,7 +57,7 @@ pub fn validate(text: &[u8]) -> Result<(), JsonError> {
     scanner.end()
 }
 
-/// The members of one object, in the order in which they were given, no name twice.
+/// The members of one object in source order, without duplicate names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Members<'a> {
     list: SmallVec<[Member<'a>; 8]>,
@@ -67,12 +68,12 @@ pub struct Members<'a> {
 pub struct Member<'a> {
     /// Decoded.
     pub name: Cow<'a, str>,
-    /// A valid JSON value as it was sent, without the blanks around it.
+    /// The valid JSON value as received, without surrounding whitespace.
     pub value: &'a [u8],
 }
 
 impl<'a> Members<'a> {
-    /// The value of the member of that name.
+    /// Returns the value of the member with that name.
     pub fn value(&self, name: &str) -> Option<&'a [u8]> {
         self.list.iter().find(|member| member.name == name).map(|member| member.value)
     }
@@ -90,17 +91,17 @@ impl<'a> Members<'a> {
     }
 }
 
-/// Validates the whole of `text` and splits the object that it is into its members.
+/// Validates `text`, which must be one object, and splits it into its members.
 ///
-/// A name given twice is refused, compared after decoding; so is a name that is no text (a lone
-/// surrogate), and more than [`MAX_MEMBERS`]. Objects further inside are checked for grammar only.
+/// Rejects duplicate names, compared after decoding, names that are not valid text (a lone
+/// surrogate), and more than [`MAX_MEMBERS`]. Nested objects are checked for grammar only.
 pub fn members(text: &[u8]) -> Result<Members<'_>, JsonError> {
     let mut members = Members::default();
     read_members(text, &mut members)?;
     Ok(members)
 }
 
-/// Like [`members`], and where the object is refused `members` has what was read before that.
+/// As [`members`]; if the object is rejected, `members` holds what was read before the error.
 pub fn read_members<'a>(text: &'a [u8], members: &mut Members<'a>) -> Result<(), JsonError> {
     let text = utf8(text)?;
     let bytes = text.as_bytes();
@@ -136,9 +137,9 @@ pub fn read_members<'a>(text: &'a [u8], members: &mut Members<'a>) -> Result<(),
     }
 }
 
-/// Walks the elements of an array, a span that [`members`] or [`Elements`] gave.
+/// Iterates over the elements of an array, a span from [`members`] or [`Elements`].
 ///
-/// The grammar is checked along the way (an error ends the walk), UTF-8 is not.
+/// The grammar is checked along the way (an error ends the iteration), UTF-8 is not.
 pub fn elements(array: &[u8]) -> Result<Elements<'_>, JsonError> {
     let mut scanner = Scanner::new(array);
     scanner.skip_blanks();
@@ -149,7 +150,7 @@ pub fn elements(array: &[u8]) -> Result<Elements<'_>, JsonError> {
     Ok(Elements { scanner, position: Position::Start })
 }
 
-/// The elements of an array, each a span without the blanks around it.
+/// The elements of an array, each a span without surrounding whitespace.
 #[derive(Debug, Clone)]
 pub struct Elements<'a> {
     scanner: Scanner<'a>,
@@ -213,19 +214,18 @@ pub fn is_null(value: &[u8]) -> bool {
     value == b"null"
 }
 
-/// Decodes a value that is a string; borrows where nothing is escaped. A lone surrogate is an
-/// error.
+/// Decodes a string value; borrows if nothing is escaped. A lone surrogate is an error.
 pub fn string(value: &[u8]) -> Result<Cow<'_, str>, JsonError> {
     let body = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""));
     unescape(utf8(body.ok_or(JsonError::NotString)?)?)
 }
 
-/// A value that is a whole number of 0 to 2^64 - 1, written without fraction and exponent.
+/// Returns the value if it is an integer from 0 to 2^64 - 1, written without fraction and exponent.
 pub fn integer(value: &[u8]) -> Option<u64> {
     integer_text(value)?.parse().ok()
 }
 
-/// The text of a value that is a whole number, whatever its size, perhaps with a minus.
+/// Returns the text of an integer value of any size, optionally negative.
 pub fn integer_text(value: &[u8]) -> Option<&str> {
     let digits = value.strip_prefix(b"-").unwrap_or(value);
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -234,7 +234,7 @@ pub fn integer_text(value: &[u8]) -> Option<&str> {
     utf8(value).ok()
 }
 
-/// Appends `text` as a JSON string, in its quotes, with no more escapes than JSON demands.
+/// Appends `text` as a JSON string, quoted, with only the escapes that JSON requires.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     let mut rest = text.as_bytes();
     out.reserve(rest.len() + 2);
@@ -286,7 +286,8 @@ fn repeated_name<'m>(members: &'m [Member<'_>]) -> Option<&'m str> {
     names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
-/// A place in JSON text. Each step leaves `at` behind what it read; after an error it is spent.
+/// A position in JSON text. Each step leaves `at` after what it read; after an error the scanner is
+/// unusable.
 #[derive(Debug, Clone)]
 struct Scanner<'a> {
     text: &'a [u8],
@@ -312,7 +313,7 @@ impl<'a> Scanner<'a> {
         if self.take(byte) { Ok(()) } else { Err(self.wrong()) }
     }
 
-    /// What is wrong when the byte at hand, or its absence, fits nothing.
+    /// Returns the error for an unexpected byte, or for the end of the input.
     fn wrong(&self) -> JsonError {
         if self.at < self.text.len() { JsonError::Syntax(self.at) } else { JsonError::Truncated }
     }
@@ -323,13 +324,13 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Nothing but blanks to the end.
+    /// Accepts only whitespace up to the end.
     fn end(&mut self) -> Result<(), JsonError> {
         self.skip_blanks();
         if self.at == self.text.len() { Ok(()) } else { Err(self.wrong()) }
     }
 
-    /// One value, from its first byte to its last, inside `outer` open containers.
+    /// Reads one value, from its first byte to its last, inside `outer` open containers.
     fn value(&mut self, outer: u32) -> Result<(), JsonError> {
         let mut open = Open { objects: 0, depth: outer };
         loop {
@@ -364,8 +365,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Behind a value, or before the end of an empty container: closes what ends here, then goes on
-    /// to the next value. False when nothing is open any more.
+    /// After a value, or before the end of an empty container: closes the containers that end here
+    /// and moves to the next value. Returns false once no container is open.
     fn is_value_next(&mut self, open: &mut Open, outer: u32) -> Result<bool, JsonError> {
         while open.depth > outer {
             self.skip_blanks();
@@ -391,7 +392,8 @@ impl<'a> Scanner<'a> {
         Ok(false)
     }
 
-    /// A member's name, its colon and the blanks behind it; gives the name's range, without quotes.
+    /// Reads a member's name, its colon and the whitespace after it; returns the name's range,
+    /// without quotes.
     fn name(&mut self) -> Result<Range<usize>, JsonError> {
         if self.peek() != Some(b'"') {
             return Err(self.wrong());
@@ -403,7 +405,7 @@ impl<'a> Scanner<'a> {
         Ok(name)
     }
 
-    /// A string, from its opening quote; gives the range between the quotes.
+    /// Reads a string, from its opening quote; returns the range between the quotes.
     fn string(&mut self) -> Result<Range<usize>, JsonError> {
         self.at += 1;
         let start = self.at;
@@ -453,7 +455,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// One digit or more.
+    /// Reads one or more digits.
     fn digits(&mut self) -> Result<(), JsonError> {
         let start = self.at;
         while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
@@ -467,7 +469,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The containers that are open, the innermost in the lowest bit: 1 an object, 0 an array.
+/// The open containers, innermost in the lowest bit: 1 for an object, 0 for an array.
 struct Open {
     objects: u128,
     depth: u32,
@@ -493,8 +495,7 @@ impl Open {
     }
 }
 
-/// How many bytes `text` starts with that are neither a quote, nor a backslash, nor a control
-/// character.
+/// Returns the length of the prefix of `text` without quotes, backslashes and control characters.
 fn plain_run(text: &[u8]) -> usize {
     let (words, tail) = text.as_chunks::<8>();
     for (index, word) in words.iter().enumerate() {
@@ -507,8 +508,8 @@ fn plain_run(text: &[u8]) -> usize {
     words.len() * 8 + tail.iter().position(is_special).unwrap_or(tail.len())
 }
 
-/// Sets the top bit of bytes that end a plain run. Subtracting borrows from the byte above, so bits
-/// above the lowest one may be wrong; the lowest never is, and none is missing.
+/// Sets the top bit of bytes that end a plain run. The subtraction borrows from the next higher
+/// byte, so bits above the lowest set one may be wrong; the lowest never is, and none is missing.
 fn special_bytes(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let quote = word ^ (ONES * b'"' as u64);
@@ -519,7 +520,7 @@ fn special_bytes(word: u64) -> u64 {
     (control | quote | backslash) & (ONES * 0x80)
 }
 
-/// Decodes what is between the quotes of a string.
+/// Decodes the contents of a string, without its quotes.
 fn unescape(body: &str) -> Result<Cow<'_, str>, JsonError> {
     if !body.as_bytes().contains(&b'\\') {
         return Ok(Cow::Borrowed(body));
@@ -536,7 +537,8 @@ fn unescape(body: &str) -> Result<Cow<'_, str>, JsonError> {
     Ok(Cow::Owned(decoded))
 }
 
-/// The character of the escape that `bytes` starts with, and the escape's length in bytes.
+/// Decodes the escape at the start of `bytes`; returns the character and the escape's length in
+/// bytes.
 fn decode_escape(bytes: &[u8]) -> Result<(char, usize), JsonError> {
     let character = match bytes.get(1) {
         Some(&byte @ (b'"' | b'\\' | b'/')) => char::from(byte),
@@ -564,7 +566,7 @@ fn decode_unicode_escape(bytes: &[u8]) -> Result<(char, usize), JsonError> {
     char::from_u32(scalar).map(|character| (character, 12)).ok_or(JsonError::Surrogate)
 }
 
-/// The UTF-16 code unit of a `\u0000` that `bytes` starts with.
+/// Decodes the UTF-16 code unit of the `\u0000` at the start of `bytes`.
 fn code_unit(bytes: &[u8]) -> Option<u32> {
     let digits = bytes.get(..6)?.strip_prefix(b"\\u")?;
     digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))

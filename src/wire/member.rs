@@ -1,7 +1,8 @@
-//! What a node tells all others of itself: that it is there, and which business servers it holds.
+//! A node's announcements to all others: its heartbeat, and the business servers it holds.
 //!
-//! Its business servers have a version that rises by one with each change. A word holds all of them
-//! or one change; one without a change repeats the version, so that whoever missed something asks.
+//! Its set of business servers has a version that increases by one with each change. An
+//! announcement holds the full set or one change; one without a change repeats the version, so that
+//! a node that missed something can request the full set.
 
 use super::envelope::{EnvelopeError, Header, Kind, put_data, put_field, take_apart, u64_at};
 use super::parcel::Sender;
@@ -15,21 +16,22 @@ const IS_WHOLE: u8 = 1;
 const ASKS: u8 = 2;
 const LEAVES: u8 = 4;
 
-/// One word of a node.
+/// One announcement of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member<'a> {
     pub sender: Sender,
-    /// Rises with each announcement of its node's life; 0: of a node that does not number them.
+    /// Increases with each announcement of a run of its node; 0: from a node that does not number
+    /// them.
     pub number: u64,
-    /// The order of the latest message that its node has given out.
+    /// The order of the latest message that its node has issued.
     pub order: u64,
-    /// Of its business servers, after this word.
+    /// Version of its business servers, after this announcement.
     pub version: u64,
-    /// `here` is all that it has.
+    /// `here` is its full set.
     pub is_whole: bool,
-    /// The others are to tell all that they have.
+    /// The others are requested to send their full sets.
     pub asks: bool,
-    /// It ends.
+    /// The node shuts down.
     pub leaves: bool,
     pub here: Servers<'a>,
     pub gone: Cids<'a>,
@@ -81,7 +83,7 @@ impl Iterator for Cids<'_> {
     }
 }
 
-/// Appends a business server to the bytes of [`Servers`]. Its project's id has at most
+/// Appends a business server to the bytes of [`Servers`]. Its project's id must have at most
 /// `MAX_NAME_BYTES` bytes.
 pub fn add_server(list: &mut Vec<u8>, server: &Server<'_>) {
     list.extend_from_slice(&server.cid.0.to_le_bytes());
@@ -91,7 +93,7 @@ pub fn add_server(list: &mut Vec<u8>, server: &Server<'_>) {
 }
 
 impl<'a> Member<'a> {
-    /// A word without a change.
+    /// Returns an announcement without a change.
     pub fn new(sender: Sender, version: u64) -> Self {
         let (here, gone) = (Servers::default(), Cids::default());
         Self {

@@ -1,8 +1,8 @@
-//! What a client (a `type=1` connection) sends, and the texts that it gets.
+//! Messages that a client (a `type=1` connection) sends and receives.
 //!
-//! [`parse`] turns one whole message into a [`ClientMessage`]; a text frame and a binary frame hold
-//! the same JSON. The writers append one JSON text each, members in the order of the contract, no
-//! blanks.
+//! [`parse`] turns one complete message into a [`ClientMessage`]; text and binary frames hold the
+//! same JSON. Each writer appends one JSON text, members in the order of the contract, without
+//! whitespace.
 
 use std::borrow::Cow;
 
@@ -13,26 +13,26 @@ use super::request::{is_milliseconds, milliseconds_given};
 use super::tags::{TagError, TagList, split};
 use crate::types::{Cid, Limits, MessageId, NodeId, in_one_line};
 
-/// Bytes of a message's `id`, decoded.
+/// Maximum bytes of a message's `id`, decoded.
 pub const MAX_ID_BYTES: usize = 64;
 
-/// Characters of a value that an error shows.
+/// Characters of a value shown in an error.
 const SHOWN_CHARS: usize = 40;
 
 const PUSH_HEAD: &[u8] = b"{\"type\":\"push\",\"id\":\"";
 const PUSH_DATA: &[u8] = b"\",\"data\":";
 
-/// The `id` of a message, echoed in what answers it.
+/// The `id` of a message, echoed in its reply.
 pub type EchoId<'a> = Option<Cow<'a, str>>;
 
-/// Tags in the order in which they were given; each is a valid name, none is there twice.
+/// Tags in the given order: valid names without duplicates.
 pub type Tags<'a> = SmallVec<[Cow<'a, str>; 4]>;
 
-/// One message of a client, borrowed from its frame where nothing was escaped.
+/// One message of a client, borrowed from its frame unless it contains escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientMessage<'a> {
-    /// At least one tag. `sign` is there when it was sent: whether it must be is the project's
-    /// setting.
+    /// At least one tag. `sign` is set if it was sent: whether it is required depends on the
+    /// project.
     Subscribe {
         id: EchoId<'a>,
         tags: Tags<'a>,
@@ -46,7 +46,7 @@ pub enum ClientMessage<'a> {
     Heartbeat {
         id: EchoId<'a>,
     },
-    /// `data` is a valid JSON value, byte for byte as it was sent.
+    /// `data` is a valid JSON value, byte for byte as received.
     Request {
         id: EchoId<'a>,
         data: &'a [u8],
@@ -59,25 +59,25 @@ pub enum ClientMessage<'a> {
     },
 }
 
-/// A message that is refused; the connection stays.
+/// The error for a message that is rejected; the connection stays open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct MessageError<'a> {
-    /// Of the message, if it had a valid one.
+    /// The message's `id`, if it had a valid one.
     pub id: EchoId<'a>,
-    /// The `type` of the answer.
+    /// The `type` of the reply.
     pub kind: Kind,
     pub reason: Refusal,
 }
 
 impl MessageError<'_> {
-    /// Appends the answer to the client.
+    /// Appends the reply to the client.
     pub fn write(&self, out: &mut Vec<u8>) {
         write_refusal(out, self.kind, self.id.as_deref(), &self.reason.to_string());
     }
 }
 
-/// The `type` of an answer.
+/// The `type` of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Subscribe,
@@ -97,7 +97,7 @@ impl Kind {
     }
 }
 
-/// Why a message is refused; its text is the answer's `msg`.
+/// Why a message is rejected; its text is the `msg` of the reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(transparent)]
@@ -108,7 +108,7 @@ pub enum Refusal {
     Type,
     #[error("tags must be a comma-separated string or an array of strings, not empty")]
     Tags,
-    /// With its index in the array, and as it was sent.
+    /// With its index in the array, and its value as received.
     #[error("tags must be a list of strings: tags[{0}] is {1}")]
     TagType(usize, String),
     #[error(transparent)]
@@ -125,7 +125,7 @@ pub enum Refusal {
     Milliseconds(u64),
 }
 
-/// Reads one message, a JSON object. Members that it does not know are ignored.
+/// Parses one message, a JSON object. Unknown members are ignored.
 pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, MessageError<'a>> {
     let refused = |id, kind, reason| MessageError { id, kind, reason };
     let (members, id) = members_and_id(text).map_err(|(id, why)| refused(id, Kind::Error, why))?;
@@ -152,8 +152,8 @@ pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, M
     }
 }
 
-/// What `sign` covers where a project's `subscribe` is `signed`: the message's tags, each once,
-/// sorted by bytes.
+/// Returns the text that `sign` covers if a project's `subscribe` is `signed`: the message's tags,
+/// without duplicates, sorted by bytes.
 pub fn subscribe_text(cid: Cid, tags: &[Cow<'_, str>]) -> Vec<u8> {
     let mut sorted: SmallVec<[&str; 8]> = tags.iter().map(|tag| tag.as_ref()).collect();
     sorted.sort_unstable();
@@ -167,14 +167,14 @@ pub fn subscribe_text(cid: Cid, tags: &[Cow<'_, str>]) -> Vec<u8> {
     text
 }
 
-/// What `sign` covers in a refresh.
+/// Returns the text that `sign` covers in a refresh.
 pub fn refresh_text(cid: Cid, session_exp: u64) -> Vec<u8> {
     let mut text = signing_head("refresh\n", cid);
     put_number(&mut text, session_exp);
     text
 }
 
-/// The first frame of a connection.
+/// Appends the first frame of a connection.
 pub fn write_welcome(out: &mut Vec<u8>, cid: Cid, node: NodeId) {
     put(out, "{\"type\":\"connect\",\"code\":1,\"msg\":\"success\",\"client_id\":\"");
     put_number(out, cid.0);
@@ -183,7 +183,7 @@ pub fn write_welcome(out: &mut Vec<u8>, cid: Cid, node: NodeId) {
     put(out, "}");
 }
 
-/// The success of a subscribe or unsubscribe: all tags that the connection now has.
+/// Appends the success of a subscribe or unsubscribe: all tags that the connection now has.
 pub fn write_tags<'t>(
     out: &mut Vec<u8>,
     kind: Kind,
@@ -203,7 +203,7 @@ pub fn write_tags<'t>(
     put(out, "]}");
 }
 
-/// The success of a refresh. The contract names no members of its own for it.
+/// Appends the success of a refresh. The contract defines no members for it.
 pub fn write_refreshed(out: &mut Vec<u8>, id: Option<&str>) {
     put_type(out, Kind::Refresh.as_str());
     put(out, ",\"code\":1,\"msg\":\"success\"");
@@ -211,7 +211,7 @@ pub fn write_refreshed(out: &mut Vec<u8>, id: Option<&str>) {
     put(out, "}");
 }
 
-/// A refusal that changed nothing.
+/// Appends a refusal; nothing was changed.
 pub fn write_refusal(out: &mut Vec<u8>, kind: Kind, id: Option<&str>, msg: &str) {
     put_type(out, kind.as_str());
     put(out, ",\"code\":0,\"msg\":");
@@ -220,7 +220,7 @@ pub fn write_refusal(out: &mut Vec<u8>, kind: Kind, id: Option<&str>, msg: &str)
     put(out, "}");
 }
 
-/// The answer to a heartbeat; `ts_ms` is milliseconds since 1970.
+/// Appends the reply to a heartbeat; `ts_ms` is milliseconds since 1970.
 pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts_ms: u64) {
     put_type(out, "heartbeat");
     put(out, ",\"code\":1");
@@ -230,7 +230,8 @@ pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts_ms: u64) {
     put(out, "}");
 }
 
-/// A business server's answer to a request; `data` is the JSON value that it sent, byte for byte.
+/// Appends a business server's response to a request; `data` is the JSON value that it sent, byte
+/// for byte.
 pub fn write_response(out: &mut Vec<u8>, id: Option<&str>, data: &[u8]) {
     put_type(out, "response");
     put_id(out, id);
@@ -239,7 +240,7 @@ pub fn write_response(out: &mut Vec<u8>, id: Option<&str>, data: &[u8]) {
     put(out, "}");
 }
 
-/// A request that nobody answers: "no server", "timeout" or "server gone".
+/// Appends the failure of a request: "no server", "timeout" or "server gone".
 pub fn write_response_refusal(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
     put_type(out, "response");
     put_id(out, id);
@@ -248,7 +249,7 @@ pub fn write_response_refusal(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
     put(out, "}");
 }
 
-/// A push; `data` is a JSON value, byte for byte. Appends exactly [`push_bytes`] bytes.
+/// Appends a push, exactly [`push_bytes`] bytes; `data` is a JSON value, byte for byte.
 pub fn write_push(out: &mut Vec<u8>, id: MessageId, data: &[u8]) {
     let start = out.len();
     out.reserve(push_bytes(id, data.len()));
@@ -260,20 +261,21 @@ pub fn write_push(out: &mut Vec<u8>, id: MessageId, data: &[u8]) {
     debug_assert_eq!(out.len() - start, push_bytes(id, data.len()));
 }
 
-/// How many bytes [`write_push`] appends.
+/// Returns the number of bytes that [`write_push`] appends.
 pub fn push_bytes(id: MessageId, data_bytes: usize) -> usize {
     let digits = id.0.checked_ilog10().unwrap_or(0) as usize + 1;
     PUSH_HEAD.len() + digits + PUSH_DATA.len() + data_bytes + 1
 }
 
-/// The reason of a close with 1001. At most 44 bytes, where RFC 6455 section 5.5 allows 123.
+/// Appends the reason of a close with 1001. At most 44 bytes; RFC 6455 section 5.5 allows 123.
 pub fn write_reconnect_reason(out: &mut Vec<u8>, after_ms: u64) {
     put(out, "{\"reconnect_after_ms\":");
     put_number(out, after_ms);
     put(out, "}");
 }
 
-/// The members of a message and its `id`; where it is refused, its `id` if that could be read.
+/// Returns the members of a message and its `id`; the error of a rejected one holds its `id` if it
+/// could be read.
 pub(super) fn members_and_id(
     text: &[u8],
 ) -> Result<(Members<'_>, EchoId<'_>), (EchoId<'_>, Refusal)> {
@@ -316,7 +318,7 @@ fn sign<'a>(members: &Members<'a>) -> Result<Option<Cow<'a, str>>, Refusal> {
     optional(members, "sign").map(json::string).transpose().map_err(|_| Refusal::Sign)
 }
 
-/// A member that may be absent: `null` is.
+/// Returns an optional member; `null` counts as absent.
 fn optional<'a>(members: &Members<'a>, name: &str) -> Option<&'a [u8]> {
     members.value(name).filter(|value| !json::is_null(value))
 }
@@ -357,7 +359,7 @@ pub(super) fn put_number(out: &mut Vec<u8>, number: u64) {
     put(out, itoa::Buffer::new().format(number));
 }
 
-/// Opens the object with its type, a word that needs no escape.
+/// Starts the object with its type, which needs no escapes.
 pub(super) fn put_type(out: &mut Vec<u8>, kind: &str) {
     put(out, "{\"type\":\"");
     put(out, kind);
@@ -371,7 +373,7 @@ pub(super) fn put_id(out: &mut Vec<u8>, id: Option<&str>) {
     }
 }
 
-/// JSON as an error shows it.
+/// Formats JSON for an error.
 fn shown(value: &[u8]) -> String {
     in_one_line(&String::from_utf8_lossy(value), SHOWN_CHARS)
 }
@@ -438,7 +440,7 @@ mod tests {
         );
     }
 
-    /// Serializers write `null` for what is not set.
+    /// Serializers write `null` for unset members.
     #[test]
     fn null_is_no_id_and_no_sign() {
         assert_eq!(

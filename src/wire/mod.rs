@@ -1,4 +1,4 @@
-//! Floor 1: bytes to meaning and back, never I/O.
+//! Floor 1: parsing and encoding of bytes, without I/O.
 
 pub mod api_error;
 pub mod bundle;

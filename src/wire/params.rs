@@ -1,5 +1,5 @@
-//! Parameters of a query or a form (`application/x-www-form-urlencoded`), and the text of them
-//! that a request's signature covers.
+//! Parameters of a query or a form (`application/x-www-form-urlencoded`), and their text as covered
+//! by a request's signature.
 
 use std::borrow::Cow;
 
@@ -10,21 +10,21 @@ use super::http::NO_SIGN;
 use super::percent::{Plus, decode, write_query};
 use crate::types::quoted;
 
-/// Unknown parameters are ignored, but every one costs memory and a place in the sort.
+/// Unknown parameters are ignored, but each costs memory and sorting time.
 const MAX_PARAMS: usize = 256;
 
-/// Decoded parameters, each name once, sorted by name (by its bytes).
+/// Decoded parameters with unique names, sorted by name (by its bytes).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params<'a> {
     pairs: SmallVec<[(Cow<'a, str>, Cow<'a, str>); 12]>,
 }
 
 impl<'a> Params<'a> {
-    /// Reads `a=b&c=d`. `+` and `%20` are spaces, empty pairs are skipped, a parameter without `=`
-    /// has an empty value. Allocates only for values that are encoded.
+    /// Parses `a=b&c=d`. `+` and `%20` are spaces, empty pairs are skipped, a parameter without `=`
+    /// has an empty value. Allocates only for encoded values.
     ///
-    /// 400 for a name given twice, a `%` without two hexadecimal digits, what is not UTF-8 (a
-    /// `sign` like that is a wrong one: 401), and more than 256 parameters.
+    /// Fails with 400 on a duplicate name, a `%` without two hexadecimal digits, invalid UTF-8 (in
+    /// `sign` it counts as a wrong signature: 401), and more than 256 parameters.
     pub fn parse(text: &'a [u8]) -> Result<Self, ApiError> {
         let mut pairs = SmallVec::new();
         for pair in text.split(|&b| b == b'&').filter(|pair| !pair.is_empty()) {
@@ -57,7 +57,7 @@ impl<'a> Params<'a> {
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
-        // A dozen at most in practice: cheaper to look through than to bisect.
+        // A dozen at most in practice: a linear search is cheaper than a binary one.
         self.pairs.iter().find(|pair| pair.0 == name).map(|pair| pair.1.as_ref())
     }
 
@@ -69,7 +69,7 @@ impl<'a> Params<'a> {
         self.pairs.is_empty()
     }
 
-    /// Appends the signed text: `path`, a line feed, then every parameter but `sign`,
+    /// Appends the signed text: `path`, a line feed, then every parameter except `sign`,
     /// percent-encoded (RFC 3986: unreserved characters bare, upper-case digits), sorted by name.
     pub fn canonical(&self, path: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(path.as_bytes());

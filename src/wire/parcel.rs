@@ -1,7 +1,7 @@
-//! What workers and nodes send one another besides pushes: requests of clients to business servers,
-//! the answers, what happens to clients, and whose requests need no answer any more.
+//! Messages between workers and nodes other than pushes: requests of clients to business servers,
+//! the responses, events of clients, and cancellations of requests.
 //!
-//! A parcel is an envelope of another kind: the same head, fields of its own, then data. Its `id`
+//! A parcel is an envelope of another kind: the same header, fields of its own, then data. Its `id`
 //! is the request's.
 
 use super::envelope::{
@@ -17,10 +17,10 @@ const FIELD_DEVICE: u8 = 11;
 const FIELD_STATUS: u8 = 12;
 const FIELD_WORKER: u8 = 13;
 
-/// Requests that one [`Cancel`] names at most: as many as a client may have waiting.
+/// Maximum number of requests in one [`Cancel`]: as many as a client may have waiting.
 pub const MAX_CANCELLED: usize = 1_000;
 
-/// The node and the life of it that a parcel comes from.
+/// The node that sends a parcel, and its run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
     pub node: NodeId,
@@ -35,12 +35,12 @@ pub enum Parcel<'a> {
     Cancel(Cancel<'a>),
 }
 
-/// A client asks a business server.
+/// A client's request to a business server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Unique in the cluster; the answer has it, too.
+    /// Unique in the cluster; the response has it as well.
     pub id: MessageId,
-    /// The connection that is asked.
+    /// The business server's connection.
     pub server: Cid,
     pub client: Cid,
     pub pid: &'a str,
@@ -50,12 +50,12 @@ pub struct Request<'a> {
     pub data: &'a [u8],
 }
 
-/// The answer to a [`Request`].
+/// The response to a [`Request`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Response<'a> {
     pub id: MessageId,
     pub client: Cid,
-    /// The connection that was asked.
+    /// The connection of the business server that was asked.
     pub server: Cid,
     pub pid: &'a str,
     pub answer: Answer<'a>,
@@ -65,38 +65,38 @@ pub struct Response<'a> {
 pub enum Answer<'a> {
     /// The JSON value that the business server sent, byte for byte.
     Data(&'a [u8]),
-    /// Its connection ended; the request was written to it.
+    /// Its connection ended after the request was written to it.
     Gone,
-    /// Its connection ended, and the request was not written: another one may be asked.
+    /// Its connection ended before the request was written: another server may be asked.
     Unwritten,
-    /// It has no room for the request: likewise.
+    /// It has no room for the request: another server may be asked.
     Full,
-    /// It has answered, with more than the queue carries.
+    /// It has answered with more than the queue carries.
     TooLarge,
 }
 
-/// What happened to clients of a project, in order: see [`EventList`].
+/// Events of a project's clients, in order: see [`EventList`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Events<'a> {
     pub sender: Sender,
-    /// The worker of the sender where it happened.
+    /// The sender's worker on which they occurred.
     pub worker: u8,
     pub pid: &'a str,
     pub list: EventList<'a>,
 }
 
-/// A client has ended before its requests were answered: the business server's worker forgets them.
+/// A client ended before its requests were answered: the business server's worker forgets them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cancel<'a> {
-    /// The connection that was asked.
+    /// The connection of the business server that was asked.
     pub server: Cid,
-    /// Who asked: nobody else's requests are forgotten.
+    /// The client that asked: only its own requests are forgotten.
     pub client: Cid,
     pub pid: &'a str,
     pub list: CancelList<'a>,
 }
 
-/// Ids of requests, each u64; at most [`MAX_CANCELLED`].
+/// Ids of requests, u64 each; at most [`MAX_CANCELLED`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CancelList<'a>(&'a [[u8; 8]]);
 
@@ -106,8 +106,8 @@ impl CancelList<'_> {
     }
 }
 
-/// Each event: its kind u8, the length of its text u32, and the text, the frame that business
-/// servers get.
+/// Each event: its kind u8, the length of its text u32, and the text, which is the frame for
+/// business servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventList<'a>(pub &'a [u8]);
 
@@ -172,7 +172,7 @@ impl Events<'_> {
 }
 
 impl Cancel<'_> {
-    /// A cancel of these requests.
+    /// Encodes a cancellation of these requests.
     pub fn encode_of(
         sender: Sender,
         (server, client, pid): (Cid, Cid, &str),
@@ -199,7 +199,7 @@ fn begin(out: &mut Vec<u8>, kind: Kind, sender: Sender, id: MessageId, pid: &str
     start
 }
 
-/// The connection that a request, a response or a cancel is for, without reading the rest.
+/// Returns the connection that a request, a response or a cancel is for, without reading the rest.
 pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
     let (_, fields, _) = take_apart(bytes)?;
     for field in fields {
@@ -210,7 +210,7 @@ pub fn addressee(bytes: &[u8]) -> Result<Cid, EnvelopeError> {
     Err(EnvelopeError::Field)
 }
 
-/// The project of a parcel, without reading the rest.
+/// Returns the project of a parcel, without reading the rest.
 pub fn pid(bytes: &[u8]) -> Result<&[u8], EnvelopeError> {
     let (_, fields, _) = take_apart(bytes)?;
     for field in fields {
@@ -221,14 +221,14 @@ pub fn pid(bytes: &[u8]) -> Result<&[u8], EnvelopeError> {
     Err(EnvelopeError::Field)
 }
 
-/// Whether what a parcel of another node brings to sockets is JSON: the data of a request or an
-/// answer, the texts of events.
+/// Checks that what a parcel of another node sends to sockets is JSON: the data of a request or
+/// response, the texts of events.
 pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
     let (header, _, data) = take_apart(bytes)?;
     let check = |text: &[u8]| json::validate(text).map_err(|_| EnvelopeError::NotJson);
     match header.kind {
         Kind::Events => EventList(data).try_for_each(|event| check(event?.1.as_bytes())),
-        // An answer that is none has no data.
+        // A response that reports a failure has no data.
         Kind::Response if data.is_empty() => Ok(()),
         Kind::Cancel => Ok(()),
         _ => check(data),
@@ -236,8 +236,8 @@ pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
 }
 
 impl<'a> Parcel<'a> {
-    /// Reads a parcel that fills `bytes` to its end. Never allocates. The data of a request or a
-    /// response is UTF-8; that it is JSON its sender has seen to.
+    /// Parses a parcel, which fills `bytes` completely. Never allocates. The data of a request or a
+    /// response is UTF-8; its sender has checked that it is JSON.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (header, fields, data) = take_apart(bytes)?;
         let (mut pid, mut uid, mut device) = ("", "", "");

@@ -1,30 +1,30 @@
-//! A message on its way to Redis: the names of channels, and what is published on which.
+//! A message on its way to Redis: channel names, and what is published on which channel.
 //!
-//! Channels, behind a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the
-//! client ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`), `wsc:{pid}:e`
-//! for what happens to its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one.
-//! `wsc:ids:<node>` is no channel but a key. The braces are Redis Cluster's hash tags: all channels
-//! of a project would share a slot.
+//! Channels, with a prefix (`wsc`): `wsc:{pid}` for a project, `wsc:{pid}:n:<node>` for the client
+//! ids of one node, `wsc:{pid}:u:<uid>` for one user (with `--routing user`), `wsc:{pid}:e` for the
+//! events of its clients, `wsc:nodes` for all nodes and `wsc:node:<node>` for one. `wsc:ids:<node>`
+//! is not a channel but a key. The braces are Redis Cluster's hash tags: all channels of a project
+//! would share a slot.
 
 use super::envelope::{Envelope, NamesBuf, Targets};
 use crate::types::{NodeId, Routing, SnowflakeClock};
 use smallvec::SmallVec;
 use std::ops::Range;
 
-/// With `--routing user`, pushes to at most so many users go to the users' own channels.
+/// With `--routing user`, pushes to at most this number of users go to the users' own channels.
 pub const MAX_USER_CHANNELS: usize = 16;
 
-/// And only if all copies of it have at most this many bytes together.
+/// And only if all copies together have at most this number of bytes.
 const MAX_COPIES_BYTES: usize = 1 << 20;
 
-/// Most names of channels are shorter.
+/// Most channel names are shorter.
 const LIKELY_NAME_BYTES: usize = 64;
 
-/// Writes names of channels.
+/// Writes channel names.
 #[derive(Debug, Clone)]
 pub struct ChannelNames {
     prefix: Box<str>,
-    /// The prefix, and what stands between it and a project's id.
+    /// The prefix and the separator before a project's id.
     to_project: Box<str>,
 }
 
@@ -37,11 +37,11 @@ impl ChannelNames {
         &self.prefix
     }
 
-    /// The project of a channel's name, and which of its channels that is; `None` for that of its
+    /// Parses a channel name into its project and channel; `None` for the project's channel of
     /// events.
     pub fn parse<'n>(&self, name: &'n [u8]) -> Option<(&'n [u8], Option<Channel<'n>>)> {
         let rest = name.strip_prefix(self.to_project.as_bytes())?;
-        // No project's id has a brace.
+        // A project's id never contains a brace.
         let end = rest.iter().position(|&byte| byte == b'}')?;
         let (pid, rest) = (&rest[..end], &rest[end + 1..]);
         let channel = match rest.get(..3) {
@@ -75,7 +75,7 @@ impl ChannelNames {
         out.extend_from_slice(uid);
     }
 
-    /// Writes the name of a project's channel that a message goes to.
+    /// Appends the name of the project's channel that a message goes to.
     pub fn write(&self, out: &mut Vec<u8>, pid: &[u8], channel: Channel<'_>) {
         match channel {
             Channel::Project => self.project(out, pid),
@@ -84,11 +84,11 @@ impl ChannelNames {
         }
     }
 
-    /// The length of the project's channel's name, which that of a user's channel begins with;
-    /// `None` for any other channel.
+    /// Returns the length of the project channel's name, which is a prefix of the user channel's
+    /// name; `None` for any other channel.
     pub fn project_of_user(&self, channel: &[u8]) -> Option<usize> {
         let start = self.prefix.len();
-        // No project's name has a brace.
+        // A project's id never contains a brace.
         let end = start + channel.get(start..)?.iter().position(|&byte| byte == b'}')? + 1;
         channel[end..].starts_with(b":u:").then_some(end)
     }
@@ -98,13 +98,13 @@ impl ChannelNames {
         out.extend_from_slice(b":e");
     }
 
-    /// What every node hears.
+    /// Appends the name of the channel to which every node subscribes.
     pub fn nodes(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.prefix.as_bytes());
         out.extend_from_slice(b":nodes");
     }
 
-    /// The key under which is kept which ids a node has given out.
+    /// Appends the key that stores which ids a node has issued.
     pub fn ids_of_node(&self, out: &mut Vec<u8>, node: NodeId) {
         out.extend_from_slice(self.prefix.as_bytes());
         out.extend_from_slice(b":ids:");
@@ -118,25 +118,25 @@ impl ChannelNames {
     }
 }
 
-/// One channel that a [`Publication`] goes to: where in its bytes the channel's name is, and right
-/// behind it the envelope.
+/// One channel that a [`Publication`] goes to: the position of the channel's name in its bytes,
+/// directly followed by the envelope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     pub channel: Range<usize>,
     pub envelope: Range<usize>,
 }
 
-/// One message on its way to a broker on another thread, complete but for the numbers of its
+/// One message on its way to a broker on another thread, complete except for the numbers of its
 /// envelopes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Publication {
     pub bytes: Vec<u8>,
-    /// More than one only for a push to several users that have channels of their own.
+    /// More than one only for a push to several users with channels of their own.
     pub parts: SmallVec<[Part; 1]>,
 }
 
 impl Publication {
-    /// Appends what brings `envelope` to every node that may hold a target of it.
+    /// Appends the parts that bring `envelope` to every node that may hold a recipient.
     pub fn add_message(&mut self, names: &ChannelNames, routing: Routing, envelope: &Envelope<'_>) {
         route(routing, envelope, |channel, envelope| {
             let start = self.bytes.len();
@@ -153,8 +153,7 @@ impl Publication {
     }
 }
 
-/// The name of the channel that was last written to, and of which project it is: what follows is
-/// often for the same.
+/// The channel name written last, and its project: the next message is often on the same channel.
 #[derive(Debug, Default)]
 pub struct LastName {
     /// Empty: not a project's own channel.
@@ -177,20 +176,20 @@ impl LastName {
     }
 }
 
-/// Which of a project's channels a message goes to.
+/// A channel of a project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel<'a> {
-    /// That of all nodes with clients of the project.
+    /// The channel of all nodes with clients of the project.
     Project,
-    /// That of a node's client ids.
+    /// The channel of a node's client ids.
     Node(NodeId),
     User(&'a [u8]),
 }
 
-/// Calls `each` with what brings `envelope` to every node that may hold a target of it.
+/// Calls `each` with the parts that bring `envelope` to every node that may hold a recipient.
 ///
-/// Client ids of one node go to that node's channel. Those of several go to the project's: one
-/// part, accepted as a whole.
+/// Client ids of one node go to that node's channel. Those of several nodes go to the project's:
+/// one part, accepted as a whole.
 pub fn route(
     routing: Routing,
     envelope: &Envelope<'_>,
@@ -201,7 +200,8 @@ pub fn route(
         return each(Channel::Node(node), envelope);
     }
     let users = targets.uids.filter(|_| routing == Routing::User && targets.cids.is_none());
-    // A worker takes one message with a key: several with the same would be one user's only.
+    // A worker accepts one message per key: of several with the same key only one user would get
+    // it.
     let most = if envelope.key.is_some() { 1 } else { MAX_USER_CHANNELS };
     let is_few = |count: usize| {
         let copies_bytes = count * envelope.data.len();
@@ -224,14 +224,14 @@ pub fn route(
     }
 }
 
-/// The node that all client ids of a selector belong to, if there is one.
+/// Returns the node of all client ids of a selector, if it is the same.
 fn only_node(targets: &Targets<'_>) -> Option<NodeId> {
     let mut nodes = targets.cids?.iter().map(|cid| SnowflakeClock::node_of(cid.0));
     let first = nodes.next()?;
     nodes.all(|node| node == first).then_some(first)
 }
 
-/// Appends a `PUBLISH` of a payload of `length` bytes, which `write` appends.
+/// Appends a `PUBLISH` with a payload of `length` bytes, which `write` appends.
 pub fn write_publish(
     out: &mut Vec<u8>,
     channel: &[u8],
@@ -243,7 +243,7 @@ pub fn write_publish(
     add_bulk(out, length, write);
 }
 
-/// Appends a bulk string of `length` bytes that `write` writes.
+/// Appends a bulk string of `length` bytes, which `write` appends.
 fn add_bulk(out: &mut Vec<u8>, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
     out.push(b'$');
     out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -386,7 +386,7 @@ mod tests {
         assert_eq!(out, b"*3\r\n$7\r\nPUBLISH\r\n$7\r\nwsc:{p}\r\n$3\r\nabc\r\n");
     }
 
-    /// A node with both users took the first part, and the second for a repeat of it.
+    /// A node with both users accepted the first part and took the second for a duplicate.
     #[test]
     fn a_key_is_on_one_part() {
         for (uids, channel) in [(&["a", "b"][..], "wsc:{shop}"), (&["a"], "wsc:{shop}:u:a")] {

@@ -14,7 +14,7 @@ use crate::types::{Limits, unknown};
 pub const MAX_TTL_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 64;
 
-/// What every push may have, however it is sent.
+/// Members allowed in every push, however it is sent.
 const MEMBERS: [&str; 9] = [
     "uids",
     "cids",
@@ -27,7 +27,7 @@ const MEMBERS: [&str; 9] = [
     "transient",
 ];
 
-/// Where a push comes from: what it may have besides [`MEMBERS`].
+/// Where a push comes from, which determines the members allowed besides [`MEMBERS`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
     /// A request of its own.
@@ -47,7 +47,7 @@ impl Origin {
         }
     }
 
-    /// Refuses what the push must not have: a misspelt selector would reach everybody.
+    /// Rejects unknown members: a misspelt selector would reach every client.
     fn refuse_unknown<'a>(self, source: impl Source<'a>) -> Result<(), ApiError> {
         let is_known = |name: &str| MEMBERS.contains(&name) || self.members().contains(&name);
         let Some(name) = source.find_unknown(is_known) else { return Ok(()) };
@@ -66,7 +66,7 @@ fn unknown_member(name: &str, known: &[&[&str]]) -> ApiError {
     ApiError::bad(unknown("member", name, &known.concat()))
 }
 
-/// A member `sign` in a JSON body would not be looked at.
+/// Rejects a member `sign` in a JSON body, where it would be ignored.
 fn refuse_sign(members: &Members<'_>) -> Result<(), ApiError> {
     match has_sign(members) {
         true => Err(ApiError::bad("unknown member \"sign\": sign belongs in X-Sign for JSON")),
@@ -74,12 +74,12 @@ fn refuse_sign(members: &Members<'_>) -> Result<(), ApiError> {
     }
 }
 
-/// Whether a JSON body carries the sign that belongs in X-Sign.
+/// Whether a JSON body carries the signature that belongs in X-Sign.
 pub fn has_sign(members: &Members<'_>) -> bool {
     members.optional("sign").is_some()
 }
 
-/// What one push says, the credentials aside.
+/// The contents of one push, without the credentials.
 #[derive(Debug)]
 pub struct Push<'a> {
     pub targets: TargetsBuf,
@@ -92,18 +92,18 @@ pub struct Push<'a> {
 }
 
 impl<'a> Push<'a> {
-    /// From a query or a form: `data` becomes a JSON string.
+    /// Parses a query or a form: `data` becomes a JSON string.
     pub fn from_params(params: &'a Params<'_>, limits: &Limits) -> Result<Self, ApiError> {
         Self::read(params, Origin::Request, limits)
     }
 
-    /// From a JSON body: `data` stays the very value that was sent.
+    /// Parses a JSON body: `data` stays byte for byte as received.
     pub fn from_json(members: &Members<'a>, limits: &Limits) -> Result<Self, ApiError> {
         refuse_sign(members)?;
         Self::read(members, Origin::Request, limits)
     }
 
-    /// From a business server's frame; with `exp` if it has one, for the caller to judge.
+    /// Parses a business server's frame; with `exp` if it has one, which the caller checks.
     pub fn from_server(
         members: &Members<'a>,
         limits: &Limits,
@@ -173,17 +173,17 @@ impl<'a> Batch<'a> {
         Err(unknown_member(&name, &[&KNOWN]))
     }
 
-    /// How many messages there are, good and bad: one result is due for each.
+    /// Returns the number of messages, valid and invalid: one result is due for each.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Never: an empty batch is refused.
+    /// Always false: an empty batch is rejected.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The messages in order. An error is that message's result and says nothing about the others.
+    /// Iterates over the messages in order. An error is the result of that message only.
     pub fn pushes(&self, limits: &Limits) -> impl Iterator<Item = Result<Push<'a>, ApiError>> {
         self.messages.clone().map(|message| {
             let members = json::members(message?)?;
@@ -200,7 +200,7 @@ fn read_ttl(given: Given<'_>) -> Result<u32, ApiError> {
     u32::try_from(ttl_ms).map_err(|_| ApiError::bad("ttl_ms is too big"))
 }
 
-/// There is no history that a transient push would be kept out of.
+/// `transient` has no effect: there is no history to exclude the push from.
 fn check_transient(given: Given<'_>) -> Result<(), ApiError> {
     match given {
         Given::Json(b"true" | b"false") | Given::Text("true" | "false") => Ok(()),
@@ -223,7 +223,7 @@ mod tests {
     use crate::wire::envelope::{Envelope, max_bytes};
     use proptest::prelude::*;
 
-    /// The push in one line: data, ttl, key, uids.
+    /// Formats the push in one line: data, ttl, key, uids.
     fn line(push: Result<Push<'_>, ApiError>) -> String {
         match push {
             Err(error) => format!("{}: {}", error.status, error.msg),
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(from_form("data=&transient=1"), "400: transient must be true or false");
     }
 
-    /// `{"uid":"bob"}` was taken for a push without a selector, and reached the whole project.
+    /// `{"uid":"bob"}` was taken for a push without a selector and reached the whole project.
     #[test]
     fn unknown_members_are_refused() {
         for (name, meant) in [
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(server(r#"{"pid":1,"data":1}"#), Err(neither.into()));
     }
 
-    /// Serializers write `null` for what is not set.
+    /// Serializers write `null` for unset members.
     #[test]
     fn null_is_absent_but_for_a_selector() {
         let body = r#"{"data":null,"ttl_ms":null,"idempotency_key":null,"transient":null}"#;

@@ -1,7 +1,7 @@
-//! Where the queue's Redis is and how to get in: `redis://user:password@host:port/db`, or
+//! The address and credentials of the queue's Redis: `redis://user:password@host:port/db`, or
 //! `unix://user:password@/path?db=2`.
 //!
-//! No error quotes any part of the text: what is not where it belongs may be a password.
+//! Errors never quote the text: a misplaced part may be a password.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,14 +11,14 @@ use std::str::FromStr;
 
 use super::percent::{self, PercentError, Plus, encode};
 
-/// The port of a URL that names none.
+/// The port of a URL without one.
 pub const DEFAULT_PORT: u16 = 6379;
-/// What Linux takes in `sun_path`, without the NUL at the end.
+/// Maximum length of `sun_path` on Linux, without the terminating NUL.
 const MAX_UNIX_PATH: usize = 107;
-/// Redis counts its databases in a C int.
+/// Redis stores the database number in a C int.
 const MAX_DB: u32 = i32::MAX as u32;
 
-/// A Redis server and what it wants to know of a connection. A user never comes without a password.
+/// A Redis server and the parameters of a connection to it. A user always comes with a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     pub endpoint: Endpoint,
@@ -29,13 +29,13 @@ pub struct RedisUrl {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A name, an IPv4 address, or an IPv6 address without its brackets.
+    /// A host name, an IPv4 address, or an IPv6 address without brackets.
     Tcp { host: String, port: u16 },
     /// An absolute path.
     Unix { path: PathBuf },
 }
 
-/// A password that shows itself only to who asks for it by name.
+/// A password that is shown only on explicit request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
@@ -122,7 +122,7 @@ impl FromStr for RedisUrl {
     }
 }
 
-/// `user:password@host:port/db?db=0`; what is behind the host may be missing.
+/// Parses `user:password@host:port/db?db=0`; everything after the host is optional.
 fn tcp(rest: &str) -> Result<RedisUrl, RedisUrlError> {
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if tail.contains(['@', '#']) {
@@ -141,14 +141,14 @@ fn tcp(rest: &str) -> Result<RedisUrl, RedisUrlError> {
     Ok(RedisUrl { endpoint: Endpoint::Tcp { host: host.into(), port }, user, password, db })
 }
 
-/// `user:password@/path?db=0`.
+/// Parses `user:password@/path?db=0`.
 fn unix(rest: &str) -> Result<RedisUrl, RedisUrlError> {
     let (authority, tail) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let credentials = match authority {
         "" => "",
         _ => authority.strip_suffix('@').ok_or(RedisUrlError::UnixPath)?,
     };
-    // A second @ is one of a path, or the password's end after a / in it.
+    // A second @ belongs to the path, or ends a password that contains a /.
     if tail.contains('#') || (tail.contains('@') && !credentials.is_empty()) {
         return Err(RedisUrlError::Unencoded);
     }
@@ -162,8 +162,8 @@ fn unix(rest: &str) -> Result<RedisUrl, RedisUrlError> {
     Ok(RedisUrl { endpoint: Endpoint::Unix { path: path.into() }, user, password, db })
 }
 
-/// Without a colon some clients read a user and others a password, so that is refused. A user
-/// without a password gets an empty one, as Redis wants for a user that needs none.
+/// Without a colon some clients read a user and others a password, so that is rejected. A user
+/// without a password gets an empty one, as Redis expects for a user that needs none.
 fn user_and_password(text: &str) -> Result<(Option<String>, Option<Password>), RedisUrlError> {
     let (user, password) = match text.split_once(':') {
         Some((user, password)) => (decode(user)?, decode(password)?),
@@ -216,12 +216,12 @@ fn database(text: &str) -> Result<u32, RedisUrlError> {
     number(text).filter(|db| *db <= MAX_DB).ok_or(RedisUrlError::Db)
 }
 
-/// Digits and nothing else: `parse` alone would take a `+`.
+/// Accepts digits only: `parse` alone would accept a `+`.
 fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// `%2F` to `/`; a `+` stays one.
+/// Decodes `%2F` to `/`; a `+` is kept.
 fn decode(text: &str) -> Result<String, RedisUrlError> {
     let decoded = percent::decode(text.as_bytes(), Plus::Itself);
     decoded.map(Cow::into_owned).map_err(|error| match error {
@@ -230,7 +230,7 @@ fn decode(text: &str) -> Result<String, RedisUrlError> {
     })
 }
 
-/// The URL in full, with `***` for the password.
+/// Formats the full URL, with `***` for the password.
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.endpoint {

@@ -1,4 +1,4 @@
-//! What the parameters of a request have in common, whether they came as query, form or JSON.
+//! Parsing common to the parameters of all requests, from a query, a form or JSON.
 
 use std::borrow::Cow;
 
@@ -7,19 +7,19 @@ use super::json::{self, Members};
 use super::params::Params;
 use crate::types::{Limits, is_pid};
 
-/// The most that a time may be; more unix seconds (from the year 5138 on) are milliseconds by
+/// The maximum time in unix seconds; larger values (from the year 5138 on) are milliseconds by
 /// mistake.
 pub const MAX_UNIX_SECONDS: u64 = 99_999_999_999;
 
-/// The one place that a request's parameters come from. What it gives lives as long as `'a`: the
-/// bytes of a JSON body, or the decoded [`Params`] of a query or form.
+/// The source of a request's parameters. Returned values live for `'a`: the bytes of a JSON body,
+/// or the decoded [`Params`] of a query or form.
 pub trait Source<'a>: Copy {
     fn given(self, name: &str) -> Option<Given<'a>>;
 
-    /// The first name that is given and not known.
+    /// Returns the first given name that is unknown.
     fn find_unknown(self, is_known: impl Fn(&str) -> bool) -> Option<Cow<'a, str>>;
 
-    /// An optional parameter: a JSON `null` counts as absent.
+    /// Returns an optional parameter: a JSON `null` counts as absent.
     fn optional(self, name: &str) -> Option<Given<'a>> {
         self.given(name)
             .filter(|given| !matches!(given, Given::Json(value) if json::is_null(value)))
@@ -64,7 +64,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// An id: in JSON it may be an integer too, and then stands for its decimal text.
+    /// Parses an id: in JSON it may also be an integer, which stands for its decimal text.
     pub(super) fn id(self, name: &str) -> Result<Cow<'a, str>, ApiError> {
         match self {
             Self::Json(value) if !json::is_string(value) => json::integer_text(value)
@@ -74,7 +74,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Decimal digits; in JSON an integer or a string of digits.
+    /// Parses decimal digits; in JSON an integer or a string of digits.
     pub(super) fn number(self, name: &str) -> Result<u64, ApiError> {
         let text = self.id(name)?;
         let is_decimal = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -82,7 +82,7 @@ impl<'a> Given<'a> {
         number.ok_or_else(|| ApiError::bad(format!("{name} must be a whole number in digits")))
     }
 
-    /// A time in unix seconds.
+    /// Parses a time in unix seconds.
     pub(super) fn unix_seconds(self, name: &str) -> Result<u64, ApiError> {
         let seconds = self.number(name)?;
         if is_milliseconds(seconds) {
@@ -92,7 +92,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Whether a number of unix seconds must be milliseconds: the time would never end.
+/// Whether a number of unix seconds must be milliseconds by mistake: the time would never come.
 pub(super) fn is_milliseconds(unix_seconds: u64) -> bool {
     unix_seconds > MAX_UNIX_SECONDS
 }
@@ -101,15 +101,15 @@ pub(super) fn milliseconds_given(name: &str, given: u64) -> String {
     format!("{name} must be in unix seconds: {given} looks like milliseconds")
 }
 
-/// Who asks, and on what proof. Read first and check it (project: 403, sign: 401, exp: 401) before
-/// anything else of the request is judged.
+/// Who makes the request, and the proof. Check these (project: 403, sign: 401, exp: 401) before
+/// evaluating anything else of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials<'a> {
-    /// A valid project id; whether there is such a project is not known yet.
+    /// A valid project id; whether the project exists is not known yet.
     pub pid: Cow<'a, str>,
     /// Unix seconds.
     pub exp: Option<u64>,
-    /// As it was sent, to be judged by [`super::sign::check`].
+    /// As received, to be checked by [`super::sign::check`].
     pub sign: Option<&'a str>,
 }
 
@@ -118,7 +118,7 @@ impl<'a> Credentials<'a> {
         Self::read(params, params.get("sign"), limits)
     }
 
-    /// `x_sign` is the header X-Sign; a member `sign` is like any unknown one.
+    /// `x_sign` is the header X-Sign; a member `sign` is treated as unknown.
     pub fn from_json(
         members: &Members<'a>,
         x_sign: Option<&'a str>,
@@ -144,7 +144,7 @@ impl<'a> Credentials<'a> {
     }
 }
 
-/// Unix seconds until which a request is good.
+/// Parses the unix seconds until which a request is valid.
 pub(super) fn read_exp<'a>(source: impl Source<'a>) -> Result<Option<u64>, ApiError> {
     source.optional("exp").map(|exp| exp.unix_seconds("exp")).transpose()
 }
@@ -210,7 +210,8 @@ mod tests {
         assert_eq!(from_json(r#"{"pid":7,"exp":null}"#).unwrap().exp, None);
     }
 
-    /// Taken for seconds, such a time would lie 50,000 years ahead, and the sign would never end.
+    /// Taken for seconds, such a time would lie 50,000 years ahead, and the signature would never
+    /// expire.
     #[test]
     fn milliseconds_are_no_exp() {
         assert_eq!(from_query("pid=1&exp=99999999999").unwrap().1, Some(99_999_999_999));

@@ -1,28 +1,28 @@
-//! RESP2 and RESP3, the protocol of the Redis link: what Redis sends, and the commands it is sent.
+//! RESP2 and RESP3, the protocol of the Redis link: replies of Redis, and commands to it.
 //!
-//! [`read`] takes one reply from the front of a buffer, in place. The link lives for one kind of
-//! reply, the messages of its channels, so these have a path of their own; of everything else it
-//! must know how long it is, and hardly more.
+//! [`read`] parses one reply at the front of a buffer, in place. Almost all traffic on the link is
+//! channel messages, so these have a fast path of their own; for everything else the parser
+//! determines little more than its length.
 //!
-//! Bytes are read from left to right and judged as they come. So more bytes never change what was
-//! said about the first ones: not a reply, and not a refusal.
+//! Bytes are parsed from left to right and judged as they arrive. So more bytes never change the
+//! verdict on the first ones, neither a reply nor an error.
 
-/// The longest simple string, error or number, without its CRLF.
+/// Maximum length of a simple string, error or number, without its CRLF.
 const MAX_LINE_BYTES: usize = 64 << 10;
-/// How many elements one reply may have in all, on every level; a map's pair counts as two.
+/// Maximum number of elements in one reply, over all levels; a pair of a map counts as two.
 const MAX_ELEMENTS: usize = 4_096;
-/// How many aggregates may be inside one another.
+/// Maximum nesting depth of aggregates.
 const MAX_DEPTH: usize = 8;
 
-/// How a message begins: as RESP3 pushes it, and as RESP2 sends it.
+/// The start of a message: as a RESP3 push, and in RESP2.
 const PUSHED_MESSAGE: &[u8; 17] = b">3\r\n$7\r\nmessage\r\n";
 const LISTED_MESSAGE: &[u8; 17] = b"*3\r\n$7\r\nmessage\r\n";
 
-/// Parameters of Redis that bound what it takes and delivers.
+/// Redis parameters that limit what it accepts and delivers.
 pub const PARAMETERS: [&str; 3] =
     ["client-query-buffer-limit", "proto-max-bulk-len", "client-output-buffer-limit"];
 
-/// Why bytes are not RESP, or not what we take. The link must be closed.
+/// Why bytes are not valid RESP, or exceed our limits. The link must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RespError {
     #[error("the bytes are not RESP")]
@@ -35,55 +35,55 @@ pub enum RespError {
     TooMany,
 }
 
-/// One thing that Redis sent, borrowed from the read buffer.
+/// One value sent by Redis, borrowed from the read buffer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reply<'a> {
-    /// A message of a channel that we are subscribed to: a RESP3 push, or a RESP2 array, of
-    /// "message", channel and payload.
+    /// A message on a subscribed channel: a RESP3 push, or a RESP2 array, of "message", channel and
+    /// payload.
     Message {
         channel: &'a [u8],
         payload: &'a [u8],
     },
-    /// One channel of a SUBSCRIBE was confirmed.
+    /// Confirms one channel of a SUBSCRIBE.
     Subscribed {
         channel: &'a [u8],
     },
-    /// One channel of an UNSUBSCRIBE was left; `None`: there was none to leave.
+    /// Confirms one channel of an UNSUBSCRIBE; `None`: there was none to unsubscribe from.
     Unsubscribed {
         channel: Option<&'a [u8]>,
     },
     /// `+PONG`, or the RESP2 array of "pong" and "" that a subscribed link gets.
     Pong,
     Integer(i64),
-    /// Redis refused a command; the text with its code, e.g. `NOAUTH Authentication required.`
+    /// An error reply; the text with its code, e.g. `NOAUTH Authentication required.`
     Error(&'a [u8]),
     /// Any other simple string, e.g. `OK`.
     Simple(&'a [u8]),
-    /// What HELLO says of the server: its mode (`standalone`, `cluster`, `sentinel`) and its role.
+    /// From HELLO: the server's mode (`standalone`, `cluster`, `sentinel`) and its role.
     Server {
         mode: &'a [u8],
         role: &'a [u8],
     },
-    /// What ROLE says: `master`, `slave` or `sentinel`; of a replica also host and port of its
-    /// master.
+    /// From ROLE: `master`, `slave` or `sentinel`; for a replica also host and port of its master.
     Role {
         role: &'a [u8],
         master: Option<(&'a [u8], i64)>,
     },
-    /// One of [`PARAMETERS`], as CONFIG GET answers it.
+    /// One of [`PARAMETERS`], from CONFIG GET.
     Parameter {
         name: &'a [u8],
         value: &'a [u8],
     },
-    /// Any other whole value (other maps and pushes, bulk strings, nulls, doubles, …), skipped.
+    /// Any other complete value (other maps and pushes, bulk strings, nulls, doubles, …), skipped.
     Other,
 }
 
-/// Reads the first reply of `bytes` in place: `Ok(None)` while it has not come whole; otherwise the
-/// reply and how many bytes it took, with those of an attribute before it. Never allocates.
+/// Reads the first reply of `bytes` in place: `Ok(None)` while it is incomplete; otherwise the
+/// reply and its length in bytes, including a preceding attribute. Never allocates.
 ///
-/// `max_bytes` is the longest bulk string (and thereby payload) that is taken. A longer one is
-/// refused by its length, before it comes; and while one is coming, only its length is read again.
+/// `max_bytes` is the maximum length of a bulk string, and thus of a payload. A longer one is
+/// rejected by its announced length, before it arrives; while one is arriving, only its length is
+/// parsed again.
 pub fn read<'a>(
     bytes: &'a [u8],
     max_bytes: usize,
@@ -110,12 +110,12 @@ fn write_length(out: &mut Vec<u8>, kind: u8, length: usize) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The fast path: a whole message in its usual form. Whatever else it may be, `None`, and then
-/// [`read_any`] says what.
+/// The fast path: a complete message in its usual form. `None` for anything else, which
+/// [`read_any`] then parses.
 fn read_message(bytes: &[u8], max_bytes: usize) -> Option<(Reply<'_>, usize)> {
     let head = bytes.first_chunk::<17>()?;
     let is_message = head == PUSHED_MESSAGE || head == LISTED_MESSAGE;
-    // The first string has its limit, too.
+    // The limit applies to the first string as well.
     if !is_message || max_bytes < b"message".len() {
         return None;
     }
@@ -126,7 +126,7 @@ fn read_message(bytes: &[u8], max_bytes: usize) -> Option<(Reply<'_>, usize)> {
     Some((Reply::Message { channel, payload }, reader.at))
 }
 
-/// Every reply, messages too.
+/// Reads any reply, including messages.
 fn read_any(bytes: &[u8], max_bytes: usize) -> Result<Option<(Reply<'_>, usize)>, RespError> {
     let mut reader = Reader::new(bytes, max_bytes);
     match reader.reply() {
@@ -136,10 +136,10 @@ fn read_any(bytes: &[u8], max_bytes: usize) -> Result<Option<(Reply<'_>, usize)>
     }
 }
 
-/// Why reading went no further.
+/// Why reading stopped.
 #[derive(Debug, Clone, Copy)]
 enum Stop {
-    /// So far all is well, but there is more to come.
+    /// Valid so far, but incomplete.
     Incomplete,
     Refused(RespError),
 }
@@ -150,7 +150,7 @@ impl From<RespError> for Stop {
     }
 }
 
-/// A scalar whole, or the head of what has members.
+/// A complete scalar, or the head of an aggregate.
 #[derive(Debug, Clone, Copy)]
 enum Token<'a> {
     Simple(&'a [u8]),
@@ -158,31 +158,31 @@ enum Token<'a> {
     Integer(i64),
     Bulk(&'a [u8]),
     Null,
-    /// A boolean, a double, a big number, or a string that says what it is written in.
+    /// A boolean, a double, a big number, or a verbatim string.
     Scalar,
-    /// So many values follow; a pair of a map is two.
+    /// Followed by this number of values; a pair of a map is two.
     Aggregate {
         kind: u8,
         members: usize,
     },
-    /// So many values follow, and after them the one that they are about.
+    /// Followed by this number of values, and then by the value they describe.
     Attribute {
         members: usize,
     },
 }
 
-/// Where reading stands in the bytes of one reply.
+/// A read position in the bytes of one reply.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     max_bytes: usize,
-    /// How many more elements the reply may have.
+    /// Number of further elements allowed in the reply.
     elements_left: usize,
 }
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8], max_bytes: usize) -> Self {
-        // No slice is longer than this, and two such lengths have a sum.
+        // No slice is longer than this, and the sum of two such lengths does not overflow.
         let max_bytes = max_bytes.min(isize::MAX as usize);
         Self { bytes, at: 0, max_bytes, elements_left: MAX_ELEMENTS }
     }
@@ -220,8 +220,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The token of the next value, which is `depth` deep if it is an aggregate; attributes before
-    /// it are skipped.
+    /// Reads the token of the next value, at `depth` if it is an aggregate; attributes before it
+    /// are skipped.
     fn value(&mut self, depth: usize) -> Result<Token<'a>, Stop> {
         loop {
             match self.token()? {
@@ -231,8 +231,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Skips the members of an aggregate that is `depth` deep (the outermost: 1). Not by recursion:
-    /// how deep the bytes go must not be for the stack to find out.
+    /// Skips the members of an aggregate at `depth` (the outermost: 1). Not recursive: the nesting
+    /// of the input must not exhaust the stack.
     fn skip(&mut self, members: usize, depth: usize) -> Result<(), Stop> {
         let mut left = [0; MAX_DEPTH + 1];
         let mut level = depth;
@@ -245,7 +245,7 @@ impl<'a> Reader<'a> {
                 level -= 1;
             }
             let inside = match self.token()? {
-                // The value that it is about is still to come.
+                // The value that it describes follows.
                 Token::Attribute { members } => members,
                 Token::Aggregate { members, .. } => {
                     left[level] -= 1;
@@ -275,8 +275,8 @@ impl<'a> Reader<'a> {
             b'*' | b'>' | b'~' => Ok(Token::Aggregate { kind, members: self.members(1)? }),
             b'%' => Ok(Token::Aggregate { kind, members: self.members(2)? }),
             b'|' => {
-                // One without members counts, too: there is no end to how many may follow each
-                // other.
+                // An attribute without members counts as well: any number of them may follow one
+                // another.
                 self.elements_left = self.elements_left.checked_sub(1).ok_or(RespError::TooMany)?;
                 Ok(Token::Attribute { members: self.members(2)? })
             }
@@ -290,7 +290,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether `-1` stands for a length: RESP2's null, which is taken then.
+    /// Whether a length is `-1`, RESP2's null; consumes it then.
     fn is_null(&mut self) -> Result<bool, Stop> {
         if self.peek(0)? != b'-' {
             return Ok(false);
@@ -304,14 +304,14 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// How many values an aggregate of groups of `each` has.
+    /// Reads the number of values in an aggregate of groups of `each`.
     fn members(&mut self, each: usize) -> Result<usize, Stop> {
         let count = self.length(self.elements_left / each, RespError::TooMany)? * each;
         self.elements_left -= count;
         Ok(count)
     }
 
-    /// A bulk string after its `$`.
+    /// Reads a bulk string after its `$`.
     #[inline]
     fn bulk(&mut self) -> Result<&'a [u8], Stop> {
         let length = self.length(self.max_bytes, RespError::TooLong)?;
@@ -322,7 +322,7 @@ impl<'a> Reader<'a> {
         Ok(string)
     }
 
-    /// A bulk string with its `$`, if there is a whole one.
+    /// Reads a bulk string with its `$`, if it is complete.
     #[inline]
     fn plain_bulk(&mut self) -> Option<&'a [u8]> {
         if *self.bytes.get(self.at)? != b'$' {
@@ -332,8 +332,8 @@ impl<'a> Reader<'a> {
         self.bulk().ok()
     }
 
-    /// A length and its CRLF: decimal digits, in the shortest form. One above `limit` is `excess`,
-    /// told at its first digit too many.
+    /// Reads a length and its CRLF: decimal digits, in the shortest form. A length above `limit`
+    /// fails with `excess`, at the first digit too many.
     #[inline]
     fn length(&mut self, limit: usize, excess: RespError) -> Result<usize, Stop> {
         let mut length = 0usize;
@@ -357,7 +357,7 @@ impl<'a> Reader<'a> {
         Ok(length)
     }
 
-    /// What stands before the next CRLF. A CR or LF alone is refused.
+    /// Reads up to the next CRLF. A lone CR or LF is rejected.
     fn line(&mut self) -> Result<&'a [u8], Stop> {
         let rest = &self.bytes[self.at..];
         let possible = &rest[..rest.len().min(MAX_LINE_BYTES + 1)];
@@ -385,7 +385,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What an outermost aggregate says; `first` are its members, as far as it has so many.
+/// Interprets an outermost aggregate; `first` are its first members, as far as it has them.
 fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply<'a> {
     use Token::{Bulk, Integer, Null};
     match (kind, members, first) {
@@ -416,7 +416,7 @@ fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply
     }
 }
 
-/// A scalar that is one line; `None` if that is not how one is written.
+/// Parses a scalar of one line; `None` if it is malformed.
 fn scalar<'a>(kind: u8, line: &[u8]) -> Option<Token<'a>> {
     let text = str::from_utf8(line).ok()?;
     match kind {

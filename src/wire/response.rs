@@ -1,11 +1,11 @@
-//! HTTP/1.1 responses to bytes.
+//! Encodes HTTP/1.1 responses.
 
 use super::date::HttpDate;
 use super::json::write_string;
 
-/// Appends a whole response: status line, `Date`, `extra` fields, body with its Content-Length.
+/// Appends a complete response: status line, `Date`, `extra` fields, body with its Content-Length.
 ///
-/// Nothing of `extra` or `content_type` may hold CR or LF. A 204 and a 304 carry neither body nor
+/// `extra` and `content_type` must not contain CR or LF. A 204 and a 304 carry neither body nor
 /// length (RFC 9110, section 8.6). An empty body has no Content-Type.
 pub fn write_response(
     out: &mut Vec<u8>,
@@ -36,7 +36,7 @@ pub fn write_response(
     out.extend_from_slice(body);
 }
 
-/// Appends a refusal with the body `{"code":0,"msg":"…"}`.
+/// Appends an error response with the body `{"code":0,"msg":"…"}`.
 pub fn write_refusal(
     out: &mut Vec<u8>,
     status: u16,
@@ -52,7 +52,7 @@ pub fn write_refusal(
     write_response(out, status, keep_alive, date, extra, "application/json", &body);
 }
 
-/// The status line, and the date that every answer has.
+/// Appends the status line, and the date that every response has.
 pub(super) fn write_status_line(out: &mut Vec<u8>, status: u16, date: HttpDate) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());

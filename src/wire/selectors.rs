@@ -1,4 +1,4 @@
-//! The selectors of pushes, kicks and `online`: whom they are for.
+//! The selectors of pushes, kicks and `online`: which clients they are for.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,14 +11,14 @@ use super::request::{ApiError, Given, Source};
 use super::tags::split;
 use crate::types::{Cid, Limits, in_one_line, is_device, is_name, quoted};
 
-/// Characters of a JSON value that an error shows.
+/// Characters of a JSON value shown in an error.
 const SHOWN_CHARS: usize = 40;
 
-/// Reads `uids`, `cids`, `tags`, `devices` and `except_cids`, each without repetitions.
+/// Reads `uids`, `cids`, `tags`, `devices` and `except_cids`, without duplicates.
 ///
-/// Lists are comma-separated, with blanks around their elements left out, in JSON also arrays of
-/// strings; uids and cids may be integers there. A selector that is given but empty matches nobody.
-/// 400 for what is malformed or too long, and for `null`: nobody knows whom it was to select.
+/// Lists are comma-separated, with blanks around elements ignored; in JSON they may also be arrays
+/// of strings, uids and cids also integers. A selector that is given but empty matches nobody. 400
+/// for malformed or too long lists, and for `null`: its intended meaning is unknown.
 pub fn read_targets<'a>(source: impl Source<'a>, limits: &Limits) -> Result<TargetsBuf, ApiError> {
     let max = limits.selector_ids;
     let names = |selector: &Selector| {
@@ -50,9 +50,9 @@ struct Selector {
 const CIDS: Selector = Selector { name: "cids", rule: Rule::Cid, takes_integers: true };
 const EXCEPT_CIDS: Selector = Selector { name: "except_cids", ..CIDS };
 
-/// How one element looks; it is displayed behind "each element".
+/// The format of one element; displayed after "each element".
 enum Rule {
-    /// A uid or a tag, with the most bytes that it may have.
+    /// A uid or a tag, with its maximum length in bytes.
     Name(usize),
     Device(usize),
     Cid,
@@ -103,11 +103,11 @@ type Elements<'i, 'a> = &'i mut dyn Iterator<Item = Result<Element<'a>, ApiError
 /// One element of a list.
 enum Element<'a> {
     Text(Cow<'a, str>),
-    /// A JSON value that the selector does not take.
+    /// A JSON value that the selector does not accept.
     Other(&'a [u8]),
 }
 
-/// Calls `read` with the elements, whichever form they were given in.
+/// Calls `read` with the elements, in whichever form they were given.
 fn with_elements<T>(
     selector: &Selector,
     given: Given<'_>,
@@ -139,7 +139,7 @@ fn element_of<'a>(selector: &Selector, value: &'a [u8]) -> Result<Element<'a>, A
     }
 }
 
-/// The elements, sorted and each once; those given twice count towards `max`.
+/// Returns the elements, sorted and without duplicates; duplicates count towards `max`.
 fn distinct<'a, T: Ord>(
     selector: &Selector,
     elements: Elements<'_, 'a>,
@@ -307,7 +307,7 @@ mod tests {
         assert!(msg(&format!(r#"{{"uids":["{}"]}}"#, "u".repeat(99_999))).len() < 200);
     }
 
-    /// "7, 8" was refused in a selector of client ids, and selected a user " b" that nobody is.
+    /// "7, 8" was rejected in a selector of client ids, and selected a non-existent user " b".
     #[test]
     fn blanks_around_the_elements_of_a_text_are_left_out() {
         let targets = from_form("cids=7,+8&uids=+a+,%09b+c&tags=+&devices=ios+").unwrap();

@@ -1,4 +1,4 @@
-//! What a business server (a `type=2` connection) sends, and the texts that it gets.
+//! Messages that a business server (a `type=2` connection) sends and receives.
 
 use super::json;
 use super::message::{
@@ -8,15 +8,15 @@ use super::message::{
 use crate::types::{Cid, MessageId, NodeId};
 use std::borrow::Cow;
 
-/// One message of a business server, borrowed from its frame where nothing was escaped.
+/// One message of a business server, borrowed from its frame unless it contains escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerMessage<'a> {
-    /// Its other members are those of an HTTP push; they are read where it is accepted.
+    /// Its other members are those of an HTTP push; they are parsed when it is accepted.
     Push {
         id: EchoId<'a>,
     },
-    /// `id`: of the request that it answers; `None` for what cannot be one. `data` is a valid JSON
-    /// value, byte for byte as it was sent.
+    /// `id`: of the request that it answers; `None` if it is not a valid id. `data` is a valid JSON
+    /// value, byte for byte as received.
     Response {
         id: Option<MessageId>,
         data: &'a [u8],
@@ -31,7 +31,7 @@ pub enum ServerMessage<'a> {
     },
 }
 
-/// Reads one message, a JSON object. Members that it does not know are ignored.
+/// Parses one message, a JSON object. Unknown members are ignored.
 pub fn parse(text: &[u8]) -> Result<ServerMessage<'_>, MessageError<'_>> {
     let refused = |id, reason| MessageError { id, kind: Kind::Error, reason };
     let (members, id) = members_and_id(text).map_err(|(id, reason)| refused(id, reason))?;
@@ -55,7 +55,7 @@ pub fn parse(text: &[u8]) -> Result<ServerMessage<'_>, MessageError<'_>> {
     }
 }
 
-/// A client, as events and requests name it.
+/// A client, as identified in events and requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Client<'a> {
     pub cid: Cid,
@@ -63,7 +63,7 @@ pub struct Client<'a> {
     pub device: &'a str,
 }
 
-/// What an event says besides who it is about.
+/// The contents of an event besides its client.
 #[derive(Debug, Clone, Copy)]
 pub enum Detail<'a, 't> {
     None,
@@ -71,7 +71,7 @@ pub enum Detail<'a, 't> {
     Tags(&'a [&'t str]),
 }
 
-/// Something that happened to a client at `node`; `ts_ms` is milliseconds since 1970.
+/// Appends an event of a client at `node`; `ts_ms` is milliseconds since 1970.
 pub fn write_event(
     out: &mut Vec<u8>,
     kind: &str,
@@ -105,7 +105,7 @@ pub fn write_event(
     put(out, "}");
 }
 
-/// A node came, or is lost.
+/// Appends the event of a node that joined, or is lost.
 pub fn write_node(out: &mut Vec<u8>, node: NodeId, is_up: bool, ts_ms: u64) {
     put_type(out, "node");
     put(out, ",\"state\":\"");
@@ -117,7 +117,7 @@ pub fn write_node(out: &mut Vec<u8>, node: NodeId, is_up: bool, ts_ms: u64) {
     put(out, "}");
 }
 
-/// A client's request; `data` is the JSON value that it sent, byte for byte.
+/// Appends a client's request; `data` is the JSON value that it sent, byte for byte.
 pub fn write_request(out: &mut Vec<u8>, id: MessageId, from: Client<'_>, data: &[u8]) {
     put_type(out, "request");
     put(out, ",\"id\":\"");
@@ -129,7 +129,7 @@ pub fn write_request(out: &mut Vec<u8>, id: MessageId, from: Client<'_>, data: &
     put(out, "}");
 }
 
-/// The queue has the push that a business server sent.
+/// Appends the reply to a business server's push that the queue has accepted.
 pub fn write_push_accepted(out: &mut Vec<u8>, id: Option<&str>, message_id: MessageId) {
     put_type(out, "push");
     put(out, ",\"code\":1");
@@ -139,7 +139,7 @@ pub fn write_push_accepted(out: &mut Vec<u8>, id: Option<&str>, message_id: Mess
     put(out, "\"}");
 }
 
-/// It has not, or nobody knows.
+/// Appends the reply to a push that the queue has not accepted, or whose outcome is unknown.
 pub fn write_push_refused(out: &mut Vec<u8>, id: Option<&str>, msg: &str) {
     put_type(out, "push");
     put(out, ",\"code\":0,\"msg\":");

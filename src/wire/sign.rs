@@ -1,5 +1,4 @@
-//! When a signature is accepted, and the errors where it is not; how one is computed is in the
-//! shared crate.
+//! Validation of signatures, and the errors for invalid ones; the shared crate computes them.
 
 use std::borrow::Cow;
 
@@ -8,16 +7,16 @@ use crate::types::in_one_line;
 
 pub use ws_cluster_wire::sign::{Secret, Token, is_sign, sign_hex, verify};
 
-/// How long after its `exp` a request is still taken: clocks differ.
+/// How long after its `exp` a request is still accepted: clocks differ.
 const EXP_LEEWAY_MS: u64 = 5_000;
-/// Characters of the signed text that a refusal shows in development.
+/// Characters of the signed text shown by an error in development.
 const SHOWN_CHARS: usize = 1_000;
 
-/// How a request carries its sign, and how much a refusal tells.
+/// How a request carries its signature, and how much an error reveals.
 #[derive(Debug, Clone, Copy)]
 pub struct SignRules {
     pub place: SignPlace,
-    /// Whether a refusal shows the text that should have been signed; in development only.
+    /// Whether an error shows the text that should have been signed; in development only.
     pub shows_text: bool,
 }
 
@@ -25,14 +24,14 @@ pub struct SignRules {
 pub enum SignPlace {
     /// A parameter of a query or a form. `is_in_header`: the request has X-Sign.
     Parameter { is_in_header: bool },
-    /// X-Sign, because the body is JSON. `is_in_body`: that has a member `sign`.
+    /// X-Sign, because the body is JSON. `is_in_body`: the body has a member `sign`.
     Header { is_in_body: bool },
     /// A member of a WebSocket message.
     Member,
 }
 
-/// Whether `sign` is the signature of the joined `parts` under one of the secrets; the error is the
-/// sentence that refuses it.
+/// Checks that `sign` is the signature of the joined `parts` under one of the secrets; otherwise
+/// returns the error message.
 pub fn check(
     secrets: &[Secret],
     parts: &[&[u8]],
@@ -57,7 +56,7 @@ pub fn check(
     Err(format!("{problem}; the text to sign is: {}", shown(&parts.concat())).into())
 }
 
-/// The signed text as an error shows it.
+/// Formats the signed text for an error.
 fn shown(text: &[u8]) -> String {
     // A character has at most four bytes.
     let begin = String::from_utf8_lossy(&text[..text.len().min(4 * SHOWN_CHARS + 4)]);
@@ -66,8 +65,8 @@ fn shown(text: &[u8]) -> String {
     if is_cut { format!("{line} ({} bytes in all)", text.len()) } else { line }
 }
 
-/// Whether a request with that `exp` (unix seconds) is still good: 401 five seconds after it, and
-/// where it is demanded (`--env prod`) but missing.
+/// Checks that a request with this `exp` (unix seconds) is still valid: 401 five seconds after it,
+/// and if it is missing but required (`--env prod`).
 pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), HttpError> {
     match exp {
         Some(exp) if now_ms > exp.saturating_mul(1_000).saturating_add(EXP_LEEWAY_MS) => {
@@ -81,7 +80,7 @@ pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), Ht
     }
 }
 
-/// Whether a session may end at that time (unix seconds): 400 where it is over.
+/// Checks the end of a session (unix seconds): 400 if it is past.
 pub fn check_session_exp(session_exp: Option<u64>, now_ms: u64) -> Result<(), HttpError> {
     match session_exp {
         Some(exp) if exp.saturating_mul(1_000) <= now_ms => Err(HttpError::bad(SESSION_IS_OVER)),
@@ -89,7 +88,7 @@ pub fn check_session_exp(session_exp: Option<u64>, now_ms: u64) -> Result<(), Ht
     }
 }
 
-/// The refusal of a session that would end at once.
+/// The error for a session that would end at once.
 const SESSION_IS_OVER: &str = "session_exp is past: give unix seconds that are still to come";
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
-//! A list of tags as a client sends it.
+//! A list of tags as sent by a client.
 
 use crate::types::{Limits, is_name, quoted};
 use smallvec::{Array, SmallVec};
 
-/// A list may be so many times as long as what a connection may have: beyond, a message of nothing
-/// but repetitions would cost its worker milliseconds.
+/// Maximum length of a list, as a multiple of the tags that a connection may have: a longer list of
+/// duplicates would cost its worker milliseconds.
 const MAX_REPEATS: usize = 4;
 
-/// Above this many tags, repeated ones are found by sorting: a hostile list costs n log n.
+/// Above this number of tags, duplicates are found by sorting: a hostile list costs n log n.
 const PAIRWISE_TAGS: usize = 32;
 
-/// Why a list is refused.
+/// Why a list is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
     #[error(
@@ -19,13 +19,13 @@ pub enum TagError {
         quoted(.tag)
     )]
     Malformed { index: usize, tag: Box<str>, max: usize },
-    /// With the most that there may be.
+    /// With the maximum number of tags.
     #[error("too many tags: at most {0} for one connection")]
     TooMany(usize),
 }
 
-/// The elements of a comma-separated list, without the blanks around them. A list that is empty,
-/// or all blanks, has none.
+/// Iterates over the elements of a comma-separated list, without the blanks around them. An empty
+/// or blank list has none.
 pub fn split(list: &str) -> impl Iterator<Item = &str> {
     let is_empty = trimmed(list).is_empty();
     (!is_empty).then(|| list.split(',').map(trimmed)).into_iter().flatten()
@@ -35,8 +35,8 @@ fn trimmed(text: &str) -> &str {
     text.trim_matches([' ', '\t'])
 }
 
-/// Gathers tags: each once, in the order in which they came, at most [`Limits::tags`]. Those that
-/// are repeated do not count, unless they are very many.
+/// Collects tags without duplicates, in the given order, at most [`Limits::tags`]. Duplicates do
+/// not count unless there are very many.
 pub struct TagList<A: Array> {
     tags: SmallVec<A>,
     given: usize,
@@ -62,8 +62,8 @@ where
         if self.given > MAX_REPEATS * self.max {
             return Err(TagError::TooMany(self.max));
         }
-        // Looked through only now and then, so that each tag costs little, and never longer than
-        // this, so that a list of nothing but repetitions takes no memory.
+        // Deduplicated only occasionally, so that each tag costs little, and never longer than
+        // this, so that a list of duplicates takes no memory.
         if self.tags.len() >= 2 * self.max {
             self.drop_repeated()?;
         }
@@ -76,7 +76,7 @@ where
         Ok(self.tags)
     }
 
-    /// Keeps the first of equal tags, and the order.
+    /// Removes all but the first of equal tags, keeping the order.
     fn drop_repeated(&mut self) -> Result<(), TagError> {
         let tags = &mut self.tags;
         let is_repeated: SmallVec<[bool; PAIRWISE_TAGS]> = if tags.len() <= PAIRWISE_TAGS {

@@ -11,8 +11,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads `00-<trace id>-<span id>-<flags>`, all in lower-case hexadecimal digits. Of a later
-    /// version what follows is ignored; anything else is `None`, and begins a new trace
+    /// Parses `00-<trace id>-<span id>-<flags>`, all in lower-case hexadecimal digits. In a later
+    /// version anything that follows is ignored; any other text is `None` and starts a new trace
     /// (section 3.2.2).
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');

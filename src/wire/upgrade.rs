@@ -13,7 +13,7 @@ const KEY_BYTES: usize = 16;
 const KEY_CHARS: usize = 24;
 const ACCEPT_CHARS: usize = 28;
 
-/// The bits that the last character of a key has too many may be anything: other servers take them.
+/// Unused bits in the last character of a key may have any value: other servers accept them.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -25,10 +25,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key<'a>(&'a str);
 
-/// Whether the request is an opening handshake of version 13, and its key.
+/// Checks that the request is an opening handshake of version 13, and returns its key.
 ///
-/// 405 if it is not a GET, 426 if it does not ask for WebSocket version 13, 400 if it does so
-/// wrongly. The answer to a 405 or 426 carries [`refusal_fields`].
+/// Fails with 405 if it is not a GET, with 426 if it does not ask for WebSocket version 13, with
+/// 400 if the handshake is malformed. The response to a 405 or 426 carries [`refusal_fields`].
 pub fn upgrade<'a>(head: &Head<'a>) -> Result<Key<'a>, HttpError> {
     if head.method != "GET" {
         return Err(HttpError { status: 405, msg: "a WebSocket handshake is a GET" });
@@ -60,7 +60,7 @@ impl<'a> Key<'a> {
     }
 }
 
-/// The value of Sec-WebSocket-Accept.
+/// Returns the value of Sec-WebSocket-Accept.
 pub fn accept_key(key: Key<'_>) -> [u8; ACCEPT_CHARS] {
     let digest = Sha1::new().chain_update(key.0).chain_update(GUID).finalize();
     let mut accept = [0; ACCEPT_CHARS];
@@ -69,11 +69,12 @@ pub fn accept_key(key: Key<'_>) -> [u8; ACCEPT_CHARS] {
     accept
 }
 
-/// The fields that the answer to a refused handshake must carry.
+/// Returns the header fields required in the response to a rejected handshake.
 pub fn refusal_fields(status: u16) -> &'static [(&'static str, &'static str)] {
     match status {
         405 => &[("Allow", "GET")],
-        // RFC 9110, section 15.5.22: a 426 says what to upgrade to, and Connection names Upgrade.
+        // RFC 9110, section 15.5.22: a 426 names the protocol to upgrade to, and Connection lists
+        // Upgrade.
         426 => {
             &[("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Version", "13")]
         }
@@ -81,7 +82,7 @@ pub fn refusal_fields(status: u16) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// Appends the 101 that completes the handshake; with [`PROTOCOL`] where it was offered.
+/// Appends the 101 that completes the handshake; with [`PROTOCOL`] if it was offered.
 pub fn write_switching(
     out: &mut Vec<u8>,
     accept: &[u8; ACCEPT_CHARS],

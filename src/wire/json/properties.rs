@@ -1,4 +1,4 @@
-//! Properties of the JSON reader, held against serde_json.
+//! Property tests of the JSON reader against serde_json.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::*;
 
-/// The reference: it knows no limit of depth, of numbers, nor of surrogates when it ignores values.
+/// The reference: it has no limit on depth or numbers, and does not check surrogates when it
+/// ignores values.
 fn is_json(text: &[u8]) -> bool {
     std::str::from_utf8(text).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
@@ -29,7 +30,7 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Pieces of JSON, parted by the character `~`, in any order.
+/// Fragments of JSON, separated by the character `~`, in any order.
 fn fragments() -> impl Strategy<Value = String> {
     const PIECES: &str = "{~}~[~]~,~:~\"~\\~\\u~\\ud83d~\\n~true~null~-~0~12~.~e~E+~ ~\n~\t~é~\
         \u{1}~\

@@ -1,5 +1,5 @@
-//! Bytes of a real Redis (7.0), what must be refused, and properties; the crate `redis-protocol`
-//! says independently how long a reply is, and of what kind.
+//! Bytes of a real Redis (7.0), invalid input, and property tests; the crate `redis-protocol`
+//! independently determines the length and kind of a reply.
 
 use super::*;
 use proptest::collection::{hash_map, hash_set, vec};
@@ -29,7 +29,7 @@ fn message_bytes(kind: u8, channel: &[u8], payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The reply is there when its last byte is, and not before; what follows does not matter.
+/// The reply is complete with its last byte and not before, whatever follows.
 fn check_whole(bytes: &[u8], reply: Reply<'_>) {
     for end in 0..bytes.len() {
         assert_eq!(read(&bytes[..end], MAX_BYTES), Ok(None), "{:?}", bytes[..end].escape_ascii());
@@ -42,7 +42,7 @@ fn check_whole(bytes: &[u8], reply: Reply<'_>) {
     }
 }
 
-/// Refused from some byte on, always for the same reason.
+/// Rejected from some byte on, always with the same error.
 fn check_refused(bytes: &[u8], error: RespError) {
     let text = bytes.escape_ascii();
     let mut is_refused = false;
@@ -146,7 +146,7 @@ fn a_subscriber_of_resp2() {
     session.iter().for_each(|(bytes, reply)| check_whole(bytes, *reply));
 }
 
-/// What `DEBUG PROTOCOL` of a real Redis writes, and what no Redis writes but may.
+/// The output of `DEBUG PROTOCOL` of a real Redis, and what no Redis sends but may.
 #[test]
 fn every_type() {
     let attributed =
@@ -164,7 +164,7 @@ fn every_type() {
         (b"=29\r\ntxt:This is a verbatim\nstring\r\n", Reply::Other),
         (b"#t\r\n", Reply::Other),
         (b"(1234567999999999999999999999999999999\r\n", Reply::Other),
-        // The same, elsewhere.
+        // The same, nested.
         (b"(-1\r\n", Reply::Other),
         (b":-9223372036854775808\r\n", Reply::Integer(i64::MIN)),
         (b":+7\r\n", Reply::Integer(7)),
@@ -179,7 +179,7 @@ fn every_type() {
         (b">0\r\n", Reply::Other),
         (b"%0\r\n", Reply::Other),
         (b"=4\r\nmkd:\r\n", Reply::Other),
-        // Attributes: before a reply, in one, one about another's member, and without members.
+        // Attributes: before a reply, inside one, about a member of another, and without members.
         (b"|1\r\n+a\r\n:1\r\n+OK\r\n", Reply::Simple(b"OK")),
         (b"|0\r\n|1\r\n|0\r\n:1\r\n|0\r\n:2\r\n:3\r\n", Reply::Integer(3)),
         (
@@ -329,7 +329,7 @@ fn the_limits() {
     assert_eq!(read(&b"*1\r\n".repeat(100_000), 0), Err(RespError::TooDeep));
 }
 
-/// If what has come of a payload were looked at, this would not end.
+/// If the part of a payload that has arrived were scanned, this would take for ever.
 #[test]
 fn waiting_for_a_payload_costs_its_head_only() {
     let max_bytes = 64 << 20;
@@ -349,7 +349,7 @@ fn commands() {
     assert_eq!(out, b"before*3\r\n$9\r\nSUBSCRIBE\r\n$0\r\n\r\n$6\r\na\r\nb\0\xff\r\n");
 }
 
-/// A word that means something, or anything.
+/// A keyword, or anything.
 fn string() -> impl Strategy<Value = Vec<u8>> {
     let words = &["message", "subscribe", "unsubscribe", "pong", "", "\r\n", "$1\r\n"];
     prop_oneof![
@@ -393,7 +393,7 @@ fn attributes3() -> impl Strategy<Value = Option<resp3::types::OwnedAttributes>>
     ]
 }
 
-/// A shape that means something, of members that may or may not fit it.
+/// The shape of a known reply, with members that may or may not fit it.
 fn shape3() -> impl Strategy<Value = Vec<Frame3>> {
     let blob = || string().prop_map(|data| Frame3::BlobString { data, attributes: None });
     let number = any::<i64>().prop_map(|data| Frame3::Number { data, attributes: None });
@@ -533,7 +533,7 @@ proptest! {
         prop_assert_eq!(decoded, frame);
     }
 
-    /// Also where it is not quite a message, or there is not quite room for it.
+    /// Also for near-messages, and for limits that are just too small.
     #[test]
     fn the_fast_path_says_what_the_other_says(
         is_push: bool,
@@ -556,7 +556,7 @@ proptest! {
         }
     }
 
-    /// What was said about the first bytes stays said when more come.
+    /// The verdict on the first bytes stays the same when more arrive.
     #[test]
     fn more_bytes_change_nothing(
         bytes in vec(prop::sample::select(&b"+-:$*_#,(!=%~>|?01234\r\n\r\n\r\nat"[..]), 0..60),

@@ -1,6 +1,5 @@
-//! What the server and its load tool have in common on the wire: frames, signatures, and the
-//! percent-encoding under a signature. A crate of its own, so that the load tool links nothing else
-//! of the server.
+//! Wire code shared by the server and its load tool: frames, signatures, and the percent-encoding
+//! under a signature. A separate crate, so that the load tool links nothing else of the server.
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 

@@ -1,18 +1,18 @@
-//! Percent-encoding (RFC 3986), strictly: a `%` without two hexadecimal digits is an error, where
-//! the `percent-encoding` crate leaves it as it is.
+//! Strict percent-encoding (RFC 3986): a `%` without two hexadecimal digits is an error, where the
+//! `percent-encoding` crate leaves it unchanged.
 
 use std::borrow::Cow;
 
-/// What a `+` stands for.
+/// The meaning of a `+`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plus {
-    /// Itself, as in a URL's path and user.
+    /// A plus sign, as in a URL's path and user.
     Itself,
     /// A space, as in a form and a query.
     Space,
 }
 
-/// Why a text cannot be decoded; to be put behind a subject.
+/// Why a text cannot be decoded; formatted to follow a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PercentError {
     #[error("has a % that is not followed by two hexadecimal digits")]
@@ -21,7 +21,7 @@ pub enum PercentError {
     NotUtf8,
 }
 
-/// Allocates only where something is encoded.
+/// Decodes a text. Allocates only if something is encoded.
 pub fn decode(text: &[u8], plus: Plus) -> Result<Cow<'_, str>, PercentError> {
     let is_special = |byte: u8| byte == b'%' || (byte == b'+' && plus == Plus::Space);
     if !text.iter().any(|&byte| is_special(byte)) {
@@ -49,7 +49,7 @@ fn hex_byte(digits: [u8; 2]) -> Option<u8> {
     Some((high? << 4 | low?) as u8)
 }
 
-/// Appends the text with all but the unreserved characters encoded, in upper-case digits.
+/// Appends the text with all but the unreserved characters encoded, with upper-case digits.
 pub fn encode(text: &str, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in text.as_bytes() {
@@ -61,8 +61,8 @@ pub fn encode(text: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends `name=value&…`, percent-encoded as a signed text demands it. Who signs it gives the
-/// pairs in the order of their names.
+/// Appends `name=value&…`, percent-encoded as a signed text requires. For signing, the caller
+/// passes the pairs sorted by name.
 pub fn write_query<'p>(pairs: impl Iterator<Item = (&'p str, &'p str)>, out: &mut Vec<u8>) {
     for (index, (name, value)) in pairs.enumerate() {
         if index > 0 {

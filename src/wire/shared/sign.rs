@@ -6,11 +6,11 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 const MAC_BYTES: usize = 32;
-/// SHA-256's block, to which HMAC brings every key.
+/// Block size of SHA-256, to which HMAC pads every key.
 const BLOCK_BYTES: usize = 64;
 
-/// One secret of a project, as the state of an HMAC that has taken in the key: every use copies it
-/// and saves hashing the key again.
+/// One secret of a project, as the state of an HMAC that has consumed the key: every use copies it,
+/// which saves hashing the key again.
 #[derive(Clone)]
 pub struct Secret {
     keyed: Hmac<Sha256>,
@@ -18,7 +18,7 @@ pub struct Secret {
 
 impl Secret {
     pub fn new(secret: &[u8]) -> Self {
-        // RFC 2104: a longer key is replaced by its hash, a shorter one is filled up with zeros.
+        // RFC 2104: a longer key is replaced by its hash, a shorter one is padded with zeros.
         let mut block = [0; BLOCK_BYTES];
         if secret.len() > BLOCK_BYTES {
             block[..MAC_BYTES].copy_from_slice(&Sha256::digest(secret));
@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A secret that is shown as it is (RFC 6750): kept as the state that compares it in constant time.
+/// A bearer token, sent in the clear (RFC 6750): kept as a state that compares it in constant time.
 #[derive(Clone)]
 pub struct Token {
     keyed: Secret,
@@ -52,7 +52,8 @@ pub struct Token {
 
 impl Token {
     pub fn new(token: String) -> Self {
-        // Both are hashed under it, so that the comparison does not tell how much of it is right.
+        // Both are hashed under it, so that the comparison does not reveal how much of a token is
+        // right.
         let keyed = Secret::new(token.as_bytes());
         let mac = keyed.mac(&[token.as_bytes()]).finalize().into_bytes().into();
         Self { keyed, mac }
@@ -70,7 +71,8 @@ impl fmt::Debug for Token {
 }
 
 /// Whether `sign` is the signature of the joined `parts` under one of the secrets. Every secret is
-/// tried and compared in constant time; anything but 64 lower-case hexadecimal digits is false.
+/// tried and compared in constant time; returns false for anything but 64 lower-case hexadecimal
+/// digits.
 pub fn verify(secrets: &[Secret], parts: &[&[u8]], sign: &str) -> bool {
     let Some(mac) = parse_hex(sign.as_bytes()) else { return false };
     let matches = |found, secret: &Secret| found | secret.mac(parts).verify_slice(&mac).is_ok();
@@ -82,12 +84,12 @@ pub fn is_sign(text: &str) -> bool {
     parse_hex(text.as_bytes()).is_some()
 }
 
-/// The signature of the joined `parts`.
+/// Returns the signature of the joined `parts`.
 pub fn sign_hex(secret: &Secret, parts: &[&[u8]]) -> String {
     sign_digits(secret, parts).map(char::from).iter().collect()
 }
 
-/// The digits of [`sign_hex`], without an allocation.
+/// Returns the digits of [`sign_hex`] without allocating.
 pub fn sign_digits(secret: &Secret, parts: &[&[u8]]) -> [u8; 2 * MAC_BYTES] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut digits = [0; 2 * MAC_BYTES];
@@ -101,7 +103,7 @@ pub fn sign_digits(secret: &Secret, parts: &[&[u8]]) -> [u8; 2 * MAC_BYTES] {
 fn parse_hex(digits: &[u8]) -> Option<[u8; MAC_BYTES]> {
     let digits: &[u8; 2 * MAC_BYTES] = digits.try_into().ok()?;
     let mut bytes = [0; MAC_BYTES];
-    // Looked up, and judged once at the end: no branch could guess whether a digit is a letter.
+    // A table lookup, checked once at the end: no branch could predict whether a digit is a letter.
     let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [high, low] = [LOWER_HEX[usize::from(pair[0])], LOWER_HEX[usize::from(pair[1])]];

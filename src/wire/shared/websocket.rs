@@ -1,8 +1,8 @@
-//! WebSocket frames (RFC 6455), strictly: what a client may send, and what the server writes.
+//! Strict WebSocket frames (RFC 6455): parses those of a client and encodes those of the server.
 //!
 //! [`Inbound::read`] turns bytes into [`Message`]s in place: it unmasks in the caller's buffer,
-//! keeps what is left of a frame only while there is something left, and names every violation with
-//! its close code. [`client`] is the other side of it.
+//! keeps the rest of a frame only while there is one, and reports every violation with its close
+//! code. [`client`] is the other side.
 
 mod head;
 
@@ -15,9 +15,9 @@ use head::{Head, Sender};
 
 pub use fastwebsockets::OpCode;
 
-/// The most bytes a server frame's head can have.
+/// Maximum length of a server frame's head.
 const MAX_HEAD_BYTES: usize = 10;
-/// Payload limit of a control frame (RFC 6455 section 5.5).
+/// Maximum payload of a control frame (RFC 6455 section 5.5).
 const CONTROL_PAYLOAD_BYTES: usize = 125;
 
 /// Close codes of the contract.
@@ -33,7 +33,7 @@ pub mod close {
     pub const SESSION_EXPIRED: u16 = 4003;
 }
 
-/// A broken rule, with the close code that tells the peer.
+/// A violation of the protocol, with the close code for the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{msg} (close code {code})")]
 pub struct Violation {
@@ -45,7 +45,7 @@ const fn protocol_error(msg: &'static str) -> Violation {
     Violation { code: close::PROTOCOL, msg }
 }
 
-/// One whole message or control frame, unmasked.
+/// One complete message or control frame, unmasked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     /// Valid UTF-8.
@@ -53,44 +53,44 @@ pub enum Message<'a> {
     Binary(&'a [u8]),
     Ping(&'a [u8]),
     Pong(&'a [u8]),
-    /// The code is one that may be sent back; 1000 where the peer gave none.
+    /// The code is one that may be sent back; 1000 if the peer gave none.
     Close(u16),
 }
 
 impl Message<'_> {
-    /// Whether it is no message of the application.
+    /// Whether it is a control frame rather than an application message.
     pub fn is_control(&self) -> bool {
         matches!(self, Self::Ping(_) | Self::Pong(_) | Self::Close(_))
     }
 }
 
-/// What becomes of the bytes behind a message at which the reading breaks off.
+/// What happens to the bytes after the message at which reading stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rest {
-    /// They are read with the next ones.
+    /// They are read together with the next ones.
     Kept,
     Dropped,
 }
 
-/// What a connection keeps between reads: the bytes of an unfinished frame and the fragments of an
-/// unfinished message. It exists only while there is either.
+/// State that a connection keeps between reads: the bytes of an incomplete frame and the fragments
+/// of an incomplete message. It exists only while there is either.
 #[derive(Debug, Default)]
 pub struct Inbound {
     raw: Vec<u8>,
     message: Vec<u8>,
-    /// `Text` or `Binary` while a fragmented message is under way.
+    /// `Text` or `Binary` while a fragmented message is incomplete.
     kind: Option<OpCode>,
-    /// How much of `message` is known to be UTF-8.
+    /// Length of the prefix of `message` known to be valid UTF-8.
     valid: usize,
-    /// For whoever keeps it: when what it holds began.
+    /// For the owner: when the first of the kept bytes arrived.
     pub since_ms: u64,
 }
 
 impl Inbound {
-    /// Reads `fresh` after whatever `kept` holds, and hands every whole message to `on`, in order,
-    /// until `on` breaks off or a rule is broken.
+    /// Reads `fresh` after the bytes in `kept` and passes every complete message to `on`, in order,
+    /// until `on` stops it or a rule is violated.
     ///
-    /// `max_bytes` bounds a message's payload, all fragments together.
+    /// `max_bytes` limits a message's payload, all fragments together.
     pub fn read(
         kept: &mut Option<Box<Self>>,
         fresh: &mut [u8],
@@ -137,17 +137,17 @@ impl Inbound {
         }
     }
 
-    /// The bytes that are kept and were not read as frames yet.
+    /// Number of kept bytes that are not yet parsed as frames.
     pub fn raw_bytes(&self) -> usize {
         self.raw.len()
     }
 
-    /// Memory that it takes.
+    /// Bytes of memory allocated.
     pub fn allocated_bytes(&self) -> usize {
         size_of::<Self>() + self.raw.capacity() + self.message.capacity()
     }
 
-    /// Whether a fragmented message is under way.
+    /// Whether a fragmented message is incomplete.
     pub fn is_fragmented(&self) -> bool {
         self.kind.is_some()
     }
@@ -156,8 +156,8 @@ impl Inbound {
         self.raw.is_empty() && self.kind.is_none()
     }
 
-    /// Parses whole frames of `bytes`; returns how many bytes they took, `None` when the rest is
-    /// dropped.
+    /// Parses the complete frames of `bytes`; returns the number of bytes used, `None` if the rest
+    /// is dropped.
     fn drain(
         &mut self,
         bytes: &mut [u8],
@@ -229,7 +229,7 @@ impl Inbound {
         }
     }
 
-    /// Checks the fragments' text as far as it has come; a character may be cut only where more
+    /// Checks the text of the fragments received so far; a character may be cut only if more
     /// follows.
     fn check_utf8(&mut self, whole: bool) -> Result<(), Violation> {
         match simdutf8::compat::from_utf8(&self.message[self.valid..]) {
@@ -245,14 +245,14 @@ impl Inbound {
 
 const NOT_UTF8: Violation = Violation { code: close::NOT_UTF8, msg: "text is not UTF-8" };
 
-/// The code to answer a Close frame with (RFC 6455 sections 5.5.1 and 7.4).
+/// Returns the code to answer a Close frame with (RFC 6455 sections 5.5.1 and 7.4).
 fn close_code(payload: &[u8]) -> Result<u16, Violation> {
     match payload {
         [] => Ok(close::NORMAL),
         [_] => Err(protocol_error("a close frame with one byte (RFC 6455 section 5.5.1)")),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
-            // RFC 6455 and what IANA registered since (1012 to 1014); then what is free to use.
+            // RFC 6455 and later IANA registrations (1012 to 1014); then the ranges free for use.
             if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
                 return Err(protocol_error("a close code nobody may send (RFC 6455 section 7.4)"));
             }
@@ -273,7 +273,7 @@ pub fn write_head(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize) {
     write_length(out, opcode, payload_bytes, 0);
 }
 
-/// Appends the head of a final frame up to its length, with `mask_bit` beside that.
+/// Appends the head of a final frame up to its length, with `mask_bit` in the length byte.
 #[inline(always)]
 fn write_length(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize, mask_bit: u8) {
     out.push(0x80 | opcode as u8);
@@ -288,7 +288,7 @@ fn write_length(out: &mut Vec<u8>, opcode: OpCode, payload_bytes: usize, mask_bi
     }
 }
 
-/// How many bytes [`write_head`] appends.
+/// Returns the number of bytes that [`write_head`] appends.
 pub fn head_bytes(payload_bytes: usize) -> usize {
     match payload_bytes {
         0..=CONTROL_PAYLOAD_BYTES => 2,
@@ -297,7 +297,7 @@ pub fn head_bytes(payload_bytes: usize) -> usize {
     }
 }
 
-/// Appends a text frame whose payload `write` appends; its length need not be known before.
+/// Appends a text frame whose payload `write` appends; its length need not be known in advance.
 pub fn write_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -317,7 +317,7 @@ pub fn write_text(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Appends a Close frame. `reason` is cut to what a control frame holds, at a character.
+/// Appends a Close frame. `reason` is truncated to fit a control frame, at a character boundary.
 pub fn write_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(CONTROL_PAYLOAD_BYTES - 2)];
     write_head(out, OpCode::Close, 2 + reason.len());
@@ -330,7 +330,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What was read, owned.
+    /// An owned copy of what was read.
     #[derive(Debug, Clone, PartialEq)]
     enum Seen {
         Text(Vec<u8>),
@@ -380,7 +380,7 @@ mod tests {
         (seen, None, kept.is_some())
     }
 
-    /// Cut at every byte, the outcome is the same.
+    /// Reads the bytes split at every position: the outcome is the same.
     fn read(bytes: &[u8], max: usize) -> (Vec<Seen>, Option<u16>, bool) {
         let whole = read_in_parts(bytes, 0, max);
         for cut in 1..=bytes.len() {

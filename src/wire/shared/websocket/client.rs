@@ -1,8 +1,8 @@
-//! A client's side of the connection: what it reads of this server, and what it writes. The load
-//! tool uses it, and the server does not.
+//! The client side: parses frames of this server and encodes frames to it. Used by the load tool,
+//! not by the server.
 //!
-//! Its frames are masked with zeros, so that no payload needs to be changed. A mask that can be
-//! guessed protects no proxy on the way (RFC 6455 section 10.3), so this is for tools only.
+//! Its frames are masked with zeros, so that no payload has to be changed. A predictable mask does
+//! not protect proxies on the way (RFC 6455 section 10.3), so this is for tools only.
 
 use super::head::{Head, Sender};
 use super::{CONTROL_PAYLOAD_BYTES, OpCode, Violation, close, protocol_error, write_length};
@@ -13,19 +13,19 @@ const MASK: [u8; 4] = [0; 4];
 /// A Close frame with code 1000.
 pub const CLOSE_NORMAL: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
 
-/// A whole frame of the server.
+/// A complete frame of the server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Frame<'a> {
     pub opcode: OpCode,
     pub payload: &'a [u8],
-    /// Length of head and payload: the next frame begins behind it.
+    /// Length of head and payload: the next frame starts after it.
     pub bytes: usize,
 }
 
-/// The frame at the beginning of `bytes`; `Ok(None)`: incomplete.
+/// Parses the frame at the start of `bytes`; `Ok(None)`: incomplete.
 ///
-/// The server sends each message in one frame, so a fragment is a violation. Whether a text is
-/// UTF-8 is not checked.
+/// The server sends each message in one frame, so a fragment is a violation. Text is not checked
+/// for UTF-8.
 #[inline]
 pub fn read_frame(bytes: &[u8], max_bytes: usize) -> Result<Option<Frame<'_>>, Violation> {
     let Some(head) = Head::parse(bytes, Sender::Server)? else { return Ok(None) };
@@ -50,7 +50,7 @@ pub fn write_text(out: &mut Vec<u8>, parts: &[&[u8]]) {
     }
 }
 
-/// Appends the answer to a Ping.
+/// Appends the reply to a Ping.
 pub fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
     let payload = &payload[..payload.len().min(CONTROL_PAYLOAD_BYTES)];
     write_length(out, OpCode::Pong, payload.len(), MASK_BIT);

@@ -1,10 +1,10 @@
-//! The head of a frame, whoever sends it.
+//! The head of a frame, from either side.
 
 use fastwebsockets::OpCode;
 
 use super::{CONTROL_PAYLOAD_BYTES, Violation, protocol_error};
 
-/// A client masks its frames, a server must not.
+/// A client must mask its frames, a server must not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
     Client,
@@ -22,7 +22,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// `Ok(None)`: incomplete. A violation is reported as soon as its byte is there.
+    /// Parses a head. `Ok(None)`: incomplete. A violation is reported as soon as its byte has
+    /// arrived.
     #[inline(always)]
     pub fn parse(bytes: &[u8], sender: Sender) -> Result<Option<Self>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
