@@ -249,7 +249,8 @@ pub struct Counters {
     pub pushes_refused: Counter,
     /// From accepting a push to the queue's reply.
     pub queue_latency: Latencies,
-    /// From accepting a push, at any node, to its arrival at this worker; from there to the sockets.
+    /// From accepting a push, at any node, to its arrival at this worker; from there to the
+    /// sockets.
     pub receive_latency: Latencies,
     pub write_latency: Latencies,
     /// From accepting a push to writing it to the sockets.
