@@ -339,7 +339,7 @@ impl Broker {
         std::mem::take(&mut self.events)
     }
 
-    // The life of the links.
+    // Life cycle of the links.
 
     /// Starts greeting Redis: both sockets are connected.
     pub fn handle_open(&mut self, now_ms: u64) {
@@ -480,7 +480,7 @@ impl Broker {
         if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
             return;
         }
-        // Answers come in the order of the log, and words are few.
+        // Replies arrive in the order of the log, and announcements are few.
         let Some(held) = self.held.take_if(|_| self.log.is_empty()) else { return };
         self.state = State::Ready;
         self.log = held;
@@ -594,7 +594,7 @@ impl Broker {
         }
     }
 
-    // Out.
+    // Output.
 
     /// Moves at most `max` bytes to write to a link into `out`.
     pub fn take_outgoing(&mut self, link: LinkName, out: &mut Vec<u8>, max: usize) {
@@ -623,7 +623,7 @@ impl Broker {
         matches!(self.state, State::Proving | State::Ready)
     }
 
-    // What workers say.
+    // Input from workers.
 
     /// Bytes that Redis has not answered.
     fn pending_bytes(&self) -> usize {

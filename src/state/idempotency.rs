@@ -87,8 +87,7 @@ impl RememberedKeys {
             if !self.is_over(position, now_ms) {
                 return Inserted::Repeated;
             }
-            // Its entry in the ring, not yet due to be forgotten, stays without a position and goes
-            // later.
+            // Expired, but not removed yet: its ring entry stays, without a position.
             self.remove_position(key, position);
         }
         let mut inserted = Inserted::New;

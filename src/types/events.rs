@@ -14,15 +14,15 @@ impl EventSet {
     pub const UNSUBSCRIBE: Self = Self(1 << 4);
     pub const NODE: Self = Self(1 << 5);
     pub const ALL: Self = Self((1 << 6) - 1);
-    /// Events of clients, which the nodes publish where somebody wants them.
+    /// Events of clients, which the nodes publish if any business server wants them.
     pub const OF_CLIENTS: Self =
         Self(Self::CONNECT.0 | Self::DISCONNECT.0 | Self::SUBSCRIBE.0 | Self::UNSUBSCRIBE.0);
 
-    /// The name of each, in the order of their bits.
+    /// The name of each kind, in the order of their bits.
     pub const NAMES: [&'static str; 6] =
         ["request", "connect", "disconnect", "subscribe", "unsubscribe", "node"];
 
-    /// The one of that name; `None` where there is none.
+    /// Returns the kind with that name; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         let bit = Self::NAMES.iter().position(|known| *known == name)?;
         Some(Self(1 << bit))
@@ -32,7 +32,7 @@ impl EventSet {
         self.0
     }
 
-    /// Bits of a later version are left out.
+    /// Bits of a later version are dropped.
     pub const fn from_bits(bits: u8) -> Self {
         Self(bits & Self::ALL.0)
     }
@@ -41,7 +41,7 @@ impl EventSet {
         Self(self.0 | other.0)
     }
 
-    /// Whether the two have anything in common.
+    /// Whether the two sets intersect.
     pub const fn meets(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }

@@ -65,25 +65,25 @@ snowflake_id! {
     Cid
 }
 snowflake_id! {
-    /// A message id, of the same build as a [`Cid`] and drawn from the same clock, so the two never
-    /// meet.
+    /// A message id, with the format of a [`Cid`] and from the same clock, so no message id equals
+    /// a client id.
     MessageId
 }
 
-/// One connection of one worker: its slab slot and the generation that tells it from the slot's
-/// earlier owners. A late completion that carries an older generation is nobody's.
+/// One connection of one worker: its slab slot, and the generation that distinguishes it from the
+/// slot's earlier owners. A late completion with an older generation is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnKey {
     pub slot: u32,
     pub generation: u32,
 }
 
-/// Gives out snowflake numbers of one worker of one node, strictly rising.
+/// Issues strictly increasing snowflake numbers of one worker of one node.
 ///
-/// When a millisecond's sequence is used up it goes on with the next millisecond ahead of the
-/// clock, so it neither blocks nor repeats; a clock that steps back, or stands where no id can be,
-/// is ignored until it has caught up. What other runs of the node gave out the [`Incarnation`]
-/// keeps it from.
+/// When a millisecond's sequence is used up it continues with the next millisecond, ahead of the
+/// clock, so it neither blocks nor repeats; a clock that steps back, or is outside the range of
+/// ids, is ignored until it has caught up. [`Incarnation`] keeps it from ids that other runs of the
+/// node issued.
 #[derive(Debug)]
 pub struct SnowflakeClock {
     node: NodeId,
@@ -94,43 +94,45 @@ pub struct SnowflakeClock {
 }
 
 impl SnowflakeClock {
-    /// The last millisecond that an id can represent.
+    /// 2024-01-01T00:00:00Z.
     pub const EPOCH_MS: u64 = FIRST_MS;
-    /// The last millisecond that an id can be of.
+    /// The last millisecond that an id can represent.
     pub const MAX_MS: u64 = LAST_MS;
     const SEQUENCE_BITS: u32 = 12;
 
-    /// `workers` is how many workers the node has (at most 1024), `worker` the index of this one.
+    /// `workers` is the number of workers of the node (at most 1024), `worker` the index of this
+    /// one.
     pub fn new(node: NodeId, worker: usize, workers: usize) -> Self {
         let worker_bits = workers.max(1).next_power_of_two().trailing_zeros();
         assert!(worker_bits <= 10 && worker < workers.max(1), "worker {worker} of {workers}");
         Self { node, worker_bits, worker: worker as u64, last_ms: 0, next_sequence: 0 }
     }
 
-    /// The worker, of `workers`, that gave out `id`; for a foreign number some worker or none.
+    /// Returns the worker, of `workers`, that issued `id`; for a foreign number an arbitrary or
+    /// invalid index.
     pub fn worker_of(id: u64, workers: usize) -> usize {
         let worker_bits = workers.max(1).next_power_of_two().trailing_zeros();
         (id >> (Self::SEQUENCE_BITS - worker_bits) & ((1 << worker_bits) - 1)) as usize
     }
 
-    /// The node that gave out `id`.
+    /// Returns the node that issued `id`.
     pub fn node_of(id: u64) -> NodeId {
         NodeId((id >> Self::SEQUENCE_BITS) as u16 & NodeId::MAX)
     }
 
-    /// The millisecond that `id` is of, since 1970.
+    /// Returns the millisecond of `id`, since 1970.
     pub fn ms_of(id: u64) -> u64 {
         Self::EPOCH_MS + (id >> 22)
     }
 
-    /// The millisecond of the latest id; 0: there is none.
+    /// Returns the millisecond of the latest id; 0: there is none.
     pub fn latest_ms(&self) -> u64 {
         self.last_ms
     }
 
     pub fn next(&mut self, now_ms: u64, incarnation: &Incarnation) -> u64 {
         let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
-        // A clock beyond what fits tells nothing.
+        // A clock beyond the range of ids is ignored.
         let now_ms = if now_ms > Self::MAX_MS { 0 } else { now_ms };
         let id_ms = incarnation.id_ms(now_ms);
         if id_ms > self.last_ms {
@@ -194,7 +196,7 @@ mod tests {
         let now_ms = SnowflakeClock::EPOCH_MS + 1_000_000;
         let incarnation = Incarnation::new(0);
         let mut last = None;
-        // No battery and no NTP; then it is set, set back, and out of its mind.
+        // No battery and no NTP; then the clock is set, set back, and out of range.
         for now_ms in [0, 12_000, now_ms, now_ms - 900_000, 0, last_ms + 1, u64::MAX, now_ms] {
             for _ in 0..10_000 {
                 let id = clock.next(now_ms, &incarnation);
@@ -202,7 +204,7 @@ mod tests {
                 last = Some(id);
             }
         }
-        // The run before had ids up to a later time.
+        // The previous run had ids up to a later time.
         incarnation.begin(now_ms + 77_000);
         let id = clock.next(now_ms, &incarnation);
         assert_eq!(SnowflakeClock::ms_of(id), now_ms + 77_001);

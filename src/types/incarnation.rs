@@ -10,7 +10,8 @@ pub const SPARE_MS: u64 = 2_000;
 /// which last until 2093.
 pub(super) const FIRST_MS: u64 = 1_704_067_200_000;
 pub(super) const LAST_MS: u64 = FIRST_MS + (1 << 41) - 1;
-/// How far beyond the clock ids are reserved. A restart within this time starts after it.
+/// How far beyond the clock ids are reserved. A run restarted within this time starts after the
+/// reserved range.
 const AHEAD_MS: u64 = 10_000;
 /// The reservation is renewed when the clock has advanced by this.
 const RENEW_MS: u64 = 1_000;

@@ -85,7 +85,7 @@ impl Link {
         self.out.drain(..count);
     }
 
-    // Life, by the clock of `super::listening`.
+    // Liveness, on the clock of `super::listening`.
 
     /// Notes that something was sent that Redis must answer.
     pub(super) fn handle_asked(&mut self, now_ms: u64) {

@@ -35,7 +35,7 @@ const WHOLE_EVERY_MS: u64 = 50;
 pub(super) struct Members {
     own: Vec<Server>,
     version: u64,
-    /// Announcements sent in this incarnation.
+    /// Announcements sent in this run.
     words: u64,
     others: BTreeMap<NodeId, Other>,
     said_ms: u64,
@@ -71,7 +71,7 @@ impl Broker {
         1 + self.members.others.values().filter(|other| !other.has_left).count()
     }
 
-    // This node's own words.
+    // Announcements of this node.
 
     /// Announces this node once the links are up: sends its full state and requests that of the
     /// others.
@@ -227,7 +227,7 @@ impl Broker {
         }
     }
 
-    // The others' words.
+    // Announcements of other nodes.
 
     pub(super) fn handle_member(
         &mut self,

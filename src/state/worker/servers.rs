@@ -208,7 +208,7 @@ impl OwnServers {
 }
 
 impl Worker {
-    // Its life.
+    // Life cycle.
 
     pub(super) fn enter_server(&mut self, slot: u32, project: ProjectId, events: EventSet) {
         let cid = self.connections[slot as usize].cid;
@@ -284,7 +284,7 @@ impl Worker {
         self.answer_for_gone();
     }
 
-    // What it is asked.
+    // Requests to it.
 
     /// Handles a parcel of another worker: a request, a response, or events.
     pub fn handle_parcel(&mut self, bytes: &[u8], now_ms: u64) {
@@ -372,7 +372,7 @@ impl Worker {
         self.wants.tell(Ask::Relay(Relay { to, parcel }));
     }
 
-    // What it says.
+    // Messages from it.
 
     pub(super) fn handle_server_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
         self.config.counters.server_messages.add(1);
