@@ -26,7 +26,7 @@ fn numbers_rise_by_one_and_a_refused_one_is_given_again() {
     sequences.roll_back(b"a", 2);
     assert_eq!(sequences.next(b"a", 0), 2);
     sequences.roll_back(b"a", 1); // not the latest
-    sequences.roll_back(b"a", 3); // never issued
+    sequences.roll_back(b"a", 3); // never given out
     sequences.roll_back(b"c", 1); // not known
     assert_eq!(sequences.next(b"a", 0), 3);
     sequences.roll_back(b"b", 1);
@@ -200,7 +200,7 @@ fn arrivals_are_new_repeated_or_after_a_loss() {
         (1, 2, 9, 2, New { missed: 0 }),
         (2, 1, 10, 1, New { missed: 0 }), // started again
         (2, 1, 10, 3, New { missed: 1 }),
-        (601, 1, 10, 3, Repeated),         // 599 s later, still known
+        (601, 1, 10, 3, Repeated),         // 599 s later, and heard
         (601, 2, 9, 9, New { missed: 0 }), // 600 s later
         (1_200, 1, 10, 5, New { missed: 1 }),
         (1_800, 1, 10, 4, New { missed: 0 }),
