@@ -1,4 +1,4 @@
-//! The tasks of a worker: one drives its engine, one hears the other workers, one keeps the time.
+//! The tasks of a worker: one drives its engine, one receives from the other workers, one ticks.
 
 use super::api;
 use super::core::Core;
@@ -15,27 +15,27 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// Words taken from the mailbox before other tasks run, and the time after which they do: a word
-/// may be a message to very many.
+/// Messages taken from the mailbox before other tasks run, and the time after which they run
+/// anyway: one may be a push to a very large audience.
 const WORDS_PER_TURN: usize = 256;
 const HEARING: Duration = Duration::from_micros(300);
-/// Words between two looks at the clock.
+/// Messages between two clock readings.
 const WORDS_PER_LOOK: usize = 8;
-/// After a turn of this length others have theirs before anything is sent.
+/// After a turn of this length, other tasks run before anything is sent.
 const LONG_TURN: Duration = Duration::from_micros(500);
 
-/// Why a worker could not begin or go on.
+/// Why a worker could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The kernel takes nothing of the ring any more.
+    /// The kernel accepts nothing from the ring any more.
     #[error("{0}")]
     Ring(io::Error),
 }
 
-/// Runs a worker until the node has drained. To be called in the worker's own thread, after it has
-/// its own file-descriptor table.
+/// Runs a worker until the node has drained. Must be called on the worker's own thread, after it
+/// has its own file-descriptor table.
 pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), DriveError> {
     look_at_ring()?;
     let http_port = http_listener.try_clone()?;
@@ -61,15 +61,15 @@ pub async fn run(core: Rc<Core>, http_listener: TcpListener) -> Result<(), Drive
     let ticking = Rc::clone(&core);
     pauses::spawn(async move { ticking.keep_time().await });
     poll_fn(|context| core.ended.poll(context)).await;
-    // The kernel takes rings down at its leisure, and a ring keeps its files: whoever connected
-    // meanwhile would be accepted by nobody.
+    // The kernel tears rings down asynchronously, and a ring keeps its files open: without the
+    // shutdown, connections made in the meantime would never be accepted.
     sys::shutdown(&http_port, Shutdown::Both);
     core.engine.borrow().stop_listening();
     failure.take().map_or(Ok(()), |error| Err(DriveError::Ring(error)))
 }
 
-/// Handles what the ring brings and sends what is owed, for as long as the worker lives. Returns
-/// why the ring brings nothing any more.
+/// Handles completions of the ring and sends what is owed, for as long as the worker lives. Returns
+/// the error that made the ring fail.
 async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
     core.engine.borrow_mut().ring().submit();
     loop {
@@ -109,7 +109,7 @@ async fn drive(core: &Core, mut eventfd: EventFd) -> io::Error {
     }
 }
 
-/// Takes what other workers, or the broker's thread, have for this one.
+/// Receives what other workers, or the broker's thread, send to this one.
 async fn receive(core: Rc<Core>, mut eventfd: EventFd) {
     loop {
         let mut began = None;

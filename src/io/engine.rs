@@ -1,4 +1,5 @@
-//! The WebSocket port of one worker: accepts, handshakes, reads, sends and closes, all on the ring.
+//! The WebSocket port of one worker: it accepts, handshakes, reads, sends and closes, all on the
+//! ring.
 
 mod closing;
 mod handshakes;
@@ -33,38 +34,40 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What one read takes at most.
+/// Maximum size of one read.
 const READ_BYTES: usize = 64 << 10;
-/// What connections may have sent before other tasks run: messages of a few bytes, a millisecond.
+/// Bytes that connections may have sent before other tasks run. With messages of a few bytes each,
+/// they take about a millisecond.
 const BYTES_PER_TURN: usize = 64 << 10;
-/// Connections accepted for one event of the listener, and the time after which other events come
-/// first: each may bring a whole handshake.
+/// Connections accepted per event of the listener, and the time after which other events come
+/// first: each connection may bring a complete handshake.
 const ACCEPTS_PER_EVENT: usize = 64;
 const ACCEPTS: Duration = Duration::from_micros(300);
-/// Completions handled in one turn, and the time after which it ends: a completion may be a whole
-/// handshake, or the end of a connection. What is overdue has its part of that time.
+/// Completions handled per turn, and the time after which the turn ends: one completion may be a
+/// complete handshake or the end of a connection. Overdue work shares that time.
 const EVENTS_PER_TURN: usize = 512;
 const TURN: Duration = Duration::from_micros(600);
-/// Completions between two looks at the clock.
+/// Completions between two clock readings.
 const EVENTS_PER_LOOK: usize = 8;
-/// Sends of one submission, of 4 to 9 us each, and the time after which other tasks run.
+/// Sends per submission, of 4 to 9 us each, and the time after which other tasks run.
 const SENDS_PER_SUBMISSION: usize = 64;
 const SENDING: Duration = Duration::from_micros(400);
-/// Closes that are carried out with the flush that comes before them; of more, those of a turn.
+/// At or below this number, closes are carried out with the flush before them; more are left to the
+/// next turns.
 const CLOSES_PER_FLUSH: usize = 8;
-/// Up to so many sends plain system calls cost less than a trip through the ring.
+/// At or below this many sends, plain system calls are cheaper than the ring.
 const DIRECT_SENDS: usize = 2;
 
 const NOT_SUBSCRIBED: &str =
     "Redis does not let this node subscribe to the project's channels: see the node's log";
 
-/// What became of the bytes of a handshake.
+/// Result of processing the bytes of a handshake.
 enum Judged {
-    /// Its head is not whole yet.
+    /// The request's head is incomplete.
     NotWhole,
-    /// It is good, but this is not in force yet.
+    /// It is valid, but this interest is not in force yet.
     Waiting(Interest),
-    /// Its worker has the connection; the request takes the first `head_len` bytes.
+    /// The worker has added the connection; the request takes the first `head_len` bytes.
     Open {
         key: ConnKey,
         head_len: usize,
@@ -72,34 +75,34 @@ enum Judged {
     Refused(ApiError),
 }
 
-/// Everything of one worker but its executor. Its methods never wait.
+/// All of a worker's WebSocket side except its executor. Its methods never block.
 pub struct Engine {
     pub worker: Worker,
     shared: Arc<Shared>,
     counters: Arc<HttpCounters>,
     ring: Ring,
     listener: TcpListener,
-    /// The listener is not polled: there were no descriptors left.
+    /// The listener is not polled because the worker ran out of descriptors.
     is_accept_paused: bool,
     slots: Vec<Slot>,
     descriptors: Rc<Descriptors>,
     handshakes: Handshakes,
     lingering: LingeringSockets,
     buffer: Box<[u8]>,
-    /// Bytes that were read, or had been kept, in this turn.
+    /// Bytes that were read in this turn, or kept from earlier reads.
     turn_bytes: usize,
     events: Vec<Completion>,
     sealed: Sealed,
-    /// Messages that have not arrived whole.
+    /// Messages that have not arrived completely.
     partials: Partials,
-    /// Closes that are due, behind all that was sent.
+    /// Closes that are due, to be carried out after everything that was sent before them.
     closing: VecDeque<CloseRequest>,
-    /// Handshakes or lingering sockets may be late.
+    /// Deadlines of handshakes or lingering sockets may have passed.
     has_late_sockets: bool,
-    /// All connections are being closed, and some are open.
+    /// All connections are being closed, and some are still open.
     is_shutting_down: bool,
-    /// Connections for whose messages the batch had no room, to be read again in the next turn;
-    /// whether they, and what is overdue, come before what the ring brings: every other time.
+    /// Connections whose messages did not fit in the batch, to be read again in the next turn, and
+    /// whether they and overdue work come before the ring's events, which is every other time.
     paused_by_batch: VecDeque<u32>,
     paused_first: bool,
     now_ms: u64,
@@ -145,22 +148,22 @@ impl Engine {
         &mut self.ring
     }
 
-    /// From now on nobody connects here.
+    /// Stops accepting connections on this port.
     pub fn stop_listening(&self) {
         sys::shutdown(&self.listener, Shutdown::Both);
     }
 
-    /// Sockets that are not gone yet, open or on their way out.
+    /// Returns the number of sockets that still exist, open or closing.
     pub fn sockets(&self) -> usize {
         self.worker.connections() + self.lingering.len()
     }
 
-    /// Descriptors of this port's sockets, with those of handshakes.
+    /// Returns the number of descriptors of this port's sockets, including handshakes.
     pub fn descriptors_in_use(&self) -> usize {
         self.sockets() + self.handshakes.len()
     }
 
-    /// Handles what has completed, as much as fits one turn.
+    /// Handles completions, as many as fit in one turn.
     pub fn turn(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.turn_bytes = 0;
@@ -195,7 +198,7 @@ impl Engine {
         }
     }
 
-    /// Whether the ring has something to handle, or there is something that was set aside.
+    /// Returns whether there are completions to handle or work that was set aside.
     pub fn has_events(&mut self) -> bool {
         !self.events.is_empty()
             || !self.closing.is_empty()
@@ -260,7 +263,8 @@ impl Engine {
         self.poll_listener();
     }
 
-    /// Under load the request is there already when the connection is accepted.
+    /// Begins a handshake. Under load the request has often arrived by the time the connection is
+    /// accepted.
     fn begin_handshake(&mut self, fd: OwnedFd) {
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(&fd, &mut buffer) {
@@ -296,7 +300,8 @@ impl Engine {
         self.handshakes.insert(fd, received, deadline_ms)
     }
 
-    /// Sees to it that this worker has a descriptor for one more socket. `false`: it has none.
+    /// Makes sure that this worker has a descriptor for one more socket. Returns `false` if it has
+    /// none.
     fn make_room(&mut self) -> bool {
         while self.descriptors_in_use() >= self.descriptors.websocket_sockets() {
             if self.lingering.end_oldest() {
@@ -308,7 +313,7 @@ impl Engine {
         true
     }
 
-    /// Refuses handshakes that are not whole, the oldest first, down to their bounds.
+    /// Refuses incomplete handshakes, the oldest first, until they are within their bounds.
     pub(super) fn end_surplus(&mut self) {
         while let Some(index) = self.handshakes.surplus(self.descriptors.max_handshakes()) {
             self.end_handshake(index, Refusal::Handshakes);
@@ -322,17 +327,17 @@ impl Engine {
         self.refuse_at_once(handshake.fd, why);
     }
 
-    /// Refuses a connection that may not keep its descriptor any longer.
+    /// Refuses a connection that may no longer keep its descriptor.
     fn refuse_at_once(&mut self, fd: OwnedFd, why: Refusal) {
         self.counters.refusals.count(why);
         self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
-        // Best effort: there is nothing to do for one that does not take it.
+        // Best effort: there is nothing to do for a peer that does not take it.
         let _ = sys::send(&fd, &handshake::refusal(&error, self.now_ms));
         linger::close(fd);
     }
 
-    /// What some handshakes wait for is in force.
+    /// Continues handshakes whose interest is now in force.
     pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.handle_ready(interest);
@@ -340,7 +345,7 @@ impl Engine {
         self.retry_ready();
     }
 
-    /// What some handshakes wait for will not be in force.
+    /// Continues handshakes whose interest will not be in force.
     pub fn handle_refused(&mut self, interest: &Interest, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.handle_refused(interest);
@@ -374,7 +379,7 @@ impl Engine {
         self.buffer = buffer;
     }
 
-    /// Judges what a handshake has sent; whether its request is still not whole.
+    /// Processes what a handshake has sent. Returns whether its request is still incomplete.
     fn retry_handshake(&mut self, index: usize) -> bool {
         if self.handshakes.get(index).is_none() {
             return false;
@@ -430,8 +435,8 @@ impl Engine {
         judged.unwrap_or_else(Judged::Refused)
     }
 
-    /// `fd` is an open connection now. `bytes`: frames that came in the same packet as the
-    /// handshake, and before the welcome.
+    /// Makes `fd` an open connection. `bytes`: frames that came in the same packet as the
+    /// handshake, before the welcome.
     fn open(&mut self, key: ConnKey, fd: OwnedFd, bytes: &mut [u8]) {
         self.counters.handshakes.count(101, 1);
         tracing::trace!(slot = key.slot, "a connection is open");
@@ -488,7 +493,7 @@ impl Engine {
         self.read_on(slot);
     }
 
-    /// Reads messages, until what they are owed is to be sent first.
+    /// Reads messages until their replies have to be sent first.
     fn handle_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
         if !self.worker.is_open(slot) {
             return;
@@ -519,8 +524,8 @@ impl Engine {
         self.note_inbound(slot, before, ends_another);
     }
 
-    /// Asks for the connection's next bytes, unless it is being closed or leaves its answers
-    /// unread.
+    /// Polls for the connection's next bytes, unless it is being closed or does not read its
+    /// replies.
     fn read_on(&mut self, slot: u32) {
         let wants_input = self.worker.wants_input(slot);
         let entry = &mut self.slots[slot as usize];
@@ -536,7 +541,7 @@ impl Engine {
         }
     }
 
-    /// Goes on to read a connection that was left unread, if it is to be read again.
+    /// Resumes reading a connection that was left unread, if it should be read again.
     pub fn resume(&mut self, slot: u32) {
         let is_paused = |entry: &Slot| entry.fd.is_some() && entry.state & PAUSED != 0;
         if !self.slots.get(slot as usize).is_some_and(is_paused) || !self.worker.wants_input(slot) {
@@ -550,7 +555,7 @@ impl Engine {
         self.read_on(slot);
     }
 
-    /// Goes on with what the last batch had no room for, in turn, each once.
+    /// Resumes connections that the last batch had no room for, in order, each once.
     fn resume_paused(&mut self) {
         for _ in 0..self.paused_by_batch.len() {
             if self.worker.is_full() || self.turn_bytes >= BYTES_PER_TURN {
@@ -563,14 +568,15 @@ impl Engine {
 
     // Sending.
 
-    /// Begins to send all that is owed now; then [`Engine::send_chunk`] until it says `false`.
+    /// Begins to send everything owed now; call [`Engine::send_chunk`] afterwards until it returns
+    /// `false`.
     pub fn begin_flush(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
         self.worker.seal(&mut self.sealed);
     }
 
-    /// Sends to a bounded number of connections. Returns whether there are more; when not, the
-    /// closes that were asked for are begun, or left to the next turn.
+    /// Sends to a bounded number of connections. Returns whether there are more; if not, the
+    /// requested closes have begun or are left to the next turn.
     pub fn send_chunk(&mut self, began: Instant) -> bool {
         loop {
             self.worker.lay_out(&mut self.sealed, SENDS_PER_SUBMISSION);
@@ -627,12 +633,12 @@ impl Engine {
                 continue;
             };
             let token = Token::new(Kind::Send, index as u32, 0);
-            // SAFETY: the bytes are the sealed batch's part, which nothing changes before the next
-            // one is laid out or `finish`. This function returns only when every send has
-            // completed, or when the ring has failed and takes nothing more. Where it unwinds,
-            // from here or from `handle_sent`, what was submitted is over, because such a send
-            // completes within its submission; what is still queued is never submitted: the panic
-            // ends this thread, which alone enters the ring, and dropping a ring submits nothing.
+            // SAFETY: the bytes belong to the sealed batch's part, which nothing changes before the
+            // next one is laid out or `finish`. This function returns only when every send has
+            // completed, or when the ring has failed and accepts nothing more. If it unwinds, here
+            // or in `handle_sent`, what was submitted is over, because such a send completes within
+            // its submission; what is still queued is never submitted: the panic ends this thread,
+            // the only one that enters the ring, and dropping a ring submits nothing.
             unsafe { self.ring.send(fd, bytes, length, token) };
             under_way += 1;
         }
@@ -670,7 +676,7 @@ impl Engine {
         }
     }
 
-    /// Writes what the connection's outbox holds as far as the socket takes it.
+    /// Writes as much of the connection's outbox as the socket takes.
     fn write_outbox(&mut self, slot: u32) {
         let Slot { fd: Some(fd), state: generation, .. } = &self.slots[slot as usize] else {
             return;

@@ -1,18 +1,18 @@
-//! Entries of a table in the order in which they were added.
+//! Insertion order of the entries of a table.
 
 use std::collections::VecDeque;
 
-/// The length up to which entries that are gone are not cleared away.
+/// Length up to which stale entries are not cleared away.
 const SLACK: usize = 64;
 
-/// Holds indexes into a table, each with the stamp that its entry had. An entry that is gone, or
-/// has another stamp by now, is skipped: whoever removes an entry has nothing to do here.
+/// Holds indexes into a table, each with the stamp that its entry had. An entry that has been
+/// removed or has a new stamp is skipped, so that removing an entry needs no work here.
 #[derive(Debug, Default)]
 pub struct Fifo(VecDeque<(usize, u64)>);
 
 impl Fifo {
-    /// Adds an entry behind all others. `live`: the number of entries that the table has;
-    /// `is_current`: whether an entry still has that stamp. Constant time, amortized.
+    /// Adds an entry at the back. `live`: the number of entries in the table; `is_current`: whether
+    /// an entry still has that stamp. Amortized constant time.
     pub fn push(
         &mut self,
         (index, stamp): (usize, u64),
@@ -25,7 +25,7 @@ impl Fifo {
         self.0.push_back((index, stamp));
     }
 
-    /// The index of the oldest entry that is still current.
+    /// Returns the index of the oldest entry that is still current.
     pub fn oldest(&mut self, is_current: impl Fn(usize, u64) -> bool) -> Option<usize> {
         while let Some(&(index, stamp)) = self.0.front() {
             if is_current(index, stamp) {

@@ -1,5 +1,5 @@
 //! HTTP/1.1 over a monoio stream: keep-alive, pipelining, bodies, and every limit of the contract.
-//! What the requests mean is the [`Service`]'s business.
+//! The [`Service`] decides what the requests mean.
 
 mod connections;
 
@@ -27,34 +27,35 @@ use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-/// Room of a fresh read buffer, and what an idle connection keeps at most.
+/// Size of a fresh read buffer, and the maximum that an idle connection keeps.
 const BUFFER_BYTES: usize = 4 << 10;
-/// What is taken at once from a connection that has sent more than that: a pipeline of requests.
+/// Size of a further read from a connection that has sent more than that: pipelined requests.
 const BULK_BYTES: usize = 16 << 10;
-/// Answers to pipelined requests are written when they are this long, or no whole request is left.
+/// Answers to pipelined requests are written when they reach this size, or when no complete request
+/// is left.
 const FLUSH_BYTES: usize = 64 << 10;
-/// The same where nobody has signed a request: what a peer that does not read makes a worker hold,
-/// and how long it is busy with one connection before others have a turn.
+/// The same for peers that have not signed a request: it bounds what a peer that does not read
+/// makes a worker hold, and how long one connection keeps it busy before others have a turn.
 const UNKNOWN_FLUSH_BYTES: usize = BUFFER_BYTES;
 
-/// Pipelined requests that may be under way at once.
+/// Pipelined requests that may be in progress at once.
 const MAX_DUE: usize = 256;
 
-/// A whole request.
+/// A complete request.
 pub struct Request<'a> {
     pub head: &'a Head<'a>,
     pub body: &'a [u8],
-    /// When the last of its bytes were read.
+    /// When its last bytes were read.
     pub read_at: Moment,
-    /// Where it came from.
+    /// The connection that it came from.
     pub connection: BorrowedFd<'a>,
 }
 
-/// One look at the clocks, for all requests that were read together.
+/// One reading of the clocks, for all requests that were read together.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     pub instant: Instant,
-    /// Microseconds since 1970.
+    /// Microseconds since the Unix epoch.
     pub now_us: u64,
 }
 
@@ -64,19 +65,19 @@ impl Moment {
     }
 }
 
-/// What came of a request.
+/// Outcome of a request.
 pub struct Answer<B> {
-    /// Whether the connection may go on to the next.
+    /// Whether the connection may go on to the next request.
     pub keep_alive: bool,
-    /// Whether only somebody with a secret can have made the request.
+    /// Whether the request proves knowledge of a secret.
     pub is_known: bool,
     /// The response waits for this; otherwise it is written already.
     pub begun: Option<B>,
 }
 
-/// What answers requests.
+/// Answers requests.
 pub trait Service {
-    /// A request that has begun, and is answered when others have done their part.
+    /// A request that has begun and is answered when others have done their part.
     type Begun<'a>
     where
         Self: 'a;
@@ -91,16 +92,16 @@ pub trait Service {
         keep_alive: bool,
         out: &mut Vec<u8>,
     ) -> impl Future<Output = Answer<Self::Begun<'_>>>;
-    /// Appends the response to `out` once what has begun is over.
+    /// Appends the response to `out` once the request that has begun is finished.
     fn poll_finish(
         &self,
         begun: &mut Self::Begun<'_>,
         out: &mut Vec<u8>,
         context: &mut Context<'_>,
     ) -> Poll<()>;
-    /// What was answered until now is about to be written.
+    /// Called when the answers up to now are about to be written.
     fn handle_answered(&self);
-    /// Appends the refusal of a request that never became whole. `origin`: of its head.
+    /// Appends the refusal of a request that never became complete. `origin`: from its head.
     fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>);
     fn connections(&self) -> &RefCell<Connections>;
     fn count_refusal(&self, why: Refusal);
@@ -111,7 +112,7 @@ pub struct Times {
     pub request_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
-    /// The time that a connection without a known peer may wait for its next request at most.
+    /// Maximum time that a connection without a known peer may wait for its next request.
     pub unknown_ms: u64,
 }
 
@@ -130,15 +131,15 @@ impl From<&Settings> for Times {
 enum End {
     /// The peer ended it, or it broke.
     Peer,
-    /// Its next request did not come (whole) in time.
+    /// Its next request did not arrive (completely) in time.
     Late,
     /// The request is refused, and what follows it cannot be read.
     Refused(HttpError),
     /// Another connection needs its place.
     Place,
-    /// As that, while it did not read what it was sent.
+    /// The same, but the peer did not read what it was sent.
     Unread,
-    /// The answer said so.
+    /// The answer ends the connection.
     Done,
 }
 
@@ -147,22 +148,22 @@ const LATE: HttpError =
 /// There is no memory for the request.
 const NO_MEMORY: HttpError =
     HttpError { status: 503, msg: "too many requests are on their way to this node: try again" };
-/// There are too many connections for one that has sent no whole request.
+/// There are too many connections to keep one that has sent no complete request.
 const NO_PLACE: HttpError =
     HttpError { status: 503, msg: "this node has too many HTTP connections" };
 
-/// A connection that is among the [`Connections`] of its service.
+/// A connection that is listed in the [`Connections`] of its service.
 #[must_use]
 pub struct Admitted {
     stream: TcpStream,
     key: usize,
 }
 
-/// Takes a connection in, to be served.
+/// Lists a connection, to be served.
 pub fn admit(connections: &RefCell<Connections>, stream: TcpStream) -> Admitted {
-    // SAFETY: nothing but `serve` takes the stream out of `Admitted`, and it takes the connection
-    // out of the table before it closes the stream. Where its future is dropped before its end, the
-    // thread's runtime ends, and nobody looks into the table any more.
+    // SAFETY: only `serve` takes the stream out of `Admitted`, and it removes the connection from
+    // the table before it closes the stream. If its future is dropped before it ends, the thread's
+    // runtime is ending, and nothing looks into the table any more.
     let key = unsafe { connections.borrow_mut().add(stream.lend()) };
     Admitted { stream, key }
 }
@@ -194,11 +195,11 @@ struct Connection<'s, S: Service + 's> {
     service: &'s S,
     key: usize,
     input: Vec<u8>,
-    /// So much of `input` has been answered.
+    /// Length of the part of `input` that has been answered.
     read_to: usize,
     read_at: Moment,
     out: Vec<u8>,
-    /// Responses to pipelined requests, in their order, behind `out`.
+    /// Responses to pipelined requests, in order, to follow `out`.
     due: VecDeque<Due<S::Begun<'s>>>,
 }
 
@@ -239,12 +240,12 @@ impl<'s, S: Service> Connection<'s, S> {
             let origin = head.ok().flatten().and_then(|head| head.origin);
             self.service.refuse(origin, &error, &mut refusal);
         }
-        // Others may wait for its memory, and its peer may take its time.
+        // Others may wait for its memory, and its peer may take a long time.
         self.drop_input();
         self.finish_due().await;
         self.out.append(&mut refusal);
         if self.ending() == Some(Ending::Place) {
-            // It is needed now: what the socket does not take at once is not waited for.
+            // Needed at once: the rest that the socket does not take is not waited for.
             self.service.handle_answered();
             let _ = sys::send(self.stream.lend(), &self.out);
         } else if self.write().await.is_ok() {
@@ -252,12 +253,12 @@ impl<'s, S: Service> Connection<'s, S> {
         }
     }
 
-    /// Nothing of a next request has arrived.
+    /// Returns whether nothing of a next request has arrived.
     fn is_idle(&self) -> bool {
         self.input.len() == self.read_to
     }
 
-    /// Reads and answers one request. `Ok(false)`: it was the last.
+    /// Reads and answers one request. Returns `Ok(false)` if it was the last.
     async fn next_request(&mut self, is_first: bool) -> Result<bool, End> {
         let times = self.service.times();
         let limits = self.service.limits();
@@ -265,11 +266,11 @@ impl<'s, S: Service> Connection<'s, S> {
         let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
         let mut patience_ms = self.patience_ms(is_first);
-        // The end of the request's body in `input`, where it is known.
+        // The end of the request's body in `input`, if known.
         let mut end_of_body = 0;
         let mut deadline_ms = None;
         loop {
-            // The head is read again whenever more of the body has come: it is short.
+            // The head is parsed again whenever more of the body has arrived: it is short.
             let input = &self.input[self.read_to..];
             let head = parse_head(input, limits).map_err(End::Refused)?;
             if let Some(head) = &head {
@@ -309,7 +310,8 @@ impl<'s, S: Service> Connection<'s, S> {
                     self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
                 if chunks.is_some() {
-                    // All of it is decoded; kept, tiny chunks would take twenty times their data.
+                    // All of it is decoded; if it were kept, tiny chunks would take twenty times
+                    // their data.
                     let head_end = self.read_to + head_len;
                     self.input.truncate(head_end);
                 }
@@ -328,7 +330,7 @@ impl<'s, S: Service> Connection<'s, S> {
         }
     }
 
-    /// How long the connection may wait for its next request.
+    /// Returns how long the connection may wait for its next request.
     fn patience_ms(&self, is_first: bool) -> u64 {
         let times = self.service.times();
         let ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
@@ -336,14 +338,14 @@ impl<'s, S: Service> Connection<'s, S> {
         if is_known { ms } else { ms.min(times.unknown_ms) }
     }
 
-    /// The connection waits for its peer, at most until its deadline.
+    /// Marks the connection as waiting for its peer, and returns its deadline.
     fn begin_to_wait(&self, patience_ms: u64) -> u64 {
         self.service.connections().borrow_mut().set_waiting(self.key);
         sys::now_ms() + patience_ms
     }
 
-    /// Decodes what has arrived of a chunked body: how many bytes were used, and whether that is
-    /// all of it.
+    /// Decodes what has arrived of a chunked body. Returns the number of bytes used and whether the
+    /// body is complete.
     async fn decode(
         &self,
         fresh: &[u8],
@@ -359,7 +361,7 @@ impl<'s, S: Service> Connection<'s, S> {
         decoder.decode(fresh, body, max_bytes).map_err(End::Refused)
     }
 
-    /// A request was answered, in `later` if others are due before it.
+    /// Takes the answer to a request; its response is in `later` if others are due before it.
     fn take_answer(&mut self, answer: Answer<S::Begun<'s>>, later: Vec<u8>) {
         if answer.is_known {
             self.service.connections().borrow_mut().set_known(self.key);
@@ -401,18 +403,19 @@ impl<'s, S: Service> Connection<'s, S> {
         Ok(())
     }
 
-    /// Reads more. `end_of_body`: where in what is not answered the request's body ends, if that is
-    /// known; `chunk_bytes`: what is allocated for its body elsewhere.
+    /// Reads more. `end_of_body`: the end of the request's body within the unanswered input, if
+    /// known; `chunk_bytes`: memory allocated elsewhere for its body.
     async fn read(&mut self, end_of_body: usize, chunk_bytes: usize) -> Result<(), End> {
         let mut input = std::mem::take(&mut self.input);
         input.drain(..std::mem::take(&mut self.read_to));
-        // Also where the next request has begun: a large one does not leave its room behind.
+        // Shrink also if the next request has begun, so that a large one does not leave its buffer
+        // behind.
         let needed = input.len().max(BUFFER_BYTES);
         if input.capacity() > 4 * needed || input.is_empty() {
             input.shrink_to(needed);
         }
         let used = input.len();
-        // Twice as much each time, and not much more than the request will need.
+        // Double the buffer, but do not grow it much beyond what the request will need.
         let more = match used {
             0 => BUFFER_BYTES,
             _ if end_of_body > used => used.min((end_of_body - used).max(BUFFER_BYTES)),
@@ -431,7 +434,7 @@ impl<'s, S: Service> Connection<'s, S> {
             let connections = self.service.connections();
             if connections.borrow_mut().ask_for_spare(self.key, buffers) {
                 self.input.reserve_exact(BULK_BYTES);
-                // Whatever comes of this, the next read says it.
+                // Whatever the result, the next read reports it.
                 let _ = sys::recv_spare(self.stream.lend(), &mut self.input);
             }
         }
@@ -462,8 +465,8 @@ impl<'s, S: Service> Connection<'s, S> {
         })
     }
 
-    /// Ends the write side and reads until the peer has ended its own, so that the last answer
-    /// arrives.
+    /// Shuts down the write side and reads until the peer has ended its own, so that the last
+    /// answer arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.lend(), Shutdown::Write);
         self.service.connections().borrow_mut().set_waiting(self.key);
@@ -519,8 +522,7 @@ fn end_of(ending: Option<Ending>) -> End {
     }
 }
 
-/// Whether there is room for one more connection, where there may be `max`. Those who make way for
-/// it have left then.
+/// Returns whether one more connection fits below `max`, once those that make way for it have left.
 pub async fn make_room(connections: &RefCell<Connections>, max: usize) -> bool {
     let left = connections.borrow().left();
     let mut room = Room::Soon;
@@ -532,14 +534,14 @@ pub async fn make_room(connections: &RefCell<Connections>, max: usize) -> bool {
     room == Room::Now
 }
 
-/// Refuses a connection that there is no room for.
+/// Refuses a connection for which there is no room.
 pub fn refuse_connection(stream: TcpStream) {
     let socket = sys::take_socket(stream);
     let mut out = Vec::new();
     let retry = [("Retry-After", "1")];
     let date = http_date(sys::now_ms());
     write_refusal(&mut out, NO_PLACE.status, false, date, &retry, NO_PLACE.msg);
-    // Best effort: there is nothing to do for one that does not take it.
+    // Best effort: there is nothing to do for a peer that does not take it.
     let _ = sys::send(&socket, &out);
     close(socket);
 }

@@ -1,11 +1,12 @@
-//! From one thread to another: a bounded single-producer ring, what waits for room in it, and the
-//! bell of the thread that reads it. The mailboxes of the workers ([`super::mailbox`]) and the way
-//! to a broker's thread and back ([`super::port`]) are made of lanes.
+//! A lane from one thread to another: a bounded single-producer ring, a backlog of items that wait
+//! for room in it, and the bell of the reading thread. The mailboxes of the workers
+//! ([`super::mailbox`]) and the connection to a broker's thread ([`super::port`]) are made of
+//! lanes.
 //!
-//! Four kinds of words share a lane:
-//! - messages are sent only where there is room ([`Lanes::has_room`], [`Lanes::send`]);
+//! Four kinds of items share a lane:
+//! - messages are sent only if there is room ([`Lanes::has_room`], [`Lanes::send`]);
 //! - answers are never lost: those that find no room wait, and go first ([`Lanes::tell`]);
-//! - notices are never lost, and stay in order among themselves ([`Lanes::notify`]);
+//! - notices are never lost, and keep their order among themselves ([`Lanes::notify`]);
 //! - parcels leave half of the ring to the others, and wait by project ([`Lanes::relay`]).
 
 use super::wake;
@@ -18,34 +19,34 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::Se
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Bytes that may wait for one thread, over all its rings; beyond, messages are refused.
+/// Bytes that may wait for one thread, over all its rings; above it, messages are refused.
 pub(super) const WAITING_BYTES: usize = 64 << 20;
-/// Parcels go into a ring only while more than half of its entries are free and at most these bytes
-/// wait for its reader: the rest is for messages.
+/// Bytes above which no parcel is put in a ring. A parcel also needs more than half of the ring's
+/// entries to be free: the rest is for messages.
 pub(super) const PARCEL_BYTES: usize = WAITING_BYTES / 2;
-/// Bytes of the parcels of one thread for which its lanes have no room. A project may take as much
-/// as it leaves free.
+/// Bytes of one sending thread's parcels that may wait for room. A project may take as much as it
+/// leaves free.
 pub(super) const BACKLOG_BYTES: usize = 32 << 20;
-/// How often who sends looks for room while something waits for it: the readers do not say when
-/// they have taken something.
+/// Interval at which a sender looks for room while something waits for it: the readers do not
+/// report that they have taken something.
 pub(super) const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(1);
-/// What a waiting parcel takes in a lane beside its bytes.
+/// Size that a waiting parcel counts in a lane besides its bytes.
 const PARCEL_OVERHEAD_BYTES: usize = 64;
 
-/// What passes through a lane.
+/// An item that passes through a lane.
 pub trait Load {
-    /// What it adds to the bytes that wait for the reader.
+    /// Returns the bytes that count as waiting for the reader.
     fn bytes(&self) -> usize;
 }
 
-/// What wakes one thread. Its eventfd is made before the threads get their own tables, so that all
-/// have it. It has a cache line of its own: senders write there.
+/// Wakes one thread. Its eventfd is created before the threads get their own tables, so that all of
+/// them have it. It has a cache line of its own because senders write to it.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Bell {
     eventfd: OwnedFd,
     asleep: AtomicBool,
-    /// Bytes of what waits for the owner.
+    /// Bytes that wait for the owner.
     waiting_bytes: AtomicUsize,
 }
 
@@ -58,10 +59,11 @@ impl Bell {
         })
     }
 
-    /// Wakes the owner if it sleeps. What was put in its rings before is seen by it in any case.
+    /// Wakes the owner if it sleeps. The owner sees items that were put in its rings before this in
+    /// any case.
     fn ring(&self) {
         fence(SeqCst);
-        // Read first: while the owner is awake, its cache line is not taken from it.
+        // Read first: while the owner is awake, this leaves it its cache line.
         if self.asleep.load(Relaxed) && self.asleep.swap(false, SeqCst) {
             wake::raise(&self.eventfd);
         }
@@ -71,7 +73,7 @@ impl Bell {
         &self.eventfd
     }
 
-    /// Bytes of what waits for the owner.
+    /// Returns the number of bytes that wait for the owner.
     pub fn waiting_bytes(&self) -> usize {
         self.waiting_bytes.load(Relaxed)
     }
@@ -88,36 +90,36 @@ impl Bell {
         }
     }
 
-    /// The owner is about to sleep; it must look at its rings once more after this.
+    /// Marks the owner as about to sleep; it must check its rings once more after this.
     pub fn fall_asleep(&self) {
         self.asleep.store(true, SeqCst);
         fence(SeqCst);
     }
 }
 
-/// Where one thread gets the rings of those who begin to send to it.
+/// Where one thread receives the rings of those that begin to send to it.
 #[derive(Debug)]
 pub struct Entrance<T> {
     bell: Bell,
-    /// Each with the number of its sender.
+    /// Rings, each with the number of its sender.
     rings: Mutex<Vec<(usize, Consumer<T>)>>,
     has_new: AtomicBool,
 }
 
 impl<T> Entrance<T> {
-    /// To be called before the threads have their own tables of descriptors.
+    /// Must be called before the threads have their own descriptor tables.
     pub fn new() -> io::Result<Arc<Self>> {
         let (rings, has_new) = (Mutex::default(), AtomicBool::new(false));
         Ok(Arc::new(Self { bell: Bell::new()?, rings, has_new }))
     }
 }
 
-/// One thread's end of all lanes to it.
+/// The reading end of all lanes to one thread.
 #[derive(Debug)]
 pub struct Inbox<T> {
     entrance: Arc<Entrance<T>>,
     rings: Vec<(usize, Consumer<T>)>,
-    /// Whose turn it is among `rings`.
+    /// The index in `rings` of the next sender to read from.
     next: usize,
 }
 
@@ -130,7 +132,7 @@ impl<T: Load> Inbox<T> {
         &self.entrance.bell
     }
 
-    /// Takes over the rings that others have made.
+    /// Takes over the rings that senders have created.
     #[cold]
     fn take_new_rings(&mut self) {
         let Entrance { has_new, rings, .. } = &*self.entrance;
@@ -139,8 +141,8 @@ impl<T: Load> Inbox<T> {
         }
     }
 
-    /// The next word. The senders take turns, so that a busy one leaves the others their room; each
-    /// keeps its order.
+    /// Returns the next item. The senders take turns, so that a busy one leaves the others their
+    /// room; each sender's items stay in order.
     #[inline]
     pub fn receive(&mut self) -> Option<T> {
         if self.entrance.has_new.load(Relaxed) {
@@ -157,7 +159,7 @@ impl<T: Load> Inbox<T> {
         None
     }
 
-    /// Takes all words, those of one sender after those of another, with the sender's number.
+    /// Takes all items, sender by sender, each with the sender's number.
     pub fn receive_all(&mut self, mut handle: impl FnMut(usize, T)) {
         if self.entrance.has_new.load(Relaxed) {
             self.take_new_rings();
@@ -182,7 +184,7 @@ impl<T: Load> Inbox<T> {
     }
 }
 
-/// Bytes of the parcels that wait, by project.
+/// Bytes of waiting parcels, by project.
 #[derive(Debug, Default)]
 struct Shares {
     bytes: usize,
@@ -190,7 +192,7 @@ struct Shares {
 }
 
 impl Shares {
-    /// `false`: the project has used up its share.
+    /// Takes bytes of a project's share. Returns `false` if it is used up.
     fn take(&mut self, project: ProjectId, bytes: usize) -> bool {
         let its_bytes = self.of_projects.get(&project).copied().unwrap_or(0) + bytes;
         let has_room = its_bytes <= BACKLOG_BYTES.saturating_sub(self.bytes);
@@ -217,7 +219,7 @@ impl Shares {
 struct Waiting<T> {
     place: u64,
     word: T,
-    /// What it takes of its project's share until the last lane has sent it.
+    /// Bytes that it takes of its project's share until the last lane has sent it.
     share: Arc<usize>,
 }
 
@@ -227,17 +229,17 @@ struct Lane<T> {
     entrance: Arc<Entrance<T>>,
     from: usize,
     entries: usize,
-    /// `None`: nothing was sent yet.
+    /// `None`: nothing has been sent yet.
     ring: Option<Producer<T>>,
     answers: VecDeque<T>,
-    /// Each with the place of the last parcel that must be sent before it.
+    /// Notices, each with the place of the last parcel that must be sent before it.
     notices: VecDeque<(u64, T)>,
-    /// In order for each project; a project that has none is not in it.
+    /// Parcels in order for each project; a project without any has no entry.
     parcels: BTreeMap<ProjectId, VecDeque<Waiting<T>>>,
-    /// The projects of `parcels`. They take turns, so that a flood of one's neither refuses
-    /// another's nor keeps them waiting.
+    /// The projects of `parcels`. They take turns, so that a flood from one project neither refuses
+    /// another's parcels nor delays them.
     turns: VecDeque<ProjectId>,
-    /// Of the parcel that was last made to wait.
+    /// Place of the last parcel that had to wait.
     last_place: u64,
 }
 
@@ -256,7 +258,8 @@ impl<T: Load> Lane<T> {
         }
     }
 
-    /// Puts a word in the ring, which is made where there is none; gives it back where it is full.
+    /// Puts an item in the ring, creating the ring if there is none. Returns the item if the ring
+    /// is full.
     #[inline]
     fn put(&mut self, word: T) -> Result<(), T> {
         if self.ring.is_none() {
@@ -274,7 +277,7 @@ impl<T: Load> Lane<T> {
         }
     }
 
-    /// Makes the ring, and leaves its other end at the reader's entrance.
+    /// Creates the ring and leaves its other end at the reader's entrance.
     #[cold]
     fn open(&mut self) {
         let (producer, consumer) = RingBuffer::new(self.entries);
@@ -284,7 +287,7 @@ impl<T: Load> Lane<T> {
         self.ring = Some(producer);
     }
 
-    /// Whether one more message may be put in the ring. None overtakes an answer.
+    /// Returns whether one more message fits in the ring. No message overtakes an answer.
     #[inline]
     fn has_room(&self) -> bool {
         self.answers.is_empty()
@@ -315,7 +318,7 @@ impl<T: Load> Lane<T> {
         !(self.answers.is_empty() && self.notices.is_empty() && self.turns.is_empty())
     }
 
-    /// Tries again to send what waits.
+    /// Retries everything that waits.
     fn flush(&mut self, shares: &mut Shares) {
         while let Some(word) = self.answers.pop_front() {
             if let Err(word) = self.put(word) {
@@ -326,7 +329,7 @@ impl<T: Load> Lane<T> {
         self.send_notices();
     }
 
-    /// One parcel of each project in turn, while there is room.
+    /// Sends one parcel of each project in turn, while there is room.
     fn send_parcels(&mut self, shares: &mut Shares) {
         while !self.turns.is_empty()
             && self.has_room_for_parcel()
@@ -361,7 +364,7 @@ impl<T: Load> Lane<T> {
     }
 }
 
-/// Calls `handle` with each number whose bit is set.
+/// Calls `handle` with the index of each set bit.
 #[inline]
 pub(super) fn for_each_bit(mut set: u64, mut handle: impl FnMut(usize)) {
     while set != 0 {
@@ -370,41 +373,41 @@ pub(super) fn for_each_bit(mut set: u64, mut handle: impl FnMut(usize)) {
     }
 }
 
-/// One thread's lanes to others, 64 at most. None of its calls wakes a reader:
-/// [`Lanes::wake`] does.
+/// One thread's lanes to others, 64 at most. None of its calls wakes a reader except
+/// [`Lanes::wake`].
 #[derive(Debug)]
 pub struct Lanes<T> {
     lanes: Box<[Lane<T>]>,
     shares: Shares,
-    /// Bit by bit, the lanes where something waits for room.
+    /// Bit set of the lanes where something waits for room.
     late: u64,
-    /// Those whose reader is to be woken.
+    /// Bit set of the lanes whose reader is to be woken.
     due: u64,
 }
 
 impl<T: Load> Lanes<T> {
-    /// The lanes of the thread with the number `from`; each has so many entries.
+    /// Creates the lanes of the thread with the number `from`, with this number of entries each.
     pub fn new(from: usize, entries: usize, entrances: &[Arc<Entrance<T>>]) -> Self {
         let lane = |entrance: &Arc<_>| Lane::new(from, entries, Arc::clone(entrance));
         let lanes = entrances.iter().map(lane).collect();
         Self { lanes, shares: Shares::default(), late: 0, due: 0 }
     }
 
-    /// Whether a lane takes one more message.
+    /// Returns whether a lane takes one more message.
     #[inline]
     pub fn has_room(&self, to: usize) -> bool {
         self.lanes[to].has_room()
     }
 
-    /// Sends a message, or gives it back. To be asked before: [`Lanes::has_room`].
+    /// Sends a message, or returns it if the ring is full. Check [`Lanes::has_room`] first.
     #[inline]
     pub fn send(&mut self, to: usize, word: T) -> Result<(), T> {
         self.due |= 1 << to;
         self.lanes[to].put(word)
     }
 
-    /// Sends a message of so many bytes where there is room; `false`: there is none. `word` makes
-    /// it in its place: to move it there costs 8 ns more.
+    /// Sends a message of `bytes` bytes if there is room; returns `false` otherwise. `word` builds
+    /// it in place: moving it there would cost 8 ns more.
     #[inline]
     pub fn send_new(&mut self, to: usize, bytes: usize, word: impl FnOnce() -> T) -> bool {
         let lane = &mut self.lanes[to];
@@ -421,7 +424,7 @@ impl<T: Load> Lanes<T> {
         has_room
     }
 
-    /// Sends what must not be lost, ahead of all that waits.
+    /// Sends an answer, which is never lost, ahead of everything that waits.
     pub fn tell(&mut self, to: usize, word: T) {
         let lane = &mut self.lanes[to];
         self.due |= 1 << to;
@@ -432,7 +435,7 @@ impl<T: Load> Lanes<T> {
         }
     }
 
-    /// Sends a notice, which is never lost, after those before it. `follows`: also after the
+    /// Sends a notice, which is never lost, after earlier notices. `follows`: also after the
     /// parcels that wait already. Later parcels may overtake it.
     pub fn notify(&mut self, to: usize, word: T, follows: bool) {
         let lane = &mut self.lanes[to];
@@ -442,8 +445,8 @@ impl<T: Load> Lanes<T> {
         self.flush_lane(to);
     }
 
-    /// Sends a parcel, at once or behind what waits of its project; gives it back where the project
-    /// has used up its share of what may wait.
+    /// Sends a parcel, at once or behind the waiting parcels of its project. Returns it if the
+    /// project has used up its share of the backlog.
     pub fn relay(&mut self, to: usize, project: ProjectId, word: T) -> Result<(), T> {
         let lane = &mut self.lanes[to];
         if lane.takes_parcel(project) {
@@ -459,8 +462,8 @@ impl<T: Load> Lanes<T> {
         Ok(())
     }
 
-    /// As [`Lanes::relay`], to each reader whose bit is set. `word` makes one of so many bytes,
-    /// which all of them share. Returns those that do not get it.
+    /// Like [`Lanes::relay`], for each reader whose bit is set. `word` makes one item; all of them
+    /// share the same `bytes` bytes. Returns the bits of the readers that do not get it.
     pub fn relay_to_all(
         &mut self,
         to: u64,
@@ -490,17 +493,17 @@ impl<T: Load> Lanes<T> {
         0
     }
 
-    /// Whether something waits for [`Lanes::flush`].
+    /// Returns whether something waits for [`Lanes::flush`].
     pub fn has_late(&self) -> bool {
         self.late != 0
     }
 
-    /// Whether an answer waits for room.
+    /// Returns whether an answer waits for room.
     pub fn has_late_answers(&self, to: usize) -> bool {
         !self.lanes[to].answers.is_empty()
     }
 
-    /// Tries again to send what there was no room for; see [`LOOK_FOR_ROOM_EVERY`].
+    /// Retries everything that found no room; see [`LOOK_FOR_ROOM_EVERY`].
     pub fn flush(&mut self) {
         for_each_bit(self.late, |to| self.flush_lane(to));
     }
@@ -513,7 +516,7 @@ impl<T: Load> Lanes<T> {
         }
     }
 
-    /// Wakes those to whom something was sent.
+    /// Wakes the readers to which something was sent.
     #[inline]
     pub fn wake(&mut self) {
         for_each_bit(std::mem::take(&mut self.due), |to| self.lanes[to].entrance.bell.ring());

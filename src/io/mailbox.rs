@@ -1,4 +1,4 @@
-//! Worker to worker: one lane for each pair.
+//! Mailboxes between workers: one lane for each pair.
 
 use super::lane::{Bell, Entrance, Inbox, Lanes, Load, for_each_bit};
 use crate::state::projects::ProjectId;
@@ -6,14 +6,14 @@ use crate::state::wants::Notice;
 use std::io;
 use std::sync::Arc;
 
-/// Envelopes that may wait from one worker to another, with up to 16 workers; beyond, the push is
-/// answered 503. With more workers there are more rings, and each is smaller: 54 workers had rings
-/// of 280 MB.
+/// Envelopes that may wait from one worker to another, with up to 16 workers; above it, the push is
+/// answered 503. With more workers there are more rings, so each is smaller: the rings of 54
+/// workers took 280 MB.
 const RING_ENTRIES: usize = 4_096;
-/// Envelopes that may wait for one worker in all its rings, about.
+/// Approximate number of envelopes that may wait for one worker in all its rings.
 const ENTRIES_OF_ALL: usize = 65_536;
 
-/// What one worker tells another.
+/// What one worker sends to another.
 #[derive(Debug)]
 pub enum Word {
     /// An envelope or a parcel.
@@ -30,13 +30,13 @@ impl Load for Word {
     }
 }
 
-/// One worker's ends: a lane from and to every other worker.
+/// One worker's ends of the lanes to and from every other worker.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// By worker; that to itself stays empty.
+    /// By worker; the lane to itself stays empty.
     lanes: Lanes<Word>,
     inbox: Inbox<Word>,
-    /// The other workers, bit by bit.
+    /// Bit set of the other workers.
     others: u64,
 }
 
@@ -45,7 +45,7 @@ fn ring_entries(workers: usize) -> usize {
 }
 
 impl Mailbox {
-    /// The mailboxes of all workers of a node, 64 at most.
+    /// Creates the mailboxes of all workers of a node, 64 at most.
     pub fn all(workers: usize) -> io::Result<Vec<Self>> {
         let entrances = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
         let everybody = u64::MAX >> (u64::BITS as usize - workers);
@@ -57,7 +57,7 @@ impl Mailbox {
         Ok(entrances.iter().enumerate().map(mailbox).collect())
     }
 
-    /// Its owner's bell.
+    /// Returns its owner's bell.
     pub fn bell(&self) -> &Bell {
         self.inbox.bell()
     }
@@ -66,7 +66,7 @@ impl Mailbox {
         self.others == 0
     }
 
-    /// Whether every other worker whose bit is set has room for one more.
+    /// Returns whether every other worker whose bit is set has room for one more envelope.
     pub fn has_room(&self, to: u64) -> bool {
         let mut has_room = true;
         for_each_bit(to & self.others, |to| has_room &= self.lanes.has_room(to));
@@ -83,9 +83,9 @@ impl Mailbox {
         self.lanes.wake();
     }
 
-    /// Hands a parcel to one worker, or (`None`) to all others: at once, or behind what waits of
-    /// its project. `false`: the project has used up its share of what may wait, and some of them
-    /// do not get it.
+    /// Hands a parcel to one worker, or (`None`) to all others, at once or behind the waiting
+    /// parcels of its project. Returns `false` if the project has used up its share of the backlog,
+    /// so that some of them do not get it.
     pub fn relay(&mut self, project: ProjectId, to: Option<usize>, parcel: &Arc<[u8]>) -> bool {
         let to = to.map_or(self.others, |to| 1 << to);
         let word = || Word::Envelope(Arc::clone(parcel));
@@ -94,31 +94,31 @@ impl Mailbox {
         refused == 0
     }
 
-    /// Whether something waits for [`Mailbox::send_late`].
+    /// Returns whether something waits for [`Mailbox::send_late`].
     pub fn has_late(&self) -> bool {
         self.lanes.has_late()
     }
 
-    /// Tells a worker something that must not be lost.
+    /// Sends a worker a notice, which is never lost.
     pub fn notify(&mut self, to: usize, notice: Notice) {
         self.lanes.notify(to, Word::Notice(notice), notice.is_end());
         self.lanes.wake();
     }
 
-    /// Tells all others.
+    /// Sends a notice to all other workers.
     pub fn notify_all(&mut self, notice: Notice) {
         let is_end = notice.is_end();
         for_each_bit(self.others, |to| self.lanes.notify(to, Word::Notice(notice), is_end));
         self.lanes.wake();
     }
 
-    /// Tries again to hand over what there was no room for.
+    /// Retries what found no room.
     pub fn send_late(&mut self) {
         self.lanes.flush();
         self.lanes.wake();
     }
 
-    /// The next word; the senders take turns.
+    /// Returns the next message; the senders take turns.
     pub fn receive(&mut self) -> Option<Word> {
         self.inbox.receive()
     }
@@ -141,7 +141,7 @@ mod tests {
         }
     }
 
-    /// One was lost where the ring was full of envelopes.
+    /// A notice used to be lost if the ring was full of envelopes.
     #[test]
     fn notices_wait_for_room_and_keep_their_order() {
         let mut all = Mailbox::all(2).unwrap();
@@ -161,7 +161,8 @@ mod tests {
         assert_eq!(gone, [0, 1, 2]);
     }
 
-    /// 66,000 requests of one project filled the ring: others were refused, and their pushes too.
+    /// 66,000 requests of one project used to fill the ring: others' requests were refused, and
+    /// their pushes too.
     #[test]
     fn a_flood_of_one_projects_parcels_leaves_room_for_others_and_for_pushes() {
         let mut all = Mailbox::all(2).unwrap();

@@ -1,4 +1,4 @@
-//! The broker on the thread of the node's only worker: nothing is handed over.
+//! The inline broker: it runs on the thread of the node's only worker, so nothing crosses threads.
 
 use super::core::Core;
 use super::queue::{Driver, Host};
@@ -15,7 +15,7 @@ use std::time::Instant;
 
 pub struct Near {
     core: Rc<Core>,
-    /// The canary came by.
+    /// The canary message has arrived.
     has_canary: Cell<bool>,
 }
 
@@ -67,7 +67,7 @@ impl InlineBroker for Driver<Near> {
 
 struct NearSink<'a> {
     near: &'a Near,
-    /// Read once for all that is said in one go.
+    /// Read once for everything emitted in one call.
     now_us: Option<u64>,
 }
 

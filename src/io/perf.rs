@@ -1,9 +1,9 @@
-//! `perf_event_open(2)`: stacks of other threads of this process, taken by the kernel's timer.
+//! `perf_event_open(2)`: stacks of other threads of this process, sampled by the kernel's timer.
 //!
-//! No signal is sent and nothing runs in the sampled threads: the kernel writes into a ring of
-//! memory, which whoever holds the [`Sampler`] reads. (A profiler with signal handlers would run in
-//! the workers, and would use descriptors there, where numbers mean other things: each worker has
-//! a table of its own.)
+//! No signal is sent and nothing runs in the sampled threads: the kernel writes into a ring buffer,
+//! which the owner of the [`Sampler`] reads. (A profiler with signal handlers would run in the
+//! workers and use descriptors there. Each worker has its own descriptor table, so the same number
+//! means another file.)
 
 use super::map::Map;
 use super::sys;
@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Room for records: at 199 samples a second of 127 frames, the most there can be, for 600 ms.
+/// Room for records: 600 ms at the maximum of 199 samples a second with 127 frames each.
 const RING_BYTES: usize = 128 << 10;
 
 // linux/perf_event.h.
@@ -24,11 +24,12 @@ const FLAG_EXCLUDE_HYPERVISOR: u64 = 1 << 6;
 const OPEN_CLOEXEC: libc::c_ulong = 1 << 3;
 const IOCTL_ENABLE: libc::c_ulong = 0x2400;
 const IOCTL_DISABLE: libc::c_ulong = 0x2401;
-/// Where the ring's page of control has its two positions.
+/// Offsets of the two ring positions in the control page.
 const HEAD_AT: usize = 1024;
 const TAIL_AT: usize = 1032;
 
-/// `struct perf_event_attr` as it was first (`PERF_ATTR_SIZE_VER0`): all that is needed here.
+/// `struct perf_event_attr` in its first version (`PERF_ATTR_SIZE_VER0`), which has all that is
+/// needed here.
 #[repr(C)]
 struct Attributes {
     kind: u32,
@@ -43,17 +44,18 @@ struct Attributes {
     breakpoint_address: u64,
 }
 
-/// What is sampled of a thread.
+/// Which part of a thread's stack is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// The thread's own code and the kernel's on its behalf; needs a right that not all have.
+    /// The thread's own code and the kernel's on its behalf. Needs a privilege that not every
+    /// process has.
     Kernel,
-    /// The thread's own code. Time in system calls is not seen.
+    /// The thread's own code. Time spent in system calls is not visible.
     User,
 }
 
-/// Takes the stacks of one thread while that runs. Call [`Sampler::start`] once, then
-/// [`Sampler::drain`] every 100 ms or so, [`Sampler::stop`] and `drain` again.
+/// Samples the stacks of one thread while it runs. Call [`Sampler::start`] once, then
+/// [`Sampler::drain`] about every 100 ms, and at the end [`Sampler::stop`] and `drain` once more.
 #[derive(Debug)]
 pub struct Sampler {
     event: OwnedFd,
@@ -62,10 +64,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Begins nothing yet. `period_ns`: of the thread's time on a core.
+    /// Opens a sampler without starting it. `period_ns` is in processor time of the thread.
     ///
-    /// `PermissionDenied` and `Unsupported` where the machine does not allow it (EACCES, EPERM,
-    /// ENOSYS), `ESRCH` where there is no such thread (any more).
+    /// Fails with `PermissionDenied` or `Unsupported` where the machine does not allow it (EACCES,
+    /// EPERM, ENOSYS), and with `ESRCH` if there is no such thread (any more).
     pub fn open(thread: i32, period_ns: u64, depth: Depth) -> io::Result<Self> {
         let excluded = if depth == Depth::User { FLAG_EXCLUDE_KERNEL } else { 0 };
         let attributes = Attributes {
@@ -81,7 +83,7 @@ impl Sampler {
             breakpoint_address: 0,
         };
         let (any_core, no_group): (libc::c_int, libc::c_int) = (-1, -1);
-        // SAFETY: the attributes live through the call and say how long they are.
+        // SAFETY: the attributes outlive the call and state their own length.
         let event = unsafe {
             libc::syscall(
                 libc::SYS_perf_event_open,
@@ -111,17 +113,17 @@ impl Sampler {
     }
 
     fn control(&self, what: libc::c_ulong) -> io::Result<()> {
-        // SAFETY: these two take no memory.
+        // SAFETY: neither request takes a pointer.
         match unsafe { libc::ioctl(self.event.as_raw_fd(), what as _, 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Appends the records that have come since the last call, whole ones, each as
-    /// perf_event_open(2) lays it out under "MMAP layout".
+    /// Appends the records written since the last call, complete ones only, each laid out as
+    /// perf_event_open(2) describes under "MMAP layout".
     pub fn drain(&mut self, records: &mut Vec<u8>) {
-        // Acquire: what stands before the head has been written. Only this side moves the tail.
+        // Acquire: everything before the head has been written. Only this side moves the tail.
         let head = self.position(HEAD_AT).load(Ordering::Acquire);
         let tail = self.position(TAIL_AT).load(Ordering::Relaxed);
         let capacity = self.ring.len() - self.page_bytes;
@@ -130,22 +132,22 @@ impl Sampler {
         let to_end = fresh.min(capacity - from);
         self.copy(from, to_end, records);
         self.copy(0, fresh - to_end, records);
-        // Release: the room is given back only after it has been copied.
+        // Release: the space is given back only after it has been copied.
         self.position(TAIL_AT).store(head, Ordering::Release);
     }
 
     fn position(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the control page holds an aligned u64 there, the kernel and this thread access
-        // it as a whole, and the mapping lives as long as `self`.
+        // SAFETY: the control page holds an aligned u64 at this offset, the kernel and this thread
+        // access it atomically as a whole, and the mapping lives as long as `self`.
         unsafe { &*self.ring.start().add(at).cast::<AtomicU64>() }
     }
 
     fn copy(&self, from: usize, length: usize, records: &mut Vec<u8>) {
         debug_assert!(self.page_bytes + from + length <= self.ring.len());
         records.reserve(length);
-        // SAFETY: the source is inside the mapping, between tail and head, where the kernel does
-        // not write; the room behind the vector's end has just been reserved, and is initialised
-        // by the copy before it counts.
+        // SAFETY: the source lies inside the mapping, between tail and head, where the kernel does
+        // not write; the destination behind the vector's end has just been reserved, and the copy
+        // initialises it before the length includes it.
         unsafe {
             let source = self.ring.start().add(self.page_bytes + from);
             let end = records.as_mut_ptr().add(records.len());
@@ -155,7 +157,7 @@ impl Sampler {
     }
 }
 
-/// Refused for another reason than the event: it is not to be taken for one.
+/// Rewraps the error: the ring was refused, not the event, and callers must not confuse the two.
 fn no_ring(error: &io::Error) -> io::Error {
     io::Error::other(format!(
         "no memory for what it writes ({error}): raise kernel.perf_event_mlock_kb, or the limit of \
@@ -186,7 +188,7 @@ mod tests {
         let opened = Sampler::open(named.recv().unwrap(), 1_000_000, Depth::User);
         let mut sampler = match opened {
             Ok(sampler) => sampler,
-            // A machine that forbids it: nothing to see.
+            // The machine forbids it: nothing to test.
             Err(_) => return OVER.store(true, Relaxed),
         };
         let mut records = Vec::new();
@@ -202,7 +204,7 @@ mod tests {
         OVER.store(true, Relaxed);
         busy.join().unwrap();
         assert!(records.len() >= 100 * 24);
-        // Whole records, one behind the other, also where the ring began anew.
+        // Complete records, one behind the other, also where the ring wrapped around.
         let mut rest = &records[..];
         while !rest.is_empty() {
             let length = usize::from(u16::from_ne_bytes([rest[6], rest[7]]));

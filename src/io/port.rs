@@ -1,4 +1,4 @@
-//! Between the broker's thread and the workers': a lane to and from each worker.
+//! Connects the broker's thread and the workers: a lane to and from each worker.
 
 use super::lane::{Bell, Entrance, Inbox, LOOK_FOR_ROOM_EVERY, Lanes, Load, for_each_bit};
 use super::queue::{Driver, Host, TICK_MS};
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Words that may wait from a worker to the broker; beyond, pushes are answered 503.
+/// Items that may wait from a worker to the broker; above it, pushes are answered 503.
 const TO_BROKER_ENTRIES: usize = 4096;
-/// Words that may wait from the broker to a worker; beyond, messages are dropped and counted.
+/// Items that may wait from the broker to a worker; above it, messages are dropped and counted.
 const TO_WORKER_ENTRIES: usize = 8192;
-/// The broker among those who send to a worker, and to whom a worker sends: there is no other.
+/// Index of the broker as a sender to a worker and as a receiver from one: there is no other.
 const BROKER: usize = 0;
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Load for ToBroker {
     }
 }
 
-/// What the broker tells a worker.
+/// What the broker sends to a worker.
 #[derive(Debug)]
 pub enum ToWorker {
     /// An envelope or a parcel.
@@ -68,7 +68,7 @@ impl Load for ToWorker {
 pub struct WorkerPort {
     lanes: Lanes<ToBroker>,
     inbox: Inbox<ToWorker>,
-    /// An ask waits for room: the broker sends this worker everything.
+    /// An ask waits for room. Until it is sent, the broker sends this worker everything.
     is_unsure: Arc<AtomicBool>,
 }
 
@@ -77,7 +77,8 @@ impl WorkerPort {
         self.inbox.bell()
     }
 
-    /// Hands a message over, to be answered with [`ToWorker::Answer`]; `false`: there is no room.
+    /// Hands a message over, to be answered with [`ToWorker::Answer`]. Returns `false` if there is
+    /// no room.
     pub fn publish(&mut self, publication: Publication, ticket: u32) -> bool {
         if self.has_late() {
             self.send_late();
@@ -89,12 +90,12 @@ impl WorkerPort {
         is_sent
     }
 
-    /// Whether [`WorkerPort::publish`] would take something.
+    /// Returns whether [`WorkerPort::publish`] would take a message.
     pub fn has_room(&self) -> bool {
         self.lanes.has_room(BROKER)
     }
 
-    /// Asks the broker for something, or tells it; that is never lost. Parcels:
+    /// Sends the broker a request or an announcement, which is never lost. For parcels use
     /// [`WorkerPort::relay`].
     pub fn ask(&mut self, ask: Ask) {
         let is_end = ask.is_end();
@@ -107,7 +108,7 @@ impl WorkerPort {
         self.handle_sent();
     }
 
-    /// Hands a parcel over; gives it back where its project has used up its share of what may wait.
+    /// Hands a parcel over. Returns it if its project has used up its share of the backlog.
     pub fn relay(&mut self, relay: Relay) -> Result<(), Relay> {
         let (To::Holder { project, .. } | To::Events(project)) = relay.to;
         let result = self.lanes.relay(BROKER, project, ToBroker::Ask(Ask::Relay(relay)));
@@ -118,12 +119,12 @@ impl WorkerPort {
         }
     }
 
-    /// Whether something waits for [`WorkerPort::send_late`].
+    /// Returns whether something waits for [`WorkerPort::send_late`].
     pub fn has_late(&self) -> bool {
         self.lanes.has_late()
     }
 
-    /// Tries again to hand over what there was no room for.
+    /// Retries what found no room.
     pub fn send_late(&mut self) {
         self.lanes.flush();
         self.handle_sent();
@@ -138,7 +139,7 @@ impl WorkerPort {
     }
 
     pub fn say_canary_seen(&mut self) {
-        // The next one comes in a second.
+        // If it does not fit, the next one comes in a second.
         let _ = self.lanes.send(BROKER, ToBroker::CanarySeen);
         self.lanes.wake();
     }
@@ -152,19 +153,20 @@ impl WorkerPort {
     }
 }
 
-/// The broker's ends of all lanes: where a broker lives that has a thread of its own.
+/// The broker's ends of all lanes, for a broker with a thread of its own.
 pub struct Far {
     inbox: RefCell<Inbox<ToBroker>>,
     /// By worker.
     lanes: RefCell<Lanes<ToWorker>>,
     /// By worker: see [`WorkerPort::is_unsure`].
     are_unsure: Box<[Arc<AtomicBool>]>,
-    /// Something waits for room at the workers: [`Host::hear`] looks for it.
+    /// Something waits for room at the workers; [`Host::hear`] retries it.
     waits_for_room: Flag,
     counters: Arc<BrokerCounters>,
 }
 
-/// Both ends for all workers of a node. To be called before the threads have their own tables.
+/// Creates both ends for all workers of a node. Must be called before the threads have their own
+/// descriptor tables.
 pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<WorkerPort>, Far)> {
     let to_broker = Entrance::new()?;
     let to_workers = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
@@ -187,12 +189,12 @@ pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<
 }
 
 impl Far {
-    /// Looks at the bell that the workers ring.
+    /// Calls `look` with the bell that the workers ring.
     pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> R {
         look(self.inbox.borrow().bell())
     }
 
-    /// Whether no worker has said anything.
+    /// Returns whether no worker has sent anything.
     pub fn is_quiet(&self) -> bool {
         self.inbox.borrow().is_empty()
     }
@@ -205,7 +207,7 @@ impl Host for Far {
 
     fn hear(&self, broker: &mut Broker, now_ms: u64) {
         let mut unsure = 0;
-        // Looked at before the rings: what is not in a ring by then was flagged before.
+        // Read before the rings: whatever is not in a ring by then was flagged before.
         for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
             unsure |= u64::from(is_unsure.load(Ordering::SeqCst)) << worker;
         }
@@ -224,7 +226,7 @@ impl Host for Far {
         broker.set_unsure(unsure);
     }
 
-    /// The workers may need it.
+    /// No: the workers may need the core.
     fn may_stay_awake(&self) -> bool {
         false
     }
@@ -239,7 +241,8 @@ impl Host for Far {
         }
     }
 
-    /// A full lane drops; the link is always read, Redis cuts slow subscribers.
+    /// Does not wait: a full lane drops, and the link is always read, because Redis disconnects
+    /// slow subscribers.
     async fn wait_for_room(&self) {}
 }
 
@@ -263,12 +266,12 @@ pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
             relaying.hear();
         }
     });
-    // A task like the others: what the executor was started with would not let them have a turn.
+    // A spawned task like the others: the executor's root task would not let them have a turn.
     monoio::spawn(async move {
         let mut ticked = Instant::now();
         loop {
             driver.hear();
-            // The executor's timers starve while there is always something to hear.
+            // The executor's timers starve while there is always something to receive.
             if ticked.elapsed() >= Duration::from_millis(TICK_MS) {
                 ticked = Instant::now();
                 driver.handle_tick();
@@ -310,7 +313,7 @@ impl Sink for FarSink<'_> {
     fn notice(&mut self, worker: usize, notice: Notice) {
         let mut lanes = self.0.lanes.borrow_mut();
         match notice {
-            // Before the first welcome, whatever waits.
+            // Goes before the first welcome, whatever else waits.
             Notice::IdsBegin { .. } => lanes.tell(worker, ToWorker::Notice(notice)),
             _ => lanes.notify(worker, ToWorker::Notice(notice), notice.is_end()),
         }
@@ -446,14 +449,14 @@ mod tests {
     const LOUD: ProjectId = ProjectId(0);
     const CALM: ProjectId = ProjectId(1);
 
-    /// What the broker takes in one go.
+    /// Returns what the broker takes in one call.
     fn heard(far: &Far) -> Vec<ToBroker> {
         let mut words = Vec::new();
         far.inbox.borrow_mut().receive_all(|_, word| words.push(word));
         words
     }
 
-    /// Words by their names, parcels by their project and text.
+    /// Returns the messages by name, parcels by project and text.
     fn all_heard(near: &mut WorkerPort, far: &Far) -> Vec<String> {
         let mut names = Vec::new();
         while !far.is_quiet() {
@@ -473,7 +476,8 @@ mod tests {
         names.iter().position(|one| one == name).unwrap()
     }
 
-    /// Requests of one project filled the ring: others' were refused, and their pushes too.
+    /// Requests of one project used to fill the ring: others' requests were refused, and their
+    /// pushes too.
     #[test]
     fn a_flood_of_one_projects_parcels_to_the_broker_leaves_room_for_others_and_for_pushes() {
         let (mut near, far, _) = pair(1);
@@ -499,7 +503,8 @@ mod tests {
         assert!(!near[0].has_late());
     }
 
-    /// They filled the ring from the broker, too, and messages of other projects were dropped.
+    /// They also used to fill the ring from the broker, and messages of other projects were
+    /// dropped.
     #[test]
     fn a_flood_of_one_projects_parcels_to_a_worker_leaves_room_for_others_and_for_pushes() {
         let (mut near, far, counters) = pair(2);

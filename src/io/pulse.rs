@@ -1,5 +1,5 @@
-//! Whether a thread still takes turns. The executor swallows errors of its ring and tries again at
-//! once: such a thread runs none of our code any more, and can say nothing about it itself.
+//! Detects threads that no longer take turns. The executor swallows errors of its ring and retries
+//! at once: such a thread runs none of our code any more and cannot report it itself.
 
 use super::sys::{self, ThreadClock};
 use std::cell::RefCell;
@@ -10,14 +10,14 @@ use std::sync::atomic::{
 };
 use std::thread;
 
-/// Processor time that a thread may spend between two beats, which are some tens of milliseconds
-/// apart. A thread that is not given a core, or waits, spends none. Far above the longest turn: one
-/// worker that sends a push to a million connections spends 4 to 8 s.
+/// Processor time that a thread may use between two beats, which are some tens of milliseconds
+/// apart. A thread that gets no core, or waits, uses none. Far above the longest turn: a worker
+/// that sends a push to a million connections uses 4 to 8 s.
 const STUCK_NS: u64 = 60_000_000_000;
-/// The same while none of our tasks runs: all of it is the executor's and the kernel's.
+/// The same while no task of ours runs: all of it is used by the executor and the kernel.
 const IDLE_STUCK_NS: u64 = 4_000_000_000;
 
-/// Nobody says when a task of the thread runs.
+/// The thread does not report its rounds.
 const UNKNOWN: u8 = 0;
 /// A round of tasks has begun.
 const IN_ROUND: u8 = 1;
@@ -32,7 +32,8 @@ struct Heart {
 }
 
 impl Heart {
-    /// To be called in its own thread alone: an atomic addition would cost several times as much.
+    /// Counts a beat. Only its own thread may call it: an atomic addition would cost several times
+    /// as much.
     fn beat(&self) {
         self.beats.store(self.beats.load(Relaxed).wrapping_add(1), Relaxed);
     }
@@ -42,19 +43,19 @@ thread_local! {
     static HEART: RefCell<Option<Arc<Heart>>> = const { RefCell::new(None) };
 }
 
-/// A thread's pulse, for whoever watches it.
+/// A thread's pulse, as its watcher sees it.
 #[derive(Debug)]
 pub struct Pulse {
     name: String,
     heart: Arc<Heart>,
     clock: ThreadClock,
     last_beats: u64,
-    /// Processor time at the last beat that was seen.
+    /// Processor time at the last beat that was observed.
     last_ns: u64,
 }
 
 impl Pulse {
-    /// That of the calling thread, which is to call [`beat`] from here on.
+    /// Starts the pulse of the calling thread, which must call [`beat`] from here on.
     pub fn begin() -> Self {
         let heart = Arc::new(Heart::default());
         HEART.set(Some(Arc::clone(&heart)));
@@ -64,17 +65,19 @@ impl Pulse {
         Self { name, heart, clock, last_beats: 0, last_ns }
     }
 
-    /// The thread's name, if it does nothing but spend time. To be asked every second or so.
+    /// Returns the thread's name if it uses processor time without beating. Call it about every
+    /// second.
     pub fn stuck_thread(&mut self) -> Option<String> {
         self.has_spent(STUCK_NS, IDLE_STUCK_NS).then(|| self.name.clone())
     }
 
-    /// Whether it has spent as much processor time since its last beat, or as much as
-    /// `idle_limit_ns` without a round.
+    /// Returns whether the thread has used `limit_ns` of processor time since its last beat, or
+    /// `idle_limit_ns` of it outside a round.
     fn has_spent(&mut self, limit_ns: u64, idle_limit_ns: u64) -> bool {
         // A thread that has ended is not stuck.
         let Some(now_ns) = sys::thread_cpu_ns(self.clock) else { return false };
-        // In this order: a round that has ended by now has beaten, and none has begun before.
+        // In this order: a round that has ended by now has beaten, and none began before it was
+        // read.
         let is_idle = self.heart.state.load(Acquire) == IDLE;
         let beats = self.heart.beats.load(Relaxed);
         if beats != self.last_beats {
@@ -85,18 +88,18 @@ impl Pulse {
     }
 }
 
-/// The calling thread takes turns.
+/// Records that the calling thread takes turns.
 pub fn beat() {
     with_heart(Heart::beat);
 }
 
-/// A task of the calling thread runs, the first one of a round. Whoever says this says
-/// [`end_round`], too.
+/// Records that the first task of a round of the calling thread runs. Its caller must also call
+/// [`end_round`].
 pub fn begin_round() {
     with_heart(|heart| heart.state.store(IN_ROUND, Relaxed));
 }
 
-/// Every task of the calling thread that was ready has had its turn: that is a beat.
+/// Records that every ready task of the calling thread has had its turn. This counts as a beat.
 pub fn end_round() {
     with_heart(|heart| {
         heart.beat();
@@ -104,7 +107,7 @@ pub fn end_round() {
     });
 }
 
-/// The calling thread has no more rounds, and may be at its end for long.
+/// Records that the calling thread has no more rounds. Its shutdown may take long.
 pub fn end_rounds() {
     with_heart(|heart| heart.state.store(UNKNOWN, Relaxed));
 }
@@ -147,7 +150,7 @@ mod tests {
         assert!(!own.has_spent(1_000_000, u64::MAX));
     }
 
-    /// The executor swallows errors of its ring: a minute of processor time went by until its node
+    /// The executor swallows errors of its ring: a node used a minute of processor time before it
     /// ended.
     #[test]
     fn what_is_spent_without_a_round_counts_sooner() {
@@ -159,7 +162,7 @@ mod tests {
         };
         assert!(!is_idly_stuck(|| {}), "nobody says when it has rounds");
         assert!(!is_idly_stuck(begin_round), "it may be a long one");
-        // A beat, seen at this look; and what comes behind it.
+        // A beat, observed at this check; and the time used after it.
         assert!(!is_idly_stuck(end_round));
         assert!(is_idly_stuck(|| {}));
         assert!(!is_idly_stuck(begin_round));

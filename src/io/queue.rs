@@ -1,4 +1,4 @@
-//! The broker at work: keeps its two links to Redis open, and lets its thread's time pass.
+//! Drives the broker: keeps its two links to Redis open and advances its time.
 
 mod links;
 
@@ -19,38 +19,38 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// While so many messages wait for Redis's answer, the thread does not fall asleep before nothing
-/// has come of them for so long.
+/// At or above this number of messages that wait for Redis's answer, the thread stays awake until
+/// their number has not changed for `AWAKE_FOR`.
 ///
-/// It would be woken within a few tens of microseconds: that costs the other side an interrupt, and
-/// this one a core that has cooled down meanwhile.
+/// The answer usually comes within a few tens of microseconds. Sleeping for that time would cost
+/// the other side an interrupt, and this one a core that has cooled down in the meantime.
 const AWAKE_MESSAGES: usize = 32;
 const AWAKE_FOR: Duration = Duration::from_micros(50);
-/// How often the broker's deadlines are looked at.
+/// Interval between checks of the broker's deadlines.
 pub(super) const TICK_MS: u64 = 50;
-/// The pause after the first failed attempt; it doubles with each that follows. Half of it is
-/// random, so that the nodes of a cluster do not come back all at once.
+/// Delay after the first failed attempt; it doubles with each further one. Half of it is random, so
+/// that the nodes of a cluster do not come back all at once.
 const BACKOFF_MS: u64 = 100;
 const MAX_BACKOFF_MS: u64 = 500;
-/// An attempt that fails for the reason of the one before, and any other trouble that repeats, is
-/// logged so often.
+/// Minimum interval between warnings about attempts that fail for the same reason as the one
+/// before, and about any other repeated trouble.
 const WARNING_EVERY: Duration = Duration::from_secs(10);
-/// Gaps that are logged one by one after a reconnect; of more, the sum.
+/// Gaps logged one by one after a reconnect; of the rest, the sum is logged.
 const GAPS_LOGGED: usize = 20;
-/// Channels that Redis refuses and that are named in the log.
+/// Maximum number of refused channels that are named in the log.
 const REFUSED_LOGGED: usize = 100;
 
-/// The thread that a broker lives on: with its workers on other threads, or with its only one.
+/// The thread that hosts a broker: one of its own, or that of the only worker.
 pub trait Host: 'static {
     fn sink(&self) -> impl Sink + '_;
-    /// Brings what the workers said before now to the broker.
+    /// Passes to the broker what the workers have sent up to now.
     fn hear(&self, broker: &mut Broker, now_ms: u64);
-    /// Wakes those to whom the sink had something to say.
+    /// Wakes the receivers of what was put in the sink.
     fn wake(&self);
-    /// Whether the thread may wait actively: nobody else needs its core.
+    /// Returns whether the thread may wait actively because nobody else needs its core.
     fn may_stay_awake(&self) -> bool;
-    /// Looks at deadlines. To be called again and again by who waits actively: the executor does
-    /// not look at its timers meanwhile.
+    /// Checks deadlines. Code that waits actively must call it repeatedly: the executor does not
+    /// look at its timers in the meantime.
     fn keep_time(&self);
     /// Returns when [`Sink::has_room`] may be true again.
     fn wait_for_room(&self) -> impl Future<Output = ()>;
@@ -64,25 +64,25 @@ pub struct Driver<H> {
     counters: Arc<BrokerCounters>,
     url: RedisUrl,
     started: Instant,
-    /// The latest time that the broker was told, and when it was asked for.
+    /// The latest time passed to the broker, and the instant that it belongs to.
     last_ms: Cell<u64>,
     last_at: Cell<Instant>,
     /// Something is to be written, by link.
     outgoing: [Flag; 2],
-    /// The tasks of the links are to end, or have: the reason, and how many are left.
+    /// The tasks of the links are to end, or have ended: the reason, and how many are left.
     is_ending: Cell<bool>,
     error: RefCell<Option<LinkError>>,
     failed: Flag,
     tasks: Cell<usize>,
     task_ended: Waiters,
     gaps: RefCell<Gaps>,
-    /// Channels that Redis refuses, as far as they are logged.
+    /// Refused channels that have been logged.
     refused: RefCell<HashSet<Box<[u8]>>>,
     /// When each kind of trouble was last logged.
     logged: RefCell<[Option<Instant>; 7]>,
 }
 
-/// Gaps since the links came up: each is logged once, many of them in sum.
+/// Gaps since the links came up: the first are logged one by one, the rest as a sum.
 #[derive(Default)]
 struct Gaps {
     logged: usize,
@@ -153,7 +153,7 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    /// One life of the links; why it ended.
+    /// Runs the links until one of them fails; returns the reason.
     async fn live_once(self: &Rc<Self>) -> LinkError {
         self.is_ending.set(false);
         self.error.take();
@@ -178,7 +178,7 @@ impl<H: Host> Driver<H> {
             drop(broker);
             self.outgoing.iter().for_each(Flag::raise);
         }
-        // The flag may be left over from the last life.
+        // The flag may be left over from the previous run.
         while self.error.borrow().is_none() {
             poll_fn(|context| self.failed.poll(context)).await;
         }
@@ -194,7 +194,7 @@ impl<H: Host> Driver<H> {
         self.failed.raise();
     }
 
-    /// A task of a link is over.
+    /// Handles the end of a link's task.
     pub(super) fn handle_task_end(&self, result: Result<(), LinkError>) {
         self.tasks.set(self.tasks.get() - 1);
         if let Err(error) = result
@@ -213,7 +213,8 @@ impl<H: Host> Driver<H> {
         &self.outgoing[link as usize]
     }
 
-    /// Waits actively while much is under way and goes on, and there is nothing to be written.
+    /// Waits actively while many messages are pending, answers keep coming and nothing is to be
+    /// written.
     pub(super) async fn stay_awake(&self) {
         let (mut last, mut since) = (0, Instant::now());
         while self.host.may_stay_awake() {
@@ -234,7 +235,7 @@ impl<H: Host> Driver<H> {
         self.broker.borrow_mut().take_outgoing(link, out, max);
     }
 
-    /// A part of what does not fit in the socket at once is written.
+    /// Handles a partial write of what does not fit in the socket at once.
     pub(super) fn handle_written(&self, link: LinkName) {
         self.broker.borrow_mut().handle_written(link, self.ms_at(Instant::now()));
     }
@@ -248,8 +249,8 @@ impl<H: Host> Driver<H> {
         })
     }
 
-    /// Publishes a message; the outcome goes to the host's sink.
-    /// `read_at`: when it came, lately; that spares a look at the clock for each.
+    /// Publishes a message; the outcome goes to the host's sink. `read_at`: a recent time at which
+    /// it was read, which saves a clock reading per message.
     pub(super) fn push(
         &self,
         envelope: &Envelope<'_>,
@@ -290,7 +291,8 @@ impl<H: Host> Driver<H> {
         self.log_unlogged_gaps();
     }
 
-    /// The last connection of a node that drains is gone: the others shall know before it ends.
+    /// Announces that a draining node leaves, once its last connection is gone: peers must know
+    /// before it ends.
     fn leave_when_drained(&self, broker: &mut Broker, now_ms: u64) {
         if !self.shared.is_draining() || self.shared.connections() > 0 {
             return;
@@ -323,9 +325,9 @@ impl<H: Host> Driver<H> {
         result
     }
 
-    /// The broker's time: it does not go back, whatever is asked of it in which order.
+    /// Returns the broker's time. It never goes back, whatever the order of the calls.
     fn ms_at(&self, at: Instant) -> u64 {
-        // Of requests that were read together all have one time.
+        // Requests that were read together share one time.
         if self.last_at.replace(at) != at {
             let ms = at.saturating_duration_since(self.started).as_millis() as u64;
             self.last_ms.set(ms.max(self.last_ms.get()));
@@ -397,7 +399,7 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    /// Each channel is named once, until it is allowed: the node asks for it again and again.
+    /// Logs each refused channel once until it is allowed: the node retries it again and again.
     fn log_refused(&self, channel: Box<[u8]>, error: &str, rule: &str) {
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= REFUSED_LOGGED || refused.contains(&channel) {
@@ -433,7 +435,7 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    /// What others sent, and this node left out or took back; and what Redis does not keep.
+    /// Logs what this node dropped or corrected of what others sent, and what Redis does not keep.
     fn log_oddity(&self, event: &Event) {
         match event {
             Event::FalseNumber { origin, channel } if self.may_log(4) => {
@@ -471,8 +473,8 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    /// Whether trouble of this kind was not logged lately: a peer must not fill the log. All of it
-    /// is counted.
+    /// Returns whether trouble of this kind was not logged recently: a peer must not fill the log.
+    /// All of it is counted.
     fn may_log(&self, kind: usize) -> bool {
         let last = &mut self.logged.borrow_mut()[kind];
         let may_log = last.is_none_or(|last| last.elapsed() >= WARNING_EVERY);
@@ -494,7 +496,7 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    /// Those gaps that were too many to be logged one by one.
+    /// Logs the sum of the gaps that were too many to be logged one by one.
     fn log_unlogged_gaps(&self) {
         let mut gaps = self.gaps.borrow_mut();
         let (channels, missed) =

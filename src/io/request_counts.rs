@@ -1,4 +1,5 @@
-//! Counts a worker's HTTP requests, those that were read together and answered alike in one go.
+//! Counts a worker's HTTP requests; runs of requests that were read together and got the same
+//! status are counted in one step.
 
 use crate::state::counters::HttpCounters;
 use std::cell::Cell;
@@ -7,11 +8,11 @@ use std::time::Instant;
 
 pub struct RequestCounts {
     counters: Arc<HttpCounters>,
-    /// Answered, and not counted yet.
+    /// Answered and not counted yet.
     last: Cell<Option<Answered>>,
 }
 
-/// Requests that were read together and answered alike, one after the other.
+/// A run of requests that were read together and got the same answer.
 #[derive(Debug, Clone, Copy)]
 struct Answered {
     url: usize,
@@ -25,7 +26,7 @@ impl RequestCounts {
         Self { counters, last: Cell::new(None) }
     }
 
-    /// Counts a request: with the next one that differs, or at [`RequestCounts::flush`].
+    /// Counts a request, either with the next one that differs or at [`RequestCounts::flush`].
     pub fn add(&self, path: &str, status: u16, started: Instant) {
         tracing::trace!(path, status, "a request is answered");
         let url = HttpCounters::url_of(path);
@@ -42,7 +43,7 @@ impl RequestCounts {
         self.last.set(Some(Answered { url, status, started, requests }));
     }
 
-    /// To be called when answers are written.
+    /// Counts what is pending. Call it when answers are written.
     pub fn flush(&self) {
         if let Some(last) = self.last.take() {
             self.count(&last);

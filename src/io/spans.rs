@@ -1,5 +1,5 @@
-//! Spans of pushes and requests, as the workers record them: put in a ring, and exported by others.
-//! A full ring drops them, counted; without an exporter there is no recorder at all.
+//! Spans of pushes and requests. Workers put them in a ring, from which the exporter takes them. A
+//! full ring drops them and counts the loss; without an exporter there is no recorder at all.
 
 use super::sys;
 use crate::state::counters::Counters;
@@ -12,75 +12,75 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-/// Spans of one worker that wait for the exporter.
+/// Spans of one worker that may wait for the exporter.
 const RING_ENTRIES: usize = 8_192;
-/// Requests of one worker that are traced at once.
+/// Requests of one worker that may be traced at once.
 const MAX_REQUESTS: usize = 4_096;
 
-/// What a span is of.
+/// What a span measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpanName {
-    /// From a whole request of a backend to its answer.
+    /// From a backend's complete request to its answer.
     PushAccepted,
-    /// From the acceptance to the queue's answer.
+    /// From acceptance to the queue's answer.
     PushQueued,
-    /// From a worker's having it to its having handed it to its sockets.
+    /// From a worker's receipt of the message until it has handed it to its sockets.
     PushReceived,
     /// The sends themselves.
     PushWritten,
     /// From a client's request to its answer.
     Request,
-    /// From a business server's being asked to its answer.
+    /// From a request sent to a business server to its answer.
     Response,
 }
 
-/// Whose view of a request.
+/// The side from which a request is traced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     Client,
     Server,
 }
 
-/// One span, over.
+/// A finished span.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     pub name: SpanName,
     pub context: TraceContext,
-    /// `None`: it begins the trace.
+    /// `None`: it is the root of the trace.
     pub parent: Option<[u8; 8]>,
-    /// Microseconds since 1970.
+    /// Microseconds since the Unix epoch.
     pub start_us: u64,
     pub end_us: u64,
     pub project: Option<ProjectId>,
-    /// The message's, or the request's.
+    /// Id of the message or of the request.
     pub id: MessageId,
-    /// Connections that it went to; for a request 1 if it was answered.
+    /// Connections that the message went to; for a request, 1 if it was answered.
     pub count: u64,
     pub is_error: bool,
     pub worker: u8,
 }
 
-/// Which new traces are recorded; one that comes with a push says it itself.
+/// Decides which new traces are recorded; a trace that comes with a push carries its own decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampler {
-    /// Of a thousand million.
+    /// Sampled share, in parts of a billion.
     pub parts_per_billion: u32,
-    /// Whether a caller's decision counts.
+    /// Whether the caller's sampling decision is honoured.
     pub follows_parent: bool,
 }
 
-/// A worker's end.
+/// A worker's end of the ring.
 pub struct Recorder {
     ring: RefCell<Producer<Span>>,
     sampler: Sampler,
     worker: u8,
     state: Cell<u64>,
-    /// Requests that are under way, and since when.
+    /// Requests in progress, with their start times.
     requests: RefCell<HashMap<(MessageId, Side), u64>>,
     counters: Arc<Counters>,
 }
 
-/// Both ends for a worker.
+/// Creates both ends for a worker.
 pub fn pair(
     worker: usize,
     sampler: Sampler,
@@ -99,7 +99,7 @@ pub fn pair(
 }
 
 impl Recorder {
-    /// The context of a new span, below `parent` if there is one; `None`: it is not recorded.
+    /// Returns the context of a new span, below `parent` if there is one. `None`: not recorded.
     pub fn begin(&self, parent: Option<TraceContext>) -> Option<TraceContext> {
         let is_sampled = match parent {
             Some(parent) if self.sampler.follows_parent => parent.is_sampled,
@@ -118,7 +118,7 @@ impl Recorder {
         })
     }
 
-    /// A span below `parent`.
+    /// Returns the context of a span below `parent`.
     pub fn below(&self, parent: &TraceContext) -> TraceContext {
         TraceContext { span_id: (self.next() | 1).to_be_bytes(), ..*parent }
     }
@@ -130,8 +130,8 @@ impl Recorder {
         }
     }
 
-    /// A client's request begins here, or a business server here is asked. Both nodes know the
-    /// trace by the request's id.
+    /// Begins to trace a client's request on the node that received it, or on the node that passes
+    /// it to a business server. Both nodes derive the trace from the request's id.
     pub fn begin_request(&self, id: MessageId, side: Side) {
         let mut requests = self.requests.borrow_mut();
         if self.request_context(id).is_some() && requests.len() < MAX_REQUESTS {
@@ -162,7 +162,8 @@ impl Recorder {
         });
     }
 
-    /// `None`: it is not sampled. Its bits are mixed, so that a share of the ids is chosen.
+    /// `None`: it is not sampled. The id's bits are mixed so that a uniform share of the ids is
+    /// chosen.
     fn request_context(&self, id: MessageId) -> Option<TraceContext> {
         let mixed = mix(id.0);
         let is_sampled = mixed % 1_000_000_000 < u64::from(self.sampler.parts_per_billion);

@@ -1,4 +1,4 @@
-//! Ways to wait on one thread: for another task of it, and for another thread.
+//! Wake-ups for one thread: by another of its tasks, and by another thread.
 
 use super::{pulse, sys};
 use std::cell::{Cell, RefCell};
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// Wakes one waiting task of the same thread. Raised while nobody waits, it is kept.
+/// Wakes one waiting task of the same thread. If nobody waits, it stays raised.
 #[derive(Default)]
 pub struct Flag {
     raised: Cell<bool>,
@@ -26,7 +26,7 @@ impl Flag {
         }
     }
 
-    /// What it was raised for is about to be done.
+    /// Lowers the flag because the work that it was raised for is about to be done.
     pub fn lower(&self) {
         self.raised.set(false);
     }
@@ -40,12 +40,12 @@ impl Flag {
     }
 }
 
-/// Tasks of the same thread that wait for a condition to be looked at again.
+/// Tasks of the same thread that wait for a condition to be checked again.
 #[derive(Debug, Default)]
 pub struct Waiters(RefCell<Vec<Waker>>);
 
 impl Waiters {
-    /// Waits until `is_true`; it is asked now and after every [`Waiters::wake_all`].
+    /// Waits until `is_true` holds; checks it now and after every [`Waiters::wake_all`].
     pub async fn wait_until(&self, mut is_true: impl FnMut() -> bool) {
         poll_fn(|context| {
             if is_true() {
@@ -64,8 +64,8 @@ impl Waiters {
     }
 }
 
-/// An eventfd that a monoio task waits on. One read is always under way while it waits, and stays
-/// under way when the wait ends for another reason: dropping it would cost a cancel.
+/// An eventfd that a monoio task waits on. One read is always in progress while it waits, and stays
+/// in progress when the wait ends for another reason: dropping it would cost a cancel.
 pub struct EventFd {
     file: Rc<monoio::fs::File>,
     read: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -98,11 +98,11 @@ impl EventFd {
     }
 }
 
-/// From this time on who yields waits for the executor's next look at its ring.
+/// Interval after which a yielding task waits for the executor's next look at its ring.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
-/// A way to wait for the executor's next look at its ring: a read of a pipe that nobody writes to
-/// ends with it.
+/// Waits for the executor's next look at its ring: a read of a pipe without a writer completes with
+/// it.
 #[derive(Clone)]
 struct Look {
     pipe: Rc<monoio::fs::File>,
@@ -113,9 +113,9 @@ thread_local! {
     static LOOK: RefCell<Option<Look>> = const { RefCell::new(None) };
 }
 
-/// From here on [`yield_now`] sees to it that the calling thread's executor looks at its ring. It
-/// looks after twice as many turns as tasks are ready: with 48 of them a task that always yields
-/// has dozens of turns between two looks, and HTTP requests wait for as long.
+/// Makes [`yield_now`] ensure from here on that the calling thread's executor looks at its ring.
+/// The executor looks after twice as many turns as tasks are ready: with 48 of them, a task that
+/// always yields has dozens of turns between two looks, and HTTP requests wait as long.
 pub fn look_at_ring() -> io::Result<()> {
     let (pipe, _) = io::pipe()?;
     let file = std::fs::File::from(OwnedFd::from(pipe));
@@ -124,9 +124,9 @@ pub fn look_at_ring() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets every other task that is ready run first, and the executor look for completions.
+/// Lets every other ready task run first, and the executor look for completions.
 ///
-/// The executor puts a task that wakes itself at the front of its queue, so that one would yield to
+/// The executor puts a task that wakes itself at the front of its queue, so such a task yields to
 /// nobody. A new task goes to the end of the queue, and the one that waits for it behind that.
 pub async fn yield_now() {
     let is_due = |look: &&Look| look.last.get().elapsed() >= LOOK_EVERY;
@@ -138,11 +138,11 @@ pub async fn yield_now() {
 }
 
 thread_local! {
-    /// Tasks of this thread that sleep, and until when.
+    /// Sleeping tasks of this thread, with the time at which each may wake.
     static SLEEPERS: RefCell<Vec<(Instant, Waker)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Waits for so long, and until the thread's next [`wake_sleepers`].
+/// Waits for `duration`, and then until the thread's next [`wake_sleepers`].
 ///
 /// The executor looks at its own timers only when no task is ready. Under load that may be never.
 pub async fn sleep(duration: Duration) {
@@ -157,7 +157,7 @@ pub async fn sleep(duration: Duration) {
     .await;
 }
 
-/// The result of `work`, or `None` if it takes longer than [`sleep`] would.
+/// Returns the result of `work`, or `None` if it takes longer than [`sleep`] would.
 pub async fn timeout<T>(duration: Duration, work: impl Future<Output = T>) -> Option<T> {
     let (mut work, mut over) = (pin!(work), pin!(sleep(duration)));
     poll_fn(|context| match work.as_mut().poll(context) {
@@ -167,8 +167,8 @@ pub async fn timeout<T>(duration: Duration, work: impl Future<Output = T>) -> Op
     .await
 }
 
-/// Wakes those of this thread that have slept for long enough. To be called every few tens of
-/// milliseconds, also by loops that yield and do not wait. It is the thread's pulse, too.
+/// Wakes those of this thread whose sleep is over. Call it every few tens of milliseconds, also
+/// from loops that yield without waiting. It also beats the thread's pulse.
 pub fn wake_sleepers() {
     pulse::beat();
     let now = Instant::now();
@@ -178,12 +178,12 @@ pub fn wake_sleepers() {
     due.into_iter().for_each(|(_, waker)| waker.wake());
 }
 
-/// A second descriptor for the same eventfd.
+/// Returns a second descriptor for the same eventfd.
 pub fn duplicate(fd: &OwnedFd) -> io::Result<OwnedFd> {
     fd.try_clone()
 }
 
-/// Raises `fd` from any thread that has it in its table.
+/// Raises `fd`; works on any thread that has it in its table.
 pub fn raise(fd: &OwnedFd) {
     sys::wake(fd);
 }
@@ -199,7 +199,8 @@ mod tests {
         builder.build().unwrap().block_on(test);
     }
 
-    /// Of 48 tasks that read at once each had one step, and who yielded 24 turns meanwhile.
+    /// Of 48 tasks that read at once, each used to have one step per look while the yielding task
+    /// had 24 turns.
     #[test]
     fn who_yields_for_long_lets_completions_in() {
         const STEPS: usize = 5;

@@ -1,4 +1,4 @@
-//! How connections end: their Close frames, a bounded number in one turn, and the end of all.
+//! How connections end: their Close frames, a bounded number per turn, and the shutdown of all.
 
 use super::Engine;
 use super::slot::POLLED;
@@ -9,28 +9,30 @@ use crate::wire::message::write_reconnect_reason;
 use crate::wire::websocket::write_close;
 use std::time::{Duration, Instant};
 
-/// What closes may take before others have their turn: each is some system calls, 10 to 20 us.
+/// Time that closes may take before others have their turn: each needs several system calls, 10 to
+/// 20 us.
 const CLOSES: Duration = Duration::from_micros(400);
 
-/// `reconnect_after_ms` is between the first and both together, so that a node's clients do not
-/// come back all at once.
+/// `reconnect_after_ms` is random, from this minimum to this plus `RECONNECT_SPREAD_MS`, so that a
+/// node's clients do not come back all at once.
 const RECONNECT_MIN_MS: u64 = 1_000;
 const RECONNECT_SPREAD_MS: u64 = 5_000;
 
 impl Engine {
-    /// Connections that are not gone yet, open or on their way out. Who was refused does not count.
+    /// Returns the number of WebSocket connections that still exist, open or closing. Refused ones
+    /// do not count.
     pub fn connections(&self) -> usize {
         self.worker.connections() + self.lingering.connections()
     }
 
-    /// Closes all connections with 1001, some now and some in each of the next turns.
+    /// Closes all connections with 1001, some now and some in each of the following turns.
     pub fn shut_down(&mut self) {
         let spread = || (RECONNECT_MIN_MS + sys::random_below(RECONNECT_SPREAD_MS)) as u32;
         self.is_shutting_down = self.worker.handle_shutdown(spread);
     }
 
-    /// Carries out closes that are due. What is left has its turn later: the connections are out of
-    /// the directory already, and keep their slots until then.
+    /// Carries out closes that are due. The rest follow in later turns: their connections have
+    /// already left the directory and keep their slots until then.
     pub(super) fn carry_out_closes(&mut self) {
         if self.closing.is_empty() {
             return;
@@ -42,7 +44,7 @@ impl Engine {
                 return;
             }
         }
-        // Room for a hundred thousand is not kept.
+        // Do not keep room for a hundred thousand.
         self.closing.shrink_to(1_024);
     }
 

@@ -1,5 +1,5 @@
-//! The handshakes of one worker that are not over: those whose request has not arrived whole, and
-//! those whose good request waits for the queue.
+//! The pending handshakes of one worker: those whose request has not arrived completely, and those
+//! whose valid request waits for the queue.
 
 use crate::io::fifo::Fifo;
 use crate::io::ring::GENERATION_MASK;
@@ -8,50 +8,50 @@ use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 
-/// What the requests of all handshakes may take together, as allocated.
+/// Maximum memory of the requests of all handshakes together, as allocated.
 const MAX_BYTES: usize = 16 << 20;
 
-/// A connection whose request is not answered.
+/// A connection whose request has not been answered.
 #[derive(Debug)]
 pub(super) struct Handshake {
     pub(super) fd: OwnedFd,
     pub(super) generation: u32,
     deadline_ms: u64,
     received: Vec<u8>,
-    /// The request is whole, and the queue must confirm something first.
+    /// The request is complete, and the queue must confirm something first.
     pub(super) is_waiting: bool,
 }
 
-/// All of them. The number and the memory of those that are not whole are bounded: the oldest makes
-/// way for a new one, so that connections which send nothing keep nobody out.
+/// All pending handshakes. The number and the memory of the incomplete ones are bounded: the oldest
+/// makes way for a new one, so that connections which send nothing keep nobody out.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
     table: Slab<Handshake>,
     by_age: Fifo,
     generation: u32,
-    /// Those that are whole, by index and generation.
+    /// Complete ones, by index and generation.
     waiting: HashMap<Interest, Vec<(usize, u32)>>,
     waiting_count: usize,
-    /// Those whose interest is in force.
+    /// Those whose interest is now in force.
     ready: VecDeque<(usize, u32)>,
     bytes: usize,
-    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
+    /// How far the wall clock is ahead of the deadlines' clock: clock steps, and time in which this
     /// thread did not run.
     ahead_ms: i64,
 }
 
 impl Handshakes {
-    /// All of them; each has a descriptor.
+    /// Returns the number of handshakes; each has a descriptor.
     pub(super) fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Bytes of all requests, as allocated.
+    /// Returns the bytes of all requests, as allocated.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds one whose request is not whole; its index.
+    /// Adds an incomplete one and returns its index.
     pub(super) fn insert(&mut self, fd: OwnedFd, received: Vec<u8>, deadline_ms: u64) -> usize {
         self.generation = self.generation.wrapping_add(1);
         self.bytes += received.capacity();
@@ -70,7 +70,7 @@ impl Handshakes {
         self.table.get(index)
     }
 
-    /// The one that a token of the ring names, unless it is over.
+    /// Returns the handshake that a token of the ring names, unless it is over.
     pub(super) fn find(&self, index: usize, generation: u32) -> Option<&Handshake> {
         self.table.get(index).filter(|one| one.generation & GENERATION_MASK == generation)
     }
@@ -82,7 +82,7 @@ impl Handshakes {
         handshake
     }
 
-    /// Takes what was received, to be read; [`Handshakes::keep`] puts it back.
+    /// Takes the received bytes for processing; [`Handshakes::keep`] puts them back.
     pub(super) fn take_received(&mut self, index: usize) -> Vec<u8> {
         let received = std::mem::take(&mut self.table[index].received);
         self.bytes -= received.capacity();
@@ -94,20 +94,20 @@ impl Handshakes {
         self.table[index].received = received;
     }
 
-    /// A good request is answered when `interest` is in force.
+    /// Lets a valid request wait; it is answered when `interest` is in force.
     pub(super) fn let_wait(&mut self, index: usize, interest: Interest) {
         let handshake = &mut self.table[index];
         self.waiting_count += usize::from(!std::mem::replace(&mut handshake.is_waiting, true));
         self.waiting.entry(interest).or_default().push((index, handshake.generation));
     }
 
-    /// `interest` is in force: those that waited for it are given out one by one, see
-    /// [`Handshakes::next_ready`].
+    /// Marks `interest` as in force: [`Handshakes::next_ready`] returns the handshakes that waited
+    /// for it one by one.
     pub(super) fn handle_ready(&mut self, interest: &Interest) {
         self.ready.extend(self.waiting.remove(interest).unwrap_or_default());
     }
 
-    /// The next of those that waited for what is in force now and are still there.
+    /// Returns the next handshake whose interest is in force and which still exists.
     pub(super) fn next_ready(&mut self) -> Option<usize> {
         while let Some((index, generation)) = self.ready.pop_front() {
             let one = self.table.get(index).filter(|one| one.generation == generation);
@@ -122,7 +122,8 @@ impl Handshakes {
         !self.ready.is_empty()
     }
 
-    /// The oldest whose request is not whole, if those are more than `max` or take too much memory.
+    /// Returns the oldest incomplete handshake if there are more than `max` of them or they take
+    /// too much memory.
     pub(super) fn surplus(&mut self, max: usize) -> Option<usize> {
         let half_open = self.table.len() - self.waiting_count;
         if half_open <= max && self.bytes <= MAX_BYTES {
@@ -131,20 +132,20 @@ impl Handshakes {
         self.oldest()
     }
 
-    /// The oldest whose request is not whole.
+    /// Returns the oldest incomplete handshake.
     pub(super) fn oldest(&mut self) -> Option<usize> {
         let table = &self.table;
         self.by_age.oldest(|index, stamp| is_half_open(table, index, stamp))
     }
 
-    /// At most `max` of those whose time is over.
+    /// Returns at most `max` of those whose deadline has passed.
     pub(super) fn late(&self, now_ms: u64, max: usize) -> Vec<usize> {
         let now_ms = self.clock(now_ms);
         let late = self.table.iter().filter(|(_, one)| one.deadline_ms <= now_ms);
         late.map(|(index, _)| index).take(max).collect()
     }
 
-    /// The wall clock was set: deadlines stay as far away as they were.
+    /// Handles a step of the wall clock: deadlines stay as far away as they were.
     pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
         self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
@@ -171,7 +172,7 @@ mod tests {
         let indexes: Vec<usize> = (0..3).map(|_| all.insert(socket(), Vec::new(), 9)).collect();
         assert_eq!(all.surplus(3), None);
         assert_eq!(all.surplus(2), Some(indexes[0]));
-        // One that is whole is no surplus, and the next oldest is.
+        // A complete one does not count as surplus, and the next oldest is returned.
         all.let_wait(indexes[0], Interest::Project(ProjectId(0)));
         assert_eq!((all.surplus(2), all.surplus(1)), (None, Some(indexes[1])));
         all.keep(indexes[2], Vec::with_capacity(MAX_BYTES / 2));

@@ -1,4 +1,5 @@
-//! Messages that have not arrived whole: since when, and how much memory they take together.
+//! Messages that have not arrived completely: when they began, and how much memory they take
+//! together.
 
 use super::Engine;
 use super::slot::HELD;
@@ -6,23 +7,23 @@ use crate::state::CloseCause;
 use crate::wire::websocket::Inbound;
 use std::collections::BTreeSet;
 
-/// Late messages whose connections one slice closes.
+/// Connections that one slice closes because their message is late.
 const ENDS_PER_SLICE: usize = 64;
 
-/// Invariant: a slot is here, with its message's beginning, exactly while it has an `inbound`, and
-/// `bytes` is what all of those have allocated.
+/// Invariant: a slot is listed here, with the time its message began, exactly while it has an
+/// `inbound`, and `bytes` is the total that all of those have allocated.
 #[derive(Debug, Default)]
 pub(super) struct Partials {
     by_age: BTreeSet<(u64, u32)>,
     bytes: usize,
-    /// All that was ever freed.
+    /// Total bytes ever freed.
     freed_bytes: u64,
-    /// How far the wall clock is ahead of the one by which messages age: steps, and time in which
-    /// this thread did not run.
+    /// How far the wall clock is ahead of the clock by which messages age: clock steps, and time in
+    /// which this thread did not run.
     ahead_ms: i64,
 }
 
-/// What a slot had of a message before more was read.
+/// What a slot held of a message before more was read.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Before {
     since_ms: Option<u64>,
@@ -61,7 +62,8 @@ impl Partials {
         now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
-    /// `slot` has `inbound` now. `is_another`: what is left of it began with this read.
+    /// Updates a slot that now has `inbound`. `is_another`: what is left of it began with this
+    /// read.
     fn update(
         &mut self,
         slot: u32,
@@ -87,7 +89,8 @@ impl Partials {
 }
 
 impl Engine {
-    /// Notes what a slot has of a message; beyond the worker's budget the oldest goes first.
+    /// Records what a slot holds of a message; beyond the worker's budget the oldest is dropped
+    /// first.
     pub(super) fn note_inbound(&mut self, slot: u32, before: Before, is_another: bool) {
         let inbound = self.slots[slot as usize].inbound.as_deref_mut();
         if inbound.is_none() && before.since_ms.is_none() {
@@ -102,7 +105,7 @@ impl Engine {
         self.worker.counters().inbound_bytes.set(self.partials.bytes as u64);
     }
 
-    /// Frees what a slot has of a message.
+    /// Frees what a slot holds of a message.
     pub(super) fn drop_inbound(&mut self, slot: u32) {
         let Some(inbound) = self.slots[slot as usize].inbound.take() else { return };
         self.partials.update(slot, Before::of(Some(&inbound)), None, true, self.now_ms);
@@ -114,8 +117,8 @@ impl Engine {
         self.worker.handle_unfinished(slot, cause);
     }
 
-    /// Closes some connections whose message has not arrived whole in time. Returns whether there
-    /// are more.
+    /// Closes some connections whose message has not arrived completely in time. Returns whether
+    /// there are more.
     pub(super) fn end_late_messages(&mut self) -> bool {
         let now_ms = self.partials.age_clock(self.now_ms);
         let timeout_ms = self.shared.settings.message_timeout_ms;
@@ -129,7 +132,7 @@ impl Engine {
                 self.end_partial(slot, CloseCause::MessageTimeout);
                 continue;
             }
-            // What it holds is not read because of us, or waits for its peer to read.
+            // Its input is unread because of this node, or because its peer does not read.
             let before = Before::of(entry.inbound.as_deref());
             let inbound = entry.inbound.as_deref_mut();
             self.partials.update(slot, before, inbound, true, self.now_ms);

@@ -4,7 +4,7 @@ use super::Engine;
 use std::time::Duration;
 
 impl Engine {
-    /// Whether a look at what is due, and at the ring, would find anything to do.
+    /// Returns whether a look at the deadlines and at the ring would find work.
     pub fn has_work(&mut self) -> bool {
         self.worker.has_output()
             || self.has_events()
@@ -13,9 +13,9 @@ impl Engine {
             || self.worker.has_server_pushes()
     }
 
-    /// Hands over what is queued, and lets completions raise the eventfd again. `false`: there is
-    /// something to handle already. `held_for`: how long the open batch may wait, if at all; then
-    /// the eventfd is raised.
+    /// Submits what is queued and lets completions raise the eventfd again. Returns `false` if
+    /// there is something to handle already. `held_for`: how long the open batch may wait, if at
+    /// all; the eventfd is raised when that time is over.
     pub fn may_sleep(&mut self, held_for: Option<Duration>) -> bool {
         if let Some(delay) = held_for {
             self.ring.start_timer(delay);
@@ -28,7 +28,7 @@ impl Engine {
             return false;
         }
         self.ring.set_eventfd(true);
-        // What came between the look and the switch raised nothing.
+        // Completions that arrived between the check and the switch did not raise the eventfd.
         let may_sleep = !self.has_events();
         if !may_sleep {
             self.ring.set_eventfd(false);
@@ -36,7 +36,7 @@ impl Engine {
         may_sleep
     }
 
-    /// Whether nothing but the sweep is due: no socket, message or request waits for a deadline.
+    /// Returns whether only the sweep is due: no socket, message or request has a pending deadline.
     pub fn is_calm(&self) -> bool {
         !self.is_accept_paused
             && self.handshakes.len() == 0

@@ -1,4 +1,4 @@
-//! What the engine keeps of an open connection, beside what its worker keeps.
+//! What the engine stores for an open connection, besides what its worker stores.
 
 use crate::io::ring::GENERATION_MASK;
 use crate::wire::websocket::Inbound;
@@ -10,17 +10,17 @@ pub(super) struct Slot {
     pub(super) inbound: Option<Box<Inbound>>,
     /// `None`: the slot is free.
     pub(super) fd: Option<OwnedFd>,
-    /// Its generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
+    /// Generation in the low 24 bits; above them `POLLED`, `PAUSED` and `HELD`.
     pub(super) state: u32,
 }
 
 const _: () = assert!(size_of::<Slot>() == 16, "a descriptor's niche is the free slot");
 
-/// It is not read until its outbox has drained, or what its messages are owed has left.
+/// Not read until its outbox has drained, or until the replies to its messages have been sent.
 pub(super) const PAUSED: u32 = 1 << 31;
 /// A poll for its next bytes is pending.
 pub(super) const POLLED: u32 = 1 << 30;
-/// Its `inbound` may have whole messages.
+/// Its `inbound` may hold complete messages.
 pub(super) const HELD: u32 = 1 << 29;
 
 impl Slot {

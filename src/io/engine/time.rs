@@ -4,19 +4,20 @@ use super::Engine;
 use crate::io::handshake::refuse;
 use crate::io::sys;
 
-/// Handshakes that one slice lets in.
+/// Handshakes that one slice admits.
 const ADMISSIONS_PER_SLICE: usize = 64;
 /// Handshakes that one slice refuses because they did not arrive in time.
 const REFUSALS_PER_SLICE: usize = 32;
 
 impl Engine {
-    /// The wall clock was set: deadlines stay as far away as they were.
+    /// Handles a step of the wall clock: deadlines stay as far away as they were.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.worker.handle_clock_step(step_ms);
         self.move_deadlines(step_ms);
     }
 
-    /// This thread did not run for `stall_ms`: deadlines of peers move along.
+    /// Handles a stall: this thread did not run for `stall_ms`, and deadlines of peers move by that
+    /// much.
     pub fn handle_stall(&mut self, stall_ms: u64) {
         self.worker.handle_stall(stall_ms);
         self.move_deadlines(stall_ms as i64);
@@ -34,7 +35,7 @@ impl Engine {
         self.worker.handle_tick_with(self.now_ms, has_unread);
     }
 
-    /// Whether the last look at the deadlines left something undone.
+    /// Returns whether the last look at the deadlines left work undone.
     pub(super) fn is_overdue(&self) -> bool {
         self.worker.is_overdue()
             || self.has_late_sockets
@@ -42,7 +43,7 @@ impl Engine {
             || self.handshakes.has_ready()
     }
 
-    /// Goes on with what the last look at the deadlines left undone, if anything, while the open
+    /// Continues the work that the last look at the deadlines left undone, if any, while the open
     /// batch has room.
     pub(super) fn catch_up(&mut self) {
         if !self.is_overdue() || self.worker.is_full() {
@@ -60,7 +61,7 @@ impl Engine {
         self.retry_ready();
     }
 
-    /// Lets in some of those who waited for what is in force now.
+    /// Admits some of the handshakes whose interest is now in force.
     pub(super) fn retry_ready(&mut self) {
         for _ in 0..ADMISSIONS_PER_SLICE {
             let Some(index) = self.handshakes.next_ready() else { return };
@@ -68,8 +69,8 @@ impl Engine {
         }
     }
 
-    /// Refuses handshakes, closes connections whose message is not whole, and ends lingering
-    /// sockets, a bounded number of each, whose time is up.
+    /// Refuses handshakes, closes connections with incomplete messages, and ends lingering sockets
+    /// whose deadline has passed, a bounded number of each.
     fn end_late_sockets(&mut self) {
         let now_ms = self.now_ms;
         let has_late = self.lingering.handle_tick(now_ms);

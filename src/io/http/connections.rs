@@ -1,5 +1,5 @@
-//! The open HTTP connections of a thread: their deadlines, who makes way for whom, and the memory
-//! of requests that have not arrived whole.
+//! The open HTTP connections of a thread: their deadlines, the order in which they make way, and
+//! the memory of requests that have not arrived completely.
 
 use super::BUFFER_BYTES;
 use crate::io::fifo::Fifo;
@@ -11,23 +11,23 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Connections that one tick ends because they are late: each wakes a task.
+/// Late connections that one tick ends: each wakes a task.
 const ENDS_PER_TICK: usize = 64;
 /// Connections that may be on their way out, in favour of others, beyond the bound: their tasks end
 /// them a moment later, and who comes meanwhile waits for that.
 const MAX_LEAVING: usize = 16;
-/// From this time on a request that has not arrived whole gives its memory back where others need
-/// it; before, those others are refused.
+/// Age from which an incomplete request gives up its memory if others need it; until then, those
+/// others are refused.
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why a connection is to end before its peer ends it.
+/// Why a connection is ended before its peer ends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Its next request did not arrive (whole) in time.
+    /// Its next request did not arrive (completely) in time.
     Late,
-    /// Another one needs its place.
+    /// Another connection needs its place.
     Place,
-    /// Other requests need the memory of its own.
+    /// Other requests need its memory.
     Memory,
 }
 
@@ -35,7 +35,7 @@ pub(super) enum Ending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     Now,
-    /// Others are about to leave: ask again when one has.
+    /// Others are about to leave: ask again when one has left.
     Soon,
     None,
 }
@@ -44,9 +44,9 @@ pub(super) enum Room {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Grant {
     Granted,
-    /// Others have been told to give theirs back: ask again when they have.
+    /// Others were asked to give theirs back: ask again when they have.
     Wait,
-    /// There is none for this connection.
+    /// No memory for this connection.
     Refused,
 }
 
@@ -54,25 +54,26 @@ pub(super) enum Grant {
 struct Entry {
     fd: RawFd,
     deadline_ms: u64,
-    /// What ends at the deadline. A write that waits for its peer ends with both sides only.
+    /// The side that is shut down at the deadline. Only `Both` ends a write that waits for its
+    /// peer.
     side: Shutdown,
-    /// A request is under way, and waited for.
+    /// A request is in progress, and a drain waits for it.
     is_busy: bool,
-    /// It has made a request that only somebody with a secret can make.
+    /// It has made a request that proves knowledge of a secret.
     is_known: bool,
-    /// When it began to wait for its peer; 0: it does not.
+    /// Stamp of when it began to wait for its peer; 0: it does not wait.
     waiting: u64,
     /// It waits for its peer to read, not to send.
     is_writing: bool,
-    /// When its request began to take memory; 0: it does not, or is whole.
+    /// Stamp of when its request began to take memory; 0: it takes none or is complete.
     body: u64,
     body_since: Instant,
-    /// The memory of its request, beyond what every connection has.
+    /// Memory of its request, beyond what every connection has.
     bytes: usize,
-    /// What it waits for, from those that give theirs back.
+    /// Memory that it waits for and that others are giving back.
     promised: usize,
     ending: Option<Ending>,
-    /// It makes way for another one.
+    /// It makes way for another connection.
     is_leaving: bool,
 }
 
@@ -80,32 +81,33 @@ struct Entry {
 #[derive(Debug)]
 pub struct Connections {
     table: Slab<Entry>,
-    /// Requests that begin now are not waited for.
+    /// A drain does not wait for requests that begin now.
     is_draining: bool,
-    /// Numbers moments: a later one has a larger stamp.
+    /// The latest stamp: later events get larger stamps.
     stamp: u64,
-    /// Those that wait for their peers, unknown ones and known ones.
+    /// Connections that wait for their peers, unknown and known ones.
     unknown: Fifo,
     known: Fifo,
-    /// Those whose request has not arrived whole and takes memory.
+    /// Connections whose request is incomplete and takes memory.
     bodies: Fifo,
     leaving: usize,
-    /// Raised when one that made way has left.
+    /// Woken when a connection that made way has left.
     left: Rc<Waiters>,
-    /// What all requests take together, and may; what those take that are ending.
+    /// Memory that all requests take together, its limit, and the part held by those that are
+    /// ending.
     bytes: usize,
     max_bytes: usize,
     ending_bytes: usize,
-    /// What is promised to those that wait.
+    /// Memory promised to connections that wait.
     promised_bytes: usize,
-    /// All that requests have ever given back.
+    /// Total bytes that requests have ever given back.
     freed_bytes: u64,
-    /// Raised when memory was given back.
+    /// Woken when memory was given back.
     freed: Rc<Waiters>,
 }
 
 impl Connections {
-    /// `max_bytes`: what requests may take together, beyond the buffer that every connection has.
+    /// `max_bytes`: memory for all requests together, beyond the buffer that every connection has.
     pub fn new(max_bytes: usize) -> Self {
         Self {
             table: Slab::new(),
@@ -129,27 +131,27 @@ impl Connections {
         self.table.len()
     }
 
-    /// Bytes allocated for requests, beyond the buffer that every connection has.
+    /// Returns the bytes allocated for requests, beyond the buffer that every connection has.
     pub fn body_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bytes of requests that were freed since this thread began.
+    /// Returns the bytes of requests freed since this thread began.
     pub fn freed_bytes(&self) -> u64 {
         self.freed_bytes
     }
 
-    /// The node drains: what comes from now on does not hold up its end.
+    /// Begins a drain: requests that begin from now on do not delay its end.
     pub fn begin_drain(&mut self) {
         self.is_draining = true;
     }
 
-    /// No request is under way that began before the drain.
+    /// Returns whether no request is in progress that began before the drain.
     pub fn is_quiet(&self) -> bool {
         self.table.iter().all(|(_, entry)| !entry.is_busy)
     }
 
-    /// Adds a connection that waits for its first request; its key.
+    /// Adds a connection that waits for its first request and returns its key.
     ///
     /// # Safety
     /// The descriptor must stay open until [`Connections::remove`] takes the connection out.
@@ -183,13 +185,13 @@ impl Connections {
 
     // Places.
 
-    /// What wakes when one that made way has left.
+    /// Returns the queue that is woken when a connection that made way has left.
     pub(super) fn left(&self) -> Rc<Waiters> {
         Rc::clone(&self.left)
     }
 
-    /// Whether there may be one more connection, where there may be `max`: the one that has waited
-    /// longest for its peer makes way, those that are not known before those that are.
+    /// Returns whether one more connection fits below `max`. The one that has waited longest for
+    /// its peer makes way, unknown ones before known ones.
     pub(super) fn make_room(&mut self, max: usize) -> Room {
         while self.table.len() - self.leaving >= max {
             if self.leaving >= MAX_LEAVING {
@@ -214,13 +216,13 @@ impl Connections {
         Room::Now
     }
 
-    /// It waits for its peer's next request from now on.
+    /// Marks a connection as waiting for its peer's next request.
     pub(super) fn set_waiting(&mut self, key: usize) {
         self.table[key].is_busy = false;
         self.enter_queue(key);
     }
 
-    /// What it is sent waits for its peer, until [`Connections::set_written`].
+    /// Marks a connection as waiting for its peer to read, until [`Connections::set_written`].
     pub(super) fn set_writing(&mut self, key: usize, deadline_ms: u64) {
         self.set_deadline(key, deadline_ms, Shutdown::Both);
         if self.table[key].waiting == 0 {
@@ -237,7 +239,8 @@ impl Connections {
         }
     }
 
-    /// It waits for its peer, and makes way after those that have waited for longer.
+    /// Queues a connection that waits for its peer: it makes way after those that have waited
+    /// longer.
     fn enter_queue(&mut self, key: usize) {
         self.stamp += 1;
         let entry = &mut self.table[key];
@@ -251,8 +254,8 @@ impl Connections {
         fifo.push((key, self.stamp), live, is_current);
     }
 
-    /// Its request is whole and under way. The deadline was for the request to arrive; its answer
-    /// may take longer: a profile does.
+    /// Marks a connection's request as complete and in progress. The deadline was for the request
+    /// to arrive; the answer may take longer, as a profile does.
     pub(super) fn set_busy(&mut self, key: usize) {
         let entry = &mut self.table[key];
         entry.is_busy = !self.is_draining;
@@ -269,14 +272,14 @@ impl Connections {
 
     // Memory.
 
-    /// What wakes when memory was given back.
+    /// Returns the queue that is woken when memory was given back.
     pub(super) fn freed(&self) -> Rc<Waiters> {
         Rc::clone(&self.freed)
     }
 
-    /// The buffers of a connection's request are about to have this size together. To be asked
-    /// before they are allocated, and after they have become smaller. A request that is refused is
-    /// over: what it has is promised to others at once.
+    /// Requests memory so that the buffers of a connection's request may have this size together.
+    /// Call it before they are allocated, and after they have become smaller. A refused request is
+    /// over: its memory is promised to others at once.
     pub(super) fn ask(&mut self, key: usize, buffers: usize) -> Grant {
         self.withdraw(key);
         let wanted = buffers.saturating_sub(BUFFER_BYTES);
@@ -290,12 +293,12 @@ impl Connections {
         self.free(key, wanted - entry.bytes)
     }
 
-    /// The same for buffers that the request can do without: nobody makes way for them.
+    /// Requests memory for buffers that the request can do without: nobody makes way for them.
     pub(super) fn ask_for_spare(&mut self, key: usize, buffers: usize) -> bool {
         self.take(key, buffers.saturating_sub(BUFFER_BYTES))
     }
 
-    /// Gives a connection this memory, if it is there.
+    /// Gives a connection this memory if it is available.
     fn take(&mut self, key: usize, wanted: usize) -> bool {
         let entry = &mut self.table[key];
         if wanted <= entry.bytes {
@@ -306,7 +309,7 @@ impl Connections {
         if entry.ending.is_some() || self.bytes + self.promised_bytes + more > self.max_bytes {
             return false;
         }
-        // A buffer that grows is a new one: the old one is freed.
+        // A buffer that grows is a new allocation: the old one is freed.
         self.freed_bytes += entry.bytes as u64;
         self.bytes += more;
         entry.bytes = wanted;
@@ -321,13 +324,13 @@ impl Connections {
         true
     }
 
-    /// A connection has freed the memory of its request.
+    /// Gives back all memory of a connection's request.
     pub(super) fn release(&mut self, key: usize) {
         self.withdraw(key);
         self.give_back(key, 0);
     }
 
-    /// A connection has no more than so much memory any longer.
+    /// Reduces a connection's memory to `left`.
     fn give_back(&mut self, key: usize, left: usize) {
         let entry = &mut self.table[key];
         let less = entry.bytes - left;
@@ -345,8 +348,8 @@ impl Connections {
         }
     }
 
-    /// Ends requests that have taken their memory for too long, the oldest first, until there will
-    /// be this number of bytes more for `key`.
+    /// Ends requests that have held memory for too long, the oldest first, until `more` bytes will
+    /// be available for `key`.
     fn free(&mut self, key: usize, more: usize) -> Grant {
         while self.bytes - self.ending_bytes + self.promised_bytes + more > self.max_bytes {
             let table = &self.table;
@@ -371,7 +374,7 @@ impl Connections {
         Grant::Wait
     }
 
-    /// A connection no longer waits for memory.
+    /// Withdraws a connection's claim to promised memory.
     fn withdraw(&mut self, key: usize) {
         self.promised_bytes -= std::mem::take(&mut self.table[key].promised);
     }
@@ -391,10 +394,11 @@ impl Connections {
         let entry = &mut self.table[key];
         entry.deadline_ms = u64::MAX;
         let side = if why == Ending::Memory { Shutdown::Read } else { entry.side };
-        // SAFETY: whoever added the connection keeps its descriptor open for as long as it is here.
+        // SAFETY: whoever added the connection keeps its descriptor open for as long as it is
+        // listed here.
         let socket = unsafe { BorrowedFd::borrow_raw(entry.fd) };
         sys::shutdown(socket, side);
-        // It may wait for memory instead of its peer.
+        // It may be waiting for memory instead of its peer.
         self.freed.wake_all();
     }
 
@@ -407,7 +411,7 @@ impl Connections {
         (entry.deadline_ms, entry.side) = (deadline_ms, side);
     }
 
-    /// The wall clock was set: deadlines stay as far away as they were.
+    /// Handles a step of the wall clock: deadlines stay as far away as they were.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         for (_, entry) in &mut self.table {
             if entry.deadline_ms != u64::MAX {
@@ -416,8 +420,9 @@ impl Connections {
         }
     }
 
-    /// Ends the reading side of those that are late, and their tasks answer 408; those that do not
-    /// read what they are sent end altogether. A bounded number: the others with the next tick.
+    /// Shuts down the read side of late connections, whose tasks then answer 408; those that do not
+    /// read what they are sent are shut down altogether. Ends a bounded number; the others follow
+    /// with the next tick.
     pub fn handle_tick(&mut self, now_ms: u64) {
         let late = self.table.iter().filter(|(_, entry)| entry.deadline_ms <= now_ms);
         let late: Vec<usize> = late.map(|(key, _)| key).take(ENDS_PER_TICK).collect();
@@ -431,12 +436,12 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
-    /// Connections whose other ends are open.
+    /// Adds connections; returns their keys, and both ends of each.
     fn open(max_bytes: usize, count: usize) -> (Connections, Vec<usize>, Vec<UnixStream>) {
         let mut all = Connections::new(max_bytes);
         let ends: Vec<UnixStream> =
             (0..count).map(|_| UnixStream::pair().unwrap()).flat_map(|(a, b)| [a, b]).collect();
-        // SAFETY: the tests keep the ends for as long as the connections.
+        // SAFETY: the tests keep both ends open for as long as the connections are listed.
         let keys = ends.chunks(2).map(|pair| unsafe { all.add(pair[0].as_fd()) }).collect();
         (all, keys, ends)
     }
@@ -461,7 +466,7 @@ mod tests {
         assert_eq!(ended(&all), [keys[2], keys[3]]);
         assert_eq!(all.make_room(2), Room::Now);
         assert_eq!(ended(&all), keys[1..]);
-        // Only one with a request under way is left.
+        // Only one with a request in progress is left.
         assert_eq!(all.make_room(1), Room::None);
         all.remove(keys[3]);
         assert_eq!((all.make_room(2), all.make_room(1)), (Room::Now, Room::None));
@@ -479,7 +484,7 @@ mod tests {
         all.set_writing(keys[1], 9);
         assert_eq!(all.make_room(2), Room::Now);
         assert_eq!(all.ending(keys[1]), Some(Ending::Place));
-        // What is under way to it ends as well.
+        // What is being sent to it ends as well.
         assert!(sys::send(&ends[2], b"answer").is_err());
     }
 
@@ -504,7 +509,8 @@ mod tests {
         assert_eq!(all.body_bytes(), 100);
         // Both have begun just now.
         assert!(!all.ask_for_spare(keys[2], with(1)));
-        // The one that has held it for long gives it back; others wait for that, and end nobody.
+        // The one that has held memory for long gives it back; others wait for that and end no
+        // further one.
         age(&mut all, keys[0]);
         assert_eq!(all.ask(keys[2], with(30)), Grant::Wait);
         age(&mut all, keys[1]);
@@ -515,7 +521,7 @@ mod tests {
         all.remove(keys[0]);
         assert_eq!(all.ask(keys[2], with(30)), Grant::Granted);
         assert_eq!(all.ask(keys[3], with(30)), Grant::Granted);
-        // A request that is whole keeps its memory, however long its answer takes.
+        // A complete request keeps its memory, however long its answer takes.
         all.set_busy(keys[1]);
         assert_eq!(all.ask(keys[2], with(31)), Grant::Refused);
         keys[1..].iter().for_each(|&key| all.remove(key));
@@ -523,8 +529,8 @@ mod tests {
         assert_eq!((all.promised_bytes, all.freed_bytes()), (0, 160));
     }
 
-    /// Each was refused for the memory of others that had been refused a moment before: none went
-    /// on.
+    /// Each used to be refused for the memory of others that had been refused a moment before, so
+    /// none made progress.
     #[test]
     fn of_requests_that_grow_in_step_as_many_go_on_as_there_is_memory_for() {
         let (mut all, keys, _ends) = open(800, 9);
@@ -533,7 +539,7 @@ mod tests {
         assert!(keys.iter().all(|&key| all.ask(key, with(100)) == Grant::Granted));
         let mut grants: Vec<Grant> = keys.iter().map(|&key| all.ask(key, with(200))).collect();
         assert_eq!(grants.iter().filter(|&&grant| grant == Grant::Wait).count(), 4);
-        // What is promised is not for others.
+        // Promised memory is not given to others.
         all.release(keys[0]);
         assert_eq!(grants[0], Grant::Refused);
         assert!(!all.ask_for_spare(late, with(1)));

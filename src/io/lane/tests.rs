@@ -1,8 +1,8 @@
-//! What waits for room, and in which order it goes.
+//! The order in which waiting items are sent.
 
 use super::*;
 
-/// A text, of which each byte counts.
+/// A text; each of its bytes counts.
 impl Load for Arc<str> {
     fn bytes(&self) -> usize {
         self.len()
@@ -13,13 +13,13 @@ const ENTRIES: usize = 4;
 const A: ProjectId = ProjectId(0);
 const B: ProjectId = ProjectId(1);
 
-/// The lanes of one thread to others.
+/// One thread's lanes to others.
 fn lanes(readers: usize) -> (Lanes<Arc<str>>, Vec<Inbox<Arc<str>>>) {
     let entrances: Vec<_> = (0..readers).map(|_| Entrance::new().unwrap()).collect();
     (Lanes::new(0, ENTRIES, &entrances), entrances.into_iter().map(Inbox::new).collect())
 }
 
-/// All that a reader gets while the sender looks for room after each word.
+/// Reads everything while the sender looks for room after each item.
 fn read(lanes: &mut Lanes<Arc<str>>, inbox: &mut Inbox<Arc<str>>) -> Vec<String> {
     let mut words = Vec::new();
     while let Some(word) = inbox.receive() {
@@ -54,7 +54,7 @@ fn answers_go_first_notices_in_order_and_parcels_in_turn() {
     assert_eq!(inboxes[0].bell().waiting_bytes(), 0);
 }
 
-/// The server that came waited for all requests of other projects.
+/// The announcement of a new server used to wait for all requests of other projects.
 #[test]
 fn a_notice_that_ends_nothing_does_not_wait_for_parcels() {
     let (mut lanes, mut inboxes) = lanes(1);

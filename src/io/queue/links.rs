@@ -1,4 +1,4 @@
-//! The tasks that serve a link: bytes of Redis to the broker, and back.
+//! The tasks that serve a link: bytes from Redis to the broker, and back.
 
 use super::{Driver, Host};
 use crate::io::pauses;
@@ -14,12 +14,14 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-/// What one read takes at most; a longer message makes the buffer grow until it has come whole.
+/// Maximum size of one read; a longer message makes the buffer grow until it has arrived
+/// completely.
 const READ_BYTES: usize = 128 << 10;
-/// What one write offers at most.
+/// Maximum size of one write.
 const WRITE_BYTES: usize = 256 << 10;
 
-/// Ends both directions of a connection that tasks wait on: their reads and writes return.
+/// Shuts down both directions of a connection that tasks wait on, so that their reads and writes
+/// return.
 pub(super) struct Closer(OwnedFd);
 
 impl Drop for Closer {
@@ -29,7 +31,7 @@ impl Drop for Closer {
 }
 
 impl<H: Host> Driver<H> {
-    /// Starts them. Each tells [`Driver::handle_task_end`] when it ends.
+    /// Starts the tasks. Each calls [`Driver::handle_task_end`] when it ends.
     pub(super) fn serve(self: &Rc<Self>, link: LinkName, stream: Stream) -> io::Result<Closer> {
         match stream {
             Stream::Tcp(stream) => start(self, link, stream),
@@ -43,9 +45,9 @@ where
     H: Host,
     S: Split + AsyncReadRent + AsyncWriteRent + Lend + 'static,
 {
-    // What a lost link has not sent is sent again on the next one, and shall not come after that.
+    // What a lost link has not sent is sent again on the next one and must not arrive after that.
     sys::set_reset_on_close(stream.lend());
-    // What the kernel holds is not seen to move.
+    // Progress of bytes that the kernel holds is not visible.
     sys::bound_unsent(stream.lend(), WRITE_BYTES);
     let closer = stream.lend().try_clone_to_owned()?;
     let (reader, writer) = stream.into_split();
@@ -62,7 +64,7 @@ where
     Ok(Closer(closer))
 }
 
-/// Brings what Redis sends to the broker, until the link ends.
+/// Passes what Redis sends to the broker, until the link ends.
 async fn read_all<H: Host>(
     driver: &Driver<H>,
     link: LinkName,
@@ -101,8 +103,8 @@ async fn read_all<H: Host>(
 
 /// Writes what the broker has for Redis, until the link ends.
 ///
-/// Before each write those who are ready have a turn, and those whom its completions make ready:
-/// what they publish goes along. A write costs as much as several pushes, and wakes Redis.
+/// Before each write, tasks that are ready have a turn, and so do those that its completions make
+/// ready: what they publish goes along. A write costs as much as several pushes, and wakes Redis.
 async fn write_all<H: Host>(
     driver: &Driver<H>,
     link: LinkName,
@@ -129,8 +131,8 @@ async fn write_all<H: Host>(
     }
 }
 
-/// Writes all of it. What takes more than one write is large, and the socket full: each that
-/// follows says that Redis reads.
+/// Writes all of it. Anything that takes more than one write is large and the socket is full, so
+/// each further write shows that Redis reads.
 async fn write_whole<H: Host>(
     driver: &Driver<H>,
     link: LinkName,
