@@ -1,19 +1,19 @@
-//! Connections of one port that cannot be accepted.
+//! Errors of accepting connections on one port.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The least time between two lines of the log.
+/// Minimum interval between two log lines.
 const LOGGED_EVERY: Duration = Duration::from_secs(10);
-/// How long the port rests: descriptors and memory do not come back by asking for them.
+/// How long accepting pauses: retrying does not bring back descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Says when to go on, and logs what an operator should know, at most every 10 s however many
-/// threads accept on the port.
+/// Decides when to retry, and logs what an operator should know, at most every 10 s regardless of
+/// how many threads accept on the port.
 #[derive(Debug)]
 pub struct AcceptErrors {
-    /// The flag that chooses the port.
+    /// The flag that sets the port.
     port: &'static str,
     logged: Mutex<Logged>,
 }
@@ -21,7 +21,7 @@ pub struct AcceptErrors {
 #[derive(Debug)]
 struct Logged {
     last: Option<Instant>,
-    /// Errors after the last line.
+    /// Errors since the last log line.
     unlogged: u64,
 }
 
@@ -30,9 +30,9 @@ impl AcceptErrors {
         Self { port, logged: Mutex::new(Logged { last: None, unlogged: 0 }) }
     }
 
-    /// How long to wait before the next attempt.
+    /// Returns how long to wait before the next attempt.
     pub fn handle(&self, error: &io::Error) -> Duration {
-        // It was the peer's: the next one may be there already.
+        // The peer caused it: the next connection may be there already.
         if error.kind() == io::ErrorKind::ConnectionAborted {
             return Duration::ZERO;
         }

@@ -1,4 +1,4 @@
-//! The HTTP API: routes, signatures, and from a push to its acceptance.
+//! The HTTP API: routes, signatures, and the way from a push to its acceptance.
 
 use super::core::{Begun, Core, PushOrigin};
 use super::date::http_date;
@@ -27,19 +27,19 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-/// So long the messages of a batch wait for room behind those before them, all together.
+/// Maximum total time that the messages of a batch wait for room behind earlier ones.
 const MAX_BATCH_WAIT: Duration = Duration::from_secs(1);
 
 const JSON: &str = "application/json";
 
-/// Connections that one round of the thread's tasks accepts at most. Each is an accept that is
-/// under way: the executor brings what has completed once in a round. With one, whoever asked
-/// behind 200 others waited for 200 rounds.
+/// Connections that one round of the thread's tasks accepts at most. Each is a pending accept: the
+/// executor reaps completions once per round. With only one, a client behind 200 others waited for
+/// 200 rounds.
 const ACCEPTS_PER_ROUND: usize = 16;
 
 /// Accepts on the HTTP port for as long as the worker lives.
 pub fn serve_port(core: &Rc<Core>, listener: std::net::TcpListener) -> io::Result<()> {
-    // monoio's accept waits in the kernel; a non-blocking listener would make it fail instead.
+    // monoio's accept waits in the kernel; with a non-blocking listener it would fail instead.
     listener.set_nonblocking(false)?;
     let listener = Rc::new(TcpListener::from_std(listener)?);
     for _ in 0..ACCEPTS_PER_ROUND {
@@ -181,12 +181,13 @@ impl Service for Core {
 }
 
 impl Core {
-    /// HTTP connections that this worker may have now.
+    /// Returns the number of HTTP connections that this worker may have now.
     fn max_http_connections(&self) -> usize {
         self.descriptors.http_connections(self.engine.borrow().descriptors_in_use())
     }
 
-    /// HTTP connections have come or gone: that is what they leave to the other port.
+    /// Records a change in the number of HTTP connections, which limits what the other port may
+    /// use.
     fn note_http_connections(&self) {
         let (count, counters) = (self.http.borrow().count(), &self.shared.http_counters);
         self.descriptors.set_http(count);
@@ -196,7 +197,7 @@ impl Core {
     }
 }
 
-/// A push that waits for the queue's answer, and what its response needs of the request.
+/// A push that waits for the queue's answer, with what its response needs of the request.
 pub struct BegunPush<'a> {
     push: Begun<'a>,
     project: &'a Project,
@@ -205,37 +206,37 @@ pub struct BegunPush<'a> {
     started: Instant,
 }
 
-/// One request on its way to its response.
+/// A request on its way to its response.
 struct Answer<'c, 'r, 'h> {
     core: &'c Core,
     head: &'r Head<'h>,
     read_at: Moment,
-    /// Whose it says it is; known before its signature is judged.
+    /// The project that the request claims; known before its signature is checked.
     project: Option<&'c Project>,
     is_signed: bool,
     reply: Reply<'c, 'r>,
 }
 
-/// Where the response to a request is written, and what it needs of the request.
+/// Where the response to a request is written, with what it needs of the request.
 struct Reply<'c, 'r> {
     core: &'c Core,
     origin: Option<&'r str>,
     is_head: bool,
-    /// Its body has a Content-Encoding.
+    /// The request's body has a Content-Encoding.
     is_encoded: bool,
     keep_alive: bool,
     out: &'r mut Vec<u8>,
     status: u16,
 }
 
-/// A push that has begun, and the project that it is for.
+/// A push that has begun, and its project.
 type BegunAt<'c> = (Begun<'c>, &'c Project);
 
 /// Fields of a response.
 type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
 
 impl<'c, 'h> Answer<'c, '_, 'h> {
-    /// A push that has begun is answered later.
+    /// Routes a request. A push that has begun is returned, to be answered later.
     async fn route(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
         let (path, method) = (self.head.path, self.head.method);
         let Some(allowed) = methods_of(path) else { return Err(self.not_found()) };
@@ -290,7 +291,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         }
     }
 
-    /// Answers a browser's question before it sends a cross-origin request.
+    /// Answers a CORS preflight request.
     fn preflight(&mut self, allowed: &str) {
         let asked = self.head.access_control_request_headers;
         let project = self.head.query.and_then(|query| {
@@ -412,7 +413,8 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         })
     }
 
-    /// The project of a request whose signature holds: 403, 401, in this order.
+    /// Returns the project of a request with a valid signature, or 403 or 401, checked in this
+    /// order.
     fn authorize(
         &mut self,
         credentials: &Credentials<'_>,
@@ -463,7 +465,8 @@ impl Reply<'_, '_> {
         self.respond(error.status, project, &[], &body);
     }
 
-    /// `project`: whose origins are told to a browser; where it is not known, any project's.
+    /// Writes a response. `project`: determines the allowed origins for a browser; if it is
+    /// unknown, those of any project count.
     fn respond(
         &mut self,
         status: u16,
@@ -475,7 +478,7 @@ impl Reply<'_, '_> {
         let mut fields: Fields<'_> = extra.iter().copied().collect();
         match status {
             503 => fields.push(("Retry-After", "1")),
-            // Not with a 415 for another reason (RFC 9110, section 12.5.3).
+            // Not for a 415 with another reason (RFC 9110, section 12.5.3).
             415 if self.is_encoded => fields.push(("Accept-Encoding", "identity")),
             _ => {}
         }
@@ -514,7 +517,7 @@ pub(super) async fn finish(
     begun?.finish().await.map_err(|outcome| not_accepted(outcome, shared))
 }
 
-/// The answer to a push that the queue did not take, or did not say that it took.
+/// Returns the answer to a push that the queue refused or did not confirm.
 pub(super) fn not_accepted(outcome: Outcome, shared: &Shared) -> ApiError {
     match outcome {
         Outcome::Unreachable => {
@@ -538,11 +541,11 @@ fn error(status: u16, msg: &'static str) -> ApiError {
 enum Parameters<'a> {
     /// In the body.
     Json,
-    /// A query or a form, still encoded.
+    /// In a query or a form, still encoded.
     Text(&'a [u8]),
 }
 
-/// Parameters come from exactly one place.
+/// Returns the place of the parameters, of which there must be exactly one.
 fn parameters<'a>(head: &Head<'a>, body: &'a [u8]) -> Result<Parameters<'a>, ApiError> {
     if head.has_idempotency_key {
         return Err(error(

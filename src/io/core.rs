@@ -1,5 +1,4 @@
-//! What the tasks of one worker share: the engine, the ways to others, and the ways to wait for
-//! them.
+//! State shared by the tasks of one worker: the engine, the transport to others, and the wake-ups.
 
 mod delivery;
 mod hold;
@@ -35,26 +34,27 @@ use traces::Traces;
 
 pub use pushes::{Begun, PushOrigin};
 
-/// What the tasks of one worker share.
+/// State shared by the tasks of one worker.
 pub struct Core {
     pub shared: Arc<Shared>,
     pub index: usize,
     pub engine: RefCell<Engine>,
     pub(super) counters: Arc<Counters>,
     pub(super) transport: Transport,
-    /// When each message that the open batch holds was accepted, and came here; microseconds.
+    /// When each message in the open batch was accepted, and when it was received here;
+    /// microseconds.
     unwritten: RefCell<Vec<(u64, u64)>>,
-    /// Messages that the worker has not matched wholly, in order.
+    /// Messages that the worker has not matched completely, in order.
     unfinished: RefCell<VecDeque<Received>>,
-    /// Slices of them since the last flush.
+    /// Slices matched since the last flush.
     slices: Cell<u32>,
     hold: Hold,
     traces: Traces,
-    /// Something is to be sent.
+    /// Raised when something is to be sent.
     pub(super) work: Flag,
-    /// Business servers have pushed.
+    /// Raised when business servers have pushed.
     pub(super) server_pushes: Flag,
-    /// A flush ended.
+    /// Woken when a flush has ended.
     flushed: Waiters,
     pub http: RefCell<Connections>,
     pub(super) descriptors: Rc<Descriptors>,
@@ -64,12 +64,12 @@ pub struct Core {
     last_tick: Cell<Instant>,
     reclaim: Reclaim,
     drain: RefCell<Drain>,
-    /// The worker has drained.
+    /// Raised when the worker has drained.
     pub(super) ended: Flag,
 }
 
 impl Core {
-    /// `recorder`: where traces go, if anywhere.
+    /// `recorder`: where traces go, if they are recorded.
     pub fn new(
         shared: Arc<Shared>,
         index: usize,
@@ -109,12 +109,12 @@ impl Core {
         })
     }
 
-    /// For a broker on this worker's thread.
+    /// Sets the broker that runs on this worker's thread.
     pub fn set_broker(&self, broker: Rc<dyn InlineBroker>) {
         self.transport.set_broker(broker);
     }
 
-    /// Brings a parcel of another worker or node to this worker.
+    /// Delivers a parcel of another worker or node to this worker.
     pub(super) fn deliver_parcel(&self, bytes: &[u8]) {
         let mut engine = self.engine.borrow_mut();
         engine.worker.handle_parcel(bytes, sys::now_ms());
@@ -128,19 +128,19 @@ impl Core {
         self.work.raise();
     }
 
-    /// What clients wait for is in force: those that waited are let in.
+    /// Admits the clients that waited for `interest`, which is now in force.
     pub(super) fn handle_ready(&self, interest: &Interest) {
         self.engine.borrow_mut().handle_ready(interest, sys::now_ms());
         self.work.raise();
     }
 
-    /// What clients wait for is refused by the queue, and so are they.
+    /// Refuses the clients that waited for `interest`, because the queue refuses it.
     pub(super) fn handle_refused(&self, interest: &Interest) {
         self.engine.borrow_mut().handle_refused(interest, sys::now_ms());
         self.work.raise();
     }
 
-    /// Tells the broker, or the other workers, what they must know before anything else is sent to
+    /// Sends the broker, or the other workers, what they must know before anything else is sent to
     /// clients.
     pub(super) fn forward_asks(&self) {
         while self.engine.borrow().worker.has_asks() {
@@ -165,18 +165,19 @@ impl Core {
         }
     }
 
-    /// Waits until the open batch has room, and few pushes wait to be matched: what pushes faster
-    /// than the sockets take waits here.
+    /// Waits until the open batch has room and few pushes wait to be matched. Pushers that are
+    /// faster than the sockets wait here.
     pub async fn wait_for_room(&self) {
         self.flushed.wait_until(|| self.engine.borrow().worker.takes_pushes()).await;
     }
 
-    /// Milliseconds since 1970 as of the last tick, not long ago.
+    /// Returns the wall clock as of the last tick, in milliseconds since the Unix epoch.
     pub(super) fn coarse_now_ms(&self) -> u64 {
         self.last_tick_ms.get()
     }
 
-    /// Takes one word of another worker, or of the broker's thread; `false`: there is none.
+    /// Handles one message of another worker, or of the broker's thread. Returns `false` if there
+    /// is none.
     pub(super) fn receive_one(&self) -> bool {
         let Some(word) = self.transport.receive() else { return false };
         match word {

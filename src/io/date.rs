@@ -1,10 +1,10 @@
-//! The date that answers carry: formatted once a second in each thread.
+//! The date in answers: formatted once a second in each thread.
 
 use crate::wire::date::HttpDate;
 use std::cell::Cell;
 
 thread_local! {
-    /// The last one that was asked for, with its second since 1970.
+    /// The last date used, with its second since the Unix epoch.
     static LAST: Cell<Option<(u64, HttpDate)>> = const { Cell::new(None) };
 }
 

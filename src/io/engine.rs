@@ -222,7 +222,7 @@ impl Engine {
             Kind::Lingering => {
                 self.lingering.handle_ready(&mut self.ring, token, &mut self.buffer);
             }
-            // Reaped where it was sent.
+            // Reaped by the code that sent it.
             Kind::Send => {}
             Kind::Timer => self.ring.end_timer(),
         }

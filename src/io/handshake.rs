@@ -1,5 +1,5 @@
 //! `GET /ws/connect`: from a request's head to an identity, or to the refusal that the contract
-//! names.
+//! specifies.
 
 use super::date::http_date;
 use super::routes;
@@ -14,7 +14,7 @@ use crate::wire::response::write_refusal;
 use crate::wire::sign::{self, SignPlace, SignRules};
 use crate::wire::upgrade::{accept_key, refusal_fields, upgrade, write_switching};
 
-/// What a client in echo mode is called.
+/// The identity of a client in echo mode.
 const ECHO: Identity<'static> = Identity {
     project: ProjectId(0),
     uid: "echo",
@@ -24,8 +24,8 @@ const ECHO: Identity<'static> = Identity {
     role: Role::Client,
 };
 
-/// Judges a whole head. Calls `open` with the identity and the bytes of the 101 response if it is
-/// good.
+/// Judges a complete head. If it is valid, calls `open` with the identity and the bytes of the 101
+/// response.
 pub fn judge<R>(
     head: &Head<'_>,
     shared: &Shared,
@@ -87,7 +87,7 @@ fn not_found(path: &str, shared: &Shared) -> ApiError {
     ApiError { status: 404, msg }
 }
 
-/// The bytes that refuse a handshake; the connection ends with them.
+/// Returns the bytes that refuse a handshake; the connection ends after them.
 pub fn refusal(error: &ApiError, now_ms: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let retry: &[(&str, &str)] = &[("Retry-After", "1")];

@@ -71,7 +71,7 @@ pub struct Answer<B> {
     pub keep_alive: bool,
     /// Whether the request proves knowledge of a secret.
     pub is_known: bool,
-    /// The response waits for this; otherwise it is written already.
+    /// The response waits for this; `None`: it has been written.
     pub begun: Option<B>,
 }
 

@@ -267,7 +267,7 @@ impl<T: Load> Lane<T> {
         }
         match &mut self.ring {
             Some(ring) if !ring.is_full() => {
-                // Before the push: the reader takes them off once it has the word.
+                // Before the push: the reader subtracts them once it has the item.
                 self.entrance.bell.add_bytes(word.bytes());
                 let pushed = ring.push(word);
                 debug_assert!(pushed.is_ok(), "there was room");

@@ -1,6 +1,7 @@
-//! Closes that arrive: what is left is written, the write side ends, and the peer's bytes are read
-//! and dropped until its FIN or the deadline. A plain close with unread input sends RST, which
-//! destroys the last frame on its way: 0 of 40 Close frames arrived so, 40 of 40 this way.
+//! Closes that reach the peer: the rest is written, the write side is shut down, and the peer's
+//! bytes are read and dropped until its FIN or the deadline. A plain close with unread input sends
+//! RST, which destroys the last frame on its way: 0 of 40 Close frames arrived that way, 40 of 40
+//! this way.
 
 use super::fifo::Fifo;
 use super::ring::{Kind, Ring, Token};
@@ -11,10 +12,10 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 
-/// How many reads one turn spends on a peer that goes on sending.
+/// Maximum number of reads per turn from a peer that keeps sending.
 const READS_PER_TURN: usize = 8;
 
-/// Sockets that one look at the deadlines considers, and those that it ends at most.
+/// Sockets that one check of the deadlines examines, and the maximum that it ends.
 const LOOKS_PER_SLICE: usize = 8_192;
 const ENDS_PER_SLICE: usize = 64;
 
@@ -23,8 +24,8 @@ struct Lingering {
     fd: OwnedFd,
     generation: u32,
     deadline_ms: u64,
-    /// What is still to be written; then the write side ends. First the rest of a frame, which
-    /// stays shared and counts in its worker's budget.
+    /// What is still to be written before the write side is shut down. The rest of a frame comes
+    /// first; it stays shared and counts in its worker's budget.
     rest: Option<Rest>,
     last_bytes: Vec<u8>,
     is_refusal: bool,
@@ -39,7 +40,7 @@ impl Lingering {
         self.rest.as_ref().is_some_and(Rest::is_revoked)
     }
 
-    /// Writes what fits.
+    /// Writes as much as the socket takes.
     fn write(&mut self) -> io::Result<()> {
         if let Some(rest) = &self.rest {
             let written =
@@ -56,25 +57,25 @@ impl Lingering {
     }
 }
 
-/// What a socket is sent behind the rest of a frame.
+/// What a socket is sent after the rest of a frame.
 #[derive(Debug)]
 pub struct Last {
     pub bytes: Vec<u8>,
-    /// It refuses a handshake: nobody waits for this socket.
+    /// It refuses a handshake: nothing waits for this socket.
     pub is_refusal: bool,
 }
 
-/// All sockets of a worker that are on their way out.
+/// All sockets of a worker that are closing.
 #[derive(Debug, Default)]
 pub struct LingeringSockets {
     sockets: ChunkedSlab<Lingering>,
     by_age: Fifo,
     generation: u32,
     refusals: usize,
-    /// How far the wall clock is ahead of the one of the deadlines: steps, and time in which this
+    /// How far the wall clock is ahead of the deadlines' clock: clock steps, and time in which this
     /// thread did not run.
     ahead_ms: i64,
-    /// The next place to be looked at for a deadline that has passed.
+    /// The next index to check for a deadline that has passed.
     next: usize,
 }
 
@@ -83,7 +84,7 @@ impl LingeringSockets {
         self.sockets.len()
     }
 
-    /// Those that were open connections.
+    /// Returns the number of those that were open connections.
     pub fn connections(&self) -> usize {
         self.sockets.len() - self.refusals
     }
@@ -114,7 +115,7 @@ impl LingeringSockets {
         }
     }
 
-    /// The socket that `token` names is ready.
+    /// Handles readiness of the socket that `token` identifies.
     pub fn handle_ready(&mut self, ring: &mut Ring, token: Token, buffer: &mut [u8]) {
         let index = token.index as usize;
         let is_it =
@@ -129,7 +130,7 @@ impl LingeringSockets {
         }
     }
 
-    /// The wall clock was set: deadlines stay as far away as they were.
+    /// Handles a step of the wall clock: deadlines stay as far away as they were.
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
     }
@@ -138,7 +139,7 @@ impl LingeringSockets {
         now_ms.saturating_add_signed(-self.ahead_ms)
     }
 
-    /// Ends some of those whose deadline has passed, or whose rest was taken back; a peer that
+    /// Ends some of the sockets whose deadline has passed, or whose rest was revoked; a peer that
     /// never read gets RST. Returns whether there may be more.
     pub fn handle_tick(&mut self, now_ms: u64) -> bool {
         let now_ms = self.clock(now_ms);
@@ -169,7 +170,7 @@ impl LingeringSockets {
         Some(socket)
     }
 
-    /// Ends the oldest before its time, for its descriptor. `false`: there is none.
+    /// Ends the oldest early, to free its descriptor. Returns `false` if there is none.
     pub fn end_oldest(&mut self) -> bool {
         let sockets = &self.sockets;
         let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
@@ -181,8 +182,9 @@ impl LingeringSockets {
         true
     }
 
-    /// Writes what fits; ends the write side once all is written. `false`: the socket is broken, or
-    /// the rest of a frame was taken back and nothing may follow what went out of it.
+    /// Writes as much as the socket takes, and shuts down the write side once all is written.
+    /// Returns `false` if the socket is broken, or if the rest of a frame was revoked and nothing
+    /// may follow the part already sent.
     fn write(&mut self, index: usize) -> bool {
         let socket = &mut self.sockets[index];
         if socket.is_revoked() {
@@ -213,8 +215,7 @@ impl LingeringSockets {
     }
 
     fn end(&mut self, index: usize) {
-        // Its poll has just fired, and whatever was polled before fired with it: dropping the
-        // socket is enough.
+        // Its poll has just fired, and so has every earlier poll: dropping the socket is enough.
         self.remove(index);
     }
 }
@@ -223,7 +224,7 @@ fn is_current(sockets: &ChunkedSlab<Lingering>, index: usize, stamp: u64) -> boo
     sockets.get(index).is_some_and(|socket| u64::from(socket.generation) == stamp)
 }
 
-/// Reads and drops. `false`: the peer has ended its side.
+/// Reads and drops input. Returns `false` if the peer has ended its side.
 fn discard(socket: &OwnedFd, buffer: &mut [u8]) -> bool {
     for _ in 0..READS_PER_TURN {
         match sys::recv(socket, buffer) {
@@ -235,8 +236,8 @@ fn discard(socket: &OwnedFd, buffer: &mut [u8]) -> bool {
     true
 }
 
-/// Closes a socket on which a poll may still be pending: the poll holds the socket until it fires,
-/// and the shutdown makes it fire.
+/// Closes a socket on which a poll may still be pending. The poll keeps the socket open until it
+/// fires, and the shutdown makes it fire.
 pub fn close(socket: OwnedFd) {
     sys::shutdown(&socket, Shutdown::Both);
 }

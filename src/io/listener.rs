@@ -1,4 +1,4 @@
-//! Listening sockets: one for each worker and port, sharing the port (SO_REUSEPORT).
+//! Listening sockets: one per worker and port, sharing the port (SO_REUSEPORT).
 
 use super::sys;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -7,23 +7,23 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Connections that the kernel keeps until a worker takes them.
+/// Connections that the kernel queues until a worker accepts them.
 const BACKLOG: i32 = 4096;
-/// How long a start waits for a port to be free.
+/// How long a start waits for a port to become free.
 const RESTART_PATIENCE: Duration = Duration::from_millis(300);
 
-/// Bounds what the kernel takes for a socket that it cannot send yet (TCP_NOTSENT_LOWAT); what is
-/// accepted inherits it. A client that reads nothing holds 3.9 MB otherwise. What is under way to a
-/// distant client is not bounded by it, as SO_SNDBUF would. 0: no bound.
+/// Bounds the bytes that the kernel takes for a socket and cannot send yet (TCP_NOTSENT_LOWAT);
+/// accepted sockets inherit it. Without it, a client that reads nothing holds 3.9 MB. Unlike
+/// SO_SNDBUF, it does not bound what is in flight to a distant client. 0: no bound.
 fn bound_unsent(socket: &Socket, bytes: usize) {
     if bytes > 0 {
         sys::bound_unsent(socket, bytes);
     }
 }
 
-/// Holds a port for this process without listening on it, so that every worker may bind it after;
-/// with port 0 the kernel chooses. Fails where another process listens on it already: SO_REUSEPORT
-/// alone would let two servers of one user share it unnoticed.
+/// Reserves a port for this process without listening on it, so that every worker may bind it
+/// later; with port 0 the kernel chooses one. Fails if another process listens on it already:
+/// SO_REUSEPORT alone would let two servers of one user share it unnoticed.
 pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     if address.port() != 0 {
         probe(address)?;
@@ -36,8 +36,8 @@ pub fn reserve(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     Ok((held, address))
 }
 
-/// Fails where somebody listens already. The kernel takes the listeners of a process that has just
-/// ended down with its rings, a moment later: a restart waits for that.
+/// Fails if a process listens on the port already. When a process ends, the kernel removes its
+/// listeners a moment later, together with its rings: a restart waits for that.
 fn probe(address: SocketAddr) -> io::Result<()> {
     let until = Instant::now() + RESTART_PATIENCE;
     loop {
@@ -51,13 +51,14 @@ fn probe(address: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Listens on a port that is reserved.
+/// Listens on a reserved port.
 /// `unsent_bytes`: see [`bound_unsent`].
 pub fn listen(address: SocketAddr, unsent_bytes: usize) -> io::Result<TcpListener> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
-    // What is accepted inherits it: small frames go at once instead of waiting for more (Nagle).
+    // Accepted sockets inherit it: small frames are sent at once instead of waiting for more
+    // (Nagle).
     socket.set_nodelay(true)?;
     bound_unsent(&socket, unsent_bytes);
     socket.listen(BACKLOG)?;
@@ -69,7 +70,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
-        // `::` takes IPv4 as well, whatever net.ipv6.bindv6only says.
+        // `::` accepts IPv4 as well, whatever net.ipv6.bindv6only is.
         socket.set_only_v6(false)?;
     }
     Ok(socket)

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-/// Such memory, until this is dropped.
+/// A shared mapping, unmapped on drop.
 #[derive(Debug)]
 pub struct Map {
     start: NonNull<u8>,
@@ -12,11 +12,11 @@ pub struct Map {
 }
 
 impl Map {
-    /// What the descriptor shares with the kernel, to be read and written.
+    /// Maps what the descriptor shares with the kernel, for reading and writing.
     pub fn shared(fd: &OwnedFd, bytes: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let (place, fd) = (ptr::null_mut(), fd.as_raw_fd());
-        // SAFETY: the kernel chooses a place that nothing else uses.
+        // SAFETY: the kernel chooses an address range that nothing else uses.
         let start = unsafe { libc::mmap(place, bytes, protection, libc::MAP_SHARED, fd, 0) };
         match NonNull::new(start.cast::<u8>()) {
             Some(place) if start != libc::MAP_FAILED => Ok(Self { start: place, bytes }),
@@ -39,7 +39,7 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: `shared` made the mapping, of that length, and whoever borrowed from it is gone.
+        // SAFETY: `shared` made the mapping with this length, and all borrows of it have ended.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }

@@ -1,10 +1,10 @@
-//! How much memory this process may use, and how much of that is used: what its control group says
-//! (version 2 and 1), else the machine.
+//! How much memory this process may use, and how much it uses: as reported by its control group
+//! (version 1 or 2), or else for the whole machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where the limit comes from, to be named to an operator.
+/// The source of the limit, to be shown to an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     Flag,
@@ -28,7 +28,7 @@ impl Source {
 pub struct MemoryLimit {
     pub bytes: u64,
     pub source: Source,
-    /// Of the control group that sets it.
+    /// Directory of the control group that sets it.
     directory: PathBuf,
 }
 
@@ -37,7 +37,7 @@ impl MemoryLimit {
         Self { bytes, source: Source::Flag, directory: PathBuf::new() }
     }
 
-    /// The lowest limit that holds for this process; `None` where nothing can be read.
+    /// Returns the lowest limit that applies to this process; `None` if nothing can be read.
     pub fn detect() -> Option<Self> {
         Self::detect_in(Path::new("/proc"))
     }
@@ -51,7 +51,7 @@ impl MemoryLimit {
         {
             for directory in directories(source, &groups, &mounts) {
                 let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
-                // `max` is no number: no limit.
+                // `max` is not a number: no limit.
                 if let Ok(bytes) = text.trim().parse() {
                     limits.push(Self { bytes, source, directory });
                 }
@@ -64,7 +64,7 @@ impl MemoryLimit {
         limits.into_iter().filter(|limit| limit.bytes > 0).min_by_key(|limit| limit.bytes)
     }
 
-    /// What counts towards the limit and cannot be taken back by the kernel, in bytes.
+    /// Returns the bytes that count towards the limit and that the kernel cannot reclaim.
     pub fn used(&self) -> Option<u64> {
         let read = |name: &str| fs::read_to_string(self.directory.join(name)).ok();
         match self.source {
@@ -87,13 +87,13 @@ impl MemoryLimit {
     }
 }
 
-/// The number behind a name that begins a line.
+/// Returns the number after a name at the beginning of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_ascii_whitespace);
     lines.find_map(|mut words| (words.next()? == name).then(|| words.next()?.parse().ok())?)
 }
 
-/// The control group of this process and those above it, as this process sees them.
+/// Returns the control group of this process and its ancestors, as this process sees them.
 fn directories(source: Source, groups: &str, mounts: &str) -> Vec<PathBuf> {
     let is_v2 = source == Source::CgroupV2;
     let group = groups.lines().find_map(|line| {
@@ -116,7 +116,7 @@ fn directories(source: Source, groups: &str, mounts: &str) -> Vec<PathBuf> {
         is_it.then_some((words.next()?, words.next()?))
     });
     let (Some(group), Some((root, mount))) = (group, mount) else { return Vec::new() };
-    // In a container the mount often shows the group itself as its root.
+    // In a container, the mount often shows the group itself as its root.
     let below = Path::new(group).strip_prefix(root).unwrap_or(Path::new(""));
     below.ancestors().map(|path| Path::new(mount).join(path)).collect()
 }

@@ -1,8 +1,8 @@
 //! Floor 3: sockets, rings and threads. The only floor with `unsafe`.
 //!
 //! A worker's thread runs a monoio executor. The WebSocket port (accept, handshakes, open
-//! connections, closes) is on the [`ring`] nested in it, driven by one task ([`drive`]); the HTTP
-//! API is straight-line monoio tasks ([`http`], [`api`]).
+//! connections, closes) uses the [`ring`] nested in it, driven by one task ([`drive`]); the HTTP
+//! API consists of straight-line monoio tasks ([`http`], [`api`]).
 
 pub mod accept_errors;
 pub mod allocator;

@@ -1,14 +1,14 @@
-//! How long somebody who is ready waits until a thread comes round to it again.
+//! How long a ready task waits until its thread comes round to it again.
 //!
-//! A *round* is one turn of every task of the thread that is ready. It begins with the first of
-//! them and ends behind the last; then the executor looks at its ring again. Its length is the
-//! pause: an event that arrives meanwhile waits for up to that long, and for its own turn. Where
-//! other threads have the core, most of a long round is the scheduler's doing; the thread's own
-//! part is the processor time that it used.
+//! A *round* is one turn of every ready task of the thread. It begins with the first of them and
+//! ends after the last; then the executor looks at its ring again. Its length is the pause: an
+//! event that arrives during it waits for up to that long, and then for its own turn. While other
+//! threads use the core, the scheduler causes most of a long round; the thread's own part is the
+//! processor time that it used.
 //!
-//! Tasks that [`spawn`] starts open a round when they are polled. A task that was woken stands
-//! behind all others that are ready: the one of [`observe`] is woken by the first task of a round
-//! and so ends it.
+//! Tasks started by [`spawn`] open a round when they are polled. A woken task queues behind all
+//! others that are ready: the task of [`observe`] is woken by the first task of a round and so ends
+//! it.
 
 use super::wake::{Flag, yield_now};
 use super::{pulse, sys};
@@ -20,20 +20,20 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-/// From this length on a pause is looked at closely: its processor time is read, and it may be the
-/// longest of its minute. All of a shorter one counts as the thread's own doing.
+/// Length from which a pause is examined: its processor time is read, and it may be the longest of
+/// its minute. A shorter one counts entirely as the thread's own.
 const LONG_NS: u64 = 500_000;
-/// The processor time is read when rounds have taken this long since it was last read: what a
-/// long round shows as its own is at most this, and what the executor itself used, too much. The
-/// system call takes 0.3 us; once in this time that cannot be measured.
+/// Time in rounds after which the processor time is read again. The own part of a long round is
+/// overstated by at most this, plus what the executor itself used. The system call takes 0.3 us; at
+/// this rate its cost cannot be measured.
 const READ_EVERY_NS: u64 = 200_000;
 
-/// Where threads share cores, one whose round took this long lets the others have theirs. The
-/// scheduler would end its turn at one of its ticks only, up to 4 ms later.
+/// On shared cores, length of a round after which the thread lets the others run. The scheduler
+/// would end its turn only at one of its ticks, up to 4 ms later.
 const LONG_ON_SHARED_CORE_NS: u64 = 100_000;
 
-/// What HTTP connections may do in one round, about a millisecond of work; what is beyond it waits
-/// for the next. A connection that has something to read costs its task, and some system calls
+/// Pieces of work that HTTP connections may do in one round, about a millisecond; the rest waits
+/// for the next round. A connection with input costs a task switch and several system calls
 /// besides.
 const PIECES_PER_ROUND: u32 = 512;
 pub const REQUEST: u32 = 1;
@@ -46,14 +46,14 @@ thread_local! {
 /// The rounds of one thread.
 struct Rounds {
     counters: Arc<Counters>,
-    /// When the current round began; `None`: none has.
+    /// When the current round began; `None`: no round has begun.
     began: Cell<Option<Instant>>,
     has_begun: Flag,
     /// Whether other such threads run on the same core.
     shares_core: bool,
     /// What is left of [`PIECES_PER_ROUND`].
     pieces: Cell<u32>,
-    /// The thread's processor time when it was last read, and how long rounds took since then.
+    /// The thread's processor time when it was last read, and the time spent in rounds since then.
     cpu_ns: Cell<u64>,
     since_ns: Cell<u64>,
 }
@@ -88,8 +88,8 @@ impl Rounds {
         }
     }
 
-    /// The thread's own part of a round that took this long and ends now: at most the processor
-    /// time since that was last read.
+    /// Returns the thread's own part of a round of length `ns` that ends now: at most the processor
+    /// time since the last reading.
     fn own_part(&self, ns: u64) -> u64 {
         let since_ns = self.since_ns.get() + ns;
         if ns < LONG_NS && since_ns < READ_EVERY_NS {
@@ -102,8 +102,8 @@ impl Rounds {
     }
 }
 
-/// Observes the rounds of the calling thread from here on, for as long as it lives. To be called
-/// within its executor, once.
+/// Observes the rounds of the calling thread from here on, for as long as it lives. Must be called
+/// once, within its executor.
 pub fn observe(counters: Arc<Counters>, shares_core: bool) {
     let rounds = Rc::new(Rounds {
         counters,
@@ -123,7 +123,7 @@ pub fn observe(counters: Arc<Counters>, shares_core: bool) {
     });
 }
 
-/// Starts a task of the calling thread. If the thread is observed, its turns count.
+/// Starts a task on the calling thread. If the thread is observed, its turns count.
 pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> monoio::task::JoinHandle<T> {
     let Some(rounds) = CURRENT.with_borrow(Clone::clone) else { return monoio::spawn(task) };
     let mut task = Box::pin(task);
@@ -133,9 +133,9 @@ pub fn spawn<T: 'static>(task: impl Future<Output = T> + 'static) -> monoio::tas
     }))
 }
 
-/// Waits until the round has room for this number of pieces, in the order in which tasks ask. To be
-/// called in tasks of which very many may be ready at once. On a thread that is not observed nobody
-/// waits.
+/// Waits until the round has room for this number of pieces, in the order in which tasks ask. Call
+/// it in tasks of which very many may be ready at once. On a thread that is not observed it does
+/// not wait.
 pub async fn take_turn(pieces: u32) {
     while !has_turn(pieces) {
         yield_now().await;
@@ -170,7 +170,7 @@ mod tests {
         pauses.longest_us(sys::now_ms()) / 1_000
     }
 
-    /// The number of pauses that were longer than half a millisecond.
+    /// Returns the number of pauses longer than half a millisecond.
     fn long(pauses: &Pauses) -> u64 {
         pauses.read().0[3..].iter().sum()
     }

@@ -76,8 +76,8 @@ impl Pulse {
     fn has_spent(&mut self, limit_ns: u64, idle_limit_ns: u64) -> bool {
         // A thread that has ended is not stuck.
         let Some(now_ns) = sys::thread_cpu_ns(self.clock) else { return false };
-        // In this order: a round that has ended by now has beaten, and none began before it was
-        // read.
+        // In this order: `IDLE` means that the last round has ended, that its beat is visible
+        // below, and that no other round has begun since.
         let is_idle = self.heart.state.load(Acquire) == IDLE;
         let beats = self.heart.beats.load(Relaxed);
         if beats != self.last_beats {

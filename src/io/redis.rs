@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_000);
 
-/// A connection that is open.
+/// An open connection.
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -42,7 +42,7 @@ async fn in_time<S>(connect: impl Future<Output = io::Result<S>>) -> io::Result<
     timeout(CONNECT_TIMEOUT, connect).await.ok_or_else(timed_out)?
 }
 
-/// Looks a host up on a thread of its own: the system's resolver blocks.
+/// Resolves a host on a thread of its own: the system's resolver blocks.
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -51,7 +51,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let host = host.to_owned();
     threads::spawn("resolve", move || {
         let found = (&*host, port).to_socket_addrs().map(|found| found.collect::<Vec<_>>());
-        // Nobody listens any more where it took too long.
+        // If it took too long, the receiver is gone.
         let _ = sender.send(found);
     })?;
     for _ in 0..20 {

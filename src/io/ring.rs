@@ -1,7 +1,7 @@
-//! The nested io_uring: readiness of open connections, and sends that never wait.
+//! The nested io_uring: readiness of open connections, and sends that never block.
 //!
-//! Its contract towards the rest is readiness plus non-blocking sends, so that an epoll back end
-//! could stand in its place.
+//! Its contract with the rest is readiness plus non-blocking sends, so that an epoll back end could
+//! replace it.
 
 use super::sys;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -9,21 +9,21 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// A kernel that is out of memory refuses for a while (EAGAIN, EBUSY); one that refuses for longer
-/// will not take anything any more.
+/// How long submissions may be refused (EAGAIN, EBUSY) before the ring counts as failed. A kernel
+/// that is out of memory refuses for a while; one that refuses for longer does not recover.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
-/// The size of a page of memory, of the smallest that there are.
+/// The smallest size of a memory page.
 const PAGE_BYTES: u64 = 4_096;
 
-/// Kernel memory of a ring, which counts towards RLIMIT_MEMLOCK since Linux 6.14: the submission
-/// entries, and the completions with the index of the others and the ring's head.
+/// Returns the kernel memory of a ring, which counts towards RLIMIT_MEMLOCK since Linux 6.14: the
+/// submission entries, and the completions with the submission index and the ring's head.
 pub const fn memory_bytes(entries: u32, completions: u32) -> u64 {
     let (entries, completions) = (entries as u64, completions as u64);
     let (queued, shared) = (64 * entries, 320 + 16 * completions + 4 * entries);
     queued.next_multiple_of(PAGE_BYTES) + shared.next_multiple_of(PAGE_BYTES)
 }
 
-/// What an operation was for; comes back with its completion.
+/// The purpose of an operation; returned with its completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -36,8 +36,8 @@ pub enum Kind {
     Timer,
 }
 
-/// Names an operation: what for, which entry of that table, and the low 24 bits of the generation
-/// that the entry had, so that a late completion never touches a newer owner.
+/// Identifies an operation: its purpose, the index of its entry in that table, and the low 24 bits
+/// of the entry's generation, so that a late completion never touches a newer owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
     pub kind: Kind,
@@ -72,23 +72,23 @@ impl Token {
     }
 }
 
-/// A finished operation: a negative errno, or poll's events, or the bytes sent.
+/// A finished operation. Its result is a negative errno, poll's events or the number of bytes sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Completion {
     pub token: Token,
     pub result: i32,
 }
 
-/// One per worker, used by its thread alone.
+/// A worker's ring, used by its thread alone.
 pub struct Ring {
     ring: IoUring,
     eventfd: OwnedFd,
-    /// When the timer ends. The kernel reads it at the timer's submission.
+    /// The timer's timeout. The kernel reads it when the timer is submitted.
     delay: Box<types::Timespec>,
     is_timer_armed: bool,
-    /// Since when the kernel has taken nothing.
+    /// When the kernel began to refuse submissions.
     refused_since: Option<Instant>,
-    /// Why the kernel takes nothing any more. From then on nothing is handed to it.
+    /// Why the kernel accepts nothing any more. From then on nothing is submitted.
     failure: Option<io::Error>,
 }
 
@@ -102,21 +102,22 @@ pub enum RingError {
 }
 
 impl Ring {
-    /// Operations that one submission carries at most, where workers are few.
+    /// Maximum number of operations per submission if there are few workers.
     pub const ENTRIES: u32 = 1024;
-    /// Where they are many: more than the sends of one submission.
+    /// The same if there are many: more than the sends of one submission.
     pub const FEW_ENTRIES: u32 = 256;
-    /// What [`Ring::probe`] costs the kernel for a moment.
+    /// Kernel memory that [`Ring::probe`] takes for a moment.
     pub const PROBE_BYTES: u64 = Self::memory_bytes(Self::PROBE_ENTRIES);
     const PROBE_ENTRIES: u32 = 8;
 
-    /// Entries of each worker's ring, for this number of workers and cores. Of more than four on a
-    /// core, none has much to do at once, and their rings would be most of an idle node's memory.
+    /// Returns the number of entries of each worker's ring for this number of workers and cores.
+    /// With more than four workers on a core, none has much to do at once, and large rings would
+    /// take most of an idle node's memory.
     pub fn entries(workers: usize, cores: usize) -> u32 {
         if workers > 4 * cores { Self::FEW_ENTRIES } else { Self::ENTRIES }
     }
 
-    /// What a ring of this number of entries costs the kernel.
+    /// Returns the kernel memory of a ring with this number of entries.
     pub const fn memory_bytes(entries: u32) -> u64 {
         memory_bytes(entries, 4 * entries)
     }
@@ -141,11 +142,11 @@ impl Ring {
         })
     }
 
-    /// Whether this machine lets a process make such a ring, and use it: one operation that does
-    /// nothing goes through it, with a wait as the executor has them.
+    /// Checks that this machine lets a process create such a ring and use it: a no-op goes through
+    /// it, with the same kind of wait as the executor uses.
     pub fn probe() -> Result<(), RingError> {
         let mut ring = Self::new(Self::PROBE_ENTRIES).map_err(RingError::Setup)?;
-        // SAFETY: it refers to no memory.
+        // SAFETY: a no-op refers to no memory.
         let queued = unsafe { ring.ring.submission().push(&opcode::Nop::new().build()) };
         queued.map_err(|error| RingError::Enter(io::Error::other(error)))?;
         let patience = types::Timespec::new().sec(1);
@@ -154,19 +155,19 @@ impl Ring {
         Ok(())
     }
 
-    /// Why the kernel takes nothing any more; `None`: it does.
+    /// Returns why the kernel accepts nothing any more, or `None` if it does.
     pub fn failure(&self) -> Option<&io::Error> {
         self.failure.as_ref()
     }
 
-    /// Becomes readable when there is something to reap (a ring of this kind wakes no poller
-    /// itself).
+    /// Returns the eventfd, which becomes readable when there is something to reap (a ring of this
+    /// kind does not wake a poller itself).
     pub fn eventfd(&self) -> &OwnedFd {
         &self.eventfd
     }
 
-    /// Asks once for readiness; errors and hang-ups count as ready. The descriptor must stay open
-    /// until then (`shutdown` it to be told early).
+    /// Polls once for readiness; errors and hang-ups count as ready. The descriptor must stay open
+    /// until then (`shutdown` it to get the completion early).
     pub fn poll_readable(&mut self, socket: impl AsFd, token: Token) {
         self.poll(socket.as_fd(), libc::POLLIN, token);
     }
@@ -181,9 +182,9 @@ impl Ring {
         self.push(&entry.user_data(token.pack()));
     }
 
-    /// Raises the eventfd after `delay`, in microseconds and not in ticks, with a completion that
-    /// [`Ring::end_timer`] acknowledges. While a timer runs, no second one is started: who comes
-    /// too early looks again.
+    /// Raises the eventfd after `delay`, with microsecond rather than tick precision, and with a
+    /// completion that [`Ring::end_timer`] acknowledges. While a timer runs, no second one is
+    /// started: a caller that is woken too early checks again.
     pub fn start_timer(&mut self, delay: Duration) {
         if std::mem::replace(&mut self.is_timer_armed, true) {
             return;
@@ -193,20 +194,20 @@ impl Ring {
         self.push(&entry.user_data(Token::new(Kind::Timer, 0, 0).pack()));
     }
 
-    /// The timer's completion was reaped.
+    /// Records that the timer's completion was reaped.
     pub fn end_timer(&mut self) {
         self.is_timer_armed = false;
     }
 
-    /// Queues a send that does not wait. With MSG_DONTWAIT the kernel carries it out inside the
-    /// call that submits it: it copies what the socket takes, and completes the send as whole,
-    /// short or EAGAIN. It neither polls nor passes it to another thread, so it does not read
+    /// Queues a send that does not block. With MSG_DONTWAIT the kernel executes it inside the call
+    /// that submits it: it copies what the socket takes, and completes the send in full, short or
+    /// with EAGAIN. It neither polls nor passes the send to another thread, so it does not read
     /// `bytes` after the submission.
     ///
     /// # Safety
     /// While the send is queued, `bytes` must stay valid and unchanged. It is queued until it is
     /// submitted, at the latest until its completion is reaped; once the ring has failed or is
-    /// dropped, what is queued is never submitted.
+    /// dropped, queued sends are never submitted.
     pub unsafe fn send(
         &mut self,
         socket: impl AsFd,
@@ -223,10 +224,10 @@ impl Ring {
 
     fn push(&mut self, entry: &squeue::Entry) {
         loop {
-            // SAFETY: a poll refers to no memory; for a send the caller of `send` promises it; a
-            // timer refers to `self.delay`, which the kernel reads when the timer is submitted:
-            // its place on the heap lives as long as the ring, and it is written to only while no
-            // timer is queued or runs.
+            // SAFETY: a poll refers to no memory; for a send, the caller of `send` guarantees it; a
+            // timer refers to `self.delay`, which the kernel reads when the timer is submitted: its
+            // heap allocation lives as long as the ring, and it is written to only while no timer
+            // is queued or running.
             let is_queued = unsafe { self.ring.submission().push(entry) }.is_ok();
             if is_queued || self.failure.is_some() {
                 return;
@@ -235,19 +236,19 @@ impl Ring {
         }
     }
 
-    /// Hands the queued operations to the kernel, if there are any.
+    /// Submits the queued operations, if there are any.
     pub fn submit(&mut self) {
         if self.has_queued() {
             self.enter(0);
         }
     }
 
-    /// Whether operations wait for the next submission.
+    /// Returns whether operations wait for the next submission.
     pub fn has_queued(&mut self) -> bool {
         !self.ring.submission().is_empty()
     }
 
-    /// Hands over what is queued and waits for at least one completion.
+    /// Submits what is queued and waits for at least one completion.
     pub fn submit_and_wait(&mut self) {
         self.enter(1);
     }
@@ -259,8 +260,8 @@ impl Ring {
         }
     }
 
-    /// Hands the queued operations to the kernel and runs its deferred work, so that completions
-    /// are there to be reaped. Without either there is nothing to enter the kernel for.
+    /// Submits the queued operations and runs the kernel's deferred work, so that completions can
+    /// be reaped. Does not enter the kernel if there is neither.
     pub fn run_deferred(&mut self) {
         let queue = self.ring.submission();
         let (queued, is_deferred) = (queue.len() as u32, queue.taskrun() || queue.cq_overflow());
@@ -269,14 +270,14 @@ impl Ring {
             return;
         }
         let getevents = 1; // IORING_ENTER_GETEVENTS
-        // SAFETY: no argument beyond numbers is passed.
+        // SAFETY: all arguments are plain numbers.
         let result =
             unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, getevents, None) };
         self.note(result);
     }
 
-    /// What the kernel said to an enter. EINTR, EAGAIN and EBUSY leave the queue as it is: the
-    /// caller comes again.
+    /// Records the result of an enter. EINTR, EAGAIN and EBUSY leave the queue as it is: the caller
+    /// retries.
     fn note(&mut self, result: io::Result<usize>) {
         let Err(error) = result else {
             self.refused_since = None;
@@ -294,7 +295,7 @@ impl Ring {
         }
     }
 
-    /// Whether completions, or work that leads to them, are waiting.
+    /// Returns whether completions, or work that leads to them, are waiting.
     pub fn has_work(&mut self) -> bool {
         let queue = self.ring.submission();
         let is_deferred = queue.taskrun() || queue.cq_overflow();
@@ -302,7 +303,7 @@ impl Ring {
         is_deferred || !self.ring.completion().is_empty()
     }
 
-    /// Takes at most `max` completions.
+    /// Reaps at most `max` completions.
     pub fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
         out.extend(self.ring.completion().take(max).filter_map(|entry| {
             let token = Token::unpack(entry.user_data())?;
@@ -310,7 +311,8 @@ impl Ring {
         }));
     }
 
-    /// While it is off, completions do not raise the eventfd: half of them are for one's own sends.
+    /// Switches the eventfd on or off. While it is off, completions do not raise it: half of them
+    /// are for the worker's own sends.
     pub fn set_eventfd(&mut self, on: bool) {
         let queue = self.ring.completion();
         if on { queue.enable_eventfd() } else { queue.disable_eventfd() }
@@ -338,7 +340,8 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_worker_is_what_the_kernel_charges() {
-        // Measured on Linux 6.18: 240 KiB with the executor's ring, and 104 of them for that.
+        // Measured on Linux 6.18: 240 KiB together with the executor's ring, which takes 104 of
+        // them.
         assert_eq!(memory_bytes(1_024, 2_048), 104 << 10);
         assert_eq!(Ring::memory_bytes(1_024), 136 << 10);
         assert_eq!((Ring::entries(8, 2), Ring::entries(9, 2)), (1_024, 256));
@@ -351,14 +354,14 @@ mod tests {
         let mut ring = Ring::new(Ring::ENTRIES).unwrap();
         ring.submit();
         assert!(ring.failure().is_none());
-        // In its place, a file that is no ring.
+        // Replaces the ring's descriptor with a file that is no ring.
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: no memory is involved; the ring's mappings stay.
         unsafe { libc::dup2(file.as_raw_fd(), ring.ring.as_raw_fd()) };
         ring.poll_readable(&file, Token::new(Kind::Readable, 0, 0));
         ring.run_deferred();
         assert_eq!(ring.failure().and_then(io::Error::raw_os_error), Some(libc::EOPNOTSUPP));
-        // A full queue does not wait for room any more.
+        // A full queue no longer waits for room.
         for index in 0..=Ring::ENTRIES {
             ring.poll_readable(&file, Token::new(Kind::Readable, index, 0));
         }

@@ -11,7 +11,7 @@ use crate::wire::sign;
 use std::future::poll_fn;
 use std::rc::Rc;
 
-/// Pushes that wait for the queue together.
+/// Maximum number of pushes that wait for the queue together.
 const PUSHES_PER_TURN: usize = 256;
 
 /// Serves them for as long as the worker lives.
@@ -35,7 +35,7 @@ pub async fn serve(core: Rc<Core>) {
 
 type Beginning<'c> = (ServerPush, Result<Begun<'c>, ApiError>);
 
-/// Returns whether there was any.
+/// Begins some pushes. Returns whether there were any.
 async fn begin_some<'c>(core: &'c Core, begun: &mut Vec<Beginning<'c>>) -> bool {
     while begun.len() < PUSHES_PER_TURN {
         core.wait_for_room().await;

@@ -1,5 +1,5 @@
-//! What all workers of a node share: the configuration, immutable, and numbers touched at connect
-//! and close.
+//! What all workers of a node share: the immutable configuration, and counters that change at
+//! connect and close.
 
 use super::accept_errors::AcceptErrors;
 use super::memory::MemoryLimit;
@@ -13,24 +13,24 @@ use crate::wire::sign::Token;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// What the workers are told; the meaning of each is that of the flag of the same name.
+/// Settings of the workers. Each has the meaning of the flag of the same name.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub node: NodeId,
-    /// `--env`, as it is written.
+    /// `--env`, as written.
     pub env: &'static str,
-    /// The pid and the secret of the built-in project, where `dev` runs with it: the console of the
-    /// live page fills them in.
+    /// The pid and the secret of the built-in project of `dev`, if it is in use: the console of the
+    /// live page prefills them.
     pub dev_project: Option<(&'static str, &'static str)>,
     pub workers: usize,
     pub max_connections: usize,
     pub max_http_connections: usize,
     pub max_handshakes: usize,
-    /// The limit of open files of each table (RLIMIT_NOFILE).
+    /// Limit of open files of each descriptor table (RLIMIT_NOFILE).
     pub open_files: usize,
     pub demand_exp: bool,
     pub ping_interval_ms: u64,
-    /// Whether a refused signature is answered with the text that should have been signed.
+    /// Whether the answer to a wrong signature contains the text that should have been signed.
     pub shows_signed_text: bool,
     pub idle_timeout_ms: u64,
     pub message_timeout_ms: u64,
@@ -38,7 +38,7 @@ pub struct Settings {
     pub handshake_timeout_ms: u64,
     pub keep_alive_ms: u64,
     pub linger_ms: u64,
-    /// How long a batch of pushes may wait for more of them; 0: not at all.
+    /// How long a batch of pushes may wait for more of them; 0: it does not wait.
     pub coalesce_us: u64,
     pub drain_ms: u64,
     pub limits: Limits,
@@ -51,16 +51,16 @@ pub struct Settings {
     pub idempotency_keys: usize,
     pub echo: bool,
     pub pin: bool,
-    /// Names by which the ops ports may be asked, beside their address and localhost.
+    /// Host names accepted by the ops ports, besides their address and localhost.
     pub ops_hosts: Vec<String>,
-    /// What requests to the ops ports must bear.
+    /// Token that requests to the ops ports must carry.
     pub ops_token: Option<Token>,
     /// `None`: the `local` queue.
     pub redis: Option<RedisSettings>,
 }
 
 impl Settings {
-    /// Connections that one worker can have: address space is reserved for that many.
+    /// Returns the maximum number of connections of one worker: address space is reserved for them.
     pub fn slots(&self) -> usize {
         self.max_connections.min(self.open_files)
     }
@@ -72,51 +72,51 @@ pub struct RedisSettings {
     pub prefix: String,
     pub queue_timeout_ms: u64,
     pub routing: Routing,
-    /// Whether the broker has a thread of its own; otherwise it is on that of the only worker.
+    /// Whether the broker has its own thread; otherwise it runs on that of the only worker.
     pub has_own_thread: bool,
-    /// Seeds of what workers and the broker both hash.
+    /// Hash seeds that workers and the broker share.
     pub hash_keys: (u64, u64),
 }
 
-/// The ports that clients and backends use, as they were opened.
+/// The open ports for clients and backends.
 #[derive(Debug, Clone, Copy)]
 pub struct Ports {
     pub ws: u16,
     pub http: u16,
 }
 
-/// One per node.
+/// State of a node, one per process.
 #[derive(Debug)]
 pub struct Shared {
     pub settings: Settings,
-    /// Set before a worker serves anybody.
+    /// Set before a worker serves any connection.
     pub ports: OnceLock<Ports>,
     pub projects: Arc<Projects>,
-    /// Milliseconds since 1970 at the start.
+    /// Start time, in milliseconds since the Unix epoch.
     pub started_ms: u64,
     pub incarnation: Arc<Incarnation>,
     connections: AtomicUsize,
     draining: AtomicBool,
     pub queue: QueueHealth,
-    /// Requests in flight by business server, counted by all workers together.
+    /// Requests in flight by business server, counted across all workers.
     pub loads: Arc<Loads>,
-    /// One entry a worker.
+    /// One entry per worker.
     pub counters: Vec<Arc<Counters>>,
     pub http_counters: Vec<Arc<HttpCounters>>,
     pub ws_accepts: AcceptErrors,
     pub http_accepts: AcceptErrors,
-    /// On the ops ports.
+    /// Refusals on the ops ports.
     pub ops_refusals: RefusalCounts,
     pub ops_accept_errors: Counter,
     pub broker_counters: Arc<BrokerCounters>,
     pub memory: MemoryPressure,
 }
 
-/// What the process uses of its memory limit, and what workers are asked to give up of it.
+/// How much of its memory limit the process uses, and how much the workers are asked to free.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     used_bytes: AtomicUsize,
-    /// A worker has freed much.
+    /// A worker has freed much memory.
     is_purge_wanted: AtomicBool,
     /// By worker.
     wanted_bytes: Vec<AtomicUsize>,
@@ -137,7 +137,7 @@ impl MemoryPressure {
         self.used_bytes.store(bytes, Relaxed);
     }
 
-    /// Free memory is to be given back to the system.
+    /// Requests that free memory be given back to the system.
     pub fn want_purge(&self) {
         self.is_purge_wanted.store(true, Relaxed);
     }
@@ -146,12 +146,12 @@ impl MemoryPressure {
         self.is_purge_wanted.swap(false, Relaxed)
     }
 
-    /// The number of bytes of its outboxes that a worker is to free.
+    /// Asks a worker to free this number of bytes of its outboxes.
     pub fn want(&self, worker: usize, bytes: usize) {
         self.wanted_bytes[worker].store(bytes, Relaxed);
     }
 
-    /// What a worker is to free; asked for once.
+    /// Takes the number of bytes that a worker has been asked to free.
     pub fn take_wanted(&self, worker: usize) -> usize {
         match self.wanted_bytes[worker].load(Relaxed) {
             0 => 0,
@@ -160,17 +160,16 @@ impl MemoryPressure {
     }
 }
 
-/// Whether the queue takes pushes, as every thread may ask. The broker says it; with the `local`
-/// queue nobody has to.
+/// Whether the queue accepts pushes; any thread may read it. The broker sets it; the `local` queue
+/// is always up.
 #[derive(Debug)]
 pub struct QueueHealth {
     is_down: AtomicBool,
-    /// The node drains, and has said its last word to the others.
+    /// The node drains, and has sent its last announcement to the others.
     is_over: AtomicBool,
-    /// Why [`QueueHealth::trouble`] has something to tell; the lock is taken when that changes, and
-    /// when somebody asks.
+    /// The problem that [`QueueHealth::trouble`] reports; locked only when it changes or is read.
     trouble: Mutex<Option<String>>,
-    /// The largest envelope that the queue carries, and why.
+    /// The largest envelope that the queue carries, and the reason.
     max_bytes: AtomicUsize,
     limit: Mutex<Option<SizeLimit>>,
 }
@@ -192,7 +191,7 @@ impl QueueHealth {
         self.max_bytes.load(Relaxed)
     }
 
-    /// What bounds [`QueueHealth::max_bytes`].
+    /// Returns what bounds [`QueueHealth::max_bytes`].
     pub fn limit(&self) -> Option<SizeLimit> {
         *self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -214,7 +213,7 @@ impl QueueHealth {
         self.is_over.store(true, Relaxed);
     }
 
-    /// What an operator should know; `None`: all is well.
+    /// Returns the problem to report to an operator; `None` if there is none.
     pub fn trouble(&self) -> Option<String> {
         self.lock().clone()
     }
@@ -229,7 +228,7 @@ impl QueueHealth {
         self.is_down.store(false, Relaxed);
     }
 
-    /// The queue works, but this worker does not take what comes from it.
+    /// Records that the queue works but this worker does not take what comes from it.
     pub fn set_stuck(&self, worker: usize) {
         *self.lock() = Some(format!("worker {worker} does not take what the queue brings"));
     }
@@ -264,8 +263,8 @@ impl Shared {
         }
     }
 
-    /// Takes a place among `--max_connections`; `false` when there is none. To be given back by
-    /// [`Shared::leave`].
+    /// Takes a place among `--max_connections`; returns `false` if there is none. [`Shared::leave`]
+    /// gives it back.
     pub fn enter(&self) -> bool {
         let before = self.connections.fetch_add(1, Relaxed);
         if before < self.settings.max_connections {
@@ -279,18 +278,18 @@ impl Shared {
         self.connections.fetch_sub(1, Relaxed);
     }
 
-    /// Open WebSocket connections of the node.
+    /// Returns the number of open WebSocket connections of the node.
     pub fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
-    /// The number of WebSocket connections that this node has room for.
+    /// Returns the number of WebSocket connections for which this node has room.
     pub fn room(&self) -> usize {
         let of_workers = self.http_counters.iter().map(|one| one.max_connections.value());
         self.settings.max_connections.min(of_workers.sum::<u64>() as usize)
     }
 
-    /// Why no WebSocket client is let in; `None`: at least one worker has room.
+    /// Returns why no WebSocket client is admitted; `None` if at least one worker has room.
     pub fn full(&self) -> Option<String> {
         let has_room = |(counters, http): (&Arc<Counters>, &Arc<HttpCounters>)| {
             counters.connections.value() < http.max_connections.value()
@@ -305,7 +304,7 @@ impl Shared {
         })
     }
 
-    /// From here on nothing new is taken in.
+    /// Begins to drain: nothing new is admitted from here on.
     pub fn drain(&self) {
         self.draining.store(true, Relaxed);
     }

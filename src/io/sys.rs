@@ -10,28 +10,28 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970.
+/// Returns milliseconds since the Unix epoch.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Microseconds since 1970.
+/// Returns microseconds since the Unix epoch.
 pub fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
-/// A random seed from the kernel.
+/// Returns a random seed from the kernel.
 pub fn random_u64() -> io::Result<u64> {
     Ok(getrandom::u64()?)
 }
 
-/// Random keys for a hash, which nobody outside can foresee.
+/// Returns random hash keys that outsiders cannot predict.
 pub fn random_keys() -> io::Result<(u64, u64)> {
     Ok((random_u64()?, random_u64()?))
 }
 
-/// A random number below `bound`, to spread delays. A kernel that gives none has let no node start;
-/// should it cease to, nothing is spread.
+/// Returns a random number below `bound`, to spread delays. A node does not start if the kernel
+/// gives no random numbers; should they cease later, nothing is spread.
 pub fn random_below(bound: u64) -> u64 {
     random_u64().map_or(0, |number| number % bound)
 }
@@ -44,12 +44,12 @@ fn check_len(result: isize) -> io::Result<usize> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as usize) }
 }
 
-/// Whether an error only says "not now".
+/// Returns whether an error only means "not now".
 pub fn is_not_now(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// A socket of the executor: it lends its descriptor for as long as it is borrowed.
+/// A socket of the executor that lends its descriptor for as long as it is borrowed.
 pub trait Lend {
     fn lend(&self) -> BorrowedFd<'_>;
 }
@@ -70,7 +70,7 @@ impl Lend for UnixStream {
 
 /// Takes a connection away from the executor.
 pub fn take_socket(stream: TcpStream) -> OwnedFd {
-    // SAFETY: the stream gives its descriptor up, and nothing else owns it.
+    // SAFETY: the stream gives up its descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
 }
 
@@ -83,20 +83,20 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     })
 }
 
-/// Whether a socket holds bytes that were not read.
+/// Returns whether a socket holds unread bytes.
 pub fn has_unread(socket: impl AsFd) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
     let peeked = SockRef::from(&socket).recv_with_flags(&mut [MaybeUninit::uninit()], flags);
     peeked.is_ok_and(|bytes| bytes > 0)
 }
 
-/// The size of a page of memory.
+/// Returns the size of a memory page.
 pub fn page_bytes() -> usize {
     // SAFETY: no memory is involved.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
-/// Processor time of this process, of threads that have ended too.
+/// Returns the processor time of this process, including threads that have ended.
 pub fn process_cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it points to a live, writable timespec.
@@ -104,7 +104,7 @@ pub fn process_cpu_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Processor time of the calling thread.
+/// Returns the processor time of the calling thread.
 pub fn own_cpu_ns() -> u64 {
     thread_cpu_ns(ThreadClock(libc::CLOCK_THREAD_CPUTIME_ID)).unwrap_or(0)
 }
@@ -113,16 +113,16 @@ pub fn own_cpu_ns() -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadClock(libc::clockid_t);
 
-/// That of the calling thread; any thread may read it.
+/// Returns the clock of the calling thread; any thread may read it.
 pub fn thread_clock() -> ThreadClock {
     let mut clock = libc::CLOCK_THREAD_CPUTIME_ID;
-    // SAFETY: the calling thread lives, and the clock is writable. It does not fail for a thread
-    // that lives.
+    // SAFETY: the calling thread is alive, for which the call does not fail, and the clock is
+    // writable.
     unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) };
     ThreadClock(clock)
 }
 
-/// Processor time of a thread; `None`: it has ended.
+/// Returns the processor time of a thread, or `None` if it has ended.
 pub fn thread_cpu_ns(ThreadClock(clock): ThreadClock) -> Option<u64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it points to a live, writable timespec.
@@ -130,25 +130,25 @@ pub fn thread_cpu_ns(ThreadClock(clock): ThreadClock) -> Option<u64> {
     Some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
-/// Like [`recv`], into the room that `buffer` has behind what it holds.
+/// Like [`recv`], into the spare capacity of `buffer`.
 pub fn recv_spare(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let spare = buffer.spare_capacity_mut();
     let received = SockRef::from(&socket).recv_with_flags(spare, libc::MSG_DONTWAIT)?;
-    // SAFETY: the kernel has just written this many bytes behind its length, within its capacity.
+    // SAFETY: the kernel has just written this many bytes after the buffer's end, within its
+    // capacity.
     unsafe { buffer.set_len(buffer.len() + received) };
     Ok(received)
 }
 
-/// Writes what fits, without waiting and without SIGPIPE.
+/// Writes as much as the socket takes, without waiting and without SIGPIPE.
 pub fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     SockRef::from(&socket).send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
 }
 
-/// The most slices that [`send_slices`] takes.
+/// Maximum number of slices that [`send_slices`] writes.
 pub const MAX_SLICES: usize = 16;
 
-/// Like [`send`], for bytes that are in several places: at most [`MAX_SLICES`] of them are looked
-/// at.
+/// Like [`send`], for bytes in several places; only the first [`MAX_SLICES`] are considered.
 pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {
     let slices = slices.iter().take(MAX_SLICES).map(|slice| IoSlice::new(slice));
     let slices: SmallVec<[IoSlice<'_>; MAX_SLICES]> = slices.collect();
@@ -156,12 +156,12 @@ pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {
     SockRef::from(&socket).send_vectored_with_flags(&slices, flags)
 }
 
-/// Takes the next connection of a non-blocking listener; it comes non-blocking, and closed on exec.
+/// Accepts the next connection of a non-blocking listener, itself non-blocking and closed on exec.
 /// `socket2` needs a second system call for the former.
 pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     let listener = listener.as_fd().as_raw_fd();
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: a null address is allowed: the peer's is not asked for.
+    // SAFETY: a null address is allowed and means that the peer's is not wanted.
     let fd = check(unsafe {
         libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags)
     })?;
@@ -169,9 +169,9 @@ pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A later close sends RST instead of waiting for a peer that reads nothing.
+/// Makes a later close send RST instead of waiting for a peer that reads nothing.
 pub fn set_reset_on_close(socket: impl AsFd) {
-    // It fails for a socket that is gone, which nobody waits for.
+    // It fails for a socket that is gone, for which nothing waits.
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
@@ -181,18 +181,19 @@ pub fn bound_unsent(socket: impl AsFd, bytes: usize) {
     let length = size_of_val(&bytes) as libc::socklen_t;
     let (level, name) = (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT);
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: the value lives through the call and has the stated length. A socket that is gone
-    // already reports its error at the next read.
+    // SAFETY: the value outlives the call and has the stated length. A socket that is already gone
+    // reports its error at the next read.
     unsafe { libc::setsockopt(fd, level, name, (&raw const bytes).cast(), length) };
 }
 
-/// Ends a side of a connection, or both.
+/// Shuts down one side of a connection, or both.
 pub fn shutdown(socket: impl AsFd, side: Shutdown) {
-    // It fails for a connection that has ended already.
+    // It fails for a connection that has already ended.
     let _ = SockRef::from(&socket).shutdown(side);
 }
 
-/// A counter that one thread raises to wake another. `read` on it blocks while it is zero.
+/// Creates a counter that one thread raises to wake another. A `read` of it blocks while it is
+/// zero.
 pub fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) })?;
@@ -204,22 +205,23 @@ pub fn eventfd() -> io::Result<OwnedFd> {
 pub fn wake(eventfd: impl AsFd) {
     let one = 1u64.to_ne_bytes();
     let fd = eventfd.as_fd().as_raw_fd();
-    // SAFETY: the buffer is eight readable bytes. A full counter has woken its reader already.
+    // SAFETY: the buffer is eight readable bytes. If the counter is full, its reader has been
+    // woken.
     unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
 }
 
-/// Gives the calling thread a file-descriptor table of its own, with copies of what is open now.
+/// Gives the calling thread its own file-descriptor table, with copies of what is open now.
 pub fn unshare_files() -> io::Result<()> {
     // SAFETY: only the calling thread's table changes.
     check(unsafe { libc::unshare(libc::CLONE_FILES) }).map(drop)
 }
 
-/// Pins the calling thread to one of the cores that it may run on, the `index`-th of them.
+/// Pins the calling thread to the `index`-th of the cores that it may run on.
 pub fn pin_to_core(index: usize) -> io::Result<()> {
     // SAFETY: all-zero is an empty set.
     let mut allowed: libc::cpu_set_t = unsafe { mem::zeroed() };
     let bytes = size_of::<libc::cpu_set_t>();
-    // SAFETY: the set is writable and has the length that is told.
+    // SAFETY: the set is writable and has the stated length.
     check(unsafe { libc::sched_getaffinity(0, bytes, &mut allowed) })?;
     let cores: Vec<usize> = (0..8 * bytes)
         // SAFETY: every index is below the set's size.
@@ -228,13 +230,13 @@ pub fn pin_to_core(index: usize) -> io::Result<()> {
     let Some(&core) = cores.get(index % cores.len().max(1)) else { return Ok(()) };
     // SAFETY: all-zero is an empty set.
     let mut wanted: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: the core is below the set's size, it came from one.
+    // SAFETY: the core comes from a set, so it is below the set's size.
     unsafe { libc::CPU_SET(core, &mut wanted) };
-    // SAFETY: the set is readable and has the length that is told.
+    // SAFETY: the set is readable and has the stated length.
     check(unsafe { libc::sched_setaffinity(0, bytes, &wanted) }).map(drop)
 }
 
-/// `struct sched_attr` of the kernel, as long as its first version.
+/// The kernel's `struct sched_attr`, with the length of its first version.
 #[repr(C)]
 #[derive(Default)]
 struct SchedAttr {
@@ -248,9 +250,9 @@ struct SchedAttr {
     period_ns: u64,
 }
 
-/// Asks for this slice of a core for the calling thread, instead of the scheduler's own (about
-/// 3 ms): it runs sooner after it was woken, and more often for less time. Its share stays the
-/// same. Before Linux 6.12 it has no effect.
+/// Requests this time slice for the calling thread instead of the scheduler's default (about 3 ms):
+/// it runs sooner after a wake-up, and more often for less time. Its share stays the same. Has no
+/// effect before Linux 6.12.
 pub fn ask_for_slices_of(slice_ns: u64) -> io::Result<()> {
     let size = size_of::<SchedAttr>() as u32;
     let mut attr = SchedAttr { size, ..SchedAttr::default() };
@@ -262,12 +264,12 @@ pub fn ask_for_slices_of(slice_ns: u64) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &attr, 0) } as i32).map(drop)
 }
 
-/// What the process is told from outside.
+/// A signal that the process handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     Terminate,
     Interrupt,
-    /// SIGUSR1: files are to be opened anew.
+    /// SIGUSR1: reopen files.
     Reopen,
     /// SIGHUP: the same, or the terminal is gone.
     HangUp,
@@ -295,16 +297,16 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Keeps signals from ending the process; [`wait_for_signal`] takes them. SIGXFSZ is blocked for
-/// good: a file that may not grow is an error of its write. SIGUSR2 is ignored. To be called before
-/// any other thread exists, so that all inherit it.
+/// Blocks signals so that they do not end the process; [`wait_for_signal`] takes them. SIGXFSZ
+/// stays blocked: a write to a file that may not grow then fails with an error. SIGUSR2 is ignored.
+/// Must be called before any other thread exists, so that all inherit the mask.
 pub fn block_signals() -> io::Result<()> {
     // SAFETY: no handler is installed.
     unsafe { libc::signal(libc::SIGUSR2, libc::SIG_IGN) };
     let mut set = awaited_signals();
     // SAFETY: the set is initialised.
     unsafe { libc::sigaddset(&mut set, libc::SIGXFSZ) };
-    // SAFETY: the set is initialised; the old mask is not asked for.
+    // SAFETY: the set is initialised; the old mask is not requested.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
@@ -315,7 +317,7 @@ pub fn block_signals() -> io::Result<()> {
 pub fn wait_for_signal() -> io::Result<Signal> {
     let set = awaited_signals();
     let mut signal = 0;
-    // SAFETY: both point to initialised memory of this frame.
+    // SAFETY: both point to initialised memory in this frame.
     match unsafe { libc::sigwait(&set, &mut signal) } {
         0 if signal == libc::SIGUSR1 => Ok(Signal::Reopen),
         0 if signal == libc::SIGHUP => Ok(Signal::HangUp),
@@ -325,7 +327,7 @@ pub fn wait_for_signal() -> io::Result<Signal> {
     }
 }
 
-/// Drops a signal of that kind that has been sent and not taken.
+/// Drops pending signals of this kind.
 pub fn drop_pending(signal: Signal) {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -337,9 +339,9 @@ pub fn drop_pending(signal: Signal) {
     }
 }
 
-/// SIGINT is not among them where whoever started the process has it ignored: a shell does that to
-/// what runs in the background, so that Ctrl-C does not reach it. A blocked signal would be taken
-/// all the same.
+/// Returns the signals to wait for. SIGINT is left out if the parent had it ignored: a shell does
+/// that for background jobs, so that Ctrl-C does not reach them. A blocked signal would be received
+/// nevertheless.
 fn awaited_signals() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set before anything reads it.
@@ -355,7 +357,7 @@ fn awaited_signals() -> libc::sigset_t {
     }
 }
 
-/// Whether whoever started the process has that signal ignored, as nohup has SIGHUP.
+/// Returns whether the parent had this signal ignored, as nohup does with SIGHUP.
 pub fn ignores(signal: Signal) -> bool {
     is_ignored(signal.number())
 }
@@ -368,27 +370,28 @@ fn is_ignored(signal: libc::c_int) -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// The calling thread runs when those that have more to do leave it a core.
+/// Lowers the calling thread's priority, so that busier threads run first.
 pub fn give_way() {
-    // SAFETY: no memory is involved. On Linux, 0 is the calling thread alone.
+    // SAFETY: no memory is involved. On Linux, 0 means the calling thread alone.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
 
-/// Switches transparent huge pages off for this process: with them mimalloc's arenas made a
-/// connection of 134 bytes cost 551.
+/// Turns transparent huge pages off for this process: with them, mimalloc's arenas made a
+/// connection of 134 bytes take 551.
 extern "C" fn disable_huge_pages() {
     // SAFETY: no memory is involved.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
 }
 
-/// Before `main`, which comes after the first allocation: that had 4 MB of huge pages already.
+/// Runs before `main`, which starts after the first allocation: by then that already had 4 MB of
+/// huge pages.
 #[used]
-// SAFETY: the section is one of functions that the loader calls; this one calls nothing but the
-// kernel, so it needs nothing that is not there yet.
+// SAFETY: the section holds functions that the loader calls; this one only enters the kernel, so it
+// needs nothing that is not initialised yet.
 #[unsafe(link_section = ".init_array.00099")]
 static AT_LOAD: extern "C" fn() = disable_huge_pages;
 
-/// The soft limit of open files. Asks the kernel without opening one.
+/// Returns the soft limit of open files. Asks the kernel without opening a file.
 pub fn open_files() -> io::Result<u64> {
     limit_of_open_files().map(|limit| limit.rlim_cur)
 }
@@ -400,7 +403,7 @@ fn limit_of_open_files() -> io::Result<libc::rlimit> {
     Ok(limit)
 }
 
-/// Raises the soft limit of open files to the hard one; returns it.
+/// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = limit_of_open_files()?;
     limit.rlim_cur = limit.rlim_max;
@@ -409,29 +412,29 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_max)
 }
 
-/// Whether the other side of a connection has ended at least its own half, or is gone.
+/// Returns whether the peer has ended at least its side of a connection, or is gone.
 pub fn has_peer_ended(socket: impl AsFd) -> bool {
     let fd = socket.as_fd().as_raw_fd();
     let mut asked = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
-    // SAFETY: one writable entry; no time is waited.
+    // SAFETY: one writable entry; the timeout is 0.
     unsafe { libc::poll(&mut asked, 1, 0) > 0 }
 }
 
-/// The other side's address.
+/// Returns the peer's address.
 pub fn peer_address(socket: impl AsFd) -> Option<SocketAddr> {
     SockRef::from(&socket).peer_addr().ok()?.as_socket()
 }
 
-/// The calling thread's number, as in `/proc/self/task`.
+/// Returns the calling thread's id, as in `/proc/self/task`.
 pub fn thread_id() -> i32 {
     // SAFETY: no memory is involved.
     unsafe { libc::gettid() }
 }
 
-/// Where all cores are busy, the calling thread gets a tenth of one: others hardly wait for it, and
-/// it comes to an end.
+/// Lowers the calling thread's priority so that on busy cores it gets about a tenth of one: others
+/// hardly wait for it, and it still finishes.
 pub fn yield_to_others() {
     let (this_thread, niceness) = (0, 10);
-    // SAFETY: no memory is involved. A thread that may not be lowered goes on as it was.
+    // SAFETY: no memory is involved. If the call fails, the thread continues as before.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, this_thread, niceness) };
 }

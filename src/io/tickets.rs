@@ -5,14 +5,14 @@ use slab::Slab;
 use std::cell::RefCell;
 use std::task::{Context, Poll, Waker};
 
-/// So many pushes of a worker may wait; beyond, they are refused.
+/// Maximum number of waiting pushes of a worker; above it, pushes are refused.
 const MAX_WAITING: usize = 65_536;
 
 #[derive(Debug)]
 enum State {
     Waiting(Option<Waker>),
     Answered(Outcome),
-    /// Nobody waits any more; the answer is still to come.
+    /// Nothing waits for it any more; the answer is still to come.
     Abandoned,
 }
 
@@ -22,12 +22,12 @@ pub struct Tickets(RefCell<Slab<Entry>>);
 #[derive(Debug)]
 struct Entry {
     state: State,
-    /// When it was issued, microseconds since 1970.
+    /// When it was issued, in microseconds since the Unix epoch.
     issued_us: u64,
 }
 
 impl Tickets {
-    /// A place to wait for an answer; `None`: too many wait already.
+    /// Issues a ticket to wait for an answer; `None` if too many wait already.
     pub fn issue(&self, now_us: u64) -> Option<Ticket<'_>> {
         let mut entries = self.0.borrow_mut();
         if entries.len() >= MAX_WAITING {
@@ -37,7 +37,7 @@ impl Tickets {
         Some(Ticket { tickets: self, key: entries.insert(entry) })
     }
 
-    /// The answer to a ticket came. Each gets exactly one. Returns when it was issued.
+    /// Records the answer to a ticket, which gets exactly one. Returns when it was issued.
     pub fn answer(&self, key: u32, outcome: Outcome) -> Option<u64> {
         let mut entries = self.0.borrow_mut();
         let entry = entries.get_mut(key as usize)?;
@@ -56,7 +56,7 @@ impl Tickets {
     }
 }
 
-/// Has the outcome of a push once that is known.
+/// Gives the outcome of a push once it is known.
 #[derive(Debug)]
 pub struct Ticket<'a> {
     tickets: &'a Tickets,
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(poll(&mut first), Poll::Pending);
         let abandoned = second.number();
         drop(second);
-        // Its place stays taken until the answer to it has come.
+        // Its slot stays taken until its answer has arrived.
         let mut third = tickets.issue(1).unwrap();
         assert_ne!(third.number(), abandoned);
         tickets.answer(abandoned, Outcome::Refused);

@@ -1,6 +1,6 @@
-//! How a worker reaches the other workers of its node, and its broker: by mailboxes where there is
-//! no broker, by calls where that is on the same thread, by lanes where it has a thread of its own.
-//! The rest of the worker does not know which.
+//! How a worker reaches the other workers of its node, and its broker: by mailboxes if there is no
+//! broker, by calls if it runs on the same thread, by lanes if it has its own thread. The rest of
+//! the worker does not know which.
 
 use super::lane::{Bell, LOOK_FOR_ROOM_EVERY};
 use super::mailbox::{Mailbox, Word};
@@ -21,18 +21,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What carries what a worker has for others.
+/// Carries messages from a worker to others.
 pub enum Carrier {
     /// There is no broker.
     Mailbox(Mailbox),
-    /// The broker is on this very thread: see [`Transport::set_broker`].
+    /// The broker runs on the same thread: see [`Transport::set_broker`].
     Inline,
     Threaded(WorkerPort),
 }
 
 /// A broker on the thread of the node's only worker.
 pub trait InlineBroker {
-    /// Publishes a message; [`Transport::settle`] hears what became of it.
+    /// Publishes a message; the outcome goes to [`Transport::settle`].
     fn push(&self, envelope: &Envelope<'_>, routing: Routing, pusher: Pusher, read_at: Instant);
     fn ask(&self, worker: usize, ask: &Ask);
     fn handle_tick(&self);
@@ -44,7 +44,7 @@ enum Way {
     Threaded { port: RefCell<WorkerPort>, names: ChannelNames, routing: Routing },
 }
 
-/// One worker's end of it.
+/// One worker's end of the transport.
 pub struct Transport {
     shared: Arc<Shared>,
     index: usize,
@@ -80,18 +80,18 @@ impl Transport {
         }
     }
 
-    /// For [`Carrier::Inline`], before anything is sent.
+    /// Sets the broker for [`Carrier::Inline`], before anything is sent.
     pub fn set_broker(&self, broker: Rc<dyn InlineBroker>) {
         if let Way::Inline { broker: place, .. } = &self.way {
-            // There is one for each worker's life.
+            // Set once in each worker's life.
             let _ = place.set(broker);
         }
     }
 
     // Pushes.
 
-    /// Hands a message over. Without a ticket it is accepted, and this worker's own clients are
-    /// still to get it; otherwise it comes back for them.
+    /// Hands a message over. Without a ticket it has been accepted, and the caller must deliver it
+    /// to this worker's own clients; with one, it comes back for them.
     pub fn push(
         &self,
         envelope: &Envelope<'_>,
@@ -140,7 +140,7 @@ impl Transport {
         Ok(())
     }
 
-    /// A ticket for what the queue takes as far as it is known here.
+    /// Issues a ticket if, as far as is known here, the queue takes the message.
     fn issue(&self, envelope: &Envelope<'_>) -> Result<Ticket<'_>, Outcome> {
         if envelope.encoded_bytes() > self.shared.queue.max_bytes() {
             self.counters.too_large_pushes.add(1);
@@ -152,7 +152,7 @@ impl Transport {
         self.tickets.issue(envelope.accepted_us).ok_or(Outcome::Overloaded)
     }
 
-    /// The queue's answer to a push came.
+    /// Handles the queue's answer to a push.
     pub fn settle(&self, ticket: u32, outcome: Outcome, now_us: u64) {
         match outcome {
             Outcome::Accepted => self.counters.pushes_accepted.add(1),
@@ -165,12 +165,12 @@ impl Transport {
         }
     }
 
-    /// Whether an answer of the queue is due.
+    /// Returns whether an answer of the queue is pending.
     pub fn awaits_answer(&self) -> bool {
         !self.tickets.is_empty()
     }
 
-    /// Whether those who take pushes have room for one more.
+    /// Returns whether the receivers of pushes have room for one more.
     pub fn has_room(&self) -> bool {
         match &self.way {
             Way::Mailbox(mailbox) => mailbox.borrow().has_room(u64::MAX),
@@ -179,9 +179,9 @@ impl Transport {
         }
     }
 
-    // What others must know.
+    // Announcements and requests to others.
 
-    /// Hands an ask to who is concerned. A parcel that cannot be handed over comes back.
+    /// Hands an ask to those that it concerns. Returns a parcel that cannot be handed over.
     pub fn forward(&self, ask: Ask) -> Result<(), (Relay, Unsent)> {
         match &self.way {
             Way::Mailbox(mailbox) => self.tell_workers(&mut mailbox.borrow_mut(), ask),
@@ -244,7 +244,7 @@ impl Transport {
         }
     }
 
-    /// Looks for room while something waits for it.
+    /// Retries while something waits for room.
     pub async fn relay_late(&self) {
         loop {
             poll_fn(|context| self.waits_for_room.poll(context)).await;
@@ -253,10 +253,10 @@ impl Transport {
         }
     }
 
-    // What comes.
+    // Receiving.
 
-    /// The next word of another worker, or of the broker's thread. What an inline broker says, it
-    /// says at once.
+    /// Returns the next message of another worker, or of the broker's thread. An inline broker
+    /// delivers its messages directly.
     pub fn receive(&self) -> Option<ToWorker> {
         match &self.way {
             Way::Mailbox(mailbox) => Some(match mailbox.borrow_mut().receive()? {
@@ -268,7 +268,7 @@ impl Transport {
         }
     }
 
-    /// Whether nothing waits for [`Transport::receive`].
+    /// Returns whether nothing waits for [`Transport::receive`].
     pub fn has_heard_all(&self) -> bool {
         match &self.way {
             Way::Mailbox(mailbox) => mailbox.borrow().is_empty(),
@@ -277,14 +277,14 @@ impl Transport {
         }
     }
 
-    /// The canary came by.
+    /// Reports to the broker that the canary message has arrived.
     pub fn say_canary_seen(&self) {
         if let Way::Threaded { port, .. } = &self.way {
             port.borrow_mut().say_canary_seen();
         }
     }
 
-    /// Looks at the bell that others ring for this worker; `None`: nobody does.
+    /// Calls `look` with the bell that others ring for this worker; `None` if there is none.
     pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> Option<R> {
         match &self.way {
             Way::Mailbox(mailbox) => Some(look(mailbox.borrow().bell())),
@@ -295,7 +295,8 @@ impl Transport {
 
     // Time.
 
-    /// Whether nothing waits for the next tick. An inline broker has deadlines in each.
+    /// Returns whether nothing waits for the next tick. An inline broker has deadlines in every
+    /// tick.
     pub fn is_calm(&self) -> bool {
         !matches!(self.way, Way::Inline { .. }) && !self.has_late() && self.tickets.is_empty()
     }
@@ -309,7 +310,7 @@ impl Transport {
         self.counters.waiting_bytes.set(waiting_bytes as u64);
     }
 
-    /// Whether the others know that this node ends, as far as they have to.
+    /// Returns whether the others know, as far as they have to, that this node leaves.
     pub fn has_taken_leave(&self) -> bool {
         matches!(self.way, Way::Mailbox(_)) || self.shared.queue.is_over()
     }

@@ -1,4 +1,4 @@
-//! Messages on their way to a worker's clients: matched, held together, sent.
+//! Messages on their way to a worker's clients: matched, batched, sent.
 
 use super::Core;
 use super::traces::TracedDelivery;
@@ -9,10 +9,10 @@ use crate::wire::envelope::Envelope;
 use crate::wire::trace_context::TraceContext;
 use std::time::{Duration, Instant};
 
-/// Slices of pushes to very many that are matched before those of the first are sent.
+/// Slices of pushes to very large audiences that are matched before anything is sent.
 const SLICES_FIRST: u32 = 128;
 
-/// A message that came to this worker.
+/// A message that this worker received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Received {
     accepted_us: u64,
@@ -51,7 +51,7 @@ impl Core {
         }
     }
 
-    /// Goes on with pushes to very many, by a slice.
+    /// Matches a further slice of pushes to very large audiences.
     fn match_more(&self) {
         let mut engine = self.engine.borrow_mut();
         let mut unfinished = self.unfinished.borrow_mut();
@@ -66,7 +66,7 @@ impl Core {
         }
     }
 
-    /// The open batch holds a message for all whom it is for.
+    /// Records that the open batch holds a message for all its recipients.
     fn note_delivered(&self, received: Received, outcome: PushOutcome) {
         if outcome.matched == 0 || outcome.is_expired {
             return;
@@ -80,7 +80,7 @@ impl Core {
         }
     }
 
-    /// What was delivered has been handed to the sockets.
+    /// Records that what was delivered has been handed to the sockets.
     fn observe_written(&self, delivered: &mut Vec<(u64, u64)>, traced: &[TracedDelivery]) {
         if delivered.is_empty() {
             return;
@@ -93,15 +93,15 @@ impl Core {
         }
     }
 
-    /// A piece of work of the WebSocket side is over; its length.
+    /// Records a finished piece of work of the WebSocket side and returns its length.
     pub(in crate::io) fn observe_turn(&self, began: Instant) -> Duration {
         let length = began.elapsed();
         self.counters.turns.observe(length.as_micros() as u64);
         length
     }
 
-    /// How much longer the open batch waits for more messages (`--coalesce_us`); `None`: it is to
-    /// be sent now. Answers and closes never wait, and take along what was held.
+    /// Returns how much longer the open batch waits for more messages (`--coalesce_us`); `None` if
+    /// it must be sent now. Answers and closes never wait, and take along what was held.
     pub(in crate::io) fn held_for(&self) -> Option<Duration> {
         let left = self.hold.left(sys::now_us)?;
         let may_wait = self.engine.borrow().worker.may_wait() && !self.shared.is_draining();
@@ -109,10 +109,11 @@ impl Core {
     }
 
     /// Sends what is owed now, and lets other tasks run about every millisecond. What becomes due
-    /// meanwhile waits for the next flush: the ring's events have their turn between the two.
+    /// in the meantime waits for the next flush: the ring's events have their turn between the two.
     ///
-    /// A push to very many is matched wholly before it is sent, so that those behind it share its
-    /// sends; but not for ever, and somebody who waits for an answer does not wait for that.
+    /// A push to a very large audience is matched completely before it is sent, so that later
+    /// pushes share its sends. There is a bound, and anyone who waits for an answer does not wait
+    /// for this.
     pub(in crate::io) async fn flush(&self) {
         let mut began = Instant::now();
         self.match_more();
@@ -125,7 +126,7 @@ impl Core {
             return;
         }
         self.slices.set(0);
-        // What is delivered meanwhile is for the next flush.
+        // What is delivered in the meantime belongs to the next flush.
         let mut delivered = self.unwritten.take();
         self.hold.end();
         let traced = self.traces.begin_flush();

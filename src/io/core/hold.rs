@@ -6,11 +6,11 @@ use std::time::Duration;
 /// A batch is flushed at least this long before a message in it expires.
 const TTL_MARGIN_US: u64 = 1_000;
 
-/// The deadline of the messages that the open batch holds.
+/// The deadline of the messages in the open batch.
 pub(super) struct Hold {
     /// 0: nothing is held.
     coalesce_us: u64,
-    /// Microseconds since 1970; `u64::MAX`: the batch holds no message.
+    /// Microseconds since the Unix epoch; `u64::MAX`: the batch holds no message.
     until_us: Cell<u64>,
 }
 
@@ -19,7 +19,7 @@ impl Hold {
         Self { coalesce_us, until_us: Cell::new(u64::MAX) }
     }
 
-    /// A message that was received at `received_us` is in the batch.
+    /// Adds a message that was received at `received_us`.
     pub(super) fn add(&self, received_us: u64, expires_ms: Option<u64>) {
         if self.coalesce_us == 0 {
             return;
@@ -31,13 +31,13 @@ impl Hold {
         self.until_us.set(until_us);
     }
 
-    /// The batch is sent.
+    /// Ends the hold because the batch is sent.
     pub(super) fn end(&self) {
         self.until_us.set(u64::MAX);
     }
 
-    /// How much longer the batch may wait; `None`: not at all. A batch without a message does not
-    /// wait, and neither does one whose deadline a clock that was set back has moved away.
+    /// Returns how much longer the batch may wait; `None`: not at all. A batch without a message
+    /// does not wait, nor does one whose deadline has moved away because the clock was set back.
     pub(super) fn left(&self, now_us: impl FnOnce() -> u64) -> Option<Duration> {
         if self.coalesce_us == 0 || self.until_us.get() == u64::MAX {
             return None;

@@ -1,46 +1,46 @@
-//! Memory that a worker gives up: for the process's limit, and when it has fallen quiet.
+//! Memory that a worker gives up: under memory pressure of the process, and when it has become
+//! quiet.
 
 use super::Core;
 use crate::io::allocator;
 use std::cell::Cell;
 use std::time::Instant;
 
-/// From this number of freed bytes on they are given back to the system.
+/// Freed bytes from which memory is given back to the system.
 const MUCH_BYTES: u64 = 1 << 20;
-/// Ticks without a byte in, out or freed, after which a worker is quiet.
+/// Ticks without a byte in, out or freed after which a worker counts as quiet.
 const QUIET_TICKS: u32 = 4;
-/// Ticks after which memory is given back though it never was.
+/// Ticks after which memory is given back even if the worker was never quiet.
 const PATIENCE_TICKS: u32 = 40;
-/// How often lists are looked at that may be longer than they need to be.
+/// Interval between checks for oversized lists.
 const TRIM_EVERY_MS: u64 = 4_000;
 
-/// What was freed since memory was last given back, and how long that has been much.
+/// Bytes freed since memory was last given back, and for how many ticks they have been many.
 ///
-/// What counts is what was freed, not how much less is held: where requests take each other's
-/// place, as much is held as before, and what the last ones had is of other sizes than what the
-/// next ones need.
+/// It counts bytes freed, not the decrease of bytes held: where requests replace each other, as
+/// much is held as before, but the freed blocks have other sizes than the next requests need.
 #[derive(Debug, Default)]
 pub(super) struct Reclaim {
-    /// As it was when memory was last given back, and in the last tick.
+    /// Total when memory was last given back, and in the last tick.
     given_back_bytes: Cell<u64>,
     freed_bytes: Cell<u64>,
-    /// Bytes in and out.
+    /// Bytes received and sent.
     moved_bytes: Cell<u64>,
     quiet_ticks: Cell<u32>,
     due_ticks: Cell<u32>,
-    /// Lists were trimmed.
+    /// Lists have been trimmed.
     has_trimmed: Cell<bool>,
     trimmed_ms: Cell<u64>,
 }
 
 impl Reclaim {
-    /// Whether there is something to give back.
+    /// Returns whether there is memory to give back.
     pub(super) fn is_pending(&self) -> bool {
         self.due_ticks.get() > 0
     }
 
-    /// Whether memory is to be given back in this tick. `freed_bytes`, `moved_bytes`: since the
-    /// worker began.
+    /// Returns whether memory is to be given back in this tick. `freed_bytes` and `moved_bytes` are
+    /// totals since the worker began.
     fn is_due(&self, freed_bytes: u64, moved_bytes: u64) -> bool {
         let is_quiet = self.moved_bytes.replace(moved_bytes) == moved_bytes
             && self.freed_bytes.replace(freed_bytes) == freed_bytes;
@@ -68,7 +68,7 @@ impl Reclaim {
 }
 
 impl Core {
-    /// In every tick.
+    /// Frees, trims and gives back memory as needed. Called in every tick.
     pub(super) fn tend_memory(&self, now_ms: u64) {
         let wanted_bytes = self.shared.memory.take_wanted(self.index);
         if wanted_bytes > 0 {
@@ -108,7 +108,7 @@ mod tests {
         assert!(!tick(MIB / 2, 0), "more may be freed");
         assert!(!tick(0, 1), "something moves");
         assert_eq!([0; 5].map(|more| tick(0, more)), [false, false, false, true, false]);
-        // Requests that take each other's place all the time.
+        // Requests that replace each other all the time.
         let busy: Vec<bool> = (0..PATIENCE_TICKS).map(|_| tick(MIB, 0)).collect();
         assert_eq!(busy.iter().position(|&due| due), Some(PATIENCE_TICKS as usize - 1));
     }

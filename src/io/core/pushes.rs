@@ -25,9 +25,9 @@ pub struct PushOrigin<'a> {
 pub struct Begun<'a> {
     core: &'a Core,
     id: MessageId,
-    /// Few are traced, and what waits is moved about.
+    /// Boxed: few pushes are traced, and pending ones are moved around.
     trace: Option<Box<PushTrace>>,
-    /// `None`: it is accepted already.
+    /// `None`: it has been accepted.
     ticket: Option<Ticket<'a>>,
 }
 
@@ -36,17 +36,17 @@ impl Begun<'_> {
         self.id
     }
 
-    /// Whether there is nothing to wait for.
+    /// Returns whether there is nothing to wait for.
     pub fn is_accepted(&self) -> bool {
         self.ticket.is_none()
     }
 
-    /// Waits until the queue has accepted it; its id.
+    /// Waits until the queue has accepted it; returns its id.
     pub async fn finish(mut self) -> Result<MessageId, Outcome> {
         poll_fn(|context| self.poll_finish(context)).await
     }
 
-    /// See [`Begun::finish`]; not to be called again once it was ready.
+    /// Polls for the result of [`Begun::finish`]. Must not be called again once it was ready.
     pub fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<Result<MessageId, Outcome>> {
         let Some(ticket) = &mut self.ticket else { return Poll::Ready(Ok(self.id)) };
         let outcome = ready!(ticket.poll(context));
@@ -59,8 +59,8 @@ impl Begun<'_> {
 }
 
 impl Core {
-    /// Begins to push a message: at once it has its id and its place in the order; whether it is
-    /// accepted [`Begun::finish`] tells.
+    /// Begins to push a message. It has its id and its place in the order at once;
+    /// [`Begun::finish`] reports whether it is accepted.
     pub fn begin_push(
         &self,
         pid: &str,
@@ -111,10 +111,10 @@ impl Core {
         Ok(Begun { core: self, id, ticket, trace: trace.map(Box::new) })
     }
 
-    /// Waits until those who take pushes from this worker have room for one more, or `until` then:
-    /// of what comes in one piece, nothing shall be refused because of what is before it.
+    /// Waits until the receivers of this worker's pushes have room for one more, at most until
+    /// `until`: no part of a batch should be refused because of the parts before it.
     pub async fn wait_for_takers(&self, until: Instant) {
-        // They are on other threads, and do not say when they have taken something.
+        // They are on other threads and do not report that they have taken something.
         while !self.transport.has_room() && Instant::now() < until {
             yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! What time brings to a worker: deadlines, a clock that is set, and its end.
+//! Time-driven work of a worker: deadlines, steps of the wall clock, and its end.
 
 use super::Core;
 use crate::io::sys;
@@ -10,23 +10,23 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// How often deadlines are looked at while something waits for one.
+/// Interval between checks of the deadlines while something waits for one.
 const TICK_MS: u64 = 50;
-/// From this delay of a tick on, the thread did not run: stopped, or kept from its core. What is
-/// beyond it does not count towards the deadlines of peers.
+/// Delay of a tick from which the thread counts as not having run: stopped, or kept from its core.
+/// The excess does not count towards the deadlines of peers.
 const STALL_MS: u64 = TICK_MS;
-/// From this stall on, it is logged.
+/// Minimum length of a stall that is logged.
 const LOGGED_STALL_MS: u64 = 1_000;
-/// From this difference to the monotonic clock on, the wall clock was set.
+/// Difference to the monotonic clock from which the wall clock counts as having been set.
 const CLOCK_STEP_MS: i64 = 500;
 
 /// When the next tick is due.
 pub(super) struct Schedule {
     /// Time between the last tick and the next one.
     after_ms: Cell<u64>,
-    /// The same, as the last tick planned it.
+    /// The same, as planned by the last tick.
     planned_ms: Cell<u64>,
-    /// The next tick is due earlier than planned.
+    /// Raised when the next tick is due earlier than planned.
     changed: Flag,
 }
 
@@ -41,8 +41,8 @@ impl Default for Schedule {
 }
 
 impl Core {
-    /// Ticks for as long as the worker lives. With many workers it is mostly these ticks that wake
-    /// an idle one: where nothing waits for a deadline it sleeps for up to 250 ms.
+    /// Ticks for as long as the worker lives. With many workers, mostly these ticks wake an idle
+    /// one: if nothing waits for a deadline, it sleeps for up to 250 ms.
     pub(in crate::io) async fn keep_time(&self) {
         loop {
             let after_ms = self.schedule.after_ms.get();
@@ -56,7 +56,7 @@ impl Core {
         }
     }
 
-    /// Sees to it that deadlines are looked at often enough for what happened since the last tick.
+    /// Makes sure that deadlines are checked often enough for what happened since the last tick.
     pub(in crate::io) fn stir(&self) {
         if self.schedule.after_ms.get() > TICK_MS && !self.is_calm() {
             self.schedule.after_ms.set(TICK_MS);
@@ -64,7 +64,7 @@ impl Core {
         }
     }
 
-    /// Whether nothing waits for a deadline but the sweep.
+    /// Returns whether only the sweep waits for a deadline.
     fn is_calm(&self) -> bool {
         self.transport.is_calm()
             && !self.shared.is_draining()
@@ -83,8 +83,8 @@ impl Core {
         self.schedule.planned_ms.set(after_ms);
     }
 
-    /// Workers' ticks are spread over `calm_ms`: all of them at once would be in each other's way
-    /// where there are more workers than cores.
+    /// Returns the time until this worker's tick. The workers' ticks are spread over `calm_ms`: if
+    /// there are more workers than cores, simultaneous ticks would delay each other.
     fn until_own_turn_ms(&self, calm_ms: u64) -> u64 {
         let workers = self.shared.http_counters.len().max(1) as u64;
         let turn_ms = calm_ms * self.index as u64 / workers;
@@ -92,8 +92,8 @@ impl Core {
         calm_ms - now_ms.wrapping_sub(turn_ms) % calm_ms
     }
 
-    /// Looks at the deadlines, if that is due. The executor's timers starve while some task is
-    /// always ready, so the loops that yield call this too.
+    /// Checks the deadlines, if that is due. The executor's timers starve while some task is always
+    /// ready, so loops that yield call this too.
     pub(in crate::io) fn tick(&self, now_ms: u64) {
         if now_ms.abs_diff(self.last_tick_ms.get()) < self.schedule.after_ms.get() {
             return;
@@ -115,8 +115,8 @@ impl Core {
         }
     }
 
-    /// Deadlines are in wall time, as everything that clients see is; when that clock is
-    /// set, they move along.
+    /// Handles a step of the wall clock. Deadlines are in wall time, like everything that clients
+    /// see; when that clock is set, they move along.
     fn notice_clock_step(&self, now_ms: u64) {
         let now = Instant::now();
         let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
@@ -136,7 +136,7 @@ impl Core {
         self.drain.borrow_mut().handle_clock_step(step_ms);
     }
 
-    /// Own slowness is never taken for a peer's.
+    /// Moves deadlines by a stall: a peer is never blamed for this node's slowness.
     fn handle_stall(&self, stall_ms: u64) {
         if stall_ms >= LOGGED_STALL_MS {
             tracing::warn!(
@@ -149,7 +149,7 @@ impl Core {
         self.http.borrow_mut().handle_clock_step(stall_ms as i64);
     }
 
-    /// Who comes meanwhile is answered, and not waited for.
+    /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
     fn drain(&self, now_ms: u64) {
         let drain_ms = self.shared.settings.drain_ms.saturating_sub(4 * TICK_MS);
         let is_awaited = || {

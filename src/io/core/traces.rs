@@ -1,4 +1,4 @@
-//! What a worker records of pushes and requests that are traced.
+//! What a worker records of traced pushes and requests.
 
 use crate::io::spans::{Recorder, Side, Span, SpanName};
 use crate::io::sys;
@@ -17,7 +17,7 @@ pub(super) struct PushTrace {
     start_us: u64,
 }
 
-/// A traced message that the open batch holds.
+/// A traced message in the open batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TracedDelivery {
     pub(super) parent: TraceContext,
@@ -53,7 +53,7 @@ impl Traces {
         Some(PushTrace { context, parent, start_us: now_us })
     }
 
-    /// A push was accepted, or not. `queued`: what the queue said.
+    /// Ends the span of a push that was accepted or refused. `queued`: the queue's answer.
     pub(super) fn end_push(
         &self,
         trace: Option<&PushTrace>,
@@ -83,12 +83,12 @@ impl Traces {
 
     // Deliveries.
 
-    /// The open batch holds a traced message.
+    /// Adds a traced message that the open batch holds.
     pub(super) fn add_delivery(&self, delivery: TracedDelivery) {
         self.open.borrow_mut().push(delivery);
     }
 
-    /// What the batch holds that is flushed now.
+    /// Takes the traced messages of the batch that is flushed now.
     pub(super) fn begin_flush(&self) -> Vec<TracedDelivery> {
         let traced = self.open.take();
         if !traced.is_empty() {
@@ -97,7 +97,7 @@ impl Traces {
         traced
     }
 
-    /// It has been handed to the sockets.
+    /// Ends the spans of messages that have been handed to the sockets.
     pub(super) fn end_flush(&self, traced: &[TracedDelivery], now_us: u64) {
         let Some(recorder) = &self.recorder else { return };
         traced.iter().for_each(|delivery| self.end_delivery(recorder, delivery, now_us));

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Late connections that one tick ends: each wakes a task.
 const ENDS_PER_TICK: usize = 64;
-/// Connections that may be on their way out, in favour of others, beyond the bound: their tasks end
-/// them a moment later, and who comes meanwhile waits for that.
+/// Connections above the limit that may be closing in favour of new ones: their tasks end them a
+/// moment later, and further new connections wait for that.
 const MAX_LEAVING: usize = 16;
 /// Age from which an incomplete request gives up its memory if others need it; until then, those
 /// others are refused.
