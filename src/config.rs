@@ -1,9 +1,9 @@
-//! Floor 5: arguments, environment and config file to a [`Config`] that is complete, checked and
-//! immutable.
+//! Floor 5: resolves arguments, environment and config file to a [`Config`] that is complete,
+//! checked and immutable.
 //!
-//! Two steps, as in ripgrep: `Arguments` and `ConfigFile` are what was written, every value still
-//! text; [`Config`] is what it means. `flags` declares every flag once. A wrong value names itself,
-//! the place where it was given, and the fix.
+//! Two steps, as in ripgrep: `Arguments` and `ConfigFile` hold what was written, every value still
+//! text; [`Config`] holds what it means. `flags` declares every flag once. An error about a value
+//! names the value, the place where it was given, and the fix.
 
 mod arguments;
 mod bind;
@@ -45,65 +45,65 @@ pub use memory::Memory;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
 pub use queue::Queue;
 
-/// What a node runs with. Every value has been checked; nothing in it changes while it runs.
+/// The configuration of a node. Every value has been checked; nothing changes while the node runs.
 #[derive(Debug)]
 pub struct Config {
     pub node: NodeId,
-    /// The address that the WebSocket port is bound to.
+    /// The address of the WebSocket port.
     pub bind: Bind,
-    /// The address that the HTTP port is bound to.
+    /// The address of the HTTP port.
     pub http_bind: Bind,
-    /// 0 takes any free port; so do the other two.
+    /// 0 takes any free port; this holds for the other two as well.
     pub ws_port: u16,
     pub http_port: u16,
     pub prometheus_port: u16,
     pub pprof_port: OpsPort,
     pub swagger_port: OpsPort,
-    /// The address of those three.
+    /// The address of those three ports.
     pub ops_bind: Bind,
-    /// Names by which they may be asked, beside that address and localhost.
+    /// Host names accepted by them, besides that address and localhost.
     pub ops_hosts: Vec<String>,
-    /// What a request to them must bear.
+    /// The token that requests to them must carry.
     pub ops_token: Option<Token>,
     pub queue: Queue,
-    /// Of [`Queue::Redis`], like all up to `idempotency_keys`.
+    /// Only for [`Queue::Redis`], like all fields up to `idempotency_keys`.
     pub redis: RedisUrl,
-    /// What the names of all channels and keys begin with.
+    /// The prefix of the names of all channels and keys.
     pub redis_prefix: String,
-    /// How long a push waits for the queue's answer; beyond: 504.
+    /// How long a push waits for the queue's answer; then 504.
     pub queue_timeout_ms: u64,
     pub routing: Routing,
-    /// Whether the broker has a thread of its own; otherwise it shares the only worker's.
+    /// Whether the broker has its own thread; otherwise it shares the only worker's.
     pub broker_thread: bool,
-    /// Keys of pushes that one worker remembers, so that it does not deliver one twice.
+    /// Idempotency keys of pushes that one worker remembers, so that it does not deliver one twice.
     pub idempotency_keys: usize,
     pub env: Env,
     /// Worker threads, 1 to 64.
     pub workers: usize,
     /// Whether each worker is pinned to a core.
     pub pin: bool,
-    /// Open WebSocket connections of the whole node; beyond: 503.
+    /// Maximum of open WebSocket connections of the whole node; above it, 503.
     pub max_connections: usize,
-    /// Open HTTP connections of one worker; beyond: 503.
+    /// Maximum of open HTTP connections of one worker; above it, 503.
     pub max_http_connections: usize,
-    /// Handshakes of one worker that are not whole; beyond: the oldest gets 503.
+    /// Maximum of incomplete handshakes of one worker; above it, the oldest gets 503.
     pub max_handshakes: usize,
     pub projects: Projects,
-    /// Where `projects` was read from, for a reload; `None` for the built-in project of `dev`.
+    /// The file of `projects`, for a reload; `None` for the built-in project of `dev`.
     pub projects_file: Option<PathBuf>,
     /// Whether a signed request without `exp` is refused.
     pub demand_exp: bool,
     /// How long a stopping node waits for its connections to leave.
     pub drain_ms: u64,
-    /// A WebSocket connection on which nothing went either way for this long is pinged.
+    /// Time without traffic in either direction after which a WebSocket connection is pinged.
     pub ping_interval_ms: u64,
     /// Silence after which a WebSocket connection ends with 4002.
     pub idle_timeout_ms: u64,
-    /// A WebSocket message must have arrived whole by then; beyond: closed with 1008.
+    /// Time within which a WebSocket message must arrive completely; then closed with 1008.
     pub message_timeout_ms: u64,
-    /// A request's head and body must have come whole by then; beyond: 408.
+    /// Time within which a request's head and body must arrive completely; then 408.
     pub request_timeout_ms: u64,
-    /// A WebSocket handshake must be answered by then; beyond: 408, or 503.
+    /// Time within which a WebSocket handshake must be answered; then 408 or 503.
     pub handshake_timeout_ms: u64,
     /// How long an HTTP connection may wait for its next request.
     pub keep_alive_ms: u64,
@@ -113,17 +113,17 @@ pub struct Config {
     pub coalesce_us: u64,
     pub limits: Limits,
     pub memory: Memory,
-    /// Whether clients get their own frames back; for measuring only, never in `prod`.
+    /// Whether clients get their own frames back; for measurements only, never in `prod`.
     pub echo: bool,
-    /// Where traces go; `None`: nowhere.
+    /// Where traces are sent; `None`: nowhere.
     pub otel: Option<OtelSettings>,
     pub logs: LogSettings,
     /// Where errors and panics are reported.
     pub sentry_dsn: Option<SentryDsn>,
     command: Command,
-    /// Every flag with the value that counts.
+    /// Every flag with its effective value.
     resolved: Vec<Resolved>,
-    /// What an operator should know at the start, one sentence each; to be logged, not fatal.
+    /// Warnings for the operator, one sentence each; logged at the start, not fatal.
     pub warnings: Vec<String>,
 }
 
@@ -135,10 +135,10 @@ pub enum Env {
     Prod,
 }
 
-/// Why there is no [`Config`]; what is to be printed and the code to end with.
+/// Why there is no [`Config`]; holds what to print and determines the exit code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Exit {
-    /// What `--help` or `--version` ask for: standard output, code 0.
+    /// The output of `--help` or `--version`: standard output, code 0.
     #[error("{0}")]
     Output(String),
     /// A wrong argument, config file or projects file: standard error, code 2.
@@ -158,8 +158,8 @@ impl Exit {
 const GIB: u64 = 1 << 30;
 
 impl Config {
-    /// `args` are those after the program's name; `env` looks up one variable of the environment.
-    /// Reads the config file and the projects file if they are named.
+    /// Resolves the configuration. `args` are those after the program's name; `env` looks up an
+    /// environment variable. Reads the config file and the projects file if they are named.
     pub fn from_args(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Exit> {
         let arguments = Arguments::parse(args)?;
         if arguments.command == Command::Version {
@@ -241,12 +241,12 @@ impl Config {
         })
     }
 
-    /// Warns of variables of the environment that look like the node's and are not.
+    /// Warns of environment variables that look like the node's but are unknown.
     pub fn warn_of_unknown<'a>(&mut self, variables: impl IntoIterator<Item = (&'a str, &'a str)>) {
         self.warnings.extend(variables::unknown(variables, &flags::names()));
     }
 
-    /// What `print-config` asks for; `None`: a node is to be run.
+    /// Returns the output of `print-config`; `None`: run a node.
     pub fn printed(&self) -> Option<String> {
         match self.command {
             Command::Serve | Command::Version => None,
@@ -257,7 +257,7 @@ impl Config {
         }
     }
 
-    /// Whether clients may connect to the built-in project in development.
+    /// Returns whether clients may connect to the built-in project in development.
     pub fn has_dev_project(&self) -> bool {
         self.env == Env::Dev && self.projects_file.is_none()
     }
@@ -275,7 +275,8 @@ fn resolve_echo(from: &Source<'_>, env: Env) -> Result<bool, Exit> {
     Ok(echo)
 }
 
-/// Whoever reaches these ports sees the whole node: from other machines only with a token.
+/// Resolves the ops ports. Anyone who reaches them sees the whole node, so other machines need a
+/// token.
 fn resolve_ops(
     from: &Source<'_>,
     warnings: &mut Vec<String>,
@@ -302,7 +303,7 @@ fn resolve_ops(
     }
 }
 
-/// The value is not quoted: it has a key in it.
+/// Resolves the Sentry DSN. Errors do not quote it: it contains a key.
 fn resolve_sentry(
     from: &Source<'_>,
     warnings: &mut Vec<String>,
@@ -322,7 +323,7 @@ fn resolve_sentry(
     Ok(Some(dsn))
 }
 
-/// Warns of a secret that was given as a flag.
+/// Returns the warning about a secret given as a flag.
 fn visible(what: &str, variable: &str) -> String {
     format!(
         "{what} in the list of processes, which every user of this machine can read: give it as \
@@ -330,7 +331,7 @@ fn visible(what: &str, variable: &str) -> String {
     )
 }
 
-/// The ports, each its own.
+/// The ports, all different.
 struct Ports {
     ws: u16,
     http: u16,
@@ -343,12 +344,12 @@ struct Ports {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpsPort {
     pub port: u16,
-    /// Somebody asked for it. Otherwise any other will do where it is taken.
+    /// It was requested explicitly. Otherwise any other port will do if it is in use.
     pub is_given: bool,
 }
 
 impl Ports {
-    /// The addresses are those of `--bind`, `--http_bind` and `--ops_bind`.
+    /// Resolves the ports. The addresses are those of `--bind`, `--http_bind` and `--ops_bind`.
     fn resolve(from: &Source<'_>, [ws_ip, http_ip, ops_ip]: [IpAddr; 3]) -> Result<Self, Exit> {
         let port = |flag: &'static Flag| from.get(flag).number().map(|port| port as u16);
         let ws = port(&flags::WS_PORT)?;
@@ -378,14 +379,14 @@ impl Ports {
     }
 }
 
-/// What is counted in pieces.
+/// The counts.
 struct Counts {
     node: NodeId,
     workers: usize,
     max_connections: usize,
     max_http_connections: usize,
     max_handshakes: usize,
-    /// Whether each worker has a core.
+    /// Whether each worker is pinned to a core.
     pin: bool,
 }
 
@@ -404,7 +405,7 @@ impl Counts {
     }
 }
 
-/// How long what may take, in milliseconds.
+/// Timeouts and intervals, in milliseconds unless named otherwise.
 struct Times {
     drain_ms: u64,
     ping_interval_ms: u64,
@@ -441,11 +442,11 @@ fn default_workers() -> u64 {
     cores.saturating_sub(1).clamp(1, 64)
 }
 
-/// Whether nobody can listen on both.
+/// Returns whether the two addresses cannot both be listened on.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let takes = |all: IpAddr, ip: IpAddr| match all {
         IpAddr::V4(all) => all.is_unspecified() && ip.is_ipv4(),
-        // IPv4 as well.
+        // Includes IPv4.
         IpAddr::V6(all) => all.is_unspecified(),
     };
     let (ip, other_ip) = (one.ip(), other.ip());
@@ -468,7 +469,7 @@ fn distinct_ports(ports: &[(&str, SocketAddr)]) -> Result<(), Exit> {
 }
 
 impl Env {
-    /// As it is written.
+    /// Returns the name as it is written.
     pub fn name(self) -> &'static str {
         match self {
             Self::Dev => "dev",

@@ -1,4 +1,4 @@
-//! What was typed: a command, and values that are still text.
+//! The command line: a command, and values that are still text.
 
 use std::collections::HashMap;
 
@@ -40,7 +40,7 @@ impl Arguments {
         Ok(found)
     }
 
-    /// `--ws_port 8812`, `--ws-port 8812` or `--ws_port=8812`.
+    /// Takes a value given as `--ws_port 8812`, `--ws-port 8812` or `--ws_port=8812`.
     fn take<'a>(
         &mut self,
         arg: &str,
@@ -89,7 +89,8 @@ impl Arguments {
     }
 }
 
-/// A stray argument may be the URL of `--redis` with its password: that is not shown.
+/// Returns the error for a stray argument. It is not shown: it may be the URL of `--redis` with its
+/// password.
 fn unrecognized(arg: &str) -> Exit {
     let is_url = arg.contains("://") || arg.contains('@');
     let shown = if is_url { "***" } else { arg };

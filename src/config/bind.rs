@@ -10,11 +10,11 @@ use super::{DEV_SECRET, Env, Exit};
 use crate::state::projects::Projects;
 use crate::wire::sign::{Secret, sign_hex};
 
-/// An address to listen on, and where it comes from, for errors.
+/// An address to listen on, and its origin, for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     pub ip: IpAddr,
-    /// The flag, the variable or the place in the config file, as it was given.
+    /// The flag, the variable or the place in the config file that set it.
     pub name: String,
 }
 
@@ -26,8 +26,8 @@ pub(super) struct Binds {
 }
 
 impl Binds {
-    /// Outside `prod` a node listens on this machine alone unless --bind says otherwise: its
-    /// built-in project has a secret that everybody knows.
+    /// Resolves the addresses. Outside `prod` a node listens on this machine only unless --bind
+    /// says otherwise: its built-in project has a published secret.
     pub(super) fn resolve(from: &Source<'_>, env: Env) -> Result<Self, Exit> {
         let default = match env {
             Env::Prod => IpAddr::from([0, 0, 0, 0]),
@@ -40,8 +40,8 @@ impl Binds {
     }
 }
 
-/// Warns where others reach a port and may sign with the published secret; `prod` warns of that
-/// secret wherever it listens.
+/// Warns if others can reach a port and sign with the published secret; `prod` warns of that secret
+/// wherever it listens.
 pub(super) fn warn_of_dev_secret(
     binds: [&Bind; 2],
     env: Env,
@@ -77,7 +77,7 @@ impl Bind {
         Ok(Self { ip, name })
     }
 
-    /// Name and address, as they were given.
+    /// Returns the name and address as given.
     pub fn written(&self) -> String {
         let separator = match &*self.name {
             name if name.starts_with("--") => " ",
@@ -89,10 +89,11 @@ impl Bind {
     }
 }
 
-/// An IP address that clients can reach; one of IPv6 may stand in brackets, as in a URL.
+/// An IP address that clients can reach; IPv6 may stand in brackets, as in a URL.
 struct Address(IpAddr);
 
-/// The kernel listens on those of groups, and nobody can connect; one of a link needs its link.
+/// The kernel would listen on group addresses, but nobody could connect; a link-local address needs
+/// its link.
 fn is_reachable(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_multicast() && !ip.is_broadcast(),

@@ -14,7 +14,7 @@ use crate::types::{quoted, similar};
 #[derive(Debug, Default)]
 pub(super) struct ConfigFile {
     path: String,
-    /// By the name of the flag.
+    /// By flag name.
     values: HashMap<&'static str, Found>,
 }
 
@@ -26,7 +26,7 @@ struct Found {
 }
 
 impl ConfigFile {
-    /// `name` is that of the flag or variable that names the file.
+    /// Reads the file. `name` is the flag or variable that names it.
     pub(super) fn read(path: &str, name: &str) -> Result<Self, Exit> {
         let text = fs::read_to_string(path).map_err(|error| {
             Exit::Error(format!(
@@ -71,7 +71,8 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), values })
     }
 
-    /// The value of a flag and its place; an empty text counts as absent, as in the environment.
+    /// Returns the value of a flag and its place; empty text counts as absent, as in the
+    /// environment.
     pub(super) fn value(&self, flag: &Flag) -> Option<(String, Origin)> {
         let Found { text, line, column } = self.values.get(flag.name)?;
         let origin = Origin::File { path: self.path.clone(), line: *line, column: *column };
@@ -90,7 +91,7 @@ fn unknown(key: &str) -> String {
     format!("unknown key {}; {hint}", quoted(key))
 }
 
-/// Line and column of a byte, both from 1.
+/// Returns line and column of a byte, both counted from 1.
 fn place(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |end| end + 1);

@@ -1,6 +1,5 @@
-//! What a flag is. Each is declared once, in [`table`]; from that come the arguments, `--help`, the
-//! variables of the environment, the config file, `print-config`, and the tables of
-//! docs/operations.md.
+//! Flags. Each is declared once, in [`table`]; arguments, `--help`, the environment variables, the
+//! config file, `print-config` and the tables of docs/operations.md are derived from it.
 
 mod docs;
 mod help;
@@ -12,40 +11,40 @@ pub(super) use docs::size;
 pub(super) use help::help;
 pub(super) use table::*;
 
-/// A value that a node can be given.
+/// A setting of a node.
 #[derive(Debug)]
 pub(super) struct Flag {
-    /// With underscores: as an argument, as a key of the config file, and in capitals behind
-    /// `WS_CLUSTER_` as a variable.
+    /// With underscores: it is the argument, the key in the config file, and in capitals after
+    /// `WS_CLUSTER_` the variable.
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// The default as it could be typed; empty where there is none, or where it is computed.
+    /// The default as it could be typed; empty if there is none or it is computed.
     pub(super) default: &'static str,
-    /// In words, where the default is computed.
+    /// Describes a computed default.
     computed: &'static str,
-    /// For `--help`, and the beginning of its row in the docs.
+    /// For `--help`, and as the beginning of its row in the docs.
     help: &'static str,
     /// The rest of that row.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     more: &'static str,
-    /// Its value is shown nowhere, and may be `file:` and the path of a file that has it.
+    /// Its value is never shown, and may be `file:` with the path of a file that holds it.
     pub(super) is_secret: bool,
 }
 
-/// What a value may be.
+/// The form of a value.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
-    /// A whole number in these bounds; `what` it is, for errors.
+    /// A whole number within these bounds; `what` names it in errors.
     Number { what: &'static str, min: u64, max: u64 },
-    /// A number of bytes in these bounds.
+    /// A number of bytes within these bounds.
     Size { min: u64, max: u64 },
     /// `true` or `false`.
     Bool,
-    /// The same, and `true` where it stands alone as an argument.
+    /// The same; `true` if the argument stands alone.
     Switch,
-    /// A text with a form: what it is, how to give one, and an example.
+    /// Text of a certain form: what it is, how to give it, and an example.
     Text { value: &'static str, what: &'static str, fix: &'static str, example: &'static str },
-    /// A text that its reader checks.
+    /// Text that the code that uses it checks.
     Free { value: &'static str },
 }
 
@@ -55,12 +54,12 @@ pub(super) struct Group {
     pub(super) flags: &'static [&'static Flag],
 }
 
-/// All flags.
+/// Returns all flags.
 pub(super) fn all() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|group| group.flags.iter().copied())
 }
 
-/// The names of all flags.
+/// Returns the names of all flags.
 pub(super) fn names() -> Vec<&'static str> {
     all().map(|flag| flag.name).collect()
 }
@@ -83,7 +82,7 @@ impl Flag {
         Self::number(name, "a port", 0, 65_535)
     }
 
-    /// A time of at least `min` milliseconds, at most a day.
+    /// A duration of at least `min` milliseconds and at most a day.
     const fn ms(name: &'static str, min: u64) -> Self {
         Self::number(name, "a time in milliseconds", min, 86_400_000)
     }
@@ -108,7 +107,7 @@ impl Flag {
         Self { default, ..self }
     }
 
-    /// The default follows from something else.
+    /// Declares a default that is computed from something else.
     const fn computed(self, computed: &'static str) -> Self {
         Self { computed, ..self }
     }
@@ -121,17 +120,17 @@ impl Flag {
         Self { more, ..self }
     }
 
-    /// How its variable is named.
+    /// Returns the name of its environment variable.
     pub(super) fn variable(&self) -> String {
         format!("{PREFIX}{}", self.name.to_ascii_uppercase())
     }
 
-    /// As it is shown: that of an argument.
+    /// Returns its name as an argument, which is also the one shown.
     pub(super) fn argument(&self) -> String {
         format!("--{}", self.name)
     }
 
-    /// Whether a value stands in the config file without quotes.
+    /// Returns whether a value needs no quotes in the config file.
     pub(super) fn is_bare(&self, value: &str) -> bool {
         match self.kind {
             Kind::Number { .. } | Kind::Size { .. } => value.bytes().all(|b| b.is_ascii_digit()),
@@ -141,5 +140,5 @@ impl Flag {
     }
 }
 
-/// What the variables' names begin with.
+/// The prefix of the variables' names.
 pub(super) const PREFIX: &str = "WS_CLUSTER_";

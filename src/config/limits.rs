@@ -1,15 +1,16 @@
-//! The part of the configuration that is about what a peer may send.
+//! The part of the configuration that limits what a peer may send.
 
 use super::Exit;
 use super::flags::{self, Flag};
 use super::setting::Source;
 use crate::types::Limits;
 
-/// Beside its body and its head: what is read of the next one, or of a chunk.
+/// Memory of a request besides its body and head: input already read of the next one, or of a
+/// chunk.
 const REQUEST_BYTES: u64 = 64 << 10;
 const WORKER_BODY_BYTES: u64 = 64 << 20;
 
-/// What all HTTP requests of a worker may take; a single one must not take all of it.
+/// Resolves the memory for all HTTP requests of a worker; a single one must not take all of it.
 pub(super) fn worker_body_bytes(
     from: &Source<'_>,
     limits: &Limits,

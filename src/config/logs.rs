@@ -1,4 +1,4 @@
-//! The part of the configuration that is about the log.
+//! The part of the configuration for the log.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::flags;
 use super::setting::{Setting, Source};
 use crate::ops::logs::{FileSettings, Format};
 
-/// What is logged, how, and where to.
+/// What is logged, in which format, and where.
 #[derive(Debug, Clone)]
 pub struct LogSettings {
     /// A filter of `tracing`, already checked: `info`, `ws_cluster=debug,info`.
@@ -21,7 +21,7 @@ pub struct LogSettings {
     pub format: Format,
     /// `None`: standard output.
     pub file: Option<FileSettings>,
-    /// The flag or variable that the path came from.
+    /// The flag or variable that gave the path.
     path_name: String,
 }
 
@@ -41,7 +41,7 @@ impl LogSettings {
             }));
         }
         let rotate = rotate.parsed()?;
-        // 0 is no limit, for those who leave it to logrotate.
+        // 0 means no limit, for those who leave rotation to logrotate.
         let max_bytes = match max_bytes.text.as_deref() {
             Some("0") => None,
             _ => Some(max_bytes.size()?),
@@ -57,7 +57,7 @@ impl LogSettings {
         Ok(Self { filter, format, file, path_name })
     }
 
-    /// What to say when the output cannot be opened.
+    /// Returns the error text for an output that cannot be opened.
     pub fn cannot_open(&self, error: &io::Error) -> String {
         let Some(file) = &self.file else {
             return format!("the log cannot be written to standard output: {error}");
@@ -70,8 +70,8 @@ impl LogSettings {
     }
 }
 
-/// The format of the log as far as it can be seen where arguments, variables or the config file are
-/// wrong.
+/// Returns the log format as far as it can be determined when arguments, variables or the config
+/// file are wrong.
 pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Format {
     let names = ["--log_format", "--log-format"];
     let mut given = args.iter().enumerate().filter_map(|(index, arg)| match arg.split_once('=') {
@@ -87,8 +87,8 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
     text.and_then(|text| text.parse().ok()).unwrap_or(Format::Text)
 }
 
-/// A word that is neither a level nor a pair would be taken for a target, and everything else would
-/// be muted; so would a target that nothing has, if it came without a level.
+/// Checks the filter. A word that is neither a level nor a pair would be taken for a target and
+/// mute everything else; so would an unknown target without a level.
 fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
     let Some(text) = &setting.text else { return Ok(flags::LOG.default.into()) };
     let fix = "give a level (error, warn, info, debug, trace, off) or target=level pairs";
@@ -124,8 +124,8 @@ fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
     }
 }
 
-/// Whether something may be logged under that name: letters, digits, underscores and colons; but
-/// not a level, which somebody mistook for one. An empty one stands before spans.
+/// Returns whether this can be a log target: letters, digits, underscores and colons, but not a
+/// level given by mistake. An empty one precedes spans.
 fn is_target(module: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':');
     module.bytes().all(is_plain) && (module.is_empty() || LevelFilter::from_str(module).is_err())
@@ -167,7 +167,7 @@ mod tests {
         }
     }
 
-    /// `ws_clusterr=debug` and `ureq=debug` muted the node, without a word.
+    /// `ws_clusterr=debug` and `ureq=debug` used to mute the node silently.
     #[test]
     fn pairs_alone_mute_nothing() {
         for text in ["ws_cluster::io=trace", "ws_clusterr=debug,ureq=off", "[span]=debug"] {

@@ -1,4 +1,4 @@
-//! What may be unsent, and the memory limit from which the defaults follow.
+//! Bounds on unsent data, and the memory limit from which the defaults follow.
 
 use super::flags;
 use super::setting::Source;
@@ -6,32 +6,32 @@ use super::{Exit, limits};
 use crate::io::memory::MemoryLimit;
 use crate::types::Limits;
 
-/// The highest default of `--worker_outbox_bytes`, and the share of the limit that all workers'
-/// outboxes together have by default: the rest is for requests, connections and the program.
+/// The highest default of `--worker_outbox_bytes`, and the divisor of the limit that gives the
+/// default for all workers' outboxes together: the rest is for requests, connections and the
+/// program.
 const MAX_WORKER_OUTBOX_BYTES: u64 = 256 << 20;
 const OUTBOX_SHARE: u64 = 4;
 /// The highest default of `--server_outbox_bytes`.
 const MAX_SERVER_OUTBOX_BYTES: u64 = 64 << 20;
-/// The same for HTTP requests, and for messages that have not arrived whole.
+/// The same divisor for HTTP requests, and for incomplete messages.
 const BODY_SHARE: u64 = 8;
 
-/// What may be kept in memory.
+/// Bounds on memory.
 #[derive(Debug, Clone)]
 pub struct Memory {
-    /// Unsent bytes of one connection; beyond: closed with 4000.
+    /// Unsent bytes of one connection; above it, closed with 4000.
     pub outbox_bytes: usize,
-    /// Unsent bytes of all connections of one worker; beyond: the largest is closed first.
+    /// Unsent bytes of all connections of one worker; above it, the largest is closed first.
     pub worker_outbox_bytes: usize,
-    /// Unsent bytes of a business server's connection; beyond: closed with 4000.
+    /// Unsent bytes of a business server's connection; above it, closed with 4000.
     pub server_outbox_bytes: usize,
-    /// Unsent bytes that the kernel takes for one socket; 0: as it likes.
+    /// Unsent bytes that the kernel takes for one socket; 0: the kernel decides.
     pub send_buffer_bytes: usize,
-    /// What the process may use; `None`: it cannot be read.
+    /// The process's memory limit; `None`: it cannot be read.
     pub limit: Option<MemoryLimit>,
-    /// What HTTP requests of one worker that are not answered may take; beyond: 503.
+    /// Memory of one worker's unanswered HTTP requests; above it, 503.
     pub worker_body_bytes: usize,
-    /// Memory of the messages of one worker that have not arrived whole; beyond, the oldest is
-    /// closed first with 1008.
+    /// Memory of one worker's incomplete messages; above it, the oldest is closed first with 1008.
     pub worker_inbound_bytes: usize,
 }
 
@@ -83,7 +83,7 @@ impl Memory {
     }
 }
 
-/// A message takes up to twice its size while it arrives.
+/// Resolves `--worker_inbound_bytes`. A message takes up to twice its size while it arrives.
 fn worker_inbound_bytes(
     from: &Source<'_>,
     limits: &Limits,

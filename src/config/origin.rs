@@ -18,7 +18,7 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// A flag as it is named here, in errors.
+    /// Returns a flag's name as it is written at this origin, for errors.
     pub(super) fn name(&self, flag: &Flag) -> String {
         match self {
             Self::Default | Self::Argument => flag.argument(),
@@ -29,7 +29,7 @@ impl Origin {
         }
     }
 
-    /// A flag with a value, as it is written here.
+    /// Returns a flag with a value as it is written at this origin.
     pub(super) fn written(&self, flag: &Flag, value: impl Display) -> String {
         match self {
             Self::Default | Self::Argument => format!("{} {value}", flag.argument()),
@@ -38,7 +38,7 @@ impl Origin {
         }
     }
 
-    /// For a list of values and their origins.
+    /// Returns the origin for a list of values and their origins.
     pub(super) fn source(&self, flag: &Flag) -> String {
         match self {
             Self::Default => "default".into(),
@@ -49,11 +49,11 @@ impl Origin {
     }
 }
 
-/// A line of a config file.
+/// Returns a line of a config file.
 pub(super) fn line(flag: &Flag, value: &str) -> String {
     match flag.is_bare(value) {
         true => format!("{} = {value}", flag.name),
-        // JSON's escapes are TOML's, too.
+        // JSON's escapes are also valid in TOML.
         false => format!("{} = {}", flag.name, Value::from(value)),
     }
 }

@@ -1,6 +1,6 @@
-//! OpenTelemetry's standard variables of the environment, as far as traces need them, read as its
-//! specification says: an empty one counts as absent, and one that is wrong is warned of and left
-//! out. It never keeps a node from starting, because a fleet shares these variables.
+//! OpenTelemetry's standard environment variables, as far as traces need them, read as its
+//! specification requires: an empty one counts as absent, and a wrong one causes a warning and is
+//! ignored. None keeps a node from starting, because a fleet shares these variables.
 
 use crate::io::spans::Sampler;
 use crate::ops::otel::{Hidden, OtelSettings};
@@ -8,12 +8,12 @@ use crate::wire::percent::{Plus, decode};
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Where a collector is if the exporter is named and no endpoint.
+/// The collector's address if the exporter is named without an endpoint.
 const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
 const DEFAULT_TIMEOUT_MS: u64 = 10_000;
-/// A timeout of 0 is none.
+/// A timeout of 0 means none.
 const NO_TIMEOUT: Duration = Duration::from_secs(86_400);
-/// What may be asked of an exporter and is not done, and why not.
+/// Exporter settings that are not supported, and why.
 const NOT_SERVED: [(&str, &str); 4] = [
     ("COMPRESSION", "requests are not compressed"),
     ("CERTIFICATE", "the machine's certificates are trusted; SSL_CERT_FILE names others"),
@@ -21,7 +21,7 @@ const NOT_SERVED: [(&str, &str); 4] = [
     ("CLIENT_CERTIFICATE", "no client certificate is sent"),
 ];
 
-/// `None`: nothing is traced, because no endpoint is named, or it is switched off.
+/// Reads the settings. `None`: no traces, because no endpoint is named or they are switched off.
 pub(super) fn from_env(
     env: &dyn Fn(&str) -> Option<String>,
     warnings: &mut Vec<String>,
@@ -54,7 +54,8 @@ impl Reader<'_> {
         (self.env)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
-    /// A variable of the exporter, with its name: the one for traces, or the one for all signals.
+    /// Returns an exporter variable with its name: the one for traces, else the one for all
+    /// signals.
     fn of_traces(&self, end: &str) -> Option<(String, String)> {
         ["OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"].into_iter().find_map(|start| {
             let name = format!("{start}{end}");
@@ -76,7 +77,8 @@ impl Reader<'_> {
         text.eq_ignore_ascii_case("true")
     }
 
-    /// Where spans go. The endpoint of all signals is a base, that of traces the whole URL.
+    /// Returns the URL for spans. The endpoint for all signals is a base, that for traces the whole
+    /// URL.
     fn url(&mut self) -> Option<String> {
         let exporters = self.get("OTEL_TRACES_EXPORTER").unwrap_or_default().to_ascii_lowercase();
         let exporters: Vec<&str> = exporters.split(',').map(str::trim).collect();
@@ -138,7 +140,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Their values may be secret: what is wrong is named without them.
+    /// Returns the headers. Their values may be secret: warnings do not show them.
     fn headers(&mut self) -> Vec<(String, Hidden)> {
         let Some((name, text)) = self.of_traces("HEADERS") else { return Vec::new() };
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
@@ -158,7 +160,7 @@ impl Reader<'_> {
         }
     }
 
-    /// `service.name` first.
+    /// Returns the attributes, `service.name` first.
     fn attributes(&mut self) -> Vec<(String, String)> {
         let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         let mut attributes = pairs(&text).unwrap_or_else(|| {
@@ -175,7 +177,8 @@ impl Reader<'_> {
         attributes
     }
 
-    /// The default is what the specification says: all, unless the caller has decided otherwise.
+    /// Returns the sampler. The specification's default: all, unless the caller has decided
+    /// otherwise.
     fn sampler(&mut self) -> Sampler {
         let default = "parentbased_always_on";
         let name = self.get("OTEL_TRACES_SAMPLER").unwrap_or_else(|| default.into());
@@ -213,8 +216,8 @@ impl Reader<'_> {
     }
 }
 
-/// `key=value,key=value`, percent-encoded. `None` where any of it is not: then all of it is to be
-/// left out.
+/// Parses `key=value,key=value`, percent-encoded. Returns `None` if any of it is malformed: then
+/// all of it must be ignored.
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {
     let pair = |pair: &str| {
         let (key, value) = pair.split_once('=')?;
@@ -238,7 +241,7 @@ mod tests {
         (settings, warnings)
     }
 
-    /// With an endpoint, and nothing that is warned of.
+    /// Returns settings with an endpoint, and asserts that there are no warnings.
     fn good(env: &[(&str, &str)]) -> OtelSettings {
         let (settings, warnings) = read(&[env, &[ENDPOINT]].concat());
         assert!(warnings.is_empty(), "{warnings:?}");

@@ -1,4 +1,4 @@
-//! `print-config`: what a node would run with, and where each value comes from.
+//! `print-config`: the effective configuration, and the origin of each value.
 
 use std::fmt::Write as _;
 
@@ -8,14 +8,14 @@ use super::setting::Resolved;
 use serde_json::{Value, json};
 
 const HIDDEN: &str = "***";
-/// Where comments begin.
+/// Column at which comments begin.
 const COMMENT_COLUMN: usize = 40;
 
-/// A config file that makes the same configuration, but for its secrets.
+/// Returns a config file that reproduces the configuration, except for its secrets.
 pub(super) fn as_toml(resolved: &[Resolved]) -> String {
     let mut text = String::new();
     for group in GROUPS {
-        // A String takes everything, here and below.
+        // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "{}# {}", if text.is_empty() { "" } else { "\n" }, group.title);
         for flag in group.flags {
             let its = resolved.iter().filter(|one| one.flag.name == flag.name);

@@ -1,4 +1,4 @@
-//! The projects file: TOML to [`Projects`], with errors that name file, line, value and fix.
+//! The projects file: parses TOML to [`Projects`]; errors name file, line, value and fix.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -12,17 +12,17 @@ use crate::state::projects::{Project, Projects, SubscribePolicy};
 use crate::types::{Limits, in_one_line, is_pid, unknown};
 use crate::wire::sign::Secret;
 
-/// The secret of the project that `dev` and `test` have when no projects file is given.
+/// The secret of the built-in project of `dev` and `test` when no projects file is given.
 pub const DEV_SECRET: &str = "dev-secret";
 /// The `pid` of that project.
 pub const DEV_PID: &str = "1";
-/// A secret below this many bytes can be guessed: `prod` refuses it, the others warn of it.
+/// Minimum length of a secret. A shorter one can be guessed: `prod` refuses it, the others warn.
 const MIN_SECRET_BYTES: usize = 16;
-/// Characters of a value that an error shows.
+/// Maximum number of characters of a value that an error shows.
 const SHOWN_CHARS: usize = 80;
 
-/// Reads the projects anew, for a start or a reload; without a file `dev` and `test` have one
-/// project, [`DEV_PID`] with [`DEV_SECRET`], and `prod` has none and refuses.
+/// Reads the projects, at a start or a reload. Without a file, `dev` and `test` have one project,
+/// [`DEV_PID`] with [`DEV_SECRET`]; `prod` has none and refuses to start.
 pub fn load_projects(
     file: Option<&Path>,
     env: Env,
@@ -53,7 +53,7 @@ pub fn load_projects(
     }
 }
 
-/// What a project may have.
+/// Keys that a project may have.
 const KEYS: [&str; 4] = ["pid", "secrets", "allowed_origins", "subscribe"];
 
 type Key<'t> = Spanned<DeString<'t>>;
@@ -71,7 +71,7 @@ fn parse_projects(
     if let Some(one) = list
         && let DeValue::Table(_) = one.get_ref()
     {
-        // Before a complaint of the parser: a second [project] is a table given twice.
+        // Checked before the parser's error: to it, a second [project] is a table given twice.
         let text = "[project] is a single table: write [[project]], with two brackets, for each";
         return Err(place.error(one.span().start, text));
     }
@@ -119,12 +119,12 @@ fn parse_projects(
     })
 }
 
-/// By secret, the project that it was seen in first.
+/// Maps each secret to the project in which it was found first.
 type Owners = HashMap<String, Owner>;
 
 struct Owner {
     pid: Box<str>,
-    /// Where the project begins, and on which line the secret is.
+    /// Where the project begins, and the line of the secret.
     start: usize,
     line: usize,
 }
@@ -212,7 +212,7 @@ impl Reader<'_, '_> {
         Err(self.place.error(value.span().start, text))
     }
 
-    /// No text shows the secret.
+    /// Reads a secret. No error or warning shows it.
     fn secret(
         &self,
         named: &NamedSecret<'_, '_>,
@@ -251,8 +251,8 @@ impl Reader<'_, '_> {
             Some(owner) if owner.start == self.start => {
                 return refused("is there twice: leave one out");
             }
-            // The published one is no secret outside of prod. Two projects of one pid are refused
-            // by whoever has read them all.
+            // Outside `prod` the published one is no secret. Two projects with the same pid are
+            // refused once all have been read.
             Some(owner) if *owner.pid != *pid && (is_prod || !is_published) => {
                 let problem = format!(
                     "is that of project '{}' on line {}, too: who signs for one could sign for \
@@ -327,7 +327,7 @@ impl Reader<'_, '_> {
     }
 }
 
-/// Why `prod` refuses a secret.
+/// Returns why `prod` refuses a secret.
 fn weakness(secret: &str) -> Option<String> {
     let problem = match secret.len() {
         _ if secret == DEV_SECRET => {
@@ -341,7 +341,7 @@ fn weakness(secret: &str) -> Option<String> {
     Some(format!("{problem}; give random text, e.g. of openssl rand -hex 32"))
 }
 
-/// A secret, and how an error names it.
+/// A secret, with what an error needs to refer to it.
 struct NamedSecret<'n, 't> {
     pid: &'n str,
     /// Counted from 1.
@@ -349,8 +349,9 @@ struct NamedSecret<'n, 't> {
     value: &'n Value<'t>,
 }
 
-/// An origin as browsers send it (RFC 6454, section 6.2), `null`, or `*`. What a browser never
-/// sends would match nothing, silently; so it is refused here, with the way to write it.
+/// Checks an origin: as browsers send it (RFC 6454, section 6.2), `null` or `*`. Anything that a
+/// browser never sends would silently match nothing, so it is refused here, with the way to write
+/// it.
 fn check_origin(text: &str) -> Result<(), &'static str> {
     if text == "*" || text == "null" {
         return Ok(());
@@ -397,7 +398,7 @@ fn check_origin(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The projects file, to say on which line something is wrong, and what the ids in it may be.
+/// The projects file, to find the line of an error, and the limits for ids in it.
 struct Place<'a> {
     file: &'a str,
     text: &'a str,
@@ -570,7 +571,7 @@ mod tests {
             assert!(warnings.len() == 1 && warnings[0].contains(shared), "{warnings:?}");
             let refused = projects(&both, Env::Prod).unwrap_err();
             assert!(refused.contains(shared), "{refused}");
-            // Everybody knows this one: it is a secret of nobody.
+            // This one is public: it is nobody's secret.
             let both = of(DEV_SECRET) + &of(DEV_SECRET).replace("'a'", "'b'");
             assert!(projects(&both, env).unwrap().1.is_empty());
         }
@@ -619,7 +620,7 @@ mod tests {
         }
     }
 
-    /// A parser's error quotes what it stumbled over, and that would put a secret into the log.
+    /// A parser's error quotes the offending text, which would put a secret into the log.
     #[test]
     fn no_error_shows_a_secret() {
         for text in [

@@ -1,4 +1,4 @@
-//! The part of the configuration that is about the queue between nodes.
+//! The part of the configuration for the queue between nodes.
 
 use std::str::FromStr;
 
@@ -12,13 +12,13 @@ use crate::wire::redis_url::RedisUrl;
 /// What carries messages between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// No other node: the workers of this process alone.
+    /// No other nodes: only the workers of this process.
     Local,
-    /// The publish/subscribe of one Redis.
+    /// Pub/Sub of one Redis.
     Redis,
 }
 
-/// The fields of [`super::Config`] that are about the queue.
+/// The queue's fields of [`super::Config`].
 pub(super) struct QueueSettings {
     pub(super) queue: Queue,
     pub(super) redis: RedisUrl,
@@ -55,7 +55,7 @@ impl QueueSettings {
 }
 
 impl QueueSettings {
-    /// What may be sent must be something that the queue can carry.
+    /// Checks that the queue can carry everything that may be sent.
     pub(super) fn check_sizes(&self, limits: &Limits) -> Result<(), Exit> {
         if self.queue == Queue::Local {
             return Ok(());
@@ -72,7 +72,7 @@ impl QueueSettings {
     }
 }
 
-/// The value is never quoted: a URL that cannot be read may hold a password anywhere.
+/// Resolves the URL. Errors never quote it: a malformed URL may hold a password anywhere.
 fn resolve_redis(
     from: &Source<'_>,
     queue: Queue,
@@ -85,7 +85,7 @@ fn resolve_redis(
         .parse()
         .map_err(|error| Exit::Error(format!("{name} is not a URL of a Redis server: {error}")))?;
     match redis.password {
-        // The URL shows its password as ***.
+        // Displaying the URL shows its password as ***.
         Some(_) => setting.note(redis.to_string()),
         None => setting.reveal(redis.to_string()),
     }
@@ -129,7 +129,7 @@ impl FromStr for Queue {
     }
 }
 
-/// No braces: a Redis Cluster would hash what is between them alone.
+/// A prefix without braces: a Redis Cluster would hash only what is between them.
 struct Prefix(String);
 
 impl FromStr for Prefix {

@@ -1,4 +1,4 @@
-//! One value of the configuration, from wherever it was given, and how it complains.
+//! One value of the configuration, whatever its origin, and its errors.
 
 use std::cell::RefCell;
 use std::fmt::Display;
@@ -12,20 +12,21 @@ use super::origin::Origin;
 use super::variables::is_service_url;
 use super::{Exit, GIB};
 
-/// Where values come from: an argument wins over the environment, that over the config file.
+/// Where values come from: arguments take precedence over the environment, and that over the config
+/// file.
 pub(super) struct Source<'a> {
     arguments: &'a Arguments,
     env: &'a dyn Fn(&str) -> Option<String>,
     file: ConfigFile,
-    /// What was asked for: in the end every flag.
+    /// The flags read so far; in the end every flag.
     resolved: RefCell<Vec<Resolved>>,
 }
 
-/// A flag's value as a node runs with it, and its origin.
+/// A flag's effective value, and its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Resolved {
     pub(super) flag: &'static Flag,
-    /// `None`: there is none.
+    /// `None`: it has no value.
     pub(super) value: Option<String>,
     pub(super) origin: Origin,
     /// The value is not shown.
@@ -75,7 +76,7 @@ impl<'a> Source<'a> {
         Setting { flag, text, origin, is_from_file: false, source: self }
     }
 
-    /// The value of a secret, which may be in a file of its own.
+    /// Returns the value of a secret, which may be in a file of its own.
     pub(super) fn secret(&self, flag: &'static Flag) -> Result<Setting<'_>, Exit> {
         let mut setting = self.get(flag);
         if let Some(path) = setting.text.as_deref().and_then(|text| text.strip_prefix("file:")) {
@@ -98,7 +99,7 @@ impl<'a> Source<'a> {
         Ok(setting)
     }
 
-    /// Every flag with its value, in the order of [`flags::all`].
+    /// Returns every flag with its value, in the order of [`flags::all`].
     pub(super) fn resolved(self) -> Vec<Resolved> {
         let mut found = self.resolved.into_inner();
         let place = |name| flags::all().position(|flag| flag.name == name);
@@ -108,7 +109,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// One value, still text, that knows how to complain about itself.
+/// One value, still text, that can report its own errors.
 pub(super) struct Setting<'s> {
     flag: &'static Flag,
     pub(super) text: Option<String>,
@@ -124,7 +125,7 @@ impl Setting<'_> {
         self.number_or(default)
     }
 
-    /// `default` is that of a flag whose default is computed; so it is below.
+    /// Returns the number. `default` is for a flag whose default is computed.
     pub(super) fn number_or(self, default: u64) -> Result<u64, Exit> {
         let (what, range) = match self.flag.kind {
             Kind::Number { what, min, max } => (what, min..=max),
@@ -186,7 +187,7 @@ impl Setting<'_> {
         }
     }
 
-    /// The value of a flag that has a form.
+    /// Parses the value of a flag that has a form.
     pub(super) fn parsed<T: FromStr>(self) -> Result<T, Exit> {
         let text = self.text.as_deref().unwrap_or(self.flag.default);
         text.parse().map_err(|_| self.malformed())
@@ -229,22 +230,22 @@ impl Setting<'_> {
         Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
     }
 
-    /// The flag, the variable or the place in the config file, in the way in which it was given.
+    /// Returns the flag, the variable or the place in the config file, depending on its origin.
     pub(super) fn name(&self) -> String {
         self.origin.name(self.flag)
     }
 
-    /// This setting with a value, in the way in which another one was given.
+    /// Returns this setting with a value, written as at the origin of another one.
     pub(super) fn sibling(&self, other: &Self, value: impl Display) -> String {
         other.origin.written(self.flag, value)
     }
 
-    /// The setting with a value, in the way in which it was given.
+    /// Returns the setting with a value, written as at its origin.
     pub(super) fn written(&self, value: impl Display) -> String {
         self.origin.written(self.flag, value)
     }
 
-    /// Whether every user of the machine can read the value in the list of processes.
+    /// Returns whether every user of the machine can read the value in the list of processes.
     pub(super) fn is_visible(&self) -> bool {
         self.text.is_some() && self.origin == Origin::Argument && !self.is_from_file
     }
@@ -254,12 +255,12 @@ impl Setting<'_> {
         default
     }
 
-    /// What counts, for whoever asks what the node runs with.
+    /// Records the effective value for `print-config`.
     pub(super) fn note(&self, value: String) {
         self.resolve(|ours| ours.value = Some(value));
     }
 
-    /// The same, of a secret flag whose value is no secret.
+    /// Records the value of a secret flag that turns out to be no secret.
     pub(super) fn reveal(&self, value: String) {
         self.resolve(|ours| (ours.value, ours.is_hidden) = (Some(value), false));
     }
@@ -272,7 +273,7 @@ impl Setting<'_> {
     }
 }
 
-/// `64K`, `1M`, `2G`, also with `iB` behind and in lower case, or plain bytes.
+/// Parses `64K`, `1M` or `2G`, in lower case and with `iB` as well, or plain bytes.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, suffix) = text.split_at(digits);

@@ -141,8 +141,8 @@ fn the_environment_counts_where_no_flag_was_given() {
     );
 }
 
-/// A service `ws-cluster-http` in the pod's namespace kept the node from starting, and the error
-/// said to give a number.
+/// A service `ws-cluster-http` in the pod's namespace used to keep the node from starting, with an
+/// error that asked for a number.
 #[test]
 fn what_kubernetes_sets_for_a_service_is_named_with_the_fix() {
     let env = [("WS_CLUSTER_HTTP_PORT", "tcp://10.0.0.1:8912")];
@@ -296,7 +296,7 @@ fn one_number_serves_two_ports_where_their_addresses_differ() {
         let config = config(&format!("--http_port 8812 {binds}"));
         assert_eq!(config.is_ok(), is_free, "{binds}");
     }
-    // A port that was not asked for makes way for those that were.
+    // A port that was not requested makes way for those that were.
     let elsewhere = config("--http_port 6060 --http_bind 127.0.0.2").unwrap().pprof_port;
     assert_eq!(elsewhere, OpsPort { port: 6060, is_given: false });
     let same = config("--http_port 6060").unwrap().pprof_port;
@@ -474,7 +474,7 @@ fn sizes() {
     }
 }
 
-/// Pushes of that size were told to try again, for ever.
+/// Pushes of that size used to get "try again" for ever.
 #[test]
 fn what_the_queue_can_never_carry_is_refused_at_the_start() {
     for flag in ["max_body_bytes", "max_message_bytes"] {

@@ -1,13 +1,13 @@
-//! Variables of the environment that look like the node's own and are not.
+//! Environment variables that look like the node's own but are not.
 
 use super::flags::PREFIX;
 use crate::types::similar;
 
-/// Those of the project's tools, tests and examples.
+/// Variables of the project's tools, tests and examples.
 const OTHERS: [&str; 4] = ["BIN", "COMMIT", "PICTURES", "SECRET"];
 
-/// A warning for each name that no flag has, with the nearest that one has. Values may be secrets:
-/// they are looked at, and not shown.
+/// Returns a warning for each name that belongs to no flag, with the nearest that does. Values may
+/// be secrets: they are checked but not shown.
 pub(super) fn unknown<'a>(
     variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     flags: &[&str],
@@ -29,8 +29,9 @@ pub(super) fn unknown<'a>(
     warnings
 }
 
-/// Kubernetes sets these in every container of a namespace with a service `ws-cluster`, or
-/// `ws-cluster-http`: `WS_CLUSTER_PORT`, or `WS_CLUSTER_HTTP_PORT`, is `tcp://10.0.0.1:80` then.
+/// Returns whether Kubernetes sets this variable. In a namespace with a service `ws-cluster` or
+/// `ws-cluster-http`, every container gets `WS_CLUSTER_PORT` or `WS_CLUSTER_HTTP_PORT`, such as
+/// `tcp://10.0.0.1:80`.
 fn is_of_kubernetes(end: &str, value: &str) -> bool {
     let behind = |mark: &str| {
         let inside = || end.split_once(&format!("_{mark}")).map(|(_, rest)| rest);
@@ -44,7 +45,7 @@ fn is_of_kubernetes(end: &str, value: &str) -> bool {
         || (port > 0 && of_port[port..].starts_with('_'))
 }
 
-/// Whether Kubernetes sets a variable to this, the address of a service.
+/// Returns whether the value is the address of a service as Kubernetes writes it.
 pub(super) fn is_service_url(value: &str) -> bool {
     let protocols = ["tcp://", "udp://", "sctp://"];
     protocols.iter().any(|protocol| value.starts_with(protocol))

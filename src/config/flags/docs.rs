@@ -2,7 +2,7 @@
 
 use super::{Flag, GIB, Kind};
 
-/// The bounds of a value, where they say something.
+/// Returns the bounds of a value if they are informative.
 pub(super) fn bounds(flag: &Flag) -> Option<String> {
     match flag.kind {
         Kind::Number { what: "a port", .. } => None,
@@ -12,7 +12,7 @@ pub(super) fn bounds(flag: &Flag) -> Option<String> {
     }
 }
 
-/// A number of bytes with the largest suffix that keeps it whole.
+/// Formats a number of bytes with the largest suffix that divides it evenly.
 pub(in crate::config) fn size(bytes: u64) -> String {
     let units = [(GIB, "G"), (1 << 20, "M"), (1 << 10, "K")];
     let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
@@ -54,7 +54,7 @@ mod tests {
         text + "\n"
     }
 
-    /// Names of flags as code.
+    /// Formats names of flags as code.
     fn quoted_flags(text: &str) -> String {
         let words = text.split(' ').map(|word| match word.strip_prefix("--") {
             Some(name) => {

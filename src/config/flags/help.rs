@@ -1,4 +1,4 @@
-//! What `--help` prints.
+//! The output of `--help`.
 
 use super::{Flag, GROUPS, Kind, docs};
 use std::fmt::Write as _;
@@ -50,7 +50,7 @@ wrong argument, variable, config file or projects file.
 pub(in crate::config) fn help() -> String {
     let mut text = HEAD.to_owned();
     for group in GROUPS {
-        // A String takes everything, here and below.
+        // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "\n{}:", group.title);
         group.flags.iter().for_each(|flag| describe(flag, &mut text));
     }
@@ -80,7 +80,7 @@ fn describe(flag: &Flag, text: &mut String) {
     wrap(&about, text);
 }
 
-/// Breaks a text into indented lines.
+/// Breaks text into indented lines.
 fn wrap(about: &str, text: &mut String) {
     let mut line = INDENT.to_owned();
     for word in about.split(' ') {

@@ -1,4 +1,4 @@
-//! All flags. `help` is what `--help` says; in docs/operations.md `more` follows on it.
+//! All flags. `help` is shown by `--help`; in docs/operations.md `more` follows it.
 
 use super::super::GIB;
 use super::{Flag, Group, Kind};
@@ -14,22 +14,22 @@ macro_rules! groups {
 }
 
 const MIB: u64 = 1 << 20;
-/// From here on a held push is late to whoever waits for it.
+/// Longest hold of a push: a longer one would be noticed by those who wait for it.
 const MAX_COALESCE_US: u64 = 10_000;
-/// A signed handshake of a browser has some 15 fields and 700 bytes: smaller limits would refuse
-/// it. A head is kept, and read anew with each piece of it, for whoever opens a connection: larger
-/// ones would be cheap to fill.
+/// A browser's signed handshake has about 15 fields and 700 bytes: smaller limits would refuse it.
+/// A head is kept, and parsed again with each further piece, for anyone who opens a connection:
+/// larger limits would be cheap to abuse.
 const MIN_HEAD_FIELDS: u64 = 16;
 const MIN_HEAD_BYTES: u64 = 1_024;
 const HEAD_BYTES_LIMIT: u64 = 65_536;
-/// A subscription and a disconnect look through the tags of a connection for each of them: what
-/// they cost a worker grows with the square.
+/// A subscription and a disconnect search a connection's tags for each tag: their cost to a worker
+/// grows with the square.
 const TAGS_LIMIT: u64 = 1_024;
-/// A worker looks up all ids of a selector, and takes all messages of a batch, without serving
-/// anybody else meanwhile.
+/// A worker looks up all ids of a selector, and accepts all messages of a batch, without serving
+/// anyone else in the meantime.
 const MAX_IDS: u64 = 10_000;
 
-/// What no envelope can carry would reach nobody.
+/// Declares a maximum length of a name: one that no envelope can carry would reach nobody.
 const fn name_bytes(name: &'static str) -> Flag {
     Flag::number(name, "a number of bytes", 1, MAX_NAME_BYTES as u64)
 }

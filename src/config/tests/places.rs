@@ -1,4 +1,4 @@
-//! Where values are given: the config file, files of secrets, and `print-config`, which says so.
+//! Where values are given: the config file, files of secrets, and `print-config`, which reports it.
 
 use super::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,7 +13,7 @@ fn file_config(line: &str, text: &str, env: &[(&str, &str)]) -> Result<Config, S
     })
 }
 
-/// A file of its own, in the directory for those.
+/// Creates a file of its own in the directory for temporary files.
 fn temporary(name: &str, text: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Relaxed);
@@ -122,7 +122,7 @@ fn print_config_names_each_value_and_its_origin_and_is_a_config_file() {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     assert!(!text.contains("hunter2"));
-    // All flags are asked for, and none but those.
+    // All flags are read, and no others.
     let json: serde_json::Value =
         serde_json::from_str(&printed(&format!("print-config --json {flags}"), &env)).unwrap();
     let settings = json["settings"].as_array().unwrap();
@@ -130,7 +130,7 @@ fn print_config_names_each_value_and_its_origin_and_is_a_config_file() {
     assert_eq!(names, flags::names());
     assert!(json["warnings"][0].as_str().unwrap().starts_with("--ops_token is in the list"));
     assert!(!json.to_string().contains("hunter2"));
-    // What it prints makes what it was made of.
+    // Its output reproduces the configuration that it came from.
     let path = temporary("config", &text);
     let again = printed(&format!("print-config --config {path}"), &[]);
     std::fs::remove_file(&path).unwrap();
