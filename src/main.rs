@@ -1,4 +1,4 @@
-//! Arguments to config to [`ws_cluster::node::run`].
+//! The program: resolves the configuration and calls [`ws_cluster::node::run`].
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,11 +20,11 @@ use ws_cluster::ops::sentry::{self, Reporter};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long the end waits for an output that does not take the last lines.
+/// How long the end waits for an output that does not accept the last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    // What is not UTF-8 is complained of like any other wrong value.
+    // A value that is not UTF-8 is reported like any other wrong value.
     let text = |text: OsString| text.to_string_lossy().into_owned();
     let args: Vec<String> = std::env::args_os().skip(1).map(text).collect();
     let env = |name: &str| std::env::var_os(name).map(text);
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             return ExitCode::from(exit.code());
         }
     };
-    // Before the first thread, the log's.
+    // Before the first thread, which is the log's.
     if let Err(error) = sys::block_signals() {
         return fail(&config, &format!("signals cannot be blocked: {error}"));
     }
@@ -86,13 +86,13 @@ fn report(config: &Config) -> io::Result<Option<Reporter>> {
     Reporter::start(sentry::Settings { dsn, node, environment }).map(Some)
 }
 
-/// Ends before there is a log.
+/// Ends the program before there is a log.
 fn fail(config: &Config, why: &str) -> ExitCode {
     logs::fail(config.logs.format, Some(config.node), why);
     ExitCode::FAILURE
 }
 
-/// A thread beside the node's own did not start.
+/// Reports that a thread besides the node's own did not start.
 fn no_thread(config: &Config, error: io::Error) -> ExitCode {
     fail(config, &Needs::of(config).explain(error))
 }
@@ -105,7 +105,7 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
     let (format, number) = (config.logs.format, config.node);
     let result = node::run(config, |addresses| {
         let line = listening(addresses);
-        // Scripts find the ports in both: no address is at the end of a message.
+        // Scripts find the ports in both forms, so no address may end a message.
         let message = format!("{} (every port is open)", line.trim_end());
         logs.print(&line, Said { message, fields: fields(addresses) });
         if shows_lines {
@@ -118,7 +118,7 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // To the log's file and to Sentry, where there is one.
+            // To the log file and to Sentry, if there are any.
             tracing::error!(name: logs::FAILURE, %error, "the node ends");
             logs.flush(LAST_WORDS);
             logs::fail(format, Some(number), &error.to_string());

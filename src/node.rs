@@ -1,4 +1,4 @@
-//! Floor 5: a node's birth, life and end.
+//! Floor 5: how a node starts, runs and ends.
 
 mod error;
 mod first_push;
@@ -48,13 +48,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
-/// How often main looks whether all threads still take turns.
+/// Interval at which main checks that all threads still take turns.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What a thread tells main.
+/// A message from a thread to main.
 enum News {
-    /// It has all that it needs, and begins its work. A worker would need this limit of open files
-    /// for its part of `--max_connections`.
+    /// The thread has everything it needs and begins its work. A worker would need this open-files
+    /// limit for its part of `--max_connections`.
     Ready {
         pulse: Pulse,
         needed_files: usize,
@@ -62,25 +62,26 @@ enum News {
     Ended(Result<(), NodeError>),
 }
 
-/// Runs a node until it is told to end by SIGTERM or SIGINT and has drained; a second signal ends
-/// the process at once, with code 143. SIGUSR1 and SIGHUP open the log's file anew. Calls `started`
-/// when every port is open. To be called with [`sys::block_signals`] done.
+/// Runs a node until SIGTERM or SIGINT tells it to end and it has drained; a second signal ends the
+/// process at once, with code 143. SIGUSR1 and SIGHUP reopen the log file. Calls `started` when
+/// every port is open. [`sys::block_signals`] must have been called.
 ///
-/// The order of birth: main makes the eventfds; every worker takes its own file-descriptor table;
-/// all meet at a barrier; only then is anything opened that must not have copies in other tables.
+/// The order of a start: main creates the eventfds; every worker takes its own file-descriptor
+/// table; all meet at a barrier; only then is anything opened of which other tables must have no
+/// copy.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
     check_clock(sys::now_ms())?;
     let open_files = sys::raise_open_files();
     let open_files = open_files.map_err(system("raising the limit of open files"))?;
     let needs = Needs::of(&config);
-    // What all threads would say is said once, before the first of them.
+    // Report once, before the first thread starts, what every thread would report.
     Ring::probe().map_err(|error| needs.no_ring(error))?;
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config, open_files as usize).map_err(no_seeds())?);
     let (carriers, broker) = carriers(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
-    // Main besides.
+    // Plus main.
     let threads = needs.workers + needs.executors + 1;
     let (barrier, addresses) = (Barrier::new(threads), OnceLock::new());
     let birth = Arc::new(Birth { barrier, needs, ports, addresses });
@@ -96,7 +97,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         spawn_broker(far, &shared, &birth, &news_sender)?;
     }
     spawn_ops(&shared, &birth, &news_sender)?;
-    // Every thread has its own table now; what main holds from here on is in no other.
+    // Every thread has its own table now; what main opens from here on is in no other.
     birth.barrier.wait();
     let reserved = birth.ports.reserve();
     let addresses = match &reserved {
@@ -139,8 +140,9 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
     }
 }
 
-/// Ids would be unique with any clock, but expiries and signatures would be judged by a wrong one,
-/// and ids of the next run would not come after those of this one.
+/// Fails if the clock is before the epoch of ids. Ids would be unique with any clock, but expiries
+/// and signatures would be checked against a wrong one, and ids of the next run would not follow
+/// those of this one.
 fn check_clock(now_ms: u64) -> Result<(), NodeError> {
     if now_ms >= SnowflakeClock::EPOCH_MS {
         return Ok(());
@@ -148,7 +150,7 @@ fn check_clock(now_ms: u64) -> Result<(), NodeError> {
     Err(NodeError::Clock { now: stamp::rfc3339(now_ms) })
 }
 
-/// Waits until all threads have what they need.
+/// Waits until all threads have everything they need.
 fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize), NodeError> {
     let mut needed_files = 0;
     let mut pulses = Vec::with_capacity(threads);
@@ -165,7 +167,7 @@ fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize
     Ok((pulses, needed_files))
 }
 
-/// Waits for the end: a signal, then the workers' drain; or a thread that cannot go on.
+/// Runs until the end: a signal and then the workers' drain, or a thread that cannot continue.
 fn live(
     shared: &Shared,
     news: &Receiver<News>,
@@ -190,7 +192,7 @@ fn live(
                 }
                 next_look = Instant::now() + LOOK_EVERY;
                 if let Some(stuck) = pulses.iter_mut().find_map(Pulse::stuck_thread) {
-                    // What the thread cannot say may be seen from here.
+                    // The thread cannot report the cause, but it may be visible from here.
                     Ring::probe().map_err(|error| needs.no_ring(error))?;
                     return Err(NodeError::Stuck { thread: stuck });
                 }
@@ -205,13 +207,13 @@ struct Birth {
     barrier: Barrier,
     needs: Needs,
     ports: Wanted,
-    /// `None`: the ports cannot be had.
+    /// `None`: the ports are not available.
     addresses: OnceLock<Option<Addresses>>,
 }
 
 impl Birth {
-    /// To be called in the thread that is born: gives it its own table, and waits until main has
-    /// the ports.
+    /// Gives the calling thread its own table, and waits until main has reserved the ports. Must be
+    /// called by each new thread.
     fn take_table(&self) -> Result<Option<Addresses>, NodeError> {
         let unshared = threads::unshare_files();
         self.barrier.wait();
@@ -221,14 +223,15 @@ impl Birth {
     }
 }
 
-/// What a thread came to, a panic included: a node with a part of it missing must end, so that it
-/// is started anew. What the thread had is dropped, and nobody looks at what it shared.
+/// Returns the result of a thread, turning a panic into an error: a node that has lost a part of
+/// itself must end so that it can be restarted. The thread's data is dropped, and nothing reads
+/// what it shared.
 fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<(), NodeError> {
     panic::catch_unwind(AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err(NodeError::Ended(format!("{name} panicked"))))
 }
 
-/// What each worker is reached by, and the end of a broker with a thread of its own.
+/// Creates each worker's carrier, and the broker's end if it has its own thread.
 fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<Far>)> {
     let workers = shared.settings.workers;
     match &shared.settings.redis {
@@ -267,10 +270,11 @@ fn spawn_worker(
     threads::spawn(&name, body).map_err(|error| needs.no_thread(error))
 }
 
-/// Where workers share cores each waits for the slices of the others, and so do its clients.
+/// Time slice of workers that share cores: each of them, and its clients, waits for the slices of
+/// the others.
 const SHARED_CORE_SLICE_NS: u64 = 300_000;
 
-/// A worker's life.
+/// What a worker's thread runs with.
 struct WorkerLife {
     index: usize,
     carrier: Carrier,
@@ -299,7 +303,7 @@ impl WorkerLife {
             .map_err(|error| needs.no_ring(RingError::Setup(error)))?;
         let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, sys::now_ms());
         let http_counters = Arc::clone(&shared.http_counters[index]);
-        // All that the worker needs for itself is open.
+        // Everything that the worker needs for itself is open.
         let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
         http_counters.max_connections.set(descriptors.max_connections() as u64);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
@@ -344,7 +348,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
     Driver::new(broker, host, Arc::clone(shared), redis.url.clone())
 }
 
-/// The broker's thread: its links, the workers' rings, and the time.
+/// Starts the broker's thread: its links, the workers' lanes and the ticks.
 fn spawn_broker(
     far: Far,
     shared: &Arc<Shared>,
@@ -409,7 +413,7 @@ fn spawn_ops(
     threads::spawn("ops", body).map_err(|error| needs.no_thread(error))
 }
 
-/// Seeds that are not random would let peers aim at one bucket of a table.
+/// Non-random seeds would let peers aim at one bucket of a table.
 fn no_seeds() -> impl FnOnce(io::Error) -> NodeError {
     system("asking the kernel for random numbers")
 }
@@ -458,7 +462,7 @@ fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
     };
     let shared = Shared::new(settings, config.projects, sys::now_ms());
     if shared.settings.redis.is_some() {
-        // Until the broker says otherwise.
+        // Until the broker reports otherwise.
         shared.queue.set_down("connecting to Redis");
     }
     Ok(shared)

@@ -1,4 +1,4 @@
-//! Why a node could not start or go on: the cause, the value, and what to do about it.
+//! Why a node could not start or continue: the cause, the value and the fix.
 
 use super::machine::Machine;
 use crate::config::{Bind, Config, Queue};
@@ -12,12 +12,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
-/// Entries of the executor's own ring, of the broker and of ops: accepts, HTTP reads and writes,
-/// eventfds, timers. That of a worker has as many as its nested ring.
+/// Entries of the executor rings of the broker and of ops: accepts, HTTP reads and writes,
+/// eventfds, timers. A worker's executor ring has as many as its nested ring.
 pub(super) const EXECUTOR_ENTRIES: u32 = 1024;
 const SYSTEM_CALLS: &str = "io_uring_setup, io_uring_enter, io_uring_register and unshare";
 
-/// Why a node could not start or go on.
+/// Why a node could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     #[error("{flag} {address} cannot be listened on ({error}): {fix}")]
@@ -51,7 +51,7 @@ impl NodeError {
     }
 }
 
-/// What an executor's ring costs the kernel: it has twice as many completions.
+/// Returns the kernel memory of an executor's ring, which has twice as many completions.
 fn executor_bytes(entries: u32) -> u64 {
     ring::memory_bytes(entries, 2 * entries)
 }
@@ -60,11 +60,11 @@ pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> NodeError 
     move |error| NodeError::System { what, error }
 }
 
-/// What the threads of a node need of the machine.
+/// What the threads of a node need from the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Needs {
     pub(super) workers: usize,
-    /// Threads beside the workers that have an executor: that of the ops ports, the broker.
+    /// Threads with an executor besides the workers: the one of the ops ports, and the broker.
     pub(super) executors: usize,
     pub(super) threads: usize,
     /// Entries of each of a worker's two rings.
@@ -83,27 +83,27 @@ impl Needs {
 
     fn new(workers: usize, cores: usize, has_broker: bool, extra_threads: usize) -> Self {
         let executors = 1 + usize::from(has_broker);
-        // Main, the log and signals besides.
+        // Plus main, the log and signals.
         let threads = workers + executors + 3 + extra_threads;
         Self { workers, executors, threads, ring_entries: Ring::entries(workers, cores) }
     }
 
-    /// Bytes of memory that the kernel locks for rings.
+    /// Returns the bytes of memory that the kernel locks for rings.
     fn locked_bytes(&self) -> u64 {
         self.workers as u64 * self.worker_bytes() + self.other_bytes()
     }
 
-    /// For those of one worker.
+    /// Returns the bytes for one worker's rings.
     fn worker_bytes(&self) -> u64 {
         Ring::memory_bytes(self.ring_entries) + executor_bytes(self.ring_entries)
     }
 
-    /// For those of the other threads.
+    /// Returns the bytes for the rings of the other threads.
     fn other_bytes(&self) -> u64 {
         Ring::PROBE_BYTES + self.executors as u64 * executor_bytes(EXECUTOR_ENTRIES)
     }
 
-    /// There is no ring, or none that works.
+    /// Explains that there is no ring, or none that works.
     pub(super) fn no_ring(&self, error: RingError) -> NodeError {
         let machine = Machine::look();
         let (what, error) = match error {
@@ -113,7 +113,7 @@ impl Needs {
         NodeError::Refused { what, fix: self.ring_fix(&error, &machine), error }
     }
 
-    /// A ring that worked does not any more.
+    /// Explains that a ring has stopped working.
     pub(super) fn lost_ring(&self, error: io::Error) -> NodeError {
         let fix = self.ring_fix(&error, &Machine::look());
         NodeError::Refused { what: "io_uring_enter failed in a running worker", error, fix }
@@ -174,7 +174,7 @@ impl Needs {
         )
     }
 
-    /// Why a thread beside the node's own is not there.
+    /// Explains why a thread besides the node's own is missing.
     pub fn explain(&self, error: io::Error) -> String {
         match StartError::inside(&error) {
             Some(inside) => format!("{inside}: {}", self.thread_fix(inside, &Machine::look())),
@@ -182,7 +182,7 @@ impl Needs {
         }
     }
 
-    /// A thread could not be started, or did not get its own table of descriptors.
+    /// Explains that a thread could not start, or did not get its own descriptor table.
     pub(super) fn no_thread(&self, error: StartError) -> NodeError {
         let fix = self.thread_fix(&error, &Machine::look());
         NodeError::Thread { error, fix }
@@ -221,7 +221,7 @@ impl Needs {
     }
 }
 
-/// The limits that a thread's stack may have reached, which has the same error.
+/// Names the limits that a thread's stack may have reached: they cause the same error.
 fn stacks(machine: &Machine) -> String {
     let limits = [("-v", machine.address_space), ("-d", machine.data)];
     let limits = limits.into_iter().filter_map(|(option, bytes)| Some((option, bytes? / 1024)));
@@ -245,7 +245,7 @@ fn seccomp_fix() -> String {
     )
 }
 
-/// A limit as it is shown.
+/// A limit, formatted for display.
 struct Limit(Option<u64>);
 
 impl fmt::Display for Limit {
@@ -257,7 +257,7 @@ impl fmt::Display for Limit {
     }
 }
 
-/// A port, and the flags that chose it.
+/// A port, with the flags that set it.
 #[derive(Debug, Clone)]
 pub(super) struct PortFlag {
     pub(super) flag: &'static str,

@@ -1,11 +1,11 @@
-//! The lines that a node in development prints for whoever started it.
+//! The lines that a development node prints for the person who started it.
 
 use super::Addresses;
 use crate::config::{DEV_PID, DEV_SECRET};
 use crate::wire::sign::{Secret, sign_hex};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Lines to paste into two other terminals: one connects, one pushes; both signed.
+/// Returns two commands to paste into other terminals: one connects, one pushes; both are signed.
 pub fn first_push(addresses: &Addresses) -> String {
     let secret = Secret::new(DEV_SECRET.as_bytes());
     let connect = format!("pid={DEV_PID}&tags=news&uid=alice");
@@ -30,7 +30,7 @@ Profiles: http://{pprof}/debug/pprof/   Stop: Ctrl-C   All flags: --help
     )
 }
 
-/// An address that a client on this machine can connect to: all addresses is none.
+/// Returns an address that a client on this machine can connect to, in place of an unspecified one.
 fn reachable(address: &SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),

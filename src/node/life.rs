@@ -1,4 +1,4 @@
-//! A node's life as its log tells it: how it began, how it was told to end, and how it ended.
+//! A node's life in its log: how it began, what made it end, and how it ended.
 
 use super::Addresses;
 use super::error::NodeError;
@@ -14,29 +14,29 @@ use std::time::{Duration, Instant};
 
 /// How long an end by a second signal waits for the log.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// Signals of other kinds that follow the first within this time belong to it: a terminal sends
-/// SIGINT to a whole group, whose leader sends SIGTERM; systemd sends SIGHUP behind SIGTERM.
+/// Time in which a signal of another kind counts as part of the first: a terminal sends SIGINT to a
+/// whole group, whose leader sends SIGTERM; systemd sends SIGHUP after SIGTERM.
 const ONE_WISH: Duration = Duration::from_secs(1);
-/// A signal of the same kind that follows it within this time was sent along with it: `timeout`
-/// sends SIGTERM to the process and to its group.
+/// Time in which a signal of the same kind counts as a duplicate of the first: `timeout` sends
+/// SIGTERM to the process and to its group.
 const ONE_SENDING: Duration = Duration::from_millis(5);
 
-/// Whether SIGHUP means that the node's terminal was closed, or its connection is lost; and nobody
-/// wants it to go on.
+/// Returns whether SIGHUP ends the node: its terminal was closed or disconnected, and it is not
+/// meant to outlive that (nohup).
 fn ends_with_terminal() -> bool {
     logs::is_on_terminal() && !sys::ignores(Signal::HangUp)
 }
 
-/// One per node.
+/// The life of a node; one per process.
 pub(super) struct Life {
     shared: Arc<Shared>,
     began: Instant,
-    /// The signal that began the drain, and when it did.
+    /// The signal that began the drain, and its time.
     end: Mutex<Option<(Signal, Instant)>>,
 }
 
 impl Life {
-    /// To be called when every port is open.
+    /// Logs the start. Must be called when every port is open.
     pub(super) fn begin(shared: Arc<Shared>, addresses: &Addresses) -> Arc<Self> {
         let settings = &shared.settings;
         let queue = if settings.redis.is_some() { "redis" } else { "local" };
@@ -68,8 +68,8 @@ impl Life {
         Arc::new(Self { shared, began: Instant::now(), end: Mutex::new(None) })
     }
 
-    /// Starts the thread that waits for signals. The first one to end begins the drain, the second
-    /// ends the process.
+    /// Starts the thread that waits for signals. The first terminating signal begins the drain, the
+    /// second ends the process.
     pub(super) fn watch_signals(self: &Arc<Self>) -> Result<(), StartError> {
         let life = Arc::clone(self);
         threads::spawn("signals", move || {
@@ -106,7 +106,7 @@ impl Life {
         }
     }
 
-    /// To be called once, with what the node came to.
+    /// Logs the end of the node. Must be called once, with its result.
     pub(super) fn handle_result(&self, result: &Result<(), NodeError>) {
         let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
         match (result, end) {

@@ -1,5 +1,5 @@
-//! What this machine allows a process, as far as errors of the start name it. What cannot be read
-//! counts as unlimited.
+//! Limits of this machine that start-up errors mention. A limit that cannot be read counts as
+//! unlimited.
 
 use crate::io::sys;
 use std::fs;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// The kernel's default of `net.ipv4.ip_unprivileged_port_start`.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
-/// Numbers of capabilities, capabilities(7).
+/// Capability numbers, see capabilities(7).
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -15,14 +15,14 @@ const CAP_SYS_ADMIN: u32 = 21;
 pub(super) struct Machine {
     /// `uname -r`.
     pub(super) kernel: String,
-    /// Ports below are for processes with CAP_NET_BIND_SERVICE.
+    /// Lower ports require CAP_NET_BIND_SERVICE.
     pub(super) first_unprivileged_port: u16,
-    /// A seccomp filter looks at the process's system calls.
+    /// A seccomp filter checks the process's system calls.
     pub(super) has_seccomp: bool,
-    /// `kernel.io_uring_disabled`: 1 is for all but CAP_SYS_ADMIN and a group, 2 for all.
+    /// `kernel.io_uring_disabled`: 1 disables it except for CAP_SYS_ADMIN and a group, 2 for all.
     pub(super) io_uring_disabled: u8,
     pub(super) has_sys_admin: bool,
-    /// RLIMIT_MEMLOCK does not count for the process.
+    /// RLIMIT_MEMLOCK does not apply to the process.
     pub(super) has_ipc_lock: bool,
     pub(super) uid: u32,
     /// RLIMIT_MEMLOCK in bytes.
@@ -34,7 +34,7 @@ pub(super) struct Machine {
     pub(super) data: Option<u64>,
     /// RLIMIT_NOFILE.
     pub(super) files: Option<u64>,
-    /// `pids.max` of the cgroup: the lowest of it and of those above it.
+    /// The lowest `pids.max` of the cgroup and its ancestors.
     pub(super) cgroup_pids: Option<u64>,
 }
 
@@ -60,14 +60,14 @@ impl Machine {
             processes: limit("Max processes"),
             address_space: limit("Max address space"),
             data: limit("Max data size"),
-            // Where that is what is reached, no file of /proc can be opened.
+            // If this is the limit that was reached, no file of /proc can be opened.
             files: sys::open_files().ok(),
             cgroup_pids: cgroup_pids(),
         }
     }
 }
 
-/// The first word behind a name at the start of a line.
+/// Returns the first word after a name at the beginning of a line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()

@@ -1,20 +1,20 @@
-//! Gives free memory back to the system, and keeps the process below its memory limit: what the
+//! Returns free memory to the system, and keeps the process below its memory limit. Memory that the
 //! outboxes' budgets do not bound exactly (the kernel's buffers, requests, connections) may leave
-//! them less than they may take.
+//! the outboxes less than their budget.
 
 use crate::io::allocator;
 use crate::io::memory::MemoryLimit;
 use crate::io::shared::Shared;
 use std::time::{Duration, Instant};
 
-/// How often the use of memory is looked at.
+/// Interval between checks of the memory in use.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often free memory is given back that nobody has asked to give back.
+/// Interval between purges that nobody has requested.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
-/// Memory that workers give up needs a moment to show.
+/// Minimum interval between sheds: memory that workers give up takes a moment to show.
 const SHED_EVERY: Duration = Duration::from_millis(500);
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// Percent of the limit from which outboxes are shed, and down to which.
+/// Percentages of the limit: outboxes are shed from the first, down to the second.
 const HIGH_PERCENT: u64 = 85;
 const LOW_PERCENT: u64 = 75;
 
@@ -27,7 +27,7 @@ pub(super) struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// From here on only [`MemoryWatch::look`] gives memory back.
+    /// Starts the watch; from here on only [`MemoryWatch::look`] returns memory to the system.
     pub(super) fn new(shared: &Shared) -> Self {
         allocator::purge_only_when_asked();
         let limit = shared.settings.memory_limit.clone();
@@ -35,12 +35,12 @@ impl MemoryWatch {
         Self { limit, next_purge: now, next_shed: now, next_warning: now }
     }
 
-    /// Looks at the use of memory, and asks workers for some of theirs where it is near the limit.
+    /// Checks the memory in use, and asks workers for some of theirs if it is near the limit.
     pub(super) fn look(&mut self, shared: &Shared) {
         let now = Instant::now();
         if shared.memory.take_purge_wanted() || now >= self.next_purge {
             self.next_purge = now + PURGE_EVERY;
-            // Here, because it takes long, and nobody waits for this thread.
+            // Done here because it takes long, and nothing waits for this thread.
             allocator::purge();
         }
         let Some(limit) = &self.limit else { return };

@@ -1,12 +1,12 @@
-//! The ports of a node: taken by main before the threads listen on them, so that what is wrong with
-//! one is found once, and named.
+//! The ports of a node. Main reserves them before the threads listen on them, so that a problem
+//! with a port is found once and reported by name.
 
 use super::error::{NodeError, PortFlag};
 use crate::config::{Bind, Config, OpsPort};
 use crate::io::listener::{listen, reserve};
 use std::net::{SocketAddr, TcpListener};
 
-/// Where a node listens, known once it does.
+/// The addresses on which a node listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub ws: SocketAddr,
@@ -16,14 +16,14 @@ pub struct Addresses {
     pub swagger: SocketAddr,
 }
 
-/// The ports that were asked for.
+/// The requested ports.
 pub(super) struct Wanted {
     ws: PortFlag,
     http: PortFlag,
     metrics: PortFlag,
     pprof: PortFlag,
     swagger: PortFlag,
-    /// Whether any free port serves where that one is in use.
+    /// Whether any free port will do if the requested one is in use.
     any_pprof: bool,
     any_swagger: bool,
     /// `--send_buffer_bytes`.
@@ -47,7 +47,7 @@ impl Wanted {
         }
     }
 
-    /// The ports, held until every thread listens on its own.
+    /// Reserves the ports, which are held until every thread listens on its own.
     pub(super) fn reserve(&self) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
         let (ws_held, ws) = take(&self.ws)?;
         let (http_held, http) = take(&self.http)?;
@@ -58,13 +58,13 @@ impl Wanted {
         Ok((addresses, [ws_held, http_held, metrics_held, pprof_held, swagger_held]))
     }
 
-    /// Listens on the WebSocket port and on the HTTP port, for one worker.
+    /// Listens on the WebSocket port and the HTTP port, for one worker.
     pub(super) fn listen_for_worker(&self, at: &Addresses) -> Result<[TcpListener; 2], NodeError> {
         let listen = |port, at| listen_on(port, at, self.unsent_bytes);
         Ok([listen(&self.ws, at.ws)?, listen(&self.http, at.http)?])
     }
 
-    /// Listens on the ports of the metrics, of profiles and of the pages.
+    /// Listens on the ports of the metrics, the profiles and the pages.
     pub(super) fn listen_for_ops(&self, at: &Addresses) -> Result<[TcpListener; 3], NodeError> {
         let listen = |port, at| listen_on(port, at, self.unsent_bytes);
         Ok([
