@@ -125,7 +125,8 @@ impl Setting<'_> {
         self.number_or(default)
     }
 
-    /// Returns the number. `default` is for a flag whose default is computed.
+    /// Returns the number. `default` is for a flag whose default is computed; so it is in
+    /// `size_or`.
     pub(super) fn number_or(self, default: u64) -> Result<u64, Exit> {
         let (what, range) = match self.flag.kind {
             Kind::Number { what, min, max } => (what, min..=max),

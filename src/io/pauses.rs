@@ -33,8 +33,8 @@ const READ_EVERY_NS: u64 = 200_000;
 const LONG_ON_SHARED_CORE_NS: u64 = 100_000;
 
 /// Pieces of work that HTTP connections may do in one round, about a millisecond; the rest waits
-/// for the next round. A connection with input costs a task switch and several system calls
-/// besides.
+/// for the next round. A connection with input costs a turn of its task and several
+/// system calls besides.
 const PIECES_PER_ROUND: u32 = 512;
 pub const REQUEST: u32 = 1;
 pub const READ: u32 = 8;
