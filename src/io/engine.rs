@@ -52,8 +52,7 @@ const EVENTS_PER_LOOK: usize = 8;
 /// Sends per submission, of 4 to 9 us each, and the time after which other tasks run.
 const SENDS_PER_SUBMISSION: usize = 64;
 const SENDING: Duration = Duration::from_micros(400);
-/// At or below this number, closes are carried out with the flush before them; more are left to the
-/// next turns.
+/// Up to this number, closes are carried out with the flush before them; more in the next turns.
 const CLOSES_PER_FLUSH: usize = 8;
 /// At or below this many sends, plain system calls are cheaper than the ring.
 const DIRECT_SENDS: usize = 2;
@@ -300,8 +299,7 @@ impl Engine {
         self.handshakes.insert(fd, received, deadline_ms)
     }
 
-    /// Makes sure that this worker has a descriptor for one more socket. Returns `false` if it has
-    /// none.
+    /// Makes sure that this worker has a descriptor for one more socket; `false` if it has none.
     fn make_room(&mut self) -> bool {
         while self.descriptors_in_use() >= self.descriptors.websocket_sockets() {
             if self.lingering.end_oldest() {
@@ -524,8 +522,7 @@ impl Engine {
         self.note_inbound(slot, before, ends_another);
     }
 
-    /// Polls for the connection's next bytes, unless it is being closed or does not read its
-    /// replies.
+    /// Polls for the connection's next bytes, unless it is closing or does not read its replies.
     fn read_on(&mut self, slot: u32) {
         let wants_input = self.worker.wants_input(slot);
         let entry = &mut self.slots[slot as usize];
