@@ -1,5 +1,5 @@
-//! Who may ask on the ops ports, and what everyone else gets: a browser a page with a field for the
-//! token, any other client a text that names the header.
+//! Access control of the ops ports. Without the token, a browser gets a page with a field for it;
+//! any other client gets a text that names the header.
 
 use super::asset::Asset;
 use super::reply::Reply;
@@ -8,13 +8,13 @@ use crate::wire::params::Params;
 use crate::wire::sign::Token;
 
 const GATE: &str = include_str!("pages/assets/gate.html");
-/// Nothing of a client or of the node is in the page. What it shows once it has the token inherits
-/// this policy, and a flame graph has its style and its script inside.
+/// The page contains nothing about a client or the node. What it shows once it has the token
+/// inherits this policy, and a flame graph has its style and its script inline.
 pub const GATE_POLICY: &str = "default-src 'none'; script-src 'self' 'unsafe-inline'; \
      style-src 'self' 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'";
 
-/// What the gate and the pages ask for the token with. They are the same everywhere.
+/// The files with which the gate and the pages ask for the token. They are the same on every node.
 const FILES: [Asset; 3] = [
     Asset::script("/gate.js", include_bytes!("pages/assets/gate.js")),
     Asset::script("/token.js", include_bytes!("pages/assets/token.js")),
@@ -23,9 +23,9 @@ const FILES: [Asset; 3] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// No token is demanded, or the header has it (RFC 6750, section 2.1).
+    /// No token is required, or the header carries it (RFC 6750, section 2.1).
     Granted,
-    /// The address has it as `?token=` (section 2.3), for tools that take nothing but an address.
+    /// The URL carries it as `?token=` (section 2.3), for tools that accept only a URL.
     InAddress,
     Denied,
 }
@@ -48,19 +48,19 @@ impl Access {
     }
 }
 
-/// Whether a person opens this address: only browsers ask for HTML by name.
+/// Returns whether a person opens this URL: only browsers ask for HTML by name.
 pub fn is_browser(head: &Head<'_>) -> bool {
     let types = head.accept.unwrap_or("").split(',');
     let mut names = types.map(|one| one.split(';').next().unwrap_or("").trim());
     names.any(|name| name.eq_ignore_ascii_case("text/html"))
 }
 
-/// A file that is served without a token on every port.
+/// Returns a file that is served without a token on every port.
 pub fn file(head: &Head<'_>) -> Option<Reply> {
     FILES.iter().find(|file| file.path == head.path).map(|file| file.answer(head))
 }
 
-/// The answer without the token, or with a wrong one.
+/// Returns the response to a missing or wrong token.
 pub fn refusal(head: &Head<'_>) -> Reply {
     if is_browser(head) {
         return unauthorized(gate());
@@ -69,7 +69,7 @@ pub fn refusal(head: &Head<'_>) -> Reply {
     unauthorized(Reply::text(401, text))
 }
 
-/// A page that takes the token out of the address or asks for it, and then shows what is there.
+/// Returns a page that takes the token out of the URL or asks for it, then shows what is there.
 pub fn gate() -> Reply {
     Reply::new(200, "text/html; charset=utf-8", GATE)
         .with("Content-Security-Policy", GATE_POLICY)
@@ -77,7 +77,7 @@ pub fn gate() -> Reply {
         .with("Cache-Control", "no-store")
 }
 
-/// The reply as one to a client that has to show a token first.
+/// Turns the reply into one for a client that must present a token first.
 pub fn unauthorized(mut reply: Reply) -> Reply {
     reply.status = 401;
     reply.fields.retain(|(name, _)| !matches!(*name, "ETag" | "Cache-Control"));

@@ -1,5 +1,5 @@
-//! Files that are built in. A browser keeps them, and asks each time whether they are still those
-//! of this version.
+//! Built-in files. A browser caches them and revalidates each time that they are still this
+//! version's.
 
 use super::reply::Reply;
 use crate::wire::http::Head;
@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 pub const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 pub const CSS: &str = "text/css; charset=utf-8";
-/// Bytes of the hash that make a file's tag: nobody forges one.
+/// Bytes of the hash used as a file's ETag. This few suffice: nobody gains by forging one.
 const TAG_BYTES: usize = 12;
 
 pub struct Asset {
@@ -26,7 +26,7 @@ impl Asset {
         Self { path, content_type: CSS, bytes }
     }
 
-    /// The file, or 304 where the browser has it.
+    /// Returns the file, or 304 if the browser has it.
     pub fn answer(&self, head: &Head<'_>) -> Reply {
         let tag = tag(self.bytes);
         let reply = match head.if_none_match {
@@ -49,7 +49,7 @@ fn tag(bytes: &[u8]) -> String {
     tag
 }
 
-/// Whether the tag is in the list of If-None-Match (RFC 9110, section 13.1.2).
+/// Returns whether `If-None-Match` lists the tag (RFC 9110, section 13.1.2).
 fn is_among(tag: &str, known: &str) -> bool {
     known.split(',').map(str::trim).any(|one| one == "*" || one.trim_start_matches("W/") == tag)
 }

@@ -1,12 +1,12 @@
-//! HTTP(S) to others, from threads that may wait.
+//! HTTP(S) requests to other servers, from threads that may block.
 
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::Agent;
 use ureq::tls::{RootCerts, TlsConfig};
 
-/// Certificates are checked against those that the machine trusts. Proxies are those of the
-/// environment: `HTTPS_PROXY`, `NO_PROXY`.
+/// Certificates are checked against the machine's trust store. Proxies come from the environment:
+/// `HTTPS_PROXY`, `NO_PROXY`.
 pub fn agent(timeout: Duration) -> Agent {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = TlsConfig::builder()

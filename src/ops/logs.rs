@@ -1,5 +1,5 @@
-//! The log. Whoever has something to tell formats it whole and hands it to a thread that owns the
-//! output, and never waits: what the output does not take in time is dropped and counted.
+//! The log. The logging thread formats the complete line, hands it to a thread that owns the
+//! output, and never waits: lines that the output does not take in time are dropped and counted.
 
 mod file;
 mod janitor;
@@ -34,47 +34,49 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use writer::{Output, Word, Writer};
 
-/// Words that may wait for the output, and their bytes; beyond, lines are dropped.
+/// Maximum number of messages waiting for the output, and of their bytes; beyond, lines are
+/// dropped.
 const MAX_WORDS: usize = 8_192;
 const MAX_BYTES: usize = 8 << 20;
-/// The target of what is logged about panics.
+/// The target of log events about panics.
 pub const PANICS: &str = "panic";
-/// The name of the event that says why the program ends; [`fail`] says it to who started it.
+/// The name of the event that reports why the program ends; [`fail`] reports it to whoever started
+/// it.
 pub const FAILURE: &str = "failure";
-/// How often a full queue is tried again by who waits for its end.
+/// Interval between attempts to enqueue while the queue is full.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The log of this process; tests have others.
+/// The log of this process; tests create others.
 static LOGS: OnceLock<Logs> = OnceLock::new();
 
-/// Makes it the log of this process, which the functions below are about. The first one stays.
+/// Makes it the log of this process, which the functions below use. The first one stays.
 pub fn install(logs: Logs) {
     let _ = LOGS.set(logs);
 }
 
-/// Lines that were dropped since the start: `ws_cluster_log_dropped_total`.
+/// Returns the lines dropped since the start: `ws_cluster_log_dropped_total`.
 pub fn dropped() -> u64 {
     LOGS.get().map_or(0, Logs::dropped)
 }
 
-/// Opens the file anew, if there is one: logrotate has moved it away.
+/// Reopens the file, if there is one, after logrotate has moved it away.
 pub fn reopen() {
     LOGS.get().into_iter().for_each(Logs::reopen);
 }
 
-/// Whether somebody reads the log on a terminal, and nowhere else.
+/// Returns whether the log goes to a terminal and nowhere else.
 pub fn is_on_terminal() -> bool {
     LOGS.get().is_some_and(|logs| logs.is_on_terminal)
 }
 
-/// Waits until what was handed over is written, at most that long.
+/// Waits at most `patience` until everything handed over is written.
 pub fn flush(patience: Duration) {
     if let Some(logs) = LOGS.get() {
         logs.flush(patience);
     }
 }
 
-/// What a log is told.
+/// Settings of a log.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub format: Format,
@@ -83,7 +85,8 @@ pub struct Settings {
     pub file: Option<FileSettings>,
 }
 
-/// Hands lines to the thread that writes them. Clones share it; it ends after the last of them.
+/// Hands lines to the thread that writes them. Clones share it; the thread ends after the last of
+/// them.
 #[derive(Debug, Clone)]
 pub struct Logs {
     words: SyncSender<Word>,
@@ -93,10 +96,10 @@ pub struct Logs {
     is_on_terminal: bool,
 }
 
-/// What the writing thread shares with the others beside the words.
+/// What the writing thread shares with the others besides the messages.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Of lines that wait.
+    /// Total size of the lines that wait.
     bytes: AtomicUsize,
     dropped: AtomicU64,
     must_reopen: AtomicBool,
@@ -113,7 +116,7 @@ impl Queue {
 }
 
 impl Logs {
-    /// Starts the thread; fails where the output cannot be opened. To be called before the threads
+    /// Starts the thread; fails if the output cannot be opened. Call it before starting the threads
     /// that log, with signals blocked.
     pub fn start(settings: Settings) -> io::Result<Self> {
         let Settings { format, node, file } = settings;
@@ -130,8 +133,8 @@ impl Logs {
         let (opened, is_open) = sync_channel(1);
         let shared = Arc::clone(&queue);
         let write = move || {
-            // In a table of its own: copies in those of the workers would keep a file that was
-            // rotated and deleted on the disk.
+            // Uses its own descriptor table: copies in the workers' tables would keep a rotated and
+            // deleted file on the disk.
             let unshared = threads::unshare_files().map_err(io::Error::from);
             match unshared.and_then(|()| Output::open(file)) {
                 Ok(output) => {
@@ -152,29 +155,30 @@ impl Logs {
         self.queue.dropped()
     }
 
-    /// For who started the node, on standard output wherever the log goes: the text as it is; with
-    /// JSON, which has one line for each thing, what is said in its place.
+    /// Reports to whoever started the node, on standard output wherever the log goes: the text as
+    /// it is or, with JSON, which has one line per event, `said` in its place.
     pub fn print(&self, text: &str, said: Said) {
         let lines = match self.style.format {
             Format::Text => text,
             Format::Json => &self.style.line(&line(Level::INFO, said)),
         };
         if self.is_file {
-            // A node does its work even if nobody wants to read where it listens.
+            // A node keeps working even if nobody reads where it listens.
             let _ = io::stdout().write_all(lines.as_bytes());
         } else {
             self.hand_over(lines.into());
         }
     }
 
-    /// The path may name another file now.
+    /// Reopens the file: the path may name another file now.
     pub fn reopen(&self) {
         self.queue.must_reopen.store(true, Relaxed);
-        // A full queue needs no wake.
+        // A full queue needs no wake-up.
         let _ = self.words.try_send(Word::Wake);
     }
 
-    /// Waits until what was handed over is written, at most that long; `false`: it is not.
+    /// Waits at most `patience` until everything handed over is written; returns `false` if it is
+    /// not.
     pub fn flush(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let (done, is_done) = sync_channel(1);
@@ -190,7 +194,7 @@ impl Logs {
         is_done.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
     }
 
-    /// Takes whole lines, each with its end. Never waits.
+    /// Takes complete lines, each with its newline. Never blocks.
     fn hand_over(&self, lines: String) {
         let (count, length) = (lines_in(lines.as_bytes()), lines.len());
         let before = self.queue.bytes.fetch_add(length, Relaxed);
@@ -204,7 +208,7 @@ impl Logs {
 impl<S: Subscriber> Layer<S> for Logs {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        // Whoever reads standard output gets it on standard error.
+        // Without a log file, [`fail`] reports it on standard error.
         if metadata.name() == FAILURE && !self.is_file {
             return;
         }
@@ -219,7 +223,7 @@ impl<S: Subscriber> Layer<S> for Logs {
     }
 }
 
-/// Logs panics, too, before they go where they went. To be called once.
+/// Logs panics before passing them to the previous hook. Call it once.
 pub fn log_panics() {
     let next = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -232,8 +236,8 @@ pub fn log_panics() {
     }));
 }
 
-/// Says why the program ends, once, on standard error: as text, or as a line of a log in JSON. One
-/// write, so that nothing comes between its parts.
+/// Reports on standard error why the program ends, once: as text, or as a JSON log line. It is a
+/// single write, so that nothing comes between its parts.
 pub fn fail(format: Format, node: Option<NodeId>, why: &str) {
     let is_journal = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let is_journal = is_journal.and_then(|file| file.metadata()).is_ok_and(|it| is_journal_at(&it));
@@ -244,17 +248,17 @@ pub fn fail(format: Format, node: Option<NodeId>, why: &str) {
         Format::Text => format!("ws-cluster: {why}\n"),
         Format::Json => style.line(&line(Level::ERROR, said)),
     };
-    // There is nobody left to tell if that fails.
+    // If that fails, there is nobody left to report it to.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// A line of the program itself, now.
+/// Returns a line of the program itself, with the current time.
 fn line(level: Level, said: Said) -> Line<'static> {
     Line { now_ms: sys::now_ms(), level, target: env!("CARGO_CRATE_NAME"), thread: "main", said }
 }
 
-/// systemd says what its journal is connected to (systemd.exec(5), `JOURNAL_STREAM`): whoever
-/// starts us may have put something else in its place.
+/// systemd names the device and inode of its journal (systemd.exec(5), `JOURNAL_STREAM`): whoever
+/// starts us may have redirected the output since.
 fn is_journal_at(output: &Metadata) -> bool {
     let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     journal == format!("{}:{}", output.dev(), output.ino())

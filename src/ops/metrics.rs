@@ -1,5 +1,5 @@
-//! `/metrics` for Prometheus. Each metric is declared once, in [`table`]; from that come what a
-//! scrape gets, the counters of the live page, and the tables of docs/operations.md.
+//! `/metrics` for Prometheus. Each metric is declared once, in [`table`]; the scrape, the counters
+//! of the live page and the tables of docs/operations.md are derived from that.
 
 pub(super) mod process;
 pub(super) mod read;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use table::GROUPS;
 
-/// What `/metrics` shows.
+/// Returns everything that `/metrics` shows.
 pub fn registry(shared: &Arc<Shared>) -> Registry {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(NodeMetrics(Arc::clone(shared))));
@@ -48,7 +48,7 @@ pub fn answer(registry: &Registry, head: &Head<'_>) -> Reply {
     reply.with("Vary", "Accept")
 }
 
-/// What the live page shows of each worker and of the queue, as it calls that.
+/// Returns what the live page shows of each worker and of the queue, under the names it uses.
 pub(super) fn live() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let all = GROUPS.iter().flat_map(|group| group.metrics);
     all.filter_map(|metric| metric.live.map(|name| (name, &metric.value)))
@@ -58,24 +58,24 @@ pub(super) fn live() -> impl Iterator<Item = (&'static str, &'static Value)> {
 struct Group {
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     title: &'static str,
-    /// They are there with `--queue redis` only.
+    /// Present only with `--queue redis`.
     needs_redis: bool,
     metrics: &'static [Metric],
 }
 
-/// Something that a node shows of itself.
+/// A metric of the node.
 struct Metric {
-    /// As it is scraped: that of a counter ends in `_total`.
+    /// The name in a scrape: that of a counter ends in `_total`.
     name: &'static str,
     kind: Kind,
-    /// The names of its labels, for the docs.
+    /// Its label names, for the docs.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     labels: &'static str,
     help: &'static str,
-    /// What the docs say beyond that.
+    /// Further text for the docs.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     more: &'static str,
-    /// How the live page calls it, where that shows it for each worker, or for the queue.
+    /// Its name on the live page, if that shows it per worker or for the queue.
     live: Option<&'static str>,
     value: Value,
 }
@@ -88,18 +88,18 @@ enum Kind {
     Info,
 }
 
-/// Where a metric's value is.
+/// The source of a metric's value.
 pub(in crate::ops) enum Value {
-    /// A counter of each worker; their sum is shown.
+    /// A counter of each worker, shown as their sum.
     Worker(fn(&Counters) -> &Counter),
-    /// The same, shown for each worker.
+    /// A counter of each worker, shown per worker.
     EachWorker(fn(&Counters) -> &Counter),
-    /// A counter of each worker's HTTP side; their sum is shown.
+    /// A counter of each worker's HTTP side, shown as their sum.
     Http(fn(&HttpCounters) -> &Counter),
     Broker(fn(&BrokerCounters) -> &Counter),
     Node(fn(&Shared) -> u64),
     Float(fn(&Shared) -> f64),
-    /// It is left out where it cannot be known.
+    /// Left out if it cannot be determined.
     Maybe(fn(&Shared) -> Option<u64>),
     /// Several values, each with labels.
     Samples(fn(&Shared, &mut Samples)),
@@ -118,11 +118,11 @@ enum Number {
     Float(f64),
 }
 
-/// Counts by size.
+/// A histogram.
 #[derive(Debug)]
 pub(in crate::ops) struct Distribution {
     labels: Labels,
-    /// Upper bounds, and the number of values up to each that are above the one before.
+    /// Upper bounds, each with the number of values above the bound before it.
     buckets: Vec<(f64, u64)>,
     sum: f64,
 }
@@ -150,7 +150,7 @@ impl Samples {
 }
 
 impl Distribution {
-    /// `counts` has one more than `bounds`: what is above all of them.
+    /// `counts` has one element more than `bounds`: the values above all of them.
     fn new(bounds: &[f64], counts: &[u64], sum: f64) -> Self {
         let bounds = bounds.iter().copied().chain([f64::INFINITY]);
         Self { labels: Vec::new(), buckets: bounds.zip(counts.iter().copied()).collect(), sum }
@@ -198,7 +198,7 @@ impl Metric {
         Self { live: Some(name), ..self }
     }
 
-    /// The name of its family: the encoder adds what the kind demands.
+    /// Returns the name of its family: the encoder adds the suffix of its kind.
     fn family(&self) -> &'static str {
         let suffix = match self.kind {
             Kind::Counter => "_total",
@@ -259,7 +259,7 @@ impl Metric {
             if self.kind == Kind::Info {
                 return Info::new(labels).encode(family);
             }
-            // With an empty set of labels it would be shown with empty braces.
+            // An empty set of labels would be shown as empty braces.
             if labels.is_empty() {
                 return self.encode_value(value, family);
             }

@@ -1,5 +1,5 @@
-//! Floor 4: what operators see of a node, on ports and a thread of their own: nothing here can slow
-//! or stop a worker.
+//! Floor 4: what operators see of a node, on separate ports and a separate thread, so that nothing
+//! here can slow or stop a worker.
 
 mod access;
 mod asset;

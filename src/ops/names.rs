@@ -1,7 +1,7 @@
-//! Which requests to the ops ports are answered at all: those that name this node, and that no
-//! other site's page has made.
+//! Decides which requests to the ops ports are answered at all: those that name this node and were
+//! not made by another site's page.
 //!
-//! A page of another site can make its name resolve to this node (DNS rebinding), and would then
+//! A page of another site can make its name resolve to this node (DNS rebinding), and could then
 //! read what the node shows to its own machine. The browser sends that name as Host. Addresses
 //! cannot be rebound.
 
@@ -12,10 +12,10 @@ use crate::state::counters::Refusal;
 use crate::wire::http::Head;
 use std::net::IpAddr;
 
-/// What is quoted of a name at most.
+/// Maximum number of bytes quoted of a name.
 const QUOTED_BYTES: usize = 100;
 
-/// The names by which the ops ports may be asked.
+/// The host names that the ops ports accept.
 #[derive(Debug)]
 pub struct Names {
     /// The address that the ports are bound to.
@@ -29,7 +29,7 @@ impl Names {
         Self { bound, more }
     }
 
-    /// The refusal of a request that does not name this node.
+    /// Returns the refusal of a request that does not name this node.
     pub(super) fn check(&self, host: Option<&str>) -> Result<(), Reply> {
         let Some(host) = host else {
             let text = "name this node in the field Host, e.g. Host: localhost\n";
@@ -67,8 +67,8 @@ impl Names {
     }
 }
 
-/// The refusal of a request that another site's page has made, where that would show or cost
-/// something: it does not get to read the answer, but to have a profile taken.
+/// Returns the refusal of a request made by another site's page, if that would reveal or cost
+/// something: the page cannot read the answer, but it could have a profile taken.
 pub(super) fn check_site(site: Site, head: &Head<'_>) -> Result<(), Reply> {
     let shows_node = site == Site::Pages && pages::shows_node(head.path);
     let costs = site == Site::Pprof && head.path.len() > "/debug/pprof/".len();
@@ -91,7 +91,7 @@ pub(super) fn check_site(site: Site, head: &Head<'_>) -> Result<(), Reply> {
     Ok(())
 }
 
-/// Why a refusal is counted.
+/// Returns the reason under which a refusal is counted.
 pub(super) fn reason_of(status: u16) -> Option<Refusal> {
     match status {
         401 => Some(Refusal::OpsToken),
@@ -109,7 +109,7 @@ fn refusal(status: u16, text: String) -> Reply {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            // An address of IPv6 without a port stands in brackets.
+            // An IPv6 address without a port is in brackets.
             if name.contains(':') && !name.ends_with(']') { host } else { name }
         }
         _ => host,
@@ -155,7 +155,7 @@ mod tests {
             }
         }
         assert!(check("10.0.0.7", "10.0.0.7:9091") && !check("10.0.0.7", "10.0.0.8"));
-        // Whatever address it was: a name that is rebound is none.
+        // Any address is accepted: a rebound name is never an address.
         assert!(check("0.0.0.0", "192.168.1.2:9091") && check("::", "[fe80::1]:9091"));
         assert!(names("::1").check(None).is_err());
     }
@@ -199,7 +199,7 @@ mod tests {
                 check(Site::Pages, "/", foreign) && check(Site::Pprof, "/debug/pprof/", foreign)
             );
         }
-        // The live page links to the profiles, on another port.
+        // The live page links to the profiles, which are on another port.
         assert!(!live("Sec-Fetch-Site: same-site\r\n") && profile("Sec-Fetch-Site: same-site\r\n"));
     }
 }

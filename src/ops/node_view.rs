@@ -1,10 +1,10 @@
-//! The node as the sites see it.
+//! The node as the ops sites see it.
 
 use crate::io::shared::Shared;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// What the node's threads share, and the addresses of its public ports.
+/// State shared by the node's threads, and the addresses of its public ports.
 pub struct NodeView {
     pub shared: Arc<Shared>,
     pub ws: SocketAddr,

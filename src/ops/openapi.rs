@@ -1,5 +1,5 @@
-//! The description of the HTTP API (OpenAPI 3.1), made from the types and functions beside it.
-//! `docs/openapi.yaml` is what it says, for readers without a node.
+//! The description of the HTTP API (OpenAPI 3.1), generated from the types and functions beside it.
+//! `docs/openapi.yaml` holds the same description, for readers without a node.
 
 pub mod paths;
 pub mod schemas;
@@ -9,11 +9,11 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
 use utoipa::openapi::{OpenApi, RefOr, Required, Schema};
 use utoipa::{Modify, OpenApi as _, ToSchema};
 
-/// The description for readers without a node, and the address that it has in a node's place.
+/// The description for readers without a node, and the address used there instead of a node's.
 const YAML: &str = include_str!("../../docs/openapi.yaml");
 const NO_NODE: &str = "http://localhost:8912";
 
-/// As JSON, with the address of the node's HTTP port.
+/// Returns the description as JSON, with the address of the node's HTTP port.
 pub fn json(address: &str) -> Option<String> {
     let mut api = HttpApi::openapi();
     for server in api.servers.iter_mut().flatten() {
@@ -22,7 +22,7 @@ pub fn json(address: &str) -> Option<String> {
     api.to_json().ok()
 }
 
-/// As YAML, likewise.
+/// Returns it as YAML, likewise.
 pub fn yaml(address: &str) -> String {
     YAML.replacen(NO_NODE, address, 1)
 }
@@ -46,7 +46,7 @@ pub fn yaml(address: &str) -> String {
 )]
 struct HttpApi;
 
-/// The two ways in which a sign travels.
+/// The two ways to send a signature.
 struct Signs;
 
 impl Modify for Signs {
@@ -61,8 +61,8 @@ impl Modify for Signs {
     }
 }
 
-/// A push may be a query instead of a body, and none has unknown members: the macros cannot say
-/// either.
+/// A push may be a query instead of a body, and unknown members are refused: the macros can express
+/// neither.
 struct OfPushes;
 
 impl Modify for OfPushes {

@@ -1,4 +1,4 @@
-//! Traces to an OpenTelemetry collector: OTLP over HTTP, from a thread of its own.
+//! Exports traces to an OpenTelemetry collector: OTLP over HTTP, from its own thread.
 
 use super::client;
 use crate::io::shared::Shared;
@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often the workers' rings are looked at; what is there leaves in one request.
+/// Interval at which the workers' rings are read; what they hold leaves in one request.
 const EVERY: Duration = Duration::from_millis(500);
-/// Spans of one request; the rest follows in the next.
+/// Maximum number of spans in one request; the rest follows in the next.
 const MAX_SPANS: usize = 2_048;
-/// A collector that does not answer is complained of so often.
+/// Minimum interval between warnings about a collector that does not answer.
 const WARNING_EVERY: Duration = Duration::from_secs(60);
 
-/// Where traces go, and which.
+/// Where traces are sent, and with which attributes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OtelSettings {
-    /// The whole URL, e.g. `http://collector:4318/v1/traces`.
+    /// The complete URL, e.g. `http://collector:4318/v1/traces`.
     pub url: String,
-    /// Fields of each request; their values may be secret.
+    /// Header fields of each request; their values may be secret.
     pub headers: Vec<(String, Hidden)>,
     pub timeout: Duration,
     /// `service.name` first.
@@ -30,7 +30,7 @@ pub struct OtelSettings {
     pub sampler: Sampler,
 }
 
-/// Text that is not shown.
+/// Text that is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hidden(pub String);
 
@@ -40,7 +40,7 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
-/// Exports spans for as long as the process lives.
+/// Exports spans until the process ends.
 pub fn run(settings: OtelSettings, shared: Arc<Shared>, mut sources: Vec<Consumer<Span>>) {
     let agent = client::agent(settings.timeout);
     let mut last_warning: Option<Instant> = None;
@@ -93,7 +93,7 @@ fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRe
         ("service.version", version::FULL.to_owned()),
         ("service.instance.id", shared.settings.node.to_string()),
     ];
-    // What the environment says of them counts.
+    // The environment's values take precedence.
     for (key, value) in own {
         if settings.attributes.iter().all(|(given, _)| given != key) {
             attributes.push(text(key, &value));
@@ -153,8 +153,8 @@ fn number(key: &str, value: u64) -> KeyValue {
     KeyValue { key: key.into(), value: Some(value) }
 }
 
-// The messages of opentelemetry/proto/collector/trace/v1 and trace/v1, as far as they are used;
-// fields keep their numbers. `AnyValue` is a oneof there: exactly one of its fields is set here.
+// The messages of opentelemetry/proto/collector/trace/v1 and trace/v1, as far as they are used; the
+// field numbers are theirs. `AnyValue` is a oneof there: exactly one field is set here.
 
 #[derive(Clone, PartialEq, Message)]
 struct ExportRequest {

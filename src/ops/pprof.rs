@@ -1,8 +1,8 @@
-//! Profiles, in the shape of Go's `net/http/pprof`.
+//! Profiles, in the format of Go's `net/http/pprof`.
 //!
-//! A profile is taken by the kernel ([`crate::io::perf`]): the workers do nothing for it. Reading
-//! what it wrote, and giving names to addresses, is done on a thread that lives as long as the
-//! profile and has a low priority: neither workers nor scrapes wait for it.
+//! The kernel takes a profile ([`crate::io::perf`]): it costs the workers no work. A thread that
+//! lives as long as the profile reads the records and resolves addresses to names. It has a low
+//! priority, so neither workers nor scrapes wait for it.
 
 mod cmdline;
 mod cpu;
@@ -33,22 +33,22 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// Go's.
+/// Go's default.
 const DEFAULT_SECONDS: u64 = 30;
 const MAX_SECONDS: u64 = 300;
-/// How often it is looked whether a job is done, and whether its client is still there.
+/// Interval at which a job's completion and its client's presence are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Seconds that giving names to addresses may take, as far as others are told when to come again.
+/// Seconds allowed for resolving names, in the `Retry-After` sent to others.
 const NAMING_SECONDS: u64 = 2;
 
-/// What a recording is made into.
+/// The output format of a recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Pprof,
     FlameGraph,
 }
 
-/// The profile that is being taken, if there is one: two at a time would see each other's work.
+/// The profile being taken, if any: two at a time would measure each other's work.
 #[derive(Debug, Default)]
 pub struct Profiler(RefCell<Option<Running>>);
 
@@ -59,7 +59,7 @@ struct Running {
     since: Instant,
 }
 
-/// Answers a request to the port of profiles; `connection` is where it came from.
+/// Answers a request to the profiling port; `connection` is the client's socket.
 pub async fn answer(
     shared: &Arc<Shared>,
     profiler: &Profiler,
@@ -89,7 +89,7 @@ fn text(body: String) -> Reply {
     Reply::text(200, body).with("X-Content-Type-Options", "nosniff")
 }
 
-/// The arguments of this process, those that are no UTF-8 too.
+/// Returns the arguments of this process, including those that are not UTF-8.
 fn args() -> impl Iterator<Item = String> {
     std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())
 }
@@ -102,7 +102,7 @@ fn ended_early() -> Reply {
     Reply::text(500, "the thread for it ended early: see the node's log\n")
 }
 
-/// Takes a profile and makes it into what was asked for.
+/// Takes a profile and converts it to the requested format.
 async fn take(
     profiler: &Profiler,
     node: NodeId,
@@ -154,7 +154,7 @@ fn taken(kind: Kind, body: Vec<u8>) -> Reply {
     reply.with("X-Content-Type-Options", "nosniff")
 }
 
-/// What to allow, where the kernel refuses.
+/// Returns what to allow if the kernel refuses.
 fn refused(error: &CpuError) -> String {
     let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
     let paranoid = paranoid.unwrap_or_else(|_| "not to be read".into());
@@ -172,11 +172,11 @@ fn refused(error: &CpuError) -> String {
     )
 }
 
-/// The `seconds` of a query.
+/// Parses `seconds` from a query.
 fn seconds(query: &str) -> Result<u64, String> {
     let params = Params::parse(query.as_bytes()).map_err(|error| error.msg.to_string())?;
     let Some(text) = params.get("seconds") else { return Ok(DEFAULT_SECONDS) };
-    // A sign or a fraction is none of Go's either.
+    // Go accepts neither a sign nor a fraction.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = text.parse().ok().filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
     seconds.filter(|_| is_number).ok_or_else(|| {
@@ -188,7 +188,7 @@ fn seconds(query: &str) -> Result<u64, String> {
 }
 
 impl Profiler {
-    /// Takes the only place, or refuses.
+    /// Takes the only slot, or refuses.
     fn enter(&self, running: Running) -> Result<Place<'_>, Reply> {
         if let Some(other) = &*self.0.borrow() {
             let began = other.since.elapsed().as_secs();
@@ -205,7 +205,7 @@ impl Profiler {
     }
 }
 
-/// The only place; free again when this is dropped.
+/// The only slot; free again when this is dropped.
 struct Place<'a>(&'a Profiler);
 
 impl Drop for Place<'_> {
@@ -214,7 +214,7 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Work on a thread of its own, which shares the ops thread's table of descriptors.
+/// Work on a separate thread, which shares the ops thread's descriptor table.
 struct Job<T> {
     result: Receiver<T>,
     is_cancelled: Arc<AtomicBool>,
@@ -227,14 +227,13 @@ impl<T: Send + 'static> Job<T> {
         let seen = Arc::clone(&is_cancelled);
         threads::spawn("pprof", move || {
             sys::yield_to_others();
-            // Nobody waits any more: then it was for nothing.
+            // If nobody waits any more, the result is discarded.
             let _ = sender.send(work(&seen));
         })?;
         Ok(Self { result, is_cancelled })
     }
 
-    /// Waits for the end of the work, and asks it to end soon when the client goes away. `None`:
-    /// it panicked.
+    /// Waits for the work to end, and cancels it if the client disconnects. `None`: it panicked.
     async fn result(self, connection: BorrowedFd<'_>) -> Option<T> {
         loop {
             match self.result.try_recv() {
@@ -242,7 +241,7 @@ impl<T: Send + 'static> Job<T> {
                 Err(TryRecvError::Disconnected) => return None,
                 Err(TryRecvError::Empty) => monoio::time::sleep(LOOK_EVERY).await,
             }
-            // As Go does, which takes the end of what a client sends for the client's end.
+            // Like Go, treats the end of the client's stream as a disconnect.
             if sys::has_peer_ended(connection) {
                 self.is_cancelled.store(true, Relaxed);
             }

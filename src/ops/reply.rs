@@ -1,8 +1,8 @@
-//! A site's answer.
+//! A site's reply.
 
 use std::borrow::Cow;
 
-/// The answer of a site, before it is written as HTTP.
+/// The reply of a site, before it is written as HTTP.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,

@@ -1,8 +1,8 @@
-//! Errors and panics, told to a Sentry. Without a DSN nothing of this exists: no thread, no hook,
-//! no look at an event.
+//! Reports errors and panics to Sentry. Without a DSN none of this runs: no thread, no hook, no
+//! inspection of events.
 //!
-//! Whoever logs an error makes the event and hands it to a thread that posts it; only a thread that
-//! panics waits until it is posted, because the process may end with it.
+//! The thread that logs an error builds the event and hands it to a thread that posts it; only a
+//! panicking thread waits until it is posted, because the process may end with it.
 
 mod budget;
 mod post;
@@ -27,21 +27,21 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// How long the end of the process, and of a thread that panics, waits for what is to be posted.
+/// How long the end of the process, and a panicking thread, wait for events to be posted.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Events that were not sent since the start.
 static UNSENT: AtomicU64 = AtomicU64::new(0);
 
-/// Those of them that a later event has told of.
+/// Unsent events that a later event has reported.
 static TOLD: AtomicU64 = AtomicU64::new(0);
 
-/// Events that Sentry did not get: over the limit of a minute, or it did not take them.
+/// Returns the events that Sentry did not get: over the limit per minute, or not accepted.
 pub fn unsent() -> u64 {
     UNSENT.load(Relaxed)
 }
 
-/// Where a Sentry is, and the key to it.
+/// The address of a Sentry project, and its key.
 #[derive(Clone)]
 pub struct SentryDsn(Dsn);
 
@@ -59,7 +59,7 @@ impl fmt::Debug for SentryDsn {
     }
 }
 
-/// What a reporter is told.
+/// Settings of a reporter.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub dsn: SentryDsn,
@@ -68,13 +68,13 @@ pub struct Settings {
     pub environment: &'static str,
 }
 
-/// Reports until it is dropped, which waits a moment for what is still to be posted.
+/// Reports until it is dropped, which waits briefly for events still to be posted.
 pub struct Reporter {
     _client: ClientInitGuard,
 }
 
 impl Reporter {
-    /// Starts the thread that posts, and the hook that reports panics.
+    /// Starts the posting thread and installs the hook that reports panics.
     pub fn start(settings: Settings) -> io::Result<Self> {
         let Settings { dsn, node, environment } = settings;
         let post = Post::start(&dsn.0)?;
@@ -92,8 +92,8 @@ impl Reporter {
     }
 }
 
-/// A layer that makes events of what is logged as an error. A stack trace would tell little more
-/// than the message, and looking up its names would hold a worker up.
+/// Returns a layer that turns error logs into events. A stack trace would add little to the
+/// message, and resolving its names would hold a worker up.
 pub fn errors<S: Subscriber + for<'a> LookupSpan<'a>>() -> impl Layer<S> {
     Errors.with_filter(LevelFilter::ERROR)
 }
@@ -103,7 +103,7 @@ struct Errors;
 impl<S: Subscriber> Layer<S> for Errors {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         let metadata = event.metadata();
-        // Panics have a hook of their own.
+        // Panics have their own hook.
         if metadata.target() == PANICS {
             return;
         }
@@ -129,7 +129,8 @@ fn json(value: Value) -> Json {
     }
 }
 
-/// The event as it is sent; `None`: there were too many. Called by the thread that it is about.
+/// Returns the event as it is sent; `None` if over the limit. Called on the thread that it is
+/// about.
 fn finished(mut event: Event<'static>, node: NodeId, budget: &Budget) -> Option<Event<'static>> {
     if !budget.take(Instant::now()) {
         UNSENT.fetch_add(1, Relaxed);
@@ -147,7 +148,7 @@ fn finished(mut event: Event<'static>, node: NodeId, budget: &Budget) -> Option<
     if untold > 0 {
         event.extra.insert("events_not_sent".into(), untold.into());
     }
-    // A panic may quote anything.
+    // A panic message may quote anything.
     for text in event.exception.values.iter_mut().filter_map(|panic| panic.value.as_mut()) {
         *text = told(format_args!("{text}"));
     }

@@ -1,4 +1,4 @@
-//! The HTTP of the ops ports: who may ask, and which site answers.
+//! The HTTP server of the ops ports: access control, and the choice of the site that answers.
 
 use super::access::{self, Access};
 use super::names::{self, Names};
@@ -29,16 +29,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-/// How often deadlines are looked at.
+/// Interval at which deadlines are checked.
 const TICK: Duration = Duration::from_millis(100);
-/// Connections of one port, where the limit of open files leaves room for them.
+/// Maximum number of connections per port, if the open-files limit leaves room for them.
 const MAX_CONNECTIONS: usize = 256;
 /// Descriptors of this thread that are not for connections: its own, and those of a profile, which
-/// takes one for each thread.
+/// needs one per thread.
 const RESERVED_FILES: usize = 192;
 /// How long a connection may wait before a request on it was allowed.
 const UNKNOWN_MS: u64 = 3_000;
-/// No request has a body that counts.
+/// Request bodies are ignored.
 const MAX_BODY_BYTES: usize = 1_024;
 
 /// Memory for the requests of one port, beyond 4 KiB each.
@@ -61,7 +61,7 @@ impl Ops {
     }
 }
 
-/// Serves the ops ports until the process ends. To be called in a thread of its own.
+/// Serves the ops ports until the process ends. Call it on a separate thread.
 pub async fn serve(
     ops: Ops,
     listeners: impl IntoIterator<Item = (Site, std::net::TcpListener)>,
@@ -97,7 +97,7 @@ pub async fn serve(
         let now_ms = sys::now_ms();
         let elapsed = last_tick.elapsed();
         last_tick += elapsed;
-        // A peer is not late because this thread did not run.
+        // A peer is not late if this thread did not run.
         let stall_ms = elapsed.saturating_sub(2 * TICK).as_millis() as i64;
         for port in &ports {
             let mut connections = port.connections.borrow_mut();
@@ -133,7 +133,7 @@ async fn serve_one(port: &Rc<Port>, stream: TcpStream) {
 struct Port {
     ops: Rc<Ops>,
     site: Site,
-    /// The ports of all of them.
+    /// The ports of all sites.
     sites: Rc<[(Site, u16)]>,
     limits: Limits,
     max_connections: usize,
@@ -157,7 +157,7 @@ impl Port {
         }
         let is_page = self.site == Site::Pages && pages::is_page(head.path);
         match self.access(head) {
-            // A page asks for the token itself, and comes whole: the browser has nothing of it.
+            // A page asks for the token itself, and is sent complete: the browser has none of it.
             Access::Denied if is_page && access::is_browser(head) => {
                 let head = Head { if_none_match: None, ..*head };
                 access::unauthorized(pages::answer(&self.ops.node, &head).await)
@@ -184,7 +184,7 @@ impl Port {
         }
     }
 
-    /// The answer to what the WebSocket port or the HTTP port serves.
+    /// Returns the answer to a path that the WebSocket port or the HTTP port serves.
     fn of_the_api(&self, path: &str) -> Option<Reply> {
         let NodeView { ws, http, .. } = &self.ops.node;
         match path {
@@ -196,9 +196,9 @@ impl Port {
         }
     }
 
-    /// Whether the request comes from somebody who may ask for everything.
+    /// Returns whether the request comes from somebody who has full access.
     fn is_known(&self, head: &Head<'_>, status: u16) -> bool {
-        // Files that are there for everybody prove nothing.
+        // Public files prove nothing.
         let token = self.ops.node.shared.settings.ops_token.as_ref();
         names::reason_of(status).is_none() && Access::of(token, head) != Access::Denied
     }
@@ -251,7 +251,7 @@ impl Service for Port {
             self.reply(request.head, request.connection).await;
         let is_known = self.is_known(request.head, status);
         let refused = names::reason_of(status);
-        // Nobody who may not ask waits here.
+        // A client without access gets no keep-alive.
         let keep_alive = keep_alive && refused.is_none();
         if let Some(why) = refused {
             self.count_refusal(why);
@@ -261,7 +261,7 @@ impl Service for Port {
         let date = http_date(sys::now_ms());
         write_response(out, status, keep_alive, date, &fields, &content_type, &body);
         if request.head.method == "HEAD" {
-            // Content-Length stays what a GET would have (RFC 9110, section 8.6).
+            // Content-Length stays that of a GET (RFC 9110, section 8.6).
             out.truncate(out.len() - body.len());
         }
         Answer { keep_alive, is_known, begun: None }

@@ -5,12 +5,12 @@
 pub enum Site {
     Metrics,
     Pprof,
-    /// The live page, Swagger UI, and the descriptions of the APIs.
+    /// The live page, Swagger UI and the API descriptions.
     Pages,
 }
 
 impl Site {
-    /// Where something of that path is; `None`: on none of them.
+    /// Returns the site of this path; `None`: no site has it.
     pub fn of(path: &str) -> Option<Self> {
         match path {
             "/metrics" => Some(Self::Metrics),
@@ -21,7 +21,7 @@ impl Site {
         }
     }
 
-    /// The flag that chooses its port.
+    /// Returns the flag that chooses its port.
     pub fn flag(self) -> &'static str {
         match self {
             Self::Metrics => "--prometheus_port",

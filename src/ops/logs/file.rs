@@ -1,5 +1,5 @@
-//! The file of `--log_path`: whole lines at its end, a new one in its place when it is full or old,
-//! or when somebody has moved it away.
+//! The file of `--log_path`: complete lines are appended, and a new file takes its place when it is
+//! full or old, or when somebody has moved it away.
 
 use super::janitor::{Janitor, rotated_files};
 use super::{stamp, with_end};
@@ -12,14 +12,14 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// Uids and addresses of clients are not for every user of the machine.
+/// Uids and client addresses must not be readable by every user of the machine.
 const MODE: u32 = 0o640;
-/// How long a start waits for the process before it to let go of the file.
+/// How long a start waits for the previous process to release the file.
 const RESTART_PATIENCE: Duration = Duration::from_millis(300);
-/// How soon a non-blocking output is asked again.
+/// Interval between attempts to write to a non-blocking output.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// `--log_rotate`: when a file is old. By UTC.
+/// `--log_rotate`: when a file is rotated, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotate {
     Hourly,
@@ -41,7 +41,7 @@ impl FromStr for Rotate {
 }
 
 impl Rotate {
-    /// The number of the hour or day in which a moment is.
+    /// Returns the number of the hour or day that contains this time.
     fn period(self, ms: u64) -> u64 {
         match self {
             Self::Hourly => ms / 3_600_000,
@@ -51,22 +51,22 @@ impl Rotate {
     }
 }
 
-/// What a log in files is told.
+/// Settings of a log in files.
 #[derive(Debug, Clone)]
 pub struct FileSettings {
     pub path: PathBuf,
     pub rotate: Rotate,
-    /// A file does not become longer, unless one line is; `None`: no limit.
+    /// Maximum length of a file, exceeded only by a single longer line; `None`: no limit.
     pub max_bytes: Option<u64>,
-    /// Files that are kept beside the one that is written.
+    /// Number of rotated files to keep.
     pub keep: usize,
 }
 
-/// Why lines did not get to where they belong.
+/// Why lines were not written.
 #[derive(Debug)]
 pub struct Failure {
     pub error: io::Error,
-    /// So many bytes of them are there: whole lines.
+    /// Bytes that were written: complete lines.
     pub written: usize,
 }
 
@@ -76,33 +76,33 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Writes only whole lines, in order. Between two writes the file is what its path names, or was,
-/// until [`LogFile::reopen`].
+/// Writes only complete lines, in order. Between two writes the file is the one that its path
+/// names, or named until [`LogFile::reopen`].
 #[derive(Debug)]
 pub struct LogFile {
     settings: FileSettings,
-    /// `None`: it is to be opened with the next line.
+    /// `None`: the next line opens it.
     open: Option<Open>,
-    /// The stamp of the newest rotated file: the next is later, whatever the clock says.
+    /// The timestamp of the newest rotated file: the next one is later, whatever the clock reads.
     last_stamp_ms: u64,
     janitor: Janitor,
 }
 
-/// Something that takes lines.
+/// An output for lines.
 #[derive(Debug)]
 pub struct Open {
     file: File,
     /// Pipes and devices are not rotated.
     is_regular: bool,
     length: u64,
-    /// That of its first line.
+    /// The period of its first line.
     period: u64,
-    /// The last byte is not the end of a line.
+    /// The last byte does not end a line.
     is_torn: bool,
 }
 
 impl LogFile {
-    /// Opens the file. Another process must not have it: it would rotate it, too.
+    /// Opens the file. Fails if another process has it, because that process would rotate it, too.
     pub fn new(settings: FileSettings) -> io::Result<Self> {
         let open = Open::new(&settings.path, settings.rotate)?;
         open.lock()?;
@@ -112,14 +112,15 @@ impl LogFile {
         Ok(Self { settings, open: Some(open), last_stamp_ms, janitor })
     }
 
-    /// The path may name another file now. Where it cannot be opened, the next line tries again.
+    /// Reopens the file: the path may name another one now. If it cannot be opened, the next line
+    /// tries again.
     pub fn reopen(&mut self) -> io::Result<()> {
         self.open = None;
         self.open = Some(Open::new(&self.settings.path, self.settings.rotate)?);
         Ok(())
     }
 
-    /// How many bytes of lines fit the file that is open.
+    /// Returns the number of bytes that still fit the open file.
     pub fn room(&self) -> usize {
         match (self.settings.max_bytes, &self.open) {
             (Some(max), Some(open)) if open.is_regular => max.saturating_sub(open.length) as usize,
@@ -127,8 +128,8 @@ impl LogFile {
         }
     }
 
-    /// Writes whole lines. Where they do not all get there, none of them is there in part.
-    /// `Ok(Some)`: they are there, but the file could not be rotated.
+    /// Writes complete lines: if writing fails, no line is left there in part. `Ok(Some)`: they are
+    /// written, but the file could not be rotated.
     pub fn write(&mut self, lines: &[u8], now_ms: u64) -> Result<Option<io::Error>, Failure> {
         let still_there = match self.open.take() {
             Some(open) => open.look()?,
@@ -159,8 +160,8 @@ impl LogFile {
         open.is_regular && open.length > 0 && (is_old || is_full)
     }
 
-    /// Puts a new file in the place of the open one. What can fail comes first, and leaves all as
-    /// it was; no line is written meanwhile, so that the old file is complete when it has its name.
+    /// Replaces the open file by a new one. What can fail comes first and leaves everything as it
+    /// was; no line is written meanwhile, so the old file is complete when it gets its name.
     fn rotate(&mut self, open: &Open, now_ms: u64) -> io::Result<Open> {
         let FileSettings { path, rotate, .. } = &self.settings;
         let is_ours = fs::metadata(path).is_ok_and(|there| open.is_same(&there));
@@ -182,19 +183,20 @@ impl LogFile {
 impl Open {
     pub fn stdout() -> io::Result<Self> {
         let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        // A file that the shell has opened is not ours to cut or to rotate.
+        // A file that the shell has opened is not ours to truncate or rotate.
         Ok(Self { file, is_regular: false, length: 0, period: 0, is_torn: false })
     }
 
     fn new(path: &Path, rotate: Rotate) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(MODE);
-        // A named pipe that nobody reads is an error then, and not for ever. Files do not care.
+        // Makes a named pipe without a reader an error instead of a hang. It does not affect files.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
         let file = options.open(path)?;
         let metadata = file.metadata()?;
         if metadata.is_file() {
-            // So that no other log begins to write to it. Who has it before is not kept out here.
+            // Keeps other logs from starting to write to it. A process that already has it is not
+            // kept out here.
             let _ = file.try_lock();
         }
         let length = metadata.len();
@@ -209,7 +211,7 @@ impl Open {
         })
     }
 
-    /// Makes sure that no other log has the file. File systems without locks do without.
+    /// Makes sure that no other log has the file. On file systems without locks it succeeds.
     fn lock(&self) -> io::Result<()> {
         if !self.is_regular {
             return Ok(());
@@ -230,7 +232,7 @@ impl Open {
         self.file.metadata()
     }
 
-    /// Its length may have been changed from outside; `None`: it has been deleted.
+    /// Checks the length, which may have changed from outside; `None`: the file has been deleted.
     fn look(mut self) -> io::Result<Option<Self>> {
         let metadata = self.metadata()?;
         self.length = metadata.len();
@@ -241,8 +243,8 @@ impl Open {
         self.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
     }
 
-    /// Writes whole lines. Where they do not all get there, none of them is there in part: what is
-    /// there of a line is taken back, or where that cannot be, ended.
+    /// Writes complete lines. If that fails, no line is left there in part: the fragment is
+    /// truncated or, if that is impossible, ended with a newline.
     pub fn write(&mut self, lines: &[u8]) -> Result<(), Failure> {
         if self.is_torn {
             write_all(&mut self.file, b"\n")?;
@@ -267,15 +269,16 @@ impl Open {
     }
 }
 
-/// A process that was killed, or a disk that was full, may have left a part of a line. A file that
-/// may not be read is taken for whole.
+/// A killed process or a full disk may have left part of a line. A file that may not be read is
+/// assumed to end with a complete line.
 fn ends_with_a_line(path: &Path, length: u64) -> bool {
     let mut last = [b'\n'];
     let read = File::open(path).and_then(|file| file.read_at(&mut last, length - 1));
     read.is_err() || last == [b'\n']
 }
 
-/// Like `Write::write_all`, but says how far it came, and waits for an output that is not ready.
+/// Like `Write::write_all`, but reports the number of bytes written and waits for an output that is
+/// not ready.
 fn write_all(file: &mut File, bytes: &[u8]) -> Result<(), Failure> {
     let mut written = 0;
     while written < bytes.len() {

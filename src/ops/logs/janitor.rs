@@ -1,6 +1,6 @@
-//! What becomes of rotated files, on a thread of its own so that writing goes on: the oldest are
-//! deleted, the others compressed. Looks at the directory each time, so that what a process before
-//! has left is taken care of, too.
+//! Cleans up rotated files on its own thread, so that writing goes on: deletes the oldest and
+//! compresses the others. It reads the directory each time, so files of an earlier process are
+//! handled, too.
 
 use super::{stamp, with_end};
 use crate::io::{sys, threads};
@@ -11,12 +11,13 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-/// Wakes the thread, which ends with it.
+/// Wakes the thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Janitor(SyncSender<()>);
 
 impl Janitor {
-    /// To be started by the thread that writes: they share a table of file descriptors.
+    /// Starts the thread. Call it on the thread that writes: they share a table of file
+    /// descriptors.
     pub fn start(path: PathBuf, keep: usize) -> io::Result<Self> {
         let (sender, wakes) = sync_channel(1);
         let clean = move || {
@@ -33,13 +34,13 @@ impl Janitor {
         Ok(janitor)
     }
 
-    /// One wake that waits is enough.
+    /// Wakes the thread; one pending wake-up is enough.
     pub fn wake(&self) {
         let _ = self.0.try_send(());
     }
 }
 
-/// A file that was rotated, by its name.
+/// A rotated file, identified by its name.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rotated {
     pub stamp_ms: u64,
@@ -51,12 +52,12 @@ pub struct Rotated {
 enum Kind {
     Plain,
     Compressed,
-    /// The compressing was broken off.
+    /// An interrupted compression.
     Part,
 }
 
 impl Kind {
-    /// By the rest of the name, behind the stamp.
+    /// Parses the rest of the name, after the timestamp.
     fn of(end: &str) -> Option<Self> {
         match end {
             "" => Some(Self::Plain),
@@ -67,7 +68,8 @@ impl Kind {
     }
 }
 
-/// Those of the log at that path, the oldest first. Other files beside it are none of ours.
+/// Returns the rotated files of the log at that path, oldest first. Other files beside it are not
+/// ours.
 pub fn rotated_files(path: &Path) -> io::Result<Vec<Rotated>> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -105,7 +107,7 @@ fn clean(path: &Path, keep: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever deleted it before has done our work.
+/// If somebody else has already deleted it, that is fine.
 fn delete(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -113,8 +115,8 @@ fn delete(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The compressed file has its name when it is complete and on the disk; only then the other goes.
-/// What a crash leaves in between is done again.
+/// The compressed file gets its name when it is complete and on the disk; only then is the original
+/// deleted. Compression interrupted by a crash is done again.
 fn compress(path: &Path) -> io::Result<()> {
     let (part, whole) = (with_end(path, ".gz.part"), with_end(path, ".gz"));
     let result = write_compressed(path, &part).and_then(|()| fs::rename(&part, &whole));

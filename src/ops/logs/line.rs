@@ -1,4 +1,4 @@
-//! How a line of the log looks: as text for people, for journald, or as JSON for machines. Always
+//! The format of a log line: text for people, text for journald, or JSON for machines. It is always
 //! one line: control characters are escaped.
 
 use super::said::{Said, Value};
@@ -27,19 +27,20 @@ impl FromStr for Format {
     }
 }
 
-/// What all lines of a log have in common.
+/// What all lines of a log share.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     pub format: Format,
-    /// `None`: it is not known yet.
+    /// `None`: not yet known.
     pub node: Option<NodeId>,
     /// The output is a terminal.
     pub has_colours: bool,
-    /// The output is journald: it knows the time, and wants the priority as sd-daemon(3) says.
+    /// The output is journald: it records the time itself and expects the priority prefix of
+    /// sd-daemon(3).
     pub is_journal: bool,
 }
 
-/// What one line is made of.
+/// The contents of one line.
 #[derive(Debug)]
 pub struct Line<'a> {
     pub now_ms: u64,
@@ -50,7 +51,7 @@ pub struct Line<'a> {
 }
 
 impl Style {
-    /// The line, with its end.
+    /// Returns the line, with its newline.
     pub fn line(&self, line: &Line<'_>) -> String {
         let mut out = String::with_capacity(256);
         if self.is_journal {
@@ -114,7 +115,7 @@ impl Style {
     }
 }
 
-/// Those of syslog(3): error, warning, informational, debug.
+/// The levels of syslog(3): error, warning, informational, debug.
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "<3>",
@@ -133,12 +134,12 @@ fn colour(level: Level) -> &'static str {
     }
 }
 
-/// Writing to a `String` does not fail.
+/// Writing to a `String` cannot fail.
 fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// As in JSON, which knows neither infinities nor NaN.
+/// As in JSON, which has neither infinities nor NaN.
 fn push_value(out: &mut String, value: &Value) {
     match value {
         Value::Signed(number) => push(out, format_args!("{number}")),
@@ -162,7 +163,7 @@ enum Escapes {
     Json,
     /// As in a Rust literal.
     Quoted,
-    /// As in a Rust literal, for text that stands without quotes.
+    /// As in a Rust literal, for text without quotes.
     Text,
 }
 

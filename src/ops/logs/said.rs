@@ -1,4 +1,5 @@
-//! What an event says, for the log and for Sentry: short enough, and without secrets.
+//! The message and fields of an event, for the log and for Sentry: limited in length, without
+//! secrets.
 
 use super::scrub::{is_secret_name, scrub};
 use std::error::Error;
@@ -6,9 +7,9 @@ use std::fmt::{self, Write};
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-/// A value is cut at this length.
+/// Values are cut at this length.
 const MAX_VALUE_BYTES: usize = 8 << 10;
-/// What is looked at beyond the cut, so that a sign that the cut divides is still seen whole.
+/// Bytes inspected beyond the cut, so that a signature that straddles it is still recognized.
 const MARGIN_BYTES: usize = 256;
 
 /// The message of an event and its fields, not yet escaped.
@@ -24,7 +25,7 @@ pub enum Value {
     Unsigned(u64),
     Float(f64),
     Bool(bool),
-    /// Of a text, which text lines put in quotes.
+    /// A string, which text lines put in quotes.
     Quoted(String),
     Text(String),
 }
@@ -86,10 +87,10 @@ impl Visit for Said {
     }
 }
 
-/// The text, cut and without secrets.
+/// Returns the text, cut and without secrets.
 pub fn told(text: fmt::Arguments<'_>) -> String {
     let mut cut = Cut { text: String::new(), is_cut: false };
-    // Its only error says that the rest is left out.
+    // Its only error means that the rest is left out.
     let _ = cut.write_fmt(text);
     let mut told = scrub(&cut.text).into_owned();
     if cut.is_cut || told.len() > MAX_VALUE_BYTES {
@@ -99,7 +100,7 @@ pub fn told(text: fmt::Arguments<'_>) -> String {
     told
 }
 
-/// Takes so much and no more.
+/// Accepts a limited number of bytes.
 struct Cut {
     text: String,
     is_cut: bool,

@@ -1,25 +1,25 @@
-//! The last look at what is told to logs and to Sentry: signs, tokens and passwords become `***`.
+//! Last filter before the logs and Sentry: replaces signatures, tokens and passwords by `***`.
 //!
-//! Types that hold secrets do not show them. This is for what comes as text from elsewhere: an
-//! error that quotes a URL, a panic that quotes a request.
+//! Types that hold secrets do not show them. This handles text from elsewhere: an error that quotes
+//! a URL, a panic that quotes a request.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 const MASK: &str = "***";
-/// An HMAC-SHA256 in hexadecimal digits. A trace id has half of it.
+/// Digits of an HMAC-SHA256 in hexadecimal. A trace id has half that number.
 const SIGN_DIGITS: usize = 64;
-/// What is followed by a secret, as `name=`, `"name":` or `name: `.
+/// Names that a secret follows, as `name=`, `"name":` or `name: `.
 const NAMES: [&str; 7] =
     ["sign", "token", "secret", "secrets", "password", "authorization", "sentry_key"];
 
-/// Whether a field of that name is not to be shown at all.
+/// Returns whether a field of that name must not be shown at all.
 pub fn is_secret_name(name: &str) -> bool {
     let last = name.rsplit(['_', '-', '.']).next().unwrap_or(name);
     NAMES.iter().any(|secret| last.eq_ignore_ascii_case(secret))
 }
 
-/// The text without what looks like a secret.
+/// Returns the text without anything that looks like a secret.
 pub fn scrub(text: &str) -> Cow<'_, str> {
     let mut out = String::new();
     let mut done = 0;
@@ -42,7 +42,7 @@ pub fn scrub(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The secret that what stands at `at` announces or begins.
+/// Returns the secret that begins at `at`, or after the name there.
 fn secret_at(text: &str, at: usize) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
     let is_start = at == 0 || !bytes[at - 1].is_ascii_alphanumeric();
@@ -54,7 +54,7 @@ fn secret_at(text: &str, at: usize) -> Option<Range<usize>> {
     }
 }
 
-/// `user:password` of a URL whose host would begin at `from`.
+/// Finds `user:password` in a URL whose authority begins at `from`.
 fn user_info(bytes: &[u8], from: usize) -> Option<Range<usize>> {
     let ends = |byte: &u8| byte.is_ascii_whitespace() || b"/?#\"'".contains(byte);
     let length = bytes[from..].iter().position(ends).unwrap_or(bytes.len() - from);
@@ -67,7 +67,7 @@ fn sign(bytes: &[u8], from: usize) -> Option<Range<usize>> {
     (digits >= SIGN_DIGITS).then_some(from..from + digits)
 }
 
-/// The value after one of [`NAMES`].
+/// Finds the value after one of [`NAMES`].
 fn named(bytes: &[u8], from: usize) -> Option<Range<usize>> {
     let is_name = |byte: &&u8| byte.is_ascii_alphanumeric() || **byte == b'_';
     let name_end = from + bytes[from..].iter().take_while(is_name).count();

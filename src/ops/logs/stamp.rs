@@ -1,29 +1,29 @@
-//! Moments as text: RFC 3339 for lines, and without separators for names of files, where the order
-//! of the names is that of the moments. Always UTC.
+//! Timestamps as text: RFC 3339 for lines, and without separators for file names, whose order by
+//! name is the order in time. Always UTC.
 
 use crate::types::date_of;
 
-/// What a stamp of a file's name looks like; digits stand for any digit.
+/// The format of a timestamp in a file name; each 0 stands for any digit.
 const PATTERN: &[u8; COMPACT_BYTES] = b"00000000T000000.000Z";
-/// The length of such a stamp.
+/// The length of such a timestamp.
 pub const COMPACT_BYTES: usize = 20;
 const DAY_MS: u64 = 86_400_000;
 
-/// `2026-03-04T12:34:56.789Z`, of milliseconds since 1970.
+/// Formats milliseconds since 1970 as `2026-03-04T12:34:56.789Z`.
 pub fn rfc3339(ms: u64) -> String {
     let (year, month, day) = date_of(ms / DAY_MS);
     let [hour, minute, second, milli] = time(ms % DAY_MS);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
 }
 
-/// `20260304T123456.789Z`.
+/// Formats as `20260304T123456.789Z`.
 pub fn compact(ms: u64) -> String {
     let mut text = rfc3339(ms);
     text.retain(|c| !matches!(c, '-' | ':'));
     text
 }
 
-/// What [`compact`] has made; `None` of anything else.
+/// Parses the output of [`compact`]; `None` for anything else.
 pub fn parse_compact(text: &str) -> Option<u64> {
     let bytes = text.as_bytes();
     let matches = |(byte, wanted): (&u8, &u8)| match wanted {
@@ -43,7 +43,7 @@ fn time(ms: u64) -> [u64; 4] {
     [ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60, ms % 1_000]
 }
 
-/// Days from 1970-01-01 to that date; `None` before it.
+/// Returns the days from 1970-01-01 to that date; `None` before it.
 fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     let year = year.checked_sub(u64::from(month <= 2))?;
     let (era, year_of_era) = (year / 400, year % 400);

@@ -1,4 +1,4 @@
-//! The thread that owns the output. It alone waits: for lines, and for the output to take them.
+//! The thread that owns the output. It alone blocks: on new lines, and on the output.
 
 use super::file::{Failure, FileSettings, LogFile, Open};
 use super::line::{Line, Style};
@@ -12,21 +12,21 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 use tracing::Level;
 
-/// Lines are written together, up to so many bytes.
+/// Maximum number of bytes that are written together.
 const BATCH_BYTES: usize = 64 << 10;
-/// How often the log says that lines were dropped.
+/// Minimum interval between log lines that report dropped lines.
 const NOTICE_EVERY: Duration = Duration::from_secs(1);
-/// How often standard error is told what is wrong with the log.
+/// Minimum interval between reports on standard error about a failing log.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(60);
 
 /// What the other threads hand over.
 #[derive(Debug)]
 pub enum Word {
-    /// Whole lines, each with its end.
+    /// Complete lines, each with its newline.
     Lines(String),
-    /// To be answered when everything before it is written, or cannot be.
+    /// Answered once everything before it is written, or cannot be.
     Flush(SyncSender<()>),
-    /// There is something else to look at.
+    /// Something else needs attention.
     Wake,
 }
 
@@ -37,7 +37,7 @@ pub enum Output {
 }
 
 impl Output {
-    /// Standard output without a path.
+    /// Opens the output; standard output without a path.
     pub fn open(settings: Option<FileSettings>) -> io::Result<Self> {
         match settings {
             Some(settings) => LogFile::new(settings).map(Self::File),
@@ -66,7 +66,7 @@ pub struct Writer {
     output: Output,
     style: Style,
     batch: Vec<u8>,
-    /// Of the lines that were dropped, those that the log has told of.
+    /// Dropped lines that the log has already reported.
     told: u64,
     last_notice: Option<Instant>,
     last_complaint: Option<Instant>,
@@ -86,7 +86,7 @@ impl Writer {
         }
     }
 
-    /// Writes until all senders are gone.
+    /// Writes until all senders are dropped.
     pub fn run(mut self) {
         loop {
             match self.receive() {
@@ -94,7 +94,8 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            // So many can have waited; what was dropped belongs behind them.
+            // At most this number can have waited; the notice about dropped lines belongs after
+            // them.
             for _ in 0..MAX_WORDS {
                 let Ok(word) = self.words.try_recv() else { break };
                 self.take(word);
@@ -104,7 +105,8 @@ impl Writer {
         }
     }
 
-    /// Without a word, looks after a while whether the output takes a notice that is owed.
+    /// Receives a message; while a notice is due, checks from time to time whether the output takes
+    /// it.
     fn receive(&self) -> Result<Word, RecvTimeoutError> {
         match self.queue.dropped() == self.told {
             true => self.words.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -122,11 +124,11 @@ impl Writer {
                 self.batch.extend_from_slice(lines.as_bytes());
             }
             Word::Flush(done) => {
-                // It may be the last chance to tell of what was dropped.
+                // It may be the last chance to report dropped lines.
                 self.last_notice = None;
                 self.write_out();
                 self.give_notice();
-                // Whoever asked may have stopped waiting.
+                // The caller may have stopped waiting.
                 let _ = done.try_send(());
             }
             Word::Wake => {}
@@ -150,7 +152,7 @@ impl Writer {
         }
     }
 
-    /// Tells of lines that were dropped since the last time, once there is room again.
+    /// Reports the lines dropped since the last notice, once there is room again.
     fn give_notice(&mut self) {
         let dropped = self.queue.dropped();
         if dropped == self.told || is_recent(self.last_notice, NOTICE_EVERY) {
@@ -173,7 +175,7 @@ impl Writer {
         self.complain_of(result);
     }
 
-    /// The log cannot tell what is wrong with the log.
+    /// Reports a failure of the log on standard error, because the log cannot report it.
     fn complain_of(&mut self, result: Result<Option<io::Error>, Failure>) {
         let (error, what) = match result {
             Ok(None) => return,
@@ -185,7 +187,7 @@ impl Writer {
         };
         if !is_recent(self.last_complaint, COMPLAINT_EVERY) {
             self.last_complaint = Some(Instant::now());
-            // There is nobody left to tell if that fails.
+            // If that fails, there is nobody left to report it to.
             let line = format!("ws-cluster: {what} ({error})\n");
             let _ = io::stderr().write_all(line.as_bytes());
         }

@@ -1,5 +1,5 @@
-//! What is shown of the process and its threads, read from `/proc` when somebody asks: it costs the
-//! workers nothing.
+//! Metrics of the process and its threads, read from `/proc` on request: they cost the workers
+//! nothing.
 
 use super::Samples;
 use crate::io::shared::Shared;
@@ -7,8 +7,8 @@ use crate::io::sys;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Processor time by thread. Those of one name, such as a library's, are told apart by nothing and
-/// count together.
+/// Processor time by thread. Threads of the same name, such as a library's, cannot be told apart
+/// and are summed.
 pub(super) fn busy(_: &Shared, samples: &mut Samples) {
     let mut threads: Vec<(String, u64)> = Vec::new();
     for (_, name, busy_ns) in tasks() {
@@ -22,7 +22,7 @@ pub(super) fn busy(_: &Shared, samples: &mut Samples) {
     }
 }
 
-/// Not the sum of the threads: those that have ended count too.
+/// Not the sum over the threads: threads that have ended count, too.
 pub(super) fn cpu_s() -> f64 {
     sys::process_cpu_ns() as f64 / 1e9
 }
@@ -31,12 +31,12 @@ pub(super) fn threads() -> u64 {
     tasks().count() as u64
 }
 
-/// Descriptors in the tables of all threads.
+/// Open descriptors in the tables of all threads.
 pub(super) fn open_files() -> u64 {
     tasks().map(|(path, _, _)| files(&path.join("fd"))).sum()
 }
 
-/// Bytes of address space, and of memory in use.
+/// Returns the bytes of address space and of resident memory.
 pub(in crate::ops) fn memory() -> [u64; 2] {
     let page_bytes = sys::page_bytes() as u64;
     let pages = fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -44,8 +44,8 @@ pub(in crate::ops) fn memory() -> [u64; 2] {
     [(); 2].map(|()| page_bytes * bytes.next().unwrap_or(0))
 }
 
-/// The directory of each of this process's threads, its name, and the nanoseconds of processor
-/// time that it has used.
+/// Returns each thread's directory in `/proc`, its name, and the nanoseconds of processor time that
+/// it has used.
 pub(in crate::ops) fn tasks() -> impl Iterator<Item = (PathBuf, String, u64)> {
     fs::read_dir("/proc/self/task").into_iter().flatten().flatten().filter_map(|task| {
         let path = task.path();
@@ -56,8 +56,7 @@ pub(in crate::ops) fn tasks() -> impl Iterator<Item = (PathBuf, String, u64)> {
     })
 }
 
-/// The kernel tells how many there are as the directory's size since Linux 6.2; before, they are
-/// counted.
+/// Since Linux 6.2 the directory's size is the number of files; before that, they are counted.
 fn files(directory: &Path) -> u64 {
     match fs::metadata(directory).map_or(0, |found| found.len()) {
         0 => fs::read_dir(directory).map_or(0, |list| list.count() as u64),

@@ -1,4 +1,4 @@
-//! How metrics are read that are not one counter.
+//! Readers of metrics that are not a single counter.
 
 use super::{Distribution, Labels, Samples};
 use crate::io::shared::Shared;
@@ -9,14 +9,14 @@ use crate::state::counters::{
 };
 use crate::types::version;
 
-/// Projects that are shown by name, those with the most connections; the others in sum.
+/// Projects shown by name, those with the most connections; the others are summed.
 const PROJECTS_BY_NAME: usize = 100;
 
 fn sum(shared: &Shared, of: fn(&Counters) -> &Counter) -> u64 {
     shared.counters.iter().map(|worker| of(worker).value()).sum()
 }
 
-/// Sums of a set of status counts over all workers, those that are not zero.
+/// Returns the sums of a set of status counts over all workers, without zeros.
 pub(in crate::ops) fn statuses(
     shared: &Shared,
     counts: impl Fn(&HttpCounters) -> &StatusCounts,
@@ -34,7 +34,7 @@ pub(in crate::ops) fn statuses(
     sums
 }
 
-/// Path, status and number of the requests that were answered.
+/// Returns path, status and number of the answered requests.
 pub(in crate::ops) fn answered(shared: &Shared) -> Vec<(&'static str, u16, u64)> {
     let urls = (0..URLS.len()).flat_map(|index| {
         let statuses = statuses(shared, |http| http.url(index));
@@ -59,7 +59,7 @@ pub(super) fn handshakes(shared: &Shared, samples: &mut Samples) {
     }
 }
 
-/// The number of requests in each bucket, and the sum of their seconds.
+/// Returns the number of requests in each bucket and the sum of their durations in seconds.
 pub(in crate::ops) fn request_counts(shared: &Shared) -> ([u64; DURATION_BOUNDS.len() + 1], f64) {
     let mut counts = [0; DURATION_BOUNDS.len() + 1];
     let mut sum_s = 0.0;
@@ -76,7 +76,7 @@ pub(super) fn durations(shared: &Shared) -> Distribution {
     Distribution::new(&DURATION_BOUNDS, &counts, sum_s)
 }
 
-/// The number of all workers' latencies in each bucket, and their sum in microseconds.
+/// Returns the number of all workers' latencies in each bucket and their sum in microseconds.
 pub(in crate::ops) fn latency_counts(
     shared: &Shared,
     of: fn(&Counters) -> &Latencies,
@@ -108,7 +108,7 @@ pub(super) fn hops(shared: &Shared) -> Vec<Distribution> {
     hops.map(|(hop, of)| latencies(shared, of).with(vec![("hop", hop.into())])).collect()
 }
 
-/// The number of all workers' pauses in each bucket, and their sum in nanoseconds.
+/// Returns the number of all workers' pauses in each bucket and their sum in nanoseconds.
 pub(in crate::ops) fn pause_counts(
     shared: &Shared,
     of: fn(&Counters) -> &Pauses,
@@ -129,7 +129,7 @@ pub(super) fn pauses(shared: &Shared, of: fn(&Counters) -> &Pauses) -> Distribut
     Distribution::new(&bounds, &counts, sum_ns as f64 / 1e9)
 }
 
-/// Microseconds of the longest pauses of all workers, by whose time it is.
+/// Returns the longest pauses of all workers in microseconds, by cause.
 pub(in crate::ops) fn longest_pauses_us(shared: &Shared) -> [(&'static str, u64); 2] {
     let now_ms = sys::now_ms();
     let longest = |of: fn(&Counters) -> &Pauses| {
@@ -165,7 +165,7 @@ pub(super) fn sheds(shared: &Shared, samples: &mut Samples) {
     }
 }
 
-/// What the workers dropped; and the broker, where it has a ring to each of them.
+/// Counts what the workers dropped, and the broker if it has a ring to each of them.
 pub(super) fn drops(shared: &Shared, samples: &mut Samples) {
     for (reason, name) in Drop::ALL {
         samples.sum(shared, "reason", name, |worker| worker.drops(reason));
@@ -193,8 +193,8 @@ pub(super) fn pushes(shared: &Shared, samples: &mut Samples) {
     samples.sum(shared, "result", "refused", |worker| worker.pushes_refused.value());
 }
 
-/// Clients, business servers and pid of the projects that have any: the `named` ones with the most,
-/// the rest together as `other`.
+/// Returns clients, business servers and pid of the projects that have any: the `named` ones with
+/// the most by name, the rest summed as `other`.
 pub(in crate::ops) fn projects(shared: &Shared, named: usize) -> Vec<(u64, u64, &str)> {
     let mut list: Vec<(u64, u64, &str)> = Vec::new();
     for (id, project) in shared.projects.iter() {
@@ -226,7 +226,7 @@ pub(super) fn project_connections(shared: &Shared, samples: &mut Samples) {
     }
 }
 
-/// What was refused because a project, or a connection of its, is at a limit.
+/// Counts refusals because a project, or one of its connections, is at a limit.
 pub(super) fn limited(shared: &Shared, samples: &mut Samples) {
     type Of = fn(&ProjectCounters) -> &Counter;
     let limits: [(&str, Of); 2] = [
@@ -273,7 +273,7 @@ pub(super) fn info(shared: &Shared, samples: &mut Samples) {
     samples.add(labels, 1);
 }
 
-/// With the `local` queue pushes are always accepted.
+/// With the `local` queue, pushes are always accepted.
 pub(super) fn queue_ready(shared: &Shared) -> u64 {
     if shared.settings.redis.is_some() { shared.broker_counters.ready.value() } else { 1 }
 }

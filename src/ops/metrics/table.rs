@@ -1,4 +1,4 @@
-//! All metrics. `help` is what a scrape says; in docs/operations.md `more` follows on it.
+//! All metrics. `help` is the text of a scrape; docs/operations.md appends `more` to it.
 
 use super::process;
 use super::read::{

@@ -40,7 +40,8 @@ fn the_page_has_what_the_table_says() {
 
 #[test]
 fn every_metric_is_declared_once_with_a_name_of_its_kind() {
-    // Those of the first version, which others rely on, and those of Prometheus's own clients.
+    // The metrics of the first version, which others rely on, and those of Prometheus's own
+    // clients.
     let first = ["request_total", "request_url_total", "request_duration", "ws_connection"];
     let mut names = HashSet::new();
     for metric in all() {

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 pub(super) const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether a client would rather have the older format (RFC 9110, section 12.5.1). Who has no
-/// preference gets OpenMetrics.
+/// Returns whether a client prefers the older format (RFC 9110, section 12.5.1). Without a
+/// preference it gets OpenMetrics.
 pub(super) fn wants_plain(accept: Option<&str>) -> bool {
     let (mut plain, mut open) = (0, 0);
     for range in accept.unwrap_or("").split(',') {
@@ -22,15 +22,15 @@ pub(super) fn wants_plain(accept: Option<&str>) -> bool {
     plain > open
 }
 
-/// The thousandths of a parameter `q=0.5`.
+/// Returns a parameter `q=0.5` in thousandths.
 fn quality(parameter: &str) -> Option<u32> {
     let value = parameter.strip_prefix("q=").or_else(|| parameter.strip_prefix("Q="))?;
     let quality: f32 = value.trim().parse().ok().filter(|q| (0.0..=1.0).contains(q))?;
     Some((quality * 1_000.0) as u32)
 }
 
-/// OpenMetrics text in the older format. There a counter's family is named as its samples are, and
-/// there is neither an info nor an end.
+/// Converts OpenMetrics text to the older format, in which a counter's family has the name of its
+/// samples and there is neither an info metric nor an end marker.
 pub(super) fn to_plain(open_metrics: &str) -> String {
     let mut out = String::with_capacity(open_metrics.len() + 2_048);
     let mut help = "";
@@ -51,11 +51,11 @@ pub(super) fn to_plain(open_metrics: &str) -> String {
                     "unknown" => ("", "untyped"),
                     kind => ("", kind),
                 };
-                // A String takes everything.
+                // Writing to a String cannot fail.
                 let _ = writeln!(out, "# HELP {name}{suffix} {}", help.replace("\\\"", "\""));
                 let _ = writeln!(out, "# TYPE {name}{suffix} {kind}");
             }
-            // The unit is in the name.
+            // The name already contains the unit.
             _ => {}
         }
     }

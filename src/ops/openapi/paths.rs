@@ -1,5 +1,5 @@
-//! What each path of the HTTP port takes and answers. The functions are there for their
-//! descriptions; what answers is `io::api`.
+//! Request and responses of each path of the HTTP port. The functions exist only for their
+//! descriptions; `io::api` answers the requests.
 
 use super::schemas::{
     Accepted, Batch, BatchAccepted, BatchRefused, Push, PushForm, Refused, Success, Trace, Version,

@@ -1,4 +1,4 @@
-//! What the HTTP API takes and answers, as its description shows it: beside the readers in
+//! Requests and responses of the HTTP API as its description shows them. The readers are in
 //! `wire::request`, `wire::push` and `wire::selectors`, whose limits are used here.
 
 use crate::types::{Limits, NodeId};
@@ -10,7 +10,7 @@ use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 // Bodies of requests. A member that may be absent is `required = false`, not an `Option`: a
-// selector may not be null, and what may be has that in its value.
+// selector may not be null, and the members that may have that in their values.
 
 /// A push as JSON, signed by `X-Sign`. It has `data` and any of the selectors; unknown members are
 /// refused.
@@ -143,7 +143,7 @@ pub struct Trace {
     pub traceparent: String,
 }
 
-// Answers.
+// Responses.
 
 /// It is so.
 #[derive(ToSchema)]
@@ -241,9 +241,9 @@ pub struct Version {
     pub node: (),
 }
 
-// Values. No attribute says what these must be, so they are built.
+// Values. No attribute can express their constraints, so they are built.
 
-/// Names a type in the description, with what builds its schema.
+/// Defines a type of the description by the expression that builds its schema.
 macro_rules! value {
     ($name:ident, $schema:expr) => {
         pub struct $name;
@@ -258,9 +258,9 @@ macro_rules! value {
     };
 }
 
-/// A uid or a tag, as a regular expression of ECMA-262.
+/// A uid or a tag, as an ECMA-262 regular expression.
 const NAME: &str = r"[^,\u0000-\u001f\u007f-\u009f]{1,128}";
-/// The same in a comma-separated list, which may have blanks around its elements.
+/// The same in a comma-separated list, whose elements may be surrounded by blanks.
 const LISTED_NAME: &str = concat!(
     r"[^, \u0000-\u001f\u007f-\u009f]",
     r"([^,\u0000-\u001f\u007f-\u009f]{0,126}[^, \u0000-\u001f\u007f-\u009f])?"
@@ -328,7 +328,7 @@ value!(MessageId, {
 });
 value!(MessageResult, one_of(&[AcceptedResult::name(), Refused::name()]));
 
-/// A text that is, as a whole, what the regular expression says.
+/// Returns the schema of a text that matches the regular expression as a whole.
 fn text(pattern: &str) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).pattern(Some(format!("^{pattern}$")))
 }
@@ -339,8 +339,8 @@ fn text_list(element: &str) -> ObjectBuilder {
     text(&format!(r"[ \t]*({element}(,[ \t]*{element})*)?"))
 }
 
-/// A selector: a text list, an array, or one element that is an integer. `text` and `integer` are
-/// what an element may be.
+/// Returns the schema of a selector: a text list, an array, or a single integer. `text` and
+/// `integer` are the schemas of an element.
 fn list(
     what: &str,
     text_list: Cow<'static, str>,
@@ -359,7 +359,7 @@ fn list(
     integer.into_iter().fold(list, OneOfBuilder::item).description(Some(description))
 }
 
-/// One of the schemas of these names.
+/// Returns the schema that accepts one of these.
 fn one_of(names: &[Cow<'static, str>]) -> OneOfBuilder {
     let schemas = names.iter().map(|name| Ref::from_schema_name(&**name));
     schemas.fold(OneOfBuilder::new(), OneOfBuilder::item)
@@ -373,7 +373,7 @@ fn u64() -> ObjectBuilder {
     integer().minimum(Some(0)).maximum(Some(u64::MAX as usize))
 }
 
-/// Counts as absent.
+/// A null, which counts as absent.
 fn null() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Null)
 }

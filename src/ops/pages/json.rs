@@ -1,16 +1,16 @@
-//! JSON, written as it goes.
+//! A streaming JSON writer.
 
 use crate::wire::json::write_string;
 use std::fmt::Display;
 use std::io::Write as _;
 
-/// An object that is open: every call adds a member.
+/// An open object: every call adds a member.
 pub(super) struct Object<'a> {
     out: &'a mut Vec<u8>,
     is_empty: bool,
 }
 
-/// A whole object.
+/// Returns a complete object.
 pub(super) fn object(fill: impl FnOnce(&mut Object<'_>)) -> Vec<u8> {
     let mut out = Vec::new();
     Object::write(&mut out, fill);
@@ -38,10 +38,10 @@ impl Object<'_> {
         write_string(self.out, value);
     }
 
-    /// A number that is finite, or a boolean.
+    /// Adds a finite number or a boolean.
     pub(super) fn value(&mut self, name: &str, value: impl Display) {
         self.name(name);
-        // A Vec takes everything.
+        // Writing to a Vec cannot fail.
         let _ = write!(self.out, "{value}");
     }
 

@@ -1,4 +1,4 @@
-//! The live page at `/`: its files, and `/live.json`, which it asks for once a second.
+//! The live page at `/`: its files, and `/live.json`, which it polls once a second.
 
 mod snapshot;
 
@@ -27,13 +27,13 @@ const FILES: [Asset; 8] = [
     Asset::script("/live/inputs.js", include_bytes!("assets/live/inputs.js")),
 ];
 
-/// `None`: not the live page's.
+/// Answers the request; `None` if the path is not the live page's.
 pub(super) fn answer(node: &NodeView, head: &Head<'_>) -> Option<Reply> {
     match head.path {
         "/" => {
             let policy = policy(head.host, [node.ws.ip(), node.http.ip()]);
             let reply = PAGE.answer(head).with("Content-Security-Policy", policy);
-            // An address may have the token until the page has taken it out.
+            // The URL may contain the token until the page has removed it.
             Some(reply.with("Referrer-Policy", "no-referrer"))
         }
         SNAPSHOT => {
@@ -58,9 +58,10 @@ pub(super) fn is_public(path: &str) -> bool {
     FILES.iter().any(|file| file.path == path)
 }
 
-/// Scripts come from here alone, and nothing that is written into the page runs. The console goes
-/// to the ports of the host that the page was asked of, and of the addresses that the node is bound
-/// to. A policy cannot name an IPv6 address: where one is needed only the protocols are named.
+/// Returns the content security policy. Scripts load from here only, and nothing that is written
+/// into the page runs. The console connects to the ports of the host that the page was loaded from,
+/// and of the addresses that the node is bound to. A policy cannot name an IPv6 address: where one
+/// is needed, only the protocols are named.
 fn policy(host: Option<&str>, bound: [IpAddr; 2]) -> String {
     let mut hosts = vec![host_name(host.unwrap_or(""))];
     for ip in bound.into_iter().filter(|ip| !ip.is_unspecified()) {
@@ -83,7 +84,7 @@ fn policy(host: Option<&str>, bound: [IpAddr; 2]) -> String {
     )
 }
 
-/// The name or IPv4 address in `host[:port]`.
+/// Returns the name or IPv4 address in `host[:port]`.
 fn host_name(host: &str) -> Option<String> {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');

@@ -1,5 +1,5 @@
-//! Swagger UI, and the descriptions of the APIs that it and others read. All of it is in the
-//! binary: a page that signs must not load code from elsewhere.
+//! Swagger UI, and the API descriptions that it and others read. All of it is in the binary: a page
+//! that signs must not load code from elsewhere.
 
 use crate::ops::asset::{Asset, CSS, JAVASCRIPT};
 use crate::ops::node_view::NodeView;
@@ -15,7 +15,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 const PAGE: &str = include_str!("assets/swagger/index.html");
 const ASYNCAPI: &str = include_str!("../../../docs/asyncapi.yaml");
-/// The address in [`ASYNCAPI`] that a node's own takes the place of.
+/// The address in [`ASYNCAPI`] that is replaced by the node's own.
 const NO_NODE: &str = "localhost:8812";
 
 /// A file of the page.
@@ -55,13 +55,13 @@ const FILES: [File; 6] = [
 ];
 
 const PAGE_PATH: &str = "/swagger/index.html";
-/// What the page's script imports.
+/// Modules that the page's script imports.
 const IMPORTED: [Asset; 2] = [
     Asset::script("/swagger/signing.js", include_bytes!("assets/swagger/signing.js")),
     Asset::script("/swagger/outcome.js", include_bytes!("assets/swagger/outcome.js")),
 ];
 
-/// `None`: a path of others.
+/// Answers the request; `None` if the path belongs to another site.
 pub fn answer(node: &NodeView, head: &Head<'_>) -> Option<Reply> {
     let http = || format!("http://{}", at(head, node.http));
     Some(match head.path {
@@ -87,7 +87,7 @@ pub(super) fn is_page(path: &str) -> bool {
     path == PAGE_PATH
 }
 
-/// The files, and the ways to the page: what is there is the same everywhere.
+/// Returns whether it is one of the files or a path to the page, which are the same on every node.
 pub(super) fn is_public(path: &str) -> bool {
     let is_file = |name| FILES.iter().any(|file| file.name == name);
     IMPORTED.iter().any(|imported| imported.path == path)
@@ -95,8 +95,8 @@ pub(super) fn is_public(path: &str) -> bool {
         || path.strip_prefix("/swagger/").is_some_and(is_file)
 }
 
-/// Where the browser reaches a port of the node: at the name that it used for this page, unless
-/// that is this machine and the port is bound to an address of the network alone.
+/// Returns where the browser reaches a port of the node: at the host name that it used for this
+/// page, unless that is this machine and the port is bound only to a network address.
 fn at(head: &Head<'_>, bound: SocketAddr) -> String {
     let host = host(head);
     let is_local = host == "localhost" || host.starts_with("127.") || host == "[::1]";
@@ -107,8 +107,8 @@ fn at(head: &Head<'_>, bound: SocketAddr) -> String {
     }
 }
 
-/// The name of the node as the browser knows it. Anything that is no name or address, and so could
-/// mean something else where it is put, is left out.
+/// Returns the node's name as the browser knows it. Anything that is not a name or an address, and
+/// so could mean something else where it is inserted, is left out.
 fn host<'a>(head: &Head<'a>) -> &'a str {
     let given = head.host.unwrap_or("");
     let name = match given.rsplit_once(':') {
@@ -129,7 +129,7 @@ fn description(content_type: &'static str, text: String) -> Reply {
 }
 
 fn page(http: &str) -> Reply {
-    // No address of IPv6 can stand in a policy.
+    // A policy cannot contain an IPv6 address.
     let node = if http.contains('[') { "http:" } else { http };
     let policy = format!(
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
@@ -145,7 +145,7 @@ fn page(http: &str) -> Reply {
 fn file(name: &str) -> Option<Reply> {
     let file = FILES.iter().find(|file| file.name == name)?;
     let reply = Reply::new(200, file.content_type, file.bytes).with("Cache-Control", "no-cache");
-    // Every browser takes it; RFC 9110 lets it be sent to whoever does not say otherwise.
+    // Every browser accepts it; RFC 9110 allows sending it to clients that do not object.
     Some(if file.is_gzip { reply.with("Content-Encoding", "gzip") } else { reply })
 }
 

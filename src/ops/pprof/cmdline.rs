@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 const MASK: &str = "***";
 
-/// Arguments with a NUL between them, as Go writes them; what is secret in them is masked.
+/// Formats arguments separated by NUL, as Go does; secrets are masked.
 pub fn show(args: impl IntoIterator<Item = String>) -> String {
     let mut shown: Vec<String> = Vec::new();
-    // What masks the next argument, the value of the flag before it.
+    // How to mask the next argument, the value of the flag before it.
     let mut pending: Option<Mask> = None;
     for arg in args {
         if let Some(mask) = pending.take() {
@@ -30,7 +30,7 @@ pub fn show(args: impl IntoIterator<Item = String>) -> String {
 
 type Mask = fn(&str) -> String;
 
-/// How the value of a flag is shown, where that is not as it is.
+/// Returns how to show the value of a flag, if not as it is.
 fn mask_of(flag: &str) -> Option<Mask> {
     match flag.replace('_', "-").as_str() {
         "--ops-token" | "--sentry-dsn" => Some(|_| MASK.into()),

@@ -1,4 +1,4 @@
-//! Takes the stacks of all threads for a while. To be called on a thread of its own.
+//! Samples the stacks of all threads for a given time. Call it on a separate thread.
 
 use super::records::{Record, records};
 use crate::io::perf::{Depth, Sampler};
@@ -8,22 +8,22 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
-/// Samples a second of a thread's running time: a prime, so that what happens every so many
-/// milliseconds is not always met, or always missed.
+/// Samples per second of a thread's running time: a prime, so that periodic work with a period of
+/// whole milliseconds is neither always hit nor always missed.
 pub const RATE_HZ: u64 = 199;
-/// Time on a core between two samples.
+/// Processor time between two samples.
 pub const PERIOD_NS: u64 = 1_000_000_000 / RATE_HZ;
-/// How often the rings are read; they have room for at least six times as long.
+/// Interval at which the rings are read; they have room for at least six times as long.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
 
-/// What was seen.
+/// What was recorded.
 #[derive(Debug)]
 pub struct Recording {
-    /// The names of the threads that were looked at.
+    /// Names of the sampled threads.
     pub threads: Vec<String>,
-    /// How often each stack, innermost address first, was met in which of `threads`.
+    /// Number of samples of each stack, innermost address first, by thread (index into `threads`).
     pub stacks: HashMap<(usize, Vec<u64>), u64>,
-    /// Samples that found no room.
+    /// Samples lost because the ring was full.
     pub lost: u64,
     pub depth: Depth,
     /// Nanoseconds since 1970.
@@ -34,18 +34,18 @@ pub struct Recording {
 /// Why there is no [`Recording`].
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
-    /// Nobody waits for it any more.
+    /// The client has disconnected.
     #[error("its client has gone away")]
     Cancelled,
-    /// The kernel does not let this process look at itself.
+    /// The kernel does not let this process profile itself.
     #[error("perf_event_open is refused ({0})")]
     Refused(io::Error),
     #[error("{what} failed: {error}")]
     System { what: &'static str, error: io::Error },
 }
 
-/// Samples every thread of this process but the calling one, for so long or until it is cancelled.
-/// Threads that are born meanwhile are not seen.
+/// Samples every thread of this process except the calling one, for `length` or until cancelled.
+/// Threads started meanwhile are not sampled.
 pub fn record(length: Duration, is_cancelled: &AtomicBool) -> Result<Recording, CpuError> {
     let (depth, mut samplers) = open_all()?;
     let began_ns = sys::now_ms() * 1_000_000;
@@ -62,14 +62,14 @@ pub fn record(length: Duration, is_cancelled: &AtomicBool) -> Result<Recording, 
         return Err(CpuError::Cancelled);
     }
     let lasted = began.elapsed();
-    // What they write after this is not waited for: a sampler ends when it is dropped.
+    // Records written after this are not read: a sampler ends when it is dropped.
     samplers.iter().for_each(|(_, sampler)| drop(sampler.stop()));
     seen.take(&mut samplers);
     let threads = samplers.into_iter().map(|(name, _)| name).collect();
     Ok(Recording { threads, stacks: seen.stacks, lost: seen.lost, depth, began_ns, lasted })
 }
 
-/// A sampler for each thread, beside its name; with the kernel's part where that is allowed.
+/// Opens a sampler for each thread, with its name, and with kernel stacks if permitted.
 fn open_all() -> Result<(Depth, Vec<(String, Sampler)>), CpuError> {
     let threads = threads().map_err(|error| CpuError::System { what: "/proc/self/task", error })?;
     let mut depth = Depth::Kernel;
@@ -90,7 +90,7 @@ fn open_all() -> Result<(Depth, Vec<(String, Sampler)>), CpuError> {
     Ok((depth, samplers))
 }
 
-/// The process's threads but the calling one, with their names.
+/// Returns the process's threads except the calling one, with their names.
 fn threads() -> io::Result<Vec<(i32, String)>> {
     let own = sys::thread_id();
     let mut threads = Vec::new();
@@ -98,20 +98,21 @@ fn threads() -> io::Result<Vec<(i32, String)>> {
         let entry = entry?;
         let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(id) = id.filter(|&id| id != own) else { continue };
-        // One that has ended since has no name, and will not be found by the sampler either.
+        // A thread that has ended has no name, and the sampler will not find it either.
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         threads.push((id, name.trim_end().into()));
     }
     Ok(threads)
 }
 
-/// Refused for want of a right or by a filter of system calls, or the kernel has no such call.
+/// Returns whether permission is missing, a system call filter refuses it, or the kernel lacks the
+/// call.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported)
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    // ESRCH has no kind of its own.
+    // ESRCH has no `ErrorKind`.
     error.raw_os_error() == Some(3)
 }
 

@@ -1,5 +1,5 @@
-// Zoom (click a frame; Escape, or the topmost, for all) and search. Without scripts the drawing is
-// whole, and each frame's title has its numbers.
+// Zoom (click a frame; Escape or the topmost frame resets) and search. Without scripts the drawing
+// is still complete, and each frame's title has its numbers.
 (function () {
   const frames = Array.from(document.querySelectorAll(".frame"), (node) => {
     const rect = node.querySelector("rect");
@@ -51,7 +51,7 @@
     let end = -1;
     const found = frames.filter((frame) => wanted && frame.name.includes(wanted));
     for (const frame of frames) frame.node.classList.toggle("found", found.includes(frame));
-    // What lies below another one that was found does not count twice.
+    // A match below another match does not count twice.
     for (const frame of found.sort((a, b) => a.x - b.x || b.width - a.width)) {
       if (frame.x + SLACK < end) continue;
       share += frame.width;

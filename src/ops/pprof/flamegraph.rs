@@ -1,7 +1,7 @@
-//! A profile as a flame graph: one SVG that needs nothing else, light or dark as the reader has it.
+//! A profile as a flame graph: one self-contained SVG, light or dark as the reader's theme.
 //!
-//! The outermost function is at the top, as in `go tool pprof`; a box is as wide as its function
-//! and all it called ran. Below "all" are the threads.
+//! The outermost function is at the top, as in `go tool pprof`; a box is as wide as the time in its
+//! function and its callees. Below "all" are the threads.
 
 use super::profile::{Function, Profile};
 use std::collections::HashMap;
@@ -11,9 +11,9 @@ const WIDTH: f64 = 1200.0;
 const MARGIN: f64 = 10.0;
 const HEAD: f64 = 62.0;
 const ROW: f64 = 17.0;
-/// Narrower ones are left out, and all below them.
+/// Narrower boxes are left out, and everything below them.
 const MIN_WIDTH: f64 = 0.4;
-/// Of a character of 12 pixels, in the fonts that the style names.
+/// Width of a 12-pixel character in the style's fonts.
 const CHAR_WIDTH: f64 = 7.2;
 const STYLE: &str = include_str!("flamegraph.css");
 const SCRIPT: &str = include_str!("flamegraph.js");
@@ -25,7 +25,7 @@ const LEGEND: [(&str, &str); 5] = [
     ("kernel", "kernel"),
 ];
 
-/// A function in the place where it was called.
+/// A function at one position in the call tree.
 struct Node<'a> {
     name: &'a str,
     file: &'a str,
@@ -34,7 +34,7 @@ struct Node<'a> {
     children: Vec<usize>,
 }
 
-/// The drawing. Nothing of it depends on anything but the profile.
+/// Returns the drawing. It depends on nothing but the profile.
 pub fn draw(profile: &Profile, title: &str) -> String {
     let nodes = tree(profile);
     let mut frames = String::new();
@@ -74,7 +74,7 @@ pub fn draw(profile: &Profile, title: &str) -> String {
     out
 }
 
-/// All stacks as one tree; the first node holds all others.
+/// Merges all stacks into one tree; the first node is the root.
 fn tree(profile: &Profile) -> Vec<Node<'_>> {
     let node = |name, file, class| Node { name, file, class, count: 0, children: Vec::new() };
     let mut nodes = vec![node("all", "", "all")];
@@ -103,13 +103,13 @@ fn tree(profile: &Profile) -> Vec<Node<'_>> {
     }
     let counts: Vec<u64> = nodes.iter().map(|node| node.count).collect();
     for node in &mut nodes {
-        // The widest first. The sort is stable: equal ones stay as they came.
+        // Widest first. The sort is stable: equal ones keep their order.
         node.children.sort_by_key(|&child| std::cmp::Reverse(counts[child]));
     }
     nodes
 }
 
-/// Whose code a function is, by its file and its name.
+/// Classifies a function by its file and its name.
 fn class(function: &Function) -> &'static str {
     let (name, file) = (&function.name, &function.file);
     if file == "[kernel]" {
@@ -125,7 +125,7 @@ fn class(function: &Function) -> &'static str {
     }
 }
 
-/// Draws every box that is wide enough to be seen; returns the number of rows.
+/// Draws every box that is wide enough to be visible; returns the number of rows.
 fn draw_frames(nodes: &[Node<'_>], profile: &Profile, out: &mut String) -> usize {
     let total = nodes[0].count.max(1);
     let pixels = (WIDTH - 2.0 * MARGIN) / total as f64;
@@ -171,7 +171,7 @@ fn text(out: &mut String, class: &str, x: f64, y: f64, text: &str) {
     };
 }
 
-/// What has room in a box.
+/// Cuts a label to what fits in a box.
 fn cut(label: &str, width: f64) -> String {
     let room = ((width - 6.0) / CHAR_WIDTH).max(0.0) as usize;
     match label.chars().count() {
@@ -181,8 +181,8 @@ fn cut(label: &str, width: f64) -> String {
     }
 }
 
-/// A function's name for a narrow box: the last two parts of its path (closures do not count),
-/// types without their paths and parameters.
+/// Returns a function's name for a narrow box: the last two parts of its path (not counting
+/// closures), types without their paths and parameters.
 fn label(name: &str) -> String {
     let parts = split(name, "::");
     let mut from = parts.len();
@@ -195,7 +195,7 @@ fn label(name: &str) -> String {
     short.join("::")
 }
 
-/// `<a::B<c::D> as e::F>` to `<B as F>`, `f<a::B>` to `f<…>`.
+/// Shortens `<a::B<c::D> as e::F>` to `<B as F>`, `f<a::B>` to `f<…>`.
 fn shorten_part(part: &str) -> String {
     match part.find('<') {
         Some(0) => {
@@ -211,14 +211,14 @@ fn shorten_part(part: &str) -> String {
     }
 }
 
-/// Splits where no bracket is open.
+/// Splits at separators outside brackets.
 fn split<'a>(text: &'a str, separator: &str) -> Vec<&'a str> {
     let mut parts = Vec::new();
     let (mut depth, mut from, mut before) = (0_usize, 0, ' ');
     for (at, c) in text.char_indices() {
         match c {
             '<' | '(' | '[' | '{' => depth += 1,
-            // The `>` of an arrow opens and closes nothing.
+            // The `>` of an arrow is not a bracket.
             '>' if before == '-' => {}
             '>' | ')' | ']' | '}' => depth = depth.saturating_sub(1),
             _ if depth == 0 && at >= from && text[at..].starts_with(separator) => {

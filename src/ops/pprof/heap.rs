@@ -1,5 +1,5 @@
-//! `/debug/pprof/heap`: what the allocator, the kernel and the node itself say of its memory. To be
-//! called on a thread of its own: the kernel goes through all of the process's pages.
+//! `/debug/pprof/heap`: memory figures from the allocator, the kernel and the node itself. Call it
+//! on a separate thread: the kernel walks all of the process's pages.
 
 use crate::io::allocator;
 use crate::io::shared::Shared;
@@ -7,7 +7,7 @@ use crate::state::counters::Counter;
 use std::fmt::Write as _;
 use std::fs;
 
-/// All of it as text.
+/// Returns all of it as text.
 pub fn report(shared: &Shared) -> String {
     let mut out = String::new();
     allocator_part(&mut out);

@@ -1,4 +1,4 @@
-//! `/debug/pprof/`: what there is, each with a line to paste.
+//! `/debug/pprof/`: the available profiles, each with a command to paste.
 
 use super::super::access::GATE_POLICY;
 use super::super::reply::Reply;
@@ -6,14 +6,14 @@ use super::{DEFAULT_SECONDS, MAX_SECONDS};
 use crate::wire::http::Head;
 
 const PAGE: &str = include_str!("index.html");
-/// Where a client says no host.
+/// Used if the client sends no Host.
 const DEFAULT_HOST: &str = "127.0.0.1:6060";
 
-/// What there is: the path below `/debug/pprof/`, what it is, whether it takes `seconds`, and a
-/// line to paste, in which `URL` stands for the address.
+/// The profiles: the path below `/debug/pprof/`, a description, whether it takes `seconds`, and a
+/// command to paste, in which `URL` stands for the address.
 ///
-/// Where a token is demanded the lines read it from the shell that they are pasted into: a page
-/// that shows it would give it to every screenshot.
+/// If a token is required, the commands read it from the shell that they are pasted into: a page
+/// that shows it would leak it in every screenshot.
 const PROFILES: [(&str, &str, bool, &str); 4] = [
     (
         "profile",
@@ -42,7 +42,7 @@ const PROFILES: [(&str, &str, bool, &str); 4] = [
     ),
 ];
 
-/// The page for people.
+/// Returns the page for people.
 pub fn page(head: &Head<'_>, has_token: bool) -> Reply {
     let host = head.host.filter(|host| host.is_ascii()).unwrap_or(DEFAULT_HOST);
     let mut rows = String::new();
@@ -69,7 +69,7 @@ pub fn page(head: &Head<'_>, has_token: bool) -> Reply {
         .with("Referrer-Policy", "no-referrer")
 }
 
-/// curl has the token in a header; `go tool pprof` takes nothing but an address.
+/// curl sends the token in a header; `go tool pprof` accepts only a URL.
 fn with_token(line: &str) -> String {
     if line.starts_with("curl ") {
         line.replace("'URL'", "-H \"Authorization: Bearer $WS_CLUSTER_OPS_TOKEN\" 'URL'")
@@ -78,7 +78,7 @@ fn with_token(line: &str) -> String {
     }
 }
 
-/// The same as text, for whoever asked for something else.
+/// Returns the same as text, for other clients.
 pub fn list() -> String {
     let mut text = "not here. There is, below /debug/pprof/:\n".to_string();
     for (name, what, takes_seconds, _) in PROFILES {

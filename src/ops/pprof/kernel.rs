@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-/// Addresses from here on are the kernel's, on every 64-bit machine.
+/// Addresses from here on belong to the kernel, on every 64-bit machine.
 pub const FROM: u64 = 1 << 63;
 
 pub fn is_kernel(address: u64) -> bool {
     address >= FROM
 }
 
-/// The names of the functions that the addresses lie in; none where the kernel does not show its
+/// Returns the names of the functions that contain the addresses; none if the kernel hides its
 /// addresses (`kernel.kptr_restrict`).
 pub fn names(addresses: impl IntoIterator<Item = u64>) -> HashMap<u64, String> {
     let mut wanted: Vec<u64> = addresses.into_iter().filter(|&one| is_kernel(one)).collect();
@@ -24,8 +24,8 @@ pub fn names(addresses: impl IntoIterator<Item = u64>) -> HashMap<u64, String> {
         .map_or_else(|_| HashMap::new(), |file| look_up(&wanted, BufReader::new(file)))
 }
 
-/// Reads the table once, line by line, and keeps only what is nearest to an address: the table
-/// has 200,000 lines, a profile some hundred addresses. `wanted` is in order.
+/// Reads the table once, line by line, keeping only the closest symbol for each address: the table
+/// has 200,000 lines, a profile a few hundred addresses. `wanted` is sorted.
 fn look_up(wanted: &[u64], table: impl BufRead) -> HashMap<u64, String> {
     let mut nearest: Vec<(u64, String)> = vec![(0, String::new()); wanted.len()];
     for line in table.lines().map_while(Result::ok) {
@@ -38,7 +38,7 @@ fn look_up(wanted: &[u64], table: impl BufRead) -> HashMap<u64, String> {
     let mut names = HashMap::new();
     let mut last = (0, String::new());
     for (&address, found) in wanted.iter().zip(nearest) {
-        // The function of the address before may be this one's, too.
+        // The previous address's function may also contain this one.
         if found.0 > last.0 {
             last = found;
         }
@@ -49,7 +49,7 @@ fn look_up(wanted: &[u64], table: impl BufRead) -> HashMap<u64, String> {
     names
 }
 
-/// `ffffffff81000000 T name`, for modules with `\t[module]` behind it.
+/// Parses `ffffffff81000000 T name`, followed by `\t[module]` for modules.
 fn parse_line(line: &str) -> Option<(u64, &str)> {
     let mut fields = line.split_ascii_whitespace();
     let start = u64::from_str_radix(fields.next()?, 16).ok()?;

@@ -1,23 +1,23 @@
 //! `/proc/self/maps`: which program or library an address belongs to.
 
-/// A stretch of memory with code.
+/// A memory region with code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mapping {
     pub start: u64,
     pub end: u64,
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub offset: u64,
-    /// The file, or a name in brackets; empty for memory without one.
+    /// The file, or a name in brackets; empty for anonymous memory.
     pub name: String,
 }
 
 impl Mapping {
-    /// Where in the file the address comes from.
+    /// Returns the address's offset in the file.
     pub fn file_offset(&self, address: u64) -> u64 {
         address - self.start + self.offset
     }
 
-    /// What to call code in it that has no name.
+    /// Returns a name for code in it without a symbol.
     pub fn short_name(&self) -> String {
         let name = self.name.trim_end_matches(" (deleted)");
         let name = name.rsplit('/').next().unwrap_or(name);
@@ -28,14 +28,14 @@ impl Mapping {
     }
 }
 
-/// The stretches with code in the text of a maps file, by address.
+/// Parses a maps file; returns the executable regions, by address.
 pub fn parse(text: &str) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = text.lines().filter_map(parse_line).collect();
     mappings.sort_unstable_by_key(|mapping| mapping.start);
     mappings
 }
 
-/// `start-end perms offset device inode   name`; the name may have blanks.
+/// Parses `start-end perms offset device inode   name`; the name may contain blanks.
 fn parse_line(line: &str) -> Option<Mapping> {
     let mut rest = line;
     let mut field = || {
@@ -60,7 +60,7 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// The stretch that has the address, by its place in `mappings`, which are in order.
+/// Returns the index of the region that contains the address; `mappings` is sorted.
 pub fn find(mappings: &[Mapping], address: u64) -> Option<usize> {
     let place = mappings.partition_point(|mapping| mapping.end <= address);
     mappings.get(place).filter(|mapping| mapping.start <= address).map(|_| place)

@@ -1,4 +1,4 @@
-//! A profile: stacks with names and lines. What is written as pprof or drawn is this.
+//! A profile: stacks with names and lines, from which pprof files and drawings are made.
 
 use super::cpu::{PERIOD_NS, Recording};
 use super::kernel;
@@ -9,32 +9,32 @@ use crate::io::perf::Depth;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// What is known of a function; two are one if all of it is equal.
+/// What is known of a function; two are the same if all of it is equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Function {
     /// With its path, for people.
     pub name: String,
-    /// As the linker knows it, or `name`.
+    /// The linker's name, or `name`.
     pub system_name: String,
-    /// In short, see [`source::shorten`]; empty where it is not known.
+    /// Shortened, see [`source::shorten`]; empty if unknown.
     pub file: String,
 }
 
-/// A line of a function that was running.
+/// A source line of a running function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
-    /// Its place in [`Profile::functions`].
+    /// Index in [`Profile::functions`].
     pub function: usize,
-    /// 0 where it is not known.
+    /// 0 if unknown.
     pub line: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     pub address: u64,
-    /// Its place in [`Profile::mappings`]; `None` for the kernel.
+    /// Index in [`Profile::mappings`]; `None` for the kernel.
     pub mapping: Option<usize>,
-    /// The innermost inlined function first, the one that holds all of them last; never empty.
+    /// The innermost inlined function first, the containing one last; never empty.
     pub lines: Vec<Line>,
 }
 
@@ -42,29 +42,29 @@ pub struct Location {
 pub struct Sample {
     /// The name of a thread, or of several.
     pub thread: String,
-    /// Places in [`Profile::locations`], innermost first.
+    /// Indices in [`Profile::locations`], innermost first.
     pub locations: Vec<usize>,
     pub count: u64,
 }
 
-/// All that was sampled.
+/// Everything that was sampled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Profile {
     /// Nanoseconds since 1970.
     pub began_ns: u64,
     pub lasted_ns: u64,
-    /// Time on a core that one sample stands for.
+    /// Processor time that one sample stands for.
     pub period_ns: u64,
     pub mappings: Vec<Mapping>,
     pub functions: Vec<Function>,
     pub locations: Vec<Location>,
     pub samples: Vec<Sample>,
-    /// What a reader should know, one sentence each.
+    /// Notes for the reader, one sentence each.
     pub notes: Vec<String>,
 }
 
 impl Profile {
-    /// Gives names to what was recorded in this process. It takes some tenths of a second.
+    /// Resolves the names in a recording of this process. It takes some tenths of a second.
     pub fn new(recording: &Recording) -> Self {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
         let mappings = maps::parse(&maps);
@@ -93,7 +93,7 @@ impl Profile {
         }
     }
 
-    /// All samples.
+    /// Returns the number of samples.
     pub fn total(&self) -> u64 {
         self.samples.iter().map(|sample| sample.count).sum()
     }
@@ -132,7 +132,7 @@ struct Names {
     symbols: Symbols,
 }
 
-/// Each thing once, by its place.
+/// A set of distinct values with their indices.
 struct Interned<T> {
     items: Vec<T>,
     places: HashMap<T, usize>,
@@ -152,7 +152,7 @@ struct Builder {
     names: Names,
     functions: Interned<Function>,
     locations: Vec<Location>,
-    /// The place of each address that was met before.
+    /// The index of each address seen before.
     places: HashMap<u64, usize>,
 }
 
@@ -162,8 +162,8 @@ impl Builder {
         Self { mappings, names, functions, locations: Vec::new(), places: HashMap::new() }
     }
 
-    /// The locations of a stack. It ends where a caller's address is no code: a function without a
-    /// frame pointer keeps other things in that register.
+    /// Returns the locations of a stack. It ends where a caller's address is not code: a function
+    /// without a frame pointer uses that register for other values.
     fn locations(&mut self, stack: &[u64]) -> Vec<usize> {
         let mut locations = Vec::with_capacity(stack.len());
         for (depth, &address) in stack.iter().enumerate() {
@@ -183,7 +183,7 @@ impl Builder {
         locations
     }
 
-    /// The kernel's functions without a name are one, however deep they go: [`kernel::FROM`].
+    /// Maps all unnamed kernel functions to one address, however deep the stack: [`kernel::FROM`].
     fn one_for_unnamed(&self, address: u64) -> u64 {
         let is_named = self.names.kernel.contains_key(&address);
         if kernel::is_kernel(address) && !is_named { kernel::FROM } else { address }
@@ -204,7 +204,7 @@ impl Builder {
         self.locations.len() - 1
     }
 
-    /// At least one.
+    /// Returns at least one frame.
     fn frames(&self, address: u64, mapping: Option<usize>) -> Vec<Frame> {
         if kernel::is_kernel(address) {
             let name = self.names.kernel.get(&address).map_or("[kernel]", String::as_str);

@@ -1,8 +1,8 @@
 //! A profile as `go tool pprof`, Speedscope and others read it: `perftools.profiles.Profile` of
-//! google/pprof's `profile.proto`, in gzip.
+//! google/pprof's `profile.proto`, gzipped.
 //!
-//! The messages are written out for `prost`, with the fields that this node fills: a build script
-//! would need protoc.
+//! The messages are written by hand for `prost`, with the fields that this node fills: a build
+//! script would need protoc.
 
 use super::profile::{Location, Profile, Sample};
 use flate2::Compression;
@@ -11,14 +11,14 @@ use prost::Message;
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-/// The profile, in gzip.
+/// Returns the profile, gzipped.
 pub fn encode(profile: &Profile) -> io::Result<Vec<u8>> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(&message(profile).encode_to_vec())?;
     gzip.finish()
 }
 
-/// The profile as a message. Ids are places, counted from 1: 0 stands for none.
+/// Returns the profile as a message. Ids are indices counted from 1: 0 means none.
 fn message(profile: &Profile) -> ProfileMessage {
     let mut texts = Texts::default();
     let samples_count = ValueType { kind: texts.place("samples"), unit: texts.place("count") };
@@ -36,7 +36,7 @@ fn message(profile: &Profile) -> ProfileMessage {
         end: mapping.end,
         offset: mapping.offset,
         file: texts.place(&mapping.name),
-        // Names and lines are here already: a reader need not look for them.
+        // Names and lines are included, so a reader need not look them up.
         has_functions: true,
         has_files: true,
         has_lines: true,
@@ -67,7 +67,7 @@ fn message(profile: &Profile) -> ProfileMessage {
     }
 }
 
-/// Samples, and the time that they stand for: one of each sample type.
+/// Returns the values of each sample type: the samples, and the time that they stand for.
 fn values(sample: &Sample, period_ns: u64) -> Vec<i64> {
     vec![sample.count as i64, (sample.count * period_ns) as i64]
 }
@@ -85,7 +85,7 @@ fn location((place, location): (usize, &Location)) -> LocationMessage {
     }
 }
 
-/// Texts, each once; the first is the empty one, as the format demands.
+/// The string table, without duplicates; the first entry is empty, as the format requires.
 struct Texts {
     items: Vec<String>,
     places: HashMap<String, i64>,
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!((text(read.comments[0]), text(read.default_sample_type)), ("a note", "cpu"));
     }
 
-    /// Bytes as google/pprof's own reader expects them: numbers of a list are packed.
+    /// The bytes are as google/pprof's own reader expects them: repeated numbers are packed.
     #[test]
     fn lists_of_numbers_are_packed() {
         let sample =

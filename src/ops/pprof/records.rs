@@ -1,24 +1,24 @@
-//! The kernel's records of perf_event_open(2), as [`crate::io::perf::Sampler`] hands them over.
+//! The kernel's perf_event_open(2) records, as [`crate::io::perf::Sampler`] hands them over.
 
 /// `PERF_RECORD_LOST`.
 const LOST: u32 = 2;
 /// `PERF_RECORD_SAMPLE`.
 const SAMPLE: u32 = 9;
 const HEADER_BYTES: usize = 8;
-/// Entries from here on say whose code follows: the kernel's or the thread's (`PERF_CONTEXT_MAX`).
+/// Entries from here on mark whose code follows: the kernel's or the thread's (`PERF_CONTEXT_MAX`).
 const CONTEXTS: u64 = -4095_i64 as u64;
 
-/// What the kernel wrote down.
+/// A record of the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Record {
-    /// Where the thread was, innermost first: addresses within the instructions that are running,
-    /// or were called from.
+    /// The thread's stack, innermost first: addresses within the running or calling instructions.
     Stack(Vec<u64>),
-    /// So many samples found no room.
+    /// Number of samples lost because the ring was full.
     Lost(u64),
 }
 
-/// The records in `bytes`, which hold whole ones; others than [`Record`] are left out.
+/// Parses the records in `bytes`, which contain only complete ones; skips kinds other than
+/// [`Record`].
 pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = Record> {
     std::iter::from_fn(move || {
         loop {
@@ -33,7 +33,7 @@ pub fn records(mut bytes: &[u8]) -> impl Iterator<Item = Record> {
     })
 }
 
-/// The first record's kind and body, and what follows it.
+/// Returns the first record's kind and body, and the rest.
 fn split(bytes: &[u8]) -> Option<(u32, &[u8], &[u8])> {
     let header = bytes.first_chunk::<HEADER_BYTES>()?;
     let [k0, k1, k2, k3, _, _, l0, l1] = *header;
@@ -47,9 +47,9 @@ fn words(body: &[u8]) -> Vec<u64> {
     words.iter().map(|word| u64::from_ne_bytes(*word)).collect()
 }
 
-/// A call chain, `[count, entries]`, as addresses to look up. The first of the kernel's and the
-/// first of the thread's are where it is; the others are where calls return to, and may be the
-/// first byte of the next line, or of the next function.
+/// Converts a call chain, `[count, entries]`, to addresses to look up. The kernel's first address
+/// and the thread's first are exact; the others are return addresses, which may be the first byte
+/// of the next line or of the next function.
 fn stack(words: &[u64]) -> Vec<u64> {
     let Some((&count, entries)) = words.split_first() else { return Vec::new() };
     let mut is_exact = true;
@@ -103,7 +103,7 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(records(&whole[..cut]).count(), 0, "{cut}");
         }
-        // A length below the header's would never end.
+        // A length shorter than the header would loop for ever.
         assert_eq!(records(&[9, 0, 0, 0, 0, 0, 0, 0, 1, 2]).count(), 0);
         // A count beyond the record, and none at all.
         let lies = [record(SAMPLE, &[u64::MAX, 5]), record(SAMPLE, &[])].concat();

@@ -1,14 +1,14 @@
 //! Names of source files.
 
-/// A source file's name without the places of the machine that built the program: this
-/// repository's files begin with `src/`, those of crates with their name and version, those of the
-/// standard library with `core/`, `alloc/` or `std/`.
+/// Removes the build machine's directories from a source file's name: this repository's files begin
+/// with `src/`, those of crates with their name and version, those of the standard library with
+/// `core/`, `alloc/` or `std/`.
 pub fn shorten(file: &str) -> &str {
     if let Some(own) = file.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/")) {
         return own;
     }
-    // What stands before the part to keep, and how many folders follow it that are not kept: a
-    // registry's name; a repository's and a commit's; a compiler's commit.
+    // The directory before the part to keep, and the number of folders after it to drop: the
+    // registry's name; the repository's and the commit's; the compiler's commit.
     for (before, folders) in [
         ("/registry/src/", 1),
         ("/git/checkouts/", 2),

@@ -1,5 +1,5 @@
-//! Addresses of this process to functions and lines, from the programs' and libraries' own files:
-//! line tables where there are some, else their tables of symbols. `addr2line`'s loader reads both.
+//! Resolves addresses of this process to functions and lines, from the files of the program and its
+//! libraries: line tables if present, else symbol tables. `addr2line`'s loader reads both.
 
 use super::maps::Mapping;
 use addr2line::Loader;
@@ -8,7 +8,7 @@ use object::{NativeEndian, Object, ObjectSegment, ReadCache};
 use std::collections::HashMap;
 use std::fs::File;
 
-/// The program itself, even where an upgrade has put another one in its place.
+/// The running program, even after an upgrade has replaced its file.
 const OWN_FILE: &str = "/proc/self/exe";
 
 /// A function at an address, and its line.
@@ -16,11 +16,11 @@ const OWN_FILE: &str = "/proc/self/exe";
 pub struct Frame {
     /// With its path, for people.
     pub name: String,
-    /// As the linker knows it, or `name`.
+    /// The linker's name, or `name`.
     pub system_name: String,
-    /// As the compiler knew it; empty where it is not known.
+    /// The compiler's path; empty if unknown.
     pub file: String,
-    /// 0 where it is not known.
+    /// 0 if unknown.
     pub line: u32,
 }
 
@@ -30,12 +30,11 @@ impl Frame {
     }
 }
 
-/// The files that addresses come from, by the names of their mappings; `None` for one that cannot
-/// be read.
+/// The files that contain the addresses, by mapping name; `None` for one that cannot be read.
 pub struct Symbols(HashMap<String, Option<Program>>);
 
 impl Symbols {
-    /// Reads the files of the stretches `used` (places in `mappings`).
+    /// Reads the files of the regions `used` (indices in `mappings`).
     pub fn open(mappings: &[Mapping], used: impl IntoIterator<Item = usize>) -> Self {
         let own = std::fs::read_link(OWN_FILE).unwrap_or_default();
         let mut files = HashMap::new();
@@ -49,8 +48,8 @@ impl Symbols {
         Self(files)
     }
 
-    /// The functions at an address: those that were inlined first, the one that holds them last.
-    /// None where nothing is known.
+    /// Returns the functions at an address: inlined ones first, the containing one last. Empty if
+    /// nothing is known.
     pub fn frames(&self, mapping: &Mapping, address: u64) -> Vec<Frame> {
         let program = self.0.get(&mapping.name).and_then(Option::as_ref);
         program.map_or_else(Vec::new, |program| program.frames(mapping.file_offset(address)))
@@ -60,13 +59,13 @@ impl Symbols {
 /// One file.
 struct Program {
     loader: Loader,
-    /// Where stretches of the file are in its own address space: offset, length, address.
+    /// Where segments of the file lie in its own address space: offset, length, address.
     segments: Vec<(u64, u64, u64)>,
 }
 
 impl Program {
     fn open(path: &str) -> Option<Self> {
-        // The loader does not show them.
+        // The loader does not expose them.
         let file = ReadCache::new(File::open(path).ok()?);
         let object = ElfFile64::<NativeEndian, _>::parse(&file).ok()?;
         let segments = object.segments().map(|segment| {
@@ -84,8 +83,8 @@ impl Program {
         let Some((offset, _, start)) = found else { return Vec::new() };
         let address = file_offset - offset + start;
         let mut frames = self.inlined(address).unwrap_or_default();
-        // The table of symbols knows the function that holds the others, also where the line
-        // tables have its name without its path, or nothing at all.
+        // The symbol table knows the containing function, even where the line tables have its name
+        // without its path or nothing at all.
         if let Some(symbol) = self.loader.find_symbol(address) {
             let holder = frames.pop().unwrap_or_default();
             let (name, system_name) = (readable(symbol), symbol.into());
@@ -114,7 +113,7 @@ impl Program {
     }
 }
 
-/// The linker's name as it is in the source, without the hash at its end.
+/// Demangles the linker's name, without the hash at its end.
 fn readable(name: &str) -> String {
     format!("{:#}", rustc_demangle::demangle(name))
 }
@@ -135,7 +134,7 @@ mod tests {
     #[test]
     fn a_library_without_line_tables_has_its_symbols() {
         let mappings = maps::parse(&std::fs::read_to_string("/proc/self/maps").unwrap());
-        // Of the C library, which Debian strips of all but what it exports.
+        // From the C library, which Debian strips of everything but its exports.
         let address = libc::close as *const () as usize as u64;
         let place = maps::find(&mappings, address).unwrap();
         let symbols = Symbols::open(&mappings, [place, place]);

@@ -1,21 +1,20 @@
-//! How many events are sent: an error that comes again and again must not cost a month's quota.
+//! Limits the number of events sent: a recurring error must not cost a month's quota.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Events that may come at once, and how soon there is room for another one: at most 30 in any
-/// minute.
+/// Events that may be sent at once, and how soon one more may follow: at most 30 in any minute.
 const BURST: u32 = 10;
 const EVERY: Duration = Duration::from_secs(3);
 
-/// A bucket of tokens, one an event.
+/// A token bucket, one token per event.
 #[derive(Debug)]
 pub struct Budget(Mutex<Bucket>);
 
 #[derive(Debug)]
 struct Bucket {
     tokens: u32,
-    /// When the last token came in, or could have.
+    /// When the last token was added, or could have been.
     filled_at: Instant,
 }
 
@@ -24,7 +23,7 @@ impl Budget {
         Self(Mutex::new(Bucket { tokens: BURST, filled_at: now }))
     }
 
-    /// Whether another event may be sent.
+    /// Returns whether another event may be sent.
     pub fn take(&self, now: Instant) -> bool {
         let mut bucket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = now.saturating_duration_since(bucket.filled_at);

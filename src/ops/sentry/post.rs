@@ -1,4 +1,4 @@
-//! The thread that posts envelopes: the only one that waits for a Sentry.
+//! The thread that posts envelopes: the only one that waits for Sentry.
 
 use super::UNSENT;
 use crate::io::threads;
@@ -12,31 +12,31 @@ use std::thread;
 use std::time::{Duration, Instant};
 use ureq::Agent;
 
-/// Envelopes that may wait; beyond, they are dropped.
+/// Maximum number of waiting envelopes; beyond, they are dropped.
 const MAX_WAITING: usize = 32;
-/// An answer must have come by then.
+/// Time limit for a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing is sent when a Sentry that has enough does not say how long.
+/// How long nothing is sent after a rate limit (HTTP 429) that gives no time.
 const QUIET: Duration = Duration::from_secs(60);
 const MAX_QUIET: Duration = Duration::from_secs(3_600);
-/// How often the log is told that events are not taken.
+/// Minimum interval between log lines about events that are not accepted.
 const COMPLAINT_EVERY: Duration = Duration::from_secs(60);
-/// How often a full queue is tried again by who waits for its end.
+/// Interval between attempts to enqueue while the queue is full.
 const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 enum Task {
     Send(Box<Envelope>),
-    /// To be answered when all before it is posted.
+    /// Answered once everything before it is posted.
     Flush(SyncSender<()>),
 }
 
-/// Hands envelopes to the thread. It ends with this.
+/// Hands envelopes to the thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Post(SyncSender<Task>);
 
 impl Post {
-    /// To be called with signals blocked.
+    /// Starts the thread. Call it with signals blocked.
     pub fn start(dsn: &Dsn) -> io::Result<Self> {
         let (sender, tasks) = sync_channel(MAX_WAITING);
         let postman = Postman {
@@ -48,7 +48,7 @@ impl Post {
         };
         let (ready, is_ready) = sync_channel(1);
         let work = move || {
-            // Its sockets are nothing for the tables of the workers.
+            // Keeps its sockets out of the workers' descriptor tables.
             let unshared = threads::unshare_files();
             let has_failed = unshared.is_err();
             let _ = ready.send(unshared);
@@ -89,7 +89,7 @@ struct Postman {
     agent: Agent,
     url: String,
     auth: String,
-    /// The Sentry has enough until then.
+    /// Sentry's rate limit lasts until then.
     quiet_until: Option<Instant>,
     last_complaint: Option<Instant>,
 }
@@ -100,7 +100,7 @@ impl Postman {
             match task {
                 Task::Send(envelope) => self.send(&envelope),
                 Task::Flush(done) => {
-                    // Whoever asked may have stopped waiting.
+                    // The caller may have stopped waiting.
                     let _ = done.try_send(());
                 }
             }

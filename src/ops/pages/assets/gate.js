@@ -1,5 +1,5 @@
-// What a browser gets in the place of an answer that needs the token: a navigation has no header, so
-// this page asks with one, and shows the answer.
+// What a browser gets instead of an answer that needs the token. A navigation cannot send the
+// header, so this page requests the answer with it and shows it.
 
 import { fetchWithToken } from "./token.js";
 

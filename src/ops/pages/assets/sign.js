@@ -1,6 +1,6 @@
-// The signatures of docs/protocol.md, for the live page and for Swagger UI's. Browsers have SHA-256
-// of their own (crypto.subtle), but in secure contexts alone: a page that came over plain HTTP from
-// another machine has none. So this one is always used, and there is one to be tested.
+// The signatures of docs/protocol.md, for the live page and for Swagger UI. Browsers have a
+// built-in SHA-256 (crypto.subtle), but only in secure contexts: a page loaded over plain HTTP from
+// another machine has none. So this one is always used, and only one needs tests.
 
 const bytesOf = (text) => new TextEncoder().encode(text);
 
@@ -40,7 +40,7 @@ function compress(state, view, at, words) {
 
 /** SHA-256 (FIPS 180-4) of bytes. */
 export function sha256(bytes) {
-  // A one bit, zeros, and the length in bits: 64 bits, the upper ones by division.
+  // A one bit, zeros, and the 64-bit length in bits, whose upper half is computed by division.
   const padded = new Uint8Array(Math.ceil((bytes.length + 9) / BLOCK) * BLOCK);
   padded.set(bytes);
   padded[bytes.length] = 0x80;

@@ -1,5 +1,5 @@
-// The token of the ops ports. It is taken out of the address, which histories and screens keep, or
-// asked for; this tab keeps it, and it leaves in a header alone.
+// The token of the ops ports. It is taken out of the URL, which histories and screens keep, or
+// asked for; this tab stores it and sends it only in a header.
 
 const KEY = "ws-cluster-ops-token";
 /** What a header may hold. */
@@ -11,7 +11,7 @@ let token = null;
 try {
   token = sessionStorage.getItem(KEY);
 } catch {
-  // Then there is none.
+  // Without storage there is none.
 }
 
 function keep(given) {
@@ -64,7 +64,7 @@ let asking = null;
 
 /** Asks for the token where the node refused the one that was sent, or got none. */
 function askOnce(sent) {
-  // Another request was refused, too, or somebody has typed one in meanwhile.
+  // Another request was refused, too, or a new token has been entered meanwhile.
   if (asking === null && sent === token) {
     const problem = sent === null ? "" : "The node refuses this token.";
     keep(null);

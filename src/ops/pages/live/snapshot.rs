@@ -1,5 +1,5 @@
-//! What the live page shows, read at one moment: counters as they are. The page makes rates of
-//! their differences, and shows a chart only where its numbers are there.
+//! What the live page shows, read at one moment: raw counters. The page computes rates from their
+//! differences and shows a chart only if its numbers are present.
 
 use crate::io::shared::Shared;
 use crate::io::sys;
@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 /// Projects that the page shows by name.
 const PROJECTS_BY_NAME: usize = 20;
 
-/// The one place that reads what the page shows.
+/// Reads everything that the page shows; nothing else does.
 pub(super) fn snapshot(view: &NodeView) -> Vec<u8> {
     let shared = &*view.shared;
     json::object(|top| {
@@ -48,7 +48,7 @@ pub(super) fn snapshot(view: &NodeView) -> Vec<u8> {
     })
 }
 
-/// Those that are there, as this node hears them.
+/// Returns the nodes that this node currently hears.
 fn nodes(shared: &Shared) -> Vec<NodeId> {
     let heard = shared.broker_counters.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if heard.is_empty() { vec![shared.settings.node] } else { heard }
@@ -109,13 +109,13 @@ fn requests(top: &mut Object<'_>, shared: &Shared) {
     });
     let (counts, _) = read::request_counts(shared);
     top.object("request_duration", |histogram| {
-        // The last count is of what took longer than the last bound.
+        // The last count is of values above the last bound.
         histogram.values("bounds", DURATION_BOUNDS);
         histogram.values("counts", counts);
     });
 }
 
-/// The way of pushes: as a whole, and by hop.
+/// Writes the latency of pushes: in total, and by hop.
 fn pushes(top: &mut Object<'_>, shared: &Shared) {
     type Read = fn(&Counters) -> &Latencies;
     let hops: [(&str, Read); 4] = [
@@ -135,7 +135,7 @@ fn pushes(top: &mut Object<'_>, shared: &Shared) {
     });
 }
 
-/// How long workers take to come round to all who are ready, and their own part of that.
+/// Writes how long workers take to serve all ready tasks, and the part they cause themselves.
 fn pauses(top: &mut Object<'_>, shared: &Shared) {
     type Read = fn(&Counters) -> &Pauses;
     let kinds: [(&str, Read); 2] =
@@ -165,7 +165,7 @@ fn servers(top: &mut Object<'_>, shared: &Shared) {
     });
 }
 
-/// The `local` queue is always ready, and has nothing else to count.
+/// Writes the state of the queue. The `local` queue is always ready and has no other counters.
 fn queue(top: &mut Object<'_>, shared: &Shared) {
     let broker = &shared.broker_counters;
     top.object("queue", |queue| {

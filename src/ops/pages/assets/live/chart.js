@@ -1,4 +1,4 @@
-// A chart that moves, as SVG: the style sheet colours it, so that it follows the theme at once.
+// A live chart, as SVG: the style sheet colours it, so it follows the theme at once.
 
 import { clock, linearMarks, logMarks, timeMarks, units } from "./figures.js";
 
@@ -109,7 +109,7 @@ export class Chart {
     this.tip = element("div", "tip");
     this.tip.hidden = true;
     this.plot.append(this.picture, this.word, this.tip);
-    // Arrow keys go through the points, and a screen reader says each.
+    // Arrow keys move through the points, and a screen reader reads each.
     const state = { role: "slider", tabindex: 0, "aria-label": this.title, "aria-valuemin": 0 };
     for (const [name, value] of Object.entries(state)) this.plot.setAttribute(name, value);
   }
@@ -130,7 +130,7 @@ export class Chart {
     const before = this.ms === ms ? this.end : undefined;
     Object.assign(this, { history, ms, end: history.at(-1).time });
     this.#render();
-    // Where the time that is shown grows nothing moves aside: all of it comes closer.
+    // While the time shown grows, nothing moves aside: the points move closer together.
     if (before !== undefined && this.width > 0 && !this.element.hidden) {
       const passed = Math.min(this.end - before, 2000);
       slide(this.lines, (passed / ms) * this.#wide(), Math.min(passed, 1000));
@@ -231,7 +231,7 @@ export class Chart {
     this.legend.replaceChildren(...items);
   }
 
-  // The one point that is told about.
+  // The one point that is announced.
 
   #point() {
     if (!this.shown) return;
@@ -241,7 +241,7 @@ export class Chart {
     const isOn = chosen !== null && this.listed.length > 0;
     this.tip.hidden = !isOn;
     this.cursor.style.visibility = isOn ? "visible" : "hidden";
-    // Whoever is at the chart is told of a point when it is chosen, not of every new one.
+    // A user focused on the chart hears a point when it is chosen, not every new one.
     if (isOn || document.activeElement !== this.plot) this.#tell(chosen ?? this.shown.at(-1));
     if (!isOn) return;
     const x = this.#x(chosen.time);

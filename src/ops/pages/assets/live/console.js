@@ -1,4 +1,4 @@
-// The console: a client, a business server and a backend, all in the page.
+// The console: a client, a business server and a backend, all in this page.
 
 import { element } from "./chart.js";
 import { clock, units } from "./figures.js";
@@ -71,7 +71,7 @@ class FrameList {
 
   #showAll() {
     const wanted = this.#wanted();
-    // What came since the pause is not shown by a filter either.
+    // Frames that arrived since the pause are not shown by a filter either.
     const until = this.#isPaused && this.#fresh.length > 0 ? this.#fresh[0].number : Infinity;
     const shown = this.#kept.filter((frame) => frame.number < until && matches(frame, wanted));
     if (!this.#isPaused) this.#fresh = [];
@@ -274,7 +274,7 @@ export class Console {
   /** Says what went wrong. */
   warn(problem) {
     const alert = byId("problem");
-    // With the connection that it belonged to its form is gone.
+    // Once its connection is removed, its form is gone.
     if (!alert.checkVisibility()) byId("forms").append(alert);
     alert.textContent = problem;
   }
@@ -306,7 +306,7 @@ export class Console {
     const before = await this.ask().catch(() => null);
     const link = new Link({ kind: type, name, url, secret, before }, this);
     this.links.push(link);
-    // Nobody reads a signature twice.
+    // Hides the signature, which nobody needs to read.
     this.frames.add("note", name, "connects", url.replace(/&sign=.*/, "&sign=…"));
     this.show();
   }
@@ -324,7 +324,7 @@ export class Console {
   #subscribe(type) {
     const { active } = this;
     const message = { type, id: `s${++active.count}`, tags: someOf("tags", fields("subscribe").tags) };
-    // Only some projects ask for it; the others do not look at it.
+    // Only some projects require it; the others ignore it.
     if (type === "subscribe") {
       message.sign = signedTags(active.clientId, message.tags, active.secret);
     }
@@ -394,7 +394,7 @@ export class Console {
 
   /** What can be done with the connection that is chosen. */
   show() {
-    // Whoever is gone can do nothing.
+    // A closed connection cannot do anything.
     if (!this.active?.isOpen) this.active = this.links.findLast((link) => link.isUsable) ?? null;
     const { type } = byId("connect").elements;
     for (const label of byId("connect").querySelectorAll("[data-for]")) {
@@ -413,7 +413,8 @@ export class Console {
   #showLinks() {
     const known = this.links.map((link) => `${link.name} ${link.state}`).join("\n");
     const chosen = this.links.indexOf(this.active);
-    // Only what has changed: whoever is about to press a button still finds it there.
+    // Updates only what has changed, so that a button stays in place while somebody is about to
+    // press it.
     if (this.drawn === `${known} ${chosen}`) return;
     this.drawn = `${known} ${chosen}`;
     byId("connections").replaceChildren(...this.links.map((link) => this.#item(link)));

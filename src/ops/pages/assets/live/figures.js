@@ -1,4 +1,4 @@
-// What the numbers of /live.json mean: rates, percentiles, and words for them. Knows no page.
+// What the numbers of /live.json mean: rates, percentiles and their text. Independent of the page.
 
 /** Latencies are those of the requests of so many seconds. */
 export const LATENCY_SECONDS = 10;
@@ -133,7 +133,7 @@ export function quantile(q, bounds, counts) {
   return bounds.at(-1);
 }
 
-// Words for numbers.
+// Numbers as text.
 
 /** Three digits that count, and no zeros behind the point. */
 function short(number) {
@@ -147,7 +147,7 @@ const ALMOST = 0.9995;
 
 function scaled(number, base, names) {
   let power = 0;
-  // 999.9 is written as 1000, so it has the next name.
+  // 999.9 is shown as 1000, so it takes the next unit.
   while (power + 1 < names.length && Math.abs(number) >= base * ALMOST) {
     number /= base;
     power++;

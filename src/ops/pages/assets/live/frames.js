@@ -1,4 +1,4 @@
-// What the console shows of a frame. Knows no page.
+// What the console shows of a frame. Independent of the page.
 
 /** Frames that are kept; the oldest go first. */
 export const MAX_FRAMES = 500;

@@ -1,5 +1,5 @@
-// What was typed into the console's fields, read as the node would. Knows no page. How long things
-// may be is the node's to say: its limits are flags.
+// Parses the console's fields as the node would. Independent of the page. Length limits are left to
+// the node: they are flags.
 
 import { listOf } from "./frames.js";
 

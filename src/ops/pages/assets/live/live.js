@@ -1,4 +1,4 @@
-// The live page: asks the node once a second, and says so where it does not answer.
+// The live page: polls the node once a second and shows when it does not answer.
 
 import { clock, duration, sample, spanOf, LATENCY_SECONDS } from "./figures.js";
 import { Panels } from "./panels.js";
@@ -114,7 +114,7 @@ function setTheme(theme) {
   try {
     localStorage.setItem("theme", theme);
   } catch {
-    // It may be forbidden: then the choice lasts as long as the page.
+    // Storage may be forbidden: then the choice lasts as long as the page.
   }
 }
 

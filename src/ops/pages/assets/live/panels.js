@@ -1,4 +1,4 @@
-// What the live page shows: its charts, the large figures, and the tables.
+// The contents of the live page: its charts, the large figures and the tables.
 
 import { Chart, Sparkline, element } from "./chart.js";
 import { duration, LATENCY_SECONDS, units } from "./figures.js";
@@ -261,7 +261,7 @@ export class Panels {
         units.bytes(worker.outbox_bytes),
       ]);
     });
-    // With one worker it lives on that one's thread.
+    // With one worker, the broker runs on that worker's thread.
     if (threads.some(({ name }) => name === "broker")) row("broker", []);
   }
 }
@@ -296,7 +296,7 @@ function pauseTile({ own }) {
 function queueTile({ kind, ready, lag_ms: lag }) {
   if (kind === "local") return ["Queue", "local"];
   if (!ready) return ["Queue", "down", "bad"];
-  // How long a word of the node's own is under way, in whole milliseconds.
+  // The transit time of the node's own messages, in whole milliseconds.
   return [`Queue, lag ${lag > 0 ? units.seconds(lag / 1000) : "< 1 ms"}`, "ready"];
 }
 

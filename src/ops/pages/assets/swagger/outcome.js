@@ -1,4 +1,4 @@
-// What came of a request that was tried, in one line. Knows no page.
+// The outcome of a request that was tried, in one line. Independent of the page.
 
 /** The node's own words, where it has said any. */
 function reason(response) {
@@ -6,7 +6,7 @@ function reason(response) {
     const { msg } = JSON.parse(response.text);
     if (typeof msg === "string") return msg;
   } catch {
-    // No JSON: then the status must do.
+    // Not JSON: the status must suffice.
   }
   return response.statusText ?? "";
 }

@@ -1,4 +1,4 @@
-// Swagger UI with a secret beside it: what is sent to /ws/… is signed as it leaves.
+// Swagger UI with a field for the secret: requests to /ws/… are signed as they leave.
 
 // An import, so that nothing of this page runs before it can sign.
 import { fetchWithToken } from "../token.js";
@@ -106,7 +106,8 @@ const settings = {
   presets: [SwaggerUIBundle.presets.apis],
   plugins: [withoutAuthorize, withFormsAsTheirExample, withOutcomes],
   deepLinking: true,
-  // Behind the operations, and folded: what they take and answer stands with them.
+  // Models come after the operations, collapsed: the operations already show what they take and
+  // answer.
   defaultModelsExpandDepth: 0,
   tryItOutEnabled: true,
   displayRequestDuration: true,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings the files of Swagger UI here, compressed as they are served: renew.sh VERSION
+# Downloads the files of Swagger UI, compressed as they are served: renew.sh VERSION
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 version=$1

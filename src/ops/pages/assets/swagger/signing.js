@@ -1,4 +1,4 @@
-// Requests that are about to leave Swagger UI get their signs here.
+// Signs requests as they leave Swagger UI.
 
 import { sign, signedQuery } from "../sign.js";
 
@@ -17,7 +17,7 @@ export function withExp(body, exp) {
   try {
     message = JSON.parse(body);
   } catch {
-    // The node says what is wrong with it.
+    // The node reports what is wrong with it.
   }
   const isObject = message !== null && typeof message === "object" && !Array.isArray(message);
   if (exp === undefined || !isObject || Object.hasOwn(message, "exp")) return body;
