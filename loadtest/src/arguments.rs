@@ -1,4 +1,4 @@
-//! The options that every command has, and how they are checked.
+//! The options common to all commands, and their checks.
 
 use std::io::IsTerminal;
 use std::net::{SocketAddr, SocketAddrV4, ToSocketAddrs};
@@ -14,8 +14,8 @@ use crate::run::{self, Common};
 use crate::series::Live;
 use crate::thresholds::Thresholds;
 
-/// A subcommand with its own options and the common ones: argh cannot flatten a struct into
-/// another. `options` gives the common ones as one struct.
+/// Declares a subcommand with its own options and the common ones, because argh cannot flatten a
+/// struct into another. `options` returns the common ones as one struct.
 macro_rules! subcommand {
     (
         $(#[$about:meta])*
@@ -132,7 +132,7 @@ macro_rules! subcommand {
         }
 
         impl $name {
-            /// The options that all commands have.
+            /// Returns the options common to all commands.
             pub fn options(&self) -> crate::arguments::Options {
                 crate::arguments::Options {
                     ws: self.ws.clone(),
@@ -165,7 +165,7 @@ macro_rules! subcommand {
 }
 pub(crate) use subcommand;
 
-/// The common options as they were given.
+/// The common options as given.
 pub struct Options {
     pub ws: String,
     pub http: String,
@@ -197,7 +197,7 @@ impl Options {
         self.processes.is_some_and(|count| count > 1) && !Part::of_this_process().is_child()
     }
 
-    /// Checks the common options. `tags` are those of the connections.
+    /// Checks the common options. `tags` are the tags of the connections.
     pub fn check(&self, connections: u64, tags: &str) -> Result<Common, String> {
         let ws = resolve_all(&self.ws)?;
         let secret = match &self.secret {
@@ -219,7 +219,7 @@ impl Options {
         let part = Part::of_this_process();
         let (connections, users_before) = part.share(connections);
         let threads = self.threads.map(|threads| threads.div_ceil(part.count as usize));
-        // The parent of several processes owns no connection itself.
+        // With several processes, the parent owns no connections itself.
         let own = if self.is_parent() { 1 } else { connections };
         let derived = run::derive(&ws, own, threads, self.sources)?;
         Ok(Common {
@@ -244,10 +244,10 @@ impl Options {
             first_user: self.first_user + users_before,
             pin: self.pin.as_deref().map_or(Ok(Vec::new()), |list| numbers("--pin", list))?,
             progress: !self.json && !part.is_child() && std::io::stderr().is_terminal(),
-            // The parent looks at the server.
+            // The parent reads the server's figures.
             server_pid: self.pid_of_server.filter(|_| !part.is_child()),
             part,
-            // One run is one process: it is never freed, and every thread may keep it.
+            // One run is one process: this is never freed, and every thread may keep it.
             metrics,
             thresholds: Thresholds::parse(self)?,
             needs_http: false,
@@ -257,7 +257,7 @@ impl Options {
     }
 }
 
-/// What business servers connect to and hear.
+/// Resolves the nodes of the business servers; `events` are the events that they receive.
 pub fn business(servers: u64, ws: &str, events: &'static str) -> Result<Business, String> {
     if !(1..=100).contains(&servers) {
         return Err("--servers: 1 to 100".to_owned());
@@ -265,7 +265,7 @@ pub fn business(servers: u64, ws: &str, events: &'static str) -> Result<Business
     Ok(Business { servers, ws: resolve_all(ws)?, events })
 }
 
-/// `--a_b` becomes `--a-b`, and `--a=b` becomes two words.
+/// Rewrites `--a_b` as `--a-b`, and `--a=b` as two words.
 pub fn fold(words: impl Iterator<Item = String>) -> Vec<String> {
     let mut folded = Vec::new();
     for word in words {
@@ -282,7 +282,7 @@ pub fn fold(words: impl Iterator<Item = String>) -> Vec<String> {
     folded
 }
 
-/// Addresses separated by commas, at least one.
+/// Resolves addresses separated by commas, at least one.
 pub fn resolve_all(list: &str) -> Result<Vec<SocketAddrV4>, String> {
     list.split(',').map(|address| resolve(address.trim())).collect()
 }
@@ -305,7 +305,7 @@ pub fn nanoseconds(option: &str, seconds: f64) -> Result<u64, String> {
     Ok((seconds * 1e9) as u64)
 }
 
-/// A rate that a command was given.
+/// Checks the rate given to a command.
 pub fn check_rate(rate: Option<f64>) -> Result<(), String> {
     match rate {
         Some(rate) if !(rate > 0.0 && rate <= 1e9) => Err(format!("--rate {rate}: above 0")),

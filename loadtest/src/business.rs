@@ -1,4 +1,4 @@
-//! Business servers, the other side of requests and events. They live on the first thread.
+//! Business servers, the other side of requests and events. They run on the first thread.
 
 use std::net::SocketAddrV4;
 
@@ -7,19 +7,20 @@ use crate::identity::{Identity, Kind};
 use crate::run::{Common, Reactor};
 use crate::series::ThreadLive;
 
-/// What is asked for of the business servers.
+/// The business servers to open.
 pub struct Business {
     pub servers: u64,
-    /// The nodes that they connect to, in turn.
+    /// The nodes that they connect to in turn.
     pub ws: Vec<SocketAddrV4>,
     pub events: &'static str,
 }
 
-/// Their epoll tokens begin here; those of clients are below.
+/// Their epoll tokens begin here; those of clients are below it.
 pub const TOKENS: u64 = 1 << 32;
 
 impl Business {
-    /// Opens them and returns when every one has its welcome. Nothing else may be open here.
+    /// Opens them and returns once each has its welcome. No other connections may be open on this
+    /// reactor.
     pub fn open(&self, common: &Common, reactor: &mut Reactor) -> Result<Clients, String> {
         let identity = Identity {
             ws: self.ws.clone(),

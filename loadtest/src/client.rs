@@ -1,4 +1,4 @@
-//! WebSocket clients: many of them, owned by one thread, driven by its epoll.
+//! WebSocket clients: many per thread, driven by the thread's epoll.
 
 mod population;
 
@@ -16,25 +16,24 @@ use crate::report::{self, Failures};
 use crate::series::ThreadLive;
 use crate::sys::{self, Epoll};
 
-/// What happens to open connections, told to the command that runs.
+/// Callbacks of the running command for what happens to open connections.
 pub trait Handler {
-    /// A text or binary frame arrived on an open connection.
-    /// `number`: the connection is of user `first_user + number`.
+    /// A text or binary frame arrived on an open connection, that of user `first_user + number`.
     fn frame(&mut self, number: u32, marks: &mut Marks, payload: &[u8]);
-    /// A connection got this welcome.
+    /// A connection received this welcome.
     fn welcomed(&mut self, _number: u32, _payload: &[u8]) {}
-    /// What the frames that were just handed over are answered with, on their connection. It is
-    /// asked for once a read: many frames that came together are answered with one write.
+    /// Returns the replies to the frames just handed over, for the same connection. Called once per
+    /// read, so that many frames that arrived together are answered with one write.
     fn reply(&mut self) -> Option<&mut Vec<u8>> {
         None
     }
-    /// An open connection ended that nobody here had closed.
+    /// The other side ended an open connection.
     fn ended(&mut self, _number: u32) {}
-    /// A connection is over and its slot is free. `marks`: what it had received.
+    /// A connection has ended and its slot is free. `marks`: what it had received.
     fn gone(&mut self, _number: u32, _why: Gone, _marks: &Marks) {}
 }
 
-/// Why a connection is over.
+/// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     /// This side closed it.
@@ -45,20 +44,20 @@ pub enum Gone {
     Refused,
 }
 
-/// Nothing that a test sends is near it: beyond, the stream is out of step.
+/// No test sends payloads near this size: beyond it, the stream is out of step.
 const MAX_PAYLOAD: usize = 64 << 20;
 
-/// For commands that do not care what arrives.
+/// For commands that ignore what arrives.
 pub struct Ignore;
 
 impl Handler for Ignore {
     fn frame(&mut self, _: u32, _: &mut Marks, _: &[u8]) {}
 }
 
-/// How a connection is given up right after its welcome.
+/// How a connection is closed right after its welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// A Close frame, then wait for the server to close: the closing handshake of RFC 6455.
+    /// A Close frame; the server closes first: the closing handshake of RFC 6455.
     Clean,
     /// close(): a FIN without a Close frame. Leaves TIME_WAIT here.
     Fin,
@@ -69,26 +68,26 @@ pub enum Closing {
 /// How connections are opened.
 #[derive(Clone)]
 pub struct Opening {
-    /// How many may be on their way at once.
+    /// Maximum number of connections between connect and welcome.
     pub concurrency: usize,
-    /// Connections per second, 0 for no limit.
+    /// Connections per second; 0: no limit.
     pub rate: f64,
-    /// After this long without a welcome it is a failure.
+    /// Time limit for the welcome.
     pub timeout_ns: u64,
     /// Source addresses to rotate over; empty: the system chooses.
     pub sources: Vec<Ipv4Addr>,
-    /// Give every connection up as soon as its welcome is there, and open another in its place.
+    /// Close every connection as soon as its welcome arrives, and open another in its place.
     pub cycle: Option<Closing>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Free,
-    /// Connecting; the request is not sent yet.
+    /// Connecting; the request is not yet sent.
     Dialing,
-    /// The request is sent, the head of the answer is not here.
+    /// The request is sent; the response head has not arrived.
     Upgrading,
-    /// Upgraded, without the welcome.
+    /// Upgraded, waiting for the welcome.
     Greeting,
     Open,
     /// Our Close frame is sent.
@@ -103,7 +102,7 @@ struct Conn {
     marks: Marks,
     /// When connecting (or closing) began.
     since_ns: u64,
-    /// The beginning of a frame whose end has not arrived.
+    /// The beginning of a frame that is still incomplete.
     partial: Option<Box<Partial>>,
 }
 
@@ -111,14 +110,14 @@ struct Partial {
     bytes: Vec<u8>,
 }
 
-/// Why a connection is over.
+/// Why a connection ended.
 enum End {
-    /// Ours: it was to end.
+    /// This side wanted it to end.
     Expected,
     Failed(String),
 }
 
-/// What became of the connections to one node.
+/// Outcomes of the connections to one node.
 #[derive(Clone, Copy, Default)]
 pub struct NodeCounts {
     pub welcomed: u64,
@@ -128,36 +127,36 @@ pub struct NodeCounts {
 
 /// The connections of one thread.
 ///
-/// Call [`Clients::open_more`] before every wait and [`Clients::on_event`] for every event, in that
-/// order: within one batch of events no slot is given to another connection.
+/// Call [`Clients::open_more`] before every wait, then [`Clients::on_event`] for every event: this
+/// way no slot is reused within one batch of events.
 pub struct Clients {
     identity: Identity,
     opening: Opening,
     /// The number of the first user here; the n-th connection is user `first_user + n`.
     pub first_user: u64,
-    /// The epoll token of the first slot here: several of these can share one epoll.
+    /// The epoll token of the first slot here: several `Clients` can share one epoll.
     pub tokens_from: u64,
-    /// Where connect latencies are shown as well.
+    /// Where connect latencies are recorded as well.
     pub live: Option<&'static ThreadLive>,
-    /// Whether frames are sent on open connections. Then those are watched for taking bytes again.
+    /// Whether frames are sent on open connections, which are then watched for writability.
     pub sends: bool,
     slots: Vec<Conn>,
     free: Vec<u32>,
-    /// By slot: what a socket did not take.
+    /// By slot: bytes that the socket has not yet taken.
     unsent: BTreeMap<usize, Vec<u8>>,
-    /// Where [`Clients::close_more`] goes on.
+    /// The slot from which [`Clients::close_more`] continues.
     closed_to: usize,
-    /// Connections whose Close frame is sent and not answered.
+    /// Connections whose Close frame is sent but not answered.
     closing: u64,
-    /// The server was told to stop: the end of an open connection is no failure.
+    /// The server is being stopped: the end of an open connection is no failure.
     pub expects_end: bool,
     request: Vec<u8>,
-    /// When the opening of connections began, for the rate.
+    /// When opening began, for the rate.
     began_ns: u64,
     checked_ns: u64,
     exp: (u64, u64),
     pub started: u64,
-    /// On their way: between connect and welcome.
+    /// Between connect and welcome.
     pub pending: u64,
     /// Welcomes so far.
     pub welcomed: u64,
@@ -169,12 +168,12 @@ pub struct Clients {
     pub dropped: u64,
     /// TCP connect to welcome, nanoseconds.
     pub latency: Histogram<u64>,
-    /// How many reads brought bytes.
+    /// Reads that returned bytes.
     pub reads: u64,
     pub failures: Failures,
     /// The counts of each of the identity's nodes.
     pub by_node: Vec<NodeCounts>,
-    /// Why open connections ended, by close code.
+    /// Open connections that ended, by close code.
     pub close_codes: BTreeMap<u16, u64>,
 }
 
@@ -212,20 +211,20 @@ impl Clients {
         }
     }
 
-    /// Whether every connection that was started up to `target` is welcomed or refused.
+    /// Returns whether every connection up to `target` is welcomed or refused.
     pub fn settled(&self, target: u64) -> bool {
         self.started >= target && self.pending == 0
     }
 
-    /// Starts connections until `target` have been started in all, as far as concurrency and rate
-    /// let it, and gives up those that take too long. Returns when more may be started by rate, in
-    /// nanoseconds from now.
+    /// Starts connections until `target` have been started in total, as far as concurrency and rate
+    /// allow, and gives up those that take too long. Returns the nanoseconds until the rate allows
+    /// more.
     pub fn open_more(&mut self, epoll: &Epoll, target: u64, now: u64) -> u64 {
         if self.began_ns == 0 {
             self.began_ns = now;
         }
         self.give_up_late(now, &mut Ignore);
-        // Not too many in one go: what has arrived meanwhile wants to be read.
+        // Limited per call, so that what has arrived meanwhile is read.
         for _ in 0..32 {
             let busy = match self.opening.cycle {
                 Some(_) => self.slots.len() - self.free.len(),
@@ -263,7 +262,7 @@ impl Clients {
         }
     }
 
-    /// Starts the connection with this number, which is to have the slot `index`.
+    /// Starts the connection with this number in slot `index`.
     fn dial(&mut self, number: u64, index: usize, epoll: &Epoll) -> Result<Conn, String> {
         let since_ns = sys::now_ns();
         let sources = &self.opening.sources;
@@ -278,7 +277,8 @@ impl Clients {
             sys::send_at_once(&fd).map_err(failed)?;
         }
         self.write_request(number, since_ns);
-        // On one machine the handshake is over when connect() returns: the request often goes now.
+        // On one machine the handshake is over when connect() returns, so the request can often be
+        // sent now.
         let phase = match sys::send(&fd, &self.request) {
             Ok(sent) if sent == self.request.len() => Phase::Upgrading,
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
@@ -320,7 +320,7 @@ impl Clients {
         self.identity.request(self.first_user + number, self.exp.1, &mut self.request);
     }
 
-    /// Reads what has arrived on a connection and carries it out.
+    /// Reads and handles what has arrived on a connection.
     #[inline]
     pub fn on_event<H: Handler>(
         &mut self,
@@ -380,8 +380,8 @@ impl Clients {
         }
     }
 
-    /// Sends whole frames on a connection if it is open. What the socket does not take leaves as
-    /// soon as it takes bytes again; of a broken one the next read tells.
+    /// Sends complete frames on a connection if it is open. What the socket does not take leaves as
+    /// soon as it is writable again; if it is broken, the next read reports it.
     pub fn send(&mut self, index: usize, bytes: &[u8]) {
         debug_assert!(self.sends, "nobody watches whether the socket takes bytes again");
         let conn = &self.slots[index];
@@ -404,13 +404,13 @@ impl Clients {
         }
     }
 
-    /// The slots of the open connections, each with its number.
+    /// Returns the slots of the open connections, each with its number.
     pub fn open_slots(&self) -> impl Iterator<Item = (usize, u32)> {
         let open = self.slots.iter().enumerate().filter(|(_, conn)| conn.phase == Phase::Open);
         open.map(|(index, conn)| (index, conn.number))
     }
 
-    /// Sends the next open connections their Close frame, at most `count`, the oldest first.
+    /// Sends a Close frame on up to `count` more open connections, oldest first.
     pub fn close_more(&mut self, count: usize, now: u64) {
         let to = self.slots.len().min(self.closed_to + count);
         for index in std::mem::replace(&mut self.closed_to, to)..to {
@@ -422,18 +422,18 @@ impl Clients {
         }
     }
 
-    /// Drops every connection. A descriptor means nothing in another thread, so a thread does this
-    /// before it hands its clients over.
+    /// Drops every connection. A descriptor is meaningless in another thread, so a thread calls
+    /// this before it hands its clients over.
     pub fn drop_all(&mut self) {
         self.slots.clear();
     }
 
-    /// Whether nothing is left, not even a connection that is closing.
+    /// Returns whether no connection is left, not even a closing one.
     pub fn all_gone(&self) -> bool {
         self.slots.iter().all(|conn| conn.phase == Phase::Free)
     }
 
-    /// The stream of one connection goes on with these bytes.
+    /// Handles the next bytes of a connection's stream.
     #[inline]
     fn on_bytes<H: Handler>(
         &mut self,
@@ -459,7 +459,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Carries out every whole thing at the beginning of `bytes` and returns how much that was.
+    /// Handles every complete frame or head at the beginning of `bytes` and returns their length.
     #[inline]
     fn consume<H: Handler>(
         &mut self,
@@ -494,7 +494,7 @@ impl Clients {
         }
     }
 
-    /// Everything but a message on an open connection.
+    /// Handles everything but a message on an open connection.
     fn on_rare<H: Handler>(
         &mut self,
         index: usize,
@@ -522,7 +522,7 @@ impl Clients {
                 self.by_node[node].welcomed += 1;
                 self.open += 1;
                 handler.welcomed(conn.number, payload);
-                // Given up at once when that is what they are opened for.
+                // Closed at once if connections are cycled.
                 self.opening.cycle.map_or(Ok(()), |closing| self.close(index, closing, now))
             }
             OpCode::Close => {
@@ -541,10 +541,10 @@ impl Clients {
                 let mut pong = Vec::new();
                 client::write_pong(&mut pong, payload);
                 match (self.unsent.get_mut(&index), &conn.fd) {
-                    // In between it would be in the middle of a frame.
+                    // Sent in between, it would be in the middle of a frame.
                     (Some(unsent), _) => unsent.extend_from_slice(&pong),
                     (None, Some(fd)) => {
-                        // Losing a Pong to a full socket is the server's to notice.
+                        // If the socket is full, the Pong is lost, and the server has to notice.
                         let _ = sys::send(fd, &pong);
                     }
                     (None, None) => {}
@@ -555,7 +555,7 @@ impl Clients {
         }
     }
 
-    /// Gives an open connection up.
+    /// Closes an open connection in the given way.
     fn close(&mut self, index: usize, closing: Closing, now: u64) -> Result<(), End> {
         debug_assert!(!self.unsent.contains_key(&index), "a frame would be cut off");
         self.open -= 1;
@@ -577,7 +577,7 @@ impl Clients {
         }
     }
 
-    /// The connection is over: count why and free its slot.
+    /// Ends the connection: counts the reason and frees its slot.
     fn finish<H: Handler>(&mut self, index: usize, end: End, handler: &mut H) {
         let conn = &mut self.slots[index];
         let phase = std::mem::replace(&mut conn.phase, Phase::Free);
@@ -617,7 +617,8 @@ impl Clients {
         handler.gone(number, why, &marks);
     }
 
-    /// Fails connections without a welcome, and frees those whose Close was not answered.
+    /// Fails connections that have waited too long for a welcome, and frees those whose Close was
+    /// not answered.
     fn give_up_late<H: Handler>(&mut self, now: u64, handler: &mut H) {
         let nobody_waits = self.pending == 0 && self.closing == 0;
         if nobody_waits || now.saturating_sub(self.checked_ns) < 250_000_000 {
@@ -637,10 +638,10 @@ impl Clients {
     }
 }
 
-/// How long a thread waits when nothing is due; it looks for Ctrl-C this often.
+/// How long a thread waits when nothing is due: the interval at which it checks for Ctrl-C.
 pub const IDLE_NS: u64 = 20_000_000;
 
-/// How long a signature is good for.
+/// Validity of a signature.
 pub const EXP_SECONDS: u64 = 120;
 
 pub fn describe(error: &io::Error) -> String {

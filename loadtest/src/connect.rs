@@ -55,7 +55,7 @@ subcommand! {
 }
 
 impl ConnectArguments {
-    /// How many connections several processes can share.
+    /// Returns the number of connections that several processes can share.
     pub fn shared(&self) -> Option<u64> {
         let is_shared = !self.cycle && self.memory_at.is_none();
         is_shared.then(|| self.connections.unwrap_or(1000))
@@ -96,17 +96,17 @@ impl ConnectArguments {
     }
 }
 
-/// What `connect` has besides the common settings.
+/// The settings of `connect` besides the common ones.
 pub struct Connect {
-    /// Keep all connections open this long after the last welcome.
+    /// How long all connections stay open after the last welcome.
     pub hold_ns: u64,
-    /// Open and close for this long instead.
+    /// How connections are cycled instead, and for how long.
     pub cycle: Option<(Closing, u64)>,
-    /// Counts at which the server's memory is read; the last one is the number of connections.
+    /// Numbers of connections at which the server's memory is read; the last one is the total.
     pub memory_at: Vec<u64>,
 }
 
-/// Between the last welcome and reading the memory: the server frees what the handshakes needed.
+/// Delay from the last welcome to reading the memory, in which the server frees handshake buffers.
 const SETTLE_NS: u64 = 1_000_000_000;
 
 struct Outcome {
@@ -114,7 +114,7 @@ struct Outcome {
     cpu: CpuTime,
 }
 
-/// Where the coordinating thread is.
+/// The state of the coordinating thread.
 #[derive(Clone, Copy)]
 enum Step {
     Opening(usize),
@@ -129,7 +129,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
         [] => vec![common.connections],
         stages => stages.to_vec(),
     };
-    // How many connections there are to be by now, over all threads; u64::MAX ends them.
+    // Number of connections to have by now, over all threads; u64::MAX ends the threads.
     let wanted = AtomicU64::new(if settings.cycle.is_some() { 0 } else { stages[0] });
     let began_ns = sys::now_ns();
     let mut opened_ns = 0;
@@ -180,7 +180,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
                     Step::Holding(now)
                 }
             }
-            // Where the server is gone there is nothing to hold.
+            // If the server is gone, there is nothing to hold.
             Step::Holding(since)
                 if now - since >= settings.hold_ns || (welcomed > 0 && open == 0) =>
             {
@@ -209,7 +209,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
     Ok(report)
 }
 
-/// When the run began, when all connections were open, and what the server used until then.
+/// When the run began, when all connections were open, and the server's CPU time until then.
 struct Times {
     began_ns: u64,
     opened_ns: u64,
@@ -306,7 +306,7 @@ fn thread(
     let end_ns = settings.cycle.map_or(u64::MAX, |(_, cycle_ns)| sys::now_ns() + cycle_ns);
     let began = CpuTime::of_this_thread();
     let mut cpu = CpuTime::default();
-    // With --cycle: the welcomes so far, and since when there are no more.
+    // With --cycle: the welcomes so far, and the time of the last new one.
     let mut progress = (0, sys::now_ns());
     loop {
         let now = sys::now_ns();

@@ -1,10 +1,12 @@
-//! `loadtest events`: clients come in a storm and go again, business servers hear of each.
+//! `loadtest events`: clients connect in a storm and disconnect, and business servers receive an
+//! event for each.
 //!
-//! The business servers live on the first thread. All of them have their welcome before the first
-//! client connects, so each is owed one `connect` and one `disconnect` of every client.
+//! The business servers run on the first thread. All of them have their welcome before the first
+//! client connects, so each must receive one `connect` and one `disconnect` of every client.
 //!
-//! What is read in one turn of the loop has one time. In a storm a turn takes a millisecond or
-//! more, with --connect-rate microseconds: for the time from welcome to event, pace it.
+//! Everything read in one turn of the loop gets the same time. A turn takes a millisecond or more
+//! in a storm, microseconds with --connect-rate: use that to measure the time from welcome to
+//! event.
 
 use std::sync::atomic::Ordering;
 
@@ -58,12 +60,12 @@ impl EventsArguments {
     }
 }
 
-/// How many connections are closed between two looks at what has arrived.
+/// Connections closed before arrivals are read again.
 const CLOSE_AT_ONCE: usize = 32;
-/// How long an event that comes twice is waited for.
+/// How long to wait for duplicate events.
 const SETTLE_NS: u64 = 100_000_000;
 
-/// A client's welcome: the id that it was given, and when; 0 for none.
+/// A client's welcome: the client id in it, and its time; 0 for none.
 #[derive(Clone, Copy, Default)]
 struct Welcome {
     cid: u64,
@@ -75,7 +77,7 @@ struct Welcomes {
     client_id: Member,
     /// By the client's number in this thread.
     of: Vec<Welcome>,
-    /// The time of the batch being read.
+    /// The time of the current batch.
     now: u64,
     last_ns: u64,
     foreign_frames: u64,
@@ -93,29 +95,29 @@ impl Handler for Welcomes {
     }
 }
 
-/// What one server has heard of one client.
+/// What one server has received about one client.
 #[derive(Clone, Copy, Default)]
 struct Client {
     cid: u64,
-    /// When its `connect` came.
+    /// When its `connect` arrived.
     at_ns: u64,
     connected: bool,
     disconnected: bool,
 }
 
-/// What one server has heard.
+/// What one server has received.
 #[derive(Clone, Default)]
 struct Heard {
     /// By the client's number over all threads.
     clients: Vec<Client>,
-    /// Clients of which it has the event, and when the last one came.
+    /// Clients whose event it has received, and the time of the last one.
     connects: u64,
     connected_ns: u64,
     disconnects: u64,
     disconnected_ns: u64,
     duplicates: u64,
     out_of_order: u64,
-    /// A `disconnect` with another client id than the `connect` of that user.
+    /// A `disconnect` with another client id than that user's `connect`.
     misattributed: u64,
     foreign: u64,
 }
@@ -164,7 +166,7 @@ impl Handler for Listener<'_> {
     }
 }
 
-/// The client id of a welcome or an event, in quotes or not.
+/// Returns the client id in a welcome or an event, in quotes or not.
 fn client_id(member: &mut Member, payload: &[u8]) -> Option<u64> {
     let rest = member.rest(payload)?;
     let rest = rest.strip_prefix(b"\"").unwrap_or(rest);
@@ -176,17 +178,17 @@ fn client_id_member() -> Member {
     Member::new(r#""client_id":"#)
 }
 
-/// One thread's connections, and on the first one the servers.
+/// One thread's connections, including the servers' on the first thread.
 struct Sides<'a> {
     common: &'a Common,
     live: &'static ThreadLive,
     reactor: Reactor,
     clients: Clients,
-    /// How many of the clients are this thread's.
+    /// Clients that belong to this thread.
     count: u64,
     welcomes: Welcomes,
     servers: Option<Clients>,
-    /// Reads that the servers' own welcomes took.
+    /// Reads used by the servers' own welcomes.
     reads_before: u64,
     listener: Listener<'a>,
     storm_ns: u64,
@@ -200,7 +202,7 @@ struct Outcome {
     servers: Option<Clients>,
     reads: u64,
     heard: Vec<Heard>,
-    /// When the storm began, when the closing began, and when that was over.
+    /// When the storm began, when the closing began, and when that ended.
     times: [u64; 3],
     cpu: CpuTime,
     server_ns: Option<u64>,
@@ -279,7 +281,7 @@ fn open<'a>(common: &'a Common, business: &Business, t: usize) -> Result<Sides<'
 }
 
 impl Sides<'_> {
-    /// Waits, and carries out what has come by then.
+    /// Waits, then handles what has arrived.
     fn step(&mut self, wait_ns: u64) -> Result<u64, String> {
         let (ready, now) = self.reactor.wait(wait_ns)?;
         self.welcomes.now = now;
@@ -300,7 +302,7 @@ impl Sides<'_> {
         Ok(now)
     }
 
-    /// Opens all clients, and returns when every server has heard of each.
+    /// Opens all clients, and returns once every server has received each `connect`.
     fn storm(&mut self) -> Result<(), String> {
         self.storm_ns = sys::now_ns();
         let mut patience = Patience::new(self);
@@ -315,7 +317,7 @@ impl Sides<'_> {
         }
     }
 
-    /// Closes all clients, and returns when every server has heard of that.
+    /// Closes all clients, and returns once every server has received each `disconnect`.
     fn close(&mut self) -> Result<(), String> {
         self.closing_ns = sys::now_ns();
         if self.servers.is_some() {
@@ -325,7 +327,7 @@ impl Sides<'_> {
         loop {
             let now = sys::now_ns();
             self.clients.close_more(CLOSE_AT_ONCE, now);
-            // Ends those whose Close is not answered; none is opened any more.
+            // Ends connections whose Close is not answered; opens none any more.
             self.clients.open_more(&self.reactor.epoll, self.count, now);
             let wait_ns = if self.clients.open > 0 { 0 } else { IDLE_NS };
             self.over_ns = self.step(wait_ns)?;
@@ -338,7 +340,7 @@ impl Sides<'_> {
         }
     }
 
-    /// Reads what should not come.
+    /// Reads whatever arrives although nothing should.
     fn settle(&mut self) -> Result<(), String> {
         let end_ns = sys::now_ns() + SETTLE_NS;
         while self.step(IDLE_NS)? < end_ns {}
@@ -363,7 +365,7 @@ impl Sides<'_> {
         }
     }
 
-    /// Whether each server has an event of every client that was welcomed, in whichever thread.
+    /// Returns whether each server has an event of every welcomed client, of all threads.
     fn have_all(&self, events: impl Fn(&Heard) -> u64) -> bool {
         let decided = self.common.live.decided();
         let welcomed = self.common.live.sum(|thread| &thread.welcomed);
@@ -372,9 +374,9 @@ impl Sides<'_> {
     }
 }
 
-/// Waits as long as something goes on, and for --timeout after it.
+/// Waits as long as there is progress, and for --timeout after it.
 struct Patience {
-    /// Clients decided and clients open, of all threads, and events of all servers.
+    /// Clients decided and clients open over all threads, and events of all servers.
     progress: [u64; 3],
     since_ns: u64,
 }
@@ -398,12 +400,12 @@ impl Patience {
     }
 }
 
-/// What the servers' events say when they are held beside the clients' welcomes.
+/// Result of comparing the servers' events with the clients' welcomes.
 struct Compared {
     lost_connects: u64,
     lost_disconnects: u64,
     misattributed: u64,
-    /// Events that came before the welcome.
+    /// Events that arrived before the welcome.
     before: u64,
     latency: Histogram<u64>,
 }

@@ -1,9 +1,9 @@
 //! `loadtest fanout`: every message goes to every connection.
 //!
-//! Thread 0 pushes over one pipelined HTTP connection to each node, so that the order of the
-//! messages of each connection is promised. Every thread counts, per message, how many of its
-//! connections have it; when a thread has all, it takes itself off the message's slot, and the last
-//! one wakes thread 0.
+//! Thread 0 pushes over one pipelined HTTP connection to each node, so the order of the messages of
+//! each HTTP connection is guaranteed. Every thread counts, per message, its connections that have
+//! it; once all have it, the thread removes itself from the message's slot, and the last one wakes
+//! thread 0.
 
 mod source;
 
@@ -70,7 +70,7 @@ subcommand! {
 }
 
 impl FanoutArguments {
-    /// How many connections several processes can share.
+    /// Returns the number of connections that several processes can share.
     pub fn shared(&self) -> Option<u64> {
         (!self.project).then_some(self.connections)
     }
@@ -104,14 +104,14 @@ impl FanoutArguments {
     }
 }
 
-/// What `fanout` has besides the common settings.
+/// The settings of `fanout` besides the common ones.
 pub struct Fanout {
     pub bytes: usize,
     /// At most [`MAX_OUTSTANDING`].
     pub outstanding: usize,
     pub seconds: f64,
     pub warmup_seconds: f64,
-    /// Messages per second; `None`: the next one when one is complete.
+    /// Messages per second; `None`: the next one once one is complete.
     pub rate: Option<f64>,
     /// End after this many messages.
     pub messages: Option<u32>,
@@ -120,7 +120,7 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    /// When message `seq` was meant to be sent, where a rate is wanted.
+    /// Returns when message `seq` should have been sent, if a rate is given.
     fn intended_ns(&self, began_ns: u64, seq: u32) -> Option<u64> {
         Some(began_ns + (f64::from(seq) * 1e9 / self.rate?) as u64)
     }
@@ -128,7 +128,7 @@ impl Fanout {
 
 pub const MAX_OUTSTANDING: usize = 32;
 
-/// More slots than messages in flight: a late thread never meets its slot's next message.
+/// More slots than messages in flight, so that a late thread never finds its slot's next message.
 const SLOTS: usize = 2 * MAX_OUTSTANDING;
 
 const HTTP: u64 = 1 << 32;
@@ -137,17 +137,17 @@ const WAKE: u64 = 2 << 32;
 struct Shared {
     start: Start,
     waker: Waker,
-    /// seq << 32 | threads that have not got it everywhere.
+    /// seq << 32 | number of threads that do not have it on all connections.
     slots: [AtomicU64; SLOTS],
-    /// When the message of each slot was sent.
+    /// When the message in each slot was sent.
     sent_ns: [AtomicU64; SLOTS],
     /// Deliveries of the message in each slot.
     delivered: [AtomicU64; SLOTS],
     /// Threads with open connections.
     active: AtomicU64,
-    /// When the first message was to be sent; 0 until it is known.
+    /// When the first message was due; 0 until known.
     began_ns: AtomicU64,
-    /// Messages sent from here on are measured; u64::MAX until it is known.
+    /// Messages sent from here on are measured; u64::MAX until known.
     measure_from_ns: AtomicU64,
     over: AtomicBool,
 }
@@ -159,9 +159,9 @@ struct Receiver<'a> {
     finder: Finder,
     /// Open connections of this thread.
     open: u32,
-    /// Per message: deliveries so far, and those of the batch being read.
+    /// Per message: deliveries so far, and those of the current batch.
     counts: Vec<Count>,
-    /// The messages of this batch and when they were sent.
+    /// The messages of this batch, and when they were sent.
     touched: Vec<(u32, u64)>,
     latency: Histogram<u64>,
     deliveries: u64,
@@ -172,9 +172,9 @@ struct Receiver<'a> {
     foreign: u64,
     payload_len: usize,
     is_pusher: bool,
-    /// HTTP connections that push in turn.
+    /// Number of HTTP connections that push in turn.
     pushers: u32,
-    /// With a rate: from when a message was meant to be sent.
+    /// With a rate: latency from when a message was due.
     intended_latency: Histogram<u64>,
 }
 
@@ -225,7 +225,7 @@ impl Handler for Receiver<'_> {
 }
 
 impl Receiver<'_> {
-    /// Books what the batch brought. All deliveries of a message in one batch have one latency.
+    /// Records the batch. All deliveries of a message in one batch have the same latency.
     fn end_batch(&mut self, now: u64, settings: &Fanout) {
         let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
         let began_ns = self.shared.began_ns.load(Ordering::Acquire);
@@ -256,7 +256,7 @@ impl Receiver<'_> {
 }
 
 impl Shared {
-    /// One thread has a message on all of its connections.
+    /// Records that one thread has a message on all of its connections.
     fn took_all(&self, seq: u32, is_pusher: bool) {
         let slot = &self.slots[seq as usize % SLOTS];
         let take =

@@ -1,4 +1,4 @@
-//! Pushes over HTTP: the request, the answer, and a keep-alive connection that carries them.
+//! Pushes over HTTP: the request, the response, and the keep-alive connection that carries them.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -25,8 +25,7 @@ pub struct PushWriter {
 }
 
 impl PushWriter {
-    /// `data_len`: how long the text in `data` is, at least a short stamp's
-    /// length.
+    /// `data_len`: length of the text in `data`, at least that of a short stamp.
     pub fn new(pid: &str, secret: &str, data_len: usize) -> Self {
         let open = format!("{{\"pid\":{},", serde_json::Value::from(pid));
         let stamp_len = message::stamp_len(data_len);
@@ -40,7 +39,7 @@ impl PushWriter {
         }
     }
 
-    /// Appends one request. `select` writes the selector member with a comma behind it, such as
+    /// Appends one request. `select` writes the selector member with a trailing comma, such as
     /// `"uids":["u1"],`, or nothing for the whole project.
     pub fn write(
         &mut self,
@@ -95,16 +94,16 @@ pub fn write_decimal(mut value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// An answer, as far as a load tool cares.
+/// The parts of a response that a load tool needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
     pub status: u16,
     pub body: &'a [u8],
-    /// Where the next answer begins.
+    /// Where the next response begins.
     pub end: usize,
 }
 
-/// The answer at the beginning of `bytes`, `None` while it is not whole.
+/// Parses the response at the beginning of `bytes`; `None` while it is incomplete.
 pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer<'_>>, &'static str> {
     let Some(head_len) = memmem::find(bytes, b"\r\n\r\n") else {
         return if bytes.len() > 64 << 10 { Err("endless head") } else { Ok(None) };
@@ -135,21 +134,21 @@ fn parse_decimal(digits: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0')))
 }
 
-/// A push whose answer has not come.
+/// A push whose response has not arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
     pub seq: u32,
     /// When it was sent.
     pub at_ns: u64,
-    /// When it should have been: earlier where a rate is wanted and every pusher was busy.
+    /// When it was due: earlier than `at_ns` if, at a given rate, every pusher was busy.
     pub intended_ns: u64,
 }
 
-/// One keep-alive HTTP connection. Requests are written to [`Pusher::out`] and leave with
-/// [`Pusher::flush`]; answers come in the order of [`Pusher::pending`].
+/// A keep-alive HTTP connection. Requests are written to [`Pusher::out`] and leave with
+/// [`Pusher::flush`]; responses arrive in the order of [`Pusher::pending`].
 pub struct Pusher {
     fd: OwnedFd,
-    /// What `Host` says.
+    /// The value of the `Host` header.
     pub host: String,
     pub out: Vec<u8>,
     sent: usize,
@@ -176,8 +175,8 @@ impl Pusher {
         &self.fd
     }
 
-    /// Sends what is written, as far as the socket takes it. The rest goes with the next call;
-    /// watch the socket for being writable.
+    /// Sends as much of the written requests as the socket takes. The rest goes with the next call;
+    /// watch the socket for writability.
     pub fn flush(&mut self) -> io::Result<()> {
         while self.sent < self.out.len() {
             match sys::send(&self.fd, &self.out[self.sent..]) {
@@ -191,7 +190,7 @@ impl Pusher {
         Ok(())
     }
 
-    /// Reads the answers that are there. An error means that the connection is over.
+    /// Reads the responses that have arrived. An error means that the connection has ended.
     pub fn read(
         &mut self,
         mask: u32,
@@ -220,7 +219,7 @@ impl Pusher {
     }
 }
 
-/// Hands every whole answer at the beginning of `bytes` out and returns how much that was.
+/// Hands out every complete response at the beginning of `bytes` and returns their length.
 fn answers(
     bytes: &[u8],
     pending: &mut VecDeque<Pending>,
@@ -240,7 +239,7 @@ fn answers(
 
 /// Writes `"name":["value"],`.
 pub fn write_selector(name: &str, value: &str, out: &mut Vec<u8>) {
-    // Writing to a vector does not fail.
+    // Writing to a vector cannot fail.
     let _ = write!(out, "\"{name}\":[{}],", serde_json::Value::from(value));
 }
 

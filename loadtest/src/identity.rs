@@ -1,5 +1,5 @@
-//! Who connects, and what is said until a connection is open: the upgrade request, its answer, and
-//! the welcome.
+//! Who connects, and the handshake until a connection is open: the upgrade request, its response,
+//! and the welcome.
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use ws_cluster_wire::sign::{Secret, sign_digits};
 
 use crate::scenario::plan::Audience;
 
-/// Every client uses the key of RFC 6455 section 1.3: its answer is known beforehand.
+/// Every client uses the key of RFC 6455 section 1.3, so the response is known beforehand.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Who connects, and where to.
 #[derive(Clone)]
 pub struct Identity {
-    /// The nodes, in turn by the number of the user; at least one.
+    /// The nodes, used in turn by user number; at least one.
     pub ws: Vec<SocketAddrV4>,
     pub secret: Secret,
     pub pid: String,
     pub uid_prefix: String,
     pub tags: String,
     pub device: String,
-    /// Tags and device of each connection, instead of those that all have.
+    /// Tags and device of each connection, replacing the common ones.
     pub audience: Option<Arc<Audience>>,
     pub kind: Kind,
 }
@@ -32,19 +32,19 @@ pub struct Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Client,
-    /// A business server, without a uid, and what it wants to hear of.
+    /// A business server, without a uid, and the events that it receives.
     Business {
         events: &'static str,
     },
 }
 
 impl Identity {
-    /// Where the user with this number connects to.
+    /// Returns the node that the user with this number connects to.
     pub fn node_of(&self, user: u64) -> SocketAddrV4 {
         self.ws[self.node_index(user)]
     }
 
-    /// Which of the nodes that is.
+    /// Returns the index of that node.
     pub fn node_index(&self, user: u64) -> usize {
         (user % self.ws.len() as u64) as usize
     }
@@ -88,13 +88,13 @@ impl Identity {
         );
     }
 
-    /// The number of the user that has this uid; `None`: it is none of this tool's.
+    /// Returns the number of the user with this uid; `None`: it is not one of this tool's.
     pub fn user_of(&self, uid: &[u8]) -> Option<u64> {
         decimal(uid.strip_prefix(self.uid_prefix.as_bytes())?)
     }
 }
 
-/// The end of a response head that upgrades; `None` while it is not whole.
+/// Returns the end of a response head that upgrades; `None` while it is incomplete.
 pub fn upgrade(bytes: &[u8]) -> Result<Option<usize>, String> {
     let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };
     let head = &bytes[..end];
@@ -113,10 +113,10 @@ pub fn is_welcome(payload: &[u8]) -> bool {
     has(r#""type":"connect""#) && has(r#""code":1"#) && has(r#""client_id":""#)
 }
 
-/// A number as a uid or a client id writes it.
+/// Parses a number as in a uid or a client id.
 pub fn decimal(digits: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(digits).ok()?;
-    // `parse` takes a sign, too.
+    // `parse` accepts a sign, too.
     text.parse().ok().filter(|_| digits[0].is_ascii_digit())
 }
 

@@ -1,4 +1,4 @@
-//! What a report says of the machine that the tool ran on, of the time and of the command.
+//! What a report states about the machine, the time and the command.
 
 use std::fs;
 use std::thread;
@@ -20,7 +20,7 @@ pub fn describe() -> Value {
     })
 }
 
-/// A line of /proc/meminfo.
+/// Returns the value of a line in /proc/meminfo.
 pub fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -31,7 +31,7 @@ fn first_line(path: &str) -> String {
     text.lines().next().unwrap_or("").to_owned()
 }
 
-/// The command as a shell takes it, without the secret.
+/// Returns the command line quoted for a shell, without the secret.
 pub fn command_line() -> String {
     let mut words: Vec<String> = Vec::new();
     let mut is_secret = false;
@@ -56,12 +56,12 @@ pub fn command_line() -> String {
     words.join(" ")
 }
 
-/// Now, in UTC.
+/// Returns the current date and time in UTC.
 pub fn date() -> String {
     date_of(sys::unix_seconds())
 }
 
-/// ISO 8601. The days are counted from March, so that a leap day is the last of its year.
+/// ISO 8601. Days are counted from March, so that a leap day is the last of its year.
 fn date_of(unix_seconds: u64) -> String {
     let (days, second) = (unix_seconds / 86_400 + 719_468, unix_seconds % 86_400);
     let (era, day) = (days / 146_097, days % 146_097);

@@ -1,7 +1,7 @@
-//! Load on a ws-cluster node, and figures about how it bears it.
+//! Puts load on ws-cluster nodes and measures how they perform.
 //!
-//! One thread is one event loop: edge-triggered epoll, one receive buffer, frames parsed where they
-//! lie, no allocation per message, the clock read once per batch of events.
+//! One thread is one event loop: edge-triggered epoll, one receive buffer, frames parsed in place,
+//! no allocation per message, the clock read once per batch of events.
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
@@ -114,7 +114,7 @@ impl Command {
         }
     }
 
-    /// The name, and how many connections several processes can share.
+    /// Returns the command's name and the number of connections that several processes can share.
     fn shared(&self) -> Option<(&'static str, u64)> {
         match self {
             Command::Connect(arguments) => Some(("connect", arguments.shared()?)),

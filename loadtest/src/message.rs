@@ -1,13 +1,14 @@
-//! The measured message: what a push carries, how it is found again, and who has had it.
+//! The measured message: what a push carries, how it is recognized, and which connections have
+//! received it.
 //!
-//! `data` is a JSON string: 32 hex digits and as many `x` as the wanted size needs.
+//! `data` is a JSON string: 32 hex digits, padded with `x` to the wanted size.
 //!
 //! ```text
 //! {"type":"push","id":"1234567890123456789","data":"rrrrssssssssttttttttttttttttppppxxx…"}
 //! ```
-//! r: the run, so that the messages of another run are not counted; s: the sequence number;
-//! t: when it was sent, CLOCK_MONOTONIC nanoseconds; p: the pushing connection. A short stamp is r
-//! and s alone, for the smallest messages; whoever sends them remembers the rest.
+//! r: the run, so that messages of another run are not counted; s: the sequence number; t: when it
+//! was sent, CLOCK_MONOTONIC nanoseconds; p: the pushing connection. A short stamp is only r and s,
+//! for the smallest messages; the sender remembers the rest.
 
 use memchr::memmem;
 
@@ -17,27 +18,27 @@ pub const FRAME_OVERHEAD: usize = r#"{"type":"push","id":"","data":""}"#.len() +
 /// The shortest `data` text that carries a stamp.
 pub const STAMP_LEN: usize = 32;
 
-/// The shortest one without the time and the connection.
+/// The shortest one without time and connection.
 pub const SHORT_STAMP_LEN: usize = 12;
 
 const DATA: &str = r#""data":""#;
 
-/// How long `data` must be for a payload of `bytes`: at least a stamp.
+/// Returns the length of `data` for a payload of `bytes`: at least a stamp.
 pub fn data_len(bytes: usize) -> usize {
     bytes.saturating_sub(FRAME_OVERHEAD).max(STAMP_LEN)
 }
 
-/// The same where a short stamp will do.
+/// Returns the same where a short stamp suffices.
 pub fn short_data_len(bytes: usize) -> usize {
     bytes.saturating_sub(FRAME_OVERHEAD).max(SHORT_STAMP_LEN)
 }
 
-/// How much of a stamp such a `data` begins with.
+/// Returns the length of the stamp at the beginning of such a `data`.
 pub fn stamp_len(data_len: usize) -> usize {
     if data_len < STAMP_LEN { SHORT_STAMP_LEN } else { STAMP_LEN }
 }
 
-/// What a message says of itself.
+/// The contents of a stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     pub run: u16,
@@ -54,7 +55,7 @@ impl Stamp {
         write_hex(u64::from(self.pusher), 4, out);
     }
 
-    /// The stamp that `data` begins with, whichever run's it is.
+    /// Reads the stamp at the beginning of `data`, of whichever run.
     pub fn read(data: &[u8]) -> Option<Stamp> {
         let run = read_hex(data.get(..4)?)? as u16;
         let found = Found(data.get(..STAMP_LEN)?);
@@ -62,8 +63,8 @@ impl Stamp {
     }
 }
 
-/// Finds a member by its name. Messages of one kind look alike, so the place where the last one
-/// had it is tried before searching.
+/// Finds a member by its name. Messages of one kind look alike, so it tries the position in the
+/// previous message before searching.
 pub struct Member {
     name: &'static str,
     at: usize,
@@ -71,12 +72,12 @@ pub struct Member {
 }
 
 impl Member {
-    /// `name`: as it is written, up to where what is wanted begins, such as `"id":"`.
+    /// `name`: the text up to the wanted value, such as `"id":"`.
     pub fn new(name: &'static str) -> Member {
         Member { name, at: 0, search: memmem::Finder::new(name) }
     }
 
-    /// Everything behind the name.
+    /// Returns everything after the name.
     #[inline]
     pub fn rest<'a>(&mut self, payload: &'a [u8]) -> Option<&'a [u8]> {
         let name = self.name.as_bytes();
@@ -86,7 +87,8 @@ impl Member {
         payload.get(self.at + name.len()..)
     }
 
-    /// The text behind the name, as far as its closing quote. None that is looked for has escapes.
+    /// Returns the text between the name and its closing quote. None of the wanted values has
+    /// escapes.
     #[inline]
     pub fn text<'a>(&mut self, payload: &'a [u8]) -> Option<&'a [u8]> {
         let rest = self.rest(payload)?;
@@ -101,12 +103,12 @@ pub struct Finder {
     data: Member,
 }
 
-/// A stamp still in its frame. Its fields are read one by one, as they are needed.
+/// A stamp still in its frame. Its fields are parsed one by one, on demand.
 #[derive(Clone, Copy)]
 pub struct Found<'a>(&'a [u8]);
 
 impl Finder {
-    /// `data_len`: how long `data` is in the messages.
+    /// `data_len`: length of `data` in the messages.
     pub fn new(run: u16, data_len: usize) -> Finder {
         Finder { run, stamp_len: stamp_len(data_len), data: Member::new(DATA) }
     }
@@ -137,7 +139,8 @@ impl Found<'_> {
     }
 }
 
-/// Which messages of a sequence one connection has had: the next one it expects and the 64 before.
+/// The messages of a sequence that one connection has received: the next expected one and the 64
+/// before.
 #[derive(Clone, Copy, Default)]
 pub struct Marks {
     next: u32,
@@ -147,10 +150,10 @@ pub struct Marks {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     InOrder,
-    /// New, but a later one came first.
+    /// New, but a later one has already arrived.
     OutOfOrder,
     Duplicate,
-    /// More than 64 messages behind: whether it is new is not known any more.
+    /// More than 64 messages behind: whether it is new is unknown.
     Ancient,
 }
 
@@ -171,8 +174,8 @@ impl Marks {
         Arrival::OutOfOrder
     }
 
-    /// Whether a later message of the same pusher came before this one, where messages go to
-    /// `pushers` in turn.
+    /// Returns whether a later message of the same pusher arrived before this one, if messages go
+    /// to `pushers` in turn.
     pub fn overtaken(&self, seq: u32, pushers: u32) -> bool {
         let later = (1..=64).map_while(|turn: u32| seq.checked_add(turn.checked_mul(pushers)?));
         later.take_while(|later| *later < self.next).any(|later| {
@@ -180,7 +183,7 @@ impl Marks {
         })
     }
 
-    /// Whether this one has come; `None`: it is too far behind to know.
+    /// Returns whether this one has arrived; `None`: it is too far behind to know.
     pub fn has(&self, seq: u32) -> Option<bool> {
         if seq >= self.next {
             return Some(false);
@@ -197,7 +200,7 @@ pub struct SeqSet {
 }
 
 impl SeqSet {
-    /// Whether it was new.
+    /// Inserts a number; returns whether it was new.
     #[inline]
     pub fn insert(&mut self, seq: u32) -> bool {
         let (word, bit) = (seq as usize / 64, 1u64 << (seq % 64));
@@ -214,7 +217,7 @@ impl SeqSet {
         word.is_some_and(|word| word & 1 << (seq % 64) != 0)
     }
 
-    /// How many are here and not in `other`.
+    /// Returns the number of those that are not in `other`.
     pub fn missing_in(&self, other: &SeqSet) -> u64 {
         let others = other.words.iter().copied().chain(std::iter::repeat(0));
         self.words.iter().zip(others).map(|(a, b)| u64::from((a & !b).count_ones())).sum()
@@ -227,7 +230,7 @@ pub fn write_hex(value: u64, digits: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// Lower-case hex digits, as [`write_hex`] writes them.
+/// Parses lower-case hex digits, as [`write_hex`] writes them.
 #[inline]
 pub fn read_hex(digits: &[u8]) -> Option<u64> {
     let mut value = 0;

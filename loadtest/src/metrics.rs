@@ -1,5 +1,5 @@
-//! What a server says of itself in `/metrics`: processor time, memory, connections, and how long
-//! its workers kept others waiting.
+//! Figures from a server's `/metrics`: processor time, memory, connections, and how long its
+//! workers kept others waiting.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -12,13 +12,13 @@ use crate::arguments::resolve_all;
 use crate::server;
 use crate::sys;
 
-/// How long one answer may take.
+/// Time limit for one response.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Answers beyond this are cut off: a node's takes about 20 KB.
+/// Responses are cut off here: a node's has about 20 KB.
 const MAX_BYTES: u64 = 16 << 20;
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a server's figures come from.
+/// A source of a server's figures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// `http://host:port/path`
@@ -76,7 +76,7 @@ impl Place {
     }
 }
 
-/// Asks for a page and returns its body.
+/// Fetches a page and returns its body.
 fn get(address: SocketAddrV4, path: &str) -> Result<String, String> {
     let fault = |error: std::io::Error| crate::client::describe(&error);
     let mut stream = TcpStream::connect_timeout(&address.into(), PATIENCE).map_err(fault)?;
@@ -103,17 +103,17 @@ pub struct Scrape {
     pub cpu_s: f64,
     pub rss: u64,
     pub connections: Option<u64>,
-    /// How long somebody who was ready waited for a worker.
+    /// How long ready tasks waited for a worker.
     pub pauses: Buckets,
-    /// The workers' own part of it, without what other threads had of the core.
+    /// The part of it caused by the worker itself, without the core's time for other threads.
     pub own_pauses: Buckets,
-    /// How long the turns of a worker took.
+    /// Durations of a worker's turns.
     pub turns: Buckets,
 }
 
 impl Scrape {
-    /// How long workers kept others waiting since `earlier`, in milliseconds: the bound that the
-    /// longest is below. Servers without a histogram of pauses have one of turns.
+    /// Returns the longest time that workers kept others waiting since `earlier`, in milliseconds,
+    /// as the upper bound of its bucket. Servers without a histogram of pauses have one of turns.
     pub fn longest_pause_ms(&self, earlier: &Scrape) -> Option<f64> {
         let pauses = self.pauses.longest_since(&earlier.pauses);
         let longest =
@@ -121,7 +121,7 @@ impl Scrape {
         longest.map(|seconds| seconds * 1e3)
     }
 
-    /// The same of the workers' own part, where the server tells it.
+    /// Returns the same for the workers' own part, if the server exports it.
     pub fn longest_own_pause_ms(&self, earlier: &Scrape) -> Option<f64> {
         self.own_pauses.longest_since(&earlier.own_pauses).map(|seconds| seconds * 1e3)
     }
@@ -144,14 +144,14 @@ impl Buckets {
         *self.0.entry(bound).or_default() += count;
     }
 
-    /// The bound in seconds of the highest bucket that got something; `Some(0)`: none did.
+    /// Returns the upper bound in seconds of the highest bucket that grew; `Some(0)`: none did.
     fn longest_since(&self, earlier: &Buckets) -> Option<f64> {
         let came = |(bound, count): (&u64, &u64)| {
             (*bound, count.saturating_sub(earlier.0.get(bound).copied().unwrap_or(0)))
         };
         let (mut below, mut longest, mut last) = (0, 0, 0);
         for (bound, count) in self.0.iter().map(came) {
-            // What is above the last finite bound is at least that long.
+            // Values above the last finite bound count as that bound, a lower limit.
             let finite = if bound == u64::MAX { last } else { bound };
             if count > below {
                 longest = finite;
@@ -162,7 +162,7 @@ impl Buckets {
     }
 }
 
-/// Reads the text format of Prometheus. Labels but `le` are summed over.
+/// Parses the Prometheus text format. Sums over all labels but `le`.
 fn parse(text: &str) -> Scrape {
     let mut scrape = Scrape::default();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -200,15 +200,15 @@ fn parse(text: &str) -> Scrape {
     scrape
 }
 
-/// A thread that asks every server once a second, so that a slow answer delays nobody here. It ends
-/// with the process.
+/// A thread that queries every server once a second, so that a slow response delays nobody here. It
+/// ends with the process.
 pub struct Watcher {
     places: Vec<Place>,
     newest: Arc<Mutex<Vec<Option<Scrape>>>>,
 }
 
 impl Watcher {
-    /// `None`: there is nothing to ask.
+    /// Starts the thread; `None`: there is no server to query.
     pub fn start(places: &[Place]) -> Option<Watcher> {
         if places.is_empty() {
             return None;
@@ -232,12 +232,12 @@ impl Watcher {
         &self.places
     }
 
-    /// The last answer of each server; `None` for one that does not answer.
+    /// Returns the last figures of each server; `None` for one that does not answer.
     pub fn newest(&self) -> Vec<Option<Scrape>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks now: the end of a run is seldom a whole second after the last answer.
+    /// Queries now: the end of a run is rarely a whole second after the last query.
     pub fn read_now(&self) -> Vec<Option<Scrape>> {
         self.places.iter().map(|place| place.read().ok()).collect()
     }

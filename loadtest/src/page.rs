@@ -1,12 +1,12 @@
-//! `--report`: the run as one HTML page that needs nothing else.
+//! `--report`: the run as one self-contained HTML page.
 
 use serde_json::Value;
 
 const PAGE: &str = include_str!("page/page.html");
 const SCRIPT: &str = include_str!("page/page.js");
 
-/// The page of a report and of its samples. Both are in it as JSON, which programs may read: the
-/// elements with the ids `report` and `series`.
+/// Renders a report and its samples. Both are embedded as JSON for programs to read: the elements
+/// with the ids `report` and `series`.
 pub fn render(report: &Value, series: &Value) -> String {
     let mut page = String::with_capacity(PAGE.len() + SCRIPT.len() + 64_000);
     let mut rest = PAGE;
@@ -24,7 +24,7 @@ pub fn render(report: &Value, series: &Value) -> String {
     page
 }
 
-/// JSON in which no `<` can end the element that it is in.
+/// Returns JSON in which no `<` can end the surrounding element.
 fn embedded(value: &Value) -> String {
     value.to_string().replace('<', "\\u003c")
 }
@@ -35,7 +35,7 @@ mod tests {
 
     use super::*;
 
-    /// What is inside the element with this id.
+    /// Returns the contents of the element with this id.
     fn element<'a>(page: &'a str, id: &str) -> &'a str {
         let (_, rest) = page.split_once(&format!("id=\"{id}\">")).unwrap();
         rest.split_once("</script>").unwrap().0

@@ -1,6 +1,6 @@
-//! What is looked at before a run: who listens, and whether this machine has the descriptors, ports
-//! and memory for it. What cannot work ends the run before it starts; what only may not work is a
-//! warning.
+//! Checks before a run: whether the servers listen, and whether this machine has enough
+//! descriptors, ports and memory. What cannot work ends the run before it starts; what may not work
+//! is a warning.
 
 use std::fs;
 use std::net::{SocketAddrV4, TcpStream};
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const KERNEL_BYTES_PER_END: u64 = 4_300;
 /// This tool's own memory per connection.
 const OWN_BYTES: u64 = 64;
-/// What the server keeps of an idle connection, where it runs on this machine.
+/// The server's memory per idle connection, if it runs on this machine.
 const SERVER_BYTES: u64 = 250;
 
 /// Checks everything; returns the warnings.
@@ -41,7 +41,7 @@ pub fn check(common: &Common) -> Result<Vec<String>, String> {
     needed.fits(&Machine::read())
 }
 
-/// Whether somebody takes connections there.
+/// Checks that the address accepts connections.
 fn reach(option: &str, address: SocketAddrV4) -> Result<(), String> {
     match TcpStream::connect_timeout(&address.into(), PATIENCE) {
         Ok(_) => Ok(()),
@@ -53,12 +53,12 @@ fn reach(option: &str, address: SocketAddrV4) -> Result<(), String> {
     }
 }
 
-/// What this machine has; `None`: it does not say.
+/// The limits of this machine; `None`: unknown.
 struct Machine {
     files_free: Option<u64>,
     ports: u64,
     memory_free: Option<u64>,
-    /// Pages that TCP may keep in the buffers of all sockets.
+    /// Pages that TCP may use for the buffers of all sockets.
     tcp_pages: Option<u64>,
 }
 
@@ -87,7 +87,7 @@ impl Machine {
     }
 }
 
-/// What the control group of this process may still allocate.
+/// Returns the memory that the control group of this process may still allocate.
 fn cgroup_free() -> Option<u64> {
     let text = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
@@ -102,9 +102,9 @@ fn cgroup_free() -> Option<u64> {
 struct Needed {
     connections: u64,
     targets: u64,
-    /// Source addresses; 0: the system's own.
+    /// Source addresses; 0: the system chooses.
     sources: u64,
-    /// The servers' ends of the connections are on this machine, too.
+    /// The servers' ends of the connections are also on this machine.
     is_local: bool,
 }
 
@@ -166,7 +166,7 @@ impl Needed {
                 free / per_connection
             ));
         }
-        // A socket with anything in its buffer takes a page at least.
+        // A non-empty socket buffer takes at least one page.
         if let Some(pages) = machine.tcp_pages
             && connections * ends > pages
         {
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn an_address_where_nobody_listens_is_named() {
-        // Bound and dropped: nobody has this port now.
+        // Bound and dropped: nobody uses this port now.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!() };
         assert_eq!(reach("--ws", address), Ok(()));

@@ -1,10 +1,10 @@
 //! `--processes`: the tool starts itself several times, each with a share of the connections, and
-//! prints one report. It does so by itself where a thread cannot have a table of open files of its
-//! own and one table is too small.
+//! prints one report. It also does so by itself if threads cannot have their own tables of open
+//! files and one table is too small.
 //!
-//! A child learns its share from the environment ([`PART`]) and writes lines of JSON to its
-//! standard output: `sample` twice a second, `ready` when its connections are open (it goes on when
-//! a line comes on its standard input), and `report` at the end.
+//! A child gets its share from the environment ([`PART`]) and writes lines of JSON to its standard
+//! output: `sample` twice a second, `ready` when its connections are open (it continues when it
+//! reads a line on its standard input), and `report` at the end.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -21,7 +21,7 @@ use crate::run::{Common, SPARE_FILES};
 use crate::series::{Live, ThreadLive};
 use crate::{preflight, server, sys};
 
-/// Which share a child has: `index/count`.
+/// A child's share: `index/count`.
 const PART: &str = "LOADTEST_PART";
 
 /// The share of this process.
@@ -44,7 +44,7 @@ impl Part {
         self.count > 1
     }
 
-    /// How many of `total` are this process's, and how many belong to those before it.
+    /// Returns this process's share of `total`, and the sum of the shares before it.
     pub fn share(self, total: u64) -> (u64, u64) {
         let before =
             |index: u64| (u128::from(total) * u128::from(index) / u128::from(self.count)) as u64;
@@ -52,7 +52,7 @@ impl Part {
     }
 }
 
-/// What a child says of itself while it runs.
+/// Writes a sample of a child's counters to the parent.
 pub fn tell_sample(live: &Live) {
     let sum = |field: fn(&ThreadLive) -> &std::sync::atomic::AtomicU64| live.sum(field);
     tell(&json!({"sample": {
@@ -67,11 +67,11 @@ pub fn tell_sample(live: &Live) {
     }}));
 }
 
-/// Says that the connections are open, and waits until those of all processes are.
+/// Reports that the connections are open, and waits until those of all processes are.
 pub fn meet() {
     tell(&json!({"ready": true}));
     let mut line = String::new();
-    // An end of the input is an end of the parent: what was begun is ended as by Ctrl-C.
+    // End of input means that the parent has ended: the run ends as by Ctrl-C.
     let _ = std::io::stdin().lock().read_line(&mut line);
 }
 
@@ -81,11 +81,11 @@ pub fn tell_report(report: &Report) {
 
 fn tell(value: &Value) {
     let mut out = std::io::stdout().lock();
-    // A parent that is gone needs no line.
+    // If the parent is gone, the line is not needed.
     let _ = writeln!(out, "{value}").and_then(|()| out.flush());
 }
 
-/// How many processes a run of `connections` needs; 1: this one suffices.
+/// Returns the number of processes that a run of `connections` needs; 1: this one suffices.
 pub fn needed(options: &Options, connections: u64) -> u64 {
     if Part::of_this_process().is_child() {
         return 1;
@@ -94,7 +94,7 @@ pub fn needed(options: &Options, connections: u64) -> u64 {
         return count;
     }
     let limit = sys::raise_file_limit().saturating_sub(SPARE_FILES).max(1);
-    // A thread that is tried with ends: its table is nobody's.
+    // The thread of this test ends, so its table affects nobody.
     let tried = std::thread::spawn(sys::own_file_table).join();
     match connections > limit && !matches!(tried, Ok(Ok(()))) {
         true => connections.div_ceil(limit),
@@ -134,7 +134,7 @@ pub fn run(options: &Options, name: &str, connections: u64, count: u64) -> Resul
             is_told = true;
             for child in &children {
                 let child = child.lock().unwrap_or_else(PoisonError::into_inner);
-                // One that has ended needs no signal.
+                // A child that has ended needs no signal.
                 let _ = sys::terminate(child.id());
             }
         }
@@ -145,7 +145,7 @@ pub fn run(options: &Options, name: &str, connections: u64, count: u64) -> Resul
     let mut parts = Vec::new();
     for (index, outcome) in outcomes.into_iter().enumerate() {
         let mut child = children[index].lock().unwrap_or_else(PoisonError::into_inner);
-        // It has said all, or has ended.
+        // It has reported everything, or has ended.
         let status = child.wait().map_err(|error| format!("process {index}: {error}"))?;
         parts.push(
             outcome.ok_or_else(|| format!("process {index} ended without a report: {status}"))?,
@@ -164,13 +164,13 @@ fn start(index: u64, count: u64) -> Result<Child, String> {
         .env(PART, format!("{index}/{count}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        // Ctrl-C reaches the parent, which tells them.
+        // Ctrl-C reaches the parent, which signals the children.
         .process_group(0)
         .spawn()
         .map_err(|error| format!("process {index}: {error}"))
 }
 
-/// Reads what one child says until it ends; returns its report.
+/// Reads one child's output until it ends; returns its report.
 fn follow(
     common: &Common,
     child: &Mutex<Child>,
@@ -183,7 +183,7 @@ fn follow(
     let mut is_ready = false;
     let mut found = None;
     let meet = || {
-        // The last one lets all go on. A child that ended is not waited for.
+        // The last one lets all continue. A child that has ended is not waited for.
         if unready.fetch_sub(1, Ordering::AcqRel) == 1 {
             for child in all {
                 let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +210,7 @@ fn follow(
     found
 }
 
-/// Shows a child's sample as if it were a thread.
+/// Shows a child's sample as if the child were a thread.
 fn show(live: &ThreadLive, sample: &Value) {
     let counters = [
         &live.welcomed,

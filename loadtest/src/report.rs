@@ -1,4 +1,4 @@
-//! What a run found out: figures in order, for people or as one JSON object.
+//! The results of a run: ordered figures, for people or as one JSON object.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::sampler::Series;
 use crate::thresholds::{Measured, Thresholds, Verdict};
 use crate::{machine, page, sys};
 
-/// A histogram of nanoseconds up to two minutes, exact to three digits.
+/// Returns a histogram of nanoseconds up to two minutes, exact to three digits.
 pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 120_000_000_000, 3)
         .unwrap_or_else(|_| unreachable!("the bounds are constants and valid"))
@@ -21,24 +21,24 @@ pub fn record(histogram: &mut Histogram<u64>, ns: u64) {
     histogram.saturating_record(ns);
 }
 
-/// Adds what another thread has recorded.
+/// Adds the recordings of another thread.
 pub fn merge(into: &mut Histogram<u64>, from: &Histogram<u64>) {
-    // Both have the same bounds, the only thing that it may fail for.
+    // Both have the same bounds, and different ones are the only possible error.
     let _ = into.add(from);
 }
 
-/// A time in microseconds below which this part of the recorded ones is.
+/// Returns the quantile in microseconds.
 pub fn quantile_us(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     rounded(histogram.value_at_quantile(quantile) as f64 / 1000.0)
 }
 
-/// How often what went wrong.
+/// Number of failures by kind.
 #[derive(Default)]
 pub struct Failures(BTreeMap<String, u64>);
 
 impl Failures {
     pub fn add(&mut self, kind: &str) {
-        // A server's texts must not grow this without bound.
+        // Limits the number of kinds, which may contain texts of the server.
         let known = self.0.len() < 100 || self.0.contains_key(kind);
         let kind = if known { kind } else { "other" };
         *self.0.entry(kind.to_owned()).or_default() += 1;
@@ -60,7 +60,7 @@ impl Failures {
         self.0.values().sum()
     }
 
-    /// Every kind in one line.
+    /// Returns every kind in one line.
     pub fn to_text(&self) -> String {
         let kinds: Vec<_> =
             self.0.iter().map(|(kind, count)| format!("{kind} ({count})")).collect();
@@ -68,10 +68,10 @@ impl Failures {
     }
 }
 
-/// The figures of a run. Keys end in their unit; a histogram is in microseconds.
+/// The figures of a run. Keys end in their unit; histograms are in microseconds.
 pub struct Report {
     figures: Map<String, Value>,
-    /// By key: what several processes put together.
+    /// By key: merged when the reports of several processes are combined.
     histograms: BTreeMap<String, Histogram<u64>>,
     failed: bool,
     judged: Measured,
@@ -100,7 +100,7 @@ impl Report {
         self.figures.insert(key.to_owned(), value.into());
     }
 
-    /// A figure with three decimals at most.
+    /// Sets a figure with at most three decimals.
     pub fn set_rounded(&mut self, key: &str, value: f64) {
         self.set(key, rounded(value));
     }
@@ -124,25 +124,26 @@ impl Report {
         self.set(key, value);
     }
 
-    /// Something of which there must be none: any makes the run a failure.
+    /// Sets a count that must be 0: any other makes the run a failure.
     pub fn set_fault(&mut self, key: &str, count: u64) {
         self.failed |= count > 0;
         self.set(key, count);
     }
 
-    /// Messages that did not arrive as they had to, of which `--max-loss` are borne (0).
+    /// Sets a count of messages that did not arrive correctly; `--max-loss` of them are tolerated
+    /// (0).
     pub fn set_lost(&mut self, key: &str, count: u64) {
         self.judged.lost += count;
         self.set(key, count);
     }
 
-    /// The latency that `--max-p99` is about, with what waited for its turn where there is a rate.
+    /// Sets the latency that `--max-p99` judges, including the wait for a turn if there is a rate.
     pub fn set_judged_latency(&mut self, key: &str, histogram: &Histogram<u64>) {
         self.judged.latency = Some((key.to_owned(), histogram.value_at_quantile(0.99)));
         self.set_histogram(key, histogram);
     }
 
-    /// The rate per second that `--min-rate` is about.
+    /// Sets the rate per second that `--min-rate` judges.
     pub fn set_judged_rate(&mut self, key: &str, per_s: f64) {
         self.judged.rate = Some((key.to_owned(), per_s));
         self.set_rounded(key, per_s);
@@ -153,7 +154,7 @@ impl Report {
         self.set(key, json!(failures.0));
     }
 
-    /// The figures of one part of the run, under `phases`. What fails there fails the run.
+    /// Adds the figures of one part of the run, under `phases`. A failure there fails the run.
     pub fn set_phase(&mut self, name: &str, mut phase: Report) {
         self.failed |= phase.failed;
         phase.figures.shift_remove("command");
@@ -163,13 +164,13 @@ impl Report {
         }
     }
 
-    /// Makes the run a failure for a reason that is no figure.
+    /// Makes the run a failure for a reason other than a figure.
     pub fn fail(&mut self) {
         self.failed = true;
     }
 
-    /// Judges the thresholds and adds what every report says: the tool's own memory, the machine,
-    /// the time and the command. Call it once, at the end.
+    /// Judges the thresholds and adds what every report contains: the tool's own memory, the
+    /// machine, the time and the command. Call it once, at the end.
     pub fn conclude(&mut self) {
         if let Some(peaks) = self.series.as_ref().map(Series::peaks) {
             self.set("tool_rss_peak_bytes", peaks.tool_rss);
@@ -203,7 +204,7 @@ impl Report {
         self.set("command_line", machine::command_line());
     }
 
-    /// What a child hands to the process that puts several reports together.
+    /// Returns what a child hands to the process that combines several reports.
     pub fn to_parts(&self) -> Value {
         let histograms = self.histograms.iter().map(|(key, histogram)| {
             let pairs = histogram.iter_recorded();
@@ -220,7 +221,7 @@ impl Report {
         })
     }
 
-    /// Puts the reports of several processes together.
+    /// Combines the reports of several processes.
     pub fn add_parts(&mut self, parts: &[Value]) -> Result<(), String> {
         let first = parts.first().and_then(|part| part["figures"].as_object());
         for key in first.ok_or("no process has a report")?.keys() {
@@ -253,7 +254,7 @@ impl Report {
         Ok(())
     }
 
-    /// The report as one page with charts.
+    /// Returns the report as one page with charts.
     pub fn to_html(&self) -> String {
         let series = self.series.as_ref().map_or(Value::Null, Series::to_json);
         page::render(&self.value(), &series)
@@ -289,7 +290,7 @@ impl Report {
     }
 }
 
-/// One figure of several processes.
+/// Combines one figure of several processes.
 fn together(key: &str, values: &[&Value]) -> Value {
     const SAME: [&str; 5] =
         ["command", "outstanding", "pipeline", "payload_bytes", "payload_bytes_wanted"];
@@ -330,10 +331,10 @@ fn together(key: &str, values: &[&Value]) -> Value {
 
 /// The member with the figures of the parts of a run.
 const PHASES: &str = "phases";
-/// The member with the thresholds, of which the text has a line each.
+/// The member with the thresholds, each a line of the text.
 const THRESHOLDS: &str = "thresholds";
 
-/// A line for each figure but those of phases.
+/// Returns a line for each figure except those of phases.
 fn lines(figures: &Map<String, Value>, indent: &str) -> String {
     let figures =
         || figures.iter().filter(|(key, _)| ![PHASES, THRESHOLDS].contains(&key.as_str()));

@@ -1,7 +1,8 @@
-//! `loadtest requests`: clients ask, business servers answer, both on this side and in one thread.
+//! `loadtest requests`: clients send requests and business servers answer them, both on this side
+//! and in one thread.
 //!
-//! Each client counts the ids of its requests from 0, so those of different clients are alike: an
-//! answer that went to another client has an id that is asked for there, and only `data` tells.
+//! Each client counts its request ids from 0, so different clients use the same ids: an answer sent
+//! to the wrong client has an id that is pending there, and only `data` reveals it.
 
 pub mod answerer;
 pub mod asker;
@@ -91,24 +92,25 @@ impl RequestsArguments {
     }
 }
 
-/// What `requests` has besides the common settings. The connections are the clients.
+/// The settings of `requests` besides the common ones. The connections are the clients.
 pub struct Requests {
     pub business: Business,
-    /// Requests on their way on each connection.
+    /// Requests in flight per connection.
     pub outstanding: usize,
-    /// Requests per second over all clients; `None`: each asks as soon as it is answered.
+    /// Requests per second over all clients; `None`: each client sends one as soon as the last is
+    /// answered.
     pub rate: Option<f64>,
     pub bytes: usize,
     pub seconds: f64,
     pub warmup_seconds: f64,
 }
 
-/// Before the first answer: how soon a client asks again when its node knows of no server yet.
+/// Until the first answer: how soon a client retries if its node knows no server yet.
 const ASK_AGAIN_NS: u64 = 5_000_000;
-/// How long a second answer to the last request is waited for.
+/// How long to wait for a second answer to the last request.
 const SETTLE_NS: u64 = 100_000_000;
 
-/// Both sides on their epoll.
+/// Both sides, on one epoll.
 struct Sides<'a> {
     common: &'a Common,
     reactor: Reactor,
@@ -118,7 +120,7 @@ struct Sides<'a> {
     answerer: Answerer<'a>,
 }
 
-/// What is told of the time between the warm-up and the end.
+/// Figures of the time between the warm-up and the end.
 #[derive(Default)]
 struct Used {
     cpu: CpuTime,
@@ -130,7 +132,7 @@ struct Outcome<'a> {
     servers: Clients,
     asker: Asker,
     answerer: Answerer<'a>,
-    /// How long it took until every client was answered once.
+    /// Time until every client had one answer.
     known_ns: u64,
     used: Used,
 }
@@ -182,7 +184,7 @@ fn thread<'a>(
 }
 
 impl Sides<'_> {
-    /// Waits, and carries out what has come by then.
+    /// Waits, then handles what has arrived.
     fn step(&mut self, wait_ns: u64) -> Result<u64, String> {
         let (ready, now) = self.reactor.wait(wait_ns)?;
         self.asker.now = now;
@@ -215,8 +217,8 @@ impl Sides<'_> {
         }
     }
 
-    /// Has every client ask until it is answered, and returns how long that took. That a server is
-    /// welcome at its node does not promise that it is known at another one by then.
+    /// Has every client send requests until it gets an answer, and returns the time that took. A
+    /// server's welcome at its node does not guarantee that other nodes know it by then.
     fn ask_until_known(&mut self) -> Result<u64, String> {
         let asking = self.asker.idle.len() as u64;
         let began_ns = sys::now_ns();
@@ -240,7 +242,7 @@ impl Sides<'_> {
                 again_ns = now + ASK_AGAIN_NS;
             }
             self.asker.turn(&mut self.clients);
-            // Who was answered waits for the others.
+            // Clients with an answer wait for the others.
             now = self.step(again_ns.saturating_sub(now).min(IDLE_NS))?;
             self.asker.idle.clear();
         }
@@ -289,7 +291,7 @@ impl Sides<'_> {
             if self.asker.unanswered() == 0 {
                 quiet_since_ns = quiet_since_ns.or(Some(now));
             }
-            // Who is gone answers nothing.
+            // A closed connection answers nothing.
             let is_settled =
                 !has_both || quiet_since_ns.is_some_and(|since| now - since > SETTLE_NS);
             if is_settled || now - over_since_ns > self.common.timeout_ns {
@@ -358,7 +360,7 @@ pub mod tests {
 
     use ws_cluster_wire::websocket::{Inbound, Message};
 
-    /// The payloads of these frames, as the server reads them.
+    /// Returns the payloads of these frames, as the server reads them.
     pub fn client_payloads(frames: &[u8]) -> Vec<String> {
         let mut payloads = Vec::new();
         let mut kept = None;

@@ -1,4 +1,4 @@
-//! What all commands share: resolved settings, threads, progress.
+//! Shared by all commands: resolved settings, threads, progress.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use crate::series::{Live, ThreadLive};
 use crate::sys::{self, CpuTime, Epoll};
 use crate::thresholds::Thresholds;
 
-/// Settings that every command has, checked.
+/// The settings common to all commands, checked.
 pub struct Common {
     pub identity: Identity,
     /// The HTTP ports, at least one.
@@ -37,7 +37,7 @@ pub struct Common {
     pub pin: Vec<usize>,
     pub progress: bool,
     pub server_pid: Option<u32>,
-    /// What the threads show while they run.
+    /// What the threads publish while they run.
     pub live: &'static Live,
     /// The servers whose figures are read once a second.
     pub metrics: Vec<Place>,
@@ -46,30 +46,30 @@ pub struct Common {
     pub part: Part,
     /// Whether the command pushes over HTTP.
     pub needs_http: bool,
-    /// What the threads showed, when they are done.
+    /// The samples of the threads' counters, once they have ended.
     pub series: Mutex<Option<Series>>,
 }
 
-/// Connections per source address: the system has about 28,000 ports for them, and finding a free
-/// one takes long when half of them are taken.
+/// Connections per source address: the system has about 28,000 ports for each, and finding a free
+/// one takes long once half of them are in use.
 const CONNECTIONS_PER_SOURCE: u64 = 4_000;
-/// With one source address the kernel searches long for a port that is free: 96 us a connection
-/// against 31 with eight and more.
+/// With one source address, the kernel's search for a free port takes long: 96 us per connection
+/// against 31 with eight or more.
 const MIN_SOURCES: u64 = 32;
 
-/// Epoll, wakers, pushing connections and the standard streams need a few.
+/// Reserved for epoll, wakers, pushing connections and the standard streams.
 pub const SPARE_FILES: u64 = 400;
-/// More threads than that are no load tool: the limit of open files is far too low.
+/// Needing more threads than this means that the limit of open files is far too low.
 const MAX_THREADS: usize = 256;
 
 impl Common {
-    /// How many of `total` are thread `t`'s.
+    /// Returns thread `t`'s share of `total`.
     pub fn share(&self, total: u64, t: usize) -> u64 {
         let (t, threads) = (t as u64, self.threads as u64);
         total * (t + 1) / threads - total * t / threads
     }
 
-    /// The clients of thread `t`, none of them open.
+    /// Returns the clients of thread `t`, none of them open.
     pub fn clients(&self, t: usize, cycle: Option<Closing>) -> Clients {
         let capacity = self.share(self.connections, t) as usize;
         let opening = Opening {
@@ -89,22 +89,22 @@ impl Common {
         clients
     }
 
-    /// The HTTP port that the `i`-th pushing connection goes to.
+    /// Returns the HTTP port that pushing connection `i` uses.
     pub fn http_of(&self, i: usize) -> SocketAddrV4 {
         self.http[i % self.http.len()]
     }
 
-    /// How many of `total` belong to the threads before `t`.
+    /// Returns the sum of the shares of `total` of the threads before `t`.
     pub fn share_before(&self, total: u64, t: usize) -> u64 {
         total * t as u64 / self.threads as u64
     }
 
-    /// The number of thread `t`'s first user. Users of different threads never meet.
+    /// Returns the number of thread `t`'s first user. Threads have disjoint users.
     pub fn first_user_of(&self, t: usize) -> u64 {
         self.first_user + self.connections.div_ceil(self.threads as u64) * t as u64
     }
 
-    /// A report with what the threads showed over time.
+    /// Returns a report with the samples of the run.
     pub fn report(&self, command: &str) -> Report {
         let mut report = Report::new(command);
         report.thresholds = self.thresholds.clone();
@@ -112,7 +112,7 @@ impl Common {
         report
     }
 
-    /// A bar of `length`, on stderr, or an invisible one.
+    /// Returns a progress bar of `length`, on stderr, or an invisible one.
     pub fn bar(&self, length: u64, what: &str) -> ProgressBar {
         let bar =
             ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(4));
@@ -127,9 +127,9 @@ impl Common {
         bar
     }
 
-    /// Runs `body` once per thread, each with its own descriptors and core, and `watch` here
-    /// meanwhile: it is called twenty times a second until every thread is done. The body is told
-    /// whether its thread got what it needs, so that it can tell those that wait for it.
+    /// Runs `body` once per thread, each with its own descriptor table and core, and meanwhile
+    /// calls `watch` here twenty times a second until every thread is done. The body learns whether
+    /// its thread got what it needs, so that it can tell the threads that wait for it.
     pub fn run_threads<R: Send>(
         &self,
         body: impl Fn(usize, Result<(), String>) -> Result<R, String> + Sync,
@@ -138,7 +138,7 @@ impl Common {
         if let Some(&core) = self.pin.first() {
             sys::pin_to_core(core).map_err(|error| format!("core {core}: {error}"))?;
         }
-        // Of several processes the first looks for all.
+        // Of several processes, the parent checks for all.
         if !self.part.is_child() {
             for warning in preflight::check(self)? {
                 eprintln!("loadtest: warning: {warning}");
@@ -147,7 +147,7 @@ impl Common {
         self.run_here(self.threads, |t| body(t, self.prepare_thread(t)), watch)
     }
 
-    /// The same with threads that need nothing of their own.
+    /// Does the same with threads that need neither.
     pub fn run_here<R: Send>(
         &self,
         threads: usize,
@@ -188,7 +188,7 @@ impl Common {
 
     fn prepare_thread(&self, t: usize) -> Result<(), String> {
         if let Err(error) = sys::own_file_table() {
-            // A container's seccomp profile refuses it: then all threads share one table.
+            // A container's seccomp profile may refuse it: then all threads share one table.
             let needed = self.connections + SPARE_FILES;
             let limit = sys::raise_file_limit();
             if needed > limit {
@@ -217,7 +217,7 @@ pub struct Derived {
     pub sources: Vec<Ipv4Addr>,
 }
 
-/// How many threads and source addresses `connections` need.
+/// Returns the threads and source addresses that `connections` need.
 pub fn derive(
     ws: &[SocketAddrV4],
     connections: u64,
@@ -260,18 +260,18 @@ pub fn derive(
     Ok(Derived { threads, sources })
 }
 
-/// A thread's event loop: epoll and the buffer that everything is received into.
+/// A thread's event loop: epoll and the receive buffer.
 pub struct Reactor {
     pub epoll: Epoll,
     pub buffer: Vec<u8>,
     last_ready: usize,
 }
 
-/// Events per wait, and so per look at the clock: a batch takes about 0.2 ms.
+/// Events per wait, and so per clock read: a batch takes about 0.2 ms.
 const BATCH: usize = 256;
 const BUFFER: usize = 256 << 10;
-/// After this number of events at once a thread lets others have the core. With many more threads
-/// than cores each would otherwise keep it until the scheduler's next tick, up to 4 ms.
+/// From this number of events at once on, a thread yields the core. With many more threads than
+/// cores, each would otherwise keep it until the scheduler's next tick, up to 4 ms.
 const LONG_BATCH: usize = 2;
 
 impl Reactor {
@@ -280,7 +280,7 @@ impl Reactor {
         Ok(Reactor { epoll, buffer: vec![0; BUFFER], last_ready: 0 })
     }
 
-    /// Waits for at most `timeout_ns`; returns how many events there are and the time.
+    /// Waits for at most `timeout_ns`; returns the number of events and the time.
     pub fn wait(&mut self, timeout_ns: u64) -> Result<(usize, u64), String> {
         if self.last_ready >= LONG_BATCH {
             thread::yield_now();
@@ -290,8 +290,8 @@ impl Reactor {
         Ok((ready, sys::now_ns()))
     }
 
-    /// Opens `count` connections and returns when every one is welcomed or refused, or the user
-    /// wants the run to end.
+    /// Opens `count` connections and returns once each is welcomed or refused, or the user
+    /// interrupts the run.
     pub fn open_all(
         &mut self,
         clients: &mut Clients,
@@ -312,10 +312,10 @@ impl Reactor {
     }
 }
 
-/// Where threads meet between opening and pushing.
+/// A barrier for the threads between opening and pushing.
 pub struct Start {
     barrier: Barrier,
-    /// Of several processes: they meet as well.
+    /// This is one of several processes, which wait for each other as well.
     is_child: bool,
     /// A thread failed: nobody may wait for it.
     pub stop: AtomicBool,
@@ -330,7 +330,7 @@ impl Start {
         }
     }
 
-    /// Waits for all threads; an error of one becomes the end of all.
+    /// Waits for all threads; an error in one ends all.
     pub fn meet<T>(&self, result: Result<T, String>) -> Result<T, String> {
         if result.is_err() {
             self.stop.store(true, Ordering::Relaxed);
@@ -351,7 +351,7 @@ impl Start {
 
 const OTHER_FAILED: &str = "another thread failed";
 
-/// What became of the pushes over one node's HTTP port.
+/// Outcomes of the pushes over one node's HTTP port.
 #[derive(Clone, Copy, Default)]
 pub struct Pushes {
     pub sent: u64,
@@ -383,7 +383,7 @@ impl Targets {
         }
     }
 
-    /// Of one target the other figures say the same.
+    /// With one target, the other figures already show this.
     pub fn report(&self, common: &Common, report: &mut Report) {
         if self.nodes.len() > 1 {
             let nodes = common.identity.ws.iter().zip(&self.nodes).map(|(ws, node)| {
@@ -409,13 +409,13 @@ impl Targets {
     }
 }
 
-/// A number that makes the messages of this run its own.
+/// Returns a number that identifies the messages of this run.
 pub fn run_number() -> u16 {
     let now = sys::now_ns();
     ((now >> 10) ^ (now >> 30) ^ u64::from(std::process::id())) as u16
 }
 
-/// Says how much CPU time the tool and the server took over `elapsed_ns` and `units` of work.
+/// Reports the CPU time of tool and server over `elapsed_ns` and `units` of work.
 pub fn report_cpu(
     report: &mut Report,
     unit: &str,

@@ -1,4 +1,4 @@
-//! The run over time: once a second what the threads and the servers show becomes a row.
+//! The run over time: once a second, the figures of the threads and the servers become a row.
 
 use serde_json::{Value, json};
 
@@ -9,11 +9,11 @@ use crate::server;
 use crate::sys;
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// Above this many rows two neighbours become one, and rows come half as often: a run of days fits
-/// a page.
+/// Above this number of rows, neighbouring rows are merged and the interval doubles, so that a run
+/// of days fits on a page.
 const MAX_ROWS: usize = 1_800;
 
-/// Counts are those since the start, latencies those of the time since the row before.
+/// Counts are totals since the start, latencies those since the previous row.
 #[derive(Clone, Debug, Default)]
 struct Row {
     at_ns: u64,
@@ -31,14 +31,14 @@ struct Row {
     servers: Vec<ServerRow>,
 }
 
-/// p50, p99 and the longest in microseconds; `None`: there was nothing.
+/// p50, p99 and maximum in microseconds; `None`: nothing was recorded.
 type Quantiles = Option<[f64; 3]>;
 
 #[derive(Clone, Debug, Default)]
 struct ServerRow {
-    /// `None`: it did not answer.
+    /// `None`: the server did not answer.
     scrape: Option<Scrape>,
-    /// Share of one core since the row before.
+    /// Percentage of one core since the previous row.
     cpu_percent: Option<f64>,
     pause_ms: Option<f64>,
     own_pause_ms: Option<f64>,
@@ -54,7 +54,7 @@ pub struct Sampler {
     next_ns: u64,
 }
 
-/// What a run showed of itself.
+/// The samples of a run.
 pub struct Series {
     began_ns: u64,
     rows: Vec<Row>,
@@ -81,7 +81,7 @@ impl Sampler {
         sampler
     }
 
-    /// Call it often; it takes a row when one is due.
+    /// Takes a row if one is due. Call it often.
     pub fn turn(&mut self) {
         let now = sys::now_ns();
         if now >= self.next_ns {
@@ -126,13 +126,14 @@ impl Sampler {
     }
 
     fn servers(&self, is_last: bool) -> Vec<ServerRow> {
-        // A run of seconds has answers of its own; what is read now comes after the connections.
+        // A run of seconds has its own samples of the server; this reading happens after the
+        // connections are closed.
         let is_short = is_last && self.series.rows.len() < 3;
         let Some(watcher) = &self.watcher else { return Vec::new() };
         let newest = if is_short { watcher.read_now() } else { watcher.newest() };
         let each = newest.into_iter().enumerate();
         each.map(|(i, scrape)| {
-            // The last row with an answer: an unanswered one has nothing to compare with.
+            // Compares with the last row that has an answer.
             let rows = self.series.rows.iter().rev();
             let last = rows.map(|row| &row.servers[i]).find(|server| server.scrape.is_some());
             let before = last.and_then(|server| server.scrape.as_ref());
@@ -140,7 +141,7 @@ impl Sampler {
                 return ServerRow { scrape, ..ServerRow::default() };
             };
             if now.at_ns == before.at_ns {
-                // No new answer came between two rows.
+                // There was no new answer between two rows.
                 return last.cloned().unwrap_or_default();
             }
             let elapsed_s = now.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
@@ -159,7 +160,7 @@ fn quantiles(interval: &Snapshot) -> Quantiles {
     Some([at(0.5)?, at(0.99)?, at(1.0)?])
 }
 
-/// Of two neighbours: the mean of the medians, and the higher of the others.
+/// Merges two neighbours: the mean of the medians, the maximum of the others.
 fn merged(a: Quantiles, b: Quantiles) -> Quantiles {
     match (a, b) {
         (Some(a), Some(b)) => Some([rounded((a[0] + b[0]) / 2.0), a[1].max(b[1]), a[2].max(b[2])]),
@@ -175,7 +176,7 @@ impl Series {
     fn halve(&mut self) {
         let rows = std::mem::take(&mut self.rows);
         let mut rows = rows.into_iter();
-        // The first is the start, which nothing came before.
+        // The first row is the start, which has no predecessor.
         self.rows.extend(rows.next());
         while let Some(one) = rows.next() {
             let Some(mut two) = rows.next() else {
@@ -193,7 +194,7 @@ impl Series {
         }
     }
 
-    /// The highest memory of the tool and of each server, and the longest pause of a worker.
+    /// Returns the peak memory of the tool and of each server, and the longest pause of a worker.
     pub fn peaks(&self) -> Peaks {
         let servers = || self.rows.iter().flat_map(|row| &row.servers);
         Peaks {
@@ -206,7 +207,7 @@ impl Series {
         }
     }
 
-    /// Columns of equal length. Rates are those since the row before.
+    /// Returns columns of equal length. Rates are since the previous row.
     pub fn to_json(&self) -> Value {
         let rows = &self.rows;
         let column = |of: &dyn Fn(&Row) -> Value| rows.iter().map(of).collect::<Vec<Value>>();
@@ -216,7 +217,7 @@ impl Series {
                 let before = before?;
                 let elapsed_s = row.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
                 let came = of(row).saturating_sub(of(before)) as f64;
-                // The last row may come right after the one before: a rate of noise.
+                // The last row may follow right after another, and its rate would be noise.
                 (elapsed_s > 0.2).then(|| rounded(came / elapsed_s))
             });
             rates.collect::<Vec<_>>()
@@ -264,7 +265,7 @@ impl Series {
     }
 }
 
-/// The highest values of a run.
+/// The peak values of a run.
 pub struct Peaks {
     pub tool_rss: u64,
     /// The tool's memory before the first connection.

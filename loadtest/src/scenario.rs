@@ -1,9 +1,9 @@
 //! Scenarios: phases that a population of connections goes through, with traffic and checks.
 //!
-//! Three kinds of threads. The driver ([`driver`]) leads: it says which phase it is, pushes over
-//! HTTP, and decides when a push must have arrived. The crew ([`crew`]) owns the connections, each
-//! thread an equal part of them, and counts what arrives. Canaries ([`canaries`]) have a thread of
-//! their own, so that their latency is the server's and not the crew's.
+//! There are three kinds of threads. The driver ([`driver`]) leads: it begins the phases, pushes
+//! over HTTP, and decides when a push must have arrived. The crew ([`crew`]) owns the connections,
+//! each thread an equal part, and counts arrivals. Canaries ([`canaries`]) have their own thread,
+//! so that their latency is the server's and not the crew's.
 
 mod canaries;
 mod crew;
@@ -30,7 +30,7 @@ use crate::sys;
 use plan::Scenario;
 use shared::Shared;
 
-/// What one thread hands over.
+/// What one thread returns.
 enum Outcome {
     Crew(Box<crew::Outcome>),
     Driver(Box<driver::Outcome>),
@@ -38,13 +38,13 @@ enum Outcome {
     Requesters(Box<requesters::Outcome>),
 }
 
-/// Runs a scenario. `command` is what the report calls it.
+/// Runs a scenario. `command` is its name in the report.
 pub fn run(options: &Options, command: &str, mut scenario: Scenario) -> Result<Report, String> {
     let mut common = options.check(scenario.population.connections, "")?;
     let crew_threads = common.threads;
     let has_canaries = scenario.phases.iter().any(|phase| phase.canaries.is_some());
     let has_requests = scenario.phases.iter().any(|phase| phase.traffic.requests_per_s > 0.0);
-    // One more thread for the driver, one for canaries and one for requests.
+    // One more thread each for the driver, the canaries and the requests.
     let others = usize::from(has_canaries) + usize::from(has_requests);
     common.threads = crew_threads + 1 + others;
     common.live = Box::leak(Box::new(Live::new(common.threads)));
@@ -77,7 +77,7 @@ pub fn run(options: &Options, command: &str, mut scenario: Scenario) -> Result<R
     summary::summarize(&shared, command, outcomes)
 }
 
-/// Puts what the scenario says of its population into the common settings.
+/// Applies the scenario's population to the common settings.
 fn apply(common: &mut Common, scenario: &mut Scenario) -> Result<(), String> {
     let population = &mut scenario.population;
     if let Some(prefix) = &population.uid_prefix {

@@ -1,5 +1,5 @@
-//! What a run shows of itself while it goes on: counters and latencies of each thread, written
-//! without locks by that thread alone and read by whoever samples them.
+//! Live figures of a run: counters and latencies of each thread, written without locks by that
+//! thread alone and read by the sampler.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::client::Clients;
 use crate::sys;
 
-/// The counters of one thread. All of them grow, but for `open`. Padded: threads share no line.
+/// The counters of one thread. All of them only grow, except `open`. Padded: threads share no cache
+/// line.
 #[derive(Default)]
 #[repr(C, align(128))]
 pub struct ThreadLive {
@@ -23,16 +24,16 @@ pub struct ThreadLive {
     pub open: AtomicU64,
     /// Measured work done: deliveries, answers, events.
     pub deliveries: AtomicU64,
-    /// Messages known to be lost by now.
+    /// Messages known to be lost so far.
     pub lost: AtomicU64,
-    /// Messages that came twice.
+    /// Messages received twice.
     pub doubled: AtomicU64,
-    /// Where this stands for another process: its memory and its processor time.
+    /// If this stands for another process: its memory and its processor time.
     pub process_rss: AtomicU64,
     pub process_cpu_ns: AtomicU64,
     /// TCP connect to welcome.
     pub connect_latency: Latencies,
-    /// What the command measures: push to delivery, request to answer.
+    /// The command's own measurement: push to delivery, request to answer.
     pub latency: Latencies,
 }
 
@@ -41,7 +42,7 @@ impl ThreadLive {
         self.welcomed.store(clients.welcomed, Ordering::Relaxed);
         self.dropped.store(clients.dropped, Ordering::Relaxed);
         self.open.store(clients.open, Ordering::Relaxed);
-        // Last: who sees all connections decided sees how.
+        // Last, so that whoever sees all connections decided also sees the outcomes.
         self.failed.store(clients.refused, Ordering::Release);
     }
 }
@@ -58,13 +59,13 @@ pub fn store(counter: &AtomicU64, value: u64) {
     counter.store(value, Ordering::Relaxed);
 }
 
-/// The counters of all threads, and the moments that the charts name.
+/// The counters of all threads, and the named times for the charts.
 pub struct Live {
     threads: Vec<ThreadLive>,
     marks: Mutex<Vec<Mark>>,
 }
 
-/// From here on something else is done: a phase began.
+/// A named time from which something else happens: a phase began.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub at_ns: u64,
@@ -87,14 +88,14 @@ impl Live {
         self.threads.iter().map(|thread| field(thread).load(Ordering::Acquire)).sum()
     }
 
-    /// The latencies of all threads by now.
+    /// Returns the latencies of all threads so far.
     pub fn snapshot(&self, field: impl Fn(&ThreadLive) -> &Latencies) -> Snapshot {
         let mut snapshot = Snapshot::default();
         self.threads.iter().for_each(|thread| snapshot.add(field(thread)));
         snapshot
     }
 
-    /// Names what begins now.
+    /// Marks the current time with the name of what begins.
     pub fn mark(&self, name: &str) {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         marks.push(Mark { at_ns: sys::now_ns(), name: name.to_owned() });
@@ -104,7 +105,7 @@ impl Live {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Connections that are decided: welcomed or failed.
+    /// Returns the number of decided connections: welcomed or failed.
     pub fn decided(&self) -> u64 {
         self.sum(|thread| &thread.failed) + self.sum(|thread| &thread.welcomed)
     }
@@ -117,8 +118,8 @@ const STEP_BITS: u32 = STEPS.trailing_zeros();
 const OCTAVES: u32 = 38 - STEP_BITS;
 const BUCKETS: usize = ((OCTAVES + 1) as u64 * STEPS) as usize;
 
-/// A histogram of nanoseconds that one thread writes and another reads: 8 KiB, growing counts. What
-/// came in an interval is the difference of two [`Snapshot`]s.
+/// A histogram of nanoseconds that one thread writes and others read: 8 KiB of growing counts. The
+/// values of an interval are the difference of two [`Snapshot`]s.
 #[repr(C)]
 pub struct Latencies([AtomicU32; BUCKETS]);
 
@@ -129,7 +130,7 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Only the thread that owns it may record.
+    /// Records a value. Only the owning thread may call it.
     #[inline]
     pub fn record_n(&self, ns: u64, count: u32) {
         let counter = &self.0[bucket_of(ns)];
@@ -143,7 +144,7 @@ impl Latencies {
 }
 
 impl Latencies {
-    /// Takes the counts of [`Snapshot::sparse`].
+    /// Sets the counts from [`Snapshot::sparse`].
     pub fn set_sparse(&self, pairs: &Value) {
         for pair in pairs.as_array().into_iter().flatten() {
             if let (Some(bucket), Some(count)) = (pair[0].as_u64(), pair[1].as_u64())
@@ -164,7 +165,7 @@ fn bucket_of(ns: u64) -> usize {
     ((u64::from(octave) + 1) * STEPS + step).min(BUCKETS as u64 - 1) as usize
 }
 
-/// The highest value of a bucket.
+/// Returns the highest value of a bucket.
 fn highest_of(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     if bucket < STEPS {
@@ -174,7 +175,7 @@ fn highest_of(bucket: usize) -> u64 {
     ((STEPS + step + 1) << octave) - 1
 }
 
-/// The counts of several [`Latencies`] at one moment, or those of an interval.
+/// The counts of several [`Latencies`] at one time, or those of an interval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(Vec<u32>);
 
@@ -191,13 +192,13 @@ impl Snapshot {
         }
     }
 
-    /// What was recorded since `earlier`.
+    /// Returns what was recorded since `earlier`.
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
         let both = self.0.iter().zip(&earlier.0);
         Snapshot(both.map(|(now, was)| now.wrapping_sub(*was)).collect())
     }
 
-    /// Buckets with their counts, but for empty ones.
+    /// Returns the non-empty buckets with their counts.
     pub fn sparse(&self) -> Vec<[u64; 2]> {
         let counts = self.0.iter().enumerate().filter(|(_, count)| **count > 0);
         counts.map(|(bucket, count)| [bucket as u64, u64::from(*count)]).collect()
@@ -207,7 +208,7 @@ impl Snapshot {
         self.0.iter().map(|count| u64::from(*count)).sum()
     }
 
-    /// The nanoseconds that this part of what was recorded is at or below; `None`: nothing was.
+    /// Returns the quantile in nanoseconds; `None`: nothing was recorded.
     pub fn quantile_ns(&self, quantile: f64) -> Option<u64> {
         let total = self.count();
         let rank = ((total as f64 * quantile).ceil() as u64).clamp(1, total.max(1));

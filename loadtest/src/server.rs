@@ -1,4 +1,4 @@
-//! The server's process, as /proc tells: memory and CPU time.
+//! The server's process, from /proc: memory and CPU time.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use std::fs;
 pub struct Memory {
     pub rss: u64,
     pub pss: u64,
-    /// Private_Clean + Private_Dirty: what would be free without this process.
+    /// Private_Clean + Private_Dirty: what would be freed if this process ended.
     pub private: u64,
 }
 
@@ -34,7 +34,7 @@ fn parse(text: &str) -> Memory {
     memory
 }
 
-/// The memory that is in RAM, in bytes: cheaper to read than [`Memory`].
+/// Returns the resident memory in bytes: cheaper to read than [`Memory`].
 pub fn rss(pid: u32) -> Result<u64, String> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
@@ -43,7 +43,7 @@ pub fn rss(pid: u32) -> Result<u64, String> {
     kib.map(|kib| kib * 1024).ok_or_else(|| format!("{path}: no VmRSS"))
 }
 
-/// CPU time that all its threads have used, nanoseconds; 0 when it is not known.
+/// Returns the CPU time of all its threads in nanoseconds; 0 if unknown.
 pub fn cpu_ns(pid: u32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     tasks

@@ -1,4 +1,4 @@
-//! `loadtest storm`: many connections end at once and come back, while canaries watch.
+//! `loadtest storm`: many connections end at once and come back, while canaries measure.
 
 use crate::arguments::{Options, nanoseconds, subcommand};
 use crate::client::Closing;

@@ -8,21 +8,21 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The socket has bytes to read.
+/// The socket is readable.
 pub const READABLE: u32 = libc::EPOLLIN as u32;
-/// The socket takes bytes again.
+/// The socket is writable again.
 pub const WRITABLE: u32 = libc::EPOLLOUT as u32;
-/// The peer has sent everything it ever will, or the socket failed: read until the end.
+/// The peer will send nothing more, or the socket failed: read until the end.
 pub const ENDED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// CLOCK_MONOTONIC in nanoseconds.
+/// Returns CLOCK_MONOTONIC in nanoseconds.
 pub fn now_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC)
 }
 
-/// Unix time in seconds.
+/// Returns Unix time in seconds.
 pub fn unix_seconds() -> u64 {
     clock_ns(libc::CLOCK_REALTIME) / 1_000_000_000
 }
@@ -43,7 +43,7 @@ pub struct CpuTime {
 }
 
 impl CpuTime {
-    /// What the calling thread has used so far.
+    /// Returns the CPU time of the calling thread.
     pub fn of_this_thread() -> CpuTime {
         // SAFETY: all-zero is a valid rusage.
         let mut usage: libc::rusage = unsafe { zeroed() };
@@ -72,13 +72,13 @@ impl CpuTime {
     }
 }
 
-/// Nanoseconds of processor time that this process has used, ended threads included.
+/// Returns the processor time of this process in nanoseconds, including ended threads.
 pub fn process_cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// Makes Ctrl-C and SIGTERM set a flag instead of ending the process. A second one, of
-/// either kind, ends it.
+/// Makes Ctrl-C and SIGTERM set a flag instead of ending the process. A second one of either kind
+/// ends it.
 pub fn catch_interrupts() {
     const SIGNALS: [libc::c_int; 2] = [libc::SIGINT, libc::SIGTERM];
     extern "C" fn handler(_: libc::c_int) {
@@ -95,7 +95,7 @@ pub fn catch_interrupts() {
     }
 }
 
-/// Whether the user wants the run to end.
+/// Returns whether the user interrupted the run.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
@@ -109,7 +109,7 @@ pub fn terminate(pid: u32) -> io::Result<()> {
     done(unsafe { libc::kill(pid, libc::SIGTERM) })
 }
 
-/// Whether there is a process with this id.
+/// Returns whether there is a process with this id.
 pub fn is_running(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -127,20 +127,20 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
     done(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) })
 }
 
-/// Gives the calling thread a file-descriptor table of its own, so that RLIMIT_NOFILE counts per
-/// thread. Descriptors open by now exist in both tables.
+/// Gives the calling thread its own descriptor table, so that RLIMIT_NOFILE counts per thread.
+/// Descriptors open by then exist in both tables.
 pub fn own_file_table() -> io::Result<()> {
     // SAFETY: unshare takes no pointers; CLONE_FILES only copies the descriptor table.
     done(unsafe { libc::unshare(libc::CLONE_FILES) })
 }
 
-/// Wakes from a timed wait as exactly as the machine can, instead of within 50 us.
+/// Makes timed waits end as exactly as the machine can, instead of within 50 us.
 pub fn exact_timers() {
     // SAFETY: PR_SET_TIMERSLACK takes one number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
-/// `struct sched_attr` of the kernel, as long as its first version.
+/// The kernel's `struct sched_attr`, in its first version.
 #[repr(C)]
 #[derive(Default)]
 struct SchedAttr {
@@ -154,8 +154,8 @@ struct SchedAttr {
     period_ns: u64,
 }
 
-/// Lets the calling thread run soon after it is woken, also beside threads of this tool that are
-/// busy: what it measures is the server's time. Before Linux 6.12 it has no effect.
+/// Lets the calling thread run soon after it is woken, even beside busy threads of this tool: it
+/// must measure the server's time. Before Linux 6.12 it has no effect.
 pub fn run_soon() {
     let size = size_of::<SchedAttr>() as u32;
     let mut attr = SchedAttr { size, ..SchedAttr::default() };
@@ -168,7 +168,7 @@ pub fn run_soon() {
     unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &attr, 0) };
 }
 
-/// Ends this process, as by Ctrl-C, when the one that started it ends.
+/// Ends this process, as by Ctrl-C, when its parent ends.
 pub fn end_with_parent() {
     // SAFETY: PR_SET_PDEATHSIG takes one number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) };
@@ -196,8 +196,8 @@ pub fn start_connect(to: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<O
     // SAFETY: `raw` was just opened and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
     if let Some(source) = source {
-        // The port is chosen at connect(), where the whole four-tuple counts: 28,000 connections
-        // per source and destination instead of per source.
+        // The port is chosen at connect(), where the full four-tuple counts: 28,000 connections per
+        // source and destination instead of per source.
         set_option(&fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
         let address = raw_address(SocketAddrV4::new(source, 0));
         // SAFETY: `address` is a sockaddr_in and the length given is its length.
@@ -211,8 +211,8 @@ pub fn start_connect(to: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<O
     }
 }
 
-/// Lets small writes leave at once. Otherwise one waits until the last is acknowledged, and a peer
-/// that has nothing to say takes 40 ms for that.
+/// Lets small writes leave at once. Otherwise each waits until the previous one is acknowledged,
+/// and a peer with nothing to send takes 40 ms for that.
 pub fn send_at_once(fd: &OwnedFd) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)
 }
@@ -232,7 +232,7 @@ pub fn send(fd: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
-/// Receives what is there now.
+/// Receives what has arrived.
 #[inline]
 pub fn recv(fd: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and length are those of a live, exclusively borrowed slice.
@@ -242,7 +242,7 @@ pub fn recv(fd: &OwnedFd, into: &mut [u8]) -> io::Result<usize> {
     if got < 0 { Err(io::Error::last_os_error()) } else { Ok(got as usize) }
 }
 
-/// Something that makes another thread's [`Epoll::wait`] return.
+/// Makes another thread's [`Epoll::wait`] return.
 pub struct Waker(OwnedFd);
 
 impl Waker {
@@ -266,7 +266,7 @@ impl Waker {
     }
 }
 
-/// One epoll instance and its batch of events, edge-triggered.
+/// An edge-triggered epoll instance and its batch of events.
 pub struct Epoll {
     fd: OwnedFd,
     events: Vec<libc::epoll_event>,
@@ -274,7 +274,7 @@ pub struct Epoll {
 }
 
 impl Epoll {
-    /// `batch`: how many events one wait returns at most.
+    /// `batch`: maximum number of events that one wait returns.
     pub fn new(batch: usize) -> io::Result<Epoll> {
         // SAFETY: epoll_create1() takes no pointers.
         let raw = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
@@ -301,8 +301,8 @@ impl Epoll {
         })
     }
 
-    /// Waits for events, at most `timeout_ns`, and returns how many there are. An interrupting
-    /// signal is no event.
+    /// Waits for events, at most `timeout_ns`, and returns their number. An interrupting signal is
+    /// not an event.
     pub fn wait(&mut self, timeout_ns: u64) -> io::Result<usize> {
         let timeout = libc::timespec {
             tv_sec: (timeout_ns / 1_000_000_000) as libc::time_t,
@@ -330,7 +330,7 @@ impl Epoll {
         Ok(self.ready)
     }
 
-    /// The token and the mask of the `i`-th event of the last wait.
+    /// Returns the token and the mask of event `i` of the last wait.
     #[inline]
     pub fn event(&self, i: usize) -> (u64, u32) {
         let event = &self.events[..self.ready][i];

@@ -72,7 +72,7 @@ impl TagsArguments {
         if !(0.01..=file::MAX_PER_S).contains(&self.rate) {
             return Err("--rate: above 0".to_owned());
         }
-        // One that is given for all connections leaves no choice.
+        // A device given for all connections leaves no choice.
         let list = if options.device.is_empty() { &self.devices } else { &options.device };
         let devices: Vec<String> =
             list.split(',').filter(|device| !device.is_empty()).map(str::to_owned).collect();

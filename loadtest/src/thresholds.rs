@@ -1,11 +1,11 @@
-//! Limits that make the exit code: what a run may at most lose, at least carry, and how long it may
-//! take.
+//! Limits that decide the exit code: the maximum loss, the minimum rate and the maximum latency of
+//! a run.
 
 use serde_json::{Value, json};
 
 use crate::arguments::Options;
 
-/// The limits that were given, as they were written and as a number.
+/// The given limits, as written and as a number.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Thresholds {
     max_p99: Option<(String, f64)>,
@@ -15,20 +15,20 @@ pub struct Thresholds {
     max_server_rss: Option<(String, f64)>,
 }
 
-/// What a run measured, as far as it is judged.
+/// The measurements of a run that are judged.
 #[derive(Default)]
 pub struct Measured {
-    /// Which histogram `--max-p99` is about, and its p99 in nanoseconds.
+    /// The histogram that `--max-p99` judges, and its p99 in nanoseconds.
     pub latency: Option<(String, u64)>,
-    /// Which figure `--min-rate` is about.
+    /// The figure that `--min-rate` judges.
     pub rate: Option<(String, f64)>,
-    /// All that was lost, doubled or went to somebody else.
+    /// Everything lost, duplicated or misdelivered.
     pub lost: u64,
     pub pause_ms: Option<f64>,
     pub server_rss: Option<u64>,
 }
 
-/// One threshold and what became of it.
+/// A threshold and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     threshold: &'static str,
@@ -63,14 +63,14 @@ impl Thresholds {
         })
     }
 
-    /// How many messages may be lost without making the run a failure.
+    /// Returns the number of messages that may be lost without failing the run.
     pub fn borne_losses(&self) -> u64 {
         self.max_loss.unwrap_or(0)
     }
 
     pub fn judge(&self, measured: &Measured) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
-        // What was not measured keeps no threshold: a run without a figure must not pass.
+        // A missing measurement fails its threshold: a run without the figure must not pass.
         let mut judge = |threshold, limit: String, got: Option<(bool, String)>| {
             let (kept, measured) = got.unwrap_or((false, "not measured".to_owned()));
             verdicts.push(Verdict { threshold, limit, measured, kept });
@@ -125,7 +125,7 @@ impl Verdict {
     }
 }
 
-/// A duration such as 5ms, in nanoseconds.
+/// Parses a duration such as 5ms, in nanoseconds.
 fn duration_ns(option: &str, text: &str) -> Result<f64, String> {
     let wrong = || format!("{option} {text}: a number and its unit, such as 500us, 5ms or 1.5s");
     let (number, factor) = None
@@ -139,7 +139,7 @@ fn duration_ns(option: &str, text: &str) -> Result<f64, String> {
     }
 }
 
-/// A size such as 512M, in bytes.
+/// Parses a size such as 512M, in bytes.
 fn bytes(text: &str) -> Result<f64, String> {
     let wrong = || format!("--max-server-rss {text}: bytes, or a number with K, M or G");
     let (number, factor) = match text.char_indices().last() {

@@ -1,7 +1,7 @@
-//! `loadtest unicast`: every push goes to one user, several HTTP connections push at once.
+//! `loadtest unicast`: every push goes to one user; several HTTP connections push at once.
 //!
 //! Threads share nothing: each pushes to its own users over its own connections. Message `seq` of a
-//! thread goes to its user `seq mod users`, so an arrival tells whether it came to the right one.
+//! thread goes to its user `seq mod users`, so an arrival shows whether it reached the right one.
 
 use std::collections::VecDeque;
 use std::iter::repeat_n;
@@ -68,7 +68,7 @@ subcommand! {
 }
 
 impl UnicastArguments {
-    /// How many connections several processes can share.
+    /// Returns the number of connections that several processes can share.
     pub fn shared(&self) -> Option<u64> {
         Some(self.users)
     }
@@ -103,12 +103,12 @@ impl UnicastArguments {
     }
 }
 
-/// What `unicast` has besides the common settings. The connections are the users.
+/// The settings of `unicast` besides the common ones. The connections are the users.
 pub struct Unicast {
     pub pushers: usize,
-    /// Requests on their way on each pusher.
+    /// Requests in flight per pusher.
     pub pipeline: usize,
-    /// A push is over when its message has arrived as well as its answer.
+    /// A push is over once its message has arrived as well as its response.
     pub await_delivery: bool,
     /// Pushes per second over all pushers; `None`: each pushes as soon as its last push is over.
     pub rate: Option<f64>,
@@ -119,7 +119,7 @@ pub struct Unicast {
 
 const HTTP: u64 = 1 << 32;
 
-/// Above this many pairs of user and pusher the order of arrivals is not looked at.
+/// Above this number of user-pusher pairs, the order of arrivals is not checked.
 const MAX_ORDERED: usize = 4 << 20;
 
 struct Receiver {
@@ -128,15 +128,15 @@ struct Receiver {
     users: u32,
     pushers: usize,
     seen: SeqSet,
-    /// Per user and pusher: the last message that came, plus one.
+    /// Per user and pusher: the last message that arrived, plus one.
     last: Vec<u32>,
-    /// The time of the batch being read.
+    /// The time of the current batch.
     now: u64,
     measure_from_ns: u64,
     latency: Histogram<u64>,
-    /// With a rate: from when the push was meant to be sent.
+    /// With a rate: latency from when the push was due.
     intended_latency: Histogram<u64>,
-    /// When the first push was meant to be sent, and the time from one to the next.
+    /// When the first push was due, and the time from one to the next.
     began_ns: u64,
     interval_ns: f64,
     deliveries: u64,
@@ -198,37 +198,37 @@ struct Source<'a> {
     first_user: u64,
     run: u16,
     pushers: Vec<Pusher>,
-    /// How many pushers the threads before this one have.
+    /// Number of pushers in the threads before this one.
     pushers_before: usize,
     /// By node.
     pushes: Vec<Pushes>,
-    /// Pushers that may write a request, once for each that they may: in turn, so that every node
-    /// has its share.
+    /// Pushers that may write a request, one entry per request that they may write: in turn, so
+    /// that every node has its share.
     idle: VecDeque<u16>,
-    /// Where deliveries are awaited: pushers whose push was answered.
+    /// If deliveries are awaited: pushers whose push was answered.
     undelivered: Option<Vec<(u16, http::Pending)>>,
     writer: PushWriter,
     next: u32,
     accepted: SeqSet,
     accepted_count: u64,
     accepted_measured: u64,
-    /// Accepted pushes that are younger than the timeout, and those that did not arrive by then.
+    /// Accepted pushes younger than the timeout, and those that did not arrive in time.
     awaited: VecDeque<(u32, u64)>,
     late_lost: u64,
     http_latency: Histogram<u64>,
-    /// The same from the intended moment: with the time that the push waited for a free pusher.
+    /// The same from when the push was due: includes the wait for a free pusher.
     intended_latency: Histogram<u64>,
     statuses: Failures,
     failures: Failures,
     began_ns: u64,
     measure_from_ns: u64,
     end_ns: u64,
-    /// Nanoseconds from one push to the next, or 0: at once.
+    /// Nanoseconds from one push to the next; 0: at once.
     interval_ns: f64,
 }
 
 impl Source<'_> {
-    /// When message `seq` was meant to be sent.
+    /// Returns when message `seq` was due.
     fn intended_ns(&self, seq: u32) -> u64 {
         intended_ns(self.began_ns, self.interval_ns, seq)
     }
@@ -238,7 +238,7 @@ impl Source<'_> {
         let mut written = None;
         loop {
             let next = self.idle.front().copied();
-            // What one pusher may write leaves with one send.
+            // Requests of one pusher leave with one send.
             if let Some(pusher) = written.take_if(|pusher| Some(*pusher) != next) {
                 self.flush(pusher, reactor);
                 continue;
@@ -253,7 +253,7 @@ impl Source<'_> {
                 if let Some(pusher) = written {
                     self.flush(pusher, reactor);
                 }
-                // Where the run is over, only answers are left to wait for.
+                // Once the run is over, only responses are left to wait for.
                 return if intended_ns > now { (intended_ns - now).min(IDLE_NS) } else { IDLE_NS };
             }
             self.writer.refresh(now);
@@ -348,7 +348,7 @@ impl Source<'_> {
         }
     }
 
-    /// Which of the HTTP ports this pusher pushes to.
+    /// Returns the index of the HTTP port that this pusher uses.
     fn node_of(&self, index: u16) -> usize {
         (self.pushers_before + usize::from(index)) % self.common.http.len()
     }
@@ -422,7 +422,7 @@ pub fn run(common: &Common, settings: &Unicast) -> Result<Report, String> {
         bar.set_position((bar.elapsed().as_secs_f64() * 10.0) as u64);
     };
     let body = |t, ready: Result<(), String>| {
-        // Threads tell their messages apart by the run.
+        // The run number tells the threads' messages apart.
         let run_number = run_number.wrapping_add(t as u16);
         let mut clients = common.clients(t, None);
         let opened = ready
@@ -527,8 +527,8 @@ fn drive<'a>(
     let mut closed = Vec::new();
     let mut interrupted_ns = u64::MAX;
     loop {
-        // All sends come after all receives: a send takes microseconds, and what had arrived
-        // before is to be timed before.
+        // All sends come after all receives: a send takes microseconds, and messages that have
+        // already arrived must be timed before it.
         let wait_ns = source.turn(&reactor);
         let (ready, now) = reactor.wait(wait_ns)?;
         if cpu_began.is_none() && now >= source.measure_from_ns {
@@ -558,7 +558,7 @@ fn drive<'a>(
         source.judge_late(&receiver.seen, now);
         live.lost.store(source.late_lost, Ordering::Relaxed);
         if connected > 0 && clients.open == 0 {
-            // The server is gone: nothing arrives any more.
+            // The server is gone: nothing will arrive any more.
             source.end_ns = 0;
         }
         if !source.is_over(now) {

@@ -1,4 +1,4 @@
-//! Connections that are opened, cut and opened again one by one, as a scenario wants it.
+//! Connections that are opened, cut and reopened one by one, for scenarios.
 
 use super::{Clients, Closing, Conn, Gone, Handler, Phase};
 use crate::message::Marks;
@@ -6,7 +6,7 @@ use crate::sys::Epoll;
 
 impl Clients {
     /// Gives `count` connections a slot each: connection n has slot n, before it is opened and
-    /// after it is closed. Not for connections that cycle, nor together with `open_more`.
+    /// after it is closed. Not for cycled connections, nor together with `open_more`.
     pub fn populate(&mut self, count: usize) {
         debug_assert!(self.slots.is_empty() && self.opening.cycle.is_none());
         self.slots.reserve_exact(count);
@@ -22,7 +22,7 @@ impl Clients {
         }
     }
 
-    /// Whether `concurrency` connections are on their way already.
+    /// Returns whether `concurrency` connections are already between connect and welcome.
     pub fn is_busy(&self) -> bool {
         self.pending as usize >= self.opening.concurrency
     }
@@ -45,13 +45,13 @@ impl Clients {
         self.slots[index].phase == Phase::Open
     }
 
-    /// What an open connection has received.
+    /// Returns what an open connection has received.
     pub fn marks(&self, index: usize) -> &Marks {
         &self.slots[index].marks
     }
 
-    /// Closes an open connection. [`Gone::Closed`] follows, at once or, where the Close frame wants
-    /// an answer, later.
+    /// Closes an open connection. [`Gone::Closed`] follows at once or, after a Close frame, once it
+    /// is answered.
     pub fn cut<H: Handler>(&mut self, index: usize, how: Closing, now: u64, handler: &mut H) {
         if self.slots[index].phase == Phase::Open
             && let Err(end) = self.close(index, how, now)
@@ -60,8 +60,8 @@ impl Clients {
         }
     }
 
-    /// Fails connections without a welcome for too long, and frees those whose Close was not
-    /// answered.
+    /// Fails connections that have waited too long for a welcome, and frees those whose Close was
+    /// not answered.
     pub fn expire<H: Handler>(&mut self, now: u64, handler: &mut H) {
         self.give_up_late(now, handler);
     }

@@ -1,5 +1,5 @@
-//! The pushing side of `loadtest fanout`: thread 0, with one pipelined HTTP connection to each of
-//! the nodes that take pushes.
+//! The pushing side of `loadtest fanout`: thread 0, with one pipelined HTTP connection to each node
+//! that takes pushes.
 
 use std::net::SocketAddrV4;
 use std::sync::atomic::Ordering;
@@ -15,17 +15,17 @@ use crate::run::{Common, Pushes};
 use crate::series::{self, Live};
 use crate::sys::{self, Epoll};
 
-/// What thread 0 knows of the messages.
+/// Thread 0's state of the messages.
 pub struct Source<'a> {
     shared: &'a Shared,
     live: &'static Live,
     settings: &'a Fanout,
-    /// Message `seq` goes over the `seq mod pushers`-th.
+    /// Message `seq` goes over pusher number `seq mod pushers`.
     pushers: Vec<(SocketAddrV4, Pusher)>,
     writer: PushWriter,
     run: u16,
     next: u32,
-    /// Not yet complete, oldest first: sequence number and when it was pushed.
+    /// Incomplete messages, oldest first: sequence number and when it was pushed.
     in_flight: Vec<(u32, u64)>,
     began_ns: u64,
     pub end_ns: u64,
@@ -33,9 +33,9 @@ pub struct Source<'a> {
     pub done: Pushed,
 }
 
-/// What became of the messages.
+/// Outcome of the pushes.
 pub struct Pushed {
-    /// By sequence number: whether the server took it.
+    /// By sequence number: whether the server accepted it.
     pub accepted: Vec<bool>,
     pub incomplete: u64,
     pub completed_measured: u64,
@@ -85,7 +85,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// From here on pushes are made, and from `measure_from_ns` they are measured.
+    /// Begins to push; from `measure_from_ns` on, pushes are measured.
     pub fn start(&mut self, now: u64, measure_from_ns: u64) {
         self.began_ns = now;
         self.end_ns = measure_from_ns + (self.settings.seconds * 1e9) as u64;
@@ -93,8 +93,8 @@ impl<'a> Source<'a> {
         self.shared.began_ns.store(now, Ordering::Release);
     }
 
-    /// Takes complete and overdue messages out, and pushes as many new ones as there is room for.
-    /// Returns how long there is nothing more to do.
+    /// Removes complete and overdue messages, and pushes new ones up to the limit. Returns how long
+    /// there is nothing more to do.
     pub fn turn(&mut self, now: u64, epoll: &Epoll) -> u64 {
         let measure_from_ns = self.shared.measure_from_ns.load(Ordering::Relaxed);
         let (shared, live, timeout_ns) = (self.shared, self.live, self.timeout_ns);
@@ -141,7 +141,7 @@ impl<'a> Source<'a> {
             || sys::interrupted()
     }
 
-    /// Writes the next message and returns at which pusher.
+    /// Writes the next message and returns the index of its pusher.
     fn push(&mut self) -> usize {
         let seq = self.next;
         self.next += 1;
@@ -209,7 +209,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Nothing to send and nothing to wait for any more.
+    /// Returns whether there is nothing left to send or to wait for.
     pub fn is_done(&self, now: u64) -> bool {
         let waits_for_answer = self.pushers.iter().any(|(_, pusher)| !pusher.pending.is_empty())
             && now < self.end_ns.saturating_add(self.timeout_ns)

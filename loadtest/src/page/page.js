@@ -115,7 +115,7 @@ for (const [key, value] of Object.entries(report)) {
     const keys = [...new Set(items.flatMap(Object.keys))];
     const cell = (item, name) => !(name in item) ? "" : item[name]?.p99 === undefined ? text(name, item[name]) :
       ["p50", "p99", "max"].map((part) => `${part} ${micros(item[name][part])}`).join(", ");
-    // A phase has many figures, and there are few phases: a column for each.
+    // A phase has many figures and there are few phases, so each gets a column.
     const isWide = keys.length > items.length;
     const grid = isWide
       ? table(["", ...items.map((item) => item.name ?? "")],
@@ -128,7 +128,7 @@ for (const [key, value] of Object.entries(report)) {
   }
 }
 
-// Charts: one SVG each, drawn for the width that there is.
+// Charts: one SVG each, drawn for the available width.
 const SVG = "http://www.w3.org/2000/svg";
 function draw(name, attributes, content) {
   const element = document.createElementNS(SVG, name);
@@ -237,7 +237,7 @@ function chart({ title, format, log, floor, lines, note }) {
     dots = shown.map(({ color }) => draw("circle", { r: 3.5, fill: `var(--${color})`, stroke: "var(--card)", "stroke-width": 1.5, visibility: "hidden" }));
     svg.append(rule, ...dots);
   }
-  // The time that the pointer is at, in every chart; the values in the chart that it is over.
+  // The time at the pointer, in every chart; the values in the chart under the pointer.
   function point(i, withTip) {
     if (!rule) return;
     const isOn = i !== null;

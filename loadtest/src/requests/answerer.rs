@@ -1,4 +1,5 @@
-//! The business servers' side of `loadtest requests`: it answers, and checks who is said to ask.
+//! The business servers' side of `loadtest requests`: answers requests and checks the stated
+//! sender.
 
 use ws_cluster_wire::websocket::client;
 
@@ -16,20 +17,20 @@ pub struct Answerer<'a> {
     id: Member,
     uid: Member,
     data: Member,
-    /// The answers to what one read brought.
+    /// The answers to the requests of one read.
     out: Vec<u8>,
     /// Requests by server.
     pub got: Vec<u64>,
     seen: SeqSet,
-    /// Requests that came to a server before.
+    /// Requests that a server had already received.
     pub doubled: u64,
-    /// Requests that say to be from another user than from the one who asked.
+    /// Requests that name another user than their sender.
     pub misattributed: u64,
     pub foreign_frames: u64,
 }
 
 impl<'a> Answerer<'a> {
-    /// Answers to whoever asks, and checks the requests of this run.
+    /// Answers all requests, and checks those of this run.
     pub fn new(identity: &'a Identity, first_user: u64, run: u16, servers: u64) -> Answerer<'a> {
         Answerer {
             identity,

@@ -1,4 +1,4 @@
-//! The clients' side of `loadtest requests`: it asks, and checks the answers.
+//! The clients' side of `loadtest requests`: sends requests and checks the answers.
 
 use std::collections::VecDeque;
 
@@ -14,17 +14,17 @@ use crate::sys;
 const ID_LEN: usize = 8;
 const ASK: [&[u8]; 3] = [br#"{"type":"request","id":""#, br#"","data":""#, br#""}"#];
 
-/// A request without its answer.
+/// An unanswered request.
 #[derive(Clone, Copy)]
 struct Pending {
     id: u32,
     seq: u32,
     at_ns: u64,
-    /// When it should have been sent: earlier where a rate is wanted and every client was waiting.
+    /// When it was due: earlier than the sending if, at a given rate, every client was waiting.
     intended_ns: u64,
 }
 
-/// What one client has asked.
+/// The requests of one client.
 #[derive(Default)]
 struct Asking {
     slot: usize,
@@ -35,9 +35,9 @@ struct Asking {
 pub struct Asker {
     run: u16,
     clients: Vec<Asking>,
-    /// Clients that may ask, once for each request that they may have on its way.
+    /// Clients that may send a request, one entry per request that they may send.
     pub idle: VecDeque<u32>,
-    /// While the servers become known: clients whose node knew of none.
+    /// During start-up: clients whose node knew no server.
     pub unserved: Option<Vec<u32>>,
     pub refused_at_first: u64,
     kind: Member,
@@ -47,10 +47,10 @@ pub struct Asker {
     data: Member,
     filler: Vec<u8>,
     pub next: u32,
-    /// The id and the stamp of the request that is being written.
+    /// The id and the stamp of the request being written.
     id_text: Vec<u8>,
     stamp_text: Vec<u8>,
-    /// Requests of one client that leave with one send.
+    /// Requests of one client, sent together.
     out: Vec<u8>,
     writing: Option<u32>,
     pub answered: u64,
@@ -60,23 +60,23 @@ pub struct Asker {
     pub foreign_frames: u64,
     pub refusals: Failures,
     pub latency: Histogram<u64>,
-    /// The same from the intended moment: with the time that the request waited for a free client.
+    /// The same from when the request was due: includes the wait for a free client.
     pub intended_latency: Histogram<u64>,
-    /// Where latencies are shown as well.
+    /// Where latencies are recorded as well.
     pub live: Option<&'static ThreadLive>,
-    /// The time of the batch being read.
+    /// The time of the current batch.
     pub now: u64,
     pub last_ns: u64,
     /// When the pace begins, and with which request.
     pub began: (u64, u32),
     pub measure_from_ns: u64,
     pub end_ns: u64,
-    /// Nanoseconds from one request to the next, or 0: at once.
+    /// Nanoseconds from one request to the next; 0: at once.
     pub interval_ns: f64,
 }
 
 impl Asker {
-    /// Asks with payloads of `bytes`, or of as many as are needed.
+    /// Sends payloads of `bytes`, or of the minimum size if that is larger.
     pub fn new(bytes: usize, run: u16, clients: usize) -> Asker {
         let overhead: usize = ASK.iter().map(|part| part.len()).sum();
         let filler = bytes.saturating_sub(overhead + ID_LEN + STAMP_LEN);
@@ -115,13 +115,13 @@ impl Asker {
         }
     }
 
-    /// The client with this number is open in this slot, and may ask.
+    /// Records that the client with this number is open in this slot and may send requests.
     pub fn opened(&mut self, slot: usize, number: u32) {
         self.clients[number as usize].slot = slot;
         self.idle.push_back(number);
     }
 
-    /// What a request's payload has, the same for all.
+    /// Returns the size of a request's payload, the same for all.
     pub fn payload_len(&self) -> usize {
         ASK.iter().map(|part| part.len()).sum::<usize>() + ID_LEN + STAMP_LEN + self.filler.len()
     }
@@ -131,7 +131,7 @@ impl Asker {
         self.refusals.add(&String::from_utf8_lossy(why));
     }
 
-    /// Whether the data is exactly what this client had asked with.
+    /// Returns whether the data is exactly that of this client's request.
     fn is_answer_to(&mut self, asked: Pending, number: u32, payload: &[u8]) -> bool {
         let Some((stamp, rest)) =
             self.data.text(payload).and_then(|data| data.split_at_checked(STAMP_LEN))
@@ -152,12 +152,12 @@ impl Asker {
             report::record(&mut self.intended_latency, waited_ns);
         }
         if let Some(live) = self.live {
-            // Without a rate both moments are the same.
+            // Without a rate both times are equal.
             live.latency.record(self.now.saturating_sub(asked.intended_ns));
         }
     }
 
-    /// Has every client ask that may. Returns how long there is nothing more to do.
+    /// Sends the requests that are allowed and due. Returns how long there is nothing more to do.
     pub fn turn(&mut self, clients: &mut Clients) -> u64 {
         while let Some(&number) = self.idle.front() {
             let now = sys::now_ns();

@@ -1,5 +1,5 @@
-//! Canaries: a few connections of their own that no phase cuts. Each gets every canary push, so
-//! what these take and lose shows how the server is for clients that nothing happens to.
+//! Canaries: a few separate connections that no phase cuts. Each gets every canary push, so their
+//! latency and losses show how the server treats clients that nothing else happens to.
 
 use std::sync::atomic::Ordering;
 
@@ -17,7 +17,7 @@ use crate::run::Reactor;
 use crate::series;
 use crate::sys::{self, CpuTime};
 
-/// What is known of the canaries in one phase.
+/// Figures of the canaries in one phase.
 #[derive(Default)]
 pub struct PhaseOutcome {
     pub pushes: u64,
@@ -85,9 +85,9 @@ impl Handler for Receiver<'_> {
 }
 
 impl Receiver<'_> {
-    /// Whether every push is answered, and has arrived at all of the `open` canaries.
+    /// Returns whether every push is answered and has arrived at all `open` canaries.
     fn has_all(&self, open: u32) -> bool {
-        // Those before have arrived, too: they come in order.
+        // The earlier ones have arrived, too: they arrive in order.
         let has_arrived = |push: &Push| match push.answer {
             Some(Answer::Accepted) => push.arrived >= push.open.min(open),
             answer => answer.is_some(),
@@ -104,7 +104,7 @@ pub fn run(shared: &Shared<'_>, t: usize, ready: Result<(), String>) -> Result<O
     outcome
 }
 
-/// How many canaries the scenario has.
+/// Returns the number of canaries in the scenario.
 pub fn count(shared: &Shared<'_>) -> u64 {
     let canaries = shared.scenario.phases.iter().filter_map(|phase| phase.canaries);
     canaries.map(|canaries| canaries.clients).max().unwrap_or(0)
@@ -185,7 +185,7 @@ fn watch(shared: &Shared<'_>, t: usize) -> Result<Outcome, String> {
         shared.live(t).show(&clients);
     }
     let over_ns = sys::now_ns();
-    // A server that was told to stop answers no more.
+    // A server that is stopping answers no more.
     while !clients.expects_end && !receiver.has_all(clients.open as u32) {
         if sys::now_ns() - over_ns > common.timeout_ns {
             break;
@@ -227,7 +227,7 @@ fn step(
     Ok(())
 }
 
-/// Counts what was lost: canaries are never cut, so all that are open had to get everything.
+/// Counts losses: canaries are never cut, so every open one must have received everything.
 fn judge(receiver: &mut Receiver<'_>, open: u32) {
     for push in &receiver.pushes {
         let checks = &mut receiver.phases[usize::from(push.phase)].checks;

@@ -1,4 +1,4 @@
-//! A thread that owns connections: it opens, cuts and reopens them as the phase wants it, and reads
+//! A thread that owns connections: it opens, cuts and reopens them as the phase requires, and reads
 //! what arrives.
 
 use std::cmp::Reverse;
@@ -15,7 +15,7 @@ use crate::report::{self, Failures};
 use crate::run::Reactor;
 use crate::sys::{self, CpuTime};
 
-/// What a thread hands over at the end.
+/// What a thread returns at the end.
 pub struct Outcome {
     pub stats: Vec<PhaseStats>,
     pub tallies: Vec<Tally>,
@@ -25,7 +25,7 @@ pub struct Outcome {
     pub cpu: CpuTime,
 }
 
-/// Something that happens at a rate, from a moment on.
+/// A rate, from a start time on.
 pub struct Pace {
     began_ns: u64,
     per_s: f64,
@@ -33,12 +33,12 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// `per_s` 0: at once.
+    /// `per_s` 0: no limit.
     pub fn new(now: u64, per_s: f64) -> Pace {
         Pace { began_ns: now, per_s, done: 0 }
     }
 
-    /// When the next one is due.
+    /// Returns when the next one is due.
     pub fn next_ns(&self) -> u64 {
         match self.per_s > 0.0 {
             true => self.began_ns + (self.done as f64 / self.per_s * 1e9) as u64,
@@ -51,14 +51,14 @@ impl Pace {
     }
 }
 
-/// Longest wait where nothing is due: the driver wakes a thread when a phase begins.
+/// Longest wait if nothing is due: the driver wakes a thread when a phase begins.
 const IDLE_NS: u64 = 200_000_000;
-/// Connections started or churned between two looks at what has arrived.
+/// Connections started or churned before arrivals are read again.
 const AT_ONCE: usize = 32;
-/// A churned connection that is refused tries again after this.
+/// Delay before a refused churned connection tries again.
 const CHURN_RETRY_NS: u64 = 100_000_000;
 const WAKE: u64 = u64::MAX;
-/// Connections cut before other threads may have the core.
+/// Connections cut before the thread yields the core.
 const CUTS_PER_TURN: usize = 32;
 
 struct Member<'a> {
@@ -67,19 +67,19 @@ struct Member<'a> {
     clients: Clients,
     receiver: Receiver<'a>,
     random: Random,
-    /// The next connection that was never opened, and how many there are to be.
+    /// The next connection that was never opened, and the number to open in total.
     next_new: u64,
     goal: u64,
     opening: Pace,
     /// How ended connections come back; `None`: they do not.
     reconnect: Option<Reconnect>,
     reconnecting: Pace,
-    /// Connections that come back, by when.
+    /// Connections to reopen, by time.
     queue: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Failed tries of those that come back.
+    /// Failed attempts of connections that come back.
     tries: HashMap<u32, u32>,
     churn: Option<Pace>,
-    /// Connections that churn has closed and that are not back.
+    /// Connections closed by churn that are not yet back.
     churning: HashSet<u32>,
     waiting: u64,
 }
@@ -193,7 +193,7 @@ impl Member<'_> {
         Ok(Outcome { stats, tallies, failures, closed_with_1001, foreign, cpu })
     }
 
-    /// Books how long connects took in the phase that ends.
+    /// Records the connect latencies of the phase that ends.
     fn book_connects(&mut self) {
         let latency = std::mem::replace(&mut self.clients.latency, report::new_histogram());
         self.receiver.stats().connect.add(&latency);
@@ -204,7 +204,7 @@ impl Member<'_> {
         self.shared.crew(self.t).waiting.store(self.waiting, Ordering::Release);
     }
 
-    /// A phase begins.
+    /// Enters a phase.
     fn enter(&mut self, index: usize, now: u64) {
         let phase = &self.shared.scenario.phases[index];
         self.book_connects();
@@ -229,7 +229,7 @@ impl Member<'_> {
         }
     }
 
-    /// Cuts connections at once, spread over all that are open.
+    /// Cuts connections at once, spread over all open ones.
     fn cut(&mut self, count: u64, how: Closing, come_back: bool, now: u64) {
         let open: Vec<usize> = self.clients.open_slots().map(|(index, _)| index).collect();
         let count = open.len().min(count as usize);
@@ -252,7 +252,8 @@ impl Member<'_> {
         self.clients.cut(index, how, now, &mut self.receiver);
     }
 
-    /// Books connections that ended or were welcomed, and says when those that ended come back.
+    /// Records connections that ended or were welcomed, and schedules the return of those that
+    /// ended.
     fn book_ends(&mut self, now: u64) {
         for number in std::mem::take(&mut self.receiver.welcomes) {
             self.tries.remove(&number);
@@ -287,7 +288,7 @@ impl Member<'_> {
         }
     }
 
-    /// Starts what is due. Returns how long nothing more is.
+    /// Starts what is due. Returns how long nothing more is due.
     fn start_more(&mut self, reactor: &Reactor, now: u64) -> u64 {
         let mut next_ns = now + IDLE_NS;
         if let Some(churn) = &mut self.churn
@@ -306,7 +307,7 @@ impl Member<'_> {
         }
         for _ in 0..AT_ONCE {
             if self.clients.is_busy() {
-                // A welcome or an end, which are events, makes room.
+                // A welcome or an end makes room, and each is an event.
                 return next_ns.saturating_sub(now).min(IDLE_NS / 8);
             }
             let back_ns =
@@ -331,7 +332,7 @@ impl Member<'_> {
             };
             if new_ns > now {
                 let due_ns = next_ns.min(back_ns).min(new_ns);
-                // What was refused at once is to be booked soon.
+                // Connections refused at once must be recorded soon.
                 let longest_ns = if self.receiver.gone.is_empty() { IDLE_NS } else { 0 };
                 return due_ns.saturating_sub(now).min(longest_ns);
             }
@@ -343,14 +344,14 @@ impl Member<'_> {
         0
     }
 
-    /// Closes an open connection, which is to come back at once.
+    /// Closes an open connection, which comes back at once.
     fn churn_one(&mut self, now: u64) {
         for _ in 0..16 {
             let number = self.random.below(self.next_new) as u32;
             if (u64::from(number)) < self.next_new && self.clients.is_open(number as usize) {
                 self.churning.insert(number);
                 self.receiver.stats().churned += 1;
-                // One in two says goodbye, the others vanish.
+                // Half of them send a Close frame, the others just vanish.
                 let how = match self.random.below(2) {
                     0 => Closing::Clean,
                     _ => Closing::Reset,

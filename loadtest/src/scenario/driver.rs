@@ -1,4 +1,4 @@
-//! The thread that leads a scenario: it begins and ends the phases, pushes, and settles pushes when
+//! The thread that leads a scenario: it begins and ends the phases, pushes, and settles pushes once
 //! their deliveries must have arrived.
 
 mod push;
@@ -18,36 +18,36 @@ use crate::run::Reactor;
 use crate::server::{self, Memory};
 use crate::sys::{self, CpuTime};
 
-/// What the driver hands over at the end.
+/// What the driver returns at the end.
 pub struct Outcome {
     pub phases: Vec<Record>,
     pub pushes: Vec<PushRecord>,
     pub statuses: Failures,
     pub failures: Failures,
     pub cpu: CpuTime,
-    /// Why the run ended before its last phase did.
+    /// Why the run ended before its last phase.
     pub ended_early: Option<String>,
     pub began_ns: u64,
     pub ended_ns: u64,
 }
 
-/// What is known of one phase.
+/// Figures of one phase.
 #[derive(Default)]
 pub struct Record {
     pub began_ns: u64,
     pub ended_ns: u64,
     pub server_began: Option<Server>,
     pub server_ended: Option<Server>,
-    /// The server's memory over time: nanoseconds from the phase's beginning, bytes.
+    /// The server's memory over time: nanoseconds since the phase began, bytes.
     pub memory: Vec<(u64, u64)>,
     pub open_at_end: u64,
     /// When the work (connections opened or back, pushes delivered) was done.
     pub done_ns: Option<u64>,
-    /// It had to end before its work was done.
+    /// It ended before its work was done.
     pub unfinished: bool,
     pub unicasts: u64,
     pub unicasts_accepted: u64,
-    /// From writing a request to its answer.
+    /// From writing a request to its response.
     pub http: Times,
     /// Pushes that were not accepted.
     pub not_accepted: u64,
@@ -60,12 +60,12 @@ pub struct Server {
     pub rss: u64,
 }
 
-/// What is known of one push to many.
+/// State of one push to many.
 #[derive(Clone, Copy)]
 pub struct PushRecord {
     pub phase: u16,
     pub to_all: bool,
-    /// One of `project_pushes`, which go one after the other.
+    /// One of `project_pushes`, which are sent one after the other.
     pub alone: bool,
     pub sent_ns: u64,
     pub answered_ns: u64,
@@ -75,12 +75,12 @@ pub struct PushRecord {
 const BULK_HTTP: u64 = 1;
 const UNICAST_HTTP: u64 = 2;
 const IDLE_NS: u64 = 20_000_000;
-/// How often the server's memory is read in a long phase, and at least how long apart.
+/// Number of memory samples in a long phase, and the minimum interval between them.
 const MEMORY_SAMPLES: u64 = 500;
 const MIN_MEMORY_INTERVAL_NS: u64 = 500_000_000;
-/// How often a push that all wait for is looked at.
+/// How often a push that everything waits for is checked.
 const POLL_NS: u64 = 500_000;
-/// How long a phase that cuts connections waits for what was pushed before.
+/// How long a phase that cuts connections waits for earlier pushes.
 const SETTLE_NS: u64 = 2_000_000_000;
 
 struct Driver<'a> {
@@ -96,7 +96,7 @@ struct Driver<'a> {
     project: Option<Pace>,
     tagged: Option<Pace>,
     single: Option<Pace>,
-    /// Of `project_pushes`: how many are left, and the one that is on its way.
+    /// Of `project_pushes`: those left to send, and the one in flight.
     left: u32,
     alone: Option<Alone>,
     next_unicast: u32,
@@ -163,7 +163,8 @@ impl<'a> Driver<'a> {
             }
             let next = self.shared.scenario.phases.get(index + 1);
             if next.is_some_and(|next| next.cut.is_some() || next.drain) {
-                // Else nobody could say of those that end whether they had what is on its way.
+                // Otherwise it would be unknown whether connections that end had received what is
+                // in flight.
                 self.settle_all(SETTLE_NS, false)?;
             }
         }
@@ -213,7 +214,8 @@ impl<'a> Driver<'a> {
             self.open_goal = self.open_goal.max(open.to);
         }
         let cut = phase.cut.map_or(0, |cut| match cut.count {
-            // A share of those that are to be open, so that the number is known beforehand.
+            // A share of the connections that should be open, so that the number is known
+            // beforehand.
             Count::Share(_) => cut.count.of(self.shared.open()),
             Count::Connections(count) => count,
         });
@@ -229,7 +231,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Returns why the run must end, if it must.
+    /// Returns why the run must end early, if it must.
     fn run_phase(&mut self) -> Result<Option<String>, String> {
         loop {
             let now = sys::now_ns();
@@ -252,7 +254,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Reads the server's memory now and then, where the phase is long enough to have a trend.
+    /// Samples the server's memory if the phase is long enough to have a trend.
     fn sample_memory(&mut self, now: u64) {
         let Some(pid) = self.shared.common.server_pid else { return };
         let interval_ns = (self.phase().duration_ns / MEMORY_SAMPLES).max(MIN_MEMORY_INTERVAL_NS);
@@ -275,7 +277,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Waits, reads answers and books them.
+    /// Waits, then reads and records responses.
     fn step(&mut self, wait_ns: u64) -> Result<(), String> {
         let (ready, now) = self.reactor.wait(wait_ns)?;
         for i in 0..ready {
@@ -338,8 +340,8 @@ impl<'a> Driver<'a> {
             && now - self.began_ns >= phase.until_run_ns
     }
 
-    /// Whether nobody is connected any more and no push can be sent for as long as a connect may
-    /// take.
+    /// Returns whether nobody is connected any more and no push could be sent for the duration of a
+    /// connect timeout.
     fn server_is_gone(&self, now: u64) -> bool {
         let since_ns = self.bulk.lost_since_ns.unwrap_or(u64::MAX);
         let is_long = now.saturating_sub(since_ns) > self.shared.common.timeout_ns;

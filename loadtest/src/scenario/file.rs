@@ -55,10 +55,10 @@ pub const MAX_CONNECTIONS: u64 = 100_000_000;
 pub const MAX_TAGS: u64 = 1_000_000;
 const MAX_SECONDS: f64 = 1e6;
 pub const MAX_PER_S: f64 = 1e7;
-/// A selector takes 1,000 ids.
+/// Maximum number of ids in a selector.
 const MAX_SELECTED: u64 = 1_000;
 
-/// Reads a scenario from the text of `file`.
+/// Parses a scenario from the text of `file`.
 pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
     let place = Place { file, text };
     let root = place.parse()?;
@@ -132,13 +132,13 @@ fn read_population(table: &Table<'_>) -> Result<Population, String> {
     })
 }
 
-/// Whether a server takes it as a device.
+/// Returns whether a server accepts it as a device.
 pub fn is_device(text: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
     (1..=32).contains(&text.len()) && text.bytes().all(is_allowed)
 }
 
-/// `open`: how many connections the phases before have opened.
+/// `open`: connections opened by the phases before.
 fn read_phase(table: &Table<'_>, population: &Population, open: u64) -> Result<Phase, String> {
     let seconds = |key| -> Result<Option<u64>, String> {
         Ok(table.number(key, 0.0, MAX_SECONDS)?.map(nanoseconds))
@@ -167,7 +167,7 @@ fn read_phase(table: &Table<'_>, population: &Population, open: u64) -> Result<P
     check_phase(table, population, phase)
 }
 
-/// What goes together, and what does not.
+/// Checks that the settings of a phase fit together.
 fn check_phase(
     table: &Table<'_>,
     population: &Population,

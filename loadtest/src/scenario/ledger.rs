@@ -1,7 +1,7 @@
-//! The pushes to many, known to every thread: who each is for, and what became of it.
+//! The pushes to many, shared by all threads: the receivers of each, and its outcome.
 //!
 //! The driver appends a push before it sends it, so a thread that receives one finds it here. It
-//! settles pushes in the same order, each when its deliveries must have arrived.
+//! settles pushes in the same order, each once its deliveries must have arrived.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,19 +11,19 @@ use super::plan::Selector;
 /// A push to many.
 #[derive(Clone)]
 pub struct Bulk {
-    /// When its request was written: who was welcomed before must get it.
+    /// When its request was written: connections welcomed before must receive it.
     pub sent_ns: u64,
     pub phase: u16,
     /// `None`: every connection.
     pub selector: Option<Arc<Selector>>,
 }
 
-/// What the server said of a push.
+/// The server's response to a push.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Answer {
     /// 200.
     Accepted,
-    /// It was not accepted, and must reach nobody: any 4xx, and 503.
+    /// It was not accepted and must reach nobody: any 4xx, and 503.
     Refused,
     /// It may have been delivered: 504, or the HTTP connection was lost.
     #[default]
@@ -73,7 +73,7 @@ impl Ledger {
         self.settled.load(Ordering::Acquire)
     }
 
-    /// Brings a thread's copy up to date.
+    /// Updates a thread's copy.
     pub fn copy_sent(&self, copy: &mut Vec<Bulk>) {
         if copy.len() < self.sent() as usize {
             let list = locked(&self.bulk);
@@ -86,7 +86,7 @@ impl Ledger {
     }
 }
 
-/// A thread that panicked ends the run anyway.
+/// Ignores poisoning: a thread that panicked ends the run anyway.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,17 +1,17 @@
-//! What a scenario is: who connects, and the phases that these connections go through.
+//! What a scenario consists of: who connects, and the phases that these connections go through.
 
 use std::sync::Arc;
 
 use crate::client::Closing;
 
-/// A checked scenario: built by [`super::file`] or by the command that runs it.
+/// A checked scenario, built by [`super::file`] or by the command that runs it.
 pub struct Scenario {
     pub population: Population,
     pub phases: Vec<Phase>,
 }
 
 impl Scenario {
-    /// Changes the number of connections. Numbers of connections in phases are scaled alike.
+    /// Changes the number of connections, and scales those in phases alike.
     pub fn scale(&mut self, connections: u64) {
         let was = self.population.connections;
         let scaled =
@@ -31,7 +31,7 @@ impl Scenario {
 pub struct Population {
     pub connections: u64,
     pub audience: Arc<Audience>,
-    /// Instead of the command line's, where the file says so.
+    /// Replaces the command line's, if the file sets it.
     pub uid_prefix: Option<String>,
     pub concurrency: Option<usize>,
     pub timeout_ns: Option<u64>,
@@ -49,16 +49,16 @@ impl Population {
     }
 }
 
-/// The tags and the device of every connection, as functions of its number.
+/// Tags and device of every connection, as functions of its number.
 #[derive(Debug, Default)]
 pub struct Audience {
     /// The number of the first user; connection n is user `first_user + n`.
     pub first_user: u64,
     pub tag_prefix: String,
-    /// How many tags there are.
+    /// Number of tags.
     pub tags: u32,
     pub tags_per_client: u32,
-    /// Connections take these in turn.
+    /// Connections use these in turn.
     pub devices: Vec<String>,
     /// The tags of the connections n with `n % tags == r`, at `r * tags_per_client`.
     by_remainder: Vec<u32>,
@@ -71,7 +71,7 @@ impl Audience {
         for remainder in 0..u64::from(tags) {
             let from = by_remainder.len();
             for i in 0..u64::from(tags_per_client) {
-                // Different multiples, so that two tags share some members and not all.
+                // Different multiples, so that two tags share some members but not all.
                 let mut tag = ((remainder * (2 * i + 1) + 17 * i) % u64::from(tags)) as u32;
                 while by_remainder[from..].contains(&tag) {
                     tag = (tag + 1) % tags;
@@ -96,13 +96,13 @@ impl Audience {
         &self.by_remainder[from..from + count]
     }
 
-    /// The index of its device; `None` where there are no devices.
+    /// Returns the index of its device; `None` if there are no devices.
     pub fn device_of(&self, n: u64) -> Option<usize> {
         let count = self.devices.len() as u64;
         (count > 0).then(|| (n % count) as usize)
     }
 
-    /// What the user with this number says of tags and device at connect.
+    /// Returns the tags and the device that the user with this number sends at connect.
     pub fn parameters(&self, user: u64) -> (String, &str) {
         let n = user - self.first_user;
         let tags: Vec<String> =
@@ -112,13 +112,13 @@ impl Audience {
     }
 }
 
-/// Who a push is for: connections that meet every member that is given.
+/// The receivers of a push: connections that meet every given member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
-    /// Any of these; empty: whatever the tags.
+    /// Any of these; empty: any tags.
     pub tags: Vec<u32>,
     pub device: Option<usize>,
-    /// The connections from the first to before the last, by number.
+    /// A half-open range of connections, by number.
     pub users: Option<(u64, u64)>,
 }
 
@@ -135,8 +135,8 @@ impl Selector {
         tags.iter().any(|tag| self.tags.contains(tag))
     }
 
-    /// Calls `each` with the number of every connection from `from` to before `to` that matches.
-    /// It takes as long as there are matches, apart from one look at each tag there is.
+    /// Calls `each` with the number of every matching connection in `from..to`. Takes time
+    /// proportional to the matches, plus a check of each tag.
     pub fn for_each(&self, audience: &Audience, from: u64, to: u64, mut each: impl FnMut(u64)) {
         let (first, last) = self.users.unwrap_or((0, u64::MAX));
         let (from, to) = (from.max(first), to.min(last));
@@ -159,9 +159,9 @@ impl Selector {
     }
 }
 
-/// One part of a scenario. It is over when its work is done (connections opened, all of those that
-/// were cut back, `project_pushes` delivered), has been done for `hold_ns`, and `duration_ns` has
-/// passed.
+/// A part of a scenario. It ends once its work is done (connections opened, those that were cut
+/// reopened, `project_pushes` delivered), `hold_ns` has passed since, and `duration_ns` has passed
+/// in total.
 #[derive(Clone, Debug, Default)]
 pub struct Phase {
     pub name: String,
@@ -169,7 +169,7 @@ pub struct Phase {
     pub hold_ns: u64,
     /// Work that is not done by then is a failure.
     pub at_most_ns: u64,
-    /// The phase goes on until the whole run is this old.
+    /// The phase lasts until this time of the whole run.
     pub until_run_ns: u64,
     pub open: Option<Open>,
     pub cut: Option<Cut>,
@@ -180,18 +180,18 @@ pub struct Phase {
     pub drain: bool,
 }
 
-/// Longest time for a phase's work, where nothing else is said.
+/// Default time limit for a phase's work.
 pub const AT_MOST_NS: u64 = 600_000_000_000;
-/// Size of a push, where nothing else is said.
+/// Default size of a push.
 pub const DEFAULT_BYTES: usize = 128;
 
 impl Phase {
-    /// One in which nothing happens.
+    /// Returns a phase in which nothing happens.
     pub fn new() -> Phase {
         Phase { at_most_ns: AT_MOST_NS, traffic: Traffic::none(), ..Phase::default() }
     }
 
-    /// Whether anything but time ends it.
+    /// Returns whether anything besides time ends it.
     pub fn has_work(&self) -> bool {
         let comes_back = self.cut.is_some() && self.reconnect.is_some();
         self.open.is_some() || comes_back || self.traffic.project_pushes > 0 || self.drain
@@ -200,9 +200,9 @@ impl Phase {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Open {
-    /// How many connections there are to be.
+    /// Number of connections to reach.
     pub to: u64,
-    /// 0: as fast as they go.
+    /// 0: no limit.
     pub per_s: f64,
 }
 
@@ -219,7 +219,7 @@ pub enum Count {
 }
 
 impl Count {
-    /// How many of `open` connections that is.
+    /// Returns this count for `open` connections.
     pub fn of(self, open: u64) -> u64 {
         match self {
             Count::Share(share) => ((open as f64 * share).round() as u64).min(open),
@@ -228,20 +228,20 @@ impl Count {
     }
 }
 
-/// How a connection that is cut, refused or ended by the server comes back.
+/// How a connection that was cut, refused or ended by the server comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reconnect {
-    /// The first try comes after a random part of this.
+    /// The first attempt happens after a random part of this.
     pub jitter_ns: u64,
-    /// After a failed try: this long, doubled with each further one, with a random part.
+    /// Delay after a failed attempt, doubled with each further one, partly random.
     pub backoff_ns: u64,
     pub backoff_max_ns: u64,
-    /// Tries per second over all connections; 0: as fast as they go.
+    /// Attempts per second over all connections; 0: no limit.
     pub per_s: f64,
 }
 
 impl Reconnect {
-    /// At once, and after a failed try a little later.
+    /// At once, and a little later after a failed attempt.
     pub const AT_ONCE: Reconnect = Reconnect {
         jitter_ns: 0,
         backoff_ns: 100_000_000,
@@ -254,15 +254,15 @@ impl Reconnect {
 pub struct Traffic {
     /// Size of the WebSocket payload of every push.
     pub bytes: usize,
-    /// Pushes to every connection, one after the other: the next when all have the last.
+    /// Pushes to every connection, one after the other: the next once all have the last.
     pub project_pushes: u32,
     pub project_pushes_per_s: f64,
     pub unicast_per_s: f64,
     pub tag_pushes_per_s: f64,
     pub tags_per_push: u32,
-    /// Tag pushes take turns: tags alone, and with each of these combined.
+    /// Tag pushes alternate between tags alone and tags combined with each of these.
     pub with_devices: bool,
-    /// How many users a push names, beside its tags; 0: none.
+    /// Number of users that a push names besides its tags; 0: none.
     pub with_users: u32,
     pub requests_per_s: f64,
 }
@@ -274,7 +274,7 @@ pub struct Canaries {
 }
 
 impl Traffic {
-    /// No pushes.
+    /// Returns traffic without pushes.
     pub fn none() -> Traffic {
         Traffic { bytes: DEFAULT_BYTES, tags_per_push: 1, ..Traffic::default() }
     }
@@ -287,7 +287,7 @@ impl Traffic {
             || self.requests_per_s > 0.0
     }
 
-    /// The selector of tag push number `i`: the same in every run.
+    /// Returns the selector of tag push number `i`, the same in every run.
     pub fn selector(&self, audience: &Audience, connections: u64, i: u32) -> Selector {
         let mut random = Random::new(u64::from(i) ^ 0x7a65_5f74_6167_7321);
         let shape = match (self.with_devices && !audience.devices.is_empty(), self.with_users > 0) {
@@ -312,7 +312,7 @@ impl Traffic {
     }
 }
 
-/// The user of unicast push number `i`, of `count`.
+/// Returns the user of unicast push number `i`, of `count` users.
 #[inline]
 pub fn unicast_target(i: u32, count: u64) -> u64 {
     Random::new(u64::from(i)).below(count.max(1))
@@ -335,7 +335,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`, or 0.
+    /// Returns a number below `bound`, or 0.
     #[inline]
     pub fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64

@@ -1,4 +1,4 @@
-//! What a thread's connections receive, and whether it is what they should.
+//! What a thread's connections receive, and whether that is correct.
 
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -12,46 +12,47 @@ use crate::message::{Arrival, Finder, Marks, STAMP_LEN, SeqSet};
 use crate::series;
 use crate::sys;
 
-/// What a stamp calls its kind: the place of the pushing connection in other commands.
+/// The kind of a push, in the stamp's field for the pushing connection of other commands.
 pub const BULK: u16 = 0;
 pub const UNICAST: u16 = 1;
 pub const CANARY: u16 = 2;
 
-/// Set in an entry of `presence` for a connection that has ended: the rest is when.
+/// Set in an entry of `presence` for a connection that has ended: the rest is the time.
 const LEFT: u64 = 1 << 63;
 
 pub struct Receiver<'a> {
     shared: &'a Shared<'a>,
     t: usize,
-    /// The numbers of this thread's connections: from the first to before the last.
+    /// This thread's connections, a half-open range of numbers.
     first: u64,
     last: u64,
     finder: Finder,
-    /// By connection: since when it is open, or with [`LEFT`] not open, in nanoseconds; or 0.
+    /// By connection: the time since when it is open or, with [`LEFT`], closed, in nanoseconds; or
+    /// 0.
     presence: Vec<u64>,
-    /// This thread's copy of the ledger, and what it knows of each push.
+    /// This thread's copy of the ledger, and its evidence on each push.
     bulk: Vec<Bulk>,
     tallies: Vec<Tally>,
     settled: u32,
-    /// The pushes that this batch brought, and when each was to be sent.
+    /// The pushes in this batch, and when each was due.
     touched: Vec<(u32, u64)>,
     unicast_seen: SeqSet,
-    /// By connection: the last unicast push that came, plus one.
+    /// By connection: the last unicast push that arrived, plus one.
     last_unicast: Vec<u32>,
     /// By phase.
     pub stats: Vec<PhaseStats>,
     phase: usize,
-    /// Connections that ended in this batch: their number in this thread, and why.
+    /// Connections that ended in this batch: their number in this thread, and the reason.
     pub gone: Vec<(u32, Gone)>,
     pub welcomes: Vec<u32>,
-    /// Messages that are none of this run's.
+    /// Messages of other runs.
     pub foreign: u64,
 }
 
-/// What a thread knows of one push to many.
+/// A thread's evidence on one push to many.
 #[derive(Clone, Copy, Default)]
 pub struct Tally {
-    /// All but `open`, which is counted when it is needed.
+    /// Everything but `open`, which is counted on demand.
     evidence: Evidence,
     /// Arrivals of this batch.
     batch: u32,
@@ -112,7 +113,7 @@ impl<'a> Receiver<'a> {
         match marks.arrived(seq) {
             Arrival::InOrder => {}
             Arrival::OutOfOrder => checks.out_of_order += 1,
-            // In order is promised, so what is far behind came before.
+            // Order is guaranteed, so a message this far behind has already arrived.
             Arrival::Duplicate | Arrival::Ancient => {
                 checks.doubled += 1;
                 return series::add(&self.shared.live(self.t).doubled, 1);
@@ -121,7 +122,7 @@ impl<'a> Receiver<'a> {
         if self.tallies.len() <= seq as usize {
             self.tallies.resize(self.bulk.len(), Tally::default());
         }
-        // Who was welcomed after it was sent may have it, and need not.
+        // A connection welcomed after it was sent may receive it, but need not.
         if self.presence[number as usize] >= push.sent_ns {
             checks.deliveries += 1;
             return;
@@ -145,7 +146,7 @@ impl<'a> Receiver<'a> {
         }
         let live = self.shared.live(self.t);
         if !self.unicast_seen.insert(seq) {
-            // A user who came back while the push was on its way may get it on both connections.
+            // A user who came back while the push was in flight may get it on both connections.
             if self.presence[number as usize] < at_ns {
                 stats.checks.doubled += 1;
                 series::add(&live.doubled, 1);
@@ -163,7 +164,7 @@ impl<'a> Receiver<'a> {
         series::add(&live.deliveries, 1);
     }
 
-    /// Books what the batch brought. All deliveries of a push in one batch have one latency.
+    /// Records the batch. All deliveries of a push in one batch have the same latency.
     pub fn end_batch(&mut self) {
         if self.touched.is_empty() {
             return;
@@ -191,8 +192,8 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// A connection of this thread ends: what it has not received by now is no loss.
-    /// `drained`: it was closed by a server that drains.
+    /// Records that a connection of this thread ended: what it has not received by now is not lost.
+    /// `drained`: a draining server closed it.
     pub fn left(&mut self, number: u32, marks: &Marks, drained: bool) {
         let since_ns = self.presence[number as usize];
         if since_ns == 0 || since_ns & LEFT != 0 {
@@ -241,7 +242,7 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// Judges the unicast pushes that were sent before `before_ns`.
+    /// Judges the unicast pushes sent before `before_ns`.
     pub fn settle_unicasts(&mut self, before_ns: u64) {
         loop {
             let mut unicasts = locked(&self.shared.crew(self.t).unicasts);
@@ -253,7 +254,7 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// What became of a unicast push that has not arrived by now; `None`: it has.
+    /// Returns the fate of a unicast push that has not arrived by now; `None`: it has.
     fn fate(&self, unicast: &Unicast) -> Option<Fate> {
         if self.unicast_seen.contains(unicast.seq) {
             return None;
@@ -280,13 +281,13 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// What is known of a push to many, by now.
+    /// Returns the current evidence on a push to many.
     fn evidence(&self, seq: u32) -> Evidence {
         let push = &self.bulk[seq as usize];
         let is_due = |since_ns: u64| since_ns != 0 && since_ns < push.sent_ns;
         let mut open = 0;
         match &push.selector {
-            // A time with `LEFT` is above all others.
+            // A time with `LEFT` is greater than any other.
             None => {
                 open = self.presence.iter().filter(|since_ns| is_due(**since_ns)).count() as u32
             }
@@ -301,7 +302,7 @@ impl<'a> Receiver<'a> {
         Evidence { open, ..tally.evidence }
     }
 
-    /// How many deliveries would be lost if all pushes were settled now.
+    /// Returns the number of deliveries that would be lost if all pushes were settled now.
     pub fn missing(&mut self) -> u64 {
         self.shared.ledger.copy_sent(&mut self.bulk);
         let unsettled = self.settled..self.bulk.len() as u32;
@@ -311,7 +312,7 @@ impl<'a> Receiver<'a> {
         bulk + unicasts.iter().filter(is_missing).count() as u64
     }
 
-    /// By number of the push: what this thread knows of it.
+    /// Returns this thread's figures: by phase, and by number of the push.
     pub fn into_results(self) -> (Vec<PhaseStats>, Vec<Tally>) {
         (self.stats, self.tallies)
     }

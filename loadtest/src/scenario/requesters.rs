@@ -1,5 +1,5 @@
-//! Requests: a few clients of their own ask, a business server at each node answers, and both sides
-//! are checked as in `loadtest requests`.
+//! Requests: a few separate clients send them, a business server at each node answers, and both
+//! sides are checked as in `loadtest requests`.
 
 use std::iter::repeat_n;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::run::Reactor;
 use crate::series;
 use crate::sys::{self, CpuTime};
 
-/// What is known of the requests of one phase.
+/// Figures of the requests in one phase.
 #[derive(Default)]
 pub struct PhaseOutcome {
     pub requests: u64,
@@ -34,10 +34,10 @@ pub struct Outcome {
 }
 
 const CLIENTS: u64 = 16;
-/// Requests on their way on each client.
+/// Requests in flight per client.
 const OUTSTANDING: usize = 64;
 const IDLE_NS: u64 = 20_000_000;
-/// Before the first answer: how soon a client asks again when its node knows of no server yet.
+/// Until the first answer: how soon a client retries if its node knows no server yet.
 const ASK_AGAIN_NS: u64 = 5_000_000;
 
 struct Sides<'a> {
@@ -123,8 +123,8 @@ impl Sides<'_> {
         Ok(now)
     }
 
-    /// Has every client ask until it is answered: a server that is welcome at its node need not be
-    /// known at another one by then.
+    /// Has every client send requests until it gets an answer: a server's welcome at its node does
+    /// not guarantee that other nodes know it by then.
     fn ask_until_known(&mut self, timeout_ns: u64) -> Result<(), String> {
         let (began_ns, mut again_ns) = (sys::now_ns(), 0);
         self.asker.unserved = Some(Vec::new());
@@ -141,7 +141,7 @@ impl Sides<'_> {
             }
             self.asker.turn(&mut self.clients);
             self.step(ASK_AGAIN_NS)?;
-            // Who was answered waits for the others.
+            // Clients with an answer wait for the others.
             self.asker.idle.clear();
         }
         self.asker.unserved = None;

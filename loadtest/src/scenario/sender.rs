@@ -1,5 +1,4 @@
-//! One HTTP connection of the driver, over which it pushes: in order, pipelined, reconnected when
-//! it is lost.
+//! A pushing HTTP connection of the driver: in order, pipelined, reconnected when it is lost.
 
 use std::collections::VecDeque;
 
@@ -11,31 +10,31 @@ use crate::report::Failures;
 use crate::run::{Common, Reactor};
 use crate::sys;
 
-/// Requests without an answer; more wait until some are answered.
+/// Maximum number of unanswered requests; further ones wait.
 pub const MAX_PENDING: usize = 512;
-/// Between two tries to connect.
+/// Interval between attempts to connect.
 const RETRY_NS: u64 = 500_000_000;
-/// Servers end connections that say nothing for long; one that is quiet for this long is made anew,
-/// so that no push meets its end.
+/// Servers close connections that are idle for long; one idle for this long is replaced, so that no
+/// push coincides with its end.
 const FRESH_NS: u64 = 3_000_000_000;
 
 pub struct Sender<'a> {
     common: &'a Common,
-    /// Which of the driver's connections it is.
+    /// The index of this connection in the driver.
     index: usize,
     token: u64,
     pusher: Option<Pusher>,
     retry_ns: u64,
     used_ns: u64,
-    /// Since when there is no connection, where there is none.
+    /// When the connection was lost, if there is none.
     pub lost_since_ns: Option<u64>,
     writer: PushWriter,
-    /// What is answered, and not looked at: the number of the push, when it was sent, when it was
-    /// answered.
+    /// Answered pushes that have not been processed: number of the push, when it was sent, when it
+    /// was answered.
     pub answered: VecDeque<(Pending, u64, Answer)>,
     pub statuses: Failures,
     pub failures: Failures,
-    /// The server was told to stop: that it ends the connection is no failure.
+    /// The server is being stopped: the end of the connection is no failure.
     pub expects_end: bool,
 }
 
@@ -73,12 +72,12 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    /// How long the text in the messages' `data` is from now on.
+    /// Sets the length of the text in `data` from now on.
     pub fn set_data_len(&mut self, data_len: usize) {
         self.writer = PushWriter::new(&self.common.identity.pid, &self.common.secret, data_len);
     }
 
-    /// Keeps signatures valid and the connection up; call it before what is written in a turn.
+    /// Keeps signatures valid and the connection up; call it before the writes of a turn.
     pub fn refresh(&mut self, reactor: &Reactor, now: u64) {
         self.writer.refresh(now);
         if self.pending() > 0 {
@@ -91,7 +90,7 @@ impl<'a> Sender<'a> {
             }
         }
         if self.pusher.is_none() && !self.expects_end && now >= self.retry_ns {
-            // The next target, where there are several.
+            // The next target, if there are several.
             self.index += 1;
             self.retry_ns = now + RETRY_NS;
             if let Err(error) = self.connect(reactor) {
@@ -104,7 +103,7 @@ impl<'a> Sender<'a> {
         self.pusher.as_ref().is_some_and(|pusher| pusher.pending.len() < MAX_PENDING)
     }
 
-    /// Requests without an answer.
+    /// Returns the number of unanswered requests.
     pub fn pending(&self) -> usize {
         self.pusher.as_ref().map_or(0, |pusher| pusher.pending.len())
     }
@@ -143,7 +142,7 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// The connection is lost, and with it what would have been said of pushes on their way.
+    /// The connection is lost, and with it the responses to pushes in flight.
     fn lose(&mut self, error: &std::io::Error, now: u64) {
         if !self.expects_end && self.pending() > 0 {
             self.failures.add(&format!("http: {}", describe(error)));

@@ -1,5 +1,5 @@
-//! What the threads of a scenario tell each other: the driver says which phase it is and what was
-//! pushed, the crew (the threads that own the connections) says how far it is.
+//! State shared by the threads of a scenario: the driver publishes the phase and the pushes, the
+//! crew (the threads that own the connections) publishes its progress.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -14,49 +14,49 @@ use crate::sys::Waker;
 pub struct Shared<'a> {
     pub common: &'a Common,
     pub scenario: &'a Scenario,
-    /// The run's number, in every message.
+    /// The run's number, contained in every message.
     pub run: u16,
-    /// How many threads own connections.
+    /// Number of threads that own connections.
     pub crew_threads: usize,
     pub ledger: Ledger,
     crew: Vec<Crew>,
     phases: Vec<PhaseState>,
-    /// The phase that goes on.
+    /// The current phase.
     phase: AtomicUsize,
-    /// Counts the driver's questions how many deliveries are missing.
+    /// Counts the driver's requests for the number of missing deliveries.
     pub probe: AtomicU64,
-    /// Counts how often the driver wants all unicast pushes accepted by then to be judged.
+    /// Counts the driver's requests to judge all unicast pushes accepted by then.
     pub judge_unicasts: AtomicU64,
-    /// Threads beside crew and driver that are not ready.
+    /// Threads besides crew and driver that are not ready.
     pub unready: AtomicUsize,
-    /// Nothing more is to be started: the server will be told to stop, or the run ends.
+    /// Nothing more may be started: the server is about to be stopped, or the run ends.
     pub quiet: AtomicBool,
-    /// Canary pushes without an answer.
+    /// Unanswered canary pushes.
     pub canaries_pending: AtomicUsize,
-    /// Requests of clients without an answer.
+    /// Unanswered requests of clients.
     pub requests_pending: AtomicUsize,
 }
 
 /// Before the first phase.
 pub const NOT_BEGUN: usize = usize::MAX;
-/// After the last: the threads end.
+/// After the last phase: the threads end.
 pub const OVER: usize = usize::MAX - 1;
 
-/// What one thread of the crew says. Padded: each is written by one thread, but for `due`.
+/// What one thread of the crew publishes. Padded: each is written by one thread, except `due`.
 #[repr(align(128))]
 pub struct Crew {
-    /// The phase that it is in.
+    /// The phase that it has entered.
     pub entered: AtomicUsize,
-    /// Connections that are to be open by the phase's work and are not.
+    /// Connections that the phase's work should have open but does not yet.
     pub waiting: AtomicU64,
-    /// Connections that ended, whoever did it.
+    /// Connections that ended, on either side.
     pub ended: AtomicU64,
-    /// The newest push to many that has arrived, and at how many: number << 32 | count.
+    /// The newest push to many that has arrived, and at how many connections: number << 32 | count.
     pub progress: AtomicU64,
-    /// The answer to the last probe, and its number.
+    /// The result of the last probe, and its number.
     pub missing: AtomicU64,
     pub probed: AtomicU64,
-    /// Unicast pushes to this thread's connections that were accepted and are not judged.
+    /// Accepted unicast pushes to this thread's connections that are not yet judged.
     pub unicasts: Mutex<VecDeque<Unicast>>,
     pub waker: Waker,
 }
@@ -72,13 +72,13 @@ struct PhaseState {
     began_ns: AtomicU64,
     /// The first unicast push that goes to users of `unicast_range`.
     unicast_from: AtomicU32,
-    /// Unicast pushes go to the connections with numbers below.
+    /// Unicast pushes go to the connections with numbers below this.
     unicast_range: AtomicU64,
     /// Connections to cut, over all threads.
     cut: AtomicU64,
 }
 
-/// What the driver says of a phase that begins.
+/// What the driver sets when a phase begins.
 pub struct Begin {
     pub now: u64,
     pub unicast_from: u32,
@@ -172,7 +172,7 @@ impl<'a> Shared<'a> {
         self.crew.iter().map(|crew| field(crew).load(Ordering::Acquire)).sum()
     }
 
-    /// Whether every thread of the crew is in this phase.
+    /// Returns whether every thread of the crew is in this phase.
     pub fn all_entered(&self, phase: usize) -> bool {
         self.crew.iter().all(|crew| crew.entered.load(Ordering::Acquire) == phase)
     }
@@ -181,7 +181,8 @@ impl<'a> Shared<'a> {
         (0..self.crew_threads).map(|t| self.live(t).open.load(Ordering::Acquire)).sum()
     }
 
-    /// At how many connections this push to many has arrived, as far as it is the newest there.
+    /// Returns at how many connections this push to many has arrived, counting threads where it is
+    /// the newest.
     pub fn arrived(&self, seq: u32) -> u64 {
         let progress = self.crew.iter().map(|crew| crew.progress.load(Ordering::Acquire));
         progress
@@ -194,40 +195,41 @@ impl<'a> Shared<'a> {
         self.phases[phase].began_ns.load(Ordering::Acquire)
     }
 
-    /// The phase that something sent then belongs to.
+    /// Returns the phase of something sent at this time.
     pub fn phase_at(&self, at_ns: u64) -> usize {
         let began = |phase: &usize| self.began_ns(*phase) <= at_ns;
         (0..self.phases.len()).rev().find(began).unwrap_or(0)
     }
 
-    /// The connection that a unicast push goes to.
+    /// Returns the connection that a unicast push goes to.
     pub fn target_of(&self, seq: u32) -> u64 {
         let is_of = |state: &&PhaseState| state.unicast_from.load(Ordering::Acquire) <= seq;
         let state = self.phases.iter().rev().find(is_of);
         unicast_target(seq, state.map_or(0, |state| state.unicast_range.load(Ordering::Relaxed)))
     }
 
-    /// How many connections thread `t` cuts in this phase.
+    /// Returns the number of connections that thread `t` cuts in this phase.
     pub fn cut_of(&self, phase: usize, t: usize) -> u64 {
         let total = self.phases[phase].cut.load(Ordering::Relaxed);
         let (t, threads) = (t as u64, self.crew_threads as u64);
         total * (t + 1) / threads - total * t / threads
     }
 
-    /// The numbers of thread `t`'s connections: from the first to before the last.
+    /// Returns thread `t`'s connections as a half-open range of numbers.
     pub fn numbers_of(&self, t: usize) -> (u64, u64) {
         let (total, threads) = (self.scenario.population.connections, self.crew_threads as u64);
         (total * t as u64 / threads, total * (t as u64 + 1) / threads)
     }
 
-    /// The thread that owns this connection.
+    /// Returns the thread that owns this connection.
     pub fn owner_of(&self, n: u64) -> usize {
         let (total, threads) = (self.scenario.population.connections, self.crew_threads as u64);
         (((n + 1) * threads - 1) / total.max(1)) as usize
     }
 
-    /// How many of its connections thread `t` opens where `total` are to be open. Rounding keeps
-    /// this off `total` by less than one per thread, but not where that is all of them.
+    /// Returns the number of connections that thread `t` opens if `total` should be open. Rounding
+    /// makes the sum differ from `total` by less than one per thread, but not if that is all of
+    /// them.
     pub fn goal_of(&self, t: usize, total: u64) -> u64 {
         let (first, last) = self.numbers_of(t);
         let threads = self.crew_threads as u64;
@@ -237,7 +239,7 @@ impl<'a> Shared<'a> {
         }
     }
 
-    /// Tells the thread that a unicast push must arrive at.
+    /// Hands an accepted unicast push to the thread that owns its target.
     pub fn accepted(&self, unicast: Unicast) {
         locked(&self.crew(self.owner_of(unicast.target)).unicasts).push_back(unicast);
     }

@@ -1,9 +1,8 @@
-//! What one thread counts in one phase.
+//! The counts of one thread in one phase.
 
 use hdrhistogram::Histogram;
 
-/// A histogram that takes no memory until something is recorded: a thread has several for each
-/// phase.
+/// A histogram that allocates only when something is recorded: a thread has several for each phase.
 #[derive(Default)]
 pub struct Times(Option<Box<Histogram<u64>>>);
 
@@ -22,15 +21,15 @@ impl Times {
         }
     }
 
-    /// Adds what is in a histogram of at most ten minutes.
+    /// Adds a histogram of at most ten minutes.
     pub fn add(&mut self, other: &Histogram<u64>) {
         if !other.is_empty() {
-            // It fails only for what is above the bounds.
+            // It fails only for values above the bounds.
             let _ = self.0.get_or_insert_with(|| Box::new(new_histogram())).add(other);
         }
     }
 
-    /// What was recorded, if anything was.
+    /// Returns the histogram, if anything was recorded.
     pub fn get(&self) -> Option<&Histogram<u64>> {
         self.0.as_deref()
     }
@@ -44,11 +43,11 @@ fn new_histogram() -> Histogram<u64> {
 
 #[derive(Default)]
 pub struct PhaseStats {
-    /// Connections that were welcomed for the first time.
+    /// Connections welcomed for the first time.
     pub opened: u64,
-    /// Connections that were welcomed again.
+    /// Connections welcomed again.
     pub reopened: u64,
-    /// Tries that brought no welcome.
+    /// Attempts without a welcome.
     pub refused: u64,
     pub cut: u64,
     pub churned: u64,
@@ -57,7 +56,7 @@ pub struct PhaseStats {
     pub last_welcome_ns: u64,
     /// TCP connect to welcome.
     pub connect: Times,
-    /// From the end of a connection to the welcome of the next.
+    /// From the end of a connection to the welcome of its successor.
     pub back: Times,
     pub project: Times,
     pub tagged: Times,
@@ -65,18 +64,18 @@ pub struct PhaseStats {
     pub checks: Checks,
 }
 
-/// What the checks of messages found. All but `deliveries` and `undecided` are to be 0.
+/// Results of the message checks. All but `deliveries` and `undecided` must be 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Checks {
     pub deliveries: u64,
     pub lost: u64,
     pub doubled: u64,
     pub out_of_order: u64,
-    /// They came to a connection that they were not for.
+    /// They arrived at a connection that they were not for.
     pub misdelivered: u64,
-    /// They arrived although the server had said that it did not accept them.
+    /// They arrived although the server had reported that it did not accept them.
     pub refused_but_delivered: u64,
-    /// Whether these were lost cannot be known: their connection ended before they had to arrive.
+    /// Possibly lost, but unknowable: their connection ended before they had to arrive.
     pub undecided: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The report of a scenario: totals, and under `phases` the figures of each.
+//! The report of a scenario: totals, and the figures of each phase under `phases`.
 
 use serde_json::{Value, json};
 
@@ -12,10 +12,10 @@ use crate::report::{Failures, Report, rounded};
 use crate::run;
 use crate::sys::CpuTime;
 
-/// What all threads found out.
+/// The results of all threads.
 struct Merged {
     stats: Vec<PhaseStats>,
-    /// By number of a push to many: when its last delivery was.
+    /// By number of a push to many: the time of its last delivery.
     last_ns: Vec<u64>,
     failures: Failures,
     closed_with_1001: u64,
@@ -70,7 +70,7 @@ pub fn summarize(
     Ok(report)
 }
 
-/// The rate that a threshold is about: of reconnects where connections are cut and come back, else
+/// Sets the rate that a threshold judges: of reconnects if connections are cut and come back, else
 /// of deliveries, both over the phases that have them.
 fn set_rate(report: &mut Report, merged: &Merged) {
     let (mut back, mut back_ns, mut deliveries, mut delivery_ns) = (0, 0, 0, 0);
@@ -146,7 +146,7 @@ fn merge_last(last_ns: &mut Vec<u64>, tallies: &[Tally]) {
     }
 }
 
-/// The latencies of all phases, by what they are of.
+/// The latencies over all phases, by kind.
 #[derive(Default)]
 struct Latency {
     canary: Times,
@@ -154,7 +154,7 @@ struct Latency {
     push: Times,
 }
 
-/// Figures of the whole run. The latency that a threshold is about: that of canaries, where
+/// Sets the figures of the whole run. The latency that a threshold judges is that of canaries if
 /// there are any, else of unicast pushes, else of pushes to many.
 fn totals(report: &mut Report, merged: &Merged, checks: Checks, latency: &Latency) {
     let judged = [
@@ -294,7 +294,7 @@ fn set_connections(
             report.set("closed_by_server", stats.dropped);
             report.set("closed_with_1001", merged.closed_with_1001);
         }
-        // Such a client tries again until it is in.
+        // Such a client tries again until it is welcomed.
         (true, _) => {
             report.set("connects_refused", stats.refused);
             report.set_fault("ended_by_server", stats.dropped);
@@ -307,7 +307,7 @@ fn set_connections(
     }
 }
 
-/// The pushes to many of a phase, and how long they took from acceptance to the last delivery.
+/// Sets the pushes to many of a phase, and their time from acceptance to the last delivery.
 fn set_pushes(report: &mut Report, merged: &Merged, index: usize, record: &Record) {
     let of_phase = |push: &&PushRecord| usize::from(push.phase) == index;
     let pushes: Vec<(usize, &PushRecord)> =
@@ -351,7 +351,7 @@ fn set_pushes(report: &mut Report, merged: &Merged, index: usize, record: &Recor
     }
 }
 
-/// What the server took, where its process is known.
+/// Sets the server's CPU time and memory, if its process is known.
 fn set_server(report: &mut Report, record: &Record, elapsed_ns: u64) {
     let (Some(began), Some(ended)) = (record.server_began, record.server_ended) else { return };
     let cpu_ns = ended.cpu_ns.saturating_sub(began.cpu_ns);
@@ -370,8 +370,8 @@ fn set_server(report: &mut Report, record: &Record, elapsed_ns: u64) {
     }
 }
 
-/// How fast memory grows: the slope of a line through the second half of the samples, when what
-/// grows once has grown. `None` where there are too few.
+/// Returns the growth rate of memory: the slope of a line through the second half of the samples,
+/// after the initial growth. `None` if there are too few.
 fn trend_per_hour(memory: &[(u64, u64)]) -> Option<f64> {
     let half = &memory[memory.len() / 2..];
     if half.len() < MIN_TREND_SAMPLES {

@@ -1,28 +1,28 @@
-//! What became of a message: delivered, lost, or not to be decided.
+//! The outcome of a message: delivered, lost or undecided.
 
 use crate::message::Marks;
 
-/// What is known of a push to many. All counts are of connections that match it and were welcomed
-/// before it was sent.
+/// Evidence on a push to many. All counts are of matching connections welcomed before it was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
     /// Open now.
     pub open: u32,
-    /// Ended since, after it had arrived there.
+    /// Ended since, after receiving it.
     pub ended_with: u32,
-    /// Ended since, before it arrived there.
+    /// Ended since, without receiving it.
     pub ended_without: u32,
-    /// Ended since; whether it had arrived there is not known any more.
+    /// Ended since; whether it was received is no longer known.
     pub ended_unknown: u32,
-    /// Closed by a server that drains, before it arrived there: such a server delivers first what
-    /// it has accepted.
+    /// Closed by a draining server before receiving it: such a server must first deliver what it
+    /// has accepted.
     pub owed: u32,
     /// Arrivals, each connection's first.
     pub arrived: u32,
 }
 
 impl Evidence {
-    /// A connection that should get push `number` has ended. `drained`: by a server that drains.
+    /// Records that a connection that should get push `number` ended. `drained`: by a draining
+    /// server.
     pub fn connection_ended(&mut self, marks: &Marks, number: u32, drained: bool) {
         match marks.has(number) {
             Some(true) => self.ended_with += 1,
@@ -39,23 +39,23 @@ pub struct Verdict {
     pub undecided: u64,
 }
 
-/// A connection that stays open must get the message. One that ended could have got it, had it
-/// stayed: that is no loss, and nobody knows.
+/// A connection that stays open must get the message. One that ended might have got it, had it
+/// stayed: that is no loss, but undecided.
 pub fn of_bulk(evidence: Evidence) -> Verdict {
     let Evidence { open, ended_with, ended_without, ended_unknown, owed, arrived } = evidence;
     let lost = (open + ended_with).saturating_sub(arrived) + owed;
     Verdict { lost: lost.into(), undecided: (ended_without + ended_unknown).into() }
 }
 
-/// What is known of a connection at the moment when its message is settled.
+/// The state of a connection when its message is settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Presence {
-    /// It was never open, or is on its way back.
+    /// It was never open, or is reconnecting.
     #[default]
     Away,
     /// Open since then.
     Open(u64),
-    /// Not open since then.
+    /// Closed since then.
     Left(u64),
 }
 
@@ -63,15 +63,15 @@ pub enum Presence {
 pub enum Fate {
     Lost,
     Undecided,
-    /// Nobody was there to get it.
+    /// No connection was open to receive it.
     Absent,
 }
 
-/// Judges a message to one connection that was sent at `sent_ns` and has not arrived in time.
+/// Judges a message to one connection, sent at `sent_ns`, that has not arrived in time.
 pub fn of_unicast(presence: Presence, sent_ns: u64) -> Fate {
     match presence {
         Presence::Open(since) if since < sent_ns => Fate::Lost,
-        // It came back meanwhile. Whether its last connection was open then is not known any more.
+        // It came back meanwhile. Whether its previous connection was open then is no longer known.
         Presence::Open(_) => Fate::Undecided,
         Presence::Left(at) if at < sent_ns => Fate::Absent,
         Presence::Left(_) => Fate::Undecided,
@@ -105,9 +105,9 @@ mod tests {
 
     #[test]
     fn an_arrival_at_one_who_left_hides_no_loss() {
-        // Three had it and left; one of seven who stayed did not get it.
+        // Three received it and left; one of the seven who stayed did not.
         assert_eq!(bulk([7, 3, 0, 0, 9]), (1, 0));
-        // What nobody remembers is not called a loss.
+        // What nobody remembers does not count as lost.
         assert_eq!(bulk([7, 0, 0, 3, 9]), (0, 3));
         assert_eq!(bulk([7, 0, 0, 3, 5]), (2, 3));
     }

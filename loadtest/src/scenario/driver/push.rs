@@ -1,4 +1,4 @@
-//! What the driver pushes in a phase, and to whom.
+//! What the driver pushes in a phase, and to which connections.
 
 use std::sync::Arc;
 
@@ -11,16 +11,17 @@ use crate::scenario::receiver::{BULK, UNICAST};
 use crate::scenario::shared::Shared;
 use crate::sys;
 
-/// Pushes of one kind that are written in one turn.
+/// Pushes of one kind written in one turn.
 const AT_ONCE: usize = 64;
 
 impl Driver<'_> {
-    /// Pushes what is due.
+    /// Sends the pushes that are due.
     pub(super) fn push(&mut self, now: u64) {
         self.bulk.refresh(&self.reactor, now);
         self.unicast.refresh(&self.reactor, now);
         if self.phase().cut.is_some() && !self.shared.all_entered(self.current) {
-            // Else the first push would meet the cut, and nobody could say who had to get it.
+            // Otherwise the first push would coincide with the cut, and who must receive it would
+            // be undefined.
             return;
         }
         self.push_alone(now);
@@ -68,7 +69,7 @@ impl Driver<'_> {
         self.unicast.flush(now);
     }
 
-    /// Of the pushes that go one after the other, sends the next when all have the last.
+    /// Of the pushes sent one after the other, sends the next once all connections have the last.
     fn push_alone(&mut self, now: u64) {
         if let Some(alone) = self.alone {
             let push = &self.pushes[alone.seq as usize];
@@ -80,7 +81,7 @@ impl Driver<'_> {
                 return;
             }
             self.alone = None;
-            // With nobody gone meanwhile, all that is to arrive has arrived.
+            // If nobody has left meanwhile, everything that should arrive has arrived.
             if has_all && ended == 0 && self.settled == alone.seq as usize && is_answered {
                 self.settle_next();
             }
@@ -125,7 +126,7 @@ impl Driver<'_> {
     }
 }
 
-/// Writes the members that select who gets a push, each with a comma behind it.
+/// Writes the members that select the receivers, each with a trailing comma.
 fn write_selector(shared: &Shared<'_>, selector: &Selector, body: &mut Vec<u8>) {
     let audience = &shared.scenario.population.audience;
     if !selector.tags.is_empty() {

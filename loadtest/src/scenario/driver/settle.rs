@@ -1,11 +1,11 @@
-//! When a push must have arrived: the driver settles it then, and the threads judge it.
+//! Settles pushes once they must have arrived; the threads then judge them.
 
 use std::sync::atomic::Ordering;
 
 use super::{Driver, IDLE_NS};
 use crate::sys;
 
-/// Longest wait for the answers to a question how much is missing.
+/// Longest wait for the threads' counts of missing deliveries.
 const PROBE_NS: u64 = 100_000_000;
 
 impl Driver<'_> {
@@ -15,7 +15,7 @@ impl Driver<'_> {
         self.settled += 1;
     }
 
-    /// Settles pushes that were answered, or should have been, for as long as a delivery may take.
+    /// Settles pushes whose response, or its deadline, is older than the delivery timeout.
     pub(super) fn settle_due(&mut self, now: u64) {
         let timeout_ns = self.shared.common.timeout_ns;
         while let Some(push) = self.pushes.get(self.settled) {
@@ -31,8 +31,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Waits until everything has arrived that is to arrive, for `at_most_ns`, and has all threads
-    /// judge it. Where something is missing by then it is judged only if that is `final`.
+    /// Waits up to `at_most_ns` until everything due has arrived, and has all threads judge it. If
+    /// something is still missing, it is judged only if `is_final`.
     pub(super) fn settle_all(&mut self, at_most_ns: u64, is_final: bool) -> Result<(), String> {
         let shared = self.shared;
         let began_ns = sys::now_ns();
@@ -67,18 +67,18 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// What is without an answer: pushes, those of canaries, and requests.
+    /// Returns the number of unanswered pushes, canary pushes and requests.
     fn pending(&self) -> usize {
         let canaries = self.shared.canaries_pending.load(Ordering::Acquire);
         let requests = self.shared.requests_pending.load(Ordering::Acquire);
         self.bulk.pending() + self.unicast.pending() + canaries + requests
     }
 
-    /// Before the server gets SIGTERM: nothing more is pushed, and all that was is answered.
+    /// Before the server gets SIGTERM: stops pushing and waits until all pushes are answered.
     pub(super) fn wait_for_answers(&mut self) -> Result<(), String> {
         let began_ns = sys::now_ns();
         self.shared.quiet.store(true, Ordering::Release);
-        // Canaries push once more at most before they see it.
+        // Canaries push at most once more before they notice.
         self.step(2 * IDLE_NS)?;
         while self.pending() > 0 && sys::now_ns() - began_ns < self.shared.common.timeout_ns {
             self.step(IDLE_NS)?;

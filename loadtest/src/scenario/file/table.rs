@@ -1,4 +1,4 @@
-//! One table of a TOML file: its members by type, and errors that say where they are.
+//! A table of a TOML file: its members by type, and errors with their position.
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -30,12 +30,12 @@ impl<'a> Place<'a> {
 pub struct Table<'t> {
     place: &'t Place<'t>,
     members: &'t DeTable<'t>,
-    /// Where it begins in the text.
+    /// Its position in the text.
     at: usize,
 }
 
 impl<'t> Table<'t> {
-    /// Fails where there are members that are not `known`.
+    /// Fails if there are members that are not `known`.
     pub fn new(
         place: &'t Place<'t>,
         members: &'t DeTable<'t>,
@@ -58,7 +58,7 @@ impl<'t> Table<'t> {
         self.place.error(self.at, text)
     }
 
-    /// An error about a member; about the table where there is no such member.
+    /// Returns an error about a member, or about the table if there is no such member.
     pub fn error_at(&self, key: &str, text: &str) -> String {
         let at = self.members.get(key).map_or(self.at, |value| value.span().start);
         self.place.error(at, &format!("{key}: {text}"))
@@ -137,7 +137,7 @@ impl<'t> Table<'t> {
         Table::new(self.place, table, value.span().start, known, key).map(Some)
     }
 
-    /// The tables of a list; none where there is no such member.
+    /// Returns the tables of a list; none if there is no such member.
     pub fn tables(&self, key: &str, known: &[&str]) -> Result<Vec<Table<'t>>, String> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let wanted = format!("[[{key}]] with two brackets, for each,");
@@ -151,7 +151,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// The known key that was most likely meant, or all of them.
+/// Names the known key that was most likely meant, or all of them.
 fn nearest(key: &str, known: &[&str]) -> String {
     let distance = |one: &&&str| strsim::osa_distance(&key.to_lowercase(), one);
     match known.iter().min_by_key(distance) {

@@ -1,4 +1,4 @@
-//! Every fault that a server could make is found, and only those.
+//! Every possible fault of a server is detected, with no false positives.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// All connections are open.
+    /// Opens all connections.
     fn new(shared: &'a Shared<'a>) -> Bench<'a> {
         let now = sys::now_ns();
         let begin = Begin { now, unicast_from: 0, unicast_range: CONNECTIONS, cut: 0 };
