@@ -1,5 +1,5 @@
-//! The rule of the hot path: after warm-up no allocation per delivered frame, at most one per
-//! worker per envelope. Counted by an allocator that counts.
+//! The rule of the hot path: after warm-up no allocation per delivered frame, and at most one per
+//! worker per envelope, as measured by a counting allocator.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -21,7 +21,7 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 struct Counting;
 
-// SAFETY: every call is handed to the system's allocator as it came.
+// SAFETY: every call is passed to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Relaxed);
@@ -160,7 +160,7 @@ fn names(list: &[&str]) -> Option<NamesBuf> {
     Some(names)
 }
 
-/// One test in this binary: the allocator counts what any thread does.
+/// The only test in this binary: the allocator counts the allocations of all threads.
 #[test]
 fn after_warm_up_a_delivered_frame_allocates_nothing() {
     let mut rig = Rig::new();
@@ -174,12 +174,12 @@ fn after_warm_up_a_delivered_frame_allocates_nothing() {
         println!("{} bytes: {allocations} allocations, {deliveries} deliveries", data.len());
         assert_eq!(deliveries, 8 * CONNECTIONS as u64);
         // A large frame is shared: it is one allocation for all its receivers, and one to share it
-        // between batches; and a large push to very many is copied until it is matched wholly.
+        // between batches; and a large push to very many is copied until all of it is matched.
         let for_each_push = if data.len() < 1_000 { 0 } else { 3 };
         assert!(allocations <= 8 * for_each_push);
     }
 
-    // To single users, which is the other end: one frame and one search for each.
+    // To single users, the other extreme: one frame and one search for each.
     let users: Vec<Vec<u8>> = (0..CONNECTIONS)
         .map(|number| {
             let uids = names(&[&format!("user {number}")]);
@@ -192,7 +192,7 @@ fn after_warm_up_a_delivered_frame_allocates_nothing() {
     println!("to single users: {allocations} allocations, {deliveries} deliveries");
     assert_eq!((allocations, deliveries), (0, CONNECTIONS as u64));
 
-    // What clients say is answered without one, too.
+    // Clients' messages are answered without an allocation, too.
     let mut talk = || {
         let before = ALLOCATIONS.load(Relaxed);
         for slot in 0..100 {
@@ -205,7 +205,7 @@ fn after_warm_up_a_delivered_frame_allocates_nothing() {
         rig.flush();
         ALLOCATIONS.load(Relaxed) - before
     };
-    // Two batches take turns, so both are warmed up.
+    // Two batches alternate, so both are warmed up.
     talk();
     talk();
     assert_eq!(talk(), 0);

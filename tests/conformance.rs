@@ -1,5 +1,5 @@
-//! RFC 6455 as the Autobahn test suite asks it, family by family, on raw sockets against a server
-//! that echoes. A case is the bytes that go out, the bytes that must come back, and the close code.
+//! RFC 6455 as the Autobahn test suite tests it, family by family, on raw sockets against a server
+//! that echoes. A case is the bytes sent, the bytes that must come back, and the close code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -38,7 +38,7 @@ fn echo_server() -> Server {
     ])
 }
 
-/// What goes out, and what must come back.
+/// The bytes to send, and the bytes that must come back.
 #[derive(Clone)]
 struct Case {
     name: String,
@@ -49,11 +49,11 @@ struct Case {
 
 #[derive(Clone, Copy, Debug)]
 enum End {
-    /// The client closes with 1000 after all it has sent, and is answered so.
+    /// The client closes with 1000 after everything it has sent, and gets the same code back.
     ByClient,
-    /// What was sent holds a Close frame, which is answered with this code and no reason.
+    /// The sent bytes contain a Close frame, which is answered with this code and no reason.
     Answered(u16),
-    /// The server closes with this code and a reason of its own.
+    /// The server closes with this code and its own reason.
     Violation(u16),
 }
 
@@ -77,7 +77,7 @@ impl Case {
         self
     }
 
-    /// A whole message, which comes back.
+    /// Adds a complete message, which comes back.
     fn echo(self, kind: u8, payload: impl AsRef<[u8]>) -> Self {
         self.send(FIN | kind, &payload).back(FIN | kind, payload)
     }
@@ -103,7 +103,7 @@ impl Case {
         self.send(PING, "")
     }
 
-    /// A message in fragments that end at `cuts`, and its echo.
+    /// Adds a message in fragments that end at `cuts`, and its echo.
     fn fragments(mut self, kind: u8, payload: &[u8], cuts: &[usize]) -> Self {
         let mut start = 0;
         for (index, &end) in cuts.iter().chain([&payload.len()]).enumerate() {
@@ -115,7 +115,7 @@ impl Case {
         self.back(FIN | kind, payload)
     }
 
-    /// In one write, and in writes of one byte, or of some where it is long.
+    /// Runs it in one write, and in writes of one byte, or of several if it is long.
     fn run(&self, address: SocketAddr) {
         self.run_in_writes_of(usize::MAX, address);
         self.run_in_writes_of(if self.out.len() < 2_000 { 1 } else { 997 }, address);
@@ -130,7 +130,7 @@ impl Case {
                 writer.write_all(&masked(CLOSE, &NORMAL.to_be_bytes())).unwrap();
             }
         };
-        // Only what is larger than the sockets' buffers must be read while it is written.
+        // Only data larger than the sockets' buffers must be read while it is written.
         if self.out.len() < 64 << 10 {
             let mut write = write;
             write();
@@ -174,7 +174,7 @@ fn run_all(cases: &[Case]) {
     server.stop();
 }
 
-/// Letters that tell every place of a long text from its neighbours.
+/// Returns letters that make every position of a long text distinguishable from its neighbours.
 fn letters(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| b'!' + (at % 89) as u8).collect()
 }
@@ -354,7 +354,7 @@ const VALID_UTF8: [&[u8]; 25] = [
 const INVALID_UTF8: [&[u8]; 56] = [
     // 6.3: a surrogate in the middle of a text.
     b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited",
-    // 6.4: past the last character.
+    // 6.4: beyond the last code point.
     b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80edited",
     // 6.6 and 6.7: five and six bytes.
     b"\xf8\x88\x80\x80\x80",
@@ -363,7 +363,7 @@ const INVALID_UTF8: [&[u8]; 56] = [
     b"\xfb\xbf\xbf\xbf\xbf",
     b"\xfd\xbf\xbf\xbf\xbf\xbf",
     b"\xf4\x90\x80\x80",
-    // 6.10 and 6.11: continuations of nothing.
+    // 6.10 and 6.11: continuation bytes without a start.
     b"\x80",
     b"\xbf",
     b"\x80\xbf",
@@ -371,14 +371,14 @@ const INVALID_UTF8: [&[u8]; 56] = [
     b"\x80\xbf\x80\xbf",
     b"\x80\xbf\x80\xbf\x80",
     b"\x80\xbf\x80\xbf\x80\xbf",
-    // 6.12 and 6.13: starts with a blank behind.
+    // 6.12 and 6.13: start bytes followed by a blank.
     b"\xc0 ",
     b"\xc2 \xdf ",
     b"\xe0 \xef ",
     b"\xf0 \xf4 ",
     b"\xf8 \xfb ",
     b"\xfc \xfd ",
-    // 6.14 and 6.15: cut short.
+    // 6.14 and 6.15: truncated.
     b"\xc0",
     b"\xe0\x80",
     b"\xe0\xa0",
@@ -397,7 +397,7 @@ const INVALID_UTF8: [&[u8]; 56] = [
     b"\xfe",
     b"\xff",
     b"\xfe\xfe\xff\xff",
-    // 6.17 to 6.19: longer than needed.
+    // 6.17 to 6.19: overlong.
     b"\xc0\xaf",
     b"\xe0\x80\xaf",
     b"\xf0\x80\x80\xaf",
@@ -435,7 +435,7 @@ fn family_6_utf8() {
     for text in INVALID_UTF8 {
         let case = Case::new(format!("6 invalid: {text:x?}")).echo(TEXT, "good");
         cases.push(case.clone().send(FIN | TEXT, text).violates(NOT_UTF8));
-        // A binary message may hold it.
+        // A binary message may contain it.
         cases.push(case.clone().echo(BINARY, text).fragments(BINARY, text, &[text.len() / 2]));
         let cuts = (0..=text.len()).map(|cut| vec![cut]).chain([(0..text.len()).collect()]);
         for cuts in cuts {
@@ -446,7 +446,7 @@ fn family_6_utf8() {
         let behind = [&letters(200), text].concat();
         cases.push(case.send(FIN | TEXT, behind).violates(NOT_UTF8));
     }
-    // 6.4: told as soon as the fragment is there, without the rest of the message.
+    // 6.4: rejected as soon as the fragment arrives, without the rest of the message.
     let start = "κόσμε".as_bytes();
     let early = Case::new("6.4.1").send(TEXT, start).send(CONTINUATION, b"\xf4\x90\x80\x80");
     cases.push(early.violates(NOT_UTF8));
@@ -478,7 +478,7 @@ fn family_7_closing() {
         let case = Case::new(format!("7.5.1: {reason:x?}")).echo(TEXT, text);
         cases.push(case.close(NORMAL, reason).violates(NOT_UTF8));
     }
-    // 1014 is as registered as its neighbours, and was taken for an offence once.
+    // 1014 is as registered as its neighbours, and was once treated as a violation.
     let good = (1000..=1003).chain(1007..=1014).chain([3000, 3001, 3999, 4000, 4001, 4999]);
     for code in good {
         cases.push(Case::new(format!("7.7: {code}")).close(code, ""));
@@ -536,7 +536,7 @@ fn family_9_limits() {
     server.stop();
 }
 
-/// 9.7 and 9.8: a thousand messages, each awaited; then as many without waiting.
+/// 9.7 and 9.8: a thousand messages, each awaited; then another thousand without waiting.
 #[test]
 fn family_9_round_trips() {
     let server = echo_server();
@@ -583,7 +583,7 @@ fn frames_come_with_the_handshake() {
     server.stop();
 }
 
-/// Without `--echo` the first frame is the welcome, and the same reader keeps the same rules.
+/// Without `--echo` the first frame is the welcome, and the same reader enforces the same rules.
 #[test]
 fn without_echo_the_first_frame_is_the_welcome() {
     let server = Server::start(&["--workers", "1", "--node", "200"]);

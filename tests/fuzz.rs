@@ -1,8 +1,7 @@
 //! The fuzz targets' checks for a second each, on a stable compiler: random bytes, and mutations of
-//! inputs that mean something. `make fuzz` runs the same checks guided by coverage, for as long as
-//! one likes.
+//! meaningful inputs. `make fuzz` runs the same checks guided by coverage, for any length of time.
 //!
-//! The inputs are the same each time. `FUZZ_SEED` makes others, `FUZZ_SECONDS` makes more; a
+//! The inputs are the same each time. `FUZZ_SEED` changes them, `FUZZ_SECONDS` makes more; a
 //! failure prints the seed and the input.
 
 use rng::Rng;

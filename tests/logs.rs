@@ -1,5 +1,5 @@
-//! Log files under many threads: cut, moved away, deleted, full; every line is there once and
-//! whole, or counted.
+//! Log files written by many threads: rotated, moved away, deleted, full; every line is there once
+//! and complete, or is counted.
 
 mod support;
 
@@ -20,7 +20,7 @@ use ws_cluster::types::NodeId;
 
 const THREADS: usize = 8;
 
-/// A directory of its own, deleted at the end.
+/// A temporary directory, deleted at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -36,7 +36,7 @@ impl Folder {
         self.0.join("node.log")
     }
 
-    /// The names of the files, sorted.
+    /// Returns the names of the files, sorted.
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -45,7 +45,7 @@ impl Folder {
         names
     }
 
-    /// The rotated ones, oldest first.
+    /// Returns the rotated files, oldest first.
     fn rotated(&self) -> Vec<String> {
         self.names()
             .into_iter()
@@ -79,7 +79,7 @@ fn start(path: PathBuf) -> Logs {
     Logs::start(settings(path, None, 3)).unwrap()
 }
 
-/// What `act` logs goes there.
+/// Sends what `act` logs to `logs`.
 fn logging<R>(logs: &Logs, act: impl FnOnce() -> R) -> R {
     let subscriber = tracing_subscriber::registry().with(logs.clone());
     tracing::subscriber::with_default(subscriber, act)
@@ -114,7 +114,7 @@ fn hammer(logs: &Logs, lines: u64) {
     assert_eq!(logs.dropped(), 0);
 }
 
-/// Every line of every writer is there once, whole, and in its order.
+/// Checks that every line of every writer is there once, complete, and in order.
 fn check_lines(texts: impl IntoIterator<Item = String>, lines: u64) {
     let mut next: BTreeMap<u64, u64> = BTreeMap::new();
     for text in texts {
@@ -194,7 +194,7 @@ fn the_oldest_files_go_and_those_of_others_stay() {
     for name in others {
         fs::write(folder.0.join(name), name).unwrap();
     }
-    // What a process has left that was ended while it compressed.
+    // Left by a process that ended while it was compressing.
     fs::write(folder.0.join("node.log.20210101T000000.000Z"), "left\n").unwrap();
     fs::write(folder.0.join("node.log.20210101T000000.000Z.gz.part"), "half").unwrap();
     let logs = Logs::start(settings(folder.log(), Some(64), 3)).unwrap();
@@ -224,7 +224,7 @@ fn a_file_of_yesterday_is_rotated_with_the_first_line_and_names_sort_by_time() {
     fs::write(folder.log(), "{}\n").unwrap();
     let yesterday = SystemTime::now() - Duration::from_secs(86_400);
     File::options().append(true).open(folder.log()).unwrap().set_modified(yesterday).unwrap();
-    // A clock that was ahead has left this.
+    // Left by a clock that was ahead.
     let ahead = "node.log.29991231T235959.999Z.gz";
     fs::write(folder.0.join(ahead), "").unwrap();
     let logs = start(folder.log());

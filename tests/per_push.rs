@@ -1,5 +1,5 @@
-//! What a push costs does not grow with what does not concern it: other clients, devices, tags,
-//! tenants, and frames that slow clients hold. 260 slow clients cut the pushes of all others to a
+//! The cost of a push does not grow with unrelated state: other clients, devices, tags, tenants,
+//! and frames held for slow clients. Once, 260 slow clients cut the push rate of all others to a
 //! tenth.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -14,8 +14,7 @@ use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
 const NOW_MS: u64 = 1_800_000_000_000;
-/// Slow clients, each with a device and a tag of its own and a frame that is kept for it; and
-/// projects.
+/// Slow clients, each with its own device and tag and a frame that is kept for it; and projects.
 const OTHERS: usize = 4_000;
 const PROJECTS: usize = 4_000;
 
@@ -102,7 +101,7 @@ impl Rig {
         }
     }
 
-    /// The shortest time that 200 pushes to one client took.
+    /// Returns the shortest time that 200 pushes to one client took.
     fn measure(&mut self) -> Duration {
         let targets = TargetsBuf {
             uids: names("me"),

@@ -1,7 +1,7 @@
-//! Pushes on real sockets: every client gets exactly what matches it, in order, once, whatever
-//! else happens on the node. What must come is worked out from plain sets.
+//! Pushes on real sockets: every client gets exactly what matches it, in order, once, whatever else
+//! happens on the node. The expectation is computed from plain sets.
 //!
-//! The choices are the same each time, `PUSH_SEED=7` makes others; threads race anew each time.
+//! The choices are the same each time, `PUSH_SEED=7` changes them; thread timing varies each time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -37,7 +37,7 @@ const ROUNDS: usize = 8;
 const PUSHES: usize = 120;
 const HAMMERS: usize = 2;
 
-/// A projects file that is gone with the test.
+/// A projects file, deleted at the end of the test.
 struct ProjectsFile(PathBuf);
 
 impl ProjectsFile {
@@ -93,7 +93,7 @@ fn exactly_the_matching_clients(workers: &str) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let (over, server) = (&over, &server);
-        // Also where the test fails, or the scope would wait for them for ever.
+        // Also if the test fails: otherwise the scope would wait for them for ever.
         let _guard = OnDrop(|| over.store(true, SeqCst));
         let hammers: Vec<_> = (0..HAMMERS)
             .map(|_| {
@@ -133,7 +133,7 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// A push that was accepted, and whose changes of subscription had been answered before.
+/// An accepted push, and the subscription changes that had been answered before it.
 struct Sent {
     project: usize,
     selector: Selector,
@@ -141,11 +141,11 @@ struct Sent {
     settled: Vec<bool>,
 }
 
-/// What one client was pushed: message id and data.
+/// What was pushed to one client: message id and data.
 type Received = Vec<(String, String)>;
 
 /// Pushers push and clients change their tags at the same time. Every pusher ends with a push to
-/// all; a client has everything of this round once it has those of all pushers.
+/// all, so a client has everything of this round once it has those of all pushers.
 fn run_round(
     round: usize,
     people: &[Person],
@@ -191,7 +191,8 @@ fn run_round(
     assert!(definite > 0);
 }
 
-/// Compares what came from one pusher with what had to; returns how many pushes had to come.
+/// Compares the pushes received from one pusher with the expected ones; returns how many were
+/// expected.
 fn check(
     name: &str,
     index: usize,
@@ -221,7 +222,7 @@ fn check(
     definite
 }
 
-/// One keep-alive connection to the HTTP port, which pushes for both projects.
+/// A keep-alive connection to the HTTP port, which pushes for both projects.
 struct Pusher<'t> {
     name: String,
     http: &'t mut Http,
@@ -233,11 +234,11 @@ struct Pusher<'t> {
 impl Pusher<'_> {
     fn push_all(mut self) -> Vec<Sent> {
         let mut sent = Vec::new();
-        // The first one, to all, lets the clients begin with their changes.
+        // The first one, to all, tells the clients to begin their changes.
         (0..PROJECTS.len()).for_each(|project| self.push(project, Selector::default(), &mut sent));
         while sent.len() < PUSHES {
             if sent.len() > PUSHES * 3 / 4 {
-                // The rest comes after every answer, so all of it is certain.
+                // The rest comes after every answer, so all of it is guaranteed.
                 eventually("every change is answered", || {
                     self.settled.iter().all(|settled| settled.load(SeqCst))
                 });
@@ -260,7 +261,7 @@ impl Pusher<'_> {
 
     fn selector(&mut self) -> Selector {
         let rng = &mut self.rng;
-        // Client ids of the other project among them: they match nothing.
+        // Includes client ids of the other project, which match nothing.
         let cids: Vec<String> = self.people.iter().map(|person| person.cid.clone()).collect();
         let mut names = |percent, from: &[&str]| {
             rng.chance(percent)
@@ -378,8 +379,8 @@ impl Socket {
         }
     }
 
-    /// Reads until every pusher has ended its round; asks for the change of tags after the first
-    /// push, and says when it was answered.
+    /// Reads until every pusher has ended its round; requests the change of tags after the first
+    /// push, and records when it was answered.
     fn live_through(&mut self, person: &Person, settled: &AtomicBool) -> Received {
         let mut received = Vec::new();
         let mut fences = BTreeSet::new();
@@ -427,7 +428,8 @@ fn a_slow_client_is_closed_with_4000_and_the_others_get_everything() {
     }
 }
 
-/// Pushes 16 KiB to all until one that reads nothing is closed; then reads what it was sent.
+/// Pushes 16 KiB to all until a client that reads nothing is closed; then reads what was sent to
+/// it.
 fn slow_client(server: &Server) {
     let mut rng = Rng(1);
     let (pid, secret) = PROJECTS[0];

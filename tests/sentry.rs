@@ -1,5 +1,5 @@
-//! A real panic of a thread, and more errors than are sent, as a Sentry gets them. One test: the
-//! reporter and its hook are the process's.
+//! A real panic of a thread, and more errors than the limit, as Sentry receives them. There is one
+//! test, because the reporter and its hook are per process.
 
 mod support;
 
@@ -18,7 +18,7 @@ use ws_cluster::types::{NodeId, version};
 
 const SIGN: &str = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
 
-/// A Sentry that takes everything: the events of each envelope.
+/// Starts a Sentry that accepts everything; yields the events of each envelope.
 fn endpoint() -> (String, Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let dsn = format!("http://the-key@{}/42", listener.local_addr().unwrap());
@@ -56,7 +56,7 @@ fn request(stream: &mut impl BufRead) -> Option<(String, String)> {
     Some((head, String::from_utf8(body).unwrap()))
 }
 
-/// An envelope is a line about itself, and then a line about each item and the item.
+/// An envelope is a header line, then for each item a header line and the item.
 fn events_in(envelope: &str) -> impl Iterator<Item = Value> {
     assert!(!envelope.contains("hunter2") && !envelope.contains(SIGN), "{envelope}");
     let lines: Vec<Value> =

@@ -1,6 +1,6 @@
-//! Rules of the house as a test, in the spirit of TigerBeetle's `tidy.zig`. Each rule is a function
-//! from a file's text to what is wrong with it, so that the tests at the end can show that it
-//! fails.
+//! Rules of the project as a test, in the spirit of TigerBeetle's `tidy.zig`. Each rule is a
+//! function from a file's text to its violations, so that the tests at the end can show that it can
+//! fail.
 
 #[path = "tidy/circles.rs"]
 mod circles;
@@ -16,8 +16,8 @@ const MAX_FUNCTION_LINES: usize = 70;
 /// In the tools, where a run reads from top to bottom, and in tests.
 const MAX_TOOL_FUNCTION_LINES: usize = 120;
 
-/// Where a module of the root crate lives; a file imports its own floor or lower ones. Modules of
-/// one floor may know each other.
+/// The layer of each module of the root crate; a file imports its own layer or lower ones. Modules
+/// of one layer may import each other.
 const FLOORS: [(&str, u8); 8] = [
     ("types", 0),
     ("wire", 1),
@@ -29,7 +29,7 @@ const FLOORS: [(&str, u8); 8] = [
     ("main", 5),
 ];
 
-/// What may stand at the top of the repository.
+/// What the top directory of the repository may contain.
 const TOP_LEVEL: [&str; 28] = [
     ".cargo",
     ".ci",
@@ -61,7 +61,7 @@ const TOP_LEVEL: [&str; 28] = [
     ".github",
 ];
 
-/// One line that breaks a rule, counted from 1.
+/// A line that breaks a rule, counted from 1.
 #[derive(Debug, PartialEq)]
 struct Offence {
     line: usize,
@@ -101,7 +101,7 @@ fn no_module_is_in_a_circle() {
     assert!(circles.is_empty(), "these modules import each other in a circle:\n{circles}");
 }
 
-/// What git knows, and what it would add: a new file counts before it is committed.
+/// Files that git tracks or would add: a new file counts before it is committed.
 fn tracked_files(root: &Path) -> Vec<String> {
     let mut git = Command::new("git");
     git.args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(root);
@@ -115,14 +115,14 @@ fn is_at_top(path: &str) -> bool {
     TOP_LEVEL.contains(&path.split('/').next().unwrap_or(path))
 }
 
-/// All rules over one Rust file.
+/// Applies all rules to one Rust file.
 fn check(path: &str, text: &str) -> Vec<Offence> {
     let source = Source::new(path, text);
     let rules = [sizes, functions, floors, unsafe_code, unwraps, left_overs, prints];
     rules.iter().flat_map(|rule| rule(&source)).collect()
 }
 
-/// A file, its lines beside their code: without comments, and with the insides of texts left out.
+/// A file: its lines, and their code without comments and without the contents of strings.
 struct Source<'a> {
     path: &'a str,
     lines: Vec<&'a str>,
@@ -144,14 +144,14 @@ impl<'a> Source<'a> {
         Self { path, lines: text.lines().collect(), code, is_test }
     }
 
-    /// The code that ships, with line numbers from 1.
+    /// Returns the code that ships, with line numbers from 1.
     fn shipping(&self) -> impl Iterator<Item = (usize, &str)> {
         let lines = self.code.iter().zip(&self.is_test).enumerate();
         lines.filter(|(_, (_, is_test))| !**is_test).map(|(at, (line, _))| (at + 1, line.as_str()))
     }
 }
 
-/// Marks the items behind `#[cfg(test)]`. rustfmt puts what ends an item under the first character
+/// Marks the items behind `#[cfg(test)]`. rustfmt puts the end of an item under the first character
 /// of its first line.
 fn test_lines(code: &[String]) -> Vec<bool> {
     let mut is_test = vec![false; code.len()];
@@ -180,7 +180,7 @@ fn test_lines(code: &[String]) -> Vec<bool> {
     is_test
 }
 
-/// Blanks out comments and the insides of string and character literals; lines stay where they are.
+/// Blanks out comments and the contents of string and character literals; lines keep their numbers.
 fn code_only(text: &str) -> String {
     let bytes: Vec<char> = text.chars().collect();
     let mut out = String::with_capacity(text.len());
@@ -203,7 +203,7 @@ fn code_only(text: &str) -> String {
 
 enum Token {
     Code,
-    /// So many characters that are no code.
+    /// The number of characters that are not code.
     Blank(usize),
 }
 
@@ -318,9 +318,8 @@ fn floor_of(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
 
-/// The top-level modules that a line names by `crate::…`, `crate::{…}`, `ws_cluster::…`, or by as
-/// many
-/// `super::` as lead to the root from a file `depth` modules below it.
+/// Returns the top-level modules that a line names by `crate::…`, `crate::{…}`, `ws_cluster::…`, or
+/// by the number of `super::` that lead to the root from a file `depth` modules below it.
 fn modules_named(code: &str, depth: usize) -> Vec<&str> {
     let to_root = "super::".repeat(depth);
     let prefixes = ["crate::", "ws_cluster::", to_root.as_str()];
@@ -356,7 +355,7 @@ fn unsafe_code(source: &Source<'_>) -> Vec<Offence> {
         .collect()
 }
 
-/// A text in the call is blanked out already; `expect` of something else is a method of ours.
+/// A string in the call is already blanked out; `expect` of something else is a method of ours.
 fn unwraps(source: &Source<'_>) -> Vec<Offence> {
     source
         .shipping()
@@ -370,7 +369,7 @@ fn unwraps(source: &Source<'_>) -> Vec<Offence> {
 }
 
 fn left_overs(source: &Source<'_>) -> Vec<Offence> {
-    // Put together, so that this file does not find itself.
+    // Concatenated, so that this file does not match itself.
     let words =
         [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("HA", "CK")];
     let macros = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("db", "g!(")];
@@ -398,7 +397,7 @@ fn prints(source: &Source<'_>) -> Vec<Offence> {
         .collect()
 }
 
-// That each rule can fail.
+// Each rule can fail.
 
 fn lines_of(path: &str, text: &str) -> Vec<usize> {
     check(path, text).iter().map(|offence| offence.line).collect()

@@ -24,7 +24,7 @@ impl Hammer {
         Self { ws, http, pid, secret, rng }
     }
 
-    /// Everything at least once.
+    /// Does everything at least once.
     pub fn strike_until(mut self, over: &AtomicBool) {
         let strikes: [fn(&mut Self); 8] = [
             Self::noise,
@@ -43,7 +43,7 @@ impl Hammer {
         }
     }
 
-    /// A target that lets it in, under the tags that the others are pushed by.
+    /// Returns a valid target, with the tags that the others are pushed by.
     fn target(&self) -> String {
         let params =
             [("pid", self.pid), ("uid", "hammer"), ("tags", "news,x,y"), ("device", "web")];
@@ -57,7 +57,7 @@ impl Hammer {
     fn noise(&mut self) {
         let noise: Vec<u8> = (0..200).map(|_| self.rng.number() as u8).collect();
         let address = self.either_port();
-        // The refusal may be on its way before all of it is written.
+        // The server may refuse it before all of it is written.
         let _ = open_tcp(address).write_all(&noise);
     }
 
@@ -107,7 +107,7 @@ impl Hammer {
         assert_eq!(raw.close_code(), code);
     }
 
-    /// Gone without having read: that is RST.
+    /// Closes without having read: this sends a RST.
     fn reset(&mut self) {
         let mut stream = open_tcp(self.ws);
         stream.write_all(handshake(&self.target()).as_bytes()).unwrap();
@@ -141,7 +141,7 @@ impl Hammer {
         assert_eq!(answer.status, status, "{request}: {}", answer.body);
     }
 
-    /// A hundred requests in one write, and gone with the first answer.
+    /// Sends a hundred requests in one write, and closes after the first answer.
     fn answers_unread(&mut self) {
         let mut stream = open_tcp(self.http);
         let requests = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);

@@ -1,4 +1,4 @@
-//! Who must get a push: plain sets, no index.
+//! Who must get a push, computed with plain sets and no index.
 
 use super::Rng;
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ pub struct Person {
     /// Empty: none.
     pub device: String,
     pub cid: String,
-    /// Its tags until its change of this round is answered, and from then on.
+    /// Its tags until its change in this round is answered, and from then on.
     pub before: BTreeSet<String>,
     pub after: BTreeSet<String>,
     pub change: Option<Change>,
@@ -32,7 +32,7 @@ impl Change {
 }
 
 impl Person {
-    /// Decides what it will ask for in the next round.
+    /// Chooses the change that it will request in the next round.
     pub fn plan_change(&mut self, rng: &mut Rng, names: &[&str]) {
         self.before = self.after.clone();
         self.change = rng.chance(70).then(|| {
@@ -49,7 +49,7 @@ impl Person {
         }
     }
 
-    /// The reply repeats the id and lists all tags that it now has.
+    /// Checks that the reply repeats the id and lists all current tags.
     pub fn check_reply(&self, text: &str) {
         let verb = self.change.as_ref().map_or("", |change| change.verb);
         let start = format!(r#"{{"type":"{verb}","code":1,"msg":"success","id":"7","tags":["#);
@@ -64,7 +64,7 @@ impl Person {
     }
 }
 
-/// Given selectors are intersected, the values within one are a union.
+/// Given selectors are intersected; the values within one are a union.
 #[derive(Debug, Default)]
 pub struct Selector {
     pub uids: Option<Vec<String>>,
@@ -87,7 +87,7 @@ impl Selector {
             && !is_excepted
     }
 
-    /// The members that are given, by their names on the wire.
+    /// Returns the given members, by their names on the wire.
     pub fn lists(&self) -> Vec<(&'static str, &[String])> {
         let Self { uids, cids, tags, devices, except } = self;
         [
@@ -102,7 +102,7 @@ impl Selector {
         .collect()
     }
 
-    /// As JSON members, each with a comma behind it; lists as arrays or as texts.
+    /// Returns JSON members, each with a trailing comma; lists as arrays or as texts.
     pub fn json_members(&self, as_arrays: bool) -> String {
         let member = |(name, list): (&str, &[String])| {
             if as_arrays {
@@ -115,13 +115,13 @@ impl Selector {
     }
 }
 
-/// Message id and data of a push whose data is a plain text.
+/// Returns message id and data of a push whose data is plain text.
 pub fn pushed(text: &str) -> Option<(&str, &str)> {
     let rest = text.strip_prefix(r#"{"type":"push","id":""#)?.strip_suffix("\"}")?;
     rest.split_once(r#"","data":""#)
 }
 
-/// One to `most` of `from`; one may come twice.
+/// Returns one to `most` of `from`, possibly with a repetition.
 pub fn some<T: Clone>(rng: &mut Rng, from: &[T], most: usize) -> Vec<T> {
     (0..1 + rng.below(most)).map(|_| rng.pick(from).clone()).collect()
 }

@@ -1,13 +1,13 @@
-//! Business servers as both simulations know them: what each is owed, what it says, and what came
-//! of all requests. Nothing here knows how the server does it.
+//! Business servers as both simulations model them: what each must receive, what it sends, and the
+//! outcome of all requests. Nothing here knows how the server does it.
 //!
-//! What holds, whatever happens:
-//! 1. a business server gets its welcome first, then what it wants of what happens to clients of
-//!    its project, on its own worker all of it; each at most once, those of one client in order;
-//! 2. a request is written to one business server at most, to one that was chosen for it, takes
-//!    requests and is of the project;
-//! 3. a request of a client that stays is answered once: with what the server that was asked for
-//!    this very request sent first, byte for byte, or with a refusal that is true;
+//! Invariants:
+//! 1. a business server gets its welcome first, then the subscribed events of clients of its
+//!    project, complete for its own worker; each at most once, those of one client in order;
+//! 2. a request is written to at most one business server: one that was chosen for it, takes
+//!    requests and belongs to the project;
+//! 3. a request of a client that stays is answered once: with what the server that got this very
+//!    request sent first, byte for byte, or with a refusal whose reason is true;
 //! 4. a push of a business server is answered once, in the order of its pushes.
 
 pub mod events;
@@ -21,27 +21,27 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ws_cluster::types::EventSet;
 
-/// Who a business server is.
+/// Identity of a business server.
 #[derive(Debug, Clone, Copy)]
 pub struct Profile {
     pub cid: u64,
     pub pid: &'static str,
     pub events: EventSet,
-    /// Which node, in which life, and which worker has it.
+    /// Its node, that node's incarnation, and its worker.
     pub node: usize,
     pub epoch: u64,
     pub worker: usize,
 }
 
-/// What is true of all nodes together.
+/// The true state of all nodes together.
 #[derive(Debug, Default)]
 pub struct Business {
-    /// All that ever came, and when they ended.
+    /// All that ever connected, and when they ended.
     pub profiles: BTreeMap<u64, Profile>,
     pub ended: BTreeMap<u64, u64>,
     pub events: Events,
     pub requests: Requests,
-    /// Events that were heard, and that had to be heard over the queue.
+    /// Events that were received, and that had to be received over the queue.
     pub heard: u64,
     pub checked: u64,
 }
@@ -52,23 +52,23 @@ impl Business {
     }
 }
 
-/// Something that a business server must be told next.
+/// Something that a business server must be sent next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// What happened to a client as its how-many-eth.
+    /// An event of a client, and its sequence number.
     Client(u64, usize),
     Node(u16, bool),
 }
 
-/// A push on its way.
+/// A push in flight.
 #[derive(Debug, Clone)]
 pub struct SentPush {
     pub echo: Option<String>,
     pub push: Push,
-    /// Which idempotency key it has.
+    /// Its idempotency key, by number.
     pub group: Option<usize>,
     pub text: String,
-    /// Its message id, once it has begun; refused without one.
+    /// Its message id, once it has begun; `Some(None)`: refused.
     pub begun: Option<Option<u64>>,
 }
 
@@ -79,7 +79,7 @@ pub struct PushAnswer {
     pub is_accepted: bool,
 }
 
-/// What a business server says.
+/// What a business server sends.
 #[derive(Debug, Clone)]
 pub enum Said {
     Answer {
@@ -87,35 +87,35 @@ pub enum Said {
         data: String,
     },
     Push,
-    /// Something that is answered at once, with this type and code.
+    /// A message that is answered at once, with this type and code.
     Other {
         kind: &'static str,
         code: u64,
     },
 }
 
-/// A business server's view of its connection.
+/// The state of a connection as its business server sees it.
 #[derive(Debug)]
 pub struct Server {
     pub profile: Profile,
-    /// So many must know of it, as its worker has been told, before it has its welcome.
+    /// Peers that, by its worker's count, must acknowledge it before its welcome is sent.
     pub unknown_to: usize,
     pub welcomed_ms: Option<u64>,
-    /// What is of one client comes in this order.
+    /// Entries of one client arrive in this order.
     pub owed: VecDeque<Told>,
-    /// What happened to clients, as far as it has been told.
+    /// Client events received so far.
     pub got: BTreeSet<(u64, usize)>,
-    /// Pushes that it sent, until they are answered.
+    /// Unanswered pushes that it sent.
     pub pushes: VecDeque<SentPush>,
-    /// Requests that it got and has not answered, and those that it has.
+    /// Requests that it received: unanswered ones, and answered ones.
     asked: Vec<u64>,
     answered: Vec<u64>,
     replies: VecDeque<(&'static str, u64)>,
-    /// In a hundred of its turns it answers so often.
+    /// Percentage of its turns in which it answers.
     diligence: usize,
 }
 
-/// Any set of what there is to hear; most hear all of it.
+/// Returns a random set of events; mostly all of them.
 pub fn random_events(rng: &mut Rng) -> EventSet {
     match rng.below(10) {
         0..5 => EventSet::ALL,
@@ -141,12 +141,12 @@ impl Server {
         }
     }
 
-    /// Whether its worker tells it of such a thing.
+    /// Returns whether its worker must send it such an event.
     pub fn hears(&self, pid: &str, kind: EventSet) -> bool {
         self.unknown_to == 0 && self.profile.pid == pid && self.profile.events.meets(kind)
     }
 
-    /// Nothing is under way to it.
+    /// Asserts that nothing is in flight to it.
     pub fn assert_served(&self) {
         let cid = self.profile.cid;
         assert!(self.owed.is_empty(), "business server {cid} never got {:?}", self.owed);
@@ -154,9 +154,10 @@ impl Server {
         assert_eq!(self.unknown_to == 0, self.welcomed_ms.is_some(), "the welcome of {cid}");
     }
 
-    // What it gets.
+    // What it receives.
 
-    /// A text has come. Returns the answer to a push, for whoever knows what became of it.
+    /// Handles a received text. Returns the answer to a push, for the caller who knows the push's
+    /// outcome.
     pub fn hear(
         &mut self,
         text: &str,
@@ -238,10 +239,10 @@ impl Server {
         (sent, PushAnswer { id, is_accepted })
     }
 
-    // What it says.
+    // What it sends.
 
-    /// What it says next, and its text; `None`: nothing. Answers may be right, late, repeated, or
-    /// to what others were asked.
+    /// Returns the next message that it sends, and its text; `None`: nothing. Answers may be
+    /// correct, late, repeated, or to requests that others got.
     pub fn speak(&mut self, rng: &mut Rng, requests: &mut Requests) -> Option<(Said, String)> {
         self.welcomed_ms?;
         let ids = requests.by_id.len();
@@ -281,7 +282,7 @@ impl Server {
         Some((Said::Answer { id, data }, text))
     }
 
-    /// Its worker reads what it said; `false`: let it not have said that.
+    /// Records that its worker reads the message; `false`: it must be treated as never sent.
     pub fn is_read(&mut self, said: &Said, requests: &mut Requests, now_ms: u64) -> bool {
         match said {
             Said::Answer { id, data } => {
@@ -293,7 +294,7 @@ impl Server {
         true
     }
 
-    /// It pushes. Returns the text.
+    /// Sends a push. Returns its text.
     pub fn push(&mut self, push: Push, group: Option<usize>, echo: Option<String>) -> String {
         let mut members = json!({"type": "push"});
         for (name, list) in [("uids", &push.uids), ("tags", &push.tags), ("devices", &push.devices)]
@@ -324,12 +325,12 @@ impl Server {
         text
     }
 
-    /// The next push that its worker reads.
+    /// Returns the next push that its worker reads.
     pub fn next_push(&self) -> Option<&SentPush> {
         self.pushes.iter().find(|push| push.begun.is_none())
     }
 
-    /// That has begun, or is refused.
+    /// Records that this push has begun or is refused.
     pub fn begin_push(&mut self, id: Option<u64>) {
         let next = self.pushes.iter_mut().find(|push| push.begun.is_none());
         next.expect("a push that nobody sent").begun = Some(id);

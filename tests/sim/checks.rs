@@ -1,4 +1,4 @@
-//! The client's side: parses what arrived byte by byte, and holds it against what is owed.
+//! The client's side: parses what arrives byte by byte, and compares it with what must arrive.
 
 use super::model::Push;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use ws_cluster::state::Rest;
 
-/// What a closing connection still gets before its Close frame: the socket takes all of it.
+/// What a closing connection still receives before its Close frame: the socket takes all of it.
 pub fn take_rest(rest: Option<Rest>) -> Vec<u8> {
     let Some(rest) = rest else { return Vec::new() };
     let bytes = rest.with_slices(usize::MAX, |slices| slices.concat());
@@ -14,12 +14,12 @@ pub fn take_rest(rest: Option<Rest>) -> Vec<u8> {
     bytes
 }
 
-/// What the server owes a client, in the order in which it must come.
+/// What the server must send a client, in the required order.
 #[derive(Debug, Clone)]
 pub enum Owed {
     Welcome,
     Push(Rc<Push>),
-    /// An answer of this type; with `tags` a successful one that lists them.
+    /// An answer of this type; a successful one with `tags` lists them.
     Answer {
         kind: &'static str,
         code: u64,
@@ -29,7 +29,7 @@ pub enum Owed {
     Pong(Vec<u8>),
 }
 
-/// One client's, or business server's, view of its connection.
+/// The state of a connection as its client or business server sees it.
 #[derive(Debug)]
 pub struct Receiver {
     cid: u64,
@@ -38,19 +38,20 @@ pub struct Receiver {
     is_server: bool,
     bytes: Vec<u8>,
     pub owed: VecDeque<Owed>,
-    /// Texts that others judge: answers to requests, and all that a business server gets.
+    /// Texts that other code checks: answers to requests, and everything that a business server
+    /// receives.
     pub texts: Vec<String>,
-    /// Pushes that arrived whole.
+    /// Pushes that arrived completely.
     pub pushes: u64,
-    /// The tags of the last answer or of the connect: what the client may rely on.
+    /// The tags of the last answer or of the connect, on which the client may rely.
     pub tags: Option<Vec<String>>,
     pub close_code: Option<u16>,
-    /// Server pings that were not answered yet.
+    /// Server pings that are not yet answered.
     pub pings: usize,
     /// Unsubscribes that were answered.
     pub unsubscribes: u64,
     last_of_pusher: BTreeMap<usize, u64>,
-    /// When the first byte of the frame that is not whole yet came.
+    /// When the first byte of the incomplete frame arrived.
     begun_ms: u64,
 }
 
@@ -79,7 +80,7 @@ impl Receiver {
         Self { is_server: true, owed, ..Self::new(cid, pid, node) }
     }
 
-    /// `bytes` arrived; `connect_tags` are those that it connected with.
+    /// Handles received bytes; `connect_tags` are the tags that it connected with.
     pub fn receive(&mut self, bytes: &[u8], connect_tags: &[String], now_ms: u64) {
         assert!(bytes.is_empty() || self.close_code.is_none(), "bytes after a Close frame");
         if self.bytes.is_empty() {
@@ -99,13 +100,13 @@ impl Receiver {
         self.bytes.drain(..at);
     }
 
-    /// Its socket is closed: what came ends with a whole frame, unless the socket broke.
+    /// Its socket is closed: the stream ends with a complete frame, unless the socket broke.
     pub fn end(&self, broke: bool) {
         assert!(broke || self.bytes.is_empty(), "the stream ends inside a frame: {:?}", self.bytes);
         assert!(broke || self.close_code.is_some(), "the stream ends without a Close frame");
     }
 
-    /// Nothing is under way to this client: what it is still owed ran out of time.
+    /// Asserts that nothing is in flight to this client: what it has not received has expired.
     pub fn assert_served(&mut self, now_ms: u64) {
         while let Some(owed) = self.owed.pop_front() {
             match owed {
@@ -190,7 +191,7 @@ impl Receiver {
         }
     }
 
-    /// The next that is due. Pushes whose time ran out may be missing.
+    /// Takes the next entry that is due. Expired pushes may be missing.
     fn next_owed(&mut self, push_id: Option<u64>, now_ms: u64) -> Option<Owed> {
         loop {
             match self.owed.pop_front()? {
@@ -201,7 +202,8 @@ impl Receiver {
     }
 }
 
-/// Bytes of the server frame that begins `bytes`, head included; `None` if its head is not whole.
+/// Returns the length of the server frame at the beginning of `bytes`, head included; `None` if its
+/// head is incomplete.
 fn server_frame_bytes(bytes: &[u8]) -> Option<usize> {
     let length_at = |width: usize| {
         let digits = bytes.get(2..2 + width)?;

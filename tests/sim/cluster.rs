@@ -1,30 +1,32 @@
-//! The second simulation: nodes on one Redis. Brokers and workers are the shipping ones; Redis, the
-//! links, the threads' queues, the clients and the pushers are simulated, and so are their faults:
-//! links that break or fall silent, a Redis that stops, dies or refuses, nodes that die or are told
-//! to end. What business servers must get is in `business`, and whether they get it in `dues`.
+//! The second simulation: several nodes on one Redis. Brokers and workers are the shipping ones;
+//! Redis, the links, the threads' queues, the clients and the pushers are simulated, and so are
+//! their faults: links that break or fall silent, a Redis that stops, dies or refuses, nodes that
+//! die or shut down. What business servers must receive is in `business`; whether they receive it
+//! is checked in `dues`.
 //!
-//! What holds, whatever happens:
-//! 1. a client gets a push at most once, and of pushes with one key within five minutes one;
-//! 2. one pusher's pushes reach a client in order, also where a push was sent twice, and something
-//!    later of the same pusher was published before the second time: who has missed it the first
-//!    time misses it for good, and that is counted;
+//! Invariants:
+//! 1. a client gets a push at most once, and of pushes with one key within five minutes only one;
+//! 2. one pusher's pushes reach a client in order. If a push was sent twice, and a later one of the
+//!    same pusher was published in between, a client that missed the first copy never gets the
+//!    push, and that is counted;
 //! 3. a push reaches exactly the clients that match it (`core::Core::handle_envelope`);
-//! 4. a push that was accepted, and was begun after a client had its welcome or its answer, reaches
-//!    it, unless something happened to its node's links meanwhile, or Redis refused it first and
-//!    the link was lost with that answer; then what did not come is counted, exactly (see `gaps`);
-//! 5. a push has one outcome, and that is true: accepted ones were published, refused ones never
-//!    were (see `truth`);
-//! 6. who waits for a subscription is answered, at the latest when the loss of the link is noticed;
-//! 7. links are not given up for nothing, a silent one is given up within two seconds, and after
-//!    the last fault all nodes are ready soon;
-//! 8. nothing stays behind of clients that have left, of pushes or requests that were answered;
-//! 9. nodes know of each other and of the business servers there, soon, and no node is lost that
-//!    is well (see `members`);
-//! 10. what happens to a client is told to the business servers elsewhere that its worker knows,
-//!     unless something happened to their node's links, or Redis refused it (see `dues`); and is
-//!     not published where nobody elsewhere wants to hear it;
-//! 11. a request is refused only if something stood in its way (see `dues`);
-//! 12. a message with numbers that its node never gave out changes nothing.
+//! 4. an accepted push that began after a client had its welcome or its answer reaches that client,
+//!    unless its node's links had a fault meanwhile, or Redis refused it first and the link was
+//!    lost with that answer; then the missing ones are counted, exactly (see `gaps`);
+//! 5. a push has one outcome, and it is true: accepted ones were published, refused ones never were
+//!    (see `truth`);
+//! 6. whoever waits for a subscription gets an answer, at the latest when the loss of the link is
+//!    noticed;
+//! 7. links are not given up without cause, a silent one is given up within two seconds, and after
+//!    the last fault all nodes are soon ready;
+//! 8. nothing remains of clients that have left, nor of answered pushes or requests;
+//! 9. nodes soon know of each other and of each other's business servers, and no healthy node is
+//!    declared lost (see `members`);
+//! 10. an event of a client reaches the business servers elsewhere that its worker knows, unless
+//!     their node's links had a fault, or Redis refused it (see `dues`); it is not published if
+//!     nobody elsewhere subscribes to it;
+//! 11. a request is refused only for cause (see `dues`);
+//! 12. a message with sequence numbers that its node never issued changes nothing.
 
 mod core;
 mod dues;
@@ -66,13 +68,13 @@ const PIDS: [&str; 2] = ["shop", "game"];
 const UIDS: [&str; 6] = ["u0", "u1", "u 2", "ü3", "u:4", "a user whose name is not short"];
 const TAGS: [&str; 5] = ["t0", "t1", "t2", "t\"3", "u0"];
 const DEVICES: [&str; 3] = ["", "ios", "web"];
-/// After the last fault all nodes are ready within this: a silent link is noticed, the longest
-/// back-off and the next attempt.
+/// Time after the last fault within which all nodes are ready: a silent link is noticed, the
+/// longest back-off passes, and the next attempt succeeds.
 const READY_AGAIN_MS: u64 = 8_000;
-/// Numbers are repeated for a minute.
+/// Sequence numbers are announced for a minute.
 const QUIET_MS: u64 = 70_000;
 
-/// What is the same in a whole run.
+/// Settings of a whole run.
 pub struct Setup {
     seed: u64,
     routing: Routing,
@@ -81,15 +83,15 @@ pub struct Setup {
     credentials: Credentials,
     /// Workers of each node.
     workers: Vec<usize>,
-    /// One fault in so many steps; 0: none.
+    /// Average number of steps between two faults; 0: none.
     calm_steps: usize,
     request_timeout_ms: u64,
     server_outbox_bytes: usize,
-    /// Some clients ask more than can be kept.
+    /// Some clients send more requests than can be kept.
     has_floods: bool,
 }
 
-/// Until when a link may be given up though nothing broke.
+/// Until when a link may be given up although nothing broke.
 #[derive(Default)]
 pub struct Excuses {
     slow_until_ms: u64,
@@ -108,21 +110,21 @@ impl Log {
     }
 }
 
-/// All that is outside of the nodes.
+/// Everything outside the nodes.
 pub struct World {
     rng: Rng,
     now_ms: u64,
     setup: Setup,
     redis: Redis,
-    /// Lives of nodes that followed another one.
+    /// Number of incarnations that followed another one.
     births: u64,
     truth: Truth,
     business: Business,
-    /// Requests whose answers have come to their clients, to be judged.
+    /// Requests whose answers have reached their clients, still to be checked.
     answered: Vec<usize>,
     excuses: Excuses,
-    /// When Redis last was away, stopped, refused something, or got a backlog of what was held back
-    /// because its output buffers are small; when it last refused.
+    /// When Redis last was away, stopped, refused something, or got a backlog held back because its
+    /// output buffers are small; when it last refused.
     trouble_ms: u64,
     refused_ms: u64,
     log: Log,
@@ -130,18 +132,18 @@ pub struct World {
 
 pub struct Cluster {
     world: World,
-    /// `None`: dead until then.
+    /// `Err`: dead until then.
     nodes: Vec<Result<Node, u64>>,
-    /// When each node died last.
+    /// When each node last died.
     died_ms: BTreeMap<usize, u64>,
-    /// Lives of nodes that were told to end: when they were over, and whether they have said all.
+    /// Incarnations that shut down: when they ended, and whether they sent everything.
     departures: BTreeMap<(usize, u64), (u64, bool)>,
     pushers: Vec<Pusher>,
     server_pushers: BTreeMap<u64, usize>,
     next_pusher: usize,
     pushed: u64,
     dues: Vec<Due>,
-    /// Refusals of requests that were looked at closely.
+    /// Number of refused requests that were checked in detail.
     judged: u64,
     is_ending: bool,
     stalled_since_ms: Option<u64>,
@@ -180,7 +182,7 @@ impl Simulation for Cluster {
             server_outbox_bytes: *rng.pick(&[2_000, 1 << 20, 1 << 20]),
         };
         let mut redis = Redis::new(rng.chance(70), password);
-        // What a flood asks would leave it one by one.
+        // The requests of a flood would go out one by one.
         if !setup.has_floods && rng.chance(30) {
             redis.output_limit = random_output_limit(&mut rng);
         }
@@ -246,7 +248,7 @@ impl Simulation for Cluster {
         }
     }
 
-    /// No more faults: what must have happened has happened, and nothing stays behind.
+    /// Stops the faults: everything due must have happened, and nothing may remain.
     fn end(&mut self) {
         self.world.log.note("no more faults".into());
         self.is_ending = true;
@@ -267,7 +269,7 @@ impl Simulation for Cluster {
         self.world.truth.published.check();
         for node in self.nodes.iter().flatten() {
             assert!(node.broker.is_ready());
-            // A ping, a canary and a few tails.
+            // Room for a ping, a canary and a few tails.
             assert!(node.counters.pending_bytes.value() < 5_000);
             assert!(node.cores.iter().all(|core| !core.is_anybody_waiting()));
         }
@@ -296,7 +298,7 @@ impl Simulation for Cluster {
 }
 
 impl Cluster {
-    /// Time passes, and everybody does what is due.
+    /// Lets time pass, and everybody do what is due.
     fn pass(&mut self, step_ms: u64) {
         let world = &mut self.world;
         for node in self.nodes.iter_mut().flatten().filter(|_| step_ms > 0) {
@@ -375,7 +377,7 @@ impl Cluster {
         }
     }
 
-    /// A node is dead until then.
+    /// Keeps a node dead until then.
     fn end_node(&mut self, index: usize, until_ms: u64) {
         let world = &mut self.world;
         if let Ok(node) = std::mem::replace(&mut self.nodes[index], Err(until_ms)) {
@@ -425,7 +427,7 @@ impl Cluster {
             20..22 => self.new_pusher(index, worker),
             22..24 if servers.len() < MAX_SERVERS => node.connect_server(worker, world),
             24 if !servers.is_empty() => {
-                // Rather one that has not read all that it is to be asked.
+                // Preferably one that has not read all of its requests.
                 let is_slow = |(worker, server): &&(usize, u64)| {
                     node.cores[*worker].servers[server].is_blocked
                 };
@@ -518,7 +520,8 @@ impl Cluster {
 
     // Checks.
 
-    /// Who was to get a push that was accepted a while ago has it, unless its node was cut off.
+    /// Checks that the matching clients have a push that was accepted a while ago, unless their
+    /// node was cut off.
     fn check_settled(&mut self) {
         while let Some(id) = self.world.truth.next_settled(self.world.now_ms) {
             let truth = &mut self.world.truth;
@@ -549,7 +552,7 @@ impl Cluster {
         }
     }
 
-    /// Nothing is under way any more.
+    /// Checks that nothing is in flight any more.
     fn check_quiet(&self) {
         let business = &self.world.business;
         assert!(business.requests.open.values().all(Vec::is_empty), "requests without an answer");
@@ -581,7 +584,7 @@ impl Cluster {
         }
     }
 
-    /// A minute after the last client has left nothing is heard any more but oneself.
+    /// A minute after the last client has left, a node subscribes only to its own channels.
     fn leave_all(&mut self) {
         for node in self.nodes.iter_mut().flatten() {
             let here: Vec<(u64, usize)> =

@@ -1,11 +1,11 @@
-//! Simulators. `net`: one node of several `state::Worker`s in memory, with simulated sockets,
-//! clients that behave and clients that do not. `cluster`: several nodes, each with a broker,
-//! on a simulated Redis, with clients that are simple and links that break. Time is simulated,
-//! and everything that happens follows from one seed.
+//! Simulators. `net`: one node of several `state::Worker`s in memory, with simulated sockets and
+//! with well-behaved and misbehaving clients. `cluster`: several nodes, each with a broker, on a
+//! simulated Redis, with simple clients and links that break. Time is simulated, and everything
+//! that happens follows from one seed.
 //!
-//! The seeds are the same each time, so that a change fails for what it does. `SIM_RUNS=300` makes
+//! The seeds are the same each time, so that a failure is due to a change. `SIM_RUNS=300` makes
 //! more runs, with new seeds (`make sim`); `SIM_SEED=7` repeats one, with both the runs begin at
-//! that seed; `SIM_STEPS` lengthens each. A failure prints its seed and what happened last.
+//! that seed; `SIM_STEPS` lengthens each. A failure prints its seed and the last events.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,10 +25,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 trait Simulation {
     fn new(seed: u64) -> Self;
     fn step(&mut self);
-    /// Lets everything come to its end, and looks at what is left.
+    /// Lets everything finish, and checks what remains.
     fn end(&mut self);
     fn log(&self) -> &VecDeque<String>;
-    /// What was done: the same for the same seed.
+    /// Returns counts of what was done: the same for the same seed.
     fn totals(&self) -> Vec<u64>;
 }
 
@@ -56,7 +56,7 @@ fn run<S: Simulation>(test: &str, seed: u64, steps: u64) -> S {
     simulation
 }
 
-/// Many runs, or the one that is asked for. Returns the sum of their totals.
+/// Makes many runs, or the requested one. Returns the sum of their totals.
 fn run_many<S: Simulation>(test: &str, runs: u64, steps: u64) -> Vec<u64> {
     let steps = setting("SIM_STEPS").unwrap_or(steps);
     let (first, runs) = match (setting("SIM_SEED"), setting("SIM_RUNS")) {
@@ -77,7 +77,7 @@ fn run_many<S: Simulation>(test: &str, runs: u64, steps: u64) -> Vec<u64> {
     sum
 }
 
-/// The first line stays, of the others the last `most`.
+/// Keeps the first line, and the last `most` of the others.
 fn numbered_log(lines: &mut VecDeque<String>, most: usize, now_ms: u64, line: String) {
     if lines.len() > most {
         lines.remove(1);

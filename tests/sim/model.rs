@@ -1,4 +1,5 @@
-//! Who must get what, said with plain lists and loops. Nothing here knows how the server does it.
+//! Who must get what, expressed with plain lists and loops. Nothing here knows how the server does
+//! it.
 
 use std::collections::BTreeMap;
 use ws_cluster::types::Cid;
@@ -11,7 +12,7 @@ pub struct Person {
     pub pid: &'static str,
     pub uid: String,
     pub device: String,
-    /// In the order in which they were subscribed.
+    /// In the order of subscription.
     pub tags: Vec<String>,
 }
 
@@ -26,7 +27,7 @@ pub struct Push {
     pub except_cids: Option<Vec<u64>>,
     pub accepted_ms: u64,
     pub ttl_ms: u32,
-    /// Who pushed it, and its how-many-eth that was.
+    /// Its pusher, and its sequence number there.
     pub pusher: usize,
     pub number: u64,
     pub data: String,
@@ -37,7 +38,7 @@ impl Push {
         self.ttl_ms != 0 && now_ms >= self.accepted_ms + u64::from(self.ttl_ms)
     }
 
-    /// Sorts its selectors, and leaves out repetitions, as a reader of JSON does.
+    /// Sorts its selectors and removes duplicates, as a JSON reader does.
     pub fn sort_selectors(&mut self) {
         for names in [&mut self.uids, &mut self.tags, &mut self.devices].into_iter().flatten() {
             names.sort();
@@ -49,7 +50,7 @@ impl Push {
         }
     }
 
-    /// Its selectors as an envelope takes them.
+    /// Returns its selectors as an envelope takes them.
     pub fn targets(&self) -> TargetsBuf {
         let names = |list: &Option<Vec<String>>| {
             list.as_ref().map(|list| {
@@ -74,7 +75,7 @@ impl Push {
         }
     }
 
-    /// Whether a connection with these tags is meant.
+    /// Returns whether it is for a connection with these tags.
     pub fn is_for(&self, cid: u64, person: &Person, tags: &[String]) -> bool {
         let given = |list: &Option<Vec<String>>, ok: &dyn Fn(&String) -> bool| match list {
             None => true,
@@ -89,14 +90,14 @@ impl Push {
     }
 }
 
-/// Everybody who is here, by client id.
+/// All connections, by client id.
 #[derive(Debug, Default)]
 pub struct Model {
     pub people: BTreeMap<u64, Person>,
 }
 
 impl Model {
-    /// The client ids of `worker` that `push` is for.
+    /// Returns the client ids of `worker` that `push` is for.
     pub fn matching(&self, worker: usize, push: &Push) -> Vec<u64> {
         let here = self.people.iter().filter(|(_, person)| person.worker == worker);
         here.filter(|(cid, person)| push.is_for(**cid, person, &person.tags))
@@ -104,8 +105,7 @@ impl Model {
             .collect()
     }
 
-    /// Subscribes in order; `None` where that would be more than `max` tags, and then nothing
-    /// changed.
+    /// Subscribes in order; `None` if that would exceed `max` tags, and then nothing has changed.
     pub fn subscribe(&mut self, cid: u64, tags: &[String], max: usize) -> Option<Vec<String>> {
         let person = self.people.get_mut(&cid)?;
         let mut all = person.tags.clone();

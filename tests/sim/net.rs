@@ -1,4 +1,4 @@
-//! The node and its surroundings: workers, the queues between them, sockets and the clients and
+//! The node and its surroundings: workers, the queues between them, sockets, and the clients and
 //! business servers behind them.
 
 mod sending;
@@ -39,7 +39,7 @@ const UIDS: [&str; 5] = ["u0", "u1", "u 2", "ü3", "a user whose name does not f
 const TAGS: [&str; 8] = ["t0", "t1", "t2", "t3", "t\"4", "u0", "tag é", "t7"];
 const DEVICES: [&str; 3] = ["", "ios", "web"];
 
-/// What a client sent, in the order in which the server must come upon it.
+/// What a client sent, in the order in which the server must handle it.
 #[derive(Debug, Clone)]
 enum Intent {
     Subscribe {
@@ -79,16 +79,16 @@ struct Client {
     is_slow: bool,
     /// Answers pings.
     is_lively: bool,
-    /// Some send was not taken whole.
+    /// Some send was taken only in part.
     was_short: bool,
     /// Its socket broke.
     is_gone: bool,
     /// The server waits for room in its socket.
     is_blocked: bool,
-    /// The server decided to close it, at that time.
+    /// When the server decided to close it.
     closing_ms: Option<u64>,
     heard_ms: u64,
-    /// Sent, and not read by the server.
+    /// Sent, but not read by the server.
     up: Vec<u8>,
     intents: VecDeque<Intent>,
     inbound: Option<Box<Inbound>>,
@@ -96,7 +96,7 @@ struct Client {
     unsubscribes_sent: u64,
 }
 
-/// A message on its way to another worker.
+/// A message in flight to another worker.
 struct Parcel {
     due_ms: u64,
     word: Word,
@@ -106,7 +106,7 @@ enum Word {
     Push {
         bytes: Vec<u8>,
         push: Rc<Push>,
-        /// Who had it in writing, when the push was accepted, that they are subscribed.
+        /// Clients whose subscription was acknowledged when the push was accepted.
         promised: Vec<(u64, u64)>,
     },
     Relay(Vec<u8>),
@@ -116,20 +116,20 @@ enum Word {
 struct Core {
     worker: Worker,
     counters: Arc<Counters>,
-    /// Who is in which slot, until it is released.
+    /// The client in each slot, until it is released.
     slots: BTreeMap<u32, u64>,
     generation: u32,
-    /// One queue from each worker.
+    /// One queue from each other worker.
     inboxes: Vec<VecDeque<Parcel>>,
     /// What it knows of business servers of other workers.
     told: BTreeMap<u64, wants::Server>,
-    /// Of each client elsewhere the event that was told of last, and the next after it.
+    /// For each client elsewhere, the last event that was forwarded, and the next one.
     heard_events: BTreeMap<u64, usize>,
-    /// Until then the queue to each worker takes nothing; notices for it wait.
+    /// Until then the queue to each worker is full; notices for it wait.
     full_until_ms: Vec<u64>,
     late: VecDeque<(usize, Notice)>,
     matched: u64,
-    /// Of clients that have left.
+    /// Pushes received by clients that have left.
     received: u64,
     closes: [u64; CLOSE_CAUSES.len()],
 }
@@ -143,10 +143,10 @@ pub struct Node {
     model: Model,
     pushed: u64,
     business: Business,
-    /// Requests in flight, as all workers count them.
+    /// Requests in flight, counted by all workers.
     loads: Arc<Loads>,
-    /// Events that business servers must have when everything has arrived: the server, the client
-    /// and its how-many-eth.
+    /// Events that business servers must have once everything has arrived: the server, the client
+    /// and the event's sequence number.
     dues: Vec<(u64, u64, usize)>,
     is_ending: bool,
     log: VecDeque<String>,
@@ -232,7 +232,7 @@ impl Simulation for Node {
         &self.log
     }
 
-    /// What was matched, delivered and closed.
+    /// Returns the numbers of matches, deliveries and closes.
     fn totals(&self) -> Vec<u64> {
         let closes = |core: &Core| core.closes.iter().sum();
         let total = |core: &Core| [core.matched, core.counters.deliveries.value(), closes(core)];
@@ -256,7 +256,7 @@ impl Simulation for Node {
         }
     }
 
-    /// Everybody leaves, one way or the other, and nothing stays behind.
+    /// Disconnects everybody, in one way or another; nothing may remain.
     fn end(&mut self) {
         self.quiesce();
         self.is_ending = true;
@@ -294,7 +294,7 @@ impl Simulation for Node {
 }
 
 impl Node {
-    /// One thing that can happen at any time, also while a batch is being sent.
+    /// Performs one action that can happen at any time, even while a batch is being sent.
     fn event(&mut self, worker: usize) {
         match self.rng.below(100) {
             0..8 => self.connect(worker),
@@ -370,7 +370,7 @@ impl Node {
         self.notice_closes(worker);
     }
 
-    /// The worker reads from one of its sockets.
+    /// Has the worker read from one of its sockets.
     fn read(&mut self, worker: usize) {
         let core = &self.cores[worker];
         let can_read = |client: &Client| {
@@ -461,7 +461,7 @@ impl Node {
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }
 
-    /// The parcels that are due arrive; each queue in its order.
+    /// Delivers the parcels that are due; each queue in its order.
     fn deliver_parcels(&mut self, worker: usize, all: bool) {
         for from in 0..self.cores.len() {
             while let Some(parcel) = self.cores[worker].inboxes[from].front()
@@ -520,7 +520,7 @@ impl Node {
         }
     }
 
-    /// A client's socket breaks; the server learns of it now or with its next send.
+    /// Breaks a client's socket; the server notices now or with its next send.
     fn vanish(&mut self) {
         let open = self.open_clients();
         if open.is_empty() {
@@ -551,7 +551,7 @@ impl Node {
         }
     }
 
-    /// Everything that is under way arrives: then every client has what it is owed.
+    /// Lets everything in flight arrive: then every client has what it must have.
     fn quiesce(&mut self) {
         self.note("quiesce".into());
         let workers = self.cores.len();
@@ -588,7 +588,7 @@ impl Node {
         }
     }
 
-    /// The worker closed somebody by itself: from now on nothing is for them.
+    /// Handles connections that the worker closed by itself: from now on they receive nothing.
     fn notice_closes(&mut self, worker: usize) {
         let core = &mut self.cores[worker];
         let closes = std::array::from_fn(|cause| core.counters.closes(cause));
@@ -605,7 +605,7 @@ impl Node {
         let mut closed: Vec<u64> = closed.collect();
         let count = closes.iter().sum::<u64>() - before.iter().sum::<u64>();
         assert_eq!(closed.len() as u64, count);
-        // Business servers that were closed last were told of those that were closed first.
+        // Business servers that were closed last were notified of those that were closed first.
         closed.sort_by_key(|cid| self.clients[cid].business.is_some());
         for cid in closed {
             self.client(cid).closing_ms = Some(self.now_ms);

@@ -1,4 +1,4 @@
-//! What the tests on real sockets share: a running server, signatures, HTTP and raw frames.
+//! Shared by the tests on real sockets: a running server, signatures, HTTP and raw frames.
 
 // Every test binary has its own copy, and none uses all of it.
 #![allow(dead_code)]
@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use ws_cluster::wire::sign::{Secret, sign_hex};
 
-/// How long a test waits for what must come. Nothing is expected to take a part of it.
+/// How long a test waits for what must happen. Everything is expected to take a fraction of it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Waits until `check` is true.
@@ -23,10 +23,10 @@ pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-/// A ws-cluster on free ports, stopped when it is dropped.
+/// A ws-cluster on free ports, stopped when dropped.
 pub struct Server {
     child: Child,
-    /// All that it says: its log, and what goes to standard error.
+    /// Its output: its log, and standard error.
     told: Option<[JoinHandle<String>; 2]>,
     pub ws: SocketAddr,
     pub http: SocketAddr,
@@ -62,7 +62,7 @@ impl Server {
         Self { child, told: Some([reading(stdout, before), errors]), ws, http, metrics }
     }
 
-    /// Stops it; it must end well and have complained of nothing that it calls an error.
+    /// Stops it; it must exit successfully and have logged no error.
     pub fn stop(mut self) {
         let status = self.terminate();
         let told = self.told.take().unwrap().map(|told| told.join().unwrap()).concat();
@@ -87,7 +87,7 @@ impl Server {
         }
     }
 
-    /// The series as it stands in `/metrics`, labels included; 0 where it is not there.
+    /// Returns the series as written in `/metrics`, labels included; 0 if it is absent.
     pub fn metric(&self, series: &str) -> u64 {
         let answer = Http::open(self.metrics).get("/metrics");
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -105,7 +105,7 @@ impl Drop for Server {
     }
 }
 
-/// Reads it to its end, on a thread of its own so that the writer never waits.
+/// Reads to the end, on a separate thread so that the writer never blocks.
 fn reading(mut from: impl Read + Send + 'static, mut text: String) -> JoinHandle<String> {
     thread::spawn(move || {
         let _ = from.read_to_string(&mut text);
@@ -113,7 +113,7 @@ fn reading(mut from: impl Read + Send + 'static, mut text: String) -> JoinHandle
     })
 }
 
-/// A TCP connection on which a read that waits for ever is an error.
+/// Opens a TCP connection on which a read that never returns is an error.
 pub fn open_tcp(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -122,7 +122,7 @@ pub fn open_tcp(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// The parameters as a signed query or form.
+/// Returns the parameters as a signed query or form.
 pub fn signed(path: &str, params: &[(&str, &str)], secret: &str) -> String {
     let mut params = params.to_vec();
     params.sort_unstable();
@@ -144,7 +144,7 @@ pub fn escaped(text: &str) -> String {
     })
 }
 
-/// An HTTP connection that is kept.
+/// A keep-alive HTTP connection.
 pub struct Http {
     stream: BufReader<TcpStream>,
 }
@@ -164,7 +164,7 @@ impl Http {
         self.ask(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     }
 
-    /// A JSON body, signed in the head.
+    /// Posts a JSON body, signed in a header.
     pub fn post_json(&mut self, path: &str, body: &str, secret: &str) -> Answer {
         let parts: [&[u8]; 3] = [path.as_bytes(), b"\n", body.as_bytes()];
         let sign = sign_hex(&Secret::new(secret.as_bytes()), &parts);
@@ -184,7 +184,7 @@ impl Http {
         ))
     }
 
-    /// Sends a whole request and reads its answer.
+    /// Sends a complete request and reads its response.
     pub fn ask(&mut self, request: &str) -> Answer {
         self.stream.get_mut().write_all(request.as_bytes()).unwrap();
         self.answer()
@@ -209,7 +209,7 @@ impl Http {
     }
 }
 
-/// The request that opens a WebSocket connection, and what answers its key.
+/// Returns the request that opens a WebSocket connection, with a fixed key.
 pub fn handshake(target: &str) -> String {
     format!(
         "GET {target} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -220,13 +220,13 @@ pub fn handshake(target: &str) -> String {
 /// The answer to the key in [`handshake`] (RFC 6455 section 1.3).
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// A WebSocket connection whose bytes the test writes itself.
+/// A WebSocket connection on which the test writes the bytes itself.
 pub struct Raw {
     pub stream: TcpStream,
 }
 
 impl Raw {
-    /// Connects and is let in.
+    /// Connects and completes the handshake.
     pub fn open(address: SocketAddr, target: &str) -> Self {
         let mut raw = Self { stream: open_tcp(address) };
         raw.stream.write_all(handshake(target).as_bytes()).unwrap();
@@ -235,7 +235,7 @@ impl Raw {
         raw
     }
 
-    /// The response's head and not one byte more.
+    /// Reads the response's head and not one byte more.
     pub fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -250,7 +250,7 @@ impl Raw {
         read
     }
 
-    /// The next frame's first byte and payload.
+    /// Reads the next frame; returns its first byte and payload.
     pub fn frame(&mut self) -> (u8, Vec<u8>) {
         let head = self.exactly(2);
         let number = |bytes: Vec<u8>| bytes.iter().fold(0, |sum, &b| sum << 8 | usize::from(b));
@@ -263,7 +263,7 @@ impl Raw {
         (head[0], self.exactly(length))
     }
 
-    /// Reads on to the Close frame and to the end of the stream behind it; its code.
+    /// Reads to the Close frame and to the end of the stream after it; returns its code.
     pub fn close_code(&mut self) -> u16 {
         loop {
             let (first, payload) = self.frame();
@@ -275,13 +275,13 @@ impl Raw {
         }
     }
 
-    /// The stream ends here, with FIN: a reset is an error.
+    /// Returns whether the stream ends here, with FIN: a reset is an error.
     pub fn is_at_end(&mut self) -> bool {
         self.stream.read(&mut [0]).unwrap() == 0
     }
 }
 
-/// A client's frame with that first byte.
+/// Returns a client's frame with that first byte.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x37, 0xfa, 0x21, 0x3d];
     let mut frame = vec![first];
@@ -291,7 +291,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A server's frame with that first byte.
+/// Returns a server's frame with that first byte.
 pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     write_length(&mut frame, 0, payload.len());

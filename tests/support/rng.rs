@@ -1,4 +1,4 @@
-//! Numbers that look random and repeat with their seed.
+//! Pseudo-random numbers that repeat with their seed.
 
 /// SplitMix64: a stream of numbers from one seed.
 pub struct Rng(pub u64);
@@ -16,7 +16,7 @@ impl Rng {
         (self.number() % n.max(1) as u64) as usize
     }
 
-    /// True in `percent` of 100 cases.
+    /// Returns true in `percent` of 100 cases.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }

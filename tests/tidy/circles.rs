@@ -1,36 +1,36 @@
-//! That no modules import each other in a circle.
+//! Checks that no modules import each other in a circle.
 //!
-//! A module and what is below it count as one for those beside it, and may know each other: a file
-//! is split that way. Two modules side by side may not, whether a name is imported or written out,
-//! and whether it comes from its own file or is exported again above it.
+//! For its siblings, a module counts as one with everything below it, which may import each other:
+//! a file is split that way. Sibling modules may not form a circle, whether a name is imported or
+//! written out, and whether it comes from its own file or is re-exported above it.
 
 use super::{Source, first_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-/// A module's path from the root of the crate.
+/// A module's path from the crate root.
 type Module = Vec<String>;
 
-/// One file of the crate.
+/// A file of the crate.
 struct File {
-    /// Its code that ships.
+    /// Its shipping code.
     code: String,
-    /// Names that it exports from elsewhere, and what each stands for.
+    /// Names that it re-exports, and the path that each stands for.
     exports: BTreeMap<String, Vec<String>>,
 }
 
 struct Tree(BTreeMap<Module, File>);
 
-/// What imports what, with an import that shows it.
+/// The import graph, with one import as an example of each edge.
 type Imports = BTreeMap<Module, BTreeMap<Module, String>>;
 
-/// What is in a circle, one line for each import; empty: nothing is.
+/// Returns the imports that form circles, a line each; empty: there are none.
 pub fn circles<'a>(files: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let tree = Tree::new(files);
     let mut imports = tree.imports();
     loop {
-        // Whoever imports nothing that is left, or is imported by nobody that is left, is in no
-        // circle.
+        // A module that imports none of the remaining ones, or is imported by none of them, is in
+        // no circle.
         let left: BTreeSet<Module> = imports.keys().cloned().collect();
         let imported: BTreeSet<Module> =
             imports.values().flat_map(|to| to.keys().cloned()).collect();
@@ -65,7 +65,8 @@ impl Tree {
         Self(tree)
     }
 
-    /// Between modules that are side by side somewhere above the files that import each other.
+    /// Returns the imports between sibling modules, somewhere above the files that import each
+    /// other.
     fn imports(&self) -> Imports {
         let mut imports = Imports::new();
         for (from, file) in &self.0 {
@@ -82,7 +83,7 @@ impl Tree {
         imports
     }
 
-    /// The module that a path's name comes from; `None`: it is of another crate.
+    /// Returns the module that a path's name comes from; `None`: it belongs to another crate.
     fn resolve(&self, path: &[String], depth: usize) -> Option<&Module> {
         let (module, file, length) = (0..=path.len()).rev().find_map(|length| {
             let (module, file) = self.0.get_key_value(&path[..length])?;
@@ -99,14 +100,14 @@ fn module_of(path: &str) -> Option<Module> {
     let inside = path.strip_prefix("src/")?.strip_suffix(".rs")?;
     let inside = inside.strip_suffix("/mod").unwrap_or(inside);
     match inside {
-        // A crate of its own.
+        // A separate crate.
         "main" => None,
         "lib" => Some(Module::new()),
         _ => Some(inside.split('/').map(String::from).collect()),
     }
 }
 
-/// The paths of a file that begin with `crate` or `super`, from the root.
+/// Returns the paths of a file that begin with `crate` or `super`, from the root.
 fn paths(module: &[String], code: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -121,7 +122,7 @@ fn paths(module: &[String], code: &str) -> Vec<Vec<String>> {
     found.iter().map(|path| absolute(module, path)).collect()
 }
 
-/// What a file exports that is not its own: `pub use`.
+/// Returns the re-exports of a file: `pub use`.
 fn exports(module: &[String], code: &str) -> BTreeMap<String, Vec<String>> {
     let mut found = Vec::new();
     for (at, start) in code.match_indices("use ") {
@@ -134,7 +135,7 @@ fn exports(module: &[String], code: &str) -> BTreeMap<String, Vec<String>> {
     found.iter().filter_map(named).collect()
 }
 
-/// A path as a file of this module has it, from the root.
+/// Converts a path in a file of this module to one from the root.
 fn absolute(module: &[String], path: &[&str]) -> Vec<String> {
     let mut base = match path.first() {
         Some(&"crate") => Module::new(),
@@ -150,7 +151,7 @@ fn absolute(module: &[String], path: &[&str]) -> Vec<String> {
     base
 }
 
-/// Reads a tree of paths, such as `a::{b, c::d}`, from the start of `text`. Returns what follows.
+/// Parses a tree of paths, such as `a::{b, c::d}`, from the start of `text`. Returns the rest.
 fn read_tree<'t>(text: &'t str, before: &[&'t str], found: &mut Vec<Vec<&'t str>>) -> &'t str {
     let (mut path, mut rest) = (before.to_vec(), text);
     loop {
@@ -158,7 +159,7 @@ fn read_tree<'t>(text: &'t str, before: &[&'t str], found: &mut Vec<Vec<&'t str>
             rest = group.trim_start();
             while !rest.is_empty() && !rest.starts_with('}') {
                 rest = read_tree(rest, &path, found);
-                // Behind an alias, too.
+                // Also after an alias.
                 let end = rest.find([',', '}']).unwrap_or(rest.len());
                 rest = rest[end..].trim_start_matches(',').trim_start();
             }

@@ -1,4 +1,4 @@
-//! What happens to clients, as business servers must be told of it.
+//! Events of clients that business servers must receive.
 
 use super::Told;
 use serde_json::{Value, json};
@@ -6,27 +6,27 @@ use std::collections::BTreeMap;
 use ws_cluster::types::EventSet;
 use ws_cluster::wire::parcel;
 
-/// An event may be dated by the last tick of its worker.
+/// An event's time may be that of its worker's last tick.
 const STALE_MS: u64 = 200;
 
-/// Something that happened to a client.
+/// An event of a client.
 #[derive(Debug)]
 pub struct Happening {
     pub kind: EventSet,
     pub at_ms: u64,
-    /// What business servers are told of it; the time is left out.
+    /// Its contents as business servers receive them, without the time.
     said: Value,
-    /// Business servers of other workers that its worker knew then, and that want to hear it.
+    /// Business servers of other workers that its worker knew then and that subscribe to it.
     pub told_to: Vec<u64>,
 }
 
-/// One client, from its welcome to its end.
+/// A client, from its welcome to its end.
 #[derive(Debug)]
 pub struct Life {
     pub pid: &'static str,
     pub uid: String,
     pub device: String,
-    /// The node's number, and its life.
+    /// The node's number and incarnation.
     pub node: u16,
     pub epoch: u64,
     pub happenings: Vec<Happening>,
@@ -35,17 +35,17 @@ pub struct Life {
 #[derive(Debug, Default)]
 pub struct Events {
     pub lives: BTreeMap<u64, Life>,
-    /// What happened since somebody last looked: the client and its how-many-eth.
+    /// Events since the last look: the client, and the event's sequence number.
     pub fresh: Vec<(u64, usize)>,
 }
 
 impl Events {
-    /// A client comes.
+    /// Adds a client.
     pub fn begin(&mut self, cid: u64, life: Life) {
         assert!(self.lives.insert(cid, life).is_none(), "client id {cid} came twice");
     }
 
-    /// `detail`: the name of a member, and its value.
+    /// `detail`: the name and value of a member.
     pub fn happen(
         &mut self,
         cid: u64,
@@ -71,12 +71,12 @@ impl Events {
         &self.lives[&cid].happenings[index]
     }
 
-    /// Whether a text says exactly this.
+    /// Returns whether a text contains exactly this event.
     pub fn is_told(&self, cid: u64, index: usize, text: &Value) -> bool {
         let happening = self.get(cid, index);
         let mut text = text.clone();
         if happening.kind == EventSet::DISCONNECT && happening.said.get("reason").is_none() {
-            // One of several reasons.
+            // Any of several reasons.
             text.as_object_mut().map(|members| members.remove("reason"));
         }
         let Some(ts) = text.as_object_mut().and_then(|members| members.remove("ts")) else {
@@ -90,8 +90,9 @@ impl Events {
         is_then && text == happening.said
     }
 
-    /// Events of another worker: what they are, of which kind. Each was to be told elsewhere, and
-    /// none comes twice, or after a later one of its client. `heard`: of each client the next.
+    /// Checks events received from another worker, of the given kind. Each had to be sent to other
+    /// workers; none arrives twice, or after a later one of its client. `heard`: the next one
+    /// expected of each client.
     pub fn hear(
         &self,
         parcel: &parcel::Events<'_>,
@@ -111,7 +112,8 @@ impl Events {
         list
     }
 
-    /// Which of the things that had to be told elsewhere a text is; not one before `from`.
+    /// Finds the event, among those that had to be sent elsewhere, that a text contains; not one
+    /// before `from`.
     pub fn find(&self, text: &Value, from: impl Fn(u64) -> usize) -> Option<(u64, usize)> {
         let cid: u64 = text["client_id"].as_str()?.parse().ok()?;
         let count = self.lives.get(&cid)?.happenings.len();

@@ -1,4 +1,4 @@
-//! Who asked what, who was asked, and what came of it.
+//! Requests: who sent them, who received them, and their outcomes.
 
 use super::{Business, Profile};
 use crate::rng::Rng;
@@ -6,12 +6,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use ws_cluster::types::Cid;
 
-/// A timeout comes so much later than its time at most: a tick, a step, and the way to the socket.
+/// Maximum delay of a timeout: a tick, a step, and the way to the socket.
 const LATE_MS: u64 = 300;
-/// So many bytes of requests wait for a business server, each so much longer than its data at most.
+/// Maximum bytes of requests that wait for a business server, and the overhead of each beyond its
+/// data.
 const MAX_BACKLOG_BYTES: usize = 1 << 20;
 const MOST_OVERHEAD_BYTES: usize = 300;
-/// So many requests of one client may wait.
+/// Maximum number of one client's waiting requests.
 pub const MAX_OF_CLIENT: usize = 1_000;
 
 /// A client's request.
@@ -21,7 +22,7 @@ pub struct Request {
     pub pid: &'static str,
     pub uid: String,
     pub device: String,
-    /// Which node, in which life, and which worker has the client.
+    /// The client's node, that node's incarnation, and its worker.
     pub node: usize,
     pub epoch: u64,
     pub worker: usize,
@@ -29,24 +30,25 @@ pub struct Request {
     pub echo: Option<String>,
     pub data: String,
     pub sent_ms: u64,
-    /// Its id in the cluster, once somebody has seen it.
+    /// Its id in the cluster, once observed.
     pub id: Option<u64>,
-    /// The business servers that it was given to, and when.
+    /// The business servers that it was assigned to, and when.
     pub asked: Vec<(u64, u64)>,
-    /// It was given to nobody: there was no business server, or its client has too many.
+    /// It was assigned to nobody: there was no business server, or its client has too many
+    /// requests.
     pub has_no_server: bool,
     pub is_too_many: bool,
-    /// It could not be handed over.
+    /// It could not be sent.
     pub is_unsent: bool,
-    /// It waits for room in the socket of the server that is asked, or for its welcome.
+    /// It waits for room in the assigned server's socket, or for that server's welcome.
     pub is_kept: bool,
-    /// When the client's worker was told that the node of the server that is asked is lost.
+    /// When the client's worker learned that the assigned server's node is lost.
     pub lost_ms: Option<u64>,
-    /// The business server that got it, and when.
+    /// The business server that received it, and when.
     pub written: Option<(u64, u64)>,
-    /// What that server answered first, and when.
+    /// That server's first answer, and when.
     pub answer: Option<(String, u64)>,
-    /// What its client was told.
+    /// What its client received.
     pub told: Option<String>,
 }
 
@@ -54,13 +56,13 @@ pub struct Request {
 pub struct Requests {
     pub all: Vec<Request>,
     pub by_id: BTreeMap<u64, usize>,
-    /// Of each client that is there, those that were not answered.
+    /// Unanswered requests of each connected client.
     pub open: BTreeMap<u64, Vec<usize>>,
     pub timeout_ms: u64,
-    /// Some sockets are slow, so that nobody can say how late a timeout may come.
+    /// Some sockets are slow, so a timeout may be arbitrarily late.
     pub has_slow_clients: bool,
     answers: u64,
-    /// Answered with data, and refused by reason.
+    /// Number of answers with data, and of refusals by reason.
     pub outcomes: [u64; 6],
 }
 
@@ -68,21 +70,21 @@ pub const REFUSALS: [&str; 5] =
     ["no server", "timeout", "server gone", "too many requests wait", "the queue is down"];
 
 impl Requests {
-    /// A client asks. Returns the request's number.
+    /// Sends a client's request. Returns its number.
     pub fn begin(&mut self, request: Request) -> usize {
         self.open.entry(request.client).or_default().push(self.all.len());
         self.all.push(request);
         self.all.len() - 1
     }
 
-    /// The message that carries it.
+    /// Returns the message that carries it.
     pub fn text(&self, number: usize) -> String {
         let Request { echo, data, .. } = &self.all[number];
         let id = echo.as_ref().map(|echo| format!(r#""id":{},"#, Value::from(&**echo)));
         format!(r#"{{"type":"request",{}"data":{data}}}"#, id.unwrap_or_default())
     }
 
-    /// Data of the next request.
+    /// Returns data for the next request.
     pub fn data(&self, rng: &mut Rng) -> String {
         let number = self.all.len();
         let filler = if rng.chance(90) { rng.below(60) } else { rng.below(3_000) };
@@ -93,8 +95,8 @@ impl Requests {
         }
     }
 
-    /// An `id` for the next request of a client, or none: of those that wait each has another one,
-    /// so that it is known which of them is answered.
+    /// Returns an `id` for a client's next request, or none. Waiting requests of a client have
+    /// distinct ids, so that an answer identifies its request.
     pub fn echo(&self, client: u64, rng: &mut Rng) -> Option<String> {
         let mut open = self.open.get(&client).into_iter().flatten();
         let echo = match rng.below(4) {
@@ -106,19 +108,19 @@ impl Requests {
         if is_used { Some(format!("q{}", self.all.len())) } else { echo }
     }
 
-    /// How many of a client's requests were not answered.
+    /// Returns the number of a client's unanswered requests.
     pub fn open_of(&self, client: u64) -> usize {
         self.open.get(&client).map_or(0, Vec::len)
     }
 
-    /// A client is gone: nobody waits for its answers.
+    /// Forgets a client that has left: nobody waits for its answers.
     pub fn forget_client(&mut self, client: u64) {
         self.open.remove(&client);
     }
 
-    /// A client's worker has read a request: it is given to the one that has the fewest in flight,
-    /// the nearest of equals. `candidates`: those that it may be given to, and how far each is;
-    /// `before` and `after`: what is in flight.
+    /// Checks the choice after a client's worker has read a request: it goes to the business server
+    /// with the fewest in flight, among equals to the nearest. `candidates`: the eligible servers
+    /// and their distances; `before` and `after`: requests in flight.
     pub fn judge_choice(
         &mut self,
         number: usize,
@@ -128,7 +130,7 @@ impl Requests {
         now_ms: u64,
     ) {
         let (client, bytes) = (self.all[number].client, self.all[number].data.len());
-        // One of this very worker says at once that it has no room.
+        // One on the same worker reports at once that it has no room.
         let is_full = |cid: u64| candidates[&cid] == 0 && self.is_full(cid, bytes, now_ms);
         let Some(server) = risen(before, after) else {
             let has_no_room = candidates.keys().any(|cid| is_full(*cid));
@@ -146,7 +148,7 @@ impl Requests {
         self.ask(number, server, now_ms);
     }
 
-    /// The request whose data this is.
+    /// Returns the request that has this data.
     pub fn number_of(&self, data: &[u8]) -> usize {
         let json: Value = serde_json::from_slice(data).expect("the data of a request");
         let number = json["n"].as_u64().unwrap() as usize;
@@ -154,14 +156,14 @@ impl Requests {
         number
     }
 
-    /// It is seen under this id.
+    /// Records the id under which it is observed.
     pub fn identify(&mut self, number: usize, id: u64) {
         let known = *self.all[number].id.get_or_insert(id);
         assert_eq!(known, id, "request {number} has two ids");
         assert_eq!(*self.by_id.entry(id).or_insert(number), number, "id {id} came twice");
     }
 
-    /// It is given to a business server: to a second one only if the first has not got it.
+    /// Assigns it to a business server: to a second one only if the first has not received it.
     pub fn ask(&mut self, number: usize, server: u64, now_ms: u64) {
         let request = &mut self.all[number];
         if request.asked.last().is_some_and(|(asked, _)| *asked == server) {
@@ -173,7 +175,7 @@ impl Requests {
         (request.is_kept, request.lost_ms) = (false, None);
     }
 
-    /// A business server is asked all that waited for it.
+    /// Sends a business server all requests that were waiting for it.
     pub fn send_kept(&mut self, server: u64) {
         for number in self.open.values().flatten() {
             let request = &mut self.all[*number];
@@ -181,8 +183,8 @@ impl Requests {
         }
     }
 
-    /// The whole frame of a request has come to a business server; if it is of the
-    /// client's worker nobody saw it on its way.
+    /// Records that the complete frame of a request has reached a business server; if both are on
+    /// one worker, it was not observed on its way.
     pub fn write(&mut self, server: &Profile, text: &str, json: &Value, now_ms: u64) -> u64 {
         let id: u64 = json["id"].as_str().unwrap().parse().unwrap();
         let number = json["data"]["n"].as_u64().unwrap() as usize;
@@ -211,15 +213,15 @@ impl Requests {
         id
     }
 
-    /// Data that nobody has sent before.
+    /// Returns data that nobody has sent before.
     pub fn new_answer(&mut self) -> u64 {
         self.answers += 1;
         self.answers
     }
 
-    /// A business server's answer is read by its worker. It counts if that server is asked, and
-    /// this is its first. Returns `false` for a guess that is right before the request is there:
-    /// whether it counts nobody can tell.
+    /// Records that a worker has read a business server's answer. It counts if the request is
+    /// assigned to that server and this is its first answer. Returns `false` for a guess that is
+    /// correct before the request has arrived: whether it counts is undefined.
     pub fn answer(&mut self, server: u64, id: &str, data: &str, now_ms: u64) -> bool {
         let number = id.parse().ok().and_then(|id: u64| self.by_id.get(&id));
         let Some(request) = number.map(|number| &mut self.all[*number]) else { return true };
@@ -255,7 +257,7 @@ impl Requests {
         }
     }
 
-    /// Whether a business server may have had no room for one more request of so many bytes.
+    /// Returns whether a business server may have had no room for another request of this size.
     pub fn is_full(&self, server: u64, more: usize, since_ms: u64) -> bool {
         let is_its = |one: &&Request| one.asked.iter().any(|(asked, _)| *asked == server);
         let is_unwritten = |one: &&Request| one.written.is_none_or(|(_, ms)| ms >= since_ms);
@@ -264,7 +266,7 @@ impl Requests {
         bytes + more > MAX_BACKLOG_BYTES
     }
 
-    /// Nobody waits for longer than is allowed.
+    /// Checks that no request waits longer than is allowed.
     pub fn check(&self, now_ms: u64) {
         for number in self.open.values().flatten() {
             let waited_ms = now_ms - self.all[*number].sent_ms;
@@ -274,7 +276,7 @@ impl Requests {
     }
 }
 
-/// The business server that is asked one thing more.
+/// Returns the business server whose requests in flight increased by one.
 pub fn risen(before: &BTreeMap<Cid, u32>, after: &BTreeMap<Cid, u32>) -> Option<u64> {
     let rises = |(cid, load): &(&Cid, &u32)| **load > before.get(cid).copied().unwrap_or(0);
     let mut all = after.iter().filter(rises).map(|(cid, _)| cid.0);
@@ -284,8 +286,8 @@ pub fn risen(before: &BTreeMap<Cid, u32>, after: &BTreeMap<Cid, u32>) -> Option<
 }
 
 impl Business {
-    /// An answer has come to a client: exactly what the server that was asked for this very request
-    /// sent, or a refusal that is true. Returns the request's number.
+    /// Checks an answer that reached a client: it must be exactly what the server assigned to this
+    /// very request sent, or a refusal whose reason is true. Returns the request's number.
     pub fn hear_answer(&mut self, client: u64, text: &str, now_ms: u64) -> usize {
         let json: Value = serde_json::from_str(text).unwrap();
         let echo = json.get("id").and_then(Value::as_str);

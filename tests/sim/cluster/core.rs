@@ -1,5 +1,5 @@
-//! One worker of a node, and its clients. Their sockets take everything at once: slow ones are the
-//! other simulation's, and business servers' (`servers`).
+//! A worker of a node, and its clients. Their sockets take everything at once: slow clients are in
+//! the other simulation, slow business servers in `servers`.
 
 use super::servers::{BegunPush, Socket};
 use super::truth::Truth;
@@ -22,7 +22,7 @@ use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
 use ws_cluster::wire::websocket::Message;
 
-/// What a broker tells a worker.
+/// A message from a broker to a worker.
 pub enum Word {
     Deliver(Rc<[u8]>),
     Relay(Rc<[u8]>),
@@ -32,7 +32,7 @@ pub enum Word {
     Canary,
 }
 
-/// What a worker tells its broker.
+/// A message from a worker to its broker.
 pub enum ToBroker {
     Publish(Publication, u32),
     Ask(Ask),
@@ -44,13 +44,13 @@ pub struct Client {
     connect_tags: Vec<String>,
     pub receiver: Receiver,
     pub unsubscribes: u64,
-    /// Ids of pushes.
+    /// Ids of pushes received.
     pub got: BTreeSet<u64>,
-    /// When it got a push with which key.
+    /// When it received a push, by key.
     pub got_keys: BTreeMap<usize, u64>,
 }
 
-/// A handshake that waits.
+/// A waiting handshake.
 #[derive(Clone)]
 pub struct Guest {
     pub project: usize,
@@ -61,13 +61,13 @@ pub struct Guest {
     pub role: Role,
 }
 
-/// What a worker knows of the node that it belongs to.
+/// What a worker knows of its node.
 #[derive(Clone, Copy)]
 pub struct Home {
     pub node: usize,
     pub number: u16,
     pub epoch: u64,
-    /// Since when it can have missed nothing.
+    /// The time since which it cannot have missed anything.
     pub clean_since_ms: Option<u64>,
 }
 
@@ -75,14 +75,14 @@ pub struct Core {
     pub index: usize,
     pub worker: Worker,
     pub counters: Arc<Counters>,
-    /// Requests in flight, as all workers of the node count them.
+    /// Requests in flight, counted by all workers of the node.
     pub loads: Arc<Loads>,
     pub slots: BTreeMap<u32, u64>,
     pub clients: BTreeMap<u64, Client>,
     pub servers: BTreeMap<u64, Socket>,
-    /// Business servers of other workers, as this one was told.
+    /// Business servers of other workers that this one knows.
     pub told: BTreeMap<u64, Server>,
-    /// Of each client elsewhere the event that was told of last, and the next after it.
+    /// For each client elsewhere, the last event that was forwarded, and the next one.
     pub heard_events: BTreeMap<u64, usize>,
     /// Pushes of business servers that wait for the queue, in order.
     pub begun: VecDeque<BegunPush>,
@@ -92,7 +92,7 @@ pub struct Core {
     pub to_broker: VecDeque<ToBroker>,
     /// From the broker.
     pub inbox: VecDeque<(u64, Word)>,
-    /// When a push with which key was here first.
+    /// When a push first arrived here, by key.
     keys: BTreeMap<usize, u64>,
 }
 
@@ -191,7 +191,7 @@ impl Core {
         model.people.insert(cid, Person { worker, pid, uid, device, tags: guest.tags });
     }
 
-    /// A message of a client.
+    /// Handles a message of a client.
     pub fn hear_client(&mut self, cid: u64, world: &mut World, model: &mut Model) {
         let tag = world.rng.pick(&super::TAGS).to_string();
         let (tags, had_it) = (vec![tag.clone()], model.people[&cid].tags.contains(&tag));
@@ -231,10 +231,11 @@ impl Core {
             false => self.worker.handle_disconnect(slot),
         }
         self.notice_ends(world);
-        // What it is owed is sent before its slot is free.
+        // What it must receive is sent before its slot is free.
     }
 
-    /// Sends the open batch. Whoever forwards this worker's asks must have done so.
+    /// Sends the open batch. The caller must already have forwarded this worker's requests to the
+    /// broker.
     pub fn flush(&mut self, world: &mut World) {
         assert!(!self.worker.has_asks());
         let mut sealed = Sealed::default();
@@ -281,7 +282,7 @@ impl Core {
         bytes.len()
     }
 
-    /// Nothing is under way to anybody, and no handshake waits too long.
+    /// Checks that nothing is in flight to anybody, and that no handshake waits too long.
     pub fn check(&mut self, now_ms: u64) {
         if !self.worker.has_output() {
             let clients = self.clients.values_mut();
@@ -299,17 +300,17 @@ impl Core {
         !self.waiting.is_empty()
     }
 
-    /// Handshakes that wait are refused from now on.
+    /// Refuses waiting handshakes from now on.
     pub fn send_guests_away(&mut self) {
         self.waiting.clear();
     }
 
-    /// The broker has heard everything.
+    /// Returns whether the broker has received everything.
     pub fn has_told_all(&self) -> bool {
         self.to_broker.is_empty() && !self.worker.has_asks()
     }
 
-    // What the broker says.
+    // What the broker sends.
 
     pub fn handle_word(&mut self, word: Word, world: &mut World, model: &mut Model, home: Home) {
         match word {
@@ -339,7 +340,7 @@ impl Core {
         }
     }
 
-    /// The heart: what a worker does with a message is exactly what the model says.
+    /// The core check: a worker does with a message exactly what the model does.
     fn handle_envelope(
         &mut self,
         envelope: &Envelope<'_>,
@@ -380,7 +381,8 @@ impl Core {
     }
 }
 
-/// The push as one of its commands carries it: with `--routing user` one for each of its users.
+/// Returns the push as one of its commands carries it: with `--routing user`, one for each of its
+/// users.
 fn part_of(push: &Push, envelope: &Envelope<'_>) -> Push {
     let mut part = push.clone();
     assert_eq!(envelope.pid, push.pid.as_bytes());

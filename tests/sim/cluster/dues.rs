@@ -1,4 +1,4 @@
-//! What clients and business servers must have got by now, when nothing stood in the way.
+//! What clients and business servers must have received by now, if nothing prevented it.
 
 use super::Cluster;
 use super::members::KNOWN_AFTER_MS;
@@ -9,11 +9,11 @@ use ws_cluster::types::{EventSet, NodeId, SnowflakeClock};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::ChannelNames;
 
-/// On a queue that is up everything has arrived after this.
+/// On a queue that is up, everything arrives within this time.
 const ARRIVED_MS: u64 = 1_500;
 const LOOK_AGAIN_MS: u64 = 200;
 
-/// An event that a business server must get.
+/// An event that a business server must receive.
 pub struct Due {
     look_ms: u64,
     client: u64,
@@ -22,15 +22,16 @@ pub struct Due {
 }
 
 enum Verdict {
-    /// Something stood in the way.
+    /// Something prevented it.
     Excused,
     NotYet,
     Judge,
 }
 
 impl Cluster {
-    /// What happened to clients is told to every business server that was known to their worker,
-    /// whatever happens to their node, if it goes on; and to that of the business server nothing.
+    /// Plans that events of clients reach every business server known to their worker, whatever
+    /// happens to their node, as long as it goes on and nothing happens to the business server's
+    /// node.
     pub fn plan_events(&mut self) {
         for (client, index) in std::mem::take(&mut self.world.business.events.fresh) {
             let happening = self.world.business.events.get(client, index);
@@ -92,7 +93,7 @@ impl Cluster {
         if has_told && is_calm && is_read { Verdict::Judge } else { Verdict::NotYet }
     }
 
-    /// A business server that is there.
+    /// Returns a connected business server.
     fn socket(&self, server: u64) -> Option<(&Node, &Socket)> {
         let profile = self.world.business.profiles.get(&server)?;
         let node = self.nodes[profile.node].as_ref().ok()?;
@@ -100,7 +101,7 @@ impl Cluster {
         (node.home.epoch == profile.epoch && !socket.is_closing).then_some((node, socket))
     }
 
-    /// Clients were told that their requests are refused: not if nothing stood in the way.
+    /// Checks requests that were refused: a refusal needs a cause.
     pub fn judge_answers(&mut self) {
         let business = &self.world.business;
         for number in std::mem::take(&mut self.world.answered) {
@@ -109,7 +110,7 @@ impl Cluster {
             let Some(&(server, asked_ms)) = request.asked.last() else { continue };
             let Some((holder, socket)) = self.holder(server) else { continue };
             let Ok(node) = &self.nodes[request.node] else { continue };
-            // Within a node nothing takes the way over Redis.
+            // Within a node nothing goes through Redis.
             let is_near = request.node == holder.home.node;
             let is_well = node.is_clean_since(request.sent_ms)
                 && holder.is_clean_since(request.sent_ms)
@@ -133,7 +134,8 @@ impl Cluster {
             if let Some((_, answered_ms)) = request.answer {
                 assert!(was_late(answered_ms), "{server} answered in time: {request:?}");
             } else if let Some(&ended_ms) = business.ended.get(&server) {
-                // Another one of the client's worker may have been asked, and kept it too.
+                // Another server of the client's worker may have been assigned the request and have
+                // kept it, too.
                 let has_moved = request.is_kept && is_near;
                 assert!(has_moved || was_late(ended_ms), "{server} was gone: {request:?}");
             } else if request.written.is_none() {
@@ -144,8 +146,9 @@ impl Cluster {
         }
     }
 
-    /// Whether another business server of the client's worker ended meanwhile: it may have been
-    /// asked in this one's place, without a parcel that is seen, and have kept the request, too.
+    /// Returns whether another business server of the client's worker ended meanwhile: the request
+    /// may have been assigned to it instead, without an observable parcel, and have been kept
+    /// there, too.
     fn another_ended_unseen(&self, request: &Request, server: u64) -> bool {
         let business = &self.world.business;
         business.ended.iter().any(|(cid, ended_ms)| {
@@ -156,7 +159,7 @@ impl Cluster {
         })
     }
 
-    /// Another business server that a node knew when this one ended, for the same requests.
+    /// Returns another business server that a node knew when this one ended, for the same requests.
     fn another(&self, server: u64, node: &Node) -> Option<u64> {
         let business = &self.world.business;
         let known_ms = business.ended.get(&server)? - KNOWN_AFTER_MS;
@@ -176,7 +179,8 @@ impl Cluster {
         other.map(|socket| socket.server.profile.cid)
     }
 
-    /// The node of a business server, in the same life, and its socket if it is there.
+    /// Returns the node of a business server, in the same incarnation, and its socket if it is
+    /// connected.
     fn holder(&self, server: u64) -> Option<(&Node, Option<&Socket>)> {
         let profile = self.world.business.profiles.get(&server)?;
         let node = self.nodes[profile.node].as_ref().ok()?;
@@ -184,8 +188,8 @@ impl Cluster {
         (node.home.epoch == profile.epoch).then_some((node, socket))
     }
 
-    /// What is published beside pushes goes where it is to be heard, and no event is published that
-    /// nobody elsewhere wants.
+    /// Checks that everything published besides pushes goes to channels with subscribers, and that
+    /// no event is published that nobody elsewhere subscribes to.
     pub fn check_parcel(&self, channel: &[u8], bytes: &[u8]) {
         let names = &self.world.setup.names;
         let mut expected = Vec::new();

@@ -1,31 +1,31 @@
-//! How many messages a node must have counted as missed, said with plain maps.
+//! The number of messages that a node must have counted as missed, computed with plain maps.
 //!
-//! A broker begins to count an origin's life on a channel with the first number that it hears of
-//! it, the baseline, and forgets all of it when it leaves the channel. From then on every number is
-//! one of three:
-//! - it arrived as a message or a Void when no higher one had: it is not missed. A Void stands for
-//!   a message whose pusher was told that its outcome is unknown; it uses the number up;
-//! - a higher one arrived before it, or a message that its node published later on any channel: it
-//!   is missed once, even if it comes later (then nobody gets it). It may be an accepted message,
+//! A broker begins to count an origin's incarnation on a channel with the first sequence number
+//! that it receives from it, the baseline, and forgets it when it leaves the channel. Every later
+//! number is one of three:
+//! - it arrived as a message or a Void before any higher one: not missed. A Void stands for a
+//!   message whose pusher was told that its outcome is unknown; it uses the number up;
+//! - a higher one arrived before it, or a message that its node published later on any channel:
+//!   missed once, even if it arrives later (then nobody gets it). It may be an accepted message,
 //!   one of unknown outcome, a Void that was lost itself, or a number that was refused and could
-//!   not be taken back, because later ones were under way or because it had been sent before and
+//!   not be taken back, because later ones were in flight or because it had been sent before and
 //!   perhaps published: the one false gap that is allowed;
-//! - it is above all that arrived: not missed yet. After a minute with all links up there is none:
-//!   the broker has heard the highest number that Redis was ever told, in a message, a Void or a
+//! - it is above all that arrived: not yet missed. After a minute with all links up there is none:
+//!   the broker has received the highest number that Redis was ever sent, in a message, a Void or a
 //!   tail, of every origin that still lives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use ws_cluster::types::NodeId;
 use ws_cluster::wire::envelope::{Header, Kind};
 
-/// A life of a node, on a channel.
+/// An incarnation of a node, on a channel.
 pub type Origin = (Vec<u8>, NodeId, u64);
 pub type Missed = BTreeMap<(NodeId, String), u64>;
 
-/// What Redis was told.
+/// What was sent to Redis.
 #[derive(Default)]
 pub struct Published {
-    /// Numbers of messages and Voids that were done, and of those that were refused.
+    /// Sequence numbers of executed messages and Voids, and of refused ones.
     done: BTreeMap<Origin, BTreeSet<u64>>,
     refused: BTreeMap<Origin, BTreeSet<u64>>,
     highest: BTreeMap<Origin, u64>,
@@ -49,7 +49,7 @@ impl Published {
         *highest = header.seq.max(*highest);
     }
 
-    /// No number is left out for no reason.
+    /// Checks that no number is skipped without cause.
     pub fn check(&self) {
         for (origin, highest) in &self.highest {
             for seq in 1..=*highest {
@@ -70,7 +70,7 @@ impl Published {
 struct Known {
     base: u64,
     last: u64,
-    /// Messages and Voids above the baseline that were the highest when they arrived.
+    /// Messages and Voids above the baseline that were the highest on arrival.
     arrived: u64,
 }
 
@@ -81,13 +81,13 @@ struct Channel {
     origins: BTreeMap<(NodeId, u64), Known>,
 }
 
-/// What one life of a node has heard.
+/// What one incarnation of a node has received.
 #[derive(Default)]
 pub struct Heard {
     channels: BTreeMap<Vec<u8>, Channel>,
-    /// The latest message of each life of a node, over all channels.
+    /// The latest message of each node's incarnation, over all channels.
     orders: BTreeMap<(NodeId, u64), u64>,
-    /// On channels that were left.
+    /// On channels that it has left.
     left: Missed,
 }
 
@@ -112,7 +112,7 @@ impl Heard {
         self.channels.len()
     }
 
-    /// Something arrived. Returns whether it is to be handed on.
+    /// Records an arrival. Returns whether it must be passed on.
     pub fn arrive(&mut self, channel: &[u8], header: &Header) -> bool {
         let Some(channel) = self.channels.get_mut(channel) else { return false };
         if matches!(header.kind, Kind::Canary | Kind::Member) {
@@ -127,7 +127,7 @@ impl Heard {
         let is_tail = header.kind == Kind::Tail;
         let mut is_late = false;
         if !is_tail {
-            // Of a life that another one followed nothing can be late.
+            // An incarnation that another one has followed is too old to be late.
             let is_latest = self.orders.keys().all(|one| one.0 != life.0 || one.1 <= life.1);
             let order = self.orders.entry(life).or_default();
             is_late = is_latest && header.order <= *order;
@@ -144,8 +144,8 @@ impl Heard {
         !is_late && header.kind == Kind::Message
     }
 
-    /// What must be counted by now; `quiet`: once all is quiet, what was published, and which lives
-    /// of nodes go on.
+    /// Returns what must be counted by now; `quiet`: once nothing is in flight, what was published,
+    /// and the incarnations that go on.
     pub fn missed(&self, quiet: Option<(&Published, &[(NodeId, u64)])>) -> Missed {
         let mut missed = self.left.clone();
         for (name, channel) in &self.channels {

@@ -1,5 +1,5 @@
-//! What nodes know of each other and of the business servers there, against what is true; and nodes
-//! that are told to end.
+//! What nodes know of each other and of each other's business servers, compared with the truth; and
+//! nodes that shut down.
 
 use super::Cluster;
 use super::core::Core;
@@ -12,28 +12,28 @@ use ws_cluster::state::drain::{Drain, DrainStep};
 use ws_cluster::state::wants::Notice;
 use ws_cluster::types::EventSet;
 
-/// So long after both nodes are up everybody knows of everything: each says once a second what
-/// version it has.
+/// Time after both nodes are up within which they know everything of each other: each announces its
+/// version once a second.
 pub const KNOWN_AFTER_MS: u64 = 2_500;
-/// A node that is not heard is lost after 5 seconds. Its last word came within a second before it
-/// fell silent.
+/// A silent node is lost after 5 seconds. Its last announcement came within a second before it fell
+/// silent.
 const LOST_EARLIEST_MS: u64 = 3_500;
-/// Words of a life that is over may come so late, each of which is a sign of life.
+/// Maximum delay of announcements of an ended incarnation, each of which counts as a sign of life.
 const LOST_LATEST_MS: u64 = 9_000;
-/// Within a node no word takes longer.
+/// Maximum delay of an announcement within a node.
 const NEAR_MS: u64 = 500;
-/// What was accepted before the end is waited for so long.
+/// How long a shutdown waits for what was accepted before.
 const DRAIN_MS: u64 = 5_000;
 
-/// What a node heard of another and was told of it.
+/// What a node received from another, and what it reported of it.
 pub struct View {
-    /// As it was told: whether it is there, and in which life.
+    /// As reported: whether the node is up, and in which incarnation.
     pub is_up: bool,
     pub epoch: u64,
-    /// The life that it heard last, and whether that said its last word; `None`: nothing since it
-    /// was lost.
+    /// The incarnation last heard, and whether it announced that it is leaving; `None`: nothing
+    /// since the node was lost.
     heard: Option<(u64, bool)>,
-    /// What it must be told for what it heard: lives that begin (`true`) or end.
+    /// What must be reported of that: incarnations that begin (`true`) or end.
     due: VecDeque<(bool, u64)>,
 }
 
@@ -41,13 +41,13 @@ pub struct View {
 #[derive(Default)]
 pub struct Views {
     all: BTreeMap<u16, View>,
-    /// Nodes that were lost for their silence, and the life that was known. To be judged.
+    /// Nodes lost because of their silence, and the known incarnation. Still to be checked.
     lost: Vec<(u16, u64)>,
 }
 
 impl Views {
-    /// A word of a node has arrived. Only the first word of a later life, unless it is the last
-    /// word too, and the last word of the life that is known, are told to the workers.
+    /// Records an announcement of a node. Workers are notified only of the first announcement of a
+    /// later incarnation, unless that is leaving already, and of the leaving of the known one.
     pub fn hear(&mut self, number: u16, epoch: u64, is_last_word: bool) {
         let (is_up, heard, due) = (false, None, VecDeque::new());
         let view = self.all.entry(number).or_insert(View { is_up, epoch, heard, due });
@@ -65,7 +65,7 @@ impl Views {
         }
     }
 
-    /// A worker is told of a node.
+    /// Notifies a worker about a node.
     fn tell(&mut self, number: u16, is_up: bool) {
         let view = self.all.get_mut(&number).expect("a node that was heard");
         match view.due.pop_front() {
@@ -81,7 +81,7 @@ impl Views {
         }
     }
 
-    /// What was heard has been handled: everything was told.
+    /// Checks, once everything received has been handled, that all of it was reported.
     pub fn check(&self) {
         for (number, view) in &self.all {
             assert!(view.due.is_empty(), "nobody is told of {number}: {:?}", view.due);
@@ -90,7 +90,7 @@ impl Views {
 }
 
 impl Node {
-    /// The broker tells a worker of something; all workers are told the same of nodes.
+    /// Handles a broker's notification of a worker; all workers get the same ones about nodes.
     pub fn view(&mut self, worker: usize, notice: Notice) {
         if let Notice::Node { node, is_up } = notice
             && worker == 0
@@ -105,7 +105,7 @@ impl Node {
         self.cores.iter_mut().for_each(Core::send_guests_away);
     }
 
-    /// At each tick.
+    /// Drives the shutdown, at each tick.
     pub fn drain(&mut self, world: &mut World) {
         let Some(drain) = &mut self.draining else { return };
         let is_awaited = || {
@@ -134,7 +134,7 @@ impl Node {
 }
 
 impl Core {
-    /// Business servers are closed first, so that those elsewhere hear of the clients.
+    /// Closes business servers first, so that those elsewhere receive the clients' events.
     fn shut_down(&mut self, world: &mut World, model: &mut Model) {
         for (cid, socket) in &mut self.servers {
             socket.is_closing = true;
@@ -142,7 +142,7 @@ impl Core {
         }
         let clients: Vec<u64> = self.clients.keys().copied().collect();
         for cid in clients {
-            // It may be on its way out.
+            // It may be closing.
             if model.people.remove(&cid).is_some() {
                 let detail = Some(("reason", json!("going_away")));
                 self.happens(cid, EventSet::DISCONNECT, detail, world);
@@ -153,7 +153,8 @@ impl Core {
 }
 
 impl Cluster {
-    /// A node is lost only if it is, or if nobody could hear it for about five seconds.
+    /// Checks that a node is declared lost only if it is, or if nobody could hear it for about five
+    /// seconds.
     pub fn judge_losses(&mut self) {
         let now_ms = self.world.now_ms;
         for index in 0..self.nodes.len() {
@@ -186,7 +187,7 @@ impl Cluster {
         node.is_clean_since(since_ms) && self.world.trouble_ms < since_ms
     }
 
-    /// Who is up is known to be up, who is dead is known to be lost.
+    /// Checks that nodes that are up are known to be up, and dead ones are known to be lost.
     pub fn check_views(&self) {
         let now_ms = self.world.now_ms;
         let settled = self.nodes.iter().flatten().filter(|node| self.is_settled(node));
@@ -218,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// Every worker knows the business servers that are there, and soon none that is not.
+    /// Checks that every worker knows the connected business servers, and soon no others.
     pub fn check_told(&self) {
         let now_ms = self.world.now_ms;
         let business = &self.world.business;
@@ -268,8 +269,9 @@ impl Cluster {
     }
 }
 
-/// The first that a restarted node heard of another was its last word: it was told of nothing, and
-/// then of the life after that one. The life before was taken for the one that it was told of.
+/// The first announcement that a restarted node received from another said that it was leaving:
+/// nothing was reported, then the next incarnation was. The earlier incarnation was mistaken for
+/// the reported one.
 #[test]
 fn a_life_whose_last_word_is_heard_first_is_not_the_one_that_is_told_of() {
     let mut views = Views::default();
@@ -278,7 +280,7 @@ fn a_life_whose_last_word_is_heard_first_is_not_the_one_that_is_told_of() {
     views.hear(8, 6, false);
     views.tell(8, true);
     assert!(views.all[&8].is_up && views.all[&8].epoch == 6);
-    // A life after the other, in one read: both are told of.
+    // Two successive incarnations in one read: both are reported.
     views.hear(8, 6, true);
     views.hear(8, 6, false);
     views.hear(8, 7, false);
@@ -286,7 +288,7 @@ fn a_life_whose_last_word_is_heard_first_is_not_the_one_that_is_told_of() {
     views.tell(8, true);
     views.check();
     assert!(views.all[&8].is_up && views.all[&8].epoch == 7);
-    // Silence, and the same life again.
+    // Silence, then the same incarnation again.
     views.tell(8, false);
     views.hear(8, 7, false);
     views.tell(8, true);

@@ -1,4 +1,4 @@
-//! A node: a broker, its workers, the ways between them, and what keeps its links open. What
+//! A node: a broker, its workers, the channels between them, and what keeps its links open. What
 //! `io::queue`, `io::port`, `io::near` and `io::transport` do with sockets and threads is done here
 //! with time.
 
@@ -27,15 +27,15 @@ use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
 
 const LINKS: [LinkName; 2] = [LinkName::Publish, LinkName::Subscribe];
-/// What `io::queue` has.
+/// As in `io::queue`.
 const TICK_MS: u64 = 50;
 const BACKOFF_MS: u64 = 100;
 const MAX_BACKOFF_MS: u64 = 2_000;
-/// A node whose links bring nothing is not ready for longer than this: a PING every half second,
+/// A node whose links deliver nothing stays ready for at most this long: a PING every half second,
 /// 1.2 s of silence after it, two ticks, and the longest step of this simulator.
 const DEAF_MS: u64 = 2_000 + super::LONGEST_STEP_MS;
-/// A join is answered within this, at the latest because its link is given up: silence is counted
-/// by a clock that stands while this node does not read.
+/// Maximum time until a join is answered, at the latest because its link is given up: silence is
+/// measured by a clock that stops while this node does not read.
 const ANSWERED_MS: u64 = 2_500 + super::LONGEST_STEP_MS;
 
 enum Driver {
@@ -51,7 +51,7 @@ pub struct Node {
     pub counters: Arc<BrokerCounters>,
     pub model: Model,
     pub heard: Heard,
-    /// What its events said.
+    /// As reported by its events.
     missed: u64,
     driver: Driver,
     unread: [Vec<u8>; 2],
@@ -59,23 +59,23 @@ pub struct Node {
     is_paused: [bool; 2],
     attempts: u32,
     next_tick_ms: u64,
-    /// Something happened to its links that they may not survive.
+    /// Its links had a fault that they may not survive.
     has_fault: bool,
-    /// Since when nothing arrives.
+    /// The time since which nothing arrives.
     pub deaf_since_ms: Option<u64>,
-    /// The queue takes nothing, as the workers may ask at any time.
+    /// The queue accepts nothing, as the workers can check at any time.
     is_down: bool,
-    /// Since when it may have missed something.
+    /// The time since which it may have missed something.
     pub unclean_since_ms: Option<u64>,
-    /// When it was ready for the first time.
+    /// When it was first ready.
     pub born_ready_ms: Option<u64>,
-    /// What it was told of the other nodes.
+    /// What was reported to it about the other nodes.
     pub views: Views,
-    /// An attempt to open its links, or links that were open.
+    /// An attempt to open its links failed, or open links were lost.
     has_failed: bool,
-    /// By how much its clock is ahead.
+    /// Offset of its clock into the future.
     pub ahead_ms: u64,
-    /// It was told to end.
+    /// It is shutting down.
     pub draining: Option<Drain>,
     pub has_drained: bool,
     /// Joins that the broker has not answered, and since when.
@@ -83,7 +83,7 @@ pub struct Node {
     pub losses: u64,
 }
 
-/// What the broker says is done when it has said it all.
+/// The broker's messages, which are handled once it has sent them all.
 struct Words {
     list: Vec<(usize, Word)>,
     room: usize,
@@ -140,8 +140,8 @@ impl Node {
         let number = 7 + index as u16;
         let node = NodeId::new(number).unwrap();
         let hash_keys = (setup.seed, now_ms);
-        // Later than what its last life has reserved: epochs name lives here from the start.
-        // `state::broker::tests` has a clock that is behind.
+        // Later than its previous incarnation has reserved: epochs identify incarnations here from
+        // the start. `state::broker::tests` covers a clock that is behind.
         let ahead_ms = births * 20_000;
         let epoch = now_ms + ahead_ms;
         let incarnation = Arc::new(Incarnation::new(epoch));
@@ -219,7 +219,7 @@ impl Node {
         }
     }
 
-    /// Its broker is on the thread of its only worker.
+    /// Returns whether its broker runs on the thread of its only worker.
     fn is_alone(&self) -> bool {
         self.cores.len() == 1
     }
@@ -232,19 +232,19 @@ impl Node {
         }
     }
 
-    /// Its links may not survive this: what is under way to it may be missed.
+    /// Records a fault of its links: what is in flight to it may be missed.
     pub fn note_fault(&mut self, now_ms: u64) {
         self.has_fault = true;
         self.home.clean_since_ms = None;
         self.unclean_since_ms.get_or_insert(now_ms);
     }
 
-    /// Nothing can have been missed since then.
+    /// Returns whether nothing can have been missed since then.
     pub fn is_clean_since(&self, ms: u64) -> bool {
         self.home.clean_since_ms.is_some_and(|since_ms| since_ms <= ms)
     }
 
-    /// Everything that it has to do by now.
+    /// Does everything that is due by now.
     pub fn turn(&mut self, world: &mut World) {
         self.drive(world);
         if world.rng.chance(50) {
@@ -281,7 +281,7 @@ impl Node {
         }
     }
 
-    /// Sends what is owed, after the broker knows of it.
+    /// Sends what is pending, after the broker has been notified.
     pub fn flush(&mut self, worker: usize, world: &mut World) {
         loop {
             self.forward_asks(worker, world);
@@ -313,7 +313,7 @@ impl Node {
         self.flush(worker, world);
     }
 
-    /// The broker knows of everything before a client is told of it.
+    /// The broker learns of everything before a client does.
     fn forward_asks(&mut self, worker: usize, world: &mut World) {
         let node = NodeId::new(self.home.number).unwrap();
         let router = Router::new(node, worker, self.cores.len());
@@ -334,7 +334,7 @@ impl Node {
         }
     }
 
-    /// A push, complete but for its outcome.
+    /// Publishes a push, complete except for its outcome.
     pub fn publish(
         &mut self,
         worker: usize,
@@ -357,7 +357,7 @@ impl Node {
 
     // The broker.
 
-    /// What the workers have said before now.
+    /// Handles what the workers have sent so far.
     fn hear(&mut self, world: &mut World) {
         for worker in 0..self.cores.len() {
             while let Some(word) = self.cores[worker].to_broker.pop_front() {
@@ -417,7 +417,7 @@ impl Node {
         channels
     }
 
-    /// Hands over what the broker said: at once, or by way of the workers' queues.
+    /// Delivers the broker's messages: at once, or through the workers' queues.
     fn dispatch(&mut self, words: Words, world: &mut World) {
         for event in self.broker.take_events() {
             match event {
@@ -603,7 +603,7 @@ impl Node {
         self.driver = Driver::Waiting { until_ms: now_ms + jittered_ms };
     }
 
-    /// The process ends, whatever it was doing.
+    /// Ends the process, whatever it was doing.
     pub fn die(self, world: &mut World) {
         for link in self.links() {
             world.redis.close(link, &mut world.rng);
@@ -616,7 +616,7 @@ impl Node {
         }
     }
 
-    /// What must hold at any time.
+    /// Checks what must hold at any time.
     pub fn check(&mut self, world: &World, stalled_since_ms: Option<u64>) {
         let now_ms = world.now_ms;
         let has_links = matches!(self.driver, Driver::Open { .. });
@@ -639,7 +639,7 @@ impl Node {
         assert_eq!(in_flight.values().sum::<u32>() as usize, waiting.sum::<usize>());
     }
 
-    /// What is counted as missed is what was missed.
+    /// Checks that the count of missed messages is exact.
     pub fn check_missed(&self, expected: &super::gaps::Missed) {
         let counted = self.counters.missed();
         for key in expected.keys().chain(counted.keys()) {
@@ -650,7 +650,7 @@ impl Node {
     }
 }
 
-/// A request on its way to a business server.
+/// Observes a request on its way to a business server.
 fn see_request(relay: &Relay, world: &mut World) {
     if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
         let requests = &mut world.business.requests;

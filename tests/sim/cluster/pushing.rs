@@ -1,4 +1,4 @@
-//! What backends push, over HTTP and over the connections of business servers.
+//! Pushes from backends, over HTTP and over the connections of business servers.
 
 use super::node::Node;
 use super::truth::{Certain, Record};
@@ -11,16 +11,16 @@ use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
 use ws_cluster::wire::{json, push as wire};
 
-/// What `io::server_pushes` has.
+/// As in `io::server_pushes`.
 const PUSHES_PER_TURN: usize = 256;
 
-/// A backend with one connection to a worker of some node.
+/// A backend with a connection to one worker of some node.
 pub struct Pusher {
     number: usize,
     node: usize,
     worker: usize,
     epoch: u64,
-    /// Does not wait for the outcome of one push before the next.
+    /// Does not wait for a push's outcome before the next.
     is_pipelining: bool,
     last: Option<u64>,
 }
@@ -71,7 +71,7 @@ impl Cluster {
         self.pushers[pusher].last = Some(id.0);
     }
 
-    /// A push, or one of the last that had a key once more.
+    /// Returns a new push, or repeats one of the last that had a key.
     fn new_push(&mut self) -> (Push, Option<usize>) {
         let everybody: Vec<u64> = self.nodes.iter().flatten().flat_map(known_cids).collect();
         let world = &mut self.world;
@@ -80,12 +80,12 @@ impl Cluster {
             let number = groups - 1 - world.rng.below(groups.min(4));
             return ((*world.truth.groups[number].push).clone(), Some(number));
         }
-        // Some of these fill the output buffer that Redis has for a subscriber.
+        // Some of these fill Redis's output buffer for a subscriber.
         let most_bytes = if world.redis.output_limit == 0 { 3_000 } else { 15_000 };
         (random_push(&mut world.rng, &everybody, self.pushed + 1, most_bytes), None)
     }
 
-    /// A worker takes a push in. Returns its id and its ticket.
+    /// Has a worker accept a push. Returns its id and its ticket.
     fn begin_push(
         &mut self,
         index: usize,
@@ -142,7 +142,7 @@ impl Cluster {
 
     // Over the connections of business servers.
 
-    /// Some of them push.
+    /// Has some of them push.
     pub fn push_of_server(&mut self, index: usize, worker: usize, server: u64) {
         let (mut push, group) = self.new_push();
         let world = &mut self.world;
@@ -151,7 +151,7 @@ impl Cluster {
         if socket.is_closing || socket.server.welcomed_ms.is_none() {
             return;
         }
-        // A key is the project's, and so is the group.
+        // A key belongs to a project, and so does the group.
         if group.is_some() && push.pid != socket.server.profile.pid {
             return;
         }
@@ -168,7 +168,7 @@ impl Cluster {
         node.cores[worker].push_of_server(server, text);
     }
 
-    /// What workers have read of that begins, as `io::server_pushes` lets it: some together, and
+    /// Begins the pushes that workers have read, as `io::server_pushes` does: several together, and
     /// no more before all of them are answered.
     pub fn begin_server_pushes(&mut self) {
         for index in 0..self.nodes.len() {
@@ -212,7 +212,7 @@ fn known_cids(node: &Node) -> Vec<u64> {
     node.cores.iter().flat_map(|core| core.slots.values().copied()).collect()
 }
 
-/// Who has it in writing that they will get this.
+/// Returns the clients that are guaranteed to get this.
 fn certain_clients(nodes: &[Result<Node, u64>], push: &Push) -> Certain {
     let mut certain = Certain::new();
     for (index, node) in nodes.iter().enumerate() {
@@ -238,7 +238,7 @@ fn random_push(rng: &mut Rng, everybody: &[u64], number: u64, most_bytes: usize)
             (0..count).map(|_| rng.pick(from).to_string()).collect::<Vec<String>>()
         })
     };
-    // Those of one node have a channel of their own.
+    // Those of one node have their own channel.
     let node_of = |cid: &u64| cid >> 12 & 1_023;
     let cids = |rng: &mut Rng, percent| {
         (rng.chance(percent) && !everybody.is_empty()).then(|| {

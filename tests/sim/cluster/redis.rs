@@ -1,6 +1,6 @@
-//! A Redis in memory, and the links to it. It works on bytes: commands in, replies out. Like the
-//! real one it does one thing at a time, keeps the order of each connection and no other, and hands
-//! a message to who is subscribed at that moment and to nobody else.
+//! An in-memory Redis, and the links to it. It works on bytes: commands in, replies out. Like the
+//! real one it does one thing at a time, keeps the order within each connection only, and delivers
+//! a message to exactly those who are subscribed at that moment.
 
 use super::super::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -9,12 +9,12 @@ use ws_cluster::wire::bundle;
 use ws_cluster::wire::envelope::{Header, Kind};
 use ws_cluster::wire::member::Member;
 
-/// One direction of a link: bytes that are under way, in order.
+/// One direction of a link: bytes in flight, in order.
 #[derive(Default)]
 struct Pipe {
     chunks: VecDeque<(u64, Vec<u8>)>,
     last_due_ms: u64,
-    /// Nothing arrives any more. What is written is kept: the kernel would send it again and again.
+    /// Nothing arrives any more. What is written is kept: the kernel would retransmit it.
     is_dead: bool,
 }
 
@@ -43,7 +43,7 @@ impl Pipe {
         }
     }
 
-    /// What is under way is lost from a random byte on.
+    /// Loses everything in flight from a random byte on.
     fn cut(&mut self, rng: &mut Rng) {
         let total: usize = self.chunks.iter().map(|(_, bytes)| bytes.len()).sum();
         let mut left = rng.below(total + 1);
@@ -54,13 +54,13 @@ impl Pipe {
         self.chunks.retain(|(_, bytes)| !bytes.is_empty());
     }
 
-    /// Everything that is under way comes later.
+    /// Delays everything in flight.
     fn delay(&mut self, by_ms: u64) {
         self.chunks.iter_mut().for_each(|(due_ms, _)| *due_ms += by_ms);
     }
 }
 
-/// Which connection: whose, and in which life of that node.
+/// Identity of a connection: its node, and that node's incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     pub node: usize,
@@ -73,46 +73,46 @@ struct Link {
     opened_ms: u64,
     up: Pipe,
     down: Pipe,
-    /// The node has it open. If not, what has arrived is done all the same.
+    /// The node has it open. If not, what has arrived is executed all the same.
     has_peer: bool,
-    /// The node sees its end once `down` is read.
+    /// The node notices its end once `down` is read.
     is_cut: bool,
     inbox: Vec<u8>,
     is_resp3: bool,
     is_let_in: bool,
     channels: BTreeSet<Vec<u8>>,
-    /// Bytes that were written to the node, and that it has taken.
+    /// Bytes written to the node, and bytes that it has taken.
     written: u64,
     taken: u64,
-    /// Messages that it was sent.
+    /// Messages sent to it.
     messages: VecDeque<Delivery>,
 }
 
-/// A message on its way to a subscriber.
+/// A message in flight to a subscriber.
 #[derive(Clone)]
 pub struct Delivery {
-    /// Where it ends among the bytes of its link.
+    /// Its end among the bytes of its link.
     end: u64,
-    /// Of the command that brought it: its connection, and its payload, where this is the first of
-    /// the bundle.
+    /// The command that brought it: its connection and, if this is the first of the bundle, its
+    /// payload.
     command: (u64, usize),
     pub channel: Vec<u8>,
     pub header: Header,
-    /// A node says that it ends.
+    /// A node announces that it is leaving.
     pub is_last_word: bool,
 }
 
-/// A PUBLISH that was done.
+/// An executed PUBLISH.
 pub struct Execution {
     pub owner: Owner,
     pub opened_ms: u64,
     pub channel: Vec<u8>,
     pub header: Header,
-    /// It was answered with an error, and nobody got it.
+    /// It was answered with an error, and nobody received it.
     pub is_refused: bool,
-    /// A later connection of the same node was quicker.
+    /// A later connection of the same node was faster.
     pub is_late: bool,
-    /// A request, an answer or events: all of it.
+    /// A request, an answer or events, complete.
     pub parcel: Option<Vec<u8>>,
 }
 
@@ -120,7 +120,7 @@ pub struct Execution {
 #[derive(Default)]
 pub struct Read {
     pub bytes: Vec<u8>,
-    /// There is no more: the connection has ended.
+    /// The connection has ended.
     pub is_over: bool,
 }
 
@@ -132,17 +132,17 @@ pub struct Redis {
     pub is_up: bool,
     /// Stopped (SIGSTOP) until then.
     pub stalled_until_ms: u64,
-    /// So many of a hundred PUBLISHes are refused.
+    /// Percentage of PUBLISHes that are refused.
     pub refused_percent: usize,
-    /// `client-output-buffer-limit pubsub`; 0: it lets nobody ask.
+    /// `client-output-buffer-limit pubsub`; 0: querying it is refused.
     pub output_limit: usize,
-    /// Commands that found more than a quarter of that under way to who published them.
+    /// Commands that found more than a quarter of that in flight to their publisher.
     pub crowded: u64,
-    /// The newest publishing connection of a node's life that has been heard.
+    /// The newest publishing connection of each incarnation that has been heard.
     newest: BTreeMap<(usize, u64), u64>,
-    /// Its numbers by key; it has no disk.
+    /// Its counters by key; they are not persistent.
     numbers: BTreeMap<Vec<u8>, u64>,
-    /// Done since the last call of [`Redis::take_executions`].
+    /// Executed since the last call of [`Redis::take_executions`].
     executions: Vec<Execution>,
     pub commands: u64,
 }
@@ -168,7 +168,7 @@ impl Redis {
 
     // The nodes' side.
 
-    /// A new connection; `None`: refused.
+    /// Opens a connection; `None`: refused.
     pub fn open(&mut self, owner: Owner, now_ms: u64) -> Option<u64> {
         if !self.is_up {
             return None;
@@ -209,7 +209,7 @@ impl Redis {
         read
     }
 
-    /// The node's broker has taken this much of what it read: the messages that are whole by now.
+    /// Records the bytes that the node's broker has taken; returns the messages complete by then.
     pub fn take_messages(&mut self, link: u64, bytes: usize) -> Vec<Delivery> {
         let Some(link) = self.links.get_mut(&link) else { return Vec::new() };
         link.taken += bytes as u64;
@@ -220,13 +220,13 @@ impl Redis {
         whole
     }
 
-    /// The node closes its end. What it has sent is under way still, some of it for long.
+    /// Closes the node's end. What it has sent is still in flight, some of it for long.
     pub fn close(&mut self, link: u64, rng: &mut Rng) {
         let Some(link) = self.links.get_mut(&link) else { return };
         link.has_peer = false;
         link.is_cut = true;
         if link.up.is_dead {
-            // The network comes back, and the kernel has not given up; or it has.
+            // The network recovers, and the kernel may or may not have given up.
             link.up.is_dead = false;
             link.up.cut(rng);
         }
@@ -235,7 +235,7 @@ impl Redis {
         }
     }
 
-    /// How many channels the node hears.
+    /// Returns the number of channels that the node subscribes to.
     pub fn channels(&self, node: usize) -> usize {
         let links = self.links.values().filter(|link| link.has_peer && link.owner.node == node);
         links.map(|link| link.channels.len()).sum()
@@ -243,7 +243,7 @@ impl Redis {
 
     // Faults.
 
-    /// The link breaks: of what is under way some prefix arrives.
+    /// Breaks the link: of what is in flight, some prefix arrives.
     pub fn cut(&mut self, link: u64, rng: &mut Rng) {
         if let Some(link) = self.links.get_mut(&link) {
             link.is_cut = true;
@@ -252,7 +252,7 @@ impl Redis {
         }
     }
 
-    /// From now on nothing arrives, and nobody is told.
+    /// Lets nothing arrive from now on, without notifying anybody.
     pub fn deafen(&mut self, link: u64) {
         if let Some(link) = self.links.get_mut(&link) {
             link.up.is_dead = true;
@@ -260,7 +260,7 @@ impl Redis {
         }
     }
 
-    /// It dies. What it had sent may arrive.
+    /// Ends Redis. What it had sent may arrive.
     pub fn die(&mut self, rng: &mut Rng) {
         self.is_up = false;
         if self.output_limit > 0 {
@@ -283,7 +283,7 @@ impl Redis {
         std::mem::take(&mut self.executions)
     }
 
-    /// Does what has arrived, or a part of it: connections take turns as they like.
+    /// Executes what has arrived, or part of it: connections take turns at random.
     pub fn run(&mut self, now_ms: u64, rng: &mut Rng) {
         if !self.is_up {
             return self.links.retain(|_, link| link.has_peer);
@@ -416,7 +416,7 @@ impl Redis {
         if is_refused {
             return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
         }
-        // Sometimes somebody else publishes a message with numbers that no node gave out.
+        // Sometimes somebody else publishes a message with sequence numbers that no node issued.
         let forged = rng.chance(3) && headers[0].kind == Kind::Message;
         let forged = forged.then(|| {
             let mut bytes = envelopes_of(payload)[0].to_vec();
@@ -430,7 +430,7 @@ impl Redis {
             receivers += 1;
             let mut message = Vec::new();
             link.write_message(&mut message, channel, payload);
-            // The link may break behind it, before what is forged has arrived.
+            // The link may break after it, before the forged message has arrived.
             let end = link.written + message.len() as u64;
             if let Some(forged) = &forged {
                 link.write_message(&mut message, channel, forged);
@@ -451,8 +451,8 @@ impl Redis {
         self.check_under_way(id);
     }
 
-    /// What was published on a connection and is under way to the node that published it fits into
-    /// one output buffer, unless it is one command.
+    /// Checks that what was published on a connection and is in flight to the publishing node fits
+    /// into one output buffer, unless it is a single command.
     fn check_under_way(&mut self, id: u64) {
         let owner = Owner { link: LinkName::Subscribe, ..self.links[&id].owner };
         let mut before = self.links.range(..id).rev();
@@ -469,7 +469,7 @@ impl Redis {
     }
 }
 
-/// Some hold no more than a large bundle.
+/// Returns an output limit; some hold no more than a large bundle.
 pub fn random_output_limit(rng: &mut Rng) -> usize {
     *rng.pick(&[90_000, 90_000, 120_000, 32 << 20])
 }
@@ -501,7 +501,7 @@ fn is_parcel(kind: Kind) -> bool {
     matches!(kind, Kind::Request | Kind::Response | Kind::Events | Kind::Cancel)
 }
 
-/// The length of the first command, if it is whole.
+/// Returns the length of the first command, if it is complete.
 fn command_bytes(bytes: &[u8]) -> Option<usize> {
     let (count, mut at) = length(bytes, 0, b'*')?;
     for _ in 0..count {
@@ -522,7 +522,7 @@ fn arguments(command: &[u8]) -> Vec<&[u8]> {
     (0..count).map(|_| next()).collect()
 }
 
-/// A number in its line, and where the next line begins.
+/// Parses a number on its line; returns it and where the next line begins.
 fn length(bytes: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
     let line = bytes.get(at..)?;
     let end = line.windows(2).position(|pair| pair == b"\r\n")?;

@@ -1,5 +1,5 @@
-//! Business servers of one worker: their sockets, which may be slow, what they are owed, and what
-//! their worker has been told of those elsewhere.
+//! Business servers of one worker: their sockets, which may be slow, what they must receive, and
+//! what their worker knows of those elsewhere.
 
 use super::core::{Core, Guest, Home};
 use super::{Push, Receiver, World};
@@ -14,7 +14,7 @@ use ws_cluster::types::{Cid, ConnKey, EventSet, MessageId, SnowflakeClock};
 use ws_cluster::wire::parcel::{Answer, Events, Parcel, Response};
 use ws_cluster::wire::websocket::{Message, write_close};
 
-/// The longest that a socket takes nothing.
+/// The longest time for which a socket takes nothing.
 const SLOW_MS: [u64; 3] = [50, 1_000, 4_000];
 
 /// A business server's connection.
@@ -22,15 +22,15 @@ pub struct Socket {
     pub key: ConnKey,
     pub server: Server,
     receiver: Receiver,
-    /// Until then it takes nothing, or little.
+    /// Until then it takes little or nothing.
     pub slow_until_ms: u64,
-    /// When some of what it is owed last did not fit.
+    /// When something for it last did not fit.
     pub blocked_ms: u64,
     pub is_blocked: bool,
     /// The worker has closed it, or its socket is gone.
     pub is_closing: bool,
     is_gone: bool,
-    /// What its worker has not read.
+    /// What its worker has not yet read.
     up: VecDeque<(Said, String)>,
 }
 
@@ -49,7 +49,7 @@ impl Core {
         let rng = &mut world.rng;
         let guest = Guest {
             project: rng.below(super::PIDS.len()),
-            // Never found by it.
+            // Never matched by it.
             uid: if rng.chance(30) { "" } else { super::UIDS[rng.below(super::UIDS.len())] },
             device: super::DEVICES[rng.below(super::DEVICES.len())],
             tags: Vec::new(),
@@ -84,7 +84,7 @@ impl Core {
         assert!(self.servers.insert(cid, socket).is_none(), "client id {cid} came twice");
     }
 
-    /// It leaves, in one way or the other.
+    /// Disconnects a business server, in one way or another.
     pub fn leave_server(&mut self, cid: u64, world: &mut World) {
         let Some(socket) = self.servers.get_mut(&cid).filter(|socket| !socket.is_closing) else {
             return;
@@ -100,7 +100,7 @@ impl Core {
         self.notice_ends(world);
     }
 
-    /// The worker may have closed some by itself.
+    /// Handles those that the worker has closed by itself.
     pub fn notice_ends(&mut self, world: &mut World) {
         for (cid, socket) in &mut self.servers {
             if !socket.is_closing && !self.worker.is_open(socket.key.slot) {
@@ -110,7 +110,7 @@ impl Core {
         }
     }
 
-    /// Its slot is free.
+    /// Removes one whose slot is free.
     pub fn end_server(
         &mut self,
         cid: u64,
@@ -138,7 +138,7 @@ impl Core {
 
     // Their sockets.
 
-    /// How much of some bytes a business server's socket takes.
+    /// Returns how much of these bytes a business server's socket takes.
     pub fn server_takes(&mut self, cid: u64, bytes: &[u8], world: &mut World) -> usize {
         let mut socket = self.servers.remove(&cid).unwrap();
         let room = socket.room(world);
@@ -169,7 +169,7 @@ impl Core {
         }
     }
 
-    /// Sockets that have room again, and what business servers have said.
+    /// Serves sockets that have room again, and reads what business servers have sent.
     pub fn serve_sockets(&mut self, world: &mut World) {
         let cids: Vec<u64> = self.servers.keys().copied().collect();
         for cid in cids {
@@ -216,7 +216,7 @@ impl Core {
         true
     }
 
-    /// One of them says something, or becomes slow.
+    /// Lets one of them send something, or become slow.
     pub fn hear_server(&mut self, cid: u64, world: &mut World) {
         let Some(socket) = self.servers.get_mut(&cid).filter(|socket| !socket.is_closing) else {
             return;
@@ -234,15 +234,15 @@ impl Core {
         }
     }
 
-    /// It pushes.
+    /// Sends a push.
     pub fn push_of_server(&mut self, cid: u64, text: String) {
         let socket = self.servers.get_mut(&cid).unwrap();
         socket.up.push_back((Said::Push, text));
     }
 
-    // What they are asked.
+    // Requests to them.
 
-    /// One request; in some runs now and then many at once, or large ones.
+    /// Sends one request; in some runs, now and then many at once, or large ones.
     pub fn request_something(&mut self, client: u64, world: &mut World, home: Home) {
         if world.setup.has_floods && world.rng.chance(2) {
             let (count, filler) = *world.rng.pick(&[(MAX_OF_CLIENT + 5, 0), (25, 60_000)]);
@@ -257,7 +257,7 @@ impl Core {
         self.request(client, data, world, home);
     }
 
-    /// A client asks.
+    /// Sends a client's request.
     fn request(&mut self, client: u64, data: String, world: &mut World, home: Home) {
         let now_ms = world.now_ms;
         let requests = &mut world.business.requests;
@@ -291,7 +291,7 @@ impl Core {
         requests.all[number].is_kept = after.1 > before.1;
     }
 
-    /// Those that take requests of a project, and how far each is.
+    /// Returns the servers that take requests of a project, and their distances.
     fn candidates(&self, pid: &str, home: Home) -> BTreeMap<u64, u8> {
         let distance = |cid: u64| match SnowflakeClock::node_of(cid).value() == home.number {
             true => 1,
@@ -305,9 +305,9 @@ impl Core {
         all
     }
 
-    // What they are owed.
+    // What they must receive.
 
-    /// Business servers of other workers that are to be told of such a thing.
+    /// Returns the business servers of other workers that must receive such an event.
     fn told_to(&self, pid: &str, kind: EventSet) -> Vec<u64> {
         let wants = |known: &&ws_cluster::state::wants::Server| {
             super::PIDS[known.project.0 as usize] == pid && known.events.meets(kind)
@@ -315,7 +315,7 @@ impl Core {
         self.told.values().filter(wants).map(|known| known.cid.0).collect()
     }
 
-    /// Something happens to a client: those who want to hear it must.
+    /// Records an event of a client: its subscribers must receive it.
     pub fn happens(
         &mut self,
         cid: u64,
@@ -335,7 +335,7 @@ impl Core {
         open.filter(hears).for_each(|socket| socket.server.owed.push_back(told));
     }
 
-    /// A parcel from elsewhere.
+    /// Handles a parcel from elsewhere.
     pub fn handle_parcel(&mut self, bytes: &[u8], world: &mut World, home: Home) {
         match Parcel::decode(bytes).unwrap() {
             Parcel::Events(events) => self.hear_events(&events, world, home),
@@ -357,7 +357,7 @@ impl Core {
         self.notice_ends(world);
     }
 
-    /// What this very worker has published it has told its own of already.
+    /// Ignores what this very worker has published: its own servers have it already.
     fn hear_events(&mut self, events: &Events<'_>, world: &mut World, home: Home) {
         let is_of_node = (events.sender.node.value(), events.sender.epoch);
         if is_of_node == (home.number, home.epoch) && usize::from(events.worker) == self.index {
@@ -368,7 +368,7 @@ impl Core {
         }
     }
 
-    /// If the request was not written, another server may be asked.
+    /// If the request was not written, another server may be assigned.
     fn handle_response(&mut self, bytes: &[u8], response: &Response<'_>, world: &mut World) {
         let before = self.loads.in_flight();
         self.worker.handle_parcel(bytes, world.now_ms);
@@ -381,7 +381,7 @@ impl Core {
         }
     }
 
-    /// A word of the broker about business servers and nodes.
+    /// Handles the broker's notification about business servers and nodes.
     pub fn handle_notice(&mut self, notice: Notice, world: &mut World, home: Home) {
         let number = home.number;
         world.log.note(format!("node {number} worker {}: {notice:?}", self.index));
@@ -430,7 +430,7 @@ impl Core {
         self.notice_ends(world);
     }
 
-    /// The queue is down.
+    /// Handles a parcel that was not sent: the queue is down.
     pub fn handle_unsent(&mut self, relay: &Relay, why: Unsent, world: &mut World) {
         if let Ok(Parcel::Request(request)) = Parcel::decode(&relay.parcel) {
             let requests = &mut world.business.requests;
@@ -442,7 +442,7 @@ impl Core {
 
     // Their pushes.
 
-    /// The push that a business server sent, which may have left.
+    /// Returns the push that a business server sent, which may have left.
     pub fn sent_push(&mut self, push: &ServerPush) -> (Push, Option<usize>) {
         let is_it = |sent: &&SentPush| sent.text.as_bytes() == &*push.message;
         let sent = match self.servers.values().find(|socket| socket.key == push.key) {
@@ -454,7 +454,7 @@ impl Core {
         (sent.push.clone(), sent.group)
     }
 
-    /// It has its place in the order, a message id and a ticket; without them it is refused.
+    /// Gives it a place in the order, a message id and a ticket; without them it is refused.
     pub fn begin_push(
         &mut self,
         push: ServerPush,
@@ -473,7 +473,7 @@ impl Core {
         self.finish_pushes(outcome.map(|(outcome, _)| (ticket, outcome)), world);
     }
 
-    /// The queue's answers are told in the order of the pushes.
+    /// Reports the queue's answers in the order of the pushes.
     pub fn finish_pushes(&mut self, answer: Option<(u32, Outcome)>, world: &mut World) {
         if let Some((ticket, outcome)) = answer {
             let begun = self.begun.iter_mut().find(|begun| begun.ticket == ticket);

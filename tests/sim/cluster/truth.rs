@@ -1,4 +1,4 @@
-//! What was pushed, what Redis did with it, and what the pushers were told.
+//! What was pushed, what Redis did with it, and what was reported to the pushers.
 
 use super::gaps::Published;
 use super::redis::Execution;
@@ -9,44 +9,44 @@ use ws_cluster::state::broker::Outcome;
 use ws_cluster::state::idempotency::key_hash;
 use ws_cluster::wire::envelope::Kind;
 
-/// Answers come so long after a push at the latest: the queue's time, a tick, and the ways between
+/// Maximum time from a push to its answer: the queue's timeout, a tick, and the ways between
 /// threads.
 pub const QUEUE_TIMEOUT_MS: u64 = 2_000;
 const ANSWER_MS: u64 = QUEUE_TIMEOUT_MS + 300;
-/// Redis takes a push within this, unless something stands in its way.
+/// Redis executes a push within this time, unless something prevents it.
 const TAKEN_MS: u64 = 500;
-/// What was published has reached every client so long after the pusher's answer.
+/// Maximum time from the pusher's answer until every client has what was published.
 const SETTLED_AFTER_MS: u64 = 600;
 
-/// A client that must get a push, unless it leaves or unsubscribes, or its node is cut off.
+/// Clients that must get a push, unless they leave or unsubscribe, or their node is cut off.
 pub type Certain = BTreeMap<(usize, u64), u64>;
 
 /// One push.
 pub struct Record {
     pub push: Rc<Push>,
-    /// Which idempotency key it has.
+    /// Its idempotency key, by number.
     pub group: Option<usize>,
     pub node: usize,
     pub epoch: u64,
     pub begun_ms: u64,
     pub outcome: Option<(Outcome, u64)>,
     pub is_told: bool,
-    /// How often each of its commands was done.
+    /// Number of executions of each of its commands.
     pub parts: BTreeMap<Vec<u8>, u32>,
-    /// How often a user's command was done on the project's channel instead.
+    /// Number of executions of a user's command on the project's channel instead.
     pub widened: u32,
-    /// Its node's number of `unsubscribe`s, by node and client id.
+    /// By node and client id: the client's number of `unsubscribe`s at that time.
     pub certain: Certain,
-    /// Redis refused it. If the answer was lost and it was sent again, a later number may have been
+    /// Redis refused it. If the answer was lost and it was sent again, a later number may have gone
     /// out before it: then it counts as missed where that arrived.
     pub was_refused: bool,
 }
 
-/// Pushes with one key.
+/// Pushes with the same key.
 pub struct Group {
     pub key: [u8; 16],
     pub push: Rc<Push>,
-    /// Who was certain to get each of them, and when the first began.
+    /// Clients that were certain to get each of them, and when the first began.
     pub certain: Option<Certain>,
     pub first_ms: Option<u64>,
 }
@@ -55,7 +55,7 @@ pub struct Group {
 pub struct Truth {
     pub records: BTreeMap<u64, Record>,
     pub groups: Vec<Group>,
-    /// Node, epoch and ticket of those that wait for their outcome.
+    /// Pushes that wait for their outcome, by node, epoch and ticket.
     waiting: BTreeMap<(usize, u64, u32), u64>,
     settling: VecDeque<(u64, u64)>,
     pub published: Published,
@@ -66,7 +66,7 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// A push begins. Returns its ticket.
+    /// Begins a push. Returns its ticket.
     pub fn begin(&mut self, mut record: Record) -> u32 {
         self.next_ticket += 1;
         if let Some(group) = record.group {
@@ -93,7 +93,7 @@ impl Truth {
         number
     }
 
-    /// A broker says what became of a push; its pusher is told a little later.
+    /// Records a broker's outcome of a push; its pusher is notified a little later.
     pub fn decide(&mut self, node: usize, epoch: u64, ticket: u32, outcome: Outcome, now_ms: u64) {
         let id = self.waiting[&(node, epoch, ticket)];
         let record = self.records.get_mut(&id).unwrap();
@@ -120,7 +120,7 @@ impl Truth {
         self.records.get_mut(&id.expect("it is told twice")).unwrap().is_told = true;
     }
 
-    /// Redis did something.
+    /// Handles a command that Redis executed.
     pub fn handle_execution(&mut self, execution: &Execution, log: &mut Log) {
         let Execution { channel, header, is_refused, .. } = execution;
         self.published.note(channel, header, *is_refused);
@@ -142,7 +142,7 @@ impl Truth {
         }
         let id = header.id.0;
         let Some(record) = self.records.get_mut(&id) else {
-            // A request, or an answer, that waited too long.
+            // A request or an answer that waited too long.
             return assert_eq!(header.kind, Kind::Void, "nobody pushed this");
         };
         record.was_refused |= *is_refused;
@@ -174,15 +174,15 @@ impl Truth {
         }
     }
 
-    /// Whether a node has a backlog: Redis took one of its pushes late, and with it all that the
-    /// node says.
+    /// Returns whether a node has a backlog: Redis took one of its pushes late, and with it
+    /// everything that the node sends.
     pub fn is_from_backlog(&self, execution: &Execution, now_ms: u64) -> bool {
         let record = self.records.get(&execution.header.id.0);
         let is_behind = record.is_some_and(|record| is_behind(record.begun_ms, now_ms));
         is_behind && !execution.is_late
     }
 
-    /// Nobody waits for longer than is allowed.
+    /// Checks that nobody waits longer than is allowed.
     pub fn check_waiting(&self, now_ms: u64) {
         for id in self.waiting.values() {
             let waited_ms = now_ms - self.records[id].begun_ms;
@@ -190,7 +190,7 @@ impl Truth {
         }
     }
 
-    /// Whether some push at a node has no outcome.
+    /// Returns whether some push at a node has no outcome.
     pub fn is_waiting(&self, node: usize) -> bool {
         self.waiting.keys().any(|(other, ..)| *other == node)
     }
@@ -200,7 +200,7 @@ impl Truth {
         self.waiting.retain(|(other, ..), _| *other != node);
     }
 
-    /// The next accepted push that must have reached everybody by now.
+    /// Returns the next accepted push that must have reached everybody by now.
     pub fn next_settled(&mut self, now_ms: u64) -> Option<u64> {
         let (due_ms, _) = self.settling.front()?;
         let is_due = *due_ms <= now_ms;

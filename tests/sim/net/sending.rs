@@ -25,7 +25,7 @@ impl Node {
             None => self.rng.below(100),
         };
         match what {
-            // So many at once that the answers may be more than its outbox takes.
+            // A number at once whose answers may exceed its outbox.
             0 => (0..20).for_each(|_| {
                 self.send_subscribe(cid, id.clone(), tags.clone());
                 self.send_unsubscribe(cid, id.clone(), tags.clone());
@@ -112,7 +112,7 @@ impl Node {
         self.note(format!("{cid} breaks a rule: {code}"));
     }
 
-    /// A message as a text or a binary frame, perhaps in pieces with a ping between them.
+    /// Sends a message as a text or a binary frame, perhaps in fragments with a ping between them.
     pub(super) fn send_text(&mut self, cid: u64, text: &str, intent: Intent) {
         let opcode = if self.rng.chance(80) { 1 } else { 2 };
         if self.rng.chance(80) {
@@ -148,14 +148,14 @@ impl Node {
         client.intents.extend(intent);
     }
 
-    /// Somebody pushes through `worker`: it delivers at once, the others get the encoded envelope.
+    /// Pushes through `worker`: it delivers at once, the others get the encoded envelope.
     pub(super) fn push(&mut self, worker: usize) {
         let mut push = self.random_push();
         push.pusher = worker * 10 + self.rng.below(2);
         self.begin_push(worker, push);
     }
 
-    /// A worker accepts a push. Returns its id.
+    /// Has a worker accept a push. Returns its id.
     pub(super) fn begin_push(&mut self, worker: usize, mut push: Push) -> MessageId {
         self.pushed += 1;
         let id = self.cores[worker].worker.next_message_id(self.now_ms);

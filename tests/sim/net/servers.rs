@@ -1,5 +1,5 @@
-//! Business servers of a node without a broker: the workers tell each other. A business server has
-//! its welcome when all of them know of it, so that from then on it is told of everything.
+//! Business servers of a node without a broker: the workers notify each other. A business server
+//! gets its welcome once all of them know it, so that from then on it receives everything.
 
 use super::*;
 use crate::business::events::Life;
@@ -13,11 +13,11 @@ use ws_cluster::types::EventSet;
 use ws_cluster::wire::parcel::{Answer, Parcel as Package};
 use ws_cluster::wire::{json as text, push as wire};
 
-/// The queue between two workers takes nothing for so long.
+/// How long the queue between two workers is full.
 const FULL_MS: u64 = 150;
 
 impl Node {
-    // How clients and business servers come and go.
+    // Arrival and departure of clients and business servers.
 
     pub(super) fn enter_server(
         &mut self,
@@ -44,7 +44,7 @@ impl Node {
         self.happens(cid, EventSet::CONNECT, detail);
     }
 
-    /// It has other tags than `before`.
+    /// Records that a client's tags differ from `before`.
     pub(super) fn tags_change(&mut self, cid: u64, before: &[String]) {
         let mut new = self.model.people[&cid].tags.clone();
         new.retain(|tag| !before.contains(tag));
@@ -53,7 +53,7 @@ impl Node {
         }
     }
 
-    /// It has left these, some perhaps named twice.
+    /// Records that a client has left these tags, some perhaps named twice.
     pub(super) fn tags_go(&mut self, cid: u64, gone: Vec<String>) {
         let mut each: Vec<String> = Vec::new();
         gone.into_iter().for_each(|tag| {
@@ -66,7 +66,7 @@ impl Node {
         }
     }
 
-    /// It was closed, for one of these reasons.
+    /// Records that a client was closed, for one of these reasons.
     pub(super) fn client_goes(&mut self, cid: u64, causes: &[&str]) {
         let detail = match causes {
             [cause] => Some(("reason", json!(cause))),
@@ -75,7 +75,7 @@ impl Node {
         self.happens(cid, EventSet::DISCONNECT, detail);
     }
 
-    /// Something happens to a client: whoever wants to hear it must.
+    /// Records an event of a client: its subscribers must receive it.
     fn happens(&mut self, cid: u64, kind: EventSet, detail: Option<(&str, Value)>) {
         let (worker, pid) = (self.clients[&cid].worker, self.business.events.lives[&cid].pid);
         let told_to = self.told_to(worker, pid, kind);
@@ -95,7 +95,7 @@ impl Node {
         }
     }
 
-    /// Business servers of other workers that are to be told of such a thing.
+    /// Returns the business servers of other workers that must receive such an event.
     fn told_to(&self, worker: usize, pid: &str, kind: EventSet) -> Vec<u64> {
         let wants = |known: &&wants::Server| {
             PIDS[known.project.0 as usize].0 == pid && known.events.meets(kind)
@@ -103,7 +103,7 @@ impl Node {
         self.cores[worker].told.values().filter(wants).map(|known| known.cid.0).collect()
     }
 
-    /// Tells the business servers of a worker.
+    /// Adds what the business servers of a worker must receive.
     fn owe(&mut self, worker: usize, pid: &str, kind: EventSet, told: Told) {
         let open = self.clients.values_mut().filter(|one| one.closing_ms.is_none());
         let servers =
@@ -111,7 +111,7 @@ impl Node {
         servers.filter(|one| one.hears(pid, kind)).for_each(|one| one.owed.push_back(told));
     }
 
-    // What they say.
+    // What they send.
 
     pub(super) fn server_sends(&mut self, cid: u64) {
         let business = self.clients.get_mut(&cid).unwrap().business.as_mut().unwrap();
@@ -121,7 +121,7 @@ impl Node {
             let business = self.client(cid).business.as_mut().unwrap();
             (push.pid, push.pusher) = (business.profile.pid, cid as usize);
             push.sort_selectors();
-            // A longer one is refused by its reader, and that is the client's test.
+            // A longer one is refused by its reader, which the client's test covers.
             push.data.truncate(0);
             push.data.push_str(&format!(r#"{{"by":"{cid}","x":[1 , 2]}}"#));
             let text = business.push(push, None, echo);
@@ -155,7 +155,7 @@ impl Node {
         self.send_text(cid, &text, Intent::Request { number });
     }
 
-    /// A worker reads a request.
+    /// Has a worker read a request.
     pub(super) fn handle_request(
         &mut self,
         cid: u64,
@@ -181,13 +181,13 @@ impl Node {
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }
 
-    /// What workers have read of their pushes is accepted at once.
+    /// Accepts at once the pushes that workers have read.
     pub(super) fn begin_server_pushes(&mut self, worker: usize) {
         while let Some(push) = self.cores[worker].worker.take_server_push() {
             let ServerPush { key, echo, message, .. } = &push;
             let members = text::members(message).unwrap();
             let (read, _) = wire::Push::from_server(&members, &Limits::default()).unwrap();
-            // What somebody pushed who has left since is the other simulation's.
+            // Pushes of business servers that have left since are covered by the other simulation.
             let Some(business) = self.business_of(worker, key) else { continue };
             let sent = business.next_push().expect("a push that nobody sent").clone();
             assert_eq!(sent.text.as_bytes(), &**message);
@@ -211,7 +211,7 @@ impl Node {
         (0..self.cores.len()).for_each(|worker| self.begin_server_pushes(worker));
     }
 
-    // What they get.
+    // What they receive.
 
     pub(super) fn hear_texts(&mut self, cid: u64) {
         let client = self.clients.get_mut(&cid).unwrap();
@@ -250,7 +250,7 @@ impl Node {
         Router::new(NodeId::new(200).unwrap(), worker, self.cores.len())
     }
 
-    /// One worker, or all others.
+    /// Returns one worker, or all others.
     fn receivers(&self, worker: usize, to: Option<usize>) -> Vec<usize> {
         let is_meant = |other: &usize| to.map_or(*other != worker, |to| to == *other);
         (0..self.cores.len()).filter(is_meant).collect()
@@ -263,7 +263,7 @@ impl Node {
         self.send_late(worker);
     }
 
-    /// Notices are never lost, but may be overtaken.
+    /// Sends waiting notices, which are never lost but may be overtaken.
     pub(super) fn send_late(&mut self, worker: usize) {
         while let Some((to, notice)) = self.cores[worker].late.front().copied()
             && !self.is_full(worker, to)
@@ -368,7 +368,7 @@ impl Node {
 
     // What must hold.
 
-    /// Nothing is under way to business servers.
+    /// Checks that nothing is in flight to business servers.
     pub(super) fn check_servers(&mut self) {
         let is_here = |client: &Client| !client.is_gone && client.closing_ms.is_none();
         for client in self.clients.values().filter(|client| is_here(client)) {
@@ -393,7 +393,7 @@ impl Node {
         }
     }
 
-    /// No request waits for longer than is allowed.
+    /// Checks that no request waits longer than is allowed.
     pub(super) fn check_waiting(&self, worker: usize) {
         let requests = &self.business.requests;
         let after_ms = self.now_ms - requests.timeout_ms;
@@ -402,7 +402,7 @@ impl Node {
         assert!(self.cores[worker].worker.pending_requests().waiting <= most);
     }
 
-    /// Everybody is gone: in time nobody remembers anything of any request.
+    /// After everybody has left, lets time pass until no request is remembered.
     pub(super) fn forget_requests(&mut self) {
         let end_ms = self.now_ms + self.business.requests.timeout_ms + 2_000;
         while self.now_ms < end_ms {
@@ -423,7 +423,7 @@ impl Node {
     }
 }
 
-/// What has come to a client that others judge.
+/// Checks the texts that a client received and that are judged here.
 pub(super) fn hear_texts(cid: u64, client: &mut Client, business: &mut Business, now_ms: u64) {
     for text in client.receiver.texts.drain(..) {
         let Some(server) = &mut client.business else {

@@ -1,13 +1,13 @@
-//! What the sockets take, and what becomes of the rest.
+//! What the sockets take, and what happens to the rest.
 
 use super::*;
 use crate::checks::take_rest;
 
-/// Entries of a batch that are laid out together, at most.
+/// Maximum number of entries of a batch that are laid out together.
 const LARGEST_PART: usize = 4;
 
 impl Node {
-    /// Sends the open batch and carries out the closes that follow it, until there is no more.
+    /// Sends the open batch and performs the closes that follow it, until there are no more.
     pub(super) fn flush(&mut self, worker: usize) {
         let mut sealed = Sealed::default();
         loop {
@@ -54,7 +54,7 @@ impl Node {
         }
     }
 
-    /// What the socket in `slot` takes of `bytes`; `None`: it is broken.
+    /// Returns how much of `bytes` the socket in `slot` takes; `None`: it is broken.
     fn send(&mut self, worker: usize, slot: u32, bytes: &[u8]) -> Option<usize> {
         let cid = self.cores[worker].slots[&slot];
         let now_ms = self.now_ms;
@@ -116,7 +116,7 @@ impl Node {
         self.note(format!("{cid} closed: {cause:?}"));
     }
 
-    /// A socket that was full has room again.
+    /// Gives a full socket room again.
     pub(super) fn write_blocked(&mut self, worker: usize) {
         let is_blocked = |c: &Client| c.worker == worker && c.is_blocked && c.closing_ms.is_none();
         let blocked: Vec<u64> =
