@@ -40,11 +40,12 @@ import side_by_side as base
 from side_by_side import Failed
 
 FIGURES = ("latency", "throughput", "broker")
-# What a push to another node may take more than one to the same, in round trips through Redis.
+# Maximum extra latency of a push to another node over one to the same, in round trips through
+# Redis.
 ROUND_TRIPS = 1.5
-# What must be left of the local queue's throughput.
+# Minimum share of the local queue's throughput.
 THROUGHPUT = 0.8
-# What a broker must be able to take, messages a second.
+# Minimum throughput of a broker, messages per second.
 BROKER = 500_000
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -75,7 +76,7 @@ def prepare(args):
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
     if not shutil.which(args.redis_server):
         sys.exit(f"{args.redis_server} is not there: install it (tests/redis.sh), or name it")
-    # What is started below is ended by leaving its `with`, whatever ends this script.
+    # Leaving a `with` ends what is started below, whatever ends this script.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
 
 
@@ -88,7 +89,7 @@ def run_rounds(args, steps):
                 sample = step()
             except (Failed, OSError, subprocess.TimeoutExpired) as error:
                 print(f"round {number} {key}: failed: {error}", file=sys.stderr)
-                # A round is compared as a whole: its place stays.
+                # A round is compared as a whole, so it keeps its place.
                 results[key].append(None)
                 continue
             results[key].append(sample)
@@ -262,7 +263,7 @@ def throughput(args, pipeline, queue, serve=one_node):
         used["tool"] = ended_children_s() - tool
     sample = {"accepted": out["pushes_accepted_per_s"], "delivered": out["deliveries_per_s"]}
     sample |= {f"{name}_cpu_s": seconds for name, seconds in used.items()}
-    # The whole run counts, with its warm-up.
+    # The whole run counts, including its warm-up.
     sample |= {f"{name}_us": s * 1e6 / out["deliveries"] for name, s in used.items()}
     times = out["push_to_delivery_us"]
     return sample | {"cores": sum(used.values()) / wall, "p50": times["p50"], "p99": times["p99"]}
@@ -422,7 +423,7 @@ def report_throughput(args, results):
                     for queue in ("local", "redis")
                 )
                 rates = [of_rounds(lambda s: s[what], each) for each in (local, over_redis)]
-                # Each ratio compares what was measured seconds apart.
+                # Each ratio compares figures measured seconds apart.
                 ratios = of_rounds(lambda l, r: r[what] / l[what], local, over_redis)
                 columns += [shown(column, ",.0f") for column in rates] + [shown(ratios, ".2f")]
                 if not kind:

@@ -25,7 +25,7 @@ import side_by_side as base
 from side_by_side import Failed
 
 IN_FLIGHT = (1, 4, 16)
-# The object around the text of a push's data, with an id of 19 digits.
+# Size of a push's object around the text of its data, with an id of 19 digits.
 OVERHEAD = 52
 
 
@@ -34,7 +34,7 @@ def main():
     for path in (args.server, args.loadtest):
         if not os.access(path, os.X_OK):
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
-    # What is started below is ended by leaving its `with`, whatever ends this script.
+    # Leaving a `with` ends what is started below, whatever ends this script.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     windows = [int(window) for window in args.windows.split(",")]
     cases = [(size, load) for size in args.data_bytes for load in (*IN_FLIGHT, "rate")]

@@ -6,7 +6,7 @@ WIDTH, HEIGHT = 980, 620
 LEFT, TOP, GAP_X, GAP_Y = 74, 112, 84, 96
 PLOT_WIDTH, PLOT_HEIGHT = 220, 170
 
-# Hues that also differ in lightness, for those who tell colours apart badly.
+# Hues that also differ in lightness, for readers with colour vision deficiency.
 LIGHT = ("#0969da", "#bf5700", "#5b21b6", "#0a7d5a")
 DARK = ("#58a6ff", "#f0a04b", "#c3a6ff", "#3fd6a0")
 
@@ -17,7 +17,7 @@ def series(colours):
     return "\n".join(rules)
 
 
-# No custom properties: not every program that shows an SVG knows them.
+# No custom properties: not every SVG viewer supports them.
 STYLE = f"""
 svg {{ font: 12px system-ui, sans-serif; background: #ffffff; }}
 text {{ fill: #1b1f24; }}

@@ -29,10 +29,10 @@ import urllib.request
 from side_by_side import HERE, await_ready, cpu_model, free_ports, tail
 
 SCENARIO = os.path.join(HERE, "loadtest", "scenarios", "million.toml")
-# Descriptors of a worker that are no connections: listeners, HTTP, handshakes, rings. And the
-# kernel does not spread connections evenly over the workers' listeners.
+# Descriptors of a worker that are not connections: listeners, HTTP, handshakes, rings. It also
+# allows for the kernel's uneven spread of connections over the workers' listeners.
 RESERVE = 1_400
-# What both ends of a connection take of the machine's memory, nearly all of it the kernel's.
+# Memory of the machine for both ends of a connection, nearly all of it the kernel's.
 BYTES_BOTH_ENDS = 12_000
 
 
@@ -53,7 +53,7 @@ def main():
         out, memory = run(args, plan, scenario)
     if args.picture:
         photograph(args.report, args.picture)
-    # Sockets of a million connections are taken apart by the kernel for a while.
+    # The kernel takes a while to tear down the sockets of a million connections.
     time.sleep(min(20, args.connections / 50_000))
     bare = None if args.no_bare else bare_loops(args, plan)
     rows = figures(args, out, memory, bare)
@@ -129,7 +129,7 @@ def run(args, plan, scenario):
     line = [args.server, "--node", "1", "--bind", "127.0.0.1", "--env", "dev", "--log", "warn"]
     line += ["--workers", str(plan["workers"]), "--pin", "false"]
     line += ["--max_connections", str(args.connections + args.connections // 20 + 1_000)]
-    # Who is not closed by then is closed with the process: all must be counted here.
+    # Connections not closed by then end with the process, and all must be counted here.
     line += ["--drain_ms", "120000"]
     for name, port in zip(("ws", "http", "prometheus", "pprof"), ports):
         line += [f"--{name}_port", str(port)]
@@ -312,7 +312,7 @@ def markdown(args, rows):
     for title, number, unit, limit in rows:
         shown = "not measured" if number is None else f"{spelled(number)} {unit}".strip()
         needed, reached = "", ""
-        # What is needed of a million is needed of nothing else.
+        # The limits for a million apply at no other scale.
         if limit is not None and number is not None:
             bound, is_least = limit
             needed = f"{'≥' if is_least else '≤'} {spelled(bound)}"

@@ -25,7 +25,7 @@ import side_by_side as base
 from side_by_side import Failed
 
 KINDS = ("scrape", "profile")
-# What must be left of the fan-out.
+# Minimum share of the fan-out that must remain.
 NEEDED = {"scrape": 0.97, "profile": 0.95}
 TITLES = {"nobody": "nobody looks", "scrape": "a scrape a second", "profile": "a CPU profile"}
 
@@ -39,12 +39,12 @@ def main():
     for path in (args.server, args.loadtest):
         if not os.access(path, os.X_OK):
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
-    # What is started below is ended by leaving its `with`, whatever ends this script.
+    # Leaving a `with` ends what is started below, whatever ends this script.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     results = {kind: [] for kind in ("nobody", *kinds)}
     for number in range(1, args.rounds + 1):
         sample = {}
-        # Those that come first meet another machine than the last: they take turns.
+        # The machine changes over time, so the kinds take turns at coming first.
         order = list(results)
         shift = number % len(order)
         for kind in order[shift:] + order[:shift]:
@@ -83,7 +83,7 @@ def measure(args, kind):
     with base.server(args) as node:
         paths = {
             "scrape": f":{node.prometheus_port}/metrics",
-            # It lasts longer than the load, and is given up after it.
+            # It lasts longer than the load, and is cancelled after it.
             "profile": f":{node.pprof_port}/debug/pprof/profile?seconds={args.profile}",
         }
         url = f"http://127.0.0.1{paths.get(kind)}"

@@ -24,7 +24,7 @@ def main():
     args = parser.parse_args()
     target = os.environ.get("CARGO_TARGET_DIR", os.path.join(base.HERE, "target"))
     found = os.path.join(target, "criterion")
-    # Figures of an earlier build would stand in the table beside those of this one.
+    # Otherwise figures of an earlier build would appear in the table beside those of this one.
     shutil.rmtree(found, ignore_errors=True)
     command = ["cargo", "bench", "-q", "-p", "bench", "--bench", "parts", *args.cargo_arg, "--"]
     command += ["--noplot", "--warm-up-time", str(args.seconds / 2)]

@@ -26,9 +26,9 @@ import side_by_side as base
 from cluster import of_rounds, shown, verdict
 
 FIGURES = ("latency", "throughput", "storm")
-# What a request over two nodes may take, in round trips through Redis.
+# Maximum latency of a request over two nodes, in round trips through Redis.
 ROUND_TRIPS = 4.0
-# Requests a second of one worker with the local queue.
+# Minimum number of requests per second of one worker with the local queue.
 THROUGHPUT = 20_000
 
 
@@ -129,7 +129,7 @@ def report(args, wanted, results):
 
 def report_latency(results):
     local, over_redis, bare = (results[f"latency {what}"] for what in ("local", "cluster", "bare"))
-    # Each ratio compares what was measured seconds apart.
+    # Each ratio compares figures measured seconds apart.
     ratios = of_rounds(lambda c, b: c["p50"] / b["p50"], over_redis, bare)
     reached = verdict(ratios, lambda ratio: ratio <= ROUND_TRIPS)
     each = [of_rounds(lambda s: s["p50"], samples) for samples in (local, over_redis, bare)]
@@ -156,7 +156,7 @@ def report_throughput(args, results):
         columns = [shown(rates, ",.0f")]
         for key in ("p50", "p99", "server", "tool"):
             columns.append(shown(of_rounds(lambda sample: sample[key], samples), ",.1f"))
-        # Where the load tool's own core was full, the server could have done more.
+        # If the load tool's own core was full, the server could have done more.
         bound = of_rounds(lambda sample: sample["tool_bound"], samples)
         note = " (tool bound)" if any(bound) else ""
         limit = f"≥ {needed:,}" if needed else ""
@@ -165,7 +165,7 @@ def report_throughput(args, results):
 
 
 def report_storm(args, samples):
-    # The load tool fails where one event is lost, doubled or out of order.
+    # The load tool fails if an event is lost, doubled or out of order.
     reached = "no" if None in samples else "yes"
     print(f"\n| storm of {args.connections:,} clients | connects/s | events/s |", end="")
     print(" welcome to event, p50 (us) | p99 (us) | events a read | needed | reached |")
@@ -176,7 +176,7 @@ def report_storm(args, samples):
         columns.append(shown(of_rounds(lambda s: s["events_per_read"], samples), ".2f"))
         print(f"| business server at {title} | {' | '.join(columns)} |", end="")
         print(f" each once, in order | {reached} |")
-    # Both are read in one turn then, and have one time.
+    # Both are then read in one turn and get the same time.
     print("\nA welcome and an event that come within one turn of the load tool are 0 us apart.")
     return reached == "no"
 

@@ -21,7 +21,7 @@ from coalesce_svg import STYLE, linear_ticks, rule, short, text
 from coalesce_svg import LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, GAP_X, GAP_Y
 from side_by_side import HERE, cpu_model
 
-# (title, unit): what is drawn, in this order.
+# (title, unit): the figures to draw, in this order.
 FIGURES = {
     "bytes": ("server's RSS", "bytes a connection"),
     "slope": ("RSS beyond the fixed part", "bytes a connection"),

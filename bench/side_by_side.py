@@ -27,7 +27,7 @@ import urllib.request
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# name: (title, unit, needed, how it compares). The ratios are server / bare loop.
+# name: (title, unit, limit, comparison). The ratios are server / bare loop.
 FIGURES = {
     "fanout1": ("fan-out, 1 outstanding: deliveries", "1/s", 0.95, "ratio"),
     "fanout4": ("fan-out, 4 outstanding: deliveries", "1/s", 1.5, "ratio"),
@@ -37,7 +37,7 @@ FIGURES = {
     "memory": ("user-space memory of an idle connection", "bytes", 256.0, "at most"),
 }
 
-# Where the load tool's JSON carries each figure.
+# The figures' places in the load tool's JSON.
 KEYS = {
     "deliveries": ("deliveries_per_s",),
     "pushes": ("pushes_accepted_per_s",),
@@ -135,7 +135,7 @@ def measure(args, name, results):
             rate = max(1, int(pushes / 2))
             out = node.load(*push, "--rate", rate)
         sample = {"server": pick(out, "p99"), "rate": rate, "intended": pick(out, "intended")}
-        # What the machine itself adds to a tail, measured right after.
+        # The machine's own contribution to a tail, measured right after.
         return sample | {"machine_stalls_1ms_per_s": stalls(args)}
     if name == "connect":
         with server(args) as node:
@@ -304,14 +304,14 @@ def report(args, results):
         }
         ratio = ""
         if how == "ratio":
-            # The median of the rounds' ratios: each compares what was measured seconds apart.
+            # The median of the rounds' ratios: each compares figures measured seconds apart.
             value = statistics.median(sample["server"] / sample["bare"] for sample in samples)
             ratio, reached = f"{value:.2f}", value >= needed
         else:
             value = of["server"]
             reached = value < needed if how == "below" else value <= needed
         failed |= not reached
-        # Where the load tool's own core was full, the server could have done more.
+        # If the load tool's own core was full, the server could have done more.
         bound = " (tool bound)" if of.get("tool_bound", 0) > 0 else ""
         free = of.get("free", of.get("bare"))
         columns = [f"{column:,.0f}" if column else "" for column in (free, of.get("outstanding"))]

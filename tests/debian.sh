@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Brings programs that the tests start from the path:
+# Installs programs that the tests start from the path:
 # tests/debian.sh [--OPTION_OF_APT_GET] PROGRAM=PACKAGE...
-# Installs the Debian packages of those that are missing; says which they are where it may not.
+# Installs the Debian packages of those that are missing, or lists them if it may not.
 set -euo pipefail
 
 options=()

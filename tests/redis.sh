@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Redis of the tests: they start their own from the path, so only the program is needed.
+# Installs Redis: the tests start their own from the path, so only the program is needed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 ./debian.sh redis-server=redis-server

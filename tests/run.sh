@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make test` does, and one closing line with the counts of all runners.
+# Runs the tests of `make test`, and prints one closing line with the counts of all runners.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ counted() {
         { grep -oE "[0-9]+ ($1)" || true; } | awk '{ sum += $1 } END { print sum + 0 }'
 }
 
-# Goes on after a failure: the closing line is about all runners.
+# Continues after a failure: the closing line covers all runners.
 run() {
     echo "== $*"
     local status=0 failures
@@ -33,13 +33,13 @@ run() {
     failed=$((failed + failures))
 }
 
-# What the Node tests wrote beside the Python ones, and how they ended.
+# The output of the Node tests, which run beside the Python ones, and their exit status.
 node_tests() {
     cat "$node_out"
     return "$node_status"
 }
 
-# again FAILED: up to three Python tests that failed get a second try, alone: on a busy machine the
+# again FAILED: up to three failed Python tests get a second try, alone: on a busy machine the
 # failure may be the machine's. The closing line counts those that then pass.
 again() {
     local before=$failed

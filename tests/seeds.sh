@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests that take a seed, with new seeds for a while: tests/seeds.sh SECONDS
-# Ends with 1 at the first failure, with the command that repeats it.
+# Runs the tests that take a seed with new seeds: tests/seeds.sh SECONDS
+# Exits with 1 at the first failure, and prints the command that repeats it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A server under load for long: tests/soak.sh DIRECTORY_OF_BINARIES SECONDS CONNECTIONS
-# Ends with 1 if anything was lost, doubled or out of order; prints the server's memory at both ends.
+# Runs a server under sustained load: tests/soak.sh DIRECTORY_OF_BINARIES SECONDS CONNECTIONS
+# Exits with 1 if anything was lost, doubled or out of order; prints the server's memory at both
+# ends.
 set -euo pipefail
 bin=$1
 seconds=$2

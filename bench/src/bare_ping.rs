@@ -1,8 +1,8 @@
-//! `bench bare-ping`: what a ping and its pong cost at least, over many idle sockets.
+//! `bench bare-ping`: the minimum cost of a ping and its pong, over many idle sockets.
 //!
-//! A thread per descriptor table, as the server's workers: each polls its sockets on an io_uring,
-//! sends 2 bytes to the next of them at intervals, and reads the 6 bytes that come back. The
-//! other side is one process a thread (`bench drain --answer`) on another core.
+//! There is a thread per descriptor table, as with the server's workers: each polls its sockets on
+//! an io_uring, sends 2 bytes to the next of them at intervals, and reads the 6 bytes that come
+//! back. The other side is one process per thread (`bench drain --answer`) on another core.
 
 use std::io::{self, Error};
 use std::net::{TcpListener, TcpStream};
@@ -53,7 +53,7 @@ pub struct Args {
 struct Tally {
     pings: u64,
     pongs: u64,
-    /// Returns from waiting for the ring.
+    /// Number of returns from waiting for the ring.
     wakes: u64,
     cpu: Duration,
 }
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> io::Result<()> {
 
 fn serve(args: &Args, start: &Barrier) -> io::Result<Tally> {
     let result = open(args);
-    // Nobody begins while others still connect.
+    // Nobody begins while others are still connecting.
     start.wait();
     let (mut client, control, sockets) = result?;
     let result = ping(args, &sockets);

@@ -1,9 +1,9 @@
-//! `bench bare-push`: a push server that does nothing but its system calls. What a push costs
-//! through Redis beside what it costs without is to be held against the two figures of this.
+//! `bench bare-push`: a push server that does nothing but its system calls, with and without Redis.
+//! Compare the server's cost of a push through Redis, and without, with these two figures.
 //!
-//! It takes what `loadtest unicast` sends for one user: nothing is verified or chosen, every push
-//! goes to the last WebSocket that was opened. What one wait finds ready leaves together: one
-//! PUBLISH, one send a connection.
+//! It accepts what `loadtest unicast` sends for one user: nothing is verified or selected, every
+//! push goes to the WebSocket opened last. Everything that one wait finds ready leaves together:
+//! one PUBLISH, one send per connection.
 
 use std::collections::VecDeque;
 use std::io::{self, Error, Write};
@@ -42,9 +42,9 @@ const SUBSCRIBER: u64 = u64::MAX - 3;
 
 const READ_BYTES: usize = 128 << 10;
 const CHANNEL: &[u8] = b"c";
-/// What Redis answers to a PUBLISH that one link heard.
+/// Redis's answer to a PUBLISH that one link received.
 const PUBLISHED: &[u8] = b":1\r\n";
-/// What a message on the channel begins with, as far as its length.
+/// The beginning of a message on the channel, up to its length.
 const MESSAGE: &[u8] = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$";
 const WELCOME: &[u8] = br#"{"type":"connect","code":1,"msg":"success","client_id":"1","node":1}"#;
 const PUSH: &[u8] = br#"{"type":"push","id":"1234567890123456789","#;
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> io::Result<()> {
     epoll.add(ws.as_raw_fd(), WS_LISTENER)?;
     epoll.add(http.as_raw_fd(), HTTP_LISTENER)?;
     let mut server = Server::default();
-    // As long as any other.
+    // Every date has the same length.
     let date = HttpDate::at(0);
     write_response(&mut server.answer, 200, true, date, &[], "application/json", ANSWER);
     if let Some(redis) = &args.redis {
@@ -84,16 +84,17 @@ pub fn run(args: &Args) -> io::Result<()> {
 
 #[derive(Default)]
 struct Server {
-    /// Until they are over.
+    /// Removed when they end.
     connections: Vec<Option<Connection>>,
-    /// What every push is answered.
+    /// The response to every push.
     answer: Vec<u8>,
-    /// The one that all pushes go to.
+    /// The connection that all pushes go to.
     user: Option<usize>,
     links: Option<Links>,
-    /// Where the body of a push and its `data` begin, and its end: all look alike.
+    /// Where the body of a push and its `data` begin, and its end: all requests have the same
+    /// layout.
     shape: Option<Shape>,
-    /// The frames of the pushes that are to be published, and who sent them.
+    /// The frames of the pushes to publish, and their senders.
     frames: Vec<u8>,
     pushers: Vec<usize>,
 }
@@ -115,7 +116,7 @@ impl Server {
     fn read_connection(&mut self, index: usize, buffer: &mut [u8]) -> io::Result<()> {
         let Some(connection) = &mut self.connections[index] else { return Ok(()) };
         let Some(count) = connection.read(buffer)? else {
-            // Closing what is watched ends the watch.
+            // Closing a descriptor ends its watch.
             self.connections[index] = None;
             return Ok(());
         };
@@ -141,7 +142,7 @@ impl Server {
         Ok(())
     }
 
-    /// The shape of the request at the beginning, if it is whole.
+    /// Returns the shape of the request at the beginning, if it is complete.
     fn shape_of(&mut self, bytes: &[u8]) -> Option<Shape> {
         let is_same = |shape: &&Shape| {
             bytes.get(shape.body - 4..shape.body) == Some(b"\r\n\r\n")
@@ -159,7 +160,7 @@ impl Server {
     }
 
     fn take_request(&mut self, index: usize, request: &[u8], shape: &Shape) {
-        // Without data it is the question whether this is ready.
+        // A request without data asks whether this server is ready.
         if shape.data == 0 {
             return self.answer(index);
         }
@@ -251,7 +252,7 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// What was published, and where its message ends.
+/// Returns what was published, and where its message ends.
 fn message(bytes: &[u8]) -> Option<(&[u8], usize)> {
     let rest = bytes.strip_prefix(MESSAGE)?;
     let digits = rest.iter().position(|&byte| byte == b'\r')?;
@@ -264,7 +265,7 @@ fn message(bytes: &[u8]) -> Option<(&[u8], usize)> {
 struct Links {
     publisher: Connection,
     subscriber: Connection,
-    /// Who waits for the answers to come, by PUBLISH.
+    /// Those that wait for answers, by PUBLISH.
     published: VecDeque<Vec<usize>>,
 }
 
@@ -288,7 +289,7 @@ impl Links {
 struct Connection {
     stream: TcpStream,
     is_ws: bool,
-    /// What was read and is not whole.
+    /// Bytes read that are still incomplete.
     rest: Vec<u8>,
     out: Vec<u8>,
 }
@@ -298,7 +299,7 @@ impl Connection {
         Self { stream, is_ws: false, rest: Vec::new(), out: Vec::new() }
     }
 
-    /// How much came; `None` where it is over.
+    /// Returns the number of bytes read; `None` if the connection has ended.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match sys::receive_now(self.stream.as_raw_fd(), buffer) {
             Ok(count) => Ok((count > 0).then_some(count)),
@@ -307,7 +308,7 @@ impl Connection {
         }
     }
 
-    /// What came, behind what was left of the last time.
+    /// Returns the bytes read, after those left over from the last time.
     fn read_all(&mut self, buffer: &mut [u8]) -> io::Result<Vec<u8>> {
         let count = self.read(buffer)?.ok_or_else(|| Error::other("Redis closed a link"))?;
         let mut bytes = take(&mut self.rest);
@@ -315,7 +316,7 @@ impl Connection {
         Ok(bytes)
     }
 
-    /// Answers the opening handshake and welcomes; false while it is not whole.
+    /// Answers the opening handshake and sends the welcome; returns false while it is incomplete.
     fn shake_hands(&mut self, bytes: &[u8]) -> bool {
         self.rest.extend_from_slice(bytes);
         let head = String::from_utf8_lossy(&self.rest);
@@ -338,7 +339,7 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     sys::await_writable(self.stream.as_raw_fd())?;
                 }
-                // Its end is read.
+                // The next read returns its end.
                 Err(_) => break,
             }
         }

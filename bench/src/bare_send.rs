@@ -1,7 +1,7 @@
 //! `bench bare-send`: one thread sends the same bytes to every socket, round after round.
 //!
 //! The receiving side is another process on another core (`bench drain`) that only reads, as the
-//! load tool's would at best. The thread has its own descriptor table and core, as a worker has.
+//! load tool would at best. The thread has its own descriptor table and core, as a worker has.
 
 use std::io::{self, Error, Read};
 use std::net::{TcpListener, TcpStream};
@@ -59,9 +59,9 @@ pub struct Args {
 struct Tally {
     rounds: u64,
     sends: u64,
-    /// Sends that found the socket full, and were repeated when it had room.
+    /// Sends that found the socket full, and were repeated once it had room.
     full: u64,
-    /// Sends that the socket took in part; the rest followed.
+    /// Sends that the socket took only in part; the rest followed.
     short: u64,
     elapsed: Duration,
     cpu: Duration,
@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> io::Result<()> {
 }
 
 impl Tally {
-    /// Of threads that sent at the same time.
+    /// Adds the figures of another thread that sent at the same time.
     fn and(self, other: &Tally) -> Tally {
         Tally {
             rounds: self.rounds + other.rounds,
@@ -110,11 +110,11 @@ impl Tally {
 
 fn serve(args: &Args, start: &Barrier) -> io::Result<Tally> {
     let result = open(args);
-    // Nobody sends while others still connect.
+    // Nobody sends while others are still connecting.
     start.wait();
     let (mut client, control, sockets) = result?;
     let tally = send_rounds(args, control, &sockets);
-    // Its sockets are closed then, so it ends by itself unless it failed to start at all.
+    // This closes its sockets, so it ends by itself unless it failed to start.
     drop(sockets);
     if tally.is_err() {
         client.kill()?;
@@ -179,7 +179,7 @@ fn send_rounds(args: &Args, mut control: TcpStream, sockets: &[TcpStream]) -> io
     Ok(tally)
 }
 
-/// Returns when the round after `rounds` may begin: all but `outstanding - 1` have arrived whole.
+/// Returns when the round after `rounds` may begin: all but `outstanding - 1` have fully arrived.
 fn await_confirmations(
     control: &mut TcpStream,
     confirmed: &mut u64,
@@ -235,7 +235,7 @@ impl Sender {
     }
 }
 
-/// Counts a first attempt, and carries what the socket did not take to its end.
+/// Counts a first attempt, and then sends what the socket did not take.
 fn finish(
     fd: RawFd,
     payload: &[u8],

@@ -1,4 +1,4 @@
-//! `bench broker`: how many messages a second a node's broker reads from Redis and routes to its
+//! `bench broker`: how many messages per second a node's broker reads from Redis and routes to its
 //! workers, from a recording and from a live Redis.
 
 mod live;
@@ -54,10 +54,10 @@ pub struct Args {
     own: bool,
 }
 
-/// What one read takes.
+/// Bytes per read.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// How the broker's workers are: how many, and whether each message is for all of them.
+/// The broker's workers: their number, and whether each message is for all of them.
 struct Way {
     name: &'static str,
     workers: usize,
@@ -66,7 +66,7 @@ struct Way {
 }
 
 impl Way {
-    /// So many workers get a message.
+    /// Returns the number of workers that get a message.
     fn copies(&self) -> u64 {
         if self.is_for_all { self.workers as u64 } else { 1 }
     }
@@ -118,7 +118,7 @@ pub fn run(args: &Args) -> io::Result<()> {
     Ok(())
 }
 
-/// Plays the recording to a new broker in each round; what is to be printed.
+/// Plays the recording to a new broker in each round; returns the text to print.
 fn play(args: &Args, way: &Way) -> io::Result<String> {
     if let Some(core) = args.core {
         sys::pin_to_core(core)?;
@@ -133,7 +133,7 @@ fn play(args: &Args, way: &Way) -> io::Result<String> {
         let mut own = OwnTime::default();
         let mut buffer: Vec<u8> = Vec::with_capacity(2 * PIECE_BYTES);
         for piece in recording.chunks(PIECE_BYTES) {
-            // Stands for the read: the bytes are in the cache then, too.
+            // Stands for the read, after which the bytes are in the cache, too.
             buffer.extend_from_slice(piece);
             let handled = own.handle_bytes(&mut broker, &buffer, 1, &mut *workers)?;
             buffer.drain(..handled);
@@ -167,16 +167,16 @@ fn play(args: &Args, way: &Way) -> io::Result<String> {
     ))
 }
 
-/// The time that was spent in [`Broker::handle_bytes`].
+/// The time spent in [`Broker::handle_bytes`].
 #[derive(Default)]
 struct OwnTime {
     wall: Duration,
-    /// Without what the machine's other processes took.
+    /// Without the time used by the machine's other processes.
     cpu: Duration,
 }
 
 impl OwnTime {
-    /// Brings what was read from the subscribing link to the broker; how much of it it took.
+    /// Passes what was read from the subscribing link to the broker; returns the bytes it took.
     fn handle_bytes(
         &mut self,
         broker: &mut Broker,
@@ -196,7 +196,8 @@ impl OwnTime {
     }
 }
 
-/// That every message went where it was to go: a figure of a broker that drops means nothing.
+/// Checks that every message reached its destination: a figure of a broker that drops is
+/// meaningless.
 fn check(
     way: &Way,
     messages: u64,
@@ -219,7 +220,7 @@ fn check(
     Ok(())
 }
 
-/// The workers of this way.
+/// Returns the workers for this way.
 fn workers_of(way: &Way) -> io::Result<(Box<dyn Workers>, Arc<BrokerCounters>)> {
     let counters = Arc::new(BrokerCounters::default());
     let workers: Box<dyn Workers> = match way.has_rings {
@@ -229,7 +230,7 @@ fn workers_of(way: &Way) -> io::Result<(Box<dyn Workers>, Arc<BrokerCounters>)> 
     Ok((workers, counters))
 }
 
-/// Sorts them.
+/// Sorts the values and returns their median.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)

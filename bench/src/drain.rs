@@ -1,5 +1,5 @@
-//! `bench drain`: the receiving process of `bench bare-send` and `bench bare-ping`. It reads and
-//! counts, and answers if asked to, nothing more.
+//! `bench drain`: the receiving process of `bench bare-send` and `bench bare-ping`. It only reads
+//! and counts, and answers if asked to.
 
 use std::io::{self, Error, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
@@ -36,7 +36,7 @@ pub struct Args {
     spin: bool,
 }
 
-/// One source address gives some 28,000 ports; beyond half of them the kernel searches for long.
+/// A source address has some 28,000 ports; once half are in use, the kernel searches for long.
 const PORTS_PER_ADDRESS: usize = 10_000;
 /// An empty pong, masked with zeros.
 const PONG: &[u8] = b"\x8a\x80\0\0\0\0";
@@ -94,12 +94,12 @@ fn open_all(connections: usize, server: SocketAddrV4) -> io::Result<Vec<OwnedFd>
         .collect()
 }
 
-/// Counts, per round that is on the way, the sockets that have it whole.
+/// Counts, per round in flight, the sockets that have received all of it.
 struct Rounds {
     message_bytes: u64,
     socket_bytes: Vec<u64>,
-    /// Indexed by round modulo length. The sender keeps at most `len - 1` rounds on the way, so a
-    /// place is free again when its next round begins. Empty: nothing is confirmed.
+    /// Indexed by round modulo length. The sender keeps at most `len - 1` rounds in flight, so an
+    /// entry is free again when its next round begins. Empty: nothing is confirmed.
     sockets_done: Vec<usize>,
 }
 
@@ -112,7 +112,7 @@ impl Rounds {
         }
     }
 
-    /// Returns how many rounds these bytes completed on the last socket that lacked them.
+    /// Returns the number of rounds that these bytes completed on the last socket that lacked them.
     fn received(&mut self, socket: usize, bytes: usize) -> usize {
         if self.sockets_done.is_empty() {
             return 0;

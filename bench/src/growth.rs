@@ -1,5 +1,5 @@
 //! `bench growth`: the longest time that a worker spends on one connection, or one key, while its
-//! tables grow to a million and shrink again: nothing may grow in one piece.
+//! tables grow to a million entries and shrink again: no table may be resized in one step.
 
 use std::hint::black_box;
 use std::io::{self, Error};
@@ -66,7 +66,7 @@ fn report(args: &Args) -> io::Result<String> {
     ))
 }
 
-/// The processor time of a step, and what came of it.
+/// Returns a step's result, and records its processor time.
 fn timed<T>(longest: &mut Duration, step: impl FnOnce() -> T) -> io::Result<T> {
     let before = sys::thread_cpu()?;
     let result = step();
@@ -113,7 +113,7 @@ fn identity<'a>(uid: &'a str, device: &'a str, tags: &'a [&'a str]) -> Identity<
     Identity { project, uid, device, tags, session_exp: 0, role: Role::Client }
 }
 
-/// What sockets would take.
+/// Discards what sockets would take.
 fn flush(worker: &mut Worker, sealed: &mut Sealed) {
     worker.take_asks();
     while worker.has_output() {

@@ -1,6 +1,6 @@
-//! Bare loops: what the kernel alone allows on this machine. A figure of the server means something
-//! only beside the figure of the loop that does nothing but its system calls. And parts of the
-//! server without the rest: `broker`.
+//! Bare loops: the limits of the kernel on this machine. A figure of the server is meaningful only
+//! beside that of the loop that does nothing but its system calls. Also parts of the server in
+//! isolation: `broker`.
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-/// The server's.
+/// The server's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

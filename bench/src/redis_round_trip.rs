@@ -1,5 +1,5 @@
 //! `bench redis-round-trip`: a message published to Redis and read back, with nothing in between
-//! but blocking system calls. What a cluster adds to a push is to be held beside this.
+//! but blocking system calls. Compare what a cluster adds to a push with this.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -42,11 +42,11 @@ pub struct Args {
     json: bool,
 }
 
-/// What a message begins with: its number in hex.
+/// Length of the number, in hex, at the beginning of a message.
 const NUMBER_LEN: usize = 16;
 const WARMUP: Duration = Duration::from_millis(200);
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A longer item is none that this program asked for.
+/// This program requests no longer item.
 const MAX_ITEM: usize = 64 << 20;
 
 pub fn run(args: &Args) -> io::Result<()> {
@@ -105,7 +105,7 @@ impl Times {
         self.0.push((to - from).as_nanos() as u64);
     }
 
-    /// Microseconds below which this part of the sorted times is.
+    /// Returns the quantile of the sorted times in microseconds.
     fn quantile_us(&self, part: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
         let at = (last as f64 * part).round() as usize;
@@ -126,7 +126,7 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 struct Links {
-    /// Without it the subscribed link publishes as well.
+    /// `None`: the subscribed link publishes as well.
     publisher: Option<Link>,
     subscriber: Link,
     channel: String,
@@ -152,7 +152,7 @@ impl Links {
         Ok(Self { publisher, subscriber, channel, message, request: Vec::new() })
     }
 
-    /// Returns when the message had been read; by the return the answer has been, too.
+    /// Returns when the message had been read; the answer has been read by the return, too.
     fn round_trip(&mut self, number: u64) -> io::Result<Instant> {
         self.message[..NUMBER_LEN].copy_from_slice(format!("{number:016x}").as_bytes());
         self.request.clear();
@@ -167,7 +167,7 @@ impl Links {
             publisher.await_item(is_answer)?;
             return Ok(came);
         }
-        // On one link either may be first.
+        // On a single link either may arrive first.
         self.subscriber.write(&self.request)?;
         let mut was_message = false;
         self.subscriber.await_item(|item| {
@@ -187,7 +187,7 @@ impl Links {
 struct Link {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
-    /// The bytes that were read and belong to no item yet.
+    /// Number of bytes read that belong to no item yet.
     filled: usize,
 }
 
@@ -215,7 +215,7 @@ impl Link {
         self.stream.write_all(bytes)
     }
 
-    /// Takes the next item, which is to be as `expected`. Nothing is read that is there already.
+    /// Takes the next item, which must satisfy `expected`. Reads only if it is not already there.
     fn await_item(&mut self, expected: impl FnOnce(&Item<'_>) -> bool) -> io::Result<()> {
         loop {
             if let Some((item, end)) = parse(&self.buffer[..self.filled])? {
@@ -255,7 +255,7 @@ fn write_command(words: &[&[u8]], out: &mut Vec<u8>) {
     }
 }
 
-/// What Redis sends, as far as this program cares.
+/// What Redis sends, as far as this program needs it.
 #[derive(Debug, PartialEq)]
 enum Item<'a> {
     Integer(u64),
@@ -266,7 +266,7 @@ enum Item<'a> {
     Other,
 }
 
-/// The item at the beginning of `bytes` and where it ends; `None` while it is not whole.
+/// Returns the item at the beginning of `bytes` and its end; `None` while it is incomplete.
 fn parse(bytes: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
     let Some((kind, count, mut end)) = head(bytes)? else { return Ok(None) };
     let line = &bytes[1..end - 2];
@@ -296,7 +296,7 @@ fn parse(bytes: &[u8]) -> io::Result<Option<(Item<'_>, usize)>> {
     Ok(Some((item, end)))
 }
 
-/// The text of the item at the beginning, empty for what is none, and where it ends.
+/// Returns the text of the item at the beginning, empty if it is not a string, and its end.
 fn skip(bytes: &[u8]) -> io::Result<Option<(&[u8], usize)>> {
     let Some((kind, count, mut end)) = head(bytes)? else { return Ok(None) };
     let items = match kind {
@@ -317,7 +317,8 @@ fn skip(bytes: &[u8]) -> io::Result<Option<(&[u8], usize)>> {
     Ok(Some((&[], end)))
 }
 
-/// An item's kind, the number in its first line (0 where there is none), and where the line ends.
+/// Returns an item's kind, the number in its first line (0 if there is none), and where the line
+/// ends.
 fn head(bytes: &[u8]) -> io::Result<Option<(u8, usize, usize)>> {
     let Some(line_end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
         return Ok(None);

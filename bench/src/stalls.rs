@@ -1,5 +1,5 @@
-//! `bench stalls`: how often a core of this machine stands still under a loop that does nothing but
-//! read the clock. A tail latency below what this prints is not the server's to reach.
+//! `bench stalls`: how often a core of this machine stops under a loop that only reads the clock.
+//! The server cannot reach a tail latency below this figure.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub struct Args {
     json: bool,
 }
 
-/// A gap between two readings of the clock that is no longer the loop's own.
+/// A gap between two clock readings that the loop itself cannot cause.
 const STALL: Duration = Duration::from_micros(100);
 
 pub fn run(args: &Args) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The system calls that the standard library lacks; the only `unsafe` of this crate.
+//! System calls that the standard library lacks; the only `unsafe` of this crate.
 
 use std::io::{self, Error, Read};
 use std::mem::{size_of, zeroed};
@@ -30,7 +30,7 @@ pub fn pin_to_core(core: usize) -> io::Result<()> {
         .map_err(|error| Error::other(format!("core {core}: {error}")))
 }
 
-/// Sleeps of the calling thread end when asked, not up to 50 us later.
+/// Makes the calling thread's sleeps end on time, instead of up to 50 us late.
 pub fn exact_timers() {
     // SAFETY: PR_SET_TIMERSLACK takes one number and touches no memory.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
@@ -52,14 +52,15 @@ pub fn allow_descriptors(wanted: u64) -> io::Result<()> {
         .map_err(|error| Error::other(format!("{wanted} open files: {error}")))
 }
 
-/// The standard library listens with 128 places, too few for thousands of connects at once.
+/// The standard library listens with a backlog of 128, too small for thousands of simultaneous
+/// connects.
 pub fn deepen_backlog(listener: RawFd) -> io::Result<()> {
     // SAFETY: takes no pointers; listening again on a listener only changes its backlog.
     check(unsafe { libc::listen(listener, 4_096) }).map(drop)
 }
 
-/// Accepts the sockets of a `bench drain`: its control line, on which it says that all others are
-/// open, and those.
+/// Accepts the sockets of a `bench drain`: its control line, on which it reports that all others
+/// are open, and those.
 pub fn accept_all(listener: &TcpListener, count: usize) -> io::Result<(TcpStream, Vec<TcpStream>)> {
     let (mut control, _) = listener.accept()?;
     control.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -73,7 +74,7 @@ pub fn accept_all(listener: &TcpListener, count: usize) -> io::Result<(TcpStream
     Ok((control, sockets))
 }
 
-/// Processor time of the calling thread.
+/// Returns the processor time of the calling thread.
 pub fn thread_cpu() -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a live timespec that the call fills.
@@ -108,7 +109,7 @@ pub fn await_writable(fd: RawFd) -> io::Result<()> {
 }
 
 /// Connects from `source`, with a port that only has to be free towards this `server`. Closing it
-/// resets, so that a run leaves no port in TIME_WAIT for the next.
+/// sends a reset, so that a run leaves no port in TIME_WAIT for the next.
 pub fn connect_from(source: Ipv4Addr, server: SocketAddrV4) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
     let fd =
@@ -149,7 +150,8 @@ impl Epoll {
         vec![libc::epoll_event { events: 0, u64: 0 }; capacity]
     }
 
-    /// The tokens of what is readable; if nothing is, waits for it or, to `spin`, gives none.
+    /// Returns the tokens of readable sockets; if there are none, waits or, with `spin`, returns
+    /// none.
     pub fn wait<'a>(
         &self,
         events: &'a mut [libc::epoll_event],
@@ -184,7 +186,7 @@ pub struct SendRing {
 impl SendRing {
     pub const ENTRIES: usize = 4_096;
 
-    /// To be called on the thread that sends: the ring takes submissions from no other.
+    /// Call it on the sending thread: the ring accepts submissions from no other.
     pub fn new(payload: Box<[u8]>) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -198,8 +200,8 @@ impl SendRing {
         &self.payload
     }
 
-    /// One SEND for each of at most [`SendRing::ENTRIES`] sockets; `results` get what each
-    /// returned, bytes or a negative error, in the order of `fds`.
+    /// Submits one SEND for each of at most [`SendRing::ENTRIES`] sockets; `results` get each
+    /// return value, bytes or a negative error, in the order of `fds`.
     pub fn send_to_all(&mut self, fds: &[RawFd], results: &mut Vec<i32>) -> io::Result<()> {
         assert!(fds.len() <= Self::ENTRIES, "{} sockets in one chunk", fds.len());
         results.clear();
@@ -232,7 +234,7 @@ impl SendRing {
     }
 }
 
-/// Polls many sockets through io_uring, once each time they are asked for, and sends to them.
+/// Polls many sockets through io_uring, one-shot, and sends to them.
 pub struct PollRing {
     ring: IoUring<squeue::Entry, cqueue::Entry>,
     payload: &'static [u8],
@@ -240,10 +242,10 @@ pub struct PollRing {
 
 impl PollRing {
     const ENTRIES: u32 = 1_024;
-    /// What a completion of a SEND carries instead of a socket's index.
+    /// The user data of a SEND's completion, in place of a socket's index.
     const SENT: u64 = u64::MAX;
 
-    /// To be called on the thread that uses it.
+    /// Call it on the thread that uses it.
     pub fn new(payload: &'static [u8]) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_single_issuer()
@@ -254,7 +256,7 @@ impl PollRing {
         Ok(Self { ring, payload })
     }
 
-    /// Asks once for readiness of `fd`; `index` comes back from [`PollRing::wait`].
+    /// Polls `fd` once; `index` comes back from [`PollRing::wait`].
     pub fn poll(&mut self, fd: RawFd, index: u32) -> io::Result<()> {
         let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
         self.push(&entry.user_data(index.into()))
@@ -275,8 +277,8 @@ impl PollRing {
         Ok(())
     }
 
-    /// Hands over what is queued, waits for a completion or until the time is over, and appends the
-    /// indices of sockets that are ready.
+    /// Submits what is queued, waits for a completion or the timeout, and appends the indices of
+    /// ready sockets.
     pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<u32>) -> io::Result<()> {
         let timeout = types::Timespec::from(timeout);
         let arguments = types::SubmitArgs::new().timespec(&timeout);

@@ -61,7 +61,7 @@ function take(data) {
       if (data.left) addNotice(`${data.left} left`);
       break;
     case "roll call":
-      // A business server that was just started does not know who is there.
+      // A business server that has just started does not know who is there.
       connection.request({ here: true });
   }
 }
@@ -92,7 +92,7 @@ function showRoom(room) {
   byId("lines").replaceChildren();
   showMembers([ownName]);
   composer.elements.text.focus();
-  // An address to hand on.
+  // An address to share.
   history.replaceState(null, "", `?${new URLSearchParams({ room })}`);
 }
 

@@ -35,10 +35,10 @@ FILES = {
 }
 CONNECT_PATH = "/ws/connect"
 TOKEN_SECONDS = 60
-# What tells chat pages from other clients of the project.
+# Distinguishes chat pages from other clients of the project.
 DEVICE = "chat"
 EVENTS = "request,connect,disconnect,node"
-# With its room a name is the uid of a connection, which may have 128 bytes.
+# A uid, which may have 128 bytes, contains the name and the room.
 MAX_NAME = 24
 ROOM = re.compile(r"[a-z0-9-]{1,24}")
 MAX_TEXT = 2000
@@ -59,8 +59,8 @@ def connect_url(node, secret, **params):
     return f"{node}{CONNECT_PATH}?{canonical}&sign={sign}"
 
 
-# A uid carries the name and the room. It is signed, so what it says of both can be trusted; and
-# every event and request brings it, so a business server that was just started knows both too.
+# A uid contains the name and the room. It is signed, so both can be trusted; and every event and
+# request carries it, so a business server that has just started knows both, too.
 
 
 def uid_of(name, room):
@@ -88,7 +88,7 @@ class Chat:
     def __init__(self):
         # The names and rooms by client id.
         self.members = {}
-        # The pushes that were not acknowledged yet: the id of the request that asked for each.
+        # Unacknowledged pushes: the id of the request that each came from.
         self.pushes = {}
         self.numbers = itertools.count(1)
 
@@ -123,7 +123,7 @@ class Chat:
                 return [response(request_id, ok=True), *self.enter(client_id, uid, is_new=False)]
             case {"text": str(text)} if text.strip() and len(text) <= MAX_TEXT:
                 line = {"kind": "line", "name": name, "text": text}
-                # The page that sent it shows it already. It is answered with the acknowledgement.
+                # The sending page shows it already. The acknowledgement answers it.
                 return [self.push(line, request_id, tags=[room], except_cids=[client_id])]
         return [response(request_id, ok=False, error=f"a line is 1 to {MAX_TEXT} characters")]
 
@@ -143,7 +143,7 @@ class Chat:
             return [response(request_id, ok=True)]
         return [response(request_id, ok=False, error=reply["msg"])]
 
-    # Who is there. The same name in two windows is there once.
+    # Who is there. A name open in two windows counts once.
 
     def names(self, room):
         return {name for name, its_room in self.members.values() if its_room == room}
@@ -152,7 +152,7 @@ class Chat:
         name, room = name_and_room(uid)
         was_there = name in self.names(room)
         self.members[client_id] = name, room
-        # With all names each time: the one who comes needs them, and nobody has to count.
+        # Always with all names: a newcomer needs them, and nobody has to keep count.
         change = {"joined": name} if is_new and not was_there else {}
         return [self.push_names(room, change)]
 
@@ -175,7 +175,7 @@ async def stay_connected(nodes, pid, secret):
     for node in itertools.cycle(nodes):
         url = connect_url(node, secret, pid=pid, type=2, events=EVENTS)
         try:
-            # The nodes are near: no proxy in between, nothing to compress.
+            # The nodes are near: no proxy in between, no compression needed.
             async with connect(url, proxy=None, compression=None) as websocket:
                 log(f"connected to {node}")
                 delay = 0.0
@@ -193,7 +193,7 @@ async def stay_connected(nodes, pid, secret):
             ended = error
         delay = min(max(0.1, 2 * delay), MAX_DELAY)
         log(f"no connection to {node}: {ended}")
-        # Not all business servers at the same moment.
+        # Business servers must not all reconnect at the same moment.
         await asyncio.sleep(delay * random.uniform(0.5, 1))
 
 
@@ -310,7 +310,7 @@ def main():
     try:
         asyncio.run(stay_connected(args.ws, args.pid, args.secret))
     except KeyboardInterrupt:
-        # Somebody wants it to end: no stack of calls for that.
+        # Interrupted by the user: no traceback.
         sys.exit(130)
 
 

@@ -1,5 +1,5 @@
-//! `Broker` driven by arbitrary bytes: each is an event, those of Redis followed by what it says.
-//! Whatever comes, it never panics; every push has exactly one outcome, and every wish to hear a
+//! `Broker` driven by arbitrary bytes: each is an event, those of Redis followed by its data.
+//! Whatever the input, it never panics; every push has exactly one outcome, and every join of a
 //! project is answered once.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const WORKERS: usize = 2;
 struct Said {
     waiting: BTreeSet<u32>,
     joins: usize,
-    /// Workers that were told of a refusal: they wait for nothing, and may be told more.
+    /// Workers that received a refusal: they wait for nothing, and may receive more.
     refused: BTreeSet<usize>,
 }
 
@@ -66,7 +66,7 @@ struct Rig {
     now_ms: u64,
     tickets: u32,
     has_asked: [bool; WORKERS],
-    /// There are links, or there were.
+    /// Links are open, or were.
     is_open: bool,
 }
 
@@ -101,7 +101,7 @@ impl Rig {
         }
     }
 
-    /// Links are opened when there are none: those before were lost.
+    /// Opens links if there are none, for example because the previous ones were lost.
     fn open(&mut self) {
         if std::mem::replace(&mut self.is_open, true) {
             self.broker.handle_lost(&mut self.said);
@@ -143,7 +143,7 @@ impl Rig {
         self.broker.handle_push(&envelope, routing, pusher, now_ms, &mut self.said);
     }
 
-    /// A worker asks once at a time, as `Wants` does.
+    /// A worker has one request outstanding at a time, as `Wants` ensures.
     fn ask(&mut self, worker: usize) {
         let interest = Interest::Project(ProjectId(0));
         let asked = &mut self.has_asked[worker];
@@ -152,7 +152,7 @@ impl Rig {
             self.said.joins += 1;
             Ask::Join(interest)
         } else if self.said.joins > 0 {
-            // It leaves only what is in force.
+            // It leaves only channels that are in force.
             *asked = true;
             return;
         } else {
@@ -161,7 +161,7 @@ impl Rig {
         self.broker.handle_ask(worker, &ask, self.now_ms, &mut self.said);
     }
 
-    /// Redis answers what it was asked, and brings back what was published.
+    /// Redis answers the commands, and delivers what was published.
     fn talk(&mut self) {
         for link in [LinkName::Subscribe, LinkName::Publish] {
             let mut out = Vec::new();
@@ -204,7 +204,7 @@ impl Rig {
     }
 }
 
-/// The commands in what the broker wrote, which must be whole and well-formed.
+/// Returns the commands in the broker's output, which must be complete and well-formed.
 fn commands(mut bytes: &[u8]) -> Vec<Vec<&[u8]>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
@@ -255,10 +255,10 @@ pub fn run(mut bytes: &[u8]) {
             }
         }
     }
-    // Links that end leave nobody waiting for a subscription, and time no push for its outcome.
+    // When links end, nobody may be left waiting for a subscription, nor any push for its outcome.
     rig.broker.handle_lost(&mut rig.said);
     assert_eq!(rig.said.joins, 0);
-    // In steps: time in which nobody ticked is not taken for Redis's silence.
+    // In steps: time without ticks does not count as Redis's silence.
     (0..200).for_each(|_| rig.tick(50));
     assert!(rig.said.waiting.is_empty(), "{:?}", rig.said.waiting);
 }

@@ -1,4 +1,4 @@
-//! What decodes encodes to the same meaning.
+//! Whatever decodes also encodes to the same meaning.
 
 use ws_cluster::wire::envelope::Envelope;
 

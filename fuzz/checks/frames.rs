@@ -1,4 +1,4 @@
-//! A client's bytes mean the same wherever they are cut.
+//! A client's bytes have the same meaning wherever they are split.
 
 use std::ops::ControlFlow;
 use ws_cluster::wire::websocket::{Inbound, Message, Rest, Violation};
@@ -29,7 +29,7 @@ fn read<'b>(pieces: impl Iterator<Item = &'b [u8]>) -> (Vec<String>, Option<Viol
     (seen, None)
 }
 
-/// The first byte says how many of the following are the lengths of the pieces.
+/// The first byte is the number of following bytes that are lengths of the pieces.
 pub fn run(input: &[u8]) {
     let [count, rest @ ..] = input else { return };
     let (cuts, bytes) = rest.split_at(usize::from(*count).min(rest.len()));

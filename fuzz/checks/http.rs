@@ -1,11 +1,11 @@
-//! A request head is whole or not at the same byte wherever it is cut; so is a chunked body.
+//! A request head becomes complete at the same byte wherever it is split; so does a chunked body.
 
 use ws_cluster::types::Limits;
 use ws_cluster::wire::chunked::Chunked;
 use ws_cluster::wire::http::parse_head;
 use ws_cluster::wire::upgrade;
 
-/// The first byte says how many of the following are the lengths of the pieces.
+/// The first byte is the number of following bytes that are lengths of the pieces.
 pub fn run(input: &[u8]) {
     let [count, rest @ ..] = input else { return };
     let (cuts, bytes) = rest.split_at(usize::from(*count).min(rest.len()));

@@ -1,4 +1,4 @@
-//! The scanner says yes to nothing but JSON, and agrees with serde_json on the values.
+//! The scanner accepts nothing but JSON, and agrees with serde_json on the values.
 
 use serde_json::Value;
 use ws_cluster::wire::json;
@@ -6,7 +6,7 @@ use ws_cluster::wire::json;
 pub fn run(text: &[u8]) {
     let is_valid = json::validate(text).is_ok();
     if let Ok(value) = serde_json::from_slice::<Value>(text) {
-        // What serde_json reads is JSON; ours may refuse it for its depth alone.
+        // What serde_json accepts is JSON; ours may refuse it only for its depth.
         assert!(is_valid || json::validate(text) == Err(json::JsonError::Depth));
         if let (Ok(string), Value::String(expected)) = (json::string(text.trim_ascii()), &value) {
             assert_eq!(string, expected.as_str());

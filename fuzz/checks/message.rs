@@ -1,4 +1,4 @@
-//! Whatever a client says is a message, or is answered with JSON.
+//! Whatever a client sends is a message, or is answered with JSON.
 
 use ws_cluster::types::Limits;
 use ws_cluster::wire::json;

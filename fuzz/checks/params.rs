@@ -1,4 +1,4 @@
-//! Parameters survive their canonical form, and what is built from them never panics.
+//! Parameters survive their canonical form, and building from them never panics.
 
 use ws_cluster::types::Limits;
 use ws_cluster::wire::connect::parse_connect;

@@ -1,5 +1,5 @@
-//! Parcels, members' words, bundles and a business server's messages: what decodes encodes to the
-//! same meaning, and lists end.
+//! Parcels, members' announcements, bundles and a business server's messages: whatever decodes
+//! encodes to the same meaning, and lists end.
 
 use ws_cluster::wire::bundle;
 use ws_cluster::wire::member::Member;

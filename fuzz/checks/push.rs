@@ -5,7 +5,7 @@ use ws_cluster::wire::json;
 use ws_cluster::wire::push::{Batch, Push};
 use ws_cluster::wire::request::Credentials;
 
-/// Every member of a push, wherever it comes from.
+/// Every member of a push, from any source.
 const MEMBERS: [&str; 14] = [
     "uids",
     "cids",

@@ -1,9 +1,9 @@
-//! Redis's bytes mean the same however much of them has come, and nothing is said of a reply that
-//! has not come whole.
+//! Redis's bytes have the same meaning however they are split, and nothing is reported of an
+//! incomplete reply.
 
 use ws_cluster::wire::resp::{self, Reply};
 
-/// The first byte is the longest string that is taken.
+/// The first byte is the maximum length of a string.
 pub fn run(input: &[u8]) {
     let [max_bytes, bytes @ ..] = input else { return };
     let max_bytes = usize::from(*max_bytes);
@@ -24,7 +24,7 @@ pub fn run(input: &[u8]) {
     }
 }
 
-/// No string is longer than was said, and a message survives being written again.
+/// No string exceeds the limit, and a message survives being written again.
 fn check(reply: Reply<'_>, max_bytes: usize) {
     match reply {
         Reply::Message { channel, payload } => {

@@ -1,5 +1,5 @@
-//! `state::Worker` driven by arbitrary bytes: each two are an event and its argument. The directory
-//! must agree with the slab all the way, and nothing may be left when everybody is gone.
+//! `state::Worker` driven by arbitrary bytes: each pair is an event and its argument. The directory
+//! must agree with the slab throughout, and nothing may remain once everybody has left.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ struct Rig {
     worker: Worker,
     counters: Arc<Counters>,
     sealed: Sealed,
-    /// In use, each with its client id and what is left of its last frame.
+    /// In use, each with its client id and the rest of its last frame.
     open: Vec<(u32, Cid, Option<Box<Inbound>>)>,
     now_ms: u64,
     matched: u64,
@@ -88,7 +88,7 @@ impl Rig {
         }
     }
 
-    /// Returns how many further bytes the event took.
+    /// Returns the number of further bytes that the event used.
     fn event(&mut self, kind: u8, argument: u8, rest: &[u8]) -> usize {
         let at = usize::from(argument) % self.open.len().max(1);
         match kind % 10 {
@@ -142,7 +142,7 @@ impl Rig {
         0
     }
 
-    /// The bytes as they are, and again as the payload of a text frame.
+    /// Reads the bytes as they are, and again as the payload of a text frame.
     fn read(&mut self, at: usize, bytes: &[u8]) {
         let mut framed = vec![0x81, 0x80 | bytes.len().min(125) as u8, 0, 0, 0, 0];
         framed.extend_from_slice(&bytes[..bytes.len().min(125)]);

@@ -1,4 +1,4 @@
-// examples/chat/connection.js, with a clock and a WebSocket of the test's own.
+// examples/chat/connection.js, with the test's own clock and WebSocket.
 
 import assert from "node:assert/strict";
 import { beforeEach, mock, test } from "node:test";
@@ -93,7 +93,7 @@ test("it comes back later and later, each time with a fresh URL", async () => {
     await after(1);
     assert.equal(sockets.at(-1).url, `ws://node/${attempt + 2}`);
   }
-  // A welcome makes the next delay short again.
+  // A welcome resets the delay.
   sockets.at(-1).says({ type: "connect", code: 1, node: 7 });
   sockets.at(-1).onclose({ code: 1006, reason: "" });
   assert.ok(seen.at(-1)[1] <= 500);
@@ -123,7 +123,7 @@ test("silence is asked about, and not waited for", async () => {
   await after(10_000);
   assert.equal(sockets[0].closed, 1000);
   assert.equal(seen.at(-1)[0], "waiting");
-  // The end of a socket that was given up is no second end.
+  // The end of an abandoned socket does not count as a second end.
   const count = seen.length;
   sockets[0].onclose({ code: 1006, reason: "" });
   assert.equal(seen.length, count);

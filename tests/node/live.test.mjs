@@ -1,4 +1,4 @@
-// What the live page and its console reckon, without a page.
+// The calculations of the live page and its console, without a page.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -91,7 +91,7 @@ test("a sample is sums of workers, and rates by the node's own clock", () => {
   assert.equal(values["answer.answered"], 4);
   assert.equal(values["worker.0.deliveries"], 150);
   assert.equal(values["worker.1.deliveries"], 0);
-  // Nothing is known of what the node does not tell.
+  // What the node does not report is unknown.
   for (const name of ["pending_bytes", "queue.received", "lag"]) assert.ok(!(name in values), name);
 });
 
@@ -114,7 +114,7 @@ test("threads, the queue, and the way of a push", () => {
   const before = snapshot({ threads: [{ name: "worker-0", busy_us: 1e6 }], queue });
   const now = snapshot({
     ts: 11_000,
-    // Two of one name, of which one is new.
+    // Two of the same name, one of them new.
     threads: [
       { name: "worker-0", busy_us: 1.25e6 },
       { name: "tool", busy_us: 1e5 },
@@ -138,13 +138,13 @@ test("percentiles from buckets, as Prometheus reckons them", () => {
   assert.equal(quantile(0.5, BOUNDS, [10, 10, 0, 0]), 0.001);
   assert.ok(Math.abs(quantile(0.95, BOUNDS, [50, 0, 50, 0]) - 0.091) < 1e-12);
   assert.equal(quantile(1, BOUNDS, [1, 2, 3, 0]), 0.1);
-  // Above the last bound nothing else is known.
+  // Above the last bound nothing more is known.
   assert.equal(quantile(0.99, BOUNDS, [1, 0, 0, 99]), 0.1);
   assert.equal(quantile(0.5, BOUNDS, [0, 0, 0, 0]), null);
   assert.equal(quantile(0.5, BOUNDS, []), null);
 });
 
-// Words.
+// Numbers as text.
 
 test("numbers with three digits that count, and their units", () => {
   assert.deepEqual(
@@ -261,7 +261,7 @@ test("every element that the scripts name is in the page", () => {
   for (const id of named) assert.ok(page.includes(`id="${id}"`), id);
 });
 
-// What is typed in.
+// Typed input.
 
 test("a field that the node would refuse is named, with what it has", () => {
   const refused = (read) => {
@@ -319,7 +319,7 @@ test("a refusal says its status and the node's words", () => {
   assert.equal(refusalOf(503, ""), "503");
 });
 
-// How much time is shown.
+// The length of the time shown.
 
 test("charts show the time that there is, up to what was chosen", () => {
   const from = (age) => [{ time: 1_000_000 - age }, { time: 1_000_000 }];

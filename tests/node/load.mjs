@@ -1,4 +1,4 @@
-// Files of the repository, by their paths from its top.
+// Loads files of the repository by their paths from its root.
 
 import { readFileSync } from "node:fs";
 

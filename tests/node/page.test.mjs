@@ -1,4 +1,4 @@
-// docs/push.html: its scripts parse, and it signs as the contract does.
+// docs/push.html: its scripts parse, and it signs according to the contract.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

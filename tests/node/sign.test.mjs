@@ -1,4 +1,4 @@
-// The signatures of the live page and of Swagger UI's, against Node's own SHA-256 and HMAC.
+// The signatures of the live page and of Swagger UI, compared with Node's own SHA-256 and HMAC.
 
 import assert from "node:assert/strict";
 import { createHash, createHmac } from "node:crypto";
@@ -50,13 +50,13 @@ test("reserved characters are encoded, unreserved ones are not", () => {
 });
 
 test("names sort by their bytes", () => {
-  // In UTF-16 the last two would be the other way round.
+  // Sorted as UTF-16, the last two would be the other way round.
   const pairs = [["\u{1f600}", "a"], ["\uffee", "b"], ["ba", "1"], ["b", "2"], ["B", ""]];
   assert.equal(canonical(pairs), "B=&b=2&ba=1&%EF%BF%AE=b&%F0%9F%98%80=a");
 });
 
 test("tags are signed once each, sorted by their bytes", () => {
-  // In UTF-16 the last two would be the other way round.
+  // Sorted as UTF-16, the last two would be the other way round.
   const text = "subscribe\n7\na,ab,b,\u{ff5e},\u{1f44b}";
   const tags = ["b", "a", "\u{1f44b}", "ab", "\u{ff5e}", "a"];
   assert.equal(signedTags("7", tags, "s"), sign("s", text));

@@ -1,4 +1,4 @@
-// The page around Swagger UI: it signs requests as the contract says.
+// The page around Swagger UI signs requests according to the contract.
 
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";

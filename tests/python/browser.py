@@ -11,9 +11,9 @@ import urllib.request
 
 from harness import eventually
 
-# A browser starts many processes, and two cores are few.
+# A browser starts many processes, and two cores are few for them.
 SLACK = 60.0
-# Runs as root, and asks nobody but the page's own servers.
+# Runs as root, and connects only to the page's own servers.
 SWITCHES = """
 --headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
 --disable-background-networking --disable-component-update --disable-sync
@@ -32,7 +32,7 @@ def start_driver():
             stderr=subprocess.STDOUT,
             text=True,
         )
-        # It says so in its first lines, and nothing else later.
+        # It reports its port in its first lines, and prints nothing else later.
         for line in driver.stdout:
             said.append(line)
             if port := re.search(r"started successfully on port (\d+)", line):
@@ -66,7 +66,7 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.root + path, data, headers, method=method)
-        # No proxy that the environment may name.
+        # Ignores any proxy in the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=SLACK) as answer:

@@ -91,8 +91,8 @@ def name(request):
     return f"t{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10]}-"
 
 
-# Where two workers share the tests, each begins with a half of them: the slow ones come first, so
-# that none of them is begun last, while the other worker idles.
+# If two workers share the tests, each begins with half of the slow ones: those come first, so that
+# none is begun last, while the other worker idles.
 
 
 def pytest_configure(config):
@@ -139,7 +139,7 @@ def cluster(request, redis, many_projects):
     with contextlib.ExitStack() as stack:
         nodes = []
         for number in (201, 202):
-            # Each pair has a prefix of its own: the pairs do not hear each other.
+            # Each pair has its own prefix, so the pairs do not hear each other.
             args = ["--redis_prefix", f"pair-{workers}-{routing}", "--routing", routing]
             args += ["--projects", many_projects, *more]
             nodes.append(node(number, redis.url, *args, workers=workers))

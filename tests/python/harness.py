@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as ws_connect
 
 SECRET = "dev-secret"
-# One that `--env prod` takes.
+# A secret that `--env prod` accepts.
 PROD_SECRET = "a-secret-for-prod"
 PATIENCE = 10.0
 MARKS = itertools.count()
@@ -30,7 +30,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BINARY = os.environ.get("WS_CLUSTER_BIN", os.path.join(ROOT, "target/debug/ws-cluster"))
 
 
-# Signatures, written from the contract alone.
+# Signatures, implemented from the contract alone.
 
 
 def hmac_hex(secret, text):
@@ -111,7 +111,7 @@ class Server:
         self.stop()
 
     def _read(self, stream, lines):
-        # A test may close it.
+        # A test may already have closed it.
         with contextlib.suppress(ValueError):
             for line in stream:
                 lines.append(line)

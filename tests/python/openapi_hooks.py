@@ -50,7 +50,7 @@ def before_call(context, case, kwargs):
     elif is_wrong(ParameterLocation.BODY):
         case.query = {}
     elif case.body is NOT_SET:
-        # What a body would be demanded to have.
+        # The parameters that a body would need.
         case.query = usable({"pid": "1", "data": "x", **(case.query or {})})
     else:
         case.query = {}

@@ -24,7 +24,7 @@ from harness import (
     sign_body,
 )
 
-# On a busy machine a process may stand still for seconds.
+# On a busy machine a process may stall for seconds.
 SLACK = 30.0
 MARKS = itertools.count()
 
@@ -124,7 +124,7 @@ class Redis:
                 try:
                     resp.command("PING")
                 except RedisError as error:
-                    # It is up, and wants a password.
+                    # It is up, and requires a password.
                     return "up" if str(error).startswith("NOAUTH") else None
                 return "up"
         return None
@@ -172,7 +172,7 @@ class Proxy:
         self.bytes_per_s, self.slow = bytes_per_s, slow
         self.listener = socket.create_server(("127.0.0.1", 0))
         if bytes_per_s:
-            # What waits is to wait at the sender.
+            # Waiting bytes must wait at the sender.
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.port = self.listener.getsockname()[1]
         self.lock = threading.Lock()

@@ -28,7 +28,7 @@ def refuse(call, errno, **args):
     program = b""
     for index, one in enumerate(code):
         if isinstance(one, list):
-            # Anything else goes to the last one, which allows it.
+            # Anything else jumps to the last one, which allows it.
             one = struct.pack("HBBI", JUMP_IF_EQUAL, 0, len(code) - index - 2, one[0])
         program += one
     libc = ctypes.CDLL(None, use_errno=True)

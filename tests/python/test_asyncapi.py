@@ -15,7 +15,7 @@ from redis_harness import Redis, node
 
 HERE = os.path.dirname(__file__)
 NO_NODE = "localhost:8812"
-# Whose signs the examples show.
+# The client of the signatures in the examples.
 EXAMPLE_CID = "7340032000000"
 LATER = "4102444800"
 

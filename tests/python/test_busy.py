@@ -10,7 +10,7 @@ from redis_harness import await_ready, readiness
 
 FLOODERS = 8
 
-# Sends and reads as fast as it can, in a process of its own.
+# Sends and reads as fast as it can, in a separate process.
 FLOOD = """
 import socket, sys, threading
 
@@ -44,7 +44,7 @@ def flooded(server):
             stack.callback(process.wait)
             stack.callback(process.kill)
 
-        # All of them are at it.
+        # All of them are sending.
         def is_flooded():
             return server.metric("ws_cluster_client_message_total") > 20_000
 

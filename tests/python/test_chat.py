@@ -175,7 +175,7 @@ def test_two_people_talk_over_two_nodes(nodes, chat_server, people):
     bob.await_line("alice", "Hello <b>bob</b> & all")
     assert bob.say("Grüß dich, 艾莉丝 👋") == "sent"
     alice.await_line("bob", "Grüß dich, 艾莉丝 👋")
-    # Each line once: who sent it is not pushed it.
+    # Each line once: the sender does not get its own line pushed.
     assert alice.lines() == bob.lines() and len(bob.lines()) == 2
 
     bob.click("#leave")
@@ -188,7 +188,7 @@ def test_two_people_talk_over_two_nodes(nodes, chat_server, people):
     server.kill()
     alice.say_until("Nobody answers", "refused: no server")
     bob.say_until("Nobody answers", "refused: no server")
-    # Whoever is refused stays connected, and sees no lines.
+    # A client whose request is refused stays connected, and sees no lines.
     assert bob.texts(".line:not(.own)") == []
 
     for person in (alice, bob):
@@ -228,7 +228,7 @@ def test_a_node_that_dies_takes_its_people_along(nodes, chat_server, people):
     alice.await_members("alice (you)", "bob")
     nodes[1].process.kill()
     bob.click("#leave")
-    # No event tells that he left: only that his node is lost.
+    # No event reports that he left: only that his node is lost.
     alice.await_notice("bob left")
     alice.await_members("alice (you)")
 
@@ -380,7 +380,7 @@ def test_the_readme_starts_two_nodes_and_the_chat_on_both():
     with open(os.path.join(CHAT, "README.md"), encoding="utf-8") as file:
         *nodes, chat = re.search(r"```sh\n(.*?)```", file.read(), re.DOTALL)[1].splitlines()
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        # Those lines are tried out in test_readme.py.
+        # test_readme.py runs these lines.
         assert "\n".join(nodes) in file.read()
     python, script, *flags = shlex.split(chat)
     assert python == "python3" and os.path.exists(os.path.join(ROOT, script))

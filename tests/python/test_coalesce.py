@@ -73,14 +73,14 @@ def test_a_push_waits_and_one_that_would_expire_does_not(held):
 
         def push_for_a_moment(number):
             held.push(number, uids=["reader"], ttl_ms=WINDOW_MS // 2)
-            # Where the host stands still for that long it expires on its way, and none comes.
+            # If the host stalls for that long, the push expires on its way and does not arrive.
             with contextlib.suppress(TimeoutError):
                 while client.json(timeout=1)["data"] != number:
                     pass
 
         assert fastest_ms(push) >= WINDOW_MS
         assert fastest_ms(push_for_a_moment) < WINDOW_MS
-        # There is time for all of the window.
+        # The time suffices for the whole window.
         assert fastest_ms(lambda number: push(number, ttl_ms=60_000)) >= WINDOW_MS
 
 

@@ -59,7 +59,7 @@ def test_half_requests_starve_nobody(stack, small):
     with server.client("signed") as client:
         assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
     assert time.monotonic() - began < 5
-    # The oldest made way, and were told so.
+    # The oldest were closed, with an answer that gives the reason.
     status, fields, body = halves[0].read_response()
     assert status == 503 and int(fields["retry-after"]) > 0 and "try again" in body
     assert server.metric("ws_cluster_refused_total", port="ws", reason="handshakes") > 200
@@ -72,7 +72,7 @@ def test_a_full_table_still_answers(stack, small):
     room = limit_of(server)
     assert 100 < room < 256 and readiness(server).status == 200
     clients = fill(stack, server, room)
-    # One that does not leave, with every descriptor but the reserved ones taken.
+    # One that does not leave, with every descriptor but the reserved ones in use.
     stubborn = [stack.enter_context(Raw(server.ws)) for _ in range(60)]
     for raw in stubborn:
         raw.send(handshake(f"{PATH}?" + signed(PATH, server.connect_params("more"))))
@@ -84,7 +84,7 @@ def test_a_full_table_still_answers(stack, small):
     assert server.request("GET", "/healthz").status == 200
     server.push("still", uids=["u3"])
     assert json.loads(clients[3].read_frame()[1])["data"] == "still"
-    # As many HTTP connections as are set apart.
+    # The number of HTTP connections that is reserved.
     kept = [stack.enter_context(Raw(server.http)) for _ in range(14)]
     for raw in kept:
         raw.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -124,7 +124,7 @@ def test_a_limit_below_max_connections_is_warned_of(small):
     eventually(warned, "a warning")
     assert f"room for {limit_of(server)} WebSocket connections" in found[0]
     assert "--max_connections is 5000" in found[0] and "LimitNOFILE=" in found[0]
-    # What it advises is enough.
+    # The limit that it recommends is sufficient.
     advised = int(re.search(r"raise the limit to (\d+)", found[0])[1])
     assert 2_500 < advised < 2_800
     enough = Server("--workers", "2", "--max_connections", "5000", open_files=advised)
@@ -164,7 +164,7 @@ def kept(stack, server):
 def test_idle_http_connections_make_way(stack):
     server = Server("--workers", "1", "--max_http_connections", "3")
     stack.callback(server.stop)
-    # That of a backend, which has signed, stays when others go that have waited for less long.
+    # That of a backend that has signed stays when others, idle for less long, are closed.
     server.push("first")
     others = [kept(stack, server) for _ in range(2)]
     fresh = [kept(stack, server) for _ in range(2)]
@@ -174,7 +174,7 @@ def test_idle_http_connections_make_way(stack):
     server.push("second")
     refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
     assert (refused("idle"), refused("half_request"), refused("connections")) == (3, 0, 0)
-    # So does one that sends no whole request, which gets the reason.
+    # So is one that has sent no complete request; it gets the reason.
     half = stack.enter_context(Raw(server.http))
     half.send("GET /healthz HTTP/1.1\r\n")
     eventually(lambda: server.metric("ws_cluster_http_connection") == 3, "the half one is there")

@@ -162,7 +162,7 @@ def test_a_config_file_and_a_secret_in_a_file_of_its_own(tmp_path):
     with Server("--config", str(file)) as server:
         assert server.request("GET", "/version").json["node"] == 9
         assert server.request("GET", "/metrics", at=server.metrics_address).status == 401
-    # Its own output is a config file.
+    # Its own output is a valid config file.
     file.write_text(run("print-config", "--node", "11").stdout)
     with Server("--config", str(file), "--workers", "1") as server:
         assert server.request("GET", "/version").json["node"] == 11

@@ -383,7 +383,7 @@ def test_a_large_request_does_not_leave_its_room_behind(start):
         def grown():
             return server.resident_bytes() - before
 
-        # 40 MB were held. What is freed is used again, and given back to the system soon after.
+        # 40 MB were in use. Freed memory is reused, and returned to the system soon after.
         assert grown() < 24 << 20
         eventually(lambda: grown() < 20 << 20, "most is given back within a second", timeout=1)
         eventually(lambda: grown() < 6 << 20, "freed memory is given back")

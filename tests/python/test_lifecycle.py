@@ -37,7 +37,7 @@ def test_the_silent_are_pinged_and_closed_with_4002(start):
                 assert 0.25 < time.monotonic() - began < 5
                 assert silent.close_code() == 4002
                 assert 0.55 < time.monotonic() - began < 10
-        # Their library answers pings: they outlived two timeouts.
+        # Their library answers pings: they outlasted two timeouts.
         for client in (answers, quiet):
             assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
     assert server.metric("ws_cluster_close_total", reason="idle") == 2
@@ -104,11 +104,11 @@ def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
             assert struct.unpack(">H", item[1][:2]) == (4000,)
             assert got == list(range(len(got))) and len(got) < pushed
         dropped = server.metric("ws_cluster_drop_total", reason="slow_consumer")
-        # What was pushed between the close and its count was not for this client any more.
+        # What was pushed between the close and its count was no longer for this client.
         assert dropped > 0 and pushed - 3 <= dropped + len(got) <= pushed
         server.push("after", tags=["t"])
         assert fast.pushed() == '"after"'
-        # Each was delivered, or counted as dropped: nothing is in neither, nothing in both.
+        # Each was either delivered or counted as dropped, never both.
         assert server.metric("ws_cluster_delivery_total") == pushed + 1 + len(got)
 
 
@@ -197,7 +197,7 @@ def test_sigterm_drains(start):
     kept = Raw(server.http)
     kept.send("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert kept.read_response()[0] == 200
-    # This one never answers the close, so that the drain lasts.
+    # This one never answers the close, so the drain takes long.
     stubborn = server.raw_ws("stubborn")
     server.signal(signal.SIGTERM)
     closes = [client.close_code() for client in clients]
@@ -294,7 +294,7 @@ def test_who_comes_during_the_drain_does_not_prolong_it(start):
             assert late.read_response()[0] == 503
         http.send("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert http.read_response()[0] == 503
-        # Its answer is more than its socket takes, and it reads nothing.
+        # Its answer exceeds its socket's buffer, and it reads nothing.
         greedy.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3_000)
         stubborn.socket.close()
         assert server.wait() == 0
@@ -357,7 +357,7 @@ def test_a_session_ends_with_4003_unless_it_is_refreshed(start):
         assert soon <= time.time() < soon + 1.5
         for client in (stays, forever):
             assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
-        # A refresh can also bring the end nearer.
+        # A refresh can also bring the end forward.
         assert refresh(stays, soon) == success
         assert stays.close_code()[0] == 4003
     assert server.metric("ws_cluster_close_total", reason="session_expired") == 2
@@ -396,7 +396,7 @@ def test_a_flood_that_is_read_does_not_hold_up_pushes(start):
         assert [greedy.read_frame()[0] for _ in range(2)] == [0x81] * 2
 
         def flood():
-            # Always more than what is answered at once.
+            # Always more than is answered at once.
             greedy.send(message * 200)
             while not is_over.is_set():
                 greedy.send(message * 50)

@@ -8,7 +8,7 @@ from harness import Raw, handshake, signed
 from redis_harness import node
 
 PATH = "/ws/connect"
-# Its length is one byte between nodes.
+# Nodes transmit its length in one byte.
 LONGEST = 255
 
 
@@ -188,10 +188,10 @@ def test_a_form_that_grows_sixfold_crosses_a_cluster(redis):
         client = stack.enter_context(server.client())
         data = "\x01" * ((1 << 20) - 200)
         form = {"Content-Type": "application/x-www-form-urlencoded"}
-        # Signed as it is decoded, sent as it is: encoded it would be three bytes each.
+        # Signed decoded, sent unencoded: encoded it would be three bytes each.
         sign = signed("/ws/push", {"pid": "1", "data": data}).rsplit("sign=", 1)[1]
         answer = server.request("POST", "/ws/push", f"pid=1&sign={sign}&data={data}", form)
         assert answer.status == 200, answer.text
-        # Not compared by pytest: it would show the difference of megabytes.
+        # Not compared by pytest, which would print the difference of megabytes.
         is_same = json.loads(client.pushed()) == data
         assert is_same

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 PICTURES = os.environ.get("WS_CLUSTER_PICTURES")
 TOKEN = "a-token-of-24-characters"
-# In WebDriver's words.
+# WebDriver's key codes.
 LEFT, END, ESCAPE = "\ue012", "\ue010", "\ue00c"
 
 
@@ -30,7 +30,7 @@ class Page(Browser):
 
     def visit(self, server, target="/"):
         self.open("http://%s:%d%s" % (*server.swagger, target))
-        # A hash alone does not load it again.
+        # A changed hash alone does not reload it.
         self.run("location.reload()")
 
     def text(self, selector):
@@ -145,7 +145,7 @@ def test_the_page_is_one_set_of_files_that_browsers_may_keep(serve):
         assert file.status == 200 and f"text/{kind}" in file.headers["Content-Type"], path
         assert file.headers["X-Content-Type-Options"] == "nosniff"
         assert file.headers["Cache-Control"] == "no-cache"
-        # Nothing comes from elsewhere.
+        # Nothing is loaded from elsewhere.
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)[\w.]", file.text), path
         tag = file.headers["ETag"]
         kept = get(server, path, headers={"If-None-Match": f'"x", {tag}'})
@@ -198,7 +198,7 @@ def test_the_feed_says_what_the_metrics_say(serve):
         count = metrics[f'ws_cluster_push_hop_seconds_count{{hop="{hop}"}}']
         assert sum(pushes[hop]["counts"]) == count, hop
     for kind, prefix in (("wall", ""), ("own", "own_")):
-        # Taken a moment apart: workers go on taking turns.
+        # Taken a moment apart: workers keep running turns.
         count = metrics[f"ws_cluster_worker_{prefix}pause_seconds_count"]
         assert 0 < sum(feed["pause_seconds"][kind]["counts"]) <= count, kind
         assert feed["longest_pause_us"][kind] >= 0
@@ -277,7 +277,8 @@ def test_a_browser_is_asked_for_the_token_at_every_port(serve, page):
         page.click("#token button")
         page.await_text("body", shown)
         assert page.run(address) == at(port, path)
-    # From a page that has asked a link leads on, and what is drawn has its colours and its script.
+    # From a page that has asked for the token a link leads on, and the drawing keeps its colours
+    # and its script.
     page.open(at(server.pprof, "/debug/pprof/"))
     page.await_text("pre", "WS_CLUSTER_OPS_TOKEN")
     page.open(at(server.pprof, "/debug/pprof/flamegraph?seconds=1"))
@@ -448,7 +449,7 @@ def test_themes_keys_and_a_narrow_screen(serve, page):
     assert background(page) == grounds["dark"]
     eventually(lambda: click_theme(page, "auto"), "the theme auto", SLACK)
 
-    # The arrow keys go through the points, and say each.
+    # The arrow keys move through the points, and announce each.
     plot = "#chart-connections .plot"
     told = lambda: page.run("return document.querySelector(arguments[0]).ariaValueText", plot)
     eventually(lambda: len(page.lines("connections")[0]) > 100, "some points", SLACK)
@@ -460,7 +461,7 @@ def test_themes_keys_and_a_narrow_screen(serve, page):
     page.key(plot, ESCAPE)
     assert page.run("return document.querySelector(arguments[0]).hidden", f"{plot} .tip")
 
-    # What there is fills the chart, whatever time was chosen: it begins at the left edge.
+    # The data fills the chart, whatever time was chosen: it begins at the left edge.
     first = lambda: float(re.search(r"M([\d.]+)", page.lines("connections")[0])[1])
     for span in ("300", "60"):
         page.fill("#span", span)
@@ -519,7 +520,7 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     words = r"node 201 does not answer since \d\d:\d\d:\d\d\. Asked again every second\."
     assert re.fullmatch(words, page.text("#gone"))
     assert page.run("return document.title").startswith("gone: node 201")
-    # What was last said stays, and the charts go on without it.
+    # The last announcement stays, and the charts go on without it.
     assert page.tiles()["Connections"] == "0"
     before = page.lines("connections")
     eventually(lambda: page.lines("connections") != before, "charts that move", SLACK)
@@ -698,7 +699,7 @@ def test_what_is_refused_says_why(console):
     assert "refused with 403" in page.await_frame("·", "client bob", "closed")
     page.fill("#project [name=pid]", "1")
     page.fill("#project [name=secret]", "dev-secret")
-    # How long a uid may be is a flag of the node's: the page does not know it.
+    # The maximum length of a uid is a flag of the node: the page does not know it.
     page.connect("a" * 129)
     assert "refused with 400" in page.await_frame("·", "client " + "a" * 129, "closed")
     page.fill("#project [name=ws]", "ws://127.0.0.1:1")
@@ -720,7 +721,7 @@ def test_a_page_of_another_origin_is_not_let_in(serve, projects, page):
     page.click("#push button[value=http]")
     assert "allowed_origins" in page.await_frame("·", "HTTP", "no answer")
     assert all("CORS policy" in complaint for complaint in page.complaints())
-    # This one takes pages of every origin.
+    # This one accepts pages of every origin.
     page.fill("#project [name=pid]", "none")
     page.fill("#project [name=secret]", "secret-of-none")
     page.connect("bob")

@@ -142,7 +142,7 @@ def test_the_page_says_what_the_report_says(server, tmp_path):
     assert page.open == []
     assert json.loads(page.texts["report"]) == report
     assert not {name for name, _ in page.attributes} & {"src", "href"}
-    # But for the addresses that the command was given.
+    # Except for the addresses given to the command.
     urls = {url for url in re.findall(r"https?://[^\"\\<\s]+", text) if url != metrics}
     assert urls == {"http://www.w3.org/2000/svg"}
     series = json.loads(page.texts["series"])

@@ -66,7 +66,7 @@ def run_to_its_end(*args, env=None):
     return done
 
 
-# What lines look like.
+# The format of lines.
 
 
 def test_text_for_people_on_standard_output(start):
@@ -185,7 +185,7 @@ def test_a_start_waits_for_the_node_before_it(tmp_path):
     Server("--workers", "1", "--log_path", path).stop()
 
 
-# Outputs that do not take what they are given.
+# Outputs that do not accept what is written.
 
 
 @contextlib.contextmanager
@@ -207,7 +207,7 @@ def told_and_dropped(lines):
 def assert_all_told(lines, pushes):
     """Every push has its line, or is counted."""
     told, dropped = told_and_dropped(lines)
-    # A few lines are not of pushes.
+    # A few lines are not about pushes.
     assert told < pushes and pushes <= told + dropped <= pushes + 10, (told, dropped, pushes)
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_stops_no_push_and_the_log_goes_on(tmp_path):
             pushes = push_many(server, 3000)
             eventually(lambda: server.errors, "a complaint")
             assert "No space left on device" in server.errors[0]
-            # What did not fit is not there in part, but for the moment until it is cut off.
+            # No part of what did not fit remains, except until it is truncated.
             eventually(lambda: path.read_bytes().endswith(b"\n"), "whole lines")
             noticed = lambda: sum(dropped_in(line["msg"]) for line in whole_lines_of(path))
             before = noticed()
@@ -284,7 +284,7 @@ def test_a_reader_that_is_stuck_stops_no_push(workers):
             lines.append(json.loads(server.process.stdout.readline()))
             known += sum(told_and_dropped(lines[-1:]))
         assert_all_told(lines, pushes)
-        # Nobody reads again, and the end waits a second and no longer.
+        # Nobody reads again, and the shutdown waits a second and no longer.
         push_many(server, count)
         began = time.monotonic()
         server.signal(signal.SIGTERM)

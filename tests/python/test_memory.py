@@ -55,15 +55,15 @@ def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
     eventually(lambda: refused(server) >= 50, "the others are refused")
     # The figure is that of the worker's last tick.
     eventually(lambda: 6 * MIB < held(server) <= 8 * MIB, "the budget is used, and no more than it")
-    # What the refused ones had is freed at once, and given back to the system soon after.
+    # Memory of the refused ones is freed at once, and returned to the system soon after.
     assert grown() < 32 * MIB
     eventually(lambda: grown() < 24 * MIB, "most of it is given back within a second", timeout=1)
     eventually(lambda: grown() < 12 * MIB, "little more than the budget stays")
     assert len(half) > 8
-    # A small one needs nothing of it.
+    # A small one needs none of the budget.
     server.push("small")
     assert server.request("GET", "/healthz").status == 200
-    # And those that do not end make way for one that does.
+    # Incomplete ones make way for one that completes.
     large = {"pid": "1", "data": "l" * (MIB - 1000)}
 
     def accepted():

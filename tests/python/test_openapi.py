@@ -14,7 +14,7 @@ import yaml
 from harness import ROOT, Raw, Server, eventually, sign_body
 from redis_harness import Redis, await_ready, await_unready, node
 
-# `make api-check` asks for more.
+# `make api-check` sets a higher number.
 EXAMPLES = int(os.environ.get("API_EXAMPLES", "60"))
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -87,7 +87,7 @@ def without_queue():
     server.stop()
 
 
-# Where it is.
+# Where the description is served.
 
 
 def described(server, path, host="localhost"):
@@ -118,7 +118,7 @@ def test_it_is_openapi_with_every_path_of_the_port(server):
     assert SPEC["info"]["version"] == version
 
 
-# Every answer that it names.
+# Every answer that it describes.
 
 
 def raw(server, request):
@@ -253,7 +253,7 @@ def test_its_examples_fit_their_schemas():
         jsonschema_rs.validate({**wanted, "components": SPEC["components"]}, example)
 
 
-# Where it demands a sign.
+# Where it requires a signature.
 
 
 def test_what_is_not_signed_is_401(server):
@@ -269,7 +269,7 @@ def test_what_is_not_signed_is_401(server):
             answer.assert_refused(401)
 
 
-# Whatever schemathesis makes of it.
+# Whatever schemathesis generates from it.
 
 
 def test_schemathesis_finds_nothing(server, tmp_path):
@@ -279,16 +279,17 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     command = [schemathesis, "run", f"http://{host}:{server.swagger[1]}/openapi.json"]
     command += ["--url", f"http://{host}:{port}", "--no-color", "--continue-on-failure"]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES)]
-    # A sign in a form is no place of OpenAPI, so the check takes signed forms for open doors.
+    # OpenAPI has no place for a signature in a form, so the check mistakes signed forms for missing
+    # authentication.
     command += ["--checks", "all", "--exclude-checks", "ignored_auth"]
-    # Limits are in bytes, lengths of schemas in characters.
+    # Limits are in bytes, lengths in schemas are in characters.
     command += ["--generation-codec", "ascii", "--suppress-health-check", "all"]
     if "API_EXAMPLES" in os.environ:
         command += ["--generation-database", "none"]
     else:
         command.append("--generation-deterministic")
     hooks = os.path.join(os.path.dirname(__file__), "openapi_hooks.py")
-    # It leaves a folder where it runs.
+    # It leaves a directory where it runs.
     run = subprocess.run(
         command,
         cwd=tmp_path,
@@ -299,5 +300,5 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     )
     print(run.stdout)
     assert run.returncode == 0
-    # That it has asked at all.
+    # It did send requests.
     assert int(re.search(r"(\d+) generated", run.stdout)[1]) > 2 * EXAMPLES

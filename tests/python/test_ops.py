@@ -134,15 +134,15 @@ def test_connections_that_may_not_ask_lock_nobody_out(stack):
         idle = [stack.enter_context(Raw(address)) for _ in range(300)]
         answer = server.request("GET", "/metrics", headers=bearer, at=address)
         assert answer.status in (200, 404)
-        # The oldest made way.
+        # The oldest was closed.
         assert idle[0].read_response()[0] == 503
-    # That of somebody who may ask is not among them.
+    # That of an authorized client is not among them.
     operator.send(line)
     status, _, text = operator.read_response()
     assert status == 200
     ended = 'ws_cluster_refused_total{port="ops",reason="half_request"} '
     assert int(text.partition(ended)[2].split("\n")[0]) > 3 * 40
-    # Who may not ask does not wait.
+    # An unauthorized client gets no keep-alive.
     with Raw(server.swagger) as stranger:
         stranger.send("GET /live.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
         status, fields, _ = stranger.read_response()
@@ -164,7 +164,7 @@ def test_a_lack_of_descriptors_is_logged_once_in_ten_seconds(stack):
     assert accept_errors() == 0
     process = f"--pid={server.process.pid}"
     subprocess.run(["prlimit", process, "--nofile=8:"], check=True)
-    # Enough that both workers have some.
+    # A number that reaches both workers.
     ports = [server.pprof, server.swagger] + 12 * [server.http] + 12 * [server.ws]
     waiting = [stack.enter_context(Raw(at)) for at in ports]
     eventually(lambda: accept_errors() >= 60, "ten attempts of each port by each thread")

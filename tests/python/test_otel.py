@@ -129,7 +129,7 @@ def test_a_trace_goes_on_at_the_other_node(collector, redis):
         assert (at_a["service.instance.id"], at_b["service.instance.id"]) == ("41", "42")
         assert queued.parent_span_id == received.parent_span_id == accepted.span_id
         assert {span.trace_id.hex() for span in (accepted, queued, received)} == {TRACE}
-        # And a request, to the other node and back.
+        # Also a request, to the other node and back.
         server = stack.enter_context(a.business("request"))
         await_known(1, a, b)
         request(ann, 1)

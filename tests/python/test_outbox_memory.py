@@ -77,9 +77,9 @@ def test_the_default_budget_follows_the_memory_limit_and_counts_what_is_allocate
             for _ in range(100):
                 server.push(data)
             assert server.metric("ws_cluster_outbox_bytes") <= 16 * MIB
-            # The batch, its copies for the slow, and what the allocator keeps besides.
+            # The batch, its copies for the slow clients, and the allocator's overhead.
             assert server.resident_bytes() - before < 32 * MIB
-        # The kernel took 2.8 MB for each.
+        # The kernel once took 2.8 MB for each.
         assert queued_by_kernel(server) < 200_000
         assert server.metric("ws_cluster_close_total", reason="slow_consumer") >= 5
         for client in clients:
@@ -143,7 +143,7 @@ def test_a_small_control_group_is_no_end_of_the_node(tmp_path, monkeypatch):
         stack.callback(server.stop)
         assert server.metric("ws_cluster_memory_limit_bytes") == 128 * MIB
         slow_clients(server, stack, 150)
-        # As much as would take 300 MB if all of it were kept.
+        # It would take 300 MB if all of it were kept.
         for number in range(1_000):
             server.push("x" * 4_000, uids=[f"slow{number % 150}"])
             if number % 2 == 0:

@@ -17,7 +17,7 @@ from browser import Browser
 from harness import PATIENCE, Raw, Server, eventually
 
 PERIOD_NS = 1_000_000_000 // 199
-# A signature, a secret, anything that the node must not show.
+# A signature, a secret: anything that the node must not show.
 TOKEN = "a-token-of-24-characters"
 
 
@@ -148,7 +148,7 @@ def clients_of(server, count):
 
 
 def test_a_profile_has_threads_functions_and_lines_and_nothing_is_missed(start):
-    # The clients read afterwards: their outboxes hold what is pushed while names are looked up.
+    # The clients read afterwards: their outboxes hold what is pushed while names are resolved.
     server = start("--outbox_bytes", "16M")
     clients = clients_of(server, 20)
     with load(server, clients) as pushed:
@@ -171,7 +171,7 @@ def test_a_profile_has_threads_functions_and_lines_and_nothing_is_missed(start):
     assert any(thread.startswith("worker-") for thread in threads), threads
     assert "pprof" not in threads
     assert any(name.endswith("/ws-cluster") for name in profile.mappings)
-    # Whole stacks: what a worker does is seen below the function that all of its life is in.
+    # Complete stacks: a worker's functions are below the one that it runs in for its whole life.
     worker = sum(n for thread, _, n in profile.stacks if thread.startswith("worker-"))
     whole = profile.samples("ws_cluster::node::WorkerLife::run")
     assert whole > 0.8 * worker > 0, (whole, worker)
@@ -260,7 +260,7 @@ def test_one_profile_at_a_time_and_scrapes_go_on(start):
         assert 1 <= int(answer.headers["Retry-After"]) <= 62
         assert server.metric("ws_connection") == 0
         assert get(server, "/debug/pprof/heap").status == 200
-    # Its client has gone away: the next one need not wait for 60 seconds.
+    # Its client has disconnected: the next one need not wait for 60 seconds.
     taken = lambda: get(server, "/debug/pprof/profile?seconds=1").status == 200
     eventually(taken, "the place is free", timeout=30)
 
@@ -323,7 +323,7 @@ def test_cmdline_shows_no_secret():
 def test_perf_as_in_the_docs_takes_all_nodes_of_a_machine(tmp_path):
     with open(os.path.join(harness.ROOT, "docs/profiling.md"), encoding="utf-8") as file:
         [record] = re.findall(r"^perf record .*$", file.read(), re.MULTILINE)
-    # Those of this test, not of others that run beside it.
+    # The threads of this test, not of others that run beside it.
     own = record.replace(" -x ", f" -x -P {os.getpid()} ").replace("sleep 10", "sleep 0.2")
     assert own.count(str(os.getpid())) == 1 and own.endswith("sleep 0.2")
     data = str(tmp_path / "perf.data")
@@ -340,7 +340,7 @@ def test_perf_as_in_the_docs_takes_all_nodes_of_a_machine(tmp_path):
             node.stop()
 
 
-# Where the machine allows less.
+# Machines that allow less.
 
 CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON = 21, 34, 38
 with open("/proc/sys/kernel/perf_event_paranoid", encoding="ascii") as setting:

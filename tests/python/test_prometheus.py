@@ -162,7 +162,7 @@ def prometheus(stack, nodes, redis, tmp_path_factory):
     messages = {"pid": "1", "messages": [{"data": n} for n in range(10)]}
     assert nodes[1].post_json("/ws/push/batch", messages).status == 200
     slowly(redis, nodes)
-    # And what came last has been scraped.
+    # The latest values have been scraped, too.
     wanted = {(instance(server),): server.metrics()["request_total"] for server in nodes}
     eventually(lambda: prometheus.values(REQUESTS, "instance") == wanted, "the last scrape", SLACK)
     return prometheus
@@ -177,7 +177,7 @@ def slowly(redis, nodes):
 
     redis.pause()
     try:
-        # Long enough for the bucket at 0.3, and not so long that a link is given up.
+        # Long enough for the bucket at 0.3, but short enough that no link is given up.
         run_all(*(lambda server=server: push(server) for server in nodes * 4), go_on_soon(redis))
     finally:
         redis.go_on()
@@ -213,7 +213,7 @@ def test_the_counts_are_exact(prometheus, nodes):
 def test_the_share_within_the_bound_is_right(prometheus):
     fast = sum(prometheus.risen("request_duration_bucket", le="0.3").values())
     whole = sum(prometheus.risen("request_duration_count").values())
-    # What came after the first scrape: 20 and 5 and 20 and 1, and 8 that were slow. On a busy
+    # Requests after the first scrape: 20 and 5 and 20 and 1, and 8 that were slow. On a busy
     # machine others are slow, too.
     assert whole == 54 and 40 <= fast <= 46
     share = prometheus.values(SHARE, "job")
@@ -221,7 +221,7 @@ def test_the_share_within_the_bound_is_right(prometheus):
 
 
 def test_the_quantile_is_right(prometheus):
-    # The same from the counts themselves, evenly spread within the bucket that has it.
+    # The same from the counts themselves, evenly spread within the bucket that contains it.
     counts = {}
     for (_, le), count in prometheus.risen("request_duration_bucket").items():
         counts[float(le)] = counts.get(float(le), 0) + count
@@ -231,7 +231,7 @@ def test_the_quantile_is_right(prometheus):
     at = next(index for index, le in enumerate(bounds) if counts[le] >= rank)
     below, lower = (counts[bounds[at - 1]], bounds[at - 1]) if at else (0, 0)
     expected = lower + (bounds[at] - lower) * (rank - below) / (counts[bounds[at]] - below)
-    # 8 of 54 took a second: so it is among them.
+    # 8 of 54 took a second, so the quantile is among them.
     assert 0.3 < expected <= 10
     assert prometheus.values(QUANTILE) == {(): pytest.approx(expected, rel=0.05)}
 
@@ -266,7 +266,7 @@ def metrics_in(query):
     bare = re.sub(r'"[^"]*"', "", query)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring) *\([^)]*\)", " ", bare)
     names = re.findall(r"\b[a-z_][a-z0-9_]*\b(?! *\()", bare)
-    # Times that no bracket holds, and what every Prometheus has.
+    # Without durations, which no bracket encloses, and names that every Prometheus has.
     return set(names) - {"and", "or", "unless", "offset", "up"}
 
 
@@ -296,7 +296,7 @@ def test_every_metric_of_the_dashboard_and_the_rules_is_there(nodes):
 def test_every_panel_shows_something(prometheus):
     titles = set()
     for title, query in panel_queries():
-        # Nothing was missed, and then there are no series.
+        # Nothing was missed, so there are no series.
         if metrics_in(query) != {"ws_cluster_queue_missed_total"}:
             assert prometheus.series(query), (title, query)
         titles.add(title)

@@ -76,7 +76,7 @@ def running(redis_line, directory):
     port = free_port()
     command = [str(port) if word == "6379" else word for word in shlex.split(redis_line)]
     assert command[0] == "redis-server" and str(port) in command
-    # Its own directory: whatever it may write is gone with it.
+    # Its own directory: whatever it writes is deleted with it.
     redis = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL)
     try:
         eventually(lambda: answers_ping(port), "Redis")

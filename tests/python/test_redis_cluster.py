@@ -95,7 +95,7 @@ def test_a_push_at_either_node_reaches_exactly_the_matching(cluster, crowd, name
     got = dict(zip(own, sync(cluster, [crowd[key] for key in own])))
     got |= zip(others, sync(cluster, [crowd[key] for key in others], **TWO))
     for key, data in got.items():
-        # From each node in order; between the nodes there is none.
+        # In order from each node; there is no order between the nodes.
         for server in cluster:
             by = lambda items: [item for item in items if json.loads(item)[0] == server.number]
             assert by(data) == by(wanted[key]), key
@@ -214,7 +214,7 @@ def test_order_over_nodes_workers_and_channels(cluster, name):
         def push(number, server):
             with Pusher(server) as pusher:
                 for start in range(0, rounds, 10):
-                    # Pipelined: up to ten are under way at once.
+                    # Pipelined: up to ten are in flight at once.
                     part = plans[number][start : start + 10]
                     for body in part:
                         pusher.send(body)
@@ -229,7 +229,7 @@ def test_order_over_nodes_workers_and_channels(cluster, name):
         for member in members:
             total = sum(map(len, wanted[member.number].values()))
             eventually(lambda: len(own(member)) >= total, f"{total} pushes", 30)
-        # A repeat would come behind.
+        # A repeat would come after.
         for server in cluster:
             with Pusher(server) as pusher:
                 end = {"pid": "1", "data": [name, "end", server.number], "cids": ids(members)}
@@ -241,7 +241,7 @@ def test_order_over_nodes_workers_and_channels(cluster, name):
                 assert [i[2] for i in got if i[1] == number] == wanted[member.number][number]
 
 
-# What was answered is in force.
+# Whatever was answered is in force.
 
 
 def test_a_welcome_is_in_force_in_a_fresh_project(cluster):
@@ -308,7 +308,7 @@ def test_a_subscribe_that_was_answered_is_in_force(cluster, name):
         assert sync(cluster, [one, other]) == [[], []]
 
 
-# Other voices on the channels.
+# Other publishers on the channels.
 
 
 def garbage():
@@ -335,7 +335,7 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     channels = [f"{prefix}:{{1}}", f"{prefix}:node:201", f"{prefix}:{{1}}:n:202"]
     if first.routing == "user":
         channels.append(f"{prefix}:{{1}}:u:{name}A")
-    # Real envelopes, to be broken.
+    # Real envelopes, to be corrupted.
     with Resp(redis.port) as ears:
         ears.command("SUBSCRIBE", channels[0])
         first.push("template", tags=[f"{name}x"])
@@ -346,7 +346,7 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     sync(cluster, clients)
     broken = [template[:end] for end in range(0, len(template), 3)]
     broken += [template[:at] + b"\xff" + template[at + 1 :] for at in range(40, len(template))]
-    # Bundles of envelopes, whole and cut.
+    # Bundles of envelopes, complete and truncated.
     bundle = b"\1\xff" + 2 * (len(template).to_bytes(4, "little") + template)
     broken += [bundle[:end] for end in range(1, len(bundle) + 1, 7)]
     broken += [b"\1\xff" + b"\xff" * 9, b"\1\xff\0\0\0\0"]
@@ -360,7 +360,7 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     for server in cluster:
         eventually(lambda: server.metric("ws_cluster_queue_malformed_total") > 100, "malformed ones counted")
     await_ready(*cluster)
-    # A number near the true ones was believed: it holds until its node's next announcement.
+    # A number near the true ones was accepted: it holds until its node's next announcement.
     both = [crowd["A1a"].cid, crowd["A1b"].cid]
     for source, target in ((first, second), (second, first)):
         before = target.metric("ws_cluster_delivery_total")
@@ -370,7 +370,8 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
             return target.metric("ws_cluster_delivery_total") > before
 
         eventually(crosses, "what one node accepts reaches the other")
-    # Whatever of it was an envelope after all: the clients are there, and hear what is pushed.
+    # Whatever of it was a valid envelope after all: the clients are connected, and get what is
+    # pushed.
     for server in cluster:
         server.push("after", uids=[f"{name}A"], cids=[crowd["A1a"].cid, crowd["A1b"].cid])
     for key in ("A1a", "A1b"):

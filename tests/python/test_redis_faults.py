@@ -28,7 +28,7 @@ from redis_harness import (
     try_push,
 )
 
-# The contract says 2 s; the rest is for a busy machine.
+# The contract promises 2 s; the rest is for a busy machine.
 NOTICED = 4.0
 PROJECT, NODE_7, NODE_8 = "wsc:{1}", "wsc:{1}:n:7", "wsc:{1}:n:8"
 
@@ -38,7 +38,7 @@ def size(request):
     return request.param
 
 
-# Where the broker's thread is its worker's makes no difference to what is tested.
+# Whether the broker shares its worker's thread makes no difference to these tests.
 ALONE = pytest.mark.parametrize("size", ["1"], indirect=True, ids=["1-worker"])
 APART = pytest.mark.parametrize("size", ["2"], indirect=True, ids=["2-workers"])
 
@@ -180,7 +180,7 @@ def test_a_push_whose_answer_is_late_is_delivered_once(own_redis, own_node, size
             proxy.hold()
             assert try_push(server, "late", uids=["u"], idempotency_key="late") == 504
             proxy.release()
-            # Sent again under its key, as one does.
+            # Sent again under its key, as a client should.
             eventually(
                 lambda: try_push(server, "late", uids=["u"], idempotency_key="late") == 200,
                 "success under the same key", SLACK,
@@ -325,14 +325,14 @@ def test_welcomes_when_redis_dies_with_a_subscription_under_way(pair):
     redis.pause()
     waiting = threading.Thread(target=lambda: server.client("first", pid="p0").close())
     waiting.start()
-    # It asks, and there is no answer.
+    # It sends requests and gets no answer.
     handshakes = lambda: server.metric("ws_cluster_connect_total")
     threading.Event().wait(0.3)
     assert handshakes() == 0
     redis.kill()
     await_unready(server, word="refused")
     waiting.join(SLACK)
-    # Attempts to connect are seconds apart by now: nobody waits for the next one.
+    # Attempts to connect are seconds apart by now: nothing waits for the next one.
     threading.Event().wait(2)
     began = time.monotonic()
     for number in range(1, 6):
@@ -573,7 +573,7 @@ def test_a_replica_that_is_promoted_away(own_redis, own_node, size):
             replica.command("REPLICAOF", "NO", "ONE")
             await_unready(server, timeout=10, word="does not come back")
             assert status_now(server, uids=["u"]) == 503
-            # It stays so over new links, and says so.
+            # It stays so over new links, and reports it.
             accepted = proxy.accepted
             eventually(lambda: proxy.accepted >= accepted + 2, "new links", SLACK)
             for _ in range(50):

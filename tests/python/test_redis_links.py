@@ -39,7 +39,7 @@ def size(request):
     return request.param
 
 
-# Where the broker's thread is its worker's makes no difference to what is tested.
+# Whether the broker shares its worker's thread makes no difference to these tests.
 ALONE = pytest.mark.parametrize("size", ["1"], indirect=True, ids=["1-worker"])
 APART = pytest.mark.parametrize("size", ["2"], indirect=True, ids=["2-workers"])
 
@@ -49,7 +49,7 @@ def test_a_password(own_redis, own_node, size):
     server = own_node(7, url(redis, f":{QUOTED}@"), workers=size)
     works(server)
     assert_secret(server, PASSWORD, QUOTED)
-    # From an argument it works as well, and is warned of.
+    # As an argument it works as well, with a warning.
     warned = own_node(
         8, "", "--redis", url(redis, f":{QUOTED}@"), workers=size,
         env={"WS_CLUSTER_REDIS": ""},
@@ -103,7 +103,7 @@ def test_a_user_that_is_unknown_or_may_too_little(own_redis, own_node):
     redis.command("ACL", "SETUSER", "app", "on", f">{PASSWORD}", "+ping", "+subscribe", "&*")
     await_unready(server, word="publish")
     redis.command("ACL", "SETUSER", "app", "+publish", "resetchannels", "&wsc:node*")
-    # The node is ready without a client; the first one needs more.
+    # The node is ready without a client; the first client needs more.
     await_ready(server)
     assert refused(server, "1")
     assert readiness(server).status == 200
@@ -131,7 +131,7 @@ def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_
         7, url(redis, "app:x@"), "--projects", many_projects, workers=size
     )
     with server.client("one") as one, server.client("old", pid="p0") as old:
-        # Redis ends the links of subscribers that lose a right.
+        # Redis closes the links of subscribers that lose a right.
         redis.command(
             "ACL", "SETUSER", "app", "-ping", "resetchannels", "&wsc:node*", "&wsc:{1}*", "&wsc:{p1}*"
         )
@@ -147,7 +147,7 @@ def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_
         assert readiness(server).status == 200
         refusals = lambda: server.metric("ws_cluster_queue_channel_refused")
         eventually(lambda: refusals() == 4, "two channels of p0 and of p2")
-        # Those who were there stay, and hear again when they may.
+        # Clients stay connected, and receive again once it is permitted.
         redis.command("ACL", "SETUSER", "app", "allchannels")
         eventually(lambda: refusals() == 0, "all channels", 30)
         server.push("again", pid="p0", uids=["old"])
@@ -244,7 +244,7 @@ def test_no_redis_at_the_start(own_redis, own_node, size):
     assert refused.headers["Retry-After"]
     batch = server.post_json("/ws/push/batch", {"pid": "1", "messages": [{"data": 1}] * 2})
     assert batch.status == 503, batch.text
-    # Clients are let in at once, and get what is pushed once Redis is there.
+    # Clients are accepted at once, and get what is pushed once Redis is there.
     with server.client("u") as client:
         redis.start()
         await_ready(server)

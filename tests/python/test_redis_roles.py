@@ -6,7 +6,7 @@ import pytest
 from harness import eventually
 from redis_harness import SLACK, await_ready, await_unready, log_of, sync, try_push
 
-# The contract says 3 s; the rest is for a busy machine.
+# The contract promises 3 s; the rest is for a busy machine.
 NOTICED = 5.0
 
 
@@ -15,7 +15,7 @@ def size(request):
     return request.param
 
 
-# Where the broker's thread is its worker's makes no difference to what is tested.
+# Whether the broker shares its worker's thread makes no difference to these tests.
 ALONE = pytest.mark.parametrize("size", ["1"], indirect=True, ids=["1-worker"])
 APART = pytest.mark.parametrize("size", ["2"], indirect=True, ids=["2-workers"])
 
@@ -74,7 +74,7 @@ def test_without_the_right_to_ask_hello_answers(own_redis, own_node, size):
         eventually(lambda: server.metric("ws_cluster_queue_link_loss_total"), "a new link", SLACK)
         await_ready(server)
     assert log_of(server).count("+role") == 1 and log_of(server).count("+config|get") == 1
-    # A master that becomes a replica answered 200 to everything without the right to ROLE.
+    # A master that became a replica answered 200 to everything if the right to ROLE was missing.
     other = own_redis()
     master.command("REPLICAOF", "127.0.0.1", other.port)
     assert await_unready(server, word="is a replica")[0] < NOTICED

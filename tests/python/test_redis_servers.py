@@ -226,7 +226,7 @@ def test_a_redis_that_is_away(nodes):
             while (answer := ann.json())["id"] != "down":
                 pass
             assert answer["msg"] == "the queue is down"
-            # What happens meanwhile is told after.
+            # What happens meanwhile is reported after.
             a.client("cat").close()
             nodes.redis.start()
             await_ready(a, b)

@@ -40,7 +40,7 @@ def test_a_push_that_redis_would_not_carry_is_refused(own_redis, own_node, name)
                 answer = server.post_json("/ws/push", push)
                 assert answer.status == status, answer.text
                 if status == 200:
-                    # Not compared by pytest: it would show the difference of megabytes.
+                    # Not compared by pytest, which would print the difference of megabytes.
                     is_same = client.pushed() == json.dumps(push["data"])
                     assert is_same
             for word in (str(limit), words, "CONFIG SET"):

@@ -130,7 +130,7 @@ def test_null_is_absent_but_for_a_selector(shared, name):
         assert shared.received([client]) == [[]]
 
 
-# Fields of the request that would be ignored.
+# Fields of the request that would otherwise be ignored.
 
 
 def test_a_key_that_is_not_signed_is_refused(shared):
@@ -316,7 +316,7 @@ def test_a_head_over_a_limit_names_the_flag(shared):
                 assert status == 431 and f"--max_head_{flag}" in body
 
 
-# What every answer has.
+# Common to all answers.
 
 
 def test_every_answer_has_a_date(shared, name):

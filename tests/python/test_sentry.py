@@ -100,7 +100,7 @@ def test_the_error_that_ends_a_node_is_sent_before_its_end():
     with Sentry() as sentry:
         done, _ = fail(sentry.env, "--env", "test")
         [event] = sentry.events()
-    # Where no level is named it is an error.
+    # An event without a level is an error.
     assert (event.get("level", "error"), event["message"]) == ("error", "the node ends")
     assert "--ws_port" in event["extra"]["error"]
     assert event["tags"] == {"node": "9", "thread": "main"}

@@ -86,7 +86,7 @@ def test_its_welcome_comes_first_whatever_it_sends_early(own):
             assert json.loads(welcome[1])["type"] == "connect"
             assert pong == (0x8A, b"ping")
             assert json.loads(beat[1])["id"] == "h" and json.loads(error[1])["type"] == "error"
-            # And it is read on.
+            # Reading continues.
             raw.frame(1, '{"type":"heartbeat","id":"late"}')
             assert json.loads(raw.read_frame()[1])["id"] == "late"
             raw.frame(8, struct.pack(">H", 1000))
@@ -332,7 +332,7 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
             asked = event(server, "request")
         eventually(lambda: own.metric("ws_connection") == 1, "the client is gone")
         server.send({"type": "response", "id": asked["id"], "data": 1})
-        # Who asked is gone, and what it asked with it: its answer is for nobody.
+        # The sender has disconnected, and its requests with it: the answer is for nobody.
         assert own.metric("ws_cluster_request_answer_total", result="client_gone") == 1
         lost = lambda: sum(
             own.metric("ws_cluster_request_answer_lost_total", reason=why) for why in ("late", "unasked")
@@ -355,7 +355,7 @@ def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
         for raw in crowd:
             raw.send(message * 1_000)
         eventually(lambda: node.metric("ws_cluster_client_message_total") >= 66_000, "all were read", 30)
-        # While they are read, the way to another worker may be full.
+        # While they are read, the queue to another worker may be full.
         time.sleep(0.2)
         request(ann, 1)
         answer_one(server)
@@ -380,7 +380,7 @@ def test_others_are_answered_while_one_project_floods_the_way_between_workers(pr
         mute = stack.enter_context(node.raw_ws("mute", type="2", events="request"))
         threading.Thread(target=lambda: drain(mute.socket), daemon=True).start()
         server = stack.enter_context(node.business("request", **two))
-        # On both workers, in all likelihood.
+        # Very likely on both workers.
         asking = [stack.enter_context(node.client(f"ann{number}", **two)) for number in range(6)]
         message = frame(TEXT, '{"type":"request","data":1}')
         crowd = [stack.enter_context(node.raw_ws("u")) for _ in range(40)]

@@ -73,7 +73,7 @@ def test_locked_memory_that_does_not_suffice(queue, kib):
     """Kernels before 6.14 do not count it."""
     args = ["--workers", "2", "--queue", queue, "--redis", "redis://127.0.0.1:1"]
     enough = limited(resource.RLIMIT_MEMLOCK, kib << 10)
-    # Users of their own: all processes of one share the limit.
+    # Separate users: all processes of one share the limit.
     # One for each case: the kernel frees the rings of the last one somewhat later.
     user = 61_000 + os.getpid() % 1_000 + (2_000 if queue == "redis" else 0)
     node = subprocess.Popen(
@@ -147,7 +147,7 @@ def lost(before, patience=60):
 
 
 def test_a_ring_that_fails_ends_the_node():
-    # What the kernel has put off is run by an enter that hands over nothing and waits for nothing.
+    # The kernel's deferred work is run by an enter that submits nothing and waits for nothing.
     errors = lost(refuse("io_uring_enter", errno.EPERM, arg1=0, arg2=0, arg3=1))
     assert "io_uring_enter failed in a running worker" in errors, errors
 
@@ -168,12 +168,12 @@ def rings_of_worker():
 def test_an_executor_whose_ring_fails_ends_the_node():
     """It leaves out the errors of its ring and tries again at once: its thread span for a minute."""
     executor, _ = rings_of_worker()
-    # Two threads spin, and a busy machine gives them little.
+    # Two threads spin, and a busy machine gives them little time.
     errors = lost(refuse("io_uring_enter", errno.EPERM, arg0=executor), patience=300)
     assert "spends processor time and serves nobody: its io_uring does not wait" in errors, errors
 
 
-# What a node says of itself.
+# What a node reports about itself.
 
 
 def lines_of(server):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 TOKEN = "a-token-of-some-length"
 SECRET = "a secret that is not in any file"
 PUSH = "#operations-push-push "
-# Selects all, and deletes it.
+# Selects everything and deletes it.
 EMPTY = "\ue009a\ue000\ue003"
 
 
@@ -169,7 +169,7 @@ def test_a_push_from_the_page_arrives(server, page):
         push = client.json()
         assert push == {"type": "push", "id": answer["id"], "data": {"hello": "world"}}
 
-        # A form begins as its example.
+        # A form is prefilled with its example.
         page.choose("application/x-www-form-urlencoded")
         page.fill(f'{PUSH}tr[data-property-name="data"] input', "Grüße, 艾莉丝 + 'alle'~")
         assert page.execute()[0] == "200"
@@ -268,7 +268,7 @@ UNFOLD = """
 
 def test_all_can_be_read_in_both_schemes_and_on_a_narrow_screen(page):
     page.visit(page.url)
-    # The schemas stand last, folded.
+    # The schemas come last, collapsed.
     sections = "return [...document.querySelectorAll('.opblock-tag, .models')].map((e) => e.tagName)"
     assert page.run(sections)[-1] == "SECTION"
     assert page.texts(".models .json-schema-2020-12__title") == []
@@ -324,7 +324,7 @@ def test_behind_a_token_far_from_localhost_in_prod(prod_projects):
         env={"WS_CLUSTER_OPS_TOKEN": TOKEN},
     )
     url = f"http://node.example:{server.swagger[1]}/swagger/index.html?token={TOKEN}"
-    # The ops ports have an address of their own; the name leads to both.
+    # The ops ports have their own address; the name resolves to both.
     rules = f"MAP node.example:{server.swagger[1]} 127.0.0.2, MAP node.example 127.0.0.1"
     try:
         files = {"index.html": 401, "../openapi.json": 401, "page.js": 200, "../token.js": 200}

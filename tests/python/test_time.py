@@ -80,10 +80,10 @@ def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():
                 now = time.monotonic()
                 longest, last = max(longest, now - last), now
             came = [[first for first, _ in frames_within(raw, 0.1)] for raw in raws]
-            # It answers none: pings are for what lies between, too.
+            # It answers none: pings are for such intervals, too.
             assert set(came[0]) == {0x80 | PING}
             assert 1.5 / 0.4 - 2 <= len(came[0]) <= (time.monotonic() - began) / 0.4 + 1
-            # A machine so busy that there was no traffic for that long says nothing.
+            # A machine so busy that there was no traffic for that long proves nothing.
             if longest < 0.3:
                 break
         assert (set(came[1]), came[2]) == ({0x81}, [])
@@ -109,7 +109,7 @@ def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
         server.signal(signal.SIGSTOP)
         time.sleep(1.4)
         server.signal(signal.SIGCONT)
-        # Several ticks: whoever counts as late would have been told.
+        # Several ticks: a connection that counts as late would have been closed.
         time.sleep(0.25)
         business.send({"type": "response", "id": asked["id"], "data": 2})
         assert asking.json()["data"] == 2
@@ -126,7 +126,7 @@ def test_a_node_that_stood_still_takes_nobody_for_silent_or_late():
         assert server.metric("ws_cluster_worker_stalled_seconds_total") > 1
         for raw in raws[:3]:
             raw.frame(TEXT, '{"type":"heartbeat"}')
-        # Who stays silent is pinged and closed as ever.
+        # A silent connection is pinged and closed as usual.
         assert raws[0].read_frame()[0] == 0x81
         assert raws[0].read_frame() == (0x80 | PING, b"")
         assert raws[0].close_code() == 4002
@@ -150,7 +150,7 @@ def test_a_message_that_drips_in_has_an_end():
         ended, began = {}, time.monotonic()
         drips.send(frame(TEXT, "[" + " " * 200)[:8])
         while len(ended) < 2 and time.monotonic() - began < 10:
-            # Each of its messages takes 0.2 s: however many there are, it stays.
+            # Each of its messages takes 0.2 s: however many there are, it stays connected.
             slow.send(halves[0])
             time.sleep(0.1)
             slow.send(halves[1])

@@ -93,7 +93,7 @@ fn envelope<'a>(targets: &'a TargetsBuf, data: &'a [u8]) -> Envelope<'a> {
     }
 }
 
-/// What Redis sends to a subscriber, in RESP3.
+/// Returns what Redis sends to a subscriber, in RESP3.
 fn message(payload: &[u8]) -> Vec<u8> {
     let mut bytes = b">3\r\n$7\r\nmessage\r\n".to_vec();
     for part in [CHANNEL, payload] {

@@ -11,7 +11,7 @@ use ws_cluster::wire::websocket::{self, Inbound, Message};
 
 use crate::{copy, pair, text};
 
-/// Letters stay ASCII under it: a buffer is unmasked again and again, and is text each time.
+/// Keeps letters ASCII: a buffer is unmasked again and again, and must be valid text each time.
 const MASK: [u8; 4] = [1, 2, 3, 4];
 const MAX_BYTES: usize = 1 << 20;
 
@@ -88,7 +88,7 @@ pub fn measure(criterion: &mut Criterion) {
     }
 }
 
-/// A client's text frame.
+/// Returns a client's text frame.
 fn masked(bytes: usize) -> Vec<u8> {
     let mut frame = vec![0x81];
     match bytes {

@@ -1,4 +1,4 @@
-//! From one worker to another: the ring between two of them.
+//! From one worker to another: the ring between them.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub fn measure(criterion: &mut Criterion) {
     there_and_back(criterion, &envelope);
 }
 
-/// Two threads that both stay awake; where they share a core, this measures the scheduler.
+/// Two threads that both stay awake; if they share a core, this measures the scheduler.
 fn there_and_back(criterion: &mut Criterion, envelope: &Arc<[u8]>) {
     let mut mailboxes = Mailbox::all(2).unwrap().into_iter();
     let (mut near, mut far) = (mailboxes.next().unwrap(), mailboxes.next().unwrap());

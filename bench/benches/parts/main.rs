@@ -1,6 +1,6 @@
-//! The parts that every message passes through, each beside the bound that it could reach: the same
-//! bytes copied, hashed or searched, the same keys looked up, the same ring without our accounting.
-//! `make criterion` runs it and prints the table of docs/measured.md.
+//! The parts that every message passes through, each beside its lower bound: the same bytes copied,
+//! hashed or searched, the same keys looked up, the same ring without our accounting. `make
+//! criterion` runs it and prints the table of docs/measured.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-/// The server's.
+/// The server's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -41,7 +41,7 @@ fn copy(buffer: &mut Vec<u8>, bytes: &[u8]) -> usize {
     black_box(buffer.as_slice()).len()
 }
 
-/// `bytes` letters.
+/// Returns `bytes` letters.
 fn text(bytes: usize) -> Vec<u8> {
     (b'a'..=b'z').cycle().take(bytes).collect()
 }

@@ -1,6 +1,6 @@
-//! From the selectors of a push to the connections that match, in a worker of 10,000 clients.
+//! From the selectors of a push to the matching connections, in a worker of 10,000 clients.
 //!
-//! The messages have expired: they are matched, counted, and owed to nobody.
+//! The messages have expired: they are matched and counted, but not delivered.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -64,7 +64,7 @@ pub fn measure(criterion: &mut Criterion) {
     }
 }
 
-/// How many the worker finds.
+/// Has the worker match a push; `expected`: number of matches.
 fn matched(worker: &mut Worker, targets: &TargetsBuf, expected: u64) {
     let envelope = Envelope {
         origin: NodeId::new(1).unwrap(),
@@ -151,10 +151,10 @@ fn crowd() -> Worker {
     worker
 }
 
-/// Where an entry of [`Others`] is marked: as far from its beginning as the stamp of a connection.
+/// Offset of an entry's mark in [`Others`]: the same as that of a connection's stamp.
 const STAMP: usize = 10;
 
-/// As much memory as a connection's entry takes, and the same clients in it.
+/// The same clients, in entries of the same size as a connection's.
 struct Others {
     users: HashMap<String, usize>,
     entries: std::cell::RefCell<Vec<[u64; 13]>>,

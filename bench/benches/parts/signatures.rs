@@ -1,4 +1,4 @@
-//! The signature of a push, and what else is read of its request.
+//! The signature of a push, and the parsing of the rest of its request.
 
 use std::hint::black_box;
 

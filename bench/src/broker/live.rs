@@ -1,6 +1,6 @@
 //! From a live Redis: one thread publishes as fast as Redis answers, the broker is fed from a
-//! subscribed, blocking socket. Three busy threads, Redis being one: on a machine with fewer cores
-//! only processor time says what the broker needs.
+//! subscribed, blocking socket. There are three busy threads, Redis being one: on a machine with
+//! fewer cores only processor time shows what the broker needs.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -15,16 +15,16 @@ use super::workers::Workers;
 use super::{Args, OwnTime, Way, check, invalid};
 use crate::sys;
 
-/// What one read takes at most.
+/// Maximum number of bytes per read.
 const READ_BYTES: usize = 128 << 10;
-/// Commands in one write; each series of numbers has a whole number of them.
+/// Commands per write, the same number for each series of sequence numbers.
 const BATCH: usize = 32 * load::PAIRS;
-/// Messages that may be on their way: Redis cuts subscribers that fall behind by more bytes.
+/// Maximum number of messages in flight: Redis disconnects subscribers that fall further behind.
 const MAX_UNDER_WAY: u64 = 16_384;
 const TICK: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the publishing thread and the broker's tell each other.
+/// State shared by the publishing thread and the broker's.
 #[derive(Default)]
 struct Progress {
     delivered: AtomicU64,
@@ -44,7 +44,7 @@ struct Node {
     own: OwnTime,
 }
 
-/// Publishes for as long as was asked for; what is to be printed.
+/// Publishes for the requested time; returns the text to print.
 pub fn run(args: &Args, way: &Way, address: &str) -> io::Result<String> {
     let prefix = format!("bench.broker.{}", std::process::id());
     let load = Load::new(&prefix, args.bytes, way.is_for_all);
@@ -67,7 +67,7 @@ pub fn run(args: &Args, way: &Way, address: &str) -> io::Result<String> {
             published
         })?;
         let fed = node.feed(&progress, copies);
-        // Ends the publisher where the broker failed.
+        // Ends the publisher if the broker failed.
         progress.delivered.store(u64::MAX, Relaxed);
         let published = publisher.join().map_err(|_| Error::other("the publisher panicked"))??;
         fed?;
@@ -99,7 +99,7 @@ pub fn run(args: &Args, way: &Way, address: &str) -> io::Result<String> {
     ))
 }
 
-/// Publishes for so long, and returns how many messages it were.
+/// Publishes for the given time, and returns the number of messages.
 fn publish(load: &Load, address: &str, length: Duration, progress: &Progress) -> io::Result<u64> {
     let mut link = connect(address)?;
     let (mut commands, envelopes) = load.commands(BATCH)?;
@@ -119,7 +119,7 @@ fn publish(load: &Load, address: &str, length: Duration, progress: &Progress) ->
             published += BATCH as u64;
             unanswered += BATCH;
         }
-        // The next batch is under way while this one is answered.
+        // The next batch is in flight while this one is answered.
         while unanswered > if is_last { 0 } else { BATCH } {
             let count = link.read(&mut answers)?;
             let lines = answers[..count].iter().filter(|&&byte| byte == b'\n').count();
@@ -157,7 +157,7 @@ impl Node {
             filled: 0,
             own: OwnTime::default(),
         };
-        // Its answers are looked for; what comes to the subscribing link is waited for.
+        // Its answers are polled; the subscribing link is read with blocking reads.
         node.publishing.set_nonblocking(true)?;
         node.subscribing.set_read_timeout(Some(Duration::from_millis(10)))?;
         node.broker.handle_open(1);
@@ -185,7 +185,7 @@ impl Node {
         Ok(())
     }
 
-    /// One read of the subscribing link.
+    /// Reads the subscribing link once.
     fn read_once(&mut self) -> io::Result<()> {
         let room = self.filled + READ_BYTES;
         match self.subscribing.read(&mut self.buffer[self.filled..room]) {
@@ -216,11 +216,11 @@ impl Node {
         self.talk()
     }
 
-    /// Writes what the broker has for Redis, and takes the answers on the publishing link.
+    /// Writes what the broker has for Redis, and reads the answers on the publishing link.
     fn talk(&mut self) -> io::Result<()> {
         let mut out = Vec::new();
         self.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
-        // A few hundred bytes of greetings, canaries and pings: they fit.
+        // A few hundred bytes of greetings, canaries and pings fit into the socket's buffer.
         self.publishing.write_all(&out)?;
         out.clear();
         self.broker.take_outgoing(LinkName::Subscribe, &mut out, usize::MAX);

@@ -1,5 +1,5 @@
-//! What is published: messages of several nodes on the channels of several projects, each numbered
-//! as its node would; and brokers that wait for it.
+//! What is published: messages of several nodes on the channels of several projects, numbered as
+//! their nodes would; and brokers that receive them.
 
 use std::io::{self, Error};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::{Way, workers_of};
 
 pub const PROJECTS: usize = 8;
 const ORIGINS: usize = 4;
-/// Of node and channel: one series of numbers for each.
+/// Pairs of node and channel, each with its own series of sequence numbers.
 pub const PAIRS: usize = PROJECTS * ORIGINS;
 const USERS: usize = 10_000;
 const HASH_KEYS: (u64, u64) = (0x1234_5678, 0x9abc_def0);
@@ -47,12 +47,12 @@ impl Load {
         }
     }
 
-    /// The number of a message within its series.
+    /// Returns the sequence number of a message within its series.
     pub fn seq(index: usize) -> u64 {
         (index / PAIRS) as u64 + 1
     }
 
-    /// Numbers a message's envelope.
+    /// Writes a message's sequence number into its envelope.
     pub fn number(index: usize, envelope: &mut [u8]) {
         Header::set_numbers(envelope, 1, Self::seq(index), index as u64 + 1);
     }
@@ -73,10 +73,10 @@ impl Load {
         Ok(())
     }
 
-    /// Hands over a message of a node; it has no number.
+    /// Passes a message of a node to `take`; it has no sequence number.
     pub fn with_message(&self, index: usize, origin: NodeId, take: impl FnOnce(&Envelope<'_>)) {
         let mut uids = NamesBuf::default();
-        // A stride that visits all, so that neighbours share no place in a table.
+        // A stride that visits all, so that neighbours are not adjacent in a table.
         uids.push(&self.uids[index * 7_919 % USERS]);
         let targets =
             Targets { uids: (!self.is_for_all).then(|| uids.as_names()), ..Targets::default() };
@@ -95,7 +95,7 @@ impl Load {
         });
     }
 
-    /// So many messages as Redis pushes them to a subscriber that speaks RESP3.
+    /// Returns `messages` messages as Redis pushes them to a RESP3 subscriber.
     pub fn recording(&self, messages: usize) -> io::Result<Vec<u8>> {
         let (mut out, mut channel, mut envelope) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..messages {
@@ -105,7 +105,7 @@ impl Load {
         Ok(out)
     }
 
-    /// So many `PUBLISH` commands, and where in them the envelopes begin.
+    /// Returns `messages` `PUBLISH` commands, and where in them the envelopes begin.
     pub fn commands(&self, messages: usize) -> io::Result<(Vec<u8>, Vec<usize>)> {
         let (mut out, mut channel, mut envelope) = (Vec::new(), Vec::new(), Vec::new());
         let mut envelopes = Vec::with_capacity(messages);
@@ -118,8 +118,8 @@ impl Load {
     }
 }
 
-/// A broker whose workers want to hear all projects, with the users spread over them; its links are
-/// down.
+/// Returns a broker whose workers subscribe to all projects, with the users spread over them; its
+/// links are down.
 pub fn broker(
     load: &Load,
     way: &Way,
@@ -163,7 +163,7 @@ pub fn broker(
     Ok((broker, workers, counters))
 }
 
-/// Opens the broker's links to something that answers as Redis would, until it is ready.
+/// Opens the broker's links to a stand-in for Redis, until it is ready.
 pub fn make_ready(broker: &mut Broker, workers: &mut dyn Workers) -> io::Result<()> {
     let mut result = Ok(());
     workers.with_sink(&mut |sink| result = answer_all(broker, sink));
@@ -175,7 +175,7 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
     let mut now_ms = 1;
     let mut ids_ms = 0;
     broker.handle_open(now_ms);
-    // What each is answered with; messages go to the subscribing link.
+    // The answers to each link; messages go to the subscribing link.
     while !broker.is_ready() {
         let mut answers = [Vec::new(), Vec::new()];
         let mut is_silent = true;
@@ -212,7 +212,7 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
             }
         }
         if is_silent {
-            // It waits for what other nodes may have to say.
+            // It waits for announcements of other nodes.
             now_ms += 50;
             if now_ms > 1_000 {
                 return Err(Error::other("the broker is not ready and asks for nothing"));
@@ -226,7 +226,7 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
     Ok(())
 }
 
-/// What Redis answers to PUBLISH commands on either link.
+/// Returns Redis's answers to PUBLISH commands on either link.
 pub fn answers(asked: &[u8]) -> io::Result<[Vec<u8>; 2]> {
     let mut answers = [Vec::new(), Vec::new()];
     for command in commands_in(asked)? {
@@ -237,7 +237,7 @@ pub fn answers(asked: &[u8]) -> io::Result<[Vec<u8>; 2]> {
     Ok(answers)
 }
 
-/// Whole commands, as a client writes them, one behind the other.
+/// Splits complete commands, as a client writes them.
 fn commands_in(mut bytes: &[u8]) -> io::Result<Vec<Vec<&[u8]>>> {
     let mut commands = Vec::new();
     while !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! What a push through Redis costs the broker of its own node: published, answered, and back.
+//! The cost of a push through Redis for the broker of its own node: published, answered, and back.
 
 use std::io::{self, Error};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::{Args, Way, median};
 use crate::sys;
 
 const WAY: Way = Way { name: "own", workers: 1, has_rings: false, is_for_all: false };
-/// Messages that are published before the first of them is answered.
+/// Messages published before the first of them is answered.
 const TOGETHER: usize = 192;
 
 /// Plays Redis for one broker with one worker on its thread. Only the broker's own time counts.
@@ -27,7 +27,7 @@ pub fn run(args: &Args) -> io::Result<String> {
     Ok(format!("a push of this node: {middle:.0} ns ({:.0} to {:.0})", ns[0], ns[ns.len() - 1]))
 }
 
-/// Nanoseconds for one message.
+/// Returns the nanoseconds per message.
 fn round(args: &Args) -> io::Result<f64> {
     let load = Load::new("wsc", args.bytes, false);
     let origin = load::node(1)?;

@@ -1,4 +1,4 @@
-//! The workers of a broker under test: they take what it gives them, and count it.
+//! The workers of a broker under test: they accept what it gives them, and count it.
 
 use std::io;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use ws_cluster::wire::envelope::Envelope;
 
 pub trait Workers {
     fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink));
-    /// Takes what waits in rings. On a node the workers' threads do that.
+    /// Empties the rings. On a node the workers' threads do that.
     fn drain(&mut self);
     fn delivered(&self) -> u64;
 }
 
-/// One worker, on the broker's own thread: nothing is handed over, so nothing but counting is
-/// done.
+/// One worker, on the broker's own thread: nothing is handed over, and nothing is done but
+/// counting.
 #[derive(Default)]
 pub struct Counting {
     delivered: u64,
-    /// So that the message is looked at.
+    /// Makes sure that the message is read.
     bytes: u64,
 }
 
