@@ -71,7 +71,7 @@ const DEVICES: [&str; 3] = ["", "ios", "web"];
 /// Time after the last fault within which all nodes are ready: a silent link is noticed, the
 /// longest back-off passes, and the next attempt succeeds.
 const READY_AGAIN_MS: u64 = 8_000;
-/// Sequence numbers are announced for a minute.
+/// Last sequence numbers are repeated for a minute.
 const QUIET_MS: u64 = 70_000;
 
 /// Settings of a whole run.

@@ -18,7 +18,7 @@ pub const KNOWN_AFTER_MS: u64 = 2_500;
 /// A silent node is lost after 5 seconds. Its last announcement came within a second before it fell
 /// silent.
 const LOST_EARLIEST_MS: u64 = 3_500;
-/// Maximum delay of announcements of an ended incarnation, each of which counts as a sign of life.
+/// Time within which a dead node is lost: delayed announcements still count as signs of life.
 const LOST_LATEST_MS: u64 = 9_000;
 /// Maximum delay of an announcement within a node.
 const NEAR_MS: u64 = 500;
