@@ -164,8 +164,14 @@ def test_the_feed_says_what_the_metrics_say(serve):
         server.received(clients)
         assert server.push_form({"pid": "1", "data": "x"}).status == 200
         assert server.post_json("/ws/push", {"pid": "1"}, secret="wrong").status == 401
-        answer = get(server, "/live.json")
-        metrics = server.metrics()
+
+        def settled():
+            """Both, once nothing is under way: a worker counts after it has sent."""
+            answer, metrics = get(server, "/live.json"), server.metrics()
+            deliveries = sum(worker["deliveries"] for worker in answer.json["workers"])
+            return deliveries == metrics["ws_cluster_delivery_total"] and (answer, metrics)
+
+        answer, metrics = eventually(settled, "the feed and the metrics agree")
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "no-store"
     feed = answer.json

@@ -93,7 +93,7 @@ class Profile:
         self.time_ns = one(9)
         self.duration_ns = one(10)
         self.default_type = self.texts[one(14)]
-        self.notes = [self.texts[text] for text in of(13)]
+        self.notes = [self.texts[text] for packed in of(13) for text in varints(packed)]
         self.mappings = [self.texts[dict(fields(value))[5]] for value in of(3)]
         functions = [dict(fields(value)) for value in of(5)]
         self.functions = {
