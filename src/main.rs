@@ -14,7 +14,7 @@ use ws_cluster::config::{Config, Exit, log_format};
 use ws_cluster::io::sys;
 use ws_cluster::io::threads::StartError;
 use ws_cluster::node::{self, Addresses, Needs};
-use ws_cluster::ops::logs::{self, Logs, Said, Value};
+use ws_cluster::ops::logs::{self, EventVisitor, Logs, Value};
 use ws_cluster::ops::sentry::{self, Reporter};
 
 #[global_allocator]
@@ -107,12 +107,12 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
         let line = listening(addresses);
         // Scripts find the ports in both forms, so no address may end a message.
         let message = format!("{} (every port is open)", line.trim_end());
-        logs.print(&line, Said { message, fields: fields(addresses) });
+        logs.print(&line, EventVisitor { message, fields: fields(addresses) });
         if shows_lines {
             let lines = node::first_push(addresses);
             let message = "lines to paste: a first connect and a first push".into();
             let fields = vec![("lines", Value::Text(lines.trim().into()))];
-            logs.print(&lines, Said { message, fields });
+            logs.print(&lines, EventVisitor { message, fields });
         }
     });
     match result {

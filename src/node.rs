@@ -2,7 +2,7 @@
 
 mod error;
 mod first_push;
-mod life;
+mod lifecycle;
 mod machine;
 mod memory_watch;
 mod ports;
@@ -12,22 +12,22 @@ pub use first_push::first_push;
 pub use ports::Addresses;
 
 use crate::config::{self, Config, Env};
-use crate::io::core::Core;
+use crate::io::broker::driver::{Driver, Host};
+use crate::io::broker::inline::InlineHost;
+use crate::io::broker::threaded::{self, Far};
 use crate::io::descriptors::Descriptors;
-use crate::io::drive;
-use crate::io::engine::Engine;
 use crate::io::mailbox::Mailbox;
-use crate::io::near::Near;
 use crate::io::pauses;
-use crate::io::port::{self, Far};
 use crate::io::pulse::{self, Pulse};
-use crate::io::queue::{Driver, Host};
 use crate::io::ring::{Ring, RingError};
 use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
 use crate::io::spans::{self, Recorder};
+use crate::io::tasks;
 use crate::io::transport::Carrier;
+use crate::io::worker_context::WorkerContext;
+use crate::io::ws_server::WsServer;
 use crate::io::{sys, threads};
-use crate::ops::logs::stamp;
+use crate::ops::logs::timestamp;
 use crate::ops::otel;
 use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
@@ -37,7 +37,7 @@ use crate::types::SnowflakeClock;
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
-use life::Life;
+use lifecycle::Lifecycle;
 use memory_watch::MemoryWatch;
 use ports::Wanted;
 use std::io;
@@ -120,10 +120,10 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         threads::spawn("otel", run).map_err(|error| needs.no_thread(error))?;
     }
     started(&addresses);
-    let life = Life::begin(Arc::clone(&shared), &addresses);
-    life.watch_signals().map_err(|error| needs.no_thread(error))?;
+    let lifecycle = Lifecycle::begin(Arc::clone(&shared), &addresses);
+    lifecycle.watch_signals().map_err(|error| needs.no_thread(error))?;
     let result = live(&shared, &news, pulses, &needs);
-    life.handle_result(&result);
+    lifecycle.handle_result(&result);
     result
 }
 
@@ -147,7 +147,7 @@ fn check_clock(now_ms: u64) -> Result<(), NodeError> {
     if now_ms >= SnowflakeClock::EPOCH_MS {
         return Ok(());
     }
-    Err(NodeError::Clock { now: stamp::rfc3339(now_ms) })
+    Err(NodeError::Clock { now: timestamp::rfc3339(now_ms) })
 }
 
 /// Waits until all threads have everything they need.
@@ -237,7 +237,7 @@ fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<Far>)> {
     match &shared.settings.redis {
         None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
         Some(redis) if redis.has_own_thread => {
-            let (near, far) = port::ports(workers, &shared.broker_counters)?;
+            let (near, far) = threaded::ports(workers, &shared.broker_counters)?;
             Ok((near.into_iter().map(Carrier::Threaded).collect(), Some(far)))
         }
         Some(_) => Ok(((0..workers).map(|_| Carrier::Inline).collect(), None)),
@@ -259,8 +259,8 @@ fn spawn_worker(
         let result = caught(&name, || match birth.take_table()? {
             Some(addresses) => {
                 let listeners = birth.ports.listen_for_worker(&addresses)?;
-                let life = WorkerLife { index, carrier, recorder, needs };
-                life.run(&shared, listeners, &news)
+                let thread = WorkerThread { index, carrier, recorder, needs };
+                thread.run(&shared, listeners, &news)
             }
             None => Ok(()),
         });
@@ -275,14 +275,14 @@ fn spawn_worker(
 const SHARED_CORE_SLICE_NS: u64 = 300_000;
 
 /// What a worker's thread runs with.
-struct WorkerLife {
+struct WorkerThread {
     index: usize,
     carrier: Carrier,
     recorder: Option<Recorder>,
     needs: Needs,
 }
 
-impl WorkerLife {
+impl WorkerThread {
     fn run(
         self,
         shared: &Arc<Shared>,
@@ -307,22 +307,22 @@ impl WorkerLife {
         let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
         http_counters.max_connections.set(descriptors.max_connections() as u64);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-        let engine = Engine::new(worker, shared_too, http_counters, ring, ws, table);
+        let ws_server = WsServer::new(worker, shared_too, http_counters, ring, ws, table);
         let is_inline = matches!(carrier, Carrier::Inline);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-        let core = Core::new(shared_too, index, engine, carrier, recorder, table);
+        let context = WorkerContext::new(shared_too, index, ws_server, carrier, recorder, table);
         let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
         let serve = async {
             pauses::observe(Arc::clone(&shared.counters[index]), shares_core);
             if let Some(redis) = shared.settings.redis.as_ref().filter(|_| is_inline) {
-                let driver = driver(shared, redis, Near::new(Rc::clone(&core)));
+                let driver = driver(shared, redis, InlineHost::new(Rc::clone(&context)));
                 let broker = Rc::clone(&driver);
-                core.set_broker(broker);
+                context.set_broker(broker);
                 pauses::spawn(driver.run());
             }
-            let result = drive::run(core, http).await;
+            let result = tasks::run(context, http).await;
             pulse::end_rounds();
             result
         };
@@ -365,7 +365,7 @@ fn spawn_broker(
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
             let driver = driver(&shared, redis, far);
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
-            runtime.block_on(port::run(driver)).map_err(system("hearing the workers"))
+            runtime.block_on(threaded::run(driver)).map_err(system("hearing the workers"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));

@@ -10,7 +10,7 @@ use argh::FromArgs;
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::{RememberedKeys, key_hash};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::wants::Interest;
+use ws_cluster::state::subscriptions::Interest;
 use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
 use ws_cluster::wire::sign::Secret;
@@ -115,7 +115,7 @@ fn identity<'a>(uid: &'a str, device: &'a str, tags: &'a [&'a str]) -> Identity<
 
 /// Discards what sockets would take.
 fn flush(worker: &mut Worker, sealed: &mut Sealed) {
-    worker.take_asks();
+    worker.take_broker_requests();
     while worker.has_output() {
         worker.seal(sealed);
         worker.lay_out(sealed, usize::MAX);

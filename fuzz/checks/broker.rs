@@ -8,7 +8,7 @@ use ws_cluster::state::broker::{
     Broker, BrokerConfig, Credentials, LinkName, Outcome, Pusher, Sink,
 };
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
-use ws_cluster::state::wants::{Ask, Interest, Notice};
+use ws_cluster::state::subscriptions::{BrokerRequest, Interest, WorkerEvent};
 use ws_cluster::types::{Incarnation, MessageId, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Targets};
 use ws_cluster::wire::publication::ChannelNames;
@@ -32,7 +32,7 @@ impl Sink for Said {
 
     fn relay(&mut self, _workers: u64, _project: ProjectId, _parcel: &[u8]) {}
 
-    fn notice(&mut self, _worker: usize, _notice: Notice) {}
+    fn event(&mut self, _worker: usize, _notice: WorkerEvent) {}
 
     fn answer(&mut self, pusher: Pusher, _outcome: Outcome) {
         assert!(self.waiting.remove(&pusher.ticket), "an answer that nobody waits for");
@@ -144,21 +144,21 @@ impl Rig {
     }
 
     /// A worker has one request outstanding at a time, as `Wants` ensures.
-    fn ask(&mut self, worker: usize) {
+    fn request(&mut self, worker: usize) {
         let interest = Interest::Project(ProjectId(0));
         let asked = &mut self.has_asked[worker];
         *asked = !*asked;
-        let ask = if *asked {
+        let request = if *asked {
             self.said.joins += 1;
-            Ask::Join(interest)
+            BrokerRequest::Join(interest)
         } else if self.said.joins > 0 {
             // It leaves only channels that are in force.
             *asked = true;
             return;
         } else {
-            Ask::Leave(interest)
+            BrokerRequest::Leave(interest)
         };
-        self.broker.handle_ask(worker, &ask, self.now_ms, &mut self.said);
+        self.broker.handle_request(worker, &request, self.now_ms, &mut self.said);
     }
 
     /// Redis answers the commands, and delivers what was published.
@@ -246,7 +246,7 @@ pub fn run(mut bytes: &[u8]) {
             7..10 => rig.push(),
             10 => rig.tick(u64::from(event) * 10),
             11 => rig.tick(50),
-            12 => rig.ask(usize::from(event / 16) % WORKERS),
+            12 => rig.request(usize::from(event / 16) % WORKERS),
             _ => {
                 let length = usize::from(event / 16 * 8).min(bytes.len());
                 let link = if event % 16 == 13 { LinkName::Publish } else { LinkName::Subscribe };

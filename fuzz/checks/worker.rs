@@ -209,7 +209,7 @@ impl Rig {
     }
 
     fn flush(&mut self) {
-        self.worker.take_asks();
+        self.worker.take_broker_requests();
         while let Some(push) = self.worker.take_server_push() {
             let result = if self.room == 8 { Err("refused") } else { Ok(MessageId(1)) };
             self.worker.answer_push(&push, result);

@@ -1,12 +1,12 @@
 //! The HTTP API: routes, signatures, and the way from a push to its acceptance.
 
-use super::core::{Begun, Core, PushOrigin};
 use super::date::http_date;
 use super::http::{self, Connections, Moment, Request, Service, Times};
 use super::pauses;
 use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
-use super::wake::sleep;
+use super::sync::sleep;
+use super::worker_context::{PendingPush, PushOrigin, WorkerContext};
 use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
@@ -38,46 +38,46 @@ const JSON: &str = "application/json";
 const ACCEPTS_PER_ROUND: usize = 16;
 
 /// Accepts on the HTTP port for as long as the worker lives.
-pub fn serve_port(core: &Rc<Core>, listener: std::net::TcpListener) -> io::Result<()> {
+pub fn serve_port(context: &Rc<WorkerContext>, listener: std::net::TcpListener) -> io::Result<()> {
     // monoio's accept waits in the kernel; with a non-blocking listener it would fail instead.
     listener.set_nonblocking(false)?;
     let listener = Rc::new(TcpListener::from_std(listener)?);
     for _ in 0..ACCEPTS_PER_ROUND {
-        pauses::spawn(accept_all(Rc::clone(core), Rc::clone(&listener)));
+        pauses::spawn(accept_all(Rc::clone(context), Rc::clone(&listener)));
     }
     Ok(())
 }
 
-async fn accept_all(core: Rc<Core>, listener: Rc<TcpListener>) {
+async fn accept_all(context: Rc<WorkerContext>, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => accept(&core, stream).await,
+            Ok((stream, _)) => accept(&context, stream).await,
             Err(error) => {
-                core.shared.http_counters[core.index].accept_errors.add(1);
-                sleep(core.shared.http_accepts.handle(&error)).await;
+                context.shared.http_counters[context.index].accept_errors.add(1);
+                sleep(context.shared.http_accepts.handle(&error)).await;
             }
         }
     }
 }
 
-async fn accept(core: &Rc<Core>, stream: TcpStream) {
-    if !http::make_room(&core.http, core.max_http_connections()).await {
-        core.count_refusal(Refusal::HttpConnections);
+async fn accept(context: &Rc<WorkerContext>, stream: TcpStream) {
+    if !http::make_room(&context.http, context.max_http_connections()).await {
+        context.count_refusal(Refusal::HttpConnections);
         let other = HttpCounters::url_of("other");
-        core.shared.http_counters[core.index].count(other, 503, 0, 1);
+        context.shared.http_counters[context.index].count(other, 503, 0, 1);
         return http::refuse_connection(stream);
     }
-    let admitted = http::admit(&core.http, stream);
-    core.note_http_connections();
-    let core = Rc::clone(core);
+    let admitted = http::admit(&context.http, stream);
+    context.note_http_connections();
+    let context = Rc::clone(context);
     pauses::spawn(async move {
-        http::serve(admitted, &*core).await;
-        core.note_http_connections();
+        http::serve(admitted, &*context).await;
+        context.note_http_connections();
     });
 }
 
-impl Service for Core {
-    type Begun<'a> = BegunPush<'a>;
+impl Service for WorkerContext {
+    type Pending<'a> = PendingReply<'a>;
 
     fn limits(&self) -> &Limits {
         &self.shared.settings.limits
@@ -103,7 +103,7 @@ impl Service for Core {
         let other = HttpCounters::url_of("other");
         self.shared.http_counters[self.index].count(other, error.status, 0, 1);
         let mut reply = Reply {
-            core: self,
+            context: self,
             origin,
             is_head: false,
             is_encoded: false,
@@ -119,12 +119,12 @@ impl Service for Core {
         request: Request<'_>,
         keep_alive: bool,
         out: &mut Vec<u8>,
-    ) -> http::Answer<BegunPush<'_>> {
+    ) -> http::Answer<PendingReply<'_>> {
         pauses::take_turn(pauses::REQUEST).await;
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
         let reply = Reply {
-            core: self,
+            context: self,
             origin: head.origin,
             is_head: head.method == "HEAD",
             is_encoded: head.content_encoding.is_some(),
@@ -134,9 +134,9 @@ impl Service for Core {
         };
         let read_at = request.read_at;
         let (project, is_signed) = (None, false);
-        let mut answer = Answer { core: self, head, read_at, project, is_signed, reply };
-        let begun = match answer.route(request.body).await {
-            Ok(begun) => begun,
+        let mut answer = Answer { context: self, head, read_at, project, is_signed, reply };
+        let pending = match answer.route(request.body).await {
+            Ok(pending) => pending,
             Err(error) => {
                 answer.reply.refuse(answer.project, &error);
                 None
@@ -144,46 +144,46 @@ impl Service for Core {
         };
         let (status, is_known) = (answer.reply.status, answer.is_signed);
         self.wait_for_room().await;
-        let begun = begun.map(|(push, project)| BegunPush {
+        let pending = pending.map(|(push, project)| PendingReply {
             push,
             project,
             keep_alive,
             origin: request.head.origin.map(Into::into),
             started: read_at.instant,
         });
-        if begun.is_none() {
+        if pending.is_none() {
             self.requests.add(request.head.path, status, read_at.instant);
         }
-        http::Answer { keep_alive, is_known, begun }
+        http::Answer { keep_alive, is_known, pending }
     }
 
     fn poll_finish(
         &self,
-        begun: &mut BegunPush<'_>,
+        pending: &mut PendingReply<'_>,
         out: &mut Vec<u8>,
         context: &mut Context<'_>,
     ) -> Poll<()> {
-        let result = ready!(begun.push.poll_finish(context));
+        let result = ready!(pending.push.poll_finish(context));
         let result = result.map_err(|outcome| not_accepted(outcome, &self.shared));
         let mut reply = Reply {
-            core: self,
-            origin: begun.origin.as_deref(),
+            context: self,
+            origin: pending.origin.as_deref(),
             is_head: false,
             is_encoded: false,
-            keep_alive: begun.keep_alive,
+            keep_alive: pending.keep_alive,
             out,
             status: 200,
         };
-        reply.answer_push(begun.project, result);
-        self.requests.add(PUSH, reply.status, begun.started);
+        reply.answer_push(pending.project, result);
+        self.requests.add(PUSH, reply.status, pending.started);
         Poll::Ready(())
     }
 }
 
-impl Core {
+impl WorkerContext {
     /// Returns the number of HTTP connections that this worker may have now.
     fn max_http_connections(&self) -> usize {
-        self.descriptors.http_connections(self.engine.borrow().descriptors_in_use())
+        self.descriptors.http_connections(self.ws_server.borrow().descriptors_in_use())
     }
 
     /// Records a change in the number of HTTP connections, which limits what the other port may
@@ -198,8 +198,8 @@ impl Core {
 }
 
 /// A push that waits for the queue's answer, with what its response needs of the request.
-pub struct BegunPush<'a> {
-    push: Begun<'a>,
+pub struct PendingReply<'a> {
+    push: PendingPush<'a>,
     project: &'a Project,
     keep_alive: bool,
     origin: Option<Box<str>>,
@@ -208,7 +208,7 @@ pub struct BegunPush<'a> {
 
 /// A request on its way to its response.
 struct Answer<'c, 'r, 'h> {
-    core: &'c Core,
+    context: &'c WorkerContext,
     head: &'r Head<'h>,
     read_at: Moment,
     /// The project that the request claims; known before its signature is checked.
@@ -219,7 +219,7 @@ struct Answer<'c, 'r, 'h> {
 
 /// Where the response to a request is written, with what it needs of the request.
 struct Reply<'c, 'r> {
-    core: &'c Core,
+    context: &'c WorkerContext,
     origin: Option<&'r str>,
     is_head: bool,
     /// The request's body has a Content-Encoding.
@@ -230,14 +230,14 @@ struct Reply<'c, 'r> {
 }
 
 /// A push that has begun, and its project.
-type BegunAt<'c> = (Begun<'c>, &'c Project);
+type PendingOf<'c> = (PendingPush<'c>, &'c Project);
 
 /// Fields of a response.
 type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
 
 impl<'c, 'h> Answer<'c, '_, 'h> {
     /// Routes a request. A push that has begun is returned, to be answered later.
-    async fn route(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
+    async fn route(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c>>, ApiError> {
         let (path, method) = (self.head.path, self.head.method);
         let Some(allowed) = methods_of(path) else { return Err(self.not_found()) };
         match method {
@@ -258,7 +258,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     }
 
     fn not_found(&self) -> ApiError {
-        let msg = match self.core.shared.ports.get() {
+        let msg = match self.context.shared.ports.get() {
             Some(ports) if self.head.path == "/ws/connect" => {
                 format!("not found: /ws/connect is on the WebSocket port, {}", ports.ws).into()
             }
@@ -271,7 +271,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     fn status_page(&mut self) {
         if self.head.path == "/readyz" {
-            let shared = &self.core.shared;
+            let shared = &self.context.shared;
             let is_draining = shared.is_draining().then(|| "draining".to_owned());
             let trouble = is_draining.or_else(|| shared.queue.trouble());
             if let Some(msg) = trouble.or_else(|| shared.full()) {
@@ -280,7 +280,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         }
         match self.head.path {
             "/version" => {
-                let node = self.core.shared.settings.node;
+                let node = self.context.shared.settings.node;
                 let (version, commit) = (version::VERSION, version::COMMIT);
                 let program =
                     format!(r#""name":"ws-cluster","version":"{version}","commit":"{commit}""#);
@@ -296,7 +296,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let asked = self.head.access_control_request_headers;
         let project = self.head.query.and_then(|query| {
             let params = Params::parse(query.as_bytes()).ok()?;
-            Some(self.core.shared.projects.find(params.get("pid")?)?.1)
+            Some(self.context.shared.projects.find(params.get("pid")?)?.1)
         });
         let fields = [
             ("Allow", allowed),
@@ -309,9 +309,9 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     // Pushes.
 
-    fn push(&mut self, body: &[u8]) -> Result<Option<BegunAt<'c>>, ApiError> {
+    fn push(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c>>, ApiError> {
         let head = self.head;
-        let limits = &self.core.shared.settings.limits;
+        let limits = &self.context.shared.settings.limits;
         let now_ms = self.read_at.now_us / 1_000;
         let project;
         let result = match parameters(head, body)? {
@@ -334,15 +334,15 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             }
         };
         match result {
-            Ok(begun) if !begun.is_accepted() => return Ok(Some((begun, project))),
-            Ok(begun) => self.reply.answer_push(project, Ok(begun.id())),
+            Ok(pending) if !pending.is_accepted() => return Ok(Some((pending, project))),
+            Ok(pending) => self.reply.answer_push(project, Ok(pending.id())),
             Err(error) => self.reply.refuse(Some(project), &error),
         }
         Ok(None)
     }
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
-        let limits = &self.core.shared.settings.limits;
+        let limits = &self.context.shared.settings.limits;
         let now_ms = self.read_at.now_us / 1_000;
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
@@ -356,19 +356,19 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
                 return Ok(());
             }
         };
-        let mut begun = Vec::with_capacity(batch.len());
+        let mut pending = Vec::with_capacity(batch.len());
         let until = Instant::now() + MAX_BATCH_WAIT;
         for push in batch.pushes(limits) {
-            self.core.wait_for_room().await;
-            self.core.wait_for_takers(until).await;
-            begun.push(push.and_then(|push| self.begin(project, &push)));
+            self.context.wait_for_room().await;
+            self.context.wait_for_takers(until).await;
+            pending.push(push.and_then(|push| self.begin(project, &push)));
         }
         let mut results = Vec::with_capacity(48 * batch.len());
         let mut first_error = None;
         let mut accepted = 0;
-        for one in begun {
+        for one in pending {
             results.push(b',');
-            match finish(one, &self.core.shared).await {
+            match finish(one, &self.context.shared).await {
                 Ok(id) => {
                     accepted += 1;
                     results.extend_from_slice(b"{\"code\":1,\"id\":\"");
@@ -403,7 +403,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     where
         'h: 'b,
     {
-        let limits = &self.core.shared.settings.limits;
+        let limits = &self.context.shared.settings.limits;
         let credentials = Credentials::from_json(members, self.head.x_sign, limits)?;
         let path = self.head.path.as_bytes();
         let place = SignPlace::Header { is_in_body: has_sign(members) };
@@ -421,7 +421,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         now_ms: u64,
         check: impl FnOnce(&[sign::Secret], bool) -> Result<(), Cow<'static, str>>,
     ) -> Result<&'c Project, ApiError> {
-        let shared = &self.core.shared;
+        let shared = &self.context.shared;
         let Some((_, project)) = shared.projects.find(&*credentials.pid) else {
             return Err(error(403, "unknown project"));
         };
@@ -433,13 +433,13 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         Ok(project)
     }
 
-    fn begin(&self, project: &Project, push: &Push<'_>) -> Result<Begun<'c>, ApiError> {
-        if self.core.shared.is_draining() {
+    fn begin(&self, project: &Project, push: &Push<'_>) -> Result<PendingPush<'c>, ApiError> {
+        if self.context.shared.is_draining() {
             return Err(error(503, "this node is draining: push to another"));
         }
         let origin = PushOrigin { read_at: self.read_at, traceparent: self.head.traceparent };
-        let begun = self.core.begin_push(&project.pid, push, origin);
-        begun.map_err(|outcome| not_accepted(outcome, &self.core.shared))
+        let pending = self.context.begin_push(&project.pid, push, origin);
+        pending.map_err(|outcome| not_accepted(outcome, &self.context.shared))
     }
 }
 
@@ -485,7 +485,7 @@ impl Reply<'_, '_> {
         if let Some(origin) = self.origin {
             self.add_cors(origin, project, &mut fields);
         }
-        let date = http_date(self.core.coarse_now_ms());
+        let date = http_date(self.context.coarse_now_ms());
         write_response(self.out, status, self.keep_alive, date, &fields, JSON, body);
         if self.is_head {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).
@@ -496,7 +496,7 @@ impl Reply<'_, '_> {
     fn add_cors<'f>(&self, origin: &'f str, project: Option<&Project>, fields: &mut Fields<'f>) {
         let is_allowed = match project {
             Some(project) => project.allows_origin(Some(origin)),
-            None => self.core.shared.projects.any_allows_origin(origin),
+            None => self.context.shared.projects.any_allows_origin(origin),
         };
         fields.push(("Vary", "Origin"));
         if is_allowed {
@@ -511,10 +511,10 @@ impl Reply<'_, '_> {
 }
 
 pub(super) async fn finish(
-    begun: Result<Begun<'_>, ApiError>,
+    pending: Result<PendingPush<'_>, ApiError>,
     shared: &Shared,
 ) -> Result<MessageId, ApiError> {
-    begun?.finish().await.map_err(|outcome| not_accepted(outcome, shared))
+    pending?.finish().await.map_err(|outcome| not_accepted(outcome, shared))
 }
 
 /// Returns the answer to a push that the queue refused or did not confirm.

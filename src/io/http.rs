@@ -72,13 +72,13 @@ pub struct Answer<B> {
     /// Whether the request proves knowledge of a secret.
     pub is_known: bool,
     /// The response waits for this; `None`: it has been written.
-    pub begun: Option<B>,
+    pub pending: Option<B>,
 }
 
 /// Answers requests.
 pub trait Service {
     /// A request that has begun and is answered when others have done their part.
-    type Begun<'a>
+    type Pending<'a>
     where
         Self: 'a;
 
@@ -91,11 +91,11 @@ pub trait Service {
         request: Request<'_>,
         keep_alive: bool,
         out: &mut Vec<u8>,
-    ) -> impl Future<Output = Answer<Self::Begun<'_>>>;
+    ) -> impl Future<Output = Answer<Self::Pending<'_>>>;
     /// Appends the response to `out` once the request that has begun is finished.
     fn poll_finish(
         &self,
-        begun: &mut Self::Begun<'_>,
+        pending: &mut Self::Pending<'_>,
         out: &mut Vec<u8>,
         context: &mut Context<'_>,
     ) -> Poll<()>;
@@ -186,7 +186,7 @@ pub async fn serve<S: Service>(Admitted { stream, key }: Admitted, service: &S) 
 
 /// A response that is due after others.
 enum Due<B> {
-    Begun(B),
+    Pending(B),
     Written(Vec<u8>),
 }
 
@@ -200,7 +200,7 @@ struct Connection<'s, S: Service + 's> {
     read_at: Moment,
     out: Vec<u8>,
     /// Responses to pipelined requests, in order, to follow `out`.
-    due: VecDeque<Due<S::Begun<'s>>>,
+    due: VecDeque<Due<S::Pending<'s>>>,
 }
 
 impl<'s, S: Service> Connection<'s, S> {
@@ -362,12 +362,12 @@ impl<'s, S: Service> Connection<'s, S> {
     }
 
     /// Takes the answer to a request; its response is in `later` if others are due before it.
-    fn take_answer(&mut self, answer: Answer<S::Begun<'s>>, later: Vec<u8>) {
+    fn take_answer(&mut self, answer: Answer<S::Pending<'s>>, later: Vec<u8>) {
         if answer.is_known {
             self.service.connections().borrow_mut().set_known(self.key);
         }
-        match answer.begun {
-            Some(begun) => self.due.push_back(Due::Begun(begun)),
+        match answer.pending {
+            Some(pending) => self.due.push_back(Due::Pending(pending)),
             None if self.due.is_empty() => {}
             None => self.due.push_back(Due::Written(later)),
         }
@@ -378,8 +378,8 @@ impl<'s, S: Service> Connection<'s, S> {
         poll_fn(|context| {
             while let Some(due) = self.due.front_mut() {
                 match due {
-                    Due::Begun(begun) => {
-                        ready!(self.service.poll_finish(begun, &mut self.out, context));
+                    Due::Pending(pending) => {
+                        ready!(self.service.poll_finish(pending, &mut self.out, context));
                     }
                     Due::Written(bytes) => self.out.extend_from_slice(bytes),
                 }

@@ -9,7 +9,7 @@
 //! - notices are never lost, and keep their order among themselves ([`Lanes::notify`]);
 //! - parcels leave half of the ring to the others, and wait by project ([`Lanes::relay`]).
 
-use super::wake;
+use super::sync;
 use crate::state::projects::ProjectId;
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::collections::{BTreeMap, VecDeque};
@@ -65,7 +65,7 @@ impl Bell {
         fence(SeqCst);
         // Read first: while the owner is awake, this leaves it its cache line.
         if self.asleep.load(Relaxed) && self.asleep.swap(false, SeqCst) {
-            wake::raise(&self.eventfd);
+            sync::raise(&self.eventfd);
         }
     }
 
@@ -151,9 +151,9 @@ impl<T: Load> Inbox<T> {
         for _ in 0..self.rings.len() {
             let turn = self.next;
             self.next = if turn + 1 < self.rings.len() { turn + 1 } else { 0 };
-            if let Ok(word) = self.rings[turn].1.pop() {
-                self.entrance.bell.take_bytes(word.bytes());
-                return Some(word);
+            if let Ok(item) = self.rings[turn].1.pop() {
+                self.entrance.bell.take_bytes(item.bytes());
+                return Some(item);
             }
         }
         None
@@ -166,9 +166,9 @@ impl<T: Load> Inbox<T> {
         }
         for (from, ring) in &mut self.rings {
             let mut bytes = 0;
-            while let Ok(word) = ring.pop() {
-                bytes += word.bytes();
-                handle(*from, word);
+            while let Ok(item) = ring.pop() {
+                bytes += item.bytes();
+                handle(*from, item);
             }
             self.entrance.bell.take_bytes(bytes);
         }
@@ -218,7 +218,7 @@ impl Shares {
 #[derive(Debug)]
 struct Waiting<T> {
     place: u64,
-    word: T,
+    item: T,
     /// Bytes that it takes of its project's share until the last lane has sent it.
     share: Arc<usize>,
 }
@@ -261,19 +261,19 @@ impl<T: Load> Lane<T> {
     /// Puts an item in the ring, creating the ring if there is none. Returns the item if the ring
     /// is full.
     #[inline]
-    fn put(&mut self, word: T) -> Result<(), T> {
+    fn put(&mut self, item: T) -> Result<(), T> {
         if self.ring.is_none() {
             self.open();
         }
         match &mut self.ring {
             Some(ring) if !ring.is_full() => {
                 // Before the push: the reader subtracts them once it has the item.
-                self.entrance.bell.add_bytes(word.bytes());
-                let pushed = ring.push(word);
+                self.entrance.bell.add_bytes(item.bytes());
+                let pushed = ring.push(item);
                 debug_assert!(pushed.is_ok(), "there was room");
                 Ok(())
             }
-            _ => Err(word),
+            _ => Err(item),
         }
     }
 
@@ -305,13 +305,13 @@ impl<T: Load> Lane<T> {
         !self.parcels.contains_key(&project) && self.has_room_for_parcel()
     }
 
-    fn keep(&mut self, project: ProjectId, word: T, share: Arc<usize>) {
+    fn keep(&mut self, project: ProjectId, item: T, share: Arc<usize>) {
         self.last_place += 1;
         let waiting = self.parcels.entry(project).or_default();
         if waiting.is_empty() {
             self.turns.push_back(project);
         }
-        waiting.push_back(Waiting { place: self.last_place, word, share });
+        waiting.push_back(Waiting { place: self.last_place, item, share });
     }
 
     fn has_late(&self) -> bool {
@@ -320,9 +320,9 @@ impl<T: Load> Lane<T> {
 
     /// Retries everything that waits.
     fn flush(&mut self, shares: &mut Shares) {
-        while let Some(word) = self.answers.pop_front() {
-            if let Err(word) = self.put(word) {
-                return self.answers.push_front(word);
+        while let Some(item) = self.answers.pop_front() {
+            if let Err(item) = self.put(item) {
+                return self.answers.push_front(item);
             }
         }
         self.send_parcels(shares);
@@ -335,7 +335,7 @@ impl<T: Load> Lane<T> {
             && self.has_room_for_parcel()
             && let Some(project) = self.turns.pop_front()
             && let Some(waiting) = self.parcels.get_mut(&project)
-            && let Some(Waiting { word, share, .. }) = waiting.pop_front()
+            && let Some(Waiting { item, share, .. }) = waiting.pop_front()
         {
             match waiting.is_empty() {
                 true => drop(self.parcels.remove(&project)),
@@ -344,7 +344,7 @@ impl<T: Load> Lane<T> {
             if let Some(bytes) = Arc::into_inner(share) {
                 shares.give_back(project, bytes);
             }
-            let sent = self.put(word);
+            let sent = self.put(item);
             debug_assert!(sent.is_ok(), "there was room");
         }
     }
@@ -355,10 +355,10 @@ impl<T: Load> Lane<T> {
         }
         let first = |waiting: &VecDeque<Waiting<T>>| waiting.front().map(|parcel| parcel.place);
         let first_place = self.parcels.values().filter_map(first).min().unwrap_or(u64::MAX);
-        while let Some((behind, word)) = self.notices.pop_front() {
-            let unsent = if behind < first_place { self.put(word) } else { Err(word) };
-            if let Err(word) = unsent {
-                return self.notices.push_front((behind, word));
+        while let Some((behind, item)) = self.notices.pop_front() {
+            let unsent = if behind < first_place { self.put(item) } else { Err(item) };
+            if let Err(item) = unsent {
+                return self.notices.push_front((behind, item));
             }
         }
     }
@@ -401,15 +401,15 @@ impl<T: Load> Lanes<T> {
 
     /// Sends a message, or returns it if the ring is full. Check [`Lanes::has_room`] first.
     #[inline]
-    pub fn send(&mut self, to: usize, word: T) -> Result<(), T> {
+    pub fn send(&mut self, to: usize, item: T) -> Result<(), T> {
         self.due |= 1 << to;
-        self.lanes[to].put(word)
+        self.lanes[to].put(item)
     }
 
-    /// Sends a message of `bytes` bytes if there is room; returns `false` otherwise. `word` builds
+    /// Sends a message of `bytes` bytes if there is room; returns `false` otherwise. `item` builds
     /// it in place: moving it there would cost 8 ns more.
     #[inline]
-    pub fn send_new(&mut self, to: usize, bytes: usize, word: impl FnOnce() -> T) -> bool {
+    pub fn send_new(&mut self, to: usize, bytes: usize, item: impl FnOnce() -> T) -> bool {
         let lane = &mut self.lanes[to];
         if lane.ring.is_none() {
             lane.open();
@@ -418,63 +418,63 @@ impl<T: Load> Lanes<T> {
         if has_room && let Some(ring) = &mut lane.ring {
             self.due |= 1 << to;
             lane.entrance.bell.add_bytes(bytes);
-            let pushed = ring.push(word());
+            let pushed = ring.push(item());
             debug_assert!(pushed.is_ok(), "there was room");
         }
         has_room
     }
 
     /// Sends an answer, which is never lost, ahead of everything that waits.
-    pub fn tell(&mut self, to: usize, word: T) {
+    pub fn tell(&mut self, to: usize, item: T) {
         let lane = &mut self.lanes[to];
         self.due |= 1 << to;
-        let unsent = if lane.answers.is_empty() { lane.put(word) } else { Err(word) };
-        if let Err(word) = unsent {
-            lane.answers.push_back(word);
+        let unsent = if lane.answers.is_empty() { lane.put(item) } else { Err(item) };
+        if let Err(item) = unsent {
+            lane.answers.push_back(item);
             self.late |= 1 << to;
         }
     }
 
     /// Sends a notice, which is never lost, after earlier notices. `follows`: also after the
     /// parcels that wait already. Later parcels may overtake it.
-    pub fn notify(&mut self, to: usize, word: T, follows: bool) {
+    pub fn notify(&mut self, to: usize, item: T, follows: bool) {
         let lane = &mut self.lanes[to];
         let behind = if follows { lane.last_place } else { 0 };
-        lane.notices.push_back((behind, word));
+        lane.notices.push_back((behind, item));
         self.late |= 1 << to;
         self.flush_lane(to);
     }
 
     /// Sends a parcel, at once or behind the waiting parcels of its project. Returns it if the
     /// project has used up its share of the backlog.
-    pub fn relay(&mut self, to: usize, project: ProjectId, word: T) -> Result<(), T> {
+    pub fn relay(&mut self, to: usize, project: ProjectId, item: T) -> Result<(), T> {
         let lane = &mut self.lanes[to];
         if lane.takes_parcel(project) {
             self.due |= 1 << to;
-            return lane.put(word);
+            return lane.put(item);
         }
-        let share = word.bytes() + PARCEL_OVERHEAD_BYTES;
+        let share = item.bytes() + PARCEL_OVERHEAD_BYTES;
         if !self.shares.take(project, share) {
-            return Err(word);
+            return Err(item);
         }
-        lane.keep(project, word, Arc::new(share));
+        lane.keep(project, item, Arc::new(share));
         self.late |= 1 << to;
         Ok(())
     }
 
-    /// Like [`Lanes::relay`], for each reader whose bit is set. `word` makes one item; all of them
+    /// Like [`Lanes::relay`], for each reader whose bit is set. `item` makes one item; all of them
     /// share the same `bytes` bytes. Returns the bits of the readers that do not get it.
     pub fn relay_to_all(
         &mut self,
         to: u64,
         project: ProjectId,
         bytes: usize,
-        word: impl Fn() -> T,
+        item: impl Fn() -> T,
     ) -> u64 {
         let mut late = 0u64;
         for_each_bit(to, |to| match self.lanes[to].takes_parcel(project) {
             true => {
-                let sent = self.lanes[to].put(word());
+                let sent = self.lanes[to].put(item());
                 debug_assert!(sent.is_ok(), "there was room");
                 self.due |= 1 << to;
             }
@@ -488,7 +488,7 @@ impl<T: Load> Lanes<T> {
             return late;
         }
         let share = Arc::new(share);
-        for_each_bit(late, |to| self.lanes[to].keep(project, word(), Arc::clone(&share)));
+        for_each_bit(late, |to| self.lanes[to].keep(project, item(), Arc::clone(&share)));
         self.late |= late;
         0
     }

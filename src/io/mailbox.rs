@@ -2,7 +2,7 @@
 
 use super::lane::{Bell, Entrance, Inbox, Lanes, Load, for_each_bit};
 use crate::state::projects::ProjectId;
-use crate::state::wants::Notice;
+use crate::state::subscriptions::WorkerEvent;
 use std::io;
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ const ENTRIES_OF_ALL: usize = 65_536;
 
 /// What one worker sends to another.
 #[derive(Debug)]
-pub enum Word {
+pub enum MailboxMessage {
     /// An envelope or a parcel.
     Envelope(Arc<[u8]>),
-    Notice(Notice),
+    Event(WorkerEvent),
 }
 
-impl Load for Word {
+impl Load for MailboxMessage {
     fn bytes(&self) -> usize {
         match self {
             Self::Envelope(bytes) => bytes.len(),
-            Self::Notice(_) => 0,
+            Self::Event(_) => 0,
         }
     }
 }
@@ -34,8 +34,8 @@ impl Load for Word {
 #[derive(Debug)]
 pub struct Mailbox {
     /// By worker; the lane to itself stays empty.
-    lanes: Lanes<Word>,
-    inbox: Inbox<Word>,
+    lanes: Lanes<MailboxMessage>,
+    inbox: Inbox<MailboxMessage>,
     /// Bit set of the other workers.
     others: u64,
 }
@@ -49,7 +49,7 @@ impl Mailbox {
     pub fn all(workers: usize) -> io::Result<Vec<Self>> {
         let entrances = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
         let everybody = u64::MAX >> (u64::BITS as usize - workers);
-        let mailbox = |(index, entrance): (usize, &Arc<Entrance<Word>>)| Self {
+        let mailbox = |(index, entrance): (usize, &Arc<Entrance<MailboxMessage>>)| Self {
             lanes: Lanes::new(index, ring_entries(workers), &entrances),
             inbox: Inbox::new(Arc::clone(entrance)),
             others: everybody & !(1 << index),
@@ -77,7 +77,7 @@ impl Mailbox {
     /// ([`Mailbox::has_room`]).
     pub fn send(&mut self, envelope: &Arc<[u8]>, to: u64) {
         for_each_bit(to & self.others, |to| {
-            let sent = self.lanes.send(to, Word::Envelope(Arc::clone(envelope)));
+            let sent = self.lanes.send(to, MailboxMessage::Envelope(Arc::clone(envelope)));
             debug_assert!(sent.is_ok(), "has_room was asked before");
         });
         self.lanes.wake();
@@ -88,8 +88,8 @@ impl Mailbox {
     /// so that some of them do not get it.
     pub fn relay(&mut self, project: ProjectId, to: Option<usize>, parcel: &Arc<[u8]>) -> bool {
         let to = to.map_or(self.others, |to| 1 << to);
-        let word = || Word::Envelope(Arc::clone(parcel));
-        let refused = self.lanes.relay_to_all(to, project, parcel.len(), word);
+        let message = || MailboxMessage::Envelope(Arc::clone(parcel));
+        let refused = self.lanes.relay_to_all(to, project, parcel.len(), message);
         self.lanes.wake();
         refused == 0
     }
@@ -99,16 +99,16 @@ impl Mailbox {
         self.lanes.has_late()
     }
 
-    /// Sends a worker a notice, which is never lost.
-    pub fn notify(&mut self, to: usize, notice: Notice) {
-        self.lanes.notify(to, Word::Notice(notice), notice.is_end());
+    /// Sends a worker an event, which is never lost.
+    pub fn notify(&mut self, to: usize, event: WorkerEvent) {
+        self.lanes.notify(to, MailboxMessage::Event(event), event.is_end());
         self.lanes.wake();
     }
 
-    /// Sends a notice to all other workers.
-    pub fn notify_all(&mut self, notice: Notice) {
-        let is_end = notice.is_end();
-        for_each_bit(self.others, |to| self.lanes.notify(to, Word::Notice(notice), is_end));
+    /// Sends an event to all other workers.
+    pub fn notify_all(&mut self, event: WorkerEvent) {
+        let is_end = event.is_end();
+        for_each_bit(self.others, |to| self.lanes.notify(to, MailboxMessage::Event(event), is_end));
         self.lanes.wake();
     }
 
@@ -119,7 +119,7 @@ impl Mailbox {
     }
 
     /// Returns the next message; the senders take turns.
-    pub fn receive(&mut self) -> Option<Word> {
+    pub fn receive(&mut self) -> Option<MailboxMessage> {
         self.inbox.receive()
     }
 
@@ -136,24 +136,24 @@ mod tests {
 
     fn receive(mailbox: &mut Mailbox) -> Option<Arc<[u8]>> {
         match mailbox.receive()? {
-            Word::Envelope(envelope) => Some(envelope),
-            Word::Notice(notice) => panic!("{notice:?}"),
+            MailboxMessage::Envelope(envelope) => Some(envelope),
+            MailboxMessage::Event(event) => panic!("{event:?}"),
         }
     }
 
-    /// A notice used to be lost if the ring was full of envelopes.
+    /// An event used to be lost if the ring was full of envelopes.
     #[test]
-    fn notices_wait_for_room_and_keep_their_order() {
+    fn events_wait_for_room_and_keep_their_order() {
         let mut all = Mailbox::all(2).unwrap();
         while all[0].has_room(u64::MAX) {
             all[0].send(&Arc::from(*b"x"), u64::MAX);
         }
         for number in 0..3 {
-            all[0].notify_all(Notice::ServerGone(Cid(number)));
+            all[0].notify_all(WorkerEvent::ServerGone(Cid(number)));
         }
         let mut gone = Vec::new();
-        while let Some(word) = all[1].receive() {
-            if let Word::Notice(Notice::ServerGone(cid)) = word {
+        while let Some(message) = all[1].receive() {
+            if let MailboxMessage::Event(WorkerEvent::ServerGone(cid)) = message {
                 gone.push(cid.0);
             }
             all[0].send_late();
@@ -172,16 +172,16 @@ mod tests {
             assert!(all[0].relay(loud, Some(1), &number(index)));
         }
         assert!(all[0].relay(calm, Some(1), &number(u32::MAX)));
-        all[0].notify_all(Notice::ServerGone(Cid(9)));
+        all[0].notify_all(WorkerEvent::ServerGone(Cid(9)));
         assert!(all[0].has_room(u64::MAX), "pushes have room");
         let (mut heard, mut calm_at, mut gone_at) = (Vec::new(), None, None);
         for at in 0.. {
             match all[1].receive() {
-                Some(Word::Envelope(parcel)) if *parcel == u32::MAX.to_le_bytes() => {
+                Some(MailboxMessage::Envelope(parcel)) if *parcel == u32::MAX.to_le_bytes() => {
                     calm_at = Some(at);
                 }
-                Some(Word::Envelope(parcel)) => heard.push(parcel),
-                Some(Word::Notice(_)) => gone_at = Some(at),
+                Some(MailboxMessage::Envelope(parcel)) => heard.push(parcel),
+                Some(MailboxMessage::Event(_)) => gone_at = Some(at),
                 None => break,
             }
             all[0].send_late();

@@ -10,7 +10,7 @@
 //! others that are ready: the task of [`observe`] is woken by the first task of a round and so ends
 //! it.
 
-use super::wake::{Flag, yield_now};
+use super::sync::{Notify, yield_now};
 use super::{pulse, sys};
 use crate::state::counters::{Counters, Pauses};
 use std::cell::{Cell, RefCell};
@@ -48,7 +48,7 @@ struct Rounds {
     counters: Arc<Counters>,
     /// When the current round began; `None`: no round has begun.
     began: Cell<Option<Instant>>,
-    has_begun: Flag,
+    has_begun: Notify,
     /// Whether other such threads run on the same core.
     shares_core: bool,
     /// What is left of [`PIECES_PER_ROUND`].
@@ -64,7 +64,7 @@ impl Rounds {
         if self.began.get().is_none() {
             self.began.set(Some(Instant::now()));
             pulse::begin_round();
-            self.has_begun.raise();
+            self.has_begun.notify();
         }
     }
 
@@ -108,7 +108,7 @@ pub fn observe(counters: Arc<Counters>, shares_core: bool) {
     let rounds = Rc::new(Rounds {
         counters,
         began: Cell::new(None),
-        has_begun: Flag::default(),
+        has_begun: Notify::default(),
         shares_core,
         pieces: Cell::new(PIECES_PER_ROUND),
         cpu_ns: Cell::new(sys::own_cpu_ns()),

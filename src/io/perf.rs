@@ -5,7 +5,7 @@
 //! workers and use descriptors there. Each worker has its own descriptor table, so the same number
 //! means another file.)
 
-use super::map::Map;
+use super::mmap::Mmap;
 use super::sys;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -59,7 +59,7 @@ pub enum Depth {
 #[derive(Debug)]
 pub struct Sampler {
     event: OwnedFd,
-    ring: Map,
+    ring: Mmap,
     page_bytes: usize,
 }
 
@@ -100,7 +100,7 @@ impl Sampler {
         // SAFETY: perf_event_open returned a new descriptor that nothing else owns.
         let event = unsafe { OwnedFd::from_raw_fd(event as libc::c_int) };
         let page_bytes = sys::page_bytes();
-        let ring = Map::shared(&event, page_bytes + RING_BYTES.max(page_bytes));
+        let ring = Mmap::shared(&event, page_bytes + RING_BYTES.max(page_bytes));
         Ok(Self { event, ring: ring.map_err(|error| no_ring(&error))?, page_bytes })
     }
 

@@ -2,16 +2,16 @@
 //! broker, by calls if it runs on the same thread, by lanes if it has its own thread. The rest of
 //! the worker does not know which.
 
+use super::broker::pending::{Ticket, Tickets};
+use super::broker::threaded::{ToWorker, WorkerPort};
 use super::lane::{Bell, LOOK_FOR_ROOM_EVERY};
-use super::mailbox::{Mailbox, Word};
-use super::port::{ToWorker, WorkerPort};
+use super::mailbox::{Mailbox, MailboxMessage};
 use super::shared::Shared;
-use super::tickets::{Ticket, Tickets};
-use super::wake::Flag;
+use super::sync::Notify;
 use crate::state::broker::{Outcome, Pusher};
 use crate::state::counters::{Counters, Drop as DropReason};
 use crate::state::router::{QueueState, Router, WorkerMessage};
-use crate::state::wants::{Ask, Relay, Unsent};
+use crate::state::subscriptions::{BrokerRequest, Relay, Unsent};
 use crate::types::Routing;
 use crate::wire::envelope::Envelope;
 use crate::wire::publication::{ChannelNames, Publication};
@@ -34,7 +34,7 @@ pub enum Carrier {
 pub trait InlineBroker {
     /// Publishes a message; the outcome goes to [`Transport::settle`].
     fn push(&self, envelope: &Envelope<'_>, routing: Routing, pusher: Pusher, read_at: Instant);
-    fn ask(&self, worker: usize, ask: &Ask);
+    fn request(&self, worker: usize, request: &BrokerRequest);
     fn handle_tick(&self);
 }
 
@@ -53,7 +53,7 @@ pub struct Transport {
     way: Way,
     tickets: Tickets,
     /// Something waits for room at other workers, or at the broker's thread.
-    waits_for_room: Flag,
+    waits_for_room: Notify,
 }
 
 impl Transport {
@@ -75,7 +75,7 @@ impl Transport {
             router: Router::new(settings.node, index, settings.workers),
             way,
             tickets: Tickets::default(),
-            waits_for_room: Flag::default(),
+            waits_for_room: Notify::default(),
             shared,
         }
     }
@@ -181,19 +181,23 @@ impl Transport {
 
     // Announcements and requests to others.
 
-    /// Hands an ask to those that it concerns. Returns a parcel that cannot be handed over.
-    pub fn forward(&self, ask: Ask) -> Result<(), (Relay, Unsent)> {
+    /// Hands a request to those that it concerns. Returns a parcel that cannot be handed over.
+    pub fn forward(&self, request: BrokerRequest) -> Result<(), (Relay, Unsent)> {
         match &self.way {
-            Way::Mailbox(mailbox) => self.tell_workers(&mut mailbox.borrow_mut(), ask),
-            way => self.tell_broker(way, ask),
+            Way::Mailbox(mailbox) => self.tell_workers(&mut mailbox.borrow_mut(), request),
+            way => self.tell_broker(way, request),
         }
     }
 
-    fn tell_workers(&self, mailbox: &mut Mailbox, ask: Ask) -> Result<(), (Relay, Unsent)> {
-        match self.router.among_workers(ask) {
+    fn tell_workers(
+        &self,
+        mailbox: &mut Mailbox,
+        request: BrokerRequest,
+    ) -> Result<(), (Relay, Unsent)> {
+        match self.router.among_workers(request) {
             None => {}
-            Some((Some(worker), WorkerMessage::Notice(notice))) => mailbox.notify(worker, notice),
-            Some((None, WorkerMessage::Notice(notice))) => mailbox.notify_all(notice),
+            Some((Some(worker), WorkerMessage::Event(event))) => mailbox.notify(worker, event),
+            Some((None, WorkerMessage::Event(event))) => mailbox.notify_all(event),
             Some((to, WorkerMessage::Parcel(project, relay))) => {
                 let is_taken = mailbox.relay(project, to, &Arc::from(&relay.parcel[..]));
                 return if is_taken { Ok(()) } else { Err((relay, Unsent::Full)) };
@@ -202,21 +206,21 @@ impl Transport {
         Ok(())
     }
 
-    fn tell_broker(&self, way: &Way, ask: Ask) -> Result<(), (Relay, Unsent)> {
+    fn tell_broker(&self, way: &Way, request: BrokerRequest) -> Result<(), (Relay, Unsent)> {
         let queue = &self.shared.queue;
         let state = QueueState { is_down: queue.is_down(), max_bytes: queue.max_bytes() };
-        let unsent = self.router.unsent(&ask, state);
-        match (way, ask) {
-            (_, Ask::Relay(relay)) if let Some(why) = unsent => return Err((relay, why)),
+        let unsent = self.router.unsent(&request, state);
+        match (way, request) {
+            (_, BrokerRequest::Relay(relay)) if let Some(why) = unsent => return Err((relay, why)),
             (Way::Mailbox(_), _) => {}
-            (Way::Inline { broker, .. }, ask) => {
-                broker.get().into_iter().for_each(|broker| broker.ask(self.index, &ask));
+            (Way::Inline { broker, .. }, request) => {
+                broker.get().into_iter().for_each(|broker| broker.request(self.index, &request));
             }
-            (Way::Threaded { port, .. }, Ask::Relay(relay)) => {
+            (Way::Threaded { port, .. }, BrokerRequest::Relay(relay)) => {
                 let handed = port.borrow_mut().relay(relay);
                 return handed.map_err(|relay| (relay, Unsent::Full));
             }
-            (Way::Threaded { port, .. }, ask) => port.borrow_mut().ask(ask),
+            (Way::Threaded { port, .. }, request) => port.borrow_mut().request(request),
         }
         Ok(())
     }
@@ -231,7 +235,7 @@ impl Transport {
                 Way::Threaded { port, .. } => port.borrow_mut().send_late(),
             }
             if self.has_late() {
-                self.waits_for_room.raise();
+                self.waits_for_room.notify();
             }
         }
     }
@@ -260,8 +264,8 @@ impl Transport {
     pub fn receive(&self) -> Option<ToWorker> {
         match &self.way {
             Way::Mailbox(mailbox) => Some(match mailbox.borrow_mut().receive()? {
-                Word::Envelope(bytes) => ToWorker::Deliver(bytes),
-                Word::Notice(notice) => ToWorker::Notice(notice),
+                MailboxMessage::Envelope(bytes) => ToWorker::Deliver(bytes),
+                MailboxMessage::Event(event) => ToWorker::Event(event),
             }),
             Way::Inline { .. } => None,
             Way::Threaded { port, .. } => port.borrow_mut().receive(),

@@ -3,8 +3,8 @@
 use super::machine::Machine;
 use crate::config::{Bind, Config, Queue};
 use crate::io::descriptors::TooFewFiles;
-use crate::io::drive::DriveError;
 use crate::io::ring::{self, Ring, RingError};
+use crate::io::tasks::TaskError;
 use crate::io::threads::StartError;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -119,10 +119,10 @@ impl Needs {
         NodeError::Refused { what: "io_uring_enter failed in a running worker", error, fix }
     }
 
-    pub(super) fn not_driven(&self, error: DriveError) -> NodeError {
+    pub(super) fn not_driven(&self, error: TaskError) -> NodeError {
         match error {
-            DriveError::Ring(error) => self.lost_ring(error),
-            DriveError::Io(error) => NodeError::System { what: "serving", error },
+            TaskError::Ring(error) => self.lost_ring(error),
+            TaskError::Io(error) => NodeError::System { what: "serving", error },
         }
     }
 

@@ -1,17 +1,17 @@
 //! The log. The logging thread formats the complete line, hands it to a thread that owns the
 //! output, and never waits: lines that the output does not take in time are dropped and counted.
 
+mod event_visitor;
 mod file;
 mod janitor;
 mod line;
-mod said;
 mod scrub;
-pub mod stamp;
+pub mod timestamp;
 mod writer;
 
+pub use event_visitor::{EventVisitor, Value, redact};
 pub use file::{FileSettings, Rotate};
 pub use line::Format;
-pub use said::{Said, Value, told};
 
 use crate::io::{sys, threads};
 use crate::types::NodeId;
@@ -32,11 +32,11 @@ use std::time::{Duration, Instant};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
-use writer::{Output, Word, Writer};
+use writer::{LogMessage, Output, Writer};
 
 /// Maximum number of messages waiting for the output, and of their bytes; beyond, lines are
 /// dropped.
-const MAX_WORDS: usize = 8_192;
+const MAX_MESSAGES: usize = 8_192;
 const MAX_BYTES: usize = 8 << 20;
 /// The target of log events about panics.
 pub const PANICS: &str = "panic";
@@ -89,7 +89,7 @@ pub struct Settings {
 /// them.
 #[derive(Debug, Clone)]
 pub struct Logs {
-    words: SyncSender<Word>,
+    messages: SyncSender<LogMessage>,
     queue: Arc<Queue>,
     style: Style,
     is_file: bool,
@@ -128,7 +128,7 @@ impl Logs {
             has_colours: is_on_terminal && std::env::var_os("NO_COLOR").is_none(),
             is_journal: !is_file && is_journal_at(&Open::stdout()?.metadata()?),
         };
-        let (words, received) = sync_channel(MAX_WORDS);
+        let (messages, received) = sync_channel(MAX_MESSAGES);
         let queue = Arc::new(Queue::default());
         let (opened, is_open) = sync_channel(1);
         let shared = Arc::clone(&queue);
@@ -148,7 +148,7 @@ impl Logs {
         };
         threads::spawn("logs", write)?;
         is_open.recv().map_err(io::Error::other)??;
-        Ok(Self { words, queue, style, is_file, is_on_terminal })
+        Ok(Self { messages, queue, style, is_file, is_on_terminal })
     }
 
     pub fn dropped(&self) -> u64 {
@@ -156,11 +156,11 @@ impl Logs {
     }
 
     /// Reports to whoever started the node, on standard output wherever the log goes: the text as
-    /// it is or, with JSON, which has one line per event, `said` in its place.
-    pub fn print(&self, text: &str, said: Said) {
+    /// it is or, with JSON, which has one line per event, `event` in its place.
+    pub fn print(&self, text: &str, event: EventVisitor) {
         let lines = match self.style.format {
             Format::Text => text,
-            Format::Json => &self.style.line(&line(Level::INFO, said)),
+            Format::Json => &self.style.line(&line(Level::INFO, event)),
         };
         if self.is_file {
             // A node keeps working even if nobody reads where it listens.
@@ -174,7 +174,7 @@ impl Logs {
     pub fn reopen(&self) {
         self.queue.must_reopen.store(true, Relaxed);
         // A full queue needs no wake-up.
-        let _ = self.words.try_send(Word::Wake);
+        let _ = self.messages.try_send(LogMessage::Wake);
     }
 
     /// Waits at most `patience` until everything handed over is written; returns `false` if it is
@@ -182,11 +182,11 @@ impl Logs {
     pub fn flush(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let (done, is_done) = sync_channel(1);
-        let mut word = Word::Flush(done);
+        let mut message = LogMessage::Flush(done);
         loop {
-            match self.words.try_send(word) {
+            match self.messages.try_send(message) {
                 Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < until => word = back,
+                Err(TrySendError::Full(back)) if Instant::now() < until => message = back,
                 Err(_) => return false,
             }
             thread::sleep(PAUSE);
@@ -198,7 +198,8 @@ impl Logs {
     fn hand_over(&self, lines: String) {
         let (count, length) = (lines_in(lines.as_bytes()), lines.len());
         let before = self.queue.bytes.fetch_add(length, Relaxed);
-        if before + length > MAX_BYTES || self.words.try_send(Word::Lines(lines)).is_err() {
+        if before + length > MAX_BYTES || self.messages.try_send(LogMessage::Lines(lines)).is_err()
+        {
             self.queue.bytes.fetch_sub(length, Relaxed);
             self.queue.count_dropped(count);
         }
@@ -217,7 +218,7 @@ impl<S: Subscriber> Layer<S> for Logs {
             level: *metadata.level(),
             target: metadata.target(),
             thread: thread::current().name().unwrap_or("unnamed"),
-            said: Said::of(event),
+            event: EventVisitor::of(event),
         });
         self.hand_over(line);
     }
@@ -231,7 +232,7 @@ pub fn log_panics() {
         let message = payload.downcast_ref::<&str>().copied();
         let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(target: PANICS, at, "panicked: {}", message.unwrap_or("without a word"));
+        tracing::error!(target: PANICS, at, "panicked: {}", message.unwrap_or("without a message"));
         next(panic);
     }));
 }
@@ -242,19 +243,19 @@ pub fn fail(format: Format, node: Option<NodeId>, why: &str) {
     let is_journal = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     let is_journal = is_journal.and_then(|file| file.metadata()).is_ok_and(|it| is_journal_at(&it));
     let style = Style { format, node, has_colours: false, is_journal };
-    let said = Said { message: why.into(), fields: Vec::new() };
+    let event = EventVisitor { message: why.into(), fields: Vec::new() };
     let text = match format {
         Format::Text if is_journal => format!("<3>ws-cluster: {why}\n"),
         Format::Text => format!("ws-cluster: {why}\n"),
-        Format::Json => style.line(&line(Level::ERROR, said)),
+        Format::Json => style.line(&line(Level::ERROR, event)),
     };
     // If that fails, there is nobody left to report it to.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Returns a line of the program itself, with the current time.
-fn line(level: Level, said: Said) -> Line<'static> {
-    Line { now_ms: sys::now_ms(), level, target: env!("CARGO_CRATE_NAME"), thread: "main", said }
+fn line(level: Level, event: EventVisitor) -> Line<'static> {
+    Line { now_ms: sys::now_ms(), level, target: env!("CARGO_CRATE_NAME"), thread: "main", event }
 }
 
 /// systemd names the device and inode of its journal (systemd.exec(5), `JOURNAL_STREAM`): whoever

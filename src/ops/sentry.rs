@@ -7,7 +7,7 @@
 mod budget;
 mod post;
 
-use super::logs::{PANICS, Said, Value, told};
+use super::logs::{EventVisitor, PANICS, Value, redact};
 use crate::types::{NodeId, version};
 use ::sentry::protocol::{Event, Value as Json};
 use ::sentry::types::Dsn;
@@ -107,7 +107,7 @@ impl<S: Subscriber> Layer<S> for Errors {
         if metadata.target() == PANICS {
             return;
         }
-        let Said { message, fields } = Said::of(event);
+        let EventVisitor { message, fields } = EventVisitor::of(event);
         let extra = fields.into_iter().map(|(name, value)| (name.into(), json(value))).collect();
         ::sentry::capture_event(Event {
             level: Level::Error,
@@ -150,7 +150,7 @@ fn finished(mut event: Event<'static>, node: NodeId, budget: &Budget) -> Option<
     }
     // A panic message may quote anything.
     for text in event.exception.values.iter_mut().filter_map(|panic| panic.value.as_mut()) {
-        *text = told(format_args!("{text}"));
+        *text = redact(format_args!("{text}"));
     }
     Some(event)
 }

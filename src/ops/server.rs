@@ -216,7 +216,7 @@ fn not_here(path: &str, flag: &str, port: u16) -> Reply {
 }
 
 impl Service for Port {
-    type Begun<'a> = Infallible;
+    type Pending<'a> = Infallible;
 
     fn limits(&self) -> &Limits {
         &self.limits
@@ -264,15 +264,15 @@ impl Service for Port {
             // Content-Length stays that of a GET (RFC 9110, section 8.6).
             out.truncate(out.len() - body.len());
         }
-        Answer { keep_alive, is_known, begun: None }
+        Answer { keep_alive, is_known, pending: None }
     }
 
     fn poll_finish(
         &self,
-        begun: &mut Infallible,
+        pending: &mut Infallible,
         _out: &mut Vec<u8>,
         _context: &mut Context<'_>,
     ) -> Poll<()> {
-        match *begun {}
+        match *pending {}
     }
 }

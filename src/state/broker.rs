@@ -1,6 +1,5 @@
 //! `Broker`: a node's side of the message queue, independent of I/O.
 
-mod asks;
 mod canary;
 mod facts;
 mod greeting;
@@ -14,17 +13,18 @@ mod outcome;
 mod outgoing;
 mod presence;
 mod publish_log;
+mod requests;
 mod reservation;
-mod subscriptions;
+mod subscribe_log;
 #[cfg(test)]
 mod tests;
 mod transit;
 
 use super::counters::BrokerCounters;
-use super::orders::Orders;
+use super::origin_watermarks::OriginWatermarks;
 use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
-use super::wants::{Interest, Notice};
+use super::subscriptions::{Interest, WorkerEvent};
 use crate::types::{Incarnation, MessageId, NodeId};
 use crate::wire::envelope::{Envelope, Header, Kind};
 use crate::wire::publication::{ChannelNames, LastName};
@@ -40,7 +40,7 @@ use publish_log::{Parts, PublishLog};
 use reservation::Reservation;
 use std::collections::HashSet;
 use std::sync::Arc;
-use subscriptions::Subscriptions;
+use subscribe_log::SubscribeLog;
 use transit::Transit;
 
 pub use facts::{Command, SizeLimit};
@@ -109,14 +109,14 @@ pub trait Sink {
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, bytes: &[u8]);
     /// Delivers a parcel of a project to the workers whose bits are set.
     fn relay(&mut self, workers: u64, project: ProjectId, parcel: &[u8]);
-    fn notice(&mut self, worker: usize, notice: Notice);
+    fn event(&mut self, worker: usize, event: WorkerEvent);
     /// Answers a [`Broker::handle_push`] or a [`Broker::handle_publish`].
     fn answer(&mut self, pusher: Pusher, outcome: Outcome);
-    /// Answers an [`Ask::Join`]: it is in force, or the queue is down. Also follows a
+    /// Answers a [`BrokerRequest::Join`]: it is in force, or the queue is down. Also follows a
     /// [`Sink::refuse`] if Redis permits the subscription later.
     fn ready(&mut self, worker: usize, interest: &Interest);
     /// Reports that Redis does not permit this node to subscribe to one of its channels, either at
-    /// the first [`Ask::Join`] or after it was in force.
+    /// the first [`BrokerRequest::Join`] or after it was in force.
     fn refuse(&mut self, worker: usize, interest: &Interest);
     /// Delivers the canary to every worker; each confirms with [`Broker::handle_canary_seen`].
     fn canary(&mut self);
@@ -245,7 +245,7 @@ pub struct Broker {
     order: u64,
     /// Order last announced to the other nodes.
     announced_order: u64,
-    orders: Orders,
+    watermarks: OriginWatermarks,
     presence: Presence,
     members: Members,
     reservation: Reservation,
@@ -255,7 +255,7 @@ pub struct Broker {
     is_first_attempt: bool,
     /// Workers whose user announcements may be late.
     unsure: u64,
-    subscriptions: Subscriptions,
+    subscribe_log: SubscribeLog,
     transit: Transit,
     listening: Listening,
     canary: Canary,
@@ -292,14 +292,14 @@ impl Broker {
             sequences: OutgoingSequences::new(config.hash_keys),
             order: 0,
             announced_order: 0,
-            orders: Orders::default(),
+            watermarks: OriginWatermarks::default(),
             presence: Presence::default(),
             members: Members::default(),
             reservation: Reservation::default(),
             wall_ms: 0,
             is_first_attempt: true,
             unsure: 0,
-            subscriptions: Subscriptions::default(),
+            subscribe_log: SubscribeLog::default(),
             transit: Transit::default(),
             listening: Listening::default(),
             canary: Canary { owed_ms: vec![0; config.workers], ..Canary::default() },
@@ -344,9 +344,9 @@ impl Broker {
     /// Starts greeting Redis: both sockets are connected.
     pub fn handle_open(&mut self, now_ms: u64) {
         self.state = State::Opening;
-        self.subscriptions.clear();
+        self.subscribe_log.clear();
         self.transit.clear();
-        self.orders.forget_announcements();
+        self.watermarks.forget_announcements();
         self.facts.handle_open();
         (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
         self.canary.untaken = 0;
@@ -361,7 +361,7 @@ impl Broker {
         self.is_first_attempt = false;
         self.reservation.handle_lost();
         // Nothing will be confirmed: workers that ask from now on do not wait for it.
-        self.subscriptions.clear();
+        self.subscribe_log.clear();
         self.listening.handle_lost();
         self.publishing.close();
         self.subscribing.close();
@@ -372,7 +372,7 @@ impl Broker {
             }
         });
         for (worker, cid) in self.log.take_waiters() {
-            sink.notice(worker, Notice::ServerKnown(cid));
+            sink.event(worker, WorkerEvent::ServerKnown(cid));
         }
         if let Some(held) = self.held.take() {
             self.log = held;
@@ -419,7 +419,7 @@ impl Broker {
                 self.publishing.handle_heard(listened_ms, is_waiting);
             }
             LinkName::Subscribe => {
-                self.subscribing.handle_heard(listened_ms, self.subscriptions.is_waiting());
+                self.subscribing.handle_heard(listened_ms, self.subscribe_log.is_waiting());
             }
         }
         Ok(Handled { bytes: at, is_paused })
@@ -510,7 +510,7 @@ impl Broker {
         }
         counters.pending_bytes.set(self.pending_bytes() as u64);
         counters.channels.set(self.interests.len() as u64);
-        counters.channels_refused.set(self.subscriptions.refused() as u64);
+        counters.channels_refused.set(self.subscribe_log.refused() as u64);
         if self.state == State::Down {
             return Ok(());
         }
@@ -523,7 +523,7 @@ impl Broker {
         }
         let deadline_ms = self.deadline_ms(now_ms);
         self.ask_questions(now_ms, deadline_ms);
-        if self.subscriptions.is_ping_due(now_ms, self.is_canary_late(now_ms)) {
+        if self.subscribe_log.is_ping_due(now_ms, self.is_canary_late(now_ms)) {
             self.ping_subscribing(now_ms);
         }
         self.subscribe_again(now_ms);

@@ -156,7 +156,7 @@ pub struct Connection {
     /// Its entry in the open batch, or `NONE`.
     pub dirty: u32,
     /// Number of the last message that considered it, so that no message reaches it twice.
-    pub stamp: u32,
+    pub visit_epoch: u32,
     /// When anything was last received from it, on the worker's millisecond clock, which wraps.
     pub last_heard_ms: u32,
     /// Unix seconds at which its session ends; 0: never.
@@ -193,7 +193,7 @@ impl Connection {
             user_next: NONE,
             user_previous: NONE,
             dirty: NONE,
-            stamp: 0,
+            visit_epoch: 0,
             last_heard_ms: heard_ms,
             session_exp: 0,
             last_frame: 0,

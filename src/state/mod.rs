@@ -14,7 +14,7 @@ pub mod drain;
 pub mod idempotency;
 mod index;
 mod members;
-mod orders;
+mod origin_watermarks;
 mod outbox;
 pub mod projects;
 mod rest;
@@ -22,8 +22,8 @@ pub mod router;
 pub mod sequence;
 pub mod servers;
 mod sharded_table;
+pub mod subscriptions;
 mod targets;
-pub mod wants;
 mod worker;
 
 pub use batch::{CloseRequest, Outgoing, Sealed};

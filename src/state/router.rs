@@ -4,7 +4,7 @@
 //! with queues in memory.
 
 use super::projects::ProjectId;
-use super::wants::{Ask, Notice, Relay, To, Unsent};
+use super::subscriptions::{BrokerRequest, Relay, To, Unsent, WorkerEvent};
 use crate::types::{NodeId, SnowflakeClock};
 use crate::wire::envelope::Targets;
 
@@ -35,7 +35,7 @@ impl WorkerSet {
 #[derive(Debug, PartialEq, Eq)]
 pub enum WorkerMessage {
     /// Never lost: it waits for room.
-    Notice(Notice),
+    Event(WorkerEvent),
     /// Returned ([`Unsent::Full`]) if there is no room for it.
     Parcel(ProjectId, Relay),
 }
@@ -75,30 +75,37 @@ impl Router {
 
     /// Without a broker: returns the message for another worker or, with `None`, for all others.
     /// Requests that concern only a broker return `None`.
-    pub fn among_workers(&self, ask: Ask) -> Option<(Option<usize>, WorkerMessage)> {
-        let (to, message) = match ask {
-            Ask::ServerHere(server) => (None, WorkerMessage::Notice(Notice::ServerHere(server))),
-            Ask::ServerGone(cid) => (None, WorkerMessage::Notice(Notice::ServerGone(cid))),
-            Ask::ServerSeen(cid) => {
-                let notice = Notice::ServerKnown(cid);
-                (Some(self.holder_of(cid.0)), WorkerMessage::Notice(notice))
+    pub fn among_workers(&self, request: BrokerRequest) -> Option<(Option<usize>, WorkerMessage)> {
+        let (to, message) = match request {
+            BrokerRequest::ServerHere(server) => {
+                (None, WorkerMessage::Event(WorkerEvent::ServerHere(server)))
             }
-            Ask::Relay(relay) => {
+            BrokerRequest::ServerGone(cid) => {
+                (None, WorkerMessage::Event(WorkerEvent::ServerGone(cid)))
+            }
+            BrokerRequest::ServerSeen(cid) => {
+                let event = WorkerEvent::ServerKnown(cid);
+                (Some(self.holder_of(cid.0)), WorkerMessage::Event(event))
+            }
+            BrokerRequest::Relay(relay) => {
                 let (project, to) = match relay.to {
                     To::Holder { project, cid } => (project, Some(self.holder_of(cid.0))),
                     To::Events(project) => (project, None),
                 };
                 (to, WorkerMessage::Parcel(project, relay))
             }
-            Ask::Join(_) | Ask::Leave(_) | Ask::UserHere(_) | Ask::UserGone(_) => return None,
+            BrokerRequest::Join(_)
+            | BrokerRequest::Leave(_)
+            | BrokerRequest::UserHere(_)
+            | BrokerRequest::UserGone(_) => return None,
         };
         Some((to, message))
     }
 
     /// With a broker: returns why it cannot relay the request; `None`: it gets it. What stays on
     /// this node does not need the queue.
-    pub fn unsent(&self, ask: &Ask, queue: QueueState) -> Option<Unsent> {
-        let Ask::Relay(relay) = ask else { return None };
+    pub fn unsent(&self, request: &BrokerRequest, queue: QueueState) -> Option<Unsent> {
+        let BrokerRequest::Relay(relay) = request else { return None };
         match relay.to {
             To::Holder { cid, .. } if SnowflakeClock::node_of(cid.0) == self.node => None,
             _ if relay.parcel.len() > queue.max_bytes => Some(Unsent::TooLarge),
@@ -112,7 +119,7 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::wants::{Interest, Server};
+    use crate::state::subscriptions::{Interest, Server};
     use crate::types::{Cid, EventSet};
     use crate::wire::envelope::CidsBuf;
 
@@ -150,28 +157,28 @@ mod tests {
     #[test]
     fn workers_without_a_broker_are_told_of_servers_and_get_parcels() {
         let router = Router::new(node(7), 0, 4);
-        let route = |ask| router.among_workers(ask);
+        let route = |request| router.among_workers(request);
         let server = Server { cid: cid(7, 0), project: PROJECT, events: EventSet::CONNECT };
-        let here = WorkerMessage::Notice(Notice::ServerHere(server));
-        assert_eq!(route(Ask::ServerHere(server)), Some((None, here)));
-        let known = WorkerMessage::Notice(Notice::ServerKnown(cid(7, 2)));
-        assert_eq!(route(Ask::ServerSeen(cid(7, 2))), Some((Some(2), known)));
+        let here = WorkerMessage::Event(WorkerEvent::ServerHere(server));
+        assert_eq!(route(BrokerRequest::ServerHere(server)), Some((None, here)));
+        let known = WorkerMessage::Event(WorkerEvent::ServerKnown(cid(7, 2)));
+        assert_eq!(route(BrokerRequest::ServerSeen(cid(7, 2))), Some((Some(2), known)));
         for (to, worker) in [
             (To::Holder { project: PROJECT, cid: cid(7, 3) }, Some(3)),
             (To::Events(PROJECT), None),
         ] {
             let parcel = WorkerMessage::Parcel(PROJECT, relay(to));
-            assert_eq!(route(Ask::Relay(relay(to))), Some((worker, parcel)));
+            assert_eq!(route(BrokerRequest::Relay(relay(to))), Some((worker, parcel)));
         }
-        assert_eq!(route(Ask::Join(Interest::Project(PROJECT))), None);
-        assert_eq!(route(Ask::UserHere(1)), None);
+        assert_eq!(route(BrokerRequest::Join(Interest::Project(PROJECT))), None);
+        assert_eq!(route(BrokerRequest::UserHere(1)), None);
     }
 
     #[test]
     fn a_parcel_needs_the_queue_only_for_other_nodes() {
         let router = Router::new(node(7), 0, 4);
         let why = |to, is_down, max_bytes| {
-            router.unsent(&Ask::Relay(relay(to)), QueueState { is_down, max_bytes })
+            router.unsent(&BrokerRequest::Relay(relay(to)), QueueState { is_down, max_bytes })
         };
         let here = To::Holder { project: PROJECT, cid: cid(7, 3) };
         let away = To::Holder { project: PROJECT, cid: cid(8, 3) };
@@ -181,7 +188,7 @@ mod tests {
         assert_eq!((why(away, true, 10), why(events, true, 10)), (Some(Unsent::Down), None));
         let too_large = Some(Unsent::TooLarge);
         assert_eq!((why(away, true, 9), why(events, false, 9)), (too_large, too_large));
-        let join = Ask::Join(Interest::Project(PROJECT));
+        let join = BrokerRequest::Join(Interest::Project(PROJECT));
         assert_eq!(router.unsent(&join, QueueState { is_down: true, max_bytes: 0 }), None);
     }
 }

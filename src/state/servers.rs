@@ -1,7 +1,7 @@
 //! Business servers of the whole cluster, as one worker knows them, and the load of each.
 
 use super::projects::ProjectId;
-use super::wants::Server;
+use super::subscriptions::Server;
 use crate::types::{Cid, EventSet, NodeId, SnowflakeClock};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};

@@ -24,7 +24,7 @@ pub struct Search<'a> {
     pub project: u32,
     pub targets: &'a Targets<'a>,
     /// Unique to the message: a connection that carries it was already considered.
-    pub stamp: u32,
+    pub visit_epoch: u32,
     /// Where the last slice ended; `None`: this is the first slice.
     pub from: Option<Place>,
 }
@@ -32,8 +32,8 @@ pub struct Search<'a> {
 /// The place at which the next slice of a search continues.
 ///
 /// Member lists are visited from the end, because the last member takes the place of one that
-/// leaves: that one was already considered, as its stamp shows. Members added meanwhile are behind
-/// everything still to be visited.
+/// leaves: that one was already considered, as its visit epoch shows. Members added meanwhile are
+/// behind everything still to be visited.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     given: Given,
@@ -55,17 +55,17 @@ pub fn select(
     visits: &mut usize,
     mut each: impl FnMut(u32, &mut Connection),
 ) -> Option<Place> {
-    let Search { project, targets, stamp, from } = *search;
+    let Search { project, targets, visit_epoch, from } = *search;
     let selectors = Selectors::resolve(directory, project, targets)?;
     if from.is_none() {
         for cid in targets.except_cids.iter().flat_map(|cids| cids.iter()) {
             if let Some(slot) = directory.connection(slab, cid) {
-                slab[slot as usize].stamp = stamp;
+                slab[slot as usize].visit_epoch = visit_epoch;
             }
         }
     }
     // Every candidate is judged in the same way, whatever its source.
-    let mut judge = Judge { selectors: &selectors, project, stamp, visits, each: &mut each };
+    let mut judge = Judge { selectors: &selectors, project, visit_epoch, visits, each: &mut each };
     // The narrowest selector provides the candidates.
     if let Some(cids) = &selectors.cids {
         for &cid in cids {
@@ -104,7 +104,7 @@ pub fn select(
 struct Judge<'a, 'n, F> {
     selectors: &'a Selectors<'n>,
     project: u32,
-    stamp: u32,
+    visit_epoch: u32,
     visits: &'a mut usize,
     each: &'a mut F,
 }
@@ -186,8 +186,8 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
     #[inline(always)]
     fn consider(&mut self, slab: &mut Slab<Connection>, slot: u32, given: Given) {
         let connection = &mut slab[slot as usize];
-        if connection.stamp != self.stamp && connection.project == self.project {
-            connection.stamp = self.stamp;
+        if connection.visit_epoch != self.visit_epoch && connection.project == self.project {
+            connection.visit_epoch = self.visit_epoch;
             if self.selectors.accept(connection, given) {
                 (self.each)(slot, connection);
             }

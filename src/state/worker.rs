@@ -2,7 +2,7 @@
 
 mod events;
 mod gone;
-mod life;
+mod lifecycle;
 mod messages;
 mod outboxes;
 mod pushes;
@@ -22,16 +22,16 @@ use super::idempotency::RememberedKeys;
 use super::projects::{ProjectId, Projects};
 use super::rest::{Rest, Rests};
 use super::servers::{Loads, Registry};
-use super::wants::{Ask, Interest, Wants};
+use super::subscriptions::{BrokerRequest, Interest, Subscriptions};
 use crate::types::{
     Cid, ConnKey, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
 };
 use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
-use events::Untold;
+use events::PendingEvents;
 use fastwebsockets::OpCode;
 use gone::ANSWERS_PER_SLICE;
-use life::UsedIds;
+use lifecycle::UsedIds;
 use outboxes::{Owed, deliver};
 use pushes::Pushes;
 use requests::Requests;
@@ -169,7 +169,7 @@ pub struct Worker {
     open: Batch,
     ids: SnowflakeClock,
     generation: u32,
-    stamp: u32,
+    visit_epoch: u32,
     born_ms: u64,
     /// Connections that have an outbox.
     backlogged: usize,
@@ -200,7 +200,7 @@ pub struct Worker {
     /// Session ends: unix seconds, slot, generation. Contains only connections whose session has an
     /// end.
     sessions: BTreeSet<(u64, u32, u32)>,
-    wants: Wants,
+    subscriptions: Subscriptions,
     remembered: RememberedKeys,
     /// Pushes that are not completely matched.
     pushes: Pushes,
@@ -212,7 +212,7 @@ pub struct Worker {
     /// Requests of this worker's clients that wait for a response.
     requests: Requests,
     /// Events still to be sent to business servers elsewhere.
-    untold: Untold,
+    pending_events: PendingEvents,
     /// Buffer for the text of an event, kept for reuse.
     event_text: Vec<u8>,
     /// What happened to requests, if notes are enabled.
@@ -241,7 +241,7 @@ impl Worker {
             open: Batch::default(),
             ids: SnowflakeClock::new(config.node, config.worker, config.workers),
             generation: 0,
-            stamp: 0,
+            visit_epoch: 0,
             born_ms: now_ms,
             backlogged: 0,
             budget: Budget::new(Arc::clone(&config.counters)),
@@ -263,7 +263,7 @@ impl Worker {
             used_ids: None,
             answers_left: ANSWERS_PER_SLICE,
             sessions: BTreeSet::new(),
-            wants: Wants::new(
+            subscriptions: Subscriptions::new(
                 config.hearing.map(|hearing| hearing.routing),
                 config.projects.len(),
                 config.hash_keys,
@@ -280,7 +280,7 @@ impl Worker {
             own_servers: OwnServers::default(),
             welcomed: Vec::new(),
             requests: Requests::default(),
-            untold: Untold::default(),
+            pending_events: PendingEvents::default(),
             event_text: Vec::new(),
             notes: None,
             now_ms,
@@ -303,35 +303,36 @@ impl Worker {
 
     /// Returns what must be in force before a connection like this may be accepted, so that it
     /// misses nothing once it has its welcome. Missing interests are requested
-    /// ([`Worker::take_asks`]).
+    /// ([`Worker::take_broker_requests`]).
     pub fn admit(&mut self, identity: &Identity<'_>) -> Admission {
-        let (project, listener) = (identity.project, life::listener(identity.role, identity.uid));
-        match self.wants.admit(project, listener) {
+        let (project, listener) =
+            (identity.project, lifecycle::listener(identity.role, identity.uid));
+        match self.subscriptions.admit(project, listener) {
             None => Admission::Now,
-            Some(_) if self.wants.is_refused(project, listener) => Admission::Refused,
+            Some(_) if self.subscriptions.is_refused(project, listener) => Admission::Refused,
             Some(interest) => Admission::After(interest),
         }
     }
 
     /// Handles the queue's refusal of an interest. Existing connections stay open.
     pub fn handle_refused(&mut self, interest: &Interest) {
-        self.wants.handle_refused(interest);
+        self.subscriptions.handle_refused(interest);
     }
 
     /// Handles the broker's answer: the interest is in force, or the queue is unavailable and
     /// cannot confirm it.
     pub fn handle_ready(&mut self, interest: &Interest) {
-        self.wants.handle_ready(interest);
+        self.subscriptions.handle_ready(interest);
     }
 
     /// Takes the requests to the broker, in order. Hand them over before anything is sent.
-    pub fn take_asks(&mut self) -> Vec<Ask> {
+    pub fn take_broker_requests(&mut self) -> Vec<BrokerRequest> {
         self.send_untold();
-        self.wants.take_asks()
+        self.subscriptions.take_broker_requests()
     }
 
-    pub fn has_asks(&self) -> bool {
-        self.wants.has_asks() || !self.untold.is_empty()
+    pub fn has_broker_requests(&self) -> bool {
+        self.subscriptions.has_broker_requests() || !self.pending_events.is_empty()
     }
 
     /// Notes that the connection in `slot` received something, possibly only part of a frame: it is

@@ -12,9 +12,9 @@ const FIELD_FLAGS: u8 = 14;
 const FIELD_HERE: u8 = 15;
 const FIELD_GONE: u8 = 16;
 
-const IS_WHOLE: u8 = 1;
-const ASKS: u8 = 2;
-const LEAVES: u8 = 4;
+const IS_FULL_STATE: u8 = 1;
+const REQUESTS_FULL_STATE: u8 = 2;
+const IS_LEAVING: u8 = 4;
 
 /// One announcement of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,11 @@ pub struct Member<'a> {
     /// Version of its business servers, after this announcement.
     pub version: u64,
     /// `here` is its full set.
-    pub is_whole: bool,
+    pub is_full_state: bool,
     /// The others are requested to send their full sets.
-    pub asks: bool,
+    pub requests_full_state: bool,
     /// The node shuts down.
-    pub leaves: bool,
+    pub is_leaving: bool,
     pub here: Servers<'a>,
     pub gone: Cids<'a>,
 }
@@ -101,9 +101,9 @@ impl<'a> Member<'a> {
             number: 0,
             order: 0,
             version,
-            is_whole: false,
-            asks: false,
-            leaves: false,
+            is_full_state: false,
+            requests_full_state: false,
+            is_leaving: false,
             here,
             gone,
         }
@@ -116,8 +116,9 @@ impl<'a> Member<'a> {
         let (seq, order) = (self.number, self.order);
         Header { kind: Kind::Member, origin, epoch, seq, order, id }.encode(out);
         let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let flags = flag(self.is_whole, IS_WHOLE) | flag(self.asks, ASKS);
-        put_field(out, FIELD_FLAGS, &[flags | flag(self.leaves, LEAVES)]);
+        let flags = flag(self.is_full_state, IS_FULL_STATE)
+            | flag(self.requests_full_state, REQUESTS_FULL_STATE);
+        put_field(out, FIELD_FLAGS, &[flags | flag(self.is_leaving, IS_LEAVING)]);
         put_field(out, FIELD_HERE, self.here.0);
         put_field(out, FIELD_GONE, self.gone.0);
         put_data(out, start, b"");
@@ -136,9 +137,9 @@ impl<'a> Member<'a> {
             match kind {
                 FIELD_FLAGS => {
                     let flags = value.first().copied().unwrap_or(0);
-                    member.is_whole = flags & IS_WHOLE != 0;
-                    member.asks = flags & ASKS != 0;
-                    member.leaves = flags & LEAVES != 0;
+                    member.is_full_state = flags & IS_FULL_STATE != 0;
+                    member.requests_full_state = flags & REQUESTS_FULL_STATE != 0;
+                    member.is_leaving = flags & IS_LEAVING != 0;
                 }
                 FIELD_HERE => member.here = Servers(value),
                 FIELD_GONE => member.gone = Cids(value),
@@ -160,10 +161,10 @@ mod tests {
     use crate::types::NodeId;
     use proptest::prelude::*;
 
-    fn word(list: &[u8]) -> Member<'_> {
+    fn announcement(list: &[u8]) -> Member<'_> {
         let sender = Sender { node: NodeId::new(1023).unwrap(), epoch: 5 };
         let (here, gone) = (Servers(list), Cids(&[1; 16]));
-        Member { is_whole: true, leaves: true, here, gone, ..Member::new(sender, 77) }
+        Member { is_full_state: true, is_leaving: true, here, gone, ..Member::new(sender, 77) }
     }
 
     fn list() -> Vec<u8> {
@@ -178,9 +179,9 @@ mod tests {
     fn what_goes_in_comes_out() {
         let list = list();
         let mut bytes = Vec::new();
-        word(&list).encode(&mut bytes);
+        announcement(&list).encode(&mut bytes);
         let found = Member::decode(&bytes).unwrap();
-        assert_eq!(found, word(&list));
+        assert_eq!(found, announcement(&list));
         let servers: Vec<_> = found.here.map(Result::unwrap).collect();
         assert_eq!(servers[1], Server { cid: Cid(u64::MAX), events: EventSet::NONE, pid: "b.c" });
         assert_eq!(found.gone.collect::<Vec<_>>(), [Cid(0x0101_0101_0101_0101); 2]);
@@ -191,7 +192,7 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(at in 0..200_usize, byte: u8, cut in 0..140_usize) {
             let list = list();
             let mut bytes = Vec::new();
-            word(&list).encode(&mut bytes);
+            announcement(&list).encode(&mut bytes);
             let place = at % bytes.len();
             bytes[place] = byte;
             bytes.truncate(cut);

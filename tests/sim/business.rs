@@ -208,7 +208,7 @@ impl Server {
                 let happening = business.events.get(client, index);
                 assert!(is_it, "business server {cid}: {json} instead of {happening:?}");
                 assert!(events.meets(happening.kind), "{cid} does not want {json}");
-                assert_eq!(business.events.lives[&client].pid, pid, "of another project");
+                assert_eq!(business.events.histories[&client].pid, pid, "of another project");
                 assert!(self.got.insert((client, index)), "{cid} is told twice of {json}");
                 business.heard += 1;
             }

@@ -39,7 +39,7 @@ mod servers;
 mod truth;
 
 use super::business::Business;
-use super::business::events::Life;
+use super::business::events::History;
 use super::checks::{Owed, Receiver};
 use super::model::{Model, Person, Push};
 use super::rng::Rng;
@@ -576,7 +576,7 @@ impl Cluster {
     }
 
     fn check_missed(&self, is_quiet: bool) {
-        let epochs: Vec<(NodeId, u64)> = self.nodes.iter().flatten().map(life).collect();
+        let epochs: Vec<(NodeId, u64)> = self.nodes.iter().flatten().map(incarnation).collect();
         for node in self.nodes.iter().flatten() {
             let quiet = (&self.world.truth.published, &epochs[..]);
             let expected: Missed = node.heard.missed(is_quiet.then_some(quiet));
@@ -606,6 +606,6 @@ impl Cluster {
     }
 }
 
-fn life(node: &Node) -> (NodeId, u64) {
+fn incarnation(node: &Node) -> (NodeId, u64) {
     (NodeId::new(node.home.number).unwrap(), node.home.epoch)
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop, LostAnswer};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::servers::Loads;
-use ws_cluster::state::wants::{self, Notice};
+use ws_cluster::state::subscriptions::{self, WorkerEvent};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Cid, ConnKey, Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
@@ -99,10 +99,10 @@ struct Client {
 /// A message in flight to another worker.
 struct Parcel {
     due_ms: u64,
-    word: Word,
+    item: InboxItem,
 }
 
-enum Word {
+enum InboxItem {
     Push {
         bytes: Vec<u8>,
         push: Rc<Push>,
@@ -110,7 +110,7 @@ enum Word {
         promised: Vec<(u64, u64)>,
     },
     Relay(Vec<u8>),
-    Notice(Notice),
+    Event(WorkerEvent),
 }
 
 struct Core {
@@ -122,12 +122,12 @@ struct Core {
     /// One queue from each other worker.
     inboxes: Vec<VecDeque<Parcel>>,
     /// What it knows of business servers of other workers.
-    told: BTreeMap<u64, wants::Server>,
+    told: BTreeMap<u64, subscriptions::Server>,
     /// For each client elsewhere, the last event that was forwarded, and the next one.
     heard_events: BTreeMap<u64, usize>,
     /// Until then the queue to each worker is full; notices for it wait.
     full_until_ms: Vec<u64>,
-    late: VecDeque<(usize, Notice)>,
+    late: VecDeque<(usize, WorkerEvent)>,
     matched: u64,
     /// Pushes received by clients that have left.
     received: u64,
@@ -468,13 +468,13 @@ impl Node {
                 && (all || (parcel.due_ms <= self.now_ms && self.rng.chance(80)))
                 && let Some(parcel) = self.cores[worker].inboxes[from].pop_front()
             {
-                match parcel.word {
-                    Word::Push { bytes, push, promised } => {
+                match parcel.item {
+                    InboxItem::Push { bytes, push, promised } => {
                         let envelope = Envelope::decode(&bytes).unwrap();
                         self.handle_envelope(worker, &envelope, &push, &promised);
                     }
-                    Word::Relay(bytes) => self.handle_relay(worker, &bytes),
-                    Word::Notice(notice) => self.handle_notice(worker, notice),
+                    InboxItem::Relay(bytes) => self.handle_relay(worker, &bytes),
+                    InboxItem::Event(event) => self.handle_worker_event(worker, event),
                 }
             }
         }
@@ -565,7 +565,7 @@ impl Node {
             self.make_room();
             let is_calm = |core: &Core| {
                 !core.worker.has_output()
-                    && !core.worker.has_asks()
+                    && !core.worker.has_broker_requests()
                     && !core.worker.has_server_pushes()
                     && core.inboxes.iter().all(|inbox| inbox.is_empty())
             };

@@ -7,7 +7,7 @@ use std::thread;
 
 use criterion::{Criterion, Throughput};
 use rtrb::RingBuffer;
-use ws_cluster::io::mailbox::{Mailbox, Word};
+use ws_cluster::io::mailbox::{Mailbox, MailboxMessage};
 
 use crate::{pair, text};
 
@@ -23,7 +23,7 @@ pub fn measure(criterion: &mut Criterion) {
         || {
             assert!(from.has_room(u64::MAX));
             from.send(black_box(&envelope), u64::MAX);
-            assert!(matches!(to.receive(), Some(Word::Envelope(_))));
+            assert!(matches!(to.receive(), Some(MailboxMessage::Envelope(_))));
         },
         ("a push to the bare ring and a pop", || {
             producer.push(Arc::clone(black_box(&envelope))).unwrap();
@@ -44,7 +44,7 @@ fn there_and_back(criterion: &mut Criterion, envelope: &Arc<[u8]>) {
         thread::spawn(move || {
             let mut seen = 0;
             while !is_over.load(Ordering::Relaxed) {
-                if let Some(Word::Envelope(envelope)) = far.receive() {
+                if let Some(MailboxMessage::Envelope(envelope)) = far.receive() {
                     far.send(&envelope, u64::MAX);
                 }
                 let asked = here.load(Ordering::Acquire);

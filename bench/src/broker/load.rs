@@ -9,7 +9,7 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
-use ws_cluster::state::wants::{Ask, Interest};
+use ws_cluster::state::subscriptions::{BrokerRequest, Interest};
 use ws_cluster::types::{Incarnation, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, Header, NamesBuf, Targets};
 use ws_cluster::wire::publication::ChannelNames;
@@ -151,11 +151,16 @@ pub fn broker(
     workers.with_sink(&mut |sink| {
         for (project, _) in projects.iter() {
             for worker in 0..way.workers {
-                broker.handle_ask(worker, &Ask::Join(Interest::Project(project)), 1, sink);
+                broker.handle_request(
+                    worker,
+                    &BrokerRequest::Join(Interest::Project(project)),
+                    1,
+                    sink,
+                );
             }
             for (number, uid) in load.uids.iter().enumerate().filter(|_| way.workers > 1) {
-                let here = Ask::UserHere(user_hash(HASH_KEYS, project, uid));
-                broker.handle_ask(number % way.workers, &here, 1, sink);
+                let here = BrokerRequest::UserHere(user_hash(HASH_KEYS, project, uid));
+                broker.handle_request(number % way.workers, &here, 1, sink);
             }
         }
     });

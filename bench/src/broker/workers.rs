@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
-use ws_cluster::io::port::{self, Far, ToWorker, WorkerPort};
-use ws_cluster::io::queue::Host;
+use ws_cluster::io::broker::driver::Host;
+use ws_cluster::io::broker::threaded::{self, Far, ToWorker, WorkerPort};
 use ws_cluster::state::broker::{Outcome, Pusher, Sink};
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::ProjectId;
-use ws_cluster::state::wants::{Interest, Notice};
+use ws_cluster::state::subscriptions::{Interest, WorkerEvent};
 use ws_cluster::wire::envelope::Envelope;
 
 pub trait Workers {
@@ -48,7 +48,7 @@ impl Sink for Counting {
 
     fn relay(&mut self, _workers: u64, _project: ProjectId, _parcel: &[u8]) {}
 
-    fn notice(&mut self, _worker: usize, _notice: Notice) {}
+    fn event(&mut self, _worker: usize, _notice: WorkerEvent) {}
 
     fn answer(&mut self, _pusher: Pusher, _outcome: Outcome) {}
 
@@ -72,7 +72,7 @@ pub struct Rings {
 
 impl Rings {
     pub fn new(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<Self> {
-        let (ports, far) = port::ports(workers, counters)?;
+        let (ports, far) = threaded::ports(workers, counters)?;
         Ok(Self { far, ports, delivered: 0 })
     }
 }

@@ -3,8 +3,8 @@
 
 use super::BUFFER_BYTES;
 use crate::io::fifo::Fifo;
+use crate::io::sync::WaitQueue;
 use crate::io::sys;
-use crate::io::wake::Waiters;
 use slab::Slab;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -92,7 +92,7 @@ pub struct Connections {
     bodies: Fifo,
     leaving: usize,
     /// Woken when a connection that made way has left.
-    left: Rc<Waiters>,
+    left: Rc<WaitQueue>,
     /// Memory that all requests take together, its limit, and the part held by those that are
     /// ending.
     bytes: usize,
@@ -103,7 +103,7 @@ pub struct Connections {
     /// Total bytes that requests have ever given back.
     freed_bytes: u64,
     /// Woken when memory was given back.
-    freed: Rc<Waiters>,
+    freed: Rc<WaitQueue>,
 }
 
 impl Connections {
@@ -186,7 +186,7 @@ impl Connections {
     // Places.
 
     /// Returns the queue that is woken when a connection that made way has left.
-    pub(super) fn left(&self) -> Rc<Waiters> {
+    pub(super) fn left(&self) -> Rc<WaitQueue> {
         Rc::clone(&self.left)
     }
 
@@ -273,7 +273,7 @@ impl Connections {
     // Memory.
 
     /// Returns the queue that is woken when memory was given back.
-    pub(super) fn freed(&self) -> Rc<Waiters> {
+    pub(super) fn freed(&self) -> Rc<WaitQueue> {
         Rc::clone(&self.freed)
     }
 

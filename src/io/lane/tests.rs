@@ -22,16 +22,16 @@ fn lanes(readers: usize) -> (Lanes<Arc<str>>, Vec<Inbox<Arc<str>>>) {
 /// Reads everything while the sender looks for room after each item.
 fn read(lanes: &mut Lanes<Arc<str>>, inbox: &mut Inbox<Arc<str>>) -> Vec<String> {
     let mut words = Vec::new();
-    while let Some(word) = inbox.receive() {
-        words.push(word.to_string());
+    while let Some(item) = inbox.receive() {
+        words.push(item.to_string());
         lanes.flush();
     }
     words
 }
 
 fn relay(lanes: &mut Lanes<Arc<str>>, project: ProjectId, words: &[&str]) {
-    for &word in words {
-        lanes.relay(0, project, word.into()).unwrap();
+    for &item in words {
+        lanes.relay(0, project, item.into()).unwrap();
     }
 }
 
@@ -67,9 +67,9 @@ fn a_notice_that_ends_nothing_does_not_wait_for_parcels() {
 #[test]
 fn a_parcel_that_waits_for_several_readers_counts_once_until_the_last_has_it() {
     let (mut lanes, mut inboxes) = lanes(3);
-    let word: Arc<str> = "x".repeat(1_000).into();
+    let item: Arc<str> = "x".repeat(1_000).into();
     let relay = |lanes: &mut Lanes<Arc<str>>, to| {
-        assert_eq!(lanes.relay_to_all(to, A, word.len(), || Arc::clone(&word)), 0);
+        assert_eq!(lanes.relay_to_all(to, A, item.len(), || Arc::clone(&item)), 0);
     };
     for _ in 0..ENTRIES / 2 {
         relay(&mut lanes, 0b011);
@@ -90,13 +90,13 @@ fn a_reader_hears_all_senders_and_knows_who_they_are() {
     let mut senders: Vec<_> =
         (0..3).map(|from| Lanes::new(from, ENTRIES, std::slice::from_ref(&entrance))).collect();
     assert!(inbox.is_empty() && inbox.receive().is_none());
-    for (from, word) in [(2, "from 2"), (0, "from 0"), (2, "again from 2")] {
-        senders[from].send(0, word.into()).unwrap();
+    for (from, item) in [(2, "from 2"), (0, "from 0"), (2, "again from 2")] {
+        senders[from].send(0, item.into()).unwrap();
     }
     assert_eq!((inbox.is_empty(), senders[1].rings(), senders[2].rings()), (false, 0, 1));
     let mut heard = Vec::new();
-    inbox.receive_all(|from, word| heard.push((from, word.to_string())));
+    inbox.receive_all(|from, item| heard.push((from, item.to_string())));
     let expected = [(2, "from 2"), (2, "again from 2"), (0, "from 0")];
-    assert_eq!(heard, expected.map(|(from, word)| (from, word.to_owned())));
+    assert_eq!(heard, expected.map(|(from, item)| (from, item.to_owned())));
     assert_eq!((inbox.rings(), inbox.bell().waiting_bytes()), (2, 0));
 }

@@ -2,7 +2,7 @@
 //! full or old, or when somebody has moved it away.
 
 use super::janitor::{Janitor, rotated_files};
-use super::{stamp, with_end};
+use super::{timestamp, with_end};
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -107,7 +107,7 @@ impl LogFile {
         let open = Open::new(&settings.path, settings.rotate)?;
         open.lock()?;
         let rotated = rotated_files(&settings.path).unwrap_or_default();
-        let last_stamp_ms = rotated.last().map_or(0, |newest| newest.stamp_ms);
+        let last_stamp_ms = rotated.last().map_or(0, |newest| newest.timestamp_ms);
         let janitor = Janitor::start(settings.path.clone(), settings.keep)?;
         Ok(Self { settings, open: Some(open), last_stamp_ms, janitor })
     }
@@ -170,11 +170,11 @@ impl LogFile {
         }
         let next_path = with_end(path, ".next");
         let next = Open::new(&next_path, *rotate)?;
-        let stamp_ms = now_ms.max(self.last_stamp_ms + 1);
-        let rotated = with_end(path, &format!(".{}", stamp::compact(stamp_ms)));
+        let timestamp_ms = now_ms.max(self.last_stamp_ms + 1);
+        let rotated = with_end(path, &format!(".{}", timestamp::compact(timestamp_ms)));
         fs::rename(path, &rotated).inspect_err(|_| drop(fs::remove_file(&next_path)))?;
         fs::rename(&next_path, path).inspect_err(|_| drop(fs::rename(&rotated, path)))?;
-        self.last_stamp_ms = stamp_ms;
+        self.last_stamp_ms = timestamp_ms;
         self.janitor.wake();
         Ok(next)
     }

@@ -2,7 +2,7 @@
 //! compresses the others. It reads the directory each time, so files of an earlier process are
 //! handled, too.
 
-use super::{stamp, with_end};
+use super::{timestamp, with_end};
 use crate::io::{sys, threads};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -43,7 +43,7 @@ impl Janitor {
 /// A rotated file, identified by its name.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rotated {
-    pub stamp_ms: u64,
+    pub timestamp_ms: u64,
     kind: Kind,
     path: PathBuf,
 }
@@ -81,11 +81,11 @@ pub fn rotated_files(path: &Path) -> io::Result<Vec<Rotated>> {
         let path = entry?.path();
         let ours = |text: &str| {
             let rest = text.strip_prefix(&*name)?.strip_prefix('.')?;
-            let (stamp, end) = rest.split_at_checked(stamp::COMPACT_BYTES)?;
-            Some((stamp::parse_compact(stamp)?, Kind::of(end)?))
+            let (timestamp, end) = rest.split_at_checked(timestamp::COMPACT_BYTES)?;
+            Some((timestamp::parse_compact(timestamp)?, Kind::of(end)?))
         };
-        if let Some((stamp_ms, kind)) = path.file_name().and_then(|name| ours(name.to_str()?)) {
-            found.push(Rotated { stamp_ms, kind, path });
+        if let Some((timestamp_ms, kind)) = path.file_name().and_then(|name| ours(name.to_str()?)) {
+            found.push(Rotated { timestamp_ms, kind, path });
         }
     }
     found.sort();
@@ -94,11 +94,11 @@ pub fn rotated_files(path: &Path) -> io::Result<Vec<Rotated>> {
 
 fn clean(path: &Path, keep: usize) -> io::Result<()> {
     let files = rotated_files(path)?;
-    let mut stamps: Vec<u64> = files.iter().map(|file| file.stamp_ms).collect();
-    stamps.dedup();
-    let oldest_kept = stamps.len().checked_sub(keep).and_then(|first| stamps.get(first));
-    for Rotated { stamp_ms, kind, path } in &files {
-        if oldest_kept.is_some_and(|oldest| stamp_ms < oldest) || *kind == Kind::Part {
+    let mut timestamps: Vec<u64> = files.iter().map(|file| file.timestamp_ms).collect();
+    timestamps.dedup();
+    let oldest_kept = timestamps.len().checked_sub(keep).and_then(|first| timestamps.get(first));
+    for Rotated { timestamp_ms, kind, path } in &files {
+        if oldest_kept.is_some_and(|oldest| timestamp_ms < oldest) || *kind == Kind::Part {
             delete(path)?;
         } else if *kind == Kind::Plain {
             compress(path)?;

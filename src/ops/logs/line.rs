@@ -1,8 +1,8 @@
 //! The format of a log line: text for people, text for journald, or JSON for machines. It is always
 //! one line: control characters are escaped.
 
-use super::said::{Said, Value};
-use super::stamp::rfc3339;
+use super::event_visitor::{EventVisitor, Value};
+use super::timestamp::rfc3339;
 use crate::types::NodeId;
 use std::fmt::Write;
 use std::str::FromStr;
@@ -47,7 +47,7 @@ pub struct Line<'a> {
     pub level: Level,
     pub target: &'a str,
     pub thread: &'a str,
-    pub said: Said,
+    pub event: EventVisitor,
 }
 
 impl Style {
@@ -75,8 +75,8 @@ impl Style {
             push(out, format_args!("{dim}{time}{end} {colour}{level:>5}{end} "));
         }
         push(out, format_args!("{} {}: ", line.thread, line.target));
-        escape(out, &line.said.message, Escapes::Text);
-        for (name, value) in &line.said.fields {
+        escape(out, &line.event.message, Escapes::Text);
+        for (name, value) in &line.event.fields {
             push(out, format_args!(" {name}="));
             match value {
                 Value::Quoted(text) => {
@@ -95,9 +95,9 @@ impl Style {
         push(out, format_args!("{{\"ts\":\"{time}\",\"level\":\"{}\",\"target\":", line.level));
         push_json(out, line.target);
         out.push_str(",\"msg\":");
-        push_json(out, &line.said.message);
+        push_json(out, &line.event.message);
         out.push_str(",\"fields\":{");
-        for (index, (name, value)) in line.said.fields.iter().enumerate() {
+        for (index, (name, value)) in line.event.fields.iter().enumerate() {
             if index > 0 {
                 out.push(',');
             }
@@ -196,9 +196,9 @@ mod tests {
     }
 
     fn line(message: &str, fields: Vec<(&'static str, Value)>) -> Line<'static> {
-        let said = Said { message: message.into(), fields };
+        let event = EventVisitor { message: message.into(), fields };
         let now_ms = 1_772_627_696_789;
-        Line { now_ms, level: Level::WARN, target: "ws_cluster::io", thread: "worker-0", said }
+        Line { now_ms, level: Level::WARN, target: "ws_cluster::io", thread: "worker-0", event }
     }
 
     fn fields() -> Vec<(&'static str, Value)> {

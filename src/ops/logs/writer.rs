@@ -1,9 +1,9 @@
 //! The thread that owns the output. It alone blocks: on new lines, and on the output.
 
+use super::event_visitor::EventVisitor;
 use super::file::{Failure, FileSettings, LogFile, Open};
 use super::line::{Line, Style};
-use super::said::Said;
-use super::{MAX_WORDS, Queue, lines_in};
+use super::{MAX_MESSAGES, Queue, lines_in};
 use crate::io::sys;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const COMPLAINT_EVERY: Duration = Duration::from_secs(60);
 
 /// What the other threads hand over.
 #[derive(Debug)]
-pub enum Word {
+pub enum LogMessage {
     /// Complete lines, each with its newline.
     Lines(String),
     /// Answered once everything before it is written, or cannot be.
@@ -61,26 +61,31 @@ impl Output {
 }
 
 pub struct Writer {
-    words: Receiver<Word>,
+    messages: Receiver<LogMessage>,
     queue: Arc<Queue>,
     output: Output,
     style: Style,
     batch: Vec<u8>,
     /// Dropped lines that the log has already reported.
-    told: u64,
+    reported: u64,
     last_notice: Option<Instant>,
     last_complaint: Option<Instant>,
 }
 
 impl Writer {
-    pub fn new(words: Receiver<Word>, queue: Arc<Queue>, output: Output, style: Style) -> Self {
+    pub fn new(
+        messages: Receiver<LogMessage>,
+        queue: Arc<Queue>,
+        output: Output,
+        style: Style,
+    ) -> Self {
         Self {
-            words,
+            messages,
             queue,
             output,
             style,
             batch: Vec::with_capacity(BATCH_BYTES),
-            told: 0,
+            reported: 0,
             last_notice: None,
             last_complaint: None,
         }
@@ -90,15 +95,15 @@ impl Writer {
     pub fn run(mut self) {
         loop {
             match self.receive() {
-                Ok(word) => self.take(word),
+                Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             // At most this number can have waited; the notice about dropped lines belongs after
             // them.
-            for _ in 0..MAX_WORDS {
-                let Ok(word) = self.words.try_recv() else { break };
-                self.take(word);
+            for _ in 0..MAX_MESSAGES {
+                let Ok(message) = self.messages.try_recv() else { break };
+                self.take(message);
             }
             self.write_out();
             self.give_notice();
@@ -107,23 +112,23 @@ impl Writer {
 
     /// Receives a message; while a notice is due, checks from time to time whether the output takes
     /// it.
-    fn receive(&self) -> Result<Word, RecvTimeoutError> {
-        match self.queue.dropped() == self.told {
-            true => self.words.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            false => self.words.recv_timeout(NOTICE_EVERY),
+    fn receive(&self) -> Result<LogMessage, RecvTimeoutError> {
+        match self.queue.dropped() == self.reported {
+            true => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => self.messages.recv_timeout(NOTICE_EVERY),
         }
     }
 
-    fn take(&mut self, word: Word) {
-        match word {
-            Word::Lines(lines) => {
+    fn take(&mut self, message: LogMessage) {
+        match message {
+            LogMessage::Lines(lines) => {
                 self.queue.bytes.fetch_sub(lines.len(), Relaxed);
                 if self.batch.len() + lines.len() > self.output.room().min(BATCH_BYTES) {
                     self.write_out();
                 }
                 self.batch.extend_from_slice(lines.as_bytes());
             }
-            Word::Flush(done) => {
+            LogMessage::Flush(done) => {
                 // It may be the last chance to report dropped lines.
                 self.last_notice = None;
                 self.write_out();
@@ -131,7 +136,7 @@ impl Writer {
                 // The caller may have stopped waiting.
                 let _ = done.try_send(());
             }
-            Word::Wake => {}
+            LogMessage::Wake => {}
         }
     }
 
@@ -155,22 +160,24 @@ impl Writer {
     /// Reports the lines dropped since the last notice, once there is room again.
     fn give_notice(&mut self) {
         let dropped = self.queue.dropped();
-        if dropped == self.told || is_recent(self.last_notice, NOTICE_EVERY) {
+        if dropped == self.reported || is_recent(self.last_notice, NOTICE_EVERY) {
             return;
         }
         self.last_notice = Some(Instant::now());
-        let message =
-            format!("{} lines were dropped: see ws_cluster_log_dropped_total", dropped - self.told);
+        let message = format!(
+            "{} lines were dropped: see ws_cluster_log_dropped_total",
+            dropped - self.reported
+        );
         let line = self.style.line(&Line {
             now_ms: sys::now_ms(),
             level: Level::WARN,
             target: module_path!(),
             thread: "logs",
-            said: Said { message, fields: Vec::new() },
+            event: EventVisitor { message, fields: Vec::new() },
         });
         let result = self.output.write(line.as_bytes());
         if result.is_ok() {
-            self.told = dropped;
+            self.reported = dropped;
         }
         self.complain_of(result);
     }

@@ -315,7 +315,7 @@ mod tests {
         for (name, short) in [
             ("main", "main"),
             ("ws_cluster::io::ring::Ring::submit", "Ring::submit"),
-            ("ws_cluster::io::drive::run::{{closure}}", "drive::run::{{closure}}"),
+            ("ws_cluster::io::tasks::run::{{closure}}", "tasks::run::{{closure}}"),
             ("a::{{closure}}::{{closure}}", "a::{{closure}}::{{closure}}"),
             ("<a::b::C<d::E> as core::ops::Drop>::drop", "<C as Drop>::drop"),
             ("core::ptr::drop_in_place<a::B<c::D>>", "ptr::drop_in_place<…>"),

@@ -7,7 +7,7 @@ use crate::wire::envelope::Kind;
 /// Interval between canaries.
 const CANARY_EVERY_MS: u64 = 1_000;
 /// A canary that is not back after this time is lost and the links are reopened. Only what Redis
-/// sent at least this long afterwards proves the loss, see `Subscriptions::read_until_ms`.
+/// sent at least this long afterwards proves the loss, see `SubscribeLog::read_until_ms`.
 const CANARY_LOST_MS: u64 = 2_500;
 /// The share of it spent on the next canary becoming due and on asking whether everything is read.
 const CANARY_SLACK_MS: u64 = CANARY_EVERY_MS + 100;
@@ -65,7 +65,7 @@ impl Broker {
     /// Whether everything is read that Redis sent up to `ms` after it accepted the canary.
     fn has_heard_since_canary(&self, ms: u64) -> bool {
         let canary = &self.canary;
-        let heard_ms = self.subscriptions.read_until_ms().saturating_sub(canary.taken_ms);
+        let heard_ms = self.subscribe_log.read_until_ms().saturating_sub(canary.taken_ms);
         !canary.is_back && canary.untaken == 0 && heard_ms > ms
     }
 

@@ -50,7 +50,9 @@ impl Question {
 /// Whether Redis refuses a PING with this error but still executes PUBLISH and SUBSCRIBE: it cannot
 /// save, it is loading its data, or it is a replica without its primary.
 pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
-    ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
+    ["MISCONF", "LOADING", "MASTERDOWN"]
+        .iter()
+        .any(|announcement| error.starts_with(announcement.as_bytes()))
 }
 
 /// A command that Redis may forbid to this node's user and that the node can do without.
@@ -320,7 +322,7 @@ fn read_parameter(index: usize, value: &[u8]) -> Option<u64> {
         return text.parse().ok();
     }
     let mut words = text.split_ascii_whitespace();
-    words.find(|word| *word == "pubsub")?;
+    words.find(|announcement| *announcement == "pubsub")?;
     match words.next()?.parse().ok()? {
         0 => Some(u64::MAX),
         bytes => Some(bytes),
@@ -354,8 +356,8 @@ mod tests {
         let limit = facts.size_limit();
         assert_eq!(limit.bytes, (1 << 20) - (64 << 10));
         let text = limit.to_string();
-        for word in ["983040", "client-query-buffer-limit 1048576", "CONFIG SET"] {
-            assert!(text.contains(word), "{text}");
+        for announcement in ["983040", "client-query-buffer-limit 1048576", "CONFIG SET"] {
+            assert!(text.contains(announcement), "{text}");
         }
         answer(&mut facts, 2, "normal 0 0 0 slave 0 0 0 pubsub 65536 0 0");
         assert!(facts.size_limit().to_string().contains("pubsub 65536"));

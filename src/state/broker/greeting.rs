@@ -20,7 +20,7 @@ enum Step {
     SetName,
     Select,
     /// The question at this index of [`Question::AT_GREETING`].
-    Ask(usize),
+    BrokerRequest(usize),
     Done,
 }
 
@@ -79,21 +79,21 @@ impl Greeting {
                 return Err(explain(text));
             }
             (Step::SetName, Reply::Simple(_) | Reply::Error(_)) => after_name(credentials),
-            (Step::Select, Reply::Simple(_)) => Step::Ask(0),
-            (Step::Ask(index), reply) => {
+            (Step::Select, Reply::Simple(_)) => Step::BrokerRequest(0),
+            (Step::BrokerRequest(index), reply) => {
                 facts.handle_answer(Question::AT_GREETING[index], reply)?;
-                Step::Ask(index + 1)
+                Step::BrokerRequest(index + 1)
             }
             // Not a reply to this step: it was sent before we asked, or by something else.
             _ => return Err(LinkError::Unasked),
         };
-        if let Step::Ask(mut index) = self.step {
+        if let Step::BrokerRequest(mut index) = self.step {
             let questions = &Question::AT_GREETING;
             while questions.get(index).is_some_and(|&question| !facts.may_ask(question)) {
                 index += 1;
             }
             let is_over = !self.asks || index == questions.len();
-            self.step = if is_over { Step::Done } else { Step::Ask(index) };
+            self.step = if is_over { Step::Done } else { Step::BrokerRequest(index) };
         }
         match self.step {
             Step::Auth => write_auth(credentials, out),
@@ -104,7 +104,7 @@ impl Greeting {
                 let db = credentials.url.db.to_string();
                 write_command(out, &[b"SELECT", db.as_bytes()]);
             }
-            Step::Ask(index) => Question::AT_GREETING[index].write(out),
+            Step::BrokerRequest(index) => Question::AT_GREETING[index].write(out),
             Step::Hello | Step::Done => {}
         }
         Ok(())
@@ -112,7 +112,7 @@ impl Greeting {
 }
 
 fn after_name(credentials: &Credentials) -> Step {
-    if credentials.url.db != 0 { Step::Select } else { Step::Ask(0) }
+    if credentials.url.db != 0 { Step::Select } else { Step::BrokerRequest(0) }
 }
 
 fn write_auth(credentials: &Credentials, out: &mut Vec<u8>) {

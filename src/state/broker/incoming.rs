@@ -4,10 +4,10 @@ use super::interests::Place;
 use super::publish_log::Asked;
 use super::reservation::number_of;
 use super::{Broker, Event, LinkError, Sink, user_hash};
-use crate::state::orders::Order;
+use crate::state::origin_watermarks::Order;
 use crate::state::projects::ProjectId;
 use crate::state::sequence::Arrival;
-use crate::state::wants::Notice;
+use crate::state::subscriptions::WorkerEvent;
 use crate::types::{Cid, NodeId, SnowflakeClock};
 use crate::wire::bundle;
 use crate::wire::envelope::{Envelope, EnvelopeError, Header, Kind};
@@ -36,7 +36,7 @@ impl Broker {
                 let number = number_of(reply).ok_or(LinkError::Unasked)?;
                 self.handle_renewed(number, now_ms)?;
             }
-            (Some(Asked::Word(_)), Reply::Error(text)) => {
+            (Some(Asked::Announcement(_)), Reply::Error(text)) => {
                 let channel: Box<[u8]> = self.log.front_channel().into();
                 if self.is_vital(&channel) || !text.starts_with(b"NOPERM") {
                     return Err(self.refused(text));
@@ -46,10 +46,10 @@ impl Broker {
                 let error = String::from_utf8_lossy(text).into_owned();
                 self.events.push(Event::Refused { channel, error });
             }
-            (Some(Asked::Word(waiter)), Reply::Integer(_)) => {
+            (Some(Asked::Announcement(waiter)), Reply::Integer(_)) => {
                 self.canary.handle_taken(self.log.front_channel() == self.own_channel, now_ms);
                 if let Some((worker, cid)) = waiter {
-                    sink.notice(worker, Notice::ServerKnown(cid));
+                    sink.event(worker, WorkerEvent::ServerKnown(cid));
                 }
             }
             (Some(Asked::Messages(_)), Reply::Integer(_)) => {}
@@ -162,9 +162,9 @@ impl Broker {
             true => seq <= order && order <= self.order,
             // A tail of an older node has no order.
             false if header.kind == Kind::Tail && order == 0 => {
-                self.orders.may_lack_order(origin, epoch, seq)
+                self.watermarks.may_lack_order(origin, epoch, seq)
             }
-            false => self.orders.is_possible(origin, epoch, seq, order),
+            false => self.watermarks.is_possible(origin, epoch, seq, order),
         }
     }
 
@@ -190,11 +190,11 @@ impl Broker {
         let mut is_late = false;
         let arrival = match header.kind {
             Kind::Tail => {
-                let is_latest = self.orders.is_latest(origin, epoch, header.order);
+                let is_latest = self.watermarks.is_latest(origin, epoch, header.order);
                 channel.origins.receive_tail(origin, epoch, seq, is_latest, now_ms)
             }
             _ => {
-                let order = self.orders.receive(origin, epoch, header.order);
+                let order = self.watermarks.receive(origin, epoch, header.order);
                 is_late = order == Order::Late;
                 let is_newest = order == Order::Newest;
                 channel.origins.receive(origin, epoch, seq, is_newest, now_ms)

@@ -2,7 +2,7 @@
 
 use crate::state::sequence::Origins;
 use crate::state::sharded_table::{ShardedTable, TablePlace};
-use crate::state::wants::Interest;
+use crate::state::subscriptions::Interest;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 

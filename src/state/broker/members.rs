@@ -6,9 +6,9 @@
 //! too long is lost.
 
 use super::{Broker, Sink, State};
-use crate::state::orders::{ANNOUNCE_EVERY, Announcement};
+use crate::state::origin_watermarks::{ANNOUNCE_EVERY, Announcement};
 use crate::state::projects::Projects;
-use crate::state::wants::{Notice, Server};
+use crate::state::subscriptions::{Server, WorkerEvent};
 use crate::types::{Cid, NodeId};
 use crate::wire::envelope::EnvelopeError;
 use crate::wire::member::{self, Cids, Member, Servers, add_server};
@@ -79,7 +79,7 @@ impl Broker {
         self.members.settle_until_ms.get_or_insert(now_ms + SETTLE_MS);
         self.members.hears_since_ms = now_ms;
         self.members.hello_ms = now_ms;
-        self.say_whole(true, now_ms);
+        self.announce_full_state(true, now_ms);
     }
 
     /// Whether the state of the others is known and the earlier nodes are back, or no node has
@@ -97,8 +97,8 @@ impl Broker {
         if !self.is_ready() || std::mem::replace(&mut self.members.has_left, true) {
             return;
         }
-        let word = Member { leaves: true, ..self.member() };
-        self.say(&word, None, now_ms);
+        let announcement = Member { is_leaving: true, ..self.member() };
+        self.say(&announcement, None, now_ms);
     }
 
     /// Whether this node has announced its end.
@@ -115,14 +115,14 @@ impl Broker {
     ) {
         self.members.own.push(server);
         self.members.version += 1;
-        self.tell_others(worker, Notice::ServerHere(server), sink);
+        self.tell_others(worker, WorkerEvent::ServerHere(server), sink);
         if !self.may_publish() {
-            return sink.notice(worker, Notice::ServerKnown(server.cid));
+            return sink.event(worker, WorkerEvent::ServerKnown(server.cid));
         }
         let mut here = Vec::new();
         put_server(&mut here, &self.config.projects, &server);
-        let word = Member { here: Servers(&here), ..self.member() };
-        self.say(&word, Some((worker, server.cid)), now_ms);
+        let announcement = Member { here: Servers(&here), ..self.member() };
+        self.say(&announcement, Some((worker, server.cid)), now_ms);
     }
 
     pub(super) fn handle_server_gone(
@@ -138,18 +138,18 @@ impl Broker {
             return;
         }
         self.members.version += 1;
-        self.tell_others(worker, Notice::ServerGone(cid), sink);
+        self.tell_others(worker, WorkerEvent::ServerGone(cid), sink);
         if self.may_publish() {
             let gone = cid.0.to_le_bytes();
-            let word = Member { gone: Cids(&gone), ..self.member() };
-            self.say(&word, None, now_ms);
+            let announcement = Member { gone: Cids(&gone), ..self.member() };
+            self.say(&announcement, None, now_ms);
         }
     }
 
     /// Notifies this node's other workers.
-    fn tell_others(&self, worker: usize, notice: Notice, sink: &mut dyn Sink) {
+    fn tell_others(&self, worker: usize, event: WorkerEvent, sink: &mut dyn Sink) {
         for other in (0..self.config.workers).filter(|&other| other != worker) {
-            sink.notice(other, notice);
+            sink.event(other, event);
         }
     }
 
@@ -160,36 +160,42 @@ impl Broker {
 
     /// Encodes an announcement for sending: numbered, with the order of the latest message before
     /// it.
-    fn encode_word(&mut self, word: &Member<'_>) -> Vec<u8> {
+    fn encode_announcement(&mut self, announcement: &Member<'_>) -> Vec<u8> {
         self.members.words += 1;
         self.announced_order = self.order;
         let mut bytes = Vec::new();
-        Member { number: self.members.words, order: self.order, ..*word }.encode(&mut bytes);
+        Member { number: self.members.words, order: self.order, ..*announcement }
+            .encode(&mut bytes);
         bytes
     }
 
     /// Announces this node's order if much was published since the last announcement.
     pub(super) fn announce_order(&mut self, now_ms: u64) {
         if self.state == State::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
-            let word = self.member();
-            self.say(&word, None, now_ms);
+            let announcement = self.member();
+            self.say(&announcement, None, now_ms);
         }
     }
 
-    fn say_whole(&mut self, asks: bool, now_ms: u64) {
+    fn announce_full_state(&mut self, requests_full_state: bool, now_ms: u64) {
         let mut here = Vec::new();
         for server in &self.members.own {
             put_server(&mut here, &self.config.projects, server);
         }
-        let word = Member { is_whole: true, asks, here: Servers(&here), ..self.member() };
-        self.say(&word, None, now_ms);
+        let announcement = Member {
+            is_full_state: true,
+            requests_full_state,
+            here: Servers(&here),
+            ..self.member()
+        };
+        self.say(&announcement, None, now_ms);
         self.members.said_whole_ms = now_ms;
         self.members.is_whole_due = false;
     }
 
     /// Publishes an announcement to all nodes; `waiter`: notified once Redis has it.
-    fn say(&mut self, word: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
-        let bytes = self.encode_word(word);
+    fn say(&mut self, announcement: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
+        let bytes = self.encode_announcement(announcement);
         let deadline_ms = self.deadline_ms(now_ms);
         self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline_ms);
         self.publishing.handle_asked(self.listening.at(now_ms));
@@ -204,17 +210,17 @@ impl Broker {
         }
         let since_whole_ms = now_ms.saturating_sub(members.said_whole_ms);
         if members.is_whole_due && since_whole_ms >= WHOLE_EVERY_MS {
-            self.say_whole(false, now_ms);
+            self.announce_full_state(false, now_ms);
         } else if now_ms.saturating_sub(members.said_ms) >= SAY_EVERY_MS {
-            let word = self.member();
-            self.say(&word, None, now_ms);
+            let announcement = self.member();
+            self.say(&announcement, None, now_ms);
         }
         let is_over = |other: &Other| {
             other.has_left && now_ms.saturating_sub(other.heard_ms) > FORGET_LEFT_MS
         };
         self.members.others.retain(|_, other| !is_over(other));
         let since_ms = self.members.hears_since_ms;
-        let until_ms = self.subscriptions.read_until_ms();
+        let until_ms = self.subscribe_log.read_until_ms();
         let is_lost = |other: &Other| {
             !other.has_left && until_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS
         };
@@ -235,12 +241,13 @@ impl Broker {
         now_ms: u64,
         sink: &mut dyn Sink,
     ) -> Result<(), EnvelopeError> {
-        let word = Member::decode(payload)?;
-        let Sender { node, epoch } = word.sender;
+        let announcement = Member::decode(payload)?;
+        let Sender { node, epoch } = announcement.sender;
         if node == self.config.node {
             return Ok(());
         }
-        let heard = self.orders.announce(node, epoch, word.order, word.number, now_ms);
+        let heard =
+            self.watermarks.announce(node, epoch, announcement.order, announcement.number, now_ms);
         match heard {
             Announcement::False => {
                 let channel = self.nodes_channel.clone();
@@ -256,7 +263,7 @@ impl Broker {
             return Ok(());
         }
         let is_same = known.is_some_and(|other| other.epoch == epoch);
-        if word.leaves {
+        if announcement.is_leaving {
             let was_there = known.is_some_and(|other| !other.has_left);
             let left = Other { has_left: true, ..Other::new(epoch, now_ms) };
             self.members.others.insert(node, left);
@@ -272,10 +279,10 @@ impl Broker {
             self.members.others.insert(node, Other::new(epoch, now_ms));
             self.tell_node(node, true, sink);
         }
-        self.take_servers(&word, heard, now_ms, sink);
-        if word.asks {
+        self.take_servers(&announcement, heard, now_ms, sink);
+        if announcement.requests_full_state {
             match now_ms.saturating_sub(self.members.said_whole_ms) >= WHOLE_EVERY_MS {
-                true if self.may_publish() => self.say_whole(false, now_ms),
+                true if self.may_publish() => self.announce_full_state(false, now_ms),
                 _ => self.members.is_whole_due = true,
             }
         }
@@ -286,15 +293,15 @@ impl Broker {
     /// classified.
     fn take_servers(
         &mut self,
-        word: &Member<'_>,
+        announcement: &Member<'_>,
         heard: Announcement,
         now_ms: u64,
         sink: &mut dyn Sink,
     ) {
-        let node = word.sender.node;
+        let node = announcement.sender.node;
         let Some(other) = self.members.others.get_mut(&node) else { return };
         other.heard_ms = now_ms;
-        let is_behind = other.version.is_some_and(|version| version > word.version);
+        let is_behind = other.version.is_some_and(|version| version > announcement.version);
         match heard {
             // From an old link, and overtaken: it would undo later changes.
             Announcement::Stale if is_behind => return,
@@ -308,39 +315,41 @@ impl Broker {
             _ => {}
         }
         let Some(other) = self.members.others.get_mut(&node) else { return };
-        let here = servers_of(word, &self.config.projects);
-        let mut notices: Vec<Notice> = Vec::new();
+        let here = servers_of(announcement, &self.config.projects);
+        let mut events: Vec<WorkerEvent> = Vec::new();
         // An announcement without a change may carry the version of one that was missed.
-        let is_change = !word.here.0.is_empty() || !word.gone.0.is_empty();
-        if word.is_whole {
+        let is_change = !announcement.here.0.is_empty() || !announcement.gone.0.is_empty();
+        if announcement.is_full_state {
             let is_in = |list: &[Server], cid: Cid| list.iter().any(|server| server.cid == cid);
             let gone = other.servers.iter().filter(|server| !is_in(&here, server.cid));
-            notices.extend(gone.map(|server| Notice::ServerGone(server.cid)));
+            events.extend(gone.map(|server| WorkerEvent::ServerGone(server.cid)));
             let new = here.iter().filter(|server| !is_in(&other.servers, server.cid));
-            notices.extend(new.map(|&server| Notice::ServerHere(server)));
+            events.extend(new.map(|&server| WorkerEvent::ServerHere(server)));
             other.servers = here;
-            other.version = Some(word.version);
-        } else if is_change && other.version.is_some_and(|version| version + 1 == word.version) {
-            other.version = Some(word.version);
-            notices.extend(here.iter().map(|&server| Notice::ServerHere(server)));
+            other.version = Some(announcement.version);
+        } else if is_change
+            && other.version.is_some_and(|version| version + 1 == announcement.version)
+        {
+            other.version = Some(announcement.version);
+            events.extend(here.iter().map(|&server| WorkerEvent::ServerHere(server)));
             other.servers.extend(here);
-            for cid in word.gone {
+            for cid in announcement.gone {
                 other.servers.retain(|server| server.cid != cid);
-                notices.push(Notice::ServerGone(cid));
+                events.push(WorkerEvent::ServerGone(cid));
             }
         }
-        let misses_some = other.version != Some(word.version);
+        let misses_some = other.version != Some(announcement.version);
         let may_ask = |asked_ms: u64| now_ms.saturating_sub(asked_ms) >= WHOLE_EVERY_MS;
         if misses_some && other.asked_ms.is_none_or(may_ask) {
-            self.ask(node, now_ms);
+            self.request(node, now_ms);
         }
-        for notice in notices {
-            (0..self.config.workers).for_each(|worker| sink.notice(worker, notice));
+        for event in events {
+            (0..self.config.workers).for_each(|worker| sink.event(worker, event));
         }
     }
 
     /// Requests the full state of one node.
-    fn ask(&mut self, node: NodeId, now_ms: u64) {
+    fn request(&mut self, node: NodeId, now_ms: u64) {
         if !self.may_publish() {
             return;
         }
@@ -349,7 +358,8 @@ impl Broker {
         }
         let mut channel = Vec::new();
         self.config.names.node(&mut channel, node);
-        let bytes = self.encode_word(&Member { asks: true, ..self.member() });
+        let bytes =
+            self.encode_announcement(&Member { requests_full_state: true, ..self.member() });
         let deadline_ms = self.deadline_ms(now_ms);
         self.log.add_word(&channel, &bytes, None, deadline_ms);
         self.publishing.handle_asked(self.listening.at(now_ms));
@@ -367,7 +377,7 @@ impl Broker {
     fn tell_node(&mut self, node: NodeId, is_up: bool, sink: &mut dyn Sink) {
         self.show_nodes();
         let workers = 0..self.config.workers;
-        workers.for_each(|worker| sink.notice(worker, Notice::Node { node, is_up }));
+        workers.for_each(|worker| sink.event(worker, WorkerEvent::Node { node, is_up }));
     }
 }
 
@@ -385,10 +395,10 @@ fn put_server(list: &mut Vec<u8>, projects: &Projects, server: &Server) {
 }
 
 /// Returns the announced servers whose projects this node serves.
-fn servers_of(word: &Member<'_>, projects: &Projects) -> Vec<Server> {
+fn servers_of(announcement: &Member<'_>, projects: &Projects) -> Vec<Server> {
     let known = |server: member::Server<'_>| {
         let (project, _) = projects.find(server.pid)?;
         Some(Server { cid: server.cid, project, events: server.events })
     };
-    word.here.filter_map(|server| known(server.ok()?)).collect()
+    announcement.here.filter_map(|server| known(server.ok()?)).collect()
 }

@@ -33,7 +33,7 @@ enum What {
     /// Raises the number of `super::reservation`.
     Reservation,
     /// A canary, a repeated channel number, or an announcement of the node: it is not sent again.
-    Word(Option<Waiter>),
+    Announcement(Option<Waiter>),
     Message {
         /// `None`: the pusher was told that the outcome is unknown, or another part of the message
         /// reports it.
@@ -76,7 +76,7 @@ struct Command {
 pub enum Asked {
     Question(Question),
     Reservation,
-    Word(Option<Waiter>),
+    Announcement(Option<Waiter>),
     /// Number of messages, all of one channel: [`PublishLog::message`] returns them.
     Messages(usize),
 }
@@ -97,7 +97,7 @@ impl AskedMessage {
             What::Message { pusher, is_last_part, lives, is_abandoned, .. } => {
                 Some(Self { pusher, is_last_part, was_sent_before: lives > 0, is_abandoned })
             }
-            What::Question(_) | What::Reservation | What::Word(_) => None,
+            What::Question(_) | What::Reservation | What::Announcement(_) => None,
         }
     }
 }
@@ -209,7 +209,7 @@ impl PublishLog {
         deadline_ms: u64,
     ) {
         let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
-        self.add(channel, envelope.len(), deadline_ms, What::Word(waiter), write);
+        self.add(channel, envelope.len(), deadline_ms, What::Announcement(waiter), write);
     }
 
     fn add(
@@ -249,7 +249,7 @@ impl PublishLog {
     /// Takes the waiters of announcements, which need not wait any more.
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
         let waiter = |entry: &mut Entry| match &mut entry.what {
-            What::Word(waiter) => waiter.take(),
+            What::Announcement(waiter) => waiter.take(),
             What::Question(_) | What::Reservation | What::Message { .. } => None,
         };
         self.entries.iter_mut().filter_map(waiter).collect()
@@ -315,7 +315,7 @@ impl PublishLog {
         Some(match self.entries.front()?.what {
             What::Question(question) => Asked::Question(question),
             What::Reservation => Asked::Reservation,
-            What::Word(waiter) => Asked::Word(waiter),
+            What::Announcement(waiter) => Asked::Announcement(waiter),
             What::Message { .. } => Asked::Messages(command.entries),
         })
     }

@@ -6,7 +6,7 @@
 //! is only ever increased (INCRBY), so that two processes with one node id cannot lower it.
 
 use super::{Broker, Event, LinkError, Sink};
-use crate::state::wants::Notice;
+use crate::state::subscriptions::WorkerEvent;
 use crate::types::SnowflakeClock;
 use crate::wire::resp::{Reply, write_command};
 
@@ -137,9 +137,9 @@ impl Broker {
                 // If read again, it may be what this run has raised it to.
                 if !std::mem::replace(&mut self.reservation.has_begun, true) {
                     self.config.incarnation.begin(stored_ms);
-                    let notice = Notice::IdsBegin { used_ms: stored_ms };
+                    let event = WorkerEvent::IdsBegin { used_ms: stored_ms };
                     let workers = (0..self.config.workers).filter(|_| stored_ms > 0);
-                    workers.for_each(|worker| sink.notice(worker, notice));
+                    workers.for_each(|worker| sink.event(worker, event));
                 }
                 let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall_ms);
                 let wanted_ms = wanted_ms.unwrap_or(stored_ms);

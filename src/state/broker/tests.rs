@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
-use crate::state::wants::{Ask, Relay, Server, To};
+use crate::state::subscriptions::{BrokerRequest, Relay, Server, To};
 use crate::types::{Cid, EventSet, Incarnation, Routing};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
@@ -28,7 +28,7 @@ const KEYS: (u64, u64) = (1, 2);
 struct Said {
     delivered: Vec<(u64, String)>,
     relayed: Vec<(u64, Kind)>,
-    notices: Vec<(usize, Notice)>,
+    events: Vec<(usize, WorkerEvent)>,
     answers: Vec<(u32, Outcome)>,
     ready: Vec<usize>,
     refused: Vec<(usize, Interest)>,
@@ -47,8 +47,8 @@ impl Sink for Said {
         self.relayed.push((workers, kind));
     }
 
-    fn notice(&mut self, worker: usize, notice: Notice) {
-        self.notices.push((worker, notice));
+    fn event(&mut self, worker: usize, event: WorkerEvent) {
+        self.events.push((worker, event));
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
@@ -260,8 +260,8 @@ impl Setting {
     }
 
     fn join(&mut self, worker: usize) {
-        let ask = Ask::Join(Interest::Project(ProjectId(0)));
-        self.broker.handle_ask(worker, &ask, self.now_ms, &mut self.said);
+        let request = BrokerRequest::Join(Interest::Project(ProjectId(0)));
+        self.broker.handle_request(worker, &request, self.now_ms, &mut self.said);
     }
 }
 
@@ -364,9 +364,9 @@ fn only_workers_that_may_have_a_target_are_woken() {
     setting.talk();
     let user = |uid| user_hash(KEYS, ProjectId(0), uid);
     let (broker, said) = (&mut setting.broker, &mut setting.said);
-    broker.handle_ask(1, &Ask::UserHere(user("a")), 0, said);
-    broker.handle_ask(2, &Ask::UserHere(user("b")), 0, said);
-    broker.handle_ask(3, &Ask::UserHere(user("b")), 0, said);
+    broker.handle_request(1, &BrokerRequest::UserHere(user("a")), 0, said);
+    broker.handle_request(2, &BrokerRequest::UserHere(user("b")), 0, said);
+    broker.handle_request(3, &BrokerRequest::UserHere(user("b")), 0, said);
     let mut cids = CidsBuf::default();
     cids.push(Cid(7 << 12 | 2 << 10));
     let cids = TargetsBuf { cids: Some(cids), ..TargetsBuf::default() };
@@ -482,18 +482,18 @@ fn a_full_sink_pauses_the_reading() {
 #[test]
 fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     let mut setting = Setting::ready(1);
-    let ask = |setting: &mut Setting, interest| {
-        let ask = Ask::Join(interest);
-        setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+    let request = |setting: &mut Setting, interest| {
+        let request = BrokerRequest::Join(interest);
+        setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
     };
-    ask(&mut setting, Interest::Inbox(ProjectId(0)));
+    request(&mut setting, Interest::Inbox(ProjectId(0)));
     setting.talk();
     assert_eq!(setting.said.ready.len(), 1);
-    ask(&mut setting, Interest::Project(ProjectId(0)));
+    request(&mut setting, Interest::Project(ProjectId(0)));
     assert_eq!(setting.said.ready.len(), 1, "one of the two is not confirmed");
     setting.talk();
     assert_eq!(setting.said.ready.len(), 2);
-    ask(&mut setting, Interest::Events(ProjectId(0)));
+    request(&mut setting, Interest::Events(ProjectId(0)));
     setting.broker.handle_lost(&mut setting.said);
     assert_eq!(setting.said.ready.len(), 3, "nobody waits for a link that is lost");
 }
@@ -501,10 +501,10 @@ fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
 /// Delivers an announcement of node 9.
 fn say<'a>(setting: &mut Setting, epoch: u64, version: u64, change: impl FnOnce(&mut Member<'a>)) {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch };
-    let mut word = Member::new(sender, version);
-    change(&mut word);
+    let mut announcement = Member::new(sender, version);
+    change(&mut announcement);
     let (mut envelope, mut bytes) = (Vec::new(), Vec::new());
-    word.encode(&mut envelope);
+    announcement.encode(&mut envelope);
     message(&mut bytes, b"x:nodes", &envelope);
     setting.hear(LinkName::Subscribe, &bytes);
 }
@@ -518,14 +518,14 @@ fn here(cids: &[u64]) -> Vec<u8> {
     list
 }
 
-fn notices(setting: &mut Setting) -> Vec<String> {
-    let said = std::mem::take(&mut setting.said.notices).into_iter();
-    said.map(|(worker, notice)| match notice {
-        Notice::ServerHere(server) => format!("{worker}: {} here", server.cid),
-        Notice::ServerGone(cid) => format!("{worker}: {cid} gone"),
-        Notice::ServerKnown(cid) => format!("{worker}: {cid} known"),
-        Notice::Node { node, is_up } => format!("{worker}: node {node} {is_up}"),
-        Notice::IdsBegin { used_ms } => format!("{worker}: ids after {used_ms}"),
+fn events(setting: &mut Setting) -> Vec<String> {
+    let said = std::mem::take(&mut setting.said.events).into_iter();
+    said.map(|(worker, event)| match event {
+        WorkerEvent::ServerHere(server) => format!("{worker}: {} here", server.cid),
+        WorkerEvent::ServerGone(cid) => format!("{worker}: {cid} gone"),
+        WorkerEvent::ServerKnown(cid) => format!("{worker}: {cid} known"),
+        WorkerEvent::Node { node, is_up } => format!("{worker}: node {node} {is_up}"),
+        WorkerEvent::IdsBegin { used_ms } => format!("{worker}: ids after {used_ms}"),
     })
     .collect()
 }
@@ -547,49 +547,59 @@ fn published(setting: &mut Setting, channel: &[u8]) -> Vec<Vec<u8>> {
 fn another_nodes_business_servers_are_told_of_as_they_come_and_go() {
     let mut setting = Setting::ready(1);
     let list = here(&[5, 6]);
-    say(&mut setting, 1, 2, |word| (word.is_whole, word.here) = (true, Servers(&list)));
-    assert_eq!(notices(&mut setting), ["0: node 9 true", "0: 5 here", "0: 6 here"]);
+    say(&mut setting, 1, 2, |announcement| {
+        (announcement.is_full_state, announcement.here) = (true, Servers(&list))
+    });
+    assert_eq!(events(&mut setting), ["0: node 9 true", "0: 5 here", "0: 6 here"]);
     assert_eq!(setting.broker.nodes(), 2);
     let list = here(&[7]);
-    say(&mut setting, 1, 3, |word| word.here = Servers(&list));
+    say(&mut setting, 1, 3, |announcement| announcement.here = Servers(&list));
     say(&mut setting, 1, 3, |_| {});
     let gone = 5_u64.to_le_bytes();
-    say(&mut setting, 1, 4, |word| word.gone = Cids(&gone));
-    assert_eq!(notices(&mut setting), ["0: 7 here", "0: 5 gone"]);
+    say(&mut setting, 1, 4, |announcement| announcement.gone = Cids(&gone));
+    assert_eq!(events(&mut setting), ["0: 7 here", "0: 5 gone"]);
     let list = here(&[7, 8]);
-    say(&mut setting, 1, 9, |word| (word.is_whole, word.here) = (true, Servers(&list)));
-    assert_eq!(notices(&mut setting), ["0: 6 gone", "0: 8 here"]);
-    say(&mut setting, 2, 0, |word| word.is_whole = true);
-    assert_eq!(notices(&mut setting), ["0: node 9 false", "0: node 9 true"]);
+    say(&mut setting, 1, 9, |announcement| {
+        (announcement.is_full_state, announcement.here) = (true, Servers(&list))
+    });
+    assert_eq!(events(&mut setting), ["0: 6 gone", "0: 8 here"]);
+    say(&mut setting, 2, 0, |announcement| announcement.is_full_state = true);
+    assert_eq!(events(&mut setting), ["0: node 9 false", "0: node 9 true"]);
     say(&mut setting, 1, 9, |_| {});
-    say(&mut setting, 2, 0, |word| word.leaves = true);
+    say(&mut setting, 2, 0, |announcement| announcement.is_leaving = true);
     say(&mut setting, 2, 0, |_| {});
-    assert_eq!(notices(&mut setting), ["0: node 9 false"], "nothing comes after its last word");
+    assert_eq!(
+        events(&mut setting),
+        ["0: node 9 false"],
+        "nothing comes after its last announcement"
+    );
     assert_eq!(setting.broker.nodes(), 1);
 }
 
 #[test]
 fn whoever_missed_a_change_asks_for_everything() {
     let mut setting = Setting::ready(1);
-    say(&mut setting, 1, 2, |word| word.is_whole = true);
+    say(&mut setting, 1, 2, |announcement| announcement.is_full_state = true);
     published(&mut setting, b"");
     let list = here(&[7]);
-    say(&mut setting, 1, 4, |word| word.here = Servers(&list));
+    say(&mut setting, 1, 4, |announcement| announcement.here = Servers(&list));
     say(&mut setting, 1, 4, |_| {});
     let asked = published(&mut setting, b"x:node:9");
     assert_eq!(asked.len(), 1, "once");
-    assert!(Member::decode(&asked[0]).unwrap().asks);
-    notices(&mut setting);
-    say(&mut setting, 1, 4, |word| (word.is_whole, word.here) = (true, Servers(&list)));
-    assert_eq!(notices(&mut setting), ["0: 7 here"]);
+    assert!(Member::decode(&asked[0]).unwrap().requests_full_state);
+    events(&mut setting);
+    say(&mut setting, 1, 4, |announcement| {
+        (announcement.is_full_state, announcement.here) = (true, Servers(&list))
+    });
+    assert_eq!(events(&mut setting), ["0: 7 here"]);
     // When asked, it sends its full state.
     setting.now_ms += 100;
-    say(&mut setting, 1, 4, |word| word.asks = true);
+    say(&mut setting, 1, 4, |announcement| announcement.requests_full_state = true);
     let said = published(&mut setting, b"x:nodes");
-    assert!(said.iter().any(|word| Member::decode(word).unwrap().is_whole));
+    assert!(said.iter().any(|announcement| Member::decode(announcement).unwrap().is_full_state));
 }
 
-/// Through Redis a response arrived after the notice that its business server was gone, and the
+/// Through Redis a response arrived after the event that its business server was gone, and the
 /// client received that error instead.
 #[test]
 fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
@@ -601,8 +611,8 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
         let mut parcel = Vec::new();
         Response { id, client, server, pid, answer: Answer::Gone }.encode(sender, &mut parcel);
         let to = To::Holder { project: ProjectId(0), cid: client };
-        let ask = Ask::Relay(Relay { to, parcel });
-        setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+        let request = BrokerRequest::Relay(Relay { to, parcel });
+        setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
         assert_eq!(std::mem::take(&mut setting.said.relayed), expected);
     }
 }
@@ -613,29 +623,33 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
 fn a_word_that_was_overtaken_takes_nothing_back() {
     let mut setting = Setting::ready(1);
     let (before, after) = (here(&[5]), here(&[5, 6]));
-    say(&mut setting, 1, 2, |word| (word.is_whole, word.here) = (true, Servers(&after)));
-    notices(&mut setting);
+    say(&mut setting, 1, 2, |announcement| {
+        (announcement.is_full_state, announcement.here) = (true, Servers(&after))
+    });
+    events(&mut setting);
     published(&mut setting, b"");
-    say(&mut setting, 1, 1, |word| (word.is_whole, word.here) = (true, Servers(&before)));
+    say(&mut setting, 1, 1, |announcement| {
+        (announcement.is_full_state, announcement.here) = (true, Servers(&before))
+    });
     say(&mut setting, 1, 1, |_| {});
-    assert_eq!(notices(&mut setting), [""; 0]);
+    assert_eq!(events(&mut setting), [""; 0]);
     assert_eq!(published(&mut setting, b"x:node:9").len(), 0, "nothing is asked");
 }
 
 #[test]
 fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     let mut setting = Setting::ready(1);
-    say(&mut setting, 1, 0, |word| word.is_whole = true);
-    notices(&mut setting);
+    say(&mut setting, 1, 0, |announcement| announcement.is_full_state = true);
+    events(&mut setting);
     setting.tick(4_900).unwrap();
-    assert_eq!(notices(&mut setting), [""; 0]);
+    assert_eq!(events(&mut setting), [""; 0]);
     // This very thread was suspended: it has not listened.
     setting.now_ms += 1_100;
     setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
     setting.talk();
-    assert_eq!(notices(&mut setting), [""; 0]);
+    assert_eq!(events(&mut setting), [""; 0]);
     setting.tick(5_100).unwrap();
-    assert_eq!(notices(&mut setting), ["0: node 9 false"]);
+    assert_eq!(events(&mut setting), ["0: node 9 false"]);
 }
 
 #[test]
@@ -650,7 +664,7 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
         parcel::Events { sender, worker: 0, pid: "p", list }.encode(&mut parcel);
         let relay = Relay { to: To::Events(ProjectId(0)), parcel };
         let now_ms = setting.now_ms;
-        setting.broker.handle_ask(0, &Ask::Relay(relay), now_ms, &mut setting.said);
+        setting.broker.handle_request(0, &BrokerRequest::Relay(relay), now_ms, &mut setting.said);
         setting.now_ms += 100;
         setting.broker.handle_open(setting.now_ms);
         setting.talk();
@@ -671,17 +685,17 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
 fn a_business_server_is_known_when_redis_has_it_or_is_away() {
     let mut setting = Setting::ready(2);
     let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
-    let ask = |setting: &mut Setting, ask: Ask| {
-        setting.broker.handle_ask(1, &ask, setting.now_ms, &mut setting.said);
+    let request = |setting: &mut Setting, request: BrokerRequest| {
+        setting.broker.handle_request(1, &request, setting.now_ms, &mut setting.said);
     };
-    ask(&mut setting, Ask::ServerHere(server(5)));
-    assert_eq!(notices(&mut setting), ["0: 5 here"]);
+    request(&mut setting, BrokerRequest::ServerHere(server(5)));
+    assert_eq!(events(&mut setting), ["0: 5 here"]);
     setting.talk();
-    assert_eq!(notices(&mut setting), ["1: 5 known"]);
-    ask(&mut setting, Ask::ServerHere(server(6)));
+    assert_eq!(events(&mut setting), ["1: 5 known"]);
+    request(&mut setting, BrokerRequest::ServerHere(server(6)));
     setting.broker.handle_lost(&mut setting.said);
-    assert_eq!(notices(&mut setting), ["0: 6 here", "1: 6 known"]);
-    ask(&mut setting, Ask::ServerHere(server(7)));
-    ask(&mut setting, Ask::ServerGone(Cid(5)));
-    assert_eq!(notices(&mut setting), ["0: 7 here", "1: 7 known", "0: 5 gone"]);
+    assert_eq!(events(&mut setting), ["0: 6 here", "1: 6 known"]);
+    request(&mut setting, BrokerRequest::ServerHere(server(7)));
+    request(&mut setting, BrokerRequest::ServerGone(Cid(5)));
+    assert_eq!(events(&mut setting), ["0: 7 here", "1: 7 known", "0: 5 gone"]);
 }

@@ -115,13 +115,13 @@ impl Broker {
     pub(super) fn ping_for_room(&mut self, now_ms: u64) {
         let Transit { unseen_bytes, window_bytes, .. } = self.transit;
         let is_urgent = unseen_bytes > window_bytes / 2 || self.is_held_back();
-        if unseen_bytes > 0 && is_urgent && self.subscriptions.is_ping_due(now_ms, true) {
+        if unseen_bytes > 0 && is_urgent && self.subscribe_log.is_ping_due(now_ms, true) {
             self.ping_subscribing(now_ms);
         }
     }
 
     pub(super) fn ping_subscribing(&mut self, now_ms: u64) {
-        self.subscriptions.ping(&mut self.subscribing, now_ms);
+        self.subscribe_log.ping(&mut self.subscribing, now_ms);
         self.subscribing.handle_asked(self.listening.at(now_ms));
         self.transit.handle_pinged();
     }

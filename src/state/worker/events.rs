@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::state::projects::ProjectId;
-use crate::state::wants::{Ask, Relay, To};
+use crate::state::subscriptions::{BrokerRequest, Relay, To};
 use crate::types::{EventSet, NodeId};
 use crate::wire::parcel::{self, EventList, Events};
 use crate::wire::server_message::{self, Client, Detail};
@@ -13,9 +13,9 @@ const PARCEL_BYTES: usize = 64 << 10;
 
 /// Events of this loop turn for business servers elsewhere, by project.
 #[derive(Debug, Default)]
-pub(super) struct Untold(BTreeMap<ProjectId, Vec<u8>>);
+pub(super) struct PendingEvents(BTreeMap<ProjectId, Vec<u8>>);
 
-impl Untold {
+impl PendingEvents {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -57,7 +57,7 @@ impl Worker {
 
     fn tell_others(&mut self, project: ProjectId, kind: EventSet, text: &[u8]) {
         self.config.counters.events_published.add(1);
-        let list = self.untold.0.entry(project).or_default();
+        let list = self.pending_events.0.entry(project).or_default();
         parcel::add_event(list, kind, |out| out.extend_from_slice(text));
         if list.len() >= PARCEL_BYTES {
             let list = std::mem::take(list);
@@ -67,7 +67,7 @@ impl Worker {
 
     /// Sends the events collected for business servers elsewhere.
     pub(super) fn send_untold(&mut self) {
-        for (project, list) in std::mem::take(&mut self.untold.0) {
+        for (project, list) in std::mem::take(&mut self.pending_events.0) {
             if !list.is_empty() {
                 self.send_events(project, &list);
             }
@@ -79,7 +79,8 @@ impl Worker {
         let mut bytes = Vec::with_capacity(list.len() + 128);
         let (sender, worker) = (self.sender(), self.config.worker as u8);
         Events { sender, worker, pid, list: EventList(list) }.encode(&mut bytes);
-        self.wants.tell(Ask::Relay(Relay { to: To::Events(project), parcel: bytes }));
+        self.subscriptions
+            .tell(BrokerRequest::Relay(Relay { to: To::Events(project), parcel: bytes }));
     }
 
     /// Handles events of another worker. This worker's own were already delivered here.

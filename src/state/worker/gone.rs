@@ -2,7 +2,7 @@
 
 use super::servers::Leaving;
 use super::{Note, Worker};
-use crate::state::wants::Ask;
+use crate::state::subscriptions::BrokerRequest;
 use crate::types::Cid;
 use crate::wire::parcel::Answer;
 
@@ -34,7 +34,7 @@ impl Worker {
                 }
                 Leaving::Forgotten => {}
                 // After the answers, so that those who may ask another server get them first.
-                Leaving::Done(cid) => self.wants.tell(Ask::ServerGone(cid)),
+                Leaving::Done(cid) => self.subscriptions.tell(BrokerRequest::ServerGone(cid)),
             }
         }
         while self.answers_left > 0

@@ -53,7 +53,7 @@ impl Default for Pushes {
 struct Push {
     project: u32,
     /// Its number; `None`: matching has not begun.
-    stamp: Option<u32>,
+    visit_epoch: Option<u32>,
     place: Option<Place>,
     frame: PushFrame,
     outcome: PushOutcome,
@@ -158,10 +158,10 @@ impl Worker {
     fn match_push(&mut self, push: &mut Push, envelope: &Envelope<'_>) -> bool {
         let expires_ms = envelope.expires_ms().unwrap_or(0);
         let is_expired = expires_ms != 0 && expires_ms <= self.now_ms;
-        let stamp = *push.stamp.get_or_insert_with(|| {
-            // No connection carries this stamp: the sweep ensures that none is carried for long.
-            self.stamp = self.stamp.wrapping_add(1);
-            self.stamp
+        let visit_epoch = *push.visit_epoch.get_or_insert_with(|| {
+            // No connection carries this epoch: the sweep ensures that none is carried for long.
+            self.visit_epoch = self.visit_epoch.wrapping_add(1);
+            self.visit_epoch
         });
         let (batch, budget) = (&mut self.open, &self.budget);
         let (grown, without_room) = (&mut self.grown, &mut self.without_room);
@@ -173,8 +173,12 @@ impl Worker {
         let mut matched = 0;
         let mut over_limit: Vec<u32> = Vec::new();
         let (limit, max_bytes) = (self.outbox_limit, self.config.worker_outbox_bytes);
-        let search =
-            Search { project: push.project, targets: &envelope.targets, stamp, from: push.place };
+        let search = Search {
+            project: push.project,
+            targets: &envelope.targets,
+            visit_epoch,
+            from: push.place,
+        };
         let each = |slot: u32, connection: &mut _| {
             matched += 1;
             if is_expired {

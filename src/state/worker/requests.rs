@@ -5,7 +5,7 @@ use crate::state::connection::Phase;
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
-use crate::state::wants::{Ask, Relay, To, Unsent};
+use crate::state::subscriptions::{BrokerRequest, Relay, To, Unsent};
 use crate::types::{Cid, ConnKey, MessageId};
 use crate::wire::message;
 use crate::wire::parcel::{self, Answer, Cancel, Parcel, Request, Response};
@@ -303,7 +303,7 @@ impl Worker {
         // After the events of its client: the server must know whom it answers.
         self.send_untold();
         let to = To::Holder { project, cid: server };
-        self.wants.tell(Ask::Relay(Relay { to, parcel }));
+        self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
     }
 
     /// Handles a response. It counts only from the connection that was asked.
@@ -411,7 +411,7 @@ impl Worker {
             let mut parcel = Vec::new();
             Cancel::encode_of(self.sender(), (server, client, pid), &ids, &mut parcel);
             let to = To::Holder { project, cid: server };
-            self.wants.tell(Ask::Relay(Relay { to, parcel }));
+            self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
         }
         self.is_overdue |= self.requests.has_ended();
     }

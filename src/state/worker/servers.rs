@@ -3,7 +3,7 @@
 use super::{Note, Worker};
 use crate::state::counters::LostAnswer;
 use crate::state::projects::ProjectId;
-use crate::state::wants::{Ask, Listener, Notice, Relay, Server, To};
+use crate::state::subscriptions::{BrokerRequest, Listener, Relay, Server, To, WorkerEvent};
 use crate::types::{Cid, ConnKey, EventSet, MessageId};
 use crate::wire::message::{self, Kind};
 use crate::wire::parcel::{Answer, Cancel, Parcel, Request, Response};
@@ -230,7 +230,7 @@ impl Worker {
         self.own_servers.all.insert(cid, own);
         self.own_servers.by_project.entry(project).or_default().insert(cid);
         self.config.counters.servers.set(self.own_servers.len() as u64);
-        self.wants.tell(Ask::ServerHere(server));
+        self.subscriptions.tell(BrokerRequest::ServerHere(server));
         if unknown_to == 0 {
             self.welcome_server(cid);
         }
@@ -279,7 +279,7 @@ impl Worker {
         self.registry.remove(cid);
         self.show_known();
         let hears_events = events.meets(EventSet::OF_CLIENTS);
-        self.wants.leave(project, Listener::Server { hears_events });
+        self.subscriptions.leave(project, Listener::Server { hears_events });
         self.own_servers.leaving.push_back(own);
         self.answer_for_gone();
     }
@@ -369,7 +369,7 @@ impl Worker {
         let mut parcel = Vec::new();
         response.encode(self.sender(), &mut parcel);
         let to = To::Holder { project, cid: client };
-        self.wants.tell(Ask::Relay(Relay { to, parcel }));
+        self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
     }
 
     // Messages from it.
@@ -448,24 +448,24 @@ impl Worker {
         self.owe(slot, frame);
     }
 
-    /// Handles a notice of the broker or another worker.
-    pub fn handle_notice(&mut self, notice: Notice, now_ms: u64) {
+    /// Handles an event from the broker or another worker.
+    pub fn handle_worker_event(&mut self, event: WorkerEvent, now_ms: u64) {
         self.now_ms = now_ms;
-        match notice {
-            Notice::ServerHere(server) => {
+        match event {
+            WorkerEvent::ServerHere(server) => {
                 self.registry.insert(server);
                 self.show_known();
                 if self.config.hearing.is_none() {
-                    self.wants.tell(Ask::ServerSeen(server.cid));
+                    self.subscriptions.tell(BrokerRequest::ServerSeen(server.cid));
                 }
             }
-            Notice::ServerGone(cid) => {
+            WorkerEvent::ServerGone(cid) => {
                 self.registry.remove(cid);
                 self.forget_servers(&[cid]);
             }
-            Notice::ServerKnown(cid) => self.handle_known(cid),
-            Notice::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
-            Notice::IdsBegin { used_ms } => self.handle_used_ids(used_ms),
+            WorkerEvent::ServerKnown(cid) => self.handle_known(cid),
+            WorkerEvent::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
+            WorkerEvent::IdsBegin { used_ms } => self.handle_used_ids(used_ms),
         }
     }
 }

@@ -34,9 +34,9 @@ const CROWD: u64 = 1_024;
 /// Fraction of the ping interval in which no connection of a crowd is pinged early.
 const CROWD_REST: u64 = 4;
 
-/// A stamp that is this number of messages old is renewed: after 2^32 it would equal that of a
-/// message again. The hand comes round every 4 s.
-const OLD_STAMP: u32 = 1 << 30;
+/// A visit epoch that is this number of messages old is renewed: after 2^32 it would equal that of
+/// a message again. The hand comes round every 4 s.
+const OLD_EPOCHS: u32 = 1 << 30;
 
 /// A hand that goes round the slab and visits one slice at a time. It costs a connection only
 /// `last_heard_ms` and `last_frame`, and spreads pings over its round.
@@ -177,7 +177,7 @@ impl Sweep {
         self.last_ms = now_ms;
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
         self.since_slice_ms += elapsed_ms;
-        // A tick may come slightly early: see `Core::plan_tick`.
+        // A tick may come slightly early: see `WorkerContext::plan_tick`.
         if self.since_slice_ms < self.slice_ms - self.calm_ms() / 4 {
             return;
         }
@@ -218,7 +218,7 @@ impl Worker {
             closes: CLOSES_PER_SLICE,
             ping_frame: NONE,
         };
-        self.wants.handle_tick(now_ms);
+        self.subscriptions.handle_tick(now_ms);
         self.shed_closes_left = CLOSES_PER_SLICE;
         self.close_shed();
         self.answers_left = ANSWERS_PER_SLICE;
@@ -254,7 +254,7 @@ impl Worker {
             && !self.requests.has_ended()
             && self.used_ids.is_none()
             && self.own_servers.pending() == (0, 0)
-            && !self.has_asks()
+            && !self.has_broker_requests()
     }
 
     /// Whether the last tick left work to do.
@@ -268,7 +268,7 @@ impl Worker {
     pub fn handle_clock_step(&mut self, step_ms: i64) {
         self.born_ms = self.born_ms.saturating_add_signed(step_ms);
         self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
-        self.wants.handle_clock_step(step_ms);
+        self.subscriptions.handle_clock_step(step_ms);
         self.remembered.handle_clock_step(step_ms);
         self.requests.handle_clock_step(step_ms);
         self.own_servers.handle_clock_step(step_ms);
@@ -329,9 +329,9 @@ impl Worker {
         if connection.phase != Phase::Open {
             return;
         }
-        if self.stamp.wrapping_sub(connection.stamp) > OLD_STAMP {
-            // Not the stamp of the last message, which may not have considered it yet.
-            connection.stamp = self.stamp.wrapping_sub(1);
+        if self.visit_epoch.wrapping_sub(connection.visit_epoch) > OLD_EPOCHS {
+            // Not the epoch of the last message, which may not have considered it yet.
+            connection.visit_epoch = self.visit_epoch.wrapping_sub(1);
         }
         let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
         let Ok(mut silent_ms) = u64::try_from(silent_ms) else {

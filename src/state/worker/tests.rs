@@ -4,7 +4,7 @@ use super::*;
 use crate::state::counters::{LostAnswer, Shed};
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
-use crate::state::wants::Notice;
+use crate::state::subscriptions::WorkerEvent;
 use crate::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Response, Sender};
@@ -592,12 +592,12 @@ fn what_is_copied_together_for_a_crowd_is_bounded() {
 fn clients_whose_ids_may_be_those_of_an_earlier_run_are_sent_away() {
     let mut rig = Rig::new(1_000_000, 1_000_000);
     let early = rig.connect("early");
-    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
     rig.flush();
     assert_eq!(rig.closed, [(early, Some(close::GOING_AWAY))]);
     rig.worker.config.incarnation.begin(NOW_MS + 5_000);
     rig.connect("late");
-    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
     rig.flush();
     assert_eq!((rig.closed.len(), rig.worker.connections()), (1, 1));
     rig.worker.check();
@@ -609,7 +609,7 @@ fn very_many_clients_of_an_earlier_run_go_in_slices_and_are_nobody_from_the_firs
     let mut rig = Rig::new(1_000_000, 1_000_000);
     let slots: Vec<u32> = (0..500).map(|_| rig.connect("early")).collect();
     let last = rig.worker.cid(slots[499]).unwrap();
-    rig.worker.handle_notice(Notice::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::IdsBegin { used_ms: NOW_MS + 5_000 }, NOW_MS);
     assert_eq!(rig.worker.directory.connection(&rig.worker.connections, last), None);
     let mut slices = 1;
     while rig.worker.is_overdue() {
@@ -633,10 +633,10 @@ fn very_many_clients_of_an_earlier_run_go_in_slices_and_are_nobody_from_the_firs
 fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
     let mut rig = Rig::new(1_000_000, 1_000_000);
     let slot = rig.connect("u");
-    let seen = rig.worker.connections[slot as usize].stamp;
+    let seen = rig.worker.connections[slot as usize].visit_epoch;
     let mut now_ms = NOW_MS;
     for quarter in 1..=4 {
-        rig.worker.stamp = seen.wrapping_add(quarter << 30).wrapping_sub(1);
+        rig.worker.visit_epoch = seen.wrapping_add(quarter << 30).wrapping_sub(1);
         // A full round of the sweep, including its pings.
         for _ in 0..100 {
             now_ms += 50;
@@ -646,6 +646,6 @@ fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
     }
     rig.flush();
     rig.push("u", 10, 0);
-    assert_eq!(rig.worker.stamp, seen);
-    assert_eq!(rig.flush().len(), 1, "the push of the stamp that it once had");
+    assert_eq!(rig.worker.visit_epoch, seen);
+    assert_eq!(rig.flush().len(), 1, "the push of the visit_epoch that it once had");
 }

@@ -22,7 +22,7 @@ pub struct Happening {
 
 /// A client, from its welcome to its end.
 #[derive(Debug)]
-pub struct Life {
+pub struct History {
     pub pid: &'static str,
     pub uid: String,
     pub device: String,
@@ -34,15 +34,15 @@ pub struct Life {
 
 #[derive(Debug, Default)]
 pub struct Events {
-    pub lives: BTreeMap<u64, Life>,
+    pub histories: BTreeMap<u64, History>,
     /// Events since the last look: the client, and the event's sequence number.
     pub fresh: Vec<(u64, usize)>,
 }
 
 impl Events {
     /// Adds a client.
-    pub fn begin(&mut self, cid: u64, life: Life) {
-        assert!(self.lives.insert(cid, life).is_none(), "client id {cid} came twice");
+    pub fn begin(&mut self, cid: u64, history: History) {
+        assert!(self.histories.insert(cid, history).is_none(), "client id {cid} came twice");
     }
 
     /// `detail`: the name and value of a member.
@@ -54,21 +54,21 @@ impl Events {
         at_ms: u64,
         told_to: Vec<u64>,
     ) -> usize {
-        let life = self.lives.get_mut(&cid).unwrap();
+        let history = self.histories.get_mut(&cid).unwrap();
         let mut said = json!({
-            "type": name_of(kind), "client_id": cid.to_string(), "uid": life.uid,
-            "device": life.device, "node": life.node,
+            "type": name_of(kind), "client_id": cid.to_string(), "uid": history.uid,
+            "device": history.device, "node": history.node,
         });
         if let Some((member, value)) = detail {
             said[member] = value;
         }
-        life.happenings.push(Happening { kind, at_ms, said, told_to });
-        self.fresh.push((cid, life.happenings.len() - 1));
-        life.happenings.len() - 1
+        history.happenings.push(Happening { kind, at_ms, said, told_to });
+        self.fresh.push((cid, history.happenings.len() - 1));
+        history.happenings.len() - 1
     }
 
     pub fn get(&self, cid: u64, index: usize) -> &Happening {
-        &self.lives[&cid].happenings[index]
+        &self.histories[&cid].happenings[index]
     }
 
     /// Returns whether a text contains exactly this event.
@@ -116,7 +116,7 @@ impl Events {
     /// before `from`.
     pub fn find(&self, text: &Value, from: impl Fn(u64) -> usize) -> Option<(u64, usize)> {
         let cid: u64 = text["client_id"].as_str()?.parse().ok()?;
-        let count = self.lives.get(&cid)?.happenings.len();
+        let count = self.histories.get(&cid)?.happenings.len();
         let is_it = |index: &usize| {
             !self.get(cid, *index).told_to.is_empty() && self.is_told(cid, *index, text)
         };

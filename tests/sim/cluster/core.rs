@@ -3,7 +3,7 @@
 
 use super::servers::{BegunPush, Socket};
 use super::truth::Truth;
-use super::{DEVICES, Life, Model, Owed, Person, Push, Receiver, UIDS, World};
+use super::{DEVICES, History, Model, Owed, Person, Push, Receiver, UIDS, World};
 use crate::business::SentPush;
 use crate::checks::take_rest;
 use serde_json::json;
@@ -15,7 +15,7 @@ use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::REMEMBER_MS;
 use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::servers::Loads;
-use ws_cluster::state::wants::{Ask, Interest, Notice, Server};
+use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Server, WorkerEvent};
 use ws_cluster::state::{Admission, Identity, Role, Sealed, Worker};
 use ws_cluster::types::{Cid, ConnKey, EventSet};
 use ws_cluster::wire::envelope::Envelope;
@@ -23,10 +23,10 @@ use ws_cluster::wire::publication::Publication;
 use ws_cluster::wire::websocket::Message;
 
 /// A message from a broker to a worker.
-pub enum Word {
+pub enum InboxItem {
     Deliver(Rc<[u8]>),
     Relay(Rc<[u8]>),
-    Notice(Notice),
+    Event(WorkerEvent),
     Answer(u32, Outcome),
     Ready(Interest),
     Canary,
@@ -35,7 +35,7 @@ pub enum Word {
 /// A message from a worker to its broker.
 pub enum ToBroker {
     Publish(Publication, u32),
-    Ask(Ask),
+    BrokerRequest(BrokerRequest),
     CanarySeen,
 }
 
@@ -91,7 +91,7 @@ pub struct Core {
     waiting: Vec<(Interest, Guest)>,
     pub to_broker: VecDeque<ToBroker>,
     /// From the broker.
-    pub inbox: VecDeque<(u64, Word)>,
+    pub inbox: VecDeque<(u64, InboxItem)>,
     /// When a push first arrived here, by key.
     keys: BTreeMap<usize, u64>,
 }
@@ -176,7 +176,7 @@ impl Core {
         };
         assert!(self.clients.insert(cid, client).is_none(), "client id {cid} came twice");
         let (worker, uid, device) = (self.index, uid.to_string(), device.to_string());
-        let life = Life {
+        let life = History {
             pid,
             uid: uid.clone(),
             device: device.clone(),
@@ -237,7 +237,7 @@ impl Core {
     /// Sends the open batch. The caller must already have forwarded this worker's requests to the
     /// broker.
     pub fn flush(&mut self, world: &mut World) {
-        assert!(!self.worker.has_asks());
+        assert!(!self.worker.has_broker_requests());
         let mut sealed = Sealed::default();
         self.worker.match_more(world.now_ms, |_| {});
         self.worker.seal(&mut sealed);
@@ -307,26 +307,32 @@ impl Core {
 
     /// Returns whether the broker has received everything.
     pub fn has_told_all(&self) -> bool {
-        self.to_broker.is_empty() && !self.worker.has_asks()
+        self.to_broker.is_empty() && !self.worker.has_broker_requests()
     }
 
     // What the broker sends.
 
-    pub fn handle_word(&mut self, word: Word, world: &mut World, model: &mut Model, home: Home) {
-        match word {
-            Word::Deliver(bytes) => {
+    pub fn handle_item(
+        &mut self,
+        item: InboxItem,
+        world: &mut World,
+        model: &mut Model,
+        home: Home,
+    ) {
+        match item {
+            InboxItem::Deliver(bytes) => {
                 let envelope = Envelope::decode(&bytes).unwrap();
                 self.handle_envelope(&envelope, world.now_ms, &world.truth, model);
                 self.notice_ends(world);
             }
-            Word::Relay(parcel) => self.handle_parcel(&parcel, world, home),
-            Word::Notice(notice) => self.handle_notice(notice, world, home),
-            Word::Answer(ticket, outcome) => {
+            InboxItem::Relay(parcel) => self.handle_parcel(&parcel, world, home),
+            InboxItem::Event(event) => self.handle_worker_event(event, world, home),
+            InboxItem::Answer(ticket, outcome) => {
                 world.log.note(format!("node {}: ticket {ticket} {outcome:?}", home.number));
                 world.truth.tell(home.node, home.epoch, ticket);
                 self.finish_pushes(Some((ticket, outcome)), world);
             }
-            Word::Ready(interest) => {
+            InboxItem::Ready(interest) => {
                 self.worker.handle_ready(&interest);
                 let waiting = std::mem::take(&mut self.waiting);
                 for (wanted, guest) in waiting {
@@ -336,7 +342,7 @@ impl Core {
                     }
                 }
             }
-            Word::Canary => self.to_broker.push_back(ToBroker::CanarySeen),
+            InboxItem::Canary => self.to_broker.push_back(ToBroker::CanarySeen),
         }
     }
 

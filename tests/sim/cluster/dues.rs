@@ -79,8 +79,8 @@ impl Cluster {
         if !listener.is_clean_since(at_ms) || self.world.refused_ms >= at_ms {
             return Verdict::Excused;
         }
-        let life = &business.events.lives[&client];
-        let (node, epoch) = (usize::from(life.node) - 7, life.epoch);
+        let history = &business.events.histories[&client];
+        let (node, epoch) = (usize::from(history.node) - 7, history.epoch);
         let teller = self.nodes[node].as_ref().ok().filter(|node| node.home.epoch == epoch);
         let settled_ms = now_ms - ARRIVED_MS;
         let has_told = match (teller, self.departures.get(&(node, epoch))) {

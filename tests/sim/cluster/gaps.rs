@@ -118,8 +118,8 @@ impl Heard {
         if matches!(header.kind, Kind::Canary | Kind::Member) {
             return false;
         }
-        let life = (header.origin, header.epoch);
-        let known = channel.origins.get(&life).map(|known| known.last);
+        let incarnation = (header.origin, header.epoch);
+        let known = channel.origins.get(&incarnation).map(|known| known.last);
         let is_new = known.is_none_or(|last| header.seq > last);
         if !is_new {
             return false;
@@ -128,13 +128,14 @@ impl Heard {
         let mut is_late = false;
         if !is_tail {
             // An incarnation that another one has followed is too old to be late.
-            let is_latest = self.orders.keys().all(|one| one.0 != life.0 || one.1 <= life.1);
-            let order = self.orders.entry(life).or_default();
+            let is_latest =
+                self.orders.keys().all(|one| one.0 != incarnation.0 || one.1 <= incarnation.1);
+            let order = self.orders.entry(incarnation).or_default();
             is_late = is_latest && header.order <= *order;
             *order = header.order.max(*order);
         }
         let is_base = known.is_none();
-        let known = channel.origins.entry(life).or_insert(Known {
+        let known = channel.origins.entry(incarnation).or_insert(Known {
             base: header.seq - u64::from(is_late),
             last: header.seq,
             arrived: 0,

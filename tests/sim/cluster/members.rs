@@ -9,7 +9,7 @@ use crate::business::Profile;
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
 use ws_cluster::state::drain::{Drain, DrainStep};
-use ws_cluster::state::wants::Notice;
+use ws_cluster::state::subscriptions::WorkerEvent;
 use ws_cluster::types::EventSet;
 
 /// Time after both nodes are up within which they know everything of each other: each announces its
@@ -91,8 +91,8 @@ impl Views {
 
 impl Node {
     /// Handles a broker's notification of a worker; all workers get the same ones about nodes.
-    pub fn view(&mut self, worker: usize, notice: Notice) {
-        if let Notice::Node { node, is_up } = notice
+    pub fn view(&mut self, worker: usize, event: WorkerEvent) {
+        if let WorkerEvent::Node { node, is_up } = event
             && worker == 0
         {
             self.views.tell(node.value(), is_up);

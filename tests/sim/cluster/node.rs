@@ -1,8 +1,7 @@
 //! A node: a broker, its workers, the channels between them, and what keeps its links open. What
-//! `io::queue`, `io::port`, `io::near` and `io::transport` do with sockets and threads is done here
-//! with time.
+//! `io::broker` and `io::transport` do with sockets and threads is done here with time.
 
-use super::core::{Core, Home, ToBroker, Word};
+use super::core::{Core, Home, InboxItem, ToBroker};
 use super::gaps::Heard;
 use super::members::Views;
 use super::redis::{Delivery, Owner};
@@ -19,7 +18,7 @@ use ws_cluster::state::drain::Drain;
 use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::router::{QueueState, Router};
 use ws_cluster::state::servers::Loads;
-use ws_cluster::state::wants::{Ask, Interest, Notice, Relay};
+use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
 use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, Kind};
@@ -27,7 +26,7 @@ use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
 
 const LINKS: [LinkName; 2] = [LinkName::Publish, LinkName::Subscribe];
-/// As in `io::queue`.
+/// As in `io::broker::driver`.
 const TICK_MS: u64 = 50;
 const BACKOFF_MS: u64 = 100;
 const MAX_BACKOFF_MS: u64 = 2_000;
@@ -85,7 +84,7 @@ pub struct Node {
 
 /// The broker's messages, which are handled once it has sent them all.
 struct Words {
-    list: Vec<(usize, Word)>,
+    list: Vec<(usize, InboxItem)>,
     room: usize,
 }
 
@@ -95,7 +94,7 @@ impl Sink for Words {
         while workers != 0 {
             let worker = workers.trailing_zeros() as usize;
             workers &= workers - 1;
-            self.list.push((worker, Word::Deliver(bytes.clone())));
+            self.list.push((worker, InboxItem::Deliver(bytes.clone())));
         }
     }
 
@@ -104,20 +103,20 @@ impl Sink for Words {
         while workers != 0 {
             let worker = workers.trailing_zeros() as usize;
             workers &= workers - 1;
-            self.list.push((worker, Word::Relay(parcel.clone())));
+            self.list.push((worker, InboxItem::Relay(parcel.clone())));
         }
     }
 
-    fn notice(&mut self, worker: usize, notice: Notice) {
-        self.list.push((worker, Word::Notice(notice)));
+    fn event(&mut self, worker: usize, event: WorkerEvent) {
+        self.list.push((worker, InboxItem::Event(event)));
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
-        self.list.push((pusher.worker, Word::Answer(pusher.ticket, outcome)));
+        self.list.push((pusher.worker, InboxItem::Answer(pusher.ticket, outcome)));
     }
 
     fn ready(&mut self, worker: usize, interest: &Interest) {
-        self.list.push((worker, Word::Ready(interest.clone())));
+        self.list.push((worker, InboxItem::Ready(interest.clone())));
     }
 
     fn refuse(&mut self, _worker: usize, interest: &Interest) {
@@ -126,7 +125,7 @@ impl Sink for Words {
 
     fn canary(&mut self) {
         // For every worker: see `Node::dispatch`.
-        self.list.push((usize::MAX, Word::Canary));
+        self.list.push((usize::MAX, InboxItem::Canary));
     }
 
     fn has_room(&self) -> bool {
@@ -265,9 +264,9 @@ impl Node {
     fn work(&mut self, worker: usize, world: &mut World) {
         while let Some((due_ms, _)) = self.cores[worker].inbox.front()
             && *due_ms <= world.now_ms
-            && let Some((_, word)) = self.cores[worker].inbox.pop_front()
+            && let Some((_, item)) = self.cores[worker].inbox.pop_front()
         {
-            self.handle_word(worker, word, world);
+            self.handle_item(worker, item, world);
         }
         self.cores[worker].serve_sockets(world);
         // What a tick left undone is due at once, slice by slice.
@@ -292,8 +291,8 @@ impl Node {
         }
     }
 
-    fn handle_word(&mut self, worker: usize, word: Word, world: &mut World) {
-        self.cores[worker].handle_word(word, world, &mut self.model, self.home);
+    fn handle_item(&mut self, worker: usize, item: InboxItem, world: &mut World) {
+        self.cores[worker].handle_item(item, world, &mut self.model, self.home);
     }
 
     pub fn connect(&mut self, worker: usize, world: &mut World) {
@@ -317,18 +316,20 @@ impl Node {
     fn forward_asks(&mut self, worker: usize, world: &mut World) {
         let node = NodeId::new(self.home.number).unwrap();
         let router = Router::new(node, worker, self.cores.len());
-        while self.cores[worker].worker.has_asks() {
-            for ask in self.cores[worker].worker.take_asks() {
-                if let Ask::Relay(relay) = &ask {
+        while self.cores[worker].worker.has_broker_requests() {
+            for request in self.cores[worker].worker.take_broker_requests() {
+                if let BrokerRequest::Relay(relay) = &request {
                     see_request(relay, world);
                 }
                 let queue = QueueState { is_down: self.is_down, max_bytes: usize::MAX };
-                match (router.unsent(&ask, queue), ask) {
-                    (Some(why), Ask::Relay(relay)) => {
+                match (router.unsent(&request, queue), request) {
+                    (Some(why), BrokerRequest::Relay(relay)) => {
                         self.cores[worker].handle_unsent(&relay, why, world);
                     }
-                    (_, ask) if self.is_alone() => self.ask(worker, &ask, world),
-                    (_, ask) => self.cores[worker].to_broker.push_back(ToBroker::Ask(ask)),
+                    (_, request) if self.is_alone() => self.request(worker, &request, world),
+                    (_, request) => {
+                        self.cores[worker].to_broker.push_back(ToBroker::BrokerRequest(request))
+                    }
                 }
             }
         }
@@ -360,38 +361,43 @@ impl Node {
     /// Handles what the workers have sent so far.
     fn hear(&mut self, world: &mut World) {
         for worker in 0..self.cores.len() {
-            while let Some(word) = self.cores[worker].to_broker.pop_front() {
-                match word {
+            while let Some(message) = self.cores[worker].to_broker.pop_front() {
+                match message {
                     ToBroker::Publish(publication, ticket) => {
                         let mut words = Words { list: Vec::new(), room: usize::MAX };
                         let (now_ms, pusher) = (world.now_ms, Pusher { worker, ticket });
                         self.broker.handle_publish(&publication, pusher, now_ms, &mut words);
                         self.dispatch(words, world);
                     }
-                    ToBroker::Ask(ask) => self.ask(worker, &ask, world),
+                    ToBroker::BrokerRequest(request) => self.request(worker, &request, world),
                     ToBroker::CanarySeen => self.broker.handle_canary_seen(worker),
                 }
             }
         }
     }
 
-    fn ask(&mut self, worker: usize, ask: &Ask, world: &mut World) {
-        match ask {
-            Ask::Join(interest) => {
+    fn request(&mut self, worker: usize, request: &BrokerRequest, world: &mut World) {
+        match request {
+            BrokerRequest::Join(interest) => {
                 self.names(interest, world).iter().for_each(|name| self.heard.join(name, worker));
                 let key = (worker, format!("{interest:?}"));
                 assert!(self.asked.insert(key, world.now_ms).is_none(), "asked twice");
             }
-            Ask::Leave(interest) => {
+            BrokerRequest::Leave(interest) => {
                 self.names(interest, world).iter().for_each(|name| self.heard.leave(name, worker));
             }
             _ => {}
         }
-        if !matches!(ask, Ask::UserHere(_) | Ask::UserGone(_) | Ask::Relay(_)) {
-            world.log.note(format!("node {}: worker {worker} asks {ask:?}", self.home.number));
+        if !matches!(
+            request,
+            BrokerRequest::UserHere(_) | BrokerRequest::UserGone(_) | BrokerRequest::Relay(_)
+        ) {
+            world
+                .log
+                .note(format!("node {}: worker {worker} requests {request:?}", self.home.number));
         }
         let mut words = Words { list: Vec::new(), room: usize::MAX };
-        self.broker.handle_ask(worker, ask, world.now_ms, &mut words);
+        self.broker.handle_request(worker, request, world.now_ms, &mut words);
         self.dispatch(words, world);
     }
 
@@ -444,36 +450,36 @@ impl Node {
                 other => panic!("{other:?}"),
             }
         }
-        for (worker, word) in words.list {
-            if let Word::Ready(interest) = &word {
+        for (worker, item) in words.list {
+            if let InboxItem::Ready(interest) = &item {
                 let key = (worker, format!("{interest:?}"));
                 assert!(self.asked.remove(&key).is_some(), "{key:?} is ready, and was not asked");
             }
-            if let Word::Answer(ticket, outcome) = &word {
+            if let InboxItem::Answer(ticket, outcome) = &item {
                 let Home { node, epoch, .. } = self.home;
                 world.truth.decide(node, epoch, *ticket, *outcome, world.now_ms);
             }
-            if let Word::Notice(notice) = word {
-                self.view(worker, notice);
+            if let InboxItem::Event(event) = item {
+                self.view(worker, event);
             }
             if worker != usize::MAX {
-                self.tell(worker, word, world);
+                self.tell(worker, item, world);
                 continue;
             }
             for worker in 0..self.cores.len() {
-                self.tell(worker, Word::Canary, world);
+                self.tell(worker, InboxItem::Canary, world);
             }
         }
     }
 
-    fn tell(&mut self, worker: usize, word: Word, world: &mut World) {
+    fn tell(&mut self, worker: usize, item: InboxItem, world: &mut World) {
         if self.is_alone() {
-            return self.handle_word(worker, word, world);
+            return self.handle_item(worker, item, world);
         }
         let delay_ms = if world.rng.chance(70) { 0 } else { world.rng.number() % 60 };
         let inbox = &mut self.cores[worker].inbox;
         let last_ms = inbox.back().map_or(0, |(due_ms, _)| *due_ms);
-        inbox.push_back((last_ms.max(world.now_ms + delay_ms), word));
+        inbox.push_back((last_ms.max(world.now_ms + delay_ms), item));
     }
 
     fn tick(&mut self, world: &mut World) {

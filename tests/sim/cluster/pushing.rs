@@ -39,9 +39,9 @@ impl Cluster {
 
     pub fn push_some(&mut self) {
         let nodes = &self.nodes;
-        let lives =
+        let histories =
             |one: &Pusher| nodes[one.node].as_ref().is_ok_and(|node| node.home.epoch == one.epoch);
-        self.pushers.retain(lives);
+        self.pushers.retain(histories);
         if self.pushers.is_empty() {
             return;
         }

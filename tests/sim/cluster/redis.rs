@@ -402,7 +402,7 @@ impl Redis {
         let is_refused = rng.chance(self.refused_percent);
         let is_late = id < *newest;
         let is_last_word = headers[0].kind == Kind::Member
-            && Member::decode(envelopes[0]).expect("a word of a node").leaves;
+            && Member::decode(envelopes[0]).expect("an announcement of a node").is_leaving;
         let both = headers.iter().zip(envelopes);
         self.executions.extend(both.map(|(&header, envelope)| Execution {
             owner: link.owner,

@@ -8,7 +8,7 @@ use crate::business::{Profile, Said, SentPush, Server, Told, random_events};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use ws_cluster::state::broker::Outcome;
-use ws_cluster::state::wants::{Notice, Relay, Unsent};
+use ws_cluster::state::subscriptions::{Relay, Unsent, WorkerEvent};
 use ws_cluster::state::{CloseCause, CloseRequest, Role, ServerPush};
 use ws_cluster::types::{Cid, ConnKey, EventSet, MessageId, SnowflakeClock};
 use ws_cluster::wire::parcel::{Answer, Events, Parcel, Response};
@@ -263,13 +263,13 @@ impl Core {
         let requests = &mut world.business.requests;
         let echo = requests.echo(client, &mut world.rng);
         let Home { node, epoch, .. } = home;
-        let life = &world.business.events.lives[&client];
-        let (pid, worker) = (life.pid, self.index);
+        let history = &world.business.events.histories[&client];
+        let (pid, worker) = (history.pid, self.index);
         let number = requests.begin(Request {
             client,
             pid,
-            uid: life.uid.clone(),
-            device: life.device.clone(),
+            uid: history.uid.clone(),
+            device: history.device.clone(),
             node,
             epoch,
             worker,
@@ -279,7 +279,7 @@ impl Core {
             ..Request::default()
         });
         let text = requests.text(number);
-        world.log.note(format!("{client} asks {text:.200}"));
+        world.log.note(format!("{client} requests {text:.200}"));
         let candidates = self.candidates(pid, home);
         let before = (self.loads.in_flight(), self.worker.pending_requests().unwritten);
         let slot = self.clients[&client].key.slot;
@@ -309,7 +309,7 @@ impl Core {
 
     /// Returns the business servers of other workers that must receive such an event.
     fn told_to(&self, pid: &str, kind: EventSet) -> Vec<u64> {
-        let wants = |known: &&ws_cluster::state::wants::Server| {
+        let wants = |known: &&ws_cluster::state::subscriptions::Server| {
             super::PIDS[known.project.0 as usize] == pid && known.events.meets(kind)
         };
         self.told.values().filter(wants).map(|known| known.cid.0).collect()
@@ -323,7 +323,7 @@ impl Core {
         detail: Option<(&str, Value)>,
         world: &mut World,
     ) {
-        let pid = world.business.events.lives[&cid].pid;
+        let pid = world.business.events.histories[&cid].pid;
         let told_to = self.told_to(pid, kind);
         let index = world.business.events.happen(cid, kind, detail, world.now_ms, told_to);
         self.owe(pid, kind, Told::Client(cid, index));
@@ -382,30 +382,30 @@ impl Core {
     }
 
     /// Handles the broker's notification about business servers and nodes.
-    pub fn handle_notice(&mut self, notice: Notice, world: &mut World, home: Home) {
+    pub fn handle_worker_event(&mut self, event: WorkerEvent, world: &mut World, home: Home) {
         let number = home.number;
-        world.log.note(format!("node {number} worker {}: {notice:?}", self.index));
-        match notice {
-            Notice::ServerHere(server) => {
+        world.log.note(format!("node {number} worker {}: {event:?}", self.index));
+        match event {
+            WorkerEvent::ServerHere(server) => {
                 let profile = &world.business.profiles[&server.cid.0];
                 let pid = super::PIDS[server.project.0 as usize];
                 assert_eq!((profile.pid, profile.events), (pid, server.events));
                 self.told.insert(server.cid.0, server);
             }
-            Notice::IdsBegin { .. } => {}
-            Notice::ServerGone(Cid(cid)) => {
+            WorkerEvent::IdsBegin { .. } => {}
+            WorkerEvent::ServerGone(Cid(cid)) => {
                 let has_ended = world.business.ended.contains_key(&cid);
                 assert!(has_ended, "node {number} is told that {cid} is gone, and it is there");
                 self.told.remove(&cid);
             }
-            Notice::ServerKnown(Cid(cid)) => {
+            WorkerEvent::ServerKnown(Cid(cid)) => {
                 if let Some(socket) = self.servers.get_mut(&cid).filter(|one| !one.is_closing) {
                     assert_eq!(socket.server.unknown_to, 1, "{cid} is known twice");
                     socket.server.unknown_to = 0;
                     world.business.requests.send_kept(cid);
                 }
             }
-            Notice::Node { node, is_up } => {
+            WorkerEvent::Node { node, is_up } => {
                 if !is_up {
                     let is_its = |cid: &u64| SnowflakeClock::node_of(*cid) == node;
                     self.told.retain(|cid, _| !is_its(cid));
@@ -426,7 +426,7 @@ impl Core {
                 }
             }
         }
-        self.worker.handle_notice(notice, world.now_ms);
+        self.worker.handle_worker_event(event, world.now_ms);
         self.notice_ends(world);
     }
 

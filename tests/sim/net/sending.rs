@@ -202,7 +202,7 @@ impl Node {
             let due_ms =
                 self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let (bytes, push, promised) = (bytes.clone(), push.clone(), promised.clone());
-            let parcel = Parcel { due_ms, word: Word::Push { bytes, push, promised } };
+            let parcel = Parcel { due_ms, item: InboxItem::Push { bytes, push, promised } };
             self.cores[other].inboxes[worker].push_back(parcel);
         }
         self.handle_envelope(worker, &envelope, &push, &promised);

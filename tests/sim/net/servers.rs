@@ -2,12 +2,12 @@
 //! gets its welcome once all of them know it, so that from then on it receives everything.
 
 use super::*;
-use crate::business::events::Life;
+use crate::business::events::History;
 use crate::business::requests::{Request, risen};
 use crate::business::{Profile, Told};
 use serde_json::{Value, json};
 use ws_cluster::state::router::{Router, WorkerMessage};
-use ws_cluster::state::wants::{Relay, Unsent};
+use ws_cluster::state::subscriptions::{Relay, Unsent};
 use ws_cluster::state::{PendingRequests, ServerPush};
 use ws_cluster::types::EventSet;
 use ws_cluster::wire::parcel::{Answer, Parcel as Package};
@@ -37,8 +37,8 @@ impl Node {
 
     pub(super) fn enter_client(&mut self, cid: u64, person: Person) {
         let Person { pid, uid, device, tags, .. } = person.clone();
-        let life = Life { pid, uid, device, node: 200, epoch: 1, happenings: Vec::new() };
-        self.business.events.begin(cid, life);
+        let history = History { pid, uid, device, node: 200, epoch: 1, happenings: Vec::new() };
+        self.business.events.begin(cid, history);
         let detail = (!tags.is_empty()).then(|| ("tags", json!(tags)));
         assert!(self.model.people.insert(cid, person).is_none(), "client id {cid} came twice");
         self.happens(cid, EventSet::CONNECT, detail);
@@ -77,7 +77,7 @@ impl Node {
 
     /// Records an event of a client: its subscribers must receive it.
     fn happens(&mut self, cid: u64, kind: EventSet, detail: Option<(&str, Value)>) {
-        let (worker, pid) = (self.clients[&cid].worker, self.business.events.lives[&cid].pid);
+        let (worker, pid) = (self.clients[&cid].worker, self.business.events.histories[&cid].pid);
         let told_to = self.told_to(worker, pid, kind);
         let events = &mut self.business.events;
         let index = events.happen(cid, kind, detail, self.now_ms, told_to.clone());
@@ -97,7 +97,7 @@ impl Node {
 
     /// Returns the business servers of other workers that must receive such an event.
     fn told_to(&self, worker: usize, pid: &str, kind: EventSet) -> Vec<u64> {
-        let wants = |known: &&wants::Server| {
+        let wants = |known: &&subscriptions::Server| {
             PIDS[known.project.0 as usize].0 == pid && known.events.meets(kind)
         };
         self.cores[worker].told.values().filter(wants).map(|known| known.cid.0).collect()
@@ -233,10 +233,10 @@ impl Node {
     /// As `io::transport` does without a broker.
     pub(super) fn forward_asks(&mut self, worker: usize) {
         let router = self.router(worker);
-        while self.cores[worker].worker.has_asks() {
-            for ask in self.cores[worker].worker.take_asks() {
-                match router.among_workers(ask) {
-                    Some((to, WorkerMessage::Notice(notice))) => self.tell(worker, to, notice),
+        while self.cores[worker].worker.has_broker_requests() {
+            for request in self.cores[worker].worker.take_broker_requests() {
+                match router.among_workers(request) {
+                    Some((to, WorkerMessage::Event(event))) => self.tell(worker, to, event),
                     Some((to, WorkerMessage::Parcel(_, relay))) => {
                         self.hand_over(worker, to, relay);
                     }
@@ -256,20 +256,20 @@ impl Node {
         (0..self.cores.len()).filter(is_meant).collect()
     }
 
-    fn tell(&mut self, worker: usize, to: Option<usize>, notice: Notice) {
+    fn tell(&mut self, worker: usize, to: Option<usize>, event: WorkerEvent) {
         for other in self.receivers(worker, to) {
-            self.cores[worker].late.push_back((other, notice));
+            self.cores[worker].late.push_back((other, event));
         }
         self.send_late(worker);
     }
 
     /// Sends waiting notices, which are never lost but may be overtaken.
     pub(super) fn send_late(&mut self, worker: usize) {
-        while let Some((to, notice)) = self.cores[worker].late.front().copied()
+        while let Some((to, event)) = self.cores[worker].late.front().copied()
             && !self.is_full(worker, to)
         {
             self.cores[worker].late.pop_front();
-            self.put(worker, to, Word::Notice(notice));
+            self.put(worker, to, InboxItem::Event(event));
         }
     }
 
@@ -284,9 +284,9 @@ impl Node {
         }
     }
 
-    fn put(&mut self, worker: usize, to: usize, word: Word) {
+    fn put(&mut self, worker: usize, to: usize, item: InboxItem) {
         let due_ms = self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
-        self.cores[to].inboxes[worker].push_back(Parcel { due_ms, word });
+        self.cores[to].inboxes[worker].push_back(Parcel { due_ms, item });
         if self.rng.below(300) == 0 {
             self.cores[worker].full_until_ms[to] = self.now_ms + self.rng.number() % FULL_MS;
         }
@@ -304,7 +304,7 @@ impl Node {
         if wanted.iter().all(|to| !self.is_full(worker, *to)) {
             return wanted
                 .into_iter()
-                .for_each(|to| self.put(worker, to, Word::Relay(relay.parcel.clone())));
+                .for_each(|to| self.put(worker, to, InboxItem::Relay(relay.parcel.clone())));
         }
         match package {
             Package::Request(request) => {
@@ -345,24 +345,24 @@ impl Node {
         self.notice_closes(worker);
     }
 
-    pub(super) fn handle_notice(&mut self, worker: usize, notice: Notice) {
+    pub(super) fn handle_worker_event(&mut self, worker: usize, event: WorkerEvent) {
         let told = &mut self.cores[worker].told;
-        match notice {
-            Notice::ServerHere(server) => drop(told.insert(server.cid.0, server)),
-            Notice::ServerGone(Cid(cid)) => {
+        match event {
+            WorkerEvent::ServerHere(server) => drop(told.insert(server.cid.0, server)),
+            WorkerEvent::ServerGone(Cid(cid)) => {
                 assert!(self.business.ended.contains_key(&cid), "{cid} is there");
                 told.remove(&cid);
             }
-            Notice::ServerKnown(Cid(cid)) => {
+            WorkerEvent::ServerKnown(Cid(cid)) => {
                 let client = self.clients.get_mut(&cid).filter(|one| one.closing_ms.is_none());
                 if let Some(business) = client.and_then(|client| client.business.as_mut()) {
                     business.unknown_to -= 1;
                 }
             }
-            Notice::Node { .. } => panic!("there is one node"),
-            Notice::IdsBegin { .. } => panic!("there is no Redis"),
+            WorkerEvent::Node { .. } => panic!("there is one node"),
+            WorkerEvent::IdsBegin { .. } => panic!("there is no Redis"),
         }
-        self.cores[worker].worker.handle_notice(notice, self.now_ms);
+        self.cores[worker].worker.handle_worker_event(event, self.now_ms);
         self.notice_closes(worker);
     }
 
@@ -416,7 +416,7 @@ impl Node {
         }
         for core in &self.cores {
             assert_eq!(core.worker.pending_requests(), PendingRequests::default());
-            assert!(core.told.is_empty() && !core.worker.has_asks());
+            assert!(core.told.is_empty() && !core.worker.has_broker_requests());
             assert_eq!(core.counters.lost_answers(LostAnswer::Forged), 0);
         }
         assert!(self.loads.in_flight().values().all(|load| *load == 0));

@@ -47,20 +47,31 @@ fn a_false_number_of_its_own_does_not_silence_a_node() {
 }
 
 /// Delivers an announcement of node 9.
-fn hear_word(setting: &mut Setting, number: u64, order: u64, version: u64, servers: &[u64]) {
+fn hear_announcement(
+    setting: &mut Setting,
+    number: u64,
+    order: u64,
+    version: u64,
+    servers: &[u64],
+) {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
     let here = here(servers);
-    let (is_whole, mut bytes, mut words) = (!servers.is_empty(), Vec::new(), Vec::new());
-    let word =
-        Member { number, order, is_whole, here: Servers(&here), ..Member::new(sender, version) };
-    word.encode(&mut bytes);
+    let (is_full_state, mut bytes, mut words) = (!servers.is_empty(), Vec::new(), Vec::new());
+    let announcement = Member {
+        number,
+        order,
+        is_full_state,
+        here: Servers(&here),
+        ..Member::new(sender, version)
+    };
+    announcement.encode(&mut bytes);
     message(&mut words, b"x:nodes", &bytes);
     setting.hear(LinkName::Subscribe, &words);
 }
 
 /// Delivers the heartbeat of node 9, with its latest order.
 fn announce(setting: &mut Setting, number: u64, order: u64) {
-    hear_word(setting, number, order, 0, &[]);
+    hear_announcement(setting, number, order, 0, &[]);
 }
 
 #[test]
@@ -89,28 +100,31 @@ fn false_numbers_of_another_node_are_refused_or_taken_back() {
 #[test]
 fn false_numbers_in_the_words_of_a_node_hide_its_business_servers_for_seconds() {
     let mut setting = ready();
-    hear_word(&mut setting, 1, 10, 1, &[4]);
-    assert_eq!(notices(&mut setting), ["0: node 9 true", "0: 4 here"]);
-    hear_word(&mut setting, u64::MAX, 10, 9, &[8]);
+    hear_announcement(&mut setting, 1, 10, 1, &[4]);
+    assert_eq!(events(&mut setting), ["0: node 9 true", "0: 4 here"]);
+    hear_announcement(&mut setting, u64::MAX, 10, 9, &[8]);
     assert_eq!(setting.broker.config.counters.false_numbers.value(), 1);
-    assert!(notices(&mut setting).is_empty());
+    assert!(events(&mut setting).is_empty());
     let mut number = 1;
     for (false_number, version, seconds) in
         [(3, 1 << 40, 3), (1 << 40, 1 << 40, 5), (1 << 41, 1, 5)]
     {
-        hear_word(&mut setting, false_number, 10, version, &[8]);
-        assert_eq!(notices(&mut setting), ["0: 4 gone", "0: 8 here"]);
+        hear_announcement(&mut setting, false_number, 10, version, &[8]);
+        assert_eq!(events(&mut setting), ["0: 4 gone", "0: 8 here"]);
         for _ in 0..seconds {
             setting.tick(1_000).unwrap();
             number += 1;
-            hear_word(&mut setting, number, 10, 1, &[]);
+            hear_announcement(&mut setting, number, 10, 1, &[]);
             let said = published(&mut setting, b"x:node:9");
-            if said.iter().any(|word| Member::decode(word).unwrap().asks) {
+            if said
+                .iter()
+                .any(|announcement| Member::decode(announcement).unwrap().requests_full_state)
+            {
                 number += 1;
-                hear_word(&mut setting, number, 10, 1, &[4]);
+                hear_announcement(&mut setting, number, 10, 1, &[4]);
             }
         }
-        assert_eq!(notices(&mut setting), ["0: 8 gone", "0: 4 here"]);
+        assert_eq!(events(&mut setting), ["0: 8 gone", "0: 4 here"]);
     }
     assert_eq!(setting.broker.config.counters.number_resets.value(), 3);
 }
@@ -159,7 +173,7 @@ fn data_that_is_not_json_goes_to_nobody() {
     }
     bring(&mut setting, &encoded(9, 5, "{\"a\":1}", 5, 5));
     assert_eq!(delivered(&mut setting), ["{\"a\":1}"]);
-    let mut parcel = events("p", b"{\"type\":");
+    let mut parcel = encoded_events("p", b"{\"type\":");
     Header::set_numbers(&mut parcel, 5, 6, 6);
     bring(&mut setting, &parcel);
     assert!(setting.said.relayed.is_empty());
@@ -167,7 +181,7 @@ fn data_that_is_not_json_goes_to_nobody() {
 }
 
 /// Encodes events of node 9.
-fn events(pid: &str, text: &[u8]) -> Vec<u8> {
+fn encoded_events(pid: &str, text: &[u8]) -> Vec<u8> {
     let sender = Sender { node: NodeId::new(9).unwrap(), epoch: 5 };
     let (mut list, mut parcel) = (Vec::new(), Vec::new());
     parcel::add_event(&mut list, EventSet::ALL, |out| out.extend_from_slice(text));
@@ -179,7 +193,7 @@ fn events(pid: &str, text: &[u8]) -> Vec<u8> {
 fn parcels_of_a_project_that_is_not_served_are_counted() {
     let mut setting = ready();
     for (number, pid) in [(1, "q"), (2, "p"), (3, "")] {
-        let mut parcel = events(pid, b"{}");
+        let mut parcel = encoded_events(pid, b"{}");
         Header::set_numbers(&mut parcel, 5, number, number);
         bring(&mut setting, &parcel);
     }

@@ -53,7 +53,7 @@ fn a_node_that_starts_again_with_its_clock_behind_repeats_no_id() {
     assert_eq!(second.said.ready, [0]);
     assert!(id_ms(&second, NOW_MS - 4_800) > last_ms);
     let used_ms = first.number as u64;
-    assert_eq!(second.said.notices[0], (0, Notice::IdsBegin { used_ms }));
+    assert_eq!(second.said.events[0], (0, WorkerEvent::IdsBegin { used_ms }));
     assert!(second.broker.config.epoch() > used_ms, "others take it for the later run");
     assert!(second.number > first.number);
 }

@@ -79,9 +79,9 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
 }
 
-fn ask(setting: &mut Setting, interest: Interest) {
-    let ask = Ask::Join(interest);
-    setting.broker.handle_ask(0, &ask, setting.now_ms, &mut setting.said);
+fn request(setting: &mut Setting, interest: Interest) {
+    let request = BrokerRequest::Join(interest);
+    setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
     setting.talk();
 }
 
@@ -95,8 +95,8 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     let mut setting = Setting::ready(1);
     let (project, events) = (Interest::Project(ProjectId(0)), Interest::Events(ProjectId(0)));
     forbid(&mut setting, &["x:{p}:e"]);
-    ask(&mut setting, events.clone());
-    ask(&mut setting, project.clone());
+    request(&mut setting, events.clone());
+    request(&mut setting, project.clone());
     assert_eq!(setting.said.refused, [(0, events.clone())]);
     assert_eq!(setting.said.ready, [0], "the other one is in force");
     let events_logged = setting.broker.take_events();
@@ -110,7 +110,12 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     setting.talk();
     assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
     // Any other worker that asks gets the answer at once.
-    setting.broker.handle_ask(0, &Ask::Join(events.clone()), setting.now_ms, &mut setting.said);
+    setting.broker.handle_request(
+        0,
+        &BrokerRequest::Join(events.clone()),
+        setting.now_ms,
+        &mut setting.said,
+    );
     assert_eq!(setting.said.refused.len(), 2);
     setting.tick(10_000).unwrap();
     assert_eq!(setting.said.refused.len(), 2, "notified once");
@@ -126,8 +131,8 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
 fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
     let mut setting = Setting::ready(1);
     let interest = |number: u32| Interest::User(ProjectId(0), format!("u{number}").into());
-    (0..1_200).for_each(|number| ask(&mut setting, interest(number)));
-    ask(&mut setting, Interest::Project(ProjectId(0)));
+    (0..1_200).for_each(|number| request(&mut setting, interest(number)));
+    request(&mut setting, Interest::Project(ProjectId(0)));
     assert_eq!(setting.said.ready.len(), 1_201);
     setting.broker.handle_lost(&mut setting.said);
     setting.subscribed.clear();

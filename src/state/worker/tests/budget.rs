@@ -1,7 +1,7 @@
 //! The outbox budget while a batch that shares its frames is open.
 
 use super::*;
-use crate::state::wants::{Relay, Server};
+use crate::state::subscriptions::{Relay, Server};
 use crate::wire::parcel::{Events, Parcel};
 
 /// The open batch kept the frame in the count after the last outbox had written it.
@@ -69,8 +69,8 @@ impl Rig {
     /// connection that holds the most is closed.
     fn serve_without_room(&mut self) {
         let server = self.serve();
-        let known = Notice::ServerKnown(self.worker.cid(server).unwrap());
-        self.worker.handle_notice(known, NOW_MS);
+        let known = WorkerEvent::ServerKnown(self.worker.cid(server).unwrap());
+        self.worker.handle_worker_event(known, NOW_MS);
         self.room = 0;
         self.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
         self.flush();
@@ -88,7 +88,7 @@ fn business_servers_elsewhere_hear_of_an_end_last() {
     let far = other.serve();
     let (cid, events) = (other.worker.cid(far).unwrap(), EventSet::ALL);
     let here = Server { cid, project: ProjectId(0), events };
-    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
     let slow = rig.connect("slow");
     rig.room = 0;
     rig.push("slow", 10_000, 0);
@@ -118,11 +118,15 @@ fn a_user_whose_connections_end_together_is_gone() {
     let pending = rig.worker.outbox(first, NOW_MS).unwrap().pending_bytes();
     rig.worker.handle_outbox_written(first, pending);
     rig.serve_without_room();
-    rig.worker.take_asks();
+    rig.worker.take_broker_requests();
     rig.worker.handle_disconnect(first);
     assert!(!rig.worker.is_open(second));
-    let asks = rig.worker.take_asks();
-    assert_eq!(asks.iter().filter(|ask| matches!(ask, Ask::UserGone(_))).count(), 1, "{asks:?}");
+    let requests = rig.worker.take_broker_requests();
+    assert_eq!(
+        requests.iter().filter(|request| matches!(request, BrokerRequest::UserGone(_))).count(),
+        1,
+        "{requests:?}"
+    );
 }
 
 /// Room was made for the bytes of a frame, not for what storing them allocates: a worker exceeded

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::counters::{Answered, LostAnswer};
-use crate::state::wants::{Relay, Server};
+use crate::state::subscriptions::{Relay, Server};
 use crate::wire::parcel::{Cancel, Parcel};
 
 const REQUEST: &[u8] = br#"{"type":"request","id":"r","data":[1]}"#;
@@ -51,8 +51,11 @@ impl Rig {
 
     /// Takes the parcels for other workers and nodes.
     pub(super) fn relays(&mut self) -> Vec<Relay> {
-        let asks = self.worker.take_asks().into_iter();
-        asks.filter_map(|ask| if let Ask::Relay(relay) = ask { Some(relay) } else { None })
+        let requests = self.worker.take_broker_requests().into_iter();
+        requests
+            .filter_map(
+                |ask| if let BrokerRequest::Relay(relay) = ask { Some(relay) } else { None },
+            )
             .collect()
     }
 
@@ -124,12 +127,12 @@ fn many_requests_of_a_server_that_ends_are_answered_in_slices() {
     let slots = [(); 2].map(|()| rig.connect_to(0, Role::Client));
     slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| rig.ask(slot)));
     rig.flush();
-    rig.worker.take_asks();
+    rig.worker.take_broker_requests();
     rig.worker.handle_disconnect(server);
     rig.flush();
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
-    assert_eq!(rig.worker.take_asks(), [], "other workers hear of the answers first");
+    assert_eq!(rig.worker.take_broker_requests(), [], "other workers hear of the answers first");
     // No new request is sent to it, and a client that disconnects meanwhile takes its requests
     // along.
     rig.ask(slots[0]);
@@ -137,7 +140,7 @@ fn many_requests_of_a_server_that_ends_are_answered_in_slices() {
     rig.worker.handle_disconnect(slots[1]);
     rig.flush();
     assert!(rig.catch_up() > 0);
-    assert_eq!(rig.worker.take_asks(), [Ask::ServerGone(cid)]);
+    assert_eq!(rig.worker.take_broker_requests(), [BrokerRequest::ServerGone(cid)]);
     assert_eq!(rig.worker.pending_requests(), PendingRequests::default());
     assert_eq!(
         (rig.answered(Answered::ServerGone), rig.answered(Answered::ClientGone)),
@@ -196,15 +199,15 @@ fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
     let incarnation = Incarnation::new(1);
     let cid = Cid(SnowflakeClock::new(node, 0, 1).next(NOW_MS, &incarnation));
     let here = Server { cid, project: ProjectId(0), events: EventSet::REQUEST };
-    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
     let slots = [(); 3].map(|()| rig.connect_to(0, Role::Client));
     slots[..2].iter().for_each(|&slot| (0..1_000).for_each(|_| rig.ask(slot)));
-    rig.worker.handle_notice(Notice::Node { node, is_up: false }, NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: false }, NOW_MS);
     rig.flush();
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
     // It is back before all are refused: new requests to it wait for their responses.
-    rig.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
     rig.ask(slots[2]);
     assert!(rig.catch_up() > 0);
     assert_eq!(rig.worker.pending_requests().waiting, 1);
@@ -223,7 +226,7 @@ fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
     let server = far.connect_to(0, Role::Server(EventSet::REQUEST));
     let (cid, events) = (far.worker.cid(server).unwrap(), EventSet::REQUEST);
     let here = Server { cid, project: ProjectId(0), events };
-    near.worker.handle_notice(Notice::ServerHere(here), NOW_MS);
+    near.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
     let slots = [(); 2].map(|()| near.connect_to(0, Role::Client));
     slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| near.ask(slot)));
     near.relays().iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW_MS));

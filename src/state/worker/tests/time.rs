@@ -252,21 +252,21 @@ fn many_silent_peers_are_closed_in_slices() {
 fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
     let mut rig = rig(1_000, 120_000);
     let (reader, server) = (rig.connect("reader"), rig.serve());
-    let asks = [
+    let requests = [
         Message::Text(br#"{"type":"heartbeat","id":"1"}"#),
         Message::Ping(b""),
         Message::Text(br#"{"type":"request","id":"1","data":1}"#),
         Message::Close(1_000),
     ];
-    for (ask, now_ms) in asks.into_iter().zip((NOW_MS + 2_000..).step_by(2_000)) {
-        let what = format!("{ask:?}");
+    for (request, now_ms) in requests.into_iter().zip((NOW_MS + 2_000..).step_by(2_000)) {
+        let what = format!("{request:?}");
         rig.worker.handle_tick(now_ms);
         rig.push("reader", 10, 0);
         let node = NodeId::new(2).unwrap();
-        rig.worker.handle_notice(Notice::Node { node, is_up: true }, now_ms);
+        rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: true }, now_ms);
         assert!(rig.worker.may_wait(), "before {what}");
-        rig.worker.handle_frame(reader, ask, now_ms);
-        assert!(!rig.worker.may_wait(), "what {what} asks for waits");
+        rig.worker.handle_frame(reader, request, now_ms);
+        assert!(!rig.worker.may_wait(), "what {what} requests for waits");
         let sent = rig.flush();
         let to_server = sent.into_iter().filter(|one| one.0 == server).flat_map(|one| one.1);
         let to_server: Vec<u8> = to_server.collect();

@@ -1,0 +1,206 @@
+//! State shared by the tasks of one worker: the WebSocket port, the transport to others, and the
+//! wake-ups.
+
+mod delivery;
+mod hold;
+mod memory;
+mod pushes;
+mod time;
+mod traces;
+
+use super::broker::threaded::ToWorker;
+use super::descriptors::Descriptors;
+use super::http::Connections;
+use super::request_counts::RequestCounts;
+use super::shared::Shared;
+use super::spans::Recorder;
+use super::sync::{Notify, WaitQueue};
+use super::sys;
+use super::transport::{Carrier, InlineBroker, Transport};
+use super::ws_server::WsServer;
+use crate::state::counters::Counters;
+use crate::state::drain::Drain;
+use crate::state::subscriptions::{Interest, WorkerEvent};
+use crate::wire::envelope::{Envelope, Header, Kind};
+use delivery::Received;
+use hold::Hold;
+use memory::Reclaim;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use time::Schedule;
+use traces::Traces;
+
+pub use pushes::{PendingPush, PushOrigin};
+
+/// State shared by the tasks of one worker.
+pub struct WorkerContext {
+    pub shared: Arc<Shared>,
+    pub index: usize,
+    pub ws_server: RefCell<WsServer>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) transport: Transport,
+    /// When each message in the open batch was accepted, and when it was received here;
+    /// microseconds.
+    unwritten: RefCell<Vec<(u64, u64)>>,
+    /// Messages that the worker has not matched completely, in order.
+    unfinished: RefCell<VecDeque<Received>>,
+    /// Slices matched since the last flush.
+    slices: Cell<u32>,
+    hold: Hold,
+    traces: Traces,
+    /// Raised when something is to be sent.
+    pub(super) work: Notify,
+    /// Raised when business servers have pushed.
+    pub(super) server_pushes: Notify,
+    /// Woken when a flush has ended.
+    flushed: WaitQueue,
+    pub http: RefCell<Connections>,
+    pub(super) descriptors: Rc<Descriptors>,
+    pub(super) requests: RequestCounts,
+    last_tick_ms: Cell<u64>,
+    schedule: Schedule,
+    last_tick: Cell<Instant>,
+    reclaim: Reclaim,
+    drain: RefCell<Drain>,
+    /// Raised when the worker has drained.
+    pub(super) ended: Notify,
+}
+
+impl WorkerContext {
+    /// `recorder`: where traces go, if they are recorded.
+    pub fn new(
+        shared: Arc<Shared>,
+        index: usize,
+        mut ws_server: WsServer,
+        carrier: Carrier,
+        recorder: Option<Recorder>,
+        descriptors: Rc<Descriptors>,
+    ) -> Rc<Self> {
+        ws_server.worker.set_notes(recorder.is_some());
+        let coalesce_us = shared.settings.coalesce_us;
+        let http = Connections::new(shared.settings.worker_body_bytes);
+        let requests = RequestCounts::new(Arc::clone(&shared.http_counters[index]));
+        let transport = Transport::new(Arc::clone(&shared), index, carrier);
+        Rc::new(Self {
+            requests,
+            counters: Arc::clone(&shared.counters[index]),
+            shared,
+            index,
+            ws_server: RefCell::new(ws_server),
+            transport,
+            unwritten: RefCell::default(),
+            unfinished: RefCell::default(),
+            slices: Cell::new(0),
+            hold: Hold::new(coalesce_us),
+            traces: Traces::new(recorder),
+            work: Notify::default(),
+            server_pushes: Notify::default(),
+            flushed: WaitQueue::default(),
+            http: RefCell::new(http),
+            descriptors,
+            last_tick_ms: Cell::new(sys::now_ms()),
+            schedule: Schedule::default(),
+            last_tick: Cell::new(Instant::now()),
+            reclaim: Reclaim::default(),
+            drain: RefCell::default(),
+            ended: Notify::default(),
+        })
+    }
+
+    /// Sets the broker that runs on this worker's thread.
+    pub fn set_broker(&self, broker: Rc<dyn InlineBroker>) {
+        self.transport.set_broker(broker);
+    }
+
+    /// Delivers a parcel of another worker or node to this worker.
+    pub(super) fn deliver_parcel(&self, bytes: &[u8]) {
+        let mut ws_server = self.ws_server.borrow_mut();
+        ws_server.worker.handle_parcel(bytes, sys::now_ms());
+        if ws_server.worker.has_output() || ws_server.worker.has_broker_requests() {
+            self.work.notify();
+        }
+    }
+
+    pub(super) fn handle_worker_event(&self, event: WorkerEvent) {
+        self.ws_server.borrow_mut().worker.handle_worker_event(event, sys::now_ms());
+        self.work.notify();
+    }
+
+    /// Admits the clients that waited for `interest`, which is now in force.
+    pub(super) fn handle_ready(&self, interest: &Interest) {
+        self.ws_server.borrow_mut().handle_ready(interest, sys::now_ms());
+        self.work.notify();
+    }
+
+    /// Refuses the clients that waited for `interest`, because the queue refuses it.
+    pub(super) fn handle_refused(&self, interest: &Interest) {
+        self.ws_server.borrow_mut().handle_refused(interest, sys::now_ms());
+        self.work.notify();
+    }
+
+    /// Sends the broker, or the other workers, what they must know before anything else is sent to
+    /// clients.
+    pub(super) fn forward_requests(&self) {
+        while self.ws_server.borrow().worker.has_broker_requests() {
+            let requests = self.ws_server.borrow_mut().worker.take_broker_requests();
+            for request in requests {
+                if let Err((relay, why)) = self.transport.forward(request) {
+                    self.ws_server.borrow_mut().worker.handle_unsent(&relay, why);
+                }
+            }
+        }
+        self.transport.send_late();
+        self.trace_requests();
+        if self.ws_server.borrow().worker.has_server_pushes() {
+            self.server_pushes.notify();
+        }
+    }
+
+    fn trace_requests(&self) {
+        if self.traces.are_on() {
+            let notes = self.ws_server.borrow_mut().worker.take_notes();
+            notes.into_iter().for_each(|note| self.traces.note(note));
+        }
+    }
+
+    /// Waits until the open batch has room and few pushes wait to be matched. Pushers that are
+    /// faster than the sockets wait here.
+    pub async fn wait_for_room(&self) {
+        self.flushed.wait_until(|| self.ws_server.borrow().worker.takes_pushes()).await;
+    }
+
+    /// Returns the wall clock as of the last tick, in milliseconds since the Unix epoch.
+    pub(super) fn coarse_now_ms(&self) -> u64 {
+        self.last_tick_ms.get()
+    }
+
+    /// Handles one message of another worker, or of the broker's thread. Returns `false` if there
+    /// is none.
+    pub(super) fn receive_one(&self) -> bool {
+        let Some(word) = self.transport.receive() else { return false };
+        match word {
+            ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes),
+            ToWorker::Answer(ticket, outcome) => {
+                self.transport.settle(ticket, outcome, sys::now_us());
+            }
+            ToWorker::Ready(interest) => self.handle_ready(&interest),
+            ToWorker::Refused(interest) => self.handle_refused(&interest),
+            ToWorker::Event(event) => self.handle_worker_event(event),
+            ToWorker::Canary => self.transport.say_canary_seen(),
+        }
+        true
+    }
+
+    fn deliver_bytes(&self, bytes: &[u8]) {
+        if Header::read(bytes).is_ok_and(|header| header.kind != Kind::Message) {
+            return self.deliver_parcel(bytes);
+        }
+        match Envelope::decode(bytes) {
+            Ok(envelope) => self.deliver(&envelope, sys::now_us()),
+            Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
+        }
+    }
+}

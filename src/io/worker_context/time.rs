@@ -1,0 +1,172 @@
+//! Time-driven work of a worker: deadlines, steps of the wall clock, and its end.
+
+use super::WorkerContext;
+use crate::io::sync::{Notify, wake_sleepers};
+use crate::io::sys;
+use crate::state::drain::DrainStep;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// Interval between checks of the deadlines while something waits for one.
+const TICK_MS: u64 = 50;
+/// Delay of a tick from which the thread counts as not having run: stopped, or kept from its core.
+/// The excess does not count towards the deadlines of peers.
+const STALL_MS: u64 = TICK_MS;
+/// Minimum length of a stall that is logged.
+const LOGGED_STALL_MS: u64 = 1_000;
+/// Difference to the monotonic clock from which the wall clock counts as having been set.
+const CLOCK_STEP_MS: i64 = 500;
+
+/// When the next tick is due.
+pub(super) struct Schedule {
+    /// Time between the last tick and the next one.
+    after_ms: Cell<u64>,
+    /// The same, as planned by the last tick.
+    planned_ms: Cell<u64>,
+    /// Raised when the next tick is due earlier than planned.
+    changed: Notify,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self {
+            after_ms: Cell::new(TICK_MS),
+            planned_ms: Cell::new(TICK_MS),
+            changed: Notify::default(),
+        }
+    }
+}
+
+impl WorkerContext {
+    /// Ticks for as long as the worker lives. With many workers, mostly these ticks wake an idle
+    /// one: if nothing waits for a deadline, it sleeps for up to 250 ms.
+    pub(in crate::io) async fn keep_time(&self) {
+        loop {
+            let after_ms = self.schedule.after_ms.get();
+            let mut sleep = pin!(monoio::time::sleep(Duration::from_millis(after_ms)));
+            poll_fn(|context| match sleep.as_mut().poll(context) {
+                Poll::Pending if after_ms > TICK_MS => self.schedule.changed.poll(context),
+                poll => poll,
+            })
+            .await;
+            self.tick(sys::now_ms());
+        }
+    }
+
+    /// Makes sure that deadlines are checked often enough for what happened since the last tick.
+    pub(in crate::io) fn stir(&self) {
+        if self.schedule.after_ms.get() > TICK_MS && !self.is_calm() {
+            self.schedule.after_ms.set(TICK_MS);
+            self.schedule.changed.notify();
+        }
+    }
+
+    /// Returns whether only the sweep waits for a deadline.
+    fn is_calm(&self) -> bool {
+        self.transport.is_calm()
+            && !self.shared.is_draining()
+            && self.http.borrow().count() == 0
+            && !self.reclaim.is_pending()
+            && self.ws_server.borrow().is_calm()
+    }
+
+    fn plan_tick(&self) {
+        let calm_ms = self.ws_server.borrow().worker.calm_ms();
+        let after_ms = match self.is_calm() && calm_ms > TICK_MS {
+            true => self.until_own_turn_ms(calm_ms),
+            false => TICK_MS,
+        };
+        self.schedule.after_ms.set(after_ms);
+        self.schedule.planned_ms.set(after_ms);
+    }
+
+    /// Returns the time until this worker's tick. The workers' ticks are spread over `calm_ms`: if
+    /// there are more workers than cores, simultaneous ticks would delay each other.
+    fn until_own_turn_ms(&self, calm_ms: u64) -> u64 {
+        let workers = self.shared.http_counters.len().max(1) as u64;
+        let turn_ms = calm_ms * self.index as u64 / workers;
+        let now_ms = self.last_tick_ms.get();
+        calm_ms - now_ms.wrapping_sub(turn_ms) % calm_ms
+    }
+
+    /// Checks the deadlines, if that is due. The executor's timers starve while some task is always
+    /// ready, so loops that yield call this too.
+    pub(in crate::io) fn tick(&self, now_ms: u64) {
+        if now_ms.abs_diff(self.last_tick_ms.get()) < self.schedule.after_ms.get() {
+            return;
+        }
+        wake_sleepers();
+        self.notice_clock_step(now_ms);
+        self.ws_server.borrow_mut().handle_tick(now_ms);
+        self.http.borrow_mut().handle_tick(now_ms);
+        let body_bytes = self.http.borrow().body_bytes();
+        self.shared.http_counters[self.index].body_bytes.set(body_bytes as u64);
+        self.transport.handle_tick();
+        if self.shared.is_draining() {
+            self.drain(now_ms);
+        }
+        self.tend_memory(now_ms);
+        self.plan_tick();
+        if self.traces.are_on() || self.ws_server.borrow_mut().has_work() {
+            self.work.notify();
+        }
+    }
+
+    /// Handles a step of the wall clock. Deadlines are in wall time, like everything that clients
+    /// see; when that clock is set, they move along.
+    fn notice_clock_step(&self, now_ms: u64) {
+        let now = Instant::now();
+        let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
+        let wall_ms = now_ms.wrapping_sub(self.last_tick_ms.replace(now_ms)) as i64;
+        let stall_ms =
+            (elapsed_ms as u64).saturating_sub(self.schedule.planned_ms.get() + STALL_MS);
+        if stall_ms > 0 {
+            self.handle_stall(stall_ms);
+        }
+        let step_ms = wall_ms - elapsed_ms;
+        if step_ms.abs() < CLOCK_STEP_MS {
+            return;
+        }
+        tracing::warn!(step_ms, "the clock was set");
+        self.ws_server.borrow_mut().handle_clock_step(step_ms);
+        self.http.borrow_mut().handle_clock_step(step_ms);
+        self.drain.borrow_mut().handle_clock_step(step_ms);
+    }
+
+    /// Moves deadlines by a stall: a peer is never blamed for this node's slowness.
+    fn handle_stall(&self, stall_ms: u64) {
+        if stall_ms >= LOGGED_STALL_MS {
+            tracing::warn!(
+                stall_ms,
+                "a worker did not run; its clients' deadlines are moved by that"
+            );
+        }
+        self.counters.stalled_ms.add(stall_ms);
+        self.ws_server.borrow_mut().handle_stall(stall_ms);
+        self.http.borrow_mut().handle_clock_step(stall_ms as i64);
+    }
+
+    /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
+    fn drain(&self, now_ms: u64) {
+        let drain_ms = self.shared.settings.drain_ms.saturating_sub(4 * TICK_MS);
+        let is_awaited = || {
+            while self.receive_one() {}
+            self.transport.awaits_answer() || self.ws_server.borrow().worker.is_matching()
+        };
+        let is_empty = || {
+            self.ws_server.borrow().connections() == 0
+                && self.http.borrow().is_quiet()
+                && self.transport.has_taken_leave()
+        };
+        let step = self.drain.borrow_mut().step(now_ms, drain_ms, is_awaited, is_empty);
+        match step {
+            DrainStep::Refuse => self.http.borrow_mut().begin_drain(),
+            DrainStep::Close => self.ws_server.borrow_mut().shut_down(),
+            DrainStep::Wait => {}
+            DrainStep::End => self.ended.notify(),
+        }
+    }
+}

@@ -1,0 +1,700 @@
+//! The WebSocket port of one worker: it accepts, handshakes, reads, sends and closes, all on the
+//! ring.
+
+mod closing;
+mod handshakes;
+mod memory;
+mod partials;
+mod sleep;
+mod slot;
+mod time;
+
+use super::descriptors::Descriptors;
+use super::handshake::{self, refuse};
+use super::linger::{self, Last, LingeringSockets};
+use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
+use super::shared::Shared;
+use super::sys;
+use crate::state::counters::{HttpCounters, Refusal};
+use crate::state::subscriptions::Interest;
+use crate::state::{Admission, CloseRequest, Sealed, Worker};
+use crate::types::ConnKey;
+use crate::wire::http::parse_head;
+use crate::wire::request::ApiError;
+use crate::wire::websocket::{Inbound, Rest};
+use handshakes::Handshakes;
+use partials::{Before, Partials};
+use slot::{HELD, PAUSED, POLLED, Slot};
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+use std::net::{Shutdown, TcpListener};
+use std::ops::{ControlFlow, Range};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Maximum size of one read.
+const READ_BYTES: usize = 64 << 10;
+/// Bytes that connections may have sent before other tasks run. With messages of a few bytes each,
+/// they take about a millisecond.
+const BYTES_PER_TURN: usize = 64 << 10;
+/// Connections accepted per event of the listener, and the time after which other events come
+/// first: each connection may bring a complete handshake.
+const ACCEPTS_PER_EVENT: usize = 64;
+const ACCEPTS: Duration = Duration::from_micros(300);
+/// Completions handled per turn, and the time after which the turn ends: one completion may be a
+/// complete handshake or the end of a connection. Overdue work shares that time.
+const EVENTS_PER_TURN: usize = 512;
+const TURN: Duration = Duration::from_micros(600);
+/// Completions between two clock readings.
+const EVENTS_PER_LOOK: usize = 8;
+/// Sends per submission, of 4 to 9 us each, and the time after which other tasks run.
+const SENDS_PER_SUBMISSION: usize = 64;
+const SENDING: Duration = Duration::from_micros(400);
+/// Up to this number, closes are carried out with the flush before them; more in the next turns.
+const CLOSES_PER_FLUSH: usize = 8;
+/// At or below this many sends, plain system calls are cheaper than the ring.
+const DIRECT_SENDS: usize = 2;
+
+const NOT_SUBSCRIBED: &str =
+    "Redis does not let this node subscribe to the project's channels: see the node's log";
+
+/// Result of processing the bytes of a handshake.
+enum HandshakeResult {
+    /// The request's head is incomplete.
+    Incomplete,
+    /// It is valid, but this interest is not in force yet.
+    Waiting(Interest),
+    /// The worker has added the connection; the request takes the first `head_len` bytes.
+    Open {
+        key: ConnKey,
+        head_len: usize,
+    },
+    Refused(ApiError),
+}
+
+/// All of a worker's WebSocket side except its executor. Its methods never block.
+pub struct WsServer {
+    pub worker: Worker,
+    shared: Arc<Shared>,
+    counters: Arc<HttpCounters>,
+    ring: Ring,
+    listener: TcpListener,
+    /// The listener is not polled because the worker ran out of descriptors.
+    is_accept_paused: bool,
+    slots: Vec<Slot>,
+    descriptors: Rc<Descriptors>,
+    handshakes: Handshakes,
+    lingering: LingeringSockets,
+    buffer: Box<[u8]>,
+    /// Bytes that were read in this turn, or kept from earlier reads.
+    turn_bytes: usize,
+    events: Vec<Completion>,
+    sealed: Sealed,
+    /// Messages that have not arrived completely.
+    partials: Partials,
+    /// Closes that are due, to be carried out after everything that was sent before them.
+    closing: VecDeque<CloseRequest>,
+    /// Deadlines of handshakes or lingering sockets may have passed.
+    has_late_sockets: bool,
+    /// All connections are being closed, and some are still open.
+    is_shutting_down: bool,
+    /// Connections whose messages did not fit in the batch, to be read again in the next turn, and
+    /// whether they and overdue work come before the ring's events, which is every other time.
+    paused_by_batch: VecDeque<u32>,
+    paused_first: bool,
+    now_ms: u64,
+}
+
+impl WsServer {
+    pub fn new(
+        worker: Worker,
+        shared: Arc<Shared>,
+        counters: Arc<HttpCounters>,
+        ring: Ring,
+        listener: TcpListener,
+        descriptors: Rc<Descriptors>,
+    ) -> Self {
+        let mut ws_server = Self {
+            slots: Vec::with_capacity(shared.settings.slots()),
+            worker,
+            shared,
+            counters,
+            ring,
+            listener,
+            is_accept_paused: false,
+            descriptors,
+            handshakes: Handshakes::default(),
+            lingering: LingeringSockets::default(),
+            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            turn_bytes: 0,
+            events: Vec::with_capacity(EVENTS_PER_TURN),
+            sealed: Sealed::default(),
+            partials: Partials::default(),
+            closing: VecDeque::new(),
+            has_late_sockets: false,
+            is_shutting_down: false,
+            paused_by_batch: VecDeque::new(),
+            paused_first: false,
+            now_ms: sys::now_ms(),
+        };
+        ws_server.poll_listener();
+        ws_server
+    }
+
+    pub fn ring(&mut self) -> &mut Ring {
+        &mut self.ring
+    }
+
+    /// Stops accepting connections on this port.
+    pub fn stop_listening(&self) {
+        sys::shutdown(&self.listener, Shutdown::Both);
+    }
+
+    /// Returns the number of sockets that still exist, open or closing.
+    pub fn sockets(&self) -> usize {
+        self.worker.connections() + self.lingering.len()
+    }
+
+    /// Returns the number of descriptors of this port's sockets, including handshakes.
+    pub fn descriptors_in_use(&self) -> usize {
+        self.sockets() + self.handshakes.len()
+    }
+
+    /// Handles completions, as many as fit in one turn.
+    pub fn turn(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.turn_bytes = 0;
+        let began = Instant::now();
+        self.carry_out_closes();
+        self.ring.run_deferred();
+        self.paused_first = !self.paused_first;
+        if self.paused_first {
+            self.resume_paused();
+            self.catch_up();
+        }
+        let mut events = std::mem::take(&mut self.events);
+        if events.len() < EVENTS_PER_TURN {
+            self.ring.reap(EVENTS_PER_TURN - events.len(), &mut events);
+        }
+        let mut handled = 0;
+        while let Some(&event) = events.get(handled)
+            && !self.worker.is_full()
+            && self.turn_bytes < BYTES_PER_TURN
+            && (handled % EVENTS_PER_LOOK != 0 || began.elapsed() < TURN)
+        {
+            self.handle_event(event);
+            handled += 1;
+        }
+        events.drain(..handled);
+        self.events = events;
+        if !self.paused_first {
+            self.resume_paused();
+            if began.elapsed() < TURN {
+                self.catch_up();
+            }
+        }
+    }
+
+    /// Returns whether there are completions to handle or work that was set aside.
+    pub fn has_events(&mut self) -> bool {
+        !self.events.is_empty()
+            || !self.closing.is_empty()
+            || !self.paused_by_batch.is_empty()
+            || self.is_overdue()
+            || self.ring.has_work()
+    }
+
+    fn handle_event(&mut self, event: Completion) {
+        let token = event.token;
+        match token.kind {
+            Kind::Listener => self.accept(),
+            Kind::Handshake => self.continue_handshake(token),
+            Kind::Readable => self.read(token),
+            Kind::Writable => {
+                let is_it = |slot: &Slot| slot.is_generation(token.generation);
+                if self.slots.get(token.index as usize).is_some_and(is_it) {
+                    self.write_outbox(token.index);
+                }
+            }
+            Kind::Lingering => {
+                self.lingering.handle_ready(&mut self.ring, token, &mut self.buffer);
+            }
+            // Reaped by the code that sent it.
+            Kind::Send => {}
+            Kind::Timer => self.ring.end_timer(),
+        }
+    }
+
+    // Accept and handshake.
+
+    fn poll_listener(&mut self) {
+        let token = Token::new(Kind::Listener, 0, 0);
+        self.ring.poll_readable(&self.listener, token);
+    }
+
+    fn accept(&mut self) {
+        let began = Instant::now();
+        for accepted in 1..=ACCEPTS_PER_EVENT {
+            match sys::accept(&self.listener) {
+                Ok(fd) => {
+                    if self.make_room() {
+                        self.begin_handshake(fd);
+                    } else {
+                        self.refuse_at_once(fd, Refusal::OpenFiles);
+                    }
+                }
+                Err(error) if sys::is_not_now(&error) => break,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of descriptors or memory: the next tick tries again.
+                    self.shared.ws_accepts.handle(&error);
+                    self.counters.accept_errors.add(1);
+                    self.is_accept_paused = true;
+                    return;
+                }
+            }
+            if accepted % EVENTS_PER_LOOK == 0 && began.elapsed() >= ACCEPTS {
+                break;
+            }
+        }
+        self.poll_listener();
+    }
+
+    /// Begins a handshake. Under load the request has often arrived by the time the connection is
+    /// accepted.
+    fn begin_handshake(&mut self, fd: OwnedFd) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match sys::recv(&fd, &mut buffer) {
+            Ok(0) => {}
+            Ok(bytes) => match self.check_handshake(&buffer[..bytes]) {
+                HandshakeResult::Incomplete => self.keep_handshake(fd, buffer[..bytes].to_vec()),
+                HandshakeResult::Waiting(interest) => {
+                    let index = self.insert_handshake(fd, buffer[..bytes].to_vec());
+                    self.handshakes.let_wait(index, interest);
+                }
+                HandshakeResult::Open { key, head_len } => {
+                    self.open(key, fd, &mut buffer[head_len..bytes]);
+                }
+                HandshakeResult::Refused(error) => self.refuse_handshake(fd, &error),
+            },
+            Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
+            Err(_) => {}
+        }
+        self.buffer = buffer;
+    }
+
+    fn keep_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) {
+        let index = self.insert_handshake(fd, received);
+        if let Some(handshake) = self.handshakes.get(index) {
+            let token = Token::new(Kind::Handshake, index as u32, handshake.generation);
+            self.ring.poll_readable(&handshake.fd, token);
+        }
+        self.end_surplus();
+    }
+
+    fn insert_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) -> usize {
+        let deadline_ms = self.now_ms + self.shared.settings.handshake_timeout_ms;
+        self.handshakes.insert(fd, received, deadline_ms)
+    }
+
+    /// Makes sure that this worker has a descriptor for one more socket; `false` if it has none.
+    fn make_room(&mut self) -> bool {
+        while self.descriptors_in_use() >= self.descriptors.websocket_sockets() {
+            if self.lingering.end_oldest() {
+                continue;
+            }
+            let Some(index) = self.handshakes.oldest() else { return false };
+            self.end_handshake(index, Refusal::OpenFiles);
+        }
+        true
+    }
+
+    /// Refuses incomplete handshakes, the oldest first, until they are within their bounds.
+    pub(super) fn end_surplus(&mut self) {
+        while let Some(index) = self.handshakes.surplus(self.descriptors.max_handshakes()) {
+            self.end_handshake(index, Refusal::Handshakes);
+        }
+        self.counters.handshake_bytes.set(self.handshakes.bytes() as u64);
+        self.counters.half_open.set(self.handshakes.len() as u64);
+    }
+
+    fn end_handshake(&mut self, index: usize, why: Refusal) {
+        let handshake = self.handshakes.remove(index);
+        self.refuse_at_once(handshake.fd, why);
+    }
+
+    /// Refuses a connection that may no longer keep its descriptor.
+    fn refuse_at_once(&mut self, fd: OwnedFd, why: Refusal) {
+        self.counters.refusals.count(why);
+        self.counters.handshakes.count(503, 1);
+        let error = refuse(503, "this node has too many connections: try again");
+        // Best effort: there is nothing to do for a peer that does not take it.
+        let _ = sys::send(&fd, &handshake::refusal(&error, self.now_ms));
+        linger::close(fd);
+    }
+
+    /// Continues handshakes whose interest is now in force.
+    pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.handle_ready(interest);
+        self.handshakes.handle_ready(interest);
+        self.retry_ready();
+    }
+
+    /// Continues handshakes whose interest will not be in force.
+    pub fn handle_refused(&mut self, interest: &Interest, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.handle_refused(interest);
+        self.handshakes.handle_ready(interest);
+        self.retry_ready();
+    }
+
+    fn continue_handshake(&mut self, token: Token) {
+        let index = token.index as usize;
+        let Some(handshake) = self.handshakes.find(index, token.generation) else { return };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match sys::recv(&handshake.fd, &mut buffer) {
+            Ok(0) => drop(self.handshakes.remove(index)),
+            Ok(bytes) => {
+                let mut received = self.handshakes.take_received(index);
+                received.reserve_exact(bytes);
+                received.extend_from_slice(&buffer[..bytes]);
+                self.handshakes.keep(index, received);
+                if self.retry_handshake(index)
+                    && let Some(handshake) = self.handshakes.get(index)
+                {
+                    self.ring.poll_readable(&handshake.fd, token);
+                    self.end_surplus();
+                }
+            }
+            Err(error) if sys::is_not_now(&error) => {
+                self.ring.poll_readable(&handshake.fd, token);
+            }
+            Err(_) => drop(self.handshakes.remove(index)),
+        }
+        self.buffer = buffer;
+    }
+
+    /// Processes what a handshake has sent. Returns whether its request is still incomplete.
+    fn retry_handshake(&mut self, index: usize) -> bool {
+        if self.handshakes.get(index).is_none() {
+            return false;
+        }
+        let mut received = self.handshakes.take_received(index);
+        match self.check_handshake(&received) {
+            HandshakeResult::Incomplete => {
+                self.handshakes.keep(index, received);
+                return true;
+            }
+            HandshakeResult::Waiting(interest) => {
+                self.handshakes.keep(index, received);
+                self.handshakes.let_wait(index, interest);
+            }
+            HandshakeResult::Open { key, head_len } => {
+                let fd = self.handshakes.remove(index).fd;
+                self.open(key, fd, &mut received[head_len..]);
+            }
+            HandshakeResult::Refused(error) => {
+                let fd = self.handshakes.remove(index).fd;
+                self.refuse_handshake(fd, &error);
+            }
+        }
+        false
+    }
+
+    fn check_handshake(&mut self, bytes: &[u8]) -> HandshakeResult {
+        let head = match parse_head(bytes, &self.shared.settings.limits) {
+            Ok(None) => return HandshakeResult::Incomplete,
+            Err(error) => return HandshakeResult::Refused(ApiError::from(error)),
+            Ok(Some(head)) => head,
+        };
+        let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
+        let (descriptors, counters) = (&self.descriptors, &self.counters);
+        let result = handshake::judge(&head, shared, now_ms, |identity, switching| {
+            match worker.admit(&identity) {
+                Admission::Now => {}
+                Admission::After(interest) => return Ok(HandshakeResult::Waiting(interest)),
+                Admission::Refused => return Err(refuse(503, NOT_SUBSCRIBED)),
+            }
+            let full = if worker.connections() >= descriptors.connections() {
+                Some(Refusal::OpenFiles)
+            } else {
+                (!shared.enter()).then_some(Refusal::MaxConnections)
+            };
+            if let Some(why) = full {
+                counters.refusals.count(why);
+                return Err(refuse(503, "this node is full: connect to another"));
+            }
+            let (key, _) = worker.handle_connect(identity, switching, now_ms);
+            Ok(HandshakeResult::Open { key, head_len: head.head_len })
+        });
+        result.unwrap_or_else(HandshakeResult::Refused)
+    }
+
+    /// Makes `fd` an open connection. `bytes`: frames that came in the same packet as the
+    /// handshake, before the welcome.
+    fn open(&mut self, key: ConnKey, fd: OwnedFd, bytes: &mut [u8]) {
+        self.counters.handshakes.count(101, 1);
+        tracing::trace!(slot = key.slot, "a connection is open");
+        self.fill_slot(key.slot, key.generation, fd);
+        if !bytes.is_empty() {
+            if self.worker.wants_input(key.slot) {
+                self.handle_bytes(key.slot, bytes);
+            } else {
+                let entry = &mut self.slots[key.slot as usize];
+                Inbound::keep(&mut entry.inbound, bytes);
+                entry.state |= HELD;
+                self.note_inbound(key.slot, Before::default(), true);
+            }
+        }
+        self.read_on(key.slot);
+    }
+
+    fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
+        self.counters.handshakes.count(error.status, 1);
+        tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
+        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        let bytes = handshake::refusal(error, self.now_ms);
+        let last = Last { bytes, is_refusal: true };
+        self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);
+    }
+
+    fn fill_slot(&mut self, slot: u32, generation: u32, fd: OwnedFd) {
+        let index = slot as usize;
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || Slot { inbound: None, fd: None, state: 0 });
+        }
+        let state = generation & GENERATION_MASK;
+        self.slots[index] = Slot { inbound: None, fd: Some(fd), state };
+    }
+
+    // Reading.
+
+    fn read(&mut self, token: Token) {
+        let slot = token.index;
+        let Some(entry) = self.slots.get_mut(slot as usize) else { return };
+        if !entry.is_generation(token.generation) {
+            return;
+        }
+        entry.state &= !POLLED;
+        let Some(fd) = &entry.fd else { return };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        match sys::recv(fd, &mut buffer) {
+            Ok(0) => self.worker.handle_disconnect(slot),
+            Ok(bytes) => self.handle_bytes(slot, &mut buffer[..bytes]),
+            Err(error) if sys::is_not_now(&error) => {}
+            Err(_) => self.worker.handle_disconnect(slot),
+        }
+        self.buffer = buffer;
+        self.read_on(slot);
+    }
+
+    /// Reads messages until their replies have to be sent first.
+    fn handle_bytes(&mut self, slot: u32, bytes: &mut [u8]) {
+        if !self.worker.is_open(slot) {
+            return;
+        }
+        let inbound = &mut self.slots[slot as usize].inbound;
+        let before = Before::of(inbound.as_deref());
+        self.turn_bytes += bytes.len() + inbound.as_ref().map_or(0, |kept| kept.raw_bytes());
+        let (worker, now_ms) = (&mut self.worker, self.now_ms);
+        let max_bytes = worker.message_limit(slot);
+        worker.handle_input(slot, now_ms);
+        worker.counters().received_bytes.add(bytes.len() as u64);
+        let (mut is_held, mut ends_another) = (false, false);
+        let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
+            // Control frames may come between the fragments of a message.
+            ends_another |= !(before.is_fragmented() && message.is_control());
+            if !worker.handle_frame(slot, message, now_ms) {
+                return ControlFlow::Break(Rest::Dropped);
+            }
+            is_held = worker.is_full() || !worker.wants_input(slot);
+            if is_held { ControlFlow::Break(Rest::Kept) } else { ControlFlow::Continue(()) }
+        });
+        if let Err(violation) = result {
+            worker.handle_violation(slot, violation);
+        }
+        if is_held && worker.is_open(slot) {
+            self.slots[slot as usize].state |= HELD;
+        }
+        self.note_inbound(slot, before, ends_another);
+    }
+
+    /// Polls for the connection's next bytes, unless it is closing or does not read its replies.
+    fn read_on(&mut self, slot: u32) {
+        let wants_input = self.worker.wants_input(slot);
+        let entry = &mut self.slots[slot as usize];
+        if wants_input && entry.state & HELD != 0 {
+            entry.state |= PAUSED;
+            self.paused_by_batch.push_back(slot);
+        } else if wants_input && let Some(fd) = &entry.fd {
+            entry.state = entry.state & !PAUSED | POLLED;
+            let token = Token::new(Kind::Readable, slot, entry.state);
+            self.ring.poll_readable(fd, token);
+        } else {
+            entry.state |= PAUSED;
+        }
+    }
+
+    /// Resumes reading a connection that was left unread, if it should be read again.
+    pub fn resume(&mut self, slot: u32) {
+        let is_paused = |entry: &Slot| entry.fd.is_some() && entry.state & PAUSED != 0;
+        if !self.slots.get(slot as usize).is_some_and(is_paused) || !self.worker.wants_input(slot) {
+            return;
+        }
+        let entry = &mut self.slots[slot as usize];
+        if entry.state & HELD != 0 {
+            entry.state &= !HELD;
+            self.handle_bytes(slot, &mut []);
+        }
+        self.read_on(slot);
+    }
+
+    /// Resumes connections that the last batch had no room for, in order, each once.
+    fn resume_paused(&mut self) {
+        for _ in 0..self.paused_by_batch.len() {
+            if self.worker.is_full() || self.turn_bytes >= BYTES_PER_TURN {
+                return;
+            }
+            let Some(slot) = self.paused_by_batch.pop_front() else { return };
+            self.resume(slot);
+        }
+    }
+
+    // Sending.
+
+    /// Begins to send everything owed now; call [`WsServer::send_chunk`] afterwards until it
+    /// returns `false`.
+    pub fn begin_flush(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.worker.seal(&mut self.sealed);
+    }
+
+    /// Sends to a bounded number of connections. Returns whether there are more; if not, the
+    /// requested closes have begun or are left to the next turn.
+    pub fn send_chunk(&mut self, began: Instant) -> bool {
+        loop {
+            self.worker.lay_out(&mut self.sealed, SENDS_PER_SUBMISSION);
+            let part = self.sealed.part();
+            if part.len() <= DIRECT_SENDS {
+                self.send_directly(part);
+            } else {
+                self.send_through_ring(part);
+            }
+            if self.sealed.is_last_part() {
+                break;
+            }
+            if began.elapsed() >= SENDING {
+                return true;
+            }
+        }
+        for slot in self.worker.take_blocked() {
+            self.write_outbox(slot);
+        }
+        for slot in self.worker.take_welcomed() {
+            self.resume(slot);
+        }
+        self.closing.extend(self.worker.finish(&mut self.sealed));
+        if self.closing.len() <= CLOSES_PER_FLUSH {
+            self.carry_out_closes();
+        }
+        false
+    }
+
+    fn send_directly(&mut self, part: Range<usize>) {
+        for index in part {
+            let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+            let length = outgoing.bytes.len();
+            let fd = self.slots[outgoing.slot as usize].fd.as_ref();
+            let result = match fd.map(|fd| sys::send(fd, outgoing.bytes)) {
+                Some(Ok(written)) => written as i32,
+                Some(Err(error)) => -error.raw_os_error().unwrap_or(libc::EIO),
+                None => -libc::EBADF,
+            };
+            self.handle_sent(index, length, result);
+        }
+    }
+
+    fn send_through_ring(&mut self, part: Range<usize>) {
+        if self.ring.failure().is_some() {
+            return;
+        }
+        let mut under_way = 0;
+        for index in part {
+            let Some(outgoing) = self.sealed.outgoing(index) else { continue };
+            let (bytes, length) = (outgoing.bytes.as_ptr(), outgoing.bytes.len());
+            let Some(fd) = &self.slots[outgoing.slot as usize].fd else {
+                self.handle_sent(index, length, -libc::EBADF);
+                continue;
+            };
+            let token = Token::new(Kind::Send, index as u32, 0);
+            // SAFETY: the bytes belong to the sealed batch's part, which nothing changes before the
+            // next one is laid out or `finish`. This function returns only when every send has
+            // completed, or when the ring has failed and accepts nothing more. If it unwinds, here
+            // or in `handle_sent`, what was submitted is over, because such a send completes within
+            // its submission; what is still queued is never submitted: the panic ends this thread,
+            // the only one that enters the ring, and dropping a ring submits nothing.
+            unsafe { self.ring.send(fd, bytes, length, token) };
+            under_way += 1;
+        }
+        self.ring.submit();
+        let mut reaped = Vec::with_capacity(under_way);
+        loop {
+            self.ring.reap(usize::MAX, &mut reaped);
+            for completion in reaped.drain(..) {
+                if completion.token.kind != Kind::Send {
+                    self.events.push(completion);
+                    continue;
+                }
+                under_way -= 1;
+                let index = completion.token.index as usize;
+                let length = self.sealed.outgoing(index).map_or(0, |outgoing| outgoing.bytes.len());
+                self.handle_sent(index, length, completion.result);
+            }
+            if under_way == 0 || self.ring.failure().is_some() {
+                return;
+            }
+            self.ring.submit_and_wait();
+        }
+    }
+
+    fn handle_sent(&mut self, index: usize, length: usize, result: i32) {
+        let refused = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
+        if result >= 0 {
+            self.worker.counters().sent_bytes.add(result as u64);
+            let whole = result as usize == length;
+            self.worker.handle_sent(&self.sealed, index, result as usize, whole);
+        } else if refused.contains(&-result) {
+            self.worker.handle_sent(&self.sealed, index, 0, false);
+        } else {
+            self.worker.handle_send_error(&self.sealed, index);
+        }
+    }
+
+    /// Writes as much of the connection's outbox as the socket takes.
+    fn write_outbox(&mut self, slot: u32) {
+        let Slot { fd: Some(fd), state: generation, .. } = &self.slots[slot as usize] else {
+            return;
+        };
+        let Some(outbox) = self.worker.outbox(slot, self.now_ms) else { return };
+        let sent = {
+            let mut slices: SmallVec<[&[u8]; sys::MAX_SLICES]> = SmallVec::new();
+            outbox.slices(sys::MAX_SLICES, |slice| slices.push(slice));
+            sys::send_slices(fd, &slices)
+        };
+        let written = match sent {
+            Ok(written) => {
+                self.worker.counters().sent_bytes.add(written as u64);
+                written
+            }
+            Err(error) if sys::is_not_now(&error) => 0,
+            Err(_) => return self.worker.handle_disconnect(slot),
+        };
+        if self.worker.handle_outbox_written(slot, written) {
+            self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, *generation));
+        }
+        self.resume(slot);
+    }
+}

@@ -1,0 +1,87 @@
+//! How connections end: their Close frames, a bounded number per turn, and the shutdown of all.
+
+use super::WsServer;
+use super::slot::POLLED;
+use crate::io::linger::{self, Last};
+use crate::io::sys;
+use crate::state::{CloseCause, CloseRequest};
+use crate::wire::message::write_reconnect_reason;
+use crate::wire::websocket::write_close;
+use std::time::{Duration, Instant};
+
+/// Time that closes may take before others have their turn: each needs several system calls, 10 to
+/// 20 us.
+const CLOSES: Duration = Duration::from_micros(400);
+
+/// `reconnect_after_ms` is random, from this minimum to this plus `RECONNECT_SPREAD_MS`, so that a
+/// node's clients do not come back all at once.
+const RECONNECT_MIN_MS: u64 = 1_000;
+const RECONNECT_SPREAD_MS: u64 = 5_000;
+
+impl WsServer {
+    /// Returns the number of WebSocket connections that still exist, open or closing. Refused ones
+    /// do not count.
+    pub fn connections(&self) -> usize {
+        self.worker.connections() + self.lingering.connections()
+    }
+
+    /// Closes all connections with 1001, some now and some in each of the following turns.
+    pub fn shut_down(&mut self) {
+        let spread = || (RECONNECT_MIN_MS + sys::random_below(RECONNECT_SPREAD_MS)) as u32;
+        self.is_shutting_down = self.worker.handle_shutdown(spread);
+    }
+
+    /// Carries out closes that are due. The rest follow in later turns: their connections have
+    /// already left the directory and keep their slots until then.
+    pub(super) fn carry_out_closes(&mut self) {
+        if self.closing.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        while let Some(request) = self.closing.pop_front() {
+            self.close(request);
+            if began.elapsed() >= CLOSES {
+                return;
+            }
+        }
+        // Do not keep room for a hundred thousand.
+        self.closing.shrink_to(1_024);
+    }
+
+    fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {
+        tracing::trace!(slot, ?cause, "a connection is closed");
+        let released = self.worker.release(slot, cause);
+        self.drop_inbound(slot);
+        let entry = &mut self.slots[slot as usize];
+        let Some(fd) = entry.fd.take() else { return };
+        self.shared.leave();
+        let Some(code) = cause.code() else {
+            let is_polled = released.was_blocked || entry.state & POLLED != 0;
+            return if is_polled { linger::close(fd) } else { drop(fd) };
+        };
+        let mut last_bytes = Vec::new();
+        match cause {
+            CloseCause::GoingAway { reconnect_after_ms } => {
+                let mut reason = Vec::new();
+                write_reconnect_reason(&mut reason, u64::from(reconnect_after_ms));
+                write_close(&mut last_bytes, code, &String::from_utf8_lossy(&reason));
+            }
+            CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
+            CloseCause::MessageTimeout => {
+                let timeout_ms = self.shared.settings.message_timeout_ms;
+                let reason = format!("the message was not whole after {timeout_ms} ms");
+                write_close(&mut last_bytes, code, &reason);
+            }
+            CloseCause::InboundBudget => {
+                write_close(&mut last_bytes, code, "too many unfinished messages: send it at once");
+            }
+            CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
+            CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),
+            CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
+            CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
+        }
+        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        let last = Last { bytes: last_bytes, is_refusal: false };
+        self.lingering.add(&mut self.ring, fd, released.rest, last, deadline_ms);
+    }
+}

@@ -1,0 +1,137 @@
+//! A node's life in its log: how it began, what made it end, and how it ended.
+
+use super::Addresses;
+use super::error::NodeError;
+use crate::io::shared::Shared;
+use crate::io::sys::{self, Signal};
+use crate::io::threads::{self, StartError};
+use crate::ops::logs;
+use crate::state::counters::Drop;
+use crate::types::version;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long an end by a second signal waits for the log.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Time in which a signal of another kind counts as part of the first: a terminal sends SIGINT to a
+/// whole group, whose leader sends SIGTERM; systemd sends SIGHUP after SIGTERM.
+const ONE_WISH: Duration = Duration::from_secs(1);
+/// Time in which a signal of the same kind counts as a duplicate of the first: `timeout` sends
+/// SIGTERM to the process and to its group.
+const ONE_SENDING: Duration = Duration::from_millis(5);
+
+/// Returns whether SIGHUP ends the node: its terminal was closed or disconnected, and it is not
+/// meant to outlive that (nohup).
+fn ends_with_terminal() -> bool {
+    logs::is_on_terminal() && !sys::ignores(Signal::HangUp)
+}
+
+/// The life of a node; one per process.
+pub(super) struct Lifecycle {
+    shared: Arc<Shared>,
+    began: Instant,
+    /// The signal that began the drain, and its time.
+    end: Mutex<Option<(Signal, Instant)>>,
+}
+
+impl Lifecycle {
+    /// Logs the start. Must be called when every port is open.
+    pub(super) fn begin(shared: Arc<Shared>, addresses: &Addresses) -> Arc<Self> {
+        let settings = &shared.settings;
+        let queue = if settings.redis.is_some() { "redis" } else { "local" };
+        let Addresses { ws, http, metrics, pprof, swagger } = addresses;
+        tracing::info!(
+            version = version::VERSION,
+            commit = version::COMMIT,
+            node = settings.node.value(),
+            env = settings.env,
+            queue,
+            projects = shared.projects.len(),
+            workers = settings.workers,
+            io = "io_uring",
+            %ws,
+            %http,
+            %metrics,
+            %pprof,
+            %swagger,
+            max_connections = settings.max_connections,
+            max_http_connections = settings.max_http_connections,
+            max_message_bytes = settings.limits.message_bytes,
+            max_body_bytes = settings.limits.body_bytes,
+            outbox_bytes = settings.outbox_bytes,
+            worker_outbox_bytes = settings.worker_outbox_bytes,
+            open_files = settings.open_files,
+            room = shared.room(),
+            "started"
+        );
+        Arc::new(Self { shared, began: Instant::now(), end: Mutex::new(None) })
+    }
+
+    /// Starts the thread that waits for signals. The first terminating signal begins the drain, the
+    /// second ends the process.
+    pub(super) fn watch_signals(self: &Arc<Self>) -> Result<(), StartError> {
+        let lifecycle = Arc::clone(self);
+        threads::spawn("signals", move || {
+            while let Ok(signal) = sys::wait_for_signal() {
+                match signal {
+                    Signal::Reopen => logs::reopen(),
+                    Signal::HangUp if !ends_with_terminal() => logs::reopen(),
+                    signal => lifecycle.handle_end(signal),
+                }
+            }
+        })
+    }
+
+    fn handle_end(&self, signal: Signal) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        match *end {
+            None => {
+                *end = Some((signal, Instant::now()));
+                let drain_ms = self.shared.settings.drain_ms;
+                tracing::info!(drain_ms, "draining: a second signal ends at once");
+                self.shared.drain();
+                thread::sleep(ONE_SENDING);
+                sys::drop_pending(signal);
+            }
+            Some((first, at)) if first != signal && at.elapsed() < ONE_WISH => {
+                tracing::debug!(%signal, "the drain goes on: it has just begun");
+            }
+            Some(_) => {
+                drop(end);
+                self.log_end(&format!("a second signal, {signal}"));
+                logs::flush(LAST_WORDS);
+                std::process::exit(143);
+            }
+        }
+    }
+
+    /// Logs the end of the node. Must be called once, with its result.
+    pub(super) fn handle_result(&self, result: &Result<(), NodeError>) {
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        match (result, end) {
+            (Ok(()), Some((signal, _))) => self.log_end(&signal.to_string()),
+            (Ok(()), None) => self.log_end("drained"),
+            (Err(_), _) => self.log_end("an error"),
+        }
+    }
+
+    fn log_end(&self, why: &str) {
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.shared;
+        let sum = |of: fn(&crate::state::counters::Counters) -> u64| -> u64 {
+            shared.counters.iter().map(|worker| of(worker)).sum()
+        };
+        let dropped = sum(|worker| Drop::ALL.iter().map(|(reason, _)| worker.drops(*reason)).sum());
+        tracing::info!(
+            why,
+            uptime_s = self.began.elapsed().as_secs(),
+            drained_ms = end.map_or(0, |(_, at)| at.elapsed().as_millis() as u64),
+            connections_served = sum(|worker| worker.connects.value()),
+            pushes_accepted = sum(|worker| worker.pushes_accepted.value()),
+            messages_delivered = sum(|worker| worker.deliveries.value()),
+            messages_dropped = dropped + shared.broker_counters.worker_full.value(),
+            "stopped"
+        );
+    }
+}
