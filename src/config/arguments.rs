@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Exit;
-use super::flags::{self, Flag, Kind};
+use super::flags::{self, Flag, ValueKind};
 
 /// The arguments of the program, without its name.
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ impl Arguments {
         let dashed = name.replace('_', "-");
         let value = match value {
             Some(value) => value,
-            None if matches!(flag.kind, Kind::Switch) => "true".into(),
+            None if matches!(flag.kind, ValueKind::Switch) => "true".into(),
             None => rest
                 .next()
                 .cloned()

@@ -17,7 +17,7 @@ pub(super) struct Flag {
     /// With underscores: it is the argument, the key in the config file, and in capitals after
     /// `WS_CLUSTER_` the variable.
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: ValueKind,
     /// The default as it could be typed; empty if there is none or it is computed.
     pub(super) default: &'static str,
     /// Describes a computed default.
@@ -33,7 +33,7 @@ pub(super) struct Flag {
 
 /// The form of a value.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     /// A whole number within these bounds; `what` names it in errors.
     Number { what: &'static str, min: u64, max: u64 },
     /// A number of bytes within these bounds.
@@ -49,7 +49,7 @@ pub(super) enum Kind {
 }
 
 /// Flags that belong together.
-pub(super) struct Group {
+pub(super) struct FlagGroup {
     pub(super) title: &'static str,
     pub(super) flags: &'static [&'static Flag],
 }
@@ -69,13 +69,13 @@ pub(super) fn find(name: &str) -> Option<&'static Flag> {
 }
 
 impl Flag {
-    const fn new(name: &'static str, kind: Kind) -> Self {
+    const fn new(name: &'static str, kind: ValueKind) -> Self {
         let (default, computed, help, more) = ("", "", "", "");
         Self { name, kind, default, computed, help, more, is_secret: false }
     }
 
     const fn number(name: &'static str, what: &'static str, min: u64, max: u64) -> Self {
-        Self::new(name, Kind::Number { what, min, max })
+        Self::new(name, ValueKind::Number { what, min, max })
     }
 
     const fn port(name: &'static str) -> Self {
@@ -88,15 +88,15 @@ impl Flag {
     }
 
     const fn size(name: &'static str, min: u64, max: u64) -> Self {
-        Self::new(name, Kind::Size { min, max })
+        Self::new(name, ValueKind::Size { min, max })
     }
 
     const fn bool(name: &'static str) -> Self {
-        Self::new(name, Kind::Bool)
+        Self::new(name, ValueKind::Bool)
     }
 
     const fn free(name: &'static str, value: &'static str) -> Self {
-        Self::new(name, Kind::Free { value })
+        Self::new(name, ValueKind::Free { value })
     }
 
     const fn secret(name: &'static str, value: &'static str) -> Self {
@@ -133,9 +133,11 @@ impl Flag {
     /// Returns whether a value needs no quotes in the config file.
     pub(super) fn is_bare(&self, value: &str) -> bool {
         match self.kind {
-            Kind::Number { .. } | Kind::Size { .. } => value.bytes().all(|b| b.is_ascii_digit()),
-            Kind::Bool | Kind::Switch => true,
-            Kind::Text { .. } | Kind::Free { .. } => false,
+            ValueKind::Number { .. } | ValueKind::Size { .. } => {
+                value.bytes().all(|b| b.is_ascii_digit())
+            }
+            ValueKind::Bool | ValueKind::Switch => true,
+            ValueKind::Text { .. } | ValueKind::Free { .. } => false,
         }
     }
 }

@@ -38,7 +38,7 @@ pub fn load_projects(
                      may read, e.g. --projects /etc/ws-cluster/projects.toml"
                 ))
             })?;
-            parse_projects(&Place { file: &name, text: &text, limits }, env, warnings)
+            parse_projects(&FilePlace { file: &name, text: &text, limits }, env, warnings)
         }
         None if env == Env::Prod => Err(Exit::Error(
             "--env prod needs a projects file: give one, e.g. --projects \
@@ -47,7 +47,7 @@ pub fn load_projects(
         )),
         None => {
             let text = format!("[[project]]\npid = '{DEV_PID}'\nsecrets = ['{DEV_SECRET}']\n");
-            let place = Place { file: "the built-in project", text: &text, limits };
+            let place = FilePlace { file: "the built-in project", text: &text, limits };
             parse_projects(&place, env, warnings)
         }
     }
@@ -60,7 +60,7 @@ type Key<'t> = Spanned<DeString<'t>>;
 type Value<'t> = Spanned<DeValue<'t>>;
 
 fn parse_projects(
-    place: &Place<'_>,
+    place: &FilePlace<'_>,
     env: Env,
     warnings: &mut Vec<String>,
 ) -> Result<Projects, Exit> {
@@ -131,7 +131,7 @@ struct Owner {
 
 /// Reads one project.
 struct Reader<'p, 'a> {
-    place: &'p Place<'a>,
+    place: &'p FilePlace<'a>,
     env: Env,
     /// Where it begins in the file.
     start: usize,
@@ -399,13 +399,13 @@ fn check_origin(text: &str) -> Result<(), &'static str> {
 }
 
 /// The projects file, to find the line of an error, and the limits for ids in it.
-struct Place<'a> {
+struct FilePlace<'a> {
     file: &'a str,
     text: &'a str,
     limits: &'a Limits,
 }
 
-impl Place<'_> {
+impl FilePlace<'_> {
     fn line(&self, at: usize) -> usize {
         1 + self.text.bytes().take(at).filter(|&b| b == b'\n').count()
     }
@@ -426,7 +426,7 @@ mod tests {
 
     fn projects(text: &str, env: Env) -> Result<(Projects, Vec<String>), String> {
         let mut warnings = Vec::new();
-        let place = Place { file: "p.toml", text, limits: &Limits::default() };
+        let place = FilePlace { file: "p.toml", text, limits: &Limits::default() };
         parse_projects(&place, env, &mut warnings)
             .map(|projects| (projects, warnings))
             .map_err(|exit| exit.to_string())
@@ -582,7 +582,7 @@ mod tests {
         let text = format!("[[project]]\npid = '{}'\nsecrets = ['s']\n", "p".repeat(65));
         let parse = |pid_bytes| {
             let limits = Limits { pid_bytes, ..Limits::default() };
-            let place = Place { file: "p.toml", text: &text, limits: &limits };
+            let place = FilePlace { file: "p.toml", text: &text, limits: &limits };
             parse_projects(&place, Env::Dev, &mut Vec::new()).map_err(|exit| exit.to_string())
         };
         assert_eq!(parse(65).unwrap().len(), 1);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use super::arguments::Arguments;
 use super::config_file::ConfigFile;
-use super::flags::{self, Flag, Kind};
+use super::flags::{self, Flag, ValueKind};
 use super::origin::Origin;
 use super::variables::is_service_url;
 use super::{Exit, GIB};
@@ -129,7 +129,7 @@ impl Setting<'_> {
     /// `size_or`.
     pub(super) fn number_or(self, default: u64) -> Result<u64, Exit> {
         let (what, range) = match self.flag.kind {
-            Kind::Number { what, min, max } => (what, min..=max),
+            ValueKind::Number { what, min, max } => (what, min..=max),
             _ => ("a number", 0..=u64::MAX),
         };
         let Some(text) = &self.text else { return Ok(self.take_default(default)) };
@@ -157,7 +157,7 @@ impl Setting<'_> {
 
     fn sized(self, default: u64) -> Result<u64, Exit> {
         let range = match self.flag.kind {
-            Kind::Size { min, max } => min..=max,
+            ValueKind::Size { min, max } => min..=max,
             _ => 0..=u64::MAX,
         };
         let Some(text) = &self.text else { return Ok(default) };
@@ -208,7 +208,7 @@ impl Setting<'_> {
                 self.written(text),
                 self.written("redis")
             )),
-            (_, _, Kind::Text { what, fix, example, .. }) => self.wrong(what, fix, example),
+            (_, _, ValueKind::Text { what, fix, example, .. }) => self.wrong(what, fix, example),
             _ => self.wrong("a value", "give another", self.flag.default),
         }
     }

@@ -4,7 +4,7 @@
 //! this way.
 
 use super::fifo::Fifo;
-use super::ring::{Kind, Ring, Token};
+use super::ring::{OperationKind, OperationToken, Ring};
 use super::sys;
 use crate::state::Rest;
 use crate::state::chunked_slab::ChunkedSlab;
@@ -116,10 +116,11 @@ impl LingeringSockets {
     }
 
     /// Handles readiness of the socket that `token` identifies.
-    pub fn handle_ready(&mut self, ring: &mut Ring, token: Token, buffer: &mut [u8]) {
+    pub fn handle_ready(&mut self, ring: &mut Ring, token: OperationToken, buffer: &mut [u8]) {
         let index = token.index as usize;
-        let is_it =
-            |socket: &Lingering| Token::new(token.kind, token.index, socket.generation) == token;
+        let is_it = |socket: &Lingering| {
+            OperationToken::new(token.kind, token.index, socket.generation) == token
+        };
         let Some(socket) = self.sockets.get(index).filter(|socket| is_it(socket)) else { return };
         let goes_on =
             if socket.has_pending() { self.write(index) } else { discard(&socket.fd, buffer) };
@@ -206,7 +207,7 @@ impl LingeringSockets {
 
     fn arm(&self, ring: &mut Ring, index: usize) {
         let socket = &self.sockets[index];
-        let token = Token::new(Kind::Lingering, index as u32, socket.generation);
+        let token = OperationToken::new(OperationKind::Lingering, index as u32, socket.generation);
         if socket.has_pending() {
             ring.poll_writable(&socket.fd, token);
         } else {

@@ -26,7 +26,7 @@ pub const fn memory_bytes(entries: u32, completions: u32) -> u64 {
 /// The purpose of an operation; returned with its completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum OperationKind {
     Listener = 1,
     Handshake,
     Readable,
@@ -39,8 +39,8 @@ pub enum Kind {
 /// Identifies an operation: its purpose, the index of its entry in that table, and the low 24 bits
 /// of the entry's generation, so that a late completion never touches a newer owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Token {
-    pub kind: Kind,
+pub struct OperationToken {
+    pub kind: OperationKind,
     pub index: u32,
     pub generation: u32,
 }
@@ -48,8 +48,8 @@ pub struct Token {
 /// The bits of a generation that a token carries.
 pub const GENERATION_MASK: u32 = (1 << 24) - 1;
 
-impl Token {
-    pub fn new(kind: Kind, index: u32, generation: u32) -> Self {
+impl OperationToken {
+    pub fn new(kind: OperationKind, index: u32, generation: u32) -> Self {
         Self { kind, index, generation: generation & GENERATION_MASK }
     }
 
@@ -59,13 +59,13 @@ impl Token {
 
     fn unpack(data: u64) -> Option<Self> {
         let kind = match (data >> 56) as u8 {
-            1 => Kind::Listener,
-            2 => Kind::Handshake,
-            3 => Kind::Readable,
-            4 => Kind::Writable,
-            5 => Kind::Lingering,
-            6 => Kind::Send,
-            7 => Kind::Timer,
+            1 => OperationKind::Listener,
+            2 => OperationKind::Handshake,
+            3 => OperationKind::Readable,
+            4 => OperationKind::Writable,
+            5 => OperationKind::Lingering,
+            6 => OperationKind::Send,
+            7 => OperationKind::Timer,
             _ => return None,
         };
         Some(Self { kind, index: data as u32, generation: (data >> 32) as u32 & GENERATION_MASK })
@@ -75,7 +75,7 @@ impl Token {
 /// A finished operation. Its result is a negative errno, poll's events or the number of bytes sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Completion {
-    pub token: Token,
+    pub token: OperationToken,
     pub result: i32,
 }
 
@@ -168,15 +168,15 @@ impl Ring {
 
     /// Polls once for readiness; errors and hang-ups count as ready. The descriptor must stay open
     /// until then (`shutdown` it to get the completion early).
-    pub fn poll_readable(&mut self, socket: impl AsFd, token: Token) {
+    pub fn poll_readable(&mut self, socket: impl AsFd, token: OperationToken) {
         self.poll(socket.as_fd(), libc::POLLIN, token);
     }
 
-    pub fn poll_writable(&mut self, socket: impl AsFd, token: Token) {
+    pub fn poll_writable(&mut self, socket: impl AsFd, token: OperationToken) {
         self.poll(socket.as_fd(), libc::POLLOUT, token);
     }
 
-    fn poll(&mut self, socket: BorrowedFd<'_>, events: libc::c_short, token: Token) {
+    fn poll(&mut self, socket: BorrowedFd<'_>, events: libc::c_short, token: OperationToken) {
         let fd = types::Fd(socket.as_raw_fd());
         let entry = opcode::PollAdd::new(fd, events as u32).build();
         self.push(&entry.user_data(token.pack()));
@@ -191,7 +191,7 @@ impl Ring {
         }
         *self.delay = types::Timespec::from(delay);
         let entry = opcode::Timeout::new(&raw const *self.delay).build();
-        self.push(&entry.user_data(Token::new(Kind::Timer, 0, 0).pack()));
+        self.push(&entry.user_data(OperationToken::new(OperationKind::Timer, 0, 0).pack()));
     }
 
     /// Records that the timer's completion was reaped.
@@ -213,7 +213,7 @@ impl Ring {
         socket: impl AsFd,
         bytes: *const u8,
         length: usize,
-        token: Token,
+        token: OperationToken,
     ) {
         let fd = types::Fd(socket.as_fd().as_raw_fd());
         let entry = opcode::Send::new(fd, bytes, length.min(1 << 30) as u32)
@@ -306,7 +306,7 @@ impl Ring {
     /// Reaps at most `max` completions.
     pub fn reap(&mut self, max: usize, out: &mut Vec<Completion>) {
         out.extend(self.ring.completion().take(max).filter_map(|entry| {
-            let token = Token::unpack(entry.user_data())?;
+            let token = OperationToken::unpack(entry.user_data())?;
             Some(Completion { token, result: entry.result() })
         }));
     }
@@ -327,15 +327,18 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_ring() {
-        let kinds = [Kind::Listener, Kind::Handshake, Kind::Readable];
-        for kind in
-            kinds.into_iter().chain([Kind::Writable, Kind::Lingering, Kind::Send, Kind::Timer])
-        {
-            let token = Token::new(kind, u32::MAX - 1, u32::MAX);
-            assert_eq!(Token::unpack(token.pack()), Some(token));
+        let kinds = [OperationKind::Listener, OperationKind::Handshake, OperationKind::Readable];
+        for kind in kinds.into_iter().chain([
+            OperationKind::Writable,
+            OperationKind::Lingering,
+            OperationKind::Send,
+            OperationKind::Timer,
+        ]) {
+            let token = OperationToken::new(kind, u32::MAX - 1, u32::MAX);
+            assert_eq!(OperationToken::unpack(token.pack()), Some(token));
             assert_eq!(token.generation, GENERATION_MASK);
         }
-        assert_eq!(Token::unpack(0), None);
+        assert_eq!(OperationToken::unpack(0), None);
     }
 
     #[test]
@@ -358,12 +361,12 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: no memory is involved; the ring's mappings stay.
         unsafe { libc::dup2(file.as_raw_fd(), ring.ring.as_raw_fd()) };
-        ring.poll_readable(&file, Token::new(Kind::Readable, 0, 0));
+        ring.poll_readable(&file, OperationToken::new(OperationKind::Readable, 0, 0));
         ring.run_deferred();
         assert_eq!(ring.failure().and_then(io::Error::raw_os_error), Some(libc::EOPNOTSUPP));
         // A full queue no longer waits for room.
         for index in 0..=Ring::ENTRIES {
-            ring.poll_readable(&file, Token::new(Kind::Readable, index, 0));
+            ring.poll_readable(&file, OperationToken::new(OperationKind::Readable, index, 0));
         }
         ring.submit_and_wait();
         assert!(!ring.has_work());
@@ -379,7 +382,10 @@ mod tests {
             ring.submit_and_wait();
             let mut done = Vec::new();
             ring.reap(8, &mut done);
-            assert_eq!(done.iter().map(|one| one.token.kind).collect::<Vec<_>>(), [Kind::Timer]);
+            assert_eq!(
+                done.iter().map(|one| one.token.kind).collect::<Vec<_>>(),
+                [OperationKind::Timer]
+            );
             assert!(began.elapsed() >= Duration::from_micros(500));
             ring.end_timer();
         }
@@ -389,18 +395,18 @@ mod tests {
     fn readiness_and_sends_complete() {
         let (mut near, far) = UnixStream::pair().unwrap();
         let mut ring = Ring::new(Ring::ENTRIES).unwrap();
-        let token = Token::new(Kind::Readable, 7, 3);
+        let token = OperationToken::new(OperationKind::Readable, 7, 3);
         ring.poll_readable(&far, token);
         let bytes = b"hello";
         // SAFETY: `bytes` is static.
         unsafe {
-            ring.send(&far, bytes.as_ptr(), 5, Token::new(Kind::Send, 1, 0));
+            ring.send(&far, bytes.as_ptr(), 5, OperationToken::new(OperationKind::Send, 1, 0));
         }
         ring.submit();
         let mut done = Vec::new();
         ring.reap(8, &mut done);
         assert_eq!(done.len(), 1);
-        assert_eq!((done[0].token.kind, done[0].result), (Kind::Send, 5));
+        assert_eq!((done[0].token.kind, done[0].result), (OperationKind::Send, 5));
         near.write_all(b"x").unwrap();
         done.clear();
         ring.run_deferred();

@@ -1,4 +1,5 @@
-//! The tasks of a worker: one drives its WebSocket server, one receives from the other workers, one ticks.
+//! The tasks of a worker: one drives its WebSocket server, one receives from the other workers, one
+//! ticks.
 
 use super::api;
 use super::lane::Bell;

@@ -21,7 +21,7 @@ use super::ws_server::WsServer;
 use crate::state::counters::Counters;
 use crate::state::drain::Drain;
 use crate::state::subscriptions::{Interest, WorkerEvent};
-use crate::wire::envelope::{Envelope, Header, Kind};
+use crate::wire::envelope::{Envelope, EnvelopeKind, Header};
 use delivery::Received;
 use hold::Hold;
 use memory::Reclaim;
@@ -195,7 +195,7 @@ impl WorkerContext {
     }
 
     fn deliver_bytes(&self, bytes: &[u8]) {
-        if Header::read(bytes).is_ok_and(|header| header.kind != Kind::Message) {
+        if Header::read(bytes).is_ok_and(|header| header.kind != EnvelopeKind::Message) {
             return self.deliver_parcel(bytes);
         }
         match Envelope::decode(bytes) {

@@ -12,7 +12,7 @@ mod time;
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
-use super::ring::{Completion, GENERATION_MASK, Kind, Ring, Token};
+use super::ring::{Completion, GENERATION_MASK, OperationKind, OperationToken, Ring};
 use super::shared::Shared;
 use super::sys;
 use crate::state::counters::{HttpCounters, Refusal};
@@ -209,28 +209,28 @@ impl WsServer {
     fn handle_event(&mut self, event: Completion) {
         let token = event.token;
         match token.kind {
-            Kind::Listener => self.accept(),
-            Kind::Handshake => self.continue_handshake(token),
-            Kind::Readable => self.read(token),
-            Kind::Writable => {
+            OperationKind::Listener => self.accept(),
+            OperationKind::Handshake => self.continue_handshake(token),
+            OperationKind::Readable => self.read(token),
+            OperationKind::Writable => {
                 let is_it = |slot: &Slot| slot.is_generation(token.generation);
                 if self.slots.get(token.index as usize).is_some_and(is_it) {
                     self.write_outbox(token.index);
                 }
             }
-            Kind::Lingering => {
+            OperationKind::Lingering => {
                 self.lingering.handle_ready(&mut self.ring, token, &mut self.buffer);
             }
             // Reaped by the code that sent it.
-            Kind::Send => {}
-            Kind::Timer => self.ring.end_timer(),
+            OperationKind::Send => {}
+            OperationKind::Timer => self.ring.end_timer(),
         }
     }
 
     // Accept and handshake.
 
     fn poll_listener(&mut self) {
-        let token = Token::new(Kind::Listener, 0, 0);
+        let token = OperationToken::new(OperationKind::Listener, 0, 0);
         self.ring.poll_readable(&self.listener, token);
     }
 
@@ -288,7 +288,8 @@ impl WsServer {
     fn keep_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) {
         let index = self.insert_handshake(fd, received);
         if let Some(handshake) = self.handshakes.get(index) {
-            let token = Token::new(Kind::Handshake, index as u32, handshake.generation);
+            let token =
+                OperationToken::new(OperationKind::Handshake, index as u32, handshake.generation);
             self.ring.poll_readable(&handshake.fd, token);
         }
         self.end_surplus();
@@ -351,7 +352,7 @@ impl WsServer {
         self.retry_ready();
     }
 
-    fn continue_handshake(&mut self, token: Token) {
+    fn continue_handshake(&mut self, token: OperationToken) {
         let index = token.index as usize;
         let Some(handshake) = self.handshakes.find(index, token.generation) else { return };
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -472,7 +473,7 @@ impl WsServer {
 
     // Reading.
 
-    fn read(&mut self, token: Token) {
+    fn read(&mut self, token: OperationToken) {
         let slot = token.index;
         let Some(entry) = self.slots.get_mut(slot as usize) else { return };
         if !entry.is_generation(token.generation) {
@@ -531,7 +532,7 @@ impl WsServer {
             self.paused_by_batch.push_back(slot);
         } else if wants_input && let Some(fd) = &entry.fd {
             entry.state = entry.state & !PAUSED | POLLED;
-            let token = Token::new(Kind::Readable, slot, entry.state);
+            let token = OperationToken::new(OperationKind::Readable, slot, entry.state);
             self.ring.poll_readable(fd, token);
         } else {
             entry.state |= PAUSED;
@@ -629,7 +630,7 @@ impl WsServer {
                 self.handle_sent(index, length, -libc::EBADF);
                 continue;
             };
-            let token = Token::new(Kind::Send, index as u32, 0);
+            let token = OperationToken::new(OperationKind::Send, index as u32, 0);
             // SAFETY: the bytes belong to the sealed batch's part, which nothing changes before the
             // next one is laid out or `finish`. This function returns only when every send has
             // completed, or when the ring has failed and accepts nothing more. If it unwinds, here
@@ -644,7 +645,7 @@ impl WsServer {
         loop {
             self.ring.reap(usize::MAX, &mut reaped);
             for completion in reaped.drain(..) {
-                if completion.token.kind != Kind::Send {
+                if completion.token.kind != OperationKind::Send {
                     self.events.push(completion);
                     continue;
                 }
@@ -693,7 +694,8 @@ impl WsServer {
             Err(_) => return self.worker.handle_disconnect(slot),
         };
         if self.worker.handle_outbox_written(slot, written) {
-            self.ring.poll_writable(fd, Token::new(Kind::Writable, slot, *generation));
+            self.ring
+                .poll_writable(fd, OperationToken::new(OperationKind::Writable, slot, *generation));
         }
         self.resume(slot);
     }

@@ -55,7 +55,7 @@ pub(super) fn live() -> impl Iterator<Item = (&'static str, &'static Value)> {
 }
 
 /// Metrics that belong together.
-struct Group {
+struct MetricGroup {
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     title: &'static str,
     /// Present only with `--queue redis`.
@@ -67,7 +67,7 @@ struct Group {
 struct Metric {
     /// The name in a scrape: that of a counter ends in `_total`.
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     /// Its label names, for the docs.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     labels: &'static str,
@@ -81,7 +81,7 @@ struct Metric {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram,
@@ -162,24 +162,24 @@ impl Distribution {
 }
 
 impl Metric {
-    const fn new(name: &'static str, kind: Kind, value: Value) -> Self {
+    const fn new(name: &'static str, kind: MetricKind, value: Value) -> Self {
         Self { name, kind, labels: "", help: "", more: "", live: None, value }
     }
 
     const fn counter(name: &'static str, value: Value) -> Self {
-        Self::new(name, Kind::Counter, value)
+        Self::new(name, MetricKind::Counter, value)
     }
 
     const fn gauge(name: &'static str, value: Value) -> Self {
-        Self::new(name, Kind::Gauge, value)
+        Self::new(name, MetricKind::Gauge, value)
     }
 
     const fn info(name: &'static str, value: Value) -> Self {
-        Self::new(name, Kind::Info, value)
+        Self::new(name, MetricKind::Info, value)
     }
 
     const fn histogram(name: &'static str, read: fn(&Shared) -> Vec<Distribution>) -> Self {
-        Self::new(name, Kind::Histogram, Value::Histogram(read))
+        Self::new(name, MetricKind::Histogram, Value::Histogram(read))
     }
 
     const fn labels(self, labels: &'static str) -> Self {
@@ -201,9 +201,9 @@ impl Metric {
     /// Returns the name of its family: the encoder adds the suffix of its kind.
     fn family(&self) -> &'static str {
         let suffix = match self.kind {
-            Kind::Counter => "_total",
-            Kind::Info => "_info",
-            Kind::Gauge | Kind::Histogram => "",
+            MetricKind::Counter => "_total",
+            MetricKind::Info => "_info",
+            MetricKind::Gauge | MetricKind::Histogram => "",
         };
         self.name.strip_suffix(suffix).unwrap_or(self.name)
     }
@@ -241,10 +241,10 @@ impl Metric {
             return Ok(());
         }
         let kind = match self.kind {
-            Kind::Counter => MetricType::Counter,
-            Kind::Gauge => MetricType::Gauge,
-            Kind::Histogram => MetricType::Histogram,
-            Kind::Info => MetricType::Info,
+            MetricKind::Counter => MetricType::Counter,
+            MetricKind::Gauge => MetricType::Gauge,
+            MetricKind::Histogram => MetricType::Histogram,
+            MetricKind::Info => MetricType::Info,
         };
         let mut family = encoder.encode_descriptor(self.family(), self.help, None, kind)?;
         if let Value::Histogram(read) = self.value {
@@ -256,7 +256,7 @@ impl Metric {
             }
         }
         for (labels, value) in self.samples(shared).0 {
-            if self.kind == Kind::Info {
+            if self.kind == MetricKind::Info {
                 return Info::new(labels).encode(family);
             }
             // An empty set of labels would be shown as empty braces.
@@ -270,8 +270,8 @@ impl Metric {
 
     fn encode_value(&self, value: Number, encoder: MetricEncoder<'_>) -> fmt::Result {
         match (self.kind, value) {
-            (Kind::Counter, Number::Whole(value)) => ConstCounter::new(value).encode(encoder),
-            (Kind::Counter, Number::Float(value)) => ConstCounter::new(value).encode(encoder),
+            (MetricKind::Counter, Number::Whole(value)) => ConstCounter::new(value).encode(encoder),
+            (MetricKind::Counter, Number::Float(value)) => ConstCounter::new(value).encode(encoder),
             (_, Number::Whole(value)) => ConstGauge::new(value as i64).encode(encoder),
             (_, Number::Float(value)) => ConstGauge::new(value).encode(encoder),
         }

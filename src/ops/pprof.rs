@@ -43,7 +43,7 @@ const NAMING_SECONDS: u64 = 2;
 
 /// The output format of a recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ProfileKind {
     Pprof,
     FlameGraph,
 }
@@ -71,8 +71,10 @@ pub async fn answer(
         "/" | "/debug/pprof" | "/debug/pprof/" => {
             index::page(head, shared.settings.ops_token.is_some())
         }
-        "/debug/pprof/profile" => take(profiler, node, head, connection, Kind::Pprof).await,
-        "/debug/pprof/flamegraph" => take(profiler, node, head, connection, Kind::FlameGraph).await,
+        "/debug/pprof/profile" => take(profiler, node, head, connection, ProfileKind::Pprof).await,
+        "/debug/pprof/flamegraph" => {
+            take(profiler, node, head, connection, ProfileKind::FlameGraph).await
+        }
         "/debug/pprof/heap" => {
             let shared = Arc::clone(shared);
             match Job::start(move |_| heap::report(&shared)) {
@@ -108,7 +110,7 @@ async fn take(
     node: NodeId,
     head: &Head<'_>,
     connection: BorrowedFd<'_>,
-    kind: Kind,
+    kind: ProfileKind,
 ) -> Reply {
     let seconds = match seconds(head.query.unwrap_or("")) {
         Ok(seconds) => seconds,
@@ -125,10 +127,10 @@ async fn take(
         let recording = cpu::record(length, is_cancelled)?;
         let profile = Profile::new(&recording);
         Ok(match kind {
-            Kind::Pprof => {
+            ProfileKind::Pprof => {
                 proto::encode(&profile).map_err(|error| CpuError::System { what: "gzip", error })?
             }
-            Kind::FlameGraph => {
+            ProfileKind::FlameGraph => {
                 flamegraph::draw(&profile, &format!("ws-cluster, node {node}")).into_bytes()
             }
         })
@@ -145,11 +147,11 @@ async fn take(
     }
 }
 
-fn taken(kind: Kind, body: Vec<u8>) -> Reply {
+fn taken(kind: ProfileKind, body: Vec<u8>) -> Reply {
     let reply = match kind {
-        Kind::Pprof => Reply::new(200, "application/octet-stream", body)
+        ProfileKind::Pprof => Reply::new(200, "application/octet-stream", body)
             .with("Content-Disposition", "attachment; filename=\"profile.pb.gz\""),
-        Kind::FlameGraph => Reply::new(200, "image/svg+xml", body),
+        ProfileKind::FlameGraph => Reply::new(200, "image/svg+xml", body),
     };
     reply.with("X-Content-Type-Options", "nosniff")
 }
@@ -189,7 +191,7 @@ fn seconds(query: &str) -> Result<u64, String> {
 
 impl Profiler {
     /// Takes the only slot, or refuses.
-    fn enter(&self, running: Running) -> Result<Place<'_>, Reply> {
+    fn enter(&self, running: Running) -> Result<ProfilerPlace<'_>, Reply> {
         if let Some(other) = &*self.0.borrow() {
             let began = other.since.elapsed().as_secs();
             let left = (other.seconds + NAMING_SECONDS).saturating_sub(began).max(1);
@@ -201,14 +203,14 @@ impl Profiler {
             return Err(Reply::text(503, text).with("Retry-After", left.to_string()));
         }
         *self.0.borrow_mut() = Some(running);
-        Ok(Place(self))
+        Ok(ProfilerPlace(self))
     }
 }
 
 /// The only slot; free again when this is dropped.
-struct Place<'a>(&'a Profiler);
+struct ProfilerPlace<'a>(&'a Profiler);
 
-impl Drop for Place<'_> {
+impl Drop for ProfilerPlace<'_> {
     fn drop(&mut self) {
         self.0.0.take();
     }

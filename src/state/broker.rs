@@ -26,7 +26,7 @@ use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
 use super::subscriptions::{Interest, WorkerEvent};
 use crate::types::{Incarnation, MessageId, NodeId};
-use crate::wire::envelope::{Envelope, Header, Kind};
+use crate::wire::envelope::{Envelope, EnvelopeKind, Header};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply};
 use canary::Canary;
@@ -97,7 +97,7 @@ impl BrokerConfig {
     }
 
     /// The header of a message that carries no push.
-    fn header(&self, kind: Kind, seq: u64, number: u64) -> Header {
+    fn header(&self, kind: EnvelopeKind, seq: u64, number: u64) -> Header {
         let (origin, epoch) = (self.node, self.epoch());
         Header { kind, origin, epoch, seq, order: 0, id: MessageId(number) }
     }
@@ -200,7 +200,7 @@ pub enum Event {
 
 /// State of the links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum LinksState {
     Down,
     /// Greeting, then subscribing.
     Opening,
@@ -232,7 +232,7 @@ pub struct Handled {
 #[derive(Debug)]
 pub struct Broker {
     config: BrokerConfig,
-    state: State,
+    state: LinksState,
     publishing: Link,
     subscribing: Link,
     log: PublishLog,
@@ -283,7 +283,7 @@ impl Broker {
             interests.join(&own_channel, worker, None);
         }
         Self {
-            state: State::Down,
+            state: LinksState::Down,
             publishing: Link::new(LinkName::Publish, config.node),
             subscribing: Link::new(LinkName::Subscribe, config.node),
             log: PublishLog::default(),
@@ -327,7 +327,7 @@ impl Broker {
 
     /// Whether pushes are accepted.
     pub fn is_ready(&self) -> bool {
-        self.state == State::Ready
+        self.state == LinksState::Ready
     }
 
     pub fn has_events(&self) -> bool {
@@ -343,7 +343,7 @@ impl Broker {
 
     /// Starts greeting Redis: both sockets are connected.
     pub fn handle_open(&mut self, now_ms: u64) {
-        self.state = State::Opening;
+        self.state = LinksState::Opening;
         self.subscribe_log.clear();
         self.transit.clear();
         self.watermarks.forget_announcements();
@@ -357,7 +357,7 @@ impl Broker {
 
     /// Handles the loss of the links. Unanswered messages are kept until they are back.
     pub fn handle_lost(&mut self, sink: &mut dyn Sink) {
-        self.state = State::Down;
+        self.state = LinksState::Down;
         self.is_first_attempt = false;
         self.reservation.handle_lost();
         // Nothing will be confirmed: workers that ask from now on do not wait for it.
@@ -468,7 +468,7 @@ impl Broker {
     /// wait until the other nodes have subscribed as well: anything published earlier would not
     /// reach them.
     fn begin_publishing(&mut self, now_ms: u64) {
-        self.state = State::Proving;
+        self.state = LinksState::Proving;
         self.held = Some(std::mem::take(&mut self.log));
         self.say_hello(now_ms);
         self.send_canary(now_ms);
@@ -477,12 +477,12 @@ impl Broker {
     /// Accepts pushes once the canary is back and the other nodes are known; messages left
     /// unanswered by the previous incarnation are sent first.
     fn become_ready(&mut self, now_ms: u64) {
-        if self.state != State::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
+        if self.state != LinksState::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
             return;
         }
         // Replies arrive in the order of the log, and announcements are few.
         let Some(held) = self.held.take_if(|_| self.log.is_empty()) else { return };
-        self.state = State::Ready;
+        self.state = LinksState::Ready;
         self.log = held;
         self.log.rewind();
         let resent = self.log.len();
@@ -511,14 +511,14 @@ impl Broker {
         counters.pending_bytes.set(self.pending_bytes() as u64);
         counters.channels.set(self.interests.len() as u64);
         counters.channels_refused.set(self.subscribe_log.refused() as u64);
-        if self.state == State::Down {
+        if self.state == LinksState::Down {
             return Ok(());
         }
         self.tick_transit(now_ms);
         let transit_ms = (self.log.due_bytes() / TRANSIT_BYTES_PER_MS) as u64;
         self.publishing.check(listened_ms, transit_ms)?;
         self.subscribing.check(listened_ms, 0)?;
-        if self.state == State::Opening {
+        if self.state == LinksState::Opening {
             return Ok(());
         }
         let deadline_ms = self.deadline_ms(now_ms);
@@ -528,7 +528,7 @@ impl Broker {
         }
         self.subscribe_again(now_ms);
         self.tick_canary(now_ms)?;
-        if self.state == State::Ready && !self.has_left() {
+        if self.state == LinksState::Ready && !self.has_left() {
             self.repeat_tails(now_ms, deadline_ms);
         }
         self.renew_reservation(now_ms);
@@ -585,7 +585,7 @@ impl Broker {
         let mut tail = Vec::new();
         self.sequences.repeat_tails(now_ms, |channel, seq| {
             tail.clear();
-            Header { order, ..config.header(Kind::Tail, seq, 0) }.encode(&mut tail);
+            Header { order, ..config.header(EnvelopeKind::Tail, seq, 0) }.encode(&mut tail);
             log.add_word(channel, &tail, None, deadline_ms);
             has_any = true;
         });
@@ -620,7 +620,7 @@ impl Broker {
     }
 
     fn may_publish(&self) -> bool {
-        matches!(self.state, State::Proving | State::Ready)
+        matches!(self.state, LinksState::Proving | LinksState::Ready)
     }
 
     // Input from workers.

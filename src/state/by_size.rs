@@ -8,7 +8,7 @@ const WORDS: usize = BUCKETS.div_ceil(64);
 
 /// Position of a slot; kept beside what the slot stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct SizePlace {
     bucket: u16,
     position: u32,
 }
@@ -28,7 +28,7 @@ impl Default for BySize {
     }
 }
 
-impl Place {
+impl SizePlace {
     /// Whether it is the right position for this size.
     pub fn fits(self, size: usize) -> bool {
         usize::from(self.bucket) == bucket_of(size)
@@ -40,18 +40,18 @@ impl BySize {
         self.len
     }
 
-    pub fn insert(&mut self, slot: u32, size: usize) -> Place {
+    pub fn insert(&mut self, slot: u32, size: usize) -> SizePlace {
         let bucket = bucket_of(size);
         let position = self.buckets[bucket].len() as u32;
         self.buckets[bucket].push(slot);
         self.occupied[bucket / 64] |= 1 << (bucket % 64);
         self.len += 1;
-        Place { bucket: bucket as u16, position }
+        SizePlace { bucket: bucket as u16, position }
     }
 
     /// Removes the slot at `place`; returns the slot that is moved there, if any.
     #[must_use]
-    pub fn remove(&mut self, place: Place) -> Option<u32> {
+    pub fn remove(&mut self, place: SizePlace) -> Option<u32> {
         let bucket = usize::from(place.bucket);
         let list = &mut self.buckets[bucket];
         list.swap_remove(place.position as usize);
@@ -100,7 +100,7 @@ mod tests {
         let mut order = BySize::default();
         let mut sizes: Vec<usize> =
             (1..=200).map(|n: usize| n * n * 37 % 5_000 + n * 100).collect();
-        let mut places: Vec<Place> =
+        let mut places: Vec<SizePlace> =
             sizes.iter().enumerate().map(|(slot, &size)| order.insert(slot as u32, size)).collect();
         while let Some(slot) = order.largest() {
             let (size, largest) = (sizes[slot as usize], *sizes.iter().max().unwrap());

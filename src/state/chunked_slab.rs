@@ -12,14 +12,14 @@ const NONE: u32 = u32::MAX;
 /// once. Like a vector it keeps its capacity.
 #[derive(Debug)]
 pub struct ChunkedSlab<T> {
-    chunks: Vec<Vec<Entry<T>>>,
+    chunks: Vec<Vec<SlabEntry<T>>>,
     /// Head of the free list: entries that were in use, each holding the index of the next.
     free: u32,
     len: usize,
 }
 
 #[derive(Debug)]
-enum Entry<T> {
+enum SlabEntry<T> {
     Free(u32),
     Used(T),
 }
@@ -50,7 +50,7 @@ impl<T> ChunkedSlab<T> {
         if self.free != NONE {
             let index = self.free as usize;
             let entry = &mut self.chunks[index / CHUNK][index % CHUNK];
-            if let Entry::Free(next) = std::mem::replace(entry, Entry::Used(value)) {
+            if let SlabEntry::Free(next) = std::mem::replace(entry, SlabEntry::Used(value)) {
                 self.free = next;
             }
             return index;
@@ -61,21 +61,21 @@ impl<T> ChunkedSlab<T> {
             let room = if index == 0 { 0 } else { CHUNK };
             self.chunks.push(Vec::with_capacity(room));
         }
-        self.chunks[index / CHUNK].push(Entry::Used(value));
+        self.chunks[index / CHUNK].push(SlabEntry::Used(value));
         index
     }
 
     pub fn get(&self, index: usize) -> Option<&T> {
         match self.chunks.get(index / CHUNK)?.get(index % CHUNK)? {
-            Entry::Used(value) => Some(value),
-            Entry::Free(_) => None,
+            SlabEntry::Used(value) => Some(value),
+            SlabEntry::Free(_) => None,
         }
     }
 
     pub fn get_mut(&mut self, index: usize) -> Option<&mut T> {
         match self.chunks.get_mut(index / CHUNK)?.get_mut(index % CHUNK)? {
-            Entry::Used(value) => Some(value),
-            Entry::Free(_) => None,
+            SlabEntry::Used(value) => Some(value),
+            SlabEntry::Free(_) => None,
         }
     }
 
@@ -83,7 +83,7 @@ impl<T> ChunkedSlab<T> {
     pub fn try_remove(&mut self, index: usize) -> Option<T> {
         self.get(index)?;
         let entry = &mut self.chunks[index / CHUNK][index % CHUNK];
-        let Entry::Used(value) = std::mem::replace(entry, Entry::Free(self.free)) else {
+        let SlabEntry::Used(value) = std::mem::replace(entry, SlabEntry::Free(self.free)) else {
             return None;
         };
         self.free = index as u32;
@@ -95,8 +95,8 @@ impl<T> ChunkedSlab<T> {
     pub fn iter(&self) -> impl Iterator<Item = (usize, &T)> {
         let all = self.chunks.iter().flatten().enumerate();
         all.filter_map(|(index, entry)| match entry {
-            Entry::Used(value) => Some((index, value)),
-            Entry::Free(_) => None,
+            SlabEntry::Used(value) => Some((index, value)),
+            SlabEntry::Free(_) => None,
         })
     }
 }
@@ -107,8 +107,8 @@ impl<T> Index<usize> for ChunkedSlab<T> {
 
     fn index(&self, index: usize) -> &T {
         match &self.chunks[index / CHUNK][index % CHUNK] {
-            Entry::Used(value) => value,
-            Entry::Free(_) => panic!("nothing is at {index}"),
+            SlabEntry::Used(value) => value,
+            SlabEntry::Free(_) => panic!("nothing is at {index}"),
         }
     }
 }
@@ -116,8 +116,8 @@ impl<T> Index<usize> for ChunkedSlab<T> {
 impl<T> IndexMut<usize> for ChunkedSlab<T> {
     fn index_mut(&mut self, index: usize) -> &mut T {
         match &mut self.chunks[index / CHUNK][index % CHUNK] {
-            Entry::Used(value) => value,
-            Entry::Free(_) => panic!("nothing is at {index}"),
+            SlabEntry::Used(value) => value,
+            SlabEntry::Free(_) => panic!("nothing is at {index}"),
         }
     }
 }

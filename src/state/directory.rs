@@ -27,7 +27,7 @@ pub struct Directory {
     by_tag: Index,
     by_group: Index,
     tags: ChunkedSlab<Tag>,
-    groups: ChunkedSlab<Group>,
+    groups: ChunkedSlab<DeviceGroup>,
     /// The groups of each project.
     project_groups: Vec<Members>,
 }
@@ -41,7 +41,7 @@ struct Tag {
 
 /// The connections of one project with one device; `device` is empty for those that gave none.
 #[derive(Debug)]
-struct Group {
+struct DeviceGroup {
     project: u32,
     device: CompactString,
     members: Members,
@@ -274,7 +274,7 @@ impl Directory {
         }
         let list = &mut self.project_groups[project as usize];
         let (device, position) = (CompactString::new(device), list.len() as u32);
-        let group = Group { project, device, members: Members::default(), position };
+        let group = DeviceGroup { project, device, members: Members::default(), position };
         let group = self.groups.insert(group) as u32;
         list.push(group);
         self.by_group.insert(group, |group| hash_of_group(self.keys, &self.groups, group));
@@ -293,7 +293,7 @@ impl Directory {
 
     fn forget_group(&mut self, number: u32) {
         let Some(group) = self.groups.try_remove(number as usize) else { return };
-        let Group { project, device, position, .. } = group;
+        let DeviceGroup { project, device, position, .. } = group;
         let list = &mut self.project_groups[project as usize];
         if let Some(moved) = list.swap_remove(position as usize) {
             self.groups[moved as usize].position = position;
@@ -327,7 +327,7 @@ fn hash_of_tag(keys: Keys, tags: &ChunkedSlab<Tag>, tag: u32) -> u64 {
     hash(keys, tag.project, tag.name.as_bytes())
 }
 
-fn hash_of_group(keys: Keys, groups: &ChunkedSlab<Group>, group: u32) -> u64 {
+fn hash_of_group(keys: Keys, groups: &ChunkedSlab<DeviceGroup>, group: u32) -> u64 {
     let group = &groups[group as usize];
     hash(keys, group.project, group.device.as_bytes())
 }

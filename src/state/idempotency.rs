@@ -54,11 +54,11 @@ pub struct RememberedKeys {
 #[derive(Debug)]
 struct Chunk {
     base_ms: u64,
-    entries: Vec<Entry>,
+    entries: Vec<KeyEntry>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct KeyEntry {
     key: [u8; 16],
     /// When it was inserted, relative to the chunk's base.
     after_ms: u32,
@@ -147,7 +147,7 @@ impl RememberedKeys {
         let position = self.first().wrapping_add(self.len as u32);
         if let Some(chunk) = self.chunks.back_mut() {
             let after_ms = now_ms.saturating_sub(chunk.base_ms).min(u64::from(u32::MAX)) as u32;
-            chunk.entries.push(Entry { key: *key, after_ms });
+            chunk.entries.push(KeyEntry { key: *key, after_ms });
         }
         self.len += 1;
         let Self { chunks, positions, start, .. } = self;
@@ -203,7 +203,7 @@ pub fn key_hash(pid: &str, key: &str) -> [u8; 16] {
 }
 
 /// Returns the entry at a valid position of the ring, with its chunk's base.
-fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, Entry) {
+fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, KeyEntry) {
     let index = position.wrapping_sub(start) as usize;
     let chunk = &chunks[index / CHUNK];
     (chunk.base_ms, chunk.entries[index % CHUNK])
@@ -228,7 +228,8 @@ mod tests {
     }
 
     fn bytes(keys: &RememberedKeys) -> usize {
-        let chunks = keys.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<Entry>());
+        let chunks =
+            keys.chunks.iter().map(|chunk| chunk.entries.capacity() * size_of::<KeyEntry>());
         chunks.sum::<usize>() + keys.chunks.capacity() * size_of::<Chunk>() + keys.positions.bytes()
     }
 
@@ -307,7 +308,7 @@ mod tests {
 
     #[test]
     fn bytes_for_each_key() {
-        assert_eq!(size_of::<Entry>(), 20);
+        assert_eq!(size_of::<KeyEntry>(), 20);
         let mut keys = RememberedKeys::new(250_000);
         let mut most = 0.0_f64;
         for number in 0..300_000 {

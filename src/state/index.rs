@@ -39,14 +39,14 @@ pub(super) struct Index {
 #[derive(Debug, Default)]
 struct Shard {
     #[expect(clippy::vec_box, reason = "in one piece they would be of many sizes")]
-    blocks: Vec<Box<[Group; BLOCK]>>,
+    blocks: Vec<Box<[BlockGroup; BLOCK]>>,
     len: u32,
     gone: u32,
 }
 
 /// The unit of one probe: it lies in one or two cache lines.
 #[derive(Debug, Clone, Copy, Default)]
-struct Group {
+struct BlockGroup {
     tags: [u8; GROUP],
     numbers: [u32; GROUP],
 }
@@ -117,7 +117,7 @@ impl Index {
     #[cfg(test)]
     fn bytes(&self) -> usize {
         let pointers = |shard: &Shard| shard.blocks.capacity() * size_of::<usize>();
-        let blocks = |shard: &Shard| shard.blocks.len() * BLOCK * size_of::<Group>();
+        let blocks = |shard: &Shard| shard.blocks.len() * BLOCK * size_of::<BlockGroup>();
         let shards = self.shards.iter().map(|shard| pointers(shard) + blocks(shard));
         shards.sum::<usize>() + size_of_val(&*self.shards)
     }
@@ -218,11 +218,11 @@ impl Shard {
         BLOCK * self.blocks.len()
     }
 
-    fn group(&self, at: usize) -> &Group {
+    fn group(&self, at: usize) -> &BlockGroup {
         &self.blocks[at / BLOCK][at % BLOCK]
     }
 
-    fn group_mut(&mut self, at: usize) -> &mut Group {
+    fn group_mut(&mut self, at: usize) -> &mut BlockGroup {
         &mut self.blocks[at / BLOCK][at % BLOCK]
     }
 
@@ -236,7 +236,7 @@ impl Shard {
     }
 }
 
-impl Group {
+impl BlockGroup {
     /// Returns the high bit of each byte that equals the tag; next to a match, a tag that differs
     /// in its lowest bit may match as well.
     fn with_tag(&self, tag: u8) -> u64 {

@@ -39,7 +39,7 @@ pub struct Outbox {
     /// That rest was dropped as well: the connection cannot be ended with a Close frame.
     is_revoked: bool,
     /// Its position in the owner's order by size; maintained by the owner.
-    pub(super) place: Option<super::by_size::Place>,
+    pub(super) place: Option<super::by_size::SizePlace>,
 }
 
 #[derive(Debug)]

@@ -58,17 +58,17 @@ pub struct OutgoingSequences {
     floor: u64,
     len: usize,
     /// Place of the last message's channel: the next one is often on the same channel.
-    latest: Option<Place>,
+    latest: Option<SequencePlace>,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
     table: HashTable<u32>,
-    channels: Slab<Channel>,
+    channels: Slab<ChannelNumbers>,
 }
 
 #[derive(Debug)]
-struct Channel {
+struct ChannelNumbers {
     name: Box<[u8]>,
     hash: u64,
     last: u64,
@@ -85,11 +85,11 @@ struct Channel {
 }
 
 /// Channels by the time at which to check them.
-type Agenda = BTreeMap<u64, Vec<Place>>;
+type Agenda = BTreeMap<u64, Vec<SequencePlace>>;
 
 /// A slot in a shard's slab.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct SequencePlace {
     shard: u8,
     slot: u32,
 }
@@ -164,7 +164,7 @@ impl OutgoingSequences {
                 self.tails.entry(due_ms).or_default().push(place);
             }
         }
-        let rest: Vec<Place> = due.collect();
+        let rest: Vec<SequencePlace> = due.collect();
         if !rest.is_empty() {
             self.tails.entry(now_ms).or_default().extend(rest);
         }
@@ -191,7 +191,7 @@ impl OutgoingSequences {
                 if known.is_in_tails {
                     known.tail_from_ms = now_ms;
                     known.due_ms = now_ms;
-                    due.push(Place { shard: number as u8, slot: slot as u32 });
+                    due.push(SequencePlace { shard: number as u8, slot: slot as u32 });
                 }
             }
         }
@@ -213,29 +213,29 @@ impl OutgoingSequences {
         hasher.finish()
     }
 
-    fn find(&self, hash: u64, channel: &[u8]) -> Option<Place> {
+    fn find(&self, hash: u64, channel: &[u8]) -> Option<SequencePlace> {
         let shard = shard_of(hash);
         let Shard { table, channels } = &self.shards[usize::from(shard)];
         let is_it = |slot: &u32| {
             let known = &channels[*slot as usize];
             known.hash == hash && *known.name == *channel
         };
-        table.find(hash, is_it).map(|&slot| Place { shard, slot })
+        table.find(hash, is_it).map(|&slot| SequencePlace { shard, slot })
     }
 
-    fn is_at(&self, place: Place, channel: &[u8]) -> bool {
+    fn is_at(&self, place: SequencePlace, channel: &[u8]) -> bool {
         let channels = &self.shards[usize::from(place.shard)].channels;
         channels.get(place.slot as usize).is_some_and(|known| *known.name == *channel)
     }
 
-    fn channel_mut(&mut self, place: Place) -> &mut Channel {
+    fn channel_mut(&mut self, place: SequencePlace) -> &mut ChannelNumbers {
         &mut self.shards[usize::from(place.shard)].channels[place.slot as usize]
     }
 
-    fn enter(&mut self, hash: u64, channel: &[u8], now_ms: u64) -> Place {
+    fn enter(&mut self, hash: u64, channel: &[u8], now_ms: u64) -> SequencePlace {
         let shard = shard_of(hash);
         let Shard { table, channels } = &mut self.shards[usize::from(shard)];
-        let slot = channels.insert(Channel {
+        let slot = channels.insert(ChannelNumbers {
             name: channel.into(),
             hash,
             last: self.floor,
@@ -247,7 +247,7 @@ impl OutgoingSequences {
             is_in_tails: false,
         }) as u32;
         table.insert_unique(hash, slot, |slot| channels[*slot as usize].hash);
-        let place = Place { shard, slot };
+        let place = SequencePlace { shard, slot };
         let end = now_ms.saturating_add(FORGET_MS).div_ceil(1000);
         self.ends.entry(end).or_default().push(place);
         self.len += 1;
@@ -256,7 +256,7 @@ impl OutgoingSequences {
 
     /// Removes a channel that is in neither list: it was taken out of `ends`, and its last repeat,
     /// which took it out of `tails`, is `FORGET_MS - TAIL_FOR_MS` ago.
-    fn forget(&mut self, place: Place) {
+    fn forget(&mut self, place: SequencePlace) {
         let Shard { table, channels } = &mut self.shards[usize::from(place.shard)];
         let known = channels.remove(place.slot as usize);
         debug_assert!(!known.is_in_tails);
@@ -275,7 +275,7 @@ impl OutgoingSequences {
     }
 }
 
-impl Channel {
+impl ChannelNumbers {
     /// Plans the repeat after one of `last`: at the next multiple of [`TAIL_EVERY_MS`], whatever
     /// was skipped, unless the tail ends before.
     fn plan_next_repeat(&mut self, now_ms: u64) {
@@ -294,7 +294,7 @@ fn shard_of(hash: u64) -> u8 {
 }
 
 /// Removes the entries with keys up to `last`.
-fn take_until(map: &mut Agenda, last: u64) -> impl Iterator<Item = Place> + use<> {
+fn take_until(map: &mut Agenda, last: u64) -> impl Iterator<Item = SequencePlace> + use<> {
     let later = last.checked_add(1).map(|from| map.split_off(&from)).unwrap_or_default();
     std::mem::replace(map, later).into_values().flatten()
 }

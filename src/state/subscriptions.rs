@@ -126,7 +126,7 @@ impl WorkerEvent {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum State {
+enum SubscriptionState {
     #[default]
     Unknown,
     Asked,
@@ -138,7 +138,7 @@ enum State {
 #[derive(Debug, Default)]
 struct Want {
     listeners: u32,
-    state: State,
+    state: SubscriptionState,
     /// It is in the queue of idle interests.
     is_queued: bool,
     /// When its last listener left.
@@ -251,16 +251,16 @@ impl Subscriptions {
                 self.users.insert(*project, uid);
             }
             let is_new = self.find(interest).is_some_and(|want| {
-                let is_new = want.state == State::Unknown;
+                let is_new = want.state == SubscriptionState::Unknown;
                 if is_new {
-                    want.state = State::Asked;
+                    want.state = SubscriptionState::Asked;
                 }
                 is_new
             });
             if is_new {
                 self.requests.push(BrokerRequest::Join(interest.clone()));
             }
-            self.find(interest).is_some_and(|want| want.state != State::InForce)
+            self.find(interest).is_some_and(|want| want.state != SubscriptionState::InForce)
         })
     }
 
@@ -288,17 +288,19 @@ impl Subscriptions {
     /// Handles the broker's answer to a [`BrokerRequest::Join`].
     pub fn handle_ready(&mut self, interest: &Interest) {
         let now_ms = self.now_ms;
-        self.settle(interest, State::InForce, now_ms);
+        self.settle(interest, SubscriptionState::InForce, now_ms);
     }
 
     /// Handles the queue's refusal of an interest that was requested or in force.
     pub fn handle_refused(&mut self, interest: &Interest) {
         let now_ms = self.now_ms;
-        self.settle(interest, State::Refused, now_ms);
+        self.settle(interest, SubscriptionState::Refused, now_ms);
     }
 
-    fn settle(&mut self, interest: &Interest, state: State, now_ms: u64) {
-        if let Some(want) = self.find(interest).filter(|want| want.state != State::Unknown) {
+    fn settle(&mut self, interest: &Interest, state: SubscriptionState, now_ms: u64) {
+        if let Some(want) =
+            self.find(interest).filter(|want| want.state != SubscriptionState::Unknown)
+        {
             want.state = state;
             // The connection that asked may be gone by now.
             if want.listeners == 0 && want.is_to_be_queued(now_ms) {
@@ -310,7 +312,9 @@ impl Subscriptions {
     /// Whether the queue refuses something that this listener needs.
     pub fn is_refused(&mut self, project: ProjectId, listener: Listener<'_>) -> bool {
         let mut needs = self.needs(project, listener).into_iter();
-        needs.any(|interest| self.find(&interest).is_some_and(|want| want.state == State::Refused))
+        needs.any(|interest| {
+            self.find(&interest).is_some_and(|want| want.state == SubscriptionState::Refused)
+        })
     }
 
     /// Unsubscribes from interests that nobody has needed for a minute, a bounded number at a time.
@@ -326,7 +330,9 @@ impl Subscriptions {
             looks -= 1;
             let Some(want) = self.find(&interest) else { continue };
             want.is_queued = false;
-            if want.listeners > 0 || matches!(want.state, State::Unknown | State::Asked) {
+            if want.listeners > 0
+                || matches!(want.state, SubscriptionState::Unknown | SubscriptionState::Asked)
+            {
                 continue;
             }
             let since_ms = want.idle_since_ms;
@@ -336,7 +342,7 @@ impl Subscriptions {
                 self.idle.push_back((since_ms, interest));
                 continue;
             }
-            want.state = State::Unknown;
+            want.state = SubscriptionState::Unknown;
             if let Interest::User(project, uid) = &interest {
                 self.users.remove(*project, uid);
             }

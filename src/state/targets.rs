@@ -26,7 +26,7 @@ pub struct Search<'a> {
     /// Unique to the message: a connection that carries it was already considered.
     pub visit_epoch: u32,
     /// Where the last slice ended; `None`: this is the first slice.
-    pub from: Option<Place>,
+    pub from: Option<SearchPlace>,
 }
 
 /// The place at which the next slice of a search continues.
@@ -35,7 +35,7 @@ pub struct Search<'a> {
 /// leaves: that one was already considered, as its visit epoch shows. Members added meanwhile are
 /// behind everything still to be visited.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct SearchPlace {
     given: Given,
     /// The next list: the number of its tag or device; for all devices of a project, its index
     /// among them.
@@ -54,7 +54,7 @@ pub fn select(
     search: &Search<'_>,
     visits: &mut usize,
     mut each: impl FnMut(u32, &mut Connection),
-) -> Option<Place> {
+) -> Option<SearchPlace> {
     let Search { project, targets, visit_epoch, from } = *search;
     let selectors = Selectors::resolve(directory, project, targets)?;
     if from.is_none() {
@@ -116,15 +116,15 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         &mut self,
         slab: &mut Slab<Connection>,
         lists: &[u32],
-        from: Option<Place>,
+        from: Option<SearchPlace>,
         (given, members_of): (Given, impl Fn(u32) -> &'d Members),
-    ) -> Option<Place> {
+    ) -> Option<SearchPlace> {
         // The list at which the last slice stopped may be gone.
         let first = from.map_or(0, |place| lists.partition_point(|&list| list < place.list));
         for &list in &lists[first..] {
             let end = from.filter(|place| place.list == list).map_or(usize::MAX, |it| it.members);
             if let Some(members) = self.consider_members(slab, members_of(list), end, given) {
-                return Some(Place { given, list, members });
+                return Some(SearchPlace { given, list, members });
             }
         }
         None
@@ -135,8 +135,8 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         &mut self,
         slab: &mut Slab<Connection>,
         directory: &Directory,
-        from: Option<Place>,
-    ) -> Option<Place> {
+        from: Option<SearchPlace>,
+    ) -> Option<SearchPlace> {
         let given = Given::Project;
         let groups = directory.project_groups(self.project)?;
         let mut end = from.map_or(usize::MAX, |place| place.members);
@@ -150,7 +150,7 @@ impl<F: FnMut(u32, &mut Connection)> Judge<'_, '_, F> {
         {
             let group = directory.group_members(group);
             if let Some(members) = self.consider_members(slab, group, end, given) {
-                return Some(Place { given, list: list as u32, members });
+                return Some(SearchPlace { given, list: list as u32, members });
             }
             (next, end) = (list, usize::MAX);
         }

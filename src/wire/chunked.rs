@@ -13,14 +13,14 @@ const MAX_TRAILER_BYTES: usize = 8 << 10;
 /// closed.
 #[derive(Debug)]
 pub struct Chunked {
-    state: State,
+    state: ChunkState,
     total: u64,
     extension_bytes: usize,
     trailer_bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     Size { digits: u8, size: u64 },
     Extension { size: u64 },
     SizeLf { size: u64 },
@@ -34,7 +34,7 @@ enum State {
     Done,
 }
 
-const FIRST: State = State::Size { digits: 0, size: 0 };
+const FIRST: ChunkState = ChunkState::Size { digits: 0, size: 0 };
 
 impl Default for Chunked {
     fn default() -> Self {
@@ -55,62 +55,66 @@ impl Chunked {
         max: usize,
     ) -> Result<(usize, bool), HttpError> {
         let mut at = 0;
-        while at < input.len() && self.state != State::Done {
-            if let State::Data { left } = self.state {
+        while at < input.len() && self.state != ChunkState::Done {
+            if let ChunkState::Data { left } = self.state {
                 let piece = &input[at..];
                 let take = usize::try_from(left).map_or(piece.len(), |left| left.min(piece.len()));
                 out.extend_from_slice(&piece[..take]);
                 at += take;
                 let left = left - take as u64;
-                self.state = if left == 0 { State::DataCr } else { State::Data { left } };
+                self.state = if left == 0 { ChunkState::DataCr } else { ChunkState::Data { left } };
             } else {
                 self.state = self.step(input[at], max)?;
                 at += 1;
             }
         }
-        Ok((at, self.state == State::Done))
+        Ok((at, self.state == ChunkState::Done))
     }
 
     /// Handles one byte that is not data.
-    fn step(&mut self, byte: u8, max: usize) -> Result<State, HttpError> {
+    fn step(&mut self, byte: u8, max: usize) -> Result<ChunkState, HttpError> {
         match (self.state, byte) {
-            (State::Size { digits, size }, b'\r' | b';') if digits > 0 => {
+            (ChunkState::Size { digits, size }, b'\r' | b';') if digits > 0 => {
                 self.total = self.total.saturating_add(size);
                 if self.total > max as u64 {
                     return Err(TOO_LARGE);
                 }
-                Ok(if byte == b';' { State::Extension { size } } else { State::SizeLf { size } })
+                Ok(if byte == b';' {
+                    ChunkState::Extension { size }
+                } else {
+                    ChunkState::SizeLf { size }
+                })
             }
-            (State::Size { digits, size }, _) => {
+            (ChunkState::Size { digits, size }, _) => {
                 let digit = char::from(byte).to_digit(16);
                 let Some(digit) = digit.filter(|_| digits < MAX_SIZE_DIGITS) else {
                     return Err(HttpError::bad("the size of a chunk is malformed"));
                 };
-                Ok(State::Size { digits: digits + 1, size: size << 4 | u64::from(digit) })
+                Ok(ChunkState::Size { digits: digits + 1, size: size << 4 | u64::from(digit) })
             }
-            (State::Extension { size }, b'\r') => Ok(State::SizeLf { size }),
-            (state @ State::Extension { .. }, _) if is_text(byte) => {
+            (ChunkState::Extension { size }, b'\r') => Ok(ChunkState::SizeLf { size }),
+            (state @ ChunkState::Extension { .. }, _) if is_text(byte) => {
                 self.extension_bytes += 1;
                 if self.extension_bytes > MAX_EXTENSION_BYTES {
                     return Err(HttpError::bad("the chunks' extensions are too long"));
                 }
                 Ok(state)
             }
-            (State::SizeLf { size: 0 }, b'\n') => Ok(State::TrailerStart),
-            (State::SizeLf { size }, b'\n') => Ok(State::Data { left: size }),
-            (State::DataCr, b'\r') => Ok(State::DataLf),
-            (State::DataLf, b'\n') => Ok(FIRST),
-            (State::TrailerStart, b'\r') => Ok(State::EndLf),
-            (State::TrailerStart | State::Trailer, _) if is_text(byte) => {
+            (ChunkState::SizeLf { size: 0 }, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::SizeLf { size }, b'\n') => Ok(ChunkState::Data { left: size }),
+            (ChunkState::DataCr, b'\r') => Ok(ChunkState::DataLf),
+            (ChunkState::DataLf, b'\n') => Ok(FIRST),
+            (ChunkState::TrailerStart, b'\r') => Ok(ChunkState::EndLf),
+            (ChunkState::TrailerStart | ChunkState::Trailer, _) if is_text(byte) => {
                 self.trailer_bytes += 1;
                 if self.trailer_bytes > MAX_TRAILER_BYTES {
                     return Err(HttpError::bad("the body's trailers are too long"));
                 }
-                Ok(State::Trailer)
+                Ok(ChunkState::Trailer)
             }
-            (State::Trailer, b'\r') => Ok(State::TrailerLf),
-            (State::TrailerLf, b'\n') => Ok(State::TrailerStart),
-            (State::EndLf, b'\n') => Ok(State::Done),
+            (ChunkState::Trailer, b'\r') => Ok(ChunkState::TrailerLf),
+            (ChunkState::TrailerLf, b'\n') => Ok(ChunkState::TrailerStart),
+            (ChunkState::EndLf, b'\n') => Ok(ChunkState::Done),
             _ => Err(HttpError::bad("the chunked body is malformed")),
         }
     }

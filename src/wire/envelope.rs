@@ -70,7 +70,7 @@ pub enum EnvelopeError {
 
 /// The purpose of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EnvelopeKind {
     /// A message to deliver.
     Message,
     /// Replaces a message whose pusher was told that its outcome is unknown: it uses up the number,
@@ -92,7 +92,7 @@ pub enum Kind {
     Newer,
 }
 
-impl Kind {
+impl EnvelopeKind {
     const ALL: [Self; 9] = [
         Self::Message,
         Self::Void,
@@ -109,7 +109,7 @@ impl Kind {
 /// The fixed part of an envelope: its sender and its sequence numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    pub kind: Kind,
+    pub kind: EnvelopeKind,
     pub origin: NodeId,
     /// When the origin was started, in milliseconds since 1970: distinguishes the runs of a node.
     pub epoch: u64,
@@ -128,9 +128,9 @@ impl Header {
             return Err(EnvelopeError::Version(fixed[0]));
         }
         let origin = u16::from_le_bytes([fixed[ORIGIN_OFFSET], fixed[ORIGIN_OFFSET + 1]]);
-        let kind = Kind::ALL.get(usize::from(fixed[KIND_OFFSET])).copied();
+        let kind = EnvelopeKind::ALL.get(usize::from(fixed[KIND_OFFSET])).copied();
         Ok(Self {
-            kind: kind.unwrap_or(Kind::Newer),
+            kind: kind.unwrap_or(EnvelopeKind::Newer),
             origin: NodeId::new(origin).ok_or(EnvelopeError::Field)?,
             epoch: u64_at(fixed, EPOCH_OFFSET),
             seq: u64_at(fixed, SEQ_OFFSET),
@@ -206,7 +206,7 @@ impl<'a> Envelope<'a> {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         let Self { origin, epoch, seq, id, .. } = *self;
-        let kind = Kind::Message;
+        let kind = EnvelopeKind::Message;
         Header { kind, origin, epoch, seq, order: 0, id }.encode(out);
         out[start + ACCEPTED_OFFSET..][..8].copy_from_slice(&self.accepted_us.to_le_bytes());
         out[start + TTL_OFFSET..][..4].copy_from_slice(&self.ttl_ms.to_le_bytes());
@@ -244,7 +244,7 @@ impl<'a> Envelope<'a> {
     #[inline(always)]
     pub fn decode_after(header: Header, bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (fields, data) = fields_and_data(bytes)?;
-        if header.kind != Kind::Message {
+        if header.kind != EnvelopeKind::Message {
             return Err(EnvelopeError::Field);
         }
         let mut envelope = Self {
@@ -569,7 +569,7 @@ mod tests {
             prop_assert_eq!(Envelope::decode(&bytes), Ok(envelope));
             Header::set_numbers(&mut bytes, envelope.epoch, 7, 9);
             let numbered = Header {
-                kind: Kind::Message,
+                kind: EnvelopeKind::Message,
                 origin: envelope.origin,
                 epoch: envelope.epoch,
                 seq: 7,
@@ -585,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_header_alone_is_read_back_and_is_no_message() {
-        for kind in Kind::ALL {
+        for kind in EnvelopeKind::ALL {
             let header = Header {
                 kind,
                 origin: NodeId::new(3).unwrap(),

@@ -4,7 +4,9 @@
 //! announcement holds the full set or one change; one without a change repeats the version, so that
 //! a node that missed something can request the full set.
 
-use super::envelope::{EnvelopeError, Header, Kind, put_data, put_field, take_apart, u64_at};
+use super::envelope::{
+    EnvelopeError, EnvelopeKind, Header, put_data, put_field, take_apart, u64_at,
+};
 use super::parcel::Sender;
 use crate::types::{Cid, EventSet, MessageId};
 
@@ -114,7 +116,7 @@ impl<'a> Member<'a> {
         let Sender { node: origin, epoch } = self.sender;
         let id = MessageId(self.version);
         let (seq, order) = (self.number, self.order);
-        Header { kind: Kind::Member, origin, epoch, seq, order, id }.encode(out);
+        Header { kind: EnvelopeKind::Member, origin, epoch, seq, order, id }.encode(out);
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         let flags = flag(self.is_full_state, IS_FULL_STATE)
             | flag(self.requests_full_state, REQUESTS_FULL_STATE);
@@ -126,7 +128,7 @@ impl<'a> Member<'a> {
 
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (header, fields, _) = take_apart(bytes)?;
-        if header.kind != Kind::Member {
+        if header.kind != EnvelopeKind::Member {
             return Err(EnvelopeError::Field);
         }
         let sender = Sender { node: header.origin, epoch: header.epoch };

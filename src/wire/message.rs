@@ -66,7 +66,7 @@ pub struct MessageError<'a> {
     /// The message's `id`, if it had a valid one.
     pub id: EchoId<'a>,
     /// The `type` of the reply.
-    pub kind: Kind,
+    pub kind: MessageKind,
     pub reason: Refusal,
 }
 
@@ -79,14 +79,14 @@ impl MessageError<'_> {
 
 /// The `type` of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MessageKind {
     Subscribe,
     Unsubscribe,
     Refresh,
     Error,
 }
 
-impl Kind {
+impl MessageKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Subscribe => "subscribe",
@@ -128,27 +128,28 @@ pub enum Refusal {
 /// Parses one message, a JSON object. Unknown members are ignored.
 pub fn parse<'a>(text: &'a [u8], limits: &Limits) -> Result<ClientMessage<'a>, MessageError<'a>> {
     let refused = |id, kind, reason| MessageError { id, kind, reason };
-    let (members, id) = members_and_id(text).map_err(|(id, why)| refused(id, Kind::Error, why))?;
+    let (members, id) =
+        members_and_id(text).map_err(|(id, why)| refused(id, MessageKind::Error, why))?;
     let kind = members.value("type").and_then(|value| json::string(value).ok());
     match kind.as_deref() {
         Some("heartbeat") => Ok(ClientMessage::Heartbeat { id }),
         Some("request") => match members.value("data") {
             Some(data) => Ok(ClientMessage::Request { id, data }),
-            None => Err(refused(id, Kind::Error, Refusal::Data)),
+            None => Err(refused(id, MessageKind::Error, Refusal::Data)),
         },
         Some("subscribe") => match tags_and_sign(&members, limits) {
             Ok((tags, sign)) => Ok(ClientMessage::Subscribe { id, tags, sign }),
-            Err(reason) => Err(refused(id, Kind::Subscribe, reason)),
+            Err(reason) => Err(refused(id, MessageKind::Subscribe, reason)),
         },
         Some("unsubscribe") => match tags(&members, limits) {
             Ok(tags) => Ok(ClientMessage::Unsubscribe { id, tags }),
-            Err(reason) => Err(refused(id, Kind::Unsubscribe, reason)),
+            Err(reason) => Err(refused(id, MessageKind::Unsubscribe, reason)),
         },
         Some("refresh") => match session_exp_and_sign(&members) {
             Ok((session_exp, sign)) => Ok(ClientMessage::Refresh { id, session_exp, sign }),
-            Err(reason) => Err(refused(id, Kind::Error, reason)),
+            Err(reason) => Err(refused(id, MessageKind::Error, reason)),
         },
-        _ => Err(refused(id, Kind::Error, Refusal::Type)),
+        _ => Err(refused(id, MessageKind::Error, Refusal::Type)),
     }
 }
 
@@ -186,7 +187,7 @@ pub fn write_welcome(out: &mut Vec<u8>, cid: Cid, node: NodeId) {
 /// Appends the success of a subscribe or unsubscribe: all tags that the connection now has.
 pub fn write_tags<'t>(
     out: &mut Vec<u8>,
-    kind: Kind,
+    kind: MessageKind,
     id: Option<&str>,
     tags: impl Iterator<Item = &'t str>,
 ) {
@@ -205,14 +206,14 @@ pub fn write_tags<'t>(
 
 /// Appends the success of a refresh. The contract defines no members for it.
 pub fn write_refreshed(out: &mut Vec<u8>, id: Option<&str>) {
-    put_type(out, Kind::Refresh.as_str());
+    put_type(out, MessageKind::Refresh.as_str());
     put(out, ",\"code\":1,\"msg\":\"success\"");
     put_id(out, id);
     put(out, "}");
 }
 
 /// Appends a refusal; nothing was changed.
-pub fn write_refusal(out: &mut Vec<u8>, kind: Kind, id: Option<&str>, msg: &str) {
+pub fn write_refusal(out: &mut Vec<u8>, kind: MessageKind, id: Option<&str>, msg: &str) {
     put_type(out, kind.as_str());
     put(out, ",\"code\":0,\"msg\":");
     json::write_string(out, msg);
@@ -538,15 +539,20 @@ mod tests {
         ] {
             let text = format!(r#"{{"type":"unsubscribe","id":"7","tags":{value}}}"#);
             let error = read(&text).unwrap_err();
-            let expected = MessageError { id: Some("7".into()), kind: Kind::Unsubscribe, reason };
+            let expected =
+                MessageError { id: Some("7".into()), kind: MessageKind::Unsubscribe, reason };
             assert_eq!(error, expected, "{value}");
         }
         let sign = read(r#"{"type":"subscribe","tags":"a","sign":1}"#).unwrap_err();
-        assert_eq!((sign.kind, sign.reason), (Kind::Subscribe, Refusal::Sign));
+        assert_eq!((sign.kind, sign.reason), (MessageKind::Subscribe, Refusal::Sign));
         for bad in ["\"1\"", "-1", "1.5", "null"] {
             let text = format!(r#"{{"type":"refresh","session_exp":{bad},"sign":""}}"#);
             let error = read(&text).unwrap_err();
-            assert_eq!((error.kind, error.reason), (Kind::Error, Refusal::SessionExp), "{bad}");
+            assert_eq!(
+                (error.kind, error.reason),
+                (MessageKind::Error, Refusal::SessionExp),
+                "{bad}"
+            );
         }
         let refused = refusal(r#"{"type":"refresh","session_exp":100000000000,"sign":""}"#);
         assert!(refused.contains("session_exp must be in unix seconds: 100000000000"), "{refused}");
@@ -603,11 +609,16 @@ mod tests {
             r#"{"type":"connect","code":1,"msg":"success","client_id":"9","node":200}"#
         );
         assert_eq!(
-            written(|out| write_tags(out, Kind::Subscribe, Some("7"), ["a", "b"].into_iter())),
+            written(|out| write_tags(
+                out,
+                MessageKind::Subscribe,
+                Some("7"),
+                ["a", "b"].into_iter()
+            )),
             r#"{"type":"subscribe","code":1,"msg":"success","id":"7","tags":["a","b"]}"#
         );
         assert_eq!(
-            written(|out| write_tags(out, Kind::Unsubscribe, None, std::iter::empty())),
+            written(|out| write_tags(out, MessageKind::Unsubscribe, None, std::iter::empty())),
             r#"{"type":"unsubscribe","code":1,"msg":"success","tags":[]}"#
         );
         assert_eq!(
@@ -623,7 +634,7 @@ mod tests {
             r#"{"type":"heartbeat","code":1,"id":"h","ts":1}"#
         );
         assert_eq!(
-            written(|out| write_refusal(out, Kind::Error, None, "a \"b\"")),
+            written(|out| write_refusal(out, MessageKind::Error, None, "a \"b\"")),
             r#"{"type":"error","code":0,"msg":"a \"b\""}"#
         );
         assert_eq!(

@@ -5,7 +5,7 @@
 //! is the request's.
 
 use super::envelope::{
-    EnvelopeError, FIELD_PID, Header, Kind, put_data, put_field, take_apart, text, u64_at,
+    EnvelopeError, EnvelopeKind, FIELD_PID, Header, put_data, put_field, take_apart, text, u64_at,
 };
 use super::json;
 use crate::types::{Cid, EventSet, MessageId, NodeId};
@@ -137,7 +137,7 @@ pub fn add_event(list: &mut Vec<u8>, kind: EventSet, write: impl FnOnce(&mut Vec
 
 impl Request<'_> {
     pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
-        let start = begin(out, Kind::Request, sender, self.id, self.pid);
+        let start = begin(out, EnvelopeKind::Request, sender, self.id, self.pid);
         put_field(out, FIELD_TO, &self.server.0.to_le_bytes());
         put_field(out, FIELD_FROM, &self.client.0.to_le_bytes());
         put_field(out, FIELD_UID, self.uid.as_bytes());
@@ -148,7 +148,7 @@ impl Request<'_> {
 
 impl Response<'_> {
     pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
-        let start = begin(out, Kind::Response, sender, self.id, self.pid);
+        let start = begin(out, EnvelopeKind::Response, sender, self.id, self.pid);
         put_field(out, FIELD_TO, &self.client.0.to_le_bytes());
         put_field(out, FIELD_FROM, &self.server.0.to_le_bytes());
         let (status, data) = match self.answer {
@@ -165,7 +165,7 @@ impl Response<'_> {
 
 impl Events<'_> {
     pub fn encode(&self, out: &mut Vec<u8>) {
-        let start = begin(out, Kind::Events, self.sender, MessageId(0), self.pid);
+        let start = begin(out, EnvelopeKind::Events, self.sender, MessageId(0), self.pid);
         put_field(out, FIELD_WORKER, &[self.worker]);
         put_data(out, start, self.list.0);
     }
@@ -184,14 +184,14 @@ impl Cancel<'_> {
     }
 
     pub fn encode(&self, sender: Sender, out: &mut Vec<u8>) {
-        let start = begin(out, Kind::Cancel, sender, MessageId(0), self.pid);
+        let start = begin(out, EnvelopeKind::Cancel, sender, MessageId(0), self.pid);
         put_field(out, FIELD_TO, &self.server.0.to_le_bytes());
         put_field(out, FIELD_FROM, &self.client.0.to_le_bytes());
         put_data(out, start, self.list.0.as_flattened());
     }
 }
 
-fn begin(out: &mut Vec<u8>, kind: Kind, sender: Sender, id: MessageId, pid: &str) -> usize {
+fn begin(out: &mut Vec<u8>, kind: EnvelopeKind, sender: Sender, id: MessageId, pid: &str) -> usize {
     let start = out.len();
     let (origin, epoch) = (sender.node, sender.epoch);
     Header { kind, origin, epoch, seq: 0, order: 0, id }.encode(out);
@@ -227,10 +227,10 @@ pub fn check_json(bytes: &[u8]) -> Result<(), EnvelopeError> {
     let (header, _, data) = take_apart(bytes)?;
     let check = |text: &[u8]| json::validate(text).map_err(|_| EnvelopeError::NotJson);
     match header.kind {
-        Kind::Events => EventList(data).try_for_each(|event| check(event?.1.as_bytes())),
+        EnvelopeKind::Events => EventList(data).try_for_each(|event| check(event?.1.as_bytes())),
         // A response that reports a failure has no data.
-        Kind::Response if data.is_empty() => Ok(()),
-        Kind::Cancel => Ok(()),
+        EnvelopeKind::Response if data.is_empty() => Ok(()),
+        EnvelopeKind::Cancel => Ok(()),
         _ => check(data),
     }
 }
@@ -262,7 +262,7 @@ impl<'a> Parcel<'a> {
         }
         let utf8 = |data: &'a [u8]| simdutf8::basic::from_utf8(data).map(|_| data);
         Ok(match header.kind {
-            Kind::Request => Self::Request(Request {
+            EnvelopeKind::Request => Self::Request(Request {
                 id,
                 server: to.ok_or(missing)?,
                 client: from.ok_or(missing)?,
@@ -271,7 +271,7 @@ impl<'a> Parcel<'a> {
                 device,
                 data: utf8(data).map_err(|_| missing)?,
             }),
-            Kind::Response => Self::Response(Response {
+            EnvelopeKind::Response => Self::Response(Response {
                 id,
                 client: to.ok_or(missing)?,
                 server: from.ok_or(missing)?,
@@ -285,13 +285,13 @@ impl<'a> Parcel<'a> {
                     _ => return Err(missing),
                 },
             }),
-            Kind::Events => Self::Events(Events {
+            EnvelopeKind::Events => Self::Events(Events {
                 sender: Sender { node: header.origin, epoch: header.epoch },
                 worker: worker.ok_or(missing)?,
                 pid,
                 list: EventList(data),
             }),
-            Kind::Cancel => Self::Cancel(Cancel {
+            EnvelopeKind::Cancel => Self::Cancel(Cancel {
                 server: to.ok_or(missing)?,
                 client: from.ok_or(missing)?,
                 pid,
@@ -378,7 +378,7 @@ mod tests {
     #[test]
     fn what_is_incomplete_is_refused() {
         let mut out = Vec::new();
-        let start = begin(&mut out, Kind::Request, SENDER, MessageId(1), "p");
+        let start = begin(&mut out, EnvelopeKind::Request, SENDER, MessageId(1), "p");
         put_field(&mut out, FIELD_TO, &[0; 7]);
         put_data(&mut out, start, b"1");
         assert!(Parcel::decode(&out).is_err() && addressee(&out).is_err());

@@ -152,7 +152,7 @@ impl From<RespError> for Stop {
 
 /// A complete scalar, or the head of an aggregate.
 #[derive(Debug, Clone, Copy)]
-enum Token<'a> {
+enum RespToken<'a> {
     Simple(&'a [u8]),
     Error(&'a [u8]),
     Integer(i64),
@@ -189,24 +189,24 @@ impl<'a> Reader<'a> {
 
     fn reply(&mut self) -> Result<Reply<'a>, Stop> {
         Ok(match self.value(1)? {
-            Token::Simple(b"PONG") => Reply::Pong,
-            Token::Simple(text) => Reply::Simple(text),
-            Token::Error(text) => Reply::Error(text),
-            Token::Integer(number) => Reply::Integer(number),
-            Token::Aggregate { kind, members } => {
-                let mut first = [Token::Scalar; 3];
-                let (mut mode, mut role, mut previous) = (None, None, Token::Scalar);
+            RespToken::Simple(b"PONG") => Reply::Pong,
+            RespToken::Simple(text) => Reply::Simple(text),
+            RespToken::Error(text) => Reply::Error(text),
+            RespToken::Integer(number) => Reply::Integer(number),
+            RespToken::Aggregate { kind, members } => {
+                let mut first = [RespToken::Scalar; 3];
+                let (mut mode, mut role, mut previous) = (None, None, RespToken::Scalar);
                 for index in 0..members {
                     let member = self.value(2)?;
-                    if let Token::Aggregate { members, .. } = member {
+                    if let RespToken::Aggregate { members, .. } = member {
                         self.skip(members, 2)?;
                     }
                     if let Some(place) = first.get_mut(index) {
                         *place = member;
                     }
                     match (previous, member) {
-                        (Token::Bulk(b"mode"), Token::Bulk(value)) => mode = Some(value),
-                        (Token::Bulk(b"role"), Token::Bulk(value)) => role = Some(value),
+                        (RespToken::Bulk(b"mode"), RespToken::Bulk(value)) => mode = Some(value),
+                        (RespToken::Bulk(b"role"), RespToken::Bulk(value)) => role = Some(value),
                         _ => {}
                     }
                     previous = member;
@@ -222,10 +222,10 @@ impl<'a> Reader<'a> {
 
     /// Reads the token of the next value, at `depth` if it is an aggregate; attributes before it
     /// are skipped.
-    fn value(&mut self, depth: usize) -> Result<Token<'a>, Stop> {
+    fn value(&mut self, depth: usize) -> Result<RespToken<'a>, Stop> {
         loop {
             match self.token()? {
-                Token::Attribute { members } => self.skip(members, depth)?,
+                RespToken::Attribute { members } => self.skip(members, depth)?,
                 token => return Ok(token),
             }
         }
@@ -246,8 +246,8 @@ impl<'a> Reader<'a> {
             }
             let inside = match self.token()? {
                 // The value that it describes follows.
-                Token::Attribute { members } => members,
-                Token::Aggregate { members, .. } => {
+                RespToken::Attribute { members } => members,
+                RespToken::Aggregate { members, .. } => {
                     left[level] -= 1;
                     members
                 }
@@ -261,27 +261,27 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn token(&mut self) -> Result<Token<'a>, Stop> {
+    fn token(&mut self) -> Result<RespToken<'a>, Stop> {
         let kind = self.peek(0)?;
         self.at += 1;
         match kind {
-            b'$' | b'*' if self.is_null()? => Ok(Token::Null),
-            b'$' => self.bulk().map(Token::Bulk),
-            b'!' => self.bulk().map(Token::Error),
+            b'$' | b'*' if self.is_null()? => Ok(RespToken::Null),
+            b'$' => self.bulk().map(RespToken::Bulk),
+            b'!' => self.bulk().map(RespToken::Error),
             b'=' => match self.bulk()? {
-                [_, _, _, b':', ..] => Ok(Token::Scalar),
+                [_, _, _, b':', ..] => Ok(RespToken::Scalar),
                 _ => Err(RespError::Malformed.into()),
             },
-            b'*' | b'>' | b'~' => Ok(Token::Aggregate { kind, members: self.members(1)? }),
-            b'%' => Ok(Token::Aggregate { kind, members: self.members(2)? }),
+            b'*' | b'>' | b'~' => Ok(RespToken::Aggregate { kind, members: self.members(1)? }),
+            b'%' => Ok(RespToken::Aggregate { kind, members: self.members(2)? }),
             b'|' => {
                 // An attribute without members counts as well: any number of them may follow one
                 // another.
                 self.elements_left = self.elements_left.checked_sub(1).ok_or(RespError::TooMany)?;
-                Ok(Token::Attribute { members: self.members(2)? })
+                Ok(RespToken::Attribute { members: self.members(2)? })
             }
-            b'+' => self.line().map(Token::Simple),
-            b'-' => self.line().map(Token::Error),
+            b'+' => self.line().map(RespToken::Simple),
+            b'-' => self.line().map(RespToken::Error),
             b':' | b',' | b'(' | b'#' | b'_' => {
                 let line = self.line()?;
                 Ok(scalar(kind, line).ok_or(RespError::Malformed)?)
@@ -386,8 +386,8 @@ impl<'a> Reader<'a> {
 }
 
 /// Interprets an outermost aggregate; `first` are its first members, as far as it has them.
-fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply<'a> {
-    use Token::{Bulk, Integer, Null};
+fn aggregate_reply<'a>(kind: u8, members: usize, first: [RespToken<'a>; 3]) -> Reply<'a> {
+    use RespToken::{Bulk, Integer, Null};
     match (kind, members, first) {
         (b'>' | b'*', 3, [Bulk(b"message"), Bulk(channel), Bulk(payload)]) => {
             Reply::Message { channel, payload }
@@ -417,18 +417,18 @@ fn aggregate_reply<'a>(kind: u8, members: usize, first: [Token<'a>; 3]) -> Reply
 }
 
 /// Parses a scalar of one line; `None` if it is malformed.
-fn scalar<'a>(kind: u8, line: &[u8]) -> Option<Token<'a>> {
+fn scalar<'a>(kind: u8, line: &[u8]) -> Option<RespToken<'a>> {
     let text = str::from_utf8(line).ok()?;
     match kind {
-        b':' => text.parse().ok().map(Token::Integer),
-        b',' => text.parse::<f64>().ok().map(|_| Token::Scalar),
+        b':' => text.parse().ok().map(RespToken::Integer),
+        b',' => text.parse::<f64>().ok().map(|_| RespToken::Scalar),
         b'(' => {
             let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
             let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-            is_number.then_some(Token::Scalar)
+            is_number.then_some(RespToken::Scalar)
         }
-        b'#' => matches!(text, "t" | "f").then_some(Token::Scalar),
-        b'_' => text.is_empty().then_some(Token::Null),
+        b'#' => matches!(text, "t" | "f").then_some(RespToken::Scalar),
+        b'_' => text.is_empty().then_some(RespToken::Null),
         _ => None,
     }
 }

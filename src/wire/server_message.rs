@@ -2,7 +2,7 @@
 
 use super::json;
 use super::message::{
-    EchoId, Kind, MessageError, Refusal, members_and_id, put, put_id, put_number, put_type,
+    EchoId, MessageError, MessageKind, Refusal, members_and_id, put, put_id, put_number, put_type,
     session_exp_and_sign,
 };
 use crate::types::{Cid, MessageId, NodeId};
@@ -33,7 +33,7 @@ pub enum ServerMessage<'a> {
 
 /// Parses one message, a JSON object. Unknown members are ignored.
 pub fn parse(text: &[u8]) -> Result<ServerMessage<'_>, MessageError<'_>> {
-    let refused = |id, reason| MessageError { id, kind: Kind::Error, reason };
+    let refused = |id, reason| MessageError { id, kind: MessageKind::Error, reason };
     let (members, id) = members_and_id(text).map_err(|(id, reason)| refused(id, reason))?;
     let kind = members.value("type").and_then(|value| json::string(value).ok());
     match kind.as_deref() {

@@ -1,7 +1,8 @@
 //! Checks that no modules import each other in a circle.
 //!
 //! For its siblings, a module counts as one with everything below it, which may import each other:
-//! a file is split that way. Sibling modules may not form a circle, whether a name is imported or
+//! a file is split that way. A file that only lists its modules is a folder, whose modules count
+//! one by one. Sibling modules may not form a circle, whether a name is imported or
 //! written out, and whether it comes from its own file or is re-exported above it.
 
 use super::{Source, first_name};
@@ -17,6 +18,19 @@ struct File {
     code: String,
     /// Names that it re-exports, and the path that each stands for.
     exports: BTreeMap<String, Vec<String>>,
+}
+
+impl File {
+    /// Whether it has nothing but declarations of modules.
+    fn is_folder(&self) -> bool {
+        let is_module = |line: &str| {
+            let declared = line.rsplit_once("mod ").is_some_and(|(before, name)| {
+                (before.is_empty() || before.starts_with("pub")) && name.ends_with(';')
+            });
+            declared || line.is_empty() || line.starts_with("//") || line.starts_with("#[")
+        };
+        self.code.lines().all(|line| is_module(line.trim()))
+    }
 }
 
 struct Tree(BTreeMap<Module, File>);
@@ -75,12 +89,21 @@ impl Tree {
                 let shared = from.iter().zip(to).take_while(|(one, other)| one == other).count();
                 if shared < from.len().min(to.len()) {
                     let what = format!("{} has {}", from.join("::"), path.join("::"));
-                    let (from, to) = (from[..=shared].to_vec(), to[..=shared].to_vec());
+                    let (from, to) = (self.unit(from, shared), self.unit(to, shared));
                     imports.entry(from).or_default().entry(to).or_insert(what);
                 }
             }
         }
         imports
+    }
+
+    /// Returns what `module` counts as for modules that share only its first `shared` names.
+    fn unit(&self, module: &[String], shared: usize) -> Module {
+        let mut length = shared + 1;
+        while length < module.len() && self.0.get(&module[..length]).is_some_and(File::is_folder) {
+            length += 1;
+        }
+        module[..length].to_vec()
     }
 
     /// Returns the module that a path's name comes from; `None`: it belongs to another crate.
@@ -192,7 +215,14 @@ fn a_circle_is_found_however_it_is_written() {
         assert_eq!(circles(&[root, a_to_b, ("src/io/b.rs", back)]), 2, "{back}");
     }
     let deeper = ("src/io/b/deep.rs", "use crate::io::a::A;");
-    assert_eq!(circles(&[a_to_b, ("src/io/b.rs", "mod deep;"), deeper]), 2);
+    assert_eq!(circles(&[a_to_b, ("src/io/b.rs", "mod deep;\nstruct B;"), deeper]), 2);
+    // A folder's modules count one by one.
+    let folder = ("src/io/b.rs", "//! A folder.\n\npub(super) mod deep;\nmod flat;");
+    let a_to_flat = ("src/io/a.rs", "use super::b::flat::F;");
+    let flat = ("src/io/b/flat.rs", "struct F;");
+    assert_eq!(circles(&[a_to_flat, folder, flat, deeper]), 0);
+    let a_to_deep = ("src/io/a.rs", "use super::b::deep::D;");
+    assert_eq!(circles(&[a_to_deep, folder, flat, deeper]), 2);
     let three = [a_to_b, ("src/io/b.rs", "use super::c::C;"), ("src/io/c.rs", "use super::a::A;")];
     assert_eq!((circles(&three), circles(&three[..2])), (3, 0));
     for (path, harmless) in [

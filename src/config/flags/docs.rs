@@ -1,14 +1,16 @@
 //! The tables of flags in docs/operations.md.
 
-use super::{Flag, GIB, Kind};
+use super::{Flag, GIB, ValueKind};
 
 /// Returns the bounds of a value if they are informative.
 pub(super) fn bounds(flag: &Flag) -> Option<String> {
     match flag.kind {
-        Kind::Number { what: "a port", .. } => None,
-        Kind::Number { min, max, .. } => Some(format!("{min} to {max}")),
-        Kind::Size { min, max } => Some(format!("{} to {}", size(min), size(max))),
-        Kind::Bool | Kind::Switch | Kind::Text { .. } | Kind::Free { .. } => None,
+        ValueKind::Number { what: "a port", .. } => None,
+        ValueKind::Number { min, max, .. } => Some(format!("{min} to {max}")),
+        ValueKind::Size { min, max } => Some(format!("{} to {}", size(min), size(max))),
+        ValueKind::Bool | ValueKind::Switch | ValueKind::Text { .. } | ValueKind::Free { .. } => {
+            None
+        }
     }
 }
 
@@ -41,7 +43,7 @@ mod tests {
             text.push_str("| Flag | Default | Bounds | Meaning |\n|---|---|---|---|\n");
             for flag in group.flags {
                 let default = match [flag.computed, flag.default] {
-                    ["", "false"] if matches!(flag.kind, Kind::Switch) => "off",
+                    ["", "false"] if matches!(flag.kind, ValueKind::Switch) => "off",
                     ["", default] | [default, _] => default,
                 };
                 let meaning = [flag.help, flag.more].concat();

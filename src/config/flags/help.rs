@@ -1,6 +1,6 @@
 //! The output of `--help`.
 
-use super::{Flag, GROUPS, Kind, docs};
+use super::{Flag, GROUPS, ValueKind, docs};
 use std::fmt::Write as _;
 
 const WIDTH: usize = 96;
@@ -60,11 +60,11 @@ pub(in crate::config) fn help() -> String {
 
 fn describe(flag: &Flag, text: &mut String) {
     let value = match flag.kind {
-        Kind::Number { .. } => " N",
-        Kind::Size { .. } => " BYTES",
-        Kind::Bool => " true|false",
-        Kind::Switch => "",
-        Kind::Text { value, .. } | Kind::Free { value } => &format!(" {value}"),
+        ValueKind::Number { .. } => " N",
+        ValueKind::Size { .. } => " BYTES",
+        ValueKind::Bool => " true|false",
+        ValueKind::Switch => "",
+        ValueKind::Text { value, .. } | ValueKind::Free { value } => &format!(" {value}"),
     };
     let _ = writeln!(text, "  --{}{value}", flag.name);
     let mut about = flag.help.replace('`', "");

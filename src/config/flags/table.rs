@@ -1,15 +1,15 @@
 //! All flags. `help` is shown by `--help`; in docs/operations.md `more` follows it.
 
 use super::super::GIB;
-use super::{Flag, Group, Kind};
+use super::{Flag, FlagGroup, ValueKind};
 use crate::wire::envelope::MAX_NAME_BYTES;
 use crate::wire::http::MAX_FIELDS;
 
 macro_rules! groups {
     ($($title:literal { $($flag:ident = $declared:expr;)* })*) => {
         $($(pub(in crate::config) static $flag: Flag = $declared;)*)*
-        pub(in crate::config) static GROUPS: &[Group] =
-            &[$(Group { title: $title, flags: &[$(&$flag),*] }),*];
+        pub(in crate::config) static GROUPS: &[FlagGroup] =
+            &[$(FlagGroup { title: $title, flags: &[$(&$flag),*] }),*];
     };
 }
 
@@ -38,7 +38,7 @@ const fn ip(name: &'static str) -> Flag {
     let (value, what, example) = ("IP", "an IP address", "127.0.0.1");
     let fix = "give an IPv4 or IPv6 address of this machine, not that of a link (fe80::) or of a \
          group, or 0.0.0.0 (IPv4) or :: (both) for all";
-    Flag::new(name, Kind::Text { value, what, fix, example })
+    Flag::new(name, ValueKind::Text { value, what, fix, example })
 }
 
 const fn word(
@@ -48,7 +48,7 @@ const fn word(
     fix: &'static str,
     example: &'static str,
 ) -> Flag {
-    Flag::new(name, Kind::Text { value, what, fix, example })
+    Flag::new(name, ValueKind::Text { value, what, fix, example })
 }
 
 groups! {
@@ -70,7 +70,7 @@ groups! {
         WORKERS = Flag::number("workers", "a number of workers", 1, 64).computed("cores - 1")
             .help("worker threads");
         PIN = Flag::bool("pin").default("true").help("pin every worker to a core");
-        ECHO = Flag::new("echo", Kind::Switch).default("false")
+        ECHO = Flag::new("echo", ValueKind::Switch).default("false")
             .help("send clients their own frames back, for measuring; refused with `--env prod`");
     }
     "Addresses and ports" {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 const MAX_WAITING: usize = 65_536;
 
 #[derive(Debug)]
-enum State {
+enum TicketState {
     Waiting(Option<Waker>),
     Answered(Outcome),
     /// Nothing waits for it any more; the answer is still to come.
@@ -17,11 +17,11 @@ enum State {
 }
 
 #[derive(Debug, Default)]
-pub struct Tickets(RefCell<Slab<Entry>>);
+pub struct Tickets(RefCell<Slab<TicketEntry>>);
 
 #[derive(Debug)]
-struct Entry {
-    state: State,
+struct TicketEntry {
+    state: TicketState,
     /// When it was issued, in microseconds since the Unix epoch.
     issued_us: u64,
 }
@@ -33,7 +33,7 @@ impl Tickets {
         if entries.len() >= MAX_WAITING {
             return None;
         }
-        let entry = Entry { state: State::Waiting(None), issued_us: now_us };
+        let entry = TicketEntry { state: TicketState::Waiting(None), issued_us: now_us };
         Some(Ticket { tickets: self, key: entries.insert(entry) })
     }
 
@@ -42,9 +42,9 @@ impl Tickets {
         let mut entries = self.0.borrow_mut();
         let entry = entries.get_mut(key as usize)?;
         let issued_us = entry.issued_us;
-        match std::mem::replace(&mut entry.state, State::Answered(outcome)) {
-            State::Waiting(waker) => waker.into_iter().for_each(Waker::wake),
-            State::Abandoned | State::Answered(_) => {
+        match std::mem::replace(&mut entry.state, TicketState::Answered(outcome)) {
+            TicketState::Waiting(waker) => waker.into_iter().for_each(Waker::wake),
+            TicketState::Abandoned | TicketState::Answered(_) => {
                 entries.remove(key as usize);
             }
         }
@@ -70,8 +70,8 @@ impl Ticket<'_> {
 
     pub fn poll(&mut self, context: &Context<'_>) -> Poll<Outcome> {
         match self.tickets.0.borrow_mut().get_mut(self.key).map(|entry| &mut entry.state) {
-            Some(State::Answered(outcome)) => Poll::Ready(*outcome),
-            Some(State::Waiting(waker)) => {
+            Some(TicketState::Answered(outcome)) => Poll::Ready(*outcome),
+            Some(TicketState::Waiting(waker)) => {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
             }
@@ -84,10 +84,10 @@ impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut entries = self.tickets.0.borrow_mut();
         match entries.get_mut(self.key).map(|entry| &mut entry.state) {
-            Some(State::Answered(_)) => {
+            Some(TicketState::Answered(_)) => {
                 entries.remove(self.key);
             }
-            Some(state) => *state = State::Abandoned,
+            Some(state) => *state = TicketState::Abandoned,
             None => {}
         }
     }

@@ -28,7 +28,7 @@ const BROKER: usize = 0;
 #[derive(Debug)]
 enum ToBroker {
     Publish(Publication, u32),
-    BrokerRequest(BrokerRequest),
+    Request(BrokerRequest),
     CanarySeen,
 }
 
@@ -36,8 +36,8 @@ impl Load for ToBroker {
     fn bytes(&self) -> usize {
         match self {
             Self::Publish(publication, _) => publication.bytes.len(),
-            Self::BrokerRequest(BrokerRequest::Relay(relay)) => relay.parcel.len(),
-            Self::BrokerRequest(_) | Self::CanarySeen => 0,
+            Self::Request(BrokerRequest::Relay(relay)) => relay.parcel.len(),
+            Self::Request(_) | Self::CanarySeen => 0,
         }
     }
 }
@@ -84,8 +84,8 @@ impl WorkerPort {
             self.send_late();
         }
         let bytes = publication.bytes.len();
-        let word = || ToBroker::Publish(publication, ticket);
-        let is_sent = self.lanes.send_new(BROKER, bytes, word);
+        let item = || ToBroker::Publish(publication, ticket);
+        let is_sent = self.lanes.send_new(BROKER, bytes, item);
         self.lanes.wake();
         is_sent
     }
@@ -101,9 +101,9 @@ impl WorkerPort {
         let is_end = request.is_end();
         match &request {
             BrokerRequest::ServerHere(_) | BrokerRequest::ServerGone(_) => {
-                self.lanes.notify(BROKER, ToBroker::BrokerRequest(request), is_end);
+                self.lanes.notify(BROKER, ToBroker::Request(request), is_end);
             }
-            _ => self.lanes.tell(BROKER, ToBroker::BrokerRequest(request)),
+            _ => self.lanes.tell(BROKER, ToBroker::Request(request)),
         }
         self.handle_sent();
     }
@@ -112,10 +112,10 @@ impl WorkerPort {
     pub fn relay(&mut self, relay: Relay) -> Result<(), Relay> {
         let (To::Holder { project, .. } | To::Events(project)) = relay.to;
         let result =
-            self.lanes.relay(BROKER, project, ToBroker::BrokerRequest(BrokerRequest::Relay(relay)));
+            self.lanes.relay(BROKER, project, ToBroker::Request(BrokerRequest::Relay(relay)));
         self.lanes.wake();
         match result {
-            Err(ToBroker::BrokerRequest(BrokerRequest::Relay(relay))) => Err(relay),
+            Err(ToBroker::Request(BrokerRequest::Relay(relay))) => Err(relay),
             _ => Ok(()),
         }
     }
@@ -212,12 +212,12 @@ impl Host for Far {
         for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
             unsure |= u64::from(is_unsure.load(Ordering::SeqCst)) << worker;
         }
-        self.inbox.borrow_mut().receive_all(|worker, word| match word {
+        self.inbox.borrow_mut().receive_all(|worker, item| match item {
             ToBroker::Publish(publication, ticket) => {
                 let pusher = Pusher { worker, ticket };
                 broker.handle_publish(&publication, pusher, now_ms, &mut FarSink(self));
             }
-            ToBroker::BrokerRequest(request) => {
+            ToBroker::Request(request) => {
                 broker.handle_request(worker, &request, now_ms, &mut FarSink(self))
             }
             ToBroker::CanarySeen => broker.handle_canary_seen(worker),
@@ -298,8 +298,8 @@ impl Sink for FarSink<'_> {
         let envelope: Arc<[u8]> = Arc::from(bytes);
         let mut lanes = self.0.lanes.borrow_mut();
         for_each_bit(workers, |worker| {
-            let word = || ToWorker::Deliver(Arc::clone(&envelope));
-            if !lanes.send_new(worker, envelope.len(), word) {
+            let item = || ToWorker::Deliver(Arc::clone(&envelope));
+            if !lanes.send_new(worker, envelope.len(), item) {
                 self.0.counters.worker_full.add(1);
             }
         });
@@ -307,9 +307,9 @@ impl Sink for FarSink<'_> {
 
     fn relay(&mut self, workers: u64, project: ProjectId, parcel: &[u8]) {
         let parcel: Arc<[u8]> = Arc::from(parcel);
-        let word = || ToWorker::Deliver(Arc::clone(&parcel));
+        let item = || ToWorker::Deliver(Arc::clone(&parcel));
         let mut lanes = self.0.lanes.borrow_mut();
-        let refused = lanes.relay_to_all(workers, project, parcel.len(), word);
+        let refused = lanes.relay_to_all(workers, project, parcel.len(), item);
         self.0.counters.worker_full.add(u64::from(refused.count_ones()));
     }
 
@@ -323,8 +323,8 @@ impl Sink for FarSink<'_> {
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
-        let word = ToWorker::Answer(pusher.ticket, outcome);
-        self.0.lanes.borrow_mut().tell(pusher.worker, word);
+        let item = ToWorker::Answer(pusher.ticket, outcome);
+        self.0.lanes.borrow_mut().tell(pusher.worker, item);
     }
 
     fn ready(&mut self, worker: usize, interest: &Interest) {
@@ -439,10 +439,9 @@ mod tests {
         assert!(!near[0].publish(Publication::default(), 1), "the push is refused");
         let mut asked = 0;
         while !far.is_quiet() {
-            for word in heard(&far) {
-                assert!(
-                    matches!(word, ToBroker::BrokerRequest(BrokerRequest::UserHere(user)) if user == asked)
-                );
+            for item in heard(&far) {
+                let expected = BrokerRequest::UserHere(asked);
+                assert!(matches!(item, ToBroker::Request(request) if request == expected));
                 asked += 1;
             }
             near[0].send_late();
@@ -457,7 +456,7 @@ mod tests {
     /// Returns what the broker takes in one call.
     fn heard(far: &Far) -> Vec<ToBroker> {
         let mut words = Vec::new();
-        far.inbox.borrow_mut().receive_all(|_, word| words.push(word));
+        far.inbox.borrow_mut().receive_all(|_, item| words.push(item));
         words
     }
 
@@ -465,14 +464,14 @@ mod tests {
     fn all_heard(near: &mut WorkerPort, far: &Far) -> Vec<String> {
         let mut names = Vec::new();
         while !far.is_quiet() {
-            names.extend(heard(far).into_iter().map(|word| match word {
+            names.extend(heard(far).into_iter().map(|item| match item {
                 ToBroker::Publish(..) => "push".into(),
-                ToBroker::BrokerRequest(BrokerRequest::Relay(relay)) => {
+                ToBroker::Request(BrokerRequest::Relay(relay)) => {
                     String::from_utf8(relay.parcel).unwrap()
                 }
-                ToBroker::BrokerRequest(BrokerRequest::Join(_)) => "join".into(),
-                ToBroker::BrokerRequest(BrokerRequest::ServerGone(_)) => "server gone".into(),
-                word => panic!("{word:?}"),
+                ToBroker::Request(BrokerRequest::Join(_)) => "join".into(),
+                ToBroker::Request(BrokerRequest::ServerGone(_)) => "server gone".into(),
+                item => panic!("{item:?}"),
             }));
             near.send_late();
         }
@@ -526,12 +525,12 @@ mod tests {
         deliver(&far, 1, b"push");
         far.sink().answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
         let mut names = Vec::new();
-        while let Some(word) = near[0].receive() {
-            names.push(match word {
+        while let Some(item) = near[0].receive() {
+            names.push(match item {
                 ToWorker::Deliver(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
                 ToWorker::Answer(..) => "answer".into(),
                 ToWorker::Event(_) => "server gone".into(),
-                word => panic!("{word:?}"),
+                item => panic!("{item:?}"),
             });
             far.lanes.borrow_mut().flush();
         }

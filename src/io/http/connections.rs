@@ -51,7 +51,7 @@ pub(super) enum Grant {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct ConnectionEntry {
     fd: RawFd,
     deadline_ms: u64,
     /// The side that is shut down at the deadline. Only `Both` ends a write that waits for its
@@ -80,7 +80,7 @@ struct Entry {
 /// All connections of one thread and service.
 #[derive(Debug)]
 pub struct Connections {
-    table: Slab<Entry>,
+    table: Slab<ConnectionEntry>,
     /// A drain does not wait for requests that begin now.
     is_draining: bool,
     /// The latest stamp: later events get larger stamps.
@@ -156,7 +156,7 @@ impl Connections {
     /// # Safety
     /// The descriptor must stay open until [`Connections::remove`] takes the connection out.
     pub(super) unsafe fn add(&mut self, socket: BorrowedFd<'_>) -> usize {
-        let key = self.table.insert(Entry {
+        let key = self.table.insert(ConnectionEntry {
             fd: socket.as_raw_fd(),
             deadline_ms: u64::MAX,
             side: Shutdown::Read,

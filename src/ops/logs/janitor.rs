@@ -44,19 +44,19 @@ impl Janitor {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rotated {
     pub timestamp_ms: u64,
-    kind: Kind,
+    kind: LogFileKind,
     path: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum LogFileKind {
     Plain,
     Compressed,
     /// An interrupted compression.
     Part,
 }
 
-impl Kind {
+impl LogFileKind {
     /// Parses the rest of the name, after the timestamp.
     fn of(end: &str) -> Option<Self> {
         match end {
@@ -82,7 +82,7 @@ pub fn rotated_files(path: &Path) -> io::Result<Vec<Rotated>> {
         let ours = |text: &str| {
             let rest = text.strip_prefix(&*name)?.strip_prefix('.')?;
             let (timestamp, end) = rest.split_at_checked(timestamp::COMPACT_BYTES)?;
-            Some((timestamp::parse_compact(timestamp)?, Kind::of(end)?))
+            Some((timestamp::parse_compact(timestamp)?, LogFileKind::of(end)?))
         };
         if let Some((timestamp_ms, kind)) = path.file_name().and_then(|name| ours(name.to_str()?)) {
             found.push(Rotated { timestamp_ms, kind, path });
@@ -98,9 +98,9 @@ fn clean(path: &Path, keep: usize) -> io::Result<()> {
     timestamps.dedup();
     let oldest_kept = timestamps.len().checked_sub(keep).and_then(|first| timestamps.get(first));
     for Rotated { timestamp_ms, kind, path } in &files {
-        if oldest_kept.is_some_and(|oldest| timestamp_ms < oldest) || *kind == Kind::Part {
+        if oldest_kept.is_some_and(|oldest| timestamp_ms < oldest) || *kind == LogFileKind::Part {
             delete(path)?;
-        } else if *kind == Kind::Plain {
+        } else if *kind == LogFileKind::Plain {
             compress(path)?;
         }
     }

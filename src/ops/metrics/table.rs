@@ -5,13 +5,13 @@ use super::read::{
     self, closes, drops, handshakes, hops, ignored, info, latencies, limited, longest_pauses,
     missed, pauses, requests, sheds,
 };
-use super::{Group, Metric, Value};
+use super::{Metric, MetricGroup, Value};
 use crate::ops::{logs, sentry};
 use crate::state::counters::{Answered, LostAnswer};
 
 macro_rules! metrics {
     ($($title:literal $(if $condition:ident)? { $($metric:expr;)* })*) => {
-        pub(super) static GROUPS: &[Group] = &[$(Group {
+        pub(super) static GROUPS: &[MetricGroup] = &[$(MetricGroup {
             title: $title,
             needs_redis: metrics!(@ $($condition)?),
             metrics: &[$($metric),*],

@@ -49,7 +49,7 @@ fn every_metric_is_declared_once_with_a_name_of_its_kind() {
         assert!(names.insert(name), "{name} is there twice");
         let has_prefix = name.starts_with("ws_cluster_") || name.starts_with("process_");
         assert!(has_prefix || first.contains(&name), "{name} has no prefix");
-        assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+        assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
         assert!(!metric.help.is_empty() && !metric.help.ends_with('.'), "{name}");
     }
 }

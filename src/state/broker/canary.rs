@@ -1,8 +1,8 @@
 //! The canary: a message that the node publishes to itself to test that what it publishes comes
 //! back.
 
-use super::{Broker, LinkError, State};
-use crate::wire::envelope::Kind;
+use super::{Broker, LinkError, LinksState};
+use crate::wire::envelope::EnvelopeKind;
 
 /// Interval between canaries.
 const CANARY_EVERY_MS: u64 = 1_000;
@@ -71,7 +71,7 @@ impl Broker {
 
     fn canary_patience_ms(&self) -> u64 {
         match self.state {
-            State::Proving => CANARY_LOST_MS,
+            LinksState::Proving => CANARY_LOST_MS,
             _ => CANARY_LOST_MS - CANARY_SLACK_MS,
         }
     }
@@ -88,7 +88,7 @@ impl Broker {
         self.canary.sent_ms = now_ms;
         self.canary.is_back = false;
         let mut canary = Vec::new();
-        self.config.header(Kind::Canary, 0, self.canary.number).encode(&mut canary);
+        self.config.header(EnvelopeKind::Canary, 0, self.canary.number).encode(&mut canary);
         let deadline_ms = self.deadline_ms(now_ms);
         self.log.add_word(&self.own_channel, &canary, None, deadline_ms);
         self.publishing.handle_asked(self.listening.at(now_ms));

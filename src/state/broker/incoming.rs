@@ -1,6 +1,6 @@
 //! Input from Redis: replies to published commands, and messages on the channels.
 
-use super::interests::Place;
+use super::interests::InterestPlace;
 use super::publish_log::Asked;
 use super::reservation::number_of;
 use super::{Broker, Event, LinkError, Sink, user_hash};
@@ -10,7 +10,7 @@ use crate::state::sequence::Arrival;
 use crate::state::subscriptions::WorkerEvent;
 use crate::types::{Cid, NodeId, SnowflakeClock};
 use crate::wire::bundle;
-use crate::wire::envelope::{Envelope, EnvelopeError, Header, Kind};
+use crate::wire::envelope::{Envelope, EnvelopeError, EnvelopeKind, Header};
 use crate::wire::json;
 use crate::wire::parcel;
 use crate::wire::resp::Reply;
@@ -115,7 +115,7 @@ impl Broker {
 
     fn handle_envelope(
         &mut self,
-        (channel_name, place): (&[u8], Place),
+        (channel_name, place): (&[u8], InterestPlace),
         payload: &[u8],
         now_ms: u64,
         sink: &mut dyn Sink,
@@ -136,13 +136,13 @@ impl Broker {
             }
         }
         match header.kind {
-            Kind::Canary => self.handle_canary(&header, now_ms, sink),
-            Kind::Member => {
+            EnvelopeKind::Canary => self.handle_canary(&header, now_ms, sink),
+            EnvelopeKind::Member => {
                 if let Err(error) = self.handle_member(payload, now_ms, sink) {
                     self.refuse_envelope(channel_name, error.to_string());
                 }
             }
-            Kind::Newer if header.seq == 0 => self.note_unknown_kind(&header),
+            EnvelopeKind::Newer if header.seq == 0 => self.note_unknown_kind(&header),
             _ if !self.may_have_given_out(&header) => {
                 self.note_false_number(header.origin, channel_name);
             }
@@ -161,7 +161,7 @@ impl Broker {
         match self.is_own(header) {
             true => seq <= order && order <= self.order,
             // A tail of an older node has no order.
-            false if header.kind == Kind::Tail && order == 0 => {
+            false if header.kind == EnvelopeKind::Tail && order == 0 => {
                 self.watermarks.may_lack_order(origin, epoch, seq)
             }
             false => self.watermarks.is_possible(origin, epoch, seq, order),
@@ -181,7 +181,7 @@ impl Broker {
     /// to deliver it.
     fn is_next(
         &mut self,
-        (channel_name, place): (&[u8], Place),
+        (channel_name, place): (&[u8], InterestPlace),
         header: &Header,
         now_ms: u64,
     ) -> bool {
@@ -189,7 +189,7 @@ impl Broker {
         let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
         let mut is_late = false;
         let arrival = match header.kind {
-            Kind::Tail => {
+            EnvelopeKind::Tail => {
                 let is_latest = self.watermarks.is_latest(origin, epoch, header.order);
                 channel.origins.receive_tail(origin, epoch, seq, is_latest, now_ms)
             }
@@ -211,7 +211,7 @@ impl Broker {
                 0
             }
         };
-        if header.kind == Kind::Newer {
+        if header.kind == EnvelopeKind::Newer {
             self.note_unknown_kind(header);
         }
         if missed > 0 {
@@ -219,7 +219,8 @@ impl Broker {
             let channel = channel_name.into();
             self.events.push(Event::Missed { origin, channel, missed });
         }
-        !is_late && !matches!(header.kind, Kind::Void | Kind::Tail | Kind::Newer)
+        !is_late
+            && !matches!(header.kind, EnvelopeKind::Void | EnvelopeKind::Tail | EnvelopeKind::Newer)
     }
 
     /// Delivers a message or a parcel to the workers it is for.
@@ -238,17 +239,17 @@ impl Broker {
         // What this node accepted, it has checked.
         let is_own = self.is_own(&header);
         if !is_own
-            && header.kind != Kind::Message
+            && header.kind != EnvelopeKind::Message
             && let Err(error) = parcel::check_json(payload)
         {
             return self.refuse_envelope(channel_name, error.to_string());
         }
         match header.kind {
-            Kind::Message => self.route(channel_name, workers, header, payload, sink),
+            EnvelopeKind::Message => self.route(channel_name, workers, header, payload, sink),
             // This node's workers have received them already.
-            Kind::Events if is_own => {}
+            EnvelopeKind::Events if is_own => {}
             // Every worker whose business servers want these events.
-            Kind::Events => {
+            EnvelopeKind::Events => {
                 if let Some(project) = self.project_of(channel_name, payload) {
                     sink.relay(workers, project, payload);
                 }

@@ -8,7 +8,7 @@ use std::hash::Hasher;
 
 /// A channel that this node is subscribed to or wants to be.
 #[derive(Debug)]
-pub struct Channel {
+pub struct InterestChannel {
     pub name: Box<[u8]>,
     /// Bitmap of the workers that may have recipients for its messages.
     pub workers: u64,
@@ -37,12 +37,12 @@ pub enum Joined {
 
 /// Position of a channel in the [`Interests`].
 #[derive(Debug, Clone, Copy)]
-pub struct Place(TablePlace);
+pub struct InterestPlace(TablePlace);
 
 /// Channels by name.
 #[derive(Debug)]
 pub struct Interests {
-    channels: ShardedTable<Channel>,
+    channels: ShardedTable<InterestChannel>,
     hash_keys: (u64, u64),
     /// Position of the channel looked up last: messages of one channel arrive in runs.
     latest: Option<TablePlace>,
@@ -58,10 +58,10 @@ impl Interests {
     pub fn join(&mut self, name: &[u8], worker: usize, interest: Option<&Interest>) -> Joined {
         let (hash, bit) = (self.hash(name), 1 << worker);
         let keys = self.hash_keys;
-        let is_it = |channel: &Channel| *channel.name == *name;
+        let is_it = |channel: &InterestChannel| *channel.name == *name;
         let is_new = self.channels.find(hash, is_it).is_none();
         if is_new {
-            let channel = Channel {
+            let channel = InterestChannel {
                 name: name.into(),
                 workers: 0,
                 twice: 0,
@@ -92,7 +92,7 @@ impl Interests {
     /// forgotten and has to be unsubscribed from.
     pub fn leave(&mut self, name: &[u8], worker: usize) -> bool {
         let (hash, keys) = (self.hash(name), self.hash_keys);
-        let is_it = |channel: &Channel| *channel.name == *name;
+        let is_it = |channel: &InterestChannel| *channel.name == *name;
         let Some(channel) = self.channels.find_mut(hash, is_it) else { return false };
         if channel.twice & 1 << worker != 0 {
             channel.twice &= !(1 << worker);
@@ -107,22 +107,22 @@ impl Interests {
         true
     }
 
-    pub fn find(&mut self, name: &[u8]) -> Option<&mut Channel> {
+    pub fn find(&mut self, name: &[u8]) -> Option<&mut InterestChannel> {
         let place = self.place(name)?;
         self.at(place)
     }
 
     /// Returns the channel's position, valid until the next join or leave.
-    pub fn place(&mut self, name: &[u8]) -> Option<Place> {
-        let is_it = |channel: &Channel| *channel.name == *name;
+    pub fn place(&mut self, name: &[u8]) -> Option<InterestPlace> {
+        let is_it = |channel: &InterestChannel| *channel.name == *name;
         let is_latest = |&place: &TablePlace| self.channels.at(place).is_some_and(is_it);
         if self.latest.filter(is_latest).is_none() {
             self.latest = self.channels.place(self.hash(name), is_it);
         }
-        self.latest.map(Place)
+        self.latest.map(InterestPlace)
     }
 
-    pub fn at(&mut self, place: Place) -> Option<&mut Channel> {
+    pub fn at(&mut self, place: InterestPlace) -> Option<&mut InterestChannel> {
         self.channels.at_mut(place.0)
     }
 

@@ -5,7 +5,7 @@
 //! holds a version other than the announced one requests the full state. A node that is silent for
 //! too long is lost.
 
-use super::{Broker, Sink, State};
+use super::{Broker, LinksState, Sink};
 use crate::state::origin_watermarks::{ANNOUNCE_EVERY, Announcement};
 use crate::state::projects::Projects;
 use crate::state::subscriptions::{Server, WorkerEvent};
@@ -171,7 +171,7 @@ impl Broker {
 
     /// Announces this node's order if much was published since the last announcement.
     pub(super) fn announce_order(&mut self, now_ms: u64) {
-        if self.state == State::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
+        if self.state == LinksState::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
             let announcement = self.member();
             self.say(&announcement, None, now_ms);
         }

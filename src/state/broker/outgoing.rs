@@ -2,7 +2,8 @@
 
 use super::publish_log::PublishLog;
 use super::{
-    Broker, BrokerConfig, MAX_PENDING_BYTES, MAX_WAITING_EVENT_BYTES, Outcome, Pusher, Sink, State,
+    Broker, BrokerConfig, LinksState, MAX_PENDING_BYTES, MAX_WAITING_EVENT_BYTES, Outcome, Pusher,
+    Sink,
 };
 use crate::state::sequence::OutgoingSequences;
 use crate::types::Routing;
@@ -111,7 +112,7 @@ impl Broker {
             return self.config.counters.too_large_parcels.add(1);
         }
         let may_wait = is_events
-            && self.state != State::Ready
+            && self.state != LinksState::Ready
             && self.pending_bytes() + parcel.len() <= MAX_WAITING_EVENT_BYTES;
         if !may_wait && self.refusal(parcel.len(), parcel.len()).is_some() {
             return self.config.counters.parcels_refused.add(1);
@@ -127,14 +128,14 @@ impl Broker {
     fn refusal(&self, bytes: usize, largest: usize) -> Option<Outcome> {
         match self.state {
             _ if largest > self.facts.limit().bytes => Some(Outcome::TooLarge),
-            State::Ready if self.pending_bytes() + bytes <= MAX_PENDING_BYTES => None,
-            State::Ready => Some(Outcome::Overloaded),
+            LinksState::Ready if self.pending_bytes() + bytes <= MAX_PENDING_BYTES => None,
+            LinksState::Ready => Some(Outcome::Overloaded),
             _ => Some(Outcome::Unreachable),
         }
     }
 
     fn acceptor(&mut self, now_ms: u64) -> (Acceptor<'_>, &mut LastName) {
-        if self.log.is_empty() && self.state == State::Ready {
+        if self.log.is_empty() && self.state == LinksState::Ready {
             self.publishing.handle_asked(self.listening.at(now_ms));
         }
         let deadline_ms = self.deadline_ms(now_ms);

@@ -6,7 +6,7 @@ use super::facts::Question;
 use super::transit::Transit;
 use crate::types::Cid;
 use crate::wire::bundle;
-use crate::wire::envelope::{Header, Kind};
+use crate::wire::envelope::{EnvelopeKind, Header};
 use crate::wire::publication::write_publish;
 use std::collections::VecDeque;
 
@@ -54,7 +54,7 @@ enum What {
 pub type Waiter = (usize, Cid);
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct SentCommand {
     deadline_ms: u64,
     what: What,
 }
@@ -92,7 +92,7 @@ pub struct AskedMessage {
 }
 
 impl AskedMessage {
-    fn of(entry: Entry) -> Option<Self> {
+    fn of(entry: SentCommand) -> Option<Self> {
         match entry.what {
             What::Message { pusher, is_last_part, lives, is_abandoned, .. } => {
                 Some(Self { pusher, is_last_part, was_sent_before: lives > 0, is_abandoned })
@@ -140,7 +140,7 @@ impl Parts {
 /// Invariant: `entries` are those of `commands`, of which the first `sent_commands` are sent.
 #[derive(Debug, Default)]
 pub struct PublishLog {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<SentCommand>,
     commands: VecDeque<Command>,
     sent_commands: usize,
     /// Bytes of all commands.
@@ -176,7 +176,7 @@ impl PublishLog {
 
     /// Ends a message whose parts are all added; `waiting`: who gets the outcome.
     pub fn end_message(&mut self, waiting: Option<Pusher>) {
-        if let Some(Entry { what: What::Message { pusher, is_last_part, .. }, .. }) =
+        if let Some(SentCommand { what: What::Message { pusher, is_last_part, .. }, .. }) =
             self.entries.back_mut()
         {
             (*pusher, *is_last_part) = (waiting, true);
@@ -189,7 +189,7 @@ impl PublishLog {
         self.bytes += bytes.len();
         let (channel_bytes, is_suspect) = (0, false);
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes, is_suspect });
-        self.entries.push_back(Entry { deadline_ms, what: What::Question(question) });
+        self.entries.push_back(SentCommand { deadline_ms, what: What::Question(question) });
     }
 
     /// Appends a complete command that raises the number of `super::reservation`.
@@ -197,7 +197,7 @@ impl PublishLog {
         self.bytes += command.len();
         let bytes = command.to_vec();
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes: 0, is_suspect: false });
-        self.entries.push_back(Entry { deadline_ms, what: What::Reservation });
+        self.entries.push_back(SentCommand { deadline_ms, what: What::Reservation });
     }
 
     /// Appends an announcement, an envelope of any kind without a number.
@@ -230,7 +230,7 @@ impl PublishLog {
             self.commands.push_back(Command { entries: 0, bytes, channel_bytes, is_suspect });
         }
         self.bytes += bundle::LENGTH_BYTES + length;
-        self.entries.push_back(Entry { deadline_ms, what });
+        self.entries.push_back(SentCommand { deadline_ms, what });
         // The command exists, or was just added.
         self.commands.back_mut().map_or(&mut [], |command| command.add(length, write))
     }
@@ -248,7 +248,7 @@ impl PublishLog {
 
     /// Takes the waiters of announcements, which need not wait any more.
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
-        let waiter = |entry: &mut Entry| match &mut entry.what {
+        let waiter = |entry: &mut SentCommand| match &mut entry.what {
             What::Announcement(waiter) => waiter.take(),
             What::Question(_) | What::Reservation | What::Message { .. } => None,
         };
@@ -411,12 +411,12 @@ impl PublishLog {
         }
     }
 
-    fn add_again(&mut self, channel: &[u8], envelope: &[u8], entry: Entry) {
+    fn add_again(&mut self, channel: &[u8], envelope: &[u8], entry: SentCommand) {
         let What::Message { has_expired, is_abandoned, .. } = entry.what else { return };
         match Header::read(envelope) {
             Ok(header) if has_expired || is_abandoned => {
                 self.expired += usize::from(has_expired);
-                let void = Header { kind: Kind::Void, ..header };
+                let void = Header { kind: EnvelopeKind::Void, ..header };
                 let write = |out: &mut Vec<u8>| void.encode(out);
                 self.add(channel, Header::BYTES, entry.deadline_ms, entry.what, write);
             }
@@ -493,7 +493,7 @@ mod tests {
     }
 
     /// Returns the kinds and numbers of the envelopes in the commands to send.
-    fn sent(log: &mut PublishLog) -> Vec<Vec<(Kind, u64)>> {
+    fn sent(log: &mut PublishLog) -> Vec<Vec<(EnvelopeKind, u64)>> {
         let mut out = Vec::new();
         log.take_unsent(&mut Transit::default(), &mut out, usize::MAX);
         let mut found = Vec::new();
@@ -531,11 +531,12 @@ mod tests {
             add(&mut log, seq, b"1", pusher(seq as u32), 10);
         }
         assert_eq!(log.front(), None, "nothing was sent");
-        let all = [(Kind::Message, 1), (Kind::Message, 2), (Kind::Message, 3)];
+        let all =
+            [(EnvelopeKind::Message, 1), (EnvelopeKind::Message, 2), (EnvelopeKind::Message, 3)];
         assert_eq!(sent(&mut log), [all]);
         log.add_question(Question::Ping, 10);
         add(&mut log, 4, b"1", pusher(4), 10);
-        assert_eq!(sent(&mut log), [[(Kind::Message, 4)]]);
+        assert_eq!(sent(&mut log), [[(EnvelopeKind::Message, 4)]]);
         assert_eq!(front(&log), [(1, Some(1)), (2, Some(2)), (3, Some(3))]);
         log.pop_front(drop);
         assert_eq!(log.front(), Some(Asked::Question(Question::Ping)));
@@ -552,7 +553,7 @@ mod tests {
             add(&mut log, seq, b"1", pusher(0), 10);
         }
         let mut tail = Vec::new();
-        let (kind, origin) = (Kind::Tail, NodeId::new(1).unwrap());
+        let (kind, origin) = (EnvelopeKind::Tail, NodeId::new(1).unwrap());
         Header { kind, origin, epoch: 1, seq: 20, order: 0, id: MessageId(0) }.encode(&mut tail);
         log.add_word(b"x:{p}", &tail, None, 10);
         let half = vec![b'1'; bundle::MAX_BYTES / 2 + 1];
@@ -595,13 +596,13 @@ mod tests {
         assert_eq!(log.front(), None, "nothing of the next link is an answer to it");
         log.rewind();
         assert_eq!(log.len(), 2, "a ping is not repeated");
-        assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Message, 2)]]);
+        assert_eq!(sent(&mut log), [[(EnvelopeKind::Void, 1), (EnvelopeKind::Message, 2)]]);
         log.expire(20, |one| expired.push(one.ticket));
         assert_eq!(expired, [1, 2]);
         // A second reconnect before any reply.
         log.handle_lost(|_, _, _| unreachable!());
         log.rewind();
-        assert_eq!(sent(&mut log), [[(Kind::Void, 1), (Kind::Void, 2)]]);
+        assert_eq!(sent(&mut log), [[(EnvelopeKind::Void, 1), (EnvelopeKind::Void, 2)]]);
         assert_eq!(front(&log), [(1, None), (2, None)]);
         assert!(log.message(0).unwrap().was_sent_before);
     }
@@ -639,7 +640,11 @@ mod tests {
             log.rewind();
             abandoned
         };
-        let all = [[(Kind::Message, 1)], [(Kind::Message, 2)], [(Kind::Message, 3)]];
+        let all = [
+            [(EnvelopeKind::Message, 1)],
+            [(EnvelopeKind::Message, 2)],
+            [(EnvelopeKind::Message, 3)],
+        ];
         for _ in 0..2 {
             assert_eq!(sent(&mut log), all);
             assert_eq!(lose(&mut log), [0; 0]);
@@ -650,7 +655,7 @@ mod tests {
         assert_eq!(sent(&mut log), all[1..2]);
         assert_eq!(sent(&mut log), [[]; 0], "nothing goes along");
         assert_eq!(lose(&mut log), [2]);
-        assert_eq!(sent(&mut log), [[(Kind::Void, 2)]], "its number is kept");
+        assert_eq!(sent(&mut log), [[(EnvelopeKind::Void, 2)]], "its number is kept");
         assert!(log.message(0).unwrap().is_abandoned);
         log.pop_front(drop);
         assert_eq!(sent(&mut log), all[2..]);

@@ -1,7 +1,7 @@
 //! Requests of the workers: channels to subscribe to, parcels to relay, business servers to
 //! announce.
 
-use super::{Broker, Joined, Sink, State};
+use super::{Broker, Joined, LinksState, Sink};
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Interest, Relay, To};
 use crate::types::SnowflakeClock;
@@ -97,7 +97,8 @@ impl Broker {
 
     /// Whether every channel wanted when the links came up has been requested.
     fn has_subscribed(&self) -> bool {
-        matches!(self.state, State::Proving | State::Ready) || self.subscribe_log.is_waiting()
+        matches!(self.state, LinksState::Proving | LinksState::Ready)
+            || self.subscribe_log.is_waiting()
     }
 
     fn leave(&mut self, worker: usize, interest: &Interest) {

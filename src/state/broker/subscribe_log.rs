@@ -3,7 +3,7 @@
 
 use super::facts::{self, Command};
 use super::link::Link;
-use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, PING_EVERY_MS, Sink, State};
+use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, LinksState, PING_EVERY_MS, Sink};
 use crate::state::subscriptions::Interest;
 use crate::wire::bundle;
 use crate::wire::publication::Channel;
@@ -313,7 +313,7 @@ impl Broker {
     }
 
     fn begin_if_renewed(&mut self, now_ms: u64) {
-        if self.subscribe_log.unrenewed == 0 && self.state == State::Opening {
+        if self.subscribe_log.unrenewed == 0 && self.state == LinksState::Opening {
             self.begin_publishing(now_ms);
         }
     }

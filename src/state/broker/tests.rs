@@ -27,7 +27,7 @@ const KEYS: (u64, u64) = (1, 2);
 #[derive(Debug, Default)]
 struct Said {
     delivered: Vec<(u64, String)>,
-    relayed: Vec<(u64, Kind)>,
+    relayed: Vec<(u64, EnvelopeKind)>,
     events: Vec<(usize, WorkerEvent)>,
     answers: Vec<(u32, Outcome)>,
     ready: Vec<usize>,
@@ -84,7 +84,7 @@ struct Setting {
     /// Channels that may not be subscribed to.
     forbidden: Vec<Vec<u8>>,
     /// Kinds of the messages published on the channel of events.
-    events: Vec<Kind>,
+    events: Vec<EnvelopeKind>,
     /// Messages of another node: the highest number by channel, and the latest order.
     arrived: BTreeMap<Vec<u8>, u64>,
     order: u64,
@@ -606,7 +606,9 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
     let mut setting = Setting::new(2);
     let sender = Sender { node: NodeId::new(7).unwrap(), epoch: 100 };
     let (id, server, pid) = (MessageId(1), Cid(5), "p");
-    for (cid, expected) in [(7 << 12 | 1 << 11, &[(0b10, Kind::Response)][..]), (9 << 12, &[])] {
+    for (cid, expected) in
+        [(7 << 12 | 1 << 11, &[(0b10, EnvelopeKind::Response)][..]), (9 << 12, &[])]
+    {
         let client = Cid(cid);
         let mut parcel = Vec::new();
         Response { id, client, server, pid, answer: Answer::Gone }.encode(sender, &mut parcel);
@@ -677,25 +679,6 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
         setting.tick(100).unwrap();
         assert!(setting.broker.is_ready());
         // The number follows what it numbers.
-        assert_eq!(setting.events, [Kind::Events, Kind::Tail]);
+        assert_eq!(setting.events, [EnvelopeKind::Events, EnvelopeKind::Tail]);
     }
-}
-
-#[test]
-fn a_business_server_is_known_when_redis_has_it_or_is_away() {
-    let mut setting = Setting::ready(2);
-    let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
-    let request = |setting: &mut Setting, request: BrokerRequest| {
-        setting.broker.handle_request(1, &request, setting.now_ms, &mut setting.said);
-    };
-    request(&mut setting, BrokerRequest::ServerHere(server(5)));
-    assert_eq!(events(&mut setting), ["0: 5 here"]);
-    setting.talk();
-    assert_eq!(events(&mut setting), ["1: 5 known"]);
-    request(&mut setting, BrokerRequest::ServerHere(server(6)));
-    setting.broker.handle_lost(&mut setting.said);
-    assert_eq!(events(&mut setting), ["0: 6 here", "1: 6 known"]);
-    request(&mut setting, BrokerRequest::ServerHere(server(7)));
-    request(&mut setting, BrokerRequest::ServerGone(Cid(5)));
-    assert_eq!(events(&mut setting), ["0: 7 here", "1: 7 known", "0: 5 gone"]);
 }

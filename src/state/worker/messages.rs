@@ -3,7 +3,7 @@
 use super::Worker;
 use crate::state::projects::{ProjectId, SubscribePolicy};
 use crate::types::EventSet;
-use crate::wire::message::{self, ClientMessage, Kind};
+use crate::wire::message::{self, ClientMessage, MessageKind};
 use crate::wire::server_message::Detail;
 use crate::wire::sign::{self, SignPlace, SignRules};
 use smallvec::SmallVec;
@@ -28,7 +28,9 @@ impl Worker {
                 let result = self.refresh(slot, session_exp, sign.as_deref());
                 self.open.add_text(|out| match result {
                     Ok(()) => message::write_refreshed(out, id.as_deref()),
-                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), &msg),
+                    Err(msg) => {
+                        message::write_refusal(out, MessageKind::Refresh, id.as_deref(), &msg)
+                    }
                 })
             }
             Err(error) => self.open.add_text(|out| error.write(out)),
@@ -90,8 +92,9 @@ impl Worker {
         sign: Option<&str>,
     ) {
         if let Err(msg) = self.may_subscribe(slot, tags, sign) {
-            let frame =
-                self.open.add_text(|out| message::write_refusal(out, Kind::Subscribe, id, &msg));
+            let frame = self
+                .open
+                .add_text(|out| message::write_refusal(out, MessageKind::Subscribe, id, &msg));
             return self.owe(slot, frame);
         }
         let mut new: SmallVec<[&str; 8]> = SmallVec::new();
@@ -104,7 +107,7 @@ impl Worker {
         if !new.is_empty() {
             self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new), self.now_ms);
         }
-        self.answer_tags(slot, Kind::Subscribe, id);
+        self.answer_tags(slot, MessageKind::Subscribe, id);
     }
 
     fn handle_unsubscribe(&mut self, slot: u32, id: Option<&str>, tags: &[Cow<'_, str>]) {
@@ -117,7 +120,7 @@ impl Worker {
         if !gone.is_empty() {
             self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone), self.now_ms);
         }
-        self.answer_tags(slot, Kind::Unsubscribe, id);
+        self.answer_tags(slot, MessageKind::Unsubscribe, id);
     }
 
     fn may_subscribe(
@@ -152,7 +155,7 @@ impl Worker {
         Ok(())
     }
 
-    fn answer_tags(&mut self, slot: u32, kind: Kind, id: Option<&str>) {
+    fn answer_tags(&mut self, slot: u32, kind: MessageKind, id: Option<&str>) {
         let (directory, tags) = (&self.directory, self.connections[slot as usize].tags.as_slice());
         let frame = self.open.add_text(|out| {
             message::write_tags(

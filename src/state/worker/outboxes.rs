@@ -3,7 +3,7 @@
 use super::Worker;
 use crate::state::batch::{Batch, Sealed};
 use crate::state::budget::{Budget, HeldFrame};
-use crate::state::by_size::Place;
+use crate::state::by_size::SizePlace;
 use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::{Load, Outbox};
@@ -122,7 +122,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn leave_place(&mut self, place: Place) {
+    pub(super) fn leave_place(&mut self, place: SizePlace) {
         if let Some(moved) = self.by_size.remove(place)
             && let Some(moved) = self.connections[moved as usize].outbox.as_mut()
         {

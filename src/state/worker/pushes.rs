@@ -6,7 +6,7 @@ use crate::state::batch::{Batch, SharedFrame};
 use crate::state::connection::NONE;
 use crate::state::counters::Drop;
 use crate::state::idempotency::Inserted;
-use crate::state::targets::{self, Place, Search};
+use crate::state::targets::{self, Search, SearchPlace};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use std::collections::VecDeque;
@@ -54,7 +54,7 @@ struct Push {
     project: u32,
     /// Its number; `None`: matching has not begun.
     visit_epoch: Option<u32>,
-    place: Option<Place>,
+    place: Option<SearchPlace>,
     frame: PushFrame,
     outcome: PushOutcome,
 }

@@ -5,7 +5,7 @@ use crate::state::counters::LostAnswer;
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Listener, Relay, Server, To, WorkerEvent};
 use crate::types::{Cid, ConnKey, EventSet, MessageId};
-use crate::wire::message::{self, Kind};
+use crate::wire::message::{self, MessageKind};
 use crate::wire::parcel::{Answer, Cancel, Parcel, Request, Response};
 use crate::wire::server_message::{self, Client, ServerMessage};
 use std::collections::btree_map::Entry;
@@ -388,7 +388,9 @@ impl Worker {
                 let result = self.refresh(slot, session_exp, sign.as_deref());
                 self.open.add_text(|out| match result {
                     Ok(()) => message::write_refreshed(out, id.as_deref()),
-                    Err(msg) => message::write_refusal(out, Kind::Refresh, id.as_deref(), &msg),
+                    Err(msg) => {
+                        message::write_refusal(out, MessageKind::Refresh, id.as_deref(), &msg)
+                    }
                 })
             }
             Err(error) => self.open.add_text(|out| error.write(out)),

@@ -35,7 +35,7 @@ pub enum InboxItem {
 /// A message from a worker to its broker.
 pub enum ToBroker {
     Publish(Publication, u32),
-    BrokerRequest(BrokerRequest),
+    Request(BrokerRequest),
     CanarySeen,
 }
 

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use ws_cluster::types::NodeId;
-use ws_cluster::wire::envelope::{Header, Kind};
+use ws_cluster::wire::envelope::{EnvelopeKind, Header};
 
 /// An incarnation of a node, on a channel.
 pub type Origin = (Vec<u8>, NodeId, u64);
@@ -35,12 +35,12 @@ impl Published {
     pub fn note(&mut self, channel: &[u8], header: &Header, is_refused: bool) {
         let origin = (channel.to_vec(), header.origin, header.epoch);
         match (header.kind, is_refused) {
-            (Kind::Canary | Kind::Member, _) | (Kind::Tail, true) => return,
+            (EnvelopeKind::Canary | EnvelopeKind::Member, _) | (EnvelopeKind::Tail, true) => return,
             (_, true) => {
                 self.refused.entry(origin).or_default().insert(header.seq);
                 return;
             }
-            (Kind::Tail, false) => {}
+            (EnvelopeKind::Tail, false) => {}
             (_, false) => {
                 self.done.entry(origin.clone()).or_default().insert(header.seq);
             }
@@ -115,7 +115,7 @@ impl Heard {
     /// Records an arrival. Returns whether it must be passed on.
     pub fn arrive(&mut self, channel: &[u8], header: &Header) -> bool {
         let Some(channel) = self.channels.get_mut(channel) else { return false };
-        if matches!(header.kind, Kind::Canary | Kind::Member) {
+        if matches!(header.kind, EnvelopeKind::Canary | EnvelopeKind::Member) {
             return false;
         }
         let incarnation = (header.origin, header.epoch);
@@ -124,7 +124,7 @@ impl Heard {
         if !is_new {
             return false;
         }
-        let is_tail = header.kind == Kind::Tail;
+        let is_tail = header.kind == EnvelopeKind::Tail;
         let mut is_late = false;
         if !is_tail {
             // An incarnation that another one has followed is too old to be late.
@@ -142,7 +142,7 @@ impl Heard {
         });
         known.last = header.seq;
         known.arrived += u64::from(!is_base && !is_tail && !is_late);
-        !is_late && header.kind == Kind::Message
+        !is_late && header.kind == EnvelopeKind::Message
     }
 
     /// Returns what must be counted by now; `quiet`: once nothing is in flight, what was published,

@@ -21,7 +21,7 @@ use ws_cluster::state::servers::Loads;
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
 use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
-use ws_cluster::wire::envelope::{Envelope, Kind};
+use ws_cluster::wire::envelope::{Envelope, EnvelopeKind};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
 
@@ -328,7 +328,7 @@ impl Node {
                     }
                     (_, request) if self.is_alone() => self.request(worker, &request, world),
                     (_, request) => {
-                        self.cores[worker].to_broker.push_back(ToBroker::BrokerRequest(request))
+                        self.cores[worker].to_broker.push_back(ToBroker::Request(request))
                     }
                 }
             }
@@ -369,7 +369,7 @@ impl Node {
                         self.broker.handle_publish(&publication, pusher, now_ms, &mut words);
                         self.dispatch(words, world);
                     }
-                    ToBroker::BrokerRequest(request) => self.request(worker, &request, world),
+                    ToBroker::Request(request) => self.request(worker, &request, world),
                     ToBroker::CanarySeen => self.broker.handle_canary_seen(worker),
                 }
             }
@@ -551,7 +551,8 @@ impl Node {
             for Delivery { channel, header, is_last_word, .. } in
                 world.redis.take_messages(link, taken)
             {
-                if header.kind == Kind::Member && header.origin.value() != self.home.number {
+                if header.kind == EnvelopeKind::Member && header.origin.value() != self.home.number
+                {
                     self.views.hear(header.origin.value(), header.epoch, is_last_word);
                 }
                 self.heard.arrive(&channel, &header);

@@ -6,7 +6,7 @@ use super::super::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ws_cluster::state::broker::LinkName;
 use ws_cluster::wire::bundle;
-use ws_cluster::wire::envelope::{Header, Kind};
+use ws_cluster::wire::envelope::{EnvelopeKind, Header};
 use ws_cluster::wire::member::Member;
 
 /// One direction of a link: bytes in flight, in order.
@@ -401,7 +401,7 @@ impl Redis {
         *newest = id.max(*newest);
         let is_refused = rng.chance(self.refused_percent);
         let is_late = id < *newest;
-        let is_last_word = headers[0].kind == Kind::Member
+        let is_last_word = headers[0].kind == EnvelopeKind::Member
             && Member::decode(envelopes[0]).expect("an announcement of a node").is_leaving;
         let both = headers.iter().zip(envelopes);
         self.executions.extend(both.map(|(&header, envelope)| Execution {
@@ -417,7 +417,7 @@ impl Redis {
             return link.tell(b"-OOM command not allowed\r\n", now_ms, rng);
         }
         // Sometimes somebody else publishes a message with sequence numbers that no node issued.
-        let forged = rng.chance(3) && headers[0].kind == Kind::Message;
+        let forged = rng.chance(3) && headers[0].kind == EnvelopeKind::Message;
         let forged = forged.then(|| {
             let mut bytes = envelopes_of(payload)[0].to_vec();
             let number = (1 << 49) + rng.number() % (1 << 62);
@@ -497,8 +497,14 @@ impl Link {
     }
 }
 
-fn is_parcel(kind: Kind) -> bool {
-    matches!(kind, Kind::Request | Kind::Response | Kind::Events | Kind::Cancel)
+fn is_parcel(kind: EnvelopeKind) -> bool {
+    matches!(
+        kind,
+        EnvelopeKind::Request
+            | EnvelopeKind::Response
+            | EnvelopeKind::Events
+            | EnvelopeKind::Cancel
+    )
 }
 
 /// Returns the length of the first command, if it is complete.

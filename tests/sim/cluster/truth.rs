@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use ws_cluster::state::broker::Outcome;
 use ws_cluster::state::idempotency::key_hash;
-use ws_cluster::wire::envelope::Kind;
+use ws_cluster::wire::envelope::EnvelopeKind;
 
 /// Maximum time from a push to its answer: the queue's timeout, a tick, and the ways between
 /// threads.
@@ -124,7 +124,7 @@ impl Truth {
     pub fn handle_execution(&mut self, execution: &Execution, log: &mut Log) {
         let Execution { channel, header, is_refused, .. } = execution;
         self.published.note(channel, header, *is_refused);
-        if matches!(header.kind, Kind::Canary | Kind::Member) {
+        if matches!(header.kind, EnvelopeKind::Canary | EnvelopeKind::Member) {
             return;
         }
         let (kind, seq, name) = (header.kind, header.seq, String::from_utf8_lossy(channel));
@@ -134,7 +134,7 @@ impl Truth {
             "redis: {kind:?} {seq} of {} on {name} {}{late}{refused}",
             header.origin, header.id
         ));
-        if header.kind == Kind::Tail {
+        if header.kind == EnvelopeKind::Tail {
             return;
         }
         if execution.parcel.is_some() {
@@ -143,14 +143,14 @@ impl Truth {
         let id = header.id.0;
         let Some(record) = self.records.get_mut(&id) else {
             // A request or an answer that waited too long.
-            return assert_eq!(header.kind, Kind::Void, "nobody pushed this");
+            return assert_eq!(header.kind, EnvelopeKind::Void, "nobody pushed this");
         };
         record.was_refused |= *is_refused;
         if *is_refused {
             return;
         }
         assert_eq!((record.node, record.epoch), (execution.owner.node, header.epoch));
-        if header.kind == Kind::Void {
+        if header.kind == EnvelopeKind::Void {
             let is_unknown = matches!(record.outcome, Some((Outcome::Unknown, _)));
             assert!(is_unknown, "push {id} is taken back, and its pusher was not told");
             return;

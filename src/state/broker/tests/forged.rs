@@ -140,7 +140,8 @@ fn a_tail_without_an_order_is_not_believed_of_a_node_that_has_one() {
     for (node, epoch) in [(7, 100), (9, 5)] {
         let (origin, id) = (NodeId::new(node).unwrap(), MessageId(0));
         let mut tail = Vec::new();
-        let header = Header { kind: Kind::Tail, origin, epoch, seq: u64::MAX, order: 0, id };
+        let header =
+            Header { kind: EnvelopeKind::Tail, origin, epoch, seq: u64::MAX, order: 0, id };
         header.encode(&mut tail);
         bring(&mut setting, &tail);
     }
@@ -197,7 +198,7 @@ fn parcels_of_a_project_that_is_not_served_are_counted() {
         Header::set_numbers(&mut parcel, 5, number, number);
         bring(&mut setting, &parcel);
     }
-    assert_eq!(setting.said.relayed, [(1, Kind::Events)]);
+    assert_eq!(setting.said.relayed, [(1, EnvelopeKind::Events)]);
     let counters = &setting.broker.config.counters;
     assert_eq!((counters.unknown_project.value(), counters.malformed.value()), (2, 0));
 }

@@ -240,3 +240,22 @@ fn a_missing_right_to_ping_is_said_once() {
         .filter(|event| matches!(event, Event::Forbidden { command: Command::Ping, .. }));
     assert!(pings >= 2 && said.count() == 1, "{events:?}");
 }
+
+#[test]
+fn a_business_server_is_known_when_redis_has_it_or_is_away() {
+    let mut setting = Setting::ready(2);
+    let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
+    let request = |setting: &mut Setting, request: BrokerRequest| {
+        setting.broker.handle_request(1, &request, setting.now_ms, &mut setting.said);
+    };
+    request(&mut setting, BrokerRequest::ServerHere(server(5)));
+    assert_eq!(events(&mut setting), ["0: 5 here"]);
+    setting.talk();
+    assert_eq!(events(&mut setting), ["1: 5 known"]);
+    request(&mut setting, BrokerRequest::ServerHere(server(6)));
+    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(events(&mut setting), ["0: 6 here", "1: 6 known"]);
+    request(&mut setting, BrokerRequest::ServerHere(server(7)));
+    request(&mut setting, BrokerRequest::ServerGone(Cid(5)));
+    assert_eq!(events(&mut setting), ["0: 7 here", "1: 7 known", "0: 5 gone"]);
+}
