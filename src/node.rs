@@ -14,7 +14,7 @@ pub use ports::Addresses;
 use crate::config::{self, Config, Env};
 use crate::io::broker::driver::{Driver, Host};
 use crate::io::broker::inline::InlineHost;
-use crate::io::broker::threaded::{self, Far};
+use crate::io::broker::threaded::{self, BrokerPort};
 use crate::io::descriptors::Descriptors;
 use crate::io::mailbox::Mailbox;
 use crate::io::pauses;
@@ -93,8 +93,8 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         sources.extend(source);
         spawn_worker(index, carrier, recorder, &shared, &birth, &news_sender)?;
     }
-    if let Some(far) = broker {
-        spawn_broker(far, &shared, &birth, &news_sender)?;
+    if let Some(broker_port) = broker {
+        spawn_broker(broker_port, &shared, &birth, &news_sender)?;
     }
     spawn_ops(&shared, &birth, &news_sender)?;
     // Every thread has its own table now; what main opens from here on is in no other.
@@ -232,13 +232,13 @@ fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<()
 }
 
 /// Creates each worker's carrier, and the broker's end if it has its own thread.
-fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<Far>)> {
+fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<BrokerPort>)> {
     let workers = shared.settings.workers;
     match &shared.settings.redis {
         None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
         Some(redis) if redis.has_own_thread => {
-            let (near, far) = threaded::ports(workers, &shared.broker_counters)?;
-            Ok((near.into_iter().map(Carrier::Threaded).collect(), Some(far)))
+            let (worker_ports, broker_port) = threaded::ports(workers, &shared.broker_counters)?;
+            Ok((worker_ports.into_iter().map(Carrier::Threaded).collect(), Some(broker_port)))
         }
         Some(_) => Ok(((0..workers).map(|_| Carrier::Inline).collect(), None)),
     }
@@ -350,7 +350,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
 
 /// Starts the broker's thread: its links, the workers' lanes and the ticks.
 fn spawn_broker(
-    far: Far,
+    broker_port: BrokerPort,
     shared: &Arc<Shared>,
     birth: &Arc<Birth>,
     news: &Sender<News>,
@@ -363,7 +363,7 @@ fn spawn_broker(
                 return Ok(());
             };
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
-            let driver = driver(&shared, redis, far);
+            let driver = driver(&shared, redis, broker_port);
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
             runtime.block_on(threaded::run(driver)).map_err(system("hearing the workers"))
         });

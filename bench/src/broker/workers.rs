@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use ws_cluster::io::broker::driver::Host;
-use ws_cluster::io::broker::threaded::{self, Far, ToWorker, WorkerPort};
+use ws_cluster::io::broker::threaded::{self, BrokerPort, ToWorker, WorkerPort};
 use ws_cluster::state::broker::{Outcome, Pusher, Sink};
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::ProjectId;
@@ -65,22 +65,22 @@ impl Sink for Counting {
 
 /// The server's own rings, to workers that are awake.
 pub struct Rings {
-    far: Far,
+    broker_port: BrokerPort,
     ports: Vec<WorkerPort>,
     delivered: u64,
 }
 
 impl Rings {
     pub fn new(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<Self> {
-        let (ports, far) = threaded::ports(workers, counters)?;
-        Ok(Self { far, ports, delivered: 0 })
+        let (ports, broker_port) = threaded::ports(workers, counters)?;
+        Ok(Self { broker_port, ports, delivered: 0 })
     }
 }
 
 impl Workers for Rings {
     fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink)) {
-        act(&mut self.far.sink());
-        self.far.wake();
+        act(&mut self.broker_port.sink());
+        self.broker_port.wake();
     }
 
     fn drain(&mut self) {

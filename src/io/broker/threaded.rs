@@ -155,7 +155,7 @@ impl WorkerPort {
 }
 
 /// The broker's ends of all lanes, for a broker with a thread of its own.
-pub struct Far {
+pub struct BrokerPort {
     inbox: RefCell<Inbox<ToBroker>>,
     /// By worker.
     lanes: RefCell<Lanes<ToWorker>>,
@@ -168,7 +168,10 @@ pub struct Far {
 
 /// Creates both ends for all workers of a node. Must be called before the threads have their own
 /// descriptor tables.
-pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<WorkerPort>, Far)> {
+pub fn ports(
+    workers: usize,
+    counters: &Arc<BrokerCounters>,
+) -> io::Result<(Vec<WorkerPort>, BrokerPort)> {
     let to_broker = Entrance::new()?;
     let to_workers = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
     let are_unsure: Box<[Arc<AtomicBool>]> = (0..workers).map(|_| Arc::default()).collect();
@@ -178,18 +181,18 @@ pub fn ports(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<(Vec<
         inbox: Inbox::new(entrance),
         is_unsure: Arc::clone(is_unsure),
     };
-    let near = to_workers.into_iter().zip(&are_unsure).enumerate().map(port).collect();
-    let far = Far {
+    let worker_ports = to_workers.into_iter().zip(&are_unsure).enumerate().map(port).collect();
+    let broker_port = BrokerPort {
         inbox: RefCell::new(Inbox::new(Arc::clone(&to_broker))),
         lanes: RefCell::new(lanes),
         are_unsure,
         waits_for_room: Notify::default(),
         counters: Arc::clone(counters),
     };
-    Ok((near, far))
+    Ok((worker_ports, broker_port))
 }
 
-impl Far {
+impl BrokerPort {
     /// Calls `look` with the bell that the workers ring.
     pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> R {
         look(self.inbox.borrow().bell())
@@ -201,9 +204,9 @@ impl Far {
     }
 }
 
-impl Host for Far {
+impl Host for BrokerPort {
     fn sink(&self) -> impl Sink + '_ {
-        FarSink(self)
+        BrokerPortSink(self)
     }
 
     fn hear(&self, broker: &mut Broker, now_ms: u64) {
@@ -215,10 +218,10 @@ impl Host for Far {
         self.inbox.borrow_mut().receive_all(|worker, item| match item {
             ToBroker::Publish(publication, ticket) => {
                 let pusher = Pusher { worker, ticket };
-                broker.handle_publish(&publication, pusher, now_ms, &mut FarSink(self));
+                broker.handle_publish(&publication, pusher, now_ms, &mut BrokerPortSink(self));
             }
             ToBroker::Request(request) => {
-                broker.handle_request(worker, &request, now_ms, &mut FarSink(self))
+                broker.handle_request(worker, &request, now_ms, &mut BrokerPortSink(self))
             }
             ToBroker::CanarySeen => broker.handle_canary_seen(worker),
         });
@@ -250,7 +253,7 @@ impl Host for Far {
 }
 
 /// Runs a broker on a thread of its own, for as long as the node lives.
-pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
+pub async fn run(driver: Rc<Driver<BrokerPort>>) -> io::Result<()> {
     let mut eventfd = EventFd::new(driver.host().with_bell(|bell| duplicate(bell.eventfd()))?)?;
     monoio::spawn(Rc::clone(&driver).run());
     let ticking = Rc::clone(&driver);
@@ -291,9 +294,9 @@ pub async fn run(driver: Rc<Driver<Far>>) -> io::Result<()> {
     std::future::pending().await
 }
 
-struct FarSink<'a>(&'a Far);
+struct BrokerPortSink<'a>(&'a BrokerPort);
 
-impl Sink for FarSink<'_> {
+impl Sink for BrokerPortSink<'_> {
     fn deliver(&mut self, workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
         let envelope: Arc<[u8]> = Arc::from(bytes);
         let mut lanes = self.0.lanes.borrow_mut();
@@ -352,13 +355,13 @@ mod tests {
     use crate::types::{Cid, MessageId, NodeId};
     use crate::wire::envelope::Targets;
 
-    fn pair(workers: usize) -> (Vec<WorkerPort>, Far, Arc<BrokerCounters>) {
+    fn pair(workers: usize) -> (Vec<WorkerPort>, BrokerPort, Arc<BrokerCounters>) {
         let counters = Arc::default();
-        let (near, far) = ports(workers, &counters).unwrap();
-        (near, far, counters)
+        let (worker_ports, broker_port) = ports(workers, &counters).unwrap();
+        (worker_ports, broker_port, counters)
     }
 
-    fn deliver(far: &Far, workers: u64, bytes: &[u8]) {
+    fn deliver(broker_port: &BrokerPort, workers: u64, bytes: &[u8]) {
         let envelope = Envelope {
             origin: NodeId::default(),
             epoch: 1,
@@ -372,79 +375,79 @@ mod tests {
             targets: Targets::default(),
             data: b"1",
         };
-        far.sink().deliver(workers, &envelope, bytes);
-        far.wake();
+        broker_port.sink().deliver(workers, &envelope, bytes);
+        broker_port.wake();
     }
 
     #[test]
     fn messages_go_where_they_are_wanted_and_beyond_a_full_ring_they_are_counted() {
-        let (mut near, far, counters) = pair(3);
+        let (mut worker_ports, broker_port, counters) = pair(3);
         for _ in 0..TO_WORKER_ENTRIES + 5 {
-            deliver(&far, 0b101, b"x");
+            deliver(&broker_port, 0b101, b"x");
             // This one keeps up.
-            assert!(matches!(near[2].receive(), Some(ToWorker::Deliver(_))));
+            assert!(matches!(worker_ports[2].receive(), Some(ToWorker::Deliver(_))));
         }
         assert_eq!(counters.worker_full.value(), 5);
-        assert!(near[1].is_empty());
+        assert!(worker_ports[1].is_empty());
         let mut taken = 0;
-        while near[0].receive().is_some() {
+        while worker_ports[0].receive().is_some() {
             taken += 1;
         }
         assert_eq!(taken, TO_WORKER_ENTRIES);
-        assert_eq!(near[0].bell().waiting_bytes(), 0);
+        assert_eq!(worker_ports[0].bell().waiting_bytes(), 0);
     }
 
     #[test]
     fn large_messages_fill_a_ring_by_their_bytes() {
-        let (mut near, far, counters) = pair(1);
+        let (mut worker_ports, broker_port, counters) = pair(1);
         let large = vec![0; 1 << 20];
         while counters.worker_full.value() == 0 {
-            deliver(&far, 1, &large);
+            deliver(&broker_port, 1, &large);
         }
-        assert_eq!(near[0].bell().waiting_bytes(), WAITING_BYTES + (1 << 20));
-        near[0].receive().unwrap();
-        deliver(&far, 1, &large);
+        assert_eq!(worker_ports[0].bell().waiting_bytes(), WAITING_BYTES + (1 << 20));
+        worker_ports[0].receive().unwrap();
+        deliver(&broker_port, 1, &large);
         assert_eq!(counters.worker_full.value(), 1);
     }
 
     #[test]
     fn answers_are_late_rather_than_lost_and_keep_their_order() {
-        let (mut near, far, counters) = pair(1);
+        let (mut worker_ports, broker_port, counters) = pair(1);
         let answers = TO_WORKER_ENTRIES as u32 + 10;
         for ticket in 0..answers {
-            far.sink().answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
+            broker_port.sink().answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
         }
-        deliver(&far, 1, b"after them");
+        deliver(&broker_port, 1, b"after them");
         assert_eq!(counters.worker_full.value(), 1, "nothing overtakes an answer");
         for ticket in 0..answers {
-            let Some(ToWorker::Answer(found, Outcome::Accepted)) = near[0].receive() else {
+            let Some(ToWorker::Answer(found, Outcome::Accepted)) = worker_ports[0].receive() else {
                 panic!("ticket {ticket} has no answer");
             };
             assert_eq!(found, ticket);
-            if near[0].is_empty() {
-                far.lanes.borrow_mut().flush();
+            if worker_ports[0].is_empty() {
+                broker_port.lanes.borrow_mut().flush();
             }
         }
-        assert!(near[0].is_empty());
+        assert!(worker_ports[0].is_empty());
     }
 
     #[test]
     fn a_worker_that_cannot_announce_all_its_users_says_so() {
-        let (mut near, far, _) = pair(1);
+        let (mut worker_ports, broker_port, _) = pair(1);
         for user in 0..=TO_BROKER_ENTRIES as u64 {
-            near[0].request(BrokerRequest::UserHere(user));
+            worker_ports[0].request(BrokerRequest::UserHere(user));
         }
-        let is_unsure = || far.are_unsure[0].load(Ordering::SeqCst);
+        let is_unsure = || broker_port.are_unsure[0].load(Ordering::SeqCst);
         assert!(is_unsure());
-        assert!(!near[0].publish(Publication::default(), 1), "the push is refused");
+        assert!(!worker_ports[0].publish(Publication::default(), 1), "the push is refused");
         let mut asked = 0;
-        while !far.is_quiet() {
-            for item in heard(&far) {
+        while !broker_port.is_quiet() {
+            for item in heard(&broker_port) {
                 let expected = BrokerRequest::UserHere(asked);
                 assert!(matches!(item, ToBroker::Request(request) if request == expected));
                 asked += 1;
             }
-            near[0].send_late();
+            worker_ports[0].send_late();
         }
         assert_eq!(asked, TO_BROKER_ENTRIES as u64 + 1);
         assert!(!is_unsure());
@@ -454,17 +457,17 @@ mod tests {
     const CALM: ProjectId = ProjectId(1);
 
     /// Returns what the broker takes in one call.
-    fn heard(far: &Far) -> Vec<ToBroker> {
+    fn heard(broker_port: &BrokerPort) -> Vec<ToBroker> {
         let mut words = Vec::new();
-        far.inbox.borrow_mut().receive_all(|_, item| words.push(item));
+        broker_port.inbox.borrow_mut().receive_all(|_, item| words.push(item));
         words
     }
 
     /// Returns the messages by name, parcels by project and text.
-    fn all_heard(near: &mut WorkerPort, far: &Far) -> Vec<String> {
+    fn all_heard(worker_ports: &mut WorkerPort, broker_port: &BrokerPort) -> Vec<String> {
         let mut names = Vec::new();
-        while !far.is_quiet() {
-            names.extend(heard(far).into_iter().map(|item| match item {
+        while !broker_port.is_quiet() {
+            names.extend(heard(broker_port).into_iter().map(|item| match item {
                 ToBroker::Publish(..) => "push".into(),
                 ToBroker::Request(BrokerRequest::Relay(relay)) => {
                     String::from_utf8(relay.parcel).unwrap()
@@ -473,7 +476,7 @@ mod tests {
                 ToBroker::Request(BrokerRequest::ServerGone(_)) => "server gone".into(),
                 item => panic!("{item:?}"),
             }));
-            near.send_late();
+            worker_ports.send_late();
         }
         names
     }
@@ -486,53 +489,53 @@ mod tests {
     /// pushes too.
     #[test]
     fn a_flood_of_one_projects_parcels_to_the_broker_leaves_room_for_others_and_for_pushes() {
-        let (mut near, far, _) = pair(1);
+        let (mut worker_ports, broker_port, _) = pair(1);
         let request = |project, text: &str| {
             let to = To::Holder { project, cid: Cid(1) };
             Relay { to, parcel: text.into() }
         };
         let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
         for text in &loud {
-            near[0].relay(request(LOUD, text)).unwrap();
+            worker_ports[0].relay(request(LOUD, text)).unwrap();
         }
-        near[0].relay(request(CALM, "calm")).unwrap();
-        near[0].request(BrokerRequest::ServerGone(Cid(1)));
-        assert!(near[0].publish(Publication::default(), 1), "pushes have room");
-        near[0].request(BrokerRequest::Join(Interest::Project(CALM)));
-        let mut names = all_heard(&mut near[0], &far);
+        worker_ports[0].relay(request(CALM, "calm")).unwrap();
+        worker_ports[0].request(BrokerRequest::ServerGone(Cid(1)));
+        assert!(worker_ports[0].publish(Publication::default(), 1), "pushes have room");
+        worker_ports[0].request(BrokerRequest::Join(Interest::Project(CALM)));
+        let mut names = all_heard(&mut worker_ports[0], &broker_port);
         assert!(place_of("push", &names) <= TO_BROKER_ENTRIES / 2);
         assert!(place_of("join", &names) <= TO_BROKER_ENTRIES / 2 + 1);
         assert!(place_of("calm", &names) <= TO_BROKER_ENTRIES / 2 + 4);
         assert_eq!(names.last().unwrap(), "server gone", "behind what it had answered");
         names.retain(|name| name.starts_with("loud"));
         assert_eq!(names, loud);
-        assert!(!near[0].has_late());
+        assert!(!worker_ports[0].has_late());
     }
 
     /// They also used to fill the ring from the broker, and messages of other projects were
     /// dropped.
     #[test]
     fn a_flood_of_one_projects_parcels_to_a_worker_leaves_room_for_others_and_for_pushes() {
-        let (mut near, far, counters) = pair(2);
+        let (mut worker_ports, broker_port, counters) = pair(2);
         let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
         for text in &loud {
-            far.sink().relay(0b11, LOUD, text.as_bytes());
+            broker_port.sink().relay(0b11, LOUD, text.as_bytes());
             // This one keeps up.
-            assert!(matches!(near[1].receive(), Some(ToWorker::Deliver(_))));
+            assert!(matches!(worker_ports[1].receive(), Some(ToWorker::Deliver(_))));
         }
-        far.sink().relay(1, CALM, b"calm");
-        far.sink().event(0, WorkerEvent::ServerGone(Cid(1)));
-        deliver(&far, 1, b"push");
-        far.sink().answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
+        broker_port.sink().relay(1, CALM, b"calm");
+        broker_port.sink().event(0, WorkerEvent::ServerGone(Cid(1)));
+        deliver(&broker_port, 1, b"push");
+        broker_port.sink().answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
         let mut names = Vec::new();
-        while let Some(item) = near[0].receive() {
+        while let Some(item) = worker_ports[0].receive() {
             names.push(match item {
                 ToWorker::Deliver(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
                 ToWorker::Answer(..) => "answer".into(),
                 ToWorker::Event(_) => "server gone".into(),
                 item => panic!("{item:?}"),
             });
-            far.lanes.borrow_mut().flush();
+            broker_port.lanes.borrow_mut().flush();
         }
         assert!(place_of("push", &names) <= TO_WORKER_ENTRIES / 2);
         assert!(place_of("answer", &names) <= TO_WORKER_ENTRIES / 2 + 1);
@@ -541,24 +544,24 @@ mod tests {
         names.retain(|name| name.starts_with("loud"));
         assert_eq!(names, loud);
         assert_eq!(counters.worker_full.value(), 0);
-        assert!(!far.lanes.borrow().has_late() && near[1].is_empty());
+        assert!(!broker_port.lanes.borrow().has_late() && worker_ports[1].is_empty());
     }
 
     #[test]
     fn parcels_that_wait_have_a_bound_and_each_project_a_share() {
-        let (_near, far, counters) = pair(1);
+        let (_worker_ports, broker_port, counters) = pair(1);
         let parcel = vec![0; 1 << 20];
         let fill = |project| {
             let before = counters.worker_full.value();
             let sent = (0..100).take_while(|_| {
-                far.sink().relay(1, ProjectId(project), &parcel);
+                broker_port.sink().relay(1, ProjectId(project), &parcel);
                 counters.worker_full.value() == before
             });
             sent.count()
         };
         let in_ring = (PARCEL_BYTES >> 20) + 1;
         assert_eq!([fill(0), fill(1)], [in_ring + (BACKLOG_BYTES >> 21), BACKLOG_BYTES >> 22]);
-        deliver(&far, 1, b"push");
+        deliver(&broker_port, 1, b"push");
         assert_eq!(counters.worker_full.value(), 2, "pushes have room");
     }
 }
