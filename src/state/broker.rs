@@ -450,6 +450,9 @@ impl Broker {
         match link {
             LinkName::Subscribe => self.handle_subscribing(reply, now_ms, sink),
             LinkName::Publish if self.reservation.is_asking() => {
+                if self.publishing.has_unsent() {
+                    return Err(LinkError::Unasked);
+                }
                 let number = reservation::number_of(&reply).ok_or(LinkError::Unasked)?;
                 self.handle_number(number, now_ms, sink)
             }

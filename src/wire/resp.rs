@@ -18,9 +18,15 @@ const MAX_DEPTH: usize = 8;
 const PUSHED_MESSAGE: &[u8; 17] = b">3\r\n$7\r\nmessage\r\n";
 const LISTED_MESSAGE: &[u8; 17] = b"*3\r\n$7\r\nmessage\r\n";
 
-/// Redis parameters that limit what it accepts and delivers.
-pub const PARAMETERS: [&str; 3] =
-    ["client-query-buffer-limit", "proto-max-bulk-len", "client-output-buffer-limit"];
+/// Redis parameters that limit what it accepts and delivers. `maxmemory` does not, but
+/// `maxmemory-clients`, which follows it, may be a percentage of it.
+pub const PARAMETERS: [&str; 5] = [
+    "client-query-buffer-limit",
+    "proto-max-bulk-len",
+    "client-output-buffer-limit",
+    "maxmemory",
+    "maxmemory-clients",
+];
 
 /// Why bytes are not valid RESP, or exceed our limits. The link must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -14,6 +14,8 @@ SETTINGS = {
     "client-query-buffer-limit": ("1mb", "client-query-buffer-limit 1048576"),
     "proto-max-bulk-len": ("2mb", "proto-max-bulk-len 2097152"),
     "client-output-buffer-limit": ("pubsub 2mb 0 0", "pubsub 2097152"),
+    # Once on its way in, and once for each of the two nodes.
+    "maxmemory-clients": ("4mb", "maxmemory-clients 4194304"),
 }
 
 
@@ -31,7 +33,9 @@ def test_a_push_that_redis_would_not_carry_is_refused(own_redis, own_node, name)
     redis = own_redis()
     redis.command("CONFIG", "SET", name, value)
     nodes = [own_node(7, redis.url, *ARGS, workers="1"), own_node(8, redis.url, *ARGS)]
-    limit = int(nodes[0].metric("ws_cluster_queue_max_message_bytes"))
+    limits = lambda: {int(node.metric("ws_cluster_queue_max_message_bytes")) for node in nodes}
+    eventually(lambda: len(limits()) == 1, "the nodes know of each other")
+    limit = limits().pop()
     assert MEGABYTE // 2 < limit <= 2 * MEGABYTE
     with nodes[1].client("u") as client:
         for server in nodes:
@@ -151,3 +155,32 @@ def test_pushes_that_are_too_large_together_go_one_after_the_other(own_redis, ow
             for client in (near, far):
                 assert [client.pushed()[1:3] for _ in messages] == letters
     assert losses(*nodes) == 0
+
+
+@pytest.mark.parametrize("limit", ["24kb", "64kb"])
+def test_small_pushes_that_leave_together_fit_what_redis_holds(own_redis, own_node, limit):
+    """Up to 64 KiB of them shared a PUBLISH: all were answered 200, and Redis cut the subscribers."""
+    redis = own_redis()
+    redis.command("CONFIG", "SET", "client-output-buffer-limit", f"pubsub {limit} 0 0")
+    nodes = [own_node(7, redis.url, *ARGS, workers="1"), own_node(8, redis.url, *ARGS)]
+    with nodes[0].client("u") as near, nodes[1].client("u") as far:
+        for turn in range(10):
+            data = [f"{turn}-{number}-".ljust(3_900, "x") for number in range(64)]
+            messages = [{"data": one, "uids": ["u"]} for one in data]
+            answer = nodes[turn % 2].post_json("/ws/push/batch", {"pid": "1", "messages": messages})
+            assert answer.status == 200, answer.text[:200]
+            assert {one["code"] for one in answer.json["results"]} == {1}
+            for client in (near, far):
+                is_same = [json.loads(client.pushed()) for _ in messages] == data
+                assert is_same
+    assert losses(*nodes) == 0
+
+
+def test_a_push_that_would_exceed_the_memory_of_all_clients(own_redis, own_node):
+    """Redis ended the link that brought it; it went three times, and its answer was 504."""
+    redis = own_redis()
+    redis.command("CONFIG", "SET", "maxmemory", "64mb", "maxmemory-clients", "5%")
+    server = own_node(7, redis.url, *ARGS, workers="1")
+    answer = server.post_json("/ws/push", {"pid": "1", "data": "x" * 4 * MEGABYTE})
+    assert answer.status == 413 and "maxmemory-clients" in answer.json["msg"], answer.text
+    assert losses(server) == 0

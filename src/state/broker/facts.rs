@@ -5,8 +5,23 @@ use super::{Event, LinkError};
 use crate::wire::resp::{PARAMETERS, Reply, write_command};
 use std::fmt;
 
+/// Positions in [`PARAMETERS`].
+const QUERY_BUFFER: usize = 0;
+const BULK: usize = 1;
+const OUTPUT_BUFFER: usize = 2;
+const MEMORY: usize = 3;
+const CLIENTS: usize = 4;
+
 /// Redis's defaults, assumed where it does not permit us to ask.
-const DEFAULT_BYTES: [u64; PARAMETERS.len()] = [1 << 30, 512 << 20, 32 << 20];
+const DEFAULT_BYTES: [u64; PARAMETERS.len()] = [1 << 30, 512 << 20, 32 << 20, u64::MAX, u64::MAX];
+/// Redis allocates a subscriber's output in blocks of at least this, and counts them whole.
+const OUTPUT_BLOCK_BYTES: u64 = 20 << 10;
+/// Output that needs no block: a subscriber's fixed buffer holds it, however low the limit.
+const UNCOUNTED_BYTES: usize = 512;
+/// Redis takes a smaller `maxmemory-clients` for this.
+const MIN_CLIENTS_BYTES: u64 = 128 << 10;
+/// What a link takes of `maxmemory-clients` while it is idle: 22 KB in Redis 7.
+const LINK_BYTES: usize = 32 << 10;
 /// Contents of Redis's query buffer besides the message: its command and channel, and the rest of
 /// what was read before it.
 const QUERY_SLACK_BYTES: usize = 64 << 10;
@@ -24,8 +39,14 @@ pub enum Question {
 
 impl Question {
     /// Questions on a new publishing link before anything is published on it.
-    pub const AT_GREETING: [Self; 1 + PARAMETERS.len()] =
-        [Self::Role, Self::Parameter(0), Self::Parameter(1), Self::Parameter(2)];
+    pub const AT_GREETING: [Self; 1 + PARAMETERS.len()] = [
+        Self::Role,
+        Self::Parameter(QUERY_BUFFER),
+        Self::Parameter(BULK),
+        Self::Parameter(OUTPUT_BUFFER),
+        Self::Parameter(MEMORY),
+        Self::Parameter(CLIENTS),
+    ];
 
     pub fn write(self, out: &mut Vec<u8>) {
         match self {
@@ -50,9 +71,7 @@ impl Question {
 /// Whether Redis refuses a PING with this error but still executes PUBLISH and SUBSCRIBE: it cannot
 /// save, it is loading its data, or it is a replica without its primary.
 pub(super) fn is_sign_of_life(error: &[u8]) -> bool {
-    ["MISCONF", "LOADING", "MASTERDOWN"]
-        .iter()
-        .any(|announcement| error.starts_with(announcement.as_bytes()))
+    ["MISCONF", "LOADING", "MASTERDOWN"].iter().any(|word| error.starts_with(word.as_bytes()))
 }
 
 /// A command that Redis may forbid to this node's user and that the node can do without.
@@ -129,6 +148,8 @@ pub(super) struct Facts {
     parameters: [Option<u64>; PARAMETERS.len()],
     /// Bytes that this node may hold.
     own_bytes: usize,
+    /// Live nodes, this one included.
+    nodes: usize,
     limit: SizeLimit,
     /// Commands refused so far: each is logged once.
     refused: Vec<Command>,
@@ -146,6 +167,7 @@ impl Facts {
             may_ask_parameters: true,
             parameters: [None; PARAMETERS.len()],
             own_bytes,
+            nodes: 1,
             limit: SizeLimit { bytes: own_bytes, parameter: None },
             refused: Vec::new(),
             events: Vec::new(),
@@ -160,13 +182,15 @@ impl Facts {
     /// Handles Redis's refusal of a message for its length.
     pub(super) fn handle_too_long(&mut self, bytes: usize) {
         let most = (bytes as u64).saturating_sub(1);
-        let [_, known, _] = &mut self.parameters;
+        let known = &mut self.parameters[BULK];
         *known = Some(known.unwrap_or(most).min(most));
-        self.settle_limit();
+        self.settle_limit(self.nodes);
     }
 
-    /// Recomputes the limit once Redis's parameters are known or have changed.
-    pub(super) fn settle_limit(&mut self) {
+    /// Recomputes the limit once Redis's parameters are known or have changed, or the number of
+    /// live nodes has.
+    pub(super) fn settle_limit(&mut self, nodes: usize) {
+        self.nodes = nodes;
         let limit = self.size_limit();
         if std::mem::replace(&mut self.limit, limit) != limit {
             self.events.push(Event::Limit(limit));
@@ -220,7 +244,7 @@ impl Facts {
             (Question::Parameter(index), Reply::Parameter { name, value })
                 if PARAMETERS[index].as_bytes() == *name =>
             {
-                self.parameters[index] = read_parameter(index, value);
+                self.parameters[index] = self.read_parameter(index, value);
                 Ok(())
             }
             (Question::Hello, Reply::Server { .. }) => {
@@ -279,21 +303,49 @@ impl Facts {
         LinkError::Replica { url: self.url.clone(), master }
     }
 
-    /// Bytes that Redis holds for one subscriber before it disconnects it. Redis counts what the
-    /// allocator returned: a quarter more at worst.
-    pub(super) fn subscriber_bytes(&self) -> usize {
-        let value = self.parameters[2].unwrap_or(DEFAULT_BYTES[2]);
-        usize::try_from(value).unwrap_or(usize::MAX) / 5 * 4
+    /// The value of a parameter, or its default.
+    fn parameter(&self, index: usize) -> u64 {
+        self.parameters[index].unwrap_or(DEFAULT_BYTES[index])
+    }
+
+    /// Bytes that Redis holds for one subscriber before it disconnects it.
+    fn subscriber_bytes(&self) -> usize {
+        let value = self.parameter(OUTPUT_BUFFER);
+        let in_blocks = usize::try_from(value.saturating_sub(OUTPUT_BLOCK_BYTES));
+        usable(value).min(in_blocks.unwrap_or(usize::MAX)).max(UNCOUNTED_BYTES)
+    }
+
+    /// Bytes that this cluster's messages may take of `maxmemory-clients`, the sum over all clients
+    /// beyond which Redis disconnects the largest.
+    fn clients_bytes(&self) -> usize {
+        let usable = usable(self.parameter(CLIENTS));
+        let links = 2 * self.nodes * LINK_BYTES;
+        // A limit this small is as full of other things as of links.
+        usable - links.min(usable / 2)
+    }
+
+    /// Copies of a message: one on its way into Redis, one for each node.
+    fn copies(&self) -> usize {
+        self.nodes + 1
+    }
+
+    /// Bytes of this node that Redis may hold for each subscriber. Nodes do not know what others
+    /// have in transit: each takes its share.
+    pub(super) fn window_bytes(&self) -> usize {
+        self.subscriber_bytes().min(self.clients_bytes() / self.copies()) / self.nodes
     }
 
     fn size_limit(&self) -> SizeLimit {
         let mut limit = SizeLimit { bytes: self.own_bytes, parameter: None };
         for (index, name) in PARAMETERS.into_iter().enumerate() {
-            let value = self.parameters[index].unwrap_or(DEFAULT_BYTES[index]);
+            let value = self.parameter(index);
             let whole = usize::try_from(value).unwrap_or(usize::MAX);
             let bytes = match index {
-                0 => whole.saturating_sub(QUERY_SLACK_BYTES),
-                2 => self.subscriber_bytes(),
+                QUERY_BUFFER => whole.saturating_sub(QUERY_SLACK_BYTES),
+                OUTPUT_BUFFER => self.subscriber_bytes(),
+                CLIENTS => self.clients_bytes() / self.copies(),
+                // It bounds what is stored, and PUBLISH stores nothing.
+                MEMORY => continue,
                 _ => whole,
             };
             if bytes < limit.bytes {
@@ -301,6 +353,33 @@ impl Facts {
             }
         }
         limit
+    }
+
+    /// Parses the bytes that a parameter allows; of the output buffer limits, the hard limit for
+    /// subscribers. The soft limit disconnects a subscriber that stays above it for long,
+    /// regardless of message sizes.
+    fn read_parameter(&self, index: usize, value: &[u8]) -> Option<u64> {
+        let text = std::str::from_utf8(value).ok()?;
+        let unless_0 = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
+        match index {
+            OUTPUT_BUFFER => {
+                let mut words = text.split_ascii_whitespace();
+                words.find(|word| *word == "pubsub")?;
+                words.next()?.parse().ok().map(unless_0)
+            }
+            CLIENTS => {
+                let bytes = match text.strip_suffix('%') {
+                    // Without a `maxmemory` it limits nothing.
+                    Some(percent) => {
+                        let hundredth = self.parameters[MEMORY]? / 100;
+                        hundredth.saturating_mul(percent.parse().ok()?)
+                    }
+                    None => text.parse().ok()?,
+                };
+                Some(unless_0(bytes).max(MIN_CLIENTS_BYTES))
+            }
+            _ => text.parse().ok(),
+        }
     }
 
     pub(super) fn take_events(&mut self) -> impl Iterator<Item = Event> {
@@ -313,27 +392,17 @@ pub(super) fn is_forbidden(error: &[u8]) -> bool {
     error.starts_with(b"NOPERM") || error.starts_with(b"ERR unknown command")
 }
 
-/// Parses the bytes that a parameter allows; of the output buffer limits, the hard limit for
-/// subscribers. The soft limit disconnects a subscriber that stays above it for long, regardless of
-/// message sizes.
-fn read_parameter(index: usize, value: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(value).ok()?;
-    if index != 2 {
-        return text.parse().ok();
-    }
-    let mut words = text.split_ascii_whitespace();
-    words.find(|announcement| *announcement == "pubsub")?;
-    match words.next()?.parse().ok()? {
-        0 => Some(u64::MAX),
-        bytes => Some(bytes),
-    }
+/// Part of a limit on buffers that messages may fill: Redis counts what its allocator returned, a
+/// quarter more at worst.
+fn usable(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX) / 5 * 4
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CONFIG: Question = Question::Parameter(2);
+    const CONFIG: Question = Question::Parameter(OUTPUT_BUFFER);
 
     fn facts() -> Facts {
         Facts::new("redis://h:6379/0".into(), 64 << 20)
@@ -350,20 +419,49 @@ mod tests {
         let mut facts = facts();
         let default = facts.size_limit();
         assert_eq!(default.bytes, (32 << 20) / 5 * 4, "Redis's own default");
-        answer(&mut facts, 2, "normal 0 0 0 slave 268435456 67108864 60 pubsub 0 0 0");
+        answer(&mut facts, OUTPUT_BUFFER, "normal 0 0 0 slave 268435456 67108864 60 pubsub 0 0 0");
         assert_eq!(facts.size_limit(), SizeLimit { bytes: 64 << 20, parameter: None });
-        answer(&mut facts, 0, "1048576");
+        answer(&mut facts, QUERY_BUFFER, "1048576");
         let limit = facts.size_limit();
         assert_eq!(limit.bytes, (1 << 20) - (64 << 10));
         let text = limit.to_string();
-        for announcement in ["983040", "client-query-buffer-limit 1048576", "CONFIG SET"] {
-            assert!(text.contains(announcement), "{text}");
+        for word in ["983040", "client-query-buffer-limit 1048576", "CONFIG SET"] {
+            assert!(text.contains(word), "{text}");
         }
-        answer(&mut facts, 2, "normal 0 0 0 slave 0 0 0 pubsub 65536 0 0");
+        answer(&mut facts, OUTPUT_BUFFER, "normal 0 0 0 slave 0 0 0 pubsub 65536 0 0");
         assert!(facts.size_limit().to_string().contains("pubsub 65536"));
         // The next link may lead to another Redis.
         facts.handle_open();
         assert_eq!(facts.size_limit(), default);
+    }
+
+    /// All clients of Redis share `maxmemory-clients`: a message is held once on its way in, and
+    /// once for each node.
+    #[test]
+    fn the_memory_of_all_clients_is_shared_by_the_nodes() {
+        let mut facts = facts();
+        let default = facts.size_limit();
+        answer(&mut facts, MEMORY, "0");
+        for value in ["0", "50%", "x%", "-1", ""] {
+            answer(&mut facts, CLIENTS, value);
+            assert_eq!(facts.size_limit(), default, "{value}");
+        }
+        for (memory, value) in [("0", "10485760"), ("104857600", "10%")] {
+            answer(&mut facts, MEMORY, memory);
+            answer(&mut facts, CLIENTS, value);
+            facts.settle_limit(1);
+            let alone = facts.limit();
+            assert_eq!(alone.bytes, ((8 << 20) - 2 * LINK_BYTES) / 2);
+            assert_eq!(facts.window_bytes(), alone.bytes);
+            assert!(alone.to_string().contains("maxmemory-clients 10485760"), "{alone}");
+            facts.settle_limit(4);
+            assert_eq!(facts.limit().bytes, ((8 << 20) - 8 * LINK_BYTES) / 5);
+            assert_eq!(facts.window_bytes(), facts.limit().bytes / 4);
+            assert_eq!(facts.take_events().last(), Some(Event::Limit(facts.limit)));
+        }
+        answer(&mut facts, CLIENTS, "1");
+        facts.settle_limit(100);
+        assert!(facts.limit().bytes > 256 && facts.window_bytes() > 0);
     }
 
     #[test]
@@ -371,12 +469,12 @@ mod tests {
         let mut facts = facts();
         let default = facts.size_limit();
         for value in ["", "pubsub", "pubsub x 0 0", "normal 1 1 1"] {
-            answer(&mut facts, 2, value);
+            answer(&mut facts, OUTPUT_BUFFER, value);
         }
-        answer(&mut facts, 1, "-1");
+        answer(&mut facts, BULK, "-1");
         facts.handle_answer(CONFIG, &Reply::Other).unwrap();
         assert_eq!(facts.size_limit(), default);
-        let name = PARAMETERS[0].as_bytes();
+        let name = PARAMETERS[QUERY_BUFFER].as_bytes();
         let other = Reply::Parameter { name, value: b"1" };
         assert_eq!(facts.handle_answer(CONFIG, &other), Err(LinkError::Unasked));
         assert_eq!(

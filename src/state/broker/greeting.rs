@@ -227,7 +227,8 @@ mod tests {
         let publish = LinkName::Publish;
         let master = Reply::Role { role: b"master", master: None };
         let setting = Reply::Parameter { name: b"proto-max-bulk-len", value: b"1" };
-        let all = [Reply::Other, master, Reply::Other, setting, Reply::Other];
+        let all =
+            [Reply::Other, master, Reply::Other, setting, Reply::Other, Reply::Other, Reply::Other];
         let (said, result) = talk_on(publish, "redis://h", &all);
         let config = |name| format!("CONFIG GET {name}");
         assert_eq!(said[1], "ROLE");

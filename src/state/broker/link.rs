@@ -57,6 +57,11 @@ impl Link {
         self.greeting.as_ref().is_some_and(Greeting::is_done)
     }
 
+    /// Whether the last command is not written yet, and thus cannot be answered.
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     pub(super) fn handle_greeting(
         &mut self,
         reply: &Reply<'_>,
@@ -72,6 +77,10 @@ impl Link {
                 _ => LinkError::Unasked,
             });
         };
+        // Only a refusal may come before anything is asked.
+        if !self.out.is_empty() && !matches!(reply, Reply::Error(_)) {
+            return Err(LinkError::Unasked);
+        }
         greeting.handle_reply(reply, credentials, &self.name, facts, &mut self.out)
     }
 

@@ -149,9 +149,17 @@ pub struct PublishLog {
     expired: usize,
     /// Last in, first out: the most recently answered buffer is still in the processor's cache.
     spare: Vec<Vec<u8>>,
+    /// See [`PublishLog::set_window`]; `None`: not known yet.
+    window_bytes: Option<usize>,
 }
 
 impl PublishLog {
+    /// Sets the bytes that may be in transit: messages share a command up to this length. A longer
+    /// one would be sent alone, and might be longer than what Redis holds for a subscriber.
+    pub fn set_window(&mut self, bytes: usize) {
+        self.window_bytes = Some(bytes);
+    }
+
     /// Appends a part of a message: an envelope of the given length, which `write` appends. Returns
     /// its bytes, to be numbered. [`PublishLog::end_message`] follows the last part. Deadlines
     /// never decrease from one call to the next.
@@ -239,10 +247,12 @@ impl PublishLog {
     fn may_join_last(&self, channel: &[u8], length: usize, what: &What) -> bool {
         let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
         let is_message = |what: &What| matches!(what, What::Message { .. });
+        let added_bytes = bundle::LENGTH_BYTES + length;
         is_message(what)
             && self.entries.back().is_some_and(|last| is_message(&last.what))
             && command.entries < bundle::MAX_ENVELOPES
             && command.envelope_bytes() + length <= bundle::MAX_BYTES
+            && self.window_bytes.is_none_or(|most| command.bytes.len() + added_bytes <= most)
             && command.channel() == channel
     }
 
@@ -402,6 +412,7 @@ impl PublishLog {
     /// deadline keeps only its number: its pusher may have pushed again.
     pub fn rewind(&mut self) {
         let old = std::mem::take(self);
+        self.window_bytes = old.window_bytes;
         let mut entries = old.entries.into_iter();
         for command in &old.commands {
             let entries = entries.by_ref().take(command.entries);
@@ -563,6 +574,25 @@ mod tests {
         add(&mut log, 23, &[&half[..], &half].concat(), pusher(0), 10);
         let counts: Vec<usize> = sent(&mut log).iter().map(Vec::len).collect();
         assert_eq!(counts, [bundle::MAX_ENVELOPES, 4, 1, 1, 1, 1]);
+    }
+
+    /// A bundle was as long as 64 KiB even where Redis held less for a subscriber: it cut the
+    /// links of all nodes, and 200 was the answer.
+    #[test]
+    fn a_bundle_is_no_longer_than_the_window_even_when_it_is_sent_again() {
+        let mut log = PublishLog::default();
+        log.set_window(10_000);
+        for seq in 1..=20 {
+            add(&mut log, seq, &[b'1'; 3_000], pusher(0), 10);
+        }
+        add(&mut log, 21, &[b'1'; 20_000], pusher(0), 10);
+        for _ in 0..2 {
+            assert!(log.commands.iter().rev().skip(1).all(|command| command.bytes.len() <= 10_000));
+            let counts: Vec<usize> = sent(&mut log).iter().map(Vec::len).collect();
+            assert_eq!(counts, [3, 3, 3, 3, 3, 3, 2, 1], "a longer one is alone");
+            log.handle_lost(|_, _, _| unreachable!());
+            log.rewind();
+        }
     }
 
     #[test]

@@ -138,20 +138,22 @@ impl Broker {
         self.may_publish() && next.is_some_and(|bytes| !self.transit.has_room(bytes))
     }
 
-    /// Recomputes the window once Redis's limits are known or have changed.
+    /// Recomputes limit and window once Redis's limits are known or have changed, or the number of
+    /// live nodes has.
     pub(super) fn settle_limit(&mut self) {
-        self.facts.settle_limit();
+        self.facts.settle_limit(self.nodes());
         self.events.extend(self.facts.take_events());
-        self.size_window();
-    }
-
-    /// Nodes do not know what others have in transit: each takes its share of the buffer.
-    fn size_window(&mut self) {
-        self.transit.window_bytes = self.facts.subscriber_bytes() / self.nodes();
+        let window_bytes = self.facts.window_bytes();
+        self.transit.window_bytes = window_bytes;
+        for log in [Some(&mut self.log), self.held.as_mut()].into_iter().flatten() {
+            log.set_window(window_bytes);
+        }
     }
 
     pub(super) fn tick_transit(&mut self, now_ms: u64) {
-        self.size_window();
+        if self.publishing.is_greeted() {
+            self.settle_limit();
+        }
         self.transit.tick(now_ms);
         self.ping_for_room(now_ms);
         if self.is_held_back() && !self.log.has_sent() {

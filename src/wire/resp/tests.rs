@@ -111,7 +111,10 @@ fn what_redis_says_of_itself() {
         }),
         (b"%1\r\n$18\r\nproto-max-bulk-len\r\n$7\r\n1048576\r\n", parameter(b"1048576")),
         (b"*2\r\n$18\r\nproto-max-bulk-len\r\n$1\r\n0\r\n", parameter(b"0")),
-        (b"%1\r\n$9\r\nmaxmemory\r\n$1\r\n0\r\n", Reply::Other),
+        (b"%1\r\n$9\r\nmaxmemory\r\n$1\r\n0\r\n", {
+            Reply::Parameter { name: b"maxmemory", value: b"0" }
+        }),
+        (b"%1\r\n$4\r\nsave\r\n$1\r\n0\r\n", Reply::Other),
     ];
     for (bytes, reply) in replies {
         check_whole(bytes, *reply);

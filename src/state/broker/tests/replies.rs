@@ -49,6 +49,32 @@ fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
     }
 }
 
+/// A reply that came along with the previous one was taken for that of the next command, which was
+/// not even sent: such a number became the one up to which this run may assign ids.
+#[test]
+fn a_reply_that_precedes_its_question_answers_none_of_the_greeting_and_no_reservation() {
+    let publish = LinkName::Publish;
+    let wrong = [&b"%0\r\n"[..], b"+OK\r\n", b":1\r\n", MASTER];
+    for reply in wrong {
+        let mut setting = Setting::new(1);
+        setting.broker.handle_open(setting.now_ms);
+        assert_eq!(answer(&mut setting, publish, reply), Err(LinkError::Unasked), "at once");
+    }
+    let mut setting = Setting::new(1);
+    setting.broker.handle_open(setting.now_ms);
+    asked(&mut setting, LinkName::Subscribe);
+    answer(&mut setting, LinkName::Subscribe, b"%0\r\n").unwrap();
+    let mut questions = asked(&mut setting, publish);
+    while !questions[0].starts_with("INCRBY") {
+        let reply = if questions[0] == "ROLE" { MASTER } else { b"%0\r\n" };
+        answer(&mut setting, publish, reply).unwrap();
+        questions = asked(&mut setting, publish);
+    }
+    let both = b":1800000000000\r\n:1\r\n";
+    assert_eq!(answer(&mut setting, publish, both), Err(LinkError::Unasked));
+    assert!(!setting.broker.reservation.is_kept());
+}
+
 /// Pushes were accepted and reached no other node.
 #[test]
 fn a_master_that_becomes_a_replica_is_left_within_a_second() {
