@@ -1,6 +1,5 @@
 //! The port for people: the live page, Swagger UI and the API descriptions.
 
-mod json;
 mod live;
 mod swagger;
 

@@ -37,7 +37,10 @@ pub(super) fn answer(node: &NodeView, head: &Head<'_>) -> Option<Reply> {
             Some(reply.with("Referrer-Policy", "no-referrer"))
         }
         SNAPSHOT => {
-            let reply = Reply::new(200, "application/json", snapshot::snapshot(node));
+            let Ok(json) = snapshot::snapshot(node) else {
+                return Some(Reply::text(500, "not encoded\n"));
+            };
+            let reply = Reply::new(200, "application/json", json);
             let reply = reply.with("Cache-Control", "no-store");
             let reply = reply.with("Cross-Origin-Resource-Policy", "same-origin");
             Some(reply.with("X-Content-Type-Options", "nosniff"))

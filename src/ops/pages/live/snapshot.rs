@@ -6,117 +6,206 @@ use crate::io::sys;
 use crate::ops::metrics::read::{self, longest_pauses_us, projects};
 use crate::ops::metrics::{self, Value, process};
 use crate::ops::node_view::NodeView;
-use crate::ops::pages::json::{self, Object};
 use crate::state::counters::{
     Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
     Latencies, PAUSE_BOUNDS_US, Pauses,
 };
 use crate::types::NodeId;
+use serde::{Serialize, Serializer};
+use std::net::SocketAddr;
 use std::sync::PoisonError;
 
 /// Projects that the page shows by name.
 const PROJECTS_BY_NAME: usize = 20;
 
 /// Reads everything that the page shows; nothing else does.
-pub(super) fn snapshot(view: &NodeView) -> Vec<u8> {
-    let shared = &*view.shared;
-    json::object(|top| {
-        node(top, view);
+pub(super) fn snapshot(view: &NodeView) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Snapshot::of(view))
+}
+
+#[derive(Serialize)]
+struct Snapshot<'a> {
+    ts: u64,
+    node: u16,
+    version: &'static str,
+    env: &'static str,
+    epoch: u64,
+    uptime_ms: u64,
+    draining: bool,
+    ws: SocketAddr,
+    http: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dev_project: Option<DevProject>,
+    workers: Vec<Members<Figure>>,
+    threads: Vec<ThreadTime>,
+    memory_bytes: u64,
+    handshakes: Members<u64, u16>,
+    requests: Vec<AnsweredRequests>,
+    request_duration: Histogram,
+    /// The latency of pushes: in total, and by hop.
+    push_seconds: Members<Histogram>,
+    /// How long workers take to serve all ready tasks, and the part they cause themselves.
+    pause_seconds: Members<Histogram>,
+    longest_pause_us: Members<u64>,
+    answers: Members<u64>,
+    queue: QueueState,
+    nodes: Vec<NodeState>,
+    projects: Vec<ProjectConnections<'a>>,
+}
+
+#[derive(Serialize)]
+struct DevProject {
+    pid: &'static str,
+    secret: &'static str,
+}
+
+#[derive(Serialize)]
+struct ThreadTime {
+    name: String,
+    busy_us: u64,
+}
+
+#[derive(Serialize)]
+struct AnsweredRequests {
+    url: &'static str,
+    code: u16,
+    count: u64,
+}
+
+/// The last count is of values above the last bound.
+#[derive(Serialize)]
+struct Histogram {
+    bounds: Vec<f64>,
+    counts: Vec<u64>,
+}
+
+/// The `local` queue is always ready and has no counters.
+#[derive(Serialize)]
+struct QueueState {
+    kind: &'static str,
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trouble: Option<String>,
+    #[serde(flatten)]
+    counters: Option<Members<u64>>,
+}
+
+#[derive(Serialize)]
+struct NodeState {
+    node: u16,
+    state: &'static str,
+}
+
+#[derive(Serialize)]
+struct ProjectConnections<'a> {
+    pid: &'a str,
+    clients: u64,
+    servers: u64,
+}
+
+/// An object whose members are named by a table, in its order.
+struct Members<V, K = &'static str>(Vec<(K, V)>);
+
+impl<V: Serialize, K: Serialize> Serialize for Members<V, K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// A member of a worker: a counter, or several by reason.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Figure {
+    Count(u64),
+    ByReason(Members<u64>),
+}
+
+impl<'a> Snapshot<'a> {
+    fn of(view: &'a NodeView) -> Self {
+        let shared = &*view.shared;
+        let now_ms = sys::now_ms();
+        let threads = process::tasks();
+        let requests = read::answered(shared).into_iter();
+        let projects = projects(shared, PROJECTS_BY_NAME).into_iter();
         let both = shared.counters.iter().zip(&shared.http_counters);
-        top.objects("workers", both, |one, (worker, http)| self::worker(one, worker, http));
-        top.objects("threads", process::tasks(), |one, (_, name, busy_ns)| {
-            one.text("name", &name);
-            one.value("busy_us", busy_ns / 1_000);
-        });
-        top.value("memory_bytes", process::memory()[1]);
-        requests(top, shared);
-        pushes(top, shared);
-        pauses(top, shared);
-        servers(top, shared);
-        queue(top, shared);
-        top.objects("nodes", nodes(shared), |one, node| {
-            let is_leaving = node == shared.settings.node && shared.is_draining();
-            one.value("node", node.value());
-            one.text("state", if is_leaving { "draining" } else { "up" });
-        });
-        let projects = projects(shared, PROJECTS_BY_NAME);
-        top.objects("projects", projects, |one, (clients, servers, pid)| {
-            one.text("pid", pid);
-            one.value("clients", clients);
-            one.value("servers", servers);
-        });
-    })
+        let (request_counts, _) = read::request_counts(shared);
+        Self {
+            ts: now_ms,
+            node: shared.settings.node.value(),
+            version: env!("CARGO_PKG_VERSION"),
+            env: shared.settings.env,
+            epoch: shared.started_ms,
+            uptime_ms: now_ms.saturating_sub(shared.started_ms),
+            draining: shared.is_draining(),
+            ws: view.ws,
+            http: view.http,
+            dev_project: shared
+                .settings
+                .dev_project
+                .map(|(pid, secret)| DevProject { pid, secret }),
+            workers: both.map(|(worker, http)| self::worker(worker, http)).collect(),
+            threads: threads
+                .map(|(_, name, busy_ns)| ThreadTime { name, busy_us: busy_ns / 1_000 })
+                .collect(),
+            memory_bytes: process::memory()[1],
+            handshakes: Members(read::statuses(shared, |http| &http.handshakes)),
+            requests: requests
+                .map(|(url, code, count)| AnsweredRequests { url, code, count })
+                .collect(),
+            request_duration: Histogram {
+                bounds: DURATION_BOUNDS.into(),
+                counts: request_counts.into(),
+            },
+            push_seconds: push_seconds(shared),
+            pause_seconds: pause_seconds(shared),
+            longest_pause_us: Members(longest_pauses_us(shared).into()),
+            answers: answers(shared),
+            queue: queue(shared),
+            nodes: nodes(shared),
+            projects: projects
+                .map(|(clients, servers, pid)| ProjectConnections { pid, clients, servers })
+                .collect(),
+        }
+    }
 }
 
 /// Returns the nodes that this node currently hears.
-fn nodes(shared: &Shared) -> Vec<NodeId> {
-    let heard = shared.broker_counters.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    if heard.is_empty() { vec![shared.settings.node] } else { heard }
-}
-
-fn node(top: &mut Object<'_>, view: &NodeView) {
-    let shared = &*view.shared;
-    let now_ms = sys::now_ms();
-    top.value("ts", now_ms);
-    top.value("node", shared.settings.node.value());
-    top.text("version", env!("CARGO_PKG_VERSION"));
-    top.text("env", shared.settings.env);
-    top.value("epoch", shared.started_ms);
-    top.value("uptime_ms", now_ms.saturating_sub(shared.started_ms));
-    top.value("draining", shared.is_draining());
-    top.text("ws", &view.ws.to_string());
-    top.text("http", &view.http.to_string());
-    if let Some((pid, secret)) = shared.settings.dev_project {
-        top.object("dev_project", |project| {
-            project.text("pid", pid);
-            project.text("secret", secret);
-        });
+fn nodes(shared: &Shared) -> Vec<NodeState> {
+    let own = shared.settings.node;
+    let mut nodes =
+        shared.broker_counters.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if nodes.is_empty() {
+        nodes.push(own);
     }
+    let state = |node: NodeId| {
+        let is_leaving = node == own && shared.is_draining();
+        NodeState { node: node.value(), state: if is_leaving { "draining" } else { "up" } }
+    };
+    nodes.into_iter().map(state).collect()
 }
 
-fn worker(one: &mut Object<'_>, worker: &Counters, http: &HttpCounters) {
-    for (name, value) in metrics::live() {
-        match *value {
-            Value::Worker(of) | Value::EachWorker(of) => one.value(name, of(worker).value()),
-            Value::Http(of) => one.value(name, of(http).value()),
-            _ => {}
-        }
-    }
-    one.value("pushes_accepted", worker.pushes_accepted.value());
-    one.value("pushes_refused", worker.pushes_refused.value());
-    one.object("drops", |drops| {
-        for (reason, name) in Drop::ALL {
-            drops.value(name, worker.drops(reason));
-        }
+fn worker(worker: &Counters, http: &HttpCounters) -> Members<Figure> {
+    let counts = metrics::live().filter_map(|(name, value)| match *value {
+        Value::Worker(of) | Value::EachWorker(of) => Some((name, of(worker).value())),
+        Value::Http(of) => Some((name, of(http).value())),
+        _ => None,
     });
-    one.object("closes", |closes| {
-        for (cause, name) in CLOSE_CAUSES.into_iter().enumerate() {
-            closes.value(name, worker.closes(cause));
-        }
-    });
+    let pushes = [
+        ("pushes_accepted", worker.pushes_accepted.value()),
+        ("pushes_refused", worker.pushes_refused.value()),
+    ];
+    let drops = Drop::ALL.into_iter().map(|(reason, name)| (name, worker.drops(reason)));
+    let closes = CLOSE_CAUSES.into_iter().enumerate();
+    let closes = closes.map(|(cause, name)| (name, worker.closes(cause)));
+    let counts = counts.chain(pushes).map(|(name, count)| (name, Figure::Count(count)));
+    let by_reason = [
+        ("drops", Figure::ByReason(Members(drops.collect()))),
+        ("closes", Figure::ByReason(Members(closes.collect()))),
+    ];
+    Members(counts.chain(by_reason).collect())
 }
 
-fn requests(top: &mut Object<'_>, shared: &Shared) {
-    top.object("handshakes", |handshakes| {
-        for (status, count) in read::statuses(shared, |http| &http.handshakes) {
-            handshakes.value(&status.to_string(), count);
-        }
-    });
-    top.objects("requests", read::answered(shared), |one, (url, code, count)| {
-        one.text("url", url);
-        one.value("code", code);
-        one.value("count", count);
-    });
-    let (counts, _) = read::request_counts(shared);
-    top.object("request_duration", |histogram| {
-        // The last count is of values above the last bound.
-        histogram.values("bounds", DURATION_BOUNDS);
-        histogram.values("counts", counts);
-    });
-}
-
-/// Writes the latency of pushes: in total, and by hop.
-fn pushes(top: &mut Object<'_>, shared: &Shared) {
+fn push_seconds(shared: &Shared) -> Members<Histogram> {
     type Read = fn(&Counters) -> &Latencies;
     let hops: [(&str, Read); 4] = [
         ("delivery", |worker| &worker.delivery_latency),
@@ -124,74 +213,72 @@ fn pushes(top: &mut Object<'_>, shared: &Shared) {
         ("receive", |worker| &worker.receive_latency),
         ("write", |worker| &worker.write_latency),
     ];
-    top.object("push_seconds", |all| {
-        for (name, latencies) in hops {
-            let (counts, _) = read::latency_counts(shared, latencies);
-            all.object(name, |histogram| {
-                histogram.values("bounds", LATENCY_BOUNDS_US.map(|us| us as f64 / 1e6));
-                histogram.values("counts", counts);
-            });
-        }
-    });
+    let histogram = |of| {
+        let (counts, _) = read::latency_counts(shared, of);
+        Histogram { bounds: seconds(&LATENCY_BOUNDS_US), counts: counts.into() }
+    };
+    Members(hops.map(|(hop, of)| (hop, histogram(of))).into())
 }
 
-/// Writes how long workers take to serve all ready tasks, and the part they cause themselves.
-fn pauses(top: &mut Object<'_>, shared: &Shared) {
+fn pause_seconds(shared: &Shared) -> Members<Histogram> {
     type Read = fn(&Counters) -> &Pauses;
     let kinds: [(&str, Read); 2] =
         [("wall", |worker| &worker.pauses), ("own", |worker| &worker.own_pauses)];
-    top.object("pause_seconds", |all| {
-        for (name, of) in kinds {
-            let (counts, _) = read::pause_counts(shared, of);
-            all.object(name, |histogram| {
-                histogram.values("bounds", PAUSE_BOUNDS_US.map(|us| us as f64 / 1e6));
-                histogram.values("counts", counts);
-            });
-        }
-    });
-    top.object("longest_pause_us", |longest| {
-        for (time, us) in longest_pauses_us(shared) {
-            longest.value(time, us);
-        }
-    });
+    let histogram = |of| {
+        let (counts, _) = read::pause_counts(shared, of);
+        Histogram { bounds: seconds(&PAUSE_BOUNDS_US), counts: counts.into() }
+    };
+    Members(kinds.map(|(kind, of)| (kind, histogram(of))).into())
 }
 
-fn servers(top: &mut Object<'_>, shared: &Shared) {
-    top.object("answers", |answers| {
-        for (how, name) in Answered::ALL {
-            let of_workers = shared.counters.iter().map(|worker| worker.answered(how));
-            answers.value(name, of_workers.sum::<u64>());
-        }
-    });
+fn seconds(bounds_us: &[u64]) -> Vec<f64> {
+    bounds_us.iter().map(|&us| us as f64 / 1e6).collect()
 }
 
-/// Writes the state of the queue. The `local` queue is always ready and has no other counters.
-fn queue(top: &mut Object<'_>, shared: &Shared) {
+/// Returns the results of requests to business servers.
+fn answers(shared: &Shared) -> Members<u64> {
+    let sum = |how| shared.counters.iter().map(|worker| worker.answered(how)).sum();
+    Members(Answered::ALL.into_iter().map(|(how, name)| (name, sum(how))).collect())
+}
+
+fn queue(shared: &Shared) -> QueueState {
+    let has_redis = shared.settings.redis.is_some();
+    QueueState {
+        kind: if has_redis { "redis" } else { "local" },
+        ready: !has_redis || shared.broker_counters.ready.value() == 1,
+        trouble: shared.queue.trouble(),
+        counters: has_redis.then(|| broker(shared)),
+    }
+}
+
+fn broker(shared: &Shared) -> Members<u64> {
     let broker = &shared.broker_counters;
-    top.object("queue", |queue| {
-        let has_redis = shared.settings.redis.is_some();
-        queue.text("kind", if has_redis { "redis" } else { "local" });
-        queue.value("ready", !has_redis || broker.ready.value() == 1);
-        if let Some(trouble) = shared.queue.trouble() {
-            queue.text("trouble", &trouble);
-        }
-        if !has_redis {
-            return;
-        }
-        for (name, value) in metrics::live() {
-            if let Value::Broker(of) = *value {
-                queue.value(name, of(broker).value());
-            }
-        }
-        for (name, counter) in [
-            ("published", &broker.published),
-            ("refused", &broker.refused),
-            ("unknown", &broker.unknown),
-            ("worker_full", &broker.worker_full),
-            ("lag_ms", &broker.lag_ms),
-        ] {
-            queue.value(name, counter.value());
-        }
-        queue.value("missed", broker.missed().values().sum::<u64>());
+    let declared = metrics::live().filter_map(|(name, value)| match *value {
+        Value::Broker(of) => Some((name, of(broker).value())),
+        _ => None,
     });
+    let others = [
+        ("published", broker.published.value()),
+        ("refused", broker.refused.value()),
+        ("unknown", broker.unknown.value()),
+        ("worker_full", broker.worker_full.value()),
+        ("lag_ms", broker.lag_ms.value()),
+        ("missed", broker.missed().values().sum()),
+    ];
+    Members(declared.chain(others).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_stay_in_the_order_of_their_table() {
+        let counters = Some(Members(vec![("sent", 2), ("lost", 1)]));
+        let queue = QueueState { kind: "redis", ready: false, trouble: None, counters };
+        let json = serde_json::to_string(&queue).unwrap();
+        assert_eq!(json, r#"{"kind":"redis","ready":false,"sent":2,"lost":1}"#);
+        let by_status = Members(vec![(503_u16, 1), (101, 2)]);
+        assert_eq!(serde_json::to_string(&by_status).unwrap(), r#"{"503":1,"101":2}"#);
+    }
 }
