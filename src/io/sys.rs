@@ -146,7 +146,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Maximum number of slices that [`send_slices`] writes.
-pub const MAX_SLICES: usize = 16;
+pub const MAX_SLICES: usize = 32;
 
 /// Like [`send`], for bytes in several places; only the first [`MAX_SLICES`] are considered.
 pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {

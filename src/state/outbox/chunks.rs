@@ -1,9 +1,9 @@
 //! A FIFO byte buffer in pieces: growing moves nothing, and written bytes are freed piece by piece.
 
+use super::{PIECE_BYTES, power_below};
 use std::collections::VecDeque;
 
-/// Maximum and minimum length of a piece.
-const MAX_PIECE_BYTES: usize = 16 << 10;
+/// Minimum length of a piece.
 const MIN_PIECE_BYTES: usize = 64;
 
 #[derive(Debug, Default)]
@@ -38,7 +38,7 @@ impl Chunks {
         let mut rest = bytes.saturating_sub(spare);
         let (mut len, mut growth, mut pieces) = (self.len + bytes - rest, 0, 0);
         while rest > 0 {
-            let wanted = rest.max(len / 4).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
+            let wanted = wanted(rest, len);
             let fits = rest.min(wanted);
             (len, rest) = (len + fits, rest - fits);
             (growth, pieces) = (growth + wanted, pieces + 1);
@@ -54,8 +54,7 @@ impl Chunks {
             bytes = rest;
         }
         while !bytes.is_empty() {
-            // A quarter of the length: few pieces, and little of them unused.
-            let wanted = bytes.len().max(self.len / 4).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
+            let wanted = wanted(bytes.len(), self.len);
             let (fits, rest) = bytes.split_at(bytes.len().min(wanted));
             let mut piece = Vec::with_capacity(wanted);
             piece.extend_from_slice(fits);
@@ -88,6 +87,12 @@ impl Chunks {
     pub fn cursor(&self) -> Cursor<'_> {
         Cursor { chunks: self, piece: 0, at: self.head }
     }
+}
+
+/// Length of the next piece of a buffer of `len` bytes that gets `more`: about a quarter of it, for
+/// few pieces, and little of them unused.
+fn wanted(more: usize, len: usize) -> usize {
+    more.max(power_below(len / 4)).clamp(MIN_PIECE_BYTES, PIECE_BYTES)
 }
 
 impl<'a> Cursor<'a> {
@@ -132,11 +137,11 @@ mod tests {
         let mut shown = Vec::new();
         let mut left = usize::MAX;
         chunks.cursor().show(bytes.len(), &mut left, &mut |run| shown.extend_from_slice(run));
-        assert!(shown == bytes && usize::MAX - left < 40, "{}", usize::MAX - left);
+        assert!(shown == bytes && usize::MAX - left < 80, "{}", usize::MAX - left);
         let mut taken = Vec::new();
         while taken.len() < bytes.len() {
             chunks.take(777, |run| taken.extend_from_slice(run));
-            assert!(chunks.allocated() <= bytes.len() - taken.len() + 2 * MAX_PIECE_BYTES);
+            assert!(chunks.allocated() <= bytes.len() - taken.len() + 2 * PIECE_BYTES);
         }
         assert!(taken == bytes && chunks.capacity == 0 && chunks.len == 0);
     }
