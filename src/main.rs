@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,7 +14,7 @@ use ws_cluster::config::{Config, Exit, log_format};
 use ws_cluster::io::sys;
 use ws_cluster::io::threads::StartError;
 use ws_cluster::node::{self, Addresses, Needs};
-use ws_cluster::ops::logs::{self, EventVisitor, Logs, Value};
+use ws_cluster::ops::logs::{self, EventVisitor, Format, Logs, Value};
 use ws_cluster::ops::sentry::{self, Reporter};
 
 #[global_allocator]
@@ -34,8 +34,7 @@ fn main() -> ExitCode {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
             if let Some(text) = config.printed() {
-                print!("{text}");
-                return ExitCode::SUCCESS;
+                return print(&text, 0, config.logs.format);
             }
             config
         }
@@ -43,10 +42,7 @@ fn main() -> ExitCode {
             logs::fail(log_format(&args, &env), None, &why);
             return ExitCode::from(Exit::Error(why).code());
         }
-        Err(exit) => {
-            print!("{exit}");
-            return ExitCode::from(exit.code());
-        }
+        Err(exit) => return print(&exit.to_string(), exit.code(), log_format(&args, &env)),
     };
     // Before the first thread, which is the log's.
     if let Err(error) = sys::block_signals() {
@@ -84,6 +80,19 @@ fn report(config: &Config) -> io::Result<Option<Reporter>> {
     let Some(dsn) = config.sentry_dsn.clone() else { return Ok(None) };
     let (node, environment) = (config.node, config.env.name());
     Reporter::start(sentry::Settings { dsn, node, environment }).map(Some)
+}
+
+/// Prints what was asked for, and returns `code`. `print!` would panic where the output ends early
+/// (`ws-cluster --help | head -1`), which is no failure, or has no room, which is reported.
+fn print(text: &str, code: u8, format: Format) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            logs::fail(format, None, &format!("standard output cannot be written: {error}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(code),
+    }
 }
 
 /// Ends the program before there is a log.

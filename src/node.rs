@@ -28,7 +28,7 @@ use crate::io::worker_context::WorkerContext;
 use crate::io::ws_server::WsServer;
 use crate::io::{sys, threads};
 use crate::ops::logs::timestamp;
-use crate::ops::otel;
+use crate::ops::otel::Exporter;
 use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
@@ -114,15 +114,15 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let (pulses, needed_files) = await_all(&news, needs.workers + needs.executors)?;
     drop(held);
     warn_of_open_files(&shared, needed_files);
-    if let Some(otel) = otel {
-        let shared = Arc::clone(&shared);
-        let run = move || otel::run(otel, shared, sources);
-        threads::spawn("otel", run).map_err(|error| needs.no_thread(error))?;
-    }
+    let exporter = otel.map(|otel| Exporter::start(otel, Arc::clone(&shared), sources));
+    let exporter = exporter.transpose().map_err(|error| needs.no_thread(error))?;
     started(&addresses);
     let lifecycle = Lifecycle::begin(Arc::clone(&shared), &addresses);
     lifecycle.watch_signals().map_err(|error| needs.no_thread(error))?;
     let result = live(&shared, &news, pulses, &needs);
+    if let Some(exporter) = exporter {
+        exporter.finish();
+    }
     lifecycle.handle_result(&result);
     result
 }

@@ -83,7 +83,8 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
         let arguments = Arguments::parse(args).ok()?;
         Source::new(&arguments, env).ok()?.get(&flags::LOG_FORMAT).text
     };
-    let text = given.next().or_else(|| env(&flags::LOG_FORMAT.variable())).or_else(of_file);
+    let of_env = || env(&flags::LOG_FORMAT.variable()).filter(|text| !text.is_empty());
+    let text = given.next().or_else(of_env).or_else(of_file);
     text.and_then(|text| text.parse().ok()).unwrap_or(Format::Text)
 }
 

@@ -7,12 +7,32 @@ use crate::ops::otel::{Hidden, OtelSettings};
 use crate::wire::percent::{Plus, decode};
 use std::str::FromStr;
 use std::time::Duration;
+use ureq::http::Uri;
 
 /// The collector's address if the exporter is named without an endpoint.
 const DEFAULT_ENDPOINT: &str = "http://localhost:4318";
 const DEFAULT_TIMEOUT_MS: u64 = 10_000;
 /// A timeout of 0 means none.
 const NO_TIMEOUT: Duration = Duration::from_secs(86_400);
+/// Header fields that belong to the request itself: with another value the collector could not read
+/// it.
+const OWN_HEADERS: [&str; 6] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+];
+/// Other settings that are not supported, and why.
+const NOT_SUPPORTED: [(&str, &str); 6] = [
+    ("OTEL_BSP_SCHEDULE_DELAY", "spans are sent twice a second"),
+    ("OTEL_BSP_EXPORT_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT limits the time of a request"),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "8192 spans of a worker may wait"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "a request has at most 2048 spans"),
+    ("OTEL_CONFIG_FILE", "only variables are read"),
+    ("OTEL_EXPERIMENTAL_CONFIG_FILE", "only variables are read"),
+];
 /// Exporter settings that are not supported, and why.
 const NOT_SERVED: [(&str, &str); 4] = [
     ("COMPRESSION", "requests are not compressed"),
@@ -54,6 +74,13 @@ impl Reader<'_> {
         (self.env)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
+    /// Returns the elements of a list of names, in lower case.
+    fn names(&self, name: &str) -> Vec<String> {
+        let text = self.get(name).unwrap_or_default().to_ascii_lowercase();
+        let names = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+        names.map(str::to_owned).collect()
+    }
+
     /// Returns an exporter variable with its name: the one for traces, else the one for all
     /// signals.
     fn of_traces(&self, end: &str) -> Option<(String, String)> {
@@ -80,14 +107,13 @@ impl Reader<'_> {
     /// Returns the URL for spans. The endpoint for all signals is a base, that for traces the whole
     /// URL.
     fn url(&mut self) -> Option<String> {
-        let exporters = self.get("OTEL_TRACES_EXPORTER").unwrap_or_default().to_ascii_lowercase();
-        let exporters: Vec<&str> = exporters.split(',').map(str::trim).collect();
-        let is_named = exporters.contains(&"otlp");
-        for other in exporters.iter().filter(|one| !["otlp", "none", ""].contains(one)) {
+        let exporters = self.names("OTEL_TRACES_EXPORTER");
+        let is_named = exporters.iter().any(|one| one == "otlp");
+        for other in exporters.iter().filter(|one| !["otlp", "none"].contains(&&***one)) {
             self.warn(format!("OTEL_TRACES_EXPORTER '{other}' is not served: otlp and none are"));
         }
         let is_off = ["none", "console", "logging", "zipkin", "jaeger"];
-        if !is_named && exporters.iter().any(|one| is_off.contains(one)) {
+        if !is_named && exporters.iter().any(|one| is_off.contains(&&**one)) {
             return None;
         }
         let (name, endpoint) = match self.of_traces("ENDPOINT") {
@@ -95,18 +121,15 @@ impl Reader<'_> {
             None if is_named => ("OTEL_EXPORTER_OTLP_ENDPOINT".into(), DEFAULT_ENDPOINT.into()),
             None => return None,
         };
-        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+        let is_whole_url = name.contains("_TRACES_");
+        let url = url_for_spans(&endpoint, is_whole_url);
+        if url.is_none() {
             self.warn(format!(
                 "{name} is not a URL that begins with http:// or https://, such as \
                  http://127.0.0.1:4318: nothing is traced"
             ));
-            return None;
         }
-        match name.contains("_TRACES_") {
-            true => Some(endpoint),
-            false => Some(format!("{}/v1/traces", endpoint.trim_end_matches('/'))),
-        }
+        url
     }
 
     fn warn_of_what_is_not_served(&mut self) {
@@ -122,6 +145,27 @@ impl Reader<'_> {
                 self.warn(format!("{name} is not served: {why}"));
             }
         }
+        for (name, why) in NOT_SUPPORTED {
+            if self.get(name).is_some() {
+                self.warn(format!("{name} is not served: {why}"));
+            }
+        }
+    }
+
+    /// Returns whether `traceparent` is read: by default, and if the list of propagators has it.
+    fn continues_traces(&mut self) -> bool {
+        let propagators = self.names("OTEL_PROPAGATORS");
+        let mut known = false;
+        for one in &propagators {
+            match &**one {
+                "tracecontext" | "baggage" | "none" => known = true,
+                other => self.warn(format!(
+                    "OTEL_PROPAGATORS '{other}' is not served: tracecontext (the header \
+                     traceparent) and none are"
+                )),
+            }
+        }
+        !known || propagators.iter().any(|one| one == "tracecontext")
     }
 
     fn timeout(&mut self) -> Duration {
@@ -149,7 +193,16 @@ impl Reader<'_> {
             field.bytes().all(is_token) && value.bytes().all(is_visible)
         };
         match pairs(&text).filter(|pairs| pairs.iter().all(is_good)) {
-            Some(pairs) => pairs.into_iter().map(|(field, value)| (field, Hidden(value))).collect(),
+            Some(mut pairs) => {
+                for own in OWN_HEADERS {
+                    let given = pairs.len();
+                    pairs.retain(|(field, _)| !field.eq_ignore_ascii_case(own));
+                    if pairs.len() < given {
+                        self.warn(format!("{name}: {own} is left out, the request has its own"));
+                    }
+                }
+                pairs.into_iter().map(|(field, value)| (field, Hidden(value))).collect()
+            }
             None => {
                 self.warn(format!(
                     "{name} is not a list name=value,name=value with percent-encoded values: no \
@@ -160,18 +213,26 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the attributes, `service.name` first.
+    /// Returns the attributes, `service.name` first and each key once: of several values the last
+    /// counts.
     fn attributes(&mut self) -> Vec<(String, String)> {
         let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-        let mut attributes = pairs(&text).unwrap_or_else(|| {
+        let given = pairs(&text).unwrap_or_else(|| {
             self.warn(
                 "OTEL_RESOURCE_ATTRIBUTES is not a list key=value,key=value, percent-encoded: \
                  all of it is left out",
             );
             Vec::new()
         });
+        let mut attributes: Vec<(String, String)> = Vec::with_capacity(given.len() + 1);
+        for (key, value) in given {
+            match attributes.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, earlier)) => *earlier = value,
+                None => attributes.push((key, value)),
+            }
+        }
         let named = attributes.iter().position(|(key, _)| key == "service.name");
-        let named = named.map(|index| attributes.remove(index).1);
+        let named = named.map(|index| attributes.remove(index).1).filter(|name| !name.is_empty());
         let name = self.get("OTEL_SERVICE_NAME").or(named).unwrap_or_else(|| "ws-cluster".into());
         attributes.insert(0, ("service.name".into(), name));
         attributes
@@ -180,6 +241,7 @@ impl Reader<'_> {
     /// Returns the sampler. The specification's default: all, unless the caller has decided
     /// otherwise.
     fn sampler(&mut self) -> Sampler {
+        let continues_traces = self.continues_traces();
         let default = "parentbased_always_on";
         let name = self.get("OTEL_TRACES_SAMPLER").unwrap_or_else(|| default.into());
         let lower = name.to_ascii_lowercase();
@@ -196,10 +258,11 @@ impl Reader<'_> {
                     "OTEL_TRACES_SAMPLER '{name}' is not known: {default} counts; known are \
                      always_on, always_off and traceidratio, also with parentbased_ before it"
                 ));
-                return Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
+                let parts_per_billion = 1_000_000_000;
+                return Sampler { parts_per_billion, follows_parent: true, continues_traces };
             }
         };
-        Sampler { parts_per_billion: (share * 1e9) as u32, follows_parent }
+        Sampler { parts_per_billion: (share * 1e9) as u32, follows_parent, continues_traces }
     }
 
     fn ratio(&mut self) -> f64 {
@@ -214,6 +277,26 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// Returns the URL for spans. An endpoint for all signals is a base, to whose path `/v1/traces` is
+/// added. `None`: it is not a URL of a web server.
+fn url_for_spans(endpoint: &str, is_whole_url: bool) -> Option<String> {
+    let uri: Uri = endpoint.parse().ok()?;
+    let scheme = uri.scheme_str().filter(|scheme| ["http", "https"].contains(scheme))?;
+    let authority = uri.authority().filter(|authority| !authority.host().is_empty())?;
+    // A port that is no number from 0 to 65535 is no error of the parser.
+    let host_and_port = authority.as_str().rsplit('@').next().unwrap_or_default();
+    let port = host_and_port.strip_prefix(authority.host())?;
+    if !port.is_empty() && authority.port_u16().is_none() {
+        return None;
+    }
+    let path = match is_whole_url {
+        true => uri.path().to_owned(),
+        false => format!("{}/v1/traces", uri.path().trim_end_matches('/')),
+    };
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Some(format!("{scheme}://{authority}{path}{query}"))
 }
 
 /// Parses `key=value,key=value`, percent-encoded. Returns `None` if any of it is malformed: then
@@ -249,7 +332,8 @@ mod tests {
     }
 
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
-    const ALL: Sampler = Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
+    const ALL: Sampler =
+        Sampler { parts_per_billion: 1_000_000_000, follows_parent: true, continues_traces: true };
 
     #[test]
     fn without_an_endpoint_nothing_is_traced() {
@@ -300,7 +384,7 @@ mod tests {
         let wanted =
             [attribute("service.name", "push"), attribute("zone", "z1"), attribute("a,b", "c=d")];
         assert_eq!(settings.attributes, wanted);
-        let quarter = Sampler { parts_per_billion: 250_000_000, follows_parent: false };
+        let quarter = Sampler { parts_per_billion: 250_000_000, follows_parent: false, ..ALL };
         assert_eq!(settings.sampler, quarter);
     }
 
@@ -320,6 +404,13 @@ mod tests {
             ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "all of it is left out"),
             ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c=%ff", "all of it is left out"),
             ("OTEL_TRACES_SAMPLER", "some", "'some' is not known: parentbased_always_on counts"),
+            // With these every request of the exporter failed, and all spans were lost.
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=3", "content-length is left out"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "transfer-encoding=hunter2", "is left out"),
+            ("OTEL_PROPAGATORS", "b3", "'b3' is not served"),
+            ("OTEL_PROPAGATORS", "b3,tracecontext", "'b3' is not served"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "100", "twice a second"),
+            ("OTEL_CONFIG_FILE", "otel.yaml", "only variables are read"),
         ] {
             let (settings, warnings) = read(&[ENDPOINT, (name, value)]);
             assert_eq!(settings.as_ref(), Some(&wanted), "{name}={value}");
@@ -333,14 +424,62 @@ mod tests {
             assert!(warnings[0].contains("not a number from 0 to 1: 1 counts"), "{warnings:?}");
         }
         assert_eq!(good(&[("OTEL_TRACES_SAMPLER_ARG", "of no sampler")]).sampler, ALL);
-        for value in ["c:4318", "http://", "grpc://c:4317"] {
+        for value in [
+            "c:4318",
+            "http://",
+            "grpc://c:4317",
+            "http:///v1/traces",
+            "http://c:99999",
+            "http://c:port",
+            "http://c :4318",
+            "http://a:hunter2@c:x",
+        ] {
             let (settings, warnings) = read(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value)]);
             assert!(
                 settings.is_none() && warnings[0].contains("nothing is traced"),
                 "{warnings:?}"
             );
+            assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
         }
         let (settings, warnings) = read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "zipkin")]);
         assert!(settings.is_none() && warnings.len() == 1, "{warnings:?}");
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url_whatever_its_case_path_and_query() {
+        for (endpoint, wanted, whole) in [
+            ("http://c:4318", "http://c:4318/v1/traces", "http://c:4318/"),
+            ("HTTP://c", "http://c/v1/traces", "http://c/"),
+            ("https://c/a/b/", "https://c/a/b/v1/traces", "https://c/a/b/"),
+            ("http://c/a?k=v", "http://c/a/v1/traces?k=v", "http://c/a?k=v"),
+            ("http://u:p@[::1]:80/a", "http://u:p@[::1]:80/a/v1/traces", "http://u:p@[::1]:80/a"),
+        ] {
+            assert_eq!(url_for_spans(endpoint, false).as_deref(), Some(wanted));
+            assert_eq!(url_for_spans(endpoint, true).as_deref(), Some(whole));
+        }
+    }
+
+    #[test]
+    fn each_attribute_has_one_value_the_last() {
+        let list = "service.name=a,zone=1,service.name=b,zone=2,e=";
+        let settings = good(&[("OTEL_RESOURCE_ATTRIBUTES", list)]);
+        let wanted = [("service.name", "b"), ("zone", "2"), ("e", "")];
+        assert_eq!(settings.attributes, wanted.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let settings = good(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=")]);
+        assert_eq!(settings.attributes[0].1, "ws-cluster");
+    }
+
+    #[test]
+    fn a_callers_trace_is_continued_unless_the_propagators_say_otherwise() {
+        for (list, wanted) in [
+            ("", true),
+            ("tracecontext", true),
+            ("Baggage, TraceContext", true),
+            ("baggage", false),
+            ("none", false),
+        ] {
+            let settings = good(&[("OTEL_PROPAGATORS", list)]);
+            assert_eq!(settings.sampler.continues_traces, wanted, "{list}");
+        }
     }
 }

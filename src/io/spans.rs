@@ -67,6 +67,20 @@ pub struct Sampler {
     pub parts_per_billion: u32,
     /// Whether the caller's sampling decision is honoured.
     pub follows_parent: bool,
+    /// Whether a caller's trace is continued at all, rather than a new one started.
+    pub continues_traces: bool,
+}
+
+impl Sampler {
+    /// Returns the decision for a trace that nobody has decided on. It depends on the trace id
+    /// alone, and in the way that OpenTelemetry's SDKs decide (`TraceIDRatioBased` of Go, Java and
+    /// Rust): all programs with the same share record the same traces, so that none has holes.
+    fn takes(self, trace_id: &[u8; 16]) -> bool {
+        let [.., a, b, c, d, e, f, g, h] = *trace_id;
+        let random = u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1;
+        let bound = (u128::from(self.parts_per_billion) << 63) / 1_000_000_000;
+        u128::from(random) < bound
+    }
 }
 
 /// A worker's end of the ring.
@@ -101,21 +115,19 @@ pub fn pair(
 impl Recorder {
     /// Returns the context of a new span, below `parent` if there is one. `None`: not recorded.
     pub fn begin(&self, parent: Option<TraceContext>) -> Option<TraceContext> {
+        let new_id = || trace_id(self.next(), self.next() | 1);
+        let trace_id = parent.map_or_else(new_id, |parent| parent.trace_id);
         let is_sampled = match parent {
             Some(parent) if self.sampler.follows_parent => parent.is_sampled,
-            _ => self.next() % 1_000_000_000 < u64::from(self.sampler.parts_per_billion),
+            _ => self.sampler.takes(&trace_id),
         };
-        let trace_id = || {
-            let mut id = [0; 16];
-            id[..8].copy_from_slice(&self.next().to_be_bytes());
-            id[8..].copy_from_slice(&(self.next() | 1).to_be_bytes());
-            id
-        };
-        is_sampled.then(|| TraceContext {
-            trace_id: parent.map_or_else(trace_id, |parent| parent.trace_id),
-            span_id: (self.next() | 1).to_be_bytes(),
-            is_sampled: true,
-        })
+        let span_id = || (self.next() | 1).to_be_bytes();
+        is_sampled.then(|| TraceContext { trace_id, span_id: span_id(), is_sampled: true })
+    }
+
+    /// Returns the context that a caller's `traceparent` names, if it is to be continued.
+    pub fn parent(&self, traceparent: Option<&str>) -> Option<TraceContext> {
+        traceparent.filter(|_| self.sampler.continues_traces).and_then(TraceContext::parse)
     }
 
     /// Returns the context of a span below `parent`.
@@ -162,15 +174,13 @@ impl Recorder {
         });
     }
 
-    /// `None`: it is not sampled. The id's bits are mixed so that a uniform share of the ids is
-    /// chosen.
+    /// `None`: it is not sampled. The half of the trace id that decides is the id with its bits
+    /// mixed, so that a uniform share of the ids is chosen.
     fn request_context(&self, id: MessageId) -> Option<TraceContext> {
-        let mixed = mix(id.0);
-        let is_sampled = mixed % 1_000_000_000 < u64::from(self.sampler.parts_per_billion);
-        let mut trace_id = [0; 16];
-        trace_id[..8].copy_from_slice(&mixed.to_be_bytes());
-        trace_id[8..].copy_from_slice(&id.0.to_be_bytes());
-        is_sampled.then(|| TraceContext { trace_id, span_id: id.0.to_be_bytes(), is_sampled: true })
+        let trace_id = trace_id(id.0, mix(id.0));
+        let span_id = id.0.to_be_bytes();
+        let is_sampled = self.sampler.takes(&trace_id);
+        is_sampled.then_some(TraceContext { trace_id, span_id, is_sampled })
     }
 
     fn next(&self) -> u64 {
@@ -178,6 +188,10 @@ impl Recorder {
         self.state.set(state);
         mix(state)
     }
+}
+
+fn trace_id(high: u64, low: u64) -> [u8; 16] {
+    (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
 }
 
 /// The output function of SplitMix64 (Steele, Lea, Flood 2014).
@@ -191,7 +205,8 @@ fn mix(mut bits: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const ALL: Sampler = Sampler { parts_per_billion: 1_000_000_000, follows_parent: true };
+    const ALL: Sampler =
+        Sampler { parts_per_billion: 1_000_000_000, follows_parent: true, continues_traces: true };
 
     fn parent(is_sampled: bool) -> TraceContext {
         TraceContext { trace_id: [7; 16], span_id: [9; 8], is_sampled }
@@ -204,7 +219,7 @@ mod tests {
         assert_eq!(context.trace_id, [7; 16]);
         assert_ne!(context.span_id, [9; 8]);
         assert_eq!(recorder.begin(Some(parent(false))), None);
-        let none = Sampler { parts_per_billion: 0, follows_parent: true };
+        let none = Sampler { parts_per_billion: 0, ..ALL };
         let (recorder, _) = pair(0, none, &Arc::default()).unwrap();
         assert!(recorder.begin(None).is_none() && recorder.begin(Some(parent(true))).is_some());
         let (recorder, _) =
@@ -212,9 +227,31 @@ mod tests {
         assert!(recorder.begin(Some(parent(true))).is_none());
     }
 
+    /// Each node used to draw lots: of a backend's trace one node recorded its part and the next
+    /// did not.
+    #[test]
+    fn with_a_share_of_all_traces_every_node_decides_the_same_about_a_callers_trace() {
+        let half = Sampler { parts_per_billion: 500_000_000, follows_parent: false, ..ALL };
+        let nodes = [(); 2].map(|()| pair(0, half, &Arc::default()).unwrap().0);
+        let mut sampled = 0;
+        for number in 0..1_000_u64 {
+            let trace_id = trace_id(7, mix(number));
+            let parent = TraceContext { trace_id, ..parent(number % 2 == 0) };
+            let decisions = nodes.each_ref().map(|node| node.begin(Some(parent)).is_some());
+            // The rule of OpenTelemetry for Go: the right half of the id, shifted by one.
+            assert_eq!(decisions, [mix(number) >> 1 < 1 << 62; 2]);
+            sampled += u32::from(decisions[0]);
+        }
+        assert!((400..600).contains(&sampled), "{sampled}");
+        for (parts_per_billion, taken) in [(1_000_000_000, true), (0, false)] {
+            let sampler = Sampler { parts_per_billion, ..ALL };
+            assert_eq!([[0; 16], [0xff; 16]].map(|id| sampler.takes(&id)), [taken; 2]);
+        }
+    }
+
     #[test]
     fn a_share_of_new_traces_and_requests_is_sampled() {
-        let tenth = Sampler { parts_per_billion: 100_000_000, follows_parent: true };
+        let tenth = Sampler { parts_per_billion: 100_000_000, ..ALL };
         let (recorder, _) = pair(0, tenth, &Arc::default()).unwrap();
         let traces = (0..10_000).filter(|_| recorder.begin(None).is_some()).count();
         assert!((800..1_200).contains(&traces), "{traces}");

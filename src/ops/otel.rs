@@ -3,11 +3,12 @@
 use super::client;
 use crate::io::shared::Shared;
 use crate::io::spans::{Sampler, Span, SpanName};
+use crate::io::threads::{self, StartError};
 use crate::types::version;
 use prost::Message;
 use rtrb::Consumer;
 use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 /// Interval at which the workers' rings are read; what they hold leaves in one request.
@@ -16,6 +17,11 @@ const EVERY: Duration = Duration::from_millis(500);
 const MAX_SPANS: usize = 2_048;
 /// Minimum interval between warnings about a collector that does not answer.
 const WARNING_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the end of a node waits for its last spans to be sent.
+const LAST_SPANS: Duration = Duration::from_secs(1);
+/// As the exporters of OpenTelemetry name themselves.
+const USER_AGENT: &str = concat!("OTel-OTLP-Exporter-ws-cluster/", env!("CARGO_PKG_VERSION"));
 
 /// Where traces are sent, and with which attributes.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,20 +46,65 @@ impl std::fmt::Debug for Hidden {
     }
 }
 
-/// Exports spans until the process ends.
-pub fn run(settings: OtelSettings, shared: Arc<Shared>, mut sources: Vec<Consumer<Span>>) {
+/// The exporter's thread, from outside.
+pub struct Exporter {
+    /// Its end is what the thread waits for; nothing is sent.
+    stop: Sender<Never>,
+    ended: Receiver<Never>,
+}
+
+enum Never {}
+
+impl Exporter {
+    /// Starts the thread.
+    pub fn start(
+        settings: OtelSettings,
+        shared: Arc<Shared>,
+        sources: Vec<Consumer<Span>>,
+    ) -> Result<Self, StartError> {
+        let (stop, stopped) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        threads::spawn("otel", move || {
+            run(&settings, &shared, sources, &stopped);
+            drop::<Sender<Never>>(end);
+        })?;
+        Ok(Self { stop, ended })
+    }
+
+    /// Has the last spans sent. Must be called when the workers have ended. A collector that does
+    /// not answer delays the end of the node by `LAST_SPANS`, not more.
+    pub fn finish(self) {
+        drop(self.stop);
+        let _ = self.ended.recv_timeout(LAST_SPANS);
+    }
+}
+
+/// Exports spans until it is told to stop; then those that are left.
+fn run(
+    settings: &OtelSettings,
+    shared: &Shared,
+    mut sources: Vec<Consumer<Span>>,
+    stopped: &Receiver<Never>,
+) {
     let agent = client::agent(settings.timeout);
     let mut last_warning: Option<Instant> = None;
     let mut lost = 0_u64;
+    let mut is_last = false;
     loop {
         let spans = take(&mut sources);
         if spans.is_empty() {
-            thread::sleep(EVERY);
+            if is_last {
+                return;
+            }
+            is_last = stopped.recv_timeout(EVERY).is_err_and(|it| it != RecvTimeoutError::Timeout);
             continue;
         }
         let count = spans.len() as u64;
-        let body = request(&settings, &shared, &spans).encode_to_vec();
+        let body = request(settings, shared, &spans).encode_to_vec();
         let mut post = agent.post(&settings.url).header("Content-Type", "application/x-protobuf");
+        if !settings.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
+            post = post.header("User-Agent", USER_AGENT);
+        }
         for (name, value) in &settings.headers {
             post = post.header(name, &value.0);
         }

@@ -149,6 +149,31 @@ def test_help_and_version():
     assert done.returncode == 0 and done.stdout.startswith("ws-cluster ")
 
 
+def test_an_output_that_ends_early_or_is_full_causes_no_panic():
+    """`ws-cluster print-config | head -1` now and then ended with a stack trace."""
+    for args in (["--help"], ["--version"], ["print-config"], ["print-config", "--json"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [BINARY, *args], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=20
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [BINARY, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=20
+            )
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done
+        assert done.stderr.startswith("ws-cluster: standard output cannot be written: "), done
+
+
+def test_an_empty_variable_does_not_hide_the_log_format_of_the_config_file(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("log_format = 'json'\nnode = 5000\n")
+    done = run("--config", str(file), env={"WS_CLUSTER_LOG_FORMAT": ""})
+    assert done.returncode == 2 and "node" in json.loads(done.stderr)["msg"], done
+
+
 def test_a_config_file_and_a_secret_in_a_file_of_its_own(tmp_path):
     token, file = tmp_path / "token", tmp_path / "config.toml"
     token.write_text("hidden-from-everybody\n")

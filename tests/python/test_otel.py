@@ -1,7 +1,10 @@
 """Traces: what a collector receives, decoded from its protobuf."""
 
 import contextlib
+import hashlib
 import http.server
+import signal
+import socket
 import threading
 
 import pytest
@@ -170,3 +173,61 @@ def test_a_collector_that_is_away_costs_nobody(start, collector):
         collector.status = 200
         push(server, "again", uids=["ann"])
         collector.named("push accepted")
+
+
+def test_the_last_spans_are_sent_before_the_node_ends(start, collector):
+    """Those of the last half second were lost with the process."""
+    server = start(env=collector.env)
+    with server.client("ann") as ann:
+        for number in range(20):
+            push(server, number, uids=["ann"])
+            ann.pushed()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    names = [span.name for _, span in collector.spans()]
+    assert {name: names.count(name) for name in set(names)} == {
+        "push accepted": 20, "push received": 20, "push written": 20
+    }
+
+
+def test_a_collector_that_never_answers_does_not_keep_the_node(start):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = "http://127.0.0.1:%d" % silent.getsockname()[1]
+        server = start(env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})
+        push(server, "x")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+
+
+def test_headers_of_the_request_itself_cost_no_spans(start, collector):
+    """With a Content-Length of its own every request failed."""
+    list_of_all = "Content-Length=3,Transfer-Encoding=chunked,Host=other,Content-Type=a,User-Agent=me"
+    server = start(env=collector.env | {"OTEL_EXPORTER_OTLP_HEADERS": list_of_all})
+    push(server, "x")
+    collector.named("push accepted")
+    headers = collector.requests[0][1]
+    assert headers["content-type"] == "application/x-protobuf" and headers["user-agent"] == "me"
+    assert headers["host"] == "127.0.0.1:%d" % collector.server.server_port
+
+
+def test_nodes_with_the_same_share_trace_the_same_requests_of_a_backend(start, collector):
+    """The decision was a lot that each node drew: traces had holes."""
+    share = {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+    traces = [hashlib.sha256(b"%d" % number).hexdigest()[:32] for number in range(100)]
+    for _ in range(2):
+        server = start(env=collector.env | share)
+        for trace in traces:
+            push(server, "x", f"00-{trace}-{PARENT}-01")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    traced = [span.trace_id.hex() for _, span in collector.spans() if span.name == "push accepted"]
+    # OpenTelemetry's rule for a share of one half.
+    wanted = [trace for trace in traces if int(trace[16:], 16) >> 1 < 1 << 62]
+    assert sorted(traced) == sorted(2 * wanted) and 30 < len(wanted) < 70
+
+
+def test_without_a_propagator_a_callers_trace_is_not_continued(start, collector):
+    server = start(env=collector.env | {"OTEL_PROPAGATORS": "none"})
+    push(server, "x", f"00-{TRACE}-{PARENT}-00")
+    (_, accepted), = collector.named("push accepted")
+    assert accepted.trace_id.hex() != TRACE and accepted.parent_span_id == b""

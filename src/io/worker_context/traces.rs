@@ -47,7 +47,7 @@ impl Traces {
 
     pub(super) fn begin_push(&self, traceparent: Option<&str>, now_us: u64) -> Option<PushTrace> {
         let recorder = self.recorder.as_ref()?;
-        let parent = traceparent.and_then(TraceContext::parse);
+        let parent = recorder.parent(traceparent);
         let context = recorder.begin(parent)?;
         let parent = parent.map(|parent| parent.span_id);
         Some(PushTrace { context, parent, start_us: now_us })
