@@ -24,97 +24,41 @@ mod variables;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
+use crate::io::memory::MemoryLimit;
 use crate::ops::otel::OtelSettings;
 use crate::ops::sentry::SentryDsn;
 use crate::state::projects::Projects;
-use crate::types::{Limits, NodeId, Routing, version};
-use crate::wire::redis_url::RedisUrl;
+use crate::state::settings::{Settings, Times};
+use crate::types::{Env, NodeId, version};
 use crate::wire::sign::Token;
 
 use arguments::{Arguments, Command};
 use bind::Binds;
 use flags::Flag;
-use queue::QueueSettings;
 use setting::{Resolved, Source};
 
 pub use bind::Bind;
 pub use logs::{LogSettings, log_format};
-pub use memory::Memory;
 pub use projects_file::{DEV_PID, DEV_SECRET, load_projects};
-pub use queue::Queue;
 
 /// The configuration of a node. Every value has been checked; nothing changes while the node runs.
 #[derive(Debug)]
 pub struct Config {
-    pub node: NodeId,
+    /// What the node's threads read; the other fields are for its start.
+    pub settings: Settings,
     /// The address of the WebSocket port.
     pub bind: Bind,
     /// The address of the HTTP port.
     pub http_bind: Bind,
-    /// 0 takes any free port; this holds for the other two as well.
-    pub ws_port: u16,
-    pub http_port: u16,
-    pub prometheus_port: u16,
-    pub pprof_port: OpsPort,
-    pub swagger_port: OpsPort,
-    /// The address of those three ports.
+    /// The address of the other three ports.
     pub ops_bind: Bind,
-    /// Host names accepted by them, besides that address and localhost.
-    pub ops_hosts: Vec<String>,
-    /// The token that requests to them must carry.
-    pub ops_token: Option<Token>,
-    pub queue: Queue,
-    /// Only for [`Queue::Redis`], like all fields up to `idempotency_keys`.
-    pub redis: RedisUrl,
-    /// The prefix of the names of all channels and keys.
-    pub redis_prefix: String,
-    /// How long a push waits for the queue's answer; then 504.
-    pub queue_timeout_ms: u64,
-    pub routing: Routing,
-    /// Whether the broker has its own thread; otherwise it shares the only worker's.
-    pub broker_thread: bool,
-    /// Idempotency keys of pushes that one worker remembers, so that it does not deliver one twice.
-    pub idempotency_keys: usize,
-    pub env: Env,
-    /// Worker threads, 1 to 64.
-    pub workers: usize,
-    /// Whether each worker is pinned to a core.
-    pub pin: bool,
-    /// Maximum of open WebSocket connections of the whole node; above it, 503.
-    pub max_connections: usize,
-    /// Maximum of open HTTP connections of one worker; above it, 503.
-    pub max_http_connections: usize,
-    /// Maximum of incomplete handshakes of one worker; above it, the oldest gets 503.
-    pub max_handshakes: usize,
+    pub ports: Ports,
     pub projects: Projects,
     /// The file of `projects`, for a reload; `None` for the built-in project of `dev`.
     pub projects_file: Option<PathBuf>,
-    /// Whether a signed request without `exp` is refused.
-    pub demand_exp: bool,
-    /// How long a stopping node waits for its connections to leave.
-    pub drain_ms: u64,
-    /// Time without traffic in either direction after which a WebSocket connection is pinged.
-    pub ping_interval_ms: u64,
-    /// Silence after which a WebSocket connection ends with 4002.
-    pub idle_timeout_ms: u64,
-    /// Time within which a WebSocket message must arrive completely; then closed with 1008.
-    pub message_timeout_ms: u64,
-    /// Time within which a request's head and body must arrive completely; then 408.
-    pub request_timeout_ms: u64,
-    /// Time within which a WebSocket handshake must be answered; then 408 or 503.
-    pub handshake_timeout_ms: u64,
-    /// How long an HTTP connection may wait for its next request.
-    pub keep_alive_ms: u64,
-    /// How long a closing connection waits for its peer's FIN.
-    pub linger_ms: u64,
-    /// How long a worker holds a batch of pushes for more of them, in microseconds.
-    pub coalesce_us: u64,
-    pub limits: Limits,
-    pub memory: Memory,
-    /// Whether clients get their own frames back; for measurements only, never in `prod`.
-    pub echo: bool,
+    /// The process's memory limit; `None`: it cannot be read.
+    pub memory_limit: Option<MemoryLimit>,
     /// Where traces are sent; `None`: nowhere.
     pub otel: Option<OtelSettings>,
     pub logs: LogSettings,
@@ -125,14 +69,6 @@ pub struct Config {
     resolved: Vec<Resolved>,
     /// Warnings for the operator, one sentence each; logged at the start, not fatal.
     pub warnings: Vec<String>,
-}
-
-/// How strict the node is. `Test` behaves like `Dev`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Env {
-    Dev,
-    Test,
-    Prod,
 }
 
 /// Why there is no [`Config`]; holds what to print and determines the exit code.
@@ -186,52 +122,37 @@ impl Config {
         let logs = LogSettings::resolve(from, &mut warnings)?;
         let sentry_dsn = resolve_sentry(from, &mut warnings)?;
         let ports = Ports::resolve(from, [bind.ip, http_bind.ip, ops_bind.ip])?;
-        let counts = Counts::resolve(from)?;
-        let memory = Memory::resolve(from, counts.workers, &limits)?;
-        let queue = QueueSettings::resolve(from, counts.workers, &mut warnings)?;
-        queue.check_sizes(&limits)?;
-        let times = Times::resolve(from)?;
-
-        Ok(Self {
-            node: counts.node,
-            bind,
-            http_bind,
-            ws_port: ports.ws,
-            http_port: ports.http,
-            prometheus_port: ports.prometheus,
-            pprof_port: ports.pprof,
-            swagger_port: ports.swagger,
-            ops_bind,
+        let count = |flag: &'static Flag| from.get(flag).number().map(|count| count as usize);
+        let workers = from.get(&flags::WORKERS).number_or(default_workers())? as usize;
+        let memory_limit = memory::limit(from)?;
+        let has_dev_project = env == Env::Dev && projects_file.is_none();
+        let settings = Settings {
+            node: NodeId::new(from.get(&flags::NODE).number()? as u16).unwrap_or_default(),
+            env,
+            dev_project: has_dev_project.then_some((DEV_PID, DEV_SECRET)),
+            workers,
+            pin: from.get(&flags::PIN).flag()?,
+            max_connections: count(&flags::MAX_CONNECTIONS)?,
+            max_http_connections: count(&flags::MAX_HTTP_CONNECTIONS)?,
+            max_handshakes: count(&flags::MAX_HANDSHAKES)?,
+            times: resolve_times(from)?,
+            memory: memory::resolve(from, memory_limit.as_ref(), workers, &limits)?,
+            idempotency_keys: count(&flags::IDEMPOTENCY_KEYS)?,
+            echo,
             ops_hosts,
             ops_token,
-            queue: queue.queue,
-            redis: queue.redis,
-            redis_prefix: queue.redis_prefix,
-            queue_timeout_ms: queue.timeout_ms,
-            routing: queue.routing,
-            broker_thread: queue.broker_thread,
-            idempotency_keys: queue.idempotency_keys,
-            env,
-            workers: counts.workers,
-            pin: counts.pin,
-            max_connections: counts.max_connections,
-            max_http_connections: counts.max_http_connections,
-            max_handshakes: counts.max_handshakes,
+            redis: queue::resolve(from, workers, &limits, &mut warnings)?,
+            limits,
+        };
+        Ok(Self {
+            settings,
+            bind,
+            http_bind,
+            ops_bind,
+            ports,
             projects,
             projects_file,
-            demand_exp: env == Env::Prod,
-            drain_ms: times.drain_ms,
-            ping_interval_ms: times.ping_interval_ms,
-            idle_timeout_ms: times.idle_timeout_ms,
-            message_timeout_ms: times.message_timeout_ms,
-            request_timeout_ms: times.request_timeout_ms,
-            handshake_timeout_ms: times.handshake_timeout_ms,
-            keep_alive_ms: times.keep_alive_ms,
-            linger_ms: times.linger_ms,
-            coalesce_us: times.coalesce_us,
-            limits,
-            memory,
-            echo,
+            memory_limit,
             otel,
             logs,
             sentry_dsn,
@@ -255,11 +176,6 @@ impl Config {
             }
             Command::PrintConfig { as_json: false } => Some(print::as_toml(&self.resolved)),
         }
-    }
-
-    /// Returns whether clients may connect to the built-in project in development.
-    pub fn has_dev_project(&self) -> bool {
-        self.env == Env::Dev && self.projects_file.is_none()
     }
 }
 
@@ -331,13 +247,14 @@ fn visible(what: &str, variable: &str) -> String {
     )
 }
 
-/// The ports, all different.
-struct Ports {
-    ws: u16,
-    http: u16,
-    prometheus: u16,
-    pprof: OpsPort,
-    swagger: OpsPort,
+/// The ports, all different. 0 takes any free port.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    pub ws: u16,
+    pub http: u16,
+    pub prometheus: u16,
+    pub pprof: OpsPort,
+    pub swagger: OpsPort,
 }
 
 /// A port that the node can do without.
@@ -379,62 +296,21 @@ impl Ports {
     }
 }
 
-/// The counts.
-struct Counts {
-    node: NodeId,
-    workers: usize,
-    max_connections: usize,
-    max_http_connections: usize,
-    max_handshakes: usize,
-    /// Whether each worker is pinned to a core.
-    pin: bool,
-}
-
-impl Counts {
-    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
-        let count = |flag: &'static Flag| from.get(flag).number().map(|count| count as usize);
-        let node = from.get(&flags::NODE).number()?;
-        Ok(Self {
-            node: NodeId::new(node as u16).unwrap_or_default(),
-            workers: from.get(&flags::WORKERS).number_or(default_workers())? as usize,
-            max_connections: count(&flags::MAX_CONNECTIONS)?,
-            max_http_connections: count(&flags::MAX_HTTP_CONNECTIONS)?,
-            max_handshakes: count(&flags::MAX_HANDSHAKES)?,
-            pin: from.get(&flags::PIN).flag()?,
-        })
-    }
-}
-
-/// Timeouts and intervals, in milliseconds unless named otherwise.
-struct Times {
-    drain_ms: u64,
-    ping_interval_ms: u64,
-    idle_timeout_ms: u64,
-    message_timeout_ms: u64,
-    request_timeout_ms: u64,
-    handshake_timeout_ms: u64,
-    keep_alive_ms: u64,
-    linger_ms: u64,
-    coalesce_us: u64,
-}
-
-impl Times {
-    fn resolve(from: &Source<'_>) -> Result<Self, Exit> {
-        let time = |flag: &'static Flag| from.get(flag).number();
-        let request_timeout_ms = time(&flags::REQUEST_TIMEOUT_MS)?;
-        let handshake = from.get(&flags::HANDSHAKE_TIMEOUT_MS);
-        Ok(Self {
-            drain_ms: time(&flags::DRAIN_MS)?,
-            ping_interval_ms: time(&flags::PING_INTERVAL_MS)?,
-            idle_timeout_ms: time(&flags::IDLE_TIMEOUT_MS)?,
-            message_timeout_ms: time(&flags::MESSAGE_TIMEOUT_MS)?,
-            request_timeout_ms,
-            handshake_timeout_ms: handshake.number_or(request_timeout_ms)?,
-            keep_alive_ms: time(&flags::KEEP_ALIVE_MS)?,
-            linger_ms: time(&flags::LINGER_MS)?,
-            coalesce_us: time(&flags::COALESCE_US)?,
-        })
-    }
+fn resolve_times(from: &Source<'_>) -> Result<Times, Exit> {
+    let time = |flag: &'static Flag| from.get(flag).number();
+    let request_timeout_ms = time(&flags::REQUEST_TIMEOUT_MS)?;
+    let handshake = from.get(&flags::HANDSHAKE_TIMEOUT_MS);
+    Ok(Times {
+        drain_ms: time(&flags::DRAIN_MS)?,
+        ping_interval_ms: time(&flags::PING_INTERVAL_MS)?,
+        idle_timeout_ms: time(&flags::IDLE_TIMEOUT_MS)?,
+        message_timeout_ms: time(&flags::MESSAGE_TIMEOUT_MS)?,
+        request_timeout_ms,
+        handshake_timeout_ms: handshake.number_or(request_timeout_ms)?,
+        keep_alive_ms: time(&flags::KEEP_ALIVE_MS)?,
+        linger_ms: time(&flags::LINGER_MS)?,
+        coalesce_us: time(&flags::COALESCE_US)?,
+    })
 }
 
 fn default_workers() -> u64 {
@@ -466,30 +342,6 @@ fn distinct_ports(ports: &[(&str, SocketAddr)]) -> Result<(), Exit> {
         }
     }
     Ok(())
-}
-
-impl Env {
-    /// Returns the name as it is written.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Dev => "dev",
-            Self::Test => "test",
-            Self::Prod => "prod",
-        }
-    }
-}
-
-impl FromStr for Env {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "dev" => Ok(Self::Dev),
-            "test" => Ok(Self::Test),
-            "prod" => Ok(Self::Prod),
-            _ => Err(()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         return fail(&config, &format!("signals cannot be blocked: {error}"));
     }
     let settings = &config.logs;
-    let (format, node, file) = (settings.format, config.node, settings.file.clone());
+    let (format, node, file) = (settings.format, config.settings.node, settings.file.clone());
     let logs = match Logs::start(logs::Settings { format, node, file }) {
         Ok(logs) => logs,
         Err(error) if StartError::inside(&error).is_some() => return no_thread(&config, error),
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
 
 fn report(config: &Config) -> io::Result<Option<Reporter>> {
     let Some(dsn) = config.sentry_dsn.clone() else { return Ok(None) };
-    let (node, environment) = (config.node, config.env.name());
+    let (node, environment) = (config.settings.node, config.settings.env.name());
     Reporter::start(sentry::Settings { dsn, node, environment }).map(Some)
 }
 
@@ -97,7 +97,7 @@ fn print(text: &str, code: u8, format: Format) -> ExitCode {
 
 /// Ends the program before there is a log.
 fn fail(config: &Config, why: &str) -> ExitCode {
-    logs::fail(config.logs.format, Some(config.node), why);
+    logs::fail(config.logs.format, Some(config.settings.node), why);
     ExitCode::FAILURE
 }
 
@@ -110,8 +110,8 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let shows_lines = config.has_dev_project() && !config.echo;
-    let (format, number) = (config.logs.format, config.node);
+    let shows_lines = config.settings.dev_project.is_some() && !config.settings.echo;
+    let (format, number) = (config.logs.format, config.settings.node);
     let result = node::run(config, |addresses| {
         let line = listening(addresses);
         // Scripts find the ports in both forms, so no address may end a message.

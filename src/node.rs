@@ -11,7 +11,7 @@ pub use error::{Needs, NodeError};
 pub use first_push::first_push;
 pub use ports::Addresses;
 
-use crate::config::{self, Config, Env};
+use crate::config::Config;
 use crate::io::broker::driver::{Driver, Host};
 use crate::io::broker::inline::InlineHost;
 use crate::io::broker::threaded::{self, BrokerPort};
@@ -20,7 +20,7 @@ use crate::io::mailbox::Mailbox;
 use crate::io::pauses;
 use crate::io::pulse::{self, Pulse};
 use crate::io::ring::{Ring, RingError};
-use crate::io::shared::{Ports, RedisSettings, Settings, Shared};
+use crate::io::shared::{Ports, Shared, Start};
 use crate::io::spans::{self, Recorder};
 use crate::io::tasks;
 use crate::io::transport::Carrier;
@@ -32,6 +32,7 @@ use crate::ops::otel::Exporter;
 use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
+use crate::state::settings::RedisSettings;
 use crate::state::{Hearing, Worker, WorkerConfig};
 use crate::types::SnowflakeClock;
 use crate::wire::envelope;
@@ -128,7 +129,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
 }
 
 fn warn_of_open_files(shared: &Shared, needed_files: usize) {
-    let Settings { max_connections, open_files, .. } = shared.settings;
+    let (max_connections, open_files) = (shared.settings.max_connections, shared.open_files);
     let room = shared.room();
     if room < max_connections {
         tracing::warn!(
@@ -236,7 +237,7 @@ fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<BrokerPort>)> {
     let workers = shared.settings.workers;
     match &shared.settings.redis {
         None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
-        Some(redis) if redis.has_own_thread => {
+        Some(redis) if redis.broker_thread => {
             let (worker_ports, broker_port) = threaded::ports(workers, &shared.broker_counters)?;
             Ok((worker_ports.into_iter().map(Carrier::Threaded).collect(), Some(broker_port)))
         }
@@ -304,7 +305,7 @@ impl WorkerThread {
         let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, sys::now_ms());
         let http_counters = Arc::clone(&shared.http_counters[index]);
         // Everything that the worker needs for itself is open.
-        let descriptors = Rc::new(Descriptors::of_this_thread(&shared.settings)?);
+        let descriptors = Rc::new(Descriptors::of_this_thread(shared)?);
         http_counters.max_connections.set(descriptors.max_connections() as u64);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
         let ws_server = WsServer::new(worker, shared_too, http_counters, ring, ws, table);
@@ -342,7 +343,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
         queue_timeout_ms: redis.queue_timeout_ms,
         max_envelope_bytes: envelope::max_bytes(&settings.limits),
         max_outgoing_channels: MAX_OUTGOING_CHANNELS,
-        hash_keys: redis.hash_keys,
+        hash_keys: shared.user_keys,
         counters: Arc::clone(&shared.broker_counters),
     });
     Driver::new(broker, host, Arc::clone(shared), redis.url.clone())
@@ -419,48 +420,13 @@ fn no_seeds() -> impl FnOnce(io::Error) -> NodeError {
 }
 
 fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
-    let settings = Settings {
-        node: config.node,
-        env: config.env.name(),
-        dev_project: config.has_dev_project().then_some((config::DEV_PID, config::DEV_SECRET)),
-        workers: config.workers,
-        max_connections: config.max_connections,
-        max_http_connections: config.max_http_connections,
-        max_handshakes: config.max_handshakes,
+    let start = Start {
+        now_ms: sys::now_ms(),
         open_files,
-        demand_exp: config.demand_exp,
-        ping_interval_ms: config.ping_interval_ms,
-        shows_signed_text: config.env == Env::Dev,
-        idle_timeout_ms: config.idle_timeout_ms,
-        message_timeout_ms: config.message_timeout_ms,
-        request_timeout_ms: config.request_timeout_ms,
-        handshake_timeout_ms: config.handshake_timeout_ms,
-        keep_alive_ms: config.keep_alive_ms,
-        linger_ms: config.linger_ms,
-        coalesce_us: config.coalesce_us,
-        drain_ms: config.drain_ms,
-        limits: config.limits,
-        outbox_bytes: config.memory.outbox_bytes,
-        worker_outbox_bytes: config.memory.worker_outbox_bytes,
-        server_outbox_bytes: config.memory.server_outbox_bytes,
-        memory_limit: config.memory.limit,
-        worker_body_bytes: config.memory.worker_body_bytes,
-        worker_inbound_bytes: config.memory.worker_inbound_bytes,
-        idempotency_keys: config.idempotency_keys,
-        echo: config.echo,
-        pin: config.pin,
-        ops_hosts: config.ops_hosts,
-        ops_token: config.ops_token,
-        redis: (config.queue == config::Queue::Redis).then_some(RedisSettings {
-            url: config.redis,
-            prefix: config.redis_prefix,
-            queue_timeout_ms: config.queue_timeout_ms,
-            routing: config.routing,
-            has_own_thread: config.broker_thread,
-            hash_keys: sys::random_keys()?,
-        }),
+        memory_limit: config.memory_limit,
+        user_keys: sys::random_keys()?,
     };
-    let shared = Shared::new(settings, config.projects, sys::now_ms());
+    let shared = Shared::new(config.settings, config.projects, start);
     if shared.settings.redis.is_some() {
         // Until the broker reports otherwise.
         shared.queue.set_down("connecting to Redis");
@@ -471,28 +437,17 @@ fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
 fn worker_config(index: usize, shared: &Shared) -> io::Result<WorkerConfig> {
     let settings = &shared.settings;
     Ok(WorkerConfig {
-        node: settings.node,
+        settings: Arc::clone(settings),
         worker: index,
-        workers: settings.workers,
         projects: Arc::clone(&shared.projects),
-        limits: settings.limits.clone(),
-        max_connections: settings.slots(),
-        ping_interval_ms: settings.ping_interval_ms,
-        idle_timeout_ms: settings.idle_timeout_ms,
-        outbox_bytes: settings.outbox_bytes,
-        worker_outbox_bytes: settings.worker_outbox_bytes,
-        server_outbox_bytes: settings.server_outbox_bytes,
-        request_timeout_ms: settings.request_timeout_ms,
+        slots: shared.slots(),
         loads: Arc::clone(&shared.loads),
         incarnation: Arc::clone(&shared.incarnation),
-        echo: settings.echo,
-        shows_signed_text: settings.shows_signed_text,
         hash_keys: sys::random_keys()?,
-        idempotency_keys: settings.idempotency_keys,
         hearing: settings.redis.as_ref().map(|redis| Hearing {
             routing: redis.routing,
             announces_users: settings.workers > 1,
-            user_keys: redis.hash_keys,
+            user_keys: shared.user_keys,
         }),
         counters: Arc::clone(&shared.counters[index]),
     })

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
@@ -31,25 +32,19 @@ impl Rig {
             allowed_origins: None,
             subscribe: SubscribePolicy::Any,
         };
+        let settings = Settings {
+            memory: Memory { worker_outbox_bytes: 1 << 30, ..Memory::default() },
+            idempotency_keys: 1_000,
+            ..Settings::default()
+        };
         let config = WorkerConfig {
-            node: NodeId::new(1).unwrap(),
+            settings: Arc::new(settings),
             worker: 0,
-            workers: 1,
             projects: Arc::new(Projects::new((0..projects).map(project).collect()).unwrap()),
-            limits: Limits::default(),
-            max_connections: 2 * OTHERS,
-            idle_timeout_ms: 120_000,
-            ping_interval_ms: 45_000,
-            outbox_bytes: 1 << 20,
-            worker_outbox_bytes: 1 << 30,
-            server_outbox_bytes: 1 << 20,
-            request_timeout_ms: 10_000,
+            slots: 2 * OTHERS,
             loads: Arc::default(),
             incarnation: Arc::new(Incarnation::new(1)),
-            echo: false,
-            shows_signed_text: false,
             hash_keys: (1, 2),
-            idempotency_keys: 1_000,
             hearing: None,
             counters: Arc::new(Counters::default()),
         };

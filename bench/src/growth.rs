@@ -10,9 +10,10 @@ use argh::FromArgs;
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::{RememberedKeys, key_hash};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::subscriptions::Interest;
 use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
+use ws_cluster::types::{Incarnation, Routing};
 use ws_cluster::wire::sign::Secret;
 
 use crate::sys;
@@ -147,25 +148,19 @@ fn config(max_connections: usize) -> io::Result<WorkerConfig> {
         allowed_origins: None,
         subscribe: SubscribePolicy::Any,
     };
+    let settings = Settings {
+        memory: Memory { worker_outbox_bytes: 1 << 30, ..Memory::default() },
+        idempotency_keys: 1_000,
+        ..Settings::default()
+    };
     Ok(WorkerConfig {
-        node: NodeId::new(1).ok_or_else(|| Error::other("no node"))?,
+        settings: Arc::new(settings),
         worker: 0,
-        workers: 1,
         projects: Arc::new(Projects::new(vec![project]).map_err(Error::other)?),
-        limits: Limits::default(),
-        max_connections,
-        idle_timeout_ms: 120_000,
-        ping_interval_ms: 45_000,
-        outbox_bytes: 1 << 20,
-        worker_outbox_bytes: 1 << 30,
-        server_outbox_bytes: 1 << 20,
-        request_timeout_ms: 10_000,
+        slots: max_connections,
         loads: Arc::default(),
         incarnation: Arc::new(Incarnation::new(1)),
-        echo: false,
-        shows_signed_text: false,
         hash_keys: (1, 2),
-        idempotency_keys: 1_000,
         hearing: Some(Hearing { routing: Routing::User, announces_users: true, user_keys: (3, 4) }),
         counters: Arc::new(Counters::default()),
     })

@@ -5,8 +5,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use ws_cluster::state::counters::{Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, EventSet, Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, Env, EventSet, Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 use ws_cluster::wire::websocket::{Inbound, Message, Rest};
@@ -51,25 +52,33 @@ impl Rig {
             subscribe: SubscribePolicy::Any,
         };
         let counters = Arc::new(Counters::default());
-        let config = WorkerConfig {
+        let settings = Settings {
             node: NodeId::default(),
-            worker: 0,
-            workers: 1,
-            projects: Arc::new(Projects::new(vec![project("0"), project("1")]).expect("two pids")),
+            env: Env::Test,
             limits: LIMITS,
-            max_connections: 16,
-            ping_interval_ms: 300,
-            idle_timeout_ms: 1_000,
-            outbox_bytes: 600,
-            worker_outbox_bytes: 1_000,
-            server_outbox_bytes: 1 << 20,
-            request_timeout_ms: 10_000,
+            times: Times {
+                ping_interval_ms: 300,
+                idle_timeout_ms: 1_000,
+                request_timeout_ms: 10_000,
+                ..Times::default()
+            },
+            memory: Memory {
+                outbox_bytes: 600,
+                worker_outbox_bytes: 1_000,
+                server_outbox_bytes: 1 << 20,
+                ..Memory::default()
+            },
+            idempotency_keys: 1_000,
+            ..Settings::default()
+        };
+        let config = WorkerConfig {
+            settings: Arc::new(settings),
+            worker: 0,
+            projects: Arc::new(Projects::new(vec![project("0"), project("1")]).expect("two pids")),
+            slots: 16,
             loads: Arc::default(),
             incarnation: Arc::new(Incarnation::new(1)),
-            echo: false,
-            shows_signed_text: false,
             hash_keys: (1, 2),
-            idempotency_keys: 1_000,
             hearing: None,
             counters: counters.clone(),
         };

@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use super::flags::{self, Flag, PREFIX};
 use super::setting::Source;
-use super::{DEV_SECRET, Env, Exit};
+use super::{DEV_SECRET, Exit};
 use crate::state::projects::Projects;
+use crate::types::Env;
 use crate::wire::sign::{Secret, sign_hex};
 
 /// An address to listen on, and its origin, for errors.

@@ -4,6 +4,7 @@ use super::flags;
 use super::setting::Source;
 use super::{Exit, limits};
 use crate::io::memory::MemoryLimit;
+use crate::state::settings::Memory;
 use crate::types::Limits;
 
 /// The highest default of `--worker_outbox_bytes`, and the divisor of the limit that gives the
@@ -16,71 +17,55 @@ const MAX_SERVER_OUTBOX_BYTES: u64 = 64 << 20;
 /// The same divisor for HTTP requests, and for incomplete messages.
 const BODY_SHARE: u64 = 8;
 
-/// Bounds on memory.
-#[derive(Debug, Clone)]
-pub struct Memory {
-    /// Unsent bytes of one connection; above it, closed with 4000.
-    pub outbox_bytes: usize,
-    /// Unsent bytes of all connections of one worker; above it, the largest is closed first.
-    pub worker_outbox_bytes: usize,
-    /// Unsent bytes of a business server's connection; above it, closed with 4000.
-    pub server_outbox_bytes: usize,
-    /// Unsent bytes that the kernel takes for one socket; 0: the kernel decides.
-    pub send_buffer_bytes: usize,
-    /// The process's memory limit; `None`: it cannot be read.
-    pub limit: Option<MemoryLimit>,
-    /// Memory of one worker's unanswered HTTP requests; above it, 503.
-    pub worker_body_bytes: usize,
-    /// Memory of one worker's incomplete messages; above it, the oldest is closed first with 1008.
-    pub worker_inbound_bytes: usize,
+/// Resolves the memory limit.
+pub(super) fn limit(from: &Source<'_>) -> Result<Option<MemoryLimit>, Exit> {
+    let setting = from.get(&flags::MEMORY_LIMIT_BYTES);
+    let limit = match setting.text {
+        Some(_) => Some(MemoryLimit::given(setting.size()?)),
+        None => MemoryLimit::detect(),
+    };
+    if let Some(limit) = &limit {
+        from.get(&flags::MEMORY_LIMIT_BYTES).note(flags::size(limit.bytes));
+    }
+    Ok(limit)
 }
 
-impl Memory {
-    pub(super) fn resolve(
-        from: &Source<'_>,
-        workers: usize,
-        limits: &Limits,
-    ) -> Result<Self, Exit> {
-        let setting = from.get(&flags::MEMORY_LIMIT_BYTES);
-        let limit = match setting.text {
-            Some(_) => Some(MemoryLimit::given(setting.size()?)),
-            None => MemoryLimit::detect(),
-        };
-        if let Some(limit) = &limit {
-            from.get(&flags::MEMORY_LIMIT_BYTES).note(flags::size(limit.bytes));
-        }
-        let outbox = from.get(&flags::OUTBOX_BYTES).size()?;
-        let share = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / OUTBOX_SHARE);
-        let default = (share / workers as u64).min(MAX_WORKER_OUTBOX_BYTES).max(outbox);
-        let worker_outbox = from.get(&flags::WORKER_OUTBOX_BYTES).size_or(default)?;
-        if worker_outbox < outbox {
-            return Err(Exit::Error(format!(
-                "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
-                 connection would use up its worker; give --worker_outbox_bytes at least that \
-                 much"
-            )));
-        }
-        let default = MAX_SERVER_OUTBOX_BYTES.min(worker_outbox);
-        let server_outbox = from.get(&flags::SERVER_OUTBOX_BYTES).size_or(default)?;
-        let send_buffer = from.get(&flags::SEND_BUFFER_BYTES).size()?;
-        if (1..4_096).contains(&send_buffer) {
-            return Err(Exit::Error(format!(
-                "--send_buffer_bytes {send_buffer} is too small for a frame and its answer: give \
-                 4096 or more, or 0 to let the kernel decide"
-            )));
-        }
-        let body_share = limit.as_ref().map_or(u64::MAX, |limit| limit.bytes / BODY_SHARE);
-        let body_share = body_share / workers as u64;
-        Ok(Self {
-            outbox_bytes: outbox as usize,
-            worker_outbox_bytes: worker_outbox as usize,
-            server_outbox_bytes: server_outbox as usize,
-            send_buffer_bytes: send_buffer as usize,
-            limit,
-            worker_body_bytes: limits::worker_body_bytes(from, limits, body_share)?,
-            worker_inbound_bytes: worker_inbound_bytes(from, limits, body_share)?,
-        })
+pub(super) fn resolve(
+    from: &Source<'_>,
+    limit: Option<&MemoryLimit>,
+    workers: usize,
+    limits: &Limits,
+) -> Result<Memory, Exit> {
+    let outbox = from.get(&flags::OUTBOX_BYTES).size()?;
+    let share = limit.map_or(u64::MAX, |limit| limit.bytes / OUTBOX_SHARE);
+    let default = (share / workers as u64).min(MAX_WORKER_OUTBOX_BYTES).max(outbox);
+    let worker_outbox = from.get(&flags::WORKER_OUTBOX_BYTES).size_or(default)?;
+    if worker_outbox < outbox {
+        return Err(Exit::Error(format!(
+            "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
+             connection would use up its worker; give --worker_outbox_bytes at least that \
+             much"
+        )));
     }
+    let default = MAX_SERVER_OUTBOX_BYTES.min(worker_outbox);
+    let server_outbox = from.get(&flags::SERVER_OUTBOX_BYTES).size_or(default)?;
+    let send_buffer = from.get(&flags::SEND_BUFFER_BYTES).size()?;
+    if (1..4_096).contains(&send_buffer) {
+        return Err(Exit::Error(format!(
+            "--send_buffer_bytes {send_buffer} is too small for a frame and its answer: give \
+             4096 or more, or 0 to let the kernel decide"
+        )));
+    }
+    let body_share = limit.map_or(u64::MAX, |limit| limit.bytes / BODY_SHARE);
+    let body_share = body_share / workers as u64;
+    Ok(Memory {
+        outbox_bytes: outbox as usize,
+        worker_outbox_bytes: worker_outbox as usize,
+        server_outbox_bytes: server_outbox as usize,
+        send_buffer_bytes: send_buffer as usize,
+        worker_body_bytes: limits::worker_body_bytes(from, limits, body_share)?,
+        worker_inbound_bytes: worker_inbound_bytes(from, limits, body_share)?,
+    })
 }
 
 /// Resolves `--worker_inbound_bytes`. A message takes up to twice its size while it arrives.

@@ -7,9 +7,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::{Env, Exit};
+use super::Exit;
 use crate::state::projects::{Project, Projects, SubscribePolicy};
-use crate::types::{Limits, in_one_line, is_pid, unknown};
+use crate::types::{Env, Limits, in_one_line, is_pid, unknown};
 use crate::wire::sign::Secret;
 
 /// The secret of the built-in project of `dev` and `test` when no projects file is given.

@@ -6,69 +6,49 @@ use super::Exit;
 use super::flags;
 use super::setting::Source;
 use crate::state::broker::MAX_MESSAGE_BYTES;
-use crate::types::{Limits, Routing};
+use crate::state::settings::RedisSettings;
+use crate::types::Limits;
 use crate::wire::redis_url::RedisUrl;
 
 /// What carries messages between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Queue {
+enum Queue {
     /// No other nodes: only the workers of this process.
     Local,
     /// Pub/Sub of one Redis.
     Redis,
 }
 
-/// The queue's fields of [`super::Config`].
-pub(super) struct QueueSettings {
-    pub(super) queue: Queue,
-    pub(super) redis: RedisUrl,
-    pub(super) redis_prefix: String,
-    pub(super) timeout_ms: u64,
-    pub(super) routing: Routing,
-    pub(super) broker_thread: bool,
-    pub(super) idempotency_keys: usize,
-}
-
-impl QueueSettings {
-    pub(super) fn resolve(
-        from: &Source<'_>,
-        workers: usize,
-        warnings: &mut Vec<String>,
-    ) -> Result<Self, Exit> {
-        let queue = from.get(&flags::QUEUE).parsed()?;
-        let redis = resolve_redis(from, queue, warnings)?;
-        let prefix: Prefix = from.get(&flags::REDIS_PREFIX).parsed()?;
-        let timeout_ms = from.get(&flags::QUEUE_TIMEOUT_MS).number()?;
-        let routing = from.get(&flags::ROUTING).parsed()?;
-        let broker_thread = resolve_broker_thread(from, workers)?;
-        let keys = from.get(&flags::IDEMPOTENCY_KEYS).number()?;
-        Ok(Self {
-            queue,
-            redis,
-            redis_prefix: prefix.0,
-            timeout_ms,
-            routing,
-            broker_thread,
-            idempotency_keys: keys as usize,
-        })
+/// Resolves `--queue` and the flags of `--queue redis`, which are checked with either.
+pub(super) fn resolve(
+    from: &Source<'_>,
+    workers: usize,
+    limits: &Limits,
+    warnings: &mut Vec<String>,
+) -> Result<Option<RedisSettings>, Exit> {
+    let queue = from.get(&flags::QUEUE).parsed()?;
+    let url = resolve_redis(from, queue, warnings)?;
+    let prefix: Prefix = from.get(&flags::REDIS_PREFIX).parsed()?;
+    let queue_timeout_ms = from.get(&flags::QUEUE_TIMEOUT_MS).number()?;
+    let routing = from.get(&flags::ROUTING).parsed()?;
+    let broker_thread = resolve_broker_thread(from, workers)?;
+    if queue == Queue::Local {
+        return Ok(None);
     }
+    check_sizes(limits)?;
+    Ok(Some(RedisSettings { url, prefix: prefix.0, queue_timeout_ms, routing, broker_thread }))
 }
 
-impl QueueSettings {
-    /// Checks that the queue can carry everything that may be sent.
-    pub(super) fn check_sizes(&self, limits: &Limits) -> Result<(), Exit> {
-        if self.queue == Queue::Local {
-            return Ok(());
-        }
-        let sizes =
-            [("max_body_bytes", limits.body_bytes), ("max_message_bytes", limits.message_bytes)];
-        match sizes.into_iter().find(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
-            Some((flag, bytes)) => Err(Exit::Error(format!(
-                "--{flag} {bytes} is more than --queue redis carries in one message, \
-                 {MAX_MESSAGE_BYTES} bytes: give e.g. --{flag} 16M"
-            ))),
-            None => Ok(()),
-        }
+/// Checks that Redis can carry everything that may be sent.
+fn check_sizes(limits: &Limits) -> Result<(), Exit> {
+    let sizes =
+        [("max_body_bytes", limits.body_bytes), ("max_message_bytes", limits.message_bytes)];
+    match sizes.into_iter().find(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
+        Some((flag, bytes)) => Err(Exit::Error(format!(
+            "--{flag} {bytes} is more than --queue redis carries in one message, \
+             {MAX_MESSAGE_BYTES} bytes: give e.g. --{flag} 16M"
+        ))),
+        None => Ok(()),
     }
 }
 

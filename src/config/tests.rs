@@ -1,6 +1,7 @@
 use super::setting::parse_size;
 use super::*;
 use crate::ops::logs::{Format, Rotate};
+use crate::types::{Limits, Routing};
 
 mod places;
 
@@ -26,34 +27,57 @@ fn error(result: Result<Config, Exit>) -> String {
 #[test]
 fn defaults() {
     let config = config("").unwrap();
-    assert_eq!(config.node.value(), 1);
-    assert_eq!((config.ws_port, config.http_port, config.prometheus_port), (8812, 8912, 9091));
+    assert_eq!(config.settings.node.value(), 1);
+    assert_eq!((config.ports.ws, config.ports.http, config.ports.prometheus), (8812, 8912, 9091));
     assert_eq!(config.bind.ip, IpAddr::from([127, 0, 0, 1]));
     assert_eq!(config.http_bind, config.bind);
-    assert_eq!((config.queue, config.env), (Queue::Local, Env::Dev));
-    assert!((1..=64).contains(&config.workers) && config.pin && !config.echo);
-    assert_eq!((config.max_connections, config.max_http_connections), (1_000_000, 10_000));
-    assert_eq!((config.drain_ms, config.idle_timeout_ms), (10_000, 120_000));
-    assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (45_000, 30_000));
-    assert_eq!(config.memory.worker_inbound_bytes, 64 << 20);
-    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (10_000, 620_000));
-    assert_eq!((config.linger_ms, config.coalesce_us), (2_000, 0));
-    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.settings.env, Env::Dev);
+    assert!(config.settings.redis.is_none());
+    assert!(
+        (1..=64).contains(&config.settings.workers) && config.settings.pin && !config.settings.echo
+    );
     assert_eq!(
-        (config.memory.outbox_bytes, config.memory.worker_outbox_bytes),
+        (config.settings.max_connections, config.settings.max_http_connections),
+        (1_000_000, 10_000)
+    );
+    assert_eq!(
+        (config.settings.times.drain_ms, config.settings.times.idle_timeout_ms),
+        (10_000, 120_000)
+    );
+    assert_eq!(
+        (config.settings.times.ping_interval_ms, config.settings.times.message_timeout_ms),
+        (45_000, 30_000)
+    );
+    assert_eq!(config.settings.memory.worker_inbound_bytes, 64 << 20);
+    assert_eq!(
+        (config.settings.times.request_timeout_ms, config.settings.times.keep_alive_ms),
+        (10_000, 620_000)
+    );
+    assert_eq!((config.settings.times.linger_ms, config.settings.times.coalesce_us), (2_000, 0));
+    assert_eq!(config.settings.limits, Limits::default());
+    assert_eq!(
+        (config.settings.memory.outbox_bytes, config.settings.memory.worker_outbox_bytes),
         (1 << 20, 256 << 20)
     );
     assert_eq!((&*config.logs.filter, config.logs.format), ("info", Format::Text));
     assert!(config.logs.file.is_none() && config.sentry_dsn.is_none());
-    assert!(!config.demand_exp && config.warnings.is_empty());
+    assert!(!config.settings.env.demands_exp() && config.warnings.is_empty());
     assert!(config.projects_file.is_none());
-    assert_eq!((config.redis.to_string(), &*config.redis_prefix), (DEFAULT_REDIS.into(), "wsc"));
-    assert_eq!(config.redis, DEFAULT_REDIS.parse().unwrap());
-    assert_eq!((config.queue_timeout_ms, config.routing), (2_000, Routing::Project));
-    assert_eq!(config.idempotency_keys, 1_000_000);
+    assert_eq!(config.settings.idempotency_keys, 1_000_000);
     let (_, project) = config.projects.find("1").unwrap();
     assert_eq!((project.secrets.len(), config.projects.len()), (1, 1));
     assert!(project.allowed_origins.is_none());
+    let redis = self::config("--queue redis").unwrap().settings.redis.unwrap();
+    assert_eq!((redis.url.to_string(), &*redis.prefix), (DEFAULT_REDIS.into(), "wsc"));
+    assert_eq!(redis.url, DEFAULT_REDIS.parse().unwrap());
+    assert_eq!((redis.queue_timeout_ms, redis.routing), (2_000, Routing::Project));
+}
+
+#[test]
+fn the_settings_of_tests_are_those_of_a_node_without_flags() {
+    let config = config("--workers 1 --memory_limit_bytes 1024G").unwrap();
+    let settings = Settings { dev_project: None, ..config.settings };
+    assert_eq!(format!("{settings:#?}"), format!("{:#?}", Settings::default()));
 }
 
 #[test]
@@ -64,7 +88,10 @@ fn the_seeds_line_works_in_every_spelling() {
         "--node=200 --ws_port=8812 --http-port=8912 --queue=local --env=dev",
     ] {
         let config = config(line).unwrap();
-        assert_eq!((config.node.value(), config.ws_port, config.http_port), (200, 8812, 8912));
+        assert_eq!(
+            (config.settings.node.value(), config.ports.ws, config.ports.http),
+            (200, 8812, 8912)
+        );
     }
 }
 
@@ -87,14 +114,23 @@ fn every_flag_is_taken() {
          --max_uid_bytes 254 --max_tag_bytes 253 --max_device_bytes 1",
     )
     .unwrap();
-    assert_eq!((config.node.value(), config.ws_port, config.http_port), (0, 0, 0));
-    assert_eq!((config.prometheus_port, config.bind.ip.to_string()), (0, "::1".into()));
-    assert_eq!((config.env, config.workers, config.pin), (Env::Test, 64, false));
-    assert_eq!((config.max_connections, config.max_http_connections), (5, 6));
-    assert_eq!((config.drain_ms, config.idle_timeout_ms), (0, 100));
-    assert_eq!((config.ping_interval_ms, config.message_timeout_ms), (250, 400));
-    assert_eq!((config.request_timeout_ms, config.keep_alive_ms), (200, 300));
-    assert_eq!((config.linger_ms, config.coalesce_us), (0, 10_000));
+    assert_eq!((config.settings.node.value(), config.ports.ws, config.ports.http), (0, 0, 0));
+    assert_eq!((config.ports.prometheus, config.bind.ip.to_string()), (0, "::1".into()));
+    assert_eq!(
+        (config.settings.env, config.settings.workers, config.settings.pin),
+        (Env::Test, 64, false)
+    );
+    assert_eq!((config.settings.max_connections, config.settings.max_http_connections), (5, 6));
+    assert_eq!((config.settings.times.drain_ms, config.settings.times.idle_timeout_ms), (0, 100));
+    assert_eq!(
+        (config.settings.times.ping_interval_ms, config.settings.times.message_timeout_ms),
+        (250, 400)
+    );
+    assert_eq!(
+        (config.settings.times.request_timeout_ms, config.settings.times.keep_alive_ms),
+        (200, 300)
+    );
+    assert_eq!((config.settings.times.linger_ms, config.settings.times.coalesce_us), (0, 10_000));
     let limits = Limits {
         message_bytes: 1 << 10,
         body_bytes: 2 << 20,
@@ -108,27 +144,38 @@ fn every_flag_is_taken() {
         tag_bytes: 253,
         device_bytes: 1,
     };
-    assert_eq!(config.limits, limits);
-    assert_eq!((config.memory.outbox_bytes, config.memory.worker_outbox_bytes), (8 << 10, 1 << 30));
-    assert!(config.echo && !config.demand_exp && config.projects.find("1").is_some());
+    assert_eq!(config.settings.limits, limits);
+    assert_eq!(
+        (config.settings.memory.outbox_bytes, config.settings.memory.worker_outbox_bytes),
+        (8 << 10, 1 << 30)
+    );
+    assert!(
+        config.settings.echo
+            && !config.settings.env.demands_exp()
+            && config.projects.find("1").is_some()
+    );
     assert_eq!((&*config.logs.filter, config.logs.format), ("ws_cluster=debug,info", Format::Json));
     let file = config.logs.file.unwrap();
     assert_eq!((file.path.to_str(), file.rotate), (Some("/l/x.log"), Rotate::Hourly));
     assert_eq!((file.max_bytes, file.keep), (Some(64 << 10), 3));
-    assert_eq!((config.queue, config.redis.to_string()), (Queue::Redis, "unix:///s?db=2".into()));
-    assert_eq!((&*config.redis_prefix, config.queue_timeout_ms), ("A.b:c_d-9", 60_000));
-    assert_eq!((config.routing, config.broker_thread), (Routing::User, true));
-    assert_eq!((config.idempotency_keys, config.warnings.len()), (1_000, 0));
+    assert_eq!((config.settings.idempotency_keys, config.warnings.len()), (1_000, 0));
+    let redis = config.settings.redis.unwrap();
+    assert_eq!(redis.url.to_string(), "unix:///s?db=2");
+    assert_eq!((&*redis.prefix, redis.queue_timeout_ms), ("A.b:c_d-9", 60_000));
+    assert_eq!((redis.routing, redis.broker_thread), (Routing::User, true));
 }
 
 #[test]
 fn the_environment_counts_where_no_flag_was_given() {
     let env = [("WS_CLUSTER_WS_PORT", "1"), ("WS_CLUSTER_NODE", "7"), ("WS_CLUSTER_LOG", "")];
     let config = config_with("--ws_port 2", &env).unwrap();
-    assert_eq!((config.ws_port, config.node.value(), &*config.logs.filter), (2, 7, "info"));
-    assert!(config_with("", &[("WS_CLUSTER_ECHO", "true")]).unwrap().echo);
-    assert!(!config_with("--echo=false", &[]).unwrap().echo);
-    assert!(!config_with("", &[("WS_CLUSTER_PIN", "0")]).unwrap().pin);
+    assert_eq!(
+        (config.ports.ws, config.settings.node.value(), &*config.logs.filter),
+        (2, 7, "info")
+    );
+    assert!(config_with("", &[("WS_CLUSTER_ECHO", "true")]).unwrap().settings.echo);
+    assert!(!config_with("--echo=false", &[]).unwrap().settings.echo);
+    assert!(!config_with("", &[("WS_CLUSTER_PIN", "0")]).unwrap().settings.pin);
     assert_eq!(
         error(config_with("", &[("WS_CLUSTER_WS_PORT", "abc")])),
         "ws-cluster: WS_CLUSTER_WS_PORT 'abc' is not a port: give a number from 0 to 65535, \
@@ -152,7 +199,7 @@ fn what_kubernetes_sets_for_a_service_is_named_with_the_fix() {
          for the service ws-cluster-http; set enableServiceLinks: false in the pod's spec, give \
          the service another name, or pass --http_port 8912"
     );
-    assert_eq!(config_with("--http_port 8912", &env).unwrap().http_port, 8912);
+    assert_eq!(config_with("--http_port 8912", &env).unwrap().ports.http, 8912);
     let typed = error(config("--http_port tcp://10.0.0.1:8912"));
     assert!(!typed.contains("Kubernetes"), "{typed}");
 }
@@ -181,9 +228,12 @@ fn help_and_version_end_with_0() {
 
 #[test]
 fn what_could_never_arrive_is_refused() {
-    assert_eq!(config("--worker_inbound_bytes 2M").unwrap().memory.worker_inbound_bytes, 2 << 20);
+    assert_eq!(
+        config("--worker_inbound_bytes 2M").unwrap().settings.memory.worker_inbound_bytes,
+        2 << 20
+    );
     let large = config("--max_body_bytes 100M").unwrap();
-    assert_eq!(large.memory.worker_inbound_bytes, 400 << 20);
+    assert_eq!(large.settings.memory.worker_inbound_bytes, 400 << 20);
     let error = config("--worker_inbound_bytes 1M").unwrap_err().to_string();
     assert!(
         error.contains("--worker_inbound_bytes 1048576") && error.contains("2097152"),
@@ -297,9 +347,9 @@ fn one_number_serves_two_ports_where_their_addresses_differ() {
         assert_eq!(config.is_ok(), is_free, "{binds}");
     }
     // A port that was not requested makes way for those that were.
-    let elsewhere = config("--http_port 6060 --http_bind 127.0.0.2").unwrap().pprof_port;
+    let elsewhere = config("--http_port 6060 --http_bind 127.0.0.2").unwrap().ports.pprof;
     assert_eq!(elsewhere, OpsPort { port: 6060, is_given: false });
-    let same = config("--http_port 6060").unwrap().pprof_port;
+    let same = config("--http_port 6060").unwrap().ports.pprof;
     assert_eq!(same, OpsPort { port: 0, is_given: false });
 }
 
@@ -325,14 +375,14 @@ fn values_that_contradict_each_other() {
     {
         let flags = format!("--memory_limit_bytes {limit} --workers {workers}");
         let config = config(&flags).unwrap();
-        assert_eq!(config.memory.worker_outbox_bytes, expected, "{flags}");
-        assert!(config.memory.server_outbox_bytes <= expected);
+        assert_eq!(config.settings.memory.worker_outbox_bytes, expected, "{flags}");
+        assert!(config.settings.memory.server_outbox_bytes <= expected);
     }
     let text = error(config("--memory_limit_bytes 1M"));
     assert!(text.contains("--memory_limit_bytes '1M' is not a size"), "{text}");
     let text = error(config("--send_buffer_bytes 100"));
     assert!(text.contains("4096 or more, or 0"), "{text}");
-    assert_eq!(config("--send_buffer_bytes 0").unwrap().memory.send_buffer_bytes, 0);
+    assert_eq!(config("--send_buffer_bytes 0").unwrap().settings.memory.send_buffer_bytes, 0);
     let text = error(config("--outbox_bytes 2M --worker_outbox_bytes 1M"));
     assert!(text.contains("give --worker_outbox_bytes at least that much"), "{text}");
     let text = error(config("--env prod --echo"));
@@ -350,7 +400,8 @@ fn the_broker_has_a_thread_where_there_are_two_workers() {
         ("--workers 2", true),
         ("--workers 2 --broker_thread true", true),
     ] {
-        assert_eq!(config(line).unwrap().broker_thread, own, "{line}");
+        let redis = config(&format!("--queue redis {line}")).unwrap().settings.redis.unwrap();
+        assert_eq!(redis.broker_thread, own, "{line}");
     }
     let text = error(config_with("--workers 2", &[("WS_CLUSTER_BROKER_THREAD", "0")]));
     assert!(text.starts_with("ws-cluster: WS_CLUSTER_BROKER_THREAD=false needs a sing"), "{text}");
@@ -365,7 +416,8 @@ fn a_redis_password_is_shown_nowhere_and_belongs_in_the_environment() {
             assert!(warning.starts_with(start), "{warning}");
         }
         let debug = format!("{config:?} {config:#?}");
-        assert!(debug.contains("Some(***)") && !debug.contains("hunter2"), "{debug}");
+        assert_eq!(debug.contains("password: Some(***)"), config.settings.redis.is_some());
+        assert!(!debug.contains("hunter2"));
     };
     let by_flag = format!("--redis {secret}");
     let has = "--redis has a password in it, which every user of this machine can read";
@@ -373,7 +425,8 @@ fn a_redis_password_is_shown_nowhere_and_belongs_in_the_environment() {
     starts(&config(&by_flag).unwrap(), &[has, "--redis has no effect with --queue local: give"]);
     let env = [("WS_CLUSTER_REDIS", secret)];
     let by_env = config_with("--queue redis", &env).unwrap();
-    assert_eq!(by_env.redis.password.as_ref().unwrap().expose(), "hunter2");
+    let redis = by_env.settings.redis.as_ref().unwrap();
+    assert_eq!(redis.url.password.as_ref().unwrap().expose(), "hunter2");
     starts(&by_env, &[]);
     let local = config_with("", &env).unwrap();
     starts(&local, &["WS_CLUSTER_REDIS has no effect with --queue local"]);
@@ -442,7 +495,7 @@ fn prod_demands_exp_and_warns() {
     let config = config(&format!("--env prod --projects {}", file.display()));
     std::fs::remove_file(&file).unwrap();
     let config = config.unwrap();
-    assert!(config.demand_exp && config.projects.find("1").is_none());
+    assert!(config.settings.env.demands_exp() && config.projects.find("1").is_none());
     assert_eq!(config.projects_file.as_deref(), Some(&*file));
     let starts = ["project 'shop' has no allowed_origins"];
     assert_eq!(config.warnings.len(), starts.len(), "{:?}", config.warnings);

@@ -1,7 +1,7 @@
 //! The HTTP API: routes, signatures, and the way from a push to its acceptance.
 
 use super::date::http_date;
-use super::http::{self, Connections, Moment, Request, Service, Times};
+use super::http::{self, Connections, Moment, Request, Service};
 use super::pauses;
 use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
@@ -10,6 +10,7 @@ use super::worker_context::{PendingPush, PushOrigin, WorkerContext};
 use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
+use crate::state::settings::Times;
 use crate::types::{Limits, MessageId, quoted, version};
 use crate::wire::http::{Body, Head, HttpError};
 use crate::wire::json::{self, Members, write_string};
@@ -83,8 +84,8 @@ impl Service for WorkerContext {
         &self.shared.settings.limits
     }
 
-    fn times(&self) -> Times {
-        Times::from(&self.shared.settings)
+    fn times(&self) -> &Times {
+        &self.shared.settings.times
     }
 
     fn connections(&self) -> &RefCell<Connections> {
@@ -426,10 +427,10 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
             return Err(error(403, "unknown project"));
         };
         self.project = Some(project);
-        check(&project.secrets, shared.settings.shows_signed_text)
+        check(&project.secrets, shared.settings.env.shows_signed_text())
             .map_err(|msg| ApiError { status: 401, msg })?;
         self.is_signed = true;
-        sign::check_exp(credentials.exp, shared.settings.demand_exp, now_ms)?;
+        sign::check_exp(credentials.exp, shared.settings.env.demands_exp(), now_ms)?;
         Ok(project)
     }
 

@@ -6,7 +6,7 @@
 //! there is always a descriptor to accept a connection and refuse it with an error response, for
 //! `/healthz`, and for a new link to Redis.
 
-use super::shared::Settings;
+use super::shared::Shared;
 use std::cell::Cell;
 use std::fs;
 
@@ -50,11 +50,11 @@ pub struct TooFewFiles {
 
 impl Descriptors {
     /// Counts the descriptors of the calling thread, which has opened what it needs for itself.
-    pub fn of_this_thread(settings: &Settings) -> Result<Self, TooFewFiles> {
+    pub fn of_this_thread(shared: &Shared) -> Result<Self, TooFewFiles> {
         // Includes the descriptor of the directory itself, which is closed again.
         let own = fs::read_dir("/proc/thread-self/fd").map_or(OWN_RESERVE, Iterator::count);
-        let Settings { open_files, max_handshakes, max_http_connections, .. } = *settings;
-        Self::new(open_files, max_handshakes, max_http_connections, own)
+        let settings = &shared.settings;
+        Self::new(shared.open_files, settings.max_handshakes, settings.max_http_connections, own)
     }
 
     fn new(

@@ -32,8 +32,8 @@ pub fn judge<R>(
     now_ms: u64,
     open: impl FnOnce(Identity<'_>, &[u8]) -> Result<R, ApiError>,
 ) -> Result<R, ApiError> {
-    let config = &shared.settings;
-    if head.path != "/ws/connect" && !config.echo {
+    let node = &*shared.settings;
+    if head.path != "/ws/connect" && !node.echo {
         return Err(not_found(head.path, shared));
     }
     let key = upgrade(head)?;
@@ -43,11 +43,11 @@ pub fn judge<R>(
     let mut switching = Vec::with_capacity(240);
     let accept = accept_key(key);
     write_switching(&mut switching, &accept, http_date(now_ms), head.offers_protocol);
-    if config.echo {
+    if node.echo {
         return open(ECHO, &switching);
     }
     let params = Params::parse(head.query.unwrap_or("").as_bytes())?;
-    let connect = parse_connect(&params, &config.limits)?;
+    let connect = parse_connect(&params, &node.limits)?;
     let credentials = &connect.credentials;
     let Some((project, settings)) = shared.projects.find(&*credentials.pid) else {
         return Err(refuse(403, "unknown project"));
@@ -58,10 +58,10 @@ pub fn judge<R>(
     let mut text = Vec::with_capacity(256);
     params.canonical(head.path, &mut text);
     let place = SignPlace::Parameter { is_in_header: head.x_sign.is_some() };
-    let rules = SignRules { place, shows_text: config.shows_signed_text };
+    let rules = SignRules { place, shows_text: node.env.shows_signed_text() };
     sign::check(&settings.secrets, &[&text], credentials.sign, rules)
         .map_err(|msg| ApiError { status: 401, msg })?;
-    sign::check_exp(credentials.exp, config.demand_exp, now_ms)?;
+    sign::check_exp(credentials.exp, node.env.demands_exp(), now_ms)?;
     sign::check_session_exp(connect.session_exp, now_ms)?;
     let (uid, role) = match connect.peer {
         Peer::Client { uid } => (uid, Role::Client),

@@ -8,9 +8,9 @@ pub use connections::Connections;
 use super::date::http_date;
 use super::linger::close;
 use super::pauses;
-use super::shared::Settings;
 use super::sys::{self, Lend};
 use crate::state::counters::Refusal;
+use crate::state::settings::Times;
 use crate::types::Limits;
 use crate::wire::chunked::Chunked;
 use crate::wire::http::{Body, Head, HttpError, TOO_LARGE, parse_head};
@@ -83,7 +83,11 @@ pub trait Service {
         Self: 'a;
 
     fn limits(&self) -> &Limits;
-    fn times(&self) -> Times;
+    fn times(&self) -> &Times;
+    /// Maximum time that a connection without a known peer may wait for its next request.
+    fn unknown_ms(&self) -> u64 {
+        u64::MAX
+    }
     /// Begins what the request asks for, and appends the response to `out` if it is known at once.
     /// `keep_alive`: what the client wants.
     fn answer(
@@ -105,26 +109,6 @@ pub trait Service {
     fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>);
     fn connections(&self) -> &RefCell<Connections>;
     fn count_refusal(&self, why: Refusal);
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    pub request_timeout_ms: u64,
-    pub keep_alive_ms: u64,
-    pub linger_ms: u64,
-    /// Maximum time that a connection without a known peer may wait for its next request.
-    pub unknown_ms: u64,
-}
-
-impl From<&Settings> for Times {
-    fn from(settings: &Settings) -> Self {
-        Self {
-            request_timeout_ms: settings.request_timeout_ms,
-            keep_alive_ms: settings.keep_alive_ms,
-            linger_ms: settings.linger_ms,
-            unknown_ms: u64::MAX,
-        }
-    }
 }
 
 /// Why a connection ends.
@@ -335,7 +319,7 @@ impl<'s, S: Service> Connection<'s, S> {
         let times = self.service.times();
         let ms = if is_first { times.request_timeout_ms } else { times.keep_alive_ms };
         let is_known = self.service.connections().borrow().is_known(self.key);
-        if is_known { ms } else { ms.min(times.unknown_ms) }
+        if is_known { ms } else { ms.min(self.service.unknown_ms()) }
     }
 
     /// Marks the connection as waiting for its peer, and returns its deadline.

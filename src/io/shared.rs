@@ -7,75 +7,22 @@ use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
-use crate::types::{Incarnation, Limits, NodeId, Routing};
-use crate::wire::redis_url::RedisUrl;
-use crate::wire::sign::Token;
+use crate::state::settings::Settings;
+use crate::types::Incarnation;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Settings of the workers. Each has the meaning of the flag of the same name.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub node: NodeId,
-    /// `--env`, as written.
-    pub env: &'static str,
-    /// The pid and the secret of the built-in project of `dev`, if it is in use: the console of the
-    /// live page prefills them.
-    pub dev_project: Option<(&'static str, &'static str)>,
-    pub workers: usize,
-    pub max_connections: usize,
-    pub max_http_connections: usize,
-    pub max_handshakes: usize,
+/// What a node finds out when it starts.
+#[derive(Debug)]
+pub struct Start {
+    /// Start time, in milliseconds since the Unix epoch.
+    pub now_ms: u64,
     /// Limit of open files of each descriptor table (RLIMIT_NOFILE).
     pub open_files: usize,
-    pub demand_exp: bool,
-    pub ping_interval_ms: u64,
-    /// Whether the answer to a wrong signature contains the text that should have been signed.
-    pub shows_signed_text: bool,
-    pub idle_timeout_ms: u64,
-    pub message_timeout_ms: u64,
-    pub request_timeout_ms: u64,
-    pub handshake_timeout_ms: u64,
-    pub keep_alive_ms: u64,
-    pub linger_ms: u64,
-    /// How long a batch of pushes may wait for more of them; 0: it does not wait.
-    pub coalesce_us: u64,
-    pub drain_ms: u64,
-    pub limits: Limits,
-    pub outbox_bytes: usize,
-    pub worker_outbox_bytes: usize,
-    pub server_outbox_bytes: usize,
+    /// The process's memory limit; `None`: it cannot be read.
     pub memory_limit: Option<MemoryLimit>,
-    pub worker_body_bytes: usize,
-    pub worker_inbound_bytes: usize,
-    pub idempotency_keys: usize,
-    pub echo: bool,
-    pub pin: bool,
-    /// Host names accepted by the ops ports, besides their address and localhost.
-    pub ops_hosts: Vec<String>,
-    /// Token that requests to the ops ports must carry.
-    pub ops_token: Option<Token>,
-    /// `None`: the `local` queue.
-    pub redis: Option<RedisSettings>,
-}
-
-impl Settings {
-    /// Returns the maximum number of connections of one worker: address space is reserved for them.
-    pub fn slots(&self) -> usize {
-        self.max_connections.min(self.open_files)
-    }
-}
-
-#[derive(Debug, Clone)]
-pub struct RedisSettings {
-    pub url: RedisUrl,
-    pub prefix: String,
-    pub queue_timeout_ms: u64,
-    pub routing: Routing,
-    /// Whether the broker has its own thread; otherwise it runs on that of the only worker.
-    pub has_own_thread: bool,
-    /// Hash seeds that workers and the broker share.
-    pub hash_keys: (u64, u64),
+    /// Random seeds of the hash of users.
+    pub user_keys: (u64, u64),
 }
 
 /// The open ports for clients and backends.
@@ -88,7 +35,10 @@ pub struct Ports {
 /// State of a node, one per process.
 #[derive(Debug)]
 pub struct Shared {
-    pub settings: Settings,
+    pub settings: Arc<Settings>,
+    pub open_files: usize,
+    /// Seeds of the hash of users, which the workers and the broker share.
+    pub user_keys: (u64, u64),
     /// Set before a worker serves any connection.
     pub ports: OnceLock<Ports>,
     pub projects: Arc<Projects>,
@@ -115,6 +65,8 @@ pub struct Shared {
 /// How much of its memory limit the process uses, and how much the workers are asked to free.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
+    /// `None`: it cannot be read.
+    pub limit: Option<MemoryLimit>,
     used_bytes: AtomicUsize,
     /// A worker has freed much memory.
     is_purge_wanted: AtomicBool,
@@ -123,10 +75,10 @@ pub struct MemoryPressure {
 }
 
 impl MemoryPressure {
-    fn new(workers: usize) -> Self {
+    fn new(limit: Option<MemoryLimit>, workers: usize) -> Self {
         let wanted_bytes = (0..workers).map(|_| AtomicUsize::new(0)).collect();
         let is_purge_wanted = AtomicBool::new(false);
-        Self { used_bytes: AtomicUsize::new(0), is_purge_wanted, wanted_bytes }
+        Self { limit, used_bytes: AtomicUsize::new(0), is_purge_wanted, wanted_bytes }
     }
 
     pub fn used_bytes(&self) -> usize {
@@ -239,11 +191,14 @@ impl QueueHealth {
 }
 
 impl Shared {
-    pub fn new(settings: Settings, projects: Projects, started_ms: u64) -> Self {
+    pub fn new(settings: Settings, projects: Projects, start: Start) -> Self {
+        let Start { now_ms: started_ms, open_files, memory_limit, user_keys } = start;
         let workers = settings.workers;
         let projects = Arc::new(projects);
         Self {
-            settings,
+            settings: Arc::new(settings),
+            open_files,
+            user_keys,
             ports: OnceLock::new(),
             projects: Arc::clone(&projects),
             started_ms,
@@ -259,8 +214,13 @@ impl Shared {
             ws_accepts: AcceptErrors::new("--ws_port"),
             http_accepts: AcceptErrors::new("--http_port"),
             ops_accept_errors: Counter::default(),
-            memory: MemoryPressure::new(workers),
+            memory: MemoryPressure::new(memory_limit, workers),
         }
+    }
+
+    /// Returns the maximum number of connections of one worker: address space is reserved for them.
+    pub fn slots(&self) -> usize {
+        self.settings.max_connections.min(self.open_files)
     }
 
     /// Takes a place among `--max_connections`; returns `false` if there is none. [`Shared::leave`]

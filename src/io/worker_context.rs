@@ -80,8 +80,8 @@ impl WorkerContext {
         descriptors: Rc<Descriptors>,
     ) -> Rc<Self> {
         ws_server.worker.set_notes(recorder.is_some());
-        let coalesce_us = shared.settings.coalesce_us;
-        let http = Connections::new(shared.settings.worker_body_bytes);
+        let coalesce_us = shared.settings.times.coalesce_us;
+        let http = Connections::new(shared.settings.memory.worker_body_bytes);
         let requests = RequestCounts::new(Arc::clone(&shared.http_counters[index]));
         let transport = Transport::new(Arc::clone(&shared), index, carrier);
         Rc::new(Self {

@@ -110,7 +110,7 @@ impl WsServer {
         descriptors: Rc<Descriptors>,
     ) -> Self {
         let mut ws_server = Self {
-            slots: Vec::with_capacity(shared.settings.slots()),
+            slots: Vec::with_capacity(shared.slots()),
             worker,
             shared,
             counters,
@@ -289,7 +289,7 @@ impl WsServer {
     }
 
     fn insert_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) -> usize {
-        let deadline_ms = self.now_ms + self.shared.settings.handshake_timeout_ms;
+        let deadline_ms = self.now_ms + self.shared.settings.times.handshake_timeout_ms;
         self.handshakes.insert(fd, received, deadline_ms)
     }
 
@@ -449,7 +449,7 @@ impl WsServer {
     fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
-        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        let deadline_ms = self.now_ms + self.shared.settings.times.linger_ms;
         let bytes = handshake::refusal(error, self.now_ms);
         let last = Last { bytes, is_refusal: true };
         self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);

@@ -1,7 +1,7 @@
 //! Why a node could not start or continue: the cause, the value and the fix.
 
 use super::machine::Machine;
-use crate::config::{Bind, Config, Queue};
+use crate::config::{Bind, Config};
 use crate::io::descriptors::TooFewFiles;
 use crate::io::ring::{self, Ring, RingError};
 use crate::io::tasks::TaskError;
@@ -73,12 +73,12 @@ pub struct Needs {
 
 impl Needs {
     pub fn of(config: &Config) -> Self {
-        let has_broker = config.queue == Queue::Redis && config.broker_thread;
+        let has_broker = config.settings.redis.as_ref().is_some_and(|redis| redis.broker_thread);
         let optional =
             [config.otel.is_some(), config.sentry_dsn.is_some(), config.logs.file.is_some()];
         let others = optional.into_iter().filter(|&is_there| is_there).count();
         let cores = available_parallelism().map_or(1, NonZeroUsize::get);
-        Self::new(config.workers, cores, has_broker, others)
+        Self::new(config.settings.workers, cores, has_broker, others)
     }
 
     fn new(workers: usize, cores: usize, has_broker: bool, extra_threads: usize) -> Self {

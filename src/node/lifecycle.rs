@@ -45,7 +45,7 @@ impl Lifecycle {
             version = version::VERSION,
             commit = version::COMMIT,
             node = settings.node.value(),
-            env = settings.env,
+            env = settings.env.name(),
             queue,
             projects = shared.projects.len(),
             workers = settings.workers,
@@ -59,9 +59,9 @@ impl Lifecycle {
             max_http_connections = settings.max_http_connections,
             max_message_bytes = settings.limits.message_bytes,
             max_body_bytes = settings.limits.body_bytes,
-            outbox_bytes = settings.outbox_bytes,
-            worker_outbox_bytes = settings.worker_outbox_bytes,
-            open_files = settings.open_files,
+            outbox_bytes = settings.memory.outbox_bytes,
+            worker_outbox_bytes = settings.memory.worker_outbox_bytes,
+            open_files = shared.open_files,
             room = shared.room(),
             "started"
         );
@@ -88,7 +88,7 @@ impl Lifecycle {
         match *end {
             None => {
                 *end = Some((signal, Instant::now()));
-                let drain_ms = self.shared.settings.drain_ms;
+                let drain_ms = self.shared.settings.times.drain_ms;
                 tracing::info!(drain_ms, "draining: a second signal ends at once");
                 self.shared.drain();
                 thread::sleep(ONE_SENDING);

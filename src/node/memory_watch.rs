@@ -30,7 +30,7 @@ impl MemoryWatch {
     /// Starts the watch; from here on only [`MemoryWatch::look`] returns memory to the system.
     pub(super) fn new(shared: &Shared) -> Self {
         allocator::purge_only_when_asked();
-        let limit = shared.settings.memory_limit.clone();
+        let limit = shared.memory.limit.clone();
         let now = Instant::now();
         Self { limit, next_purge: now, next_shed: now, next_warning: now }
     }

@@ -33,17 +33,17 @@ pub(super) struct Wanted {
 impl Wanted {
     pub(super) fn of(config: &Config) -> Self {
         let port = |flag, port, bind: &Bind| PortFlag { flag, port, bind: bind.clone() };
-        let OpsPort { port: pprof, is_given: is_pprof_given } = config.pprof_port;
-        let OpsPort { port: swagger, is_given: is_swagger_given } = config.swagger_port;
+        let OpsPort { port: pprof, is_given: is_pprof_given } = config.ports.pprof;
+        let OpsPort { port: swagger, is_given: is_swagger_given } = config.ports.swagger;
         Self {
-            ws: port("--ws_port", config.ws_port, &config.bind),
-            http: port("--http_port", config.http_port, &config.http_bind),
-            metrics: port("--prometheus_port", config.prometheus_port, &config.ops_bind),
+            ws: port("--ws_port", config.ports.ws, &config.bind),
+            http: port("--http_port", config.ports.http, &config.http_bind),
+            metrics: port("--prometheus_port", config.ports.prometheus, &config.ops_bind),
             pprof: port("--pprof_port", pprof, &config.ops_bind),
             swagger: port("--swagger_port", swagger, &config.ops_bind),
             any_pprof: !is_pprof_given,
             any_swagger: !is_swagger_given,
-            unsent_bytes: config.memory.send_buffer_bytes,
+            unsent_bytes: config.settings.memory.send_buffer_bytes,
         }
     }
 

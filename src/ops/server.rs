@@ -9,11 +9,12 @@ use super::site::Site;
 use super::{metrics, pages};
 use crate::io::accept_errors::AcceptErrors;
 use crate::io::date::http_date;
-use crate::io::http::{self, Answer, Connections, Request, Service, Times};
+use crate::io::http::{self, Answer, Connections, Request, Service};
 use crate::io::routes;
 use crate::io::shared::Shared;
 use crate::io::{pulse, sys};
 use crate::state::counters::Refusal;
+use crate::state::settings::Times;
 use crate::types::Limits;
 use crate::wire::http::{Head, HttpError};
 use crate::wire::response::{write_refusal, write_response};
@@ -76,9 +77,9 @@ pub async fn serve(
     for (site, listener) in listeners {
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
-        let settings = &ops.node.shared.settings;
-        let limits = Limits { body_bytes: MAX_BODY_BYTES, ..settings.limits.clone() };
-        let left = settings.open_files.saturating_sub(RESERVED_FILES) / 4;
+        let shared = &ops.node.shared;
+        let limits = Limits { body_bytes: MAX_BODY_BYTES, ..shared.settings.limits.clone() };
+        let left = shared.open_files.saturating_sub(RESERVED_FILES) / 4;
         let port = Rc::new(Port {
             ops: Rc::clone(&ops),
             site,
@@ -222,9 +223,12 @@ impl Service for Port {
         &self.limits
     }
 
-    fn times(&self) -> Times {
-        let times = Times::from(&self.ops.node.shared.settings);
-        Times { unknown_ms: UNKNOWN_MS, ..times }
+    fn times(&self) -> &Times {
+        &self.ops.node.shared.settings.times
+    }
+
+    fn unknown_ms(&self) -> u64 {
+        UNKNOWN_MS
     }
 
     fn connections(&self) -> &RefCell<Connections> {

@@ -21,6 +21,7 @@ mod rest;
 pub mod router;
 pub mod sequence;
 pub mod servers;
+pub mod settings;
 mod sharded_table;
 pub mod subscriptions;
 mod targets;

@@ -22,10 +22,9 @@ use super::idempotency::RememberedKeys;
 use super::projects::{ProjectId, Projects};
 use super::rest::{Rest, Rests};
 use super::servers::{Loads, Registry};
+use super::settings::Settings;
 use super::subscriptions::{BrokerRequest, Interest, Subscriptions};
-use crate::types::{
-    Cid, ConnKey, EventSet, Incarnation, Limits, MessageId, NodeId, Routing, SnowflakeClock,
-};
+use crate::types::{Cid, ConnKey, EventSet, Incarnation, MessageId, Routing, SnowflakeClock};
 use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
 use events::PendingEvents;
@@ -47,38 +46,18 @@ use std::sync::Arc;
 /// Parameters of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    pub node: NodeId,
+    pub settings: Arc<Settings>,
     /// This run of the node; shared with its other workers and its broker.
     pub incarnation: Arc<Incarnation>,
-    /// This worker's index, and the number of workers.
+    /// This worker's index.
     pub worker: usize,
-    pub workers: usize,
     pub projects: Arc<Projects>,
-    pub limits: Limits,
     /// Number of connections for which address space is reserved.
-    pub max_connections: usize,
-    /// A connection on which nothing was sent or received for this long is pinged.
-    pub ping_interval_ms: u64,
-    /// Silence of the peer after which its connection is closed with 4002; it is pinged at half of
-    /// it at the latest.
-    pub idle_timeout_ms: u64,
-    /// Limit on unsent bytes of one connection, and of all of this worker's.
-    pub outbox_bytes: usize,
-    pub worker_outbox_bytes: usize,
-    /// Limit on unsent bytes of a business server's connection.
-    pub server_outbox_bytes: usize,
-    /// How long a client's request waits for its response.
-    pub request_timeout_ms: u64,
+    pub slots: usize,
     /// Requests in flight by business server, shared by the node's workers.
     pub loads: Arc<Loads>,
-    /// Echo mode: every data frame is sent back, and nothing unsolicited is sent.
-    pub echo: bool,
-    /// Whether a rejected signature is answered with the text that should have been signed.
-    pub shows_signed_text: bool,
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
-    /// Maximum number of push keys that are remembered.
-    pub idempotency_keys: usize,
     /// `None`: the `local` queue, where everything accepted is received.
     pub hearing: Option<Hearing>,
     pub counters: Arc<Counters>,
@@ -233,13 +212,17 @@ pub enum Admission {
 
 impl Worker {
     pub fn new(config: WorkerConfig, now_ms: u64) -> Self {
-        let reserved = config.max_connections.min(NONE as usize - 1);
+        let reserved = config.slots.min(NONE as usize - 1);
         Self {
-            outbox_limit: config.outbox_bytes.max(2 * config.limits.message_bytes),
+            outbox_limit: config
+                .settings
+                .memory
+                .outbox_bytes
+                .max(2 * config.settings.limits.message_bytes),
             connections: Slab::with_capacity(reserved),
             directory: Directory::new(config.hash_keys),
             open: Batch::default(),
-            ids: SnowflakeClock::new(config.node, config.worker, config.workers),
+            ids: SnowflakeClock::new(config.settings.node, config.worker, config.settings.workers),
             generation: 0,
             visit_epoch: 0,
             born_ms: now_ms,
@@ -254,9 +237,9 @@ impl Worker {
             holds_closes: false,
             blocked: Vec::new(),
             sweep: Sweep::new(
-                config.ping_interval_ms,
-                config.idle_timeout_ms,
-                (config.worker, config.workers),
+                config.settings.times.ping_interval_ms,
+                config.settings.times.idle_timeout_ms,
+                (config.worker, config.settings.workers),
                 now_ms,
             ),
             is_overdue: false,
@@ -269,12 +252,12 @@ impl Worker {
                 config.hash_keys,
                 now_ms,
             ),
-            remembered: RememberedKeys::new(config.idempotency_keys),
+            remembered: RememberedKeys::new(config.settings.idempotency_keys),
             pushes: Pushes::default(),
             registry: Registry::new(
-                config.node,
+                config.settings.node,
                 config.worker,
-                config.workers,
+                config.settings.workers,
                 Arc::clone(&config.loads),
             ),
             own_servers: OwnServers::default(),
@@ -362,7 +345,7 @@ impl Worker {
             Message::Close(code) => self.close(slot, CloseCause::Peer(code)),
             Message::Text(payload) | Message::Binary(payload) => {
                 self.config.counters.client_messages.add(1);
-                if self.config.echo {
+                if self.config.settings.echo {
                     let kind = if matches!(frame, Message::Text(_)) {
                         OpCode::Text
                     } else {
@@ -512,7 +495,7 @@ impl Worker {
 
     /// The longest message that the connection in `slot` may send.
     pub fn message_limit(&self, slot: u32) -> usize {
-        let limits = &self.config.limits;
+        let limits = &self.config.settings.limits;
         match self.connections.get(slot as usize) {
             Some(connection) if connection.is_server => limits.body_bytes,
             _ => limits.message_bytes,
@@ -557,7 +540,7 @@ impl Worker {
     /// Queues a frame of the open batch for one connection.
     fn owe(&mut self, slot: u32, frame: u32) {
         let limit = self.outbox_limit_of(&self.connections[slot as usize]);
-        let max_bytes = self.config.worker_outbox_bytes;
+        let max_bytes = self.config.settings.memory.worker_outbox_bytes;
         let (batch, connection) = (&mut self.open, &mut self.connections[slot as usize]);
         connection.last_frame = self.sweep.frame_clock();
         match deliver(batch, &self.budget, max_bytes, connection, slot, frame, limit) {
@@ -576,11 +559,15 @@ impl Worker {
     }
 
     fn outbox_limit_of(&self, connection: &Connection) -> usize {
-        if connection.is_server { self.config.server_outbox_bytes } else { self.outbox_limit }
+        if connection.is_server {
+            self.config.settings.memory.server_outbox_bytes
+        } else {
+            self.outbox_limit
+        }
     }
 
     /// The sender as parcels name this worker.
     fn sender(&self) -> Sender {
-        Sender { node: self.config.node, epoch: self.config.incarnation.epoch() }
+        Sender { node: self.config.settings.node, epoch: self.config.incarnation.epoch() }
     }
 }

@@ -2,6 +2,7 @@
 //! randomness.
 
 mod calendar;
+mod env;
 mod events;
 mod ids;
 mod incarnation;
@@ -11,6 +12,7 @@ mod routing;
 pub mod version;
 
 pub use calendar::date_of;
+pub use env::Env;
 pub use events::EventSet;
 pub use ids::{
     Cid, ConnKey, IdError, MessageId, NodeId, SnowflakeClock, is_device, is_name, is_pid,

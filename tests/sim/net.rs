@@ -16,9 +16,10 @@ use std::sync::Arc;
 use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop, LostAnswer};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::servers::Loads;
+use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{self, WorkerEvent};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, ConnKey, Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, ConnKey, Env, Incarnation, Limits, MessageId, NodeId};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
 use ws_cluster::wire::websocket::{Inbound, Message, Rest, write_close};
@@ -172,25 +173,34 @@ impl Simulation for Node {
         let incarnation = Arc::new(Incarnation::new(1));
         let core = |worker| {
             let counters = Arc::new(Counters::default());
-            let config = WorkerConfig {
+            let settings = Settings {
                 node: NodeId::new(200).unwrap(),
-                worker,
                 workers,
-                projects: projects.clone(),
+                env: Env::Test,
                 limits: Limits { message_bytes: 1_000, tags: MAX_TAGS, ..Limits::default() },
-                max_connections: 64,
-                ping_interval_ms: PING_MS,
-                idle_timeout_ms: IDLE_MS,
-                outbox_bytes,
-                worker_outbox_bytes,
-                server_outbox_bytes,
-                request_timeout_ms,
+                times: Times {
+                    ping_interval_ms: PING_MS,
+                    idle_timeout_ms: IDLE_MS,
+                    request_timeout_ms,
+                    ..Times::default()
+                },
+                memory: Memory {
+                    outbox_bytes,
+                    worker_outbox_bytes,
+                    server_outbox_bytes,
+                    ..Memory::default()
+                },
+                idempotency_keys: 1_000,
+                ..Settings::default()
+            };
+            let config = WorkerConfig {
+                settings: Arc::new(settings),
+                worker,
+                projects: projects.clone(),
+                slots: 64,
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
-                echo: false,
-                shows_signed_text: false,
                 hash_keys: (seed, worker as u64),
-                idempotency_keys: 1_000,
                 hearing: None,
                 counters: counters.clone(),
             };

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput};
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::settings::Settings;
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, NodeId};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
@@ -104,25 +105,15 @@ fn crowd() -> Worker {
         allowed_origins: None,
         subscribe: SubscribePolicy::Any,
     };
+    let settings = Settings { idempotency_keys: 1_000, ..Settings::default() };
     let config = WorkerConfig {
-        node: NodeId::new(1).unwrap(),
+        settings: Arc::new(settings),
         worker: 0,
-        workers: 1,
         projects: Arc::new(Projects::new(vec![project]).unwrap()),
-        limits: Limits::default(),
-        max_connections: 2 * CLIENTS,
-        ping_interval_ms: 45_000,
-        idle_timeout_ms: 120_000,
-        outbox_bytes: 1 << 20,
-        worker_outbox_bytes: 256 << 20,
-        server_outbox_bytes: 1 << 20,
-        request_timeout_ms: 10_000,
+        slots: 2 * CLIENTS,
         loads: Arc::default(),
         incarnation: Arc::new(Incarnation::new(1)),
-        echo: false,
-        shows_signed_text: false,
         hash_keys: (1, 2),
-        idempotency_keys: 1_000,
         hearing: None,
         counters: Arc::new(Counters::default()),
     };

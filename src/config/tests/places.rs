@@ -29,16 +29,16 @@ fn a_config_file_counts_where_neither_flag_nor_environment_say_otherwise() {
                 bind = '::1'\nmax_body_bytes = '2M'\nlog = ''\n# a comment\nlinger_ms = 1_000\n";
     let env = [("WS_CLUSTER_HTTP_PORT", "20"), ("WS_CLUSTER_PROMETHEUS_PORT", "30")];
     let config = file_config("--prometheus_port 300", text, &env).unwrap();
-    assert_eq!((config.ws_port, config.http_port, config.prometheus_port), (1, 20, 300));
-    assert!(!config.pin && config.echo && config.bind.ip.to_string() == "::1");
+    assert_eq!((config.ports.ws, config.ports.http, config.ports.prometheus), (1, 20, 300));
+    assert!(!config.settings.pin && config.settings.echo && config.bind.ip.to_string() == "::1");
     assert!(config.bind.name.ends_with(", line 6, column 1: bind"), "{}", config.bind.name);
     assert!(config.bind.written().ends_with(": bind = ::1"));
-    assert_eq!((config.limits.body_bytes, &*config.logs.filter), (2 << 20, "info"));
-    assert_eq!(config.linger_ms, 1_000);
+    assert_eq!((config.settings.limits.body_bytes, &*config.logs.filter), (2 << 20, "info"));
+    assert_eq!(config.settings.times.linger_ms, 1_000);
     let by_variable = temporary("config", "node = 5");
     let config = config_with("", &[("WS_CLUSTER_CONFIG", &by_variable)]).unwrap();
     std::fs::remove_file(by_variable).unwrap();
-    assert_eq!(config.node.value(), 5);
+    assert_eq!(config.settings.node.value(), 5);
 }
 
 #[test]
@@ -82,19 +82,24 @@ fn a_secret_may_be_in_a_file_of_its_own() {
     let path = temporary("token", &format!("{token}\n"));
     let flag = format!("--ops_bind 0.0.0.0 --ops_token file:{path}");
     let config = config(&flag).unwrap();
-    assert!(config.ops_token.is_some() && config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(
+        config.settings.ops_token.is_some() && config.warnings.is_empty(),
+        "{:?}",
+        config.warnings
+    );
     std::fs::write(&path, "redis://:hunter2@host\n").unwrap();
-    let redis = [("WS_CLUSTER_REDIS", &*format!("file:{path}")), ("WS_CLUSTER_QUEUE", "redis")];
-    let config = config_with("", &redis).unwrap();
-    assert_eq!(config.redis.password.unwrap().expose(), "hunter2");
+    let env = [("WS_CLUSTER_REDIS", &*format!("file:{path}")), ("WS_CLUSTER_QUEUE", "redis")];
+    let config = config_with("", &env).unwrap();
+    let redis = config.settings.redis.unwrap();
+    assert_eq!(redis.url.password.unwrap().expose(), "hunter2");
     for text in ["", "\n", "hunter2\nhunter2"] {
         std::fs::write(&path, text).unwrap();
-        let error = error(config_with("", &redis));
+        let error = error(config_with("", &env));
         let wanted = format!("ws-cluster: WS_CLUSTER_REDIS: the file {path} must have the value");
         assert!(error.starts_with(&wanted) && !error.contains("hunter2"), "{error}");
     }
     std::fs::remove_file(&path).unwrap();
-    let error = error(config_with("", &redis));
+    let error = error(config_with("", &env));
     assert!(error.contains(&format!("the file {path} cannot be read")), "{error}");
 }
 

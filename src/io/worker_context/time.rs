@@ -151,7 +151,7 @@ impl WorkerContext {
 
     /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
     fn drain(&self, now_ms: u64) {
-        let drain_ms = self.shared.settings.drain_ms.saturating_sub(4 * TICK_MS);
+        let drain_ms = self.shared.settings.times.drain_ms.saturating_sub(4 * TICK_MS);
         let is_awaited = || {
             while self.receive_one() {}
             self.transport.awaits_answer() || self.ws_server.borrow().worker.is_matching()

@@ -68,7 +68,7 @@ impl WsServer {
             }
             CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
             CloseCause::MessageTimeout => {
-                let timeout_ms = self.shared.settings.message_timeout_ms;
+                let timeout_ms = self.shared.settings.times.message_timeout_ms;
                 let reason = format!("the message was not whole after {timeout_ms} ms");
                 write_close(&mut last_bytes, code, &reason);
             }
@@ -80,7 +80,7 @@ impl WsServer {
             CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
             CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
         }
-        let deadline_ms = self.now_ms + self.shared.settings.linger_ms;
+        let deadline_ms = self.now_ms + self.shared.settings.times.linger_ms;
         let last = Last { bytes: last_bytes, is_refusal: false };
         self.lingering.add(&mut self.ring, fd, released.rest, last, deadline_ms);
     }

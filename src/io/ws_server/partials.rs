@@ -97,7 +97,7 @@ impl WsServer {
             return;
         }
         self.partials.update(slot, before, inbound, is_another, self.now_ms);
-        while self.partials.bytes > self.shared.settings.worker_inbound_bytes
+        while self.partials.bytes > self.shared.settings.memory.worker_inbound_bytes
             && let Some(&(_, oldest)) = self.partials.by_age.first()
         {
             self.end_partial(oldest, CloseCause::InboundBudget);
@@ -121,7 +121,7 @@ impl WsServer {
     /// there are more.
     pub(super) fn end_late_messages(&mut self) -> bool {
         let now_ms = self.partials.age_clock(self.now_ms);
-        let timeout_ms = self.shared.settings.message_timeout_ms;
+        let timeout_ms = self.shared.settings.times.message_timeout_ms;
         for _ in 0..ENDS_PER_SLICE {
             let Some(&(since_ms, slot)) = self.partials.by_age.first() else { return false };
             if since_ms + timeout_ms > now_ms {

@@ -245,7 +245,7 @@ pub(super) fn limited(shared: &Shared, samples: &mut Samples) {
 }
 
 pub(super) fn memory_limit(shared: &Shared) -> Option<u64> {
-    shared.settings.memory_limit.as_ref().map(|limit| limit.bytes)
+    shared.memory.limit.as_ref().map(|limit| limit.bytes)
 }
 
 pub(super) fn memory_used(shared: &Shared) -> Option<u64> {

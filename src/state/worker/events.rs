@@ -44,7 +44,14 @@ impl Worker {
         let device = self.directory.device(connection.group);
         let client = Client { cid: connection.cid, uid: &connection.uid, device };
         let name = name_of(kind);
-        server_message::write_event(&mut text, name, client, self.config.node, now_ms, detail);
+        server_message::write_event(
+            &mut text,
+            name,
+            client,
+            self.config.settings.node,
+            now_ms,
+            detail,
+        );
         // Other workers first: one's own server may need room, which may close this very client,
         // and that would be the next event.
         if is_wanted_elsewhere {

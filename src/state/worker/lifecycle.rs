@@ -73,8 +73,8 @@ impl Worker {
     }
 
     pub(super) fn welcome(&mut self, slot: u32) {
-        if !self.config.echo {
-            let (cid, node) = (self.connections[slot as usize].cid, self.config.node);
+        if !self.config.settings.echo {
+            let (cid, node) = (self.connections[slot as usize].cid, self.config.settings.node);
             let frame = self.open.add_text(|out| message::write_welcome(out, cid, node));
             self.owe(slot, frame);
         }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 impl Worker {
     pub(super) fn handle_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
-        let frame = match message::parse(payload, &self.config.limits) {
+        let frame = match message::parse(payload, &self.config.settings.limits) {
             Ok(ClientMessage::Subscribe { id, tags, sign }) => {
                 return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
             }
@@ -67,8 +67,10 @@ impl Worker {
         let Some(project) = self.config.projects.get(project) else {
             return Err("the project is gone".into());
         };
-        let rules =
-            SignRules { place: SignPlace::Member, shows_text: self.config.shows_signed_text };
+        let rules = SignRules {
+            place: SignPlace::Member,
+            shows_text: self.config.settings.env.shows_signed_text(),
+        };
         sign::check(&project.secrets, &[text], sign, rules)
     }
 
@@ -148,7 +150,7 @@ impl Worker {
             tag.is_some_and(|tag| connection.tags.contains(tag))
         };
         let new = tags.iter().filter(|name| !has(name)).count();
-        let max = self.config.limits.tags;
+        let max = self.config.settings.limits.tags;
         if connection.tags.as_slice().len() + new > max {
             return Err(format!("too many tags: at most {max} for one connection").into());
         }

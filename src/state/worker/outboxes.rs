@@ -138,7 +138,7 @@ impl Worker {
     /// of closing connections go first, oldest first; then the largest outboxes, whose connections
     /// are closed, including this one if it would be the largest.
     pub(super) fn make_room(&mut self, slot: u32, bytes: usize) {
-        while self.budget.bytes() + bytes > self.config.worker_outbox_bytes {
+        while self.budget.bytes() + bytes > self.config.settings.memory.worker_outbox_bytes {
             if self.revoke_rest() {
                 continue;
             }

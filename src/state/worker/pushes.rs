@@ -172,7 +172,8 @@ impl Worker {
         };
         let mut matched = 0;
         let mut over_limit: Vec<u32> = Vec::new();
-        let (limit, max_bytes) = (self.outbox_limit, self.config.worker_outbox_bytes);
+        let (limit, max_bytes) =
+            (self.outbox_limit, self.config.settings.memory.worker_outbox_bytes);
         let search = Search {
             project: push.project,
             targets: &envelope.targets,
@@ -206,7 +207,7 @@ impl Worker {
             self.config.counters.count_drops(Drop::Expired, matched);
             push.outcome.is_expired = true;
         } else if push.place.is_none() {
-            let interval_ms = self.config.ping_interval_ms;
+            let interval_ms = self.config.settings.times.ping_interval_ms;
             self.sweep.handle_push(push.outcome.matched, self.connections.len(), interval_ms);
         }
         while let Some(slot) = self.grown.pop() {

@@ -277,7 +277,8 @@ impl Worker {
         let id = self.next_message_id(now_ms);
         let Choice { cid: server, load } = choice;
         let (echo, data) = (echo.map(Into::into), data.into());
-        let deadline_ms = self.requests.clock(now_ms) + self.config.request_timeout_ms;
+        let deadline_ms =
+            self.requests.clock(now_ms) + self.config.settings.times.request_timeout_ms;
         let was_retried = false;
         let waiting =
             Waiting { client, echo, project, server, load, data, deadline_ms, was_retried };

@@ -216,7 +216,7 @@ impl Worker {
         let unknown_to = match self.config.hearing {
             // The broker acknowledges for all.
             Some(_) => 1,
-            None => self.config.workers - 1,
+            None => self.config.settings.workers - 1,
         };
         let own = OwnServer {
             slot,
@@ -311,7 +311,8 @@ impl Worker {
         if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES || own.asked.len() >= MAX_ASKED {
             return self.respond(project, id, client, server, Answer::Full);
         }
-        let deadline_ms = clock_ms + self.config.request_timeout_ms + FORGET_AFTER_MS;
+        let deadline_ms =
+            clock_ms + self.config.settings.times.request_timeout_ms + FORGET_AFTER_MS;
         match own.asked.entry(id) {
             Entry::Occupied(_) => return,
             Entry::Vacant(vacant) => _ = vacant.insert((client, deadline_ms)),

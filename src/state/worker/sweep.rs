@@ -229,7 +229,7 @@ impl Worker {
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         self.close_used_ids(slice.closes);
         self.end_sessions(now_ms, &mut slice);
-        self.sweep.advance(now_ms, self.config.ping_interval_ms);
+        self.sweep.advance(now_ms, self.config.settings.times.ping_interval_ms);
         self.sweep_slice(now_ms, &mut slice, has_unread);
         self.is_overdue = self.sweep.debt > 0
             || self.has_ended_session(now_ms)
@@ -323,8 +323,8 @@ impl Worker {
         has_unread: &mut impl FnMut(u32) -> bool,
     ) {
         let local_ms = self.local_ms(now_ms);
-        let (is_echo, calm_ms) = (self.config.echo, self.calm_ms());
-        let idle_timeout_ms = self.config.idle_timeout_ms;
+        let (is_echo, calm_ms) = (self.config.settings.echo, self.calm_ms());
+        let idle_timeout_ms = self.config.settings.times.idle_timeout_ms;
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
         if connection.phase != Phase::Open {
             return;
@@ -353,7 +353,7 @@ impl Worker {
         }
         let connection = &self.connections[slot as usize];
         // The frame clock may be a tick behind: outside a crowd no connection is pinged early.
-        let interval_ms = self.config.ping_interval_ms;
+        let interval_ms = self.config.settings.times.ping_interval_ms;
         let quiet_ms = self.sweep.quiet_ms(connection.last_frame);
         let is_quiet =
             quiet_ms >= interval_ms + calm_ms || self.sweep.is_early(slot, quiet_ms, interval_ms);

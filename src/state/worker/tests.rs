@@ -4,7 +4,9 @@ use super::*;
 use crate::state::counters::{LostAnswer, Shed};
 use crate::state::outbox::Outbox;
 use crate::state::projects::{Project, SubscribePolicy};
+use crate::state::settings::{Memory, Times};
 use crate::state::subscriptions::WorkerEvent;
+use crate::types::{Env, Limits, NodeId};
 use crate::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use crate::wire::message;
 use crate::wire::parcel::{Answer, Response, Sender};
@@ -20,6 +22,11 @@ const NOW_MS: u64 = 1_800_000_000_000;
 const IDLE_MS: u64 = 8_000;
 /// Long enough that only the idle timeout pings.
 const PING_MS: u64 = 3_600_000;
+
+/// Returns the settings, to change them before the worker is made.
+fn settings(config: &mut WorkerConfig) -> &mut Settings {
+    Arc::make_mut(&mut config.settings)
+}
 
 /// A worker whose output is carried out at once.
 struct Rig {
@@ -54,25 +61,28 @@ impl Rig {
             allowed_origins: None,
             subscribe: SubscribePolicy::Any,
         };
-        let mut config = WorkerConfig {
-            node: NodeId::new(1).unwrap(),
-            worker: 0,
-            workers: 1,
-            projects: Arc::new(Projects::new(vec![project]).unwrap()),
+        let (times, memory) = (Times::default(), Memory::default());
+        let settings = Settings {
+            env: Env::Test,
             limits: Limits { message_bytes: 1_000, ..Limits::default() },
-            max_connections: 100,
-            ping_interval_ms: PING_MS,
-            idle_timeout_ms: IDLE_MS,
-            outbox_bytes,
-            worker_outbox_bytes,
-            server_outbox_bytes: 1 << 20,
-            request_timeout_ms: 10_000,
+            times: Times { ping_interval_ms: PING_MS, idle_timeout_ms: IDLE_MS, ..times },
+            memory: Memory {
+                outbox_bytes,
+                worker_outbox_bytes,
+                server_outbox_bytes: 1 << 20,
+                ..memory
+            },
+            idempotency_keys: 1_000,
+            ..Settings::default()
+        };
+        let mut config = WorkerConfig {
+            settings: Arc::new(settings),
+            worker: 0,
+            projects: Arc::new(Projects::new(vec![project]).unwrap()),
+            slots: 100,
             loads: Arc::default(),
             incarnation: Arc::new(Incarnation::new(1)),
-            echo: false,
-            shows_signed_text: false,
             hash_keys: (1, 2),
-            idempotency_keys: 1_000,
             hearing: None,
             counters: Arc::default(),
         };
@@ -306,7 +316,7 @@ fn whoever_closes_shares_the_rest_of_a_frame_within_the_workers_budget() {
         // A rest whose memory the budget needs is dropped and is no delivery.
         let other = rig.connect("other");
         rig.push("other", 15_000, 0);
-        rig.worker.config.worker_outbox_bytes = 20_000;
+        Arc::make_mut(&mut rig.worker.config.settings).memory.worker_outbox_bytes = 20_000;
         rig.flush();
         assert!(rig.rests.iter().all(Rest::is_revoked) && rig.worker.is_open(other));
         rig.rests.clear();

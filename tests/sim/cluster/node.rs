@@ -18,9 +18,10 @@ use ws_cluster::state::drain::Drain;
 use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::router::{QueueState, Router};
 use ws_cluster::state::servers::Loads;
+use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, Limits, NodeId, Routing};
+use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Routing};
 use ws_cluster::wire::envelope::{Envelope, EnvelopeKind};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
@@ -147,25 +148,34 @@ impl Node {
         let loads = Arc::<Loads>::default();
         let core = |worker| {
             let counters = Arc::new(Counters::default());
-            let config = WorkerConfig {
+            let settings = Settings {
                 node,
-                worker,
                 workers,
-                projects: setup.projects.clone(),
+                env: Env::Test,
                 limits: Limits { tags: MAX_TAGS, ..Limits::default() },
-                max_connections: 64,
-                ping_interval_ms: 3_600_000,
-                idle_timeout_ms: 3_600_000,
-                outbox_bytes: 1 << 20,
-                worker_outbox_bytes: 1 << 24,
-                server_outbox_bytes: setup.server_outbox_bytes,
-                request_timeout_ms: setup.request_timeout_ms,
+                times: Times {
+                    ping_interval_ms: 3_600_000,
+                    idle_timeout_ms: 3_600_000,
+                    request_timeout_ms: setup.request_timeout_ms,
+                    ..Times::default()
+                },
+                memory: Memory {
+                    outbox_bytes: 1 << 20,
+                    worker_outbox_bytes: 1 << 24,
+                    server_outbox_bytes: setup.server_outbox_bytes,
+                    ..Memory::default()
+                },
+                idempotency_keys: 1_000,
+                ..Settings::default()
+            };
+            let config = WorkerConfig {
+                settings: Arc::new(settings),
+                worker,
+                projects: setup.projects.clone(),
+                slots: 64,
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
-                echo: false,
-                shows_signed_text: false,
                 hash_keys: (setup.seed, worker as u64),
-                idempotency_keys: 1_000,
                 hearing: Some(Hearing {
                     routing: setup.routing,
                     announces_users: workers > 1,

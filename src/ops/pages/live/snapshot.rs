@@ -133,7 +133,7 @@ impl<'a> Snapshot<'a> {
             ts: now_ms,
             node: shared.settings.node.value(),
             version: env!("CARGO_PKG_VERSION"),
-            env: shared.settings.env,
+            env: shared.settings.env.name(),
             epoch: shared.started_ms,
             uptime_ms: now_ms.saturating_sub(shared.started_ms),
             draining: shared.is_draining(),

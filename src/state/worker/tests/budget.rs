@@ -53,7 +53,7 @@ fn each_business_server_hears_one_thing_after_the_other() {
     rig.worker.handle_frame(servers[0], Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
     rig.flush();
     let held_bytes = rig.worker.counters().outbox_bytes.value() as usize;
-    rig.worker.config.worker_outbox_bytes = held_bytes + 10;
+    Arc::make_mut(&mut rig.worker.config.settings).memory.worker_outbox_bytes = held_bytes + 10;
     rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW_MS);
     assert!(!rig.worker.is_open(slow));
     rig.room = usize::MAX;
@@ -75,7 +75,8 @@ impl Rig {
         self.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
         self.flush();
         let held_bytes = self.worker.counters().outbox_bytes.value() as usize;
-        self.worker.config.worker_outbox_bytes = held_bytes + 10;
+        Arc::make_mut(&mut self.worker.config.settings).memory.worker_outbox_bytes =
+            held_bytes + 10;
     }
 }
 
@@ -84,7 +85,8 @@ impl Rig {
 #[test]
 fn business_servers_elsewhere_hear_of_an_end_last() {
     let mut rig = Rig::new(1 << 20, 1 << 20);
-    let mut other = Rig::with(1 << 20, 1 << 20, |config| config.node = NodeId::new(2).unwrap());
+    let mut other =
+        Rig::with(1 << 20, 1 << 20, |config| settings(config).node = NodeId::new(2).unwrap());
     let far = other.serve();
     let (cid, events) = (other.worker.cid(far).unwrap(), EventSet::ALL);
     let here = Server { cid, project: ProjectId(0), events };

@@ -19,7 +19,7 @@ impl Rig {
             };
             config.projects = Arc::new(Projects::new(vec![project("1"), project("2")]).unwrap());
             config.counters = Arc::new(Counters::new(2));
-            config.server_outbox_bytes = 1 << 30;
+            settings(config).memory.server_outbox_bytes = 1 << 30;
         })
     }
 
@@ -220,8 +220,8 @@ fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
 fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
     let mut near = Rig::of_two();
     let mut far = Rig::with(1 << 30, 1 << 40, |config| {
-        config.node = NodeId::new(2).unwrap();
-        config.server_outbox_bytes = 1 << 30;
+        settings(config).node = NodeId::new(2).unwrap();
+        settings(config).memory.server_outbox_bytes = 1 << 30;
     });
     let server = far.connect_to(0, Role::Server(EventSet::REQUEST));
     let (cid, events) = (far.worker.cid(server).unwrap(), EventSet::REQUEST);

@@ -9,9 +9,9 @@ const CROWD: usize = 1_100;
 
 fn rig(ping_interval_ms: u64, idle_timeout_ms: u64) -> Rig {
     Rig::with(1 << 20, 1 << 30, |config| {
-        config.ping_interval_ms = ping_interval_ms;
-        config.idle_timeout_ms = idle_timeout_ms;
-        config.max_connections = 100_000;
+        settings(config).times.ping_interval_ms = ping_interval_ms;
+        settings(config).times.idle_timeout_ms = idle_timeout_ms;
+        config.slots = 100_000;
     })
 }
 
