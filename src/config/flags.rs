@@ -27,8 +27,20 @@ pub(super) struct Flag {
     /// The rest of that row.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     more: &'static str,
+    /// What a reload does with it, for the docs.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
+    reload: Reload,
     /// Its value is never shown, and may be `file:` with the path of a file that holds it.
     pub(super) is_secret: bool,
+}
+
+/// What a reload of a running node, SIGHUP, does with a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reload {
+    /// Nothing: another value takes effect with the next start.
+    Restart,
+    /// The same value is used anew: the file that it names is opened again.
+    Reopen,
 }
 
 /// The form of a value.
@@ -71,7 +83,8 @@ pub(super) fn find(name: &str) -> Option<&'static Flag> {
 impl Flag {
     const fn new(name: &'static str, kind: ValueKind) -> Self {
         let (default, computed, help, more) = ("", "", "", "");
-        Self { name, kind, default, computed, help, more, is_secret: false }
+        let reload = Reload::Restart;
+        Self { name, kind, default, computed, help, more, reload, is_secret: false }
     }
 
     const fn number(name: &'static str, what: &'static str, min: u64, max: u64) -> Self {
@@ -118,6 +131,11 @@ impl Flag {
 
     const fn more(self, more: &'static str) -> Self {
         Self { more, ..self }
+    }
+
+    /// Declares what a reload does with it.
+    const fn reload(self, reload: Reload) -> Self {
+        Self { reload, ..self }
     }
 
     /// Returns the name of its environment variable.

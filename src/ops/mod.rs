@@ -4,6 +4,8 @@
 mod access;
 mod asset;
 mod client;
+#[cfg(test)]
+pub(crate) mod doc_tables;
 pub mod logs;
 pub mod metrics;
 mod names;

@@ -1,7 +1,8 @@
-//! All flags. `help` is shown by `--help`; in docs/operations.md `more` follows it.
+//! All flags. `help` is shown by `--help`; in docs/operations.md `more` follows it. A flag takes
+//! effect at the start, unless `reload` says more.
 
 use super::super::GIB;
-use super::{Flag, FlagGroup, ValueKind};
+use super::{Flag, FlagGroup, Reload, ValueKind};
 use crate::wire::envelope::MAX_NAME_BYTES;
 use crate::wire::http::MAX_FIELDS;
 
@@ -281,7 +282,8 @@ groups! {
             .default("text")
             .help("`text`, for people; `json`, one object a line, for machines");
         LOG_PATH = Flag::free("log_path", "FILE")
-            .help("the file to log to; without it, standard output. SIGUSR1 and SIGHUP reopen it");
+            .help("the file to log to; without it, standard output. SIGUSR1 and SIGHUP reopen it")
+            .reload(Reload::Reopen);
         LOG_ROTATE = word(
             "log_rotate",
             "WHEN",
