@@ -657,5 +657,5 @@ fn a_connection_that_was_considered_very_long_ago_is_considered_again() {
     rig.flush();
     rig.push("u", 10, 0);
     assert_eq!(rig.worker.visit_epoch, seen);
-    assert_eq!(rig.flush().len(), 1, "the push of the visit_epoch that it once had");
+    assert_eq!(rig.flush().len(), 1, "the push of the epoch that it once had");
 }

@@ -96,7 +96,7 @@ impl Node {
             CloseCause::GoingAway { .. } => {}
             CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
             CloseCause::MessageTimeout | CloseCause::InboundBudget => {
-                panic!("the loop around the worker requests for that, not the worker")
+                panic!("the loop around the worker asks for that, not the worker")
             }
         }
         let released = core.worker.release(slot, cause);

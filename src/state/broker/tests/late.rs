@@ -31,7 +31,7 @@ fn a_node_that_left_may_come_back_with_a_clock_that_is_behind() {
     assert_eq!(setting.broker.nodes(), 2);
     say(&mut setting, 9, 2, |announcement| announcement.is_leaving = true);
     say(&mut setting, 8, 1, |_| {});
-    assert_eq!(setting.broker.nodes(), 1, "a late announcement of a life before");
+    assert_eq!(setting.broker.nodes(), 1, "a late announcement of an earlier incarnation");
     setting.tick(61_000).unwrap();
     say(&mut setting, 8, 1, |_| {});
     assert_eq!(setting.broker.nodes(), 2);

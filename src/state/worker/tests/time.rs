@@ -266,7 +266,7 @@ fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
         rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: true }, now_ms);
         assert!(rig.worker.may_wait(), "before {what}");
         rig.worker.handle_frame(reader, request, now_ms);
-        assert!(!rig.worker.may_wait(), "what {what} requests for waits");
+        assert!(!rig.worker.may_wait(), "what {what} asks for waits");
         let sent = rig.flush();
         let to_server = sent.into_iter().filter(|one| one.0 == server).flat_map(|one| one.1);
         let to_server: Vec<u8> = to_server.collect();
