@@ -26,7 +26,7 @@ use crate::io::tasks;
 use crate::io::transport::Carrier;
 use crate::io::worker_context::WorkerContext;
 use crate::io::ws_server::WsServer;
-use crate::io::{sys, threads};
+use crate::io::{clock, sys, threads};
 use crate::ops::logs::timestamp;
 use crate::ops::otel::Exporter;
 use crate::ops::server::{self, Ops};
@@ -34,7 +34,7 @@ use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::settings::RedisSettings;
 use crate::state::{Hearing, Worker, WorkerConfig};
-use crate::types::SnowflakeClock;
+use crate::types::{SnowflakeClock, WallMs};
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
@@ -71,7 +71,7 @@ enum News {
 /// table; all meet at a barrier; only then is anything opened of which other tables must have no
 /// copy.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
-    check_clock(sys::now_ms())?;
+    check_clock(clock::wall())?;
     let open_files = sys::raise_open_files();
     let open_files = open_files.map_err(system("raising the limit of open files"))?;
     let needs = Needs::of(&config);
@@ -144,11 +144,11 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
 /// Fails if the clock is before the epoch of ids. Ids would be unique with any clock, but expiries
 /// and signatures would be checked against a wrong one, and ids of the next run would not follow
 /// those of this one.
-fn check_clock(now_ms: u64) -> Result<(), NodeError> {
-    if now_ms >= SnowflakeClock::EPOCH_MS {
+fn check_clock(now: WallMs) -> Result<(), NodeError> {
+    if now.value() >= SnowflakeClock::EPOCH_MS {
         return Ok(());
     }
-    Err(NodeError::Clock { now: timestamp::rfc3339(now_ms) })
+    Err(NodeError::Clock { now: timestamp::rfc3339(now.value()) })
 }
 
 /// Waits until all threads have everything they need.
@@ -302,7 +302,7 @@ impl WorkerThread {
         let mut runtime = executor(&needs, needs.ring_entries)?;
         let ring = Ring::new(needs.ring_entries)
             .map_err(|error| needs.no_ring(RingError::Setup(error)))?;
-        let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, sys::now_ms());
+        let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, clock::now());
         let http_counters = Arc::clone(&shared.http_counters[index]);
         // Everything that the worker needs for itself is open.
         let descriptors = Rc::new(Descriptors::of_this_thread(shared)?);
@@ -421,7 +421,7 @@ fn no_seeds() -> impl FnOnce(io::Error) -> NodeError {
 
 fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
     let start = Start {
-        now_ms: sys::now_ms(),
+        now: clock::now(),
         open_files,
         memory_limit: config.memory_limit,
         user_keys: sys::random_keys()?,

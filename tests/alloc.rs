@@ -10,13 +10,14 @@ use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::settings::Settings;
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, MonotonicMs, NodeId, Now, WallMs};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 use ws_cluster::wire::websocket::Message;
 
 const CONNECTIONS: usize = 10_000;
 const NOW_MS: u64 = 1_800_000_000_000;
+const NOW: Now = Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::new(NOW_MS) };
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -66,12 +67,12 @@ impl Rig {
             projects: Arc::new(Projects::new(vec![project]).unwrap()),
             slots: 2 * CONNECTIONS,
             loads: Arc::default(),
-            incarnation: Arc::new(Incarnation::new(1)),
+            incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
             hash_keys: (1, 2),
             hearing: None,
             counters: Arc::new(Counters::default()),
         };
-        let worker = Worker::new(config, NOW_MS);
+        let worker = Worker::new(config, NOW);
         let mut rig = Self { worker, sealed: Sealed::default(), sent_bytes: 0 };
         for number in 0..CONNECTIONS {
             let uid = format!("user {number}");
@@ -83,7 +84,7 @@ impl Rig {
                 session_exp: 0,
                 role: Role::Client,
             };
-            rig.worker.handle_connect(identity, b"", NOW_MS);
+            rig.worker.handle_connect(identity, b"", NOW);
             rig.flush();
         }
         rig
@@ -91,7 +92,7 @@ impl Rig {
 
     fn flush(&mut self) {
         while self.worker.has_output() {
-            self.worker.match_more(NOW_MS, |_| {});
+            self.worker.match_more(NOW, |_| {});
             self.worker.seal(&mut self.sealed);
             self.worker.lay_out(&mut self.sealed, usize::MAX);
             for index in self.sealed.part() {
@@ -116,7 +117,7 @@ fn measure(rig: &mut Rig, envelopes: &[Vec<u8>], in_a_batch: usize) -> (u64, u64
     for batch in envelopes.chunks(in_a_batch) {
         for bytes in batch {
             let envelope = Envelope::decode(bytes).unwrap();
-            rig.worker.handle_envelope(&envelope, NOW_MS);
+            rig.worker.handle_envelope(&envelope, NOW);
         }
         rig.flush();
     }
@@ -190,7 +191,7 @@ fn after_warm_up_a_delivered_frame_allocates_nothing() {
             for text in
                 [r#"{"type":"heartbeat","id":"7"}"#, r#"{"type":"subscribe","tags":"news"}"#]
             {
-                rig.worker.handle_frame(slot, Message::Text(text.as_bytes()), NOW_MS);
+                rig.worker.handle_frame(slot, Message::Text(text.as_bytes()), NOW);
             }
         }
         rig.flush();

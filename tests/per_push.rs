@@ -10,11 +10,12 @@ use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, MonotonicMs, NodeId, Now, WallMs};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
 const NOW_MS: u64 = 1_800_000_000_000;
+const NOW: Now = Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::new(NOW_MS) };
 /// Slow clients, each with its own device and tag and a frame that is kept for it; and projects.
 const OTHERS: usize = 4_000;
 const PROJECTS: usize = 4_000;
@@ -43,12 +44,12 @@ impl Rig {
             projects: Arc::new(Projects::new((0..projects).map(project).collect()).unwrap()),
             slots: 2 * OTHERS,
             loads: Arc::default(),
-            incarnation: Arc::new(Incarnation::new(1)),
+            incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
             hash_keys: (1, 2),
             hearing: None,
             counters: Arc::new(Counters::default()),
         };
-        Self { worker: Worker::new(config, NOW_MS), sealed: Sealed::default() }
+        Self { worker: Worker::new(config, NOW), sealed: Sealed::default() }
     }
 
     fn connect(&mut self, uid: &str, device: &str, tag: &str) {
@@ -60,7 +61,7 @@ impl Rig {
             session_exp: 0,
             role: Role::Client,
         };
-        self.worker.handle_connect(identity, b"", NOW_MS);
+        self.worker.handle_connect(identity, b"", NOW);
         self.flush(true);
     }
 
@@ -78,12 +79,12 @@ impl Rig {
             targets: targets.as_targets(),
             data: data.as_bytes(),
         };
-        assert_eq!(self.worker.handle_envelope(&envelope, NOW_MS).matched, 1);
+        assert_eq!(self.worker.handle_envelope(&envelope, NOW).matched, 1);
     }
 
     fn flush(&mut self, takes: bool) {
         while self.worker.has_output() {
-            self.worker.match_more(NOW_MS, |_| {});
+            self.worker.match_more(NOW, |_| {});
             self.worker.seal(&mut self.sealed);
             self.worker.lay_out(&mut self.sealed, usize::MAX);
             for index in self.sealed.part() {

@@ -13,12 +13,13 @@ use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy}
 use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::subscriptions::Interest;
 use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, Routing};
+use ws_cluster::types::{Incarnation, MonotonicMs, Now, Routing, WallMs};
 use ws_cluster::wire::sign::Secret;
 
 use crate::sys;
 
 const NOW_MS: u64 = 1_800_000_000_000;
+const NOW: Now = Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::new(NOW_MS) };
 /// Connections between two flushes.
 const FLUSH_EVERY: usize = 64;
 
@@ -76,7 +77,7 @@ fn timed<T>(longest: &mut Duration, step: impl FnOnce() -> T) -> io::Result<T> {
 }
 
 fn connections(count: usize) -> io::Result<(Duration, Duration)> {
-    let mut worker = Worker::new(config(count)?, NOW_MS);
+    let mut worker = Worker::new(config(count)?, NOW);
     let mut sealed = Sealed::default();
     let project = ProjectId(0);
     worker.admit(&identity("", "", &[]));
@@ -89,7 +90,7 @@ fn connections(count: usize) -> io::Result<(Duration, Duration)> {
         timed(&mut connect, || {
             worker.admit(&identity);
             worker.handle_ready(&Interest::User(project, (&*names[0]).into()));
-            black_box(worker.handle_connect(identity, b"", NOW_MS))
+            black_box(worker.handle_connect(identity, b"", NOW))
         })?;
         if number % FLUSH_EVERY == 0 {
             flush(&mut worker, &mut sealed);
@@ -136,7 +137,7 @@ fn keys(count: usize) -> io::Result<Duration> {
     let mut longest = Duration::ZERO;
     for number in 0..count {
         let key = key_hash("1", &number.to_string());
-        timed(&mut longest, || black_box(keys.insert(&key, NOW_MS)))?;
+        timed(&mut longest, || black_box(keys.insert(&key, NOW.monotonic)))?;
     }
     Ok(longest)
 }
@@ -159,7 +160,7 @@ fn config(max_connections: usize) -> io::Result<WorkerConfig> {
         projects: Arc::new(Projects::new(vec![project]).map_err(Error::other)?),
         slots: max_connections,
         loads: Arc::default(),
-        incarnation: Arc::new(Incarnation::new(1)),
+        incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
         hash_keys: (1, 2),
         hearing: Some(Hearing { routing: Routing::User, announces_users: true, user_keys: (3, 4) }),
         counters: Arc::new(Counters::default()),

@@ -9,7 +9,7 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, WorkerEvent};
-use ws_cluster::types::{Incarnation, MessageId, NodeId, Routing};
+use ws_cluster::types::{Incarnation, MessageId, NodeId, Routing, WallMs};
 use ws_cluster::wire::envelope::{Envelope, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
@@ -80,7 +80,7 @@ impl Rig {
         };
         let broker = Broker::new(BrokerConfig {
             node: NodeId::default(),
-            incarnation: Arc::new(Incarnation::new(1)),
+            incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
             workers: WORKERS,
             projects: Arc::new(Projects::new(vec![project]).expect("one pid")),
             names: ChannelNames::new("x"),

@@ -7,7 +7,9 @@ use ws_cluster::state::counters::{Counters, Drop};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::{CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, Env, EventSet, Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{
+    Cid, Env, EventSet, Incarnation, Limits, MessageId, MonotonicMs, NodeId, Now, WallMs,
+};
 use ws_cluster::wire::envelope::{CidsBuf, Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 use ws_cluster::wire::websocket::{Inbound, Message, Rest};
@@ -33,7 +35,7 @@ struct Rig {
     sealed: Sealed,
     /// In use, each with its client id and the rest of its last frame.
     open: Vec<(u32, Cid, Option<Box<Inbound>>)>,
-    now_ms: u64,
+    now: Now,
     matched: u64,
     ids: u64,
     room: usize,
@@ -77,24 +79,16 @@ impl Rig {
             projects: Arc::new(Projects::new(vec![project("0"), project("1")]).expect("two pids")),
             slots: 16,
             loads: Arc::default(),
-            incarnation: Arc::new(Incarnation::new(1)),
+            incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
             hash_keys: (1, 2),
             hearing: None,
             counters: counters.clone(),
         };
-        let now_ms = 1_800_000_000_000;
-        let worker = Worker::new(config, now_ms);
+        let now =
+            Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::new(1_800_000_000_000) };
+        let worker = Worker::new(config, now);
         let sealed = Sealed::default();
-        Self {
-            worker,
-            counters,
-            sealed,
-            open: Vec::new(),
-            now_ms,
-            matched: 0,
-            ids: 0,
-            room: 1 << 20,
-        }
+        Self { worker, counters, sealed, open: Vec::new(), now, matched: 0, ids: 0, room: 1 << 20 }
     }
 
     /// Returns the number of further bytes that the event used.
@@ -108,13 +102,13 @@ impl Rig {
                     uid: name(argument >> 3),
                     device: ["", "ios"][usize::from(argument >> 5 & 1)],
                     tags,
-                    session_exp: u64::from(argument >> 6) * (self.now_ms / 1_000 + 1),
+                    session_exp: u64::from(argument >> 6) * (self.now.wall.value() / 1_000 + 1),
                     role: match kind / 10 % 3 {
                         0 => Role::Server(EventSet::from_bits(argument | 1)),
                         _ => Role::Client,
                     },
                 };
-                let (key, cid) = self.worker.handle_connect(identity, b"", self.now_ms);
+                let (key, cid) = self.worker.handle_connect(identity, b"", self.now);
                 self.open.push((key.slot, cid, None));
             }
             2 | 3 if !self.open.is_empty() => {
@@ -128,22 +122,22 @@ impl Rig {
                     0 => br#"{"type":"request","id":"r","data":[1]}"#,
                     _ => br#"{"type":"push","id":"p","data":[1]}"#,
                 };
-                self.worker.handle_frame(slot, Message::Text(text), self.now_ms);
+                self.worker.handle_frame(slot, Message::Text(text), self.now);
             }
             4 => self.push(kind, argument),
             5 => self.flush(),
             6 => self.room = usize::from(argument) * 4,
             7 if !self.open.is_empty() => {
                 let slot = self.open[at].0;
-                if self.worker.outbox(slot, self.now_ms).is_some() {
-                    let pending = self.worker.outbox(slot, self.now_ms);
+                if self.worker.outbox(slot, self.now.wall).is_some() {
+                    let pending = self.worker.outbox(slot, self.now.wall);
                     let pending = pending.map_or(0, |outbox| outbox.pending_bytes());
                     self.worker.handle_outbox_written(slot, pending.min(usize::from(kind)));
                 }
             }
             8 => {
-                self.now_ms += u64::from(argument);
-                self.worker.handle_tick(self.now_ms);
+                self.now += u64::from(argument);
+                self.worker.handle_tick(self.now);
             }
             9 if !self.open.is_empty() => self.worker.handle_disconnect(self.open[at].0),
             _ => {}
@@ -160,13 +154,13 @@ impl Rig {
             if !self.worker.wants_input(*slot) {
                 return;
             }
-            let (worker, now_ms) = (&mut self.worker, self.now_ms);
+            let (worker, now) = (&mut self.worker, self.now);
             let result =
                 Inbound::read(
                     inbound,
                     &mut fresh,
                     LIMITS.message_bytes,
-                    &mut |message| match worker.handle_frame(*slot, message, now_ms) {
+                    &mut |message| match worker.handle_frame(*slot, message, now) {
                         true => ControlFlow::Continue(()),
                         false => ControlFlow::Break(Rest::Dropped),
                     },
@@ -205,7 +199,7 @@ impl Rig {
             origin: NodeId::default(),
             epoch: 0,
             seq: self.ids,
-            accepted_us: self.now_ms * 1_000,
+            accepted_us: self.now.wall.value() * 1_000,
             trace: None,
             id: MessageId(self.ids),
             ttl_ms: u32::from(argument % 3) * 50,
@@ -214,7 +208,7 @@ impl Rig {
             targets: targets.as_targets(),
             data: data.as_bytes(),
         };
-        self.matched += self.worker.handle_envelope(&envelope, self.now_ms).matched;
+        self.matched += self.worker.handle_envelope(&envelope, self.now).matched;
     }
 
     fn flush(&mut self) {
@@ -225,7 +219,7 @@ impl Rig {
         }
         while self.worker.has_output() {
             let matched = &mut self.matched;
-            self.worker.match_more(self.now_ms, |outcome| *matched += outcome.matched);
+            self.worker.match_more(self.now, |outcome| *matched += outcome.matched);
             self.worker.seal(&mut self.sealed);
             self.worker.lay_out(&mut self.sealed, usize::MAX);
             for index in self.sealed.part() {

@@ -1,7 +1,8 @@
 //! The HTTP API: routes, signatures, and the way from a push to its acceptance.
 
+use super::clock::Moment;
 use super::date::http_date;
-use super::http::{self, Connections, Moment, Request, Service};
+use super::http::{self, Connections, Request, Service};
 use super::pauses;
 use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
@@ -11,7 +12,7 @@ use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
 use crate::state::settings::Times;
-use crate::types::{Limits, MessageId, quoted, version};
+use crate::types::{Limits, MessageId, WallMs, quoted, version};
 use crate::wire::http::{Body, Head, HttpError};
 use crate::wire::json::{self, Members, write_string};
 use crate::wire::params::Params;
@@ -313,19 +314,19 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     fn push(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c>>, ApiError> {
         let head = self.head;
         let limits = &self.context.shared.settings.limits;
-        let now_ms = self.read_at.now_us / 1_000;
+        let now = self.read_at.wall();
         let project;
         let result = match parameters(head, body)? {
             Parameters::Json => {
                 let members = json::members(body)?;
-                project = self.authorize_json(&members, body, now_ms)?;
+                project = self.authorize_json(&members, body, now)?;
                 Push::from_json(&members, limits).and_then(|push| self.begin(project, &push))
             }
             Parameters::Text(text) => {
                 let params = Params::parse(text)?;
                 let credentials = Credentials::from_params(&params, limits)?;
                 let place = SignPlace::Parameter { is_in_header: head.x_sign.is_some() };
-                project = self.authorize(&credentials, now_ms, |secrets, shows_text| {
+                project = self.authorize(&credentials, now, |secrets, shows_text| {
                     let mut canonical = Vec::with_capacity(256);
                     params.canonical(head.path, &mut canonical);
                     let rules = SignRules { place, shows_text };
@@ -344,12 +345,12 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
         let limits = &self.context.shared.settings.limits;
-        let now_ms = self.read_at.now_us / 1_000;
+        let now = self.read_at.wall();
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
         };
         let members = json::members(body)?;
-        let project = self.authorize_json(&members, body, now_ms)?;
+        let project = self.authorize_json(&members, body, now)?;
         let batch = match Batch::from_json(&members, limits) {
             Ok(batch) => batch,
             Err(error) => {
@@ -399,7 +400,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         &mut self,
         members: &Members<'b>,
         body: &[u8],
-        now_ms: u64,
+        now: WallMs,
     ) -> Result<&'c Project, ApiError>
     where
         'h: 'b,
@@ -408,7 +409,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let credentials = Credentials::from_json(members, self.head.x_sign, limits)?;
         let path = self.head.path.as_bytes();
         let place = SignPlace::Header { is_in_body: has_sign(members) };
-        self.authorize(&credentials, now_ms, |secrets, shows_text| {
+        self.authorize(&credentials, now, |secrets, shows_text| {
             let rules = SignRules { place, shows_text };
             sign::check(secrets, &[path, b"\n", body], credentials.sign, rules)
         })
@@ -419,7 +420,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
     fn authorize(
         &mut self,
         credentials: &Credentials<'_>,
-        now_ms: u64,
+        now: WallMs,
         check: impl FnOnce(&[sign::Secret], bool) -> Result<(), Cow<'static, str>>,
     ) -> Result<&'c Project, ApiError> {
         let shared = &self.context.shared;
@@ -430,7 +431,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         check(&project.secrets, shared.settings.env.shows_signed_text())
             .map_err(|msg| ApiError { status: 401, msg })?;
         self.is_signed = true;
-        sign::check_exp(credentials.exp, shared.settings.env.demands_exp(), now_ms)?;
+        sign::check_exp(credentials.exp, shared.settings.env.demands_exp(), now)?;
         Ok(project)
     }
 
@@ -486,7 +487,7 @@ impl Reply<'_, '_> {
         if let Some(origin) = self.origin {
             self.add_cors(origin, project, &mut fields);
         }
-        let date = http_date(self.context.coarse_now_ms());
+        let date = http_date(self.context.coarse_wall());
         write_response(self.out, status, self.keep_alive, date, &fields, JSON, body);
         if self.is_head {
             // Content-Length stays what a GET would have (RFC 9110, section 8.6).

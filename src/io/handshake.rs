@@ -6,6 +6,7 @@ use super::routes;
 use super::shared::Shared;
 use crate::state::projects::ProjectId;
 use crate::state::{Identity, Role};
+use crate::types::WallMs;
 use crate::wire::connect::{Peer, parse_connect};
 use crate::wire::http::{Head, HttpError};
 use crate::wire::params::Params;
@@ -29,7 +30,7 @@ const ECHO: Identity<'static> = Identity {
 pub fn judge<R>(
     head: &Head<'_>,
     shared: &Shared,
-    now_ms: u64,
+    now: WallMs,
     open: impl FnOnce(Identity<'_>, &[u8]) -> Result<R, ApiError>,
 ) -> Result<R, ApiError> {
     let node = &*shared.settings;
@@ -42,7 +43,7 @@ pub fn judge<R>(
     }
     let mut switching = Vec::with_capacity(240);
     let accept = accept_key(key);
-    write_switching(&mut switching, &accept, http_date(now_ms), head.offers_protocol);
+    write_switching(&mut switching, &accept, http_date(now), head.offers_protocol);
     if node.echo {
         return open(ECHO, &switching);
     }
@@ -61,8 +62,8 @@ pub fn judge<R>(
     let rules = SignRules { place, shows_text: node.env.shows_signed_text() };
     sign::check(&settings.secrets, &[&text], credentials.sign, rules)
         .map_err(|msg| ApiError { status: 401, msg })?;
-    sign::check_exp(credentials.exp, node.env.demands_exp(), now_ms)?;
-    sign::check_session_exp(connect.session_exp, now_ms)?;
+    sign::check_exp(credentials.exp, node.env.demands_exp(), now)?;
+    sign::check_session_exp(connect.session_exp, now)?;
     let (uid, role) = match connect.peer {
         Peer::Client { uid } => (uid, Role::Client),
         Peer::BusinessServer { uid, events } => (uid.unwrap_or(""), Role::Server(events)),
@@ -88,10 +89,10 @@ fn not_found(path: &str, shared: &Shared) -> ApiError {
 }
 
 /// Returns the bytes that refuse a handshake; the connection ends after them.
-pub fn refusal(error: &ApiError, now_ms: u64) -> Vec<u8> {
+pub fn refusal(error: &ApiError, now: WallMs) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let retry: &[(&str, &str)] = &[("Retry-After", "1")];
     let fields = if error.status == 503 { retry } else { refusal_fields(error.status) };
-    write_refusal(&mut out, error.status, false, http_date(now_ms), fields, &error.msg);
+    write_refusal(&mut out, error.status, false, http_date(now), fields, &error.msg);
     out
 }

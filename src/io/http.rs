@@ -5,13 +5,14 @@ mod connections;
 
 pub use connections::Connections;
 
+use super::clock::{self, Moment};
 use super::date::http_date;
 use super::linger::close;
 use super::pauses;
 use super::sys::{self, Lend};
 use crate::state::counters::Refusal;
 use crate::state::settings::Times;
-use crate::types::Limits;
+use crate::types::{Limits, MonotonicMs};
 use crate::wire::chunked::Chunked;
 use crate::wire::http::{Body, Head, HttpError, TOO_LARGE, parse_head};
 use crate::wire::response::write_refusal;
@@ -25,7 +26,6 @@ use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
 
 /// Size of a fresh read buffer, and the maximum that an idle connection keeps.
 const BUFFER_BYTES: usize = 4 << 10;
@@ -49,20 +49,6 @@ pub struct Request<'a> {
     pub read_at: Moment,
     /// The connection that it came from.
     pub connection: BorrowedFd<'a>,
-}
-
-/// One reading of the clocks, for all requests that were read together.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    pub instant: Instant,
-    /// Microseconds since the Unix epoch.
-    pub now_us: u64,
-}
-
-impl Moment {
-    pub fn now() -> Self {
-        Self { instant: Instant::now(), now_us: sys::now_us() }
-    }
 }
 
 /// Outcome of a request.
@@ -160,7 +146,7 @@ pub async fn serve<S: Service>(Admitted { stream, key }: Admitted, service: &S) 
         key,
         input: Vec::new(),
         read_to: 0,
-        read_at: Moment::now(),
+        read_at: Moment::read(),
         out: Vec::new(),
         due: VecDeque::new(),
     };
@@ -252,7 +238,7 @@ impl<'s, S: Service> Connection<'s, S> {
         let mut patience_ms = self.patience_ms(is_first);
         // The end of the request's body in `input`, if known.
         let mut end_of_body = 0;
-        let mut deadline_ms = None;
+        let mut deadline = None;
         loop {
             // The head is parsed again whenever more of the body has arrived: it is short.
             let input = &self.input[self.read_to..];
@@ -303,12 +289,12 @@ impl<'s, S: Service> Connection<'s, S> {
             if !is_begun && self.read_to < self.input.len() {
                 is_begun = true;
                 patience_ms = times.request_timeout_ms;
-                deadline_ms = None;
+                deadline = None;
             }
             self.finish_due().await;
             self.write().await?;
-            let deadline_ms = *deadline_ms.get_or_insert_with(|| self.begin_to_wait(patience_ms));
-            self.set_deadline(deadline_ms, Shutdown::Read);
+            let deadline = *deadline.get_or_insert_with(|| self.begin_to_wait(patience_ms));
+            self.set_deadline(deadline, Shutdown::Read);
             let chunk_bytes = chunks.as_ref().map_or(0, |(_, body)| body.capacity());
             self.read(end_of_body, chunk_bytes).await?;
         }
@@ -323,9 +309,9 @@ impl<'s, S: Service> Connection<'s, S> {
     }
 
     /// Marks the connection as waiting for its peer, and returns its deadline.
-    fn begin_to_wait(&self, patience_ms: u64) -> u64 {
+    fn begin_to_wait(&self, patience_ms: u64) -> MonotonicMs {
         self.service.connections().borrow_mut().set_waiting(self.key);
-        sys::now_ms() + patience_ms
+        clock::monotonic() + patience_ms
     }
 
     /// Decodes what has arrived of a chunked body. Returns the number of bytes used and whether the
@@ -382,7 +368,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if is_full || self.due.len() >= MAX_DUE {
             self.finish_due().await;
             self.write().await?;
-            self.read_at = Moment::now();
+            self.read_at = Moment::read();
         }
         Ok(())
     }
@@ -423,7 +409,7 @@ impl<'s, S: Service> Connection<'s, S> {
             }
         }
         pauses::take_turn(pauses::READ).await;
-        self.read_at = Moment::now();
+        self.read_at = Moment::read();
         match result {
             Ok(0) | Err(_) => Err(end_of(self.ending())),
             Ok(_) => Ok(()),
@@ -435,8 +421,8 @@ impl<'s, S: Service> Connection<'s, S> {
             return Ok(());
         }
         self.service.handle_answered();
-        let deadline_ms = sys::now_ms() + self.service.times().request_timeout_ms;
-        self.service.connections().borrow_mut().set_writing(self.key, deadline_ms);
+        let deadline = clock::monotonic() + self.service.times().request_timeout_ms;
+        self.service.connections().borrow_mut().set_writing(self.key, deadline);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;
         out.clear();
@@ -454,7 +440,8 @@ impl<'s, S: Service> Connection<'s, S> {
     async fn linger(&mut self) {
         sys::shutdown(self.stream.lend(), Shutdown::Write);
         self.service.connections().borrow_mut().set_waiting(self.key);
-        self.set_deadline(sys::now_ms() + self.service.times().linger_ms, Shutdown::Read);
+        let deadline = clock::monotonic() + self.service.times().linger_ms;
+        self.set_deadline(deadline, Shutdown::Read);
         while !matches!(self.ending(), Some(Ending::Late | Ending::Place)) {
             self.input.clear();
             self.read_to = 0;
@@ -474,8 +461,8 @@ impl<'s, S: Service> Connection<'s, S> {
         self.service.connections().borrow().ending(self.key)
     }
 
-    fn set_deadline(&self, deadline_ms: u64, side: Shutdown) {
-        self.service.connections().borrow_mut().set_deadline(self.key, deadline_ms, side);
+    fn set_deadline(&self, deadline: MonotonicMs, side: Shutdown) {
+        self.service.connections().borrow_mut().set_deadline(self.key, deadline, side);
     }
 }
 
@@ -523,7 +510,7 @@ pub fn refuse_connection(stream: TcpStream) {
     let socket = sys::take_socket(stream);
     let mut out = Vec::new();
     let retry = [("Retry-After", "1")];
-    let date = http_date(sys::now_ms());
+    let date = http_date(clock::wall());
     write_refusal(&mut out, NO_PLACE.status, false, date, &retry, NO_PLACE.msg);
     // Best effort: there is nothing to do for a peer that does not take it.
     let _ = sys::send(&socket, &out);

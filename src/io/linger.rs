@@ -8,6 +8,7 @@ use super::ring::{OperationKind, OperationToken, Ring};
 use super::sys;
 use crate::state::Rest;
 use crate::state::chunked_slab::ChunkedSlab;
+use crate::types::MonotonicMs;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,7 @@ const ENDS_PER_SLICE: usize = 64;
 struct Lingering {
     fd: OwnedFd,
     generation: u32,
-    deadline_ms: u64,
+    deadline: MonotonicMs,
     /// What is still to be written before the write side is shut down. The rest of a frame comes
     /// first; it stays shared and counts in its worker's budget.
     rest: Option<Rest>,
@@ -72,9 +73,6 @@ pub struct LingeringSockets {
     by_age: Fifo,
     generation: u32,
     refusals: usize,
-    /// How far the wall clock is ahead of the deadlines' clock: clock steps, and time in which this
-    /// thread did not run.
-    ahead_ms: i64,
     /// The next index to check for a deadline that has passed.
     next: usize,
 }
@@ -96,14 +94,13 @@ impl LingeringSockets {
         fd: OwnedFd,
         rest: Option<Rest>,
         last: Last,
-        deadline_ms: u64,
+        deadline: MonotonicMs,
     ) {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let deadline_ms = self.clock(deadline_ms);
         let Last { bytes: last_bytes, is_refusal } = last;
         self.refusals += usize::from(is_refusal);
-        let lingering = Lingering { fd, generation, deadline_ms, rest, last_bytes, is_refusal };
+        let lingering = Lingering { fd, generation, deadline, rest, last_bytes, is_refusal };
         let index = self.sockets.insert(lingering);
         let (sockets, live) = (&self.sockets, self.sockets.len());
         let is_current = |index, stamp| is_current(sockets, index, stamp);
@@ -131,26 +128,16 @@ impl LingeringSockets {
         }
     }
 
-    /// Handles a step of the wall clock: deadlines stay as far away as they were.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
-    }
-
-    fn clock(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add_signed(-self.ahead_ms)
-    }
-
     /// Ends some of the sockets whose deadline has passed, or whose rest was revoked; a peer that
     /// never read gets RST. Returns whether there may be more.
-    pub fn handle_tick(&mut self, now_ms: u64) -> bool {
-        let now_ms = self.clock(now_ms);
+    pub fn handle_tick(&mut self, awake: MonotonicMs) -> bool {
         let places = self.sockets.end();
         let mut ends = ENDS_PER_SLICE;
         for _ in 0..places.min(LOOKS_PER_SLICE) {
             self.next = if self.next < places { self.next } else { 0 };
             let index = self.next;
             self.next += 1;
-            let is_over = |socket: &Lingering| socket.deadline_ms <= now_ms || socket.is_revoked();
+            let is_over = |socket: &Lingering| socket.deadline <= awake || socket.is_revoked();
             if self.sockets.get(index).is_some_and(is_over)
                 && let Some(socket) = self.remove(index)
             {

@@ -8,6 +8,7 @@ pub mod accept_errors;
 pub mod allocator;
 pub mod api;
 pub mod broker;
+pub mod clock;
 pub mod date;
 pub mod descriptors;
 mod fifo;

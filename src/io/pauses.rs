@@ -11,7 +11,7 @@
 //! it.
 
 use super::sync::{Notify, yield_now};
-use super::{pulse, sys};
+use super::{clock, pulse, sys};
 use crate::state::counters::{Counters, Pauses};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -78,8 +78,8 @@ impl Rounds {
         pauses.observe(ns);
         own_pauses.observe(own_ns);
         if ns >= LONG_NS {
-            let now_ms = sys::now_ms();
-            let note = |pauses: &Pauses, ns| pauses.note_longest(ns, now_ms);
+            let now = clock::monotonic();
+            let note = |pauses: &Pauses, ns| pauses.note_longest(ns, now);
             note(pauses, ns);
             note(own_pauses, own_ns);
         }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn longest_ms(pauses: &Pauses) -> u64 {
-        pauses.longest_us(sys::now_ms()) / 1_000
+        pauses.longest_us(clock::monotonic()) / 1_000
     }
 
     /// Returns the number of pauses longer than half a millisecond.

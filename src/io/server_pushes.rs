@@ -1,7 +1,7 @@
 //! Pushes that business servers send over their WebSocket: accepted in order, answered in order.
 
 use super::api::{finish, not_accepted};
-use super::http::Moment;
+use super::clock::Moment;
 use super::worker_context::{PendingPush, PushOrigin, WorkerContext};
 use crate::state::ServerPush;
 use crate::wire::json;
@@ -53,8 +53,8 @@ fn begin<'c>(context: &'c WorkerContext, push: &ServerPush) -> Result<PendingPus
     let settings = &context.shared.settings;
     let members = json::members(&push.message)?;
     let (read, exp) = Push::from_server(&members, &settings.limits)?;
-    let read_at = Moment::now();
-    sign::check_exp(exp, false, read_at.now_us / 1_000)?;
+    let read_at = Moment::read();
+    sign::check_exp(exp, false, read_at.wall())?;
     let pid = context.shared.projects.get(push.project).map_or("", |project| &*project.pid);
     if context.shared.is_draining() {
         let msg = "this node is draining: push to another".into();

@@ -8,15 +8,15 @@ use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, Re
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::state::settings::Settings;
-use crate::types::Incarnation;
+use crate::types::{Incarnation, Now};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a node finds out when it starts.
 #[derive(Debug)]
 pub struct Start {
-    /// Start time, in milliseconds since the Unix epoch.
-    pub now_ms: u64,
+    /// When the node starts.
+    pub now: Now,
     /// Limit of open files of each descriptor table (RLIMIT_NOFILE).
     pub open_files: usize,
     /// The process's memory limit; `None`: it cannot be read.
@@ -42,8 +42,8 @@ pub struct Shared {
     /// Set before a worker serves any connection.
     pub ports: OnceLock<Ports>,
     pub projects: Arc<Projects>,
-    /// Start time, in milliseconds since the Unix epoch.
-    pub started_ms: u64,
+    /// When the node starts.
+    pub started: Now,
     pub incarnation: Arc<Incarnation>,
     connections: AtomicUsize,
     draining: AtomicBool,
@@ -192,7 +192,7 @@ impl QueueHealth {
 
 impl Shared {
     pub fn new(settings: Settings, projects: Projects, start: Start) -> Self {
-        let Start { now_ms: started_ms, open_files, memory_limit, user_keys } = start;
+        let Start { now: started, open_files, memory_limit, user_keys } = start;
         let workers = settings.workers;
         let projects = Arc::new(projects);
         Self {
@@ -201,8 +201,8 @@ impl Shared {
             user_keys,
             ports: OnceLock::new(),
             projects: Arc::clone(&projects),
-            started_ms,
-            incarnation: Arc::new(Incarnation::new(started_ms)),
+            started,
+            incarnation: Arc::new(Incarnation::new(started.wall)),
             connections: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             queue: QueueHealth::default(),

@@ -1,7 +1,7 @@
 //! Spans of pushes and requests. Workers put them in a ring, from which the exporter takes them. A
 //! full ring drops them and counts the loss; without an exporter there is no recorder at all.
 
-use super::sys;
+use super::{clock, sys};
 use crate::state::counters::Counters;
 use crate::state::projects::ProjectId;
 use crate::types::MessageId;
@@ -147,7 +147,7 @@ impl Recorder {
     pub fn begin_request(&self, id: MessageId, side: Side) {
         let mut requests = self.requests.borrow_mut();
         if self.request_context(id).is_some() && requests.len() < MAX_REQUESTS {
-            requests.insert((id, side), sys::now_us());
+            requests.insert((id, side), clock::wall_us());
         }
     }
 
@@ -158,7 +158,7 @@ impl Recorder {
             Side::Client => (SpanName::Request, root, None),
             Side::Server => (SpanName::Response, self.below(&root), Some(root.span_id)),
         };
-        let (end_us, project, count) = (sys::now_us(), Some(project), u64::from(!is_error));
+        let (end_us, project, count) = (clock::wall_us(), Some(project), u64::from(!is_error));
         let worker = self.worker;
         self.record(Span {
             name,

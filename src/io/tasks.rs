@@ -2,6 +2,7 @@
 //! ticks.
 
 use super::api;
+use super::clock;
 use super::lane::Bell;
 use super::pauses;
 use super::server_pushes;
@@ -85,9 +86,9 @@ async fn drive(context: &WorkerContext, mut eventfd: EventFd) -> io::Error {
             let began = Instant::now();
             let has_events = context.ws_server.borrow_mut().has_events();
             if has_events {
-                let now_ms = sys::now_ms();
-                context.ws_server.borrow_mut().turn(now_ms);
-                context.tick(now_ms);
+                let now = clock::now_at(began);
+                context.ws_server.borrow_mut().turn(began, now);
+                context.tick(now);
             }
             context.forward_requests();
             if context.observe_turn(began) >= LONG_TURN {
@@ -113,20 +114,22 @@ async fn drive(context: &WorkerContext, mut eventfd: EventFd) -> io::Error {
 /// Receives what other workers, or the broker's thread, send to this one.
 async fn receive(context: Rc<WorkerContext>, mut eventfd: EventFd) {
     loop {
-        let mut began = None;
+        let began = Instant::now();
+        let mut looked = began;
         for word in 1..=WORDS_PER_TURN {
-            if !context.receive_one() {
+            if !context.receive_one(looked) {
                 break;
             }
             context.wait_for_room().await;
-            if word % WORDS_PER_LOOK == 0
-                && began.get_or_insert_with(Instant::now).elapsed() >= HEARING
-            {
-                break;
+            if word % WORDS_PER_LOOK == 0 {
+                looked = Instant::now();
+                if looked.duration_since(began) >= HEARING {
+                    break;
+                }
             }
         }
         if !context.transport.has_heard_all() {
-            context.tick(sys::now_ms());
+            context.tick(clock::now());
             yield_now().await;
             continue;
         }

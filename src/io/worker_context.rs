@@ -9,18 +9,19 @@ mod time;
 mod traces;
 
 use super::broker::threaded::ToWorker;
+use super::clock::{self, Moment};
 use super::descriptors::Descriptors;
 use super::http::Connections;
 use super::request_counts::RequestCounts;
 use super::shared::Shared;
 use super::spans::Recorder;
 use super::sync::{Notify, WaitQueue};
-use super::sys;
 use super::transport::{Carrier, InlineBroker, Transport};
 use super::ws_server::WsServer;
 use crate::state::counters::Counters;
 use crate::state::drain::Drain;
 use crate::state::subscriptions::{Interest, WorkerEvent};
+use crate::types::{Now, WallMs};
 use crate::wire::envelope::{Envelope, EnvelopeKind, Header};
 use delivery::Received;
 use hold::Hold;
@@ -60,9 +61,8 @@ pub struct WorkerContext {
     pub http: RefCell<Connections>,
     pub(super) descriptors: Rc<Descriptors>,
     pub(super) requests: RequestCounts,
-    last_tick_ms: Cell<u64>,
+    last_tick: Cell<Now>,
     schedule: Schedule,
-    last_tick: Cell<Instant>,
     reclaim: Reclaim,
     drain: RefCell<Drain>,
     /// Raised when the worker has drained.
@@ -101,9 +101,8 @@ impl WorkerContext {
             flushed: WaitQueue::default(),
             http: RefCell::new(http),
             descriptors,
-            last_tick_ms: Cell::new(sys::now_ms()),
+            last_tick: Cell::new(clock::now()),
             schedule: Schedule::default(),
-            last_tick: Cell::new(Instant::now()),
             reclaim: Reclaim::default(),
             drain: RefCell::default(),
             ended: Notify::default(),
@@ -116,28 +115,28 @@ impl WorkerContext {
     }
 
     /// Delivers a parcel of another worker or node to this worker.
-    pub(super) fn deliver_parcel(&self, bytes: &[u8]) {
+    pub(super) fn deliver_parcel(&self, bytes: &[u8], now: Now) {
         let mut ws_server = self.ws_server.borrow_mut();
-        ws_server.worker.handle_parcel(bytes, sys::now_ms());
+        ws_server.worker.handle_parcel(bytes, now);
         if ws_server.worker.has_output() || ws_server.worker.has_broker_requests() {
             self.work.notify();
         }
     }
 
-    pub(super) fn handle_worker_event(&self, event: WorkerEvent) {
-        self.ws_server.borrow_mut().worker.handle_worker_event(event, sys::now_ms());
+    pub(super) fn handle_worker_event(&self, event: WorkerEvent, now: Now) {
+        self.ws_server.borrow_mut().worker.handle_worker_event(event, now);
         self.work.notify();
     }
 
     /// Admits the clients that waited for `interest`, which is now in force.
-    pub(super) fn handle_ready(&self, interest: &Interest) {
-        self.ws_server.borrow_mut().handle_ready(interest, sys::now_ms());
+    pub(super) fn handle_ready(&self, interest: &Interest, now: Now) {
+        self.ws_server.borrow_mut().handle_ready(interest, now);
         self.work.notify();
     }
 
     /// Refuses the clients that waited for `interest`, because the queue refuses it.
-    pub(super) fn handle_refused(&self, interest: &Interest) {
-        self.ws_server.borrow_mut().handle_refused(interest, sys::now_ms());
+    pub(super) fn handle_refused(&self, interest: &Interest, now: Now) {
+        self.ws_server.borrow_mut().handle_refused(interest, now);
         self.work.notify();
     }
 
@@ -172,34 +171,35 @@ impl WorkerContext {
         self.flushed.wait_until(|| self.ws_server.borrow().worker.takes_pushes()).await;
     }
 
-    /// Returns the wall clock as of the last tick, in milliseconds since the Unix epoch.
-    pub(super) fn coarse_now_ms(&self) -> u64 {
-        self.last_tick_ms.get()
+    /// Returns the wall clock as of the last tick.
+    pub(super) fn coarse_wall(&self) -> WallMs {
+        self.last_tick.get().wall
     }
 
     /// Handles one message of another worker, or of the broker's thread. Returns `false` if there
-    /// is none.
-    pub(super) fn receive_one(&self) -> bool {
+    /// is none. `instant` was read a few messages ago at most.
+    pub(super) fn receive_one(&self, instant: Instant) -> bool {
         let Some(word) = self.transport.receive() else { return false };
+        let at = Moment::at(instant);
         match word {
-            ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes),
+            ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes, at),
             ToWorker::Answer(ticket, outcome) => {
-                self.transport.settle(ticket, outcome, sys::now_us());
+                self.transport.settle(ticket, outcome, at.wall_us);
             }
-            ToWorker::Ready(interest) => self.handle_ready(&interest),
-            ToWorker::Refused(interest) => self.handle_refused(&interest),
-            ToWorker::Event(event) => self.handle_worker_event(event),
+            ToWorker::Ready(interest) => self.handle_ready(&interest, at.now()),
+            ToWorker::Refused(interest) => self.handle_refused(&interest, at.now()),
+            ToWorker::Event(event) => self.handle_worker_event(event, at.now()),
             ToWorker::Canary => self.transport.say_canary_seen(),
         }
         true
     }
 
-    fn deliver_bytes(&self, bytes: &[u8]) {
+    fn deliver_bytes(&self, bytes: &[u8], at: Moment) {
         if Header::read(bytes).is_ok_and(|header| header.kind != EnvelopeKind::Message) {
-            return self.deliver_parcel(bytes);
+            return self.deliver_parcel(bytes, at.now());
         }
         match Envelope::decode(bytes) {
-            Ok(envelope) => self.deliver(&envelope, sys::now_us()),
+            Ok(envelope) => self.deliver(&envelope, at),
             Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
         }
     }

@@ -10,6 +10,7 @@ mod sleep;
 mod slot;
 mod time;
 
+use super::clock;
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
@@ -19,7 +20,7 @@ use super::sys;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::subscriptions::Interest;
 use crate::state::{Admission, CloseRequest, Sealed, Worker};
-use crate::types::ConnKey;
+use crate::types::{ConnKey, Now};
 use crate::wire::http::parse_head;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest};
@@ -97,7 +98,7 @@ pub struct WsServer {
     /// whether they and overdue work come before the ring's events, which is every other time.
     paused_by_batch: VecDeque<u32>,
     paused_first: bool,
-    now_ms: u64,
+    now: Now,
 }
 
 impl WsServer {
@@ -130,7 +131,7 @@ impl WsServer {
             is_shutting_down: false,
             paused_by_batch: VecDeque::new(),
             paused_first: false,
-            now_ms: sys::now_ms(),
+            now: clock::now(),
         };
         ws_server.poll_listener();
         ws_server
@@ -155,11 +156,10 @@ impl WsServer {
         self.sockets() + self.handshakes.len()
     }
 
-    /// Handles completions, as many as fit in one turn.
-    pub fn turn(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+    /// Handles completions, as many as fit in one turn, which began at `began`.
+    pub fn turn(&mut self, began: Instant, now: Now) {
+        self.now = now;
         self.turn_bytes = 0;
-        let began = Instant::now();
         self.carry_out_closes();
         self.ring.run_deferred();
         self.paused_first = !self.paused_first;
@@ -289,8 +289,8 @@ impl WsServer {
     }
 
     fn insert_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) -> usize {
-        let deadline_ms = self.now_ms + self.shared.settings.times.handshake_timeout_ms;
-        self.handshakes.insert(fd, received, deadline_ms)
+        let deadline = self.awake() + self.shared.settings.times.handshake_timeout_ms;
+        self.handshakes.insert(fd, received, deadline)
     }
 
     /// Makes sure that this worker has a descriptor for one more socket; `false` if it has none.
@@ -325,21 +325,21 @@ impl WsServer {
         self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
         // Best effort: there is nothing to do for a peer that does not take it.
-        let _ = sys::send(&fd, &handshake::refusal(&error, self.now_ms));
+        let _ = sys::send(&fd, &handshake::refusal(&error, self.now.wall));
         linger::close(fd);
     }
 
     /// Continues handshakes whose interest is now in force.
-    pub fn handle_ready(&mut self, interest: &Interest, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn handle_ready(&mut self, interest: &Interest, now: Now) {
+        self.now = now;
         self.worker.handle_ready(interest);
         self.handshakes.handle_ready(interest);
         self.retry_ready();
     }
 
     /// Continues handshakes whose interest will not be in force.
-    pub fn handle_refused(&mut self, interest: &Interest, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn handle_refused(&mut self, interest: &Interest, now: Now) {
+        self.now = now;
         self.worker.handle_refused(interest);
         self.handshakes.handle_ready(interest);
         self.retry_ready();
@@ -404,9 +404,9 @@ impl WsServer {
             Err(error) => return HandshakeResult::Refused(ApiError::from(error)),
             Ok(Some(head)) => head,
         };
-        let (worker, shared, now_ms) = (&mut self.worker, &self.shared, self.now_ms);
+        let (worker, shared, now) = (&mut self.worker, &self.shared, self.now);
         let (descriptors, counters) = (&self.descriptors, &self.counters);
-        let result = handshake::judge(&head, shared, now_ms, |identity, switching| {
+        let result = handshake::judge(&head, shared, now.wall, |identity, switching| {
             match worker.admit(&identity) {
                 Admission::Now => {}
                 Admission::After(interest) => return Ok(HandshakeResult::Waiting(interest)),
@@ -421,7 +421,7 @@ impl WsServer {
                 counters.refusals.count(why);
                 return Err(refuse(503, "this node is full: connect to another"));
             }
-            let (key, _) = worker.handle_connect(identity, switching, now_ms);
+            let (key, _) = worker.handle_connect(identity, switching, now);
             Ok(HandshakeResult::Open { key, head_len: head.head_len })
         });
         result.unwrap_or_else(HandshakeResult::Refused)
@@ -449,10 +449,10 @@ impl WsServer {
     fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
         self.counters.handshakes.count(error.status, 1);
         tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
-        let deadline_ms = self.now_ms + self.shared.settings.times.linger_ms;
-        let bytes = handshake::refusal(error, self.now_ms);
+        let deadline = self.awake() + self.shared.settings.times.linger_ms;
+        let bytes = handshake::refusal(error, self.now.wall);
         let last = Last { bytes, is_refusal: true };
-        self.lingering.add(&mut self.ring, fd, None, last, deadline_ms);
+        self.lingering.add(&mut self.ring, fd, None, last, deadline);
     }
 
     fn fill_slot(&mut self, slot: u32, generation: u32, fd: OwnedFd) {
@@ -493,15 +493,15 @@ impl WsServer {
         let inbound = &mut self.slots[slot as usize].inbound;
         let before = Before::of(inbound.as_deref());
         self.turn_bytes += bytes.len() + inbound.as_ref().map_or(0, |kept| kept.raw_bytes());
-        let (worker, now_ms) = (&mut self.worker, self.now_ms);
+        let (worker, now) = (&mut self.worker, self.now);
         let max_bytes = worker.message_limit(slot);
-        worker.handle_input(slot, now_ms);
+        worker.handle_input(slot, now);
         worker.counters().received_bytes.add(bytes.len() as u64);
         let (mut is_held, mut ends_another) = (false, false);
         let result = Inbound::read(inbound, bytes, max_bytes, &mut |message| {
             // Control frames may come between the fragments of a message.
             ends_another |= !(before.is_fragmented() && message.is_control());
-            if !worker.handle_frame(slot, message, now_ms) {
+            if !worker.handle_frame(slot, message, now) {
                 return ControlFlow::Break(Rest::Dropped);
             }
             is_held = worker.is_full() || !worker.wants_input(slot);

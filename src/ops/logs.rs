@@ -13,7 +13,7 @@ pub use event_visitor::{EventVisitor, Value, redact};
 pub use file::{FileSettings, Rotate};
 pub use line::Format;
 
-use crate::io::{sys, threads};
+use crate::io::{clock, threads};
 use crate::types::NodeId;
 use file::Open;
 use line::{Line, Style};
@@ -214,7 +214,7 @@ impl<S: Subscriber> Layer<S> for Logs {
             return;
         }
         let line = self.style.line(&Line {
-            now_ms: sys::now_ms(),
+            now_ms: clock::wall().value(),
             level: *metadata.level(),
             target: metadata.target(),
             thread: thread::current().name().unwrap_or("unnamed"),
@@ -255,7 +255,13 @@ pub fn fail(format: Format, node: Option<NodeId>, why: &str) {
 
 /// Returns a line of the program itself, with the current time.
 fn line(level: Level, event: EventVisitor) -> Line<'static> {
-    Line { now_ms: sys::now_ms(), level, target: env!("CARGO_CRATE_NAME"), thread: "main", event }
+    Line {
+        now_ms: clock::wall().value(),
+        level,
+        target: env!("CARGO_CRATE_NAME"),
+        thread: "main",
+        event,
+    }
 }
 
 /// systemd names the device and inode of its journal (systemd.exec(5), `JOURNAL_STREAM`): whoever

@@ -8,11 +8,12 @@ use super::reply::Reply;
 use super::site::Site;
 use super::{metrics, pages};
 use crate::io::accept_errors::AcceptErrors;
+use crate::io::clock;
 use crate::io::date::http_date;
 use crate::io::http::{self, Answer, Connections, Request, Service};
+use crate::io::pulse;
 use crate::io::routes;
 use crate::io::shared::Shared;
-use crate::io::{pulse, sys};
 use crate::state::counters::Refusal;
 use crate::state::settings::Times;
 use crate::types::Limits;
@@ -28,10 +29,10 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Interval at which deadlines are checked.
-const TICK: Duration = Duration::from_millis(100);
+const TICK_MS: u64 = 100;
 /// Maximum number of connections per port, if the open-files limit leaves room for them.
 const MAX_CONNECTIONS: usize = 256;
 /// Descriptors of this thread that are not for connections: its own, and those of a profile, which
@@ -91,19 +92,18 @@ pub async fn serve(
         ports.push(Rc::clone(&port));
         monoio::spawn(accept(port, listener));
     }
-    let mut last_tick = Instant::now();
+    let mut last_tick = clock::monotonic();
     loop {
-        monoio::time::sleep(TICK).await;
+        monoio::time::sleep(Duration::from_millis(TICK_MS)).await;
         pulse::beat();
-        let now_ms = sys::now_ms();
-        let elapsed = last_tick.elapsed();
-        last_tick += elapsed;
+        let now = clock::monotonic();
         // A peer is not late if this thread did not run.
-        let stall_ms = elapsed.saturating_sub(2 * TICK).as_millis() as i64;
+        let stall_ms = now.since(last_tick).saturating_sub(2 * TICK_MS);
+        last_tick = now;
         for port in &ports {
             let mut connections = port.connections.borrow_mut();
-            connections.handle_clock_step(stall_ms);
-            connections.handle_tick(now_ms);
+            connections.handle_stall(stall_ms);
+            connections.handle_tick(now);
         }
     }
 }
@@ -242,7 +242,7 @@ impl Service for Port {
     fn handle_answered(&self) {}
 
     fn refuse(&self, _origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
-        write_refusal(out, error.status, false, http_date(sys::now_ms()), &[], error.msg);
+        write_refusal(out, error.status, false, http_date(clock::wall()), &[], error.msg);
     }
 
     async fn answer(
@@ -262,7 +262,7 @@ impl Service for Port {
         }
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(name, value)| (*name, &**value)).collect();
-        let date = http_date(sys::now_ms());
+        let date = http_date(clock::wall());
         write_response(out, status, keep_alive, date, &fields, &content_type, &body);
         if request.head.method == "HEAD" {
             // Content-Length stays that of a GET (RFC 9110, section 8.6).

@@ -7,6 +7,7 @@ use super::Outbox;
 use super::budget::{Budget, HeldFrame};
 use super::connection::{CloseCause, NONE};
 use super::outbox::Load;
+use crate::types::WallMs;
 use crate::wire::websocket;
 use bytes::Bytes;
 use fastwebsockets::OpCode;
@@ -78,7 +79,7 @@ struct Frame {
     /// Index in `shared`, or `NONE`.
     shared: u32,
     is_push: bool,
-    expires_ms: u64,
+    expires: WallMs,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -148,7 +149,7 @@ impl Batch {
     pub fn add_event(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         let start = self.bytes.len();
         websocket::write_text(&mut self.bytes, write);
-        self.seal_frame(start, false, 0)
+        self.seal_frame(start, false, WallMs::NEVER)
     }
 
     /// Adds a frame of any kind. All except pings are replies.
@@ -156,7 +157,7 @@ impl Batch {
         self.is_urgent |= opcode != OpCode::Ping;
         let start = self.bytes.len();
         websocket::write_frame(&mut self.bytes, opcode, payload);
-        self.seal_frame(start, false, 0)
+        self.seal_frame(start, false, WallMs::NEVER)
     }
 
     /// Adds bytes that are not a frame: the handshake response.
@@ -164,14 +165,14 @@ impl Batch {
         self.is_urgent = true;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.seal_frame(start, false, 0)
+        self.seal_frame(start, false, WallMs::NEVER)
     }
 
     /// Adds a push frame; `write` fills its payload of `payload_bytes`.
     pub fn add_push(
         &mut self,
         payload_bytes: usize,
-        expires_ms: u64,
+        expires: WallMs,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> u32 {
         if payload_bytes >= SHARED_FRAME_BYTES {
@@ -181,21 +182,21 @@ impl Batch {
             websocket::write_head(&mut frame, OpCode::Text, payload_bytes);
             write(&mut frame);
             let frame = SharedFrame { bytes: Bytes::from(frame), held: RefCell::default() };
-            return self.add_shared(Rc::new(frame), expires_ms);
+            return self.add_shared(Rc::new(frame), expires);
         }
         let start = self.bytes.len();
         websocket::write_head(&mut self.bytes, OpCode::Text, payload_bytes);
         write(&mut self.bytes);
-        self.seal_frame(start, true, expires_ms)
+        self.seal_frame(start, true, expires)
     }
 
     /// Adds a push frame that another batch may hold as well.
-    pub(super) fn add_shared(&mut self, frame: Rc<SharedFrame>, expires_ms: u64) -> u32 {
+    pub(super) fn add_shared(&mut self, frame: Rc<SharedFrame>, expires: WallMs) -> u32 {
         let (shared, bytes) = (self.shared.len() as u32, frame.bytes.len());
         self.shared_bytes += bytes;
         self.shared.push(frame);
         let bytes = bytes as u32;
-        self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires_ms });
+        self.frames.push(Frame { start: 0, bytes, shared, is_push: true, expires });
         self.frames.len() as u32 - 1
     }
 
@@ -204,9 +205,9 @@ impl Batch {
         self.shared.get(self.frames[frame as usize].shared as usize).map(Rc::clone)
     }
 
-    fn seal_frame(&mut self, start: usize, is_push: bool, expires_ms: u64) -> u32 {
+    fn seal_frame(&mut self, start: usize, is_push: bool, expires: WallMs) -> u32 {
         let bytes = (self.bytes.len() - start) as u32;
-        self.frames.push(Frame { start: start as u32, bytes, shared: NONE, is_push, expires_ms });
+        self.frames.push(Frame { start: start as u32, bytes, shared: NONE, is_push, expires });
         self.frames.len() as u32 - 1
     }
 
@@ -283,11 +284,11 @@ impl Batch {
         match self.shared.get(frame.shared as usize) {
             None => {
                 let bytes = &self.bytes[frame.start as usize..][..frame.bytes as usize];
-                outbox.push(&bytes[skip..], frame.is_push, frame.expires_ms, skip > 0);
+                outbox.push(&bytes[skip..], frame.is_push, frame.expires, skip > 0);
             }
             Some(shared) => {
                 let bytes = frame.bytes as usize - skip;
-                outbox.push_shared(shared.hold(budget), bytes, frame.is_push, frame.expires_ms);
+                outbox.push_shared(shared.hold(budget), bytes, frame.is_push, frame.expires);
             }
         }
     }

@@ -25,7 +25,7 @@ use super::origin_watermarks::OriginWatermarks;
 use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
 use super::subscriptions::{Interest, WorkerEvent};
-use crate::types::{Incarnation, MessageId, NodeId};
+use crate::types::{Incarnation, MessageId, NodeId, WallMs};
 use crate::wire::envelope::{Envelope, EnvelopeKind, Header};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply};
@@ -249,8 +249,8 @@ pub struct Broker {
     presence: Presence,
     members: Members,
     reservation: Reservation,
-    /// See [`Broker::set_wall_ms`].
-    wall_ms: u64,
+    /// See [`Broker::set_wall`].
+    wall: WallMs,
     /// No attempt to open the links has failed so far.
     is_first_attempt: bool,
     /// Workers whose user announcements may be late.
@@ -296,7 +296,7 @@ impl Broker {
             presence: Presence::default(),
             members: Members::default(),
             reservation: Reservation::default(),
-            wall_ms: 0,
+            wall: WallMs::default(),
             is_first_attempt: true,
             unsure: 0,
             subscribe_log: SubscribeLog::default(),

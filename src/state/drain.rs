@@ -1,6 +1,8 @@
 //! Shutdown of a worker, in phases: it refuses everything new; then it closes every client, after
 //! sending what was accepted for it; then it waits until all have disconnected.
 
+use crate::types::MonotonicMs;
+
 /// The next action of a worker that shuts down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainStep {
@@ -24,10 +26,10 @@ enum Phase {
     #[default]
     Open,
     Refusing {
-        until_ms: u64,
+        until: MonotonicMs,
     },
     Closing {
-        until_ms: u64,
+        until: MonotonicMs,
     },
 }
 
@@ -40,25 +42,25 @@ impl Drain {
     /// nodes have been notified.
     pub fn step(
         &mut self,
-        now_ms: u64,
+        now: MonotonicMs,
         drain_ms: u64,
         is_awaited: impl FnOnce() -> bool,
         is_empty: impl FnOnce() -> bool,
     ) -> DrainStep {
         match self.phase {
             Phase::Open => {
-                self.phase = Phase::Refusing { until_ms: now_ms + drain_ms };
+                self.phase = Phase::Refusing { until: now + drain_ms };
                 DrainStep::Refuse
             }
-            Phase::Refusing { until_ms } => {
-                if is_awaited() && now_ms < until_ms {
+            Phase::Refusing { until } => {
+                if is_awaited() && now < until {
                     return DrainStep::Wait;
                 }
-                self.phase = Phase::Closing { until_ms };
+                self.phase = Phase::Closing { until };
                 DrainStep::Close
             }
-            Phase::Closing { until_ms } => {
-                if is_empty() || now_ms >= until_ms {
+            Phase::Closing { until } => {
+                if is_empty() || now >= until {
                     DrainStep::End
                 } else {
                     DrainStep::Wait
@@ -71,13 +73,6 @@ impl Drain {
     pub fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. })
     }
-
-    /// Adjusts the deadlines to a step of the wall clock.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        if let Phase::Refusing { until_ms } | Phase::Closing { until_ms } = &mut self.phase {
-            *until_ms = until_ms.saturating_add_signed(step_ms);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -87,8 +82,9 @@ mod tests {
     #[test]
     fn what_was_accepted_is_waited_for_then_all_are_closed_then_they_go() {
         let mut drain = Drain::default();
-        let mut step =
-            |now_ms, is_awaited, is_empty| drain.step(now_ms, 1_000, || is_awaited, || is_empty);
+        let mut step = |now_ms, is_awaited, is_empty| {
+            drain.step(MonotonicMs::new(now_ms), 1_000, || is_awaited, || is_empty)
+        };
         assert_eq!(step(5_000, false, true), DrainStep::Refuse);
         assert_eq!(step(5_050, true, true), DrainStep::Wait);
         assert_eq!(step(5_100, false, true), DrainStep::Close);
@@ -99,11 +95,10 @@ mod tests {
     #[test]
     fn it_ends_in_time_whatever_is_left() {
         let mut drain = Drain::default();
-        let step = |drain: &mut Drain, now_ms| drain.step(now_ms, 1_000, || true, || false);
-        assert_eq!(step(&mut drain, 5_000), DrainStep::Refuse);
-        drain.handle_clock_step(-2_000);
-        assert_eq!(step(&mut drain, 3_999), DrainStep::Wait);
-        assert_eq!(step(&mut drain, 4_000), DrainStep::Close);
-        assert_eq!(step(&mut drain, 4_000), DrainStep::End);
+        let mut step = |now_ms| drain.step(MonotonicMs::new(now_ms), 1_000, || true, || false);
+        assert_eq!(step(5_000), DrainStep::Refuse);
+        assert_eq!(step(5_999), DrainStep::Wait);
+        assert_eq!(step(6_000), DrainStep::Close);
+        assert_eq!(step(6_000), DrainStep::End);
     }
 }

@@ -2,6 +2,7 @@
 //! twice.
 
 use super::sharded_table::ShardedTable;
+use crate::types::MonotonicMs;
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 
@@ -46,14 +47,14 @@ pub struct RememberedKeys {
     /// Positions by hash.
     positions: ShardedTable<u32>,
     /// The latest time of an insert.
-    latest_ms: u64,
+    latest: MonotonicMs,
 }
 
 /// Only the last chunk has room. There are no chunks without keys, so one spans at most `CHUNK`
 /// times [`REMEMBER_MS`]: 85 hours, which fits in 32 bits of milliseconds.
 #[derive(Debug)]
 struct Chunk {
-    base_ms: u64,
+    base: MonotonicMs,
     entries: Vec<KeyEntry>,
 }
 
@@ -74,17 +75,17 @@ impl RememberedKeys {
             start: 0,
             gone: 0,
             positions: ShardedTable::default(),
-            latest_ms: 0,
+            latest: MonotonicMs::default(),
         }
     }
 
     /// Remembers the key if it is new. A repeated key does not extend its time.
-    pub fn insert(&mut self, key: &[u8; 16], now_ms: u64) -> Inserted {
-        let now_ms = now_ms.max(self.latest_ms);
-        self.latest_ms = now_ms;
-        self.forget_over(now_ms, MAX_FORGOTTEN_PER_INSERT);
+    pub fn insert(&mut self, key: &[u8; 16], now: MonotonicMs) -> Inserted {
+        let now = now.max(self.latest);
+        self.latest = now;
+        self.forget_over(now, MAX_FORGOTTEN_PER_INSERT);
         if let Some(position) = self.find(key) {
-            if !self.is_over(position, now_ms) {
+            if !self.is_over(position, now) {
                 return Inserted::Repeated;
             }
             // Expired, but not removed yet: its ring entry stays, without a position.
@@ -92,27 +93,18 @@ impl RememberedKeys {
         }
         let mut inserted = Inserted::New;
         if self.len >= self.max_keys {
-            if !self.is_over(self.first(), now_ms) {
+            if !self.is_over(self.first(), now) {
                 inserted = Inserted::NewForgettingOldest;
             }
             self.forget_first();
         }
-        self.push(key, now_ms);
+        self.push(key, now);
         inserted
     }
 
-    /// Shifts all times when the wall clock is set (forward for a positive step): every key keeps
-    /// its age. Call it before the first insert at the new time.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.latest_ms = self.latest_ms.saturating_add_signed(step_ms);
-        for chunk in &mut self.chunks {
-            chunk.base_ms = chunk.base_ms.saturating_add_signed(step_ms);
-        }
-    }
-
     /// Forgets up to a thousand expired keys and frees memory.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.forget_over(now_ms, MAX_FORGOTTEN_PER_TICK);
+    pub fn handle_tick(&mut self, now: MonotonicMs) {
+        self.forget_over(now, MAX_FORGOTTEN_PER_TICK);
     }
 
     /// Number of keys, including expired ones that no tick or insert has removed yet.
@@ -133,20 +125,19 @@ impl RememberedKeys {
         self.positions.find(table_hash(key), is_it).copied()
     }
 
-    fn is_over(&self, position: u32, now_ms: u64) -> bool {
-        let (base_ms, entry) = entry(&self.chunks, self.start, position);
-        let inserted_ms = base_ms.saturating_add(u64::from(entry.after_ms));
-        now_ms.saturating_sub(inserted_ms) >= REMEMBER_MS
+    fn is_over(&self, position: u32, now: MonotonicMs) -> bool {
+        let (base, entry) = entry(&self.chunks, self.start, position);
+        now.since(base + u64::from(entry.after_ms)) >= REMEMBER_MS
     }
 
-    fn push(&mut self, key: &[u8; 16], now_ms: u64) {
+    fn push(&mut self, key: &[u8; 16], now: MonotonicMs) {
         if self.chunks.back().is_none_or(|chunk| chunk.entries.len() == CHUNK) {
             let entries = Vec::with_capacity(CHUNK);
-            self.chunks.push_back(Chunk { base_ms: now_ms, entries });
+            self.chunks.push_back(Chunk { base: now, entries });
         }
         let position = self.first().wrapping_add(self.len as u32);
         if let Some(chunk) = self.chunks.back_mut() {
-            let after_ms = now_ms.saturating_sub(chunk.base_ms).min(u64::from(u32::MAX)) as u32;
+            let after_ms = now.since(chunk.base).min(u64::from(u32::MAX)) as u32;
             chunk.entries.push(KeyEntry { key: *key, after_ms });
         }
         self.len += 1;
@@ -155,9 +146,9 @@ impl RememberedKeys {
         positions.insert(table_hash(key), position, hash_of);
     }
 
-    fn forget_over(&mut self, now_ms: u64, max: usize) {
+    fn forget_over(&mut self, now: MonotonicMs, max: usize) {
         for _ in 0..max {
-            if self.len == 0 || !self.is_over(self.first(), now_ms) {
+            if self.len == 0 || !self.is_over(self.first(), now) {
                 return;
             }
             self.forget_first();
@@ -203,10 +194,10 @@ pub fn key_hash(pid: &str, key: &str) -> [u8; 16] {
 }
 
 /// Returns the entry at a valid position of the ring, with its chunk's base.
-fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (u64, KeyEntry) {
+fn entry(chunks: &VecDeque<Chunk>, start: u32, position: u32) -> (MonotonicMs, KeyEntry) {
     let index = position.wrapping_sub(start) as usize;
     let chunk = &chunks[index / CHUNK];
-    (chunk.base_ms, chunk.entries[index % CHUNK])
+    (chunk.base, chunk.entries[index % CHUNK])
 }
 
 /// A key is already a hash.
@@ -222,6 +213,7 @@ mod tests {
     use std::collections::HashSet;
 
     const MINUTE: u64 = 60_000;
+    const NOW: MonotonicMs = MonotonicMs::new(MINUTE);
 
     fn key(number: u32) -> [u8; 16] {
         key_hash("1", &number.to_string())
@@ -256,26 +248,13 @@ mod tests {
             (114, 6, Repeated), // as if inserted at 110, the latest
             (115, 6, New),
         ] {
-            let inserted = keys.insert(&key(number), minute * MINUTE);
+            let inserted = keys.insert(&key(number), MonotonicMs::new(minute * MINUTE));
             assert_eq!(inserted, expected, "{number} at {minute}");
         }
         let mut exact = RememberedKeys::new(3);
-        assert_eq!(exact.insert(&key(1), 7), New);
-        assert_eq!(exact.insert(&key(1), 7 + REMEMBER_MS - 1), Repeated);
-        assert_eq!(exact.insert(&key(1), 7 + REMEMBER_MS), New);
-    }
-
-    #[test]
-    fn a_clock_that_is_set_changes_no_age() {
-        for step in [-3_600_000_i64, 3_600_000] {
-            let mut keys = RememberedKeys::new(10);
-            let start = 100 * MINUTE;
-            keys.insert(&key(1), start);
-            keys.handle_clock_step(step);
-            let stepped = start.saturating_add_signed(step);
-            assert_eq!(keys.insert(&key(1), stepped + REMEMBER_MS - 1), Inserted::Repeated);
-            assert_eq!(keys.insert(&key(1), stepped + REMEMBER_MS), Inserted::New);
-        }
+        assert_eq!(exact.insert(&key(1), NOW), New);
+        assert_eq!(exact.insert(&key(1), NOW + REMEMBER_MS - 1), Repeated);
+        assert_eq!(exact.insert(&key(1), NOW + REMEMBER_MS), New);
     }
 
     #[test]
@@ -283,25 +262,25 @@ mod tests {
         let mut keys = RememberedKeys::new(1_000_000);
         assert_eq!(bytes(&keys), 0);
         for number in 0..5_500 {
-            assert_eq!(keys.insert(&key(number), MINUTE), Inserted::New);
+            assert_eq!(keys.insert(&key(number), NOW), Inserted::New);
         }
-        keys.handle_tick(MINUTE + REMEMBER_MS - 1);
+        keys.handle_tick(NOW + REMEMBER_MS - 1);
         assert_eq!(keys.len(), 5_500);
         for left in [4_500, 3_500, 2_500] {
-            keys.handle_tick(MINUTE + REMEMBER_MS);
+            keys.handle_tick(NOW + REMEMBER_MS);
             assert_eq!(keys.len(), left);
         }
         // Expired and not yet forgotten: treated as new, once.
         for number in 5_400..5_500 {
-            assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::New);
-            assert_eq!(keys.insert(&key(number), MINUTE + REMEMBER_MS), Inserted::Repeated);
+            assert_eq!(keys.insert(&key(number), NOW + REMEMBER_MS), Inserted::New);
+            assert_eq!(keys.insert(&key(number), NOW + REMEMBER_MS), Inserted::Repeated);
         }
         for _ in 0..3 {
-            keys.handle_tick(MINUTE + REMEMBER_MS);
+            keys.handle_tick(NOW + REMEMBER_MS);
         }
         assert_eq!(keys.len(), 100);
-        assert_eq!(keys.insert(&key(5_499), MINUTE + REMEMBER_MS), Inserted::Repeated);
-        keys.handle_tick(MINUTE + 2 * REMEMBER_MS);
+        assert_eq!(keys.insert(&key(5_499), NOW + REMEMBER_MS), Inserted::Repeated);
+        keys.handle_tick(NOW + 2 * REMEMBER_MS);
         assert!(keys.is_empty());
         assert_eq!(bytes(&keys), 0);
     }
@@ -312,7 +291,7 @@ mod tests {
         let mut keys = RememberedKeys::new(250_000);
         let mut most = 0.0_f64;
         for number in 0..300_000 {
-            keys.insert(&key(number), MINUTE + u64::from(number));
+            keys.insert(&key(number), NOW + u64::from(number));
             let each = |keys: &RememberedKeys| bytes(keys) as f64 / keys.len() as f64;
             if number == 99_999 {
                 assert!(each(&keys) < 28.0, "{} bytes", each(&keys));
@@ -332,10 +311,10 @@ mod tests {
         for number in 0..9_000 {
             let expected =
                 if number < 3_000 { Inserted::New } else { Inserted::NewForgettingOldest };
-            assert_eq!(keys.insert(&key(number), MINUTE), expected);
-            assert_eq!(keys.insert(&key(number), MINUTE), Inserted::Repeated);
+            assert_eq!(keys.insert(&key(number), NOW), expected);
+            assert_eq!(keys.insert(&key(number), NOW), Inserted::Repeated);
             let oldest = number.saturating_sub(2_999);
-            assert_eq!(keys.insert(&key(oldest), MINUTE), Inserted::Repeated, "{oldest}");
+            assert_eq!(keys.insert(&key(oldest), NOW), Inserted::Repeated, "{oldest}");
         }
         assert_eq!(keys.positions.len(), 3_000);
     }
@@ -361,29 +340,18 @@ mod tests {
             steps in vec((0_u32..60, 0_u64..40_000, 0_u8..20), 0..400),
         ) {
             let mut keys = RememberedKeys::new(max_keys);
-            let mut list: Vec<(u32, u64)> = Vec::new();
-            let mut now = 1_000_000_000;
+            let mut list: Vec<(u32, MonotonicMs)> = Vec::new();
+            let mut now = MonotonicMs::new(1_000_000_000);
             for (number, later, action) in steps {
                 now += later;
-                match action {
-                    0 => {
-                        keys.handle_tick(now);
-                        list.retain(|(_, at)| now - at < REMEMBER_MS);
-                        prop_assert_eq!(keys.len(), list.len());
-                        prop_assert_eq!(bytes(&keys) == 0, list.is_empty());
-                        continue;
-                    }
-                    1 => {
-                        let step = (later as i64 - 20_000) * 50;
-                        keys.handle_clock_step(step);
-                        now = now.saturating_add_signed(step);
-                        for (_, at) in &mut list {
-                            *at = at.saturating_add_signed(step);
-                        }
-                    }
-                    _ => {}
+                if action == 0 {
+                    keys.handle_tick(now);
+                    list.retain(|(_, at)| now.since(*at) < REMEMBER_MS);
+                    prop_assert_eq!(keys.len(), list.len());
+                    prop_assert_eq!(bytes(&keys) == 0, list.is_empty());
+                    continue;
                 }
-                list.retain(|(_, at)| now - at < REMEMBER_MS);
+                list.retain(|(_, at)| now.since(*at) < REMEMBER_MS);
                 let expected = if list.iter().any(|(other, _)| *other == number) {
                     Inserted::Repeated
                 } else {

@@ -4,6 +4,7 @@ mod chunks;
 mod frames;
 
 use super::budget::{Budget, HeldFrame};
+use crate::types::WallMs;
 use chunks::Chunks;
 use frames::Frames;
 use std::collections::VecDeque;
@@ -31,7 +32,7 @@ pub struct Outbox {
     pushes: u32,
     shared: u32,
     /// No frame expires before.
-    next_expiry_ms: u64,
+    next_expiry: WallMs,
     /// Its socket was offered the bytes and left some. Until then its owner is not slow, whatever
     /// the size.
     pub(super) was_tried: bool,
@@ -46,8 +47,8 @@ pub struct Outbox {
 
 #[derive(Debug)]
 struct Queued {
-    /// Dropped if not started by this time (milliseconds since 1970); 0: never.
-    expires_ms: u64,
+    /// Dropped if not started by this time.
+    expires: WallMs,
     shared: Option<Rc<HeldFrame>>,
     /// Bytes of the frame still to be written.
     bytes: u32,
@@ -122,7 +123,7 @@ impl Outbox {
             shared_pending_bytes: 0,
             pushes: 0,
             shared: 0,
-            next_expiry_ms: u64::MAX,
+            next_expiry: WallMs::NEVER,
             was_tried,
             is_shed: false,
             is_revoked: false,
@@ -174,9 +175,9 @@ impl Outbox {
     }
 
     /// Appends a copy of a frame's bytes. `begun`: the bytes before these are already written.
-    pub(super) fn push(&mut self, frame: &[u8], is_push: bool, expires_ms: u64, begun: bool) {
+    pub(super) fn push(&mut self, frame: &[u8], is_push: bool, expires: WallMs, begun: bool) {
         self.copied.push(frame);
-        self.queue(frame.len(), is_push, expires_ms, begun, None);
+        self.queue(frame.len(), is_push, expires, begun, None);
         self.charge();
     }
 
@@ -186,10 +187,10 @@ impl Outbox {
         frame: Rc<HeldFrame>,
         bytes: usize,
         is_push: bool,
-        expires_ms: u64,
+        expires: WallMs,
     ) {
         let begun = bytes < frame.len();
-        self.queue(bytes, is_push, expires_ms, begun, Some(frame));
+        self.queue(bytes, is_push, expires, begun, Some(frame));
         self.charge();
     }
 
@@ -197,7 +198,7 @@ impl Outbox {
         &mut self,
         bytes: usize,
         is_push: bool,
-        expires_ms: u64,
+        expires: WallMs,
         begun: bool,
         shared: Option<Rc<HeldFrame>>,
     ) {
@@ -208,10 +209,10 @@ impl Outbox {
             self.shared += 1;
             self.shared_pending_bytes += bytes;
         }
-        if expires_ms != 0 && !begun {
-            self.next_expiry_ms = self.next_expiry_ms.min(expires_ms);
+        if !begun {
+            self.next_expiry = self.next_expiry.min(expires);
         }
-        self.frames.push_back(Queued { expires_ms, shared, bytes: bytes as u32, is_push, begun });
+        self.frames.push_back(Queued { expires, shared, bytes: bytes as u32, is_push, begun });
     }
 
     /// Charges what it has allocated now.
@@ -227,11 +228,11 @@ impl Outbox {
 
     /// Drops the frames that expired before they were started; returns the number of pushes among
     /// them.
-    pub(super) fn drop_expired(&mut self, now_ms: u64) -> u64 {
-        if now_ms < self.next_expiry_ms {
+    pub(super) fn drop_expired(&mut self, now: WallMs) -> u64 {
+        if now < self.next_expiry {
             return 0;
         }
-        self.keep(|frame| frame.begun || frame.expires_ms == 0 || frame.expires_ms > now_ms)
+        self.keep(|frame| frame.begun || frame.expires > now)
     }
 
     /// Keeps only the rest of a partly written frame and accepts no more; returns the number of
@@ -247,7 +248,7 @@ impl Outbox {
         let frames = std::mem::take(&mut self.frames);
         let mut old = std::mem::take(&mut self.copied);
         (self.pending_bytes, self.shared_pending_bytes) = (0, 0);
-        (self.pushes, self.shared, self.next_expiry_ms) = (0, 0, u64::MAX);
+        (self.pushes, self.shared, self.next_expiry) = (0, 0, WallMs::NEVER);
         for frame in frames {
             let is_kept = is_kept(&frame);
             let bytes = frame.bytes as usize;
@@ -259,7 +260,7 @@ impl Outbox {
                 });
             }
             if is_kept {
-                self.queue(bytes, frame.is_push, frame.expires_ms, frame.begun, frame.shared);
+                self.queue(bytes, frame.is_push, frame.expires, frame.begun, frame.shared);
             }
         }
         self.charge();
@@ -354,9 +355,9 @@ mod tests {
         Budget::new(Arc::default())
     }
 
-    fn share(outbox: &mut Outbox, bytes: &'static [u8], expires_ms: u64) {
+    fn share(outbox: &mut Outbox, bytes: &'static [u8], expires: WallMs) {
         let held = HeldFrame::new(Bytes::from_static(bytes), &outbox.budget.clone());
-        outbox.push_shared(held, bytes.len(), true, expires_ms);
+        outbox.push_shared(held, bytes.len(), true, expires);
     }
 
     fn shown(outbox: &Outbox, max: usize) -> Vec<Vec<u8>> {
@@ -369,10 +370,10 @@ mod tests {
     fn frames_leave_in_order_whatever_the_socket_takes() {
         for step in 1..12 {
             let mut outbox = Outbox::new(&budget(), true);
-            outbox.push(b"bc", true, 0, true);
-            outbox.push(b"de", false, 0, false);
-            share(&mut outbox, b"SHARED", 0);
-            outbox.push(b"fg", true, 0, false);
+            outbox.push(b"bc", true, WallMs::NEVER, true);
+            outbox.push(b"de", false, WallMs::NEVER, false);
+            share(&mut outbox, b"SHARED", WallMs::NEVER);
+            outbox.push(b"fg", true, WallMs::NEVER, false);
             let (mut sent, mut pushes) = (Vec::new(), 0);
             while !outbox.is_empty() {
                 let next: Vec<u8> = shown(&outbox, 4).concat();
@@ -390,8 +391,8 @@ mod tests {
     fn what_is_shown_is_bounded() {
         let mut outbox = Outbox::new(&budget(), true);
         for _ in 0..5 {
-            outbox.push(b"a", true, 0, false);
-            share(&mut outbox, b"B", 0);
+            outbox.push(b"a", true, WallMs::NEVER, false);
+            share(&mut outbox, b"B", WallMs::NEVER);
         }
         for max in 2..9 {
             let slices = shown(&outbox, max);
@@ -403,24 +404,24 @@ mod tests {
     #[test]
     fn the_frame_that_is_being_sent_does_not_count_against_the_limit() {
         let mut outbox = Outbox::new(&budget(), true);
-        outbox.push(&[b'a'; 100], true, 0, true);
+        outbox.push(&[b'a'; 100], true, WallMs::NEVER, true);
         assert!(!outbox.is_over(10));
-        outbox.push(b"0123456789", true, 0, false);
+        outbox.push(b"0123456789", true, WallMs::NEVER, false);
         assert!(!outbox.is_over(10 + QUEUED_BYTES));
-        outbox.push(b"b", true, 0, false);
+        outbox.push(b"b", true, WallMs::NEVER, false);
         assert!(outbox.is_over(10 + QUEUED_BYTES));
     }
 
     #[test]
     fn expired_frames_go_unless_begun() {
         let mut outbox = Outbox::new(&budget(), true);
-        outbox.push(b"a1", true, 10, true);
-        outbox.push(b"b", true, 10, false);
-        outbox.push(b"c", true, 11, false);
-        share(&mut outbox, b"D", 5);
-        outbox.push(b"e", false, 0, false);
-        assert_eq!(outbox.drop_expired(9), 1);
-        assert_eq!(outbox.drop_expired(10), 1);
+        outbox.push(b"a1", true, WallMs::new(10), true);
+        outbox.push(b"b", true, WallMs::new(10), false);
+        outbox.push(b"c", true, WallMs::new(11), false);
+        share(&mut outbox, b"D", WallMs::new(5));
+        outbox.push(b"e", false, WallMs::NEVER, false);
+        assert_eq!(outbox.drop_expired(WallMs::new(9)), 1);
+        assert_eq!(outbox.drop_expired(WallMs::new(10)), 1);
         assert_eq!(shown(&outbox, 9).concat(), b"a1ce");
     }
 
@@ -430,7 +431,7 @@ mod tests {
         let budget = budget();
         let mut outbox = Outbox::new(&budget, true);
         for _ in 0..10_000 {
-            outbox.push(&[b'x'; 20], true, 0, false);
+            outbox.push(&[b'x'; 20], true, WallMs::NEVER, false);
         }
         let least = 10_000 * (20 + QUEUED_BYTES);
         assert!((least..least * 3 / 2).contains(&budget.bytes()), "{}", budget.bytes());

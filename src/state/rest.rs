@@ -95,6 +95,7 @@ impl Drop for Rest {
 mod tests {
     use super::*;
     use crate::state::budget::{Budget, HeldFrame};
+    use crate::types::WallMs;
     use bytes::Bytes;
 
     #[test]
@@ -102,8 +103,8 @@ mod tests {
         let counters = Arc::<Counters>::default();
         let (budget, rests) = (Budget::new(counters.clone()), Rests::new(counters.clone()));
         let mut begun = Outbox::new(&budget, true);
-        begun.push(b"rest", true, 0, true);
-        begun.push(b"next", true, 0, false);
+        begun.push(b"rest", true, WallMs::NEVER, true);
+        begun.push(b"next", true, WallMs::NEVER, false);
         assert_eq!((begun.shed(), begun.pending_bytes()), (1, 4));
         let rest = Rest::new(begun, &rests, DropReason::Closed);
         assert!(counters.outbox_bytes.value() > 0);
@@ -112,7 +113,7 @@ mod tests {
         drop(rest);
         assert_eq!((counters.deliveries.value(), counters.drops(DropReason::Closed)), (1, 0));
         let mut whole = Outbox::new(&budget, true);
-        whole.push(b"next", true, 0, false);
+        whole.push(b"next", true, WallMs::NEVER, false);
         assert!(whole.shed() == 1 && whole.is_empty());
         drop(whole);
         assert_eq!(counters.outbox_bytes.value(), 0);
@@ -124,7 +125,7 @@ mod tests {
         let (budget, list) = (Budget::new(counters.clone()), Rests::new(counters.clone()));
         let rests = [&[b'a'; 100][..], b"b"].map(|frame| {
             let mut outbox = Outbox::new(&budget, true);
-            outbox.push(frame, true, 0, true);
+            outbox.push(frame, true, WallMs::NEVER, true);
             Rest::new(outbox, &list, DropReason::Closed)
         });
         let before = budget.bytes();
@@ -144,7 +145,7 @@ mod tests {
         let held = HeldFrame::new(bytes, &budget);
         let outbox = |_| {
             let mut outbox = Outbox::new(&budget, true);
-            outbox.push_shared(held.clone(), (1 << 20) - 10, true, 0);
+            outbox.push_shared(held.clone(), (1 << 20) - 10, true, WallMs::NEVER);
             outbox.shed();
             Rest::new(outbox, &list, DropReason::Closed)
         };

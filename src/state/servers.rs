@@ -208,7 +208,7 @@ impl OfProject {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Incarnation;
+    use crate::types::{Incarnation, WallMs};
 
     const SHOP: ProjectId = ProjectId(3);
 
@@ -219,7 +219,7 @@ mod tests {
 
     fn cid(node: u16, worker: usize) -> Cid {
         Cid(SnowflakeClock::new(NodeId::new(node).unwrap(), worker, 2)
-            .next(5, &Incarnation::new(5)))
+            .next(WallMs::new(5), &Incarnation::new(WallMs::new(5))))
     }
 
     fn server(cid: Cid, events: EventSet) -> Server {

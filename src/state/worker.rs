@@ -24,7 +24,10 @@ use super::rest::{Rest, Rests};
 use super::servers::{Loads, Registry};
 use super::settings::Settings;
 use super::subscriptions::{BrokerRequest, Interest, Subscriptions};
-use crate::types::{Cid, ConnKey, EventSet, Incarnation, MessageId, Routing, SnowflakeClock};
+use crate::types::{
+    Cid, ConnKey, EventSet, Incarnation, MessageId, MonotonicMs, Now, Routing, SnowflakeClock,
+    WallMs,
+};
 use crate::wire::parcel::Sender;
 use crate::wire::websocket::{Message, Violation};
 use events::PendingEvents;
@@ -129,8 +132,8 @@ pub struct Released {
 
 /// One core's connections and the output queued for them.
 ///
-/// Input goes in through `handle_*`, each call with a time `now_ms` (milliseconds since 1970) that
-/// the caller has read; these methods write into the open batch. Then, while
+/// Input goes in through `handle_*`, each call with the time `now` that the caller has read; these
+/// methods write into the open batch. Then, while
 /// [`Worker::has_output`]: [`Worker::match_more`], [`Worker::seal`] the batch; [`Worker::lay_out`]
 /// a part of it, send each [`Sealed::outgoing`] of [`Sealed::part`] and report to
 /// [`Worker::handle_sent`], until [`Sealed::is_last_part`]; then [`Worker::finish`] it and
@@ -149,7 +152,9 @@ pub struct Worker {
     ids: SnowflakeClock,
     generation: u32,
     visit_epoch: u32,
-    born_ms: u64,
+    born: MonotonicMs,
+    /// Time in which this thread did not run. See [`Worker::awake_at`].
+    stalled_ms: u64,
     /// Connections that have an outbox.
     backlogged: usize,
     /// Memory allocated for output that sockets have not accepted.
@@ -197,7 +202,7 @@ pub struct Worker {
     /// What happened to requests, if notes are enabled.
     notes: Option<Vec<Note>>,
     /// The latest time passed to it.
-    now_ms: u64,
+    now: Now,
 }
 
 /// Whether a connection may be accepted.
@@ -211,7 +216,7 @@ pub enum Admission {
 }
 
 impl Worker {
-    pub fn new(config: WorkerConfig, now_ms: u64) -> Self {
+    pub fn new(config: WorkerConfig, now: Now) -> Self {
         let reserved = config.slots.min(NONE as usize - 1);
         Self {
             outbox_limit: config
@@ -225,7 +230,8 @@ impl Worker {
             ids: SnowflakeClock::new(config.settings.node, config.worker, config.settings.workers),
             generation: 0,
             visit_epoch: 0,
-            born_ms: now_ms,
+            born: now.monotonic,
+            stalled_ms: 0,
             backlogged: 0,
             budget: Budget::new(Arc::clone(&config.counters)),
             rests: Rests::new(Arc::clone(&config.counters)),
@@ -240,7 +246,7 @@ impl Worker {
                 config.settings.times.ping_interval_ms,
                 config.settings.times.idle_timeout_ms,
                 (config.worker, config.settings.workers),
-                now_ms,
+                now.monotonic,
             ),
             is_overdue: false,
             used_ids: None,
@@ -250,7 +256,7 @@ impl Worker {
                 config.hearing.map(|hearing| hearing.routing),
                 config.projects.len(),
                 config.hash_keys,
-                now_ms,
+                now.monotonic,
             ),
             remembered: RememberedKeys::new(config.settings.idempotency_keys),
             pushes: Pushes::default(),
@@ -266,7 +272,7 @@ impl Worker {
             pending_events: PendingEvents::default(),
             event_text: Vec::new(),
             notes: None,
-            now_ms,
+            now,
             config,
         }
     }
@@ -280,8 +286,8 @@ impl Worker {
     }
 
     /// Returns a number that no other message or connection of the cluster has.
-    pub fn next_message_id(&mut self, now_ms: u64) -> MessageId {
-        MessageId(self.ids.next(now_ms, &self.config.incarnation))
+    pub fn next_message_id(&mut self, now: WallMs) -> MessageId {
+        MessageId(self.ids.next(now, &self.config.incarnation))
     }
 
     /// Returns what must be in force before a connection like this may be accepted, so that it
@@ -320,9 +326,9 @@ impl Worker {
 
     /// Notes that the connection in `slot` received something, possibly only part of a frame: it is
     /// not silent.
-    pub fn handle_input(&mut self, slot: u32, now_ms: u64) {
-        self.now_ms = now_ms;
-        let heard_ms = self.local_ms(now_ms);
+    pub fn handle_input(&mut self, slot: u32, now: Now) {
+        self.now = now;
+        let heard_ms = self.heard_ms();
         let connection = &mut self.connections[slot as usize];
         connection.last_heard_ms = heard_ms;
         connection.last_frame = self.sweep.frame_clock();
@@ -331,11 +337,11 @@ impl Worker {
 
     /// Handles one message or control frame of the connection in `slot`. Returns whether to read
     /// more from it.
-    pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now_ms: u64) -> bool {
+    pub fn handle_frame(&mut self, slot: u32, frame: Message<'_>, now: Now) -> bool {
         if !self.takes_frames(slot) {
             return false;
         }
-        self.handle_input(slot, now_ms);
+        self.handle_input(slot, now);
         match frame {
             Message::Ping(payload) => {
                 let frame = self.open.add_frame(OpCode::Pong, payload);
@@ -354,9 +360,9 @@ impl Worker {
                     let frame = self.open.add_frame(kind, payload);
                     self.owe(slot, frame);
                 } else if self.connections[slot as usize].is_server {
-                    self.handle_server_message(slot, payload, now_ms);
+                    self.handle_server_message(slot, payload, now);
                 } else {
-                    self.handle_message(slot, payload, now_ms);
+                    self.handle_message(slot, payload, now);
                 }
             }
         }
@@ -554,8 +560,20 @@ impl Worker {
         }
     }
 
-    fn local_ms(&self, now_ms: u64) -> u32 {
-        now_ms.saturating_sub(self.born_ms) as u32
+    /// Returns `now` on the clock by which peers are late or silent. It stands still while this
+    /// thread does not run, so no peer is blamed for that time.
+    pub fn awake_at(&self, now: MonotonicMs) -> MonotonicMs {
+        now - self.stalled_ms
+    }
+
+    /// The current time on that clock.
+    fn awake(&self) -> MonotonicMs {
+        self.awake_at(self.now.monotonic)
+    }
+
+    /// The same, in the format of a connection's `last_heard_ms`.
+    fn heard_ms(&self) -> u32 {
+        self.awake().since(self.born) as u32
     }
 
     fn outbox_limit_of(&self, connection: &Connection) -> usize {

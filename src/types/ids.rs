@@ -1,5 +1,6 @@
 //! Ids of nodes, connections and messages; the format of project ids, user ids, tags and devices.
 
+use super::clock::WallMs;
 use super::incarnation::{FIRST_MS, Incarnation, LAST_MS};
 use std::fmt;
 use std::str::FromStr;
@@ -130,11 +131,11 @@ impl SnowflakeClock {
         self.last_ms
     }
 
-    pub fn next(&mut self, now_ms: u64, incarnation: &Incarnation) -> u64 {
+    pub fn next(&mut self, now: WallMs, incarnation: &Incarnation) -> u64 {
         let sequence_bits = Self::SEQUENCE_BITS - self.worker_bits;
         // A clock beyond the range of ids is ignored.
-        let now_ms = if now_ms > Self::MAX_MS { 0 } else { now_ms };
-        let id_ms = incarnation.id_ms(now_ms);
+        let now = if now.value() > Self::MAX_MS { WallMs::default() } else { now };
+        let id_ms = incarnation.id_ms(now);
         if id_ms > self.last_ms {
             self.last_ms = id_ms;
             self.next_sequence = 0;
@@ -176,10 +177,11 @@ mod tests {
     fn snowflakes_rise_and_carry_node_and_worker() {
         let mut clock = SnowflakeClock::new(NodeId::new(200).unwrap(), 2, 3);
         let now = SnowflakeClock::EPOCH_MS + 5;
-        let incarnation = Incarnation::new(now);
+        let incarnation = Incarnation::new(WallMs::new(now));
         let mut last = 0;
         for step in 0..5_000u64 {
-            let id = clock.next(if step == 4_000 { now - 3 } else { now }, &incarnation);
+            let now = WallMs::new(if step == 4_000 { now - 3 } else { now });
+            let id = clock.next(now, &incarnation);
             assert!(id > last);
             assert_eq!(SnowflakeClock::node_of(id).value(), 200);
             assert_eq!(id >> 10 & 3, 2);
@@ -194,19 +196,19 @@ mod tests {
         let mut clock = SnowflakeClock::new(NodeId::new(200).unwrap(), 0, 1);
         let last_ms = SnowflakeClock::MAX_MS;
         let now_ms = SnowflakeClock::EPOCH_MS + 1_000_000;
-        let incarnation = Incarnation::new(0);
+        let incarnation = Incarnation::new(WallMs::default());
         let mut last = None;
         // No battery and no NTP; then the clock is set, set back, and out of range.
         for now_ms in [0, 12_000, now_ms, now_ms - 900_000, 0, last_ms + 1, u64::MAX, now_ms] {
             for _ in 0..10_000 {
-                let id = clock.next(now_ms, &incarnation);
+                let id = clock.next(WallMs::new(now_ms), &incarnation);
                 assert!(last.is_none_or(|last| id > last), "{id} at {now_ms}");
                 last = Some(id);
             }
         }
         // The previous run had ids up to a later time.
         incarnation.begin(now_ms + 77_000);
-        let id = clock.next(now_ms, &incarnation);
+        let id = clock.next(WallMs::new(now_ms), &incarnation);
         assert_eq!(SnowflakeClock::ms_of(id), now_ms + 77_001);
         assert_eq!(clock.latest_ms(), now_ms + 77_001);
     }

@@ -1,6 +1,7 @@
 //! One run of a node's process: the epoch that distinguishes it from earlier runs, and the
 //! milliseconds from which it may issue ids.
 
+use super::clock::WallMs;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Milliseconds at the end of the reservation that the clock alone does not enter: they are for ids
@@ -35,8 +36,9 @@ pub struct Incarnation {
 }
 
 impl Incarnation {
-    /// `now_ms`: milliseconds since 1970 at the start.
-    pub fn new(now_ms: u64) -> Self {
+    /// `now`: the time of the start.
+    pub fn new(now: WallMs) -> Self {
+        let now_ms = now.value();
         Self {
             epoch_ms: AtomicU64::new(now_ms),
             floor_ms: AtomicU64::new(now_ms.clamp(FIRST_MS, LAST_MS)),
@@ -70,9 +72,9 @@ impl Incarnation {
     }
 
     /// Returns up to where ids should be reserved now; `None`: the reservation is sufficient.
-    pub fn wanted_until_ms(&self, now_ms: u64) -> Option<u64> {
+    pub fn wanted_until_ms(&self, now: WallMs) -> Option<u64> {
         let latest_ms = self.latest_ms.load(Relaxed).max(self.floor_ms.load(Relaxed));
-        let now_ms = now_ms.min(LAST_MS - AHEAD_MS);
+        let now_ms = now.value().min(LAST_MS - AHEAD_MS);
         let wanted_ms = (now_ms + AHEAD_MS).max(latest_ms + 2 * SPARE_MS);
         (self.until_ms.load(Relaxed) < wanted_ms - RENEW_MS).then_some(wanted_ms)
     }
@@ -85,9 +87,9 @@ impl Incarnation {
     }
 
     /// Returns the millisecond for an id issued now.
-    pub(super) fn id_ms(&self, now_ms: u64) -> u64 {
+    pub(super) fn id_ms(&self, now: WallMs) -> u64 {
         let reserved_ms = self.until_ms.load(Relaxed).saturating_sub(SPARE_MS);
-        now_ms.min(reserved_ms).max(self.floor_ms.load(Relaxed))
+        now.value().min(reserved_ms).max(self.floor_ms.load(Relaxed))
     }
 }
 
@@ -96,31 +98,32 @@ mod tests {
     use super::*;
 
     const NOW_MS: u64 = 1_800_000_000_000;
+    const NOW: WallMs = WallMs::new(NOW_MS);
 
     #[test]
     fn a_run_whose_clock_is_behind_comes_after_the_run_before() {
-        let run = Incarnation::new(NOW_MS);
+        let run = Incarnation::new(NOW);
         run.begin(NOW_MS + 5_000);
-        assert_eq!((run.epoch(), run.id_ms(NOW_MS)), (NOW_MS + 5_001, NOW_MS + 5_001));
-        let until_ms = run.wanted_until_ms(NOW_MS).unwrap();
+        assert_eq!((run.epoch(), run.id_ms(NOW)), (NOW_MS + 5_001, NOW_MS + 5_001));
+        let until_ms = run.wanted_until_ms(NOW).unwrap();
         assert_eq!(until_ms, NOW_MS + 10_000, "far enough for the clock and for what is used");
         run.reserve(until_ms);
-        assert_eq!(run.wanted_until_ms(NOW_MS + 900), None);
-        assert!(run.wanted_until_ms(NOW_MS + 1_100).is_some());
+        assert_eq!(run.wanted_until_ms(NOW + 900), None);
+        assert!(run.wanted_until_ms(NOW + 1_100).is_some());
     }
 
     #[test]
     fn ids_do_not_follow_a_clock_beyond_what_is_reserved() {
-        let run = Incarnation::new(NOW_MS);
+        let run = Incarnation::new(NOW);
         run.begin(0);
         assert_eq!(run.epoch(), NOW_MS);
-        run.reserve(run.wanted_until_ms(NOW_MS).unwrap());
-        assert_eq!(run.id_ms(NOW_MS + 7_000), NOW_MS + 7_000);
-        assert_eq!(run.id_ms(NOW_MS + 3_600_000), NOW_MS + 8_000, "the clock jumped ahead");
+        run.reserve(run.wanted_until_ms(NOW).unwrap());
+        assert_eq!(run.id_ms(NOW + 7_000), NOW_MS + 7_000);
+        assert_eq!(run.id_ms(NOW + 3_600_000), NOW_MS + 8_000, "the clock jumped ahead");
         run.note_latest(NOW_MS + 9_500);
-        assert_eq!(run.wanted_until_ms(NOW_MS), Some(NOW_MS + 13_500), "ids outrun the clock");
+        assert_eq!(run.wanted_until_ms(NOW), Some(NOW_MS + 13_500), "ids outrun the clock");
         run.follow_clock();
-        assert_eq!(run.id_ms(NOW_MS + 3_600_000), NOW_MS + 3_600_000);
-        assert_eq!(run.wanted_until_ms(u64::MAX), None);
+        assert_eq!(run.id_ms(NOW + 3_600_000), NOW_MS + 3_600_000);
+        assert_eq!(run.wanted_until_ms(WallMs::NEVER), None);
     }
 }

@@ -2,6 +2,7 @@
 //! randomness.
 
 mod calendar;
+mod clock;
 mod env;
 mod events;
 mod ids;
@@ -12,6 +13,7 @@ mod routing;
 pub mod version;
 
 pub use calendar::date_of;
+pub use clock::{MonotonicMs, Now, WallMs};
 pub use env::Env;
 pub use events::EventSet;
 pub use ids::{

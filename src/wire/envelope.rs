@@ -12,7 +12,7 @@
 //! A reader skips unknown field kinds and rejects unknown versions. The [`Header`], the first 52
 //! bytes, holds everything that only the broker needs.
 
-use crate::types::{Cid, Limits, MessageId, NodeId};
+use crate::types::{Cid, Limits, MessageId, NodeId, WallMs};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 52;
@@ -197,9 +197,9 @@ pub struct Envelope<'a> {
 
 impl<'a> Envelope<'a> {
     /// Returns the time from which it is no longer delivered, in milliseconds since 1970.
-    pub fn expires_ms(&self) -> Option<u64> {
-        let accepted_ms = self.accepted_us / 1_000;
-        (self.ttl_ms != 0).then(|| accepted_ms.saturating_add(u64::from(self.ttl_ms)))
+    pub fn expires(&self) -> Option<WallMs> {
+        let accepted = WallMs::from_us(self.accepted_us);
+        (self.ttl_ms != 0).then(|| accepted + u64::from(self.ttl_ms))
     }
 
     /// Appends the envelope's bytes to `out`.

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::json::{self, JsonError, Members};
 use super::request::{is_milliseconds, milliseconds_given};
 use super::tags::{TagError, TagList, split};
-use crate::types::{Cid, Limits, MessageId, NodeId, in_one_line};
+use crate::types::{Cid, Limits, MessageId, NodeId, WallMs, in_one_line};
 
 /// Maximum bytes of a message's `id`, decoded.
 pub const MAX_ID_BYTES: usize = 64;
@@ -221,13 +221,13 @@ pub fn write_refusal(out: &mut Vec<u8>, kind: MessageKind, id: Option<&str>, msg
     put(out, "}");
 }
 
-/// Appends the reply to a heartbeat; `ts_ms` is milliseconds since 1970.
-pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts_ms: u64) {
+/// Appends the reply to a heartbeat.
+pub fn write_heartbeat(out: &mut Vec<u8>, id: Option<&str>, ts: WallMs) {
     put_type(out, "heartbeat");
     put(out, ",\"code\":1");
     put_id(out, id);
     put(out, ",\"ts\":");
-    put_number(out, ts_ms);
+    put_number(out, ts.value());
     put(out, "}");
 }
 
@@ -626,11 +626,11 @@ mod tests {
             r#"{"type":"refresh","code":1,"msg":"success","id":"7"}"#
         );
         assert_eq!(
-            written(|out| write_heartbeat(out, None, 1_700_000_000_000)),
+            written(|out| write_heartbeat(out, None, WallMs::new(1_700_000_000_000))),
             r#"{"type":"heartbeat","code":1,"ts":1700000000000}"#
         );
         assert_eq!(
-            written(|out| write_heartbeat(out, Some("h"), 1)),
+            written(|out| write_heartbeat(out, Some("h"), WallMs::new(1))),
             r#"{"type":"heartbeat","code":1,"id":"h","ts":1}"#
         );
         assert_eq!(

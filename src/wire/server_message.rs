@@ -5,7 +5,7 @@ use super::message::{
     EchoId, MessageError, MessageKind, Refusal, members_and_id, put, put_id, put_number, put_type,
     session_exp_and_sign,
 };
-use crate::types::{Cid, MessageId, NodeId};
+use crate::types::{Cid, MessageId, NodeId, WallMs};
 use std::borrow::Cow;
 
 /// One message of a business server, borrowed from its frame unless it contains escapes.
@@ -71,13 +71,13 @@ pub enum Detail<'a, 't> {
     Tags(&'a [&'t str]),
 }
 
-/// Appends an event of a client at `node`; `ts_ms` is milliseconds since 1970.
+/// Appends an event of a client at `node`.
 pub fn write_event(
     out: &mut Vec<u8>,
     kind: &str,
     client: Client<'_>,
     node: NodeId,
-    ts_ms: u64,
+    ts: WallMs,
     detail: Detail<'_, '_>,
 ) {
     put_type(out, kind);
@@ -86,7 +86,7 @@ pub fn write_event(
     put(out, ",\"node\":");
     put_number(out, u64::from(node.value()));
     put(out, ",\"ts\":");
-    put_number(out, ts_ms);
+    put_number(out, ts.value());
     match detail {
         Detail::None => {}
         Detail::Reason(reason) => {
@@ -106,14 +106,14 @@ pub fn write_event(
 }
 
 /// Appends the event of a node that joined, or is lost.
-pub fn write_node(out: &mut Vec<u8>, node: NodeId, is_up: bool, ts_ms: u64) {
+pub fn write_node(out: &mut Vec<u8>, node: NodeId, is_up: bool, ts: WallMs) {
     put_type(out, "node");
     put(out, ",\"state\":\"");
     put(out, if is_up { "up" } else { "lost" });
     put(out, "\",\"node\":");
     put_number(out, u64::from(node.value()));
     put(out, ",\"ts\":");
-    put_number(out, ts_ms);
+    put_number(out, ts.value());
     put(out, "}");
 }
 
@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn events_have_the_members_of_the_contract() {
         let node = NodeId::new(200).unwrap();
-        let event = |kind, detail| written(|out| write_event(out, kind, CLIENT, node, 5, detail));
+        let ts = WallMs::new(5);
+        let event = |kind, detail| written(|out| write_event(out, kind, CLIENT, node, ts, detail));
         assert_eq!(
             event("connect", Detail::None),
             json!({"type":"connect","client_id":"7","uid":"a\"b","device":"ios","node":200,"ts":5})
@@ -217,7 +218,7 @@ mod tests {
         assert_eq!(subscribed["tags"], json!(["x", "y"]));
         assert_eq!(event("disconnect", Detail::Reason("idle"))["reason"], json!("idle"));
         assert_eq!(
-            written(|out| write_node(out, node, false, 5)),
+            written(|out| write_node(out, node, false, ts)),
             json!({"type":"node","state":"lost","node":200,"ts":5})
         );
         assert_eq!(

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::http::HttpError;
-use crate::types::in_one_line;
+use crate::types::{WallMs, in_one_line};
 
 pub use ws_cluster_wire::sign::{Secret, Token, is_sign, sign_hex, verify};
 
@@ -67,9 +67,9 @@ fn shown(text: &[u8]) -> String {
 
 /// Checks that a request with this `exp` (unix seconds) is still valid: 401 five seconds after it,
 /// and if it is missing but required (`--env prod`).
-pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), HttpError> {
+pub fn check_exp(exp: Option<u64>, demanded: bool, now: WallMs) -> Result<(), HttpError> {
     match exp {
-        Some(exp) if now_ms > exp.saturating_mul(1_000).saturating_add(EXP_LEEWAY_MS) => {
+        Some(exp) if now > WallMs::from_s(exp) + EXP_LEEWAY_MS => {
             Err(HttpError { status: 401, msg: "exp is past: sign the request anew" })
         }
         None if demanded => Err(HttpError {
@@ -81,9 +81,9 @@ pub fn check_exp(exp: Option<u64>, demanded: bool, now_ms: u64) -> Result<(), Ht
 }
 
 /// Checks the end of a session (unix seconds): 400 if it is past.
-pub fn check_session_exp(session_exp: Option<u64>, now_ms: u64) -> Result<(), HttpError> {
+pub fn check_session_exp(session_exp: Option<u64>, now: WallMs) -> Result<(), HttpError> {
     match session_exp {
-        Some(exp) if exp.saturating_mul(1_000) <= now_ms => Err(HttpError::bad(SESSION_IS_OVER)),
+        Some(exp) if WallMs::from_s(exp) <= now => Err(HttpError::bad(SESSION_IS_OVER)),
         _ => Ok(()),
     }
 }
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_session_ends_in_the_future() {
-        let is_good = |exp, now_ms| check_session_exp(exp, now_ms).is_ok();
+        let is_good = |exp, now_ms| check_session_exp(exp, WallMs::new(now_ms)).is_ok();
         assert!(is_good(None, u64::MAX) && is_good(Some(100), 99_999));
         assert!(!is_good(Some(100), 100_000) && !is_good(Some(0), 1));
         assert!(!is_good(Some(100), 200_000) && !is_good(Some(u64::MAX), u64::MAX));
@@ -150,7 +150,9 @@ mod tests {
 
     #[test]
     fn exp_has_five_seconds_of_leeway() {
-        let status = |exp, demanded, now_ms| check_exp(exp, demanded, now_ms).map_err(|e| e.status);
+        let status = |exp, demanded, now_ms| {
+            check_exp(exp, demanded, WallMs::new(now_ms)).map_err(|e| e.status)
+        };
         assert_eq!(status(Some(100), true, 105_000), Ok(()));
         assert_eq!(status(Some(100), false, 105_001), Err(401));
         assert_eq!(status(Some(u64::MAX), true, u64::MAX), Ok(()));

@@ -14,6 +14,20 @@ pub fn take_rest(rest: Option<Rest>) -> Vec<u8> {
     bytes
 }
 
+/// What the wall clock shows, and the latest time that it has shown: it may be set back.
+#[derive(Debug, Clone, Copy)]
+pub struct WallClock {
+    pub now_ms: u64,
+    pub latest_ms: u64,
+}
+
+impl WallClock {
+    /// A clock that nobody sets.
+    pub fn steady(now_ms: u64) -> Self {
+        Self { now_ms, latest_ms: now_ms }
+    }
+}
+
 /// What the server must send a client, in the required order.
 #[derive(Debug, Clone)]
 pub enum Owed {
@@ -51,7 +65,7 @@ pub struct Receiver {
     /// Unsubscribes that were answered.
     pub unsubscribes: u64,
     last_of_pusher: BTreeMap<usize, u64>,
-    /// When the first byte of the incomplete frame arrived.
+    /// When the first byte of the incomplete frame arrived, by the wall clock.
     begun_ms: u64,
 }
 
@@ -81,10 +95,10 @@ impl Receiver {
     }
 
     /// Handles received bytes; `connect_tags` are the tags that it connected with.
-    pub fn receive(&mut self, bytes: &[u8], connect_tags: &[String], now_ms: u64) {
+    pub fn receive(&mut self, bytes: &[u8], connect_tags: &[String], wall: WallClock) {
         assert!(bytes.is_empty() || self.close_code.is_none(), "bytes after a Close frame");
         if self.bytes.is_empty() {
-            self.begun_ms = now_ms;
+            self.begun_ms = wall.now_ms;
         }
         self.bytes.extend_from_slice(bytes);
         let mut at = 0;
@@ -94,8 +108,8 @@ impl Receiver {
             let frame = self.bytes[at..at + frame].to_vec();
             at += frame.len();
             assert!(self.close_code.is_none(), "a frame after a Close frame");
-            self.take_frame(&frame, connect_tags, now_ms);
-            self.begun_ms = now_ms;
+            self.take_frame(&frame, connect_tags, wall);
+            self.begun_ms = wall.now_ms;
         }
         self.bytes.drain(..at);
     }
@@ -107,17 +121,17 @@ impl Receiver {
     }
 
     /// Asserts that nothing is in flight to this client: what it has not received has expired.
-    pub fn assert_served(&mut self, now_ms: u64) {
+    pub fn assert_served(&mut self, wall: WallClock) {
         while let Some(owed) = self.owed.pop_front() {
             match owed {
-                Owed::Push(push) if push.is_expired(now_ms) => {}
+                Owed::Push(push) if push.is_expired(wall.latest_ms) => {}
                 owed => panic!("client {} never got {owed:?}", self.cid),
             }
         }
         assert!(self.bytes.is_empty());
     }
 
-    fn take_frame(&mut self, frame: &[u8], connect_tags: &[String], now_ms: u64) {
+    fn take_frame(&mut self, frame: &[u8], connect_tags: &[String], wall: WallClock) {
         let head = match frame[1] {
             126 => 4,
             127 => 10,
@@ -130,13 +144,13 @@ impl Receiver {
             _ => panic!("a length not in its shortest form"),
         }
         match frame[0] {
-            0x81 => self.take_text(payload, connect_tags, now_ms),
+            0x81 => self.take_text(payload, connect_tags, wall),
             0x88 => self.close_code = Some(u16::from_be_bytes([payload[0], payload[1]])),
             0x89 => {
                 assert!(payload.is_empty());
                 self.pings += 1;
             }
-            0x8a => match self.next_owed(None, now_ms) {
+            0x8a => match self.next_owed(None, wall) {
                 Some(Owed::Pong(expected)) => assert_eq!(payload, expected),
                 other => panic!("client {}: a pong instead of {other:?}", self.cid),
             },
@@ -144,7 +158,7 @@ impl Receiver {
         }
     }
 
-    fn take_text(&mut self, payload: &[u8], connect_tags: &[String], now_ms: u64) {
+    fn take_text(&mut self, payload: &[u8], connect_tags: &[String], wall: WallClock) {
         let text = std::str::from_utf8(payload).unwrap();
         if self.is_server || text.starts_with(r#"{"type":"response","#) {
             assert!(self.is_server || self.tags.is_some(), "an answer before the welcome");
@@ -154,7 +168,7 @@ impl Receiver {
         let kind = json["type"].as_str().unwrap();
         let id: Option<u64> =
             (kind == "push").then(|| json["id"].as_str().unwrap().parse().unwrap());
-        match self.next_owed(id, now_ms) {
+        match self.next_owed(id, wall) {
             Some(Owed::Push(push)) => {
                 assert_eq!(Some(push.id), id, "client {}: not the push that was due", self.cid);
                 let expected =
@@ -191,11 +205,12 @@ impl Receiver {
         }
     }
 
-    /// Takes the next entry that is due. Expired pushes may be missing.
-    fn next_owed(&mut self, push_id: Option<u64>, now_ms: u64) -> Option<Owed> {
+    /// Takes the next entry that is due. Pushes that have expired at some time may be missing.
+    fn next_owed(&mut self, push_id: Option<u64>, wall: WallClock) -> Option<Owed> {
         loop {
             match self.owed.pop_front()? {
-                Owed::Push(push) if Some(push.id) != push_id && push.is_expired(now_ms) => {}
+                Owed::Push(push) if Some(push.id) != push_id && push.is_expired(wall.latest_ms) => {
+                }
                 owed => return Some(owed),
             }
         }

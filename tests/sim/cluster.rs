@@ -43,7 +43,7 @@ use super::business::events::History;
 use super::checks::{Owed, Receiver};
 use super::model::{Model, Person, Push};
 use super::rng::Rng;
-use super::{Simulation, numbered_log};
+use super::{Simulation, now_of, numbered_log};
 use dues::Due;
 use gaps::Missed;
 use node::Node;
@@ -56,7 +56,7 @@ use ws_cluster::state::PendingRequests;
 use ws_cluster::state::broker::Credentials;
 use ws_cluster::state::counters::LostAnswer;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
-use ws_cluster::types::{NodeId, Routing};
+use ws_cluster::types::{NodeId, Now, Routing};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
 
@@ -128,6 +128,12 @@ pub struct World {
     trouble_ms: u64,
     refused_ms: u64,
     log: Log,
+}
+
+impl World {
+    fn now(&self) -> Now {
+        now_of(self.now_ms, self.now_ms)
+    }
 }
 
 pub struct Cluster {

@@ -21,6 +21,7 @@ use business::requests::REFUSALS;
 use rng::Rng;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use ws_cluster::types::{MonotonicMs, Now, WallMs};
 
 trait Simulation {
     fn new(seed: u64) -> Self;
@@ -75,6 +76,13 @@ fn run_many<S: Simulation>(test: &str, runs: u64, steps: u64) -> Vec<u64> {
         sum.iter_mut().zip(totals).for_each(|(sum, one)| *sum += one);
     }
     sum
+}
+
+/// The time of a simulation is the one by which everything is measured; the wall clock may show
+/// another, and the monotonic clock has an origin of its own.
+fn now_of(now_ms: u64, wall_ms: u64) -> Now {
+    const ORIGIN_MS: u64 = 1_799_999_000_000;
+    Now { monotonic: MonotonicMs::new(now_ms - ORIGIN_MS), wall: WallMs::new(wall_ms) }
 }
 
 /// Keeps the first line, and the last `most` of the others.

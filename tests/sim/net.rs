@@ -6,9 +6,9 @@ mod servers;
 mod sockets;
 
 use super::business::{Business, Said, Server, random_events};
-use super::checks::{Owed, Receiver};
+use super::checks::{Owed, Receiver, WallClock};
 use super::model::{Model, Person, Push};
-use super::{Rng, Simulation};
+use super::{Rng, Simulation, now_of};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use ws_cluster::state::servers::Loads;
 use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{self, WorkerEvent};
 use ws_cluster::state::{CloseCause, CloseRequest, Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Cid, ConnKey, Env, Incarnation, Limits, MessageId, NodeId};
+use ws_cluster::types::{Cid, ConnKey, Env, Incarnation, Limits, MessageId, NodeId, Now, WallMs};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::sign::{Secret, sign_hex};
 use ws_cluster::wire::websocket::{Inbound, Message, Rest, write_close};
@@ -137,7 +137,9 @@ struct Core {
 
 pub struct Node {
     rng: Rng,
+    /// Time as everybody but the wall clock measures it.
     now_ms: u64,
+    wall: WallClock,
     config: (usize, usize),
     cores: Vec<Core>,
     clients: BTreeMap<u64, Client>,
@@ -170,7 +172,7 @@ impl Simulation for Node {
         let server_outbox_bytes = *rng.pick(&[1_000, 1 << 20]);
         let request_timeout_ms = *rng.pick(&[300, 2_000, 10_000]);
         let loads = Arc::<Loads>::default();
-        let incarnation = Arc::new(Incarnation::new(1));
+        let incarnation = Arc::new(Incarnation::new(WallMs::new(1)));
         let core = |worker| {
             let counters = Arc::new(Counters::default());
             let settings = Settings {
@@ -205,7 +207,7 @@ impl Simulation for Node {
                 counters: counters.clone(),
             };
             Core {
-                worker: Worker::new(config, now_ms),
+                worker: Worker::new(config, now_of(now_ms, now_ms)),
                 counters,
                 slots: BTreeMap::new(),
                 generation: 0,
@@ -226,6 +228,7 @@ impl Simulation for Node {
             cores: (0..workers).map(core).collect(),
             rng,
             now_ms,
+            wall: WallClock::steady(now_ms),
             config: (outbox_bytes, worker_outbox_bytes),
             clients: BTreeMap::new(),
             model: Model::default(),
@@ -338,10 +341,11 @@ impl Node {
             true => Role::Server(random_events(&mut self.rng)),
             false => Role::Client,
         };
+        let now = self.now();
         let core = &mut self.cores[worker];
         let project = ProjectId(project as u32);
         let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
-        let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", self.now_ms);
+        let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", now);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);
         assert!(key.generation > core.generation, "a generation was given out twice");
         core.generation = key.generation;
@@ -465,7 +469,8 @@ impl Node {
         };
         let is_asked = owed.is_some();
         self.client(cid).receiver.owed.extend(owed);
-        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now_ms);
+        let now = self.now();
+        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now);
         assert!(!is_asked || !self.cores[worker].worker.may_wait(), "an answer may be held");
         self.notice_closes(worker);
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
@@ -507,8 +512,9 @@ impl Node {
         for cid in &matching {
             self.client(*cid).receiver.owed.push_back(Owed::Push(push.clone()));
         }
+        let now = self.now();
         let core = &mut self.cores[worker];
-        let outcome = core.worker.handle_envelope(envelope, self.now_ms);
+        let outcome = core.worker.handle_envelope(envelope, now);
         assert_eq!(outcome.matched, matching.len() as u64, "push {} matches {matching:?}", push.id);
         core.matched += outcome.matched;
         self.notice_closes(worker);
@@ -516,17 +522,40 @@ impl Node {
 
     fn pass_time(&mut self) {
         (0..self.cores.len()).for_each(|worker| self.flush(worker));
-        self.now_ms += 1 + self.rng.below(LONGEST_STEP_MS) as u64;
-        for worker in 0..self.cores.len() {
-            self.cores[worker].worker.handle_tick(self.now_ms);
-            self.notice_closes(worker);
-            self.send_late(worker);
-            self.check_waiting(worker);
+        let step_ms = 1 + self.rng.below(LONGEST_STEP_MS) as u64;
+        self.advance(step_ms, step_ms as i64);
+        self.tick();
+        if self.rng.chance(2) {
+            let most_ms = *self.rng.pick(&[1_000, 3_600_000]);
+            let step_ms = self.rng.below(2 * most_ms + 1) as i64 - most_ms as i64;
+            self.note(format!("the wall clock is set by {step_ms} ms"));
+            self.advance(0, step_ms);
+            self.tick();
         }
         for (cid, client) in self.clients.iter().filter(|(_, c)| c.closing_ms.is_none()) {
             let silent_ms = self.now_ms - client.heard_ms;
             let longest_ms = IDLE_MS + IDLE_MS / 8 + 2 * LONGEST_STEP_MS as u64;
             assert!(silent_ms <= longest_ms, "{cid} is silent for {silent_ms} ms");
+        }
+    }
+
+    fn advance(&mut self, ms: u64, wall_ms: i64) {
+        self.now_ms += ms;
+        let now_ms = self.wall.now_ms.saturating_add_signed(wall_ms);
+        self.wall = WallClock { now_ms, latest_ms: self.wall.latest_ms.max(now_ms) };
+    }
+
+    fn now(&self) -> Now {
+        now_of(self.now_ms, self.wall.now_ms)
+    }
+
+    fn tick(&mut self) {
+        for worker in 0..self.cores.len() {
+            let now = self.now();
+            self.cores[worker].worker.handle_tick(now);
+            self.notice_closes(worker);
+            self.send_late(worker);
+            self.check_waiting(worker);
         }
     }
 
@@ -585,9 +614,9 @@ impl Node {
             blocked.into_iter().for_each(|cid| self.write_outbox(cid, usize::MAX));
             (0..workers).for_each(|worker| self.deliver_parcels(worker, true));
         }
-        let now_ms = self.now_ms;
+        let wall = self.wall;
         for client in self.clients.values_mut().filter(|c| !c.is_gone && c.closing_ms.is_none()) {
-            client.receiver.assert_served(now_ms);
+            client.receiver.assert_served(wall);
         }
         self.check_servers();
         self.cores.iter().for_each(|core| core.worker.check());

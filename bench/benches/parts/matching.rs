@@ -11,13 +11,14 @@ use ws_cluster::state::counters::Counters;
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::settings::Settings;
 use ws_cluster::state::{Identity, Role, Sealed, Worker, WorkerConfig};
-use ws_cluster::types::{Incarnation, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, MonotonicMs, NodeId, Now, WallMs};
 use ws_cluster::wire::envelope::{Envelope, NamesBuf, TargetsBuf};
 use ws_cluster::wire::sign::Secret;
 
 use crate::pair;
 
 const NOW_MS: u64 = 1_800_000_000_000;
+const NOW: Now = Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::new(NOW_MS) };
 const CLIENTS: usize = 10_000;
 /// Each tag has a hundredth of the clients, each device a tenth.
 const TAGS: usize = 100;
@@ -80,9 +81,9 @@ fn matched(worker: &mut Worker, targets: &TargetsBuf, expected: u64) {
         targets: targets.as_targets(),
         data: b"{}",
     };
-    let mut outcome = worker.handle_envelope(black_box(&envelope), NOW_MS + 1_000);
+    let mut outcome = worker.handle_envelope(black_box(&envelope), NOW + 1_000);
     while outcome.is_unfinished {
-        worker.match_more(NOW_MS + 1_000, |finished| outcome = finished);
+        worker.match_more(NOW + 1_000, |finished| outcome = finished);
     }
     assert_eq!(outcome.matched, expected);
 }
@@ -112,12 +113,12 @@ fn crowd() -> Worker {
         projects: Arc::new(Projects::new(vec![project]).unwrap()),
         slots: 2 * CLIENTS,
         loads: Arc::default(),
-        incarnation: Arc::new(Incarnation::new(1)),
+        incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
         hash_keys: (1, 2),
         hearing: None,
         counters: Arc::new(Counters::default()),
     };
-    let mut worker = Worker::new(config, NOW_MS);
+    let mut worker = Worker::new(config, NOW);
     let mut sealed = Sealed::default();
     for number in 0..CLIENTS {
         let (uid, tag) = (format!("user {number}"), format!("tag {}", number % TAGS));
@@ -129,7 +130,7 @@ fn crowd() -> Worker {
             session_exp: 0,
             role: Role::Client,
         };
-        worker.handle_connect(identity, b"", NOW_MS);
+        worker.handle_connect(identity, b"", NOW);
         worker.seal(&mut sealed);
         worker.lay_out(&mut sealed, usize::MAX);
         for index in sealed.part() {

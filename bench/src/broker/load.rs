@@ -10,7 +10,7 @@ use ws_cluster::state::broker::{
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest};
-use ws_cluster::types::{Incarnation, MessageId, NodeId};
+use ws_cluster::types::{Incarnation, MessageId, NodeId, WallMs};
 use ws_cluster::wire::envelope::{Envelope, Header, NamesBuf, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::resp::write_command;
@@ -137,7 +137,7 @@ pub fn broker(
     let url = "redis://127.0.0.1:6379/0".parse().map_err(Error::other)?;
     let mut broker = Broker::new(BrokerConfig {
         node: node(1)?,
-        incarnation: Arc::new(Incarnation::new(1)),
+        incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
         workers: way.workers,
         projects: Arc::clone(&projects),
         names: load.names.clone(),

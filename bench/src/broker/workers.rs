@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ws_cluster::io::broker::driver::Host;
 use ws_cluster::io::broker::threaded::{self, BrokerPort, ToWorker, WorkerPort};
@@ -79,7 +80,7 @@ impl Rings {
 
 impl Workers for Rings {
     fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink)) {
-        act(&mut self.broker_port.sink());
+        act(&mut self.broker_port.sink(Instant::now()));
         self.broker_port.wake();
     }
 

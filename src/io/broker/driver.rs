@@ -3,6 +3,7 @@
 mod links;
 
 use super::connect;
+use crate::io::clock;
 use crate::io::shared::Shared;
 use crate::io::sync::{Notify, WaitQueue, sleep, yield_now};
 use crate::io::sys;
@@ -42,7 +43,8 @@ const REFUSED_LOGGED: usize = 100;
 
 /// The thread that hosts a broker: one of its own, or that of the only worker.
 pub trait Host: 'static {
-    fn sink(&self) -> impl Sink + '_;
+    /// Returns what takes the output of one call of the broker, which was made at `at`.
+    fn sink(&self, at: Instant) -> impl Sink + '_;
     /// Passes to the broker what the workers have sent up to now.
     fn hear(&self, broker: &mut Broker, now_ms: u64);
     /// Wakes the receivers of what was put in the sink.
@@ -132,7 +134,7 @@ impl<H: Host> Driver<H> {
             self.shared.queue.set_down(&error.to_string());
             {
                 let mut broker = self.broker.borrow_mut();
-                broker.handle_lost(&mut self.host.sink());
+                broker.handle_lost(&mut self.host.sink(Instant::now()));
                 self.host.wake();
                 self.log_events(&mut broker);
             }
@@ -173,7 +175,7 @@ impl<H: Host> Driver<H> {
         }
         if closers.len() == 2 {
             let mut broker = self.broker.borrow_mut();
-            broker.set_wall_ms(sys::now_ms());
+            broker.set_wall(clock::wall());
             broker.handle_open(self.ms_at(Instant::now()));
             drop(broker);
             self.outgoing.iter().for_each(Notify::notify);
@@ -276,7 +278,7 @@ impl<H: Host> Driver<H> {
     pub(super) fn handle_tick(&self) {
         let result = self.with_broker(|broker, now_ms, sink| {
             self.host.hear(broker, now_ms);
-            broker.set_wall_ms(sys::now_ms());
+            broker.set_wall(clock::wall());
             let result = broker.handle_tick(now_ms, sink);
             if result.is_ok() && broker.is_ready() {
                 match broker.stuck_worker(now_ms) {
@@ -316,7 +318,7 @@ impl<H: Host> Driver<H> {
         act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R,
     ) -> R {
         let mut broker = self.broker.borrow_mut();
-        let result = act(&mut broker, self.ms_at(at), &mut self.host.sink());
+        let result = act(&mut broker, self.ms_at(at), &mut self.host.sink(at));
         self.host.wake();
         for link in [LinkName::Publish, LinkName::Subscribe] {
             if broker.has_outgoing(link) {

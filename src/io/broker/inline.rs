@@ -1,7 +1,7 @@
 //! The inline broker: it runs on the thread of the node's only worker, so nothing crosses threads.
 
 use super::driver::{Driver, Host};
-use crate::io::sys;
+use crate::io::clock::{self, Moment};
 use crate::io::transport::InlineBroker;
 use crate::io::worker_context::WorkerContext;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
@@ -26,8 +26,8 @@ impl InlineHost {
 }
 
 impl Host for InlineHost {
-    fn sink(&self) -> impl Sink + '_ {
-        InlineSink { host: self, now_us: None }
+    fn sink(&self, at: Instant) -> impl Sink + '_ {
+        InlineSink { host: self, at, moment: None }
     }
 
     fn hear(&self, broker: &mut Broker, _: u64) {
@@ -43,7 +43,7 @@ impl Host for InlineHost {
     }
 
     fn keep_time(&self) {
-        self.context.tick(sys::now_ms());
+        self.context.tick(clock::now());
     }
 
     async fn wait_for_room(&self) {
@@ -67,41 +67,46 @@ impl InlineBroker for Driver<InlineHost> {
 
 struct InlineSink<'a> {
     host: &'a InlineHost,
+    at: Instant,
     /// Read once for everything emitted in one call.
-    now_us: Option<u64>,
+    moment: Option<Moment>,
 }
 
 impl InlineSink<'_> {
-    fn now_us(&mut self) -> u64 {
-        *self.now_us.get_or_insert_with(sys::now_us)
+    fn moment(&mut self) -> Moment {
+        *self.moment.get_or_insert_with(|| Moment::at(self.at))
     }
 }
 
 impl Sink for InlineSink<'_> {
     fn deliver(&mut self, _workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
-        let now_us = self.now_us();
-        self.host.context.deliver(envelope, now_us);
+        let moment = self.moment();
+        self.host.context.deliver(envelope, moment);
     }
 
     fn relay(&mut self, _workers: u64, _project: ProjectId, parcel: &[u8]) {
-        self.host.context.deliver_parcel(parcel);
+        let now = self.moment().now();
+        self.host.context.deliver_parcel(parcel, now);
     }
 
     fn event(&mut self, _worker: usize, event: WorkerEvent) {
-        self.host.context.handle_worker_event(event);
+        let now = self.moment().now();
+        self.host.context.handle_worker_event(event, now);
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
-        let now_us = self.now_us();
-        self.host.context.transport.settle(pusher.ticket, outcome, now_us);
+        let wall_us = self.moment().wall_us;
+        self.host.context.transport.settle(pusher.ticket, outcome, wall_us);
     }
 
     fn ready(&mut self, _worker: usize, interest: &Interest) {
-        self.host.context.handle_ready(interest);
+        let now = self.moment().now();
+        self.host.context.handle_ready(interest, now);
     }
 
     fn refuse(&mut self, _worker: usize, interest: &Interest) {
-        self.host.context.handle_refused(interest);
+        let now = self.moment().now();
+        self.host.context.handle_refused(interest, now);
     }
 
     fn canary(&mut self) {

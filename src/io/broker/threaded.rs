@@ -205,7 +205,7 @@ impl BrokerPort {
 }
 
 impl Host for BrokerPort {
-    fn sink(&self) -> impl Sink + '_ {
+    fn sink(&self, _: Instant) -> impl Sink + '_ {
         BrokerPortSink(self)
     }
 
@@ -375,7 +375,7 @@ mod tests {
             targets: Targets::default(),
             data: b"1",
         };
-        broker_port.sink().deliver(workers, &envelope, bytes);
+        broker_port.sink(Instant::now()).deliver(workers, &envelope, bytes);
         broker_port.wake();
     }
 
@@ -415,7 +415,9 @@ mod tests {
         let (mut worker_ports, broker_port, counters) = pair(1);
         let answers = TO_WORKER_ENTRIES as u32 + 10;
         for ticket in 0..answers {
-            broker_port.sink().answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
+            broker_port
+                .sink(Instant::now())
+                .answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
         }
         deliver(&broker_port, 1, b"after them");
         assert_eq!(counters.worker_full.value(), 1, "nothing overtakes an answer");
@@ -519,14 +521,14 @@ mod tests {
         let (mut worker_ports, broker_port, counters) = pair(2);
         let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
         for text in &loud {
-            broker_port.sink().relay(0b11, LOUD, text.as_bytes());
+            broker_port.sink(Instant::now()).relay(0b11, LOUD, text.as_bytes());
             // This one keeps up.
             assert!(matches!(worker_ports[1].receive(), Some(ToWorker::Deliver(_))));
         }
-        broker_port.sink().relay(1, CALM, b"calm");
-        broker_port.sink().event(0, WorkerEvent::ServerGone(Cid(1)));
+        broker_port.sink(Instant::now()).relay(1, CALM, b"calm");
+        broker_port.sink(Instant::now()).event(0, WorkerEvent::ServerGone(Cid(1)));
         deliver(&broker_port, 1, b"push");
-        broker_port.sink().answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
+        broker_port.sink(Instant::now()).answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
         let mut names = Vec::new();
         while let Some(item) = worker_ports[0].receive() {
             names.push(match item {
@@ -554,7 +556,7 @@ mod tests {
         let fill = |project| {
             let before = counters.worker_full.value();
             let sent = (0..100).take_while(|_| {
-                broker_port.sink().relay(1, ProjectId(project), &parcel);
+                broker_port.sink(Instant::now()).relay(1, ProjectId(project), &parcel);
                 counters.worker_full.value() == before
             });
             sent.count()

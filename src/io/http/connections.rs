@@ -5,6 +5,7 @@ use super::BUFFER_BYTES;
 use crate::io::fifo::Fifo;
 use crate::io::sync::WaitQueue;
 use crate::io::sys;
+use crate::types::MonotonicMs;
 use slab::Slab;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -53,7 +54,8 @@ pub(super) enum Grant {
 #[derive(Debug)]
 struct ConnectionEntry {
     fd: RawFd,
-    deadline_ms: u64,
+    /// See [`Connections::awake_at`].
+    deadline: MonotonicMs,
     /// The side that is shut down at the deadline. Only `Both` ends a write that waits for its
     /// peer.
     side: Shutdown,
@@ -81,6 +83,8 @@ struct ConnectionEntry {
 #[derive(Debug)]
 pub struct Connections {
     table: Slab<ConnectionEntry>,
+    /// Time in which this thread did not run.
+    stalled_ms: u64,
     /// A drain does not wait for requests that begin now.
     is_draining: bool,
     /// The latest stamp: later events get larger stamps.
@@ -111,6 +115,7 @@ impl Connections {
     pub fn new(max_bytes: usize) -> Self {
         Self {
             table: Slab::new(),
+            stalled_ms: 0,
             is_draining: false,
             stamp: 0,
             unknown: Fifo::default(),
@@ -158,7 +163,7 @@ impl Connections {
     pub(super) unsafe fn add(&mut self, socket: BorrowedFd<'_>) -> usize {
         let key = self.table.insert(ConnectionEntry {
             fd: socket.as_raw_fd(),
-            deadline_ms: u64::MAX,
+            deadline: MonotonicMs::NEVER,
             side: Shutdown::Read,
             is_busy: false,
             is_known: false,
@@ -223,8 +228,8 @@ impl Connections {
     }
 
     /// Marks a connection as waiting for its peer to read, until [`Connections::set_written`].
-    pub(super) fn set_writing(&mut self, key: usize, deadline_ms: u64) {
-        self.set_deadline(key, deadline_ms, Shutdown::Both);
+    pub(super) fn set_writing(&mut self, key: usize, deadline: MonotonicMs) {
+        self.set_deadline(key, deadline, Shutdown::Both);
         if self.table[key].waiting == 0 {
             self.table[key].is_writing = true;
             self.enter_queue(key);
@@ -232,7 +237,7 @@ impl Connections {
     }
 
     pub(super) fn set_written(&mut self, key: usize) {
-        self.set_deadline(key, u64::MAX, Shutdown::Read);
+        self.set_deadline(key, MonotonicMs::NEVER, Shutdown::Read);
         let entry = &mut self.table[key];
         if std::mem::take(&mut entry.is_writing) {
             entry.waiting = 0;
@@ -259,7 +264,7 @@ impl Connections {
     pub(super) fn set_busy(&mut self, key: usize) {
         let entry = &mut self.table[key];
         entry.is_busy = !self.is_draining;
-        (entry.waiting, entry.body, entry.deadline_ms) = (0, 0, u64::MAX);
+        (entry.waiting, entry.body, entry.deadline) = (0, 0, MonotonicMs::NEVER);
     }
 
     pub(super) fn set_known(&mut self, key: usize) {
@@ -392,7 +397,7 @@ impl Connections {
     fn end(&mut self, key: usize, why: Ending) {
         self.set_ending(key, why);
         let entry = &mut self.table[key];
-        entry.deadline_ms = u64::MAX;
+        entry.deadline = MonotonicMs::NEVER;
         let side = if why == Ending::Memory { Shutdown::Read } else { entry.side };
         // SAFETY: whoever added the connection keeps its descriptor open for as long as it is
         // listed here.
@@ -406,25 +411,30 @@ impl Connections {
         self.table[key].ending
     }
 
-    pub(super) fn set_deadline(&mut self, key: usize, deadline_ms: u64, side: Shutdown) {
+    pub(super) fn set_deadline(&mut self, key: usize, deadline: MonotonicMs, side: Shutdown) {
+        let deadline = self.awake_at(deadline);
         let entry = &mut self.table[key];
-        (entry.deadline_ms, entry.side) = (deadline_ms, side);
+        (entry.deadline, entry.side) = (deadline, side);
     }
 
-    /// Handles a step of the wall clock: deadlines stay as far away as they were.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        for (_, entry) in &mut self.table {
-            if entry.deadline_ms != u64::MAX {
-                entry.deadline_ms = entry.deadline_ms.saturating_add_signed(step_ms);
-            }
-        }
+    /// Handles a stall: this thread did not run for `stall_ms`, and deadlines of peers move by that
+    /// much.
+    pub fn handle_stall(&mut self, stall_ms: u64) {
+        self.stalled_ms += stall_ms;
+    }
+
+    /// Returns `now` on the clock by which peers are late. It stands still while this thread does
+    /// not run, so no peer is blamed for that time.
+    fn awake_at(&self, now: MonotonicMs) -> MonotonicMs {
+        now - self.stalled_ms
     }
 
     /// Shuts down the read side of late connections, whose tasks then answer 408; those that do not
     /// read what they are sent are shut down altogether. Ends a bounded number; the others follow
     /// with the next tick.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        let late = self.table.iter().filter(|(_, entry)| entry.deadline_ms <= now_ms);
+    pub fn handle_tick(&mut self, now: MonotonicMs) {
+        let awake = self.awake_at(now);
+        let late = self.table.iter().filter(|(_, entry)| entry.deadline <= awake);
         let late: Vec<usize> = late.map(|(key, _)| key).take(ENDS_PER_TICK).collect();
         late.into_iter().for_each(|key| self.end(key, Ending::Late));
     }
@@ -477,11 +487,11 @@ mod tests {
         let (mut all, keys, ends) = open(0, 2);
         keys.iter().for_each(|&key| all.set_busy(key));
         assert_eq!(all.make_room(2), Room::None);
-        all.set_writing(keys[1], 9);
+        all.set_writing(keys[1], MonotonicMs::new(9));
         assert!(!all.is_quiet(), "a drain waits for it");
         all.set_written(keys[1]);
         assert_eq!(all.make_room(2), Room::None);
-        all.set_writing(keys[1], 9);
+        all.set_writing(keys[1], MonotonicMs::new(9));
         assert_eq!(all.make_room(2), Room::Now);
         assert_eq!(all.ending(keys[1]), Some(Ending::Place));
         // What is being sent to it ends as well.

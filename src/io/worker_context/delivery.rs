@@ -2,9 +2,10 @@
 
 use super::WorkerContext;
 use super::traces::TracedDelivery;
+use crate::io::clock::{self, Moment};
 use crate::io::sync::yield_now;
-use crate::io::sys;
 use crate::state::PushOutcome;
+use crate::types::{Now, WallMs};
 use crate::wire::envelope::Envelope;
 use crate::wire::trace_context::TraceContext;
 use std::time::{Duration, Instant};
@@ -17,26 +18,26 @@ const SLICES_FIRST: u32 = 128;
 pub(super) struct Received {
     accepted_us: u64,
     received_us: u64,
-    expires_ms: Option<u64>,
+    expires: Option<WallMs>,
     trace: Option<TracedDelivery>,
 }
 
 impl WorkerContext {
     /// Delivers a message to this worker's clients, or begins to.
-    pub(in crate::io) fn deliver(&self, envelope: &Envelope<'_>, now_us: u64) {
+    pub(in crate::io) fn deliver(&self, envelope: &Envelope<'_>, received_at: Moment) {
         let mut ws_server = self.ws_server.borrow_mut();
-        let outcome = ws_server.worker.handle_envelope(envelope, now_us / 1_000);
+        let outcome = ws_server.worker.handle_envelope(envelope, received_at.now());
         if outcome.is_unfinished || (outcome.matched > 0 && !outcome.is_expired) {
             let trace = envelope.trace.filter(|_| self.traces.are_on());
             let received = Received {
                 accepted_us: envelope.accepted_us,
-                received_us: now_us,
-                expires_ms: envelope.expires_ms(),
+                received_us: received_at.wall_us,
+                expires: envelope.expires(),
                 trace: trace.map(|trace| TracedDelivery {
                     parent: TraceContext::from_bytes(trace),
                     id: envelope.id,
                     project: self.shared.projects.find(envelope.pid).map(|(project, _)| project),
-                    received_us: now_us,
+                    received_us: received_at.wall_us,
                     matched: 0,
                 }),
             };
@@ -52,11 +53,11 @@ impl WorkerContext {
     }
 
     /// Matches a further slice of pushes to very large audiences.
-    fn match_more(&self) {
+    fn match_more(&self, now: Now) {
         let mut ws_server = self.ws_server.borrow_mut();
         let mut unfinished = self.unfinished.borrow_mut();
         let had_some = !unfinished.is_empty();
-        ws_server.worker.match_more(sys::now_ms(), |outcome| {
+        ws_server.worker.match_more(now, |outcome| {
             if let Some(received) = unfinished.pop_front() {
                 self.note_delivered(received, outcome);
             }
@@ -71,10 +72,10 @@ impl WorkerContext {
         if outcome.matched == 0 || outcome.is_expired {
             return;
         }
-        let Received { accepted_us, received_us, expires_ms, trace } = received;
+        let Received { accepted_us, received_us, expires, trace } = received;
         self.counters.receive_latency.observe(received_us.saturating_sub(accepted_us));
         self.unwritten.borrow_mut().push((accepted_us, received_us));
-        self.hold.add(received_us, expires_ms);
+        self.hold.add(received_us, expires);
         if let Some(trace) = trace {
             self.traces.add_delivery(TracedDelivery { matched: outcome.matched, ..trace });
         }
@@ -85,7 +86,7 @@ impl WorkerContext {
         if delivered.is_empty() {
             return;
         }
-        let now_us = sys::now_us();
+        let now_us = clock::wall_us();
         self.traces.end_flush(traced, now_us);
         for (accepted_us, received_us) in delivered.drain(..) {
             self.counters.write_latency.observe(now_us.saturating_sub(received_us));
@@ -103,7 +104,7 @@ impl WorkerContext {
     /// Returns how much longer the open batch waits for more messages (`--coalesce_us`); `None` if
     /// it must be sent now. Answers and closes never wait, and take along what was held.
     pub(in crate::io) fn held_for(&self) -> Option<Duration> {
-        let left = self.hold.left(sys::now_us)?;
+        let left = self.hold.left(clock::wall_us)?;
         let may_wait = self.ws_server.borrow().worker.may_wait() && !self.shared.is_draining();
         may_wait.then_some(left)
     }
@@ -116,7 +117,8 @@ impl WorkerContext {
     /// for this.
     pub(in crate::io) async fn flush(&self) {
         let mut began = Instant::now();
-        self.match_more();
+        let now = clock::now_at(began);
+        self.match_more(now);
         if !self.ws_server.borrow().worker.has_output() {
             return;
         }
@@ -130,7 +132,7 @@ impl WorkerContext {
         let mut delivered = self.unwritten.take();
         self.hold.end();
         let traced = self.traces.begin_flush();
-        self.ws_server.borrow_mut().begin_flush(sys::now_ms());
+        self.ws_server.borrow_mut().begin_flush(now);
         loop {
             let has_more = self.ws_server.borrow_mut().send_chunk(began);
             self.observe_turn(began);
@@ -139,8 +141,9 @@ impl WorkerContext {
             }
             yield_now().await;
             began = Instant::now();
-            self.tick(sys::now_ms());
-            self.match_more();
+            let now = clock::now_at(began);
+            self.tick(now);
+            self.match_more(now);
         }
         self.observe_written(&mut delivered, &traced);
         if self.unwritten.borrow().is_empty() {

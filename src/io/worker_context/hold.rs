@@ -1,5 +1,6 @@
 //! How long the open batch waits for more messages (`--coalesce_us`).
 
+use crate::types::WallMs;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -20,13 +21,14 @@ impl Hold {
     }
 
     /// Adds a message that was received at `received_us`.
-    pub(super) fn add(&self, received_us: u64, expires_ms: Option<u64>) {
+    pub(super) fn add(&self, received_us: u64, expires: Option<WallMs>) {
         if self.coalesce_us == 0 {
             return;
         }
         let mut until_us = self.until_us.get().min(received_us + self.coalesce_us);
-        if let Some(expires_ms) = expires_ms {
-            until_us = until_us.min(expires_ms.saturating_mul(1_000).saturating_sub(TTL_MARGIN_US));
+        if let Some(expires) = expires {
+            let expires_us = expires.value().saturating_mul(1_000);
+            until_us = until_us.min(expires_us.saturating_sub(TTL_MARGIN_US));
         }
         self.until_us.set(until_us);
     }
@@ -81,9 +83,9 @@ mod tests {
     #[test]
     fn a_message_leaves_before_it_expires() {
         let hold = Hold::new(10_000);
-        hold.add(NOW_US, Some(NOW_US / 1_000 + 4));
+        hold.add(NOW_US, Some(WallMs::from_us(NOW_US) + 4));
         assert_eq!(left_us(&hold, NOW_US), Some(3_000));
-        hold.add(NOW_US + 10, Some(NOW_US / 1_000 + 1));
+        hold.add(NOW_US + 10, Some(WallMs::from_us(NOW_US) + 1));
         assert_eq!(left_us(&hold, NOW_US + 10), None);
     }
 

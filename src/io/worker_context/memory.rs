@@ -3,6 +3,7 @@
 
 use super::WorkerContext;
 use crate::io::allocator;
+use crate::types::{MonotonicMs, Now};
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -30,7 +31,7 @@ pub(super) struct Reclaim {
     due_ticks: Cell<u32>,
     /// Lists have been trimmed.
     has_trimmed: Cell<bool>,
-    trimmed_ms: Cell<u64>,
+    trimmed: Cell<MonotonicMs>,
 }
 
 impl Reclaim {
@@ -58,10 +59,10 @@ impl Reclaim {
         true
     }
 
-    fn is_trim_due(&self, now_ms: u64) -> bool {
-        let is_due = now_ms.abs_diff(self.trimmed_ms.get()) >= TRIM_EVERY_MS;
+    fn is_trim_due(&self, now: MonotonicMs) -> bool {
+        let is_due = now.since(self.trimmed.get()) >= TRIM_EVERY_MS;
         if is_due {
-            self.trimmed_ms.set(now_ms);
+            self.trimmed.set(now);
         }
         is_due
     }
@@ -69,12 +70,12 @@ impl Reclaim {
 
 impl WorkerContext {
     /// Frees, trims and gives back memory as needed. Called in every tick.
-    pub(super) fn tend_memory(&self, now_ms: u64) {
+    pub(super) fn tend_memory(&self, now: Now) {
         let wanted_bytes = self.shared.memory.take_wanted(self.index);
         if wanted_bytes > 0 {
-            self.ws_server.borrow_mut().worker.shed_memory(wanted_bytes, now_ms);
+            self.ws_server.borrow_mut().worker.shed_memory(wanted_bytes, now);
         }
-        if self.reclaim.is_trim_due(now_ms) && self.ws_server.borrow_mut().trim() > 0 {
+        if self.reclaim.is_trim_due(now.monotonic) && self.ws_server.borrow_mut().trim() > 0 {
             self.reclaim.has_trimmed.set(true);
         }
         let counters = &self.counters;
@@ -116,9 +117,9 @@ mod tests {
     #[test]
     fn lists_that_were_trimmed_are_given_back_however_short_they_were() {
         let reclaim = Reclaim::default();
-        assert!(reclaim.is_trim_due(9_000) && !reclaim.is_trim_due(9_000 + TRIM_EVERY_MS - 1));
-        assert!(reclaim.is_trim_due(9_000 + TRIM_EVERY_MS));
-        assert!(reclaim.is_trim_due(1_000), "the clock was set");
+        let now = MonotonicMs::new(9_000);
+        assert!(reclaim.is_trim_due(now) && !reclaim.is_trim_due(now + (TRIM_EVERY_MS - 1)));
+        assert!(reclaim.is_trim_due(now + TRIM_EVERY_MS));
         reclaim.has_trimmed.set(true);
         assert_eq!([0; 5].map(|_| reclaim.is_due(0, 0)), [false, false, false, true, false]);
     }

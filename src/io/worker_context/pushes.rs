@@ -3,7 +3,7 @@
 use super::WorkerContext;
 use super::traces::PushTrace;
 use crate::io::broker::pending::Ticket;
-use crate::io::http::Moment;
+use crate::io::clock::Moment;
 use crate::io::sync::yield_now;
 use crate::state::broker::Outcome;
 use crate::state::idempotency::key_hash;
@@ -67,7 +67,7 @@ impl WorkerContext {
         push: &Push<'_>,
         origin: PushOrigin<'_>,
     ) -> Result<PendingPush<'_>, Outcome> {
-        let trace = self.traces.begin_push(origin.traceparent, origin.read_at.now_us);
+        let trace = self.traces.begin_push(origin.traceparent, origin.read_at.wall_us);
         let pending = self.try_begin(pid, push, origin.read_at, trace);
         match &pending {
             Ok(pending) if pending.is_accepted() => {
@@ -87,15 +87,14 @@ impl WorkerContext {
         read_at: Moment,
         trace: Option<PushTrace>,
     ) -> Result<PendingPush<'_>, Outcome> {
-        let now_us = read_at.now_us;
         let trace_bytes = trace.map(|trace| trace.context.to_bytes());
         let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
-        let id = self.ws_server.borrow_mut().worker.next_message_id(now_us / 1_000);
+        let id = self.ws_server.borrow_mut().worker.next_message_id(read_at.wall());
         let envelope = Envelope {
             origin: self.shared.settings.node,
             epoch: self.shared.incarnation.epoch(),
             seq: 0,
-            accepted_us: now_us,
+            accepted_us: read_at.wall_us,
             trace: trace_bytes.as_ref(),
             id,
             ttl_ms: push.ttl_ms,
@@ -106,7 +105,7 @@ impl WorkerContext {
         };
         let ticket = self.transport.push(&envelope, read_at.instant)?;
         if ticket.is_none() {
-            self.deliver(&envelope, now_us);
+            self.deliver(&envelope, read_at);
         }
         Ok(PendingPush { context: self, id, ticket, trace: trace.map(Box::new) })
     }

@@ -1,9 +1,10 @@
-//! Time-driven work of a worker: deadlines, steps of the wall clock, and its end.
+//! Time-driven work of a worker: deadlines, stalls, and its end.
 
 use super::WorkerContext;
+use crate::io::clock;
 use crate::io::sync::{Notify, wake_sleepers};
-use crate::io::sys;
 use crate::state::drain::DrainStep;
+use crate::types::{MonotonicMs, Now, WallMs};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -17,7 +18,7 @@ const TICK_MS: u64 = 50;
 const STALL_MS: u64 = TICK_MS;
 /// Minimum length of a stall that is logged.
 const LOGGED_STALL_MS: u64 = 1_000;
-/// Difference to the monotonic clock from which the wall clock counts as having been set.
+/// Difference between the two clocks' progress from which the wall clock counts as having been set.
 const CLOCK_STEP_MS: i64 = 500;
 
 /// When the next tick is due.
@@ -52,7 +53,7 @@ impl WorkerContext {
                 poll => poll,
             })
             .await;
-            self.tick(sys::now_ms());
+            self.tick(clock::now());
         }
     }
 
@@ -88,52 +89,37 @@ impl WorkerContext {
     fn until_own_turn_ms(&self, calm_ms: u64) -> u64 {
         let workers = self.shared.http_counters.len().max(1) as u64;
         let turn_ms = calm_ms * self.index as u64 / workers;
-        let now_ms = self.last_tick_ms.get();
+        let now_ms = self.last_tick.get().monotonic.value();
         calm_ms - now_ms.wrapping_sub(turn_ms) % calm_ms
     }
 
     /// Checks the deadlines, if that is due. The executor's timers starve while some task is always
     /// ready, so loops that yield call this too.
-    pub(in crate::io) fn tick(&self, now_ms: u64) {
-        if now_ms.abs_diff(self.last_tick_ms.get()) < self.schedule.after_ms.get() {
+    pub(in crate::io) fn tick(&self, now: Now) {
+        let elapsed_ms = now.monotonic.since(self.last_tick.get().monotonic);
+        if elapsed_ms < self.schedule.after_ms.get() {
             return;
         }
         wake_sleepers();
-        self.notice_clock_step(now_ms);
-        self.ws_server.borrow_mut().handle_tick(now_ms);
-        self.http.borrow_mut().handle_tick(now_ms);
+        let last_tick = self.last_tick.replace(now);
+        warn_of_clock_step(now.wall, last_tick.wall + elapsed_ms);
+        let stall_ms = elapsed_ms.saturating_sub(self.schedule.planned_ms.get() + STALL_MS);
+        if stall_ms > 0 {
+            self.handle_stall(stall_ms);
+        }
+        self.ws_server.borrow_mut().handle_tick(now);
+        self.http.borrow_mut().handle_tick(now.monotonic);
         let body_bytes = self.http.borrow().body_bytes();
         self.shared.http_counters[self.index].body_bytes.set(body_bytes as u64);
         self.transport.handle_tick();
         if self.shared.is_draining() {
-            self.drain(now_ms);
+            self.drain(now.monotonic);
         }
-        self.tend_memory(now_ms);
+        self.tend_memory(now);
         self.plan_tick();
         if self.traces.are_on() || self.ws_server.borrow_mut().has_work() {
             self.work.notify();
         }
-    }
-
-    /// Handles a step of the wall clock. Deadlines are in wall time, like everything that clients
-    /// see; when that clock is set, they move along.
-    fn notice_clock_step(&self, now_ms: u64) {
-        let now = Instant::now();
-        let elapsed_ms = now.duration_since(self.last_tick.replace(now)).as_millis() as i64;
-        let wall_ms = now_ms.wrapping_sub(self.last_tick_ms.replace(now_ms)) as i64;
-        let stall_ms =
-            (elapsed_ms as u64).saturating_sub(self.schedule.planned_ms.get() + STALL_MS);
-        if stall_ms > 0 {
-            self.handle_stall(stall_ms);
-        }
-        let step_ms = wall_ms - elapsed_ms;
-        if step_ms.abs() < CLOCK_STEP_MS {
-            return;
-        }
-        tracing::warn!(step_ms, "the clock was set");
-        self.ws_server.borrow_mut().handle_clock_step(step_ms);
-        self.http.borrow_mut().handle_clock_step(step_ms);
-        self.drain.borrow_mut().handle_clock_step(step_ms);
     }
 
     /// Moves deadlines by a stall: a peer is never blamed for this node's slowness.
@@ -146,14 +132,15 @@ impl WorkerContext {
         }
         self.counters.stalled_ms.add(stall_ms);
         self.ws_server.borrow_mut().handle_stall(stall_ms);
-        self.http.borrow_mut().handle_clock_step(stall_ms as i64);
+        self.http.borrow_mut().handle_stall(stall_ms);
     }
 
     /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
-    fn drain(&self, now_ms: u64) {
+    fn drain(&self, now: MonotonicMs) {
         let drain_ms = self.shared.settings.times.drain_ms.saturating_sub(4 * TICK_MS);
         let is_awaited = || {
-            while self.receive_one() {}
+            let instant = Instant::now();
+            while self.receive_one(instant) {}
             self.transport.awaits_answer() || self.ws_server.borrow().worker.is_matching()
         };
         let is_empty = || {
@@ -161,12 +148,21 @@ impl WorkerContext {
                 && self.http.borrow().is_quiet()
                 && self.transport.has_taken_leave()
         };
-        let step = self.drain.borrow_mut().step(now_ms, drain_ms, is_awaited, is_empty);
+        let step = self.drain.borrow_mut().step(now, drain_ms, is_awaited, is_empty);
         match step {
             DrainStep::Refuse => self.http.borrow_mut().begin_drain(),
             DrainStep::Close => self.ws_server.borrow_mut().shut_down(),
             DrainStep::Wait => {}
             DrainStep::End => self.ended.notify(),
         }
+    }
+}
+
+/// Logs a step of the wall clock. It moves no deadline, but clients' sessions end, and signatures
+/// and messages expire, by the new time.
+fn warn_of_clock_step(wall: WallMs, expected: WallMs) {
+    let step_ms = wall.value() as i64 - expected.value() as i64;
+    if step_ms.abs() >= CLOCK_STEP_MS {
+        tracing::warn!(step_ms, "the clock was set");
     }
 }

@@ -1,7 +1,7 @@
 //! What a worker records of traced pushes and requests.
 
+use crate::io::clock;
 use crate::io::spans::{Recorder, Side, Span, SpanName};
-use crate::io::sys;
 use crate::state::Note;
 use crate::state::broker::Outcome;
 use crate::state::projects::ProjectId;
@@ -66,7 +66,7 @@ impl Traces {
             context: trace.context,
             parent: trace.parent,
             start_us: trace.start_us,
-            end_us: sys::now_us(),
+            end_us: clock::wall_us(),
             project: None,
             id,
             count: 0,
@@ -92,7 +92,7 @@ impl Traces {
     pub(super) fn begin_flush(&self) -> Vec<TracedDelivery> {
         let traced = self.open.take();
         if !traced.is_empty() {
-            self.flush_began_us.set(sys::now_us());
+            self.flush_began_us.set(clock::wall_us());
         }
         traced
     }

@@ -80,8 +80,8 @@ impl WsServer {
             CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
             CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
         }
-        let deadline_ms = self.now_ms + self.shared.settings.times.linger_ms;
+        let deadline = self.awake() + self.shared.settings.times.linger_ms;
         let last = Last { bytes: last_bytes, is_refusal: false };
-        self.lingering.add(&mut self.ring, fd, released.rest, last, deadline_ms);
+        self.lingering.add(&mut self.ring, fd, released.rest, last, deadline);
     }
 }

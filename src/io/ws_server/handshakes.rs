@@ -4,6 +4,7 @@
 use crate::io::fifo::Fifo;
 use crate::io::ring::GENERATION_MASK;
 use crate::state::subscriptions::Interest;
+use crate::types::MonotonicMs;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) struct Handshake {
     pub(super) fd: OwnedFd,
     pub(super) generation: u32,
-    deadline_ms: u64,
+    deadline: MonotonicMs,
     received: Vec<u8>,
     /// The request is complete, and the queue must confirm something first.
     pub(super) is_waiting: bool,
@@ -35,9 +36,6 @@ pub(super) struct Handshakes {
     /// Those whose interest is now in force.
     ready: VecDeque<(usize, u32)>,
     bytes: usize,
-    /// How far the wall clock is ahead of the deadlines' clock: clock steps, and time in which this
-    /// thread did not run.
-    ahead_ms: i64,
 }
 
 impl Handshakes {
@@ -52,14 +50,17 @@ impl Handshakes {
     }
 
     /// Adds an incomplete one and returns its index.
-    pub(super) fn insert(&mut self, fd: OwnedFd, received: Vec<u8>, deadline_ms: u64) -> usize {
+    pub(super) fn insert(
+        &mut self,
+        fd: OwnedFd,
+        received: Vec<u8>,
+        deadline: MonotonicMs,
+    ) -> usize {
         self.generation = self.generation.wrapping_add(1);
         self.bytes += received.capacity();
         let generation = self.generation;
-        let deadline_ms = self.clock(deadline_ms);
         let is_waiting = false;
-        let index =
-            self.table.insert(Handshake { fd, generation, deadline_ms, received, is_waiting });
+        let index = self.table.insert(Handshake { fd, generation, deadline, received, is_waiting });
         let (table, live) = (&self.table, self.table.len());
         let is_current = |index, stamp| is_half_open(table, index, stamp);
         self.by_age.push((index, u64::from(generation)), live, is_current);
@@ -139,19 +140,9 @@ impl Handshakes {
     }
 
     /// Returns at most `max` of those whose deadline has passed.
-    pub(super) fn late(&self, now_ms: u64, max: usize) -> Vec<usize> {
-        let now_ms = self.clock(now_ms);
-        let late = self.table.iter().filter(|(_, one)| one.deadline_ms <= now_ms);
+    pub(super) fn late(&self, awake: MonotonicMs, max: usize) -> Vec<usize> {
+        let late = self.table.iter().filter(|(_, one)| one.deadline <= awake);
         late.map(|(index, _)| index).take(max).collect()
-    }
-
-    /// Handles a step of the wall clock: deadlines stay as far away as they were.
-    pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
-    }
-
-    fn clock(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add_signed(-self.ahead_ms)
     }
 }
 
@@ -168,8 +159,10 @@ mod tests {
     #[test]
     fn the_oldest_makes_way_and_memory_is_counted_as_allocated() {
         let mut all = Handshakes::default();
+        let deadline = MonotonicMs::new(9);
         let socket = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let indexes: Vec<usize> = (0..3).map(|_| all.insert(socket(), Vec::new(), 9)).collect();
+        let indexes: Vec<usize> =
+            (0..3).map(|_| all.insert(socket(), Vec::new(), deadline)).collect();
         assert_eq!(all.surplus(3), None);
         assert_eq!(all.surplus(2), Some(indexes[0]));
         // A complete one does not count as surplus, and the next oldest is returned.
@@ -177,12 +170,12 @@ mod tests {
         assert_eq!((all.surplus(2), all.surplus(1)), (None, Some(indexes[1])));
         all.keep(indexes[2], Vec::with_capacity(MAX_BYTES / 2));
         assert_eq!((all.bytes() >= MAX_BYTES / 2, all.surplus(3)), (true, None));
-        let more = all.insert(socket(), Vec::with_capacity(MAX_BYTES / 2 + 1), 9);
+        let more = all.insert(socket(), Vec::with_capacity(MAX_BYTES / 2 + 1), deadline);
         assert_eq!(all.surplus(9), Some(indexes[1]));
         for index in [indexes[1], indexes[2], more] {
             all.remove(index);
         }
         assert_eq!((all.bytes(), all.surplus(0)), (0, None));
-        assert_eq!(all.late(9, 1), [indexes[0]]);
+        assert_eq!(all.late(deadline, 1), [indexes[0]]);
     }
 }

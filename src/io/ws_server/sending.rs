@@ -4,6 +4,7 @@ use super::WsServer;
 use super::slot::Slot;
 use crate::io::ring::{OperationKind, OperationToken};
 use crate::io::sys;
+use crate::types::Now;
 use smallvec::SmallVec;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -19,8 +20,8 @@ const DIRECT_SENDS: usize = 2;
 impl WsServer {
     /// Begins to send everything owed now; call [`WsServer::send_chunk`] afterwards until it
     /// returns `false`.
-    pub fn begin_flush(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn begin_flush(&mut self, now: Now) {
+        self.now = now;
         self.worker.seal(&mut self.sealed);
     }
 
@@ -130,7 +131,7 @@ impl WsServer {
         let Slot { fd: Some(fd), state: generation, .. } = &self.slots[slot as usize] else {
             return;
         };
-        let Some(outbox) = self.worker.outbox(slot, self.now_ms) else { return };
+        let Some(outbox) = self.worker.outbox(slot, self.now.wall) else { return };
         let sent = {
             let mut slices: SmallVec<[&[u8]; sys::MAX_SLICES]> = SmallVec::new();
             outbox.slices(sys::MAX_SLICES, |slice| slices.push(slice));

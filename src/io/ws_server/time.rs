@@ -3,6 +3,7 @@
 use super::WsServer;
 use crate::io::handshake::refuse;
 use crate::io::sys;
+use crate::types::{MonotonicMs, Now};
 
 /// Handshakes that one slice admits.
 const ADMISSIONS_PER_SLICE: usize = 64;
@@ -10,29 +11,24 @@ const ADMISSIONS_PER_SLICE: usize = 64;
 const REFUSALS_PER_SLICE: usize = 32;
 
 impl WsServer {
-    /// Handles a step of the wall clock: deadlines stay as far away as they were.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.worker.handle_clock_step(step_ms);
-        self.move_deadlines(step_ms);
-    }
-
     /// Handles a stall: this thread did not run for `stall_ms`, and deadlines of peers move by that
     /// much.
     pub fn handle_stall(&mut self, stall_ms: u64) {
         self.worker.handle_stall(stall_ms);
-        self.move_deadlines(stall_ms as i64);
     }
 
-    fn move_deadlines(&mut self, step_ms: i64) {
-        self.lingering.handle_clock_step(step_ms);
-        self.handshakes.handle_clock_step(step_ms);
-        self.partials.handle_clock_step(step_ms);
+    /// The current time on the clock of [`Worker::awake_at`], by which all deadlines of peers are
+    /// set and checked.
+    ///
+    /// [`Worker::awake_at`]: crate::state::Worker::awake_at
+    pub(super) fn awake(&self) -> MonotonicMs {
+        self.worker.awake_at(self.now.monotonic)
     }
 
     pub(super) fn tick_worker(&mut self) {
         let slots = &self.slots;
         let has_unread = |slot: u32| slots[slot as usize].fd.as_ref().is_some_and(sys::has_unread);
-        self.worker.handle_tick_with(self.now_ms, has_unread);
+        self.worker.handle_tick_with(self.now, has_unread);
     }
 
     /// Returns whether the last look at the deadlines left work undone.
@@ -72,9 +68,9 @@ impl WsServer {
     /// Refuses handshakes, closes connections with incomplete messages, and ends lingering sockets
     /// whose deadline has passed, a bounded number of each.
     fn end_late_sockets(&mut self) {
-        let now_ms = self.now_ms;
-        let has_late = self.lingering.handle_tick(now_ms);
-        let late = self.handshakes.late(now_ms, REFUSALS_PER_SLICE);
+        let awake = self.awake();
+        let has_late = self.lingering.handle_tick(awake);
+        let late = self.handshakes.late(awake, REFUSALS_PER_SLICE);
         let has_late = self.end_late_messages() || has_late;
         self.has_late_sockets = has_late || late.len() == REFUSALS_PER_SLICE;
         for index in late {
@@ -90,8 +86,8 @@ impl WsServer {
         self.end_surplus();
     }
 
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn handle_tick(&mut self, now: Now) {
+        self.now = now;
         self.tick_worker();
         self.end_late_sockets();
         if std::mem::take(&mut self.is_accept_paused) {

@@ -4,7 +4,7 @@ use super::event_visitor::EventVisitor;
 use super::file::{Failure, FileSettings, LogFile, Open};
 use super::line::{Line, Style};
 use super::{MAX_MESSAGES, Queue, lines_in};
-use crate::io::sys;
+use crate::io::clock;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -55,7 +55,7 @@ impl Output {
     fn write(&mut self, lines: &[u8]) -> Result<Option<io::Error>, Failure> {
         match self {
             Self::Stdout(stdout) => stdout.write(lines).map(|()| None),
-            Self::File(file) => file.write(lines, sys::now_ms()),
+            Self::File(file) => file.write(lines, clock::wall().value()),
         }
     }
 }
@@ -169,7 +169,7 @@ impl Writer {
             dropped - self.reported
         );
         let line = self.style.line(&Line {
-            now_ms: sys::now_ms(),
+            now_ms: clock::wall().value(),
             level: Level::WARN,
             target: module_path!(),
             thread: "logs",

@@ -1,8 +1,8 @@
 //! Readers of metrics that are not a single counter.
 
 use super::{Distribution, Labels, Samples};
+use crate::io::clock;
 use crate::io::shared::Shared;
-use crate::io::sys;
 use crate::state::counters::{
     CLOSE_CAUSES, Counter, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
     Latencies, PAUSE_BOUNDS_US, Pauses, ProjectCounters, Refusal, Shed, StatusCounts, URLS,
@@ -131,9 +131,9 @@ pub(super) fn pauses(shared: &Shared, of: fn(&Counters) -> &Pauses) -> Distribut
 
 /// Returns the longest pauses of all workers in microseconds, by cause.
 pub(in crate::ops) fn longest_pauses_us(shared: &Shared) -> [(&'static str, u64); 2] {
-    let now_ms = sys::now_ms();
+    let now = clock::monotonic();
     let longest = |of: fn(&Counters) -> &Pauses| {
-        shared.counters.iter().map(|worker| of(worker).longest_us(now_ms)).max().unwrap_or(0)
+        shared.counters.iter().map(|worker| of(worker).longest_us(now)).max().unwrap_or(0)
     };
     [("wall", longest(|worker| &worker.pauses)), ("own", longest(|worker| &worker.own_pauses))]
 }

@@ -314,7 +314,7 @@ metrics! {
             .help("Bytes of memory in use");
         Metric::gauge(
             "process_start_time_seconds",
-            Value::Float(|shared| shared.started_ms as f64 / 1e3),
+            Value::Float(|shared| shared.started.wall.value() as f64 / 1e3),
         )
             .help("When the process was started, seconds since 1970");
         Metric::counter("ws_cluster_log_dropped_total", Value::Node(|_| logs::dropped()))

@@ -2,7 +2,7 @@
 
 use super::records::{Record, records};
 use crate::io::perf::{Depth, Sampler};
-use crate::io::sys;
+use crate::io::{clock, sys};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub enum CpuError {
 /// Threads started meanwhile are not sampled.
 pub fn record(length: Duration, is_cancelled: &AtomicBool) -> Result<Recording, CpuError> {
     let (depth, mut samplers) = open_all()?;
-    let began_ns = sys::now_ms() * 1_000_000;
+    let began_ns = clock::wall_us() * 1_000;
     let began = Instant::now();
     for (_, sampler) in &samplers {
         sampler.start().map_err(|error| CpuError::System { what: "starting a sampler", error })?;

@@ -61,10 +61,11 @@ fn trim<T>(list: &mut Vec<T>, needed: usize) -> usize {
 mod tests {
     use super::*;
     use crate::state::connection::NONE;
+    use crate::types::WallMs;
 
     /// Sends one push to this number of connections.
     fn push(open: &mut Batch, sealed: &mut Sealed, recipients: u32) {
-        let frame = open.add_push(5, 0, |out| out.extend_from_slice(b"hello"));
+        let frame = open.add_push(5, WallMs::NEVER, |out| out.extend_from_slice(b"hello"));
         (0..recipients).for_each(|slot| open.owe(slot, &mut NONE.clone(), frame));
         sealed.seal(open);
         sealed.lay_out(usize::MAX);
@@ -84,7 +85,7 @@ mod tests {
         assert!(freed > 18_000 * (16 + 12 + 24), "{freed}");
         assert_eq!(sealed.trim(&mut open), 0);
         // The contents of an open batch stay.
-        let frame = open.add_push(5, 0, |out| out.extend_from_slice(b"hello"));
+        let frame = open.add_push(5, WallMs::NEVER, |out| out.extend_from_slice(b"hello"));
         (0..18_000).for_each(|slot| open.owe(slot, &mut NONE.clone(), frame));
         sealed.trim(&mut open);
         sealed.seal(&mut open);

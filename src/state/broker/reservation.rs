@@ -7,7 +7,7 @@
 
 use super::{Broker, Event, LinkError, Sink};
 use crate::state::subscriptions::WorkerEvent;
-use crate::types::SnowflakeClock;
+use crate::types::{SnowflakeClock, WallMs};
 use crate::wire::resp::{Reply, write_command};
 
 /// Interval between attempts after a refusal.
@@ -78,10 +78,10 @@ pub(super) fn number_of<'a>(reply: &Reply<'a>) -> Option<Result<i64, &'a [u8]>> 
 }
 
 impl Broker {
-    /// Sets the time, in milliseconds since 1970, by which ids are issued. Call it before
+    /// Sets the time by which ids are issued. Call it before
     /// [`Broker::handle_open`] and with each [`Broker::handle_tick`].
-    pub fn set_wall_ms(&mut self, wall_ms: u64) {
-        self.wall_ms = wall_ms;
+    pub fn set_wall(&mut self, wall: WallMs) {
+        self.wall = wall;
     }
 
     /// Starts after both links are greeted: reads what earlier runs used, then subscribes to
@@ -141,7 +141,7 @@ impl Broker {
                     let workers = (0..self.config.workers).filter(|_| stored_ms > 0);
                     workers.for_each(|worker| sink.event(worker, event));
                 }
-                let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall_ms);
+                let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall);
                 let wanted_ms = wanted_ms.unwrap_or(stored_ms);
                 self.reservation.step = Step::Raising { wanted_ms };
                 self.ask_for_number(wanted_ms.saturating_sub(stored_ms), now_ms);
@@ -163,7 +163,7 @@ impl Broker {
         let (wanted_ms, add_ms) = match self.reservation.stored_ms {
             None => (0, 0),
             Some(stored_ms) => {
-                let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall_ms);
+                let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall);
                 let Some(wanted_ms) = wanted_ms else { return };
                 (wanted_ms, wanted_ms.saturating_sub(stored_ms))
             }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::state::subscriptions::{BrokerRequest, Relay, Server, To};
-use crate::types::{Cid, EventSet, Incarnation, Routing};
+use crate::types::{Cid, EventSet, Incarnation, Routing, WallMs};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
@@ -105,7 +105,7 @@ fn config(workers: usize) -> BrokerConfig {
     };
     BrokerConfig {
         node: NodeId::new(7).unwrap(),
-        incarnation: Arc::new(Incarnation::new(100)),
+        incarnation: Arc::new(Incarnation::new(WallMs::new(100))),
         workers,
         projects: Arc::new(Projects::new(vec![project]).unwrap()),
         names: ChannelNames::new("x"),

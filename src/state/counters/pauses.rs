@@ -1,6 +1,7 @@
 //! Histogram of a worker's pauses, and the longest of the last minutes.
 
 use super::Counter;
+use crate::types::MonotonicMs;
 
 /// Upper bounds of the buckets, in microseconds.
 pub const PAUSE_BOUNDS_US: [u64; 12] =
@@ -41,8 +42,8 @@ impl Pauses {
     }
 
     /// Records a pause that may be the longest of its minute.
-    pub fn note_longest(&self, ns: u64, now_ms: u64) {
-        let minute = minute_of(now_ms);
+    pub fn note_longest(&self, ns: u64, now: MonotonicMs) {
+        let minute = minute_of(now);
         let place = &self.longest[(minute % LONGEST_OF_MINUTES) as usize];
         let (kept_minute, kept_us) = unpack(place.value());
         let us = (ns / 1_000).min(u64::from(u32::MAX));
@@ -52,8 +53,8 @@ impl Pauses {
     }
 
     /// Returns the longest recorded pause of the last [`LONGEST_OF_MINUTES`]; 0: none.
-    pub fn longest_us(&self, now_ms: u64) -> u64 {
-        let now = minute_of(now_ms);
+    pub fn longest_us(&self, now: MonotonicMs) -> u64 {
+        let now = minute_of(now);
         let kept = self.longest.iter().map(|place| unpack(place.value()));
         let recent = kept.filter(|&(minute, _)| {
             (now.saturating_sub(LONGEST_OF_MINUTES - 1)..=now).contains(&minute)
@@ -67,8 +68,8 @@ impl Pauses {
     }
 }
 
-fn minute_of(now_ms: u64) -> u64 {
-    (now_ms / 60_000) & u64::from(u32::MAX)
+fn minute_of(now: MonotonicMs) -> u64 {
+    (now.value() / 60_000) & u64::from(u32::MAX)
 }
 
 /// Packs both into one number, so that no reader sees the minute of one pause with the length of
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn the_longest_is_that_of_the_last_minutes() {
         let pauses = Pauses::default();
-        let minute = |number: u64| 1_800_000_000_000 + number * 60_000;
+        let minute = |number: u64| MonotonicMs::new(90_000_000 + number * 60_000);
         assert_eq!(pauses.longest_us(minute(0)), 0);
         pauses.note_longest(9_000_000, minute(0));
         pauses.note_longest(4_000_000, minute(0));

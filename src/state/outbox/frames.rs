@@ -127,9 +127,16 @@ impl IntoIterator for Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::WallMs;
 
     fn frame(number: usize) -> Queued {
-        Queued { expires_ms: 0, shared: None, bytes: number as u32, is_push: true, begun: false }
+        Queued {
+            expires: WallMs::NEVER,
+            shared: None,
+            bytes: number as u32,
+            is_push: true,
+            begun: false,
+        }
     }
 
     fn pieces(frames: &Frames) -> impl Iterator<Item = usize> {

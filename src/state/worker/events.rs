@@ -24,13 +24,7 @@ impl PendingEvents {
 impl Worker {
     /// Publishes an event of the client in `slot`, which is in the directory, to all business
     /// servers that want it.
-    pub(super) fn tell_of(
-        &mut self,
-        slot: u32,
-        kind: EventSet,
-        detail: Detail<'_, '_>,
-        now_ms: u64,
-    ) {
+    pub(super) fn tell_of(&mut self, slot: u32, kind: EventSet, detail: Detail<'_, '_>) {
         if self.registry.is_empty() {
             return;
         }
@@ -44,14 +38,8 @@ impl Worker {
         let device = self.directory.device(connection.group);
         let client = Client { cid: connection.cid, uid: &connection.uid, device };
         let name = name_of(kind);
-        server_message::write_event(
-            &mut text,
-            name,
-            client,
-            self.config.settings.node,
-            now_ms,
-            detail,
-        );
+        let (node, ts) = (self.config.settings.node, self.now.wall);
+        server_message::write_event(&mut text, name, client, node, ts, detail);
         // Other workers first: one's own server may need room, which may close this very client,
         // and that would be the next event.
         if is_wanted_elsewhere {
@@ -108,13 +96,13 @@ impl Worker {
     }
 
     /// Handles a node that joined, or is lost with its business servers.
-    pub(super) fn handle_node(&mut self, node: NodeId, is_up: bool, now_ms: u64) {
+    pub(super) fn handle_node(&mut self, node: NodeId, is_up: bool) {
         if !is_up {
             let removed = self.registry.remove_node(node);
             self.forget_servers(&removed);
         }
         let mut text = Vec::new();
-        server_message::write_node(&mut text, node, is_up, now_ms);
+        server_message::write_node(&mut text, node, is_up, self.now.wall);
         self.tell_own_servers(None, EventSet::NODE, &text);
     }
 

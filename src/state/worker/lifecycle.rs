@@ -9,7 +9,7 @@ use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::CLOSE_CAUSES;
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Listener};
-use crate::types::{Cid, ConnKey, EventSet, SnowflakeClock};
+use crate::types::{Cid, ConnKey, EventSet, Now, SnowflakeClock};
 use crate::wire::message;
 use crate::wire::server_message::Detail;
 
@@ -28,12 +28,12 @@ impl Worker {
         &mut self,
         identity: Identity<'_>,
         head: &[u8],
-        now_ms: u64,
+        now: Now,
     ) -> (ConnKey, Cid) {
-        self.now_ms = now_ms;
+        self.now = now;
         self.generation = self.generation.wrapping_add(1);
-        let cid = Cid(self.ids.next(now_ms, &self.config.incarnation));
-        let heard_ms = self.local_ms(now_ms);
+        let cid = Cid(self.ids.next(now.wall, &self.config.incarnation));
+        let heard_ms = self.heard_ms();
         let Identity { project, uid, role, .. } = identity;
         let connection = Connection::new(cid, self.generation, project.0, uid, heard_ms);
         let slot = self.connections.insert(connection) as u32;
@@ -52,13 +52,13 @@ impl Worker {
         counters.connections.add(1);
         self.count_in_project(slot, |open| open + 1);
         match role {
-            Role::Client => self.enter_client(slot, &identity, now_ms),
+            Role::Client => self.enter_client(slot, &identity),
             Role::Server(events) => self.enter_server(slot, project, events),
         }
         (ConnKey { slot, generation: self.generation }, cid)
     }
 
-    fn enter_client(&mut self, slot: u32, identity: &Identity<'_>, now_ms: u64) {
+    fn enter_client(&mut self, slot: u32, identity: &Identity<'_>) {
         self.directory.insert(&mut self.connections, slot, identity.device);
         self.announce(slot, BrokerRequest::UserHere);
         for tag in identity.tags {
@@ -69,7 +69,7 @@ impl Worker {
             [] => Detail::None,
             tags => Detail::Tags(tags),
         };
-        self.tell_of(slot, EventSet::CONNECT, detail, now_ms);
+        self.tell_of(slot, EventSet::CONNECT, detail);
     }
 
     pub(super) fn welcome(&mut self, slot: u32) {
@@ -193,7 +193,7 @@ impl Worker {
         self.subscriptions.leave(ProjectId(connection.project), listener);
         self.announce(slot, BrokerRequest::UserGone);
         let reason = Detail::Reason(CLOSE_CAUSES[cause.index()]);
-        self.tell_of(slot, EventSet::DISCONNECT, reason, self.now_ms);
+        self.tell_of(slot, EventSet::DISCONNECT, reason);
         let generation = self.connections[slot as usize].generation;
         self.free_requests(ConnKey { slot, generation });
         self.directory.remove(&mut self.connections, slot);

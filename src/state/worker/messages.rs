@@ -2,7 +2,7 @@
 
 use super::Worker;
 use crate::state::projects::{ProjectId, SubscribePolicy};
-use crate::types::EventSet;
+use crate::types::{EventSet, Now};
 use crate::wire::message::{self, ClientMessage, MessageKind};
 use crate::wire::server_message::Detail;
 use crate::wire::sign::{self, SignPlace, SignRules};
@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 
 impl Worker {
-    pub(super) fn handle_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
+    pub(super) fn handle_message(&mut self, slot: u32, payload: &[u8], now: Now) {
         let frame = match message::parse(payload, &self.config.settings.limits) {
             Ok(ClientMessage::Subscribe { id, tags, sign }) => {
                 return self.handle_subscribe(slot, id.as_deref(), &tags, sign.as_deref());
@@ -19,10 +19,10 @@ impl Worker {
                 return self.handle_unsubscribe(slot, id.as_deref(), &tags);
             }
             Ok(ClientMessage::Heartbeat { id }) => {
-                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
+                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now.wall))
             }
             Ok(ClientMessage::Request { id, data }) => {
-                return self.handle_client_request(slot, id.as_deref(), data, now_ms);
+                return self.handle_client_request(slot, id.as_deref(), data, now);
             }
             Ok(ClientMessage::Refresh { id, session_exp, sign }) => {
                 let result = self.refresh(slot, session_exp, sign.as_deref());
@@ -107,7 +107,7 @@ impl Worker {
         }
         // The reply may exceed its outbox and close the connection.
         if !new.is_empty() {
-            self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new), self.now_ms);
+            self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new));
         }
         self.answer_tags(slot, MessageKind::Subscribe, id);
     }
@@ -120,7 +120,7 @@ impl Worker {
             }
         }
         if !gone.is_empty() {
-            self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone), self.now_ms);
+            self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone));
         }
         self.answer_tags(slot, MessageKind::Unsubscribe, id);
     }

@@ -8,7 +8,7 @@ use crate::state::connection::{CloseCause, Connection, NONE, Phase};
 use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::{Load, Outbox};
 use crate::state::rest::Rest;
-use crate::types::ConnKey;
+use crate::types::{ConnKey, Now, WallMs};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -26,9 +26,9 @@ pub(super) enum Owed {
 
 impl Worker {
     /// Returns the outbox of the connection in `slot`, without expired messages.
-    pub fn outbox(&mut self, slot: u32, now_ms: u64) -> Option<&Outbox> {
+    pub fn outbox(&mut self, slot: u32, now: WallMs) -> Option<&Outbox> {
         let outbox = self.connections.get_mut(slot as usize)?.outbox.as_deref_mut()?;
-        let expired = outbox.drop_expired(now_ms);
+        let expired = outbox.drop_expired(now);
         self.config.counters.count_drops(Drop::Expired, expired);
         self.connections[slot as usize].outbox.as_deref()
     }
@@ -156,8 +156,8 @@ impl Worker {
 
     /// Frees `bytes` held for slow sockets, or as much as there is: the process is near its memory
     /// limit.
-    pub fn shed_memory(&mut self, bytes: usize, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn shed_memory(&mut self, bytes: usize, now: Now) {
+        self.now = now;
         let most = self.budget.bytes().saturating_sub(bytes);
         while self.budget.bytes() > most {
             if self.revoke_rest() {

@@ -7,6 +7,7 @@ use crate::state::connection::NONE;
 use crate::state::counters::Drop;
 use crate::state::idempotency::Inserted;
 use crate::state::targets::{self, Search, SearchPlace};
+use crate::types::{Now, WallMs};
 use crate::wire::envelope::Envelope;
 use crate::wire::message;
 use std::collections::VecDeque;
@@ -111,13 +112,13 @@ impl Worker {
     /// Delivers a message to the matching connections of this worker: queues it for them in the
     /// open batch, or begins to if there are very many. It waits behind a push that is not
     /// completely matched.
-    pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now_ms: u64) -> PushOutcome {
-        self.now_ms = now_ms;
+    pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now: Now) -> PushOutcome {
+        self.now = now;
         self.config.counters.envelopes.add(1);
         let Some((project, _)) = self.config.projects.find(envelope.pid) else {
             return PushOutcome::default();
         };
-        if envelope.key.is_some_and(|key| !self.is_first(key, now_ms)) {
+        if envelope.key.is_some_and(|key| !self.is_first(key)) {
             return PushOutcome::default();
         }
         let mut push = Push { project: project.0, ..Push::default() };
@@ -130,13 +131,13 @@ impl Worker {
 
     /// Continues incomplete pushes by a slice while the open batch has room; calls `finished` with
     /// the outcome of each completed one. Call it before each [`Worker::seal`].
-    pub fn match_more(&mut self, now_ms: u64, mut finished: impl FnMut(PushOutcome)) {
+    pub fn match_more(&mut self, now: Now, mut finished: impl FnMut(PushOutcome)) {
         self.pushes.visits_left = self.pushes.visits_per_slice;
         while self.pushes.visits_left > 0
             && !self.open.is_full()
             && let Some((mut push, bytes)) = self.pushes.unfinished.pop_front()
         {
-            self.now_ms = now_ms;
+            self.now = now;
             let is_over = match Envelope::decode(&bytes) {
                 Ok(envelope) => self.match_push(&mut push, &envelope),
                 // It was encoded here.
@@ -156,8 +157,8 @@ impl Worker {
 
     /// Queues a push for the next connections that it selects. Returns whether it is complete.
     fn match_push(&mut self, push: &mut Push, envelope: &Envelope<'_>) -> bool {
-        let expires_ms = envelope.expires_ms().unwrap_or(0);
-        let is_expired = expires_ms != 0 && expires_ms <= self.now_ms;
+        let expires = envelope.expires().unwrap_or(WallMs::NEVER);
+        let is_expired = expires <= self.now.wall;
         let visit_epoch = *push.visit_epoch.get_or_insert_with(|| {
             // No connection carries this epoch: the sweep ensures that none is carried for long.
             self.visit_epoch = self.visit_epoch.wrapping_add(1);
@@ -186,7 +187,7 @@ impl Worker {
                 return;
             }
             if frame == NONE {
-                frame = add_frame(batch, &push.frame, envelope, expires_ms);
+                frame = add_frame(batch, &push.frame, envelope, expires);
             }
             let connection: &mut super::Connection = connection;
             connection.last_frame = frame_clock;
@@ -224,9 +225,9 @@ impl Worker {
     }
 
     /// Whether no push with this key was handled within five minutes.
-    fn is_first(&mut self, key: &[u8; 16], now_ms: u64) -> bool {
+    fn is_first(&mut self, key: &[u8; 16]) -> bool {
         let counters = &self.config.counters;
-        match self.remembered.insert(key, now_ms) {
+        match self.remembered.insert(key, self.now.monotonic) {
             Inserted::New => {}
             Inserted::NewForgettingOldest => counters.forgotten_keys.add(1),
             Inserted::Repeated => {
@@ -243,13 +244,13 @@ fn add_frame(
     batch: &mut Batch,
     before: &PushFrame,
     envelope: &Envelope<'_>,
-    expires_ms: u64,
+    expires: WallMs,
 ) -> u32 {
     if let PushFrame::Shared(frame) = before {
-        return batch.add_shared(Rc::clone(frame), expires_ms);
+        return batch.add_shared(Rc::clone(frame), expires);
     }
     let payload_bytes = message::push_bytes(envelope.id, envelope.data.len());
-    batch.add_push(payload_bytes, expires_ms, |out| {
+    batch.add_push(payload_bytes, expires, |out| {
         message::write_push(out, envelope.id, envelope.data);
     })
 }

@@ -6,7 +6,7 @@ use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
 use crate::state::subscriptions::{BrokerRequest, Relay, To, Unsent};
-use crate::types::{Cid, ConnKey, MessageId};
+use crate::types::{Cid, ConnKey, MessageId, MonotonicMs, Now};
 use crate::wire::message;
 use crate::wire::parcel::{self, Answer, Cancel, Parcel, Request, Response};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,9 +62,6 @@ pub(super) struct Requests {
     gone: VecDeque<(Cid, MessageId)>,
     /// Clients that ended before all their requests were freed, and their ids.
     ended: VecDeque<(ConnKey, Cid)>,
-    /// How far the wall clock is ahead of the clock of the deadlines: clock steps, and time in
-    /// which this thread did not run.
-    ahead_ms: i64,
 }
 
 /// Resources taken by the requests of a client or project.
@@ -104,8 +101,8 @@ struct Waiting {
     server: Cid,
     load: Load,
     data: Box<[u8]>,
-    /// On a monotonic clock.
-    deadline_ms: u64,
+    /// See [`Worker::awake_at`].
+    deadline: MonotonicMs,
     was_retried: bool,
 }
 
@@ -208,22 +205,14 @@ impl Requests {
         !self.ended.is_empty()
     }
 
-    fn clock(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add_signed(-self.ahead_ms)
-    }
-
     /// Returns the next request that has timed out.
-    fn next_late(&self, now_ms: u64) -> Option<MessageId> {
+    fn next_late(&self, awake: MonotonicMs) -> Option<MessageId> {
         let (&id, waiting) = self.waiting.first_key_value()?;
-        (waiting.deadline_ms <= self.clock(now_ms)).then_some(id)
+        (waiting.deadline <= awake).then_some(id)
     }
 
-    pub(super) fn has_late(&self, now_ms: u64) -> bool {
-        self.next_late(now_ms).is_some()
-    }
-
-    pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
+    pub(super) fn has_late(&self, awake: MonotonicMs) -> bool {
+        self.next_late(awake).is_some()
     }
 
     pub(super) fn check(&self, is_open: impl Fn(ConnKey) -> bool) {
@@ -258,7 +247,7 @@ impl Worker {
         slot: u32,
         echo: Option<&str>,
         data: &[u8],
-        now_ms: u64,
+        now: Now,
     ) {
         let connection = &self.connections[slot as usize];
         let project = ProjectId(connection.project);
@@ -274,21 +263,19 @@ impl Worker {
         let Some(choice) = self.registry.choose(project, None) else {
             return self.answer_refusal(slot, echo, "no server", Answered::NoServer);
         };
-        let id = self.next_message_id(now_ms);
+        let id = self.next_message_id(now.wall);
         let Choice { cid: server, load } = choice;
         let (echo, data) = (echo.map(Into::into), data.into());
-        let deadline_ms =
-            self.requests.clock(now_ms) + self.config.settings.times.request_timeout_ms;
+        let deadline = self.awake() + self.config.settings.times.request_timeout_ms;
         let was_retried = false;
-        let waiting =
-            Waiting { client, echo, project, server, load, data, deadline_ms, was_retried };
+        let waiting = Waiting { client, echo, project, server, load, data, deadline, was_retried };
         self.requests.insert(id, waiting);
         self.note(Note::Asked(id));
-        self.send_request(id, now_ms);
+        self.send_request(id);
     }
 
     /// Sends a waiting request to its chosen server.
-    fn send_request(&mut self, id: MessageId, now_ms: u64) {
+    fn send_request(&mut self, id: MessageId) {
         let Some(waiting) = self.requests.waiting.get(&id) else { return };
         let Some(client) = self.connections.get(waiting.client.slot as usize) else { return };
         let (server, project) = (waiting.server, waiting.project);
@@ -299,7 +286,7 @@ impl Worker {
         let mut parcel = Vec::with_capacity(data.len() + 256);
         request.encode(self.sender(), &mut parcel);
         if self.registry.is_here(server) {
-            return self.handle_parcel(&parcel, now_ms);
+            return self.handle_parcel(&parcel, self.now);
         }
         // After the events of its client: the server must know whom it answers.
         self.send_untold();
@@ -308,7 +295,7 @@ impl Worker {
     }
 
     /// Handles a response. It counts only from the connection that was asked.
-    pub(super) fn handle_response(&mut self, response: &Response<'_>, now_ms: u64) {
+    pub(super) fn handle_response(&mut self, response: &Response<'_>) {
         let id = response.id;
         let Some(waiting) = self.requests.waiting.get(&id) else {
             return self.config.counters.count_lost_answer(LostAnswer::Late);
@@ -326,7 +313,7 @@ impl Worker {
                     message::write_response(out, echo, data);
                 });
             }
-            Answer::Unwritten | Answer::Full if self.ask_another(id, now_ms) => {}
+            Answer::Unwritten | Answer::Full if self.ask_another(id) => {}
             Answer::Gone | Answer::Unwritten => self.refuse_request(id, "server gone"),
             Answer::Full => self.refuse_request(id, "too many requests wait"),
             Answer::TooLarge => self.refuse_request(id, ANSWER_TOO_LARGE),
@@ -334,7 +321,7 @@ impl Worker {
     }
 
     /// Asks another server if only one has been asked and there is another. Returns whether it did.
-    fn ask_another(&mut self, id: MessageId, now_ms: u64) -> bool {
+    fn ask_another(&mut self, id: MessageId) -> bool {
         let waiting = self.requests.waiting.get(&id).filter(|waiting| !waiting.was_retried);
         let Some(waiting) = waiting else { return false };
         let Some(choice) = self.registry.choose(waiting.project, Some(waiting.server)) else {
@@ -342,7 +329,7 @@ impl Worker {
         };
         self.requests.move_to(id, choice);
         self.config.counters.requests_retried.add(1);
-        self.send_request(id, now_ms);
+        self.send_request(id);
         true
     }
 
@@ -374,14 +361,15 @@ impl Worker {
     }
 
     /// Answers some of the requests that have timed out.
-    pub(super) fn expire_requests(&mut self, now_ms: u64) {
+    pub(super) fn expire_requests(&mut self) {
+        let awake = self.awake();
         while self.answers_left > 0
-            && let Some(id) = self.requests.next_late(now_ms)
+            && let Some(id) = self.requests.next_late(awake)
         {
             self.answers_left -= 1;
             self.refuse_request(id, "timeout");
         }
-        self.own_servers.forget_late(now_ms);
+        self.own_servers.forget_late(awake);
     }
 
     /// Handles the end of a client: nobody waits for the responses to its requests, here or at the

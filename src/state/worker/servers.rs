@@ -4,7 +4,7 @@ use super::{Note, Worker};
 use crate::state::counters::LostAnswer;
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Listener, Relay, Server, To, WorkerEvent};
-use crate::types::{Cid, ConnKey, EventSet, MessageId};
+use crate::types::{Cid, ConnKey, EventSet, MessageId, MonotonicMs, Now};
 use crate::wire::message::{self, MessageKind};
 use crate::wire::parcel::{Answer, Cancel, Parcel, Request, Response};
 use crate::wire::server_message::{self, Client, ServerMessage};
@@ -43,7 +43,7 @@ struct OwnServer {
     /// sent to it, and it is not read.
     unknown_to: usize,
     /// Unanswered requests: the waiting client and its deadline.
-    asked: BTreeMap<MessageId, (Cid, u64)>,
+    asked: BTreeMap<MessageId, (Cid, MonotonicMs)>,
     /// Requests not written yet, because its socket is full or it has no welcome.
     backlog: VecDeque<(MessageId, Vec<u8>)>,
     backlog_bytes: usize,
@@ -68,9 +68,8 @@ pub(super) struct OwnServers {
     /// Disconnected servers whose requests are not all answered.
     leaving: VecDeque<OwnServer>,
     by_project: BTreeMap<ProjectId, BTreeSet<Cid>>,
-    /// When requests are forgotten, on a monotonic clock; how far the wall clock is ahead of it.
-    deadlines: BTreeSet<(u64, Cid, MessageId)>,
-    ahead_ms: i64,
+    /// When requests are forgotten.
+    deadlines: BTreeSet<(MonotonicMs, Cid, MessageId)>,
     pushes: VecDeque<ServerPush>,
 }
 
@@ -135,8 +134,8 @@ impl OwnServers {
                 }
             },
         };
-        let (id, (client, deadline_ms)) = asked;
-        self.deadlines.remove(&(deadline_ms, server.cid, id));
+        let (id, (client, deadline)) = asked;
+        self.deadlines.remove(&(deadline, server.cid, id));
         Some(Leaving::Unanswered { server, id, client, is_written })
     }
 
@@ -149,18 +148,18 @@ impl OwnServers {
     pub(super) fn forget(&mut self, server: Cid, id: MessageId, client: Cid) {
         let Some(own) = self.find(server) else { return };
         let Entry::Occupied(asked) = own.asked.entry(id) else { return };
-        let (whose, deadline_ms) = *asked.get();
+        let (whose, deadline) = *asked.get();
         if whose == client {
             asked.remove();
-            self.deadlines.remove(&(deadline_ms, server, id));
+            self.deadlines.remove(&(deadline, server, id));
         }
     }
 
-    /// Forgets some of the requests that nobody waits for any more.
-    pub(super) fn forget_late(&mut self, now_ms: u64) {
-        let now_ms = self.clock(now_ms);
+    /// Forgets some of the requests that nobody waits for any more. `awake`: see
+    /// [`Worker::awake_at`].
+    pub(super) fn forget_late(&mut self, awake: MonotonicMs) {
         for _ in 0..FORGOTTEN_PER_SLICE {
-            let late = self.deadlines.first().copied().filter(|late| late.0 <= now_ms);
+            let late = self.deadlines.first().copied().filter(|late| late.0 <= awake);
             let Some((_, server, id)) = late else { return };
             self.deadlines.pop_first();
             if let Some(own) = self.find(server) {
@@ -169,17 +168,8 @@ impl OwnServers {
         }
     }
 
-    pub(super) fn has_late(&self, now_ms: u64) -> bool {
-        let now_ms = self.clock(now_ms);
-        self.deadlines.first().is_some_and(|&(deadline_ms, ..)| deadline_ms <= now_ms)
-    }
-
-    pub(super) fn handle_clock_step(&mut self, step_ms: i64) {
-        self.ahead_ms = self.ahead_ms.saturating_add(step_ms);
-    }
-
-    fn clock(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_add_signed(-self.ahead_ms)
+    pub(super) fn has_late(&self, awake: MonotonicMs) -> bool {
+        self.deadlines.first().is_some_and(|&(deadline, ..)| deadline <= awake)
     }
 
     /// Number of unanswered requests, and of unwritten ones.
@@ -287,11 +277,11 @@ impl Worker {
     // Requests to it.
 
     /// Handles a parcel of another worker: a request, a response, or events.
-    pub fn handle_parcel(&mut self, bytes: &[u8], now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn handle_parcel(&mut self, bytes: &[u8], now: Now) {
+        self.now = now;
         match Parcel::decode(bytes) {
-            Ok(Parcel::Request(request)) => self.handle_request(&request, now_ms),
-            Ok(Parcel::Response(response)) => self.handle_response(&response, now_ms),
+            Ok(Parcel::Request(request)) => self.handle_request(&request),
+            Ok(Parcel::Response(response)) => self.handle_response(&response),
             Ok(Parcel::Events(events)) => self.handle_events(&events),
             Ok(Parcel::Cancel(Cancel { server, client, list, .. })) => {
                 list.ids().for_each(|id| self.own_servers.forget(server, id, client));
@@ -300,10 +290,11 @@ impl Worker {
         }
     }
 
-    fn handle_request(&mut self, request: &Request<'_>, now_ms: u64) {
+    fn handle_request(&mut self, request: &Request<'_>) {
         let Request { id, server, client, pid, uid, device, data } = *request;
         let Some((project, _)) = self.config.projects.find(pid) else { return };
-        let clock_ms = self.own_servers.clock(now_ms);
+        let deadline =
+            self.awake() + self.config.settings.times.request_timeout_ms + FORGET_AFTER_MS;
         let own = self.own_servers.all.get_mut(&server);
         let Some(own) = own.filter(|own| own.server.project == project) else {
             return self.respond(project, id, client, server, Answer::Unwritten);
@@ -311,13 +302,11 @@ impl Worker {
         if own.backlog_bytes + data.len() > MAX_BACKLOG_BYTES || own.asked.len() >= MAX_ASKED {
             return self.respond(project, id, client, server, Answer::Full);
         }
-        let deadline_ms =
-            clock_ms + self.config.settings.times.request_timeout_ms + FORGET_AFTER_MS;
         match own.asked.entry(id) {
             Entry::Occupied(_) => return,
-            Entry::Vacant(vacant) => _ = vacant.insert((client, deadline_ms)),
+            Entry::Vacant(vacant) => _ = vacant.insert((client, deadline)),
         }
-        self.own_servers.deadlines.insert((deadline_ms, server, id));
+        self.own_servers.deadlines.insert((deadline, server, id));
         let (slot, is_known) = (own.slot, own.unknown_to == 0);
         self.note(Note::Put(id));
         let from = Client { cid: client, uid, device };
@@ -365,7 +354,7 @@ impl Worker {
         let pid = projects.get(project).map_or("", |project| &project.pid);
         let response = Response { id, client, server, pid, answer };
         if self.registry.is_here(client) {
-            return self.handle_response(&response, self.now_ms);
+            return self.handle_response(&response);
         }
         let mut parcel = Vec::new();
         response.encode(self.sender(), &mut parcel);
@@ -375,7 +364,7 @@ impl Worker {
 
     // Messages from it.
 
-    pub(super) fn handle_server_message(&mut self, slot: u32, payload: &[u8], now_ms: u64) {
+    pub(super) fn handle_server_message(&mut self, slot: u32, payload: &[u8], now: Now) {
         self.config.counters.server_messages.add(1);
         let frame = match server_message::parse(payload) {
             Ok(ServerMessage::Push { id }) => {
@@ -383,7 +372,7 @@ impl Worker {
             }
             Ok(ServerMessage::Response { id, data }) => return self.take_answer(slot, id, data),
             Ok(ServerMessage::Heartbeat { id }) => {
-                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now_ms))
+                self.open.add_text(|out| message::write_heartbeat(out, id.as_deref(), now.wall))
             }
             Ok(ServerMessage::Refresh { id, session_exp, sign }) => {
                 let result = self.refresh(slot, session_exp, sign.as_deref());
@@ -405,8 +394,8 @@ impl Worker {
         let own = self.own_servers.all.get_mut(&cid);
         let asked = own.and_then(|own| Some((own.server.project, id?, own.asked.remove(&id?)?)));
         match asked {
-            Some((project, id, (client, deadline_ms))) => {
-                self.own_servers.deadlines.remove(&(deadline_ms, cid, id));
+            Some((project, id, (client, deadline))) => {
+                self.own_servers.deadlines.remove(&(deadline, cid, id));
                 self.note(Note::Replied { id, project, is_error: false });
                 self.respond(project, id, client, cid, Answer::Data(data));
             }
@@ -452,8 +441,8 @@ impl Worker {
     }
 
     /// Handles an event from the broker or another worker.
-    pub fn handle_worker_event(&mut self, event: WorkerEvent, now_ms: u64) {
-        self.now_ms = now_ms;
+    pub fn handle_worker_event(&mut self, event: WorkerEvent, now: Now) {
+        self.now = now;
         match event {
             WorkerEvent::ServerHere(server) => {
                 self.registry.insert(server);
@@ -467,7 +456,7 @@ impl Worker {
                 self.forget_servers(&[cid]);
             }
             WorkerEvent::ServerKnown(cid) => self.handle_known(cid),
-            WorkerEvent::Node { node, is_up } => self.handle_node(node, is_up, now_ms),
+            WorkerEvent::Node { node, is_up } => self.handle_node(node, is_up),
             WorkerEvent::IdsBegin { used_ms } => self.handle_used_ids(used_ms),
         }
     }

@@ -3,6 +3,7 @@
 use super::Worker;
 use super::gone::ANSWERS_PER_SLICE;
 use crate::state::connection::{CloseCause, NONE, Phase};
+use crate::types::{MonotonicMs, Now, WallMs};
 use fastwebsockets::OpCode;
 
 /// Maximum number of slots that one call of [`Worker::handle_tick`] visits.
@@ -53,8 +54,8 @@ pub(super) struct Sweep {
     slice_ms: u64,
     /// Time since the last slice.
     since_slice_ms: u64,
-    last_ms: u64,
-    /// Time since the start, on the frame clock: without clock steps.
+    last_tick: MonotonicMs,
+    /// Time since the start, on the frame clock.
     elapsed_ms: u64,
     unit_ms: u64,
     /// Completed rounds.
@@ -90,7 +91,7 @@ impl Sweep {
         ping_interval_ms: u64,
         idle_timeout_ms: u64,
         (worker, workers): (usize, usize),
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> Self {
         let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8);
         let shorter_ms = round_ms / ROUND_SPREAD * worker as u64 / workers.max(1) as u64;
@@ -106,7 +107,7 @@ impl Sweep {
             slice_ms,
             // Staggers the slices of the workers.
             since_slice_ms: slice_ms * worker as u64 / workers.max(1) as u64,
-            last_ms: now_ms,
+            last_tick: now,
             elapsed_ms: 0,
             unit_ms,
             rounds: 0,
@@ -172,9 +173,9 @@ impl Sweep {
         (slot < self.slots).then_some(slot as u32)
     }
 
-    fn advance(&mut self, now_ms: u64, ping_interval_ms: u64) {
-        let elapsed_ms = now_ms.saturating_sub(self.last_ms);
-        self.last_ms = now_ms;
+    fn advance(&mut self, now: MonotonicMs, ping_interval_ms: u64) {
+        let elapsed_ms = now.since(self.last_tick);
+        self.last_tick = now;
         self.elapsed_ms += elapsed_ms.min(MAX_INTERVALS_PER_TICK * ping_interval_ms);
         self.since_slice_ms += elapsed_ms;
         // A tick may come slightly early: see `WorkerContext::plan_tick`.
@@ -200,8 +201,8 @@ impl Sweep {
 
 impl Worker {
     /// As [`Worker::handle_tick_with`], for sockets that hold no unread bytes.
-    pub fn handle_tick(&mut self, now_ms: u64) {
-        self.handle_tick_with(now_ms, |_| false);
+    pub fn handle_tick(&mut self, now: Now) {
+        self.handle_tick_with(now, |_| false);
     }
 
     /// Ends expired sessions, pings connections without a frame in either direction for the ping
@@ -209,8 +210,8 @@ impl Worker {
     /// bounded part of it; while [`Worker::is_overdue`] there is more to do at once.
     ///
     /// `has_unread`: whether the socket of a slot holds unread bytes. Its peer is then not silent.
-    pub fn handle_tick_with(&mut self, now_ms: u64, has_unread: impl FnMut(u32) -> bool) {
-        self.now_ms = now_ms;
+    pub fn handle_tick_with(&mut self, now: Now, has_unread: impl FnMut(u32) -> bool) {
+        self.now = now;
         self.config.incarnation.note_latest(self.ids.latest_ms());
         let mut slice = Slice {
             visits: VISITS_PER_SLICE,
@@ -218,27 +219,27 @@ impl Worker {
             closes: CLOSES_PER_SLICE,
             ping_frame: NONE,
         };
-        self.subscriptions.handle_tick(now_ms);
+        self.subscriptions.handle_tick(now.monotonic);
         self.shed_closes_left = CLOSES_PER_SLICE;
         self.close_shed();
         self.answers_left = ANSWERS_PER_SLICE;
         self.free_for_ended();
         self.answer_for_gone();
-        self.expire_requests(now_ms);
-        self.remembered.handle_tick(now_ms);
+        self.expire_requests();
+        self.remembered.handle_tick(now.monotonic);
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         self.close_used_ids(slice.closes);
-        self.end_sessions(now_ms, &mut slice);
-        self.sweep.advance(now_ms, self.config.settings.times.ping_interval_ms);
-        self.sweep_slice(now_ms, &mut slice, has_unread);
+        self.end_sessions(now.wall, &mut slice);
+        self.sweep.advance(now.monotonic, self.config.settings.times.ping_interval_ms);
+        self.sweep_slice(&mut slice, has_unread);
         self.is_overdue = self.sweep.debt > 0
-            || self.has_ended_session(now_ms)
+            || self.has_ended_session(now.wall)
             || self.has_unanswered()
             || self.requests.has_ended()
             || self.used_ids.is_some()
             || !self.shed.is_empty()
-            || self.requests.has_late(now_ms)
-            || self.own_servers.has_late(now_ms);
+            || self.requests.has_late(self.awake())
+            || self.own_servers.has_late(self.awake());
     }
 
     /// Time between two ticks while [`Worker::is_calm`].
@@ -262,35 +263,20 @@ impl Worker {
         self.is_overdue
     }
 
-    /// Handles a step of the wall clock by `step_ms` (forward if positive): silence is measured as
-    /// if there had been none. Only values given in wall time, `session_exp` and `ttl_ms`, follow
-    /// the clock.
-    pub fn handle_clock_step(&mut self, step_ms: i64) {
-        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
-        self.sweep.last_ms = self.sweep.last_ms.saturating_add_signed(step_ms);
-        self.subscriptions.handle_clock_step(step_ms);
-        self.remembered.handle_clock_step(step_ms);
-        self.requests.handle_clock_step(step_ms);
-        self.own_servers.handle_clock_step(step_ms);
-    }
-
     /// Handles `stall_ms` in which this thread did not run. No peer counts as silent, and no answer
     /// as late, for time in which nothing was read; pings are due all the same.
     pub fn handle_stall(&mut self, stall_ms: u64) {
-        let step_ms = stall_ms as i64;
-        self.born_ms = self.born_ms.saturating_add_signed(step_ms);
-        self.requests.handle_clock_step(step_ms);
-        self.own_servers.handle_clock_step(step_ms);
+        self.stalled_ms += stall_ms;
     }
 
-    fn has_ended_session(&self, now_ms: u64) -> bool {
+    fn has_ended_session(&self, now: WallMs) -> bool {
         let first = self.sessions.first();
-        first.is_some_and(|&(session_exp, ..)| session_exp.saturating_mul(1_000) <= now_ms)
+        first.is_some_and(|&(session_exp, ..)| WallMs::from_s(session_exp) <= now)
     }
 
-    fn end_sessions(&mut self, now_ms: u64, slice: &mut Slice) {
+    fn end_sessions(&mut self, now: WallMs, slice: &mut Slice) {
         while slice.closes > 0
-            && self.has_ended_session(now_ms)
+            && self.has_ended_session(now)
             && let Some(&(_, slot, _)) = self.sessions.first()
         {
             slice.closes -= 1;
@@ -298,12 +284,7 @@ impl Worker {
         }
     }
 
-    fn sweep_slice(
-        &mut self,
-        now_ms: u64,
-        slice: &mut Slice,
-        mut has_unread: impl FnMut(u32) -> bool,
-    ) {
+    fn sweep_slice(&mut self, slice: &mut Slice, mut has_unread: impl FnMut(u32) -> bool) {
         while slice.visits > 0
             && slice.pings > 0
             && slice.closes > 0
@@ -311,18 +292,12 @@ impl Worker {
             && let Some(slot) = self.sweep.next()
         {
             slice.visits -= 1;
-            self.look_at(slot, now_ms, slice, &mut has_unread);
+            self.look_at(slot, slice, &mut has_unread);
         }
     }
 
-    fn look_at(
-        &mut self,
-        slot: u32,
-        now_ms: u64,
-        slice: &mut Slice,
-        has_unread: &mut impl FnMut(u32) -> bool,
-    ) {
-        let local_ms = self.local_ms(now_ms);
+    fn look_at(&mut self, slot: u32, slice: &mut Slice, has_unread: &mut impl FnMut(u32) -> bool) {
+        let heard_ms = self.heard_ms();
         let (is_echo, calm_ms) = (self.config.settings.echo, self.calm_ms());
         let idle_timeout_ms = self.config.settings.times.idle_timeout_ms;
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
@@ -333,10 +308,10 @@ impl Worker {
             // Not the epoch of the last message, which may not have considered it yet.
             connection.visit_epoch = self.visit_epoch.wrapping_sub(1);
         }
-        let silent_ms = local_ms.wrapping_sub(connection.last_heard_ms) as i32;
+        let silent_ms = heard_ms.wrapping_sub(connection.last_heard_ms) as i32;
         let Ok(mut silent_ms) = u64::try_from(silent_ms) else {
-            // The clock was set back: silence is measured from here.
-            connection.last_heard_ms = local_ms;
+            // It was heard after a stall that was noticed later: silence is measured from here.
+            connection.last_heard_ms = heard_ms;
             return;
         };
         if silent_ms >= idle_timeout_ms {
@@ -349,7 +324,7 @@ impl Worker {
             let connection = &mut self.connections[slot as usize];
             // Half of the time is left for the answer to a ping.
             silent_ms = if may_answer { 0 } else { idle_timeout_ms / 2 };
-            connection.last_heard_ms = local_ms.wrapping_sub(silent_ms as u32);
+            connection.last_heard_ms = heard_ms.wrapping_sub(silent_ms as u32);
         }
         let connection = &self.connections[slot as usize];
         // The frame clock may be a tick behind: outside a crowd no connection is pinged early.

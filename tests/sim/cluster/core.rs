@@ -5,7 +5,8 @@ use super::servers::{BegunPush, Socket};
 use super::truth::Truth;
 use super::{DEVICES, History, Model, Owed, Person, Push, Receiver, UIDS, World};
 use crate::business::SentPush;
-use crate::checks::take_rest;
+use crate::checks::{WallClock, take_rest};
+use crate::now_of;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -147,7 +148,6 @@ impl Core {
         home: Home,
     ) {
         let project = ProjectId(guest.project as u32);
-        let now_ms = world.now_ms;
         let tags: Vec<&str> = guest.tags.iter().map(String::as_str).collect();
         let (uid, device, role) = (guest.uid, guest.device, guest.role);
         let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
@@ -156,7 +156,7 @@ impl Core {
             Admission::After(interest) => return self.waiting.push((interest, guest)),
             Admission::Refused => panic!("{uid} is refused, and Redis refused nothing"),
         }
-        let (key, Cid(cid)) = self.worker.handle_connect(identity, b"", now_ms);
+        let (key, Cid(cid)) = self.worker.handle_connect(identity, b"", world.now());
         let pid = super::PIDS[guest.project];
         world.log.note(format!(
             "node {} worker {}: {cid} {pid} {uid} connects, {role:?}",
@@ -216,7 +216,7 @@ impl Core {
             (true, false) => self.happens(cid, EventSet::UNSUBSCRIBE, detail, world),
             _ => {}
         }
-        self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now_ms);
+        self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now());
         self.notice_ends(world);
     }
 
@@ -227,7 +227,7 @@ impl Core {
         let reason = if says_goodbye { "peer" } else { "gone" };
         self.happens(cid, EventSet::DISCONNECT, Some(("reason", json!(reason))), world);
         match says_goodbye {
-            true => drop(self.worker.handle_frame(slot, Message::Close(1000), world.now_ms)),
+            true => drop(self.worker.handle_frame(slot, Message::Close(1000), world.now())),
             false => self.worker.handle_disconnect(slot),
         }
         self.notice_ends(world);
@@ -239,7 +239,7 @@ impl Core {
     pub fn flush(&mut self, world: &mut World) {
         assert!(!self.worker.has_broker_requests());
         let mut sealed = Sealed::default();
-        self.worker.match_more(world.now_ms, |_| {});
+        self.worker.match_more(world.now(), |_| {});
         self.worker.seal(&mut sealed);
         self.worker.lay_out(&mut sealed, usize::MAX);
         for index in sealed.part() {
@@ -274,7 +274,7 @@ impl Core {
 
     fn client_takes(&mut self, cid: u64, bytes: &[u8], world: &mut World) -> usize {
         let client = self.clients.get_mut(&cid).unwrap();
-        client.receiver.receive(bytes, &client.connect_tags, world.now_ms);
+        client.receiver.receive(bytes, &client.connect_tags, WallClock::steady(world.now_ms));
         for text in client.receiver.texts.drain(..) {
             let number = world.business.hear_answer(cid, &text, world.now_ms);
             world.answered.push(number);
@@ -286,7 +286,7 @@ impl Core {
     pub fn check(&mut self, now_ms: u64) {
         if !self.worker.has_output() {
             let clients = self.clients.values_mut();
-            clients.for_each(|client| client.receiver.assert_served(now_ms));
+            clients.for_each(|client| client.receiver.assert_served(WallClock::steady(now_ms)));
             self.check_servers();
         }
         for (interest, guest) in &self.waiting {
@@ -382,7 +382,7 @@ impl Core {
             }
             client.receiver.owed.push_back(Owed::Push(Rc::clone(&record.push)));
         }
-        let outcome = self.worker.handle_envelope(envelope, now_ms);
+        let outcome = self.worker.handle_envelope(envelope, now_of(now_ms, now_ms));
         assert_eq!(outcome.matched, matching.len() as u64, "push {id} matches {matching:?}");
     }
 }

@@ -114,7 +114,7 @@ impl Node {
         };
         let broker = &mut self.broker;
         let is_empty = || broker.has_left() && broker.is_idle() || !broker.is_ready();
-        match drain.step(world.now_ms, DRAIN_MS, is_awaited, is_empty) {
+        match drain.step(world.now().monotonic, DRAIN_MS, is_awaited, is_empty) {
             DrainStep::Refuse => {}
             DrainStep::Close => {
                 for worker in 0..self.cores.len() {

@@ -21,7 +21,7 @@ use ws_cluster::state::servers::Loads;
 use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
-use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Routing};
+use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Routing, WallMs};
 use ws_cluster::wire::envelope::{Envelope, EnvelopeKind};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
@@ -144,7 +144,7 @@ impl Node {
         // the start. `state::broker::tests` covers a clock that is behind.
         let ahead_ms = births * 20_000;
         let epoch = now_ms + ahead_ms;
-        let incarnation = Arc::new(Incarnation::new(epoch));
+        let incarnation = Arc::new(Incarnation::new(WallMs::new(epoch)));
         let loads = Arc::<Loads>::default();
         let core = |worker| {
             let counters = Arc::new(Counters::default());
@@ -183,7 +183,7 @@ impl Node {
                 }),
                 counters: counters.clone(),
             };
-            Core::new(worker, Worker::new(config, now_ms), counters, loads.clone())
+            Core::new(worker, Worker::new(config, world.now()), counters, loads.clone())
         };
         let counters = Arc::new(BrokerCounters::default());
         let broker = Broker::new(BrokerConfig {
@@ -282,7 +282,7 @@ impl Node {
         // What a tick left undone is due at once, slice by slice.
         while self.cores[worker].worker.is_overdue() && world.rng.chance(80) {
             self.flush(worker, world);
-            self.cores[worker].worker.handle_tick(world.now_ms);
+            self.cores[worker].worker.handle_tick(world.now());
             self.forward_asks(worker, world);
         }
         if world.rng.chance(70) {
@@ -494,12 +494,12 @@ impl Node {
 
     fn tick(&mut self, world: &mut World) {
         for worker in 0..self.cores.len() {
-            self.cores[worker].worker.handle_tick(world.now_ms);
+            self.cores[worker].worker.handle_tick(world.now());
             self.forward_asks(worker, world);
         }
         self.hear(world);
         let mut words = Words { list: Vec::new(), room: usize::MAX };
-        self.broker.set_wall_ms(world.now_ms + self.ahead_ms);
+        self.broker.set_wall(world.now().wall + self.ahead_ms);
         let result = self.broker.handle_tick(world.now_ms, &mut words);
         self.dispatch(words, world);
         if let Err(error) = result {
@@ -528,7 +528,7 @@ impl Node {
                 *until_ms = now_ms + world.rng.number() % 20;
                 if let [subscribing, publishing] = links[..] {
                     self.driver = Driver::Open { links: [publishing, subscribing] };
-                    self.broker.set_wall_ms(now_ms + self.ahead_ms);
+                    self.broker.set_wall(world.now().wall + self.ahead_ms);
                     self.broker.handle_open(now_ms);
                 }
             }

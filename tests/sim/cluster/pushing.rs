@@ -6,7 +6,7 @@ use super::{Cluster, PIDS, Push, TAGS, UIDS};
 use crate::rng::Rng;
 use std::rc::Rc;
 use ws_cluster::state::ServerPush;
-use ws_cluster::types::{Limits, MessageId, NodeId};
+use ws_cluster::types::{Limits, MessageId, NodeId, WallMs};
 use ws_cluster::wire::envelope::Envelope;
 use ws_cluster::wire::publication::Publication;
 use ws_cluster::wire::{json, push as wire};
@@ -96,7 +96,7 @@ impl Cluster {
         let Ok(node) = &mut self.nodes[index] else { panic!("a push at a node that is dead") };
         let now_ms = self.world.now_ms;
         self.pushed += 1;
-        let id = node.cores[worker].worker.next_message_id(now_ms);
+        let id = node.cores[worker].worker.next_message_id(WallMs::new(now_ms));
         (push.id, push.number, push.accepted_ms) = (id.0, self.pushed, now_ms);
         let push = Rc::new(push);
         let certain = certain_clients(&self.nodes, &push);

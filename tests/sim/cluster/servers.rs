@@ -5,6 +5,7 @@ use super::core::{Core, Guest, Home};
 use super::{Push, Receiver, World};
 use crate::business::requests::{MAX_OF_CLIENT, Request, risen};
 use crate::business::{Profile, Said, SentPush, Server, Told, random_events};
+use crate::checks::WallClock;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use ws_cluster::state::broker::Outcome;
@@ -95,7 +96,7 @@ impl Core {
             socket.is_gone = true;
             self.worker.handle_disconnect(slot);
         } else {
-            self.worker.handle_frame(slot, Message::Close(1000), world.now_ms);
+            self.worker.handle_frame(slot, Message::Close(1000), world.now());
         }
         self.notice_ends(world);
     }
@@ -152,7 +153,7 @@ impl Core {
     }
 
     fn hear(&self, socket: &mut Socket, bytes: &[u8], world: &mut World) {
-        socket.receiver.receive(bytes, &[], world.now_ms);
+        socket.receiver.receive(bytes, &[], WallClock::steady(world.now_ms));
         for text in std::mem::take(&mut socket.receiver.texts) {
             let answer = socket.server.hear(&text, &mut world.business, world.now_ms);
             let Some((sent, answer)) = answer else { continue };
@@ -186,7 +187,7 @@ impl Core {
         let mut socket = self.servers.remove(&cid).unwrap();
         let slot = socket.key.slot;
         let mut bytes = Vec::new();
-        if let Some(outbox) = self.worker.outbox(slot, world.now_ms) {
+        if let Some(outbox) = self.worker.outbox(slot, world.now().wall) {
             outbox.slices(slices, |slice| bytes.extend_from_slice(slice));
         }
         let taken = socket.room(world).min(bytes.len());
@@ -210,7 +211,7 @@ impl Core {
         }
         let Some((said, text)) = socket.up.pop_front() else { return false };
         if socket.server.is_read(&said, &mut world.business.requests, world.now_ms) {
-            self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now_ms);
+            self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now());
             self.notice_ends(world);
         }
         true
@@ -283,7 +284,7 @@ impl Core {
         let candidates = self.candidates(pid, home);
         let before = (self.loads.in_flight(), self.worker.pending_requests().unwritten);
         let slot = self.clients[&client].key.slot;
-        self.worker.handle_frame(slot, Message::Text(text.as_bytes()), now_ms);
+        self.worker.handle_frame(slot, Message::Text(text.as_bytes()), world.now());
         self.notice_ends(world);
         let after = (self.loads.in_flight(), self.worker.pending_requests().unwritten);
         let requests = &mut world.business.requests;
@@ -343,7 +344,7 @@ impl Core {
                 let number = world.business.requests.number_of(request.data);
                 world.business.requests.identify(number, request.id.0);
                 let before = self.worker.pending_requests().unwritten;
-                self.worker.handle_parcel(bytes, world.now_ms);
+                self.worker.handle_parcel(bytes, world.now());
                 let is_kept = self.worker.pending_requests().unwritten > before;
                 world.business.requests.all[number].is_kept = is_kept;
                 return self.notice_ends(world);
@@ -353,7 +354,7 @@ impl Core {
             }
             Parcel::Cancel(_) => {}
         }
-        self.worker.handle_parcel(bytes, world.now_ms);
+        self.worker.handle_parcel(bytes, world.now());
         self.notice_ends(world);
     }
 
@@ -371,7 +372,7 @@ impl Core {
     /// If the request was not written, another server may be assigned.
     fn handle_response(&mut self, bytes: &[u8], response: &Response<'_>, world: &mut World) {
         let before = self.loads.in_flight();
-        self.worker.handle_parcel(bytes, world.now_ms);
+        self.worker.handle_parcel(bytes, world.now());
         self.notice_ends(world);
         if let Some(server) = risen(&before, &self.loads.in_flight()) {
             let may_retry = matches!(response.answer, Answer::Unwritten | Answer::Full);
@@ -426,7 +427,7 @@ impl Core {
                 }
             }
         }
-        self.worker.handle_worker_event(event, world.now_ms);
+        self.worker.handle_worker_event(event, world.now());
         self.notice_ends(world);
     }
 

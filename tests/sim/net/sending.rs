@@ -158,8 +158,9 @@ impl Node {
     /// Has a worker accept a push. Returns its id.
     pub(super) fn begin_push(&mut self, worker: usize, mut push: Push) -> MessageId {
         self.pushed += 1;
-        let id = self.cores[worker].worker.next_message_id(self.now_ms);
-        (push.id, push.accepted_ms, push.number) = (id.0, self.now_ms, self.pushed);
+        let wall = self.now().wall;
+        let id = self.cores[worker].worker.next_message_id(wall);
+        (push.id, push.accepted_ms, push.number) = (id.0, self.wall.now_ms, self.pushed);
         let push = Rc::new(push);
         self.note(format!(
             "push at {worker}: {:?}",

@@ -80,7 +80,7 @@ impl Node {
         let (worker, pid) = (self.clients[&cid].worker, self.business.events.histories[&cid].pid);
         let told_to = self.told_to(worker, pid, kind);
         let events = &mut self.business.events;
-        let index = events.happen(cid, kind, detail, self.now_ms, told_to.clone());
+        let index = events.happen(cid, kind, detail, self.wall.now_ms, told_to.clone());
         events.fresh.clear();
         self.owe(worker, pid, kind, Told::Client(cid, index));
         for (server, client) in &self.clients {
@@ -162,7 +162,7 @@ impl Node {
         number: usize,
         message: Message<'_>,
     ) -> ControlFlow<Rest> {
-        let (now_ms, client) = (self.now_ms, &self.clients[&cid]);
+        let (now_ms, now, client) = (self.now_ms, self.now(), &self.clients[&cid]);
         let (worker, slot, pid) = (client.worker, client.key.slot, client.receiver.pid);
         self.business.requests.all[number].sent_ms = now_ms;
         let elsewhere = self.told_to(worker, pid, EventSet::REQUEST);
@@ -174,7 +174,7 @@ impl Node {
             }
         }
         let before = self.loads.in_flight();
-        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now_ms);
+        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now);
         let after = self.loads.in_flight();
         self.business.requests.judge_choice(number, &candidates, &before, &after, now_ms);
         self.notice_closes(worker);
@@ -334,8 +334,8 @@ impl Node {
                 self.owe(worker, events.pid, kind, told);
             }
         }
-        let before = self.loads.in_flight();
-        self.cores[worker].worker.handle_parcel(bytes, self.now_ms);
+        let (now, before) = (self.now(), self.loads.in_flight());
+        self.cores[worker].worker.handle_parcel(bytes, now);
         if let Package::Response(response) = &package
             && let Some(server) = risen(&before, &self.loads.in_flight())
         {
@@ -362,7 +362,8 @@ impl Node {
             WorkerEvent::Node { .. } => panic!("there is one node"),
             WorkerEvent::IdsBegin { .. } => panic!("there is no Redis"),
         }
-        self.cores[worker].worker.handle_worker_event(event, self.now_ms);
+        let now = self.now();
+        self.cores[worker].worker.handle_worker_event(event, now);
         self.notice_closes(worker);
     }
 
@@ -406,12 +407,13 @@ impl Node {
     pub(super) fn forget_requests(&mut self) {
         let end_ms = self.now_ms + self.business.requests.timeout_ms + 2_000;
         while self.now_ms < end_ms {
-            self.now_ms += LONGEST_STEP_MS as u64;
+            self.advance(LONGEST_STEP_MS as u64, LONGEST_STEP_MS as i64);
             self.make_room();
             for worker in 0..self.cores.len() {
                 self.deliver_parcels(worker, true);
                 self.flush(worker);
-                self.cores[worker].worker.handle_tick(self.now_ms);
+                let now = self.now();
+                self.cores[worker].worker.handle_tick(now);
             }
         }
         for core in &self.cores {

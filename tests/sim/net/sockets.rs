@@ -15,8 +15,9 @@ impl Node {
             if !self.cores[worker].worker.has_output() {
                 return;
             }
+            let now = self.now();
             let core = &mut self.cores[worker];
-            core.worker.match_more(self.now_ms, |_| {});
+            core.worker.match_more(now, |_| {});
             core.worker.seal(&mut sealed);
             while !sealed.is_last_part() {
                 let most = 1 + self.rng.below(LARGEST_PART);
@@ -57,7 +58,7 @@ impl Node {
     /// Returns how much of `bytes` the socket in `slot` takes; `None`: it is broken.
     fn send(&mut self, worker: usize, slot: u32, bytes: &[u8]) -> Option<usize> {
         let cid = self.cores[worker].slots[&slot];
-        let now_ms = self.now_ms;
+        let wall = self.wall;
         let fast_window = match self.rng.below(100) {
             0..85 => usize::MAX,
             85..95 => self.rng.below(bytes.len()),
@@ -73,7 +74,7 @@ impl Node {
         let taken = client.window.min(bytes.len());
         client.window -= taken;
         client.was_short |= taken < bytes.len();
-        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
+        client.receiver.receive(&bytes[..taken], &client.connect_tags, wall);
         self.hear_texts(cid);
         Some(taken)
     }
@@ -101,12 +102,12 @@ impl Node {
         }
         let released = core.worker.release(slot, cause);
         assert_eq!(released.generation, client.key.generation);
-        let now_ms = self.now_ms;
+        let (now_ms, wall) = (self.now_ms, self.wall);
         let is_told = !client.is_gone && cause != CloseCause::Gone;
         if is_told {
             let mut last = take_rest(released.rest);
             write_close(&mut last, cause.code().unwrap(), "");
-            client.receiver.receive(&last, &client.connect_tags, now_ms);
+            client.receiver.receive(&last, &client.connect_tags, wall);
             assert_eq!(client.receiver.close_code, cause.code());
             servers::hear_texts(cid, &mut client, &mut self.business, now_ms);
         }
@@ -133,7 +134,7 @@ impl Node {
     }
 
     pub(super) fn write_outbox(&mut self, cid: u64, room: usize) {
-        let now_ms = self.now_ms;
+        let (now, wall) = (self.now(), self.wall);
         let slices = 1 + self.rng.below(5);
         let client = self.clients.get_mut(&cid).unwrap();
         if client.is_gone {
@@ -141,14 +142,14 @@ impl Node {
         }
         let core = &mut self.cores[client.worker];
         let mut bytes = Vec::new();
-        if let Some(outbox) = core.worker.outbox(client.key.slot, now_ms) {
+        if let Some(outbox) = core.worker.outbox(client.key.slot, now.wall) {
             outbox.slices(slices, |slice| bytes.extend_from_slice(slice));
             assert!(outbox.is_empty() || slices < 2 || !bytes.is_empty());
         }
         client.window = room;
         let taken = room.min(bytes.len());
         client.window -= taken;
-        client.receiver.receive(&bytes[..taken], &client.connect_tags, now_ms);
+        client.receiver.receive(&bytes[..taken], &client.connect_tags, wall);
         client.is_blocked = core.worker.handle_outbox_written(client.key.slot, taken);
         client.was_short |= client.is_blocked;
         let worker = client.worker;

@@ -1,8 +1,8 @@
 //! What the live page shows, read at one moment: raw counters. The page computes rates from their
 //! differences and shows a chart only if its numbers are present.
 
+use crate::io::clock;
 use crate::io::shared::Shared;
-use crate::io::sys;
 use crate::ops::metrics::read::{self, longest_pauses_us, projects};
 use crate::ops::metrics::{self, Value, process};
 use crate::ops::node_view::NodeView;
@@ -123,19 +123,19 @@ enum Figure {
 impl<'a> Snapshot<'a> {
     fn of(view: &'a NodeView) -> Self {
         let shared = &*view.shared;
-        let now_ms = sys::now_ms();
+        let now = clock::now();
         let threads = process::tasks();
         let requests = read::answered(shared).into_iter();
         let projects = projects(shared, PROJECTS_BY_NAME).into_iter();
         let both = shared.counters.iter().zip(&shared.http_counters);
         let (request_counts, _) = read::request_counts(shared);
         Self {
-            ts: now_ms,
+            ts: now.wall.value(),
             node: shared.settings.node.value(),
             version: env!("CARGO_PKG_VERSION"),
             env: shared.settings.env.name(),
-            epoch: shared.started_ms,
-            uptime_ms: now_ms.saturating_sub(shared.started_ms),
+            epoch: shared.started.wall.value(),
+            uptime_ms: now.monotonic.since(shared.started.monotonic),
             draining: shared.is_draining(),
             ws: view.ws,
             http: view.http,

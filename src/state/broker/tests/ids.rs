@@ -22,16 +22,18 @@ impl Setting {
 /// A run that starts at `now_ms` by its clock, with a Redis that stores `number`.
 fn run(now_ms: u64, number: i64) -> Setting {
     let mut setting = Setting::new(1);
-    setting.broker =
-        Broker::new(BrokerConfig { incarnation: Arc::new(Incarnation::new(now_ms)), ..config(1) });
+    setting.broker = Broker::new(BrokerConfig {
+        incarnation: Arc::new(Incarnation::new(WallMs::new(now_ms))),
+        ..config(1)
+    });
     setting.number = number;
-    setting.broker.set_wall_ms(now_ms);
+    setting.broker.set_wall(WallMs::new(now_ms));
     setting
 }
 
 fn id_ms(setting: &Setting, now_ms: u64) -> u64 {
     let mut clock = SnowflakeClock::new(NodeId::new(7).unwrap(), 0, 1);
-    SnowflakeClock::ms_of(clock.next(now_ms, &setting.broker.config.incarnation))
+    SnowflakeClock::ms_of(clock.next(WallMs::new(now_ms), &setting.broker.config.incarnation))
 }
 
 /// Starts at 12:00:00, dies at once, and starts again by a clock that reads 11:59:55.
@@ -66,7 +68,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
     assert_eq!(setting.number as u64, NOW_MS + 10_000);
     let before = setting.asked_numbers;
     for second in 1..=20 {
-        setting.broker.set_wall_ms(NOW_MS + second * 1_000);
+        setting.broker.set_wall(WallMs::new(NOW_MS + second * 1_000));
         setting.tick(1_000).unwrap();
         assert!(id_ms(&setting, NOW_MS + second * 1_000) == NOW_MS + second * 1_000);
         assert!(setting.number as u64 >= NOW_MS + second * 1_000 + 9_000);
@@ -74,7 +76,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
     assert!(setting.asked_numbers - before <= 20);
     // Redis was emptied: the full number is stored again.
     setting.number = 0;
-    setting.broker.set_wall_ms(NOW_MS + 23_000);
+    setting.broker.set_wall(WallMs::new(NOW_MS + 23_000));
     setting.tick(200).unwrap();
     assert_eq!(setting.number as u64, NOW_MS + 33_000);
 }
@@ -95,7 +97,7 @@ fn where_redis_refuses_to_keep_it_the_node_works_and_says_so_once() {
     // An administrator grants it.
     setting.refuses_numbers = None;
     setting.number = NOW_MS as i64;
-    setting.broker.set_wall_ms(NOW_MS + 60_000);
+    setting.broker.set_wall(WallMs::new(NOW_MS + 60_000));
     setting.tick(60_000).unwrap();
     assert_eq!(setting.number as u64, NOW_MS + 70_000);
     assert_eq!(setting.broker.config.counters.ids_kept.value(), 1);

@@ -14,7 +14,7 @@ fn a_shared_frame_counts_only_while_an_outbox_holds_it() {
     rig.flush();
     rig.push("slow", 20_000, 0);
     rig.worker.check();
-    let pending = rig.worker.outbox(slow, NOW_MS).unwrap().pending_bytes();
+    let pending = rig.worker.outbox(slow, NOW.wall).unwrap().pending_bytes();
     assert!(!rig.worker.handle_outbox_written(slow, pending));
     rig.worker.check();
     assert_eq!(rig.worker.counters().outbox_bytes.value(), 0);
@@ -50,17 +50,17 @@ fn each_business_server_hears_one_thing_after_the_other() {
     rig.room = 0;
     rig.push("slow", 10_000, 0);
     rig.flush();
-    rig.worker.handle_frame(servers[0], Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+    rig.worker.handle_frame(servers[0], Message::Text(br#"{"type":"heartbeat"}"#), NOW);
     rig.flush();
     let held_bytes = rig.worker.counters().outbox_bytes.value() as usize;
     Arc::make_mut(&mut rig.worker.config.settings).memory.worker_outbox_bytes = held_bytes + 10;
-    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW_MS);
+    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW);
     assert!(!rig.worker.is_open(slow));
     rig.room = usize::MAX;
     for server in servers.into_iter().rev() {
         let types = rig.types_to(server);
         assert_eq!(&types[types.len() - 2..], ["subscribe", "disconnect"]);
-        rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+        rig.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW);
     }
 }
 
@@ -70,9 +70,9 @@ impl Rig {
     fn serve_without_room(&mut self) {
         let server = self.serve();
         let known = WorkerEvent::ServerKnown(self.worker.cid(server).unwrap());
-        self.worker.handle_worker_event(known, NOW_MS);
+        self.worker.handle_worker_event(known, NOW);
         self.room = 0;
-        self.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW_MS);
+        self.worker.handle_frame(server, Message::Text(br#"{"type":"heartbeat"}"#), NOW);
         self.flush();
         let held_bytes = self.worker.counters().outbox_bytes.value() as usize;
         Arc::make_mut(&mut self.worker.config.settings).memory.worker_outbox_bytes =
@@ -90,14 +90,14 @@ fn business_servers_elsewhere_hear_of_an_end_last() {
     let far = other.serve();
     let (cid, events) = (other.worker.cid(far).unwrap(), EventSet::ALL);
     let here = Server { cid, project: ProjectId(0), events };
-    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW);
     let slow = rig.connect("slow");
     rig.room = 0;
     rig.push("slow", 10_000, 0);
     rig.flush();
     rig.serve_without_room();
     rig.relays();
-    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW_MS);
+    rig.worker.handle_frame(slow, Message::Text(br#"{"type":"subscribe","tags":"a"}"#), NOW);
     assert!(!rig.worker.is_open(slow));
     let relays = rig.relays();
     let [Relay { parcel, .. }] = &relays[..] else { panic!("all events in one parcel") };
@@ -117,7 +117,7 @@ fn a_user_whose_connections_end_together_is_gone() {
     rig.room = 0;
     rig.push("u", 10_000, 0);
     rig.flush();
-    let pending = rig.worker.outbox(first, NOW_MS).unwrap().pending_bytes();
+    let pending = rig.worker.outbox(first, NOW.wall).unwrap().pending_bytes();
     rig.worker.handle_outbox_written(first, pending);
     rig.serve_without_room();
     rig.worker.take_broker_requests();
@@ -169,12 +169,12 @@ fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_onc
     assert!((1..=64).contains(&rig.closed.len()) && rig.worker.is_overdue());
     // A waiting connection reads the rest of its output, gets no more, and its input is ignored.
     let waits = *slots.iter().find(|&&slot| rig.worker.is_open(slot)).unwrap();
-    let pending = rig.worker.outbox(waits, NOW_MS).unwrap().pending_bytes();
+    let pending = rig.worker.outbox(waits, NOW.wall).unwrap().pending_bytes();
     assert!(rig.worker.handle_outbox_written(waits, pending) && !rig.worker.wants_input(waits));
     rig.push("u", 1_000, 0);
-    assert!(!rig.worker.handle_frame(waits, Message::Ping(b""), NOW_MS));
+    assert!(!rig.worker.handle_frame(waits, Message::Ping(b""), NOW));
     assert!(rig.flush().iter().all(|sent| sent.0 != waits));
-    assert!(rig.worker.outbox(waits, NOW_MS).unwrap().is_empty());
+    assert!(rig.worker.outbox(waits, NOW.wall).unwrap().is_empty());
     // Another one disconnects, and its slot gets a new owner.
     let goes = *slots.iter().rev().find(|&&slot| rig.worker.is_open(slot)).unwrap();
     rig.worker.handle_disconnect(goes);
@@ -183,7 +183,7 @@ fn many_that_are_too_slow_are_closed_in_slices_and_give_their_memory_back_at_onc
     let fresh: Vec<u32> = (0..rig.closed.len()).map(|_| rig.connect("fresh")).collect();
     assert!(fresh.contains(&goes));
     while rig.worker.is_overdue() {
-        rig.worker.handle_tick(NOW_MS);
+        rig.worker.handle_tick(NOW);
         rig.flush();
     }
     assert!(rig.closed.contains(&(waits, Some(close::SLOW_CONSUMER))));

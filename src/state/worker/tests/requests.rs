@@ -26,13 +26,13 @@ impl Rig {
     fn connect_to(&mut self, project: u32, role: Role) -> u32 {
         let project = ProjectId(project);
         let identity = Identity { project, uid: "u", device: "", tags: &[], session_exp: 0, role };
-        let slot = self.worker.handle_connect(identity, b"", NOW_MS).0.slot;
+        let slot = self.worker.handle_connect(identity, b"", NOW).0.slot;
         self.flush();
         slot
     }
 
     fn ask(&mut self, slot: u32) {
-        self.worker.handle_frame(slot, Message::Text(REQUEST), NOW_MS);
+        self.worker.handle_frame(slot, Message::Text(REQUEST), NOW);
     }
 
     /// Ticks while work is overdue; returns the number of ticks.
@@ -40,7 +40,7 @@ impl Rig {
         let mut ticks = 0;
         while self.worker.is_overdue() {
             let before = self.worker.pending_requests().waiting;
-            self.worker.handle_tick(NOW_MS);
+            self.worker.handle_tick(NOW);
             assert!(before - self.worker.pending_requests().waiting <= 600, "one slice");
             self.flush_unchecked();
             ticks += 1;
@@ -107,11 +107,11 @@ fn many_timeouts_come_in_slices() {
     let slots = [(); 2].map(|()| rig.connect_to(0, Role::Client));
     slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| rig.ask(slot)));
     rig.flush();
-    rig.worker.handle_tick(NOW_MS + 10_000);
+    rig.worker.handle_tick(NOW + 10_000);
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
     while rig.worker.is_overdue() {
-        rig.worker.handle_tick(NOW_MS + 10_000);
+        rig.worker.handle_tick(NOW + 10_000);
         rig.flush();
     }
     assert_eq!(rig.worker.pending_requests().waiting, 0);
@@ -196,18 +196,18 @@ fn a_shutdown_answers_requests_before_it_closes_who_asked() {
 fn many_requests_to_a_node_that_is_lost_are_refused_in_slices() {
     let mut rig = Rig::of_two();
     let node = NodeId::new(2).unwrap();
-    let incarnation = Incarnation::new(1);
-    let cid = Cid(SnowflakeClock::new(node, 0, 1).next(NOW_MS, &incarnation));
+    let incarnation = Incarnation::new(WallMs::new(1));
+    let cid = Cid(SnowflakeClock::new(node, 0, 1).next(NOW.wall, &incarnation));
     let here = Server { cid, project: ProjectId(0), events: EventSet::REQUEST };
-    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW);
     let slots = [(); 3].map(|()| rig.connect_to(0, Role::Client));
     slots[..2].iter().for_each(|&slot| (0..1_000).for_each(|_| rig.ask(slot)));
-    rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: false }, NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: false }, NOW);
     rig.flush();
     let waiting = rig.worker.pending_requests().waiting;
     assert!((1_400..2_000).contains(&waiting) && rig.worker.is_overdue(), "{waiting}");
     // It is back before all are refused: new requests to it wait for their responses.
-    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
+    rig.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW);
     rig.ask(slots[2]);
     assert!(rig.catch_up() > 0);
     assert_eq!(rig.worker.pending_requests().waiting, 1);
@@ -226,10 +226,10 @@ fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
     let server = far.connect_to(0, Role::Server(EventSet::REQUEST));
     let (cid, events) = (far.worker.cid(server).unwrap(), EventSet::REQUEST);
     let here = Server { cid, project: ProjectId(0), events };
-    near.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW_MS);
+    near.worker.handle_worker_event(WorkerEvent::ServerHere(here), NOW);
     let slots = [(); 2].map(|()| near.connect_to(0, Role::Client));
     slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| near.ask(slot)));
-    near.relays().iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW_MS));
+    near.relays().iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW));
     far.flush();
     assert_eq!(far.worker.pending_requests().asked, 2_000);
 
@@ -241,9 +241,9 @@ fn a_server_elsewhere_forgets_what_a_client_asked_that_is_gone() {
     // The same in the name of another client changes nothing.
     let (mut forged, client) = (Vec::new(), near.worker.cid(slots[1]).unwrap());
     Cancel { client, ..cancel }.encode(near.worker.sender(), &mut forged);
-    far.worker.handle_parcel(&forged, NOW_MS);
+    far.worker.handle_parcel(&forged, NOW);
     assert_eq!(far.worker.pending_requests().asked, 2_000);
-    relays.iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW_MS));
+    relays.iter().for_each(|relay| far.worker.handle_parcel(&relay.parcel, NOW));
     far.worker.check();
     assert_eq!(far.worker.pending_requests().asked, 1_000);
     far.worker.handle_disconnect(server);

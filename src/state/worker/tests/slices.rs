@@ -81,8 +81,7 @@ impl Crowd {
             session_exp: 0,
             role: Role::Client,
         };
-        let (ConnKey { slot, generation }, _) =
-            self.rig.worker.handle_connect(identity, b"", NOW_MS);
+        let (ConnKey { slot, generation }, _) = self.rig.worker.handle_connect(identity, b"", NOW);
         self.here.insert(slot, generation);
         self.clients.insert(generation, Client { device, tags, bytes: Vec::new() });
         self.changes(generation);
@@ -124,7 +123,7 @@ impl Crowd {
                 targets: targets.as_targets(),
                 data: data.as_bytes(),
             },
-            NOW_MS,
+            NOW,
         );
         self.pushes.push(Told { must, may: BTreeSet::new() });
         self.finished += usize::from(!outcome.is_unfinished);
@@ -132,7 +131,7 @@ impl Crowd {
 
     fn match_more(&mut self) {
         let finished = &mut self.finished;
-        self.rig.worker.match_more(NOW_MS, |_| *finished += 1);
+        self.rig.worker.match_more(NOW, |_| *finished += 1);
     }
 
     fn any(&mut self) -> Option<(u32, u32)> {
@@ -154,7 +153,7 @@ impl Crowd {
                 let (tag, comes) = (self.random.below(NAMES), self.random.below(2) == 0);
                 let kind = if comes { "subscribe" } else { "unsubscribe" };
                 let text = format!(r#"{{"type":"{kind}","tags":["t{tag}"]}}"#);
-                self.rig.worker.handle_frame(slot, Message::Text(text.as_bytes()), NOW_MS);
+                self.rig.worker.handle_frame(slot, Message::Text(text.as_bytes()), NOW);
                 let tags = &mut self.clients.get_mut(&client).unwrap().tags;
                 _ = if comes { tags.insert(tag) } else { tags.remove(&tag) };
                 self.changes(client);
@@ -171,7 +170,7 @@ impl Crowd {
 
     fn read_outbox(&mut self, slot: u32, client: u32) {
         let bytes = &mut self.clients.get_mut(&client).unwrap().bytes;
-        let Some(outbox) = self.rig.worker.outbox(slot, NOW_MS) else { return };
+        let Some(outbox) = self.rig.worker.outbox(slot, NOW.wall) else { return };
         outbox.slices(usize::MAX, |slice| bytes.extend_from_slice(slice));
         let pending = outbox.pending_bytes();
         self.rig.worker.handle_outbox_written(slot, pending);

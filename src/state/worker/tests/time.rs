@@ -1,6 +1,7 @@
 //! Pings, idle timeouts, stalls, and which output may wait for more messages.
 
 use super::*;
+use crate::state::idempotency::REMEMBER_MS;
 
 const PING: [u8; 2] = [0x89, 0];
 const TICK_MS: u64 = 50;
@@ -15,7 +16,7 @@ fn rig(ping_interval_ms: u64, idle_timeout_ms: u64) -> Rig {
     })
 }
 
-/// Ticks until `end_ms` have passed since [`NOW_MS`]; returns the time and recipient of each ping.
+/// Ticks until `end_ms` have passed since [`NOW`]; returns the time and recipient of each ping.
 fn pings(
     rig: &mut Rig,
     from_ms: u64,
@@ -34,7 +35,7 @@ fn pings_every(
 ) -> Vec<(u64, u32)> {
     let mut pings = Vec::new();
     for later_ms in (from_ms..end_ms).step_by(tick_ms as usize) {
-        rig.worker.handle_tick(NOW_MS + later_ms);
+        rig.worker.handle_tick(NOW + later_ms);
         let sent = rig.flush_unchecked();
         let sent = sent.into_iter().filter(|(_, bytes)| *bytes == PING);
         pings.extend(sent.map(|(slot, _)| (later_ms, slot)));
@@ -99,7 +100,7 @@ fn regular_messages_to_everybody_stand_in_for_pings() {
         }
         if later_ms % 30_000 == 20_000 {
             for slot in 0..CROWD as u32 {
-                rig.worker.handle_frame(slot, Message::Pong(b""), NOW_MS + later_ms);
+                rig.worker.handle_frame(slot, Message::Pong(b""), NOW + later_ms);
             }
         }
     });
@@ -114,7 +115,7 @@ fn traffic_in_either_direction_is_as_good_as_a_ping() {
     let pings = pings(&mut rig, TICK_MS, 10_000, |rig, later_ms| {
         if later_ms % 800 == 0 {
             rig.push("listens", 10, 0);
-            rig.worker.handle_frame(speaks, Message::Pong(b""), NOW_MS + later_ms);
+            rig.worker.handle_frame(speaks, Message::Pong(b""), NOW + later_ms);
         }
     });
     assert!((7..=10).contains(&pings.len()), "{pings:?}");
@@ -163,7 +164,7 @@ fn bytes_that_were_not_read_are_no_silence() {
     let mut rig = rig(45_000, 4_000);
     let slot = rig.connect("u");
     for later_ms in (50..=30_000).step_by(50) {
-        rig.worker.handle_tick_with(NOW_MS + later_ms, |_| true);
+        rig.worker.handle_tick_with(NOW + later_ms, |_| true);
         rig.flush();
     }
     assert!(rig.worker.is_open(slot));
@@ -174,7 +175,7 @@ fn bytes_that_were_not_read_are_no_silence() {
         rig.flush();
     }
     for later_ms in (30_050..=36_000).step_by(50) {
-        rig.worker.handle_tick_with(NOW_MS + later_ms, |_| true);
+        rig.worker.handle_tick_with(NOW + later_ms, |_| true);
         rig.flush();
     }
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
@@ -185,11 +186,11 @@ fn bytes_that_were_not_read_are_no_silence() {
 fn nobody_is_closed_without_a_ping_before() {
     let mut rig = rig(3_600_000, 4_000);
     let slot = rig.connect("u");
-    rig.worker.handle_tick(NOW_MS + 1_000_000);
+    rig.worker.handle_tick(NOW + 1_000_000);
     assert!(rig.flush().contains(&(slot, PING.to_vec())));
-    rig.worker.handle_tick(NOW_MS + 1_001_900);
+    rig.worker.handle_tick(NOW + 1_001_900);
     assert_eq!((rig.flush(), rig.closed.len()), (Vec::new(), 0));
-    rig.worker.handle_tick(NOW_MS + 1_002_500);
+    rig.worker.handle_tick(NOW + 1_002_500);
     rig.flush();
     assert_eq!(rig.closed, [(slot, Some(close::IDLE))]);
 }
@@ -204,7 +205,7 @@ fn many_ends_at_once_come_in_slices() {
     let mut slices = 0;
     while open(&rig) > 0 {
         let before = open(&rig);
-        rig.worker.handle_tick(NOW_MS + 1_000);
+        rig.worker.handle_tick(NOW + 1_000);
         slices += 1;
         assert!((1..=100).contains(&(before - open(&rig))), "one slice");
         assert_eq!(rig.worker.is_overdue(), open(&rig) > 0);
@@ -234,14 +235,14 @@ fn many_silent_peers_are_closed_in_slices() {
     let mut rig = rig(3_600_000, 4_000);
     (0..200).for_each(|_| _ = rig.connect("u"));
     for silent_ms in (50..4_000).step_by(50) {
-        rig.worker.handle_tick(NOW_MS + silent_ms);
+        rig.worker.handle_tick(NOW + silent_ms);
         rig.flush();
     }
-    rig.worker.handle_tick(NOW_MS + 60_000);
+    rig.worker.handle_tick(NOW + 60_000);
     rig.flush();
     assert!((1..=100).contains(&rig.closed.len()) && rig.worker.is_overdue());
     while rig.worker.is_overdue() {
-        rig.worker.handle_tick(NOW_MS + 60_000);
+        rig.worker.handle_tick(NOW + 60_000);
         rig.flush();
     }
     assert_eq!(rig.closed.len(), 200);
@@ -258,14 +259,16 @@ fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
         Message::Text(br#"{"type":"request","id":"1","data":1}"#),
         Message::Close(1_000),
     ];
-    for (request, now_ms) in requests.into_iter().zip((NOW_MS + 2_000..).step_by(2_000)) {
+    let mut now = NOW;
+    for request in requests {
+        now += 2_000;
         let what = format!("{request:?}");
-        rig.worker.handle_tick(now_ms);
+        rig.worker.handle_tick(now);
         rig.push("reader", 10, 0);
         let node = NodeId::new(2).unwrap();
-        rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: true }, now_ms);
+        rig.worker.handle_worker_event(WorkerEvent::Node { node, is_up: true }, now);
         assert!(rig.worker.may_wait(), "before {what}");
-        rig.worker.handle_frame(reader, request, now_ms);
+        rig.worker.handle_frame(reader, request, now);
         assert!(!rig.worker.may_wait(), "what {what} asks for waits");
         let sent = rig.flush();
         let to_server = sent.into_iter().filter(|one| one.0 == server).flat_map(|one| one.1);
@@ -282,6 +285,106 @@ fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
         session_exp: 0,
         role: Role::Client,
     };
-    rig.worker.handle_connect(identity, b"", NOW_MS + 10_000);
+    rig.worker.handle_connect(identity, b"", NOW + 10_000);
     assert!(!rig.worker.may_wait(), "a welcome waits");
+}
+
+/// `now`, if the wall clock had been set by `step_ms` before.
+fn stepped(now: Now, step_ms: i64) -> Now {
+    Now { wall: WallMs::new(now.wall.value().saturating_add_signed(step_ms)), ..now }
+}
+
+const HOUR_MS: i64 = 3_600_000;
+
+#[test]
+fn a_clock_that_is_set_closes_nobody_as_idle() {
+    for step_ms in [HOUR_MS, -HOUR_MS] {
+        let mut rig = Rig::new(5_000, 1 << 20);
+        rig.connect("u");
+        rig.worker.handle_tick(NOW + IDLE_MS / 4);
+        let now = stepped(NOW + IDLE_MS / 4, step_ms);
+        for wait_ms in [0, IDLE_MS / 8, IDLE_MS / 2] {
+            rig.worker.handle_tick(now + wait_ms);
+            rig.flush();
+        }
+        assert_eq!(rig.closed, [], "step {step_ms}");
+        rig.worker.handle_tick(now + IDLE_MS);
+        rig.flush();
+        assert_eq!(rig.closed.len(), 1, "step {step_ms}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_ends_no_request_early_or_late() {
+    for step_ms in [HOUR_MS, -HOUR_MS] {
+        let mut rig = rig(45_000, 120_000);
+        let (client, _server) = (rig.connect("u"), rig.serve());
+        let request = Message::Text(br#"{"type":"request","id":"r","data":1}"#);
+        rig.worker.handle_frame(client, request, NOW);
+        let now = stepped(NOW, step_ms);
+        // The server's worker remembers it for a second longer.
+        for (later_ms, waiting, asked) in [(9_999, 1, 1), (10_000, 0, 1), (11_000, 0, 0)] {
+            rig.worker.handle_tick(now + later_ms);
+            rig.flush();
+            let left = PendingRequests { waiting, asked, unwritten: 0 };
+            assert_eq!(rig.worker.pending_requests(), left, "step {step_ms}, {later_ms} ms");
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_changes_no_age_of_a_key() {
+    let key = [7; 16];
+    for step_ms in [HOUR_MS, -HOUR_MS] {
+        let mut rig = rig(45_000, 120_000);
+        let slot = rig.connect("u");
+        let now = stepped(NOW, step_ms);
+        for (now, count) in
+            [(NOW, 1), (now, 0), (now + (REMEMBER_MS - 1), 0), (now + REMEMBER_MS, 1)]
+        {
+            rig.push_with("u", 10, 0, Some(&key), now);
+            assert_eq!(rig.text_to(slot).matches("push").count(), count, "step {step_ms}");
+        }
+    }
+}
+
+/// When the clock was set back by an hour, nothing was unsubscribed from for an hour.
+#[test]
+fn a_clock_that_is_set_changes_no_minute_of_a_subscription() {
+    for step_ms in [HOUR_MS, -HOUR_MS] {
+        let hearing =
+            Hearing { routing: Routing::Project, announces_users: false, user_keys: (1, 2) };
+        let mut rig = Rig::with(1 << 20, 1 << 30, |config| config.hearing = Some(hearing));
+        let interest = Interest::Project(ProjectId(0));
+        assert_eq!(rig.worker.admit(&client("u", 0)), Admission::After(interest.clone()));
+        rig.worker.handle_ready(&interest);
+        let slot = rig.connect("u");
+        rig.worker.take_broker_requests();
+        rig.worker.handle_tick(NOW);
+        rig.worker.handle_disconnect(slot);
+        rig.flush();
+        let now = stepped(NOW, step_ms);
+        for later_ms in [0, 59_999] {
+            rig.worker.handle_tick(now + later_ms);
+            assert_eq!(rig.worker.take_broker_requests(), [], "step {step_ms}, {later_ms} ms");
+        }
+        rig.worker.handle_tick(now + 60_000);
+        let requests = rig.worker.take_broker_requests();
+        assert_eq!(requests, [BrokerRequest::Leave(interest)], "step {step_ms}");
+    }
+}
+
+/// What others gave as a time ends at that time.
+#[test]
+fn sessions_and_messages_end_by_the_clock_that_is_set() {
+    let mut rig = rig(45_000, 120_000);
+    let slot = rig.connect_until("u", (NOW_MS + HOUR_MS as u64) / 1_000);
+    rig.push_with("u", 10, 1_000, None, stepped(NOW, HOUR_MS));
+    assert_eq!((rig.text_to(slot), rig.drops(Drop::Expired)), (String::new(), 1));
+    rig.worker.handle_tick(NOW + 1);
+    rig.flush();
+    assert_eq!(rig.closed, []);
+    rig.worker.handle_tick(stepped(NOW + 2, HOUR_MS));
+    rig.flush();
+    assert_eq!(rig.closed, [(slot, Some(close::SESSION_EXPIRED))]);
 }
