@@ -1,11 +1,14 @@
 """Clients that send without a pause: everybody else on their worker has a turn all the same."""
 
 import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
 
 import pytest
-from harness import eventually
+from harness import CLOSE, PING, Raw, Server, eventually, handshake, signed
 from redis_harness import await_ready, readiness
 
 FLOODERS = 8
@@ -73,3 +76,61 @@ def test_a_lost_redis_is_found_again_meanwhile(own_redis, own_node, size):
         with server.client("quiet") as quiet:
             server.push("back", uids=["quiet"])
             assert quiet.pushed() == '"back"'
+
+
+LEAVING = 8_000
+# Connections to one address take their ports from 28,000.
+PER_ADDRESS = 4_000
+
+
+def sockets_of_worker(server):
+    """Each worker has its own table of descriptors."""
+    tasks = f"/proc/{server.process.pid}/task"
+    for task in os.listdir(tasks):
+        with open(f"{tasks}/{task}/comm") as name:
+            if name.read().startswith("worker"):
+                return len(os.listdir(f"{tasks}/{task}/fd"))
+    raise AssertionError("no worker")
+
+
+def still_closing_when_a_ping_is_answered(server):
+    """Sockets of closed connections, at the time of the answer to a ping sent after their end."""
+    target = "/ws/connect?" + signed("/ws/connect", server.connect_params("leaver"))
+    stays = server.raw_ws("stays")
+    stays.read_frame()
+    empty = sockets_of_worker(server)
+    leavers = []
+    try:
+        for number in range(LEAVING):
+            leaver = Raw(("127.0.0.%d" % (1 + number // PER_ADDRESS), server.ws[1]))
+            leavers.append(leaver)
+            leaver.send(handshake(target))
+            leaver.read_head()
+            leaver.frame(CLOSE, b"\x03\xe8")
+        for leaver in leavers:
+            assert leaver.close_code() == 1000 and leaver.ended()
+        assert sockets_of_worker(server) == empty + LEAVING
+        server.signal(signal.SIGSTOP)
+        for leaver in leavers:
+            leaver.socket.shutdown(socket.SHUT_WR)
+        stays.frame(PING, b"here")
+        server.signal(signal.SIGCONT)
+        assert stays.read_frame() == (0x8A, b"here")
+        server.signal(signal.SIGSTOP)
+        left = sockets_of_worker(server) - empty
+        server.signal(signal.SIGCONT)
+        eventually(lambda: sockets_of_worker(server) == empty, "an end of all", timeout=60)
+        return left
+    finally:
+        server.signal(signal.SIGCONT)
+        for leaver in leavers:
+            leaver.socket.close()
+
+
+def test_who_stays_does_not_wait_for_thousands_that_leave_together():
+    """A ping came after the ends of all 18,000 sessions that were over in the same second."""
+    with Server("--workers", "1", "--linger_ms", "60000", bind="0.0.0.0") as server:
+        server.ws = ("127.0.0.1", server.ws[1])
+        # This process may be kept from looking in time.
+        found = (still_closing_when_a_ping_is_answered(server) for _ in range(3))
+        assert any(left > LEAVING / 10 for left in found)

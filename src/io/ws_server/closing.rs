@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// Time that closes may take before others have their turn: each needs several system calls, 10 to
 /// 20 us.
 const CLOSES: Duration = Duration::from_micros(400);
+/// The same while the ring has more than could be taken out of it: each Close frame brings two more
+/// events.
+const CLOSES_BEHIND: Duration = Duration::from_micros(40);
 
 /// `reconnect_after_ms` is random, from this minimum to this plus `RECONNECT_SPREAD_MS`, so that a
 /// node's clients do not come back all at once.
@@ -37,10 +40,11 @@ impl WsServer {
         if self.closing.is_empty() {
             return;
         }
+        let time = if self.ring.has_work() { CLOSES_BEHIND } else { CLOSES };
         let began = Instant::now();
         while let Some(request) = self.closing.pop_front() {
             self.close(request);
-            if began.elapsed() >= CLOSES {
+            if began.elapsed() >= time {
                 return;
             }
         }

@@ -98,7 +98,7 @@ impl WsServer {
             self.ring.reap(usize::MAX, &mut reaped);
             for completion in reaped.drain(..) {
                 if completion.token.kind != OperationKind::Send {
-                    self.events.push(completion);
+                    self.keep(completion);
                     continue;
                 }
                 under_way -= 1;
