@@ -421,7 +421,10 @@ impl<'s, S: Service> Connection<'s, S> {
             return Ok(());
         }
         self.service.handle_answered();
-        let deadline = clock::monotonic() + self.service.times().request_timeout_ms;
+        let times = self.service.times();
+        let is_draining = self.service.connections().borrow().is_draining();
+        let patience_ms = if is_draining { times.linger_ms } else { times.request_timeout_ms };
+        let deadline = clock::monotonic() + patience_ms.min(times.request_timeout_ms);
         self.service.connections().borrow_mut().set_writing(self.key, deadline);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;

@@ -1,5 +1,6 @@
 """Silence, slowness, echo, shutdown and metrics."""
 
+import contextlib
 import json
 import random
 import signal
@@ -275,6 +276,18 @@ def test_the_drain_has_an_end(start):
         assert stubborn.close_code() == 1001
         assert server.wait() == 0
         assert time.monotonic() - began < 20
+
+
+def test_who_does_not_read_its_answers_does_not_prolong_the_drain(start):
+    """It kept the node for all of --drain_ms."""
+    server = start("--drain_ms", "60000", "--linger_ms", "500", "--request_timeout_ms", "60000")
+    with Raw(server.http, receive_buffer=2048) as deaf:
+        deaf.socket.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                deaf.send("GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
 
 
 def test_who_comes_during_the_drain_does_not_prolong_it(start):

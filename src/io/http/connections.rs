@@ -146,9 +146,18 @@ impl Connections {
         self.freed_bytes
     }
 
-    /// Begins a drain: requests that begin from now on do not delay its end.
-    pub fn begin_drain(&mut self) {
+    /// Begins a drain: requests that begin from now on do not delay its end, and peers that do not
+    /// read their answers delay it until `unread_until` at most.
+    pub fn begin_drain(&mut self, unread_until: MonotonicMs) {
         self.is_draining = true;
+        let unread_until = self.awake_at(unread_until);
+        for (_, entry) in self.table.iter_mut().filter(|(_, entry)| entry.is_writing) {
+            entry.deadline = entry.deadline.min(unread_until);
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_draining
     }
 
     /// Returns whether no request is in progress that began before the drain.
@@ -496,6 +505,19 @@ mod tests {
         assert_eq!(all.ending(keys[1]), Some(Ending::Place));
         // What is being sent to it ends as well.
         assert!(sys::send(&ends[2], b"answer").is_err());
+    }
+
+    /// One that read nothing kept a node from ending for `--drain_ms`.
+    #[test]
+    fn a_drain_does_not_wait_long_for_who_does_not_read_its_answer() {
+        let (mut all, keys, _ends) = open(0, 2);
+        keys.iter().for_each(|&key| all.set_busy(key));
+        all.set_writing(keys[1], MonotonicMs::new(10_000));
+        all.begin_drain(MonotonicMs::new(2_000));
+        all.handle_tick(MonotonicMs::new(1_999));
+        assert_eq!(all.ending(keys[1]), None);
+        all.handle_tick(MonotonicMs::new(2_000));
+        assert_eq!((all.ending(keys[0]), all.ending(keys[1])), (None, Some(Ending::Late)));
     }
 
     #[test]

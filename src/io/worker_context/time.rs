@@ -150,7 +150,10 @@ impl WorkerContext {
         };
         let step = self.drain.borrow_mut().step(now, drain_ms, is_awaited, is_empty);
         match step {
-            DrainStep::Refuse => self.http.borrow_mut().begin_drain(),
+            DrainStep::Refuse => {
+                let unread_until = now + self.shared.settings.times.linger_ms;
+                self.http.borrow_mut().begin_drain(unread_until);
+            }
             DrainStep::Close => self.ws_server.borrow_mut().shut_down(),
             DrainStep::Wait => {}
             DrainStep::End => self.ended.notify(),
