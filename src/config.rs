@@ -183,8 +183,7 @@ fn resolve_echo(from: &Source<'_>, env: Env) -> Result<bool, Exit> {
     let echo = from.get(&flags::ECHO).flag()?;
     if echo && env == Env::Prod {
         return Err(Exit::Error(
-            "--echo is refused with --env prod: it is for measuring; leave it out, or use \
-             --env test"
+            "--echo is refused with --env prod: it is for benchmarks; omit it, or use --env test"
                 .into(),
         ));
     }
@@ -205,13 +204,14 @@ fn resolve_ops(
     match setting.text {
         Some(text) if text.len() < 16 || !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
             Err(Exit::Error(
-                "the ops token must be at least 16 printable ASCII characters: openssl rand -hex 32"
+                "the ops token must be at least 16 printable ASCII characters, e.g. from openssl \
+                 rand -hex 32"
                     .into(),
             ))
         }
         None if !bind.ip.is_loopback() => Err(Exit::Error(format!(
-            "{} shows metrics, profiles and the console to other machines: give \
-             WS_CLUSTER_OPS_TOKEN, too, or leave {} out",
+            "{} shows metrics, profiles and the console to other machines: set \
+             WS_CLUSTER_OPS_TOKEN as well, or omit {}",
             bind.written(),
             bind.name
         ))),
@@ -229,8 +229,8 @@ fn resolve_sentry(
     let dsn = text.parse().map_err(|()| {
         let name = setting.name();
         Exit::Error(format!(
-            "{name} is not a DSN of Sentry: give https://KEY@HOST/PROJECT, as the project's page \
-             Client Keys shows it"
+            "{name} is not a Sentry DSN: use https://KEY@HOST/PROJECT, as shown on the project's \
+             Client Keys page"
         ))
     })?;
     if setting.is_visible() {
@@ -242,7 +242,7 @@ fn resolve_sentry(
 /// Returns the warning about a secret given as a flag.
 fn visible(what: &str, variable: &str) -> String {
     format!(
-        "{what} in the list of processes, which every user of this machine can read: give it as \
+        "{what} in the list of processes, which every user of this machine can read: set \
          {variable} instead"
     )
 }

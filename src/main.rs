@@ -119,7 +119,7 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
         logs.print(&line, EventVisitor { message, fields: fields(addresses) });
         if shows_lines {
             let lines = node::first_push(addresses);
-            let message = "lines to paste: a first connect and a first push".into();
+            let message = "paste these lines for a first connect and a first push".into();
             let fields = vec![("lines", Value::Text(lines.trim().into()))];
             logs.print(&lines, EventVisitor { message, fields });
         }
@@ -128,7 +128,7 @@ fn run(config: Config, logs: &Logs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // To the log file and to Sentry, if there are any.
-            tracing::error!(name: logs::FAILURE, %error, "the node ends");
+            tracing::error!(name: logs::FAILURE, %error, "the node stops");
             logs.flush(LAST_WORDS);
             logs::fail(format, Some(number), &error.to_string());
             ExitCode::FAILURE

@@ -134,7 +134,7 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
     if room < max_connections {
         tracing::warn!(
             "the limit of open files ({open_files}) leaves room for {room} WebSocket connections, \
-             --max_connections is {max_connections}: raise the limit to {needed_files} \
+             but --max_connections is {max_connections}: raise the limit to {needed_files} \
              (LimitNOFILE= in a systemd unit, ulimit -n in a shell), start more --workers, or \
              lower --max_connections"
         );
@@ -162,7 +162,7 @@ fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize
                 needed_files = needed.max(needed_files);
             }
             Ok(News::Ended(result)) => result?,
-            Err(_) => return Err(NodeError::Ended("none is left".into())),
+            Err(_) => return Err(NodeError::Ended("no thread is left".into())),
         }
     }
     Ok((pulses, needed_files))
@@ -184,7 +184,7 @@ fn live(
             Ok(News::Ended(Ok(()))) => ended += 1,
             Ok(News::Ended(Err(error))) => return Err(error),
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(NodeError::Ended("none is left".into()));
+                return Err(NodeError::Ended("no thread is left".into()));
             }
             Err(RecvTimeoutError::Timeout) => {
                 memory.look(shared);
@@ -294,7 +294,7 @@ impl WorkerThread {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shares_core = shared.settings.workers > cores;
         if shares_core && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS) {
-            tracing::debug!(%error, "the scheduler gives no shorter slices");
+            tracing::debug!(%error, "the scheduler does not support shorter time slices");
         }
         if shared.settings.pin {
             sys::pin_to_core(index).map_err(NodeError::no_pin)?;

@@ -63,7 +63,9 @@ const PING: &[u8] = b"\x89\x00";
 pub fn run(args: &Args) -> io::Result<()> {
     let wrong = |text: &str| Err(Error::new(io::ErrorKind::InvalidInput, text));
     if args.threads == 0 || args.connections < args.threads || args.every_ms == 0 {
-        return wrong("--threads and --every-ms begin at 1, and each thread needs a connection");
+        return wrong(
+            "--threads and --every-ms must be at least 1, and each thread needs a connection",
+        );
     }
     if !(args.seconds > 0.0 && args.seconds <= 3_600.0) {
         return wrong("--seconds must be above 0 and at most 3600");
@@ -186,8 +188,8 @@ fn print(args: &Args, tallies: &[Tally]) {
         );
         return;
     }
-    println!("{us:.2} us of processor time for a ping and its pong");
-    println!("{pings} pings, {pongs} pongs, {wakes} wakes, {per_wake:.1} pongs a wake, {call}");
+    println!("{us:.2} us of CPU time for a ping and its pong");
+    println!("{pings} pings, {pongs} pongs, {wakes} wakes, {per_wake:.1} pongs per wake, {call}");
     println!("{connections} sockets, {threads} threads, a batch every {every_ms} ms");
     println!("command: bench {command}");
 }

@@ -190,7 +190,7 @@ impl Server {
         let count = bytes.len() / PUBLISHED.len();
         for answer in bytes.chunks_exact(PUBLISHED.len()) {
             if answer != PUBLISHED {
-                return Err(Error::other("Redis did not answer :1"));
+                return Err(Error::other("Redis did not reply :1"));
             }
             for index in links.published.pop_front().unwrap_or_default() {
                 if let Some(connection) = &mut self.connections[index] {

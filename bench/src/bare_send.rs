@@ -70,7 +70,7 @@ struct Tally {
 pub fn run(args: &Args) -> io::Result<()> {
     let wrong = |text: &str| Err(Error::new(io::ErrorKind::InvalidInput, text));
     if args.free && args.outstanding.is_some() {
-        return wrong("--free and --outstanding exclude each other: give one");
+        return wrong("use --free or --outstanding, not both");
     }
     if args.connections == 0 || args.bytes == 0 || args.outstanding == Some(0) {
         return wrong("--connections, --bytes and --outstanding must be at least 1");
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> io::Result<()> {
         return wrong("--seconds must be above 0 and at most 3600");
     }
     if args.threads == 0 || args.connections < args.threads {
-        return wrong("--threads begins at 1, and each thread needs a connection");
+        return wrong("--threads must be at least 1, and each thread needs a connection");
     }
     let start = Barrier::new(args.threads);
     let tally = thread::scope(|scope| {
@@ -291,11 +291,14 @@ fn print(args: &Args, tally: &Tally) {
         );
         return;
     }
-    println!("{rate:.0} sends/s, {ns:.0} ns a send, {cpu_ns:.0} ns of them on the processor");
+    println!("{rate:.0} sends/s, {ns:.0} ns per send, {cpu_ns:.0} ns of them CPU time");
     println!(
         "{call}, {mode}, {connections} sockets, {bytes} bytes, {rounds} rounds, {seconds:.2} s"
     );
-    println!("{full} found the socket full, {short} were taken in part; both went on until whole");
+    println!(
+        "{full} sends found the socket full, {short} were partial; both were continued until \
+         complete"
+    );
     println!("machine: {cores} cores, Linux {kernel}");
     println!("command: bench {command}");
 }

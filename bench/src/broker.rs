@@ -89,9 +89,7 @@ pub fn run(args: &Args) -> io::Result<()> {
         return Err(invalid("--seconds must be above 0 and at most 600"));
     }
     if args.own && (args.redis.is_some() || args.json) {
-        return Err(invalid(
-            "--own plays Redis itself and prints text: leave --redis and --json out",
-        ));
+        return Err(invalid("--own acts as Redis itself and prints text: omit --redis and --json"));
     }
     if !args.json {
         print_machine();
@@ -160,8 +158,8 @@ fn play(args: &Args, way: &Way) -> io::Result<String> {
         ));
     }
     Ok(format!(
-        "{}: {:.0} messages/s, {wall:.0} ns each ({fastest:.0} to {slowest:.0}; {cpu:.0} ns of \
-         processor time), {message_bytes:.0} bytes each in RESP",
+        "{}: {:.0} messages/s, {wall:.0} ns each ({fastest:.0} to {slowest:.0}; {cpu:.0} ns of CPU \
+         time), {message_bytes:.0} bytes each in RESP",
         way.name,
         1e9 / wall
     ))
@@ -209,7 +207,7 @@ fn check(
         counters.repeated.value() + counters.malformed.value() + counters.worker_full.value();
     if workers.delivered() != messages * copies || wrong > 0 || !counters.missed().is_empty() {
         return Err(Error::other(format!(
-            "{}: {} of {} were handed on, {} dropped; missed: {:?}",
+            "{}: {} of {} were forwarded, {} dropped; missed: {:?}",
             way.name,
             workers.delivered(),
             messages * copies,
@@ -245,7 +243,7 @@ fn print_machine() {
     let load = read("/proc/loadavg");
     println!(
         "Machine: {cores} cores, {}, Linux {}; load {}",
-        model.unwrap_or("a processor without a name"),
+        model.unwrap_or("unknown processor"),
         read("/proc/sys/kernel/osrelease").trim(),
         load.split(' ').next().unwrap_or("unknown")
     );

@@ -62,8 +62,8 @@ fn report(args: &Args) -> io::Result<String> {
     }
     let Some(Longest { connect, leave, key }) = best else { return Ok(String::new()) };
     Ok(format!(
-        "{} in one worker, each with a user, a tag and a device of its own; the longest step: a \
-         connect {connect:?}, an end {leave:?}, an idempotency key {key:?}",
+        "{} in one worker, each with its own user, tag and device; the longest step: a connect \
+         {connect:?}, a disconnect {leave:?}, an idempotency key {key:?}",
         args.entries
     ))
 }

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> io::Result<()> {
         number += 1;
     }
     if samples.both.0.is_empty() {
-        return Err(invalid("no round trip was measured: more --seconds or a higher --rate"));
+        return Err(invalid("no round trip was measured: use more --seconds or a higher --rate"));
     }
     print(args, samples, measure_from.elapsed().as_secs_f64());
     Ok(())
@@ -231,7 +231,7 @@ impl Link {
                 Ok(count) => self.filled += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let text = format!("Redis was silent for {} s", TIMEOUT.as_secs());
+                    let text = format!("no reply from Redis for {} s", TIMEOUT.as_secs());
                     return Err(Error::new(ErrorKind::TimedOut, text));
                 }
                 Err(error) => return Err(error),
@@ -358,7 +358,7 @@ fn print(args: &Args, mut samples: Samples, elapsed: f64) {
         return;
     }
     println!("p50 {p50:.1} us, p90 {p90:.1} us, p99 {p99:.1} us from the write to the message");
-    println!("p50 {both:.1} us until PUBLISH was answered, too; {rate:.0} round trips/s");
+    println!("p50 {both:.1} us until PUBLISH was also answered; {rate:.0} round trips/s");
     println!("{count} round trips of {bytes} bytes over {links} ({family})");
 }
 

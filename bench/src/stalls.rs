@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> io::Result<()> {
         );
     } else {
         println!(
-            "core {}: {small:.1} stalls of 250 us and more a second, {large:.1} of 1 ms and more, \
+            "core {}: {small:.1} stalls of 250 us or more per second, {large:.1} of 1 ms or more, \
              the longest {longest_us} us, {lost:.2} % of the time",
             args.core
         );

@@ -20,13 +20,13 @@ function join(name, room) {
     },
     welcome(node) {
       showStatus("on", `connected to node ${node}`);
-      if (wasHere) addNotice("Connected again. Lines of the meantime are not shown.");
+      if (wasHere) addNotice("Reconnected. Lines sent in the meantime are not shown.");
       else showRoom(room);
       wasHere = true;
     },
     push: take,
     waiting(ms) {
-      showStatus("waiting", `not connected, next try in ${(ms / 1000).toFixed(1)} s`);
+      showStatus("waiting", `not connected, next attempt in ${(ms / 1000).toFixed(1)} s`);
     },
     end(why) {
       leave();
@@ -92,7 +92,7 @@ function showRoom(room) {
   byId("lines").replaceChildren();
   showMembers([ownName]);
   composer.elements.text.focus();
-  // An address to share.
+  // A URL to share.
   history.replaceState(null, "", `?${new URLSearchParams({ room })}`);
 }
 
@@ -131,7 +131,7 @@ function add(line) {
   return line;
 }
 
-/** Text is never read as HTML. */
+/** Text is never parsed as HTML. */
 function element(tag, className, text = "") {
   const made = document.createElement(tag);
   made.className = className;

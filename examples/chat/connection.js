@@ -26,7 +26,7 @@ export class Connection {
   #requests = new Map();
 
   /**
-   * `token()` gives a promise of a URL. Calls `on.connecting()`, `on.welcome(node)`,
+   * `token()` returns a promise of a URL. Calls `on.connecting()`, `on.welcome(node)`,
    * `on.push(data)`, `on.waiting(ms)` until the next attempt, and `on.end(why)` when it does not
    * come back.
    */
@@ -36,7 +36,7 @@ export class Connection {
     this.#open();
   }
 
-  /** A promise of the answer: `{code, data}` or `{code: 0, msg}`. */
+  /** Returns a promise of the answer: `{code, data}` or `{code: 0, msg}`. */
   request(data) {
     if (!this.#isWelcome) return Promise.resolve({ code: 0, msg: "not connected" });
     const id = String(++this.#count);

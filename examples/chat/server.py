@@ -50,7 +50,7 @@ def log(text):
 
 
 def connect_url(node, secret, **params):
-    """Where to connect: signed, and good for a minute."""
+    """Returns a signed connect URL that is valid for a minute."""
     quote = lambda text: urllib.parse.quote(str(text), safe="-._~")
     params["exp"] = int(time.time()) + TOKEN_SECONDS
     canonical = "&".join(f"{quote(name)}={quote(params[name])}" for name in sorted(params))
@@ -73,7 +73,7 @@ def name_and_room(uid):
 
 
 def node_of(client_id):
-    """A client id is 41 bits of time, 10 of the node, and 12 that count."""
+    """Returns the node of a client id: 41 bits of time, 10 of node, 12 of sequence."""
     return int(client_id) >> 12 & 1023
 
 
@@ -82,8 +82,8 @@ def response(request_id, **data):
 
 
 class Chat:
-    """What one connection to ws-cluster has told so far. What happened before it is not known:
-    each connection begins with nobody, and asks the pages who is there."""
+    """The state known from one connection to ws-cluster. Earlier events are unknown: each
+    connection starts with nobody, and asks the pages who is there."""
 
     def __init__(self):
         # The names and rooms by client id.
@@ -93,7 +93,7 @@ class Chat:
         self.numbers = itertools.count(1)
 
     def hear(self, message):
-        """The messages to send in answer to this one."""
+        """Handles a message and returns the messages to send in reply."""
         # A reply has a code, an event has none.
         match message:
             case {"type": "connect", "code": 1} | {"type": "node", "state": "up"}:
@@ -123,7 +123,7 @@ class Chat:
                 return [response(request_id, ok=True), *self.enter(client_id, uid, is_new=False)]
             case {"text": str(text)} if text.strip() and len(text) <= MAX_TEXT:
                 line = {"kind": "line", "name": name, "text": text}
-                # The sending page shows it already. The acknowledgement answers it.
+                # The sending page already shows it; it gets its answer after the acknowledgement.
                 return [self.push(line, request_id, tags=[room], except_cids=[client_id])]
         return [response(request_id, ok=False, error=f"a line is 1 to {MAX_TEXT} characters")]
 
@@ -143,7 +143,7 @@ class Chat:
             return [response(request_id, ok=True)]
         return [response(request_id, ok=False, error=reply["msg"])]
 
-    # Who is there. A name open in two windows counts once.
+    # Members of the rooms. A name open in two windows counts once.
 
     def names(self, room):
         return {name for name, its_room in self.members.values() if its_room == room}
@@ -175,7 +175,7 @@ async def stay_connected(nodes, pid, secret):
     for node in itertools.cycle(nodes):
         url = connect_url(node, secret, pid=pid, type=2, events=EVENTS)
         try:
-            # The nodes are near: no proxy in between, no compression needed.
+            # The nodes are close: no proxy, no compression needed.
             async with connect(url, proxy=None, compression=None) as websocket:
                 log(f"connected to {node}")
                 delay = 0.0
@@ -209,7 +209,7 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.next_node = itertools.cycle(nodes)
 
     def token(self, name, room):
-        """A connect URL of the next node: a page whose node is gone gets another one so."""
+        """Returns a connect URL of the next node, so a page whose node is gone gets another one."""
         params = {"uid": uid_of(name, room), "tags": room, "device": DEVICE}
         return connect_url(next(self.next_node), self.secret, pid=self.pid, type=1, **params)
 
@@ -227,7 +227,7 @@ class PageRequest(http.server.BaseHTTPRequestHandler):
             self.answer(404, "text/plain; charset=utf-8", b"not found\n")
 
     def answer_token(self, params):
-        """Whoever asks gets the name that they want: here a real chat asks who is logged in."""
+        """Gives everybody any name; a real chat checks here who is logged in."""
         name, room = params.get("name", "").strip(), params.get("room", "")
         if not (0 < len(name) <= MAX_NAME and name.isprintable() and "," not in name):
             error = f"a name is 1 to {MAX_NAME} characters, without a comma"
@@ -253,7 +253,7 @@ class PageRequest(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_request(self, *_):
-        """Silent: what is refused the page shows."""
+        """Logs nothing: the page shows refusals."""
 
 
 # The command line.

@@ -28,13 +28,13 @@ macro_rules! subcommand {
         pub struct $name {
             $( $(#[$option])* $field: $($kind)+, )*
 
-            /// the nodes' WebSocket ports, host:port, separated by commas; connections go to them
-            /// in turn (127.0.0.1:8812)
+            /// the nodes' WebSocket ports, host:port, separated by commas; connections are spread
+            /// over them in turn (127.0.0.1:8812)
             #[argh(option, default = "\"127.0.0.1:8812\".to_owned()")]
             ws: String,
 
-            /// the nodes' HTTP ports, host:port, separated by commas; pushes go to them in turn
-            /// (127.0.0.1:8912)
+            /// the nodes' HTTP ports, host:port, separated by commas; pushes are spread over them
+            /// in turn (127.0.0.1:8912)
             #[argh(option, default = "\"127.0.0.1:8912\".to_owned()")]
             http: String,
 
@@ -42,27 +42,28 @@ macro_rules! subcommand {
             #[argh(option, default = "\"1\".to_owned()")]
             pid: String,
 
-            /// the project's secret (the environment's WS_CLUSTER_SECRET, else dev-secret)
+            /// the project's secret (the variable WS_CLUSTER_SECRET, else dev-secret)
             #[argh(option)]
             secret: Option<String>,
 
-            /// what uids begin with; a number follows (u)
+            /// prefix of the uids; a number follows (u)
             #[argh(option, default = "\"u\".to_owned()")]
             uid_prefix: String,
 
-            /// the number of the first user (0); tools that run at once need different ones
+            /// the number of the first user (0); tools that run at the same time need different
+            /// ones
             #[argh(option, default = "0")]
             first_user: u64,
 
-            /// the device told at connect (none)
+            /// the device sent at connect (none)
             #[argh(option, default = "String::new()")]
             device: String,
 
-            /// connects on their way at once, over all threads (64)
+            /// maximum number of connects in progress, over all threads (64)
             #[argh(option, default = "64")]
             concurrency: usize,
 
-            /// connects per second, over all threads (as many as go)
+            /// connects per second, over all threads (as many as possible)
             #[argh(option, default = "0.0")]
             connect_rate: f64,
 
@@ -70,8 +71,8 @@ macro_rules! subcommand {
             #[argh(option, default = "5.0")]
             timeout: f64,
 
-            /// threads, each with its own table of open files (as many as the limit of open files
-            /// makes necessary)
+            /// number of threads, each with its own table of open files (as many as the limit of
+            /// open files requires)
             #[argh(option)]
             threads: Option<usize>,
 
@@ -83,13 +84,14 @@ macro_rules! subcommand {
             #[argh(option)]
             sources: Option<usize>,
 
-            /// process id of the server on this machine: its CPU time, and its memory where asked
+            /// process id of the server on this machine, to report its CPU time and, if requested,
+            /// its memory
             #[argh(option)]
             pid_of_server: Option<u32>,
 
             /// URLs of the nodes' metrics, such as http://127.0.0.1:9091/metrics, separated by
-            /// commas: processor time, memory, connections and pauses of their workers once a
-            /// second (of --pid-of-server processor time and memory)
+            /// commas: CPU time, memory, connections and worker pauses, once a second (with
+            /// --pid-of-server, CPU time and memory)
             #[argh(option)]
             metrics: Option<String>,
 
@@ -97,12 +99,13 @@ macro_rules! subcommand {
             #[argh(option)]
             report: Option<String>,
 
-            /// fail where 1 percent of the latencies are above this, such as 500us, 5ms, 1.5s: of
-            /// those the command is about, from the intended moment where there is a --rate
+            /// fail if the 99th percentile of the latencies exceeds this, such as 500us, 5ms, 1.5s;
+            /// which latencies depends on the command; with --rate they count from the intended
+            /// time
             #[argh(option)]
             max_p99: Option<String>,
 
-            /// how many messages may be lost, doubled or misdelivered (0)
+            /// maximum number of messages that may be lost, duplicated or misdelivered (0)
             #[argh(option)]
             max_loss: Option<u64>,
 
@@ -110,19 +113,19 @@ macro_rules! subcommand {
             #[argh(option)]
             min_rate: Option<f64>,
 
-            /// fail where a worker of the server kept others waiting longer, by its own doing, such
-            /// as 2ms (needs --metrics)
+            /// fail if a worker of the server paused for longer through its own work, such as 2ms
+            /// (needs --metrics)
             #[argh(option)]
             max_pause: Option<String>,
 
-            /// fail where the server's memory exceeds this, such as 512M (needs --metrics or
+            /// fail if the server's memory exceeds this, such as 512M (needs --metrics or
             /// --pid-of-server)
             #[argh(option)]
             max_server_rss: Option<String>,
 
-            /// start the tool this many times, each with a share of the connections, and print one
-            /// report: connect, fanout (a tag for each process), unicast (1; more where a thread
-            /// cannot have a table of open files of its own and one is too small)
+            /// number of processes, each with a share of the connections, and one report for all:
+            /// connect, fanout (a tag for each process), unicast (1; more if threads cannot have
+            /// their own tables of open files and one is too small)
             #[argh(option)]
             processes: Option<u64>,
 
@@ -205,10 +208,10 @@ impl Options {
             None => std::env::var("WS_CLUSTER_SECRET").unwrap_or_else(|_| "dev-secret".to_owned()),
         };
         if self.concurrency == 0 || self.threads == Some(0) {
-            return Err("--concurrency and --threads begin at 1".to_owned());
+            return Err("--concurrency and --threads must be at least 1".to_owned());
         }
         if self.uid_prefix.contains(['"', '\\', ',']) {
-            return Err("--uid-prefix: no quotes, backslashes or commas".to_owned());
+            return Err("--uid-prefix must not contain quotes, backslashes or commas".to_owned());
         }
         let metrics = match (&self.metrics, self.pid_of_server) {
             _ if Part::of_this_process().is_child() => Vec::new(),
@@ -260,7 +263,7 @@ impl Options {
 /// Resolves the nodes of the business servers; `events` are the events that they receive.
 pub fn business(servers: u64, ws: &str, events: &'static str) -> Result<Business, String> {
     if !(1..=100).contains(&servers) {
-        return Err("--servers: 1 to 100".to_owned());
+        return Err("--servers must be 1 to 100".to_owned());
     }
     Ok(Business { servers, ws: resolve_all(ws)?, events })
 }
@@ -295,12 +298,12 @@ fn resolve(address: &str) -> Result<SocketAddrV4, String> {
             SocketAddr::V6(_) => None,
         })
         .next()
-        .ok_or_else(|| format!("{address}: no IPv4 address"))
+        .ok_or_else(|| format!("{address} has no IPv4 address"))
 }
 
 pub fn nanoseconds(option: &str, seconds: f64) -> Result<u64, String> {
     if !(0.0..=1e6).contains(&seconds) {
-        return Err(format!("{option} {seconds}: 0 to 1,000,000 seconds"));
+        return Err(format!("{option} {seconds} must be 0 to 1,000,000 seconds"));
     }
     Ok((seconds * 1e9) as u64)
 }
@@ -308,14 +311,18 @@ pub fn nanoseconds(option: &str, seconds: f64) -> Result<u64, String> {
 /// Checks the rate given to a command.
 pub fn check_rate(rate: Option<f64>) -> Result<(), String> {
     match rate {
-        Some(rate) if !(rate > 0.0 && rate <= 1e9) => Err(format!("--rate {rate}: above 0")),
+        Some(rate) if !(rate > 0.0 && rate <= 1e9) => {
+            Err(format!("--rate {rate} must be above 0 and at most 1e9"))
+        }
         _ => Ok(()),
     }
 }
 
 pub fn numbers<T: std::str::FromStr>(option: &str, list: &str) -> Result<Vec<T>, String> {
     list.split(',')
-        .map(|number| number.trim().parse().map_err(|_| format!("{option}: {number}?")))
+        .map(|number| {
+            number.trim().parse().map_err(|_| format!("{option}: {number} is not a number"))
+        })
         .collect()
 }
 

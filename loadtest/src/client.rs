@@ -374,7 +374,9 @@ impl Clients {
                 conn.phase = Phase::Upgrading;
                 Ok(())
             }
-            Ok(_) => Err(End::Failed("request did not fit the socket".to_owned())),
+            Ok(_) => {
+                Err(End::Failed("the request did not fit into the socket's buffer".to_owned()))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(End::Failed(describe(&error))),
         }
@@ -630,7 +632,7 @@ impl Clients {
             let waits = !matches!(conn.phase, Phase::Free | Phase::Open);
             if waits && now.saturating_sub(conn.since_ns) > self.opening.timeout_ns {
                 if conn.phase == Phase::Closing {
-                    self.failures.add("close: not answered in time");
+                    self.failures.add("close: no reply in time");
                 }
                 self.finish(index, End::Failed("no welcome in time".to_owned()), handler);
             }

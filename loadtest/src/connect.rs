@@ -13,16 +13,16 @@ use crate::sys::{self, CpuTime};
 
 subcommand! {
     /// Opens signed connections, each its own user, and checks every welcome. Reports connects per
-    /// second and the time from TCP connect to welcome; with --cycle as many connects as go; with
-    /// --memory-at what a connection costs the server. --max-p99 judges connect_to_welcome_us,
+    /// second and the time from TCP connect to welcome; with --cycle as many connects as possible;
+    /// with --memory-at the server's memory per connection. --max-p99 judges connect_to_welcome_us,
     /// --min-rate connects_per_s.
     #[argh(subcommand, name = "connect")]
     pub struct ConnectArguments {
-        /// how many connections (1000; the last of --memory-at)
+        /// number of connections (1000; the last number of --memory-at)
         #[argh(option)]
         connections: [Option<u64>],
 
-        /// connects per second, over all threads (as many as go); the same as --connect-rate
+        /// connects per second, over all threads (as many as possible); the same as --connect-rate
         #[argh(option)]
         rate: [Option<f64>],
 
@@ -30,12 +30,12 @@ subcommand! {
         #[argh(option, default = "0.0")]
         hold: [f64],
 
-        /// tags told at connect, separated by commas (none)
+        /// tags sent at connect, separated by commas (none)
         #[argh(option, default = "String::new()")]
         tags: [String],
 
-        /// open, wait for the welcome, close at once, again and again; a connect counts when its
-        /// welcome arrived
+        /// open a connection, wait for the welcome, close it, and repeat; a connect counts once its
+        /// welcome has arrived
         #[argh(switch)]
         cycle: [bool],
 
@@ -43,7 +43,7 @@ subcommand! {
         #[argh(option, default = "\"clean\".to_owned()")]
         close: [String],
 
-        /// how long --cycle goes on (10)
+        /// seconds to run --cycle (10)
         #[argh(option, default = "10.0")]
         seconds: [f64],
 
@@ -68,10 +68,10 @@ impl ConnectArguments {
             Some(list) => numbers("--memory-at", list)?,
         };
         if !memory_at.is_sorted() || memory_at.first() == Some(&0) {
-            return Err("--memory-at: growing counts above 0".to_owned());
+            return Err("--memory-at must be increasing numbers above 0".to_owned());
         }
         if !memory_at.is_empty() && (options.pid_of_server.is_none() || self.cycle) {
-            return Err("--memory-at goes with --pid-of-server and without --cycle".to_owned());
+            return Err("--memory-at needs --pid-of-server and excludes --cycle".to_owned());
         }
         let last = memory_at.last().copied();
         let connections = match self.cycle {
@@ -82,7 +82,7 @@ impl ConnectArguments {
             "clean" => Closing::Clean,
             "fin" => Closing::Fin,
             "reset" => Closing::Reset,
-            other => return Err(format!("--close {other}: clean, fin or reset")),
+            other => return Err(format!("--close {other} must be clean, fin or reset")),
         };
         let mut common = options.check(connections, &self.tags)?;
         common.rate = self.rate.map_or(common.rate, |rate| rate / common.part.count as f64);
@@ -180,7 +180,7 @@ pub fn run(common: &Common, settings: &Connect) -> Result<Report, String> {
                     Step::Holding(now)
                 }
             }
-            // If the server is gone, there is nothing to hold.
+            // If the server has ended, there is nothing to hold.
             Step::Holding(since)
                 if now - since >= settings.hold_ns || (welcomed > 0 && open == 0) =>
             {

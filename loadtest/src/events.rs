@@ -26,18 +26,18 @@ use crate::sys::{self, CpuTime};
 
 subcommand! {
     /// Opens clients in a storm while business servers listen for connect and disconnect, then
-    /// closes all of them. Every server hears of each client's connect once, and then of its
-    /// disconnect once, or the run fails. welcome_to_event_us is exact with --connect-rate; in a
-    /// storm both are often read at once, and are 0 apart. --max-p99 judges welcome_to_event_us,
+    /// closes all of them. Every server must receive each client's connect event once, and then its
+    /// disconnect event once, or the run fails. welcome_to_event_us is exact with --connect-rate;
+    /// in a storm both are often read at once, which gives 0. --max-p99 judges welcome_to_event_us,
     /// --min-rate connects_per_s, --max-loss events.
     #[argh(subcommand, name = "events")]
     pub struct EventsArguments {
-        /// how many clients (1000)
+        /// number of clients (1000)
         #[argh(option, default = "1000")]
         connections: [u64],
 
-        /// business servers, each one connection; all are welcome before the first client
-        /// connects (1)
+        /// number of business servers, one connection each; all have their welcome before the first
+        /// client connects (1)
         #[argh(option, default = "1")]
         servers: [u64],
 
@@ -45,7 +45,7 @@ subcommand! {
         #[argh(option)]
         server_ws: [Option<String>],
 
-        /// tags told at connect, separated by commas (none)
+        /// tags sent at connect, separated by commas (none)
         #[argh(option, default = "String::new()")]
         tags: [String],
     }

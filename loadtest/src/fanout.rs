@@ -23,13 +23,13 @@ use crate::sys::{self, CpuTime, Waker};
 use source::{Pushed, Source};
 
 subcommand! {
-    /// Pushes messages that every connection gets. A message is complete when all of them have it;
-    /// then the next one is pushed, over one pipelined HTTP connection.
+    /// Pushes messages to every connection. Once all connections have received a message, the next
+    /// one is pushed, over one pipelined HTTP connection.
     /// --max-p99 judges push_to_delivery_us, with --rate intended_to_delivery_us; --min-rate
     /// deliveries_per_s.
     #[argh(subcommand, name = "fanout")]
     pub struct FanoutArguments {
-        /// how many connections (1000)
+        /// number of connections (1000)
         #[argh(option, default = "1000")]
         connections: [u64],
 
@@ -42,11 +42,11 @@ subcommand! {
         #[argh(option, default = "1")]
         outstanding: [usize],
 
-        /// how long to push, after the warm-up (10)
+        /// seconds to push, after the warm-up (10)
         #[argh(option, default = "10.0")]
         seconds: [f64],
 
-        /// seconds of pushing before anything is measured (0.5); losses count there too
+        /// seconds to push before anything is measured (0.5); losses count there too
         #[argh(option, default = "0.5")]
         warmup: [f64],
 
@@ -54,12 +54,12 @@ subcommand! {
         #[argh(option)]
         messages: [Option<u32>],
 
-        /// messages per second (the next one as soon as one is complete); one that is late counts
-        /// from when it was meant to be sent in intended_to_delivery_us
+        /// messages per second (each as soon as the last is complete); in intended_to_delivery_us a
+        /// late message counts from its intended time
         #[argh(option)]
         rate: [Option<f64>],
 
-        /// the tag that connections have and messages go to (load)
+        /// the tag of all connections, to which messages are pushed (load)
         #[argh(option, default = "\"load\".to_owned()")]
         tag: [String],
 
@@ -78,7 +78,7 @@ impl FanoutArguments {
     /// Checks the options and runs the command.
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         if !(1..=MAX_OUTSTANDING).contains(&self.outstanding) {
-            return Err(format!("--outstanding: 1 to {MAX_OUTSTANDING}"));
+            return Err(format!("--outstanding must be 1 to {MAX_OUTSTANDING}"));
         }
         check_rate(self.rate)?;
         let part = Part::of_this_process();

@@ -106,13 +106,18 @@ pub struct Answer<'a> {
 /// Parses the response at the beginning of `bytes`; `None` while it is incomplete.
 pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer<'_>>, &'static str> {
     let Some(head_len) = memmem::find(bytes, b"\r\n\r\n") else {
-        return if bytes.len() > 64 << 10 { Err("endless head") } else { Ok(None) };
+        return if bytes.len() > 64 << 10 {
+            Err("the response's head is too long")
+        } else {
+            Ok(None)
+        };
     };
     let head = &bytes[..head_len];
     if !head.starts_with(b"HTTP/1.") {
         return Err("not HTTP");
     }
-    let status = head.get(9..12).and_then(parse_decimal).ok_or("no status")? as u16;
+    let status =
+        head.get(9..12).and_then(parse_decimal).ok_or("the response has no status")? as u16;
     let mut content_len = 0;
     for line in head.split(|&byte| byte == b'\n').skip(1) {
         const NAME: &[u8] = b"content-length:";
@@ -229,7 +234,7 @@ fn answers(
     while at < bytes.len() {
         let Some(answer) = parse_answer(&bytes[at..]).map_err(io::Error::other)? else { break };
         let Some(asked) = pending.pop_front() else {
-            return Err(io::Error::other("an answer that nobody asked for"));
+            return Err(io::Error::other("a response without a request"));
         };
         at += answer.end;
         answered(asked, answer);

@@ -51,14 +51,13 @@ use storm::StormArguments;
 use tags::TagsArguments;
 use unicast::UnicastArguments;
 
-/// Load on a ws-cluster node: signed connects, fan-out to many, pushes to one, requests to business
-/// servers and events to them, memory per connection.
+/// Load test for ws-cluster nodes: signed connects, fan-out to many, pushes to one, requests to
+/// business servers and their events, memory per connection.
 ///
-/// Everything is checked while it is measured: each message carries a sequence number, and any that
-/// is lost, doubled or (where the order is promised) out of order makes the exit code 1.
-/// Server and tool on different cores, or the figures are about their fight for one:
-/// start the server under `taskset -c 0` and the tool with `--pin 1`. Where the report says
-/// tool_was_bottleneck, the server could do more.
+/// Everything is checked while it is measured: each message carries a sequence number, and if any
+/// is lost, duplicated or (where the order is guaranteed) out of order, the exit code is 1. Run
+/// server and tool on different cores, or they compete for one: start the server under `taskset -c
+/// 0` and the tool with `--pin 1`. If the report has tool_was_bottleneck, the server could do more.
 #[derive(FromArgs)]
 #[argh(example = "{command_name} connect --connections 10000 --rate 5000 --hold 30
 {command_name} connect --cycle --seconds 5 --concurrency 64 --pin 1
@@ -77,8 +76,8 @@ use unicast::UnicastArguments;
 #[argh(error_code(0, "nothing failed and no threshold was broken"))]
 #[argh(error_code(
     1,
-    "something failed, was lost, doubled or out of order; a threshold was broken; the server died; \
-     or a wrong option, or one that cannot be carried out here"
+    "something failed, was lost, duplicated or out of order; a threshold was broken; the server \
+     died; or an option is wrong or impossible here"
 ))]
 struct Arguments {
     #[argh(subcommand)]
@@ -134,7 +133,7 @@ impl Command {
             }
             None if options.processes.is_some_and(|count| count > 1) => {
                 return Err(
-                    "--processes: for connect, fanout to a tag, and unicast only".to_owned()
+                    "--processes works only with connect, fanout to a tag, and unicast".to_owned()
                 );
             }
             None => {}

@@ -36,14 +36,16 @@ impl Place {
     fn parse(url: &str) -> Result<Place, String> {
         let rest = url.strip_prefix("http://").unwrap_or(url);
         if rest.contains("://") {
-            return Err(format!("--metrics {url}: only http:// is read"));
+            return Err(format!("--metrics {url}: only http:// is supported"));
         }
         let (host, path) = match rest.find('/') {
             Some(slash) => rest.split_at(slash),
             None => (rest, "/metrics"),
         };
         let address = resolve_all(host).map_err(|error| format!("--metrics {error}"))?;
-        let [address] = address[..] else { return Err(format!("--metrics {url}: one host")) };
+        let [address] = address[..] else {
+            return Err(format!("--metrics {url} has more than one host"));
+        };
         let path = if path == "/" { "/metrics" } else { path };
         Ok(Place::Url { url: format!("http://{host}{path}"), address, path: path.to_owned() })
     }
@@ -89,7 +91,7 @@ fn get(address: SocketAddrV4, path: &str) -> Result<String, String> {
     let mut answer = Vec::new();
     stream.take(MAX_BYTES).read_to_end(&mut answer).map_err(fault)?;
     let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP answer")?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP response")?;
     match head.split(' ').nth(1) {
         Some("200") => Ok(body.to_owned()),
         status => Err(format!("status {}", status.unwrap_or("missing"))),

@@ -46,7 +46,7 @@ fn reach(option: &str, address: SocketAddrV4) -> Result<(), String> {
     match TcpStream::connect_timeout(&address.into(), PATIENCE) {
         Ok(_) => Ok(()),
         Err(error) => Err(format!(
-            "{option} {address} cannot be reached: {}. Start the server there, or give its address \
+            "{option} {address} cannot be reached: {}. Start the server there, or pass its address \
              with {option}",
             client::describe(&error)
         )),
@@ -118,9 +118,9 @@ impl Needed {
             let fit = free / ends;
             let need = connections * ends - free;
             return Err(format!(
-                "{connections} connections need {} open files, and the system has {free} left: \
-                 {fit} would fit. Raise fs.file-max by {need}: sysctl -w fs.file-max=$(($(cat \
-                 /proc/sys/fs/file-max) + {need}))",
+                "{connections} connections need {} open files, but the system has only {free} \
+                 left, enough for {fit}. Raise fs.file-max by {need}: sysctl -w \
+                 fs.file-max=$(($(cat /proc/sys/fs/file-max) + {need}))",
                 connections * ends
             ));
         }
@@ -129,16 +129,16 @@ impl Needed {
             let fit = machine.ports * pairs;
             let sources = connections.div_ceil(machine.ports * self.targets);
             let fix = match self.is_local {
-                true => format!("Give more source addresses: --sources {sources}"),
+                true => format!("Use more source addresses: --sources {sources}"),
                 false => {
-                    "Widen the range, sysctl -w net.ipv4.ip_local_port_range='1024 65535', give \
-                     more addresses of the servers in --ws, or use more machines"
+                    "Widen the range, sysctl -w net.ipv4.ip_local_port_range='1024 65535', use \
+                     more server addresses in --ws, or use more machines"
                         .to_owned()
                 }
             };
             return Err(format!(
-                "{connections} connections need as many ports, and {} to each of {} targets from \
-                 {} source addresses are {fit}. {fix}",
+                "{connections} connections need as many ports, but {} to each of {} targets from \
+                 {} source addresses are only {fit}. {fix}",
                 machine.ports,
                 self.targets,
                 self.sources.max(1)
@@ -158,8 +158,8 @@ impl Needed {
             && connections * per_connection > free
         {
             warnings.push(format!(
-                "{connections} connections need about {} MiB of memory, and {} MiB are available: \
-                 about {} would fit (--connections {})",
+                "{connections} connections need about {} MiB of memory, but only {} MiB are \
+                 available, enough for about {} (--connections {})",
                 (connections * per_connection) >> 20,
                 free >> 20,
                 free / per_connection,
@@ -172,7 +172,7 @@ impl Needed {
         {
             warnings.push(format!(
                 "a message to {connections} connections at once may take {} pages of TCP memory, \
-                 and the system allows {pages}: where it is slow or resets connections, sysctl -w \
+                 but the system allows {pages}: if it is slow or resets connections, run sysctl -w \
                  net.ipv4.tcp_mem='{pages} {pages} {}'",
                 connections * ends,
                 2 * connections * ends

@@ -105,7 +105,7 @@ pub fn needed(options: &Options, connections: u64) -> u64 {
 /// Runs the same command `count` times and returns one report.
 pub fn run(options: &Options, name: &str, connections: u64, count: u64) -> Result<Report, String> {
     if !(2..=64).contains(&count) || connections < count {
-        return Err(format!("--processes {count}: 1 to 64, and no more than connections"));
+        return Err(format!("--processes {count} must be 1 to 64, and no more than connections"));
     }
     let mut common = options.check(connections, "")?;
     common.threads = count as usize;
@@ -158,7 +158,8 @@ pub fn run(options: &Options, name: &str, connections: u64, count: u64) -> Resul
 }
 
 fn start(index: u64, count: u64) -> Result<Child, String> {
-    let program = std::env::current_exe().map_err(|error| format!("own program: {error}"))?;
+    let program =
+        std::env::current_exe().map_err(|error| format!("the path of this program: {error}"))?;
     Command::new(program)
         .args(std::env::args().skip(1))
         .env(PART, format!("{index}/{count}"))

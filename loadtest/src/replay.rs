@@ -5,17 +5,16 @@ use crate::report::Report;
 use crate::scenario::{self, file};
 
 subcommand! {
-    /// Runs a scenario from a TOML file: phases in which connections are opened, cut and come back,
-    /// while pushes are sent and every delivery is checked. The report has the figures of each
-    /// phase. loadtest/README.md describes the format; loadtest/scenarios/ has examples.
+    /// Runs a scenario from a TOML file: phases in which connections are opened, cut and
+    /// reconnected, while pushes are sent and every delivery is checked. The report has the figures
+    /// of each phase. loadtest/README.md describes the format; loadtest/scenarios/ has examples.
     #[argh(subcommand, name = "replay")]
     pub struct ReplayArguments {
         /// the scenario, such as loadtest/scenarios/morning.toml
         #[argh(positional)]
         file: [String],
 
-        /// how many connections, instead of population.connections; counts in phases grow or shrink
-        /// with it
+        /// number of connections, instead of population.connections; counts in phases scale with it
         #[argh(option)]
         connections: [Option<u64>],
     }
@@ -29,7 +28,7 @@ impl ReplayArguments {
         let mut scenario = file::parse(&self.file, &text)?;
         if let Some(connections) = self.connections {
             if connections == 0 {
-                return Err("--connections begin at 1".to_owned());
+                return Err("--connections must be at least 1".to_owned());
             }
             scenario.scale(connections);
         }

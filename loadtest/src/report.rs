@@ -224,7 +224,7 @@ impl Report {
     /// Combines the reports of several processes.
     pub fn add_parts(&mut self, parts: &[Value]) -> Result<(), String> {
         let first = parts.first().and_then(|part| part["figures"].as_object());
-        for key in first.ok_or("no process has a report")?.keys() {
+        for key in first.ok_or("no process wrote a report")?.keys() {
             let values: Vec<&Value> = parts.iter().map(|part| &part["figures"][key]).collect();
             let of_all: Vec<&Value> =
                 parts.iter().filter_map(|part| part["histograms"].get(key)).collect();

@@ -22,18 +22,18 @@ use answerer::Answerer;
 use asker::Asker;
 
 subcommand! {
-    /// Clients send requests and business servers answer them, both on this side, in one thread.
-    /// Every request gets exactly one answer, its own, or the run fails. With --rate a request that
-    /// is late counts from when it was meant to be sent in intended_to_answer_us.
+    /// Clients send requests and business servers answer them, both in this tool, in one thread.
+    /// Every request must get exactly one answer, its own, or the run fails. With --rate, a late
+    /// request counts from its intended time in intended_to_answer_us.
     /// --max-p99 judges request_to_answer_us, with --rate intended_to_answer_us; --min-rate
     /// requests_per_s.
     #[argh(subcommand, name = "requests")]
     pub struct RequestsArguments {
-        /// clients, each one connection and one user (8)
+        /// number of clients, one connection and one user each (8)
         #[argh(option, default = "8")]
         clients: [u64],
 
-        /// business servers, each one connection (1)
+        /// number of business servers, one connection each (1)
         #[argh(option, default = "1")]
         servers: [u64],
 
@@ -41,11 +41,11 @@ subcommand! {
         #[argh(option)]
         server_ws: [Option<String>],
 
-        /// requests on their way on each client, sent before the first answer (1)
+        /// requests in flight of each client (1)
         #[argh(option, default = "1")]
         outstanding: [usize],
 
-        /// requests per second over all clients (each asks as soon as it is answered)
+        /// requests per second over all clients (each sends the next as soon as it is answered)
         #[argh(option)]
         rate: [Option<f64>],
 
@@ -53,11 +53,11 @@ subcommand! {
         #[argh(option, default = "128")]
         bytes: [usize],
 
-        /// how long to ask, after the warm-up (10)
+        /// seconds to send requests, after the warm-up (10)
         #[argh(option, default = "10.0")]
         seconds: [f64],
 
-        /// seconds of asking before anything is measured (0.5); losses count there too
+        /// seconds of requests before anything is measured (0.5); losses count there too
         #[argh(option, default = "0.5")]
         warmup: [f64],
     }
@@ -68,13 +68,15 @@ impl RequestsArguments {
     pub fn run(&self, options: &Options) -> Result<Report, String> {
         let common = options.check(self.clients, "")?;
         if common.threads > 1 {
-            return Err("requests: one thread, in which clients and servers take turns".to_owned());
+            return Err(
+                "requests uses one thread, in which clients and servers take turns".to_owned()
+            );
         }
         if !(1..=10_000).contains(&self.clients) {
-            return Err("--clients: 1 to 10,000".to_owned());
+            return Err("--clients must be 1 to 10,000".to_owned());
         }
         if !(1..=1_000).contains(&self.outstanding) {
-            return Err("--outstanding: 1 to 1,000".to_owned());
+            return Err("--outstanding must be 1 to 1,000".to_owned());
         }
         check_rate(self.rate)?;
         nanoseconds("--seconds", self.seconds)?;
@@ -155,7 +157,7 @@ pub fn run(common: &Common, settings: &Requests) -> Result<Report, String> {
     };
     let outcomes = common.run_threads(body, watch)?;
     bar.finish_and_clear();
-    let outcome = outcomes.into_iter().next().ok_or("nothing was asked")?;
+    let outcome = outcomes.into_iter().next().ok_or("no request was sent")?;
     Ok(summarize(common, settings, outcome))
 }
 
@@ -231,7 +233,7 @@ impl Sides<'_> {
                 let why = self.asker.refusals.to_text();
                 return Err(format!(
                     "{missing} of {asking} clients got no answer to their first request: no server \
-                     ({unserved}), foreign ({}), {why}",
+                     ({unserved}), wrong answer ({}), {why}",
                     self.asker.foreign
                 ));
             }

@@ -194,9 +194,9 @@ impl Common {
             if needed > limit {
                 return Err(format!(
                     "a table of open files for each thread is refused here (unshare: {error}), and \
-                     one of {limit} is too small for {} connections: {} would fit. Raise the limit \
-                     with ulimit -n {needed} (docker run --ulimit nofile={needed}), allow unshare, \
-                     or start several tools with --first-user",
+                     one table of {limit} is too small for {} connections: it holds {}. Raise the \
+                     limit with ulimit -n {needed} (docker run --ulimit nofile={needed}), allow \
+                     unshare, or start several tools with --first-user",
                     self.connections,
                     limit.saturating_sub(SPARE_FILES)
                 ));
@@ -230,8 +230,8 @@ pub fn derive(
     if threads < needed && needed > MAX_THREADS {
         return Err(format!(
             "{connections} connections need {needed} tables of open files with {per_thread} each, \
-             a thread for each table; {MAX_THREADS} are the most, for {} connections. Raise the \
-             limit: ulimit -Hn {} as root, then start this again",
+             a thread for each table; at most {MAX_THREADS} are possible, for {} connections. \
+             Raise the limit: ulimit -Hn {} as root, then start this again",
             per_thread * MAX_THREADS as u64,
             connections.div_ceil(MAX_THREADS as u64) + SPARE_FILES
         ));
@@ -239,7 +239,7 @@ pub fn derive(
     if threads < needed {
         return Err(format!(
             "{connections} connections need {needed} threads: the limit of open files allows \
-             {per_thread} in each. Leave --threads out, or raise the limit: ulimit -n {}",
+             {per_thread} in each. Omit --threads, or raise the limit: ulimit -n {}",
             connections.div_ceil(threads as u64) + SPARE_FILES
         ));
     }
@@ -253,7 +253,7 @@ pub fn derive(
         count => count,
     };
     if count > 0 && !is_loopback {
-        return Err("--sources works with nodes at 127.0.0.0/8 only".to_owned());
+        return Err("--sources works only with nodes at 127.0.0.0/8".to_owned());
     }
     let base = u32::from(Ipv4Addr::LOCALHOST);
     let sources = (0..count as u32).map(|i| Ipv4Addr::from(base + i)).collect();

@@ -7,25 +7,25 @@ use crate::scenario::{self, file};
 
 subcommand! {
     /// Mixed traffic for hours: pushes to all, to tags and to single users, requests, canaries, and
-    /// connections that end and come back all the time. Nothing may be lost or doubled. With
-    /// --pid-of-server the report has the trend of its memory: the slope over the second half, in
-    /// bytes per hour. --max-p99 is about the canaries' latency, --min-rate about deliveries per
+    /// connections that end and reconnect all the time. Nothing may be lost or duplicated. With
+    /// --pid-of-server the report has the trend of the server's memory: the slope over the second
+    /// half, in bytes per hour. --max-p99 judges the canaries' latency, --min-rate deliveries per
     /// second.
     #[argh(subcommand, name = "soak")]
     pub struct SoakArguments {
-        /// how many connections (1000)
+        /// number of connections (1000)
         #[argh(option, default = "1000")]
         connections: [u64],
 
-        /// how many hours (1)
+        /// hours to run (1)
         #[argh(option)]
         hours: [Option<f64>],
 
-        /// how many seconds, instead
+        /// seconds to run, instead of --hours
         #[argh(option)]
         seconds: [Option<f64>],
 
-        /// connections per second that end, half with a Close frame, half reset, and come back (10)
+        /// connections per second that end, half with a Close frame, half reset, and reconnect (10)
         #[argh(option, default = "10.0")]
         churn: [f64],
 
@@ -62,10 +62,10 @@ impl SoakArguments {
 
     fn scenario(&self, options: &Options) -> Result<Scenario, String> {
         if !(1..=file::MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(format!("--connections: 1 to {}", file::MAX_CONNECTIONS));
+            return Err(format!("--connections must be 1 to {}", file::MAX_CONNECTIONS));
         }
         let seconds = match (self.hours, self.seconds) {
-            (Some(_), Some(_)) => return Err("--hours or --seconds, not both".to_owned()),
+            (Some(_), Some(_)) => return Err("use --hours or --seconds, not both".to_owned()),
             (hours, None) => hours.unwrap_or(1.0) * 3600.0,
             (None, Some(seconds)) => seconds,
         };
@@ -77,7 +77,7 @@ impl SoakArguments {
             ("--request-rate", self.request_rate),
         ] {
             if !(0.0..=file::MAX_PER_S).contains(&per_s) {
-                return Err(format!("{option}: 0 to {}", file::MAX_PER_S));
+                return Err(format!("{option} must be 0 to {}", file::MAX_PER_S));
             }
         }
         let devices = vec!["desktop".to_owned(), "phone".to_owned()];

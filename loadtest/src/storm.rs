@@ -9,17 +9,17 @@ use crate::scenario::plan::{
 use crate::scenario::{self, file};
 
 subcommand! {
-    /// Opens all connections, cuts a share of them at once, and measures until all are back: how
-    /// many per second, how long each took. Canaries, which nothing is done to, get pushes from
-    /// before the cut until after it. --max-p99 is about the canaries' latency, --min-rate about
-    /// reconnects per second.
+    /// Opens all connections, cuts a share of them at once, and measures until all have
+    /// reconnected: the rate, and the time each took. Canaries, connections that are left alone,
+    /// get pushes from before the cut until after it. --max-p99 judges the canaries' latency,
+    /// --min-rate reconnects per second.
     #[argh(subcommand, name = "storm")]
     pub struct StormArguments {
-        /// how many connections (1000)
+        /// number of connections (1000)
         #[argh(option, default = "1000")]
         connections: [u64],
 
-        /// the share of them that is cut, 0 to 1 (0.2)
+        /// the share of connections that is cut, 0 to 1 (0.2)
         #[argh(option, default = "0.2")]
         share: [f64],
 
@@ -27,19 +27,19 @@ subcommand! {
         #[argh(option, default = "\"reset\".to_owned()")]
         how: [String],
 
-        /// seconds over which the first tries to come back are spread (0: at once)
+        /// seconds over which the first reconnect attempts are spread (0: at once)
         #[argh(option, default = "0.0")]
         jitter: [f64],
 
-        /// tries to come back per second, over all connections (as many as go)
+        /// reconnect attempts per second, over all connections (as many as possible)
         #[argh(option, default = "0.0")]
         reconnect_rate: [f64],
 
-        /// seconds after which those who are not back have failed (120)
+        /// seconds after which connections that have not reconnected count as failed (120)
         #[argh(option, default = "120.0")]
         at_most: [f64],
 
-        /// canaries, 0 to 10,000 (100)
+        /// number of canaries, 0 to 10,000 (100)
         #[argh(option, default = "100")]
         canaries: [u64],
 
@@ -47,7 +47,8 @@ subcommand! {
         #[argh(option, default = "50.0")]
         canary_rate: [f64],
 
-        /// seconds that canaries are watched before the cut, and after all are back (2)
+        /// seconds for which canaries are measured before the cut, and after all have reconnected
+        /// (2)
         #[argh(option, default = "2.0")]
         calm: [f64],
     }
@@ -61,23 +62,23 @@ impl StormArguments {
 
     fn scenario(&self) -> Result<Scenario, String> {
         if !(1..=file::MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(format!("--connections: 1 to {}", file::MAX_CONNECTIONS));
+            return Err(format!("--connections must be 1 to {}", file::MAX_CONNECTIONS));
         }
         if !(0.0..=1.0).contains(&self.share) {
-            return Err("--share: 0 to 1".to_owned());
+            return Err("--share must be 0 to 1".to_owned());
         }
         let rate_is_right = (0.01..=file::MAX_PER_S).contains(&self.canary_rate);
         if self.canaries > 10_000 || !rate_is_right {
-            return Err("--canaries: 0 to 10,000, with a --canary-rate above 0".to_owned());
+            return Err("--canaries must be 0 to 10,000, with a --canary-rate above 0".to_owned());
         }
         if !(0.0..=file::MAX_PER_S).contains(&self.reconnect_rate) {
-            return Err(format!("--reconnect-rate: 0 to {}", file::MAX_PER_S));
+            return Err(format!("--reconnect-rate must be 0 to {}", file::MAX_PER_S));
         }
         let how = match self.how.as_str() {
             "reset" => Closing::Reset,
             "fin" => Closing::Fin,
             "close" => Closing::Clean,
-            other => return Err(format!("--how {other}: reset, fin or close")),
+            other => return Err(format!("--how {other} must be reset, fin or close")),
         };
         let calm_ns = nanoseconds("--calm", self.calm)?;
         let at_most_ns = nanoseconds("--at-most", self.at_most)?;

@@ -7,20 +7,20 @@ use crate::scenario::{self, file};
 
 subcommand! {
     /// Opens connections with several tags each and pushes to tags, in turn alone, with a device,
-    /// with a list of users, and with both. Every push must reach exactly the connections that meet
-    /// all of what it names, each once and in order. --max-p99 is about the time from the intended
-    /// push to each delivery, --min-rate about deliveries per second.
+    /// with a list of users, and with both. Every push must reach exactly the connections that
+    /// match all of its selectors, once each and in order. --max-p99 judges the time from the
+    /// intended push to each delivery, --min-rate deliveries per second.
     #[argh(subcommand, name = "tags")]
     pub struct TagsArguments {
-        /// how many connections (1000)
+        /// number of connections (1000)
         #[argh(option, default = "1000")]
         connections: [u64],
 
-        /// how many tags there are (1000)
+        /// number of tags (1000)
         #[argh(option, default = "1000")]
         tags: [u64],
 
-        /// how many of them each connection has, 1 to 256 (4)
+        /// number of tags of each connection, 1 to 256 (4)
         #[argh(option, default = "4")]
         tags_per_client: [u64],
 
@@ -32,11 +32,11 @@ subcommand! {
         #[argh(option, default = "50.0")]
         rate: [f64],
 
-        /// tags that a push names, 1 to 1,000: those who have any of them (2)
+        /// tags in the selector of a push, 1 to 1,000, of which a connection needs one (2)
         #[argh(option, default = "2")]
         tags_per_push: [u64],
 
-        /// users that every other push names beside, 0 to 1,000 (100)
+        /// users in the selector of every other push, 0 to 1,000 (100)
         #[argh(option, default = "100")]
         users_per_push: [u64],
 
@@ -44,7 +44,7 @@ subcommand! {
         #[argh(option, default = "128")]
         bytes: [usize],
 
-        /// how long to push (10)
+        /// seconds to push (10)
         #[argh(option, default = "10.0")]
         seconds: [f64],
     }
@@ -58,26 +58,30 @@ impl TagsArguments {
 
     fn scenario(&self, options: &Options) -> Result<Scenario, String> {
         if !(1..=file::MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(format!("--connections: 1 to {}", file::MAX_CONNECTIONS));
+            return Err(format!("--connections must be 1 to {}", file::MAX_CONNECTIONS));
         }
         if !(1..=file::MAX_TAGS).contains(&self.tags) {
-            return Err(format!("--tags: 1 to {}", file::MAX_TAGS));
+            return Err(format!("--tags must be 1 to {}", file::MAX_TAGS));
         }
         if !(1..=256).contains(&self.tags_per_client) || self.tags_per_client > self.tags {
-            return Err("--tags-per-client: 1 to 256, and no more than --tags".to_owned());
+            return Err("--tags-per-client must be 1 to 256, and no more than --tags".to_owned());
         }
         if !(1..=1000).contains(&self.tags_per_push) || self.users_per_push > 1000 {
-            return Err("--tags-per-push: 1 to 1,000; --users-per-push: 0 to 1,000".to_owned());
+            return Err(
+                "--tags-per-push must be 1 to 1,000, --users-per-push 0 to 1,000".to_owned()
+            );
         }
         if !(0.01..=file::MAX_PER_S).contains(&self.rate) {
-            return Err("--rate: above 0".to_owned());
+            return Err("--rate must be above 0".to_owned());
         }
         // A device given for all connections leaves no choice.
         let list = if options.device.is_empty() { &self.devices } else { &options.device };
         let devices: Vec<String> =
             list.split(',').filter(|device| !device.is_empty()).map(str::to_owned).collect();
         if let Some(wrong) = devices.iter().find(|device| !file::is_device(device)) {
-            return Err(format!("--devices {wrong}: 1 to 32 of the characters a-z 0-9 _ -"));
+            return Err(format!(
+                "--devices {wrong}: a device must be 1 to 32 of the characters a-z 0-9 _ -"
+            ));
         }
         let traffic = Traffic {
             bytes: self.bytes,

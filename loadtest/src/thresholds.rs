@@ -41,7 +41,7 @@ impl Thresholds {
     pub fn parse(options: &Options) -> Result<Thresholds, String> {
         let has_metrics = options.metrics.is_some();
         if options.max_pause.is_some() && !has_metrics {
-            return Err("--max-pause needs --metrics, which says how long pauses were".to_owned());
+            return Err("--max-pause needs --metrics, which reports the pauses".to_owned());
         }
         if options.max_server_rss.is_some() && !has_metrics && options.pid_of_server.is_none() {
             return Err("--max-server-rss needs --metrics or --pid-of-server".to_owned());
@@ -52,7 +52,7 @@ impl Thresholds {
         };
         let rss = options.max_server_rss.as_deref().map(bytes).transpose()?;
         if options.min_rate.is_some_and(|rate| !(rate >= 0.0 && rate.is_finite())) {
-            return Err("--min-rate: a number per second".to_owned());
+            return Err("--min-rate must be a number per second".to_owned());
         }
         Ok(Thresholds {
             max_p99: time("--max-p99", &options.max_p99)?,
@@ -127,7 +127,7 @@ impl Verdict {
 
 /// Parses a duration such as 5ms, in nanoseconds.
 fn duration_ns(option: &str, text: &str) -> Result<f64, String> {
-    let wrong = || format!("{option} {text}: a number and its unit, such as 500us, 5ms or 1.5s");
+    let wrong = || format!("{option} {text} must be a number with a unit, e.g. 500us, 5ms or 1.5s");
     let (number, factor) = None
         .or_else(|| text.strip_suffix("us").map(|number| (number, 1e3)))
         .or_else(|| text.strip_suffix("ms").map(|number| (number, 1e6)))
@@ -141,7 +141,8 @@ fn duration_ns(option: &str, text: &str) -> Result<f64, String> {
 
 /// Parses a size such as 512M, in bytes.
 fn bytes(text: &str) -> Result<f64, String> {
-    let wrong = || format!("--max-server-rss {text}: bytes, or a number with K, M or G");
+    let wrong =
+        || format!("--max-server-rss {text} must be a number of bytes, or a number with K, M or G");
     let (number, factor) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (&text[..at], 10),
         Some((at, 'M' | 'm')) => (&text[..at], 20),

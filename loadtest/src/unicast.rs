@@ -20,23 +20,22 @@ use crate::server;
 use crate::sys::{self, CpuTime};
 
 subcommand! {
-    /// Pushes messages to one user each over keep-alive HTTP connections with one request on its
-    /// way each, or with as many as --pipeline says. With --rate a push that is late counts from
-    /// when it was meant to be sent in intended_to_answer_us, and from when it was sent in the
-    /// other latencies.
+    /// Pushes messages to one user each over keep-alive HTTP connections with one request in flight
+    /// each, or as many as --pipeline. With --rate, a late push counts from its intended time in
+    /// intended_to_answer_us, and from when it was sent in the other latencies.
     /// --max-p99 judges push_to_delivery_us, with --rate intended_to_delivery_us; --min-rate
     /// deliveries_per_s.
     #[argh(subcommand, name = "unicast")]
     pub struct UnicastArguments {
-        /// HTTP connections that push (8)
+        /// number of HTTP connections that push (8)
         #[argh(option, default = "8")]
         pushers: [usize],
 
-        /// requests on their way on each of them, written before the first answer (1)
+        /// requests in flight on each of them (1)
         #[argh(option, default = "1")]
         pipeline: [usize],
 
-        /// a push is over when it is answered and its message has arrived (when it is answered)
+        /// a push is complete when it is answered and its message has arrived (when it is answered)
         #[argh(switch)]
         await_delivery: [bool],
 
@@ -44,7 +43,7 @@ subcommand! {
         #[argh(option, default = "1")]
         users: [u64],
 
-        /// pushes per second over all pushers (each pushes as soon as its last push is over)
+        /// pushes per second over all pushers (each pushes as soon as its last push is complete)
         #[argh(option)]
         rate: [Option<f64>],
 
@@ -53,15 +52,15 @@ subcommand! {
         #[argh(option, default = "128")]
         bytes: [usize],
 
-        /// how long to push, after the warm-up (10)
+        /// seconds to push, after the warm-up (10)
         #[argh(option, default = "10.0")]
         seconds: [f64],
 
-        /// seconds of pushing before anything is measured (0.5); losses count there too
+        /// seconds to push before anything is measured (0.5); losses count there too
         #[argh(option, default = "0.5")]
         warmup: [f64],
 
-        /// tags told at connect, separated by commas (none)
+        /// tags sent at connect, separated by commas (none)
         #[argh(option, default = "String::new()")]
         tags: [String],
     }
@@ -78,13 +77,13 @@ impl UnicastArguments {
         let mut common = options.check(self.users, &self.tags)?;
         let threads = common.threads as u64;
         if self.users < threads || (self.pushers as u64) < threads {
-            return Err(format!("{threads} threads need as many --users and --pushers"));
+            return Err(format!("{threads} threads need at least as many --users and --pushers"));
         }
         if self.pushers > 10_000 {
-            return Err("--pushers: 10,000 at most".to_owned());
+            return Err("--pushers must be at most 10,000".to_owned());
         }
         if !(1..=1_000).contains(&self.pipeline) {
-            return Err("--pipeline: 1 to 1,000".to_owned());
+            return Err("--pipeline must be 1 to 1,000".to_owned());
         }
         check_rate(self.rate)?;
         nanoseconds("--seconds", self.seconds)?;

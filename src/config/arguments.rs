@@ -76,10 +76,10 @@ impl Arguments {
             None => rest
                 .next()
                 .cloned()
-                .ok_or_else(|| wrong(format!("No value provided for option '--{dashed}'")))?,
+                .ok_or_else(|| wrong(format!("missing value for --{dashed}")))?,
         };
         match self.values.insert(flag.name, value) {
-            Some(_) => Err(wrong(format!("duplicate values provided for option '--{dashed}'"))),
+            Some(_) => Err(wrong(format!("--{dashed} is given twice"))),
             None => Ok(()),
         }
     }
@@ -94,9 +94,9 @@ impl Arguments {
 fn unrecognized(arg: &str) -> Exit {
     let is_url = arg.contains("://") || arg.contains('@');
     let shown = if is_url { "***" } else { arg };
-    wrong(format!("Unrecognized argument: {shown}"))
+    wrong(format!("unknown argument: {shown}"))
 }
 
 fn wrong(what: String) -> Exit {
-    Exit::Error(format!("{what}: ws-cluster --help lists the arguments"))
+    Exit::Error(format!("{what}: see ws-cluster --help"))
 }

@@ -56,9 +56,9 @@ pub(super) fn warn_of_dev_secret(
     let open = binds.into_iter().find(|bind| !bind.ip.is_loopback());
     if let (Some(project), Some(bind), false) = (project, open, env == Env::Prod) {
         warnings.push(format!(
-            "{} lets other machines in, and project '{}' has the published dev-secret, so anyone \
-             who reaches the port can sign: give a projects file with a secret of your own \
-             (--projects), or leave {} out to listen on 127.0.0.1",
+            "{} is reachable from other machines, and project '{}' has the published dev-secret, \
+             so anyone who reaches the port can sign: use a projects file with a secret of your \
+             own (--projects), or omit {} to listen on 127.0.0.1",
             bind.written(),
             project.pid,
             bind.name
@@ -181,10 +181,10 @@ mod tests {
             ("--bind 127.0.0.9", None),
             ("--bind [::1]", None),
             ("--bind ::ffff:127.0.0.1", None),
-            ("--bind 0.0.0.0", Some("--bind 0.0.0.0 lets other machines in")),
-            ("--bind ::", Some("--bind :: lets")),
-            ("--http_bind 0.0.0.0", Some("--http_bind 0.0.0.0 lets")),
-            ("--env test --bind 10.0.0.1", Some("--bind 10.0.0.1 lets")),
+            ("--bind 0.0.0.0", Some("--bind 0.0.0.0 is reachable from other")),
+            ("--bind ::", Some("--bind :: is")),
+            ("--http_bind 0.0.0.0", Some("--http_bind 0.0.0.0 is")),
+            ("--env test --bind 10.0.0.1", Some("--bind 10.0.0.1 is")),
         ] {
             let warnings = config(line).warnings;
             assert_eq!(warnings.len(), usize::from(named.is_some()), "{warnings:?}");

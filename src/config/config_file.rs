@@ -30,8 +30,8 @@ impl ConfigFile {
     pub(super) fn read(path: &str, name: &str) -> Result<Self, Exit> {
         let text = fs::read_to_string(path).map_err(|error| {
             Exit::Error(format!(
-                "{name} '{path}' cannot be read: {error}; give a TOML file that this user may \
-                 read, e.g. /etc/ws-cluster/config.toml"
+                "{name} '{path}' cannot be read: {error}; use a TOML file that this user may read, \
+                 e.g. /etc/ws-cluster/config.toml"
             ))
         })?;
         Self::parse(path, &text)
@@ -58,10 +58,7 @@ impl ConfigFile {
                 DeValue::Integer(number) => number.to_string(),
                 DeValue::Boolean(is_true) => is_true.to_string(),
                 _ => {
-                    let what = format!(
-                        "{} is neither a text, a whole number, true nor false: give one of them",
-                        flag.name
-                    );
+                    let what = format!("{} must be a string, an integer, true or false", flag.name);
                     return Err(error(value.span().start, &what));
                 }
             };
@@ -82,11 +79,11 @@ impl ConfigFile {
 
 fn unknown(key: &str) -> String {
     if key == flags::CONFIG.name {
-        return "a config file names no other one: leave config out".into();
+        return "a config file cannot include another one: remove config".into();
     }
     let hint = match similar(key, &flags::names()) {
         Some(nearest) => format!("did you mean \"{nearest}\"?"),
-        None => "ws-cluster --help lists the flags, which are the keys".into(),
+        None => "the keys are the flags that ws-cluster --help lists".into(),
     };
     format!("unknown key {}; {hint}", quoted(key))
 }

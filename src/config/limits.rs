@@ -21,7 +21,7 @@ pub(super) fn worker_body_bytes(
     let bytes = from.get(&flags::WORKER_BODY_BYTES).size_or(default)?;
     if bytes < least {
         return Err(Exit::Error(format!(
-            "--worker_body_bytes {bytes} has no room for one request of --max_body_bytes {}: give \
+            "--worker_body_bytes {bytes} is too small for one request of --max_body_bytes {}: use \
              --worker_body_bytes {least} or more",
             limits.body_bytes
         )));

@@ -37,7 +37,7 @@ impl LogSettings {
             let useless = [&rotate, &max_bytes, &keep].into_iter().find(|one| one.text.is_some());
             warnings.extend(useless.map(|one| {
                 let path = path.sibling(one, "/var/log/ws-cluster/ws-cluster.log");
-                format!("{} has no effect without a file: give {path}, or leave it out", one.name())
+                format!("{} has no effect without a log file: use {path}, or omit it", one.name())
             }));
         }
         let rotate = rotate.parsed()?;
@@ -60,12 +60,12 @@ impl LogSettings {
     /// Returns the error text for an output that cannot be opened.
     pub fn cannot_open(&self, error: &io::Error) -> String {
         let Some(file) = &self.file else {
-            return format!("the log cannot be written to standard output: {error}");
+            return format!("cannot log to standard output: {error}");
         };
         let (name, path) = (&self.path_name, file.path.display());
         format!(
-            "{name} '{path}' cannot be opened ({error}): give a file of this node alone, in a \
-             directory that it may write to, or leave {name} out for standard output"
+            "{name} '{path}' cannot be opened ({error}): use a file that no other node logs to, in \
+             a directory that this user may write to, or omit {name} to log to standard output"
         )
     }
 }
@@ -92,7 +92,7 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
 /// mute everything else; so would an unknown target without a level.
 fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
     let Some(text) = &setting.text else { return Ok(flags::LOG.default.into()) };
-    let fix = "give a level (error, warn, info, debug, trace, off) or target=level pairs";
+    let fix = "use a level (error, warn, info, debug, trace, off) or target=level pairs";
     let wrong = |why: &str| {
         let fix = format!("{fix}{why}");
         setting.wrong("a log filter", &fix, "info,ws_cluster=debug")
@@ -113,8 +113,8 @@ fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
         let module = target.split('[').next().unwrap_or("");
         if !is_target(module) {
             return Err(wrong(&format!(
-                "; '{module}' is no target: they are modules, such as ws_cluster::io, and commas \
-                 stand between pairs"
+                "; '{module}' is not a target: targets are modules, such as ws_cluster::io, and \
+                 pairs are separated by commas"
             )));
         }
     }
@@ -149,17 +149,17 @@ mod tests {
             ("ws_cluster", "'ws_cluster' is neither"),
             ("info,ureq", "'ureq' is neither"),
             ("[span]", "'[span]' is neither"),
-            ("ws-cluster=debug", "'ws-cluster' is no target"),
-            ("info ws_cluster=debug", "'info ws_cluster' is no target"),
-            ("warn;ws_cluster=debug", "'warn;ws_cluster' is no target"),
-            ("info=debug", "'info' is no target"),
-            ("5=debug", "'5' is no target"),
+            ("ws-cluster=debug", "'ws-cluster' is not a target"),
+            ("info ws_cluster=debug", "'info ws_cluster' is not a target"),
+            ("warn;ws_cluster=debug", "'warn;ws_cluster' is not a target"),
+            ("info=debug", "'info' is not a target"),
+            ("5=debug", "'5' is not a target"),
             ("ws_cluster=loud", "target=level pairs, e.g."),
             ("", "target=level pairs, e.g."),
             (",", "target=level pairs, e.g."),
         ] {
             let error = resolve(text).unwrap_err();
-            let start = format!("ws-cluster: --log '{text}' is not a log filter: give a level (");
+            let start = format!("ws-cluster: --log '{text}' is not a log filter: use a level (");
             assert!(error.starts_with(&start) && error.contains(named), "{error}");
         }
         for text in ["off", "WARN", "info,ws_cluster=debug", "off,panic=error", "[a{b=1}]=debug, 3"]

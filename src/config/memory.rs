@@ -42,9 +42,9 @@ pub(super) fn resolve(
     let worker_outbox = from.get(&flags::WORKER_OUTBOX_BYTES).size_or(default)?;
     if worker_outbox < outbox {
         return Err(Exit::Error(format!(
-            "--worker_outbox_bytes {worker_outbox} is below --outbox_bytes {outbox}: one \
-             connection would use up its worker; give --worker_outbox_bytes at least that \
-             much"
+            "--worker_outbox_bytes {worker_outbox} is less than --outbox_bytes {outbox}: one \
+             connection could use up its worker's memory; use --worker_outbox_bytes {outbox} or \
+             more"
         )));
     }
     let default = MAX_SERVER_OUTBOX_BYTES.min(worker_outbox);
@@ -52,8 +52,8 @@ pub(super) fn resolve(
     let send_buffer = from.get(&flags::SEND_BUFFER_BYTES).size()?;
     if (1..4_096).contains(&send_buffer) {
         return Err(Exit::Error(format!(
-            "--send_buffer_bytes {send_buffer} is too small for a frame and its answer: give \
-             4096 or more, or 0 to let the kernel decide"
+            "--send_buffer_bytes {send_buffer} is too small for a frame and its reply: use 4096 or \
+             more, or 0 to let the kernel decide"
         )));
     }
     let body_share = limit.map_or(u64::MAX, |limit| limit.bytes / BODY_SHARE);
@@ -80,9 +80,8 @@ fn worker_inbound_bytes(
     let bytes = setting.size_or((64 << 20).min(memory_share).max(4 * longest))?;
     if bytes < 2 * longest {
         return Err(Exit::Error(format!(
-            "{name} {bytes} is below twice the longest message ({longest} bytes, of \
-             --max_body_bytes and --max_message_bytes): such a message could never arrive; give \
-             at least {}",
+            "{name} {bytes} is less than twice the longest message ({longest} bytes by \
+             --max_body_bytes and --max_message_bytes), which could never arrive; use {} or more",
             2 * longest
         )));
     }

@@ -18,7 +18,7 @@ fn parse(flag: &str, name: &str) -> Result<String, Exit> {
         return Ok(name.to_ascii_lowercase());
     }
     Err(Exit::Error(format!(
-        "{flag} '{name}' is not a host name: give names or IP addresses without a scheme or port, \
+        "{flag} '{name}' is not a host name: use names or IP addresses without a scheme or port, \
          separated by commas, e.g. --ops_hosts node-1.example,node-1"
     )))
 }

@@ -30,13 +30,13 @@ const NOT_SUPPORTED: [(&str, &str); 6] = [
     ("OTEL_BSP_EXPORT_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT limits the time of a request"),
     ("OTEL_BSP_MAX_QUEUE_SIZE", "8192 spans of a worker may wait"),
     ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "a request has at most 2048 spans"),
-    ("OTEL_CONFIG_FILE", "only variables are read"),
-    ("OTEL_EXPERIMENTAL_CONFIG_FILE", "only variables are read"),
+    ("OTEL_CONFIG_FILE", "only environment variables are read"),
+    ("OTEL_EXPERIMENTAL_CONFIG_FILE", "only environment variables are read"),
 ];
 /// Exporter settings that are not supported, and why.
 const NOT_SERVED: [(&str, &str); 4] = [
     ("COMPRESSION", "requests are not compressed"),
-    ("CERTIFICATE", "the machine's certificates are trusted; SSL_CERT_FILE names others"),
+    ("CERTIFICATE", "the system's certificates are used; SSL_CERT_FILE can name others"),
     ("CLIENT_KEY", "no client certificate is sent"),
     ("CLIENT_CERTIFICATE", "no client certificate is sent"),
 ];
@@ -97,9 +97,7 @@ impl Reader<'_> {
     fn is_disabled(&mut self) -> bool {
         let Some(text) = self.get("OTEL_SDK_DISABLED") else { return false };
         if !["true", "false"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
-            self.warn(format!(
-                "OTEL_SDK_DISABLED '{text}' is not true or false: it counts as false"
-            ));
+            self.warn(format!("OTEL_SDK_DISABLED '{text}' is not true or false: false is used"));
         }
         text.eq_ignore_ascii_case("true")
     }
@@ -110,7 +108,9 @@ impl Reader<'_> {
         let exporters = self.names("OTEL_TRACES_EXPORTER");
         let is_named = exporters.iter().any(|one| one == "otlp");
         for other in exporters.iter().filter(|one| !["otlp", "none"].contains(&&***one)) {
-            self.warn(format!("OTEL_TRACES_EXPORTER '{other}' is not served: otlp and none are"));
+            self.warn(format!(
+                "OTEL_TRACES_EXPORTER '{other}' is not supported: only otlp and none are"
+            ));
         }
         let is_off = ["none", "console", "logging", "zipkin", "jaeger"];
         if !is_named && exporters.iter().any(|one| is_off.contains(&&**one)) {
@@ -126,7 +126,7 @@ impl Reader<'_> {
         if url.is_none() {
             self.warn(format!(
                 "{name} is not a URL that begins with http:// or https://, such as \
-                 http://127.0.0.1:4318: nothing is traced"
+                 http://127.0.0.1:4318: tracing is off"
             ));
         }
         url
@@ -136,18 +136,18 @@ impl Reader<'_> {
         if let Some((name, protocol)) = self.of_traces("PROTOCOL")
             && !protocol.eq_ignore_ascii_case("http/protobuf")
         {
-            self.warn(format!("{name} '{protocol}' is not served: traces go as http/protobuf"));
+            self.warn(format!("{name} '{protocol}' is not supported: http/protobuf is used"));
         }
         for (end, why) in NOT_SERVED {
             if let Some((name, text)) = self.of_traces(end)
                 && !text.eq_ignore_ascii_case("none")
             {
-                self.warn(format!("{name} is not served: {why}"));
+                self.warn(format!("{name} is not supported: {why}"));
             }
         }
         for (name, why) in NOT_SUPPORTED {
             if self.get(name).is_some() {
-                self.warn(format!("{name} is not served: {why}"));
+                self.warn(format!("{name} is not supported: {why}"));
             }
         }
     }
@@ -160,7 +160,7 @@ impl Reader<'_> {
             match &**one {
                 "tracecontext" | "baggage" | "none" => known = true,
                 other => self.warn(format!(
-                    "OTEL_PROPAGATORS '{other}' is not served: tracecontext (the header \
+                    "OTEL_PROPAGATORS '{other}' is not supported: only tracecontext (the header \
                      traceparent) and none are"
                 )),
             }
@@ -177,7 +177,7 @@ impl Reader<'_> {
             Ok(timeout_ms) => Duration::from_millis(timeout_ms).min(NO_TIMEOUT),
             Err(_) => {
                 self.warn(format!(
-                    "{name} '{text}' is not a number of milliseconds: {DEFAULT_TIMEOUT_MS} counts"
+                    "{name} '{text}' is not a number of milliseconds: {DEFAULT_TIMEOUT_MS} is used"
                 ));
                 Duration::from_millis(DEFAULT_TIMEOUT_MS)
             }
@@ -198,15 +198,15 @@ impl Reader<'_> {
                     let given = pairs.len();
                     pairs.retain(|(field, _)| !field.eq_ignore_ascii_case(own));
                     if pairs.len() < given {
-                        self.warn(format!("{name}: {own} is left out, the request has its own"));
+                        self.warn(format!("{name}: {own} is ignored: the request has its own"));
                     }
                 }
                 pairs.into_iter().map(|(field, value)| (field, Hidden(value))).collect()
             }
             None => {
                 self.warn(format!(
-                    "{name} is not a list name=value,name=value with percent-encoded values: no \
-                     header of it is sent"
+                    "{name} is not a list name=value,name=value with percent-encoded values: none \
+                     of its headers is sent"
                 ));
                 Vec::new()
             }
@@ -219,8 +219,8 @@ impl Reader<'_> {
         let text = self.get("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
         let given = pairs(&text).unwrap_or_else(|| {
             self.warn(
-                "OTEL_RESOURCE_ATTRIBUTES is not a list key=value,key=value, percent-encoded: \
-                 all of it is left out",
+                "OTEL_RESOURCE_ATTRIBUTES is not a percent-encoded list key=value,key=value: it is \
+                 ignored",
             );
             Vec::new()
         });
@@ -255,8 +255,8 @@ impl Reader<'_> {
             "traceidratio" => self.ratio(),
             _ => {
                 self.warn(format!(
-                    "OTEL_TRACES_SAMPLER '{name}' is not known: {default} counts; known are \
-                     always_on, always_off and traceidratio, also with parentbased_ before it"
+                    "OTEL_TRACES_SAMPLER '{name}' is unknown: {default} is used; known are \
+                     always_on, always_off and traceidratio, each also with the prefix parentbased_"
                 ));
                 let parts_per_billion = 1_000_000_000;
                 return Sampler { parts_per_billion, follows_parent: true, continues_traces };
@@ -271,7 +271,7 @@ impl Reader<'_> {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => ratio,
             _ => {
                 self.warn(format!(
-                    "OTEL_TRACES_SAMPLER_ARG '{text}' is not a number from 0 to 1: 1 counts"
+                    "OTEL_TRACES_SAMPLER_ARG '{text}' is not a number from 0 to 1: 1 is used"
                 ));
                 1.0
             }
@@ -392,25 +392,25 @@ mod tests {
     fn what_is_wrong_is_warned_of_and_left_out() {
         let wanted = good(&[]);
         for (name, value, says) in [
-            ("OTEL_SDK_DISABLED", "yes", "it counts as false"),
-            ("OTEL_TRACES_EXPORTER", "oltp", "'oltp' is not served"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "traces go as http/protobuf"),
-            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip", "_TRACES_COMPRESSION is not served"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "milliseconds: 10000 counts"),
-            ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds: 10000 counts"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "no header of it is sent"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0d%0ax: y", "no header of it is sent"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,c=hunter2%", "no header of it is sent"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "all of it is left out"),
-            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c=%ff", "all of it is left out"),
-            ("OTEL_TRACES_SAMPLER", "some", "'some' is not known: parentbased_always_on counts"),
+            ("OTEL_SDK_DISABLED", "yes", "false is used"),
+            ("OTEL_TRACES_EXPORTER", "oltp", "'oltp' is not supported"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "http/protobuf is used"),
+            ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip", "_COMPRESSION is not supported"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "milliseconds: 10000 is used"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1", "milliseconds: 10000 is used"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "none of its headers is sent"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0d%0ax: y", "none of its headers is sent"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,c=hunter2%", "none of its headers is sent"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c", "it is ignored"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=b,c=%ff", "it is ignored"),
+            ("OTEL_TRACES_SAMPLER", "some", "'some' is unknown: parentbased_always_on is used"),
             // With these every request of the exporter failed, and all spans were lost.
-            ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=3", "content-length is left out"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "transfer-encoding=hunter2", "is left out"),
-            ("OTEL_PROPAGATORS", "b3", "'b3' is not served"),
-            ("OTEL_PROPAGATORS", "b3,tracecontext", "'b3' is not served"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Content-Length=3", "content-length is ignored"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "transfer-encoding=hunter2", "is ignored"),
+            ("OTEL_PROPAGATORS", "b3", "'b3' is not supported"),
+            ("OTEL_PROPAGATORS", "b3,tracecontext", "'b3' is not supported"),
             ("OTEL_BSP_SCHEDULE_DELAY", "100", "twice a second"),
-            ("OTEL_CONFIG_FILE", "otel.yaml", "only variables are read"),
+            ("OTEL_CONFIG_FILE", "otel.yaml", "only environment variables are read"),
         ] {
             let (settings, warnings) = read(&[ENDPOINT, (name, value)]);
             assert_eq!(settings.as_ref(), Some(&wanted), "{name}={value}");
@@ -421,7 +421,7 @@ mod tests {
         for value in ["2", "-0.1", "NaN", "half"] {
             let (settings, warnings) = read(&[ENDPOINT, ratio, ("OTEL_TRACES_SAMPLER_ARG", value)]);
             assert_eq!(settings.unwrap().sampler, ALL);
-            assert!(warnings[0].contains("not a number from 0 to 1: 1 counts"), "{warnings:?}");
+            assert!(warnings[0].contains("not a number from 0 to 1: 1 is used"), "{warnings:?}");
         }
         assert_eq!(good(&[("OTEL_TRACES_SAMPLER_ARG", "of no sampler")]).sampler, ALL);
         for value in [
@@ -435,10 +435,7 @@ mod tests {
             "http://a:hunter2@c:x",
         ] {
             let (settings, warnings) = read(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value)]);
-            assert!(
-                settings.is_none() && warnings[0].contains("nothing is traced"),
-                "{warnings:?}"
-            );
+            assert!(settings.is_none() && warnings[0].contains("tracing is off"), "{warnings:?}");
             assert!(!warnings[0].contains("hunter2"), "{warnings:?}");
         }
         let (settings, warnings) = read(&[ENDPOINT, ("OTEL_TRACES_EXPORTER", "zipkin")]);

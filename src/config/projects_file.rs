@@ -34,15 +34,15 @@ pub fn load_projects(
             let name = file.display().to_string();
             let text = std::fs::read_to_string(file).map_err(|error| {
                 Exit::Error(format!(
-                    "--projects '{name}' cannot be read: {error}; give a TOML file that this user \
+                    "--projects '{name}' cannot be read: {error}; use a TOML file that this user \
                      may read, e.g. --projects /etc/ws-cluster/projects.toml"
                 ))
             })?;
             parse_projects(&FilePlace { file: &name, text: &text, limits }, env, warnings)
         }
         None if env == Env::Prod => Err(Exit::Error(
-            "--env prod needs a projects file: give one, e.g. --projects \
-             /etc/ws-cluster/projects.toml, with [[project]] pid = \"…\" secrets = [\"…\"]"
+            "--env prod needs a projects file, e.g. --projects /etc/ws-cluster/projects.toml, with \
+             [[project]] pid = \"…\" secrets = [\"…\"]"
                 .into(),
         )),
         None => {
@@ -93,7 +93,8 @@ fn parse_projects(
     };
     if tables.is_empty() {
         return Err(Exit::Error(format!(
-            "{file}: no project in it: add at least one [[project]] with pid and secrets"
+            "{file}: the file contains no project: add at least one [[project]] with pid and \
+             secrets"
         )));
     }
     let mut owners = Owners::default();
@@ -110,8 +111,8 @@ fn parse_projects(
         place.error(
             tables[double.second].span().start,
             format!(
-                "pid '{}' was given before, on line {}: give every project its own pid, and \
-                 several secrets to one project as secrets = [\"new\", \"old\"]",
+                "pid '{}' is already used on line {}: give every project its own pid; a project \
+                 with several secrets has secrets = [\"new\", \"old\"]",
                 double.pid,
                 line(double.first)
             ),
@@ -156,8 +157,8 @@ impl Reader<'_, '_> {
         let subscribe = self.subscribe(&pid, table.get("subscribe"))?;
         if self.env == Env::Prod && allowed_origins.is_none() {
             warnings.push(format!(
-                "project '{pid}' has no allowed_origins: a page of any origin may connect; list \
-                 the origins, or write [\"*\"] if that is meant"
+                "project '{pid}' has no allowed_origins: pages of any origin may connect; list the \
+                 origins, or write [\"*\"] if that is intended"
             ));
         }
         Ok(Project { pid, secrets, allowed_origins, subscribe })
@@ -165,21 +166,21 @@ impl Reader<'_, '_> {
 
     fn pid(&self, value: Option<&Value<'_>>) -> Result<Box<str>, Exit> {
         let Some(value) = value else {
-            let text = "a project without pid: add pid = \"…\"";
+            let text = "the project has no pid: add pid = \"…\"";
             return Err(self.place.error(self.start, text));
         };
         let max = self.place.limits.pid_bytes;
         let problem = match value.get_ref() {
             DeValue::String(pid) if is_pid(pid, max) => return Ok((**pid).into()),
             DeValue::String(pid) => format!(
-                "pid '{}' is not a project id: give 1 to {max} (--max_pid_bytes) of the characters \
+                "pid '{}' is not a project id: use 1 to {max} (--max_pid_bytes) of the characters \
                  A-Z a-z 0-9 _ . -, e.g. pid = \"shop\"",
                 in_one_line(pid, SHOWN_CHARS)
             ),
             DeValue::Integer(number) => {
                 format!("pid = {number} is a number: put it in quotes, pid = \"{number}\"")
             }
-            _ => "pid is not a text: put it in quotes, e.g. pid = \"shop\"".into(),
+            _ => "pid is not a string: put it in quotes, e.g. pid = \"shop\"".into(),
         };
         Err(self.place.error(value.span().start, problem))
     }
@@ -205,7 +206,7 @@ impl Reader<'_, '_> {
                     })
                     .collect();
             }
-            DeValue::Array(_) => "is empty: give at least one, e.g. [\"…\"]",
+            DeValue::Array(_) => "is empty: use at least one, e.g. [\"…\"]",
             _ => "is not a list: write secrets = [\"…\"]",
         };
         let text = format!("secrets of project '{pid}' {problem}");
@@ -231,31 +232,27 @@ impl Reader<'_, '_> {
                 .push(format!("{file}, line {line}: secret {number} of project '{pid}' {problem}"));
         };
         let DeValue::String(secret) = value.get_ref() else {
-            return refused("is not a text: put it in quotes");
+            return refused("is not a string: put it in quotes");
         };
         if secret.is_empty() {
-            return refused("is empty: give random text");
+            return refused("is empty: use random text");
         }
         if secret.ends_with(['\n', '\r']) {
-            return refused(
-                "ends in a newline, which whoever signs will hardly have: leave it out",
-            );
+            return refused("ends in a newline, probably by mistake: remove it");
         }
         if secret.trim() != &**secret {
-            return refused(
-                "begins or ends in a blank, which whoever signs will hardly have: leave it out",
-            );
+            return refused("begins or ends with white space, probably by mistake: remove it");
         }
         let is_published = **secret == *DEV_SECRET;
         match owners.get(&**secret) {
             Some(owner) if owner.start == self.start => {
-                return refused("is there twice: leave one out");
+                return refused("is given twice: remove one");
             }
             // Outside `prod` the published one is no secret. Two projects with the same pid are
             // refused once all have been read.
             Some(owner) if *owner.pid != *pid && (is_prod || !is_published) => {
                 let problem = format!(
-                    "is that of project '{}' on line {}, too: who signs for one could sign for \
+                    "is also that of project '{}' on line {}: whoever signs for one could sign for \
                      the other; give each its own",
                     owner.pid, owner.line
                 );
@@ -275,7 +272,7 @@ impl Reader<'_, '_> {
         }
         if bytes < MIN_SECRET_BYTES && !is_published {
             warn(format!(
-                "has {bytes} bytes and can be guessed: --env prod refuses less than \
+                "has only {bytes} bytes and can be guessed: --env prod requires at least \
                  {MIN_SECRET_BYTES}"
             ));
         }
@@ -293,7 +290,7 @@ impl Reader<'_, '_> {
         let mut origins = Vec::with_capacity(list.len());
         for value in list {
             let DeValue::String(origin) = value.get_ref() else {
-                return Err(wrong(value.span().start, ": an origin is a text: put it in quotes"));
+                return Err(wrong(value.span().start, ": an origin is a string: put it in quotes"));
             };
             if let Err(fix) = check_origin(origin) {
                 let problem = format!(
@@ -314,12 +311,12 @@ impl Reader<'_, '_> {
             Some("none") => Ok(SubscribePolicy::None),
             Some("signed") => Ok(SubscribePolicy::Signed),
             other => {
-                let fix = "give \"any\", \"none\" or \"signed\"";
+                let fix = "use \"any\", \"none\" or \"signed\"";
                 let text = match other.map(|other| in_one_line(other, SHOWN_CHARS)) {
                     Some(other) => {
-                        format!("subscribe '{other}' of project '{pid}' is not known: {fix}")
+                        format!("subscribe '{other}' of project '{pid}' is unknown: {fix}")
                     }
-                    None => format!("subscribe of project '{pid}' is not a text: {fix}"),
+                    None => format!("subscribe of project '{pid}' is not a string: {fix}"),
                 };
                 Err(self.place.error(value.span().start, text))
             }
@@ -334,11 +331,12 @@ fn weakness(secret: &str) -> Option<String> {
             "is the published dev-secret, with which anyone can sign".into()
         }
         bytes @ ..MIN_SECRET_BYTES => format!(
-            "has {bytes} bytes and can be guessed: --env prod takes {MIN_SECRET_BYTES} and more"
+            "has only {bytes} bytes and can be guessed: --env prod requires at least \
+             {MIN_SECRET_BYTES}"
         ),
         _ => return None,
     };
-    Some(format!("{problem}; give random text, e.g. of openssl rand -hex 32"))
+    Some(format!("{problem}; use random text, e.g. from openssl rand -hex 32"))
 }
 
 /// A secret, with what an error needs to refer to it.
@@ -357,15 +355,15 @@ fn check_origin(text: &str) -> Result<(), &'static str> {
         return Ok(());
     }
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err("give scheme://host with an optional :port");
+        return Err("use scheme://host with an optional :port");
     };
     let scheme_ok = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
     if !scheme_ok {
-        return Err("give scheme://host with an optional :port");
+        return Err("use scheme://host with an optional :port");
     }
     if rest.contains(['/', '?', '#']) {
-        return Err("leave out the path and the slash behind the host");
+        return Err("omit the slash and the path after the host");
     }
     if text.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("write it in lower case, as browsers send it");
@@ -385,14 +383,14 @@ fn check_origin(text: &str) -> Result<(), &'static str> {
         }
     };
     if !host_ok {
-        return Err("give a host name without wildcards, user names or blanks");
+        return Err("use a host name without wildcards, user names or spaces");
     }
     match (scheme, port) {
         ("https", Some("443")) | ("http", Some("80")) => {
-            Err("leave out the default port, as browsers do")
+            Err("omit the default port, as browsers do")
         }
         (_, Some(port)) if port.parse::<u16>().is_err() || port.starts_with(['0', '+']) => {
-            Err("give a port from 1 to 65535 behind the host")
+            Err("use a port from 1 to 65535 after the host")
         }
         _ => Ok(()),
     }
@@ -412,7 +410,7 @@ impl FilePlace<'_> {
 
     fn no_tables(&self, value: Option<&Value<'_>>) -> Exit {
         let at = value.map_or(0, |value| value.span().start);
-        self.error(at, "project is a list of tables: write [[project]] for each")
+        self.error(at, "project must be a list of tables: write [[project]] for each")
     }
 
     fn error(&self, at: usize, text: impl Display) -> Exit {
@@ -454,17 +452,17 @@ mod tests {
         let head = "[[project]]\npid = 'a'\n";
         let full = "[[project]]\npid = 'a'\nsecrets = ['s']\n";
         for (text, wanted) in [
-            (String::new(), "p.toml: no project in it: add at least one [[project]]"),
-            ("# nothing\n".into(), "p.toml: no project in it"),
-            (format!("{full}{full}"), "p.toml, line 4: pid 'a' was given before, on line 1"),
+            (String::new(), "p.toml: the file contains no project: add at least"),
+            ("# nothing\n".into(), "p.toml: the file contains no project"),
+            (format!("{full}{full}"), "p.toml, line 4: pid 'a' is already used on line 1"),
             (format!("{head}secrets = []\n"), "p.toml, line 3: secrets of project 'a' is emp"),
             (
                 format!("{head}secrets = ['x', '']\n"),
-                "p.toml, line 3: secret 2 of project 'a' is empty: give",
+                "p.toml, line 3: secret 2 of project 'a' is empty: use",
             ),
             (
                 format!("{head}secrets = ['x', 'x']\n"),
-                "p.toml, line 3: secret 2 of project 'a' is there twice",
+                "p.toml, line 3: secret 2 of project 'a' is given twice",
             ),
             (format!("{head}secrets = [7]\n"), "p.toml, line 3: secret 1 of project 'a' is no"),
             (
@@ -473,11 +471,11 @@ mod tests {
             ),
             (
                 format!("{head}secrets = ['                    ']\n"),
-                "p.toml, line 3: secret 1 of project 'a' begins or ends in a blank",
+                "p.toml, line 3: secret 1 of project 'a' begins or ends with white",
             ),
             (
                 format!("{head}secrets = [\"\\n0123456789abcdef\"]\n"),
-                "p.toml, line 3: secret 1 of project 'a' begins or ends in a blank",
+                "p.toml, line 3: secret 1 of project 'a' begins or ends with white",
             ),
             (
                 full.replace("[[project]]", "[project]"),
@@ -503,8 +501,8 @@ mod tests {
         let head = "[[project]]\npid = 'a'\n";
         let full = "[[project]]\npid = 'a'\nsecrets = ['s']\n";
         for (text, wanted) in [
-            ("\nproject = 1\n".into(), "p.toml, line 2: project is a list of tables: write [[pro"),
-            ("project = [1]\n".into(), "p.toml, line 1: project is a list of tables: write [[pro"),
+            ("\nproject = 1\n".into(), "p.toml, line 2: project must be a list of tables: wr"),
+            ("project = [1]\n".into(), "p.toml, line 1: project must be a list of tables: wr"),
             (
                 format!("{full}allowed_origins = '*'\n"),
                 "p.toml, line 4: allowed_origins of project \
@@ -512,28 +510,27 @@ mod tests {
             ),
             (
                 format!("{full}allowed_origins = [1]\n"),
-                "p.toml, line 4: allowed_origins of project \
-             'a': an origin is a text",
+                "p.toml, line 4: allowed_origins of project 'a': an origin is a string",
             ),
             (
                 format!("{full}subscribe = 1\n"),
-                "p.toml, line 4: subscribe of project 'a' is not a text",
+                "p.toml, line 4: subscribe of project 'a' is not a str",
             ),
             (head.into(), "p.toml, line 1: project 'a' has no secrets: add"),
-            ("\n[[project]]\nsecrets = ['s']\n".into(), "p.toml, line 2: a project without p"),
+            ("\n[[project]]\nsecrets = ['s']\n".into(), "p.toml, line 2: the project has no p"),
             (
                 full.replace("'a'", "'a b'"),
-                "p.toml, line 2: pid 'a b' is not a project id: give 1 to 64 (--max",
+                "p.toml, line 2: pid 'a b' is not a project id: use 1 to 64 (--max",
             ),
             (full.replace("'a'", "''"), "p.toml, line 2: pid '' is not a project id"),
             (
                 full.replace("'a'", "1"),
                 "p.toml, line 2: pid = 1 is a number: put it in quotes, pid = \"1\"",
             ),
-            (full.replace("'a'", "[]"), "p.toml, line 2: pid is not a text: put it in quotes"),
+            (full.replace("'a'", "[]"), "p.toml, line 2: pid is not a string: put it in quotes"),
             (
                 format!("{full}subscribe = 'all'\n"),
-                "p.toml, line 4: subscribe 'all' of project 'a' is not known: give \"any\"",
+                "p.toml, line 4: subscribe 'all' of project 'a' is unknown: use \"any\"",
             ),
             (
                 format!("{full}secret = 's'\n"),
@@ -554,7 +551,7 @@ mod tests {
     fn prod_refuses_secrets_that_can_be_guessed_and_others_warn() {
         let of = |secret: &str| format!("[[project]]\npid = 'a'\nsecrets = ['{secret}']\n");
         let short = projects(&of("fifteen--bytes-"), Env::Prod).unwrap_err();
-        assert!(short.contains("p.toml, line 3: secret 1 of project 'a' has 15 bytes"), "{short}");
+        assert!(short.contains("p.toml, line 3: secret 1 of project 'a' has only 15"), "{short}");
         let published = projects(&of(DEV_SECRET), Env::Prod).unwrap_err();
         assert!(published.contains("line 3: secret 1 of project 'a' is the publ"), "{published}");
         let (_, warnings) = projects(&of("sixteen--bytes--"), Env::Prod).unwrap();
@@ -563,11 +560,11 @@ mod tests {
         for env in [Env::Dev, Env::Test] {
             let (_, warnings) = projects(&of("short"), env).unwrap();
             assert_eq!(warnings.len(), 1);
-            assert!(warnings[0].starts_with("p.toml, line 3: secret 1 of project 'a' has 5 bytes"));
+            assert!(warnings[0].starts_with("p.toml, line 3: secret 1 of project 'a' has only 5"));
             let both = of("sixteen--bytes--") + &of("sixteen--bytes--").replace("'a'", "'b'");
             let (_, warnings) = projects(&both, env).unwrap();
             let shared =
-                "line 6: secret 1 of project 'b' is that of project 'a' on line 3, too: who";
+                "line 6: secret 1 of project 'b' is also that of project 'a' on line 3: whoever";
             assert!(warnings.len() == 1 && warnings[0].contains(shared), "{warnings:?}");
             let refused = projects(&both, Env::Prod).unwrap_err();
             assert!(refused.contains(shared), "{refused}");
@@ -586,27 +583,27 @@ mod tests {
             parse_projects(&place, Env::Dev, &mut Vec::new()).map_err(|exit| exit.to_string())
         };
         assert_eq!(parse(65).unwrap().len(), 1);
-        assert!(parse(64).unwrap_err().contains("give 1 to 64 (--max_pid_bytes) of the char"));
+        assert!(parse(64).unwrap_err().contains("use 1 to 64 (--max_pid_bytes) of the char"));
     }
 
     #[test]
     fn malformed_origins() {
         for (bad, fix) in [
-            ("a.example", "give scheme://host"),
-            ("://a.example", "give scheme://host"),
-            ("", "give scheme://host"),
-            ("https://a.example/", "leave out the path"),
-            ("https://a.example/x", "leave out the path"),
+            ("a.example", "use scheme://host"),
+            ("://a.example", "use scheme://host"),
+            ("", "use scheme://host"),
+            ("https://a.example/", "omit the slash and the path"),
+            ("https://a.example/x", "omit the slash and the path"),
             ("https://A.example", "write it in lower case"),
             ("https://bücher.example", "write the host in its xn-- form"),
-            ("https://*.example", "give a host name without wildcards"),
-            ("https://", "give a host name"),
-            ("https://u@a.example", "give a host name"),
-            ("https://[::g]", "give a host name"),
-            ("https://a.example:443", "leave out the default port"),
-            ("http://a.example:80", "leave out the default port"),
-            ("https://a.example:", "give a port from 1 to 65535"),
-            ("https://a.example:65536", "give a port from 1 to 65535"),
+            ("https://*.example", "use a host name without wildcards"),
+            ("https://", "use a host name"),
+            ("https://u@a.example", "use a host name"),
+            ("https://[::g]", "use a host name"),
+            ("https://a.example:443", "omit the default port"),
+            ("http://a.example:80", "omit the default port"),
+            ("https://a.example:", "use a port from 1 to 65535"),
+            ("https://a.example:65536", "use a port from 1 to 65535"),
         ] {
             let text = format!(
                 "[[project]]\npid='a'\nsecrets=['s']\nallowed_origins = [\n'*',\n'{bad}']\n"

@@ -46,7 +46,7 @@ fn check_sizes(limits: &Limits) -> Result<(), Exit> {
     match sizes.into_iter().find(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
         Some((flag, bytes)) => Err(Exit::Error(format!(
             "--{flag} {bytes} is more than --queue redis carries in one message, \
-             {MAX_MESSAGE_BYTES} bytes: give e.g. --{flag} 16M"
+             {MAX_MESSAGE_BYTES} bytes: use e.g. --{flag} 16M"
         ))),
         None => Ok(()),
     }
@@ -61,9 +61,8 @@ fn resolve_redis(
     let setting = from.secret(&flags::REDIS)?;
     let name = setting.name();
     let text = setting.text.as_deref().unwrap_or(flags::REDIS.default);
-    let redis: RedisUrl = text
-        .parse()
-        .map_err(|error| Exit::Error(format!("{name} is not a URL of a Redis server: {error}")))?;
+    let redis: RedisUrl =
+        text.parse().map_err(|error| Exit::Error(format!("{name} is not a Redis URL: {error}")))?;
     match redis.password {
         // Displaying the URL shows its password as ***.
         Some(_) => setting.note(redis.to_string()),
@@ -71,14 +70,14 @@ fn resolve_redis(
     }
     if redis.password.is_some() && setting.is_visible() {
         warnings.push(
-            "--redis has a password in it, which every user of this machine can read in the list \
-             of processes: give it as WS_CLUSTER_REDIS instead"
+            "--redis contains a password, which every user of this machine can read in the list of \
+             processes: set WS_CLUSTER_REDIS instead"
                 .into(),
         );
     }
     if queue == Queue::Local && setting.text.is_some() {
         warnings.push(format!(
-            "{name} has no effect with --queue local: give --queue redis, or leave it out"
+            "{name} has no effect with --queue local: use --queue redis, or omit it"
         ));
     }
     Ok(redis)
@@ -87,8 +86,8 @@ fn resolve_redis(
 fn resolve_broker_thread(from: &Source<'_>, workers: usize) -> Result<bool, Exit> {
     let setting = from.get(&flags::BROKER_THREAD);
     let refused = format!(
-        "{} needs a single worker, whose thread the broker shares, and there are {workers}: leave \
-         it out, or give --workers 1",
+        "{} needs a single worker, whose thread the broker shares, but there are {workers}: omit \
+         it, or use --workers 1",
         setting.written("false")
     );
     match setting.flag_or(workers > 1)? {

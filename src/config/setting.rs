@@ -83,14 +83,14 @@ impl<'a> Source<'a> {
             let name = setting.name();
             let text = fs::read_to_string(path).map_err(|error| {
                 Exit::Error(format!(
-                    "{name}: the file {path} cannot be read: {error}; give a file that this user \
-                     may read, as file:/path"
+                    "{name}: the file {path} cannot be read: {error}; use file:/path with a file \
+                     that this user may read"
                 ))
             })?;
             let text = text.trim_end_matches(['\n', '\r']);
             if text.is_empty() || text.contains(['\n', '\r']) {
                 return Err(Exit::Error(format!(
-                    "{name}: the file {path} must have the value, one line, and nothing else"
+                    "{name}: the file {path} must contain exactly one line, the value"
                 )));
             }
             setting.text = Some(text.to_owned());
@@ -137,7 +137,7 @@ impl Setting<'_> {
         match text.parse() {
             Ok(number) if digits_only && range.contains(&number) => Ok(number),
             _ => {
-                let fix = format!("give a number from {} to {}", range.start(), range.end());
+                let fix = format!("use a number from {} to {}", range.start(), range.end());
                 Err(self.wrong(what, &fix, default))
             }
         }
@@ -165,7 +165,7 @@ impl Setting<'_> {
             Some(bytes) if range.contains(&bytes) => Ok(bytes),
             _ => {
                 let fix = format!(
-                    "give bytes from {} to {}, or a number with K, M or G",
+                    "use a number of bytes from {} to {}, optionally with K, M or G",
                     range.start(),
                     range.end()
                 );
@@ -184,7 +184,7 @@ impl Setting<'_> {
             None => Ok(self.take_default(default)),
             Some("true" | "1") => Ok(true),
             Some("false" | "0") => Ok(false),
-            Some(_) => Err(self.wrong("true or false", "give one of the two", default)),
+            Some(_) => Err(self.wrong("true or false", "use one of them", default)),
         }
     }
 
@@ -204,12 +204,12 @@ impl Setting<'_> {
     fn malformed(&self) -> Exit {
         match (self.flag.name, self.text.as_deref(), self.flag.kind) {
             ("queue", Some(text @ "redis-stream"), _) => Exit::Error(format!(
-                "{} comes with a later version: use {} or local",
+                "{} is not supported by this version: use {} or local",
                 self.written(text),
                 self.written("redis")
             )),
             (_, _, ValueKind::Text { what, fix, example, .. }) => self.wrong(what, fix, example),
-            _ => self.wrong("a value", "give another", self.flag.default),
+            _ => self.wrong("a value", "use another", self.flag.default),
         }
     }
 
@@ -222,8 +222,8 @@ impl Setting<'_> {
             let service = service.to_ascii_lowercase().replace('_', "-");
             return Exit::Error(format!(
                 "{name} '{value}' is not {what}: Kubernetes sets it for the service {service}; set \
-                 enableServiceLinks: false in the pod's spec, give the service another name, or \
-                 pass --{} {example}",
+                 enableServiceLinks: false in the pod's spec, rename the service, or pass --{} \
+                 {example}",
                 self.flag.name
             ));
         }

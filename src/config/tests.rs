@@ -178,12 +178,12 @@ fn the_environment_counts_where_no_flag_was_given() {
     assert!(!config_with("", &[("WS_CLUSTER_PIN", "0")]).unwrap().settings.pin);
     assert_eq!(
         error(config_with("", &[("WS_CLUSTER_WS_PORT", "abc")])),
-        "ws-cluster: WS_CLUSTER_WS_PORT 'abc' is not a port: give a number from 0 to 65535, \
-         e.g. WS_CLUSTER_WS_PORT=8812"
+        "ws-cluster: WS_CLUSTER_WS_PORT 'abc' is not a port: use a number from 0 to 65535, e.g. \
+         WS_CLUSTER_WS_PORT=8812"
     );
     assert_eq!(
         error(config_with("", &[("WS_CLUSTER_QUEUE", "redis-stream")])),
-        "ws-cluster: WS_CLUSTER_QUEUE=redis-stream comes with a later version: use \
+        "ws-cluster: WS_CLUSTER_QUEUE=redis-stream is not supported by this version: use \
          WS_CLUSTER_QUEUE=redis or local"
     );
 }
@@ -196,8 +196,8 @@ fn what_kubernetes_sets_for_a_service_is_named_with_the_fix() {
     assert_eq!(
         error(config_with("", &env)),
         "ws-cluster: WS_CLUSTER_HTTP_PORT 'tcp://10.0.0.1:8912' is not a port: Kubernetes sets it \
-         for the service ws-cluster-http; set enableServiceLinks: false in the pod's spec, give \
-         the service another name, or pass --http_port 8912"
+         for the service ws-cluster-http; set enableServiceLinks: false in the pod's spec, rename \
+         the service, or pass --http_port 8912"
     );
     assert_eq!(config_with("--http_port 8912", &env).unwrap().ports.http, 8912);
     let typed = error(config("--http_port tcp://10.0.0.1:8912"));
@@ -241,72 +241,80 @@ fn what_could_never_arrive_is_refused() {
     );
     for flag in ["ping_interval_ms", "message_timeout_ms"] {
         let error = config(&format!("--{flag} 99")).unwrap_err().to_string();
-        let wanted = format!("--{flag} '99' is not a time in milliseconds: give a number from 100");
+        let wanted = format!("--{flag} '99' is not a time in milliseconds: use a number from 100");
         assert!(error.contains(&wanted), "{error}");
     }
 }
 
 #[test]
 fn every_wrong_value_names_itself_and_the_fix() {
-    let ms = "a time in milliseconds: give a number from";
+    let ms = "a time in milliseconds: use a number from";
     for (flag, bad, what) in [
-        ("node", "1024", "a node number: give a number from 0 to 1023, e.g. --node 1"),
-        ("node", "-1", "a node number: give a number from 0 to 1023, e.g. --node 1"),
-        ("ws_port", "abc", "a port: give a number from 0 to 65535, e.g. --ws_port 8812"),
-        ("ws_port", "+1", "a port: give a number from 0 to 65535, e.g. --ws_port 8812"),
-        ("http_port", "65536", "a port: give a number from 0 to 65535, e.g. --http_port 8912"),
-        ("prometheus_port", "9e3", "a port: give a number from 0 to 65535, e.g. --p"),
-        ("bind", "localhost", "an IP address: give an IPv4 or IPv6 address"),
-        ("queue", "kafka", "a queue: give local or redis, e.g. --queue local"),
-        ("env", "staging", "an environment: give dev, test or prod, e.g. --env dev"),
-        ("env", "Prod", "an environment: give dev, test or prod, e.g. --env dev"),
-        ("workers", "0", "a number of workers: give a number from 1 to 64"),
-        ("workers", "65", "a number of workers: give a number from 1 to 64"),
-        ("pin", "yes", "true or false: give one of the two, e.g. --pin true"),
-        ("max_connections", "1M", "a number of connections: give a number from 1 to"),
-        ("max_http_connections", "0", "a number of connections: give a number from 1 to"),
+        ("node", "1024", "a node number: use a number from 0 to 1023, e.g. --node 1"),
+        ("node", "-1", "a node number: use a number from 0 to 1023, e.g. --node 1"),
+        ("ws_port", "abc", "a port: use a number from 0 to 65535, e.g. --ws_port 8812"),
+        ("ws_port", "+1", "a port: use a number from 0 to 65535, e.g. --ws_port 8812"),
+        ("http_port", "65536", "a port: use a number from 0 to 65535, e.g. --http_port 8912"),
+        ("prometheus_port", "9e3", "a port: use a number from 0 to 65535, e.g. --p"),
+        ("bind", "localhost", "an IP address: use an IPv4 or IPv6 address"),
+        ("queue", "kafka", "a queue: use local or redis, e.g. --queue local"),
+        ("env", "staging", "an environment: use dev, test or prod, e.g. --env dev"),
+        ("env", "Prod", "an environment: use dev, test or prod, e.g. --env dev"),
+        ("workers", "0", "a number of workers: use a number from 1 to 64"),
+        ("workers", "65", "a number of workers: use a number from 1 to 64"),
+        ("pin", "yes", "true or false: use one of them, e.g. --pin true"),
+        ("max_connections", "1M", "a number of connections: use a number from 1 to"),
+        ("max_http_connections", "0", "a number of connections: use a number from 1 to"),
         ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 10000")),
         ("idle_timeout_ms", "99", &format!("{ms} 100 to 86400000, e.g. --idle")),
         ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
         ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 620000")),
         ("linger_ms", "86400001", &format!("{ms} 0 to 86400000, e.g. --linger_ms 2000")),
-        ("coalesce_us", "10001", "a time in microseconds: give a number from 0 to 10000, e.g."),
-        ("max_message_bytes", "127", "a size: give bytes from 128 to 1073741824, or a number"),
-        ("max_body_bytes", "2G", "a size: give bytes from 1024 to 1073741824, or a number"),
-        ("max_head_bytes", "1023", "a size: give bytes from 1024 to 65536, or a number with K"),
-        ("max_head_bytes", "65K", "a size: give bytes from 1024 to 65536, or a number with K"),
-        ("max_head_fields", "15", "a number of header fields: give a number from 16 to 256, e."),
-        ("max_head_fields", "257", "a number of header fields: give a number from 16 to 256, e."),
-        ("max_tags", "0", "a number of tags: give a number from 1 to 1024, e.g. --max_tags 256"),
-        ("max_tags", "1025", "a number of tags: give a number from 1 to 1024, e.g. --max_tags 2"),
-        ("max_selector_ids", "0", "a number of ids: give a number from 1 to 10000, e.g. --max_s"),
-        ("max_selector_ids", "10001", "a number of ids: give a number from 1 to 10000, e.g. --m"),
-        ("max_batch", "0", "a number of messages: give a number from 1 to 10000, e.g. --max_bat"),
-        ("max_batch", "10001", "a number of messages: give a number from 1 to 10000, e.g. --max"),
-        ("max_pid_bytes", "0", "a number of bytes: give a number from 1 to 255, e.g. --max_pid_"),
-        ("max_pid_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_pi"),
-        ("max_uid_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_ui"),
-        ("max_tag_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max_ta"),
-        ("max_device_bytes", "256", "a number of bytes: give a number from 1 to 255, e.g. --max"),
-        ("outbox_bytes", "1KB", "a size: give bytes from 4096 to 1073741824, or a number"),
-        ("worker_outbox_bytes", "99999999999G", "a size: give bytes from 4096 to"),
+        ("coalesce_us", "10001", "a time in microseconds: use a number from 0 to 10000, e.g."),
         (
-            "redis_prefix",
-            "{a}",
-            "a prefix of names in Redis: give 1 to 64 of A-Z a-z 0-9 _ . : and",
+            "max_message_bytes",
+            "127",
+            "a size: use a number of bytes from 128 to 1073741824, optionally",
         ),
-        ("redis_prefix", &"x".repeat(65), "a prefix of names in Redis: give 1 to 64 of"),
+        (
+            "max_body_bytes",
+            "2G",
+            "a size: use a number of bytes from 1024 to 1073741824, optionally",
+        ),
+        ("max_head_bytes", "1023", "a size: use a number of bytes from 1024 to 65536, optionally"),
+        ("max_head_bytes", "65K", "a size: use a number of bytes from 1024 to 65536, optionally"),
+        ("max_head_fields", "15", "a number of header fields: use a number from 16 to 256, e."),
+        ("max_head_fields", "257", "a number of header fields: use a number from 16 to 256, e."),
+        ("max_tags", "0", "a number of tags: use a number from 1 to 1024, e.g. --max_tags 256"),
+        ("max_tags", "1025", "a number of tags: use a number from 1 to 1024, e.g. --max_tags 2"),
+        ("max_selector_ids", "0", "a number of ids: use a number from 1 to 10000, e.g. --max_s"),
+        ("max_selector_ids", "10001", "a number of ids: use a number from 1 to 10000, e.g. --m"),
+        ("max_batch", "0", "a number of messages: use a number from 1 to 10000, e.g. --max_bat"),
+        ("max_batch", "10001", "a number of messages: use a number from 1 to 10000, e.g. --max"),
+        ("max_pid_bytes", "0", "a number of bytes: use a number from 1 to 255, e.g. --max_pid_"),
+        ("max_pid_bytes", "256", "a number of bytes: use a number from 1 to 255, e.g. --max_pi"),
+        ("max_uid_bytes", "256", "a number of bytes: use a number from 1 to 255, e.g. --max_ui"),
+        ("max_tag_bytes", "256", "a number of bytes: use a number from 1 to 255, e.g. --max_ta"),
+        ("max_device_bytes", "256", "a number of bytes: use a number from 1 to 255, e.g. --max"),
+        (
+            "outbox_bytes",
+            "1KB",
+            "a size: use a number of bytes from 4096 to 1073741824, optionally",
+        ),
+        ("worker_outbox_bytes", "99999999999G", "a size: use a number of bytes from 4096 to"),
+        ("redis_prefix", "{a}", "a prefix of names in Redis: use 1 to 64 of A-Z a-z 0-9 _ . : and"),
+        ("redis_prefix", &"x".repeat(65), "a prefix of names in Redis: use 1 to 64 of"),
         ("queue_timeout_ms", "99", &format!("{ms} 100 to 60000, e.g. --queue_timeout_ms 2000")),
         ("queue_timeout_ms", "60001", &format!("{ms} 100 to 60000, e.g. --queue_timeout_ms")),
-        ("routing", "tag", "a routing: give project, or user for a channel per connected user"),
-        ("broker_thread", "on", "true or false: give one of the two, e.g. --broker_thread"),
-        ("idempotency_keys", "999", "a number of keys: give a number from 1000 to 100000000, e.g."),
-        ("idempotency_keys", "100000001", "a number of keys: give a number from 1000 to 1000000"),
-        ("log", "info=loud", "a log filter: give a level"),
-        ("log_format", "xml", "a log format: give text or json, e.g. --log_format json"),
-        ("log_rotate", "weekly", "a time to rotate: give hourly, daily or never, e.g. --log_rot"),
-        ("log_max_bytes", "1K", "a size: give bytes from 65536 to 1099511627776, or a number"),
-        ("log_keep", "0", "a number of files: give a number from 1 to 10000, e.g. --log_keep 14"),
+        ("routing", "tag", "a routing: use project, or user for a channel per connected user"),
+        ("broker_thread", "on", "true or false: use one of them, e.g. --broker_thread"),
+        ("idempotency_keys", "999", "a number of keys: use a number from 1000 to 100000000, e.g."),
+        ("idempotency_keys", "100000001", "a number of keys: use a number from 1000 to 1000000"),
+        ("log", "info=loud", "a log filter: use a level"),
+        ("log_format", "xml", "a log format: use text or json, e.g. --log_format json"),
+        ("log_rotate", "weekly", "a rotation interval: use hourly, daily or never, e.g. --log_rot"),
+        ("log_max_bytes", "1K", "a size: use a number of bytes from 65536 to 1099511627776, optio"),
+        ("log_keep", "0", "a number of files: use a number from 1 to 10000, e.g. --log_keep 14"),
     ] {
         let text = error(config(&format!("--{flag} {bad}")));
         let wanted = format!("ws-cluster: --{flag} '{bad}' is not {what}");
@@ -321,14 +329,14 @@ fn every_wrong_value_names_itself_and_the_fix() {
 #[test]
 fn unknown_and_broken_arguments() {
     for (line, part) in [
-        ("--nope 1", "Unrecognized argument: --nope"),
-        ("stray", "Unrecognized argument: stray"),
-        ("--ws_port", "No value provided for option '--ws-port'"),
-        ("--node 1 --node 2", "'--node'"),
+        ("--nope 1", "unknown argument: --nope"),
+        ("stray", "unknown argument: stray"),
+        ("--ws_port", "missing value for --ws-port"),
+        ("--node 1 --node 2", "--node is given twice"),
     ] {
         let text = error(config(line));
         assert!(text.starts_with("ws-cluster: ") && text.contains(part), "{text}");
-        assert!(text.ends_with(": ws-cluster --help lists the arguments"), "{text}");
+        assert!(text.ends_with(": see ws-cluster --help"), "{text}");
     }
 }
 
@@ -357,12 +365,13 @@ fn one_number_serves_two_ports_where_their_addresses_differ() {
 fn values_that_contradict_each_other() {
     assert_eq!(
         error(config("--queue redis-stream")),
-        "ws-cluster: --queue redis-stream comes with a later version: use --queue redis or local"
+        "ws-cluster: --queue redis-stream is not supported by this version: use --queue redis or \
+         local"
     );
     assert_eq!(
         error(config("--workers 4 --broker_thread false")),
         "ws-cluster: --broker_thread false needs a single worker, whose thread the broker shares, \
-         and there are 4: leave it out, or give --workers 1"
+         but there are 4: omit it, or use --workers 1"
     );
     assert_eq!(
         error(config("--http_port 8812")),
@@ -384,7 +393,7 @@ fn values_that_contradict_each_other() {
     assert!(text.contains("4096 or more, or 0"), "{text}");
     assert_eq!(config("--send_buffer_bytes 0").unwrap().settings.memory.send_buffer_bytes, 0);
     let text = error(config("--outbox_bytes 2M --worker_outbox_bytes 1M"));
-    assert!(text.contains("give --worker_outbox_bytes at least that much"), "{text}");
+    assert!(text.contains("use --worker_outbox_bytes 2097152 or more"), "{text}");
     let text = error(config("--env prod --echo"));
     assert!(text.starts_with("ws-cluster: --echo is refused with --env prod"), "{text}");
     let text = error(config("--env prod"));
@@ -420,9 +429,9 @@ fn a_redis_password_is_shown_nowhere_and_belongs_in_the_environment() {
         assert!(!debug.contains("hunter2"));
     };
     let by_flag = format!("--redis {secret}");
-    let has = "--redis has a password in it, which every user of this machine can read";
+    let has = "--redis contains a password, which every user of this machine can read";
     starts(&config(&format!("--queue redis {by_flag}")).unwrap(), &[has]);
-    starts(&config(&by_flag).unwrap(), &[has, "--redis has no effect with --queue local: give"]);
+    starts(&config(&by_flag).unwrap(), &[has, "--redis has no effect with --queue local: use"]);
     let env = [("WS_CLUSTER_REDIS", secret)];
     let by_env = config_with("--queue redis", &env).unwrap();
     let redis = by_env.settings.redis.as_ref().unwrap();
@@ -436,23 +445,23 @@ fn a_redis_password_is_shown_nowhere_and_belongs_in_the_environment() {
 #[test]
 fn a_wrong_redis_url_names_the_flag_and_the_fix_and_no_password() {
     for (url, part) in [
-        ("host:6379", "it has no scheme; give redis://host:port"),
-        ("app:hunter2@host:6379", "it has no scheme; give redis://host:port"),
-        ("rediss://:hunter2@host", "TLS (rediss://) is not served; put stunnel"),
-        ("redis://app:hunter2", "its port is not a number from 1 to 65535; give"),
+        ("host:6379", "it has no scheme; use redis://host:port"),
+        ("app:hunter2@host:6379", "it has no scheme; use redis://host:port"),
+        ("rediss://:hunter2@host", "TLS (rediss://) is not supported; use redis"),
+        ("redis://app:hunter2", "its port is not a number from 1 to 65535; use"),
         ("redis://:hunter2@", "its host is missing"),
-        ("redis://:hun/ter2@host", "an @ or a # comes too late; write / as %2F"),
+        ("redis://:hun/ter2@host", "an @ or a # is misplaced; write / as %2F"),
     ] {
         let text = error(config(&format!("--redis {url}")));
-        let wanted = format!("ws-cluster: --redis is not a URL of a Redis server: {part}");
+        let wanted = format!("ws-cluster: --redis is not a Redis URL: {part}");
         assert!(text.starts_with(&wanted) && !text.contains("ter2"), "{text}\n{wanted}");
         let text = error(config_with("", &[("WS_CLUSTER_REDIS", url)]));
-        assert!(text.starts_with("ws-cluster: WS_CLUSTER_REDIS is not a URL of a Re"), "{text}");
+        assert!(text.starts_with("ws-cluster: WS_CLUSTER_REDIS is not a Redis URL"), "{text}");
         assert!(text.contains(part) && !text.contains("ter2"), "{text}");
     }
     for line in ["redis://:hunter2@host", "--rediss=redis://:hunter2@host", "a:hunter2@host"] {
         let text = error(config(line));
-        assert!(text.contains("Unrecognized") && !text.contains("hunter2"), "{text}");
+        assert!(text.contains("unknown argument") && !text.contains("hunter2"), "{text}");
     }
 }
 
@@ -466,7 +475,7 @@ fn a_dsn_is_shown_nowhere_and_belongs_in_the_environment() {
     assert!(by_flag.warnings[0].starts_with("--sentry_dsn is in the list of processes"));
     for wrong in ["hunter2", "https://sentry.example/42", "https://hunter2@sentry.example/"] {
         let text = error(config_with("", &[("WS_CLUSTER_SENTRY_DSN", wrong)]));
-        let wanted = "ws-cluster: WS_CLUSTER_SENTRY_DSN is not a DSN of Sentry: give https://KEY@";
+        let wanted = "ws-cluster: WS_CLUSTER_SENTRY_DSN is not a Sentry DSN: use https://KEY@";
         assert!(text.starts_with(wanted) && !text.contains("hunter2"), "{text}");
     }
 }
@@ -476,11 +485,11 @@ fn what_is_about_files_wants_a_file() {
     let config = config_with("--log_keep 3", &[]).unwrap();
     assert_eq!(
         config.warnings,
-        ["--log_keep has no effect without a file: give --log_path \
-          /var/log/ws-cluster/ws-cluster.log, or leave it out"]
+        ["--log_keep has no effect without a log file: use --log_path \
+            /var/log/ws-cluster/ws-cluster.log, or omit it"]
     );
     let config = config_with("", &[("WS_CLUSTER_LOG_MAX_BYTES", "0")]).unwrap();
-    assert!(config.warnings[0].contains("give WS_CLUSTER_LOG_PATH=/var/log/"), "{config:?}");
+    assert!(config.warnings[0].contains("use WS_CLUSTER_LOG_PATH=/var/log/"), "{config:?}");
     let config = config_with("--log_path x --log_max_bytes 0 --log_rotate never", &[]).unwrap();
     assert!(config.warnings.is_empty());
     assert_eq!(config.logs.file.unwrap().max_bytes, None);

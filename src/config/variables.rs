@@ -24,7 +24,7 @@ pub(super) fn unknown<'a>(
             Some(flag) => format!("{PREFIX}{} is", flag.to_ascii_uppercase()),
             None => "ws-cluster --help lists the flags, which are".into(),
         };
-        warnings.push(format!("{name} is not a variable of ws-cluster, and has no effect: {hint}"));
+        warnings.push(format!("{name} is not a variable of ws-cluster and has no effect; {hint}"));
     }
     warnings
 }
@@ -72,7 +72,7 @@ mod tests {
             let warnings = unknown([(name, "hunter2")], &FLAGS);
             assert_eq!(warnings.len(), 1, "{name}");
             let wanted =
-                format!("{name} is not a variable of ws-cluster, and has no effect: {hint}");
+                format!("{name} is not a variable of ws-cluster and has no effect; {hint}");
             assert!(warnings[0].starts_with(&wanted), "{warnings:?}");
             assert!(!warnings[0].contains("hunter2"));
         }

@@ -347,7 +347,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let limits = &self.context.shared.settings.limits;
         let now = self.read_at.wall();
         let Parameters::Json = parameters(self.head, body)? else {
-            return Err(error(415, "a batch is JSON: send Content-Type: application/json"));
+            return Err(error(415, "a batch must be JSON: send Content-Type: application/json"));
         };
         let members = json::members(body)?;
         let project = self.authorize_json(&members, body, now)?;
@@ -437,7 +437,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     fn begin(&self, project: &Project, push: &Push<'_>) -> Result<PendingPush<'c>, ApiError> {
         if self.context.shared.is_draining() {
-            return Err(error(503, "this node is draining: push to another"));
+            return Err(error(503, "this node is draining: push to another node"));
         }
         let origin = PushOrigin { read_at: self.read_at, traceparent: self.head.traceparent };
         let pending = self.context.begin_push(&project.pid, push, origin);
@@ -522,16 +522,19 @@ pub(super) async fn finish(
 /// Returns the answer to a push that the queue refused or did not confirm.
 pub(super) fn not_accepted(outcome: Outcome, shared: &Shared) -> ApiError {
     match outcome {
-        Outcome::Unreachable => {
-            error(503, "the queue is down: not accepted, try again or push to another node")
-        }
+        Outcome::Unreachable => error(
+            503,
+            "the queue is down and the push was not accepted: try again, or push to another node",
+        ),
         Outcome::TooLarge => {
             let limit = shared.queue.limit().map_or_else(String::new, |limit| limit.to_string());
             ApiError { status: 413, msg: format!("the push is too large: {limit}").into() }
         }
         Outcome::Refused => error(503, "the queue refused the message: see the node's log"),
         Outcome::Unknown | Outcome::Accepted => error(504, "outcome unknown"),
-        Outcome::Overloaded => error(503, "the node is overloaded: not accepted, try again"),
+        Outcome::Overloaded => {
+            error(503, "the node is overloaded and the push was not accepted: try again")
+        }
     }
 }
 
@@ -552,12 +555,13 @@ fn parameters<'a>(head: &Head<'a>, body: &'a [u8]) -> Result<Parameters<'a>, Api
     if head.has_idempotency_key {
         return Err(error(
             400,
-            "Idempotency-Key is not signed: send idempotency_key among the parameters",
+            "the header Idempotency-Key is not signed: send the parameter idempotency_key instead",
         ));
     }
     if let Some(coding) = head.content_encoding {
         let coding = quoted(coding);
-        let msg = format!("Content-Encoding {coding} is not taken: send the body as it is").into();
+        let msg = format!("Content-Encoding {coding} is not supported: send the body uncompressed")
+            .into();
         return Err(ApiError { status: 415, msg });
     }
     let query = head.query.unwrap_or("");
@@ -565,12 +569,12 @@ fn parameters<'a>(head: &Head<'a>, body: &'a [u8]) -> Result<Parameters<'a>, Api
         return Ok(Parameters::Text(query.as_bytes()));
     }
     if head.body == Body::None {
-        return Err(error(411, "send the parameters as query, or a body with its Content-Length"));
+        return Err(error(411, "send the parameters in the query, or a body with Content-Length"));
     }
     if !query.is_empty() {
         return Err(error(
             400,
-            "parameters in two places: send them as query or as body, not both",
+            "parameters in two places: send them in the query or in the body, not both",
         ));
     }
     if head.content_is(JSON) {

@@ -39,7 +39,7 @@ pub fn judge<R>(
     }
     let key = upgrade(head)?;
     if shared.is_draining() {
-        return Err(refuse(503, "this node is draining: connect to another"));
+        return Err(refuse(503, "this node is draining: connect to another node"));
     }
     let mut switching = Vec::with_capacity(240);
     let accept = accept_key(key);

@@ -114,13 +114,13 @@ enum End {
 }
 
 const LATE: HttpError =
-    HttpError { status: 408, msg: "the request did not come whole within --request_timeout_ms" };
+    HttpError { status: 408, msg: "the request was not complete within --request_timeout_ms" };
 /// There is no memory for the request.
 const NO_MEMORY: HttpError =
-    HttpError { status: 503, msg: "too many requests are on their way to this node: try again" };
+    HttpError { status: 503, msg: "this node has too many requests in progress: try again" };
 /// There are too many connections to keep one that has sent no complete request.
 const NO_PLACE: HttpError =
-    HttpError { status: 503, msg: "this node has too many HTTP connections" };
+    HttpError { status: 503, msg: "this node has too many HTTP connections: try again" };
 
 /// A connection that is listed in the [`Connections`] of its service.
 #[must_use]

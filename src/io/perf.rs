@@ -160,7 +160,7 @@ impl Sampler {
 /// Rewraps the error: the ring was refused, not the event, and callers must not confuse the two.
 fn no_ring(error: &io::Error) -> io::Error {
     io::Error::other(format!(
-        "no memory for what it writes ({error}): raise kernel.perf_event_mlock_kb, or the limit of \
+        "no memory for its buffer ({error}): raise kernel.perf_event_mlock_kb or the limit of \
          locked memory"
     ))
 }

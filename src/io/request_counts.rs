@@ -28,7 +28,7 @@ impl RequestCounts {
 
     /// Counts a request, either with the next one that differs or at [`RequestCounts::flush`].
     pub fn add(&self, path: &str, status: u16, started: Instant) {
-        tracing::trace!(path, status, "a request is answered");
+        tracing::trace!(path, status, "answered a request");
         let url = HttpCounters::url_of(path);
         let requests = match self.last.take() {
             Some(last) if (last.url, last.status, last.started) == (url, status, started) => {

@@ -57,7 +57,7 @@ fn begin<'c>(context: &'c WorkerContext, push: &ServerPush) -> Result<PendingPus
     sign::check_exp(exp, false, read_at.wall())?;
     let pid = context.shared.projects.get(push.project).map_or("", |project| &*project.pid);
     if context.shared.is_draining() {
-        let msg = "this node is draining: push to another".into();
+        let msg = "this node is draining: push to another node".into();
         return Err(ApiError { status: 503, msg });
     }
     let origin = PushOrigin { read_at, traceparent: None };

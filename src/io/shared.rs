@@ -182,7 +182,7 @@ impl QueueHealth {
 
     /// Records that the queue works but this worker does not take what comes from it.
     pub fn set_stuck(&self, worker: usize) {
-        *self.lock() = Some(format!("worker {worker} does not take what the queue brings"));
+        *self.lock() = Some(format!("worker {worker} does not process messages from the queue"));
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
@@ -258,7 +258,7 @@ impl Shared {
         let is_full = open >= self.settings.max_connections
             || !self.counters.iter().zip(&self.http_counters).any(has_room);
         is_full.then(|| {
-            format!("full: {open} WebSocket connections are open, and there is room for {}", {
+            format!("full: {open} WebSocket connections are open, and the maximum is {}", {
                 self.room()
             })
         })

@@ -200,7 +200,7 @@ impl WorkerContext {
         }
         match Envelope::decode(bytes) {
             Ok(envelope) => self.deliver(&envelope, at),
-            Err(error) => tracing::error!(%error, "an envelope of this very node is malformed"),
+            Err(error) => tracing::error!(%error, "an envelope of this node's own is malformed"),
         }
     }
 }

@@ -458,7 +458,7 @@ impl WsServer {
             };
             if let Some(why) = full {
                 counters.refusals.count(why);
-                return Err(refuse(503, "this node is full: connect to another"));
+                return Err(refuse(503, "this node is full: connect to another node"));
             }
             let (key, _) = worker.handle_connect(identity, switching, now);
             Ok(HandshakeResult::Open { key, head_len: head.head_len })
@@ -470,7 +470,7 @@ impl WsServer {
     /// handshake, before the welcome.
     fn open(&mut self, key: ConnKey, fd: OwnedFd, bytes: &mut [u8]) {
         self.counters.handshakes.count(101, 1);
-        tracing::trace!(slot = key.slot, "a connection is open");
+        tracing::trace!(slot = key.slot, "opened a connection");
         self.fill_slot(key.slot, key.generation, fd);
         if !bytes.is_empty() {
             if self.worker.wants_input(key.slot) {
@@ -487,7 +487,7 @@ impl WsServer {
 
     fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
         self.counters.handshakes.count(error.status, 1);
-        tracing::trace!(status = error.status, msg = &*error.msg, "a handshake is refused");
+        tracing::trace!(status = error.status, msg = &*error.msg, "refused a handshake");
         let deadline = self.awake() + self.shared.settings.times.linger_ms;
         let bytes = handshake::refusal(error, self.now.wall);
         let last = Last { bytes, is_refusal: true };

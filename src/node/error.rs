@@ -20,15 +20,15 @@ const SYSTEM_CALLS: &str = "io_uring_setup, io_uring_enter, io_uring_register an
 /// Why a node could not start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    #[error("{flag} {address} cannot be listened on ({error}): {fix}")]
+    #[error("cannot listen on {flag} {address} ({error}): {fix}")]
     Port { flag: &'static str, address: SocketAddr, error: io::Error, fix: String },
     #[error("{what} ({error}): {fix}")]
     Refused { what: &'static str, error: io::Error, fix: String },
     #[error("{error}: {fix}")]
     Thread { error: StartError, fix: String },
     #[error(
-        "the system clock says {now}, before 2024-01-01: client ids need the time. Set the clock, \
-         or start when it is set (systemd: Wants= and After=time-sync.target)"
+        "the system clock is at {now}, before 2024-01-01, but client ids need the current time: \
+         set the clock, or start after it is set (systemd: Wants= and After=time-sync.target)"
     )]
     Clock { now: String },
     #[error("{what} failed: {error}")]
@@ -38,15 +38,15 @@ pub enum NodeError {
     #[error("a thread ended early: {0}")]
     Ended(String),
     #[error(
-        "{thread} spends processor time and serves nobody: its io_uring does not wait any more, or \
-         it is in a loop without an end; please report it, with `perf record -g` of the thread"
+        "{thread} uses CPU time without serving anybody: its io_uring no longer waits, or it is in \
+         an endless loop; please report this with the output of `perf record -g` for the thread"
     )]
     Stuck { thread: String },
 }
 
 impl NodeError {
     pub(super) fn no_pin(error: io::Error) -> Self {
-        let fix = "give --pin false, or allow sched_getaffinity and sched_setaffinity".into();
+        let fix = "use --pin false, or allow sched_getaffinity and sched_setaffinity".into();
         Self::Refused { what: "a worker cannot be pinned to a core", error, fix }
     }
 }
@@ -130,14 +130,14 @@ impl Needs {
         let kernel = &machine.kernel;
         match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.io_uring_disabled == 2 => {
-                "the sysctl kernel.io_uring_disabled is 2, which forbids io_uring to all: set it \
-                 to 0 (sysctl -w kernel.io_uring_disabled=0, and a file in /etc/sysctl.d)"
+                "the sysctl kernel.io_uring_disabled is 2, which forbids io_uring for everybody: \
+                 set it to 0 (sysctl -w kernel.io_uring_disabled=0, and a file in /etc/sysctl.d)"
                     .into()
             }
             Some(libc::EPERM) if machine.io_uring_disabled == 1 && !machine.has_sys_admin => {
-                "the sysctl kernel.io_uring_disabled is 1, which forbids io_uring to all but \
-                 CAP_SYS_ADMIN and one group: set it to 0, or kernel.io_uring_group to the number \
-                 of a group that this user is in"
+                "the sysctl kernel.io_uring_disabled is 1, which allows io_uring only with \
+                 CAP_SYS_ADMIN or in one group: set it to 0, or set kernel.io_uring_group to the \
+                 id of a group that this user is in"
                     .into()
             }
             Some(libc::EPERM | libc::EACCES | libc::ENOSYS) if machine.has_seccomp => seccomp_fix(),
@@ -155,16 +155,16 @@ impl Needs {
 
     fn memory_fix(&self, machine: &Machine) -> String {
         let Some(limit) = machine.memlock.filter(|_| !machine.has_ipc_lock) else {
-            return "the kernel has no memory for it: look at the limit of the cgroup (MemoryMax= \
-                    in the systemd unit, docker run --memory) and at the machine's free memory"
+            return "the kernel has no memory for it: check the cgroup's limit (MemoryMax= in the \
+                systemd unit, docker run --memory) and the machine's free memory"
                 .into();
         };
         let kib = |bytes: u64| bytes.div_ceil(1024);
         format!(
             "locked memory is limited to {} KiB for all processes of user {} together \
-             (RLIMIT_MEMLOCK), and this node needs {} KiB: {} for each of {} workers, {} for other \
-             threads; give LimitMEMLOCK=infinity in the systemd unit, `ulimit -l unlimited`, or \
-             docker run --ulimit memlock=-1; or fewer --workers",
+             (RLIMIT_MEMLOCK), but this node needs {} KiB: {} for each of {} workers, {} for other \
+             threads; raise it (LimitMEMLOCK=infinity in the systemd unit, `ulimit -l unlimited`, \
+             docker run --ulimit memlock=-1), or use fewer --workers",
             kib(limit),
             machine.uid,
             kib(self.locked_bytes()),
@@ -201,9 +201,9 @@ impl Needs {
             },
             StartError::Spawn { error, .. } if is(error, libc::EAGAIN) => format!(
                 "this node needs {threads} threads; user {} may have {} processes and threads in \
-                 all (RLIMIT_NPROC: LimitNPROC= in the systemd unit, `ulimit -u`), the cgroup {} \
-                 (pids.max: TasksMax= in the unit, docker run --pids-limit){}: raise what is \
-                 reached, or give fewer --workers",
+                 total (RLIMIT_NPROC: LimitNPROC= in the systemd unit, `ulimit -u`), the cgroup {} \
+                 (pids.max: TasksMax= in the unit, docker run --pids-limit){}: raise the limit \
+                 that is reached, or use fewer --workers",
                 machine.uid,
                 Limit(machine.processes),
                 Limit(machine.cgroup_pids),
@@ -211,10 +211,10 @@ impl Needs {
             ),
             StartError::Spawn { error, .. } if is(error, libc::ENOMEM) => format!(
                 "this node needs {threads} threads, each with a stack of 2 MiB of address space: \
-                 look at the limits of memory (`ulimit -v`, MemoryMax= in the systemd unit)"
+                 check the memory limits (`ulimit -v`, MemoryMax= in the systemd unit)"
             ),
             StartError::Spawn { .. } if machine.has_seccomp => {
-                "a seccomp filter refuses it: allow clone and clone3".into()
+                "a seccomp filter forbids it: allow clone and clone3".into()
             }
             StartError::Spawn { .. } => format!("this node needs {threads} threads"),
         }
@@ -226,7 +226,7 @@ fn stacks(machine: &Machine) -> String {
     let limits = [("-v", machine.address_space), ("-d", machine.data)];
     let limits = limits.into_iter().filter_map(|(option, bytes)| Some((option, bytes? / 1024)));
     let limits = limits
-        .map(|(option, kib)| format!("; its memory is limited, too (`ulimit {option}` is {kib})"));
+        .map(|(option, kib)| format!("; its memory is also limited (`ulimit {option}` is {kib})"));
     limits.collect()
 }
 
@@ -240,7 +240,7 @@ fn files_fix(machine: &Machine) -> String {
 
 fn seccomp_fix() -> String {
     format!(
-        "a seccomp filter refuses it: allow {SYSTEM_CALLS} (docker run --security-opt \
+        "a seccomp filter forbids it: allow {SYSTEM_CALLS} (docker run --security-opt \
          seccomp=FILE, SystemCallFilter= in the systemd unit)"
     )
 }
@@ -279,16 +279,16 @@ impl PortFlag {
         let Self { flag, port, bind } = self;
         match error.kind() {
             ErrorKind::AddrInUse => format!(
-                "another process listens there: `ss -ltnp 'sport = :{port}'` as root shows which; \
-                 stop it, or give another {flag}"
+                "the port is in use: stop the process that uses it (`ss -ltnp 'sport = :{port}'` \
+                 as root shows it), or use another {flag}"
             ),
             ErrorKind::AddrNotAvailable => format!(
-                "{} is not an address of this machine (`ip address` lists them): give one of \
-                 those, or 0.0.0.0 (IPv4) or :: (both) for all",
+                "{} is not an address of this machine (`ip address` lists them): use one of those, \
+                 or 0.0.0.0 (IPv4) or :: (both) for all",
                 bind.written()
             ),
             ErrorKind::PermissionDenied if *port < machine.first_unprivileged_port => format!(
-                "ports below {first} need CAP_NET_BIND_SERVICE: give {flag} {first} or higher; or \
+                "ports below {first} need CAP_NET_BIND_SERVICE: use {flag} {first} or higher; or \
                  in the systemd unit AmbientCapabilities=CAP_NET_BIND_SERVICE, or setcap \
                  cap_net_bind_service=+ep on the program",
                 first = machine.first_unprivileged_port
@@ -299,10 +299,10 @@ impl PortFlag {
             }
             _ if error.raw_os_error() == Some(libc::EMFILE) => files_fix(machine),
             _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => format!(
-                "this machine has no IPv6: give {} an IPv4 address, such as 127.0.0.1 or 0.0.0.0",
+                "this machine has no IPv6: set {} to an IPv4 address, e.g. 127.0.0.1 or 0.0.0.0",
                 bind.name
             ),
-            _ => format!("give another {flag}, or another address as {}", bind.name),
+            _ => format!("use another {flag}, or another address as {}", bind.name),
         }
     }
 }
@@ -318,14 +318,14 @@ mod tests {
         let bind = Bind { ip: [10, 9, 8, 7].into(), name: "WS_CLUSTER_BIND".into() };
         let at = |port| PortFlag { flag: "--ws_port", port, bind: bind.clone() };
         for (port, errno, says) in [
-            (8812, libc::EADDRINUSE, "`ss -ltnp 'sport = :8812'` as root shows which"),
+            (8812, libc::EADDRINUSE, "`ss -ltnp 'sport = :8812'` as root shows it)"),
             (8812, libc::EADDRNOTAVAIL, "WS_CLUSTER_BIND=10.9.8.7 is not an address of this"),
-            (80, libc::EACCES, "ports below 1024 need CAP_NET_BIND_SERVICE: give --ws_port 1024"),
+            (80, libc::EACCES, "ports below 1024 need CAP_NET_BIND_SERVICE: use --ws_port 1024"),
             (80, libc::EACCES, "AmbientCapabilities=CAP_NET_BIND_SERVICE"),
             (8812, libc::EACCES, "a security policy of this machine forbids it"),
             (8812, libc::EMFILE, "the limit of open files is 8: raise it (LimitNOFILE="),
-            (8812, libc::EAFNOSUPPORT, "this machine has no IPv6: give WS_CLUSTER_BIND an IPv4"),
-            (8812, libc::EINVAL, "give another --ws_port, or another address as WS_CLUSTER_BIND"),
+            (8812, libc::EAFNOSUPPORT, "this machine has no IPv6: set WS_CLUSTER_BIND to an"),
+            (8812, libc::EINVAL, "use another --ws_port, or another address as WS_CLUSTER_BIND"),
         ] {
             let fix = at(port).fix(&io::Error::from_raw_os_error(errno), &machine);
             assert!(fix.contains(says), "{fix}");
@@ -351,7 +351,7 @@ mod tests {
         let filtered = Machine { has_seccomp: true, ..machine.clone() };
         for error in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
             assert!(
-                fix(error, &filtered).contains("seccomp filter refuses it: allow io_uring_set")
+                fix(error, &filtered).contains("seccomp filter forbids it: allow io_uring_set")
             );
         }
         let off = Machine { io_uring_disabled: 2, has_sys_admin: true, ..filtered.clone() };
@@ -384,7 +384,7 @@ mod tests {
         assert!(!text.contains("ulimit -d"), "{text}");
         let small = Machine { data: Some(8 << 20), ..machine.clone() };
         let text = needs.thread_fix(&spawn(libc::EAGAIN), &small);
-        assert!(text.contains("its memory is limited, too (`ulimit -d` is 8192)"), "{text}");
+        assert!(text.contains("its memory is also limited (`ulimit -d` is 8192)"), "{text}");
         assert!(needs.thread_fix(&spawn(libc::ENOMEM), &machine).contains("ulimit -v"));
         let filtered = Machine { has_seccomp: true, ..machine };
         assert!(needs.thread_fix(&spawn(libc::EPERM), &filtered).contains("allow clone"));

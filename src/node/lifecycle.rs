@@ -89,13 +89,13 @@ impl Lifecycle {
             None => {
                 *end = Some((signal, Instant::now()));
                 let drain_ms = self.shared.settings.times.drain_ms;
-                tracing::info!(drain_ms, "draining: a second signal ends at once");
+                tracing::info!(drain_ms, "draining: a second signal stops the node at once");
                 self.shared.drain();
                 thread::sleep(ONE_SENDING);
                 sys::drop_pending(signal);
             }
             Some((first, at)) if first != signal && at.elapsed() < ONE_WISH => {
-                tracing::debug!(%signal, "the drain goes on: it has just begun");
+                tracing::debug!(%signal, "the signal is ignored: the drain has just begun");
             }
             Some(_) => {
                 drop(end);

@@ -34,7 +34,7 @@ pub fn registry(shared: &Arc<Shared>) -> Registry {
 /// Answers a request to the Prometheus port.
 pub fn answer(registry: &Registry, head: &Head<'_>) -> Reply {
     if head.path != "/metrics" {
-        return Reply::text(404, "see /metrics\n");
+        return Reply::text(404, "not found: the metrics are at /metrics\n");
     }
     let mut text = String::new();
     if encode(&mut text, registry).is_err() {

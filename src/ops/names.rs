@@ -32,7 +32,7 @@ impl Names {
     /// Returns the refusal of a request that does not name this node.
     pub(super) fn check(&self, host: Option<&str>) -> Result<(), Reply> {
         let Some(host) = host else {
-            let text = "name this node in the field Host, e.g. Host: localhost\n";
+            let text = "name this node in the Host header, e.g. Host: localhost\n";
             return Err(refusal(421, text.to_owned()));
         };
         let name = without_port(host);
@@ -41,13 +41,13 @@ impl Names {
         }
         let name: String = name.chars().take(QUOTED_BYTES).collect();
         let address = if self.bound.is_unspecified() {
-            "an address of it".into()
+            "one of its addresses".into()
         } else {
             self.bound.to_string()
         };
         let text = format!(
-            "Host {name} is not a name of this node: ask for localhost or {address}, or start \
-             the node with --ops_hosts {name}\n"
+            "Host {name} is not a name of this node: use localhost or {address}, or start the node \
+             with --ops_hosts {name}\n"
         );
         Err(refusal(421, text))
     }
@@ -85,7 +85,7 @@ pub(super) fn check_site(site: Site, head: &Head<'_>) -> Result<(), Reply> {
     };
     let has_foreign_origin = head.origin.is_some_and(|origin| !same_origin(origin));
     if is_foreign || has_foreign_origin && (shows_node || costs) {
-        let text = "another site's page may not ask for this: open it by typing its address\n";
+        let text = "pages of other sites may not request this: type its URL into the address bar\n";
         return Err(refusal(403, text.to_owned()));
     }
     Ok(())

@@ -110,7 +110,7 @@ fn run(
         }
         let error = match post.send(&body[..]) {
             Ok(answer) if answer.status().is_success() => None,
-            Ok(answer) => Some(format!("it answers {}", answer.status())),
+            Ok(answer) => Some(format!("HTTP status {}", answer.status())),
             Err(error) => Some(error.to_string()),
         };
         if let Some(error) = error {
@@ -119,7 +119,8 @@ fn run(
                 last_warning = Some(Instant::now());
                 let dropped: u64 =
                     shared.counters.iter().map(|worker| worker.spans_dropped.value()).sum();
-                tracing::warn!(%error, lost, dropped, "the OpenTelemetry collector takes no spans");
+                tracing::warn!(%error, lost, dropped, "the OpenTelemetry collector does not accept \
+                    spans");
             }
         }
     }

@@ -16,7 +16,7 @@ pub async fn answer(node: &NodeView, head: &Head<'_>) -> Reply {
         return SIGN.answer(head);
     }
     let reply = live::answer(node, head).or_else(|| swagger::answer(node, head));
-    reply.unwrap_or_else(|| Reply::text(404, "nothing here\n"))
+    reply.unwrap_or_else(|| Reply::text(404, "not found\n"))
 }
 
 /// Returns whether it is a page: a browser without the token gets it with 401, and its form asks

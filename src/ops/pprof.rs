@@ -101,7 +101,7 @@ fn no_thread(error: &io::Error) -> Reply {
 }
 
 fn ended_early() -> Reply {
-    Reply::text(500, "the thread for it ended early: see the node's log\n")
+    Reply::text(500, "its thread ended early: see the node's log\n")
 }
 
 /// Takes a profile and converts it to the requested format.
@@ -159,17 +159,17 @@ fn taken(kind: ProfileKind, body: Vec<u8>) -> Reply {
 /// Returns what to allow if the kernel refuses.
 fn refused(error: &CpuError) -> String {
     let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
-    let paranoid = paranoid.unwrap_or_else(|_| "not to be read".into());
+    let paranoid = paranoid.unwrap_or_else(|_| "unreadable".into());
     format!(
-        "{error}: this node may not look at its own threads. Allow it:\n\
-         - kernel.perf_event_paranoid at 2 or below (it is {}); at 1 or below also the kernel's \
-         part is seen\n\
-         - or the capability CAP_PERFMON for the node, above 2 needed in any case: systemd \
+        "{error}: this node may not profile its own threads. To allow it, set:\n\
+         - kernel.perf_event_paranoid to 2 or less (it is {}); 1 or less shows the kernel's part \
+         as well\n\
+         - or the capability CAP_PERFMON for the node, which is required above 2: systemd \
          AmbientCapabilities=CAP_PERFMON, docker --cap-add PERFMON, Kubernetes \
          capabilities.add: [PERFMON]\n\
-         - and perf_event_open in the filter of system calls (seccomp), which containers' default \
-         ones let pass only with that capability\n\
-         perf, from outside of the container, needs none of this: perf record -g -p PID\n",
+         - and the seccomp filter to allow perf_event_open; the default filters of containers \
+         allow it only with that capability\n\
+         perf outside the container needs none of this: perf record -g -p PID\n",
         paranoid.trim()
     )
 }
@@ -183,8 +183,8 @@ fn seconds(query: &str) -> Result<u64, String> {
     let seconds = text.parse().ok().filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
     seconds.filter(|_| is_number).ok_or_else(|| {
         format!(
-            "seconds={text} is no whole number from 1 to {MAX_SECONDS}: give seconds=10, or leave \
-             it out for {DEFAULT_SECONDS}"
+            "seconds={text} is not a whole number from 1 to {MAX_SECONDS}: use e.g. seconds=10, or \
+             omit it for {DEFAULT_SECONDS}"
         )
     })
 }
@@ -196,8 +196,8 @@ impl Profiler {
             let began = other.since.elapsed().as_secs();
             let left = (other.seconds + NAMING_SECONDS).saturating_sub(began).max(1);
             let text = format!(
-                "{} has been taking a profile of {} s for {began} s: one at a time, try again in \
-                 {left} s\n",
+                "{} started a profile of {} s {began} s ago, and only one can run at a time: try \
+                 again in {left} s\n",
                 other.who, other.seconds
             );
             return Err(Reply::text(503, text).with("Retry-After", left.to_string()));
@@ -275,7 +275,9 @@ mod tests {
         ] {
             assert_eq!(seconds(query).ok(), expected, "{query}");
         }
-        assert!(seconds("seconds=ten").unwrap_err().starts_with("seconds=ten is no whole number"));
+        assert!(
+            seconds("seconds=ten").unwrap_err().starts_with("seconds=ten is not a whole number")
+        );
     }
 
     #[test]
@@ -286,7 +288,7 @@ mod tests {
         let refusal = profiler.enter(running("other")).err().unwrap();
         assert_eq!(refusal.status, 503);
         let text = String::from_utf8(refusal.body).unwrap();
-        assert!(text.contains("1.2.3.4:5 has been taking a profile of 20 s for 0 s"), "{text}");
+        assert!(text.contains("1.2.3.4:5 started a profile of 20 s 0 s ago"), "{text}");
         assert_eq!(refusal.fields, [("Retry-After", "22".to_string())]);
         drop(place);
         assert!(profiler.enter(running("other")).is_ok());

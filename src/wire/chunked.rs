@@ -88,7 +88,7 @@ impl Chunked {
             (ChunkState::Size { digits, size }, _) => {
                 let digit = char::from(byte).to_digit(16);
                 let Some(digit) = digit.filter(|_| digits < MAX_SIZE_DIGITS) else {
-                    return Err(HttpError::bad("the size of a chunk is malformed"));
+                    return Err(HttpError::bad("the chunk size is malformed"));
                 };
                 Ok(ChunkState::Size { digits: digits + 1, size: size << 4 | u64::from(digit) })
             }
@@ -96,7 +96,7 @@ impl Chunked {
             (state @ ChunkState::Extension { .. }, _) if is_text(byte) => {
                 self.extension_bytes += 1;
                 if self.extension_bytes > MAX_EXTENSION_BYTES {
-                    return Err(HttpError::bad("the chunks' extensions are too long"));
+                    return Err(HttpError::bad("the chunk extensions are too long"));
                 }
                 Ok(state)
             }
@@ -108,7 +108,7 @@ impl Chunked {
             (ChunkState::TrailerStart | ChunkState::Trailer, _) if is_text(byte) => {
                 self.trailer_bytes += 1;
                 if self.trailer_bytes > MAX_TRAILER_BYTES {
-                    return Err(HttpError::bad("the body's trailers are too long"));
+                    return Err(HttpError::bad("the trailers are too long"));
                 }
                 Ok(ChunkState::Trailer)
             }

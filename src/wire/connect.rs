@@ -43,12 +43,12 @@ pub fn parse_connect<'a>(params: &'a Params<'_>, limits: &Limits) -> Result<Conn
 fn read_peer<'a>(params: &'a Params<'_>, max_bytes: usize) -> Result<Peer<'a>, ApiError> {
     let uid = params.get("uid");
     if uid.is_some_and(|uid| !is_name(uid, max_bytes)) {
-        let msg = format!("uid must be 1-{max_bytes} bytes without control characters and commas");
+        let msg = format!("uid must be 1-{max_bytes} bytes without control characters or commas");
         return Err(ApiError::bad(msg));
     }
     match (params.get("type").unwrap_or("1"), uid) {
         ("1", Some(uid)) => Ok(Peer::Client { uid }),
-        ("1", None) => Err(ApiError::bad("uid is missing: the id of the user")),
+        ("1", None) => Err(ApiError::bad("uid is missing: add the id of the user")),
         ("2", uid) => Ok(Peer::BusinessServer { uid, events: read_events(params)? }),
         _ => Err(ApiError::bad("type must be 1 (client) or 2 (business server)")),
     }
@@ -60,7 +60,7 @@ fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
     split(list).enumerate().try_fold(EventSet::NONE, |set, (index, name)| {
         let event = EventSet::named(name).ok_or_else(|| {
             let reason = unknown("event", name, &EventSet::NAMES);
-            ApiError::bad(format!("events must be known: events[{index}] is an {reason}"))
+            ApiError::bad(format!("events[{index}] is an {reason}"))
         })?;
         Ok(set.union(event))
     })
@@ -140,12 +140,9 @@ mod tests {
             ("pid=1&uid=u&session_exp=-1", "session_exp must be"),
             (
                 "pid=1&type=2&events=request,connects",
-                "events must be known: events[1] is an unknown event \"connects\"; did you mean",
+                "events[1] is an unknown event \"connects\"; did you mean",
             ),
-            (
-                "pid=1&type=2&events=request,",
-                "events must be known: events[1] is an unknown event \"\"",
-            ),
+            ("pid=1&type=2&events=request,", "events[1] is an unknown event \"\""),
             ("pid=1&uid=u&session_exp=1700000000000", "session_exp must be in unix seconds: 17"),
         ];
         for (query, start) in cases {

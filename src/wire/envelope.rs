@@ -54,13 +54,13 @@ pub fn max_bytes(limits: &Limits) -> usize {
 /// Why bytes are not a valid envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
-    #[error("the envelope ends before its header does")]
+    #[error("the envelope ends within its header")]
     Truncated,
     #[error("envelope version {0} is newer than this node")]
     Version(u8),
     #[error("a field of the envelope is malformed")]
     Field,
-    #[error("its data is not JSON")]
+    #[error("the data of the envelope is not JSON")]
     NotJson,
     #[error("a bundle of more than {0} envelopes")]
     TooMany(usize),

@@ -27,7 +27,7 @@ pub struct HttpError {
 
 /// The error for a body over [`Limits::body_bytes`].
 pub const TOO_LARGE: HttpError =
-    HttpError { status: 413, msg: "the body is over --max_body_bytes" };
+    HttpError { status: 413, msg: "the body is larger than --max_body_bytes" };
 
 impl HttpError {
     pub(crate) const fn bad(msg: &'static str) -> Self {
@@ -118,7 +118,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         httparse::Status::Partial => {
             return Err(HttpError {
                 status: 431,
-                msg: "the request's head is over --max_head_bytes",
+                msg: "the request's head is larger than --max_head_bytes",
             });
         }
     };
@@ -194,7 +194,9 @@ struct Target<'a> {
 
 fn parse_target<'a>(method: &str, target: &'a str) -> Result<Target<'a>, HttpError> {
     if !target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-        return Err(HttpError::bad("the target has a fragment or a byte to be percent-encoded"));
+        return Err(HttpError::bad(
+            "the target has a fragment or a byte that must be percent-encoded",
+        ));
     }
     if target == "*" && method == "OPTIONS" {
         return Ok(Target { authority: None, path: target, query: None });
@@ -263,16 +265,16 @@ impl<'a> Fields<'a> {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         match name.len() {
             4 if is("host") => {
-                once(&mut self.host, value, "Host was given twice")?;
+                once(&mut self.host, value, "Host is given twice")?;
                 if !self.host.is_some_and(is_host) {
                     return Err(HttpError::bad("Host is malformed"));
                 }
             }
-            6 if is("origin") => once(&mut self.origin, value, "Origin was given twice")?,
+            6 if is("origin") => once(&mut self.origin, value, "Origin is given twice")?,
             6 if is("x-sign") => {
                 // Non-text is not a valid signature: 401.
                 let sign = std::str::from_utf8(value).unwrap_or(NO_SIGN).as_bytes();
-                once(&mut self.x_sign, sign, "X-Sign was given twice")?;
+                once(&mut self.x_sign, sign, "X-Sign is given twice")?;
             }
             6 if is("accept") => self.accept = std::str::from_utf8(value).ok(),
             6 if is("expect") => {
@@ -285,10 +287,10 @@ impl<'a> Fields<'a> {
             10 if is("connection") => self.add_connection(value),
             11 if is("traceparent") => self.add_traceparent(value),
             12 if is("content-type") => {
-                once(&mut self.content_type, value, "Content-Type was given twice")?;
+                once(&mut self.content_type, value, "Content-Type is given twice")?;
             }
             13 if is("authorization") => {
-                once(&mut self.authorization, value, "Authorization was given twice")?;
+                once(&mut self.authorization, value, "Authorization is given twice")?;
             }
             13 if is("if-none-match") => self.if_none_match = std::str::from_utf8(value).ok(),
             14 if is("sec-fetch-site") => {
@@ -296,18 +298,18 @@ impl<'a> Fields<'a> {
                 self.sec_fetch_site = Some(std::str::from_utf8(value).unwrap_or("cross-site"));
             }
             14 if is("content-length") => {
-                once(&mut self.content_length, value, "Content-Length was given twice")?;
+                once(&mut self.content_length, value, "Content-Length is given twice")?;
             }
             15 if is("idempotency-key") => self.has_idempotency_key = true,
             16 if is("content-encoding") => self.add_content_encoding(value),
             17 if is("transfer-encoding") => {
-                once(&mut self.transfer_encoding, value, "Transfer-Encoding was given twice")?;
+                once(&mut self.transfer_encoding, value, "Transfer-Encoding is given twice")?;
             }
             17 if is("sec-websocket-key") => {
-                once(&mut self.sec_websocket_key, value, "Sec-WebSocket-Key was given twice")?;
+                once(&mut self.sec_websocket_key, value, "Sec-WebSocket-Key is given twice")?;
             }
             21 if is("sec-websocket-version") => {
-                let twice = "Sec-WebSocket-Version was given twice";
+                let twice = "Sec-WebSocket-Version is given twice";
                 once(&mut self.sec_websocket_version, value, twice)?;
             }
             22 if is("sec-websocket-protocol") => {
@@ -335,7 +337,7 @@ impl<'a> Fields<'a> {
     /// Fields of the preflight that a browser sends before a cross-origin request.
     fn add_preflight(&mut self, name: &str, value: &'a [u8]) -> Result<(), HttpError> {
         if name.eq_ignore_ascii_case("access-control-request-headers") {
-            let twice = "Access-Control-Request-Headers was given twice";
+            let twice = "Access-Control-Request-Headers is given twice";
             once(&mut self.access_control_request_headers, value, twice)?;
         }
         Ok(())
@@ -367,7 +369,7 @@ impl<'a> Fields<'a> {
                 Ok(Body::Chunked)
             }
             (Some(_), None) => {
-                Err(HttpError::bad("Transfer-Encoding is not exactly chunked, over HTTP/1.1"))
+                Err(HttpError::bad("Transfer-Encoding must be exactly chunked, over HTTP/1.1"))
             }
         }
     }

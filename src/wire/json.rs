@@ -38,7 +38,7 @@ pub enum JsonError {
     Repeated(Box<str>),
     #[error("the JSON object has more than {MAX_MEMBERS} members")]
     Members,
-    #[error("half of a surrogate pair in a JSON string")]
+    #[error("a lone surrogate in a JSON string")]
     Surrogate,
     #[error("not a JSON object")]
     NotObject,

@@ -106,7 +106,7 @@ pub enum Refusal {
     Id,
     #[error("type is missing or unknown")]
     Type,
-    #[error("tags must be a comma-separated string or an array of strings, not empty")]
+    #[error("tags must be a non-empty comma-separated string or array of strings")]
     Tags,
     /// With its index in the array, and its value as received.
     #[error("tags must be a list of strings: tags[{0}] is {1}")]
@@ -520,8 +520,8 @@ mod tests {
         assert_eq!(
             refusal(r#"{"type":"subscribe","id":"7"}"#),
             concat!(
-                r#"{"type":"subscribe","code":0,"msg":"tags must be a comma-separated string "#,
-                r#"or an array of strings, not empty","id":"7"}"#
+                r#"{"type":"subscribe","code":0,"msg":"tags must be a non-empty comma-separated "#,
+                r#"string or array of strings","id":"7"}"#
             )
         );
         let malformed = |index, tag: &str| {
@@ -589,8 +589,8 @@ mod tests {
         };
         assert_eq!(reason("abc,b,abc"), Ok(()));
         assert_eq!(reason("a,b,c"), Err("too many tags: at most 2 for one connection".into()));
-        let msg = "tags must be a list, each element 1-3 bytes without control characters and \
-                   commas: tags[0] is \"abcd\"";
+        let msg = "tags must be a list, each element 1-3 bytes without control characters or \
+            commas: tags[0] is \"abcd\"";
         assert_eq!(reason("abcd"), Err(msg.into()));
     }
 

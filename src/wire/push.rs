@@ -52,7 +52,7 @@ impl Origin {
         let is_known = |name: &str| MEMBERS.contains(&name) || self.members().contains(&name);
         let Some(name) = source.find_unknown(is_known) else { return Ok(()) };
         let place = match (self, &*name) {
-            (Self::Batch, "pid" | "exp") => "of a message: it stands beside \"messages\"",
+            (Self::Batch, "pid" | "exp") => "of a message: it belongs beside \"messages\"",
             (Self::Server, "pid" | "sign") => {
                 "of a business server's push: it has neither pid nor sign"
             }
@@ -69,7 +69,9 @@ fn unknown_member(name: &str, known: &[&[&str]]) -> ApiError {
 /// Rejects a member `sign` in a JSON body, where it would be ignored.
 fn refuse_sign(members: &Members<'_>) -> Result<(), ApiError> {
     match has_sign(members) {
-        true => Err(ApiError::bad("unknown member \"sign\": sign belongs in X-Sign for JSON")),
+        true => Err(ApiError::bad(
+            "unknown member \"sign\": for JSON, sign belongs in the header X-Sign",
+        )),
         false => Ok(()),
     }
 }
@@ -121,7 +123,11 @@ impl<'a> Push<'a> {
                 json::write_string(&mut value, text);
                 Cow::Owned(value)
             }
-            None => return Err(ApiError::bad("data is missing: what the clients shall receive")),
+            None => {
+                return Err(ApiError::bad(
+                    "data is missing: add the value that the clients receive",
+                ));
+            }
         };
         Ok(Self {
             targets: read_targets(source, limits)?,
@@ -167,7 +173,7 @@ impl<'a> Batch<'a> {
         let Some(name) = members.find_unknown(|name| KNOWN.contains(&name)) else { return Ok(()) };
         if MEMBERS.contains(&&*name) {
             return Err(ApiError::bad(format!(
-                "unknown member \"{name}\" of a batch: it stands in each of its \"messages\""
+                "unknown member \"{name}\" of a batch: it belongs in each of its \"messages\""
             )));
         }
         Err(unknown_member(&name, &[&KNOWN]))
@@ -261,7 +267,10 @@ mod tests {
             r#""a\"\né" 500 Some("k") Some(["u1"])"#
         );
         assert_eq!(from_form("data"), r#""" 0 None None"#);
-        assert_eq!(from_form("uids=u1"), "400: data is missing: what the clients shall receive");
+        assert_eq!(
+            from_form("uids=u1"),
+            "400: data is missing: add the value that the clients receive"
+        );
     }
 
     #[test]
@@ -270,7 +279,7 @@ mod tests {
             let body = format!(r#"{{ "uids":["u1"], "data" : {data} , "pid":1}}"#);
             assert_eq!(from_json(&body), format!(r#"{data} 0 None Some(["u1"])"#));
         }
-        assert_eq!(from_json("{}"), "400: data is missing: what the clients shall receive");
+        assert_eq!(from_json("{}"), "400: data is missing: add the value that the clients receive");
     }
 
     #[test]
@@ -325,7 +334,7 @@ mod tests {
         }
         let user = from_json(r#"{"data":1,"user":null}"#);
         assert!(user.starts_with("400: unknown member \"user\"; known are \"uids\","), "{user}");
-        let sign = "400: unknown member \"sign\": sign belongs in X-Sign for JSON";
+        let sign = "400: unknown member \"sign\": for JSON, sign belongs in the header X-Sign";
         assert_eq!(from_json(r#"{"data":1,"sign":"ab"}"#), sign);
         assert_eq!(from_json(r#"{"data":1,"sign":null}"#), "1 0 None None");
     }
@@ -334,11 +343,11 @@ mod tests {
     fn a_member_in_the_wrong_place_is_told_its_place() {
         let refused = |body: &str| batch(body).unwrap_err().msg.into_owned();
         let lines = batch(r#"{"messages":[{"data":1,"pid":"2"},{"data":1,"exp":9}]}"#).unwrap();
-        let pid = r#"400: unknown member "pid" of a message: it stands beside "messages""#;
+        let pid = r#"400: unknown member "pid" of a message: it belongs beside "messages""#;
         assert_eq!(lines, [pid.to_owned(), pid.replace("pid", "exp")]);
         assert_eq!(
             refused(r#"{"idempotency_key":"k","messages":[{"data":1}]}"#),
-            "unknown member \"idempotency_key\" of a batch: it stands in each of its \"messages\""
+            "unknown member \"idempotency_key\" of a batch: it belongs in each of its \"messages\""
         );
         assert_eq!(
             refused(r#"{"message":[{"data":1}]}"#),

@@ -54,55 +54,55 @@ impl fmt::Debug for Password {
 /// What is wrong with the text, and the fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RedisUrlError {
-    #[error("it has no scheme; give redis://host:port, or unix:///path/to.sock")]
+    #[error("it has no scheme; use redis://host:port, or unix:///path/to.sock")]
     NoScheme,
-    #[error("its scheme is not known; give redis://host:port, or unix:///path/to.sock")]
+    #[error("its scheme is unknown; use redis://host:port, or unix:///path/to.sock")]
     UnknownScheme,
     #[error(
-        "TLS (rediss://) is not served; put stunnel, another TLS proxy or a private network in \
-         between, and give redis://host:port"
+        "TLS (rediss://) is not supported; use redis://host:port through stunnel, another TLS \
+         proxy or a private network"
     )]
     Tls,
     #[error(
-        "its host is missing or not a name or address; give redis://host:port, with a password \
+        "its host is missing or not a name or address; use redis://host:port, with a password \
          redis://:password@host:port"
     )]
     Host,
     #[error(
-        "its host has several colons; give an IPv6 address in brackets, redis://[::1]:6379, and a \
+        "its host has several colons; put an IPv6 address in brackets, redis://[::1]:6379, and a \
          password before an @, redis://:password@host:port"
     )]
     Colons,
     #[error(
-        "its port is not a number from 1 to 65535; give redis://host:6379, with a password \
+        "its port is not a number from 1 to 65535; use redis://host:6379, with a password \
          redis://:password@host:6379"
     )]
     Port,
     #[error(
-        "its database is not a number from 0 to 2147483647; give redis://host:port/0, or \
+        "its database is not a number from 0 to 2147483647; use redis://host:port/0, or \
          unix:///path/to.sock?db=0"
     )]
     Db,
-    #[error("its database is named twice; give redis://host:port/0 without ?db=")]
+    #[error("its database is given twice; use redis://host:port/0 without ?db=")]
     TwoDbs,
-    #[error("its query has more than db in it; give ?db=0 or none")]
+    #[error("its query contains more than db; use ?db=0 or none")]
     Query,
     #[error(
-        "there is one name before the @, a user or a password; give redis://:password@host or \
+        "the part before the @ may be a user or a password; use redis://:password@host or \
          redis://user:password@host"
     )]
     OneName,
     #[error(
-        "an @ or a # comes too late; write / as %2F, ? as %3F, # as %23 and @ as %40 in a user, a \
+        "an @ or a # is misplaced; write / as %2F, ? as %3F, # as %23 and @ as %40 in a user, a \
          password or a path"
     )]
     Unencoded,
     #[error("a % is not followed by two hexadecimal digits; write % as %25")]
     Percent,
-    #[error("what its %-digits stand for is not UTF-8; write é as %C3%A9")]
+    #[error("its percent-encoded bytes are not UTF-8; write é as %C3%A9")]
     NotUtf8,
     #[error(
-        "its socket is not an absolute path of up to 107 bytes; give unix:///path/to.sock, with a \
+        "its socket is not an absolute path of up to 107 bytes; use unix:///path/to.sock, with a \
          password unix://:password@/path/to.sock"
     )]
     UnixPath,
@@ -386,7 +386,7 @@ mod tests {
             let message = error.to_string();
             assert!(message.contains("; ") && !message.contains("hunter"), "{message}");
         }
-        assert!(NoScheme.to_string().contains("give redis://host:port"));
+        assert!(NoScheme.to_string().contains("use redis://host:port"));
         assert!(Tls.to_string().contains("stunnel"));
     }
 

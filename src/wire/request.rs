@@ -79,7 +79,9 @@ impl<'a> Given<'a> {
         let text = self.id(name)?;
         let is_decimal = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         let number = text.parse().ok().filter(|_| is_decimal);
-        number.ok_or_else(|| ApiError::bad(format!("{name} must be a whole number in digits")))
+        number.ok_or_else(|| {
+            ApiError::bad(format!("{name} must be a whole number in decimal digits"))
+        })
     }
 
     /// Parses a time in unix seconds.
@@ -133,7 +135,7 @@ impl<'a> Credentials<'a> {
         limits: &Limits,
     ) -> Result<Self, ApiError> {
         let Some(pid) = source.given("pid") else {
-            return Err(ApiError::bad("pid is missing: the id of the project"));
+            return Err(ApiError::bad("pid is missing: add the id of the project"));
         };
         let pid = pid.id("pid")?;
         let max = limits.pid_bytes;
@@ -172,7 +174,7 @@ mod tests {
             Ok(("p".into(), Some(17), Some("ab".into())))
         );
         assert_eq!(from_query("pid=1"), Ok(("1".into(), None, None)));
-        assert_eq!(from_query("sign=ab"), Err("pid is missing: the id of the project".into()));
+        assert_eq!(from_query("sign=ab"), Err("pid is missing: add the id of the project".into()));
         for bad in
             ["pid=", "pid=a/b", "pid=1&exp=", "pid=1&exp=-1", "pid=1&exp=%2B1", "pid=1&exp=1.5"]
         {

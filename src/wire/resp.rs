@@ -33,9 +33,9 @@ pub const PARAMETERS: [&str; 5] = [
 pub enum RespError {
     #[error("the bytes are not RESP")]
     Malformed,
-    #[error("a string or a line of the reply is longer than what is taken")]
+    #[error("a string or a line of the reply is longer than allowed")]
     TooLong,
-    #[error("the reply is nested more than 8 deep")]
+    #[error("the reply is nested more than 8 levels deep")]
     TooDeep,
     #[error("the reply has more than 4096 elements")]
     TooMany,

@@ -71,7 +71,7 @@ impl Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name(max) => write!(f, "1-{max} bytes without control characters and commas"),
+            Self::Name(max) => write!(f, "1-{max} bytes without control characters or commas"),
             Self::Device(max) => write!(f, "1-{max} bytes of [a-z0-9_-]"),
             Self::Cid => f.write_str("a client id in decimal digits"),
         }
@@ -151,7 +151,7 @@ fn distinct<'a, T: Ord>(
         let index = list.len();
         if index == max {
             let msg =
-                format!("{}: at most {max} in one selector, split the request", selector.name);
+                format!("{}: at most {max} in one selector; split the request", selector.name);
             return Err(ApiError::bad(msg));
         }
         let text = match element? {
@@ -328,7 +328,7 @@ mod tests {
             [format!(r#"{{"uids":[{}]}}"#, list(1_001)), format!(r#"{{"uids":"{}"}}"#, list(1_001))]
         {
             let error = from_json(&body).unwrap_err();
-            assert_eq!(error.msg, "uids: at most 1000 in one selector, split the request");
+            assert_eq!(error.msg, "uids: at most 1000 in one selector; split the request");
         }
     }
 

@@ -42,8 +42,10 @@ pub fn check(
         (Some(sign), _) if verify(secrets, parts, sign) => return Ok(()),
         (Some(sign), _) if is_sign(sign) => "bad sign",
         (Some(_), _) => "sign must be 64 lower-case hex digits",
-        (None, SignPlace::Header { is_in_body: true }) => "sign belongs in X-Sign for JSON",
-        (None, SignPlace::Header { .. }) => "sign is missing (X-Sign)",
+        (None, SignPlace::Header { is_in_body: true }) => {
+            "for JSON, sign belongs in the header X-Sign"
+        }
+        (None, SignPlace::Header { .. }) => "sign is missing: add the header X-Sign",
         (None, SignPlace::Parameter { is_in_header: true }) => {
             "sign belongs in the query or the form: X-Sign is for JSON"
         }
@@ -70,11 +72,11 @@ fn shown(text: &[u8]) -> String {
 pub fn check_exp(exp: Option<u64>, demanded: bool, now: WallMs) -> Result<(), HttpError> {
     match exp {
         Some(exp) if now > WallMs::from_s(exp) + EXP_LEEWAY_MS => {
-            Err(HttpError { status: 401, msg: "exp is past: sign the request anew" })
+            Err(HttpError { status: 401, msg: "exp is in the past: sign a new request" })
         }
         None if demanded => Err(HttpError {
             status: 401,
-            msg: "exp is missing: unix seconds until which it is good",
+            msg: "exp is missing: add the time in unix seconds until which the request is valid",
         }),
         _ => Ok(()),
     }
@@ -89,7 +91,8 @@ pub fn check_session_exp(session_exp: Option<u64>, now: WallMs) -> Result<(), Ht
 }
 
 /// The error for a session that would end at once.
-const SESSION_IS_OVER: &str = "session_exp is past: give unix seconds that are still to come";
+const SESSION_IS_OVER: &str = "session_exp is in the past: use a time in the future, in unix \
+    seconds";
 
 #[cfg(test)]
 mod tests {
@@ -118,8 +121,8 @@ mod tests {
         }
         for sign in [None, Some("")] {
             for (place, start) in [
-                (header, "sign is missing (X-Sign)"),
-                (in_body, "sign belongs in X-Sign for JSON"),
+                (header, "sign is missing: add the header X-Sign"),
+                (in_body, "for JSON, sign belongs in the header X-Sign"),
                 (parameter, "sign is missing: add the parameter sign"),
                 (in_header, "sign belongs in the query or the form: X-Sign is for JSON"),
                 (SignPlace::Member, "sign is missing: add the member sign"),

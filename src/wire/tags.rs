@@ -14,7 +14,7 @@ const PAIRWISE_TAGS: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TagError {
     #[error(
-        "tags must be a list, each element 1-{max} bytes without control characters and commas: \
+        "tags must be a list, each element 1-{max} bytes without control characters or commas: \
          tags[{index}] is {}",
         quoted(.tag)
     )]

@@ -31,7 +31,7 @@ pub struct Key<'a>(&'a str);
 /// 400 if the handshake is malformed. The response to a 405 or 426 carries [`refusal_fields`].
 pub fn upgrade<'a>(head: &Head<'a>) -> Result<Key<'a>, HttpError> {
     if head.method != "GET" {
-        return Err(HttpError { status: 405, msg: "a WebSocket handshake is a GET" });
+        return Err(HttpError { status: 405, msg: "a WebSocket handshake must be a GET" });
     }
     if head.version == Version::Http10 {
         return Err(HttpError::bad("a WebSocket handshake needs HTTP/1.1"));
@@ -45,7 +45,7 @@ pub fn upgrade<'a>(head: &Head<'a>) -> Result<Key<'a>, HttpError> {
     }
     if !matches!(head.body, Body::None | Body::Length(0)) {
         // Its bytes would be taken for frames.
-        return Err(HttpError::bad("a WebSocket handshake has no body"));
+        return Err(HttpError::bad("a WebSocket handshake must not have a body"));
     }
     head.sec_websocket_key
         .and_then(Key::parse)

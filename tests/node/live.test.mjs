@@ -248,7 +248,7 @@ test("why a handshake was refused, by what the node counted meanwhile", () => {
   assert.deepEqual(refusals(snapshot({ epoch: 2 }), after), []);
   assert.match(whyRefused([401]), /^refused with 401: a bad or expired sign/);
   assert.match(whyRefused([401, 503]), /401: .*; or 503: /);
-  assert.equal(whyRefused([]), "not reached");
+  assert.equal(whyRefused([]), "the node was not reached");
 });
 
 test("every element that the scripts name is in the page", () => {
@@ -276,12 +276,12 @@ test("a field that the node would refuse is named, with what it has", () => {
     assert.equal(refused(() => inputs.ttl("ttl_ms", text)), words + JSON.stringify(text));
   }
   for (const [field, text, words] of [
-    ["cids", "7, alice", 'must have a client id, a decimal number between commas, not "alice"'],
-    ["except_cids", "18446744073709551616", "must have a client id"],
-    ["devices", "web,iOS", 'not "iOS"'],
+    ["cids", "7, alice", 'must be a list of client ids, which are decimal numbers, but contains "alice"'],
+    ["except_cids", "18446744073709551616", "must be a list of client ids"],
+    ["devices", "web,iOS", 'contains "iOS"'],
     ["uids", "a\tb", "without control characters"],
-    ["tags", " , ", "has commas and nothing between them"],
-    ["events", "request,kick", 'not "kick"'],
+    ["tags", " , ", "has only commas"],
+    ["events", "request,kick", 'contains "kick"'],
   ]) {
     const said = refused(() => inputs.list(field, text));
     assert.ok(said.startsWith(`${field} `) && said.includes(words), said);

@@ -60,7 +60,7 @@ test("what came of a request is said in a line", () => {
   assert.deepEqual(said(refused('{"code":0,"msg":"bad sign"}')), { isGood: false, text: "POST /ws/push: 401, bad sign" });
   assert.equal(said(refused("<p>")).text, "POST /ws/push: 401, Unauthorized");
   const silent = said({ error: true, err: { message: "**Failed to fetch.**  \n**Possible Reasons:**" } });
-  assert.ok(!silent.isGood && /no answer \(Failed to fetch\.\): .* allowed_origins leave http:/.test(silent.text), silent.text);
+  assert.ok(!silent.isGood && /no answer \(Failed to fetch\.\): .* allowed_origins do not include http:/.test(silent.text), silent.text);
   assert.equal(unsent("POST /ws/push", ["For 'ttl_ms': no integer."]).text, "POST /ws/push was not sent: For 'ttl_ms': no integer.");
   assert.equal(unsent("POST /ws/kick", []).text, "POST /ws/kick was not sent: a required field is empty");
 });

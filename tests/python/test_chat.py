@@ -214,7 +214,7 @@ def test_a_node_goes_and_everybody_comes_back_at_the_other(nodes, chat_server, p
     nodes[0].signal(signal.SIGTERM)
     server.said("connected to ws://%s:%d" % nodes[1].ws)
     alice.await_status("connected to node 202")
-    alice.await_notice("Connected again. Lines of the meantime are not shown.")
+    alice.await_notice("Reconnected. Lines sent in the meantime are not shown.")
     alice.say_until("I am back", "sent")
     bob.await_line("alice", "I am back")
     bob.await_members("alice", "bob (you)")

@@ -77,7 +77,7 @@ def test_variables_that_are_not_the_nodes_are_warned_of_and_their_values_are_not
         warnings = "".join(line for line in server.output if "WARN" in line)
         assert "WS_CLUSTER_WSPORT is not a variable of ws-cluster" in warnings
         assert "WS_CLUSTER_WS_PORT is" in warnings and "WS_CLUSTER_BIN" not in warnings
-        assert "OTEL_TRACES_SAMPLER 'often' is not known" in warnings
+        assert "OTEL_TRACES_SAMPLER 'often' is unknown" in warnings
         assert "OTEL_EXPORTER_OTLP_HEADERS is not a list" in warnings
         assert "hidden" not in warnings
 
@@ -107,7 +107,7 @@ def test_a_redis_password_is_not_repeated():
         ("[[project]]\npid = 'a'\nsecrets = []", "secrets"),
         ("[[project]]\npid = 'a'\nsecrets = ['s']\nsubscribe = 'maybe'", "maybe"),
         ("[[project]]\npid = 'a'\nsecrets = ['s']\nallowed_origins = ['x/']", "x/"),
-        ("[[project]]\npid = 'a'\nsecrets = ['s']\n" * 2, "pid 'a' was given before"),
+        ("[[project]]\npid = 'a'\nsecrets = ['s']\n" * 2, "pid 'a' is already used"),
         ("[[project]\n", "line 1"),
         ("[project]\npid = 'a'\nsecrets = ['s']\n", "line 1: [project] is a single table"),
         ("[[project]]\npid = 1\nsecrets = ['s']\n", 'line 2: pid = 1 is a number: put it in quotes'),
@@ -130,7 +130,7 @@ def test_prod_refuses_weak_secrets_and_dev_warns(tmp_path):
     shared = "hidden-from-everybody"
     for secrets, named in (
         (("hidden", shared), "line 3: secret 1 of project 'a' has 6 bytes"),
-        ((shared, shared), "line 6: secret 1 of project 'b' is that of project 'a' on line 3"),
+        ((shared, shared), "line 6: secret 1 of project 'b' is also that of project 'a' on line 3"),
     ):
         projects = zip("ab", secrets)
         text = (f"[[project]]\npid = '{pid}'\nsecrets = ['{secret}']\n" for pid, secret in projects)

@@ -241,9 +241,9 @@ def test_the_token_is_asked_for_and_leaves_the_address(serve, page):
         page.await_text("#token-problem", problem)
     page.fill("#token-field", TOKEN)
     page.click("#token button")
-    page.await_text("#status", "node 1 answers")
+    page.await_text("#status", "node 1 is up")
     page.run("location.reload()")
-    page.await_text("#status", "node 1 answers")
+    page.await_text("#status", "node 1 is up")
     assert not page.is_shown("#token") and page.is_shown("main")
     page.click("#api")
     page.await_text("#swagger-ui .title", "HTTP API")
@@ -251,7 +251,7 @@ def test_the_token_is_asked_for_and_leaves_the_address(serve, page):
 
     page.run("sessionStorage.clear()")
     page.visit(server, f"/?a=1&token={TOKEN}#console")
-    page.await_text("#status", "node 1 answers")
+    page.await_text("#status", "node 1 is up")
     assert page.run(address) == "/?a=1#console"
     assert TOKEN not in page.run("return document.documentElement.outerHTML + document.cookie")
     assert page.complaints() == []
@@ -367,7 +367,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     Load(nodes, stack)
     page.resize(1400, 1390)
     page.visit(nodes[0])
-    page.await_text("#status", "node 201 answers")
+    page.await_text("#status", "node 201 is up")
     page.await_tile("Deliveries", r"[\d.]+k?/s")
     page.await_tile("Connections", r"2[1-3]")
     page.await_tile("Business servers", "0")
@@ -383,8 +383,8 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     assert rates(page, "deliveries")["deliveries"] > 100
     for chart in ("request", "delivery"):
         assert set(page.legend(chart)) == {"p50", "p95", "p99"}
-    assert set(page.legend("pauses")) == {"pause", "own part"}
-    assert set(page.legend("hops")) == {"queue's answer", "to a worker", "writing"}
+    assert set(page.legend("pauses")) == {"pause", "worker's own part"}
+    assert set(page.legend("hops")) == {"queue's reply", "to a worker", "writing"}
     eventually(lambda: rates(page, "answers").get("answered", 0) > 1, "requests", SLACK)
 
     before = page.lines("deliveries")
@@ -444,7 +444,7 @@ def test_themes_keys_and_a_narrow_screen(serve, page):
     server = serve()
     page.resize(1000, 900)
     page.visit(server)
-    page.await_text("#status", "answers")
+    page.await_text("#status", "is up")
     grounds = {}
     for theme in ("light", "dark", "auto"):
         eventually(lambda: click_theme(page, theme), f"the theme {theme}", SLACK)
@@ -501,7 +501,7 @@ LABELS = """
 def test_labels_of_the_axes_keep_apart(serve, page):
     server = serve()
     page.visit(server)
-    page.await_text("#status", "answers")
+    page.await_text("#status", "is up")
     for width in (1280, 390):
         page.resize(width, 900)
         # The charts follow with the next frame.
@@ -519,24 +519,24 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     page.resize(1000, 900)
     for one, node in ((page, nodes[0]), (other, nodes[1])):
         one.visit(node)
-        one.await_text("#status", f"node {node.number} answers")
+        one.await_text("#status", f"node {node.number} is up")
         one.await_tile("Connections", "0")
     nodes[0].process.kill()
-    page.await_text("#status", "gone")
-    words = r"node 201 does not answer since \d\d:\d\d:\d\d\. Asked again every second\."
+    page.await_text("#status", "unreachable")
+    words = r"node 201 has not responded since \d\d:\d\d:\d\d\. Retrying every second\."
     assert re.fullmatch(words, page.text("#gone"))
-    assert page.run("return document.title").startswith("gone: node 201")
+    assert page.run("return document.title").startswith("unreachable: node 201")
     # The last announcement stays, and the charts go on without it.
     assert page.tiles()["Connections"] == "0"
     before = page.lines("connections")
     eventually(lambda: page.lines("connections") != before, "charts that move", SLACK)
-    assert other.text("#status") == "node 202 answers"
+    assert other.text("#status") == "node 202 is up"
     other.await_text("#nodes li", "node 201: lost")
 
     port = str(nodes[0].swagger[1])
     given = ("ws_port", "http_port", "prometheus_port", "pprof_port")
     own_node(201, redis.url, "--redis_prefix", name, "--swagger_port", port, given=given)
-    page.await_text("#status", "node 201 was started anew")
+    page.await_text("#status", "node 201 has restarted")
     assert page.text("#gone") == ""
     gaps = lambda: len(re.findall("M", page.lines("connections")[0]))
     eventually(lambda: gaps() == 2, "a gap in the line", SLACK)
@@ -544,7 +544,7 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     other.await_text("#nodes li", "node 201: up")
 
     nodes[1].signal(19)
-    other.await_text("#status", "gone")
+    other.await_text("#status", "unreachable")
     nodes[1].signal(18)
     other.await_text("#status", "node 202 is back after")
     assert page.complaints() == other.complaints() == []
@@ -588,10 +588,10 @@ def test_a_client_and_a_business_server_in_the_console(console, tmp_path):
     page.click("#request button")
     page.await_frame("←", "server billing", "request")
     page.choose(2)
-    page.await_text("#asked", "1 waiting")
+    page.await_text("#asked", "1 unanswered")
     page.click("#of-server button")
     assert json.loads(page.await_frame("←", "client alice", "response in"))["data"] == {"ok": True}
-    page.await_text("#asked", "none waits")
+    page.await_text("#asked", "no unanswered requests")
     page.click("#of-server [name=auto]")
     page.choose(1)
     page.fill("#request [name=data]", '"again"')
@@ -660,15 +660,15 @@ def test_what_is_malformed_is_named_and_not_sent(console):
     push = "#push button[value=http]"
     for chosen, field, value, button, words in (
         (1, "#push [name=ttl_ms]", "abc", push, 'ttl_ms must be a whole number .* not "abc"'),
-        (1, "#push [name=cids]", "7,x", push, 'cids must have a client id.* not "x"'),
-        (1, "#push [name=except_cids]", ",", push, "except_cids has commas and nothing"),
-        (1, "#push [name=devices]", "Web", push, "devices must have"),
+        (1, "#push [name=cids]", "7,x", push, 'cids must be a list of client ids.* "x"'),
+        (1, "#push [name=except_cids]", ",", push, "except_cids has only commas"),
+        (1, "#push [name=devices]", "Web", push, "devices must be a list of"),
         (1, "#push [name=data]", "{", push, "data is not JSON"),
         (1, "#project [name=pid]", "", push, "pid is empty"),
         (1, "#project [name=http]", "localhost", push, "HTTP must be http://"),
         (1, "#project [name=ws]", "http://x", "#connect button", "WebSocket must be ws://"),
         (1, "#connect [name=uid]", "a,b", "#connect button", "uid must be a user id"),
-        (1, "#connect [name=events]", "kick", "#connect button", "events must have one of"),
+        (1, "#connect [name=events]", "kick", "#connect button", "events must be a list of"),
         (1, "#subscribe [name=tags]", "", "#subscribe button", "tags must name at least one"),
         (1, "#request [name=data]", "x", "#request button", "request is not JSON"),
         (2, "#push [name=ttl_ms]", "1.5", "#push-server", "ttl_ms must be a whole number"),
@@ -713,7 +713,7 @@ def test_what_is_refused_says_why(console):
     assert "not reached" in page.await_frame("·", "client carol", "closed")
     page.fill("#project [name=http]", "http://127.0.0.1:1")
     page.click("#push button[value=http]")
-    page.await_text("#problem", "no answer: not reached")
+    page.await_text("#problem", "no answer: the node was not reached")
 
 
 def test_a_page_of_another_origin_is_not_let_in(serve, projects, page):
@@ -721,7 +721,7 @@ def test_a_page_of_another_origin_is_not_let_in(serve, projects, page):
     page.visit(server, "/#console")
     page.fill("#project [name=pid]", "two")
     page.fill("#project [name=secret]", "new-secret-of-two")
-    page.await_text("#status", "answers")
+    page.await_text("#status", "is up")
     page.connect("alice")
     assert "refused with 403" in page.await_frame("·", "client alice", "closed")
     page.click("#push button[value=http]")

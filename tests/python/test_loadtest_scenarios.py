@@ -146,7 +146,7 @@ def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path):
         code, out, errors = finish(process)
         assert code == 1, out + errors
         report = json.loads(out)
-        assert report["ended_early"] == "the server is gone"
+        assert report["ended_early"] == "the server has ended"
         assert report["phases"]["long"]["ended_by_server"] == 50
 
 

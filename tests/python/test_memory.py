@@ -127,5 +127,5 @@ def test_a_request_larger_than_the_buffers_grows_no_more_than_it_needs(stack, se
 
 
 def test_the_budget_holds_a_request_or_the_flag_is_refused():
-    with pytest.raises(AssertionError, match="--worker_body_bytes 1048576 has no room for one"):
+    with pytest.raises(AssertionError, match="--worker_body_bytes 1048576 is too small for one"):
         Server("--worker_body_bytes", "1M")

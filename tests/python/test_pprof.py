@@ -256,7 +256,7 @@ def test_one_profile_at_a_time_and_scrapes_go_on(start):
             return answer if needs_rights(answer).status == 503 else None
 
         answer = eventually(refused, "the second is refused")
-        assert f"{who} has been taking a profile of 60 s" in answer.text, answer.text
+        assert f"{who} started a profile of 60 s" in answer.text, answer.text
         assert 1 <= int(answer.headers["Retry-After"]) <= 62
         assert server.metric("ws_connection") == 0
         assert get(server, "/debug/pprof/heap").status == 200

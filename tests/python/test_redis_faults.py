@@ -571,7 +571,7 @@ def test_a_replica_that_is_promoted_away(own_redis, own_node, size):
             server.push("through both", uids=["u"])
             assert client.pushed() == '"through both"'
             replica.command("REPLICAOF", "NO", "ONE")
-            await_unready(server, timeout=10, word="does not come back")
+            await_unready(server, timeout=10, word="do not come back")
             assert status_now(server, uids=["u"]) == 503
             # It stays so over new links, and reports it.
             accepted = proxy.accepted

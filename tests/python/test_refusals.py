@@ -218,16 +218,16 @@ def test_a_refused_sign_says_what_is_wrong_with_it(start, env, name):
     shows = lambda text: f"; the text to sign is: {text}" if env == "dev" else ""
     text = shows(PATH + '\\n{"pid":"1","data":"a\\\\n"}')
     post = lambda body, headers: server.request("POST", PATH, body, {**json_type, **headers})
-    assert post(body, {}).assert_refused(401) == "sign is missing (X-Sign)" + text
+    assert post(body, {}).assert_refused(401) == "sign is missing: add the header X-Sign" + text
     for sign in ("ab", "0" * 63, "A" * 64, "g" * 64):
         msg = post(body, {"X-Sign": sign}).assert_refused(401)
         assert msg == "sign must be 64 lower-case hex digits" + text
     assert post(body, {"X-Sign": "0" * 64}).assert_refused(401) == "bad sign" + text
     inside = '{"pid":"1","data":1,"sign":"ab"}'
     msg = post(inside, {}).assert_refused(401)
-    assert msg == "sign belongs in X-Sign for JSON" + shows(f"{PATH}\\n{inside}")
+    assert msg == "for JSON, sign belongs in the header X-Sign" + shows(f"{PATH}\\n{inside}")
     msg = post(inside, {"X-Sign": sign_body(PATH, inside)}).assert_refused(400)
-    assert msg == 'unknown member "sign": sign belongs in X-Sign for JSON'
+    assert msg == 'unknown member "sign": for JSON, sign belongs in the header X-Sign'
 
     query = "pid=1&data=a+b"
     text = shows(PATH + "\\ndata=a%20b&pid=1")

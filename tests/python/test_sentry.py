@@ -101,7 +101,7 @@ def test_the_error_that_ends_a_node_is_sent_before_its_end():
         done, _ = fail(sentry.env, "--env", "test")
         [event] = sentry.events()
     # An event without a level is an error.
-    assert (event.get("level", "error"), event["message"]) == ("error", "the node ends")
+    assert (event.get("level", "error"), event["message"]) == ("error", "the node stops")
     assert "--ws_port" in event["extra"]["error"]
     assert event["tags"] == {"node": "9", "thread": "main"}
     assert event["logger"] == "ws_cluster" and event["environment"] == "test"
@@ -137,7 +137,9 @@ def test_a_sentry_that_does_not_take_events_holds_nothing_up(kind):
             env = stack.enter_context(Sentry(status, headers)).env
         done, took = fail(env)
         assert took < 4, took
-        complaint = re.search(r"WARN sentry .*Sentry does not take events error=(.*)", done.stdout)
+        complaint = re.search(
+            r"WARN sentry .*Sentry does not accept events error=(.*)", done.stdout
+        )
         assert kind == "silent" or complaint, done.stdout
         if kind == "sated":
             assert "429" in complaint[1]
@@ -149,7 +151,7 @@ def test_a_sated_sentry_is_left_alone(own_redis, own_node):
         server = own_node(7, redis.url, workers="1", env=sentry.env)
         own_node(7, redis.url, workers="1")
         eventually(lambda: sentry.requests, "an error", 30)
-        eventually(lambda: "Sentry does not take events" in log_of(server), "a complaint")
+        eventually(lambda: "Sentry does not accept events" in log_of(server), "a complaint")
         eventually(lambda: server.metric("ws_cluster_sentry_unsent_total") >= 1, "a count")
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -192,7 +194,7 @@ def test_a_key_is_shown_nowhere():
         line = eventually(
             lambda: next((one for one in server.output if "--sentry_dsn" in one), None), "a warning"
         )
-        assert "give it as WS_CLUSTER_SENTRY_DSN instead" in line
+        assert "set WS_CLUSTER_SENTRY_DSN instead" in line
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert KEY not in log_of(server)
@@ -207,7 +209,7 @@ def test_a_key_is_shown_nowhere():
                 env={**os.environ, **env},
             )
             assert done.returncode == 2 and KEY not in done.stdout + done.stderr, done
-            assert "is not a DSN of Sentry: give https://KEY@HOST/PROJECT" in done.stderr, done
+            assert "is not a Sentry DSN: use https://KEY@HOST/PROJECT" in done.stderr, done
 
 
 def test_without_a_dsn_there_is_nothing():

@@ -372,7 +372,7 @@ def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
 
 
 def test_others_are_answered_while_one_project_floods_the_way_between_workers(projects):
-    """They got "too many requests wait": the ring to another worker was full of the flood."""
+    """They got "too many requests are pending": a flood had filled the ring to another worker."""
     node = Server("--workers", "2", "--projects", projects)
     two = {"pid": "two", "secret": "new-secret-of-two"}
     with contextlib.ExitStack() as stack:
@@ -405,7 +405,7 @@ def test_many_requests_of_one_client_and_a_limit(own):
         for number in range(1_001):
             request(ann, number, str(number))
         refused = ann.json()
-        assert (refused["id"], refused["msg"]) == ("1000", "too many requests wait")
+        assert (refused["id"], refused["msg"]) == ("1000", "too many requests are pending")
         for _ in range(1_000):
             answer_one(server)
         answers = {one["id"]: one["data"] for one in (ann.json() for _ in range(1_000))}

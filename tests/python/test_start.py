@@ -170,7 +170,7 @@ def test_an_executor_whose_ring_fails_ends_the_node():
     executor, _ = rings_of_worker()
     # Two threads spin, and a busy machine gives them little time.
     errors = lost(refuse("io_uring_enter", errno.EPERM, arg0=executor), patience=300)
-    assert "spends processor time and serves nobody: its io_uring does not wait" in errors, errors
+    assert "uses CPU time without serving anybody: its io_uring no longer waits" in errors, errors
 
 
 # What a node reports about itself.

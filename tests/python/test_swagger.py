@@ -160,8 +160,8 @@ def page(server):
 def test_a_push_from_the_page_arrives(server, page):
     page.visit(page.url)
     status, answer = page.execute()
-    assert status == "401" and answer["msg"].startswith("sign is missing (X-Sign)")
-    assert page.texts("#signing-state") == ["No secret: the request left without a sign."]
+    assert status == "401" and answer["msg"].startswith("sign is missing: add the header X-Sign")
+    assert page.texts("#signing-state") == ["No secret: the request was sent without a sign."]
     page.type("#secret", SECRET)
     with server.client("alice", secret=SECRET) as client:
         status, answer = page.execute()
@@ -296,7 +296,7 @@ def test_a_project_that_names_its_origins_must_name_the_page(server, page):
     status, _ = page.execute()
     assert status == "Undocumented"
     assert "Failed to fetch" in page.texts(PUSH + ".live-responses-table")[0]
-    page.await_text("#outcome", "no answer .*allowed_origins leave http://localhost:")
+    page.await_text("#outcome", "no answer .*allowed_origins do not include http://localhost:")
 
 
 def test_light_and_dark(page):

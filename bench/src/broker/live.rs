@@ -92,8 +92,8 @@ pub fn run(args: &Args, way: &Way, address: &str) -> io::Result<String> {
         ));
     }
     Ok(format!(
-        "{}: Redis gave {rate:.0} messages/s; the broker spent {cpu:.0} ns of processor time on \
-         each ({wall:.0} ns with what others took): it could take {:.0}/s on a core of its own",
+        "{}: Redis sent {rate:.0} messages/s; the broker spent {cpu:.0} ns of CPU time on each \
+         ({wall:.0} ns elapsed): it could handle {:.0}/s on a core of its own",
         way.name,
         1e9 / cpu
     ))
@@ -163,7 +163,7 @@ impl Node {
         node.broker.handle_open(1);
         while !node.broker.is_ready() {
             if node.began.elapsed() > TIMEOUT {
-                return Err(Error::new(ErrorKind::TimedOut, "the broker does not become ready"));
+                return Err(Error::new(ErrorKind::TimedOut, "the broker did not become ready"));
             }
             node.talk()?;
             node.read_once()?;
@@ -237,7 +237,7 @@ impl Node {
             let handled = broker.handle_bytes(LinkName::Publish, &answers, now_ms, sink);
             result = handled.map_err(Error::other).and_then(|handled| {
                 let is_whole = handled.bytes == answers.len();
-                if is_whole { Ok(()) } else { Err(Error::other("Redis answered by halves")) }
+                if is_whole { Ok(()) } else { Err(Error::other("Redis sent only half of a reply")) }
             });
         });
         self.workers.drain();

@@ -212,7 +212,7 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
                         answer.extend_from_slice(b":1\r\n");
                         write_push(&mut answers[LinkName::Subscribe as usize], channel, payload);
                     }
-                    _ => return Err(Error::other("the broker asked for something else")),
+                    _ => return Err(Error::other("the broker sent an unexpected command")),
                 }
             }
         }
@@ -220,7 +220,7 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
             // It waits for announcements of other nodes.
             now_ms += 50;
             if now_ms > 1_000 {
-                return Err(Error::other("the broker is not ready and asks for nothing"));
+                return Err(Error::other("the broker is not ready and sends nothing"));
             }
             broker.handle_tick(now_ms, sink).map_err(Error::other)?;
         }
@@ -268,7 +268,7 @@ fn take_number(bytes: &mut &[u8], kind: u8) -> io::Result<usize> {
 }
 
 fn malformed() -> Error {
-    Error::other("the broker wrote what is no command")
+    Error::other("the broker wrote something that is not a command")
 }
 
 fn write_push(out: &mut Vec<u8>, channel: &[u8], payload: &[u8]) {

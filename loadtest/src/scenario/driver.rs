@@ -248,7 +248,7 @@ impl<'a> Driver<'a> {
                 return Ok(Some("a thread failed".to_owned()));
             }
             if self.server_is_gone(now) {
-                return Ok(Some("the server is gone".to_owned()));
+                return Ok(Some("the server has ended".to_owned()));
             }
             self.step(self.wait_ns(now))?;
         }

@@ -73,7 +73,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
     for table in &tables {
         let phase = read_phase(table, &population, open)?;
         if phases.iter().any(|other| other.name == phase.name) {
-            let text = format!("the name \"{}\" was given before", phase.name);
+            let text = format!("the name \"{}\" is already used", phase.name);
             return Err(table.error_at("name", &text));
         }
         open = phase.open.map_or(open, |open| open.to);
@@ -98,13 +98,14 @@ fn read_population(table: &Table<'_>) -> Result<Population, String> {
     let default = u64::from(tags > 0);
     let per_client = table.integer("tags_per_client", 0, 256)?.unwrap_or(default);
     if per_client > tags {
-        let text = format!("{per_client} tags for each client, and there are {tags}: raise tags");
+        let text =
+            format!("{per_client} tags for each client, but there are only {tags}: raise tags");
         return Err(table.error_at("tags_per_client", &text));
     }
     let mut devices = table.texts("devices")?.unwrap_or_default();
     devices.extend(table.text("device")?);
     if let Some(wrong) = devices.iter().find(|device| !is_device(device)) {
-        let text = format!("\"{wrong}\": a device is 1 to 32 of the characters a-z 0-9 _ -");
+        let text = format!("\"{wrong}\": a device must be 1 to 32 of the characters a-z 0-9 _ -");
         return Err(table.error_at("devices", &text));
     }
     let name = |key| -> Result<Option<String>, String> {
@@ -115,7 +116,8 @@ fn read_population(table: &Table<'_>) -> Result<Population, String> {
         {
             true => Ok(Some(name)),
             false => {
-                let text = "at most 64 bytes, without quotes, backslashes, commas and controls";
+                let text = "must be at most 64 bytes, without quotes, backslashes, commas and \
+                    control characters";
                 Err(table.error_at(key, text))
             }
         }
@@ -145,7 +147,7 @@ fn read_phase(table: &Table<'_>, population: &Population, open: u64) -> Result<P
     };
     let name = table.text("name")?.ok_or_else(|| table.missing("name", "name = \"ramp\""))?;
     if !(1..=40).contains(&name.len()) || name.contains(char::is_control) {
-        return Err(table.error_at("name", "1 to 40 bytes without control characters"));
+        return Err(table.error_at("name", "must be 1 to 40 bytes without control characters"));
     }
     let phase = Phase {
         name,
@@ -176,7 +178,7 @@ fn check_phase(
     let traffic = &phase.traffic;
     if let Some(until) = table.text("until")? {
         if until != "all back" {
-            let text = format!("\"{until}\": the one condition is \"all back\"");
+            let text = format!("\"{until}\": the only condition is \"all back\"");
             return Err(table.error_at("until", &text));
         }
         if phase.cut.is_none() || phase.reconnect.is_none() {
@@ -196,16 +198,18 @@ fn check_phase(
     }
     let bulk_rates = traffic.project_pushes_per_s > 0.0 || traffic.tag_pushes_per_s > 0.0;
     if traffic.project_pushes > 0 && bulk_rates {
-        let text = "these go one after the other, alone: put the pushes per second in a phase of \
-                    their own";
+        let text = "these are sent one after the other, alone: put the pushes per second into a \
+            phase of their own";
         return Err(table.error_at("project_pushes", text));
     }
     if phase.drain && (traffic.any() || phase.canaries.is_some() || phase.churn_per_s > 0.0) {
-        return Err(table.error_at("drain", "no traffic, canaries or churn while the server ends"));
+        return Err(
+            table.error_at("drain", "no traffic, canaries or churn while the server drains")
+        );
     }
     let lasts = phase.duration_ns > 0 || phase.hold_ns > 0 || phase.until_run_ns > 0;
     if !lasts && !phase.has_work() {
-        return Err(table.error("nothing ends this phase: add duration = 10 (seconds)"));
+        return Err(table.error("this phase has no end: add duration = 10 (seconds)"));
     }
     Ok(phase)
 }
@@ -218,7 +222,8 @@ fn read_open(
     let per_s = rate(table, "open_per_s")?;
     let Some(to) = table.integer("open", 0, MAX_CONNECTIONS)? else {
         return match per_s > 0.0 {
-            true => Err(table.error_at("open_per_s", "how many are to be open? add open = 1000")),
+            true => Err(table
+                .error_at("open_per_s", "the number of connections is missing: add open = 1000")),
             false => Ok(None),
         };
     };
@@ -227,7 +232,7 @@ fn read_open(
         return Err(table.error_at("open", &text));
     }
     if to < before {
-        let text = format!("{before} were opened before; close some with cut");
+        let text = format!("{before} are already open; close some with cut");
         return Err(table.error_at("open", &text));
     }
     Ok(Some(Open { to, per_s }))
@@ -239,15 +244,15 @@ fn read_cut(table: &Table<'_>) -> Result<Cut, String> {
     let count = match (share, count) {
         (Some(share), None) => Count::Share(share),
         (None, Some(count)) => Count::Connections(count),
-        (Some(_), Some(_)) => return Err(table.error_at("count", "share or count, not both")),
-        (None, None) => return Err(table.missing("share", "share = 0.2, or count = 200")),
+        (Some(_), Some(_)) => return Err(table.error_at("count", "use share or count, not both")),
+        (None, None) => return Err(table.missing("share", "share = 0.2 or count = 200")),
     };
     let how = match table.text("how")?.as_deref() {
         None | Some("reset") => Closing::Reset,
         Some("fin") => Closing::Fin,
         Some("close") => Closing::Clean,
         Some(other) => {
-            let text = format!("\"{other}\": reset, fin or close (a Close frame)");
+            let text = format!("\"{other}\" must be reset, fin or close (a Close frame)");
             return Err(table.error_at("how", &text));
         }
     };
@@ -259,7 +264,10 @@ fn read_reconnect(phase: &Table<'_>) -> Result<Option<Reconnect>, String> {
     if phase.is_text("reconnect") {
         return match phase.text("reconnect")?.as_deref() {
             Some("at once") => Ok(Some(default)),
-            _ => Err(phase.error_at("reconnect", "\"at once\", or { jitter = 2, backoff = 0.5 }")),
+            _ => {
+                Err(phase
+                    .error_at("reconnect", "must be \"at once\" or { jitter = 2, backoff = 0.5 }"))
+            }
         };
     }
     let Some(table) = phase.table("reconnect", RECONNECT_KEYS)? else { return Ok(None) };

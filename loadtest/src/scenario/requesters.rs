@@ -79,7 +79,10 @@ fn ask(shared: &Shared<'_>, t: usize) -> Result<Outcome, String> {
     reactor.open_all(&mut clients, CLIENTS, shared.live(t))?;
     if clients.open < CLIENTS {
         let why = clients.failures.to_text();
-        return Err(format!("{} of {CLIENTS} askers are open: {why}", clients.open));
+        return Err(format!(
+            "only {} of {CLIENTS} requesting clients are open: {why}",
+            clients.open
+        ));
     }
     let answerer = Answerer::new(&identity, 0, shared.run, business.servers);
     let asker = Asker::new(bytes, shared.run, CLIENTS as usize);

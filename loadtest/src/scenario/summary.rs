@@ -123,7 +123,7 @@ fn merge(shared: &Shared<'_>, outcomes: Vec<Outcome>) -> Result<Merged, String> 
             }
         }
     }
-    let driver = driver.ok_or("nobody led the run")?;
+    let driver = driver.ok_or("no thread led the run")?;
     Ok(Merged {
         stats,
         last_ns,

@@ -14,26 +14,26 @@ Usage: ws-cluster [serve] [flags]
 
 Commands:
   serve         run a node (the default)
-  print-config  print the configuration that these flags, the environment and the config file
-                make, and where each value comes from, as a config file or with --json; then end
+  print-config  print the effective configuration of flags, environment and config file, with the
+                source of each value, as a config file or with --json, and exit
 
 Flags, with their bounds and [defaults]:
 ";
 
 const FOOT: &str = "
   -h, --help
-        print this and end
+        print this help and exit
   --version
-        print the version and end
+        print the version and exit
 
-Flags work with dashes as well (--ws-port), and as --ws_port=8812.
-Every flag is an environment variable too: WS_CLUSTER_WS_PORT=8812, WS_CLUSTER_ECHO=true; and a key
-of the config file: ws_port = 8812. A flag wins over the environment, that over the config file; an
-empty variable counts as absent.
-A secret (--ops_token, --redis with a password, --sentry_dsn) does not belong in an argument, which
-every user of the machine can read: give it as a variable (WS_CLUSTER_REDIS=redis://...), or as
-file:/path of a file that has it.
-Sizes take the suffixes K, M and G (1024, 1024^2, 1024^3). A port of 0 takes any free one.
+Dashes work instead of underscores (--ws-port), and so does --ws_port=8812.
+Every flag is also an environment variable (WS_CLUSTER_WS_PORT=8812, WS_CLUSTER_ECHO=true) and a
+key of the config file (ws_port = 8812). Flags take precedence over the environment, and the
+environment over the config file; an empty variable counts as unset.
+Do not pass a secret (--ops_token, --redis with a password, --sentry_dsn) as an argument, which
+every user of the machine can read: use a variable (WS_CLUSTER_REDIS=redis://...), or file:/path
+with a file that contains it.
+Sizes accept the suffixes K, M and G (1024, 1024^2, 1024^3). Port 0 picks any free port.
 
 The projects file is TOML:
 
@@ -43,8 +43,8 @@ secrets = [\"at least 16 random bytes\"]      # several while rotating
 allowed_origins = [\"https://shop.example\"]  # optional; absent: any
 subscribe = \"any\"                           # any (default), none or signed
 
-Exit codes: 0 asked for help or the version, or ended in order; 1 could not start or go on; 2 a
-wrong argument, variable, config file or projects file.
+Exit codes: 0 for help, the version or a regular stop; 1 if the node cannot start or continue; 2 for
+a wrong argument, variable, config file or projects file.
 ";
 
 pub(in crate::config) fn help() -> String {

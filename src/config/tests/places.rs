@@ -46,23 +46,26 @@ fn a_mistake_in_the_config_file_is_named_with_its_place() {
     for (text, wanted) in [
         ("wsport = 1", "line 1, column 1: unknown key \"wsport\"; did you mean \"ws_port\"?"),
         ("node = 1\n  colour_of_the_sky = 1", "line 2, column 3: unknown key \"colour_of_the_"),
-        ("config = 'x'", "line 1, column 1: a config file names no other one: leave config out"),
+        (
+            "config = 'x'",
+            "line 1, column 1: a config file cannot include another one: remove config",
+        ),
         ("node = 1\nnode = 2", "line 2, column 1: duplicate key"),
-        ("node = [1]", "line 1, column 8: node is neither a text, a whole number, true nor false"),
-        ("log_keep = 1.5", "line 1, column 12: log_keep is neither"),
-        ("[node]", "line 1, column 1: node is neither"),
+        ("node = [1]", "line 1, column 8: node must be a string, an integer, true or false"),
+        ("log_keep = 1.5", "line 1, column 12: log_keep must be"),
+        ("[node]", "line 1, column 1: node must be"),
         ("node 1", "line 1, column "),
         (
             "\nws_port = 70000",
-            "line 2, column 1: ws_port '70000' is not a port: give a number from 0 to 65535, e.g. \
+            "line 2, column 1: ws_port '70000' is not a port: use a number from 0 to 65535, e.g. \
              ws_port = 8812",
         ),
         (
             "env = 'staging'",
-            "line 1, column 1: env 'staging' is not an environment: give dev, test or prod, e.g. \
+            "line 1, column 1: env 'staging' is not an environment: use dev, test or prod, e.g. \
              env = \"dev\"",
         ),
-        ("redis = 'hunter2@host'", "line 1, column 1: redis is not a URL of a Redis server: it"),
+        ("redis = 'hunter2@host'", "line 1, column 1: redis is not a Redis URL: it"),
         ("ops_token = 'hunter2' x", "line 1, column "),
     ] {
         let error = file_config("", text, &[]).unwrap_err();
@@ -95,7 +98,8 @@ fn a_secret_may_be_in_a_file_of_its_own() {
     for text in ["", "\n", "hunter2\nhunter2"] {
         std::fs::write(&path, text).unwrap();
         let error = error(config_with("", &env));
-        let wanted = format!("ws-cluster: WS_CLUSTER_REDIS: the file {path} must have the value");
+        let wanted =
+            format!("ws-cluster: WS_CLUSTER_REDIS: the file {path} must contain exactly one");
         assert!(error.starts_with(&wanted) && !error.contains("hunter2"), "{error}");
     }
     std::fs::remove_file(&path).unwrap();

@@ -22,7 +22,7 @@ pub(super) async fn connect(url: &RedisUrl) -> io::Result<Stream> {
     match &url.endpoint {
         Endpoint::Unix { path } => in_time(UnixStream::connect(path)).await.map(Stream::Unix),
         Endpoint::Tcp { host, port } => {
-            let mut last_error = io::Error::new(io::ErrorKind::NotFound, "no address");
+            let mut last_error = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
             for address in resolve(host, *port).await? {
                 match in_time(TcpStream::connect_addr(address)).await {
                     Ok(stream) => {
@@ -61,5 +61,5 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             Err(mpsc::TryRecvError::Disconnected) => break,
         }
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "its name is not resolved"))
+    Err(io::Error::new(io::ErrorKind::TimedOut, "its name did not resolve in time"))
 }

@@ -355,21 +355,23 @@ impl<H: Host> Driver<H> {
                 }
                 Event::Malformed { channel, error } if self.may_log(0) => {
                     let channel = String::from_utf8_lossy(&channel);
-                    tracing::warn!(%channel, %error, "what came on a channel is no envelope");
+                    tracing::warn!(%channel, %error, "dropped a message that is not a valid \
+                        envelope");
                 }
                 Event::TooBig { channel, bytes } if self.may_log(1) => {
                     let channel = String::from_utf8_lossy(&channel);
                     tracing::warn!(
                         %channel,
                         bytes,
-                        "an envelope is dropped: give all nodes the same --max_body_bytes"
+                        "dropped an envelope that is too long: use the same --max_body_bytes on \
+                         all nodes"
                     );
                 }
                 Event::SameNode if self.may_log(2) => {
                     let node = self.shared.settings.node;
                     tracing::error!(
                         %node,
-                        "another process has this node's number: give each its own --node"
+                        "another process uses this node's number: give each node its own --node"
                     );
                 }
                 Event::FalseNumber { .. }
@@ -390,8 +392,8 @@ impl<H: Host> Driver<H> {
                     tracing::error!(
                         %channel,
                         bytes,
-                        "three links to Redis ended with this message: it is not sent again; see \
-                         Redis's log, and its limits on the size of a message"
+                        "three links to Redis ended while this message was being sent, so it is \
+                         not sent again: see Redis's log and its limits on the size of a message"
                     );
                 }
                 Event::Forbidden { command, error } => {
@@ -414,13 +416,12 @@ impl<H: Host> Driver<H> {
             channel = %name,
             %error,
             "Redis does not let this node subscribe to a channel: new clients that need it get \
-             503. Allow it: {rule}"
+             503. Allow it with {rule}"
         );
         refused.insert(channel);
         if refused.len() == REFUSED_LOGGED {
             tracing::error!(
-                "further channels that Redis refuses are counted only: see \
-                 ws_cluster_queue_channel_refused"
+                "further refused channels are only counted: see ws_cluster_queue_channel_refused"
             );
         }
     }
@@ -428,14 +429,14 @@ impl<H: Host> Driver<H> {
     fn log_allowed(&self, channel: &[u8]) {
         if self.refused.borrow_mut().remove(channel) {
             let channel = String::from_utf8_lossy(channel);
-            tracing::info!(%channel, "Redis lets this node subscribe to the channel now");
+            tracing::info!(%channel, "Redis now lets this node subscribe to the channel");
         }
     }
 
     fn handle_limit(&self, limit: SizeLimit) {
         self.shared.queue.set_limit(limit);
         if limit.bytes < self.shared.settings.limits.body_bytes {
-            tracing::warn!("pushes above it are refused with 413: {limit}");
+            tracing::warn!("larger pushes are refused with 413: {limit}");
         }
     }
 
@@ -447,8 +448,8 @@ impl<H: Host> Driver<H> {
                 tracing::warn!(
                     %origin,
                     %channel,
-                    "a message is dropped: its node never gave out its number, so something else \
-                     publishes on this channel"
+                    "dropped a message whose sequence number its node never assigned: something \
+                     else publishes on this channel"
                 );
             }
             Event::NumbersReset { origin, channel } if self.may_log(5) => {
@@ -456,21 +457,23 @@ impl<H: Host> Driver<H> {
                 tracing::warn!(
                     %origin,
                     %channel,
-                    "a number that was heard of this node was false: counting begins anew"
+                    "the sequence number recorded for this origin was wrong and is reset"
                 );
             }
             Event::UnknownKind { origin } if self.may_log(6) => {
-                tracing::info!(%origin, "messages that only newer nodes know are left out");
+                tracing::info!(%origin, "ignoring messages of a kind that only newer nodes know");
             }
             Event::IdsNotKept { key, error } => {
                 let fix = match error.starts_with("NOPERM") {
                     true => format!("allow INCRBY on the key {key}"),
-                    false => format!("make Redis take writes (INCRBY {key} is tried every minute)"),
+                    false => {
+                        format!("make Redis accept writes (INCRBY {key} is retried every minute)")
+                    }
                 };
                 tracing::warn!(
                     %error,
-                    "Redis does not keep which client ids were given out: after a restart with \
-                     the clock behind some are given out again; {fix}"
+                    "Redis does not record the client ids that this node assigns: after a restart \
+                     with the clock set back, some are assigned again; {fix}"
                 );
             }
             _ => {}

@@ -86,7 +86,7 @@ impl WorkerContext {
             allocator::collect();
             self.shared.memory.want_purge();
             let took_us = begun.elapsed().as_micros() as u64;
-            tracing::debug!(took_us, "freed memory may be given back to the system");
+            tracing::debug!(took_us, "returned freed memory to the system");
         }
     }
 }

@@ -127,7 +127,8 @@ impl WorkerContext {
         if stall_ms >= LOGGED_STALL_MS {
             tracing::warn!(
                 stall_ms,
-                "a worker did not run; its clients' deadlines are moved by that"
+                "a worker did not run for a while; its clients' deadlines are postponed by that \
+                 time"
             );
         }
         self.counters.stalled_ms.add(stall_ms);
@@ -166,6 +167,6 @@ impl WorkerContext {
 fn warn_of_clock_step(wall: WallMs, expected: WallMs) {
     let step_ms = wall.value() as i64 - expected.value() as i64;
     if step_ms.abs() >= CLOCK_STEP_MS {
-        tracing::warn!(step_ms, "the clock was set");
+        tracing::warn!(step_ms, "the system clock was set");
     }
 }

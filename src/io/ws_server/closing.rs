@@ -53,7 +53,7 @@ impl WsServer {
     }
 
     fn close(&mut self, CloseRequest { slot, cause }: CloseRequest) {
-        tracing::trace!(slot, ?cause, "a connection is closed");
+        tracing::trace!(slot, ?cause, "closed a connection");
         let released = self.worker.release(slot, cause);
         self.drop_inbound(slot);
         let entry = &mut self.slots[slot as usize];
@@ -73,11 +73,15 @@ impl WsServer {
             CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
             CloseCause::MessageTimeout => {
                 let timeout_ms = self.shared.settings.times.message_timeout_ms;
-                let reason = format!("the message was not whole after {timeout_ms} ms");
+                let reason = format!("the message was incomplete after {timeout_ms} ms");
                 write_close(&mut last_bytes, code, &reason);
             }
             CloseCause::InboundBudget => {
-                write_close(&mut last_bytes, code, "too many unfinished messages: send it at once");
+                write_close(
+                    &mut last_bytes,
+                    code,
+                    "too many incomplete messages: send all fragments at once",
+                );
             }
             CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
             CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),

@@ -77,9 +77,7 @@ impl WsServer {
             let handshake = self.handshakes.remove(index);
             let error = match handshake.is_waiting {
                 true => refuse(503, "the queue did not confirm a subscription in time: try again"),
-                false => {
-                    refuse(408, "the request did not come whole within --handshake_timeout_ms")
-                }
+                false => refuse(408, "the request was not complete within --handshake_timeout_ms"),
             };
             self.refuse_handshake(handshake.fd, &error);
         }

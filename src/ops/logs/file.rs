@@ -221,7 +221,10 @@ impl Open {
             match self.file.try_lock() {
                 Err(TryLockError::WouldBlock) if Instant::now() < until => thread::sleep(PAUSE),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::new(ErrorKind::ResourceBusy, "another process has it"));
+                    return Err(io::Error::new(
+                        ErrorKind::ResourceBusy,
+                        "another process is using it",
+                    ));
                 }
                 _ => return Ok(()),
             }

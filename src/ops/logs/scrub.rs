@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn all_else_stays() {
         for text in [
-            "exp is past: sign the request anew",
+            "exp is in the past: sign a new request",
             "a wrong token: give WS_CLUSTER_OPS_TOKEN",
             "design=1 sign",
             "http://127.0.0.1:6060/x@y",

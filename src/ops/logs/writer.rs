@@ -186,7 +186,7 @@ impl Writer {
     fn complain_of(&mut self, result: Result<Option<io::Error>, Failure>) {
         let (error, what) = match result {
             Ok(None) => return,
-            Ok(Some(error)) => (error, "the log file cannot be rotated, and grows"),
+            Ok(Some(error)) => (error, "the log file cannot be rotated and keeps growing"),
             Err(Failure { error, .. }) => (
                 error,
                 "the log cannot be written: lines are dropped, see ws_cluster_log_dropped_total",

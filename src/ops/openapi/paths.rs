@@ -6,17 +6,17 @@ use super::schemas::{
 };
 use utoipa::IntoResponses;
 
-/// What any request may be answered.
+/// Responses that every request may get.
 #[derive(IntoResponses)]
 pub enum AnyRequest {
-    /// The request did not come whole within `--request_timeout_ms`.
+    /// The request was not complete within `--request_timeout_ms`.
     #[response(status = 408)]
     Late(Refused),
-    /// The body is over `--max_body_bytes` (1 MiB), or a push is larger than what the queue
-    /// carries: then the text has the figure, the setting of Redis, and the fix.
+    /// The body is larger than `--max_body_bytes` (1 MiB), or a push is larger than the queue
+    /// carries; then `msg` names the size, the Redis setting and the fix.
     #[response(status = 413)]
     LargeBody(Refused),
-    /// The head is over `--max_head_bytes` (8 KiB) or `--max_head_fields` (100).
+    /// The head exceeds `--max_head_bytes` (8 KiB) or `--max_head_fields` (100).
     #[response(status = 431)]
     LargeHead(Refused),
 }
@@ -31,24 +31,25 @@ pub struct Malformed(pub Refused);
 #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds.")))]
 pub struct Crowded(pub Refused);
 
-/// What a request to be signed may be answered besides.
+/// Further responses to a signed request.
 #[derive(IntoResponses)]
 pub enum SignedRequest {
-    /// A bad, missing or expired sign. `msg` says which; with `--env dev` also the text that should
-    /// have been signed.
-    #[response(status = 401, example = json!({"code": 0, "msg": "sign is missing (X-Sign)"}))]
+    /// A bad, missing or expired sign. `msg` says which; with `--env dev` it also shows the text
+    /// that should have been signed.
+    #[response(status = 401, example = json!({"code": 0, "msg": "sign is missing: add the header \
+        X-Sign"}))]
     Unsigned(Refused),
     /// An unknown project.
     #[response(status = 403, example = json!({"code": 0, "msg": "unknown project"}))]
     UnknownProject(Refused),
-    /// Neither a body with `Content-Length` or `Transfer-Encoding`, nor a query.
+    /// The request has neither a query nor a body with `Content-Length` or `Transfer-Encoding`.
     #[response(status = 411)]
     WithoutLength(Refused),
-    /// The body is neither a form nor JSON, or it is compressed; a batch is JSON.
+    /// The body is neither a form nor JSON, or it is compressed; a batch must be JSON.
     #[response(
         status = 415,
-        headers(("Accept-Encoding" = String, description = "`identity`, where the body has a \
-            `Content-Encoding` that is not taken.")),
+        headers(("Accept-Encoding" = String, description = "`identity`, if the body has an \
+            unsupported `Content-Encoding`.")),
     )]
     OtherContent(Refused),
 }
@@ -56,35 +57,35 @@ pub enum SignedRequest {
 /// Send one message to the matching clients.
 ///
 /// Parameters come from exactly one place: the query, a form or a JSON body. A query and a form
-/// carry `sign` as a parameter, a JSON body has it in `X-Sign`. Selectors that are given are
-/// intersected, the values within one are a union; none means every client of the project. A
-/// selector that is given but empty matches nobody. No selector ever reaches another project.
-/// Unknown parameters are refused: a misspelt selector would reach everybody.
+/// carry `sign` as a parameter; for a JSON body it is in `X-Sign`. Selectors are intersected; the
+/// values within one are a union; without selectors, the push goes to every client of the project.
+/// An empty selector matches nobody. No selector ever reaches another project. Unknown parameters
+/// are refused: a misspelt selector would reach everybody.
 #[utoipa::path(
     post,
     path = "/ws/push",
     tag = "push",
     params(PushForm, Trace),
     request_body(
-        description = "Absent where the parameters are the query.",
+        description = "Absent if the parameters are in the query.",
         content((Push = "application/json"), (PushForm = "application/x-www-form-urlencoded")),
     ),
     responses(
         (
             status = 200,
-            description = "The queue has accepted the message: with `--queue local` the workers \
-                           of the node, with `--queue redis` Redis has answered.",
+            description = "The queue has accepted the message: with `--queue local` the workers of \
+                the node, with `--queue redis` Redis has confirmed it.",
             body = Accepted,
         ),
         (
             status = 400,
-            description = "Malformed: the request, a parameter, the JSON; parameters in two \
-                           places, one given twice, an unknown one; a field `Idempotency-Key`, \
-                           which would not be signed.",
+            description = "The request, a parameter or the JSON is malformed; parameters are in \
+                two places, one is given twice or unknown; or the request has a header \
+                `Idempotency-Key`, which would not be signed.",
             body = Refused,
             examples(
                 ("without data" = (value = json!(
-                    {"code": 0, "msg": "data is missing: what the clients shall receive"}
+                    {"code": 0, "msg": "data is missing: add the value that the clients receive"}
                 ))),
                 ("twice" = (value = json!(
                     {"code": 0, "msg": "the member \"data\" of the JSON object is given twice"}
@@ -104,27 +105,29 @@ pub enum SignedRequest {
             examples(
                 ("down" = (value = json!({
                     "code": 0,
-                    "msg": "the queue is down: not accepted, try again or push to another node",
+                    "msg": "the queue is down and the push was not accepted: try again, or push to \
+                        another node",
                 }))),
                 ("refused" = (value = json!(
                     {"code": 0, "msg": "the queue refused the message: see the node's log"}
                 ))),
                 ("overloaded" = (value = json!(
-                    {"code": 0, "msg": "the node is overloaded: not accepted, try again"}
+                    {"code": 0, "msg": "the node is overloaded and the push was not accepted: try \
+                        again"}
                 ))),
                 ("draining" = (value = json!(
-                    {"code": 0, "msg": "this node is draining: push to another"}
+                    {"code": 0, "msg": "this node is draining: push to another node"}
                 ))),
                 ("crowded" = (value = json!(
-                    {"code": 0, "msg": "too many requests are on their way to this node: try again"}
+                    {"code": 0, "msg": "this node has too many requests in progress: try again"}
                 ))),
             ),
         ),
         (
             status = 504,
-            description = "Outcome unknown: the queue was given the message and did not answer \
-                           within `--queue_timeout_ms`. It may be delivered. With an \
-                           `idempotency_key`: push again with the same key.",
+            description = "Outcome unknown: the message was sent to the queue, which did not reply \
+                within `--queue_timeout_ms`. It may be delivered. With an `idempotency_key`, push \
+                again with the same key.",
             body = Refused,
             example = json!({
                 "code": 0,
@@ -138,8 +141,8 @@ pub fn push() {}
 
 /// Send up to 1,000 messages (`--max_batch`), accepted in order.
 ///
-/// JSON only, with one signature for all. 200 if any message was accepted, otherwise the status of
-/// the first that was refused.
+/// JSON only, with one signature for all messages. 200 if any message was accepted, otherwise the
+/// status of the first one that was refused.
 #[utoipa::path(
     post,
     path = "/ws/push/batch",
@@ -150,7 +153,7 @@ pub fn push() {}
         (status = 200, description = "At least one message was accepted.", body = BatchAccepted),
         (
             status = 400,
-            description = "The batch is malformed, or no message of it was accepted.",
+            description = "The batch is malformed, or none of its messages was accepted.",
             body = BatchRefused,
         ),
         AnyRequest,
@@ -163,7 +166,7 @@ pub fn push() {}
         ),
         (
             status = 504,
-            description = "Outcome unknown, as of a push; no message is known to be accepted.",
+            description = "Outcome unknown, as for a push; no message is known to be accepted.",
             body = BatchRefused,
         ),
     ),
@@ -177,7 +180,7 @@ pub fn push_batch() {}
     path = "/healthz",
     tag = "node",
     responses(
-        (status = 200, description = "It is up.", body = Success),
+        (status = 200, description = "The process is up.", body = Success),
         Malformed,
         AnyRequest,
         Crowded,
@@ -185,20 +188,20 @@ pub fn push_batch() {}
 )]
 pub fn healthz() {}
 
-/// The node takes connections and pushes, and hears those of other nodes.
+/// Whether the node accepts connections and pushes and receives those of other nodes.
 #[utoipa::path(
     get,
     path = "/readyz",
     tag = "node",
     responses(
-        (status = 200, description = "It does.", body = Success),
+        (status = 200, description = "The node is ready.", body = Success),
         Malformed,
         AnyRequest,
         (
             status = 503,
-            description = "It drains, the queue is down, a worker does not take what the queue \
-                           brings, no worker has room for a WebSocket connection; or the node has \
-                           too many HTTP connections.",
+            description = "The node drains, the queue is down, a worker does not process messages \
+                from the queue, or no worker has room for a WebSocket connection; or the node has \
+                too many HTTP connections.",
             body = Refused,
             headers(("Retry-After" = u32, description = "Seconds.")),
             example = json!({"code": 0, "msg": "draining"}),
@@ -207,7 +210,7 @@ pub fn healthz() {}
 )]
 pub fn readyz() {}
 
-/// What runs here.
+/// Name and version of the program.
 #[utoipa::path(
     get,
     path = "/version",

@@ -12,8 +12,8 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 // Bodies of requests. A member that may be absent is `required = false`, not an `Option`: a
 // selector may not be null, and the members that may have that in their values.
 
-/// A push as JSON, signed by `X-Sign`. It has `data` and any of the selectors; unknown members are
-/// refused.
+/// A push as JSON, signed with `X-Sign`. It has `data` and any of the selectors; unknown members
+/// are refused.
 #[derive(ToSchema)]
 #[schema(example = json!({"data": {"hello": "world"}, "pid": "1", "uids": ["alice"]}))]
 pub struct Push {
@@ -62,7 +62,7 @@ pub struct Message {
 }
 
 /// Messages that are accepted in order, with one signature for all. A message that is refused, or
-/// is no object at all, spoils only its own result.
+/// is not an object at all, affects only its own result.
 #[derive(ToSchema)]
 #[schema(example = json!({
     "messages": [{"data": "for alice", "uids": ["alice"]}, {"data": 2, "tags": ["news"]}],
@@ -105,14 +105,14 @@ pub struct PushForm {
     #[schema(required = false)]
     #[param(required = false)]
     pub devices: DeviceList,
-    /// Client ids that are left out of the result, comma-separated.
+    /// Client ids that do not get the push even if they match, comma-separated.
     #[schema(required = false)]
     #[param(required = false)]
     pub except_cids: CidList,
     /// What the clients receive, as a JSON string.
     #[param(required = false)]
     pub data: String,
-    /// Milliseconds after acceptance; not delivered later than that.
+    /// Milliseconds after acceptance until which the push is delivered.
     #[schema(required = false)]
     #[param(required = false)]
     pub ttl_ms: Milliseconds,
@@ -124,28 +124,28 @@ pub struct PushForm {
     #[schema(required = false)]
     #[param(required = false)]
     pub transient: TransientText,
-    /// Unix seconds until which the request is good; past it, with 5 s of leeway, 401.
+    /// Unix seconds until which the request is valid; after that, with 5 s of leeway, it gets 401.
     #[schema(required = false)]
     #[param(required = false)]
     pub exp: UnixSeconds,
-    /// The signature of a form; without it 401.
+    /// The signature of a form; without it, the request gets 401.
     #[schema(required = false)]
     #[param(ignore)]
     pub sign: Sign,
 }
 
-/// A field of a push, however it is sent.
+/// A header of a push in any format.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 pub struct Trace {
-    /// W3C Trace Context: the trace that a push goes on with, where spans are recorded.
+    /// W3C Trace Context: the trace that the push belongs to, if spans are recorded.
     #[param(required = false)]
     pub traceparent: String,
 }
 
 // Responses.
 
-/// It is so.
+/// Success.
 #[derive(ToSchema)]
 #[schema(example = json!({"code": 1, "msg": "success"}))]
 pub struct Success {
@@ -173,7 +173,7 @@ pub struct Accepted {
     "msg": "success",
     "results": [
         {"code": 1, "id": "7340032000002"},
-        {"code": 0, "msg": "data is missing: what the clients shall receive"},
+        {"code": 0, "msg": "data is missing: add the value that the clients receive"},
     ],
 }))]
 pub struct BatchAccepted {
@@ -185,9 +185,9 @@ pub struct BatchAccepted {
     pub results: (),
 }
 
-/// Not done; `msg` says why.
+/// Refused; `msg` is the reason.
 #[derive(ToSchema)]
-#[schema(example = json!({"code": 0, "msg": "sign is missing (X-Sign)"}))]
+#[schema(example = json!({"code": 0, "msg": "sign is missing: add the header X-Sign"}))]
 pub struct Refused {
     #[schema(schema_with = zero)]
     pub code: (),
@@ -195,13 +195,13 @@ pub struct Refused {
     pub msg: String,
 }
 
-/// Not done; `msg` says why. Where the batch itself was in order, but none of its messages was
+/// Refused; `msg` is the reason. If the batch itself was well-formed, but none of its messages was
 /// accepted, it has `results`.
 #[derive(ToSchema)]
 #[schema(example = json!({
     "code": 0,
     "msg": "no message was accepted",
-    "results": [{"code": 0, "msg": "data is missing: what the clients shall receive"}],
+    "results": [{"code": 0, "msg": "data is missing: add the value that the clients receive"}],
 }))]
 pub struct BatchRefused {
     #[schema(schema_with = zero)]
@@ -220,7 +220,7 @@ pub struct AcceptedResult {
     pub id: MessageId,
 }
 
-/// What runs here.
+/// Name and version of the program.
 #[derive(ToSchema)]
 #[schema(example = json!({
     "code": 1, "commit": "78d5361a2b", "msg": "success", "name": "ws-cluster", "node": 200,
@@ -234,8 +234,9 @@ pub struct Version {
     #[schema(schema_with = product)]
     pub name: (),
     pub version: String,
-    /// What it was built from: a commit of Git, `-dirty` behind it with changes that are in none,
-    /// or `unknown`.
+    /// The Git commit that it was built from, with `-dirty` appended if there were uncommitted
+    /// changes, or
+    /// `unknown`.
     pub commit: String,
     #[schema(schema_with = node)]
     pub node: (),
@@ -274,13 +275,13 @@ const UNIX_SECONDS: &str = "0*[0-9]{1,11}";
 const TTL_MS: &str = "0*([1-9][0-9]{0,7}|[1-5][0-9]{8}|60[0-3][0-9]{6}|604[0-7][0-9]{5}|604800000)";
 
 value!(Pid, {
-    let description = "The project. An integer stands for its decimal text.";
+    let description = "The project id. An integer stands for its decimal text.";
     one_of(&[PidText::name()]).item(integer()).description(Some(description))
 });
 value!(PidText, text("[A-Za-z0-9_.-]{1,64}"));
 value!(Data, {
-    let description = "Any JSON value, nested at most 128 deep. The clients receive it byte for \
-                       byte.";
+    let description = "Any JSON value, nested at most 128 levels deep. Clients receive it byte for \
+        byte.";
     ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(description))
 });
 value!(Uids, list("Users", UidList::name(), text(NAME), Some(integer())));
@@ -292,13 +293,13 @@ value!(TagList, text_list(LISTED_NAME));
 value!(DeviceList, text_list(DEVICE));
 value!(CidList, text_list(CID));
 value!(TtlMs, {
-    let description = "Milliseconds after acceptance; not delivered later than that.";
+    let description = "Milliseconds after acceptance until which the push is delivered.";
     one_of(&[Milliseconds::name()]).item(text(TTL_MS)).item(null()).description(Some(description))
 });
 value!(Milliseconds, integer().minimum(Some(1)).maximum(Some(MAX_TTL_MS as usize)));
 value!(Exp, {
-    let description = "Until when the request is good: past it, with 5 s of leeway, 401. `--env \
-                       prod` demands it.";
+    let description = "Unix seconds until which the request is valid; after that, with 5 s of \
+        leeway, it gets 401. `--env prod` requires it.";
     one_of(&[UnixSeconds::name()])
         .item(text(UNIX_SECONDS))
         .item(null())
@@ -306,8 +307,8 @@ value!(Exp, {
 });
 value!(UnixSeconds, integer().minimum(Some(0)).maximum(Some(MAX_UNIX_SECONDS as usize)));
 value!(IdempotencyKey, {
-    let description = "1-64 bytes. Pushes with the same `pid` and key within 5 minutes, at \
-                       whichever node, reach a client at most once, and all answer success.";
+    let description = "1-64 bytes. Pushes with the same `pid` and key within 5 minutes, at any \
+        node, reach a client at most once, and all are answered with success.";
     let key = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
     key.max_length(Some(MAX_IDEMPOTENCY_KEY_BYTES)).description(Some(description))
 });
@@ -323,7 +324,7 @@ value!(TransientText, {
 });
 value!(Sign, text("[0-9a-f]{64}"));
 value!(MessageId, {
-    let description = "A decimal number, never given out twice.";
+    let description = "A decimal number that is never assigned twice.";
     text("[0-9]{1,20}").description(Some(description))
 });
 value!(MessageResult, one_of(&[AcceptedResult::name(), Refused::name()]));
@@ -349,8 +350,8 @@ fn list(
 ) -> OneOfBuilder {
     let max = Limits::default().selector_ids;
     let description = format!(
-        "{what}: comma-separated, where blanks around an element are left out, or an array; at \
-         most {max}, counted as sent. Given but empty it matches nobody; null is refused."
+        "{what}: comma-separated, with optional spaces around each element, or an array; at most \
+         {max}, counting duplicates. An empty list matches nobody; null is refused."
     );
     let integer = integer.map(ObjectBuilder::build);
     let element = integer.iter().cloned().fold(OneOfBuilder::new().item(text), OneOfBuilder::item);

@@ -35,7 +35,7 @@ pub struct Recording {
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
     /// The client has disconnected.
-    #[error("its client has gone away")]
+    #[error("its client has disconnected")]
     Cancelled,
     /// The kernel does not let this process profile itself.
     #[error("perf_event_open is refused ({0})")]

@@ -20,7 +20,7 @@ const SCRIPT: &str = include_str!("flamegraph.js");
 const LEGEND: [(&str, &str); 5] = [
     ("own", "ws-cluster"),
     ("crate", "other crates"),
-    ("std", "Rust's library"),
+    ("std", "Rust standard library"),
     ("c", "C"),
     ("kernel", "kernel"),
 ];

@@ -15,7 +15,7 @@ pub fn report(shared: &Shared) -> String {
     out.push_str("\n# /proc/self/smaps_rollup\n\n");
     match fs::read_to_string("/proc/self/smaps_rollup") {
         Ok(text) => out.push_str(&text),
-        Err(error) => line(&mut out, format_args!("not to be read: {error}")),
+        Err(error) => line(&mut out, format_args!("unreadable: {error}")),
     }
     out.push_str("\n# mimalloc, its own statistics\n\n");
     out.push_str(&allocator::statistics());

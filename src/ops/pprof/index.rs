@@ -17,26 +17,26 @@ const DEFAULT_HOST: &str = "127.0.0.1:6060";
 const PROFILES: [(&str, &str, bool, &str); 4] = [
     (
         "profile",
-        "Where the threads spend processor time: a profile for go tool pprof, Speedscope and \
-         others (pprof's protobuf in gzip).",
+        "CPU time of the threads: a profile for go tool pprof, Speedscope and others (gzipped \
+         pprof protobuf).",
         true,
         "go tool pprof -http=: 'URL'",
     ),
     (
         "flamegraph",
-        "The same as a flame graph, an SVG for the browser.",
+        "The same as a flame graph, an SVG for browsers.",
         true,
         "curl -fo flamegraph.svg 'URL'",
     ),
     (
         "heap",
-        "Memory, as the allocator, the kernel and the node itself count it: text.",
+        "Memory as the allocator, the kernel and the node itself count it, as text.",
         false,
         "curl -f 'URL'",
     ),
     (
         "cmdline",
-        "The node's arguments, with NULs between them; secrets are masked.",
+        "The node's arguments, separated by NULs; secrets are masked.",
         false,
         "curl -fs 'URL' | xargs -0 echo",
     ),
@@ -57,7 +57,7 @@ pub fn page(head: &Head<'_>, has_token: bool) -> Reply {
     let note = if cfg!(frame_pointers) {
         ""
     } else {
-        "<p>This program was built without frame pointers: stacks are cut short.</p>"
+        "<p>This program was built without frame pointers: stacks are truncated.</p>"
     };
     let page = PAGE
         .replace("{profiles}", &rows)
@@ -80,7 +80,7 @@ fn with_token(line: &str) -> String {
 
 /// Returns the same as text, for other clients.
 pub fn list() -> String {
-    let mut text = "not here. There is, below /debug/pprof/:\n".to_string();
+    let mut text = "not found. Available below /debug/pprof/:\n".to_string();
     for (name, what, takes_seconds, _) in PROFILES {
         let seconds = if takes_seconds { "?seconds=N" } else { "" };
         text.push_str(&format!("  {name}{seconds}: {what}\n"));

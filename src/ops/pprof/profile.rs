@@ -103,26 +103,27 @@ fn notes(recording: &Recording, is_kernel_unnamed: bool) -> Vec<String> {
     let mut notes = Vec::new();
     if is_kernel_unnamed {
         notes.push(
-            "The kernel's functions have no names: CAP_SYSLOG, beside CAP_PERFMON, shows them."
+            "The kernel's functions have no names: CAP_SYSLOG in addition to CAP_PERFMON shows \
+             them."
                 .into(),
         );
     }
     if recording.depth == Depth::User {
         notes.push(
-            "Without the kernel: time in system calls is not in it. CAP_PERFMON, or \
+            "Without the kernel: time in system calls is not included. CAP_PERFMON, or \
              kernel.perf_event_paranoid at 1 or below, shows it."
                 .into(),
         );
     }
     if !cfg!(frame_pointers) {
         notes.push(
-            "This program was built without frame pointers: stacks are cut short. Build it \
-             without RUSTFLAGS, or add -C force-frame-pointers=yes."
+            "This program was built without frame pointers: stacks are truncated. Build it without \
+             RUSTFLAGS, or add -C force-frame-pointers=yes."
                 .into(),
         );
     }
     if recording.lost > 0 {
-        notes.push(format!("{} samples found no room and are missing.", recording.lost));
+        notes.push(format!("{} samples were lost because the buffer was full.", recording.lost));
     }
     notes
 }

@@ -12,11 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use ureq::Agent;
 
-/// Maximum number of waiting envelopes; beyond, they are dropped.
+/// Maximum number of waiting envelopes; further ones are dropped.
 const MAX_WAITING: usize = 32;
 /// Time limit for a response.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long nothing is sent after a rate limit (HTTP 429) that gives no time.
+/// Time in which nothing is sent after a rate limit (HTTP 429) without `Retry-After`.
 const QUIET: Duration = Duration::from_secs(60);
 const MAX_QUIET: Duration = Duration::from_secs(3_600);
 /// Minimum interval between log lines about events that are not accepted.
@@ -108,16 +108,19 @@ impl Postman {
     }
 
     fn send(&mut self, envelope: &Envelope) {
-        let is_quiet = self.quiet_until.is_some_and(|until| Instant::now() < until);
-        let result = match is_quiet {
-            true => Err("it has enough for now".into()),
-            false => self.post(envelope),
+        let left = self.quiet_until.map(|until| until.saturating_duration_since(Instant::now()));
+        let result = match left {
+            Some(left) if !left.is_zero() => {
+                let retry_s = left.as_secs_f64().ceil();
+                Err(format!("rate-limited by Sentry (HTTP 429), retrying in {retry_s} s"))
+            }
+            _ => self.post(envelope),
         };
         if let Err(error) = result {
             UNSENT.fetch_add(1, Relaxed);
             if self.last_complaint.is_none_or(|last| last.elapsed() >= COMPLAINT_EVERY) {
                 self.last_complaint = Some(Instant::now());
-                tracing::warn!(%error, "Sentry does not take events");
+                tracing::warn!(%error, "Sentry does not accept events");
             }
         }
     }

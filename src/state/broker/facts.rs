@@ -97,10 +97,14 @@ impl Command {
     /// What the node does not do without it.
     pub fn loss(self) -> &'static str {
         match self {
-            Self::Ping => "its refusals are taken for signs of life",
-            Self::Role => "the role of Redis is known from HELLO alone, with RESP3",
-            Self::ConfigGet => "Redis's default limits on the size of a message are assumed",
-            Self::Unsubscribe => "channels that are not needed any more are still received",
+            Self::Ping => "without it, errors count as replies to it",
+            Self::Role => "without it, only HELLO with RESP3 tells whether Redis is a master",
+            Self::ConfigGet => {
+                "without it, Redis's default limits on the size of a message are assumed"
+            }
+            Self::Unsubscribe => {
+                "without it, messages on channels that are no longer needed still arrive"
+            }
         }
     }
 }
@@ -116,7 +120,7 @@ pub struct SizeLimit {
 
 impl fmt::Display for SizeLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the queue takes at most {} bytes, selectors included", self.bytes)?;
+        write!(f, "the queue carries at most {} bytes, selectors included", self.bytes)?;
         match self.parameter {
             None => write!(f, ": send less, or a reference to the data"),
             Some((name @ "client-output-buffer-limit", value)) => write!(
@@ -290,7 +294,7 @@ impl Facts {
             b"slave" if self.is_cluster => Ok(()),
             b"slave" => Err(self.is_no_master(master)),
             _ => Err(LinkError::Refused(format!(
-                "{} is a Sentinel: point --redis at the master that it names",
+                "{} is a Sentinel: point --redis at the master that it reports",
                 self.url
             ))),
         }

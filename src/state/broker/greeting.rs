@@ -138,11 +138,11 @@ fn is_closed(text: &[u8]) -> bool {
 fn explain(text: &[u8]) -> LinkError {
     let said = String::from_utf8_lossy(text);
     LinkError::Refused(if text.starts_with(b"NOAUTH") {
-        format!("{said} Give the password: WS_CLUSTER_REDIS=redis://user:password@host:port/0")
+        format!("{said} Set the password: WS_CLUSTER_REDIS=redis://user:password@host:port/0")
     } else if is_about_password(text) || text.starts_with(b"ERR invalid password") {
         format!("{said} Check the user and the password in --redis (WS_CLUSTER_REDIS)")
     } else if text.starts_with(b"ERR max number of clients") {
-        format!("{said}: raise maxclients of Redis")
+        format!("{said}: raise maxclients in Redis")
     } else {
         said.into_owned()
     })

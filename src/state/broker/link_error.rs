@@ -16,7 +16,7 @@ pub enum LinkName {
 /// Why a link is given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    #[error("Redis does not answer (no reply for {SILENCE_MS} ms)")]
+    #[error("Redis does not respond (no reply for {SILENCE_MS} ms)")]
     Silent,
     #[error("Redis closed the connection")]
     Closed,
@@ -24,7 +24,7 @@ pub enum LinkError {
     Io(String),
     #[error("Redis refused: {0}")]
     Refused(String),
-    #[error("Redis answered something that was not asked")]
+    #[error("Redis sent a reply that matches no command")]
     Unasked,
     /// `master`: the address of its master, if known.
     #[error(
@@ -32,10 +32,8 @@ pub enum LinkError {
          the master"
     )]
     Replica { url: String, master: String },
-    #[error("what Redis sent is not RESP: {0}")]
+    #[error("Redis sent malformed data: {0}")]
     Malformed(#[from] RespError),
-    #[error(
-        "what this node publishes does not come back to it: Redis took it, and did not deliver it"
-    )]
+    #[error("this node's own messages do not come back: Redis accepts but does not deliver them")]
     CanaryLost,
 }

@@ -223,7 +223,7 @@ impl Broker {
         let latest_ms = SnowflakeClock::MAX_MS - TRY_AGAIN_MS;
         u64::try_from(number).ok().filter(|&ms| ms <= latest_ms).ok_or_else(|| {
             LinkError::Refused(format!(
-                "the key {} holds {number}, which is no time of a client id: delete it",
+                "the key {} holds {number}, which is not the time of a client id: delete it",
                 self.ids_key()
             ))
         })

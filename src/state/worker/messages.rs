@@ -65,7 +65,7 @@ impl Worker {
         sign: Option<&str>,
     ) -> Result<(), Cow<'static, str>> {
         let Some(project) = self.config.projects.get(project) else {
-            return Err("the project is gone".into());
+            return Err("the project no longer exists".into());
         };
         let rules = SignRules {
             place: SignPlace::Member,
@@ -133,12 +133,14 @@ impl Worker {
     ) -> Result<(), Cow<'static, str>> {
         let connection = &self.connections[slot as usize];
         let Some(project) = self.config.projects.get(ProjectId(connection.project)) else {
-            return Err("the project is gone".into());
+            return Err("the project no longer exists".into());
         };
         match project.subscribe {
             SubscribePolicy::Any => {}
             SubscribePolicy::None => {
-                return Err("this project takes tags at connect only, where they are signed".into());
+                return Err(
+                    "this project accepts tags only at connect, where they are signed".into()
+                );
             }
             SubscribePolicy::Signed => {
                 let text = message::subscribe_text(connection.cid, tags);

@@ -21,7 +21,7 @@ const MAX_BYTES_OF_CLIENT: usize = 8 << 20;
 /// Maximum bytes of waiting requests, which are kept so that another server may be asked.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
-const TOO_MANY_OF_PROJECT: &str = "too many requests of this project wait";
+const TOO_MANY_OF_PROJECT: &str = "too many requests of this project are pending";
 
 const REQUEST_TOO_LARGE: &str = "the request is too large for the queue";
 const ANSWER_TOO_LARGE: &str = "the answer is too large for the queue";
@@ -254,7 +254,7 @@ impl Worker {
         let client = ConnKey { slot, generation: connection.generation };
         if let Err(full) = self.requests.check_room(client, project, data.len()) {
             let msg = match full {
-                Full::Client => "too many requests wait",
+                Full::Client => "too many requests are pending",
                 Full::Project => TOO_MANY_OF_PROJECT,
             };
             self.count_limited(project, full);
@@ -315,7 +315,7 @@ impl Worker {
             }
             Answer::Unwritten | Answer::Full if self.ask_another(id) => {}
             Answer::Gone | Answer::Unwritten => self.refuse_request(id, "server gone"),
-            Answer::Full => self.refuse_request(id, "too many requests wait"),
+            Answer::Full => self.refuse_request(id, "too many requests are pending"),
             Answer::TooLarge => self.refuse_request(id, ANSWER_TOO_LARGE),
         }
     }
@@ -344,7 +344,7 @@ impl Worker {
             (Ok(Parcel::Request(request)), _) => {
                 let msg = match why {
                     Unsent::Down => "the queue is down",
-                    Unsent::Full => "too many requests wait",
+                    Unsent::Full => "too many requests are pending",
                     Unsent::TooLarge => REQUEST_TOO_LARGE,
                 };
                 self.refuse_request(request.id, msg);

@@ -508,7 +508,7 @@ fn a_request_that_a_business_server_has_no_room_for_is_one_too_many() {
     }
     assert!(rig.worker.is_open(server));
     rig.room = usize::MAX;
-    let refusal = r#"{"type":"response","code":0,"msg":"too many requests wait"}"#;
+    let refusal = r#"{"type":"response","code":0,"msg":"too many requests are pending"}"#;
     assert_eq!(rig.text_to(client).matches(refusal).count(), 2, "1 is written, 17 wait");
 }
 

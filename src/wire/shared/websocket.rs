@@ -197,9 +197,9 @@ impl Inbound {
             (OpCode::Ping, _) => Ok(on(Message::Ping(payload))),
             (OpCode::Pong, _) => Ok(on(Message::Pong(payload))),
             (OpCode::Close, _) => Ok(on(Message::Close(close_code(payload)?))),
-            (OpCode::Continuation, None) => {
-                Err(protocol_error("continuation of no message (RFC 6455 section 5.4)"))
-            }
+            (OpCode::Continuation, None) => Err(protocol_error(
+                "a continuation frame without a message to continue (RFC 6455 section 5.4)",
+            )),
             (OpCode::Text | OpCode::Binary, Some(_)) => {
                 Err(protocol_error("a new message inside a fragmented one (RFC 6455 section 5.4)"))
             }
@@ -249,12 +249,16 @@ const NOT_UTF8: Violation = Violation { code: close::NOT_UTF8, msg: "text is not
 fn close_code(payload: &[u8]) -> Result<u16, Violation> {
     match payload {
         [] => Ok(close::NORMAL),
-        [_] => Err(protocol_error("a close frame with one byte (RFC 6455 section 5.5.1)")),
+        [_] => {
+            Err(protocol_error("a close frame with a payload of one byte (RFC 6455 section 5.5.1)"))
+        }
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             // RFC 6455 and later IANA registrations (1012 to 1014); then the ranges free for use.
             if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
-                return Err(protocol_error("a close code nobody may send (RFC 6455 section 7.4)"));
+                return Err(protocol_error(
+                    "a close code that must not be sent (RFC 6455 section 7.4)",
+                ));
             }
             simdutf8::basic::from_utf8(reason).map_err(|_| NOT_UTF8)?;
             Ok(code)

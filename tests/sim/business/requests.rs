@@ -67,7 +67,7 @@ pub struct Requests {
 }
 
 pub const REFUSALS: [&str; 5] =
-    ["no server", "timeout", "server gone", "too many requests wait", "the queue is down"];
+    ["no server", "timeout", "server gone", "too many requests are pending", "the queue is down"];
 
 impl Requests {
     /// Sends a client's request. Returns its number.
@@ -238,7 +238,7 @@ impl Requests {
         let end_ms = request.sent_ms + self.timeout_ms;
         match msg {
             "no server" => request.has_no_server,
-            "too many requests wait" => {
+            "too many requests are pending" => {
                 let bytes = request.data.len();
                 let is_full = |(server, ms): &(u64, u64)| self.is_full(*server, bytes, *ms);
                 request.is_too_many || request.asked.iter().any(is_full)

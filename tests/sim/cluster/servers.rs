@@ -465,7 +465,7 @@ impl Core {
         if let Some(socket) = self.servers.values_mut().find(|socket| socket.key == push.key) {
             socket.server.begin_push(begun.map(|(id, _)| id.0));
         }
-        let refusal = begun.is_none().then_some(Err("this node is draining: push to another"));
+        let refusal = begun.is_none().then_some(Err("this node is draining: push to another node"));
         let (id, ticket) = begun.unwrap_or((MessageId(0), 0));
         self.begun.push_back(BegunPush { push, ticket, result: refusal, id });
         // It may have been refused at once.

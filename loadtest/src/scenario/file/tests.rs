@@ -83,7 +83,7 @@ fn a_wrong_value_is_named_with_its_place_and_what_is_wanted() {
         ("duration = nan", "s.toml:5:12: duration: nan is not from 0 to"),
         ("drain = 1", "s.toml:5:9: drain: true or false is wanted, not integer"),
         ("cut = { share = 1.5 }", "s.toml:5:17: share: 1.5 is not from 0 to 1"),
-        ("cut = { share = 1, count = 1 }", "s.toml:5:28: count: share or count, not both"),
+        ("cut = { share = 1, count = 1 }", "s.toml:5:28: count: use share or count, not both"),
         ("cut = {}", "s.toml:5:7: share is missing: add share = 0.2"),
         ("cut = { share = 1, how = \"x\" }", "s.toml:5:26: how: \"x\": reset, fin or close"),
         ("reconnect = \"later\"", "s.toml:5:13: reconnect: \"at once\", or {"),

@@ -1,11 +1,11 @@
-// What a browser gets instead of an answer that needs the token. A navigation cannot send the
-// header, so this page requests the answer with it and shows it.
+// The page that a browser gets instead of a response that needs the token. A navigation cannot send
+// the header, so this page requests the response with it and shows it.
 
 import { fetchWithToken } from "./token.js";
 
 const state = document.getElementById("gate-state");
 
-/** The name that an answer wants to be saved as. */
+/** The file name that a response suggests. */
 function fileName(answer) {
   const disposition = answer.headers.get("Content-Disposition") ?? "";
   return disposition.match(/^attachment; filename="([^"]+)"/)?.[1];
@@ -31,10 +31,10 @@ async function show(answer) {
 }
 
 async function open() {
-  state.textContent = "Asks the node.";
+  state.textContent = "Loading…";
   await show(await fetchWithToken(location.href));
 }
 
 open().catch((error) => {
-  state.textContent = `The node does not answer: ${error.message}. Load the page again.`;
+  state.textContent = `The node does not respond: ${error.message}. Reload the page.`;
 });

@@ -75,7 +75,7 @@ export function sign(secret, text) {
   return Array.from(outer, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** One name or value, percent-encoded as RFC 3986 says: unreserved characters bare. */
+/** One name or value, percent-encoded as in RFC 3986: unreserved characters bare. */
 function quote(text) {
   const hex = (character) => "%" + character.charCodeAt(0).toString(16).toUpperCase();
   return encodeURIComponent(text).replace(/[!'()*]/g, hex);
@@ -93,13 +93,13 @@ export function signedQuery(path, params, secret) {
   return `${query}&sign=${sign(secret, `${path}\n${query}`)}`;
 }
 
-/** What a client signs to take tags, where its project demands it: each once, sorted by bytes. */
+/** The signature of a subscribe, if the project requires it: each tag once, sorted by bytes. */
 export function signedTags(clientId, tags, secret) {
   const sorted = [...new Set(tags)].sort(byBytes);
   return sign(secret, `subscribe\n${clientId}\n${sorted.join(",")}`);
 }
 
-/** Texts in the order of their bytes: that of JavaScript differs beyond U+FFFF. */
+/** Compares texts by their bytes: JavaScript's own order differs above U+FFFF. */
 function byBytes(one, other) {
   const [a, b] = [bytesOf(one), bytesOf(other)];
   const at = a.findIndex((byte, index) => byte !== b[index]);

@@ -1,12 +1,12 @@
-// The token of the ops ports. It is taken out of the URL, which histories and screens keep, or
-// asked for; this tab stores it and sends it only in a header.
+// The token of the ops ports. It is removed from the URL, which histories and screens keep, or
+// requested in a form; this tab stores it and sends it only in a header.
 
 const KEY = "ws-cluster-ops-token";
-/** What a header may hold. */
+/** Characters that a header may contain. */
 const SENDABLE = /^[\x20-\x7e]+$/;
 const byId = (id) => document.getElementById(id);
 
-/** Where a browser forbids storage the token lasts as long as the page. */
+/** If the browser forbids storage, the token lasts as long as the page. */
 let token = null;
 try {
   token = sessionStorage.getItem(KEY);
@@ -48,7 +48,7 @@ function ask(problem) {
       submitted.preventDefault();
       const given = field.value.trim();
       if (!SENDABLE.test(given)) {
-        byId("token-problem").textContent = "A token has printable ASCII characters alone.";
+        byId("token-problem").textContent = "A token may contain only printable ASCII characters.";
         return;
       }
       keep(given);
@@ -62,9 +62,9 @@ function ask(problem) {
 
 let asking = null;
 
-/** Asks for the token where the node refused the one that was sent, or got none. */
+/** Shows the form if the node refused the token that was sent, or got none. */
 function askOnce(sent) {
-  // Another request was refused, too, or a new token has been entered meanwhile.
+  // Another request was refused as well, or a new token has been entered meanwhile.
   if (asking === null && sent === token) {
     const problem = sent === null ? "" : "The node refuses this token.";
     keep(null);
@@ -74,8 +74,8 @@ function askOnce(sent) {
 }
 
 /**
- * Like fetch, with the token. Where the node demands one the page asks for it, and the request is
- * made again; `onAsk` hears of that.
+ * Like fetch, with the token. If the node requires one, the page asks for it and sends the request
+ * again; `onAsk` is called before that.
  */
 export async function fetchWithToken(address, options = () => ({}), onAsk = () => {}) {
   for (;;) {

@@ -32,7 +32,7 @@ impl Head {
         }
         let fin = first & 0x80 != 0;
         let opcode = OpCode::try_from(first & 0x0f)
-            .map_err(|_| protocol_error("reserved opcode (RFC 6455 section 5.2)"))?;
+            .map_err(|_| protocol_error("a reserved opcode (RFC 6455 section 5.2)"))?;
         let control = is_control(opcode);
         if control && !fin {
             return Err(protocol_error("a fragmented control frame (RFC 6455 section 5.5)"));

@@ -4,7 +4,7 @@ import { clock, linearMarks, logMarks, timeMarks, units } from "./figures.js";
 
 const HEIGHT = 168;
 const PLOT = { left: 64, right: 10, top: 8, bottom: 22 };
-/** A shape for each place of a series, so that nobody has to tell colours apart. */
+/** A shape for each series, so that nobody has to distinguish colours. */
 const SHAPES = [
   "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
   "M-3.2 -3.2h6.4v6.4h-6.4z",
@@ -16,7 +16,7 @@ const SHAPES = [
 const SERIES = SHAPES.length;
 const stillness = window.matchMedia("(prefers-reduced-motion: reduce)");
 
-/** Text is never read as HTML. */
+/** Text is never parsed as HTML. */
 export function element(tag, className = "", text = "") {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -43,7 +43,7 @@ function pathOf(points) {
   return path;
 }
 
-/** The same as a line, with the way back along the bottom. */
+/** The same line, closed along the bottom. */
 function areaOf(points, bottom) {
   let path = "";
   points.forEach((point, index) => {
@@ -55,7 +55,7 @@ function areaOf(points, bottom) {
   return path;
 }
 
-/** Slides what was drawn anew from where it was, in few steps: they are a fraction of a pixel. */
+/** Slides a redrawn chart from its old position, in few steps, each a fraction of a pixel. */
 function slide(group, from, ms) {
   if (stillness.matches || from <= 0) return;
   const frames = [{ transform: `translateX(${from}px)` }, { transform: "none" }];
@@ -125,7 +125,7 @@ export class Chart {
     this.plot.addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** The samples up to now, the oldest first; `ms` is how much time the chart is wide. */
+  /** The samples up to now, the oldest first; `ms` is the time span of the chart. */
   draw(history, ms) {
     const before = this.ms === ms ? this.end : undefined;
     Object.assign(this, { history, ms, end: history.at(-1).time });
@@ -241,7 +241,7 @@ export class Chart {
     const isOn = chosen !== null && this.listed.length > 0;
     this.tip.hidden = !isOn;
     this.cursor.style.visibility = isOn ? "visible" : "hidden";
-    // A user focused on the chart hears a point when it is chosen, not every new one.
+    // A screen reader announces a point when it is chosen, not every new one.
     if (isOn || document.activeElement !== this.plot) this.#tell(chosen ?? this.shown.at(-1));
     if (!isOn) return;
     const x = this.#x(chosen.time);

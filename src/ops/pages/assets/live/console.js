@@ -12,7 +12,7 @@ import { sign, signedQuery, signedTags } from "../sign.js";
 
 const MAX_CONNECTIONS = 8;
 const MAX_ASKED = 1000;
-/** Frames are shown so often at most: a page that is pushed thousands a second stays usable. */
+/** Minimum interval between updates: a page that gets thousands of pushes a second stays usable. */
 const SHOW_EVERY_MS = 100;
 const PREVIEW_CHARS = 300;
 const ARROWS = { in: "←", out: "→", note: "·" };
@@ -20,11 +20,11 @@ const DIRECTIONS = { in: "received", out: "sent", note: "note" };
 const byId = (id) => document.getElementById(id);
 const fields = (form) => Object.fromEntries(new FormData(byId(form)));
 const inOneMinute = () => Math.floor(Date.now() / 1000) + 60;
-/** Those that are there. */
+/** Removes members that are null or empty. */
 const given = (values) =>
   Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null && value !== ""));
 
-/** The frames that are kept, and the list that shows them. */
+/** The recorded frames, and the list that shows them. */
 class FrameList {
   #kept = [];
   #fresh = [];
@@ -137,7 +137,7 @@ class Link {
     this.isWelcome = false;
     /** When each request was sent, by its id. */
     this.sent = new Map();
-    /** Ids of what it was asked and has not answered, the oldest first. */
+    /** Ids of unanswered requests, the oldest first. */
     this.asked = [];
     this.count = 0;
     this.socket = new WebSocket(url);
@@ -173,7 +173,7 @@ class Link {
 
   answer(data) {
     const id = this.asked.shift();
-    if (id === undefined) throw new Error("no request waits for an answer");
+    if (id === undefined) throw new Error("there is no unanswered request");
     this.send(jsonOf({ type: "response", id }, { data }));
   }
 
@@ -194,14 +194,14 @@ class Link {
     if (this.kind === "2" && kind === "request") this.#note(message.id);
   }
 
-  /** The oldest are forgotten: nobody waits for their answers any more. */
+  /** The oldest ones are dropped: nobody waits for their answers any more. */
   #note(id) {
     this.asked.push(id);
     if (this.asked.length > MAX_ASKED) this.asked.shift();
     this.owner.asked(this);
   }
 
-  /** How long it took to be answered, where it was asked here. */
+  /** Adds the time to the answer, if the request was sent here. */
   #timed(kind, message) {
     const began = kind === "response" ? this.sent.get(message.id) : undefined;
     if (began === undefined) return kind;
@@ -225,7 +225,7 @@ class Link {
 }
 
 export class Console {
-  /** `ask()` promises what /live.json says. */
+  /** `ask()` returns a promise of the contents of /live.json. */
   constructor(ask) {
     this.ask = ask;
     this.frames = new FrameList();
@@ -236,7 +236,7 @@ export class Console {
     this.show();
   }
 
-  /** Fills in the node's addresses, and in development its project; not over what was typed. */
+  /** Fills in the node's addresses, and in development its project, where fields are empty. */
   know({ ws, http, dev_project: project }) {
     if (this.isKnown) return;
     this.isKnown = true;
@@ -271,7 +271,7 @@ export class Console {
     byId("connect").elements.type.addEventListener("change", () => this.show());
   }
 
-  /** Says what went wrong. */
+  /** Shows a problem. */
   warn(problem) {
     const alert = byId("problem");
     // Once its connection is removed, its form is gone.
@@ -279,7 +279,7 @@ export class Console {
     alert.textContent = problem;
   }
 
-  /** What goes wrong from now on is said in this panel, below the button that was pressed. */
+  /** Problems are shown in this panel from now on, below the button that was pressed. */
   #settle(panel) {
     panel.append(byId("problem"));
     this.warn("");
@@ -299,7 +299,9 @@ export class Console {
     } else own.events = lists("events");
     const params = { pid, type, exp: String(inOneMinute()), ...given(own) };
     this.links = this.links.filter((link) => link.isAlive);
-    if (this.links.length >= MAX_CONNECTIONS) throw new Error("disconnect one first");
+    if (this.links.length >= MAX_CONNECTIONS) {
+      throw new Error(`at most ${MAX_CONNECTIONS} connections: disconnect one first`);
+    }
     const name = `${type === "1" ? "client" : "server"} ${own.uid ?? ""}`.trim();
     const query = signedQuery("/ws/connect", Object.entries(params), secret);
     const url = `${ws}/ws/connect?${query}`;
@@ -307,7 +309,7 @@ export class Console {
     const link = new Link({ kind: type, name, url, secret, before }, this);
     this.links.push(link);
     // Hides the signature, which nobody needs to read.
-    this.frames.add("note", name, "connects", url.replace(/&sign=.*/, "&sign=…"));
+    this.frames.add("note", name, "connecting", url.replace(/&sign=.*/, "&sign=…"));
     this.show();
   }
 
@@ -340,7 +342,7 @@ export class Console {
     this.show();
   }
 
-  /** A business server was asked. */
+  /** A business server got a request. */
   asked(link) {
     try {
       if (byId("of-server").elements.auto.checked) this.#answer(link);
@@ -386,13 +388,14 @@ export class Console {
       this.frames.add("in", "HTTP", `${answer.status} in ${took}`, text, !answer.ok);
       if (!answer.ok) this.warn(`POST ${path}: ${refusalOf(answer.status, text)}`);
     } catch {
-      const why = "not reached, or this page is not among the project's allowed_origins";
+      const why =
+        "the node was not reached, or the project's allowed_origins do not include this page";
       this.frames.add("note", "HTTP", "no answer", why, true);
       this.warn(`POST ${path}: no answer: ${why}`);
     }
   }
 
-  /** What can be done with the connection that is chosen. */
+  /** Shows the forms that apply to the chosen connection. */
   show() {
     // A closed connection cannot do anything.
     if (!this.active?.isOpen) this.active = this.links.findLast((link) => link.isUsable) ?? null;
@@ -406,7 +409,7 @@ export class Console {
     byId("raw").hidden = active === null;
     byId("push-server").hidden = active?.kind !== "2";
     const count = active?.asked.length ?? 0;
-    byId("asked").textContent = count > 0 ? `${count} waiting` : "none waits";
+    byId("asked").textContent = count > 0 ? `${count} unanswered` : "no unanswered requests";
     this.#showLinks();
   }
 
@@ -447,8 +450,8 @@ export class Console {
 }
 
 /**
- * Marks the field that is wrong, and goes there: one of the form whose button was pressed, or of the
- * project that every form needs.
+ * Marks the invalid field and focuses it: one of the form whose button was pressed, or of the
+ * project, which every form needs.
  */
 function mark(name, form) {
   const labels = [form, "project"].flatMap((id) => [...byId(id).querySelectorAll("label")]);
@@ -461,7 +464,7 @@ function mark(name, form) {
   field.focus();
 }
 
-/** The address of a port as this page reaches it: a node that listens everywhere names no host. */
+/** The address of a port as seen from this page: a node that listens everywhere names no host. */
 function reachable(address) {
   const [, host, port] = address.match(/^(.*):(\d+)$/);
   const isAnywhere = host === "0.0.0.0" || host === "[::]";

@@ -1,14 +1,14 @@
 // What the numbers of /live.json mean: rates, percentiles and their text. Independent of the page.
 
-/** Latencies are those of the requests of so many seconds. */
+/** Latency percentiles cover the requests of this many seconds. */
 export const LATENCY_SECONDS = 10;
 
-/** By how much a counter rose; null where that is not known: it was not there, or began anew. */
+/** The increase of a counter; null if unknown, because it did not exist or was reset. */
 function rise(before, now) {
   return before === undefined || now === undefined || now < before ? null : now - before;
 }
 
-/** Seconds between two snapshots; null where there are none, or the node was started meanwhile. */
+/** Seconds between two snapshots; null if there are not two, or the node has restarted. */
 function secondsBetween(before, now) {
   if (!before || before.epoch !== now.epoch) return null;
   const seconds = (now.ts - before.ts) / 1000;
@@ -26,7 +26,7 @@ const COUNTS = [
 ];
 
 /**
- * One point of every chart: names to numbers, null where one is not known. `before` is the last
+ * One point of every chart: names to numbers, null if one is unknown. `before` is the last
  * snapshot, for the rates; `earlier` an older one, for the percentiles.
  */
 export function sample(now, before, earlier) {
@@ -64,7 +64,7 @@ export function sample(now, before, earlier) {
   return values;
 }
 
-/** A status or a path that has not been seen has been counted so far: not once. */
+/** A status or a path that has not been seen before has a count of zero. */
 function requestRates(rate, now) {
   const count = (wanted) => ({ requests }) => sum(requests.filter(wanted).map((one) => one.count));
   rate("requests", count(() => true));
@@ -85,7 +85,7 @@ function queueValues(rate, values, now) {
   rate("drop.worker_full", ({ queue }) => queue.worker_full);
 }
 
-/** Threads of one name count together; one that is not there has done nothing. */
+/** The sum over all threads of a name; zero if there is none. */
 function busySeconds(threads, name) {
   return sum(threads.filter((one) => one.name === name).map((one) => one.busy_us)) / 1e6;
 }
@@ -176,7 +176,7 @@ export const units = {
   share: known((number) => `${short(number * 100)}%`),
 };
 
-/** A time that has passed: its two largest parts. */
+/** A duration in its two largest units. */
 export function duration(ms) {
   const seconds = Math.floor(ms / 1000);
   const parts = [
@@ -191,27 +191,27 @@ export function duration(ms) {
   return two.map(([number, name]) => `${number} ${name}`).join(" ");
 }
 
-/** The hour, the minute and the second of a time in milliseconds since 1970, here. */
+/** The local time of day of a time in milliseconds since 1970. */
 export function clock(ms) {
   return new Date(ms).toTimeString().slice(0, 8);
 }
 
 // Axes.
 
-/** The least time that a chart is wide. */
+/** Minimum time span of a chart. */
 const LEAST_SPAN_MS = 5000;
 
-/** How much time the charts show: what there is, until it is as much as was chosen. */
+/** The time span of the charts: that of the history, up to the chosen one. */
 export function spanOf(history, chosenMs) {
   const known = history.length > 0 ? history.at(-1).time - history[0].time : 0;
   return Math.min(chosenMs, Math.max(known, LEAST_SPAN_MS));
 }
 
 const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300];
-/** Room for one mark such as `−30 s`, and some between two. */
+/** Width of one mark such as `−30 s`, with some space between two. */
 const TIME_MARK_PX = 60;
 
-/** The marks of a time axis so many pixels wide: milliseconds ago and how they are written. */
+/** The marks of a time axis that is `width` pixels wide: milliseconds ago, and their text. */
 export function timeMarks(ms, width) {
   const seconds = ms / 1000;
   const most = Math.max(1, Math.floor(width / TIME_MARK_PX));

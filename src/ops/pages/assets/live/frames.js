@@ -1,13 +1,13 @@
 // What the console shows of a frame. Independent of the page.
 
-/** Frames that are kept; the oldest go first. */
+/** Maximum number of recorded frames; the oldest are dropped first. */
 export const MAX_FRAMES = 500;
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
 
 /**
- * JSON with a line for every member, every token as it came: JSON.parse would change big numbers.
- * What is not JSON comes back as it is.
+ * JSON with a line for every member and every token unchanged: JSON.parse would change big numbers.
+ * Text that is not JSON is returned unchanged.
  */
 export function pretty(text) {
   try {
@@ -33,7 +33,7 @@ export function pretty(text) {
   return out;
 }
 
-/** The type, and for a reply how it went: `subscribe`, `response ok`, `error`. */
+/** The type, and for a reply its outcome: `subscribe`, `response ok`, `error`. */
 export function kindOf(text) {
   let message;
   try {
@@ -45,25 +45,25 @@ export function kindOf(text) {
   return { kind, isBad: message?.code === 0, message };
 }
 
-/** How the node refused, in a line: its status, and its own words if it has said any. */
+/** A refusal by the node in one line: its status, and its message if there is one. */
 export function refusalOf(status, text) {
   const { message } = kindOf(text);
   const words = typeof message?.msg === "string" ? message.msg : text.trim().slice(0, 200);
   return words === "" ? String(status) : `${status}: ${words}`;
 }
 
-/** The bytes that a text has on its way. */
+/** The size of a text in bytes, as UTF-8. */
 export function sizeOf(text) {
   return new TextEncoder().encode(text).length;
 }
 
-/** A list of one's own: commas between, blanks around each do not count, empty ones neither. */
+/** Splits a comma-separated list; spaces around an element and empty elements are dropped. */
 export function listOf(text) {
   return text.split(",").map((one) => one.trim()).filter((one) => one !== "");
 }
 
 /**
- * An object as JSON whose `raw` members are JSON already, so that they go out byte for byte as
+ * An object as JSON whose `raw` members are JSON already, so that they are sent byte for byte as
  * they were typed.
  */
 export function jsonOf(members, raw = {}) {
@@ -72,7 +72,7 @@ export function jsonOf(members, raw = {}) {
   return `{${all.map(([name, value]) => `${JSON.stringify(name)}:${value}`).join(",")}}`;
 }
 
-/** Whether a frame is to be shown: every word of the filter is in it, or in what is said of it. */
+/** Whether a frame is shown: it, or its description, contains every word of the filter. */
 export function matches(frame, { words, direction }) {
   if (direction !== "all" && frame.direction !== direction) return false;
   if (words.length === 0) return true;
@@ -80,7 +80,7 @@ export function matches(frame, { words, direction }) {
   return words.every((word) => text.includes(word));
 }
 
-/** The statuses by which the node refused handshakes between two snapshots of it. */
+/** The statuses with which the node refused handshakes between two snapshots. */
 export function refusals(before, after) {
   if (!before || !after || before.epoch !== after.epoch) return [];
   const risen = ([status, count]) => status !== "101" && count > (before.handshakes[status] ?? 0);
@@ -89,15 +89,15 @@ export function refusals(before, after) {
 
 const REASONS = {
   400: "a parameter is missing or malformed",
-  401: "a bad or expired sign: is that the project's secret?",
-  403: "an unknown project, or one whose allowed_origins leave this page out",
-  404: "another path",
+  401: "a bad or expired sign: check the project's secret",
+  403: "an unknown project, or one whose allowed_origins do not include this page",
+  404: "an unknown path",
   426: "not an upgrade to WebSocket",
-  503: "the node drains or is full",
+  503: "the node is draining or full",
 };
 
-/** Why a connection did not come about. A browser does not tell a page: the node's counters do. */
+/** Why a connection failed. A browser does not report it to a page; the node's counters do. */
 export function whyRefused(statuses) {
   const words = statuses.map((status) => `${status}: ${REASONS[status] ?? "refused"}`);
-  return words.length > 0 ? `refused with ${words.join("; or ")}` : "not reached";
+  return words.length > 0 ? `refused with ${words.join("; or ")}` : "the node was not reached";
 }

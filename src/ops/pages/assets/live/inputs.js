@@ -3,7 +3,7 @@
 
 import { listOf } from "./frames.js";
 
-/** What is wrong with a field; nothing leaves the page then. */
+/** A problem with a field, because of which nothing is sent. */
 export class InputError extends Error {
   constructor(field, problem) {
     super(`${field} ${problem}`);
@@ -23,37 +23,37 @@ const shown = (text) => JSON.stringify(text);
 const isCid = (text) => NUMBER.test(text) && BigInt(text) <= MAX_CID;
 const isName = (text) => !CONTROL.test(text);
 
-/** What an element of each list may be, and how that is said. */
+/** The check of each list's elements, and its description. */
 const LISTS = {
-  uids: [isName, "a user id without control characters"],
-  tags: [isName, "a tag without control characters"],
-  devices: [(text) => DEVICE.test(text), "a device of a-z, 0-9, _ and -"],
-  cids: [isCid, "a client id, a decimal number"],
-  except_cids: [isCid, "a client id, a decimal number"],
-  events: [(text) => EVENTS.includes(text), `one of ${EVENTS.join(", ")}`],
+  uids: [isName, "user ids without control characters"],
+  tags: [isName, "tags without control characters"],
+  devices: [(text) => DEVICE.test(text), "devices of the characters a-z 0-9 _ -"],
+  cids: [isCid, "client ids, which are decimal numbers"],
+  except_cids: [isCid, "client ids, which are decimal numbers"],
+  events: [(text) => EVENTS.includes(text), `${EVENTS.join(", ")}`],
 };
 
-/** A comma list; null where the field is empty. */
+/** A comma-separated list; null if the field is empty. */
 export function list(field, text) {
   if (text.trim() === "") return null;
   const all = listOf(text);
-  if (all.length === 0) throw new InputError(field, "has commas and nothing between them");
+  if (all.length === 0) throw new InputError(field, "has only commas");
   const [isGood, what] = LISTS[field];
   const bad = all.find((one) => !isGood(one));
   if (bad !== undefined) {
-    throw new InputError(field, `must have ${what} between commas, not ${shown(bad)}`);
+    throw new InputError(field, `must be a list of ${what}, but contains ${shown(bad)}`);
   }
   return all;
 }
 
-/** The same of a field that must not be empty. */
+/** A comma-separated list of a field that must not be empty. */
 export function someOf(field, text) {
   const all = list(field, text);
   if (all === null) throw new InputError(field, "must name at least one");
   return all;
 }
 
-/** Milliseconds of a push; null where the field is empty. */
+/** The ttl_ms of a push; null if the field is empty. */
 export function ttl(field, text) {
   const typed = text.trim();
   if (typed === "") return null;
@@ -75,7 +75,7 @@ export function json(field, text) {
   return text.trim();
 }
 
-/** One id without commas, which lists could not name; null where the field is empty. */
+/** One id without commas, which a list could not contain; null if the field is empty. */
 function one(field, text, isGood, what) {
   const typed = text.trim();
   if (typed === "") return null;
@@ -85,28 +85,30 @@ function one(field, text, isGood, what) {
 
 export function uid(field, text, isNeeded) {
   const isGood = (typed) => isName(typed) && !typed.includes(",");
-  const given = one(field, text, isGood, "a user id without commas and control characters");
-  if (given === null && isNeeded) throw new InputError(field, "is empty: a client has a user id");
+  const given = one(field, text, isGood, "a user id without commas or control characters");
+  if (given === null && isNeeded) throw new InputError(field, "is empty: a client needs a user id");
   return given;
 }
 
 export function device(field, text) {
-  return one(field, text, (typed) => DEVICE.test(typed), "a device of a-z, 0-9, _ and -");
+  return one(field, text, (typed) => DEVICE.test(typed), "a device of the characters a-z 0-9 _ -");
 }
 
 export function pid(field, text) {
-  const what = "a project id of A-Z, a-z, 0-9, _, . and -";
+  const what = "a project id of the characters A-Z a-z 0-9 _ . -";
   const given = one(field, text, (typed) => PID.test(typed), what);
-  if (given === null) throw new InputError(field, "is empty: it names the project");
+  if (given === null) throw new InputError(field, "is empty: type the id of the project");
   return given;
 }
 
 export function secret(field, text) {
-  if (text === "") throw new InputError(field, "is empty: it signs what leaves");
+  if (text === "") throw new InputError(field, "is empty: it is needed to sign requests");
   return text;
 }
 
-/** Where to: one of these schemes, a host, a port and a path, to which others are added. */
+/**
+ * An address with one of these schemes, a host, a port and a path, to which others are appended.
+ */
 export function address(field, text, schemes) {
   const typed = text.trim();
   const url = URL.canParse(typed) ? new URL(typed) : null;

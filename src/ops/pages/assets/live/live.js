@@ -6,7 +6,7 @@ import { Console } from "./console.js";
 import { fetchWithToken } from "../token.js";
 
 const EVERY_MS = 1000;
-/** A node that says nothing for so long is gone. */
+/** Time without a response after which the node counts as unreachable. */
 const PATIENCE_MS = 3000;
 const KEPT_MS = 5 * 60_000 + 5000;
 const byId = (id) => document.getElementById(id);
@@ -14,17 +14,17 @@ const byId = (id) => document.getElementById(id);
 const panels = new Panels();
 const frames = new Console(ask);
 
-/** What the node said, and when; only what the percentiles need. */
+/** Recent snapshots of the node; only as many as the percentiles need. */
 let recent = [];
 /** The points of the charts. */
 let history = [];
 let goneSince = null;
 
-/** What the node says now. */
+/** Fetches the current snapshot. */
 async function ask() {
   const patience = () => ({ signal: AbortSignal.timeout(PATIENCE_MS) });
   const answer = await fetchWithToken("live.json", patience, lock);
-  if (!answer.ok) throw new Error(`it answers ${answer.status}`);
+  if (!answer.ok) throw new Error(`HTTP status ${answer.status}`);
   return answer.json();
 }
 
@@ -49,13 +49,13 @@ function take(snapshot) {
   document.title = `${name} · ws-cluster`;
   byId("node").textContent = name;
   byId("about").textContent = `${snapshot.version} · ${snapshot.env}`;
-  if (isAnother) show("on", `${name} was started anew`);
+  if (isAnother) show("on", `${name} has restarted`);
   else if (goneSince !== null) {
     show("on", `${name} is back after ${duration(Date.now() - goneSince)}`);
-  } else if (byId("status").dataset.state !== "on") show("on", `${name} answers`);
+  } else if (byId("status").dataset.state !== "on") show("on", `${name} is up`);
   goneSince = null;
   say("gone", "");
-  say("trouble", snapshot.draining ? "The node drains." : (snapshot.queue.trouble ?? ""));
+  say("trouble", snapshot.draining ? "The node is draining." : (snapshot.queue.trouble ?? ""));
   frames.know(snapshot);
   panels.draw(snapshot, history, spanMs());
 }
@@ -66,20 +66,20 @@ function miss(error) {
   const isSilent = error instanceof TypeError || error.name === "TimeoutError";
   const reason = isSilent ? "" : `: ${error.message}`;
   const name = byId("node").textContent || "The node";
-  document.title = `gone: ${name} · ws-cluster`;
-  show("off", "gone");
-  const since = `does not answer since ${clock(goneSince)}`;
-  say("gone", `${name} ${since}${reason}. Asked again every second.`);
+  document.title = `unreachable: ${name} · ws-cluster`;
+  show("off", "unreachable");
+  const since = `has not responded since ${clock(goneSince)}`;
+  say("gone", `${name} ${since}${reason}. Retrying every second.`);
   panels.draw(null, history, spanMs());
 }
 
-/** Until it has the token the page knows nothing. */
+/** Without the token, the page cannot show anything. */
 function lock() {
-  show("locked", "asks for its token");
+  show("locked", "token required");
   say("gone", "");
 }
 
-/** A screen reader says what changes: the same again is no change. */
+/** A screen reader announces changes, so an equal text is not set again. */
 function say(id, text) {
   if (byId(id).textContent !== text) byId(id).textContent = text;
 }
@@ -131,7 +131,7 @@ byId("theme").addEventListener("click", () => {
   setTheme(THEMES[next % THEMES.length]);
 });
 
-/** `#console` in the address shows the console, anything else the charts; both go on. */
+/** `#console` in the address shows the console, anything else the charts; both keep running. */
 function showView() {
   const view = location.hash === "#console" ? "console" : "live";
   for (const name of ["live", "console"]) {

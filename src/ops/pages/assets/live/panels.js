@@ -5,7 +5,7 @@ import { duration, LATENCY_SECONDS, units } from "./figures.js";
 
 const byId = (id) => document.getElementById(id);
 
-/** On a narrow screen a row stands as lines, each beginning with the head of its column. */
+/** On a narrow screen a row is shown as lines, each beginning with its column's heading. */
 function nameCells(table) {
   const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent);
   for (const row of table.tBodies[0].rows) {
@@ -13,10 +13,10 @@ function nameCells(table) {
   }
 }
 
-/** Always these, drawn or not. */
+/** A fixed list of series, with or without values. */
 const fixed = (...series) => () => series.map(([name, label, place]) => ({ name, label, place }));
 
-/** Those that were not zero in the time that is shown, by the start of their names. */
+/** The series with this prefix that were not zero in the time shown. */
 function present(start, places) {
   const labels = Object.entries(places);
   return (history) =>
@@ -25,7 +25,7 @@ function present(start, places) {
       .filter(({ name }) => history.some(({ values }) => values[name] > 0));
 }
 
-/** Whatever statuses there are: what went well first. */
+/** All statuses that occurred, in ascending order. */
 function statuses(history) {
   const names = new Set(history.flatMap(({ values }) => Object.keys(values)));
   const codes = [...names].filter((name) => name.startsWith("status.")).sort();
@@ -49,16 +49,16 @@ const ANSWERS = {
 };
 
 const HOPS = [
-  { name: "queue.p95", label: "queue's answer" },
+  { name: "queue.p95", label: "queue's reply" },
   { name: "receive.p95", label: "to a worker" },
   { name: "write.p95", label: "writing" },
 ];
 
 const PAUSES = [
   { name: "pause.wall.p99", label: "pause" },
-  { name: "pause.own.p99", label: "own part" },
+  { name: "pause.own.p99", label: "worker's own part" },
 ];
-/** Milliseconds that a pause of a worker's own doing shall not exceed. */
+/** Maximum length in milliseconds of a pause caused by the worker itself. */
 const MOST_PAUSE_MS = 2;
 
 const latency = (id, title, note) => ({
@@ -71,10 +71,10 @@ const latency = (id, title, note) => ({
     const all = ["p50", "p95", "p99"].map((one) => ({ name: `${id}.${one}`, label: one }));
     return history.some(({ values }) => values[all[0].name] > 0) ? all : [];
   },
-  empty: "nothing in this time",
+  empty: "no data in this period",
 });
 
-/** `isShown` asks the snapshot: a chart without its numbers is left out. */
+/** `isShown` checks the snapshot: a chart without data is left out. */
 const CHARTS = [
   {
     id: "connections",
@@ -99,29 +99,29 @@ const CHARTS = [
   {
     id: "drops",
     title: "Drops",
-    note: "pushes per second that did not arrive",
+    note: "pushes per second that were not delivered",
     unit: "rate",
     series: present("drop.", DROPS),
-    empty: "nothing was dropped in this time",
+    empty: "nothing was dropped in this period",
   },
   latency("delivery", "Delivery latency", "of pushes, to the sockets"),
   {
     id: "hops",
-    title: "The way of a push",
+    title: "Stages of a push",
     note: "95th percentile",
     unit: "seconds",
     isLog: true,
     series: (history) => HOPS.filter(({ name }) => history.some(({ values }) => values[name] > 0)),
-    empty: "nothing in this time",
+    empty: "no data in this period",
   },
   {
     id: "pauses",
     title: "Pauses of workers",
-    note: "99th percentile, until one has come round to all that is ready",
+    note: "99th percentile of the time until a worker gets to all that is ready",
     unit: "seconds",
     isLog: true,
     series: (history) => PAUSES.filter(({ name }) => history.some(({ values }) => values[name] > 0)),
-    empty: "nothing in this time",
+    empty: "no data in this period",
   },
   latency("request", "HTTP latency", `requests of the last ${LATENCY_SECONDS} s`),
   {
@@ -130,19 +130,19 @@ const CHARTS = [
     note: "per second, by status",
     unit: "rate",
     series: statuses,
-    empty: "no request so far",
+    empty: "no requests yet",
   },
   {
     id: "handshakes",
-    title: "Coming and going",
+    title: "Connects and disconnects",
     note: "WebSocket connections per second",
     unit: "rate",
     series: fixed(["connects", "opened"], ["refused", "refused"], ["closes", "closed"]),
   },
   {
     id: "waiting",
-    title: "Bytes that wait",
-    note: "for sockets, workers, the queue",
+    title: "Waiting bytes",
+    note: "for sockets, workers and the queue",
     unit: "bytes",
     least: 256,
     series: (history) => {
@@ -185,11 +185,11 @@ const CHARTS = [
     unit: "rate",
     isShown: ({ answers }, { servers }) => servers > 0 || Object.values(answers).some(Boolean),
     series: present("answer.", ANSWERS),
-    empty: "no request in this time",
+    empty: "no request in this period",
   },
 ];
 
-/** What the small lines of the threads may go up to: shares of a core. */
+/** Possible maxima of the threads' small charts: shares of a core. */
 const TOPS = [0.1, 0.25, 0.5, 1];
 
 export class Panels {
@@ -197,11 +197,11 @@ export class Panels {
     this.charts = CHARTS.map((definition) => ({ definition, chart: new Chart(definition) }));
     byId("charts").append(...this.charts.map(({ chart }) => chart.element));
     this.workers = new Map();
-    /** Every node that was seen: one that is not there any more is lost. */
+    /** Every node that was seen; one that is no longer reported is lost. */
     this.nodes = new Map();
   }
 
-  /** `snapshot` is null while the node is gone: what it last said stays. */
+  /** `snapshot` is null while the node is unreachable: its last values stay. */
   draw(snapshot, history, ms) {
     const { values } = history.at(-1);
     if (snapshot) {
@@ -277,7 +277,7 @@ function showTiles(snapshot, values) {
     pauseTile(snapshot.longest_pause_us),
     queueTile(snapshot.queue),
     ["Memory", units.bytes(snapshot.memory_bytes)],
-    ["Up for", duration(snapshot.uptime_ms)],
+    ["Uptime", duration(snapshot.uptime_ms)],
   ];
   byId("tiles").replaceChildren(...tiles.map(([label, text, state = ""]) => {
     const tile = element("div", "tile");
@@ -287,7 +287,7 @@ function showTiles(snapshot, values) {
   }));
 }
 
-/** Of the last minutes; shorter ones than half a millisecond are not kept. */
+/** Of the last minutes; pauses below half a millisecond are not recorded. */
 function pauseTile({ own }) {
   const text = own > 0 ? units.seconds(own / 1e6) : "< 0.5 ms";
   return ["Longest own pause", text, own > MOST_PAUSE_MS * 1000 ? "bad" : ""];
@@ -312,7 +312,7 @@ function workerRow(name) {
   return { row, cells, line };
 }
 
-/** A row that is named by its first cell. */
+/** A row whose first cell is its heading. */
 function tableRow(name, ...texts) {
   const row = element("tr");
   const head = element("th", "", name);

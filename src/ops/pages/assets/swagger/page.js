@@ -1,6 +1,6 @@
-// Swagger UI with a field for the secret: requests to /ws/… are signed as they leave.
+// Swagger UI with a field for the secret: requests to /ws/… are signed before they are sent.
 
-// An import, so that nothing of this page runs before it can sign.
+// An import, so that no code of this page runs before it can sign.
 import { fetchWithToken } from "../token.js";
 import { outcome, unsent } from "./outcome.js";
 import { signRequest } from "./signing.js";
@@ -11,19 +11,19 @@ function showState(text) {
   byId("signing-state").textContent = text;
 }
 
-/** Swagger UI unfolds an answer below all that was typed in: this stands where one looks. */
+/** Swagger UI shows a response below the whole form: this line is where the user looks. */
 function showOutcome({ text, isGood }) {
   byId("outcome").textContent = text;
   byId("outcome").dataset.state = isGood ? "good" : "bad";
 }
 
-/** The node's own pages take no sign. */
+/** Paths outside /ws/ are not signed. */
 function intercept(request) {
   showOutcome({ text: "", isGood: true });
   if (!new URL(request.url).pathname.startsWith("/ws/")) return request;
   const secret = byId("secret").value;
   if (secret === "") {
-    showState("No secret: the request left without a sign.");
+    showState("No secret: the request was sent without a sign.");
     return request;
   }
   const exp = byId("exp").checked ? Math.floor(Date.now() / 1000) + 60 : undefined;
@@ -31,14 +31,14 @@ function intercept(request) {
   return signRequest(request, secret, exp);
 }
 
-/** An input for a secret would send it as the sign. */
+/** Removes Swagger UI's own authorization inputs: they would send the secret as the sign. */
 const withoutAuthorize = {
   wrapComponents: { authorizeBtn: () => () => null, authorizeOperationBtn: () => () => null },
 };
 
 /**
- * A form begins as its example, and what is empty in it is not sent: an empty selector matches
- * nobody. By itself Swagger UI makes values up, and sends all of them.
+ * A form starts with the values of its example, and empty fields are not sent: an empty selector
+ * matches nobody. By default, Swagger UI makes up values and sends all of them.
  */
 const withFormsAsTheirExample = {
   wrapComponents: {
@@ -58,7 +58,7 @@ const withFormsAsTheirExample = {
 };
 
 const named = (path, method) => `${method.toUpperCase()} ${path}`;
-/** Swagger UI marks what is wrong this long after it has refused to send. */
+/** Time after a refusal to send until Swagger UI has marked the invalid fields. */
 const MARKED_MS = 100;
 
 const withOutcomes = {
@@ -78,7 +78,7 @@ const withOutcomes = {
   },
 };
 
-/** It clears its marks before it sets them, and where a form is reset: then there are none. */
+/** Marks are cleared before they are set, and when a form is reset: then there are none. */
 function showUnsent({ specSelectors, oas3Selectors }, [path, method]) {
   const problems = specSelectors.validationErrors([path, method]);
   const missing = oas3Selectors.requestBodyErrors(path, method);
@@ -92,7 +92,7 @@ followScheme();
 
 byId("signing").addEventListener("submit", (submitted) => submitted.preventDefault());
 if (!window.isSecureContext) {
-  showState("This page came over plain HTTP: what is pushed from here can be read on its way.");
+  showState("This page was loaded over plain HTTP: pushes from here can be read in transit.");
 }
 
 async function open() {
@@ -115,6 +115,6 @@ const settings = {
 };
 
 open().catch((error) => {
-  const text = `openapi.json: ${error.message}. Load the page again once the node answers.`;
+  const text = `openapi.json: ${error.message}. Reload the page once the node responds.`;
   showOutcome({ text, isGood: false });
 });

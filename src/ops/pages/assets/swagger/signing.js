@@ -1,8 +1,8 @@
-// Signs requests as they leave Swagger UI.
+// Signs the requests of Swagger UI before they are sent.
 
 import { sign, signedQuery } from "../sign.js";
 
-/** A query or a form with its sign, in the place of one that it may have. */
+/** A query or a form with its sign, which replaces an existing one. */
 function signParams(path, text, secret, exp) {
   const params = [...new URLSearchParams(text)].filter(([name]) => name !== "sign");
   if (exp !== undefined && !params.some(([name]) => name === "exp")) {
@@ -11,7 +11,10 @@ function signParams(path, text, secret, exp) {
   return signedQuery(path, params, secret);
 }
 
-/** A JSON body with `exp` before its members, unless it has one. What is no object stays as it is. */
+/**
+ * A JSON body with `exp` before its members, unless it has one. Anything but an object is
+ * unchanged.
+ */
 export function withExp(body, exp) {
   let message = null;
   try {
