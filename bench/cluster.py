@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What a Redis between the nodes costs, in turn with what needs none; medians as Markdown.
+"""The cost of a Redis between the nodes, measured in turn with runs without it; medians as
+Markdown.
 
     cargo build --release --workspace
     bench/cluster.py                           # all figures, 5 rounds
@@ -8,14 +9,14 @@
 
 latency: one push at a time to one user. Local: one node. Cluster: the push goes to one node, the
 user is at another. Bare: a message through Redis with nothing in between (bench redis-round-trip).
-Once as fast as one follows the other, once at a low rate, where every process sleeps in between.
+Once back to back, once at a low rate, at which every process sleeps in between.
 
-throughput: one node that takes the pushes and holds the users, without and with Redis. Bare: the
-same of a server that does nothing but its system calls (bench bare-push): what Redis takes from that
-one, no server can keep here.
+throughput: one node that accepts the pushes and holds the users, without and with Redis. Bare: the
+same for a server that does nothing but its system calls (bench bare-push): the share that Redis
+costs this one is lost to every server here.
 
-broker: messages of other nodes that a node's broker takes from its link (bench broker), from a
-recording and from a Redis that is flooded. Only the broker's own time counts.
+broker: messages of other nodes that a node's broker reads from its link (bench broker), from a
+recording and from a flooded Redis. Only the broker's own time counts.
 
 Nothing is pinned unless asked for, and every server has one worker. Redis is started here, on a
 free port and without persistence.
@@ -70,7 +71,7 @@ def figures_of(args, figures):
 
 
 def prepare(args):
-    """Ends here if a program is not there."""
+    """Exits if a program is missing."""
     for path in (args.server, args.loadtest, args.bench):
         if not os.access(path, os.X_OK):
             sys.exit(f"{path} is not there: build it with cargo build --release, or name it")
@@ -81,7 +82,8 @@ def prepare(args):
 
 
 def run_rounds(args, steps):
-    """All steps in turn, round by round: the samples by key, None for what failed."""
+    """Runs all steps in turn, round by round, and returns the samples by key, None for a failed
+    one."""
     results = {key: [] for key, _ in steps}
     for number in range(1, args.rounds + 1):
         for key, step in steps:
@@ -143,7 +145,7 @@ def arguments():
 
 
 def demand_redis_queue(args):
-    """Ends here, with the server's own words, if it has no such queue."""
+    """Exits with the server's error if it does not support this queue."""
     try:
         with redis(args) as queue, base.server(args, 1, queue.flags()):
             pass
@@ -153,7 +155,7 @@ def demand_redis_queue(args):
 
 
 def steps_of(args, name):
-    """What one round measures, in this order: (key, function that returns a sample)."""
+    """The measurements of one round, in this order: (key, function that returns a sample)."""
     steps = []
     if name == "latency":
         for rate in (None, args.rate):
@@ -181,7 +183,7 @@ def pace_of(rate):
 
 
 def one_at_a_time(args, rate):
-    """The load tool's flags: the next push waits until the last was answered and has arrived."""
+    """The load tool's flags: each push waits until the last one was answered and has arrived."""
     flags = ["--pushers", 1, "--users", 1, "--await-delivery"]
     flags += ["--bytes", args.bytes, "--seconds", args.seconds]
     return flags + (["--rate", rate] if rate else [])
@@ -200,7 +202,7 @@ def latency_cluster(args, rate):
 
 @contextlib.contextmanager
 def one_node(args, queue):
-    """A node, and the Redis that it is on if it has one."""
+    """A node, and its Redis if it has one."""
     with contextlib.ExitStack() as stack:
         between = stack.enter_context(redis(args)) if queue == "redis" else None
         yield stack.enter_context(base.server(args, 1, between.flags() if between else ())), between
@@ -208,7 +210,7 @@ def one_node(args, queue):
 
 @contextlib.contextmanager
 def bare_push(args, queue):
-    """The same for what does nothing but its system calls."""
+    """The same for a server that does nothing but its system calls."""
     with contextlib.ExitStack() as stack:
         between = stack.enter_context(redis(args)) if queue == "redis" else None
         ports = base.free_ports(2)
@@ -299,7 +301,8 @@ class Redis:
         self.pid, self.path, self.address = process.pid, path, f"127.0.0.1:{port}"
 
     def flags(self):
-        """What makes a server use it; each of these is fresh, so one prefix is enough."""
+        """The arguments with which a server uses it; every Redis is fresh, so one prefix is
+        enough."""
         url = f"unix://{self.path}" if self.path else f"redis://{self.address}/0"
         return ["--queue", "redis", "--redis", url, "--redis_prefix", "bench"]
 
@@ -341,7 +344,7 @@ def await_pong(process, port, log):
 
 
 def report(args, wanted, results):
-    """Prints the tables; whether any figure is missing or not reached."""
+    """Prints the tables and returns whether any figure is missing or missed its limit."""
     head(args)
     failed = False
     if "latency" in wanted:
@@ -355,7 +358,7 @@ def report(args, wanted, results):
 
 
 def head(args):
-    """Where and how the figures below were measured."""
+    """The machine, the versions and the command of the figures below."""
     cores = {
         "server": args.server_core,
         "second node": args.second_core,
@@ -470,8 +473,8 @@ def report_broker(results):
 
 
 def of_rounds(function, *columns):
-    """The function's value for each round in which none of these failed; None if one of them was
-    left out."""
+    """The function's value for each round in which none of these failed; None if one was
+    skipped."""
     if any(samples is None for samples in columns):
         return None
     rounds = zip(*columns)

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""What --coalesce_us does to the fan-out: deliveries a second and latency, as Markdown and an SVG.
+"""The effect of --coalesce_us on the fan-out: deliveries per second and latency, as Markdown and
+SVG.
 
     cargo build --release --workspace
     bench/coalesce.py                          # 3 rounds, about 10 minutes; draws docs/coalesce.svg
     bench/coalesce.py --rounds 1 --seconds 1 --windows 0,2000 --svg /tmp/coalesce.svg
 
 The server has one worker on one core, the load tool has the other. First every window is measured
-with 1, 4 and 16 messages in flight to many connections, each pushed as soon as one before it has
-arrived everywhere: the most that goes. Then messages come to few connections at a fixed rate, as
-they do in a room where many write: there the window decides how many of them share a send. Each
-round measures all windows, in turns that move on, so that a slow minute of the host hits all alike.
+with 1, 4 and 16 messages in flight to many connections, each pushed as soon as an earlier one has
+arrived everywhere: the maximum. Then messages are pushed to few connections at a fixed rate, as in
+a chat room: there the window determines how many of them share a send. Each round measures all
+windows in rotating order, so that a slow minute of the host affects all alike.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def arguments():
 
 
 def measured(args, number, size, load, window):
-    """One run, in a list; an empty one if it failed."""
+    """One run in a list, which is empty if it failed."""
     try:
         sample = measure(args, size, load, window)
     except (Failed, OSError) as error:

@@ -124,7 +124,7 @@ def plot(column, row, title, what, lines, windows, colours, is_log=False, unit="
 
 
 def rule(kind, x, y):
-    """As wide as a panel."""
+    """A horizontal line as wide as a panel."""
     return f'<line class="{kind}" x1="{x}" x2="{x + PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 

@@ -4,8 +4,8 @@
     make million                               # what docs/million.html shows
     bench/million.py --connections 100000      # the same on a smaller scale
 
-One server with as many workers as the limit of open files makes necessary, one load tool that
-plays loadtest/scenarios/million.toml: a ramp, two idle minutes, pushes to all, pushes to one, a
+One server with as many workers as the limit of open files requires, one load tool that plays
+loadtest/scenarios/million.toml: a ramp, two idle minutes, pushes to all, pushes to one, a
 storm, ten minutes in all, and a drain. Every message is checked. The bare loops (`bench`) run in
 the same run, after it. It prints the figures as Markdown and writes the load tool's report.
 """
@@ -90,7 +90,7 @@ def arguments():
 
 
 def check(args):
-    """What the run needs, before it begins."""
+    """Checks the machine before the run."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     per_worker = hard - RESERVE
@@ -115,7 +115,7 @@ def check(args):
 
 
 def scaled(args):
-    """The scenario with other numbers; at a million it is the file itself."""
+    """The scenario scaled to other numbers; at a million it is the file itself."""
     with open(SCENARIO, encoding="utf-8") as file:
         text = file.read()
     text = re.sub(r"\b1_000_000\b", str(args.connections), text)
@@ -174,7 +174,8 @@ def photograph(page, picture):
 
 class Watch:
     """The memory of the machine and of both processes, once a second, and the longest pauses of
-    the server's workers. The kernel's part is what the machine has lost and neither process has."""
+    the server's workers. The kernel's part is the machine's used memory minus that of both
+    processes."""
 
     def __init__(self, before, server, tool, metrics):
         self.before, self.pids, self.samples = before, (server, tool), []
@@ -194,7 +195,7 @@ class Watch:
                 self.look_at_pauses()
 
     def look_at_pauses(self):
-        """The node knows the longest of the last minutes."""
+        """The node's longest pause of the last minutes."""
         try:
             with urllib.request.urlopen(self.metrics, timeout=5) as answer:
                 text = answer.read().decode()
@@ -210,7 +211,8 @@ class Watch:
         self.thread.join()
 
     def summary(self):
-        """Of the samples with nearly the most connections: where the tool has nearly all its memory."""
+        """The samples with nearly the maximum of connections, when the tool has nearly all its
+        memory."""
         most = max((one["kernel"] for one in self.samples), default=0)
         full = [one for one in self.samples if one["kernel"] >= 0.9 * most]
         memory = {
@@ -235,7 +237,7 @@ def meminfo():
 
 
 def bare_loops(args, plan):
-    """What the kernel alone needs for the same: a send to each of as many sockets, and a ping."""
+    """The kernel's cost alone: a send to each of the same number of sockets, and a ping."""
     found = {}
     tables = str(plan["workers"])
     sockets = ["--connections", str(args.connections), "--threads", tables]
@@ -260,7 +262,8 @@ def value(out, *keys):
 
 
 def figures(args, out, memory, bare):
-    """(title, value, limit): what the table shows. A limit is (number, is it a least?)."""
+    """The rows of the table: (title, value, limit). A limit is (number, whether it is a
+    minimum)."""
     phase = out.get("phases", {})
     ramp, idle, project = (phase.get(name, {}) for name in ("ramp", "idle", "project"))
     storm, drain = phase.get("storm", {}), phase.get("drain", {})

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""What it costs the fan-out to be looked at: alternating runs on one server, medians as Markdown.
+"""The cost of observing the fan-out: alternating runs on one server, medians as Markdown.
 
     cargo build --release --workspace
     bench/ops.py                               # 12 rounds of every kind, some minutes
     bench/ops.py --rounds 3 --only scrape
 
-Each round measures the fan-out three times, in turn: with nobody looking, with a scrape of /metrics
-every second, and while a CPU profile is taken. Each is compared with the run of its own round in
-which nobody looked.
+Each round measures the fan-out three times, in turn: unobserved, with a scrape of /metrics every
+second, and while a CPU profile is taken. Each is compared with the unobserved run of its own round.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def main():
     results = {kind: [] for kind in ("nobody", *kinds)}
     for number in range(1, args.rounds + 1):
         sample = {}
-        # The machine changes over time, so the kinds take turns at coming first.
+        # The machine changes over time, so the order of the kinds rotates.
         order = list(results)
         shift = number % len(order)
         for kind in order[shift:] + order[:shift]:
@@ -95,7 +94,7 @@ def measure(args, kind):
 
 @contextlib.contextmanager
 def looking(kind, url):
-    """Somebody looks at the server, for as long as the load runs."""
+    """Observes the server for as long as the load runs."""
     if kind == "nobody":
         yield
         return
@@ -121,7 +120,7 @@ def looking(kind, url):
 
 
 def report(args, results):
-    """Prints the table; whether anything is not reached."""
+    """Prints the table and returns whether any figure missed its limit."""
     failed = False
     print(f"\nMachine: {os.cpu_count()} cores, {base.cpu_model()}, Linux {platform.release()}")
     print(f"Command: {' '.join(sys.argv)}")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Every part beside the bound that it could reach (bench/benches/parts), as Markdown.
+"""Every part beside its theoretical bound (bench/benches/parts), as Markdown.
 
     bench/parts.py                             # a short run, about 2 minutes
-    bench/parts.py --seconds 3 --only read     # longer, and only what has "read" in its name
+    bench/parts.py --seconds 3 --only read     # longer, and only parts with "read" in their names
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main():
 
 
 def read(found):
-    """By part: the medians of both sides in nanoseconds, and what the bound is."""
+    """By part: the medians of part and bound in nanoseconds, and the bound's name."""
     parts = {}
     for folder, _, files in os.walk(found):
         if os.path.basename(folder) != "new" or "estimates.json" not in files:

@@ -13,7 +13,8 @@ redis-round-trip). A request and its answer are at least two of those.
 throughput: one node with the clients and one business server, without and with Redis.
 
 storm: many clients connect at once and then leave, while one business server at the same node and
-one at another listen. Each has to hear of every client's connect once, then of its disconnect once.
+one at another listen. Each must receive every client's connect event once, then its disconnect
+event once.
 
 Clients and business servers are the load tool's, in one thread. Nothing is pinned unless asked for,
 and every server has one worker. Redis is started here, on a free port and without persistence.
@@ -51,7 +52,7 @@ def arguments():
 
 
 def steps_of(args, name):
-    """What one round measures, in this order: (key, function that returns a sample)."""
+    """The measurements of one round, in this order: (key, function that returns a sample)."""
     if name == "latency":
         return [
             ("latency local", lambda: latency_local(args)),
@@ -114,7 +115,7 @@ def storm(args):
 
 
 def report(args, wanted, results):
-    """Prints the tables; whether any figure is missing or not reached."""
+    """Prints the tables and returns whether any figure is missing or missed its limit."""
     cluster.head(args)
     failed = False
     if "latency" in wanted:
@@ -156,7 +157,7 @@ def report_throughput(args, results):
         columns = [shown(rates, ",.0f")]
         for key in ("p50", "p99", "server", "tool"):
             columns.append(shown(of_rounds(lambda sample: sample[key], samples), ",.1f"))
-        # If the load tool's own core was full, the server could have done more.
+        # If the load tool's own core was saturated, the server could have done more.
         bound = of_rounds(lambda sample: sample["tool_bound"], samples)
         note = " (tool bound)" if any(bound) else ""
         limit = f"≥ {needed:,}" if needed else ""

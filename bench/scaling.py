@@ -155,7 +155,7 @@ def table(args, results):
 
 
 def draw(results):
-    """Six panels; what grows with the connections alone is a level line."""
+    """Six panels; a figure that grows in proportion to the connections is a level line."""
     sizes = list(results)
     width = LEFT + 3 * PLOT_WIDTH + 2 * GAP_X + 30
     height = TOP + 2 * PLOT_HEIGHT + GAP_Y + 30

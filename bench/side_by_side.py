@@ -107,7 +107,7 @@ class Failed(Exception):
 
 
 def measure(args, name, results):
-    """One round of one figure: what the server did, and the bare loop right after it."""
+    """One round of one figure: the server, and the bare loop right after it."""
     common = ["--bytes", args.bytes, "--seconds", args.seconds]
     if name in ("fanout1", "fanout4"):
         outstanding = int(name[-1])
@@ -150,7 +150,7 @@ def measure(args, name, results):
 
 
 def stalls(args):
-    """How often a second either core stood still for a millisecond, doing nothing but spinning."""
+    """Stalls of a millisecond per second on either core, measured by a spinning loop."""
     total = 0
     for core in (args.server_core, args.client_core):
         command = [args.bench, "stalls", "--json", "--seconds", "2", "--core", str(core)]
@@ -160,7 +160,7 @@ def stalls(args):
 
 
 def frame_bytes(out):
-    """What one send of the server's carries: the payload and the head of an unmasked frame."""
+    """The bytes of one send of the server: the payload and the head of an unmasked frame."""
     payload = pick(out, "payload_bytes")
     return payload + (2 if payload < 126 else 4)
 
@@ -273,7 +273,7 @@ def on_core(core):
 
 
 def free_ports(count):
-    """All bound at once, so that they differ; free again when the server binds them."""
+    """Free ports, all bound at the same time so that they differ, and released for the server."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -282,7 +282,7 @@ def free_ports(count):
 
 
 def report(args, results):
-    """Prints the table; whether any figure is missing or not reached."""
+    """Prints the table and returns whether any figure is missing or missed its limit."""
     failed = False
     print(f"\nMachine: {os.cpu_count()} cores, {cpu_model()}, Linux {platform.release()}")
     print(f"Command: {' '.join(sys.argv)}")
@@ -311,7 +311,7 @@ def report(args, results):
             value = of["server"]
             reached = value < needed if how == "below" else value <= needed
         failed |= not reached
-        # If the load tool's own core was full, the server could have done more.
+        # If the load tool's own core was saturated, the server could have done more.
         bound = " (tool bound)" if of.get("tool_bound", 0) > 0 else ""
         free = of.get("free", of.get("bare"))
         columns = [f"{column:,.0f}" if column else "" for column in (free, of.get("outstanding"))]

@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over the WebDriver protocol: a person with a browser."""
+"""Headless Chromium, driven over the WebDriver protocol like a person with a browser."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ import urllib.request
 
 from harness import eventually
 
-# A browser starts many processes, and two cores are few for them.
+# A browser starts many processes, which takes time on two cores.
 SLACK = 60.0
 # Runs as root, and connects only to the page's own servers.
 SWITCHES = """
@@ -23,7 +23,7 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 
 
 def start_driver():
-    """The process, and its port. It takes a free port of IPv4, and ends if that is taken for IPv6."""
+    """The process and its port. It chooses a free IPv4 port, and exits if IPv6 has it in use."""
     said = []
     for _ in range(10):
         driver = subprocess.Popen(
@@ -43,7 +43,7 @@ def start_driver():
 
 
 class Browser:
-    """A browser of its own, with a profile of its own."""
+    """A separate browser with its own profile."""
 
     def __init__(self, *switches):
         self.profile = tempfile.mkdtemp(prefix="chromium-")
@@ -91,7 +91,7 @@ class Browser:
         self.post("/url", url=url)
 
     def run(self, script, *args):
-        """What the script returns, run in the page."""
+        """Runs the script in the page and returns its result."""
         return self.post("/execute/sync", script=script, args=args)
 
     def find(self, selector):
@@ -102,16 +102,16 @@ class Browser:
         self.post(self.find(selector) + "/click")
 
     def type(self, selector, text):
-        """Key by key, into an element that must be there to be typed in."""
+        """Types key by key into an element, which must be visible."""
         self.post(self.find(selector) + "/value", text=text)
 
     def texts(self, selector):
-        """What a person reads in each of these elements; nothing in one that is not shown."""
+        """The visible text of each of these elements; empty for a hidden one."""
         script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText)"
         return self.run(script, selector)
 
     def prefer(self, scheme):
-        """Has the page shown `light` or `dark`."""
+        """Sets the colour scheme, `light` or `dark`."""
         wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         self.post("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=wanted)
 
@@ -120,19 +120,20 @@ class Browser:
         return self.run(script, selector)
 
     def await_text(self, selector, pattern):
-        """The match, once an element with that selector says it."""
+        """Waits until an element with that selector has matching text, and returns the match."""
         search = re.compile(pattern).search
         found = lambda: next(filter(None, map(search, self.texts(selector))), None)
         return eventually(found, f"{pattern!r} in {selector}", SLACK)
 
     def resize(self, width, height):
-        """The page itself: a window does not become as narrow as a telephone."""
+        """Sets the size of the page: a window cannot be as narrow as a phone."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         command = "Emulation.setDeviceMetricsOverride"
         self.post("/goog/cdp/execute", cmd=command, params=size)
 
     def cut(self, box="body"):
-        """What reaches over the page's right edge, and cannot be scrolled to within a box."""
+        """Elements beyond the page's right edge that cannot be reached by scrolling within a
+        box."""
         script = """
             const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
             const isBoxed = (e) => e !== document.body && (scrolls(e) || isBoxed(e.parentElement));
@@ -144,7 +145,7 @@ class Browser:
         return self.run(script, box)
 
     def complaints(self):
-        """What the console was told since the last look, but for what the network refused."""
+        """Messages on the browser's console since the last call, without network errors."""
         entries = self.post("/se/log", type="browser")
         return [entry["message"] for entry in entries if entry["source"] != "network"]
 

@@ -39,7 +39,7 @@ allowed_origins = []
 
 @pytest.fixture
 def stack():
-    """Ends what it is given when the test is over."""
+    """Closes what it is given when the test is over."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -53,7 +53,7 @@ def projects(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def prod_projects(tmp_path_factory):
-    """The same with a secret that `prod` takes for project 1: PROD_SECRET."""
+    """The same, with a secret for project 1 that `prod` accepts: PROD_SECRET."""
     file = tmp_path_factory.mktemp("prod") / "projects.toml"
     file.write_text(PROJECTS.replace("dev-secret", PROD_SECRET).replace("of-none", "of-project-none"))
     return str(file)
@@ -66,7 +66,8 @@ def workers(request):
 
 @pytest.fixture(scope="session")
 def shared(workers, projects):
-    """Several projects, shared by tests that only ask; each test takes uids and tags of its own."""
+    """Several projects, shared by tests that change nothing; each test uses its own uids and
+    tags."""
     server = Server("--workers", workers, "--node", "200", "--projects", projects)
     yield server
     server.stop()
@@ -74,7 +75,7 @@ def shared(workers, projects):
 
 @pytest.fixture
 def start(workers):
-    """Starts servers of its own: start(*args)."""
+    """Starts servers for one test: start(*args)."""
     with contextlib.ExitStack() as stack:
 
         def start(*args, **options):
@@ -87,12 +88,12 @@ def start(workers):
 
 @pytest.fixture
 def name(request):
-    """Something that no other test's users and tags are called."""
+    """A name that no other test uses for its users and tags."""
     return f"t{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10]}-"
 
 
-# If two workers share the tests, each begins with half of the slow ones: those come first, so that
-# none is begun last, while the other worker idles.
+# Slow tests come first: with two workers each starts with half of them, and none is left for the
+# end, when the other worker idles.
 
 
 def pytest_configure(config):
@@ -108,7 +109,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def redis():
-    """A Redis that nobody breaks."""
+    """A Redis that no test breaks."""
     server = Redis()
     yield server
     server.stop()
@@ -116,7 +117,7 @@ def redis():
 
 @pytest.fixture(scope="session")
 def many_projects(tmp_path_factory):
-    """A file with the projects 1, two, and fifty that nobody has heard of: p0 to p49."""
+    """A file with the projects 1 and two, and fifty that no node has used: p0 to p49."""
     file = tmp_path_factory.mktemp("many") / "projects.toml"
     fresh = [f'\n[[project]]\npid = "p{n}"\nsecrets = ["dev-secret"]\n' for n in range(50)]
     file.write_text(PROJECTS + "".join(fresh))
@@ -134,12 +135,12 @@ def many_projects(tmp_path_factory):
     ids=["1-worker", "1-worker-2-threads-routing-user", "2-workers", "2-workers-routing-user"],
 )
 def cluster(request, redis, many_projects):
-    """Two nodes on one Redis, for tests that only ask."""
+    """Two nodes on one Redis, for tests that change nothing."""
     workers, routing, *more = request.param
     with contextlib.ExitStack() as stack:
         nodes = []
         for number in (201, 202):
-            # Each pair has its own prefix, so the pairs do not hear each other.
+            # Each pair has its own prefix, so the pairs do not receive each other's messages.
             args = ["--redis_prefix", f"pair-{workers}-{routing}", "--routing", routing]
             args += ["--projects", many_projects, *more]
             nodes.append(node(number, redis.url, *args, workers=workers))
@@ -171,7 +172,7 @@ def own_node():
         return servers[-1]
 
     yield start
-    # They end together, not one after the other.
+    # They are stopped together, not one after the other.
     for server in servers:
         if server.process.poll() is None:
             server.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A server of its own for each test that wants one, and clients that share no code with it."""
+"""Servers for the tests, and clients that share no code with them."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ def canonical(params):
 
 
 def signed(path, params, secret=SECRET):
-    """The parameters, signed, as a query or a form."""
+    """The parameters with their sign, as a query or a form."""
     sign = hmac_hex(secret, f"{path}\n{canonical(params)}")
     return urllib.parse.urlencode({**params, "sign": sign})
 
@@ -193,7 +193,7 @@ class Server:
             return Answer(connection.getresponse())
 
     def keep(self):
-        """The one kept connection of this server: pushes on it keep their order."""
+        """The keep-alive connection to this server: pushes on it keep their order."""
         idle = time.monotonic() - self._kept_at
         if self._kept is None or idle > 20:
             if self._kept is not None:
@@ -215,7 +215,7 @@ class Server:
         return Answer(kept.getresponse())
 
     def push(self, data, secret=SECRET, pid="1", **members):
-        """A JSON push that must be accepted; its message id."""
+        """Sends a JSON push, which must be accepted, and returns its message id."""
         body = {"pid": pid, "data": data, **members}
         answer = self.post_json("/ws/push", body, secret)
         assert answer.status == 200, answer.text
@@ -238,13 +238,13 @@ class Server:
         return self.request("POST", "/ws/push", body, headers)
 
     def received(self, clients, pid="1", secret=SECRET):
-        """What each client was pushed so far, once everything that was accepted has arrived."""
+        """The pushes that each client got so far, once everything that was accepted has arrived."""
         mark = "mark-%d" % next(MARKS)
         self.push(mark, secret, pid, cids=[client.cid for client in clients])
         return [client.until(json.dumps(mark)) for client in clients]
 
     def metrics(self):
-        """name{labels} to value."""
+        """Maps name{labels} to value."""
         text = self.request("GET", "/metrics", at=self.metrics_address).text
         values = {}
         for line in text.splitlines():
@@ -271,7 +271,7 @@ class Server:
         return Raw(self.http)
 
     def raw_ws(self, uid="u1", secret=SECRET, target=None, receive_buffer=None, **params):
-        """A connection whose frames the test writes itself; the handshake is done."""
+        """A connection whose frames the test writes itself, after the handshake."""
         raw = Raw(self.ws, receive_buffer=receive_buffer)
         if target is None:
             target = "/ws/connect?" + signed(
@@ -316,7 +316,7 @@ class Answer:
 
 
 class Client:
-    """A `websockets` connection with the few verbs that the tests need."""
+    """A `websockets` connection with the few methods that the tests need."""
 
     def __init__(self, connecting):
         self._connecting = connecting
@@ -365,7 +365,7 @@ class Client:
             pushes.append(data)
 
     def close_code(self, timeout=PATIENCE):
-        """Reads on until the connection ends; its close code and reason."""
+        """Reads until the connection ends, and returns its close code and reason."""
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -376,7 +376,7 @@ class Client:
 
 
 class Raw:
-    """A TCP connection, for what a proper client does not do."""
+    """A TCP connection, for things that a proper client does not do."""
 
     def __init__(self, address, timeout=PATIENCE, receive_buffer=None):
         self.socket = socket.socket()
@@ -425,7 +425,7 @@ class Raw:
         return status, fields, self.read(length).decode()
 
     def ended(self):
-        """Whether the peer ended the connection with nothing more to read."""
+        """Whether the peer has closed the connection and nothing more is to be read."""
         return not self.buffer and not self._more()
 
     # Frames.
@@ -444,7 +444,7 @@ class Raw:
         return first, self.read(length)
 
     def close_code(self):
-        """Reads on to the close frame; its code."""
+        """Reads until the Close frame, and returns its code."""
         while True:
             first, payload = self.read_frame()
             if first == 0x88:
@@ -452,7 +452,7 @@ class Raw:
 
 
 def frame(opcode, payload=b"", fin=True, rsv=0, mask=b"\1\2\3\4", length=None):
-    """A frame; `length` overrides how the length is written: 7, 16 or 64 bits."""
+    """Builds a frame; `length` overrides the size of the length field: 7, 16 or 64 bits."""
     payload = payload if isinstance(payload, bytes) else payload.encode()
     size = len(payload)
     bits = length or (7 if size < 126 else 16 if size < 65536 else 64)

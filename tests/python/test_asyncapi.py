@@ -1,5 +1,5 @@
 """The description of the WebSocket side against a running server: each example that a client or a
-business server sends is taken, and each message that they get is as described."""
+business server sends is accepted, and each message that they get is as described."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ SPEC = yaml.safe_load(TEXT)
 
 
 def target(reference):
-    """What a `$ref` names: its last word, and the thing itself."""
+    """The target of a `$ref`: its name and its value."""
     thing = SPEC
     words = reference["$ref"].removeprefix("#/").split("/")
     for word in words:
@@ -53,7 +53,7 @@ CHANNELS = list(SPEC["channels"])
 
 
 def from_node(channel):
-    """What those at this channel get, by name."""
+    """The messages sent to this channel, by name."""
     of_channel = [one.from_node for one in OPERATIONS if one.channel == channel]
     return {name: message for some in of_channel for name, message in some.items()}
 
@@ -64,12 +64,12 @@ def fits(message, payload):
 
 
 def names_of(channel, payload):
-    """The messages of the channel that this is one of."""
+    """The messages of the channel that contains this message."""
     return [name for name, one in from_node(channel).items() if fits(one, payload)]
 
 
 def shape(payload):
-    """Its members in their order; an id is there where the message that it answers had one."""
+    """Its members in order; with an id if the message that it replies to had one."""
     answered = "code" in payload
     return [name for name in payload if not (answered and name == "id")]
 
@@ -148,7 +148,7 @@ def signed_text(payload, cid):
 
 
 def connected(server, channel, payload):
-    """A connection that may send this; its project demands a sign where there is one."""
+    """A connection that may send this; its project requires a sign if the message has one."""
     is_signed = payload["type"] == "subscribe" and "sign" in payload
     params = {"pid": "signed" if is_signed else "1", "session_exp": LATER}
     if channel == "client":
@@ -196,13 +196,13 @@ def ask_and_answer(server, operation, payload):
 
 
 class Witness:
-    """Takes down what connections get."""
+    """Records the messages that connections get."""
 
     def __init__(self):
         self.seen = {channel: {} for channel in CHANNELS}
 
     def hear(self, channel, connection, text=None):
-        """The next message, which must be one of the channel's, in the shape of an example."""
+        """The next message, which must be one of the channel's and have the shape of an example."""
         payload = json.loads(text or connection.text())
         [name] = names_of(channel, payload)
         examples = from_node(channel)[name]["examples"]
@@ -220,7 +220,7 @@ class Witness:
 
 
 def test_each_message_of_the_node_is_as_described(server):
-    """Everything that a node says to somebody at either channel, but for words of other nodes."""
+    """All messages of both channels, except those caused by other nodes."""
     witness = Witness()
     with server.client("alone") as client:
         witness.hear("client", client, client.welcome)

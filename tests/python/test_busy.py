@@ -1,4 +1,4 @@
-"""Clients that send without a pause: everybody else on their worker has a turn all the same."""
+"""Clients that send without a pause do not starve the others on their worker."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The chat of examples/chat, as people see it: browsers, two nodes on one Redis, and its server."""
+"""The chat of examples/chat as users see it: browsers, two nodes on one Redis, and its server."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CHAT = os.path.join(ROOT, "examples/chat")
 
 
 class ChatServer:
-    """server.py, on a free port unless told otherwise."""
+    """Runs server.py, by default on a free port."""
 
     def __init__(self, *args, secret=None):
         command = [sys.executable, os.path.join(CHAT, "server.py"), "--listen", "127.0.0.1:0"]
@@ -45,7 +45,7 @@ class ChatServer:
         return "".join(self.lines)
 
     def said(self, pattern):
-        """The match of the pattern in what it has printed, once it is there."""
+        """Waits until the output matches the pattern, and returns the match."""
         return eventually(lambda: re.search(pattern, self.output), pattern, SLACK)
 
     @property
@@ -53,7 +53,7 @@ class ChatServer:
         return self.said(r"chat listening: (http://\S+)")[1]
 
     def ended(self):
-        """Its exit code, and all that it has printed."""
+        """Its exit code and its output."""
         code = self.process.wait(SLACK)
         self.reader.join(SLACK)
         return code, self.output
@@ -104,7 +104,7 @@ class Person(Browser):
         eventually(lambda: self.members() == [*names], f"{names} in the room", SLACK)
 
     def await_notice(self, text, count=1):
-        """Waits until that notice was shown so many times."""
+        """Waits until the notice was shown this number of times."""
         seen = lambda: self.texts(".notice").count(text) == count
         eventually(seen, f"{count} times {text!r}", SLACK)
 
@@ -117,14 +117,15 @@ class Person(Browser):
         eventually(seen, f"the line {text!r} of {name}", SLACK)
 
     def say(self, text):
-        """Types a line; what the page shows as its answer."""
+        """Types a line, and returns the answer that the page shows."""
         self.type("#composer input", text)
         self.click("#composer button")
         answer = lambda: self.texts(".own .answer")[-1]
         return eventually(lambda: answer() != "sending" and answer(), f"an answer to {text}", SLACK)
 
     def say_until(self, text, answer):
-        """Says it until that is the answer: a node learns later what happens at another."""
+        """Sends the line until the answer matches: a node learns of changes at another one
+        later."""
         eventually(lambda: self.say(text) == answer, f"{answer} to {text}", SLACK)
 
 
@@ -141,7 +142,7 @@ def chat_server(stack):
 
 @pytest.fixture
 def nodes(redis, own_node, name):
-    """Two on one Redis, which hear nobody else there."""
+    """Two nodes on one Redis, with a prefix of their own."""
     return [own_node(number, redis.url, "--redis_prefix", name) for number in (201, 202)]
 
 
@@ -194,7 +195,7 @@ def test_two_people_talk_over_two_nodes(nodes, chat_server, people):
     for person in (alice, bob):
         person.run("document.getElementById('members').replaceChildren()")
     server = chat_server(*nodes)
-    # It asks who is there.
+    # A business server that has just started asks who is there.
     alice.await_members("alice (you)", "bob")
     bob.await_members("alice", "bob (you)")
     alice.say_until("Again", "sent")
@@ -228,7 +229,7 @@ def test_a_node_that_dies_takes_its_people_along(nodes, chat_server, people):
     alice.await_members("alice (you)", "bob")
     nodes[1].process.kill()
     bob.click("#leave")
-    # No event reports that he left: only that his node is lost.
+    # There is no event for him, only the loss of his node.
     alice.await_notice("bob left")
     alice.await_members("alice (you)")
 
@@ -256,7 +257,7 @@ def test_a_name_in_two_windows_is_one_and_rooms_are_apart(nodes, chat_server, pe
         window.await_line("alice", "Said in one window")
     assert len(other.texts(".own")) == 1
     assert "alice joined" not in bob.texts(".notice")
-    # She leaves with her last window.
+    # She has left once her last window is closed.
     other.click("#leave")
     alice.click("#leave")
     bob.await_members("bob (you)")
@@ -276,7 +277,7 @@ def test_a_name_in_two_windows_is_one_and_rooms_are_apart(nodes, chat_server, pe
 
 @pytest.fixture(scope="module")
 def token_page():
-    """No node is needed to give out tokens."""
+    """Tokens are issued without a node."""
     server = ChatServer("--ws", "ws://127.0.0.1:1", "--ws", "wss://127.0.0.1:1", "--pid", "shop")
     yield server
     server.kill()

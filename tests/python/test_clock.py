@@ -1,4 +1,4 @@
-"""Wall clocks that are wrong: not set at the start, and behind after a restart."""
+"""Wrong wall clocks: not set at the start, and set back before a restart."""
 
 import json
 import os
@@ -15,7 +15,7 @@ YEARS_S = 40 * 365 * 86_400
 
 @pytest.fixture(scope="module")
 def off_by(tmp_path_factory):
-    """The environment of a process whose clock is this number of seconds off."""
+    """The environment of a process whose clock is off by this number of seconds."""
     library = tmp_path_factory.mktemp("clock") / "clock.so"
     source = os.path.join(os.path.dirname(__file__), "clock_shim.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), source], check=True)
@@ -62,7 +62,7 @@ def test_a_restart_with_the_clock_behind_repeats_no_id_and_is_known_at_once(
 def test_clients_that_came_before_redis_are_sent_away_if_their_ids_may_be_old(
     own_redis, own_node, off_by
 ):
-    """Redis is away when the node starts again: nobody knows yet how far behind its clock is."""
+    """Redis is away when the node restarts, so it is unknown how far its clock is behind."""
     redis = own_redis()
     first = node(7, redis.url)
     first.stop()
@@ -95,7 +95,8 @@ def test_a_user_without_the_right_to_keep_ids_gets_a_warning_and_a_node_that_wor
 
 
 def test_a_redis_that_takes_no_writes_is_named_and_the_node_works(own_redis, own_node):
-    """It publishes all the same, so nothing else showed that ids were not kept."""
+    """Without INCRBY the node publishes as usual: nothing else showed that ids were not
+    recorded."""
     redis = own_redis()
     redis.command("CONFIG", "SET", "min-replicas-to-write", "1")
     server = own_node(7, redis.url)

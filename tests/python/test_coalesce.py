@@ -1,7 +1,7 @@
-"""`--coalesce_us`: pushes are held for a moment and share a send; what is asked for is not held.
+"""`--coalesce_us`: pushes are held for a moment and share a send; replies are not held.
 
-The host may stop for longer than the window at any time: what is measured is the best of several
-rounds.
+The host may stall for longer than the window at any time, so the best of several rounds
+counts.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def held(start):
 
 
 def segments(raw):
-    """Segments with data that the client's socket has got."""
+    """Data segments that the client's socket has received."""
     info = raw.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DATA_SEGMENTS + 4)
     return struct.unpack_from("=I", info, DATA_SEGMENTS)[0]
 
@@ -80,7 +80,7 @@ def test_a_push_waits_and_one_that_would_expire_does_not(held):
 
         assert fastest_ms(push) >= WINDOW_MS
         assert fastest_ms(push_for_a_moment) < WINDOW_MS
-        # The time suffices for the whole window.
+        # The time is long enough for the window.
         assert fastest_ms(lambda number: push(number, ttl_ms=60_000)) >= WINDOW_MS
 
 

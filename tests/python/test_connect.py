@@ -1,4 +1,4 @@
-"""The handshake: who gets in, what is said first, and every refusal with its status."""
+"""The handshake: who is accepted, the first message, and every refusal with its status."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_unknown_parameters_are_ignored_but_signed(shared, name):
 
 
 def refusal(server, target, **options):
-    """The status, the fields and the message of a refused handshake."""
+    """The status, the header fields and the message of a refused handshake."""
     with Raw(server.ws) as raw:
         raw.send(handshake(target, **options))
         status, fields, body = raw.read_response()

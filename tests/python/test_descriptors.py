@@ -14,7 +14,7 @@ HALF = f"GET {PATH}?pid=1 HTTP/1.1\r\nHost: x\r\n"
 
 
 def status_of(server, uid="u1"):
-    """The status that a good handshake gets, and its header fields; closed at once."""
+    """The status and the header fields of a valid handshake, which is closed at once."""
     query = signed(PATH, server.connect_params(uid))
     with Raw(server.ws) as raw:
         raw.send(handshake(f"{PATH}?{query}"))
@@ -48,7 +48,8 @@ def fill(stack, server, room):
 
 
 def test_half_requests_starve_nobody(stack, small):
-    """200 of them kept /healthz and everybody else out for ten seconds, again and again."""
+    """200 idle connections kept out /healthz and everybody else for ten seconds, again and
+    again."""
     server = small("--workers", "1")
     halves = [stack.enter_context(Raw(server.ws)) for _ in range(300)]
     for half in halves:
@@ -59,7 +60,7 @@ def test_half_requests_starve_nobody(stack, small):
     with server.client("signed") as client:
         assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
     assert time.monotonic() - began < 5
-    # The oldest were closed, with an answer that gives the reason.
+    # The oldest were closed, with a response that names the reason.
     status, fields, body = halves[0].read_response()
     assert status == 503 and int(fields["retry-after"]) > 0 and "try again" in body
     assert server.metric("ws_cluster_refused_total", port="ws", reason="handshakes") > 200
@@ -72,7 +73,7 @@ def test_a_full_table_still_answers(stack, small):
     room = limit_of(server)
     assert 100 < room < 256 and readiness(server).status == 200
     clients = fill(stack, server, room)
-    # One that does not leave, with every descriptor but the reserved ones in use.
+    # One connection that stays, with every descriptor but the reserved ones in use.
     stubborn = [stack.enter_context(Raw(server.ws)) for _ in range(60)]
     for raw in stubborn:
         raw.send(handshake(f"{PATH}?" + signed(PATH, server.connect_params("more"))))
@@ -97,7 +98,8 @@ def test_a_full_table_still_answers(stack, small):
 
 
 def test_the_links_to_redis_are_made_again_with_a_full_table(stack, small):
-    """With one worker they share its table: they found no descriptor, and never came back."""
+    """With one worker the links share its table: they found no descriptor, and never
+    reconnected."""
     redis = Redis()
     stack.callback(redis.stop)
     server = small(start=lambda *args, **options: node(201, redis.url, workers="1", **options))
@@ -164,7 +166,8 @@ def kept(stack, server):
 def test_idle_http_connections_make_way(stack):
     server = Server("--workers", "1", "--max_http_connections", "3")
     stack.callback(server.stop)
-    # That of a backend that has signed stays when others, idle for less long, are closed.
+    # The connection of a backend that has signed stays, although others that were idle for less
+    # time are closed.
     server.push("first")
     others = [kept(stack, server) for _ in range(2)]
     fresh = [kept(stack, server) for _ in range(2)]
@@ -174,7 +177,7 @@ def test_idle_http_connections_make_way(stack):
     server.push("second")
     refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
     assert (refused("idle"), refused("half_request"), refused("connections")) == (3, 0, 0)
-    # So is one that has sent no complete request; it gets the reason.
+    # So is one without a complete request; it is told the reason.
     half = stack.enter_context(Raw(server.http))
     half.send("GET /healthz HTTP/1.1\r\n")
     eventually(lambda: server.metric("ws_cluster_http_connection") == 3, "the half one is there")
@@ -212,7 +215,7 @@ def test_requests_under_way_keep_their_places(stack):
 
 
 def test_answers_that_nobody_reads_keep_nobody_out(stack, small):
-    """Their senders, who had signed nothing, held all places for ten seconds, again and again."""
+    """Peers without a signature held all connections for ten seconds, again and again."""
     server = small("--workers", "1")
     asked = "a" * 7_500
     request = "OPTIONS /ws/push HTTP/1.1\r\nHost: x\r\n"
@@ -224,7 +227,7 @@ def test_answers_that_nobody_reads_keep_nobody_out(stack, small):
         with contextlib.suppress(OSError):
             while left:
                 left = left[raw.socket.send(left) :]
-                # What is sent at once is read at once, and more fits into the buffers.
+                # Data sent at once is read at once, and more fits into the buffers.
                 time.sleep(0.002)
     began = time.monotonic()
     assert server.request("GET", "/healthz").status == 200

@@ -207,7 +207,7 @@ def test_flags_of_the_environment_and_of_the_seed():
 
 
 def test_the_lines_for_a_first_push(tmp_path):
-    """What the start prints in dev can be pasted into a shell."""
+    """The lines printed at the start in dev can be pasted into a shell."""
     server = Server("--workers", "1")
     try:
         with server.client("alice", tags="news") as client:

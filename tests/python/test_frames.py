@@ -1,4 +1,4 @@
-"""RFC 6455, strictly: every broken rule has its close code, and nobody else notices."""
+"""RFC 6455, strictly: every violation has its close code and affects nobody else."""
 
 import json
 import random

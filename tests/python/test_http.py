@@ -1,4 +1,4 @@
-"""The HTTP API's statuses, its framing, and what browsers are told."""
+"""The HTTP API's statuses, its framing, and CORS."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def exchange(server, request):
-    """One raw request on a connection of its own: status, fields, body."""
+    """Sends one raw request on a new connection; returns status, header fields and body."""
     with Raw(server.http) as raw:
         raw.send(request)
         return raw.read_response()
@@ -277,7 +277,7 @@ def test_a_page_reads_why_its_request_was_not_even_read(shared, head, status):
 
 
 def test_a_push_larger_than_a_batch_reaches_all(shared, name):
-    """Frames of 300 KiB go out whole beside small ones."""
+    """Frames of 300 KiB are sent completely beside small ones."""
     with shared.client(name) as one, shared.client(name) as two:
         big = "b" * 300_000
         for number in range(4):
@@ -289,7 +289,7 @@ def test_a_push_larger_than_a_batch_reaches_all(shared, name):
 
 
 def test_max_http_connections(start, workers):
-    """Beyond the limit a connection that only waits makes way: nobody who asks is kept out."""
+    """At the limit an idle connection is closed for a new one, so no request is kept out."""
     server = start("--max_http_connections", "2")
     held = []
     for _ in range(12):
@@ -318,7 +318,7 @@ def test_frames_on_the_http_port_and_pushes_on_the_ws_port(shared):
 
 
 def test_a_client_that_reads_no_answers_is_ended(start):
-    """It was kept for ever: the deadline ended the reading side alone."""
+    """The connection was kept for ever: the deadline ended only the reading side."""
     server = start("--request_timeout_ms", "300")
     before = server.metric("ws_cluster_http_connection")
     asked = "a" * 7500
@@ -333,7 +333,7 @@ def test_a_client_that_reads_no_answers_is_ended(start):
                 line = next(line for line in table if re.search("{}.*{}".format(*ports), line))
             return line.split()[4].endswith(":00000000")
 
-        # Until it cannot write, and so does not read on; more unread input would end it anyway.
+        # Until the server cannot write and stops reading; more unread input would end it anyway.
         with contextlib.suppress(AssertionError):
             while True:
                 raw.send(8 * request)
@@ -353,7 +353,7 @@ def test_head_is_get_without_the_body(shared):
 
 
 def test_tiny_chunks_take_no_more_memory_than_their_data(start):
-    """What was decoded was kept: twenty bytes for each byte of the body."""
+    """The decoded JSON was kept: twenty bytes for each byte of the body."""
     server = start()
     before = server.resident_bytes()
     chunks = b"000000000000001\r\nx\r\n" * (1 << 20)
@@ -367,7 +367,8 @@ def test_tiny_chunks_take_no_more_memory_than_their_data(start):
 
 
 def test_a_large_request_does_not_leave_its_room_behind(start):
-    """It did where a byte of the next request was always there: a megabyte for a few bytes."""
+    """The buffer stayed if a byte of the next request was always there: a megabyte for a few
+    bytes."""
     server = start()
     body = "POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + "x" * 1_000_000
     before = server.resident_bytes()
@@ -390,7 +391,7 @@ def test_a_large_request_does_not_leave_its_room_behind(start):
 
 
 def test_100_continue_does_not_overtake_an_answer(own_redis, own_node):
-    """With a queue that takes its time the answers before it were not written yet."""
+    """With a slow queue, the answer before it was not written yet."""
     server = own_node(7, own_redis().url)
     push = {"pid": "1", "data": 1}
     query = signed(PATH, push)

@@ -1,4 +1,4 @@
-"""Silence, slowness, echo, shutdown and metrics."""
+"""Idle and slow clients, echo, shutdown and metrics."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def test_the_silent_are_pinged_and_closed_with_4002(start):
                 assert 0.25 < time.monotonic() - began < 5
                 assert silent.close_code() == 4002
                 assert 0.55 < time.monotonic() - began < 10
-        # Their library answers pings: they outlasted two timeouts.
+        # Their library answers pings, so they outlasted two timeouts.
         for client in (answers, quiet):
             assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
     assert server.metric("ws_cluster_close_total", reason="idle") == 2
@@ -77,7 +77,7 @@ def test_a_message_that_comes_slowly_is_no_silence(start):
 
 
 def test_one_push_may_be_longer_than_all_that_waits_for_a_client(start):
-    """It closed a client that read all the time, for what did not fit its socket at once."""
+    """A client that was reading was closed because a frame did not fit into its socket at once."""
     server = start("--outbox_bytes", "64k")
     with server.raw_ws("one", receive_buffer=4096) as client:
         client.read_frame()
@@ -105,7 +105,7 @@ def test_a_slow_consumer_is_closed_with_4000_and_nobody_else_notices(start):
             assert struct.unpack(">H", item[1][:2]) == (4000,)
             assert got == list(range(len(got))) and len(got) < pushed
         dropped = server.metric("ws_cluster_drop_total", reason="slow_consumer")
-        # What was pushed between the close and its count was no longer for this client.
+        # Pushes between the close and its count were no longer for this client.
         assert dropped > 0 and pushed - 3 <= dropped + len(got) <= pushed
         server.push("after", tags=["t"])
         assert fast.pushed() == '"after"'
@@ -228,7 +228,7 @@ def test_sigterm_drains(start):
 
 
 def test_accepted_pushes_are_finished(start):
-    """Every push that was answered with success before the end reaches its client."""
+    """Every push that was answered with success before the shutdown reaches its client."""
     server = start()
     with server.client("u1") as client:
         accepted = []
@@ -338,7 +338,7 @@ def test_a_port_that_is_taken_names_its_flag():
 
 
 def test_the_metrics_port_ends_what_does_not_come_whole(start):
-    """Deadlines were looked at only when another connection came."""
+    """Deadlines were checked only when a new connection was accepted."""
     server = start("--request_timeout_ms", "300")
     with Raw(server.metrics_address) as raw:
         raw.send("GET /metrics HTTP/1.1\r\n")
@@ -370,14 +370,15 @@ def test_a_session_ends_with_4003_unless_it_is_refreshed(start):
         assert soon <= time.time() < soon + 1.5
         for client in (stays, forever):
             assert client.ask({"type": "heartbeat"}).startswith('{"type":"heartbeat"')
-        # A refresh can also bring the end forward.
+        # A refresh can also shorten the session.
         assert refresh(stays, soon) == success
         assert stays.close_code()[0] == 4003
     assert server.metric("ws_cluster_close_total", reason="session_expired") == 2
 
 
 def test_a_flood_of_messages_waits_for_its_answers(start):
-    """A burst of 64 KiB was answered with a hundred megabytes at once: each answer has all tags."""
+    """A burst of 64 KiB was answered with a hundred megabytes at once: each reply lists all
+    tags."""
     server = start()
     tags = [f"{number:03}" + "x" * 125 for number in range(255)]
     message = frame(TEXT, json.dumps({"type": "subscribe", "tags": "a"}))
@@ -391,7 +392,7 @@ def test_a_flood_of_messages_waits_for_its_answers(start):
                 other.ask({"type": "heartbeat"})
                 assert server.resident_bytes() - before < 16 << 20
                 time.sleep(0.02)
-            # It is answered as it reads, to the last.
+            # Every message is answered, as fast as the client reads.
             for _ in range(300_000 // len(message)):
                 assert json.loads(greedy.read_frame()[1])["type"] == "subscribe"
             greedy.frame(TEXT, '{"type":"heartbeat","id":"end"}')
@@ -409,7 +410,7 @@ def test_a_flood_that_is_read_does_not_hold_up_pushes(start):
         assert [greedy.read_frame()[0] for _ in range(2)] == [0x81] * 2
 
         def flood():
-            # Always more than is answered at once.
+            # Always more messages than are answered at once.
             greedy.send(message * 200)
             while not is_over.is_set():
                 greedy.send(message * 50)

@@ -1,4 +1,4 @@
-"""Each limit at its boundary, where a flag has moved it away from its default."""
+"""Each limit at its boundary, set by a flag to something other than its default."""
 
 import contextlib
 import json
@@ -85,7 +85,7 @@ def test_max_batch(start, most):
 
 
 def head_status(address, target, size=None, fields=None):
-    """The status of a request whose head has so many bytes, or fields."""
+    """The status of a request whose head has this number of bytes or fields."""
     head = f"GET {target} HTTP/1.1\r\nHost: x\r\n"
     if fields is not None:
         head += "A: b\r\n" * (fields - 1)
@@ -154,7 +154,7 @@ def test_max_bytes_of_uids_tags_and_devices(start, most):
 
 
 def test_the_longest_ids_cross_a_cluster(redis, tmp_path):
-    """Pushes, events, requests and the word of a business server carry them between nodes."""
+    """Pushes, events, requests and announcements of business servers carry them between nodes."""
     pid, uid, tag, device = (letter * LONGEST for letter in "putd")
     flags = [f"--max_{what}_bytes={LONGEST}" for what in ("pid", "uid", "tag", "device")]
     flags += ["--redis_prefix", "longest", "--routing", "user", *with_pid(tmp_path, pid)]
@@ -188,7 +188,7 @@ def test_a_form_that_grows_sixfold_crosses_a_cluster(redis):
         client = stack.enter_context(server.client())
         data = "\x01" * ((1 << 20) - 200)
         form = {"Content-Type": "application/x-www-form-urlencoded"}
-        # Signed decoded, sent unencoded: encoded it would be three bytes each.
+        # Signed in decoded form and sent unencoded: percent-encoded it would have three bytes each.
         sign = signed("/ws/push", {"pid": "1", "data": data}).rsplit("sign=", 1)[1]
         answer = server.request("POST", "/ws/push", f"pid=1&sign={sign}&data={data}", form)
         assert answer.status == 200, answer.text

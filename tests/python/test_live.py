@@ -1,7 +1,7 @@
-"""The live page and its console: what they are made of, and how they look in a browser.
+"""The live page and its console: their files, and how they look in a browser.
 
-With WS_CLUSTER_PICTURES=docs the load goes on for five minutes, and the pictures of docs/ are taken
-anew (`make pictures`)."""
+With WS_CLUSTER_PICTURES=docs the load runs for five minutes, and the pictures of docs/ are renewed
+(`make pictures`)."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ LEFT, END, ESCAPE = "\ue012", "\ue010", "\ue00c"
 
 
 class Page(Browser):
-    """Somebody who looks at a node."""
+    """A user at a node's live page."""
 
     def visit(self, server, target="/"):
         self.open("http://%s:%d%s" % (*server.swagger, target))
@@ -44,7 +44,7 @@ class Page(Browser):
         eventually(said, f"{name} like {pattern!r}, not {self.tiles()}", SLACK)
 
     def legend(self, chart):
-        """What stands beside the name of each series."""
+        """The value beside the name of each series."""
         parts = (f"#chart-{chart} .legend {part}" for part in ("span", "b"))
         return dict(zip(*map(self.texts, parts)))
 
@@ -54,11 +54,11 @@ class Page(Browser):
         return self.run(script, f"#chart-{chart} .lines .line")
 
     def key(self, selector, key):
-        """A key that types nothing."""
+        """A key that types no character."""
         self.type(selector, key)
 
     def fill(self, selector, value):
-        """Puts a value in the place of what was there."""
+        """Replaces the value of a field."""
         script = """
             const field = document.querySelector(arguments[0]);
             field.value = arguments[1];
@@ -77,7 +77,7 @@ class Page(Browser):
         return [tuple(row) for row in self.run(script)]
 
     def await_frame(self, arrow, sender, kind, text=""):
-        """The text of the last frame like that, once it is there."""
+        """Waits for a frame like that, and returns the text of the last one."""
 
         def found():
             like = [
@@ -166,7 +166,7 @@ def test_the_feed_says_what_the_metrics_say(serve):
         assert server.post_json("/ws/push", {"pid": "1"}, secret="wrong").status == 401
 
         def settled():
-            """Both, once nothing is under way: a worker counts after it has sent."""
+            """Both, once nothing is in flight: a worker counts after it has sent."""
             answer, metrics = get(server, "/live.json"), server.metrics()
             deliveries = sum(worker["deliveries"] for worker in answer.json["workers"])
             return deliveries == metrics["ws_cluster_delivery_total"] and (answer, metrics)
@@ -283,8 +283,8 @@ def test_a_browser_is_asked_for_the_token_at_every_port(serve, page):
         page.click("#token button")
         page.await_text("body", shown)
         assert page.run(address) == at(port, path)
-    # From a page that has asked for the token a link leads on, and the drawing keeps its colours
-    # and its script.
+    # A link on a page that was opened with the token works, and the drawing keeps its colours and
+    # its script.
     page.open(at(server.pprof, "/debug/pprof/"))
     page.await_text("pre", "WS_CLUSTER_OPS_TOKEN")
     page.open(at(server.pprof, "/debug/pprof/flamegraph?seconds=1"))
@@ -297,7 +297,7 @@ def test_a_browser_is_asked_for_the_token_at_every_port(serve, page):
 
 
 class Load:
-    """Clients, pushes, requests and mishaps, until it is over."""
+    """Clients, pushes, requests and failures, until it is stopped."""
 
     def __init__(self, nodes, stack):
         self.nodes = nodes
@@ -347,7 +347,7 @@ class Load:
 
 
 def slow_consumer(server):
-    """A client that does not read, until the node has dropped what it was owed."""
+    """A client that does not read, until the node has dropped its unsent frames."""
     dropped = lambda: server.metric("ws_cluster_drop_total", reason="slow_consumer")
     before = dropped()
     raw = server.raw_ws("sloth", receive_buffer=4096)
@@ -377,7 +377,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     page.await_tile("Memory", r"[\d.]+ MiB")
     page.await_tile("Longest own pause", r"(< 0.5|[\d.]+) (µs|ms)")
     assert page.texts("#nodes li") == ["node 201: up this one", "node 202: up"]
-    # Both nodes push, and each hears both.
+    # Both nodes push, and each receives the pushes of both.
     seen = eventually(lambda: rates(page, "queue"), "the queue's rates", SLACK)
     assert seen["received"] > seen["accepted"] > 10, seen
     assert rates(page, "deliveries")["deliveries"] > 100
@@ -409,7 +409,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     assert "/ws/push" in page.texts("#requests th") and page.texts("#projects th") == ["1"]
 
     if PICTURES:
-        # As long as the charts are wide.
+        # As long as the time span of the charts.
         time.sleep(240)
         slow_consumer(nodes[0])
         time.sleep(60)
@@ -420,7 +420,7 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
 
 
 def rates(page, chart):
-    """The numbers of a legend; those that are not known are left out."""
+    """The numbers of a legend, without unknown ones."""
     scale = {"": 1, "k": 1e3, "M": 1e6}
     found = {}
     for label, text in page.legend(chart).items():
@@ -467,7 +467,7 @@ def test_themes_keys_and_a_narrow_screen(serve, page):
     page.key(plot, ESCAPE)
     assert page.run("return document.querySelector(arguments[0]).hidden", f"{plot} .tip")
 
-    # The data fills the chart, whatever time was chosen: it begins at the left edge.
+    # The data fills the chart from its left edge, whatever time span was chosen.
     first = lambda: float(re.search(r"M([\d.]+)", page.lines("connections")[0])[1])
     for span in ("300", "60"):
         page.fill("#span", span)
@@ -526,7 +526,7 @@ def test_a_node_that_is_killed_is_shown_as_gone_and_comes_back(redis, own_node, 
     words = r"node 201 has not responded since \d\d:\d\d:\d\d\. Retrying every second\."
     assert re.fullmatch(words, page.text("#gone"))
     assert page.run("return document.title").startswith("unreachable: node 201")
-    # The last announcement stays, and the charts go on without it.
+    # The last values stay, and the charts continue without new ones.
     assert page.tiles()["Connections"] == "0"
     before = page.lines("connections")
     eventually(lambda: page.lines("connections") != before, "charts that move", SLACK)
@@ -705,7 +705,7 @@ def test_what_is_refused_says_why(console):
     assert "refused with 403" in page.await_frame("·", "client bob", "closed")
     page.fill("#project [name=pid]", "1")
     page.fill("#project [name=secret]", "dev-secret")
-    # The maximum length of a uid is a flag of the node: the page does not know it.
+    # The maximum length of a uid is a flag of the node, unknown to the page.
     page.connect("a" * 129)
     assert "refused with 400" in page.await_frame("·", "client " + "a" * 129, "closed")
     page.fill("#project [name=ws]", "ws://127.0.0.1:1")

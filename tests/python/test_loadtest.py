@@ -106,7 +106,7 @@ def test_thresholds_make_the_exit_code(server):
 
 
 class Page(html.parser.HTMLParser):
-    """Which elements a page has, and the text of those with an id."""
+    """The elements of a page, and the text of those with an id."""
 
     VOID = {"meta", "link", "br", "input", "hr", "img"}
 

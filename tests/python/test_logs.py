@@ -1,4 +1,4 @@
-"""The log of a running node: where it goes, what is in it, and what happens when it cannot."""
+"""The log of a running node: its outputs, its contents, and outputs that fail."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ ANSWERED = "answered a request"
 
 
 def lines_of(path):
-    """The lines of a JSON log: each is whole."""
+    """The lines of a JSON log, all complete."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     assert not text or text.endswith("\n")
@@ -27,7 +27,7 @@ def lines_of(path):
 
 
 def whole_lines_of(path):
-    """Those of a log that is being written."""
+    """The complete lines of a log that is being written."""
     with open(path, "rb") as file:
         whole, _, _ = file.read().rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()]
@@ -38,8 +38,8 @@ def dropped_in(text):
 
 
 def push_many(server, count):
-    """Pushes, pipelined, until all are accepted; how many requests that took. A worker that is
-    not given a core for long has no room for a while: 503."""
+    """Pushes, pipelined, until all are accepted, and returns the number of requests. A worker
+    without a core has no room for a while and answers 503."""
     requests = 0
     waiting = list(range(count))
     with Pusher(server) as pusher:
@@ -55,7 +55,7 @@ def push_many(server, count):
 
 
 def run_to_its_end(*args, env=None):
-    """A node that ends because a port is taken: what it says to standard output and error."""
+    """Runs a node that exits because a port is in use, and returns its output and its errors."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [BINARY, "--bind", "127.0.0.1", "--ws_port", str(taken.getsockname()[1])]
         done = subprocess.run(
@@ -186,7 +186,7 @@ def test_a_start_waits_for_the_node_before_it(tmp_path):
     Server("--workers", "1", "--log_path", path).stop()
 
 
-# Outputs that do not accept what is written.
+# Outputs that do not accept writes.
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def told_and_dropped(lines):
 
 
 def assert_all_told(lines, pushes):
-    """Every push has its line, or is counted."""
+    """Every push has a line in the log, or is counted as dropped."""
     told, dropped = told_and_dropped(lines)
     # A few lines are not about pushes.
     assert told < pushes and pushes <= told + dropped <= pushes + 10, (told, dropped, pushes)
@@ -222,7 +222,7 @@ def test_a_full_disk_stops_no_push_and_the_log_goes_on(tmp_path):
             pushes = push_many(server, 3000)
             eventually(lambda: server.errors, "a complaint")
             assert "No space left on device" in server.errors[0]
-            # No part of what did not fit remains, except until it is truncated.
+            # No partial line remains, except until the file is truncated.
             eventually(lambda: path.read_bytes().endswith(b"\n"), "whole lines")
             noticed = lambda: sum(dropped_in(line["msg"]) for line in whole_lines_of(path))
             before = noticed()
@@ -261,7 +261,7 @@ def test_a_limit_on_the_size_of_files_ends_nothing(tmp_path):
 
 
 class Unread(Server):
-    """A node whose standard output is not read any more after its first lines."""
+    """A node whose standard output is no longer read after its first lines."""
 
     def _read(self, stream, lines):
         if stream is self.process.stderr:
@@ -285,7 +285,7 @@ def test_a_reader_that_is_stuck_stops_no_push(workers):
             lines.append(json.loads(server.process.stdout.readline()))
             known += sum(told_and_dropped(lines[-1:]))
         assert_all_told(lines, pushes)
-        # Nobody reads again, and the shutdown waits a second and no longer.
+        # Nobody reads again, and the shutdown waits for a second at most.
         push_many(server, count)
         began = time.monotonic()
         server.signal(signal.SIGTERM)
@@ -312,7 +312,7 @@ def test_a_reader_that_is_gone_stops_no_push(start):
 
 
 def test_no_secret_and_no_sign_is_in_the_log(own_redis, own_node, projects, tmp_path, monkeypatch):
-    """Everything is asked of a node that logs everything, right and wrong."""
+    """Sends valid and invalid requests of every kind to a node that logs everything."""
     signs = set()
     hmac_hex = harness.hmac_hex
 

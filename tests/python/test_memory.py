@@ -1,4 +1,4 @@
-"""What peers that have proved nothing yet can make a node hold in memory."""
+"""The memory that unauthenticated peers can make a node hold."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ def server(stack):
 
 
 def begin(stack, server, sent, length=MIB, chunked=False):
-    """A push whose last bytes do not come; its sign would be wrong."""
+    """A push whose last bytes are never sent; its sign would be wrong."""
     raw = stack.enter_context(Raw(server.http))
     how = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {length}"
     head = f"POST /ws/push HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{how}\r\n\r\n"
@@ -39,7 +39,7 @@ def refused(server, reason="body_bytes"):
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
-    """600 connections with 1 MB each held 767 MB before anything was judged."""
+    """600 connections with 1 MB each held 767 MB before any signature was checked."""
     before = server.resident_bytes()
 
     def grown():
@@ -60,10 +60,10 @@ def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
     eventually(lambda: grown() < 24 * MIB, "most of it is given back within a second", timeout=1)
     eventually(lambda: grown() < 12 * MIB, "little more than the budget stays")
     assert len(half) > 8
-    # A small one needs none of the budget.
+    # A small request needs none of the budget.
     server.push("small")
     assert server.request("GET", "/healthz").status == 200
-    # Incomplete ones make way for one that completes.
+    # Incomplete requests are dropped for one that completes.
     large = {"pid": "1", "data": "l" * (MIB - 1000)}
 
     def accepted():
@@ -82,7 +82,7 @@ def test_bodies_that_are_not_whole_share_a_budget(stack, server, chunked):
 
 
 def test_answers_that_nobody_reads_are_few(stack, server):
-    """Each connection held 64 KiB and more of them, though nobody had signed a request on it."""
+    """Each connection held 64 KiB and more of unread responses, without a single signed request."""
     clients = [stack.enter_context(Raw(server.http, receive_buffer=4096)) for _ in range(40)]
     for client in clients:
         client.send(REQUEST)

@@ -1,4 +1,4 @@
-"""What a client sends and gets back, word for word."""
+"""What a client sends and gets back, byte for byte."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the metrics say of what was done."""
+"""The metrics after known traffic."""
 
 import subprocess
 

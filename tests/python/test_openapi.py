@@ -1,5 +1,5 @@
-"""The description of the HTTP API against a running server: every answer that it names, its
-examples, and whatever schemathesis makes of it."""
+"""The description of the HTTP API against a running server: every response in it, its examples, and
+whatever schemathesis generates from it."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def crowded():
 
 
 def crowded_out(server, request):
-    """The answer to one whose request is not whole when another one comes."""
+    """The response to an incomplete request when a new connection needs its place."""
     with Raw(server.http) as first:
         first.send(request[:10])
         eventually(lambda: server.metric("ws_cluster_http_connection") == 1, "a connection")
@@ -60,7 +60,7 @@ def crowded_out(server, request):
 
 @pytest.fixture(scope="module")
 def paused():
-    """Asks a node whose Redis stands still, which it has not noticed yet."""
+    """Queries a node whose Redis has stopped, before the node has noticed."""
     redis = Redis()
     server = node(201, redis.url, "--queue_timeout_ms", "300", workers="1")
 
@@ -118,7 +118,7 @@ def test_it_is_openapi_with_every_path_of_the_port(server):
     assert SPEC["info"]["version"] == version
 
 
-# Every answer that it describes.
+# Every response that it describes.
 
 
 def raw(server, request):
@@ -142,13 +142,13 @@ def post(server, path, members, secret="dev-secret"):
 
 
 def pushed(path, **members):
-    """A push of one message, as `path` takes it."""
+    """A push of one message in the format of `path`."""
     message = {"data": 1, **members}
     return {"pid": "1", "messages": [message]} if path.endswith("batch") else {"pid": "1"} | message
 
 
 def answers(servers, method, path):
-    """What brings about each status: a function for each."""
+    """A function for each status that provokes it."""
     server, crowded, paused, without_queue = servers
     get = lambda at: lambda: raw(at, head(method, path))
     any_request = {
@@ -289,7 +289,7 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     else:
         command.append("--generation-deterministic")
     hooks = os.path.join(os.path.dirname(__file__), "openapi_hooks.py")
-    # It leaves a directory where it runs.
+    # schemathesis creates a directory where it runs.
     run = subprocess.run(
         command,
         cwd=tmp_path,
@@ -300,5 +300,5 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     )
     print(run.stdout)
     assert run.returncode == 0
-    # It did send requests.
+    # Check that requests were sent.
     assert int(re.search(r"(\d+) generated", run.stdout)[1]) > 2 * EXAMPLES

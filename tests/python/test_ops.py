@@ -1,4 +1,4 @@
-"""The ops ports: where they listen, and who may ask."""
+"""The ops ports: where they listen, and who may use them."""
 
 import subprocess
 
@@ -122,7 +122,7 @@ def test_other_sites_pages_are_shown_nothing(start):
 
 
 def test_connections_that_may_not_ask_lock_nobody_out(stack):
-    """256 that sent nothing did, for as long as their sender liked."""
+    """256 silent connections blocked the ops ports for as long as their sender liked."""
     server = Server("--workers", "1", "--ops_bind", "127.0.0.2", env={"WS_CLUSTER_OPS_TOKEN": TOKEN})
     stack.callback(server.stop)
     bearer = {"Authorization": f"Bearer {TOKEN}"}
@@ -136,7 +136,7 @@ def test_connections_that_may_not_ask_lock_nobody_out(stack):
         assert answer.status in (200, 404)
         # The oldest was closed.
         assert idle[0].read_response()[0] == 503
-    # That of an authorized client is not among them.
+    # The connection of an authorized client stays.
     operator.send(line)
     status, _, text = operator.read_response()
     assert status == 200
@@ -151,7 +151,7 @@ def test_connections_that_may_not_ask_lock_nobody_out(stack):
 
 
 def test_a_lack_of_descriptors_is_logged_once_in_ten_seconds(stack):
-    """It was logged ten times a second on each port, then once by each worker."""
+    """The error was logged ten times a second on each port, then once by each worker."""
     server = Server("--workers", "2")
     stack.callback(server.stop)
     metrics = stack.enter_context(Raw(server.metrics_address))
@@ -164,7 +164,7 @@ def test_a_lack_of_descriptors_is_logged_once_in_ten_seconds(stack):
     assert accept_errors() == 0
     process = f"--pid={server.process.pid}"
     subprocess.run(["prlimit", process, "--nofile=8:"], check=True)
-    # A number that reaches both workers.
+    # Enough connections to reach both workers.
     ports = [server.pprof, server.swagger] + 12 * [server.http] + 12 * [server.ws]
     waiting = [stack.enter_context(Raw(at)) for at in ports]
     eventually(lambda: accept_errors() >= 60, "ten attempts of each port by each thread")

@@ -60,7 +60,7 @@ class Collector:
         ]
 
     def named(self, name, count=1):
-        """The spans of that name, once there are so many."""
+        """Waits for this number of spans with that name, and returns them."""
         found = lambda: [one for one in self.spans() if one[1].name == name]
         eventually(lambda: len(found()) >= count, f"{count} spans '{name}'")
         return found()

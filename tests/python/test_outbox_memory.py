@@ -1,4 +1,5 @@
-"""What clients that do not read cost: bounded in the process and in the kernel, and given back."""
+"""The memory of clients that do not read: bounded in the process and in the kernel, and
+returned."""
 
 import contextlib
 import os
@@ -22,7 +23,7 @@ def slow_clients(server, stack, count, **params):
 
 
 def queued_by_kernel(server):
-    """Bytes that the kernel holds for the server's WebSocket connections, the mean of them."""
+    """The kernel's mean memory per WebSocket connection of the server, in bytes."""
     port = f":{server.ws[1]:04X}"
     with open("/proc/net/tcp") as lines:
         rows = [line.split() for line in lines]
@@ -33,7 +34,7 @@ def queued_by_kernel(server):
 
 @pytest.mark.parametrize("cause", ["going_away", "idle", "session_expired", "slow_consumer"])
 def test_closing_clients_share_what_is_left_of_a_frame(cause):
-    """Each took a copy: 1,500 clients, two pushes of 1 MB, then SIGTERM, took 1.3 GB."""
+    """Each client had a copy: 1,500 clients, two pushes of 1 MB, then SIGTERM, took 1.3 GB."""
     idle_timeout_ms = "3000" if cause == "idle" else "60000"
     server = Server(
         "--workers", "1", "--linger_ms", "3000", "--drain_ms", "4000",
@@ -129,7 +130,7 @@ def test_the_slowest_are_closed_before_the_memory_limit_is_reached():
 
 @contextlib.contextmanager
 def memory_cgroup(limit):
-    """A control group with that limit, version 1 or 2; skips where none can be made."""
+    """A control group with that limit, version 1 or 2; skips if none can be created."""
     v1 = "/sys/fs/cgroup/memory"
     parent, name = (v1, "memory.limit_in_bytes") if os.path.isdir(v1) else (
         "/sys/fs/cgroup", "memory.max"
@@ -151,7 +152,7 @@ def memory_cgroup(limit):
 
 
 def test_a_small_control_group_is_no_end_of_the_node(tmp_path, monkeypatch):
-    """With default flags in 128 MB the kernel ended it."""
+    """With default flags in 128 MB the kernel killed the node."""
     with memory_cgroup(128 * MIB) as group, contextlib.ExitStack() as stack:
         program = tmp_path / "ws-cluster"
         program.write_text(

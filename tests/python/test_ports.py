@@ -1,4 +1,4 @@
-"""Where a node listens, and what it says when it cannot."""
+"""Where a node listens, and its errors when it cannot."""
 
 import re
 import socket
@@ -11,7 +11,7 @@ from websockets.sync.client import connect as ws_connect
 
 
 def fails(*args, as_nobody=False):
-    """What a node that cannot start says, on both outputs: one line."""
+    """Runs a node that cannot start, which must print exactly one line."""
     command = [BINARY, "--workers", "2", "--pin", "false", *args]
     for flag in PORTS:
         command += [] if f"--{flag}" in args else [f"--{flag}", "0"]
@@ -47,7 +47,7 @@ def test_a_port_in_use_names_its_flag_and_how_to_find_its_owner(flag):
 )
 def test_an_address_of_another_machine_names_the_flag_that_gave_it(given, port, monkeypatch):
     monkeypatch.setenv("WS_CLUSTER_OPS_TOKEN", "0123456789abcdef")
-    # TEST-NET-1 (RFC 5737) is nobody's.
+    # TEST-NET-1 (RFC 5737) is never assigned.
     done = fails(f"--{given}", "192.0.2.1")
     assert f"cannot listen on --{port}_port 192.0.2.1:0 (" in done.stderr, done
     assert f"--{given} 192.0.2.1 is not an address of this machine" in done.stderr, done
@@ -108,7 +108,7 @@ def test_over_ipv6_the_printed_lines_can_be_pasted(bind):
 
 
 def test_two_ports_of_two_addresses_may_have_one_number():
-    """They were "both 8812", and refused."""
+    """They were refused with "both 8812"."""
     with socket.create_server(("127.0.0.3", 0)) as free:
         port = str(free.getsockname()[1])
     given = ("prometheus_port", "pprof_port", "swagger_port")

@@ -40,7 +40,7 @@ def needs_rights(answer):
 
 
 def fields(data):
-    """Of a message: each field's number with its integer or its bytes."""
+    """The fields of a message: number and integer or bytes."""
     at = 0
 
     def varint():
@@ -120,7 +120,7 @@ class Profile:
             self.stacks.append((thread, names, count))
 
     def samples(self, part=""):
-        """The samples in whose stack a function's name has that part."""
+        """The samples with a function in their stack whose name contains that part."""
         return sum(n for _, names, n in self.stacks if any(part in name for name in names))
 
 
@@ -148,7 +148,7 @@ def clients_of(server, count):
 
 
 def test_a_profile_has_threads_functions_and_lines_and_nothing_is_missed(start):
-    # The clients read afterwards: their outboxes hold what is pushed while names are resolved.
+    # The clients read later: their outboxes hold the pushes until the names are resolved.
     server = start("--outbox_bytes", "16M")
     clients = clients_of(server, 20)
     with load(server, clients) as pushed:
@@ -340,7 +340,7 @@ def test_perf_as_in_the_docs_takes_all_nodes_of_a_machine(tmp_path):
             node.stop()
 
 
-# Machines that allow less.
+# Machines with fewer permissions.
 
 CAP_SYS_ADMIN, CAP_SYSLOG, CAP_PERFMON = 21, 34, 38
 with open("/proc/sys/kernel/perf_event_paranoid", encoding="ascii") as setting:
@@ -367,7 +367,7 @@ os.execv("{binary}", ["{binary}", *sys.argv[1:]])
 
 @pytest.fixture
 def limited(tmp_path, monkeypatch, start):
-    """Starts a server that may do less: some capabilities, perf_event_open."""
+    """Starts a server without some capabilities or perf_event_open."""
 
     def limited(without, forbidden=False):
         wrapper = tmp_path / "ws-cluster"

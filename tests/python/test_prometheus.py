@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes two nodes; the seed's queries, the dashboard and the alerts on it."""
+"""A real Prometheus scrapes two nodes: the seed's queries, the dashboard and the alerts."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ CONNECTIONS = 'ws_connection{job="ws-cluster"}'
 
 
 class Prometheus:
-    """One of its own, on a free port, that scrapes every second."""
+    """A Prometheus on a free port that scrapes every second."""
 
     def __init__(self, folder, targets):
         self.config = os.path.join(folder, "prometheus.yml")
@@ -90,7 +90,7 @@ class Prometheus:
                 raise AssertionError(f"{params}: {error.read().decode()}") from None
 
     def series(self, query):
-        """Labels and what the query found of each series, `value` or `values`."""
+        """The labels and the `value` or `values` of each series of the query's result."""
         answer = json.loads(self.get("/api/v1/query", query=query))
         assert answer["status"] == "success", answer
         return answer["data"]["result"]
@@ -103,7 +103,7 @@ class Prometheus:
         }
 
     def risen(self, name, **wanted):
-        """By how much each series rose over what was scraped, by instance and `le`."""
+        """The increase of each series over all scrapes, by instance and `le`."""
         matchers = ",".join(f'{label}="{value}"' for label, value in wanted.items())
         found = {}
         for one in self.series(f"{name}{{{matchers}}}[5m]"):
@@ -125,7 +125,7 @@ def stack():
 
 @pytest.fixture(scope="module")
 def redis(stack):
-    """One that these tests stop for a moment."""
+    """A Redis that these tests pause for a moment."""
     redis = Redis()
     stack.callback(redis.stop)
     return redis
@@ -133,7 +133,7 @@ def redis(stack):
 
 @pytest.fixture(scope="module")
 def nodes(stack, redis):
-    """Two nodes with three clients and two."""
+    """Two nodes, with three and two clients."""
     nodes = []
     for number in (201, 202):
         nodes.append(node(number, redis.url))
@@ -169,7 +169,7 @@ def prometheus(stack, nodes, redis, tmp_path_factory):
 
 
 def slowly(redis, nodes):
-    """Four pushes at each node that take a second."""
+    """Four pushes at each node that take a second each."""
 
     def push(server):
         with Pusher(server) as pusher:
@@ -245,7 +245,7 @@ def dashboard():
 
 
 def panel_queries():
-    """The title of each panel and its queries, as a Prometheus is asked."""
+    """The title of each panel and its queries, as sent to Prometheus."""
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", []):
             query = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
@@ -262,7 +262,7 @@ def rule_queries():
 
 
 def metrics_in(query):
-    """What is left of a query without labels, times, functions and words."""
+    """The metric names in a query: without labels, durations, functions and keywords."""
     bare = re.sub(r'"[^"]*"', "", query)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(?:by|without|on|ignoring) *\([^)]*\)", " ", bare)
     names = re.findall(r"\b[a-z_][a-z0-9_]*\b(?! *\()", bare)
@@ -271,7 +271,7 @@ def metrics_in(query):
 
 
 def exposed(server):
-    """The names of all series that a node may show, those without any now, too."""
+    """The names of all series that a node may have, including those without values now."""
     text = server.request("GET", "/metrics", at=server.metrics_address).text
     names = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)", text, re.MULTILINE):
@@ -327,7 +327,7 @@ def test_the_alerts_are_those_of_the_operations_page():
         section = file.read().partition("### What to alert on")[2].partition("```promql")[2]
     page = "".join(section.partition("```")[0].split())
     for query in rule_queries():
-        # The page leaves the job out, and breaks lines elsewhere.
+        # The page omits the job, and breaks lines differently.
         bare = re.sub(r'job="ws-cluster"(, )?', "", query).replace("{}", "")
         assert "".join(bare.split()) in page, query
 

@@ -1,4 +1,4 @@
-"""A push reaches exactly the matching clients, in order, none twice."""
+"""A push reaches every matching client once, in order, and no other."""
 
 import contextlib
 import itertools
@@ -299,7 +299,7 @@ def test_bad_batches(shared):
 
 
 def test_order_and_none_twice_for_many_clients(shared, name):
-    """Pipelined on one connection: each client sees every message once, in that order."""
+    """Pipelined on one connection: each client gets every message once, in that order."""
     count = 400
     with contextlib.ExitStack() as stack:
         clients = [
@@ -387,7 +387,7 @@ def test_a_message_is_not_delivered_after_its_ttl(start):
 
 
 def test_a_client_gets_nothing_after_it_left(shared, name):
-    """And its user's other connections do."""
+    """The user's other connections get the push."""
     with shared.client(name) as stays:
         for turn in range(20):
             shared.client(name).close()
@@ -436,7 +436,7 @@ def test_pushes_while_clients_come_and_go(shared, name):
 
 
 def test_pushes_to_nobody_but_a_slow_client_are_answered(start):
-    """They filled the batch without anything to be sent, and the pusher waited for ever."""
+    """Such pushes filled the batch with nothing to send, and the pusher waited for ever."""
     server = start()
     with server.raw_ws("slow", receive_buffer=4096):
         for number in range(30):

@@ -1,4 +1,4 @@
-"""The README's snippets do what it says, against a real server."""
+"""The README's snippets work as described, against a real server."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from harness import BINARY, PATIENCE, ROOT, Server, eventually
 
 
 def snippet(language, after=""):
-    """The first snippet in that language, below that heading."""
+    """The first snippet in that language below that heading."""
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
         text = file.read().partition(after)[2] if after else file.read()
     return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
@@ -29,7 +29,7 @@ def server():
 
 
 def here(server, text):
-    """The snippet with this server's ports in the place of the default ones."""
+    """The snippet with this server's ports instead of the default ones."""
     text = text.replace(":8912", f":{server.http[1]}").replace(":8812", f":{server.ws[1]}")
     assert ":8912" not in text and ":8812" not in text
     return text
@@ -63,7 +63,7 @@ def answers_ping(port):
 
 
 def said(port, *commands):
-    """What Redis answers to each of these commands."""
+    """The replies of Redis to these commands."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as link:
         link.sendall("".join(f"{command}\r\n" for command in (*commands, "QUIT")).encode())
         with link.makefile(encoding="utf-8") as answers:
@@ -72,7 +72,8 @@ def said(port, *commands):
 
 @contextlib.contextmanager
 def running(redis_line, directory):
-    """The Redis of a command line that names the usual port, on a free one: the port."""
+    """Runs the Redis of a command line on a free port instead of the usual one; returns the
+    port."""
     port = free_port()
     command = [str(port) if word == "6379" else word for word in shlex.split(redis_line)]
     assert command[0] == "redis-server" and str(port) in command
@@ -88,7 +89,7 @@ def running(redis_line, directory):
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
-    """What the three lines start, on free ports."""
+    """Starts the three processes on free ports."""
     redis_line, *node_lines = snippet("sh", "## Two nodes").splitlines()
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(running(redis_line, tmp_path_factory.mktemp("redis")))

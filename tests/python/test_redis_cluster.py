@@ -1,4 +1,4 @@
-"""Two nodes on one Redis: a push at either reaches exactly the matching clients on both."""
+"""Two nodes on one Redis: a push at either reaches every matching client on both, and no other."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ TWO = {"pid": "two", "secret": "old-secret-of-two"}
 
 @pytest.fixture
 def crowd(cluster, name):
-    """Clients on both nodes, by name and node; `z` are another project's, called the same."""
+    """Clients on both nodes, by name and node; `z` are another project's, with the same names."""
     with contextlib.ExitStack() as stack:
         x, y = f"{name}x", f"{name}y"
         clients = {}
@@ -159,7 +159,7 @@ def test_a_megabyte_and_many_ids(cluster, crowd, name):
 
 
 def test_a_form_that_grows_sixfold_arrives(cluster, crowd, name):
-    """It was accepted, and then dropped by all: longer than what a node hands on."""
+    """The push was accepted and then dropped by all nodes, as longer than a node forwards."""
     data = b"\x01" * 1_000_000
     answer = cluster[1].push_raw_form(data, f"{name}only-a")
     assert answer.status == 200, answer.text
@@ -229,7 +229,7 @@ def test_order_over_nodes_workers_and_channels(cluster, name):
         for member in members:
             total = sum(map(len, wanted[member.number].values()))
             eventually(lambda: len(own(member)) >= total, f"{total} pushes", 30)
-        # A repeat would come after.
+        # A repeat would arrive after it.
         for server in cluster:
             with Pusher(server) as pusher:
                 end = {"pid": "1", "data": [name, "end", server.number], "cids": ids(members)}
@@ -241,11 +241,11 @@ def test_order_over_nodes_workers_and_channels(cluster, name):
                 assert [i[2] for i in got if i[1] == number] == wanted[member.number][number]
 
 
-# Whatever was answered is in force.
+# Every subscription that was answered is in force.
 
 
 def test_a_welcome_is_in_force_in_a_fresh_project(cluster):
-    """Each first client of a project makes its node subscribe; half of the projects are known to
+    """The first client of each project makes its node subscribe; half of the projects are known to
     the other node."""
     first, second = cluster
     for number in range(50):
@@ -277,7 +277,7 @@ def test_a_welcome_is_in_force_for_a_fresh_user(cluster, name):
 
 
 def test_many_clients_of_fresh_users_at_once(cluster, name):
-    """Their subscriptions are under way together, on all workers."""
+    """Their subscriptions are in progress at the same time, on all workers."""
     first, second = cluster
 
     def visit(group):
@@ -360,7 +360,7 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
     for server in cluster:
         eventually(lambda: server.metric("ws_cluster_queue_malformed_total") > 100, "malformed ones counted")
     await_ready(*cluster)
-    # A number near the true ones was accepted: it holds until its node's next announcement.
+    # A plausible sequence number was accepted: it holds until its node's next announcement.
     both = [crowd["A1a"].cid, crowd["A1b"].cid]
     for source, target in ((first, second), (second, first)):
         before = target.metric("ws_cluster_delivery_total")
@@ -370,8 +370,7 @@ def test_hostile_bytes_on_the_channels(cluster, redis, crowd, name):
             return target.metric("ws_cluster_delivery_total") > before
 
         eventually(crosses, "what one node accepts reaches the other")
-    # Whatever of it was a valid envelope after all: the clients are connected, and get what is
-    # pushed.
+    # Some of it may have been valid envelopes: the clients stay connected, and get later pushes.
     for server in cluster:
         server.push("after", uids=[f"{name}A"], cids=[crowd["A1a"].cid, crowd["A1b"].cid])
     for key in ("A1a", "A1b"):
@@ -433,7 +432,7 @@ def test_another_key_or_project_is_another_push(cluster, crowd, name):
 
 
 def test_a_key_with_several_users_reaches_all_of_them(cluster, crowd, name):
-    """With --routing user they have a message each, all with that key."""
+    """With --routing user each user has its own message, all with the same key."""
     users = [f"{name}A", f"{name}B", f"{name}only-a", f"{name}only-b"]
     keys = ["A1a", "A2a", "Ba", "only-a", "A1b", "A2b", "Bb", "only-b"]
     for server in cluster + cluster:

@@ -1,4 +1,4 @@
-"""Redis killed, paused, restarted, cut off and promoted: what is promised holds meanwhile."""
+"""Redis killed, paused, restarted, cut off and promoted: the guarantees hold meanwhile."""
 
 import collections
 import contextlib
@@ -60,7 +60,7 @@ def couple(pair):
 
 
 def status_now(server, **body):
-    """A push that must be answered at once; its status."""
+    """The status of a push, which must be answered at once."""
     began = time.monotonic()
     status = try_push(server, "refused", **body)
     assert time.monotonic() - began < 1.9
@@ -102,7 +102,7 @@ def test_clients_that_come_while_redis_is_down(pair):
         clients = []
         for server, number in itertools.product(nodes, range(3)):
             began = time.monotonic()
-            # Projects that no node has heard of.
+            # Projects that no node has used.
             client = stack.enter_context(server.client("late", pid=f"p{number}"))
             assert time.monotonic() - began < 1.9, "the welcome comes at once"
             clients.append((number, client))
@@ -149,8 +149,8 @@ def test_redis_is_paused(pair, couple):
 
 @ALONE
 def test_welcomes_while_redis_is_paused(pair):
-    """The first client of a project waits for its subscription: until the link is given up. Those
-    that come after that do not wait at all."""
+    """The first client of a project waits for its subscription until the link is given up. Later
+    ones do not wait at all."""
     redis, nodes = pair
     server = nodes[0]
     redis.pause()
@@ -208,7 +208,8 @@ def test_after_a_504_the_same_key_reaches_those_who_missed_it(pair, couple):
 
 @pytest.mark.parametrize("link", ["publish", "subscribe"])
 def test_a_link_is_killed(pair, couple, link):
-    """Both have one fate. What was pushed elsewhere meanwhile may be missed, and is counted."""
+    """Both links are lost together. Pushes of other nodes meanwhile may be missed, and are
+    counted."""
     redis, nodes = pair
     first, second = nodes
     for server in nodes:
@@ -248,7 +249,7 @@ def test_a_link_is_killed(pair, couple, link):
 
 @ALONE
 def test_a_lost_tail_is_counted(pair, couple):
-    """Nothing is pushed after what was lost: the repeated number tells."""
+    """Nothing is pushed after the lost messages: the repeated sequence number reveals them."""
     redis, nodes = pair
     first, second = nodes
     second.push("baseline", uids=["u"])
@@ -325,7 +326,7 @@ def test_welcomes_when_redis_dies_with_a_subscription_under_way(pair):
     redis.pause()
     waiting = threading.Thread(target=lambda: server.client("first", pid="p0").close())
     waiting.start()
-    # It sends requests and gets no answer.
+    # It sends requests and gets no reply.
     handshakes = lambda: server.metric("ws_cluster_connect_total")
     threading.Event().wait(0.3)
     assert handshakes() == 0
@@ -343,7 +344,7 @@ def test_welcomes_when_redis_dies_with_a_subscription_under_way(pair):
 
 
 def test_a_node_that_stood_still_misses_nothing(pair, couple):
-    """Its links are whole, and what came meanwhile is in their sockets."""
+    """Its links are intact, and messages that arrived meanwhile are in their sockets."""
     redis, nodes = pair
     first, second = nodes
     for server in nodes:
@@ -353,7 +354,7 @@ def test_a_node_that_stood_still_misses_nothing(pair, couple):
     try:
         for number in range(100):
             second.push(number, uids=["u"])
-        # Longer than Redis may be silent.
+        # Longer than the time after which a silent Redis is given up.
         threading.Event().wait(2)
     finally:
         first.signal(signal.SIGCONT)
@@ -416,8 +417,8 @@ def test_what_is_over_its_ttl_is_dropped_and_counted(pair, couple):
 
 @ALONE
 def test_redis_cannot_save(own_redis, own_node, size, tmp_path):
-    """It refuses PING then, and PUBLISH not: the links were cut twice a second until the disk was
-    mended."""
+    """Redis then refuses PING but not PUBLISH: the links were cut twice a second until the disk was
+    repaired."""
     folder = tmp_path / "gone"
     folder.mkdir()
     redis = own_redis("--save", "3600 1000000", "--dir", str(folder))
@@ -439,7 +440,7 @@ def test_redis_cannot_save(own_redis, own_node, size, tmp_path):
 
 @APART
 def test_redis_is_busy(own_redis, own_node, size):
-    """It answers everything with an error until the script ends."""
+    """Redis answers everything with an error until the script ends."""
     redis = own_redis("--busy-reply-threshold", "50")
     server = own_node(7, redis.url, workers=size)
     with server.client("u") as client:
@@ -471,8 +472,8 @@ def test_redis_is_full(own_redis, own_node, size):
 
 
 def test_bytes_of_a_dead_link_that_come_late(own_redis, own_node, size):
-    """The first link's bytes are held in the network while the node goes on over the next one, and
-    come to Redis in the end."""
+    """The first link's bytes are held in the network while the node uses the next one, and reach
+    Redis later."""
     redis = own_redis()
     proxy = Proxy(lambda _: redis.port)
     try:
@@ -557,8 +558,8 @@ def test_a_node_that_drains_delivers_what_it_accepted(pair):
 
 @ALONE
 def test_a_replica_that_is_promoted_away(own_redis, own_node, size):
-    """The publishing link is at the primary, the subscribing one at its replica: that works, until
-    the replica is promoted. Every PING is answered still."""
+    """The publishing link is at the primary, the subscribing one at its replica, which works until
+    the replica is promoted. PINGs are still answered."""
     primary = own_redis("--repl-diskless-sync-delay", "0")
     replica = own_redis("--replicaof", f"127.0.0.1 {primary.port}")
     is_synced = lambda: b"master_link_status:up" in replica.command("INFO", "replication")
@@ -573,7 +574,7 @@ def test_a_replica_that_is_promoted_away(own_redis, own_node, size):
             replica.command("REPLICAOF", "NO", "ONE")
             await_unready(server, timeout=10, word="do not come back")
             assert status_now(server, uids=["u"]) == 503
-            # It stays so over new links, and reports it.
+            # New links do not help, and the node reports it.
             accepted = proxy.accepted
             eventually(lambda: proxy.accepted >= accepted + 2, "new links", SLACK)
             for _ in range(50):
@@ -592,10 +593,10 @@ def test_a_replica_that_is_promoted_away(own_redis, own_node, size):
 
 
 class Load:
-    """Pushers at both nodes, so many pushes a second together, until told to stop.
+    """Pushers at both nodes with a total rate of pushes per second, until they are stopped.
 
-    Every push of a channel matches a client at each node that listens to the channel: so what a
-    node did not deliver it has missed, and must have counted."""
+    Every push of a channel matches a client at each node that is subscribed to the channel: so a
+    node has missed what it did not deliver, and must have counted it."""
 
     def __init__(self, nodes, crowd, rate):
         self.nodes = nodes
@@ -653,7 +654,7 @@ class Load:
             assert not thread.is_alive()
 
     def flood_ends(self):
-        """A last push of every kind from every node, which nothing disturbs: gaps show by then."""
+        """A last, undisturbed push of every kind from every node, which reveals gaps."""
         for index, server in enumerate(self.nodes):
             with Pusher(server) as pusher:
                 for channel, selectors, _ in self.kinds:
@@ -665,7 +666,7 @@ class Load:
             eventually(lambda: ends() == wanted, f"{wanted} last pushes", SLACK)
 
     def check(self):
-        """Returns how many deliveries were missed, and counted."""
+        """Returns the numbers of deliveries that were missed, and that were counted."""
         got = {}
         for member in self.crowd.members:
             of_pushers = collections.defaultdict(list)
@@ -721,7 +722,7 @@ def load(nodes, rate=2_000):
                 crowd.add(server, user, tags=["t"])
         crowd.start()
         running = Load(nodes, crowd, rate)
-        # Every receiver has heard every origin on every channel: what is missed from here on is
+        # Every receiver has got messages of every origin on every channel: from here on, misses are
         # counted.
         running.flood_ends()
         for member in crowd.members:
@@ -765,7 +766,7 @@ def test_a_pause_under_load(pair):
     redis, nodes = pair
     with load(nodes) as running:
         let_pass(running, 500)
-        # Shorter than what is noticed, then longer.
+        # Shorter than the detection time, then longer.
         redis.pause()
         threading.Event().wait(0.4)
         redis.go_on()

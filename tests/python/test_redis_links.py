@@ -1,4 +1,5 @@
-"""How a node gets to its Redis: addresses, passwords, databases, old protocols, and none at all."""
+"""How a node connects to its Redis: addresses, passwords, databases, old protocols, and no
+Redis."""
 
 import re
 import signal
@@ -111,7 +112,7 @@ def test_a_user_that_is_unknown_or_may_too_little(own_redis, own_node):
 
 
 def refused(server, pid, **params):
-    """Whether the handshake of a client of the project is refused, as it must be."""
+    """Whether the handshake of a client of the project is refused as it must be."""
     query = signed("/ws/connect", {"pid": pid, "uid": "u", **params}, SECRET)
     raw = Raw(server.ws)
     try:
@@ -124,7 +125,7 @@ def refused(server, pid, **params):
 
 
 def test_a_project_whose_channels_are_forbidden(own_redis, own_node, size, many_projects):
-    """Its first client ended the links of all projects, again and again."""
+    """The first client of a forbidden project ended the links of all projects, again and again."""
     redis = own_redis()
     redis.command("ACL", "SETUSER", "app", "on", "nopass", "+@all", "allchannels")
     server = own_node(
@@ -208,7 +209,7 @@ def test_a_name_that_is_none(own_node):
 
 @pytest.mark.parametrize("has_password", [False, True], ids=["open", "password"])
 def test_resp2_where_hello_is_unknown(own_redis, own_node, size, has_password):
-    """As with Redis before 6."""
+    """As with Redis before version 6."""
     args, login = ["--rename-command", "HELLO", ""], ""
     if has_password:
         args += ["--requirepass", PASSWORD]
@@ -221,7 +222,7 @@ def test_resp2_where_hello_is_unknown(own_redis, own_node, size, has_password):
     with first.client("u") as one, second.client("u") as other:
         second.push("two", uids=["u"])
         assert one.pushed() == other.pushed() == '"two"'
-        # Over several pings of either link.
+        # Long enough for several pings on either link.
         eventually(
             lambda: all(int(link["age"]) >= 2 for link in redis.clients()),
             "links that live for two seconds", 30,
@@ -244,7 +245,7 @@ def test_no_redis_at_the_start(own_redis, own_node, size):
     assert refused.headers["Retry-After"]
     batch = server.post_json("/ws/push/batch", {"pid": "1", "messages": [{"data": 1}] * 2})
     assert batch.status == 503, batch.text
-    # Clients are accepted at once, and get what is pushed once Redis is there.
+    # Clients are accepted at once, and get pushes once Redis is available.
     with server.client("u") as client:
         redis.start()
         await_ready(server)

@@ -1,4 +1,5 @@
-"""A Redis that is no master takes pushes and brings them to nobody: it is noticed and named."""
+"""A Redis that is not a master accepts pushes but delivers them to nobody: the node notices and
+reports it."""
 
 import json
 
@@ -62,7 +63,7 @@ def test_a_node_that_starts_at_a_replica(own_redis, own_node, size):
 
 @ALONE
 def test_without_the_right_to_ask_hello_answers(own_redis, own_node, size):
-    """Nothing but ROLE needs the right to ROLE: its lack is said once, and the node works."""
+    """Only ROLE needs the right to ROLE: a missing right is logged once, and the node works."""
     rules = ("on", "nopass", "allchannels", "+@pubsub", "+ping")
     master = own_redis()
     master.command("ACL", "SETUSER", "app", *rules)

@@ -1,4 +1,5 @@
-"""Business servers over several nodes on one Redis: events, requests and answers, and nodes that go."""
+"""Business servers over several nodes on one Redis: events, requests and answers, and lost
+nodes."""
 
 import contextlib
 import json
@@ -12,7 +13,7 @@ from test_servers import answer_one, clients_ask_with_their_handshake, event, re
 
 
 def await_known(number, *those):
-    """Returns once every one of these nodes knows so many business servers."""
+    """Returns once each of these nodes knows this number of business servers."""
     for one in those:
         eventually(lambda one=one: one.metric("ws_cluster_business_server_known") == number, "word of all")
 
@@ -34,7 +35,8 @@ def nodes(request, own_redis):
 
 
 def test_a_request_does_not_overtake_the_news_of_its_client(nodes):
-    """From another worker of the node it came at once, and the news by way of Redis."""
+    """The request from another worker of the node arrived at once, but the announcement came
+    through Redis."""
     clients_ask_with_their_handshake(nodes(1))
 
 
@@ -226,7 +228,7 @@ def test_a_redis_that_is_away(nodes):
             while (answer := ann.json())["id"] != "down":
                 pass
             assert answer["msg"] == "the queue is down"
-            # What happens meanwhile is reported after.
+            # Later events are reported afterwards.
             a.client("cat").close()
             nodes.redis.start()
             await_ready(a, b)

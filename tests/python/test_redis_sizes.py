@@ -1,5 +1,5 @@
-"""Messages that are larger than what Redis takes or delivers: each was answered 200, reached nobody
-and cut the links of every node, again and again."""
+"""Messages that are larger than Redis accepts or delivers: each was answered with 200, reached
+nobody and cut the links of every node, again and again."""
 
 import json
 
@@ -109,7 +109,7 @@ def test_a_push_whose_length_redis_refuses(own_redis, own_node):
 
 @pytest.mark.parametrize("workers", ["1", "2"], ids=["1-worker", "2-workers"])
 def test_a_push_that_ends_the_links_is_sent_three_times_at_most(own_redis, own_node, workers):
-    """Where the node may not ask for the limits."""
+    """The node may not query the limits."""
     server = node_that_may_not_ask(own_redis, own_node, workers, "client-query-buffer-limit")
     with server.client("u") as client:
         answer = server.post_json("/ws/push", {"pid": "1", "data": "x" * 2 * MEGABYTE, "uids": ["u"]})
@@ -122,8 +122,8 @@ def test_a_push_that_ends_the_links_is_sent_three_times_at_most(own_redis, own_n
 
 
 def test_a_push_that_takes_long_to_write_is_no_silence_of_redis(own_redis, own_node):
-    """While it was written, and read again, Redis answered nothing, and both links were cut; so it
-    went with each attempt to send it again."""
+    """While it was written and read back, Redis did not reply, and both links were cut, again with
+    each attempt to send it."""
     redis = own_redis()
     proxy = Proxy(lambda _: redis.port, bytes_per_s=2 * MEGABYTE)
     try:
@@ -140,7 +140,7 @@ def test_a_push_that_takes_long_to_write_is_no_silence_of_redis(own_redis, own_n
 
 @pytest.mark.parametrize("workers", ["1", "2"], ids=["1-worker", "2-workers"])
 def test_pushes_that_are_too_large_together_go_one_after_the_other(own_redis, own_node, workers):
-    """All were answered 200, and Redis cut the subscribers."""
+    """All were answered with 200, and Redis disconnected the subscribers."""
     redis = own_redis()
     redis.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 2mb 0 0")
     limits = ("--max_body_bytes", "16M", "--outbox_bytes", "128M")

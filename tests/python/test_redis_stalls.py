@@ -1,4 +1,4 @@
-"""A node that stands still takes nobody for dead: not Redis, and no other node."""
+"""A stopped node takes nobody else for dead: neither Redis nor another node."""
 
 import json
 import signal
@@ -11,8 +11,8 @@ from redis_harness import Pusher, await_ready, log_of, missed, run_all
 
 @pytest.mark.parametrize("size", ["1", "2"], ids=["1-worker", "2-workers"])
 def test_a_node_that_stood_still_keeps_its_links(own_redis, own_node, size):
-    """Stopped for longer than it waits for an answer of Redis, for its canary, and with a push
-    under way for longer than `--queue_timeout_ms`: all of that was counted against Redis."""
+    """Stopped for longer than it waits for a reply of Redis and for its canary, and with a push in
+    flight for longer than `--queue_timeout_ms`: all of that was blamed on Redis."""
     redis = own_redis()
     args = ("--queue_timeout_ms", "1000")
     nodes = [own_node(number, redis.url, *args, workers=size) for number in (7, 8)]

@@ -1,4 +1,4 @@
-"""What is refused instead of being taken silently, and what a refusal says."""
+"""What is refused instead of being accepted silently, and the texts of refusals."""
 
 import email.utils
 import gzip
@@ -16,7 +16,7 @@ MILLISECONDS = 1_700_000_000_000
 
 
 def refused_handshake(server, target, **options):
-    """The status and the sentence of a refused handshake."""
+    """The status and the message of a refused handshake."""
     with Raw(server.ws) as raw:
         raw.send(handshake(target, **options))
         status, _, body = raw.read_response()
@@ -130,11 +130,12 @@ def test_null_is_absent_but_for_a_selector(shared, name):
         assert shared.received([client]) == [[]]
 
 
-# Fields of the request that would otherwise be ignored.
+# Header fields that would otherwise be ignored.
 
 
 def test_a_key_that_is_not_signed_is_refused(shared):
-    """The field is a custom of other APIs; ignored, a repeated push was delivered twice."""
+    """The header is common in other APIs; when it was ignored, a repeated push was delivered
+    twice."""
     for path, body in (
         (PATH, {"pid": "1", "data": 1}),
         (BATCH, {"pid": "1", "messages": [{"data": 1}]}),
@@ -156,7 +157,7 @@ def test_a_compressed_body_is_415(shared):
     assert plain.status == 200
 
 
-# Blanks.
+# White space.
 
 
 def test_blanks_around_the_elements_of_a_list_are_left_out(shared, name):
@@ -178,7 +179,7 @@ def test_blanks_around_the_elements_of_a_list_are_left_out(shared, name):
 
 
 def test_milliseconds_are_no_unix_seconds(shared, name):
-    """Taken for seconds they never ended: a sign or a session for ever."""
+    """Taken for seconds they never expired: a sign or a session for ever."""
     for wrong in (MILLISECONDS, 100_000_000_000):
         expected = f"exp must be in unix seconds: {wrong} looks like milliseconds"
         assert push(shared, {"exp": wrong}).assert_refused(400) == expected

@@ -1,4 +1,4 @@
-"""Errors of a running node, as a Sentry gets them."""
+"""Errors of a running node, as received by Sentry."""
 
 import contextlib
 import gzip
@@ -22,7 +22,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 class Sentry:
-    """Takes envelopes, or answers otherwise."""
+    """Accepts envelopes, or answers with another status."""
 
     def __init__(self, status=200, headers=(), context=None):
         self.requests = []
@@ -68,7 +68,7 @@ class Sentry:
         return {"WS_CLUSTER_SENTRY_DSN": dsn, "NO_PROXY": "127.0.0.1"}
 
     def events(self):
-        """Each envelope is a line about itself, then a line about each item and the item."""
+        """Each envelope has a header line, then a header line and a payload for each item."""
         found = []
         for path, headers, body in list(self.requests):
             assert path == "/api/42/envelope/"
@@ -84,7 +84,7 @@ class Sentry:
 
 
 def fail(env, *args):
-    """A node that ends with an error after its start: its port is taken."""
+    """A node that exits with an error after its start: its port is in use."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [BINARY, "--bind", "127.0.0.1", "--ws_port", str(taken.getsockname()[1])]
         began = time.monotonic()
@@ -213,7 +213,7 @@ def test_a_key_is_shown_nowhere():
 
 
 def test_without_a_dsn_there_is_nothing():
-    """No thread, and SENTRY_DSN, which other programs may mean, is not looked at."""
+    """There is no thread, and SENTRY_DSN, which may be meant for other programs, is not read."""
     def threads(env):
         server = Server("--workers", "1", env=env)
         try:

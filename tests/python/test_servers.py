@@ -1,4 +1,4 @@
-"""Business servers: what they are told, what they are asked, and what they push."""
+"""Business servers: their events, requests and pushes."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def answer_one(server, data=None):
     return asked
 
 
-# Its connection.
+# The connection.
 
 
 def test_a_business_server_is_welcomed_and_needs_no_uid(own):
@@ -50,7 +50,7 @@ def test_a_business_server_is_welcomed_and_needs_no_uid(own):
 
 
 def early(node, target, *messages):
-    """A connection that sends these together with its handshake; what comes after the 101."""
+    """A connection that sends these messages together with its handshake; returns the replies."""
     query = signed("/ws/connect", target | {"pid": "1"}, "dev-secret")
     raw = Raw(node.ws)
     raw.send(handshake("/ws/connect?" + query) + b"".join(messages))
@@ -59,7 +59,7 @@ def early(node, target, *messages):
 
 
 def clients_ask_with_their_handshake(own):
-    """Its business server hears of each client once, before the client's request."""
+    """A business server receives each client's connect event once, before the client's request."""
     asking = frame(1, '{"type":"request","id":"r","data":1}')
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(own.business("connect,request"))
@@ -77,7 +77,8 @@ def clients_ask_with_their_handshake(own):
 
 
 def test_its_welcome_comes_first_whatever_it_sends_early(own):
-    """While others had yet to hear of it, what it sent with its handshake was answered first."""
+    """Messages sent with the handshake were answered before the welcome, which waited for other
+    nodes."""
     heartbeat = frame(1, '{"type":"heartbeat","id":"h"}')
     target = {"type": "2", "events": "request"}
     for _ in range(20):
@@ -94,7 +95,8 @@ def test_its_welcome_comes_first_whatever_it_sends_early(own):
 
 
 def test_a_request_does_not_overtake_the_news_of_its_client(own):
-    """Sent with the handshake, it reached servers of other workers before the connect event."""
+    """A request sent with the handshake reached servers on other workers before the connect
+    event."""
     clients_ask_with_their_handshake(own)
 
 
@@ -281,7 +283,7 @@ def test_repeated_and_forged_answers_are_dropped_and_counted(own):
         with own.client("ann") as ann:
             request(ann, "a", "1")
             request(ann, "b", "2")
-            # The one with the fewest in flight.
+            # The server with the fewest requests in flight.
             a, b = event(first, "request"), event(second, "request")
             assert {a["data"], b["data"]} == {"a", "b"}
             second.send({"type": "response", "id": a["id"], "data": "forged"})
@@ -332,7 +334,7 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
             asked = event(server, "request")
         eventually(lambda: own.metric("ws_connection") == 1, "the client is gone")
         server.send({"type": "response", "id": asked["id"], "data": 1})
-        # The sender has disconnected, and its requests with it: the answer is for nobody.
+        # The sender has disconnected, so the answer has no recipient.
         assert own.metric("ws_cluster_request_answer_total", result="client_gone") == 1
         lost = lambda: sum(
             own.metric("ws_cluster_request_answer_lost_total", reason=why) for why in ("late", "unasked")
@@ -341,7 +343,8 @@ def test_a_client_that_goes_leaves_nothing_behind(own):
 
 
 def test_one_user_does_not_take_the_request_table_of_all_projects(projects):
-    """66 connections with 1,000 requests each, gone at once: others were refused for 10 s."""
+    """66 connections with 1,000 requests each disconnected at once: others were refused for 10
+    s."""
     node = Server("--workers", "1", "--projects", projects)
     two = {"pid": "two", "secret": "new-secret-of-two"}
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What a node says when the machine does not let it start or go on, and what it says when it does."""
+"""The output of a node that the machine does not let start or continue, and of one that runs."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def command(*args, user=None):
 
 
 def fails(*args, user=None, before=None, env=None):
-    """What a node that cannot start says: its reason, once, on standard error alone."""
+    """Returns the error of a node that cannot start: one line, only on standard error."""
     done = subprocess.run(
         command(*args, user=user), capture_output=True, text=True, timeout=30,
         preexec_fn=before, env={**os.environ, **(env or {})},
@@ -41,7 +41,7 @@ def fails(*args, user=None, before=None, env=None):
     return done.stderr
 
 
-# What the machine refuses.
+# Refusals by the machine.
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
@@ -52,13 +52,13 @@ def test_io_uring_that_a_container_forbids(workers, error):
 
 
 def test_a_ring_that_takes_nothing():
-    """It was made, and its errors were left out: the threads span for ever."""
+    """The ring was created, but its errors were ignored: the threads span for ever."""
     why = fails("--workers", "2", before=refuse("io_uring_enter", errno.EPERM))
     assert "io_uring_enter is refused" in why and CONTAINERS in why, why
 
 
 def test_unshare_that_a_container_forbids():
-    """It was said to be the log that cannot be written."""
+    """The error was reported as a failure to write the log."""
     why = fails("--workers", "2", before=refuse("unshare", errno.EPERM))
     assert "unshare(CLONE_FILES) is refused" in why and CONTAINERS in why, why
 
@@ -70,11 +70,11 @@ def limited(which, value):
 @root
 @pytest.mark.parametrize(("queue", "kib"), [("local", 592), ("redis", 696)])
 def test_locked_memory_that_does_not_suffice(queue, kib):
-    """Kernels before 6.14 do not count it."""
+    """Kernels before 6.14 do not count this memory."""
     args = ["--workers", "2", "--queue", queue, "--redis", "redis://127.0.0.1:1"]
     enough = limited(resource.RLIMIT_MEMLOCK, kib << 10)
-    # Separate users: all processes of one share the limit.
-    # One for each case: the kernel frees the rings of the last one somewhat later.
+    # Separate users: all processes of one share the limit. One user for each case: the kernel frees
+    # the rings of the last one somewhat later.
     user = 61_000 + os.getpid() % 1_000 + (2_000 if queue == "redis" else 0)
     node = subprocess.Popen(
         command(*args, user=user), stdout=subprocess.PIPE, text=True, preexec_fn=enough
@@ -99,7 +99,7 @@ def test_locked_memory_that_does_not_suffice(queue, kib):
 
 @root
 def test_threads_that_the_user_may_not_start():
-    """Whichever thread is the first one too many."""
+    """Any thread may be the first one over the limit."""
     for threads in (1, 2, 4):
         before = limited(resource.RLIMIT_NPROC, threads)
         user = 63_000 + os.getpid() % 1_000
@@ -111,7 +111,7 @@ def test_threads_that_the_user_may_not_start():
 
 @pytest.mark.parametrize("files", [5, 8])
 def test_a_lack_of_descriptors_names_the_limit(files):
-    """It was said to be unlimited: the file that says it could not be opened either."""
+    """The limit was reported as unlimited: the file with it could not be opened either."""
     why = fails("--workers", "2", before=limited(resource.RLIMIT_NOFILE, files))
     assert f"the limit of open files is {files}: raise it (LimitNOFILE=" in why, why
 
@@ -124,12 +124,12 @@ def test_what_memory_is_reserved_follows_from_the_limit_of_open_files():
         assert server.request("GET", "/readyz").status == 200
 
 
-# What a running node loses.
+# Failures of a running node.
 
 
 def lost(before, patience=60):
-    """A node that starts, and whose ring is refused something that it only needs later: why it
-    ends."""
+    """The error of a node that starts, but whose ring is refused something that it needs only
+    later."""
     node = subprocess.Popen(
         command("--workers", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=before,
@@ -166,7 +166,8 @@ def rings_of_worker():
 
 
 def test_an_executor_whose_ring_fails_ends_the_node():
-    """It leaves out the errors of its ring and tries again at once: its thread span for a minute."""
+    """The executor ignores the errors of its ring and retries at once: its thread span for a
+    minute."""
     executor, _ = rings_of_worker()
     # Two threads spin, and a busy machine gives them little time.
     errors = lost(refuse("io_uring_enter", errno.EPERM, arg0=executor), patience=300)
@@ -225,7 +226,7 @@ def test_a_failure_is_a_line_of_json_too(args, code):
 
 
 def test_a_failure_is_one_write():
-    """Each write to a socket of datagrams is a message of its own."""
+    """Each write to a datagram socket is a separate message."""
     for args in (["--nope"], ["--bind", "192.0.2.1"]):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         with ours, theirs:
@@ -254,13 +255,14 @@ def test_sigint_directly_followed_by_sigterm_drains(start):
 
 
 def test_a_signal_that_is_sent_twice_at_once_drains_and_a_second_one_ends(start):
-    """`timeout` sends SIGTERM to the process and to its group: now and then it cut the drain short."""
+    """`timeout` sends SIGTERM to the process and to its group, which sometimes cut the drain
+    short."""
     server = start("--drain_ms", "20000", "--linger_ms", "20000")
     with server.raw_ws("alice") as client:
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         while time.monotonic() - began < 0.001:
-            pass  # Most of the time the first is taken now.
+            pass  # By now the first one has usually been handled.
         server.signal(signal.SIGTERM)
         if time.monotonic() - began > 0.004:
             pytest.skip("two signals were not sent at once")
@@ -289,7 +291,7 @@ def test_an_ignored_sigint_stays_ignored_and_sigusr2_does_nothing():
 
 
 def test_who_has_sighup_ignored_outlives_a_terminal():
-    """nohup has it so; the node drained all the same when its log was on the terminal."""
+    """As with nohup; a node whose log was on the terminal drained nevertheless."""
     for ignores in (True, False):
         ours, theirs = pty.openpty()
         handle = signal.SIG_IGN if ignores else signal.SIG_DFL

@@ -23,7 +23,7 @@ EMPTY = "\ue009a\ue000\ue003"
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory):
-    """One project that takes any page, and one that takes another page alone."""
+    """One project that accepts any page, and one that accepts only another page."""
     file = tmp_path_factory.mktemp("projects") / "projects.toml"
     project = '[[project]]\npid = "{}"\nsecrets = ["{}"]\n{}\n'
     other = 'allowed_origins = ["https://app.example"]'
@@ -82,7 +82,7 @@ def test_swagger_ui_is_the_version_that_make_brings(server):
 
 
 class Page(Browser):
-    """Somebody at the page, with the push unfolded."""
+    """A user at the page, with the push expanded."""
 
     def __init__(self, url, *switches):
         super().__init__("--window-size=1200,1400", *switches)
@@ -99,19 +99,19 @@ class Page(Browser):
         eventually(unfolded, "the form of a push", SLACK)
 
     def choose(self, content_type):
-        """As a person would, in the list of content types."""
+        """Chooses a content type in the list, as a user would."""
         self.click(f'{PUSH}select.content-type option[value="{content_type}"]')
         self.body = f"{PUSH}.opblock-section-request-body"
 
     def fill(self, selector, text):
-        """Types, and waits until Swagger UI has taken it: it lets a moment pass."""
+        """Types, and waits until Swagger UI has accepted the text, which takes a moment."""
         self.type(selector, EMPTY + text)
         self.run("document.activeElement.blur()")
         shown = "return document.querySelector(arguments[0]).value"
         eventually(lambda: self.run(shown, selector) == text, f"{text!r} in the field", SLACK)
 
     def press(self, selector):
-        """What unfolds above a button moves it: then it is tried again."""
+        """Retries a click if something that expands above the button has moved it."""
 
         def pressed():
             try:
@@ -124,7 +124,7 @@ class Page(Browser):
         eventually(pressed, f"a press of {selector}", SLACK)
 
     def press_for(self, selector, effect):
-        """A button that moves between press and release is not pressed, and nobody says so."""
+        """A button that moves between press and release is silently not pressed."""
         for _ in range(5):
             self.press(selector)
             with contextlib.suppress(AssertionError):
@@ -137,7 +137,7 @@ class Page(Browser):
         self.press_for(PUSH + ".execute", lambda: any(map(search, self.texts("#outcome"))))
 
     def execute(self):
-        """Sends the request: the status and the body that the page shows."""
+        """Sends the request, and returns the status and the body that the page shows."""
         with_answer = PUSH + ".live-responses-table "
         clear = PUSH + ".btn-clear"
         if self.texts(clear):
@@ -317,7 +317,7 @@ def test_light_and_dark(page):
 
 
 def test_behind_a_token_far_from_localhost_in_prod(prod_projects):
-    """Where browsers have no HMAC, what is linked needs the token, and every request an exp."""
+    """Without crypto.subtle, with the token for all links, and with an exp in every request."""
     server = Server(
         "--workers", "1", "--env", "prod", "--projects", prod_projects, "--ops_bind", "127.0.0.2",
         "--ops_hosts", "node.example",

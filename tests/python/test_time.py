@@ -1,4 +1,4 @@
-"""Pings, deadlines, and a process that stood still: whose silence it is."""
+"""Pings, deadlines, and a process that was stopped."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ def serving(*args):
 
 
 def frames_within(raw, seconds):
-    """The first bytes of the frames that come, and when."""
+    """The first bytes of the received frames, and their times."""
     came, began = [], time.monotonic()
     while (left := began + seconds - time.monotonic()) > 0:
         raw.socket.settimeout(left)
@@ -35,7 +35,7 @@ def frames_within(raw, seconds):
 
 
 def wakes_of_workers(pid):
-    """How often each worker's thread has slept."""
+    """The number of sleeps of each worker's thread."""
     wakes = {}
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         name = (task / "comm").read_text().strip()
@@ -46,7 +46,8 @@ def wakes_of_workers(pid):
 
 
 def test_idle_workers_sleep_until_something_is_due():
-    """Each looked at its deadlines every 50 ms, without any: 54 workers woke 1,100 times a second."""
+    """Each worker checked for deadlines every 50 ms, without any: 54 workers woke 1,100 times a
+    second."""
     server = Server("--workers", "4")
     try:
         with server.raw_ws("idle") as raw:
@@ -63,7 +64,8 @@ def test_idle_workers_sleep_until_something_is_due():
 
 
 def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():
-    """Nothing came before half of the idle timeout, 60 s: a proxy with 60 s had cut it."""
+    """No ping was sent before half of the idle timeout, 60 s: a proxy with 60 s had closed the
+    connection."""
     with serving("--ping_interval_ms", "400") as server, contextlib.ExitStack() as stack:
         names = ("quiet", "listens", "speaks")
         raws = [stack.enter_context(server.raw_ws(name)) for name in names]
@@ -80,10 +82,10 @@ def test_a_quiet_connection_is_pinged_and_one_with_traffic_is_not():
                 now = time.monotonic()
                 longest, last = max(longest, now - last), now
             came = [[first for first, _ in frames_within(raw, 0.1)] for raw in raws]
-            # It answers none: pings are for such intervals, too.
+            # The client answers none of them.
             assert set(came[0]) == {0x80 | PING}
             assert 1.5 / 0.4 - 2 <= len(came[0]) <= (time.monotonic() - began) / 0.4 + 1
-            # A machine so busy that there was no traffic for that long proves nothing.
+            # On a machine too busy for traffic in that time, the test proves nothing.
             if longest < 0.3:
                 break
         assert (set(came[1]), came[2]) == ({0x81}, [])
@@ -137,7 +139,8 @@ def closed(server, reason):
 
 
 def test_a_message_that_drips_in_has_an_end():
-    """A byte now and then kept a connection and up to 93 KB of memory for as long as it liked."""
+    """An occasional byte kept a connection and up to 93 KB of memory for as long as the peer
+    liked."""
     beat = '{"type":"heartbeat"}'
     with serving("--message_timeout_ms", "600") as server, contextlib.ExitStack() as stack:
         names = ("drips", "fragments", "slow")
@@ -150,7 +153,7 @@ def test_a_message_that_drips_in_has_an_end():
         ended, began = {}, time.monotonic()
         drips.send(frame(TEXT, "[" + " " * 200)[:8])
         while len(ended) < 2 and time.monotonic() - began < 10:
-            # Each of its messages takes 0.2 s: however many there are, it stays connected.
+            # Each of its messages takes 0.2 s, so it stays connected, whatever their number.
             slow.send(halves[0])
             time.sleep(0.1)
             slow.send(halves[1])
