@@ -98,5 +98,5 @@ fn unrecognized(arg: &str) -> Exit {
 }
 
 fn wrong(what: String) -> Exit {
-    Exit::Error(format!("{what}: see ws-cluster --help"))
+    Exit::Error(format!("{what}; see ws-cluster --help"))
 }

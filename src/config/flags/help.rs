@@ -17,7 +17,7 @@ Commands:
   print-config  print the effective configuration of flags, environment and config file, with the
                 source of each value, as a config file or with --json, and exit
 
-Flags, with their bounds and [defaults]:
+Flags, with their (bounds) and [defaults]:
 ";
 
 const FOOT: &str = "
@@ -69,7 +69,7 @@ fn describe(flag: &Flag, text: &mut String) {
     let _ = writeln!(text, "  --{}{value}", flag.name);
     let mut about = flag.help.replace('`', "");
     if let Some(bounds) = docs::bounds(flag) {
-        let _ = write!(about, ", {bounds}");
+        let _ = write!(about, " ({bounds})");
     }
     match [flag.computed, flag.default] {
         ["", ""] | ["", "false"] => {}
