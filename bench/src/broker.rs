@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use argh::FromArgs;
 use ws_cluster::state::broker::{Broker, LinkName};
 use ws_cluster::state::counters::BrokerCounters;
+use ws_cluster::types::MonotonicMs;
 
 use crate::sys;
 use load::Load;
@@ -129,11 +130,12 @@ fn play(args: &Args, way: &Way) -> io::Result<String> {
         let (mut broker, mut workers, counters) = load::broker(&load, way)?;
         load::make_ready(&mut broker, &mut *workers)?;
         let mut own = OwnTime::default();
+        let now = MonotonicMs::default();
         let mut buffer: Vec<u8> = Vec::with_capacity(2 * PIECE_BYTES);
         for piece in recording.chunks(PIECE_BYTES) {
             // Stands for the read, after which the bytes are in the cache, too.
             buffer.extend_from_slice(piece);
-            let handled = own.handle_bytes(&mut broker, &buffer, 1, &mut *workers)?;
+            let handled = own.handle_bytes(&mut broker, &buffer, now, &mut *workers)?;
             buffer.drain(..handled);
             workers.drain();
         }
@@ -179,13 +181,13 @@ impl OwnTime {
         &mut self,
         broker: &mut Broker,
         bytes: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         workers: &mut dyn Workers,
     ) -> io::Result<usize> {
         let mut handled = Ok(0);
         let (cpu, wall) = (sys::thread_cpu()?, Instant::now());
         workers.with_sink(&mut |sink| {
-            let result = broker.handle_bytes(LinkName::Subscribe, bytes, now_ms, sink);
+            let result = broker.handle_bytes(LinkName::Subscribe, bytes, now, sink);
             handled = result.map(|handled| handled.bytes);
         });
         self.wall += wall.elapsed();

@@ -9,7 +9,7 @@ use ws_cluster::state::broker::{
 };
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, WorkerEvent};
-use ws_cluster::types::{Incarnation, MessageId, NodeId, Routing, WallMs};
+use ws_cluster::types::{Incarnation, MessageId, NodeId, Now, Routing, WallMs};
 use ws_cluster::wire::envelope::{Envelope, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::sign::Secret;
@@ -63,7 +63,7 @@ impl Sink for Said {
 struct Rig {
     broker: Broker,
     said: Said,
-    now_ms: u64,
+    now: Now,
     tickets: u32,
     has_asked: [bool; WORKERS],
     /// Links are open, or were.
@@ -94,7 +94,7 @@ impl Rig {
         Self {
             broker,
             said: Said::default(),
-            now_ms: 0,
+            now: Now::default(),
             tickets: 0,
             has_asked: [false; WORKERS],
             is_open: false,
@@ -106,18 +106,18 @@ impl Rig {
         if std::mem::replace(&mut self.is_open, true) {
             self.broker.handle_lost(&mut self.said);
         }
-        self.broker.handle_open(self.now_ms);
+        self.broker.handle_open(self.now);
     }
 
     fn hear(&mut self, link: LinkName, bytes: &[u8]) {
-        if self.broker.handle_bytes(link, bytes, self.now_ms, &mut self.said).is_err() {
+        if self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.said).is_err() {
             self.broker.handle_lost(&mut self.said);
         }
     }
 
     fn tick(&mut self, ms: u64) {
-        self.now_ms += ms;
-        if self.broker.handle_tick(self.now_ms, &mut self.said).is_err() {
+        self.now += ms;
+        if self.broker.handle_tick(self.now, &mut self.said).is_err() {
             self.broker.handle_lost(&mut self.said);
         }
     }
@@ -139,8 +139,8 @@ impl Rig {
         self.tickets += 1;
         self.said.waiting.insert(self.tickets);
         let pusher = Pusher { worker: 0, ticket: self.tickets };
-        let (routing, now_ms) = (Routing::Project, self.now_ms);
-        self.broker.handle_push(&envelope, routing, pusher, now_ms, &mut self.said);
+        let (routing, now) = (Routing::Project, self.now.monotonic);
+        self.broker.handle_push(&envelope, routing, pusher, now, &mut self.said);
     }
 
     /// A worker has one request outstanding at a time, as `Wants` ensures.
@@ -158,7 +158,7 @@ impl Rig {
         } else {
             BrokerRequest::Leave(interest)
         };
-        self.broker.handle_request(worker, &request, self.now_ms, &mut self.said);
+        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.said);
     }
 
     /// Redis answers the commands, and delivers what was published.

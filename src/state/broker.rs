@@ -25,7 +25,7 @@ use super::origin_watermarks::OriginWatermarks;
 use super::projects::{ProjectId, Projects};
 use super::sequence::OutgoingSequences;
 use super::subscriptions::{Interest, WorkerEvent};
-use crate::types::{Incarnation, MessageId, NodeId, WallMs};
+use crate::types::{Incarnation, MessageId, MonotonicMs, NodeId, Now, WallMs};
 use crate::wire::envelope::{Envelope, EnvelopeKind, Header};
 use crate::wire::publication::{ChannelNames, LastName};
 use crate::wire::resp::{self, Reply};
@@ -225,7 +225,7 @@ pub struct Handled {
 /// each incarnation of the links: [`Broker::handle_open`]; then, in any order,
 /// [`Broker::handle_bytes`], [`Broker::handle_tick`] and the calls of the workers; then
 /// [`Broker::handle_lost`] after an `Err` or a socket error. [`Broker::take_outgoing`] returns the
-/// bytes to write. `now_ms` is monotonic.
+/// bytes to write.
 ///
 /// Invariant: every message accepted here gets the next number of its channel and is sent in that
 /// order; unanswered messages are sent again before any new one.
@@ -249,7 +249,7 @@ pub struct Broker {
     presence: Presence,
     members: Members,
     reservation: Reservation,
-    /// See [`Broker::set_wall`].
+    /// The time by which ids are reserved, as of the last tick.
     wall: WallMs,
     /// No attempt to open the links has failed so far.
     is_first_attempt: bool,
@@ -261,8 +261,8 @@ pub struct Broker {
     canary: Canary,
     facts: Facts,
     /// When Redis was last asked for its role, and for its limits.
-    role_asked_ms: u64,
-    limits_asked_ms: u64,
+    role_asked_at: MonotonicMs,
+    limits_asked_at: MonotonicMs,
     own_channel: Vec<u8>,
     nodes_channel: Vec<u8>,
     last_name: LastName,
@@ -302,10 +302,10 @@ impl Broker {
             subscribe_log: SubscribeLog::default(),
             transit: Transit::default(),
             listening: Listening::default(),
-            canary: Canary { owed_ms: vec![0; config.workers], ..Canary::default() },
+            canary: Canary { owed_since: vec![None; config.workers], ..Canary::default() },
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
-            role_asked_ms: 0,
-            limits_asked_ms: 0,
+            role_asked_at: MonotonicMs::default(),
+            limits_asked_at: MonotonicMs::default(),
             own_channel,
             nodes_channel,
             last_name: LastName::default(),
@@ -342,17 +342,19 @@ impl Broker {
     // Life cycle of the links.
 
     /// Starts greeting Redis: both sockets are connected.
-    pub fn handle_open(&mut self, now_ms: u64) {
+    pub fn handle_open(&mut self, now: Now) {
+        self.wall = now.wall;
+        let now = now.monotonic;
         self.state = LinksState::Opening;
         self.subscribe_log.clear();
         self.transit.clear();
         self.watermarks.forget_announcements();
         self.facts.handle_open();
-        (self.role_asked_ms, self.limits_asked_ms) = (now_ms, now_ms);
+        (self.role_asked_at, self.limits_asked_at) = (now, now);
         self.canary.untaken = 0;
-        let listened_ms = self.listening.at(now_ms);
-        self.publishing.greet(&self.config.credentials, listened_ms);
-        self.subscribing.greet(&self.config.credentials, listened_ms);
+        let listened = self.listening.at(now);
+        self.publishing.greet(&self.config.credentials, listened);
+        self.subscribing.greet(&self.config.credentials, listened);
     }
 
     /// Handles the loss of the links. Unanswered messages are kept until they are back.
@@ -394,7 +396,7 @@ impl Broker {
         &mut self,
         link: LinkName,
         bytes: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<Handled, LinkError> {
         let mut at = 0;
@@ -407,19 +409,19 @@ impl Broker {
             }
             let Some((reply, length)) = resp::read(&bytes[at..], max_bytes)? else { break };
             at += length;
-            self.handle_reply(link, reply, now_ms, sink)?;
+            self.handle_reply(link, reply, now, sink)?;
         }
-        self.listening.set_paused(link, is_paused, now_ms);
-        let listened_ms = self.listening.at(now_ms);
+        self.listening.set_paused(link, is_paused, now);
+        let listened = self.listening.at(now);
         match link {
             // Until every subscription is requested, the log waits for us, not for Redis.
             LinkName::Publish => {
                 let is_waiting = self.may_publish() && !self.log.is_empty();
                 let is_waiting = is_waiting || self.reservation.is_asking();
-                self.publishing.handle_heard(listened_ms, is_waiting);
+                self.publishing.handle_heard(listened, is_waiting);
             }
             LinkName::Subscribe => {
-                self.subscribing.handle_heard(listened_ms, self.subscribe_log.is_waiting());
+                self.subscribing.handle_heard(listened, self.subscribe_log.is_waiting());
             }
         }
         Ok(Handled { bytes: at, is_paused })
@@ -429,7 +431,7 @@ impl Broker {
         &mut self,
         link: LinkName,
         reply: Reply<'_>,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let greeted = match link {
@@ -443,24 +445,24 @@ impl Broker {
                 false => self.events.extend(self.facts.take_events()),
             }
             if self.publishing.is_greeted() && self.subscribing.is_greeted() {
-                self.begin_with_reservation(now_ms);
+                self.begin_with_reservation(now);
             }
             return Ok(());
         }
         match link {
-            LinkName::Subscribe => self.handle_subscribing(reply, now_ms, sink),
+            LinkName::Subscribe => self.handle_subscribing(reply, now, sink),
             LinkName::Publish if self.reservation.is_asking() => {
                 if self.publishing.has_unsent() {
                     return Err(LinkError::Unasked);
                 }
                 let number = reservation::number_of(&reply).ok_or(LinkError::Unasked)?;
-                self.handle_number(number, now_ms, sink)
+                self.handle_number(number, now, sink)
             }
             LinkName::Publish => {
-                self.handle_taken(&reply, now_ms);
-                self.handle_answer(&reply, now_ms, sink)?;
-                self.ping_for_room(now_ms);
-                self.become_ready(now_ms);
+                self.handle_taken(&reply, now);
+                self.handle_answer(&reply, now, sink)?;
+                self.ping_for_room(now);
+                self.become_ready(now);
                 Ok(())
             }
         }
@@ -470,17 +472,17 @@ impl Broker {
     /// state, and the canary tests the path. Messages left unanswered by the previous incarnation
     /// wait until the other nodes have subscribed as well: anything published earlier would not
     /// reach them.
-    fn begin_publishing(&mut self, now_ms: u64) {
+    fn begin_publishing(&mut self, now: MonotonicMs) {
         self.state = LinksState::Proving;
         self.held = Some(std::mem::take(&mut self.log));
-        self.say_hello(now_ms);
-        self.send_canary(now_ms);
+        self.say_hello(now);
+        self.send_canary(now);
     }
 
     /// Accepts pushes once the canary is back and the other nodes are known; messages left
     /// unanswered by the previous incarnation are sent first.
-    fn become_ready(&mut self, now_ms: u64) {
-        if self.state != LinksState::Proving || !self.canary.is_back || !self.is_settled(now_ms) {
+    fn become_ready(&mut self, now: MonotonicMs) {
+        if self.state != LinksState::Proving || !self.canary.is_back || !self.is_settled(now) {
             return;
         }
         // Replies arrive in the order of the log, and announcements are few.
@@ -490,10 +492,10 @@ impl Broker {
         self.log.rewind();
         let resent = self.log.len();
         if resent > 0 {
-            self.publishing.handle_asked(self.listening.at(now_ms));
+            self.publishing.handle_asked(self.listening.at(now));
         }
-        self.sequences.handle_reconnect(now_ms);
-        self.canary.owed_ms.fill(0);
+        self.sequences.handle_reconnect(now);
+        self.canary.owed_since.fill(None);
         self.config.counters.resent.add(resent as u64);
         self.config.counters.ready.set(1);
         self.show_nodes();
@@ -501,12 +503,14 @@ impl Broker {
     }
 
     /// Checks deadlines: pings, canaries, pushes that wait too long. An `Err` ends the links.
-    pub fn handle_tick(&mut self, now_ms: u64, sink: &mut dyn Sink) -> Result<(), LinkError> {
-        self.listening.advance(now_ms);
-        let listened_ms = self.listening.at(now_ms);
+    pub fn handle_tick(&mut self, now: Now, sink: &mut dyn Sink) -> Result<(), LinkError> {
+        self.wall = now.wall;
+        let now = now.monotonic;
+        self.listening.advance(now);
+        let listened = self.listening.at(now);
         let counters = &self.config.counters;
         for log in [Some(&mut self.log), self.held.as_mut()].into_iter().flatten() {
-            log.expire(listened_ms, |pusher| {
+            log.expire(listened, |pusher| {
                 counters.count_outcome(Outcome::Unknown);
                 sink.answer(pusher, Outcome::Unknown);
             });
@@ -517,53 +521,53 @@ impl Broker {
         if self.state == LinksState::Down {
             return Ok(());
         }
-        self.tick_transit(now_ms);
+        self.tick_transit(now);
         let transit_ms = (self.log.due_bytes() / TRANSIT_BYTES_PER_MS) as u64;
-        self.publishing.check(listened_ms, transit_ms)?;
-        self.subscribing.check(listened_ms, 0)?;
+        self.publishing.check(listened, transit_ms)?;
+        self.subscribing.check(listened, 0)?;
         if self.state == LinksState::Opening {
             return Ok(());
         }
-        let deadline_ms = self.deadline_ms(now_ms);
-        self.ask_questions(now_ms, deadline_ms);
-        if self.subscribe_log.is_ping_due(now_ms, self.is_canary_late(now_ms)) {
-            self.ping_subscribing(now_ms);
+        let deadline = self.deadline(now);
+        self.ask_questions(now, deadline);
+        if self.subscribe_log.is_ping_due(now, self.is_canary_late(now)) {
+            self.ping_subscribing(now);
         }
-        self.subscribe_again(now_ms);
-        self.tick_canary(now_ms)?;
+        self.subscribe_again(now);
+        self.tick_canary(now)?;
         if self.state == LinksState::Ready && !self.has_left() {
-            self.repeat_tails(now_ms, deadline_ms);
+            self.repeat_tails(now, deadline);
         }
-        self.renew_reservation(now_ms);
-        self.tick_members(now_ms, sink);
-        self.become_ready(now_ms);
+        self.renew_reservation(now);
+        self.tick_members(now, sink);
+        self.become_ready(now);
         Ok(())
     }
 
     /// Notes that part of a large write has been taken: Redis is reading it.
-    pub fn handle_written(&mut self, link: LinkName, now_ms: u64) {
-        let listened_ms = self.listening.at(now_ms);
+    pub fn handle_written(&mut self, link: LinkName, now: MonotonicMs) {
+        let listened = self.listening.at(now);
         match link {
-            LinkName::Publish => self.publishing.handle_progress(listened_ms),
-            LinkName::Subscribe => self.subscribing.handle_progress(listened_ms),
+            LinkName::Publish => self.publishing.handle_progress(listened),
+            LinkName::Subscribe => self.subscribing.handle_progress(listened),
         }
     }
 
     /// Sends the questions that are due on the publishing link. A node that has left only keeps the
     /// link alive.
-    fn ask_questions(&mut self, now_ms: u64, deadline_ms: u64) {
+    fn ask_questions(&mut self, now: MonotonicMs, deadline: MonotonicMs) {
         let has_left = self.has_left();
-        let is_due = |asked_ms: &mut u64, every_ms: u64| {
-            let is_due = !has_left && now_ms.saturating_sub(*asked_ms) >= every_ms;
+        let is_due = |asked_at: &mut MonotonicMs, every_ms: u64| {
+            let is_due = !has_left && now.since(*asked_at) >= every_ms;
             if is_due {
-                *asked_ms = now_ms;
+                *asked_at = now;
             }
             is_due
         };
-        let asks_role = is_due(&mut self.role_asked_ms, ROLE_EVERY_MS);
-        let asks_limits = is_due(&mut self.limits_asked_ms, LIMITS_EVERY_MS);
-        let listened_ms = self.listening.at(now_ms);
-        let asks_life = self.log.is_empty() && self.publishing.is_ping_due(listened_ms);
+        let asks_role = is_due(&mut self.role_asked_at, ROLE_EVERY_MS);
+        let asks_limits = is_due(&mut self.limits_asked_at, LIMITS_EVERY_MS);
+        let listened = self.listening.at(now);
+        let asks_life = self.log.is_empty() && self.publishing.is_ping_due(listened);
         for question in [Question::Ping, Question::Hello].into_iter().chain(Question::AT_GREETING) {
             let is_due = match question {
                 Question::Ping => asks_life,
@@ -571,29 +575,29 @@ impl Broker {
                 Question::Parameter(_) => asks_limits,
             };
             if is_due && self.facts.may_ask(question) {
-                self.log.add_question(question, deadline_ms);
-                self.publishing.handle_asked(listened_ms);
+                self.log.add_question(question, deadline);
+                self.publishing.handle_asked(listened);
             }
         }
     }
 
     /// On the clock of [`Listening`].
-    fn deadline_ms(&self, now_ms: u64) -> u64 {
-        self.listening.at(now_ms) + self.config.queue_timeout_ms
+    fn deadline(&self, now: MonotonicMs) -> MonotonicMs {
+        self.listening.at(now) + self.config.queue_timeout_ms
     }
 
-    fn repeat_tails(&mut self, now_ms: u64, deadline_ms: u64) {
+    fn repeat_tails(&mut self, now: MonotonicMs, deadline: MonotonicMs) {
         let (config, log, order) = (&self.config, &mut self.log, self.order);
         let mut has_any = false;
         let mut tail = Vec::new();
-        self.sequences.repeat_tails(now_ms, |channel, seq| {
+        self.sequences.repeat_tails(now, |channel, seq| {
             tail.clear();
             Header { order, ..config.header(EnvelopeKind::Tail, seq, 0) }.encode(&mut tail);
-            log.add_word(channel, &tail, None, deadline_ms);
+            log.add_word(channel, &tail, None, deadline);
             has_any = true;
         });
         if has_any {
-            self.publishing.handle_asked(self.listening.at(now_ms));
+            self.publishing.handle_asked(self.listening.at(now));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The order of each node's messages over all channels, and which numbers a node can have issued.
 
-use crate::types::NodeId;
+use crate::types::{MonotonicMs, NodeId};
 
 /// A node announces its latest order at least once per this number of messages, besides once a
 /// second.
@@ -41,7 +41,7 @@ struct OriginState {
     announcement: u64,
     /// Announcements overtaken since then, and when the first of them arrived.
     rivals: u32,
-    rivals_since_ms: u64,
+    rivals_since: MonotonicMs,
 }
 
 /// Classification of an announcement.
@@ -121,7 +121,7 @@ impl OriginWatermarks {
         epoch: u64,
         order: u64,
         number: u64,
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> Announcement {
         if number == 0 {
             return Announcement::Stale;
@@ -131,7 +131,7 @@ impl OriginWatermarks {
         }
         let state = &mut self.origins[usize::from(origin.value())];
         let is_overtaken = (epoch, number) <= (state.epoch, state.announcement);
-        if is_overtaken && !state.is_refuted_by_one_more(now_ms) {
+        if is_overtaken && !state.is_refuted_by_one_more(now) {
             return Announcement::Stale;
         }
         let is_same = epoch == state.epoch;
@@ -158,12 +158,12 @@ impl OriginWatermarks {
 
 impl OriginState {
     /// Counts an overtaken announcement. Returns whether the one that overtook it is refuted.
-    fn is_refuted_by_one_more(&mut self, now_ms: u64) -> bool {
+    fn is_refuted_by_one_more(&mut self, now: MonotonicMs) -> bool {
         if self.rivals == 0 {
-            self.rivals_since_ms = now_ms;
+            self.rivals_since = now;
         }
         self.rivals += 1;
-        let lasted_ms = now_ms.saturating_sub(self.rivals_since_ms);
+        let lasted_ms = now.since(self.rivals_since);
         self.rivals >= RIVALS && lasted_ms >= RIVALS_MS
     }
 }
@@ -171,6 +171,10 @@ impl OriginState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ms(ms: u64) -> MonotonicMs {
+        MonotonicMs::new(ms)
+    }
 
     fn node(number: u16) -> NodeId {
         NodeId::new(number).unwrap()
@@ -204,7 +208,7 @@ mod tests {
         order: u64,
         number: u64,
     ) -> Announcement {
-        watermarks.announce(node(3), epoch, order, number, 1_000 * number)
+        watermarks.announce(node(3), epoch, order, number, ms(1_000 * number))
     }
 
     #[test]
@@ -251,11 +255,11 @@ mod tests {
         let mut watermarks = OriginWatermarks::default();
         announce(&mut watermarks, 5, 100, 1);
         for number in [MAX_ORDER + 1, u64::MAX] {
-            let heard = watermarks.announce(node(3), 5, 100, number, 1_500);
+            let heard = watermarks.announce(node(3), 5, 100, number, ms(1_500));
             assert_eq!(heard, Announcement::False);
         }
         // Possible.
-        watermarks.announce(node(3), 5, 100, MAX_ORDER, 1_500);
+        watermarks.announce(node(3), 5, 100, MAX_ORDER, ms(1_500));
         for number in 2..6 {
             assert_eq!(announce(&mut watermarks, 5, 110, number), Announcement::Stale);
         }
@@ -287,13 +291,16 @@ mod tests {
         // Its first announcement was missed.
         assert_eq!(watermarks.receive(node(3), 6, 1), Order::Newest);
         assert_eq!(announce(&mut watermarks, 5, 101, 2), Announcement::Stale);
-        assert_eq!(watermarks.announce(node(3), 6, 1, 1, 2_500), Announcement::Fresh);
+        assert_eq!(watermarks.announce(node(3), 6, 1, 1, ms(2_500)), Announcement::Fresh);
         for number in 3..20 {
             // All at once, or while the new run is received.
-            assert_eq!(watermarks.announce(node(3), 5, 102, number, 3_000), Announcement::Stale);
+            assert_eq!(
+                watermarks.announce(node(3), 5, 102, number, ms(3_000)),
+                Announcement::Stale
+            );
         }
         for number in 2..30 {
-            let heard = watermarks.announce(node(3), 6, 1, number, 1_000 * number + 2_000);
+            let heard = watermarks.announce(node(3), 6, 1, number, ms(1_000 * number + 2_000));
             assert_eq!(heard, Announcement::Fresh);
             assert_eq!(announce(&mut watermarks, 5, 102, number + 20), Announcement::Stale);
         }

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::types::NodeId;
+use crate::types::{MonotonicMs, NodeId};
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 use slab::Slab;
@@ -76,16 +76,16 @@ struct ChannelNumbers {
     first: u64,
     /// The last number that was repeated: receivers know it, so it cannot be rolled back.
     repeated: u64,
-    message_ms: u64,
+    message_at: MonotonicMs,
     /// Time of the last message, or of the reconnect after it.
-    tail_from_ms: u64,
+    tail_from: MonotonicMs,
     /// When to repeat `last`, while the channel is in `tails`.
-    due_ms: u64,
+    due: MonotonicMs,
     is_in_tails: bool,
 }
 
 /// Channels by the time at which to check them.
-type Agenda = BTreeMap<u64, Vec<SequencePlace>>;
+type Agenda = BTreeMap<MonotonicMs, Vec<SequencePlace>>;
 
 /// A slot in a shard's slab.
 #[derive(Debug, Clone, Copy)]
@@ -110,20 +110,20 @@ impl OutgoingSequences {
 
     /// Returns the number of the next message on `channel`. An unknown channel starts above the
     /// numbers of all forgotten ones, initially with 1.
-    pub fn next(&mut self, channel: &[u8], now_ms: u64) -> u64 {
+    pub fn next(&mut self, channel: &[u8], now: MonotonicMs) -> u64 {
         let place = self.latest.filter(|&place| self.is_at(place, channel)).unwrap_or_else(|| {
             let hash = self.hash(channel);
-            self.find(hash, channel).unwrap_or_else(|| self.enter(hash, channel, now_ms))
+            self.find(hash, channel).unwrap_or_else(|| self.enter(hash, channel, now))
         });
         self.latest = Some(place);
         let known = self.channel_mut(place);
         known.last = known.last.saturating_add(1);
-        known.message_ms = now_ms;
-        known.tail_from_ms = now_ms;
-        known.due_ms = now_ms.saturating_add(TAIL_EVERY_MS);
-        let (seq, due_ms) = (known.last, known.due_ms);
+        known.message_at = now;
+        known.tail_from = now;
+        known.due = now + TAIL_EVERY_MS;
+        let (seq, due) = (known.last, known.due);
         if !std::mem::replace(&mut known.is_in_tails, true) {
-            self.tails.entry(due_ms).or_default().push(place);
+            self.tails.entry(due).or_default().push(place);
         }
         seq
     }
@@ -147,35 +147,35 @@ impl OutgoingSequences {
     /// [`TAIL_EVERY_MS`] of idleness until [`TAIL_FOR_MS`], each at most once per call however
     /// late; if there are very many, some are left to the next call. Then forgets expired channels,
     /// to the second.
-    pub fn repeat_tails(&mut self, now_ms: u64, mut repeat: impl FnMut(&[u8], u64)) {
+    pub fn repeat_tails(&mut self, now: MonotonicMs, mut repeat: impl FnMut(&[u8], u64)) {
         // Taken out completely: what is entered again meanwhile is for a later call.
-        let mut due = take_until(&mut self.tails, now_ms);
+        let mut due = take_until(&mut self.tails, now);
         for place in due.by_ref().take(REPEATS_PER_CALL) {
             let known = self.channel_mut(place);
-            if known.due_ms <= now_ms {
+            if known.due <= now {
                 if known.last > known.first {
                     known.repeated = known.last;
                     repeat(&known.name, known.last);
                 }
-                known.plan_next_repeat(now_ms);
+                known.plan_next_repeat(now);
             }
             if known.is_in_tails {
-                let due_ms = known.due_ms;
-                self.tails.entry(due_ms).or_default().push(place);
+                let due = known.due;
+                self.tails.entry(due).or_default().push(place);
             }
         }
         let rest: Vec<SequencePlace> = due.collect();
         if !rest.is_empty() {
-            self.tails.entry(now_ms).or_default().extend(rest);
+            self.tails.entry(now).or_default().extend(rest);
         }
-        for place in take_until(&mut self.ends, now_ms / 1000) {
+        for place in take_until(&mut self.ends, now) {
             let known = self.channel_mut(place);
-            let end = known.tail_from_ms.saturating_add(FORGET_MS).div_ceil(1000);
+            let end = whole_second(known.tail_from + FORGET_MS);
             // Its last repeat may have been postponed to a later call.
-            if end <= now_ms / 1000 && !known.is_in_tails {
+            if end <= now && !known.is_in_tails {
                 self.forget(place);
             } else {
-                self.ends.entry(end.max(now_ms / 1000 + 1)).or_default().push(place);
+                self.ends.entry(end.max(whole_second(now + 1))).or_default().push(place);
             }
         }
     }
@@ -183,19 +183,19 @@ impl OutgoingSequences {
     /// Handles a reconnect. Channels are repeated for [`TAIL_FOR_MS`] from now, starting with the
     /// next `repeat_tails`; except those about to be forgotten, whose last message is older than
     /// [`FORGET_MS`]: a link that breaks often would keep them for ever.
-    pub fn handle_reconnect(&mut self, now_ms: u64) {
+    pub fn handle_reconnect(&mut self, now: MonotonicMs) {
         let mut due = Vec::with_capacity(self.len);
         for (number, shard) in self.shards.iter_mut().enumerate() {
             for (slot, known) in &mut shard.channels {
-                known.is_in_tails = now_ms.saturating_sub(known.message_ms) < FORGET_MS;
+                known.is_in_tails = now.since(known.message_at) < FORGET_MS;
                 if known.is_in_tails {
-                    known.tail_from_ms = now_ms;
-                    known.due_ms = now_ms;
+                    known.tail_from = now;
+                    known.due = now;
                     due.push(SequencePlace { shard: number as u8, slot: slot as u32 });
                 }
             }
         }
-        self.tails = BTreeMap::from([(now_ms, due)]);
+        self.tails = BTreeMap::from([(now, due)]);
     }
 
     /// Number of known channels.
@@ -232,7 +232,7 @@ impl OutgoingSequences {
         &mut self.shards[usize::from(place.shard)].channels[place.slot as usize]
     }
 
-    fn enter(&mut self, hash: u64, channel: &[u8], now_ms: u64) -> SequencePlace {
+    fn enter(&mut self, hash: u64, channel: &[u8], now: MonotonicMs) -> SequencePlace {
         let shard = shard_of(hash);
         let Shard { table, channels } = &mut self.shards[usize::from(shard)];
         let slot = channels.insert(ChannelNumbers {
@@ -241,14 +241,14 @@ impl OutgoingSequences {
             last: self.floor,
             first: self.floor,
             repeated: self.floor,
-            message_ms: now_ms,
-            tail_from_ms: now_ms,
-            due_ms: now_ms,
+            message_at: now,
+            tail_from: now,
+            due: now,
             is_in_tails: false,
         }) as u32;
         table.insert_unique(hash, slot, |slot| channels[*slot as usize].hash);
         let place = SequencePlace { shard, slot };
-        let end = now_ms.saturating_add(FORGET_MS).div_ceil(1000);
+        let end = whole_second(now + FORGET_MS);
         self.ends.entry(end).or_default().push(place);
         self.len += 1;
         place
@@ -278,13 +278,13 @@ impl OutgoingSequences {
 impl ChannelNumbers {
     /// Plans the repeat after one of `last`: at the next multiple of [`TAIL_EVERY_MS`], whatever
     /// was skipped, unless the tail ends before.
-    fn plan_next_repeat(&mut self, now_ms: u64) {
-        let every = (now_ms.saturating_sub(self.due_ms) / TAIL_EVERY_MS).saturating_add(1);
-        self.due_ms = self.due_ms.saturating_add(every.saturating_mul(TAIL_EVERY_MS));
-        self.is_in_tails = self.due_ms <= self.tail_from_ms.saturating_add(TAIL_FOR_MS);
+    fn plan_next_repeat(&mut self, now: MonotonicMs) {
+        let every = (now.since(self.due) / TAIL_EVERY_MS).saturating_add(1);
+        self.due += every.saturating_mul(TAIL_EVERY_MS);
+        self.is_in_tails = self.due <= self.tail_from + TAIL_FOR_MS;
         // A late repeat, after a long time without a call: receivers have just received the
         // channel's number, so its end is as far away as after any last repeat.
-        self.tail_from_ms = self.tail_from_ms.max(now_ms.saturating_sub(TAIL_FOR_MS));
+        self.tail_from = self.tail_from.max(now - TAIL_FOR_MS);
     }
 }
 
@@ -293,9 +293,14 @@ fn shard_of(hash: u64) -> u8 {
     (hash >> 40) as u8
 }
 
+/// Returns `time`, or the beginning of the next second.
+fn whole_second(time: MonotonicMs) -> MonotonicMs {
+    MonotonicMs::new(time.value().div_ceil(1_000).saturating_mul(1_000))
+}
+
 /// Removes the entries with keys up to `last`.
-fn take_until(map: &mut Agenda, last: u64) -> impl Iterator<Item = SequencePlace> + use<> {
-    let later = last.checked_add(1).map(|from| map.split_off(&from)).unwrap_or_default();
+fn take_until(map: &mut Agenda, last: MonotonicMs) -> impl Iterator<Item = SequencePlace> + use<> {
+    let later = map.split_off(&(last + 1));
     std::mem::replace(map, later).into_values().flatten()
 }
 
@@ -342,9 +347,9 @@ impl Origins {
         epoch: u64,
         seq: u64,
         is_newest: bool,
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> Arrival {
-        match self.advance(origin, epoch, seq, now_ms) {
+        match self.advance(origin, epoch, seq, now) {
             None => Arrival::New { missed: 0 },
             Some(0) if is_newest => {
                 self.known[0].last = seq;
@@ -366,9 +371,9 @@ impl Origins {
         epoch: u64,
         seq: u64,
         is_latest: bool,
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> Arrival {
-        match self.advance(origin, epoch, seq, now_ms) {
+        match self.advance(origin, epoch, seq, now) {
             Some(0) if is_latest && self.known[0].last > seq => {
                 self.known[0].last = seq;
                 Arrival::Reset
@@ -378,8 +383,8 @@ impl Origins {
     }
 
     /// Returns by how much `seq` exceeds the last number; `None` if it sets the baseline.
-    fn advance(&mut self, origin: NodeId, epoch: u64, seq: u64, now_ms: u64) -> Option<u64> {
-        let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
+    fn advance(&mut self, origin: NodeId, epoch: u64, seq: u64, now: MonotonicMs) -> Option<u64> {
+        let now_s = u32::try_from(now.value() / 1000).unwrap_or(u32::MAX);
         let heard = Known { epoch, last: seq, heard_s: now_s, origin };
         // Not the origin alone: messages of its previous run may arrive after those of the next.
         let is_it = |known: &Known| (known.origin, known.epoch) == (origin, epoch);

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ws_cluster::state::broker::{Broker, LinkName};
+use ws_cluster::types::Now;
 
 use super::load::{self, Load};
 use super::workers::Workers;
@@ -160,7 +161,7 @@ impl Node {
         // Its answers are polled; the subscribing link is read with blocking reads.
         node.publishing.set_nonblocking(true)?;
         node.subscribing.set_read_timeout(Some(Duration::from_millis(10)))?;
-        node.broker.handle_open(1);
+        node.broker.handle_open(node.now());
         while !node.broker.is_ready() {
             if node.began.elapsed() > TIMEOUT {
                 return Err(Error::new(ErrorKind::TimedOut, "the broker did not become ready"));
@@ -172,8 +173,9 @@ impl Node {
         Ok(node)
     }
 
-    fn now_ms(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64 + 1
+    /// Both clocks are of the benchmark: nobody is told the time.
+    fn now(&self) -> Now {
+        Now::default() + (self.began.elapsed().as_millis() as u64 + 1)
     }
 
     /// Reads until the publisher has ended.
@@ -194,9 +196,9 @@ impl Node {
             Err(error) if is_nothing(&error) => {}
             Err(error) => return Err(error),
         }
-        let now_ms = self.now_ms();
+        let now = self.now().monotonic;
         let bytes = &self.buffer[..self.filled];
-        let handled = self.own.handle_bytes(&mut self.broker, bytes, now_ms, &mut *self.workers)?;
+        let handled = self.own.handle_bytes(&mut self.broker, bytes, now, &mut *self.workers)?;
         self.buffer.copy_within(handled..self.filled, 0);
         self.filled -= handled;
         self.workers.drain();
@@ -208,10 +210,10 @@ impl Node {
     }
 
     fn tick(&mut self) -> io::Result<()> {
-        let now_ms = self.now_ms();
+        let now = self.now();
         let broker = &mut self.broker;
         let mut result = Ok(());
-        self.workers.with_sink(&mut |sink| result = broker.handle_tick(now_ms, sink));
+        self.workers.with_sink(&mut |sink| result = broker.handle_tick(now, sink));
         result.map_err(Error::other)?;
         self.talk()
     }
@@ -231,10 +233,11 @@ impl Node {
             Err(error) if is_nothing(&error) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let (broker, now_ms) = (&mut self.broker, self.began.elapsed().as_millis() as u64 + 1);
+        let now = self.now().monotonic;
+        let broker = &mut self.broker;
         let mut result = Ok(());
         self.workers.with_sink(&mut |sink| {
-            let handled = broker.handle_bytes(LinkName::Publish, &answers, now_ms, sink);
+            let handled = broker.handle_bytes(LinkName::Publish, &answers, now, sink);
             result = handled.map_err(Error::other).and_then(|handled| {
                 let is_whole = handled.bytes == answers.len();
                 if is_whole { Ok(()) } else { Err(Error::other("Redis sent only half of a reply")) }

@@ -10,7 +10,7 @@ use ws_cluster::state::broker::{
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::{Project, Projects, SubscribePolicy};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest};
-use ws_cluster::types::{Incarnation, MessageId, NodeId, WallMs};
+use ws_cluster::types::{Incarnation, MessageId, MonotonicMs, NodeId, Now, WallMs};
 use ws_cluster::wire::envelope::{Envelope, Header, NamesBuf, Targets};
 use ws_cluster::wire::publication::ChannelNames;
 use ws_cluster::wire::resp::write_command;
@@ -154,13 +154,13 @@ pub fn broker(
                 broker.handle_request(
                     worker,
                     &BrokerRequest::Join(Interest::Project(project)),
-                    1,
+                    MonotonicMs::default(),
                     sink,
                 );
             }
             for (number, uid) in load.uids.iter().enumerate().filter(|_| way.workers > 1) {
                 let here = BrokerRequest::UserHere(user_hash(HASH_KEYS, project, uid));
-                broker.handle_request(number % way.workers, &here, 1, sink);
+                broker.handle_request(number % way.workers, &here, MonotonicMs::default(), sink);
             }
         }
     });
@@ -177,9 +177,9 @@ pub fn make_ready(broker: &mut Broker, workers: &mut dyn Workers) -> io::Result<
 }
 
 fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
-    let mut now_ms = 1;
+    let mut waited_ms = 0;
     let mut ids_ms = 0;
-    broker.handle_open(now_ms);
+    broker.handle_open(Now::default());
     // The answers to each link; messages go to the subscribing link.
     while !broker.is_ready() {
         let mut answers = [Vec::new(), Vec::new()];
@@ -218,14 +218,15 @@ fn answer_all(broker: &mut Broker, sink: &mut dyn Sink) -> io::Result<()> {
         }
         if is_silent {
             // It waits for announcements of other nodes.
-            now_ms += 50;
-            if now_ms > 1_000 {
+            waited_ms += 50;
+            if waited_ms > 1_000 {
                 return Err(Error::other("the broker is not ready and sends nothing"));
             }
-            broker.handle_tick(now_ms, sink).map_err(Error::other)?;
+            broker.handle_tick(Now::default() + waited_ms, sink).map_err(Error::other)?;
         }
         for (link, answer) in [LinkName::Publish, LinkName::Subscribe].into_iter().zip(&answers) {
-            broker.handle_bytes(link, answer, now_ms, sink).map_err(Error::other)?;
+            let now = MonotonicMs::new(waited_ms);
+            broker.handle_bytes(link, answer, now, sink).map_err(Error::other)?;
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::io::{self, Error};
 use std::time::{Duration, Instant};
 
 use ws_cluster::state::broker::{LinkName, Pusher};
-use ws_cluster::types::Routing;
+use ws_cluster::types::{MonotonicMs, Routing};
 
 use super::load::{self, Load, PROJECTS};
 use super::{Args, Way, median};
@@ -13,6 +13,7 @@ use crate::sys;
 const WAY: Way = Way { name: "own", workers: 1, has_rings: false, is_for_all: false };
 /// Messages published before the first of them is answered.
 const TOGETHER: usize = 192;
+const NOW: MonotonicMs = MonotonicMs::new(1_000);
 
 /// Plays Redis for one broker with one worker on its thread. Only the broker's own time counts.
 pub fn run(args: &Args) -> io::Result<String> {
@@ -44,7 +45,7 @@ fn round(args: &Args) -> io::Result<f64> {
                 // All of one project, as in a burst.
                 load.with_message((pushed + ticket) * PROJECTS, origin, |envelope| {
                     let pusher = Pusher { worker: 0, ticket: ticket as u32 };
-                    broker.handle_push(envelope, Routing::Project, pusher, 1_000, sink);
+                    broker.handle_push(envelope, Routing::Project, pusher, NOW, sink);
                 });
             }
             broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
@@ -55,8 +56,8 @@ fn round(args: &Args) -> io::Result<f64> {
         let mut result = Ok(());
         let start = Instant::now();
         workers.with_sink(&mut |sink| {
-            let answered = broker.handle_bytes(LinkName::Publish, &answers, 1_000, sink);
-            let heard = broker.handle_bytes(LinkName::Subscribe, &messages, 1_000, sink);
+            let answered = broker.handle_bytes(LinkName::Publish, &answers, NOW, sink);
+            let heard = broker.handle_bytes(LinkName::Subscribe, &messages, NOW, sink);
             result = answered.and(heard).map(drop);
         });
         spent += start.elapsed();

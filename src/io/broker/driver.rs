@@ -10,7 +10,7 @@ use crate::io::sys;
 use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, Sink, SizeLimit};
 use crate::state::counters::BrokerCounters;
 use crate::state::subscriptions::BrokerRequest;
-use crate::types::{NodeId, Routing};
+use crate::types::{MonotonicMs, NodeId, Now, Routing};
 use crate::wire::envelope::Envelope;
 use crate::wire::redis_url::RedisUrl;
 use std::cell::{Cell, RefCell};
@@ -46,7 +46,7 @@ pub trait Host: 'static {
     /// Returns what takes the output of one call of the broker, which was made at `at`.
     fn sink(&self, at: Instant) -> impl Sink + '_;
     /// Passes to the broker what the workers have sent up to now.
-    fn hear(&self, broker: &mut Broker, now_ms: u64);
+    fn hear(&self, broker: &mut Broker, now: MonotonicMs);
     /// Wakes the receivers of what was put in the sink.
     fn wake(&self);
     /// Returns whether the thread may wait actively because nobody else needs its core.
@@ -65,9 +65,8 @@ pub struct Driver<H> {
     shared: Arc<Shared>,
     counters: Arc<BrokerCounters>,
     url: RedisUrl,
-    started: Instant,
     /// The latest time passed to the broker, and the instant that it belongs to.
-    last_ms: Cell<u64>,
+    last: Cell<MonotonicMs>,
     last_at: Cell<Instant>,
     /// Something is to be written, by link.
     outgoing: [Notify; 2],
@@ -101,8 +100,7 @@ impl<H: Host> Driver<H> {
             counters: Arc::clone(&shared.broker_counters),
             shared,
             url,
-            started,
-            last_ms: Cell::new(0),
+            last: Cell::new(clock::monotonic_at(started)),
             last_at: Cell::new(started),
             outgoing: Default::default(),
             is_ending: Cell::new(false),
@@ -175,8 +173,8 @@ impl<H: Host> Driver<H> {
         }
         if closers.len() == 2 {
             let mut broker = self.broker.borrow_mut();
-            broker.set_wall(clock::wall());
-            broker.handle_open(self.ms_at(Instant::now()));
+            let monotonic = self.time_at(Instant::now());
+            broker.handle_open(Now { monotonic, wall: clock::wall() });
             drop(broker);
             self.outgoing.iter().for_each(Notify::notify);
         }
@@ -239,15 +237,15 @@ impl<H: Host> Driver<H> {
 
     /// Handles a partial write of what does not fit in the socket at once.
     pub(super) fn handle_written(&self, link: LinkName) {
-        self.broker.borrow_mut().handle_written(link, self.ms_at(Instant::now()));
+        self.broker.borrow_mut().handle_written(link, self.time_at(Instant::now()));
     }
 
     // What goes in.
 
     pub(super) fn handle_bytes(&self, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
-        self.with_broker(|broker, now_ms, sink| {
-            self.host.hear(broker, now_ms);
-            broker.handle_bytes(link, bytes, now_ms, sink)
+        self.with_broker(|broker, now, sink| {
+            self.host.hear(broker, now);
+            broker.handle_bytes(link, bytes, now, sink)
         })
     }
 
@@ -260,33 +258,31 @@ impl<H: Host> Driver<H> {
         pusher: Pusher,
         read_at: Instant,
     ) {
-        self.with_broker_at(read_at, |broker, now_ms, sink| {
-            broker.handle_push(envelope, routing, pusher, now_ms, sink);
+        self.with_broker_at(read_at, |broker, now, sink| {
+            broker.handle_push(envelope, routing, pusher, now, sink);
         });
     }
 
     pub(super) fn request(&self, worker: usize, request: &BrokerRequest) {
-        self.with_broker(|broker, now_ms, sink| {
-            broker.handle_request(worker, request, now_ms, sink)
-        });
+        self.with_broker(|broker, now, sink| broker.handle_request(worker, request, now, sink));
     }
 
     pub(super) fn hear(&self) {
-        self.with_broker(|broker, now_ms, _| self.host.hear(broker, now_ms));
+        self.with_broker(|broker, now, _| self.host.hear(broker, now));
     }
 
     pub(super) fn handle_tick(&self) {
-        let result = self.with_broker(|broker, now_ms, sink| {
-            self.host.hear(broker, now_ms);
-            broker.set_wall(clock::wall());
-            let result = broker.handle_tick(now_ms, sink);
+        let result = self.with_broker(|broker, now, sink| {
+            self.host.hear(broker, now);
+            let both = Now { monotonic: now, wall: clock::wall() };
+            let result = broker.handle_tick(both, sink);
             if result.is_ok() && broker.is_ready() {
-                match broker.stuck_worker(now_ms) {
+                match broker.stuck_worker(now) {
                     Some(worker) => self.shared.queue.set_stuck(worker),
                     None => self.shared.queue.set_ready(),
                 }
             }
-            self.leave_when_drained(broker, now_ms);
+            self.leave_when_drained(broker, now);
             result
         });
         if let Err(error) = result {
@@ -297,28 +293,28 @@ impl<H: Host> Driver<H> {
 
     /// Announces that a draining node leaves, once its last connection is gone: peers must know
     /// before it ends.
-    fn leave_when_drained(&self, broker: &mut Broker, now_ms: u64) {
+    fn leave_when_drained(&self, broker: &mut Broker, now: MonotonicMs) {
         if !self.shared.is_draining() || self.shared.connections() > 0 {
             return;
         }
         let has_left = broker.has_left();
-        broker.handle_leaving(now_ms);
+        broker.handle_leaving(now);
         if !broker.is_ready() || has_left && broker.is_idle() {
             self.shared.queue.set_over();
         }
     }
 
-    fn with_broker<R>(&self, act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R) -> R {
+    fn with_broker<R>(&self, act: impl FnOnce(&mut Broker, MonotonicMs, &mut dyn Sink) -> R) -> R {
         self.with_broker_at(Instant::now(), act)
     }
 
     fn with_broker_at<R>(
         &self,
         at: Instant,
-        act: impl FnOnce(&mut Broker, u64, &mut dyn Sink) -> R,
+        act: impl FnOnce(&mut Broker, MonotonicMs, &mut dyn Sink) -> R,
     ) -> R {
         let mut broker = self.broker.borrow_mut();
-        let result = act(&mut broker, self.ms_at(at), &mut self.host.sink(at));
+        let result = act(&mut broker, self.time_at(at), &mut self.host.sink(at));
         self.host.wake();
         for link in [LinkName::Publish, LinkName::Subscribe] {
             if broker.has_outgoing(link) {
@@ -330,13 +326,12 @@ impl<H: Host> Driver<H> {
     }
 
     /// Returns the broker's time. It never goes back, whatever the order of the calls.
-    fn ms_at(&self, at: Instant) -> u64 {
+    fn time_at(&self, at: Instant) -> MonotonicMs {
         // Requests that were read together share one time.
         if self.last_at.replace(at) != at {
-            let ms = at.saturating_duration_since(self.started).as_millis() as u64;
-            self.last_ms.set(ms.max(self.last_ms.get()));
+            self.last.set(clock::monotonic_at(at).max(self.last.get()));
         }
-        self.last_ms.get()
+        self.last.get()
     }
 
     fn log_events(&self, broker: &mut Broker) {

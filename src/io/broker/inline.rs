@@ -7,7 +7,7 @@ use crate::io::worker_context::WorkerContext;
 use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Interest, WorkerEvent};
-use crate::types::Routing;
+use crate::types::{MonotonicMs, Routing};
 use crate::wire::envelope::Envelope;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -30,7 +30,7 @@ impl Host for InlineHost {
         InlineSink { host: self, at, moment: None }
     }
 
-    fn hear(&self, broker: &mut Broker, _: u64) {
+    fn hear(&self, broker: &mut Broker, _: MonotonicMs) {
         if self.has_canary.take() {
             broker.handle_canary_seen(0);
         }

@@ -7,6 +7,7 @@ use crate::state::broker::{Broker, Outcome, Pusher, Sink};
 use crate::state::counters::BrokerCounters;
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Interest, Relay, To, WorkerEvent};
+use crate::types::MonotonicMs;
 use crate::wire::envelope::Envelope;
 use crate::wire::publication::Publication;
 use std::cell::RefCell;
@@ -209,7 +210,7 @@ impl Host for BrokerPort {
         BrokerPortSink(self)
     }
 
-    fn hear(&self, broker: &mut Broker, now_ms: u64) {
+    fn hear(&self, broker: &mut Broker, now: MonotonicMs) {
         let mut unsure = 0;
         // Read before the rings: whatever is not in a ring by then was flagged before.
         for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
@@ -218,10 +219,10 @@ impl Host for BrokerPort {
         self.inbox.borrow_mut().receive_all(|worker, item| match item {
             ToBroker::Publish(publication, ticket) => {
                 let pusher = Pusher { worker, ticket };
-                broker.handle_publish(&publication, pusher, now_ms, &mut BrokerPortSink(self));
+                broker.handle_publish(&publication, pusher, now, &mut BrokerPortSink(self));
             }
             ToBroker::Request(request) => {
-                broker.handle_request(worker, &request, now_ms, &mut BrokerPortSink(self))
+                broker.handle_request(worker, &request, now, &mut BrokerPortSink(self))
             }
             ToBroker::CanarySeen => broker.handle_canary_seen(worker),
         });

@@ -8,7 +8,7 @@ use crate::state::origin_watermarks::Order;
 use crate::state::projects::ProjectId;
 use crate::state::sequence::Arrival;
 use crate::state::subscriptions::WorkerEvent;
-use crate::types::{Cid, NodeId, SnowflakeClock};
+use crate::types::{Cid, MonotonicMs, NodeId, SnowflakeClock};
 use crate::wire::bundle;
 use crate::wire::envelope::{Envelope, EnvelopeError, EnvelopeKind, Header};
 use crate::wire::json;
@@ -23,7 +23,7 @@ impl Broker {
     pub(super) fn handle_answer(
         &mut self,
         reply: &Reply<'_>,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let mut is_refused = false;
@@ -34,7 +34,7 @@ impl Broker {
             }
             (Some(Asked::Reservation), reply) => {
                 let number = number_of(reply).ok_or(LinkError::Unasked)?;
-                self.handle_renewed(number, now_ms)?;
+                self.handle_renewed(number, now)?;
             }
             (Some(Asked::Announcement(_)), Reply::Error(text)) => {
                 let channel: Box<[u8]> = self.log.front_channel().into();
@@ -47,7 +47,7 @@ impl Broker {
                 self.events.push(Event::Refused { channel, error });
             }
             (Some(Asked::Announcement(waiter)), Reply::Integer(_)) => {
-                self.canary.handle_taken(self.log.front_channel() == self.own_channel, now_ms);
+                self.canary.handle_taken(self.log.front_channel() == self.own_channel, now);
                 if let Some((worker, cid)) = waiter {
                     sink.event(worker, WorkerEvent::ServerKnown(cid));
                 }
@@ -96,7 +96,7 @@ impl Broker {
         &mut self,
         channel_name: &[u8],
         payload: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let place = self.interests.place(channel_name);
@@ -104,7 +104,7 @@ impl Broker {
             self.config.counters.received.add(1);
             match (envelope, place) {
                 (Ok(envelope), Some(place)) => {
-                    self.handle_envelope((channel_name, place), envelope, now_ms, sink);
+                    self.handle_envelope((channel_name, place), envelope, now, sink);
                 }
                 // Just unsubscribed, or never requested.
                 (Ok(_), None) => {}
@@ -117,7 +117,7 @@ impl Broker {
         &mut self,
         (channel_name, place): (&[u8], InterestPlace),
         payload: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let counters = &self.config.counters;
@@ -136,9 +136,9 @@ impl Broker {
             }
         }
         match header.kind {
-            EnvelopeKind::Canary => self.handle_canary(&header, now_ms, sink),
+            EnvelopeKind::Canary => self.handle_canary(&header, now, sink),
             EnvelopeKind::Member => {
-                if let Err(error) = self.handle_member(payload, now_ms, sink) {
+                if let Err(error) = self.handle_member(payload, now, sink) {
                     self.refuse_envelope(channel_name, error.to_string());
                 }
             }
@@ -147,7 +147,7 @@ impl Broker {
                 self.note_false_number(header.origin, channel_name);
             }
             _ => {
-                if self.is_next((channel_name, place), &header, now_ms) {
+                if self.is_next((channel_name, place), &header, now) {
                     self.hand_on((channel_name, workers), header, payload, sink);
                 }
             }
@@ -183,7 +183,7 @@ impl Broker {
         &mut self,
         (channel_name, place): (&[u8], InterestPlace),
         header: &Header,
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> bool {
         let Some(channel) = self.interests.at(place) else { return false };
         let (origin, epoch, seq) = (header.origin, header.epoch, header.seq);
@@ -191,13 +191,13 @@ impl Broker {
         let arrival = match header.kind {
             EnvelopeKind::Tail => {
                 let is_latest = self.watermarks.is_latest(origin, epoch, header.order);
-                channel.origins.receive_tail(origin, epoch, seq, is_latest, now_ms)
+                channel.origins.receive_tail(origin, epoch, seq, is_latest, now)
             }
             _ => {
                 let order = self.watermarks.receive(origin, epoch, header.order);
                 is_late = order == Order::Late;
                 let is_newest = order == Order::Newest;
-                channel.origins.receive(origin, epoch, seq, is_newest, now_ms)
+                channel.origins.receive(origin, epoch, seq, is_newest, now)
             }
         };
         let missed = match arrival {
@@ -341,17 +341,16 @@ impl Broker {
         workers & users.fold(self.unsure, |set, user| set | self.presence.workers_of(user))
     }
 
-    fn handle_canary(&mut self, header: &Header, now_ms: u64, sink: &mut dyn Sink) {
+    fn handle_canary(&mut self, header: &Header, now: MonotonicMs, sink: &mut dyn Sink) {
         let is_own = header.origin == self.config.node && header.epoch == self.config.epoch();
         if !is_own || header.id.0 != self.canary.number || self.canary.is_back {
             return;
         }
         self.canary.is_back = true;
-        self.config.counters.lag_ms.set(now_ms.saturating_sub(self.canary.sent_ms));
-        let unowed = self.canary.owed_ms.iter_mut().filter(|owed_ms| **owed_ms == 0);
-        unowed.for_each(|owed_ms| *owed_ms = now_ms);
+        self.config.counters.lag_ms.set(now.since(self.canary.sent_at));
+        self.canary.owed_since.iter_mut().for_each(|since| _ = since.get_or_insert(now));
         sink.canary();
-        self.become_ready(now_ms);
+        self.become_ready(now);
     }
 
     pub(super) fn note_false_number(&mut self, origin: NodeId, channel: &[u8]) {

@@ -4,7 +4,7 @@ use super::PING_EVERY_MS;
 use super::facts::Facts;
 use super::greeting::{Credentials, Greeting};
 use super::link_error::{LinkError, LinkName, SILENCE_MS};
-use crate::types::NodeId;
+use crate::types::{MonotonicMs, NodeId};
 use crate::wire::resp::Reply;
 
 /// Rate at which a large command extends the timeout: buffers on the way hold some of it without a
@@ -20,8 +20,8 @@ pub(super) struct Link {
     /// Bytes to write; on the publishing link only the greeting, the rest is in the log.
     pub(super) out: Vec<u8>,
     /// Since when a reply has been due.
-    waiting_since_ms: Option<u64>,
-    asked_ms: u64,
+    waiting_since: Option<MonotonicMs>,
+    asked_at: MonotonicMs,
 }
 
 impl Link {
@@ -35,22 +35,22 @@ impl Link {
             name: format!("ws-cluster-{node}-{what}"),
             greeting: None,
             out: Vec::new(),
-            waiting_since_ms: None,
-            asked_ms: 0,
+            waiting_since: None,
+            asked_at: MonotonicMs::default(),
         }
     }
 
-    pub(super) fn greet(&mut self, credentials: &Credentials, now_ms: u64) {
+    pub(super) fn greet(&mut self, credentials: &Credentials, now: MonotonicMs) {
         self.out.clear();
         self.greeting = Some(Greeting::start(self.which, credentials, &self.name, &mut self.out));
-        self.waiting_since_ms = Some(now_ms);
-        self.asked_ms = now_ms;
+        self.waiting_since = Some(now);
+        self.asked_at = now;
     }
 
     pub(super) fn close(&mut self) {
         self.greeting = None;
         self.out.clear();
-        self.waiting_since_ms = None;
+        self.waiting_since = None;
     }
 
     pub(super) fn is_greeted(&self) -> bool {
@@ -97,29 +97,29 @@ impl Link {
     // Liveness, on the clock of `super::listening`.
 
     /// Notes that something was sent that Redis must answer.
-    pub(super) fn handle_asked(&mut self, now_ms: u64) {
-        self.asked_ms = now_ms;
-        self.waiting_since_ms.get_or_insert(now_ms);
+    pub(super) fn handle_asked(&mut self, now: MonotonicMs) {
+        self.asked_at = now;
+        self.waiting_since.get_or_insert(now);
     }
 
     /// Notes that something was received. `is_waiting`: more replies are due.
-    pub(super) fn handle_heard(&mut self, now_ms: u64, is_waiting: bool) {
-        self.waiting_since_ms = (is_waiting || !self.is_greeted()).then_some(now_ms);
+    pub(super) fn handle_heard(&mut self, now: MonotonicMs, is_waiting: bool) {
+        self.waiting_since = (is_waiting || !self.is_greeted()).then_some(now);
     }
 
     /// Notes progress: the link is alive, and its replies are still due.
-    pub(super) fn handle_progress(&mut self, now_ms: u64) {
-        self.waiting_since_ms = self.waiting_since_ms.map(|_| now_ms);
+    pub(super) fn handle_progress(&mut self, now: MonotonicMs) {
+        self.waiting_since = self.waiting_since.map(|_| now);
     }
 
-    pub(super) fn is_ping_due(&self, now_ms: u64) -> bool {
-        self.waiting_since_ms.is_none() && now_ms.saturating_sub(self.asked_ms) >= PING_EVERY_MS
+    pub(super) fn is_ping_due(&self, now: MonotonicMs) -> bool {
+        self.waiting_since.is_none() && now.since(self.asked_at) >= PING_EVERY_MS
     }
 
     /// Checks the reply timeout. `transit_ms`: see [`TRANSIT_BYTES_PER_MS`].
-    pub(super) fn check(&self, now_ms: u64, transit_ms: u64) -> Result<(), LinkError> {
+    pub(super) fn check(&self, now: MonotonicMs, transit_ms: u64) -> Result<(), LinkError> {
         let patience_ms = SILENCE_MS + transit_ms;
-        let silent = |since_ms: u64| now_ms.saturating_sub(since_ms) > patience_ms;
-        if self.waiting_since_ms.is_some_and(silent) { Err(LinkError::Silent) } else { Ok(()) }
+        let silent = |since: MonotonicMs| now.since(since) > patience_ms;
+        if self.waiting_since.is_some_and(silent) { Err(LinkError::Silent) } else { Ok(()) }
     }
 }

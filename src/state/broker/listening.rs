@@ -1,6 +1,7 @@
 //! The time that this node has spent listening to Redis: the clock for timeouts of other nodes.
 
 use super::link_error::LinkName;
+use crate::types::MonotonicMs;
 
 /// If two readings of the clock are further apart than this, the thread was suspended in between.
 const STEP_MS: u64 = 250;
@@ -12,31 +13,31 @@ const STEP_MS: u64 = 250;
 #[derive(Debug, Default)]
 pub(super) struct Listening {
     /// Its value when it was last advanced, and the time of that.
-    listened_ms: u64,
-    at_ms: u64,
+    listened: MonotonicMs,
+    at: MonotonicMs,
     /// By link: bytes are read but not handled.
     paused: [bool; 2],
 }
 
 impl Listening {
-    /// Returns its value at `now_ms`.
-    pub(super) fn at(&self, now_ms: u64) -> u64 {
+    /// Returns its value at `now`.
+    pub(super) fn at(&self, now: MonotonicMs) -> MonotonicMs {
         if self.is_paused() {
-            return self.listened_ms;
+            return self.listened;
         }
-        self.listened_ms + now_ms.saturating_sub(self.at_ms).min(STEP_MS)
+        self.listened + now.since(self.at).min(STEP_MS)
     }
 
     /// Advances the clock. Called every few tens of milliseconds.
-    pub(super) fn advance(&mut self, now_ms: u64) {
-        self.listened_ms = self.at(now_ms);
-        self.at_ms = now_ms.max(self.at_ms);
+    pub(super) fn advance(&mut self, now: MonotonicMs) {
+        self.listened = self.at(now);
+        self.at = now.max(self.at);
     }
 
     /// Sets whether input of a link waits for room from now on.
-    pub(super) fn set_paused(&mut self, link: LinkName, is_paused: bool, now_ms: u64) {
+    pub(super) fn set_paused(&mut self, link: LinkName, is_paused: bool, now: MonotonicMs) {
         if self.paused[link as usize] != is_paused {
-            self.advance(now_ms);
+            self.advance(now);
             self.paused[link as usize] = is_paused;
         }
     }

@@ -9,7 +9,7 @@ use super::{Broker, LinksState, Sink};
 use crate::state::origin_watermarks::{ANNOUNCE_EVERY, Announcement};
 use crate::state::projects::Projects;
 use crate::state::subscriptions::{Server, WorkerEvent};
-use crate::types::{Cid, NodeId};
+use crate::types::{Cid, MonotonicMs, NodeId};
 use crate::wire::envelope::EnvelopeError;
 use crate::wire::member::{self, Cids, Member, Servers, add_server};
 use crate::wire::parcel::Sender;
@@ -38,17 +38,17 @@ pub(super) struct Members {
     /// Announcements sent in this run.
     words: u64,
     others: BTreeMap<NodeId, Other>,
-    said_ms: u64,
+    said_at: MonotonicMs,
     /// When the full state was last sent; whether it is due again.
-    said_whole_ms: u64,
+    said_whole_at: MonotonicMs,
     is_whole_due: bool,
     /// Until when the state of the other nodes is awaited; only in the first incarnation of the
     /// links.
-    settle_until_ms: Option<u64>,
+    settle_until: Option<MonotonicMs>,
     /// When this incarnation of the links began.
-    hello_ms: u64,
+    hello_at: MonotonicMs,
     /// Since when this node has received its own messages without a break.
-    hears_since_ms: u64,
+    hears_since: MonotonicMs,
     has_left: bool,
 }
 
@@ -58,8 +58,8 @@ struct Other {
     epoch: u64,
     /// `None`: its state is unknown.
     version: Option<u64>,
-    heard_ms: u64,
-    asked_ms: Option<u64>,
+    heard_at: MonotonicMs,
+    asked_at: Option<MonotonicMs>,
     servers: Vec<Server>,
     /// It has announced its end. Later messages from it are ignored.
     has_left: bool,
@@ -75,30 +75,30 @@ impl Broker {
 
     /// Announces this node once the links are up: sends its full state and requests that of the
     /// others.
-    pub(super) fn say_hello(&mut self, now_ms: u64) {
-        self.members.settle_until_ms.get_or_insert(now_ms + SETTLE_MS);
-        self.members.hears_since_ms = now_ms;
-        self.members.hello_ms = now_ms;
-        self.announce_full_state(true, now_ms);
+    pub(super) fn say_hello(&mut self, now: MonotonicMs) {
+        self.members.settle_until.get_or_insert(now + SETTLE_MS);
+        self.members.hears_since = now;
+        self.members.hello_at = now;
+        self.announce_full_state(true, now);
     }
 
     /// Whether the state of the others is known and the earlier nodes are back, or no node has
     /// answered for long enough.
-    pub(super) fn is_settled(&self, now_ms: u64) -> bool {
+    pub(super) fn is_settled(&self, now: MonotonicMs) -> bool {
         let members = &self.members;
-        let is_back = |other: &Other| other.has_left || other.heard_ms >= members.hello_ms;
+        let is_back = |other: &Other| other.has_left || other.heard_at >= members.hello_at;
         let are_back = members.others.values().all(is_back);
-        members.settle_until_ms.is_none_or(|until_ms| now_ms >= until_ms)
-            && (are_back || now_ms >= members.hello_ms + REUNITE_MS)
+        members.settle_until.is_none_or(|until| now >= until)
+            && (are_back || now >= members.hello_at + REUNITE_MS)
     }
 
     /// Announces the end of this node: its last announcement.
-    pub fn handle_leaving(&mut self, now_ms: u64) {
+    pub fn handle_leaving(&mut self, now: MonotonicMs) {
         if !self.is_ready() || std::mem::replace(&mut self.members.has_left, true) {
             return;
         }
         let announcement = Member { is_leaving: true, ..self.member() };
-        self.say(&announcement, None, now_ms);
+        self.say(&announcement, None, now);
     }
 
     /// Whether this node has announced its end.
@@ -110,7 +110,7 @@ impl Broker {
         &mut self,
         worker: usize,
         server: Server,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         self.members.own.push(server);
@@ -122,14 +122,14 @@ impl Broker {
         let mut here = Vec::new();
         put_server(&mut here, &self.config.projects, &server);
         let announcement = Member { here: Servers(&here), ..self.member() };
-        self.say(&announcement, Some((worker, server.cid)), now_ms);
+        self.say(&announcement, Some((worker, server.cid)), now);
     }
 
     pub(super) fn handle_server_gone(
         &mut self,
         worker: usize,
         cid: Cid,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let before = self.members.own.len();
@@ -142,7 +142,7 @@ impl Broker {
         if self.may_publish() {
             let gone = cid.0.to_le_bytes();
             let announcement = Member { gone: Cids(&gone), ..self.member() };
-            self.say(&announcement, None, now_ms);
+            self.say(&announcement, None, now);
         }
     }
 
@@ -170,14 +170,14 @@ impl Broker {
     }
 
     /// Announces this node's order if much was published since the last announcement.
-    pub(super) fn announce_order(&mut self, now_ms: u64) {
+    pub(super) fn announce_order(&mut self, now: MonotonicMs) {
         if self.state == LinksState::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
             let announcement = self.member();
-            self.say(&announcement, None, now_ms);
+            self.say(&announcement, None, now);
         }
     }
 
-    fn announce_full_state(&mut self, requests_full_state: bool, now_ms: u64) {
+    fn announce_full_state(&mut self, requests_full_state: bool, now: MonotonicMs) {
         let mut here = Vec::new();
         for server in &self.members.own {
             put_server(&mut here, &self.config.projects, server);
@@ -188,41 +188,39 @@ impl Broker {
             here: Servers(&here),
             ..self.member()
         };
-        self.say(&announcement, None, now_ms);
-        self.members.said_whole_ms = now_ms;
+        self.say(&announcement, None, now);
+        self.members.said_whole_at = now;
         self.members.is_whole_due = false;
     }
 
     /// Publishes an announcement to all nodes; `waiter`: notified once Redis has it.
-    fn say(&mut self, announcement: &Member<'_>, waiter: Option<(usize, Cid)>, now_ms: u64) {
+    fn say(&mut self, announcement: &Member<'_>, waiter: Option<(usize, Cid)>, now: MonotonicMs) {
         let bytes = self.encode_announcement(announcement);
-        let deadline_ms = self.deadline_ms(now_ms);
-        self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline_ms);
-        self.publishing.handle_asked(self.listening.at(now_ms));
-        self.members.said_ms = now_ms;
+        let deadline = self.deadline(now);
+        self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline);
+        self.publishing.handle_asked(self.listening.at(now));
+        self.members.said_at = now;
     }
 
     /// Sends announcements that are due and detects silent nodes.
-    pub(super) fn tick_members(&mut self, now_ms: u64, sink: &mut dyn Sink) {
+    pub(super) fn tick_members(&mut self, now: MonotonicMs, sink: &mut dyn Sink) {
         let members = &self.members;
         if members.has_left {
             return;
         }
-        let since_whole_ms = now_ms.saturating_sub(members.said_whole_ms);
+        let since_whole_ms = now.since(members.said_whole_at);
         if members.is_whole_due && since_whole_ms >= WHOLE_EVERY_MS {
-            self.announce_full_state(false, now_ms);
-        } else if now_ms.saturating_sub(members.said_ms) >= SAY_EVERY_MS {
+            self.announce_full_state(false, now);
+        } else if now.since(members.said_at) >= SAY_EVERY_MS {
             let announcement = self.member();
-            self.say(&announcement, None, now_ms);
+            self.say(&announcement, None, now);
         }
-        let is_over = |other: &Other| {
-            other.has_left && now_ms.saturating_sub(other.heard_ms) > FORGET_LEFT_MS
-        };
+        let is_over = |other: &Other| other.has_left && now.since(other.heard_at) > FORGET_LEFT_MS;
         self.members.others.retain(|_, other| !is_over(other));
-        let since_ms = self.members.hears_since_ms;
-        let until_ms = self.subscribe_log.read_until_ms();
+        let since = self.members.hears_since;
+        let until = self.subscribe_log.read_until();
         let is_lost = |other: &Other| {
-            !other.has_left && until_ms.saturating_sub(other.heard_ms.max(since_ms)) > LOST_AFTER_MS
+            !other.has_left && until.since(other.heard_at.max(since)) > LOST_AFTER_MS
         };
         let others = self.members.others.iter();
         let lost: Vec<NodeId> =
@@ -238,7 +236,7 @@ impl Broker {
     pub(super) fn handle_member(
         &mut self,
         payload: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), EnvelopeError> {
         let announcement = Member::decode(payload)?;
@@ -247,7 +245,7 @@ impl Broker {
             return Ok(());
         }
         let heard =
-            self.watermarks.announce(node, epoch, announcement.order, announcement.number, now_ms);
+            self.watermarks.announce(node, epoch, announcement.order, announcement.number, now);
         match heard {
             Announcement::False => {
                 let channel = self.nodes_channel.clone();
@@ -265,7 +263,7 @@ impl Broker {
         let is_same = known.is_some_and(|other| other.epoch == epoch);
         if announcement.is_leaving {
             let was_there = known.is_some_and(|other| !other.has_left);
-            let left = Other { has_left: true, ..Other::new(epoch, now_ms) };
+            let left = Other { has_left: true, ..Other::new(epoch, now) };
             self.members.others.insert(node, left);
             if was_there {
                 self.tell_node(node, false, sink);
@@ -276,13 +274,13 @@ impl Broker {
             if known.is_some_and(|other| !other.has_left) {
                 self.tell_node(node, false, sink);
             }
-            self.members.others.insert(node, Other::new(epoch, now_ms));
+            self.members.others.insert(node, Other::new(epoch, now));
             self.tell_node(node, true, sink);
         }
-        self.take_servers(&announcement, heard, now_ms, sink);
+        self.take_servers(&announcement, heard, now, sink);
         if announcement.requests_full_state {
-            match now_ms.saturating_sub(self.members.said_whole_ms) >= WHOLE_EVERY_MS {
-                true if self.may_publish() => self.announce_full_state(false, now_ms),
+            match now.since(self.members.said_whole_at) >= WHOLE_EVERY_MS {
+                true if self.may_publish() => self.announce_full_state(false, now),
                 _ => self.members.is_whole_due = true,
             }
         }
@@ -295,12 +293,12 @@ impl Broker {
         &mut self,
         announcement: &Member<'_>,
         heard: Announcement,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let node = announcement.sender.node;
         let Some(other) = self.members.others.get_mut(&node) else { return };
-        other.heard_ms = now_ms;
+        other.heard_at = now;
         let is_behind = other.version.is_some_and(|version| version > announcement.version);
         match heard {
             // From an old link, and overtaken: it would undo later changes.
@@ -339,9 +337,9 @@ impl Broker {
             }
         }
         let misses_some = other.version != Some(announcement.version);
-        let may_ask = |asked_ms: u64| now_ms.saturating_sub(asked_ms) >= WHOLE_EVERY_MS;
-        if misses_some && other.asked_ms.is_none_or(may_ask) {
-            self.request(node, now_ms);
+        let may_ask = |asked_at: MonotonicMs| now.since(asked_at) >= WHOLE_EVERY_MS;
+        if misses_some && other.asked_at.is_none_or(may_ask) {
+            self.request(node, now);
         }
         for event in events {
             (0..self.config.workers).for_each(|worker| sink.event(worker, event));
@@ -349,20 +347,20 @@ impl Broker {
     }
 
     /// Requests the full state of one node.
-    fn request(&mut self, node: NodeId, now_ms: u64) {
+    fn request(&mut self, node: NodeId, now: MonotonicMs) {
         if !self.may_publish() {
             return;
         }
         if let Some(other) = self.members.others.get_mut(&node) {
-            other.asked_ms = Some(now_ms);
+            other.asked_at = Some(now);
         }
         let mut channel = Vec::new();
         self.config.names.node(&mut channel, node);
         let bytes =
             self.encode_announcement(&Member { requests_full_state: true, ..self.member() });
-        let deadline_ms = self.deadline_ms(now_ms);
-        self.log.add_word(&channel, &bytes, None, deadline_ms);
-        self.publishing.handle_asked(self.listening.at(now_ms));
+        let deadline = self.deadline(now);
+        self.log.add_word(&channel, &bytes, None, deadline);
+        self.publishing.handle_asked(self.listening.at(now));
     }
 
     /// Publishes the live nodes for the monitoring pages.
@@ -382,9 +380,9 @@ impl Broker {
 }
 
 impl Other {
-    fn new(epoch: u64, now_ms: u64) -> Self {
+    fn new(epoch: u64, now: MonotonicMs) -> Self {
         let servers = Vec::new();
-        Self { epoch, version: None, heard_ms: now_ms, asked_ms: None, servers, has_left: false }
+        Self { epoch, version: None, heard_at: now, asked_at: None, servers, has_left: false }
     }
 }
 

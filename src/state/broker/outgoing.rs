@@ -6,7 +6,7 @@ use super::{
     Sink,
 };
 use crate::state::sequence::OutgoingSequences;
-use crate::types::Routing;
+use crate::types::{MonotonicMs, Routing};
 use crate::wire::envelope::{Envelope, Header};
 use crate::wire::publication::{LastName, Publication, route};
 
@@ -17,8 +17,8 @@ struct Acceptor<'a> {
     sequences: &'a mut OutgoingSequences,
     order: &'a mut u64,
     log: &'a mut PublishLog,
-    now_ms: u64,
-    deadline_ms: u64,
+    now: MonotonicMs,
+    deadline: MonotonicMs,
 }
 
 impl Acceptor<'_> {
@@ -38,9 +38,9 @@ impl Acceptor<'_> {
             // Every node that has the user also subscribes to the project's channel.
             channel = &channel[..length];
         }
-        let seq = self.sequences.next(channel, self.now_ms);
+        let seq = self.sequences.next(channel, self.now);
         *self.order += 1;
-        let envelope = self.log.add_part(channel, bytes, may_expire, self.deadline_ms, write);
+        let envelope = self.log.add_part(channel, bytes, may_expire, self.deadline, write);
         Header::set_numbers(envelope, self.epoch, seq, *self.order);
     }
 
@@ -57,7 +57,7 @@ impl Broker {
         envelope: &Envelope<'_>,
         routing: Routing,
         pusher: Pusher,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let bytes = envelope.encoded_bytes();
@@ -65,14 +65,14 @@ impl Broker {
             self.config.counters.count_refusal(outcome);
             return sink.answer(pusher, outcome);
         }
-        let (mut acceptor, last_name) = self.acceptor(now_ms);
+        let (mut acceptor, last_name) = self.acceptor(now);
         let names = &acceptor.config.names;
         route(routing, envelope, |channel, envelope| {
             let name = last_name.get(names, envelope.pid, channel);
             acceptor.add(name, envelope.encoded_bytes(), true, |out| envelope.encode(out));
         });
         acceptor.log.end_message(Some(pusher));
-        self.announce_order(now_ms);
+        self.announce_order(now);
     }
 
     /// As [`Broker::handle_push`], for a worker on another thread.
@@ -80,7 +80,7 @@ impl Broker {
         &mut self,
         publication: &Publication,
         pusher: Pusher,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         let sizes = publication.parts.iter().map(|part| part.envelope.len());
@@ -89,13 +89,13 @@ impl Broker {
             self.config.counters.count_refusal(outcome);
             return sink.answer(pusher, outcome);
         }
-        let (mut acceptor, _) = self.acceptor(now_ms);
+        let (mut acceptor, _) = self.acceptor(now);
         for (index, part) in publication.parts.iter().enumerate() {
             let envelope = &publication.bytes[part.envelope.clone()];
             acceptor.add_encoded(publication.channel(index), envelope, true);
         }
         acceptor.log.end_message(Some(pusher));
-        self.announce_order(now_ms);
+        self.announce_order(now);
     }
 
     /// Publishes a worker's parcel on a channel; nobody waits for the outcome. Events are kept
@@ -106,7 +106,7 @@ impl Broker {
         channel: &[u8],
         parcel: &[u8],
         is_events: bool,
-        now_ms: u64,
+        now: MonotonicMs,
     ) {
         if parcel.len() > self.facts.limit().bytes {
             return self.config.counters.too_large_parcels.add(1);
@@ -117,10 +117,10 @@ impl Broker {
         if !may_wait && self.refusal(parcel.len(), parcel.len()).is_some() {
             return self.config.counters.parcels_refused.add(1);
         }
-        let (mut acceptor, _) = self.acceptor(now_ms);
+        let (mut acceptor, _) = self.acceptor(now);
         acceptor.add_encoded(channel, parcel, !is_events);
         acceptor.log.end_message(None);
-        self.announce_order(now_ms);
+        self.announce_order(now);
     }
 
     /// Returns why a message is not accepted now. `bytes`: of all its parts; `largest`: of one
@@ -134,19 +134,19 @@ impl Broker {
         }
     }
 
-    fn acceptor(&mut self, now_ms: u64) -> (Acceptor<'_>, &mut LastName) {
+    fn acceptor(&mut self, now: MonotonicMs) -> (Acceptor<'_>, &mut LastName) {
         if self.log.is_empty() && self.state == LinksState::Ready {
-            self.publishing.handle_asked(self.listening.at(now_ms));
+            self.publishing.handle_asked(self.listening.at(now));
         }
-        let deadline_ms = self.deadline_ms(now_ms);
+        let deadline = self.deadline(now);
         let acceptor = Acceptor {
             config: &self.config,
             epoch: self.config.epoch(),
             sequences: &mut self.sequences,
             order: &mut self.order,
             log: self.held.as_mut().unwrap_or(&mut self.log),
-            now_ms,
-            deadline_ms,
+            now,
+            deadline,
         };
         (acceptor, &mut self.last_name)
     }

@@ -4,7 +4,7 @@
 use super::Outcome;
 use super::facts::Question;
 use super::transit::Transit;
-use crate::types::Cid;
+use crate::types::{Cid, MonotonicMs};
 use crate::wire::bundle;
 use crate::wire::envelope::{EnvelopeKind, Header};
 use crate::wire::publication::write_publish;
@@ -55,7 +55,7 @@ pub type Waiter = (usize, Cid);
 
 #[derive(Debug, Clone, Copy)]
 struct SentCommand {
-    deadline_ms: u64,
+    deadline: MonotonicMs,
     what: What,
 }
 
@@ -168,7 +168,7 @@ impl PublishLog {
         channel: &[u8],
         bytes: usize,
         may_expire: bool,
-        deadline_ms: u64,
+        deadline: MonotonicMs,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> &mut [u8] {
         let what = What::Message {
@@ -179,7 +179,7 @@ impl PublishLog {
             lives: 0,
             is_abandoned: false,
         };
-        self.add(channel, bytes, deadline_ms, what, write)
+        self.add(channel, bytes, deadline, what, write)
     }
 
     /// Ends a message whose parts are all added; `waiting`: who gets the outcome.
@@ -191,21 +191,21 @@ impl PublishLog {
         }
     }
 
-    pub fn add_question(&mut self, question: Question, deadline_ms: u64) {
+    pub fn add_question(&mut self, question: Question, deadline: MonotonicMs) {
         let mut bytes = self.spare.pop().unwrap_or_default();
         question.write(&mut bytes);
         self.bytes += bytes.len();
         let (channel_bytes, is_suspect) = (0, false);
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes, is_suspect });
-        self.entries.push_back(SentCommand { deadline_ms, what: What::Question(question) });
+        self.entries.push_back(SentCommand { deadline, what: What::Question(question) });
     }
 
     /// Appends a complete command that raises the number of `super::reservation`.
-    pub fn add_reservation(&mut self, command: &[u8], deadline_ms: u64) {
+    pub fn add_reservation(&mut self, command: &[u8], deadline: MonotonicMs) {
         self.bytes += command.len();
         let bytes = command.to_vec();
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes: 0, is_suspect: false });
-        self.entries.push_back(SentCommand { deadline_ms, what: What::Reservation });
+        self.entries.push_back(SentCommand { deadline, what: What::Reservation });
     }
 
     /// Appends an announcement, an envelope of any kind without a number.
@@ -214,17 +214,17 @@ impl PublishLog {
         channel: &[u8],
         envelope: &[u8],
         waiter: Option<Waiter>,
-        deadline_ms: u64,
+        deadline: MonotonicMs,
     ) {
         let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
-        self.add(channel, envelope.len(), deadline_ms, What::Announcement(waiter), write);
+        self.add(channel, envelope.len(), deadline, What::Announcement(waiter), write);
     }
 
     fn add(
         &mut self,
         channel: &[u8],
         length: usize,
-        deadline_ms: u64,
+        deadline: MonotonicMs,
         what: What,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> &mut [u8] {
@@ -238,7 +238,7 @@ impl PublishLog {
             self.commands.push_back(Command { entries: 0, bytes, channel_bytes, is_suspect });
         }
         self.bytes += bundle::LENGTH_BYTES + length;
-        self.entries.push_back(SentCommand { deadline_ms, what });
+        self.entries.push_back(SentCommand { deadline, what });
         // The command exists, or was just added.
         self.commands.back_mut().map_or(&mut [], |command| command.add(length, write))
     }
@@ -374,9 +374,9 @@ impl PublishLog {
 
     /// Calls `expire` for each pusher whose deadline has passed. The message stays: its reply is
     /// still due.
-    pub fn expire(&mut self, now_ms: u64, mut expire: impl FnMut(Pusher)) {
+    pub fn expire(&mut self, now: MonotonicMs, mut expire: impl FnMut(Pusher)) {
         while let Some(entry) = self.entries.get_mut(self.expired)
-            && entry.deadline_ms <= now_ms
+            && entry.deadline <= now
         {
             self.expired += 1;
             if let What::Message { pusher, may_expire, has_expired, .. } = &mut entry.what {
@@ -429,11 +429,11 @@ impl PublishLog {
                 self.expired += usize::from(has_expired);
                 let void = Header { kind: EnvelopeKind::Void, ..header };
                 let write = |out: &mut Vec<u8>| void.encode(out);
-                self.add(channel, Header::BYTES, entry.deadline_ms, entry.what, write);
+                self.add(channel, Header::BYTES, entry.deadline, entry.what, write);
             }
             _ => {
                 let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
-                self.add(channel, envelope.len(), entry.deadline_ms, entry.what, write);
+                self.add(channel, envelope.len(), entry.deadline, entry.what, write);
             }
         }
     }
@@ -479,6 +479,10 @@ mod tests {
     use crate::wire::envelope::{Envelope, Targets};
     use crate::wire::resp;
 
+    fn ms(ms: u64) -> MonotonicMs {
+        MonotonicMs::new(ms)
+    }
+
     fn add(log: &mut PublishLog, seq: u64, data: &[u8], pusher: Option<Pusher>, deadline_ms: u64) {
         let envelope = Envelope {
             origin: NodeId::new(1).unwrap(),
@@ -494,7 +498,7 @@ mod tests {
             data,
         };
         let write = |out: &mut Vec<u8>| envelope.encode(out);
-        let part = log.add_part(b"x:{p}", envelope.encoded_bytes(), true, deadline_ms, write);
+        let part = log.add_part(b"x:{p}", envelope.encoded_bytes(), true, ms(deadline_ms), write);
         Header::set_numbers(part, 1, seq, seq);
         log.end_message(pusher);
     }
@@ -545,7 +549,7 @@ mod tests {
         let all =
             [(EnvelopeKind::Message, 1), (EnvelopeKind::Message, 2), (EnvelopeKind::Message, 3)];
         assert_eq!(sent(&mut log), [all]);
-        log.add_question(Question::Ping, 10);
+        log.add_question(Question::Ping, ms(10));
         add(&mut log, 4, b"1", pusher(4), 10);
         assert_eq!(sent(&mut log), [[(EnvelopeKind::Message, 4)]]);
         assert_eq!(front(&log), [(1, Some(1)), (2, Some(2)), (3, Some(3))]);
@@ -566,7 +570,7 @@ mod tests {
         let mut tail = Vec::new();
         let (kind, origin) = (EnvelopeKind::Tail, NodeId::new(1).unwrap());
         Header { kind, origin, epoch: 1, seq: 20, order: 0, id: MessageId(0) }.encode(&mut tail);
-        log.add_word(b"x:{p}", &tail, None, 10);
+        log.add_word(b"x:{p}", &tail, None, ms(10));
         let half = vec![b'1'; bundle::MAX_BYTES / 2 + 1];
         for seq in 21..=22 {
             add(&mut log, seq, &half, pusher(0), 10);
@@ -615,19 +619,19 @@ mod tests {
     fn what_is_past_its_deadline_only_keeps_its_number_when_it_is_sent_again() {
         let mut log = PublishLog::default();
         add(&mut log, 1, b"late", pusher(1), 10);
-        log.add_question(Question::Ping, 10);
+        log.add_question(Question::Ping, ms(10));
         add(&mut log, 2, b"in time", pusher(2), 20);
         sent(&mut log);
         let mut expired = Vec::new();
-        log.expire(10, |one| expired.push(one.ticket));
-        log.expire(10, |one| expired.push(one.ticket));
+        log.expire(ms(10), |one| expired.push(one.ticket));
+        log.expire(ms(10), |one| expired.push(one.ticket));
         assert_eq!(expired, [1]);
         log.handle_lost(|_, _, _| unreachable!());
         assert_eq!(log.front(), None, "nothing of the next link is an answer to it");
         log.rewind();
         assert_eq!(log.len(), 2, "a ping is not repeated");
         assert_eq!(sent(&mut log), [[(EnvelopeKind::Void, 1), (EnvelopeKind::Message, 2)]]);
-        log.expire(20, |one| expired.push(one.ticket));
+        log.expire(ms(20), |one| expired.push(one.ticket));
         assert_eq!(expired, [1, 2]);
         // A second reconnect before any reply.
         log.handle_lost(|_, _, _| unreachable!());

@@ -4,7 +4,7 @@
 use super::{Broker, Joined, LinksState, Sink};
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Interest, Relay, To};
-use crate::types::SnowflakeClock;
+use crate::types::{MonotonicMs, SnowflakeClock};
 
 impl Broker {
     /// Handles a worker's request to subscribe, unsubscribe, relay or announce.
@@ -12,27 +12,27 @@ impl Broker {
         &mut self,
         worker: usize,
         request: &BrokerRequest,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) {
         match request {
-            BrokerRequest::Join(interest) => self.join(worker, interest, now_ms, sink),
+            BrokerRequest::Join(interest) => self.join(worker, interest, now, sink),
             BrokerRequest::Leave(interest) => self.leave(worker, interest),
             BrokerRequest::UserHere(user) => self.presence.insert(*user, worker),
             BrokerRequest::UserGone(user) => self.presence.remove(*user, worker),
             BrokerRequest::ServerHere(server) => {
-                self.handle_server_here(worker, *server, now_ms, sink)
+                self.handle_server_here(worker, *server, now, sink)
             }
-            BrokerRequest::ServerGone(cid) => self.handle_server_gone(worker, *cid, now_ms, sink),
+            BrokerRequest::ServerGone(cid) => self.handle_server_gone(worker, *cid, now, sink),
             // No worker waits for it: the broker itself sent the event.
             BrokerRequest::ServerSeen(_) => {}
-            BrokerRequest::Relay(relay) => self.relay(worker, relay, now_ms, sink),
+            BrokerRequest::Relay(relay) => self.relay(worker, relay, now, sink),
         }
     }
 
     /// Relays a worker's parcel to other workers, on this node or elsewhere. Business servers on
     /// this node get events at once, before requests from the clients they concern.
-    fn relay(&mut self, worker: usize, relay: &Relay, now_ms: u64, sink: &mut dyn Sink) {
+    fn relay(&mut self, worker: usize, relay: &Relay, now: MonotonicMs, sink: &mut dyn Sink) {
         let Relay { to, parcel } = relay;
         let (To::Holder { project, .. } | To::Events(project)) = to;
         let config = &self.config;
@@ -60,10 +60,10 @@ impl Broker {
         {
             sink.relay(channel.workers & !(1 << worker), *project, parcel);
         }
-        self.handle_parcel(&name, parcel, is_events, now_ms);
+        self.handle_parcel(&name, parcel, is_events, now);
     }
 
-    fn join(&mut self, worker: usize, interest: &Interest, now_ms: u64, sink: &mut dyn Sink) {
+    fn join(&mut self, worker: usize, interest: &Interest, now: MonotonicMs, sink: &mut dyn Sink) {
         let is_up = self.has_subscribed();
         let names = self.channel_names(interest);
         if self.is_first_attempt && !is_up {
@@ -86,7 +86,7 @@ impl Broker {
         }
         if !new.is_empty() {
             self.subscribe_log.subscribe(&mut self.subscribing, &new, false);
-            self.subscribing.handle_asked(self.listening.at(now_ms));
+            self.subscribing.handle_asked(self.listening.at(now));
         }
         if !is_up || !must_wait {
             sink.ready(worker, interest);
@@ -117,7 +117,7 @@ impl Broker {
 
     /// Notes that a worker has handled a canary.
     pub fn handle_canary_seen(&mut self, worker: usize) {
-        self.canary.owed_ms[worker] = 0;
+        self.canary.owed_since[worker] = None;
     }
 
     pub(super) fn channel_names(&self, interest: &Interest) -> Vec<Vec<u8>> {

@@ -7,7 +7,7 @@
 
 use super::{Broker, Event, LinkError, Sink};
 use crate::state::subscriptions::WorkerEvent;
-use crate::types::{SnowflakeClock, WallMs};
+use crate::types::{MonotonicMs, SnowflakeClock};
 use crate::wire::resp::{Reply, write_command};
 
 /// Interval between attempts after a refusal.
@@ -26,7 +26,7 @@ enum Step {
     Kept,
     /// Redis does not permit this node to store it.
     Refused {
-        try_again_ms: u64,
+        try_again_at: MonotonicMs,
     },
 }
 
@@ -78,25 +78,19 @@ pub(super) fn number_of<'a>(reply: &Reply<'a>) -> Option<Result<i64, &'a [u8]>> 
 }
 
 impl Broker {
-    /// Sets the time by which ids are issued. Call it before
-    /// [`Broker::handle_open`] and with each [`Broker::handle_tick`].
-    pub fn set_wall(&mut self, wall: WallMs) {
-        self.wall = wall;
-    }
-
     /// Starts after both links are greeted: reads what earlier runs used, then subscribes to
     /// everything.
-    pub(super) fn begin_with_reservation(&mut self, now_ms: u64) {
+    pub(super) fn begin_with_reservation(&mut self, now: MonotonicMs) {
         if self.reservation.is_settled() {
-            return self.subscribe_to_all(now_ms);
+            return self.subscribe_to_all(now);
         }
         self.reservation.step = Step::Reading;
-        self.ask_for_number(0, now_ms);
+        self.ask_for_number(0, now);
     }
 
-    fn ask_for_number(&mut self, add_ms: u64, now_ms: u64) {
+    fn ask_for_number(&mut self, add_ms: u64, now: MonotonicMs) {
         self.publishing.out.extend_from_slice(&self.incrby(add_ms));
-        self.publishing.handle_asked(self.listening.at(now_ms));
+        self.publishing.handle_asked(self.listening.at(now));
     }
 
     fn incrby(&self, add_ms: u64) -> Vec<u8> {
@@ -111,7 +105,7 @@ impl Broker {
     pub(super) fn handle_number(
         &mut self,
         number: Result<i64, &[u8]>,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let stored_ms = match number {
@@ -120,8 +114,8 @@ impl Broker {
                 return Err(LinkError::Refused(String::from_utf8_lossy(text).into_owned()));
             }
             Err(text) => {
-                self.give_up_reservation(text, now_ms);
-                self.subscribe_to_all(now_ms);
+                self.give_up_reservation(text, now);
+                self.subscribe_to_all(now);
                 return Ok(());
             }
         };
@@ -131,7 +125,7 @@ impl Broker {
                 self.config.incarnation.reserve(stored_ms.min(wanted_ms));
                 self.reservation.step = Step::Kept;
                 self.config.counters.ids_kept.set(1);
-                self.subscribe_to_all(now_ms);
+                self.subscribe_to_all(now);
             }
             _ => {
                 // If read again, it may be what this run has raised it to.
@@ -144,17 +138,17 @@ impl Broker {
                 let wanted_ms = self.config.incarnation.wanted_until_ms(self.wall);
                 let wanted_ms = wanted_ms.unwrap_or(stored_ms);
                 self.reservation.step = Step::Raising { wanted_ms };
-                self.ask_for_number(wanted_ms.saturating_sub(stored_ms), now_ms);
+                self.ask_for_number(wanted_ms.saturating_sub(stored_ms), now);
             }
         }
         Ok(())
     }
 
     /// Raises the number when ids come near it; the links are up.
-    pub(super) fn renew_reservation(&mut self, now_ms: u64) {
+    pub(super) fn renew_reservation(&mut self, now: MonotonicMs) {
         let may_try = match self.reservation.step {
             Step::Kept => true,
-            Step::Refused { try_again_ms } => now_ms >= try_again_ms,
+            Step::Refused { try_again_at } => now >= try_again_at,
             _ => false,
         };
         if !may_try || self.reservation.raising_to_ms.is_some() {
@@ -170,15 +164,15 @@ impl Broker {
         };
         self.reservation.raising_to_ms = Some(wanted_ms);
         let command = self.incrby(add_ms);
-        self.log.add_reservation(&command, self.deadline_ms(now_ms));
-        self.publishing.handle_asked(self.listening.at(now_ms));
+        self.log.add_reservation(&command, self.deadline(now));
+        self.publishing.handle_asked(self.listening.at(now));
     }
 
     /// Handles the reply to [`Broker::renew_reservation`].
     pub(super) fn handle_renewed(
         &mut self,
         number: Result<i64, &[u8]>,
-        now_ms: u64,
+        now: MonotonicMs,
     ) -> Result<(), LinkError> {
         let Some(wanted_ms) = self.reservation.raising_to_ms.take() else { return Ok(()) };
         match number {
@@ -195,14 +189,14 @@ impl Broker {
                     self.config.incarnation.reserve(wanted_ms);
                 }
             }
-            Err(text) => self.give_up_reservation(text, now_ms),
+            Err(text) => self.give_up_reservation(text, now),
         }
         Ok(())
     }
 
-    fn give_up_reservation(&mut self, text: &[u8], now_ms: u64) {
+    fn give_up_reservation(&mut self, text: &[u8], now: MonotonicMs) {
         let is_known = matches!(self.reservation.step, Step::Refused { .. });
-        self.reservation.step = Step::Refused { try_again_ms: now_ms + TRY_AGAIN_MS };
+        self.reservation.step = Step::Refused { try_again_at: now + TRY_AGAIN_MS };
         self.reservation.stored_ms = None;
         self.config.incarnation.follow_clock();
         self.config.counters.ids_kept.set(0);

@@ -5,6 +5,7 @@ use super::facts::{self, Command};
 use super::link::Link;
 use super::{Broker, CHANNELS_PER_COMMAND, Event, LinkError, LinksState, PING_EVERY_MS, Sink};
 use crate::state::subscriptions::Interest;
+use crate::types::MonotonicMs;
 use crate::wire::bundle;
 use crate::wire::publication::Channel;
 use crate::wire::resp::{Reply, write_command};
@@ -29,7 +30,7 @@ enum Sent {
     /// Number of unanswered channels.
     Unsubscribe(usize),
     /// When it was sent.
-    Ping(u64),
+    Ping(MonotonicMs),
 }
 
 /// Commands in flight on this incarnation of the subscribing link, and the channels that Redis
@@ -43,14 +44,14 @@ pub(super) struct SubscribeLog {
     unconfirmed: usize,
     /// Those of them wanted when the links came up: pushes wait for these.
     unrenewed: usize,
-    /// See [`SubscribeLog::read_until_ms`], and when the last PING was sent.
-    read_until_ms: u64,
-    pinged_ms: u64,
+    /// See [`SubscribeLog::read_until`], and when the last PING was sent.
+    read_until: MonotonicMs,
+    pinged_at: MonotonicMs,
     /// A PONG is due.
     is_pinging: bool,
     refused: BTreeSet<Box<[u8]>>,
     /// When refused channels were last requested again, and up to which one.
-    again_ms: u64,
+    again_at: MonotonicMs,
     again_after: Box<[u8]>,
 }
 
@@ -66,14 +67,14 @@ impl SubscribeLog {
 
     /// Everything that Redis sent before this time is read: a PING of that time is answered. 0:
     /// unknown. Timeouts of other nodes are measured against it, whatever the backlog to read.
-    pub(super) fn read_until_ms(&self) -> u64 {
-        self.read_until_ms
+    pub(super) fn read_until(&self) -> MonotonicMs {
+        self.read_until
     }
 
     /// Whether to send a PING. At most one is in flight.
-    pub(super) fn is_ping_due(&self, now_ms: u64, is_urgent: bool) -> bool {
+    pub(super) fn is_ping_due(&self, now: MonotonicMs, is_urgent: bool) -> bool {
         let every_ms = if is_urgent { 0 } else { PING_EVERY_MS };
-        !self.is_pinging && now_ms.saturating_sub(self.pinged_ms) >= every_ms
+        !self.is_pinging && now.since(self.pinged_at) >= every_ms
     }
 
     /// Number of channels that Redis does not permit this node to subscribe to.
@@ -106,17 +107,17 @@ impl SubscribeLog {
         }
     }
 
-    pub(super) fn ping(&mut self, link: &mut Link, now_ms: u64) {
+    pub(super) fn ping(&mut self, link: &mut Link, now: MonotonicMs) {
         write_command(&mut link.out, &[b"PING"]);
-        self.sent.push_back(Sent::Ping(now_ms));
-        (self.pinged_ms, self.is_pinging) = (now_ms, true);
+        self.sent.push_back(Sent::Ping(now));
+        (self.pinged_at, self.is_pinging) = (now, true);
     }
 
     /// Takes the oldest command, which is answered or refused.
     fn take_answered(&mut self) -> Option<Sent> {
         let sent = self.sent.pop_front();
-        if let Some(Sent::Ping(sent_ms)) = sent {
-            (self.read_until_ms, self.is_pinging) = (sent_ms, false);
+        if let Some(Sent::Ping(sent_at)) = sent {
+            (self.read_until, self.is_pinging) = (sent_at, false);
         }
         sent
     }
@@ -156,11 +157,11 @@ impl SubscribeLog {
     }
 
     /// Takes those refused channels that are due to be requested again.
-    fn take_again(&mut self, now_ms: u64) -> Vec<Box<[u8]>> {
-        if self.refused.is_empty() || now_ms.saturating_sub(self.again_ms) < AGAIN_EVERY_MS {
+    fn take_again(&mut self, now: MonotonicMs) -> Vec<Box<[u8]>> {
+        if self.refused.is_empty() || now.since(self.again_at) < AGAIN_EVERY_MS {
             return Vec::new();
         }
-        self.again_ms = now_ms;
+        self.again_at = now;
         let after = (Bound::Excluded(&*self.again_after), Bound::Unbounded);
         let some: Vec<Box<[u8]>> =
             self.refused.range::<[u8], _>(after).take(AGAIN_CHANNELS).cloned().collect();
@@ -178,26 +179,26 @@ impl Broker {
     pub(super) fn handle_subscribing(
         &mut self,
         reply: Reply<'_>,
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         match reply {
             Reply::Message { channel, payload } => {
-                self.handle_message(channel, payload, now_ms, sink);
+                self.handle_message(channel, payload, now, sink);
             }
             Reply::Subscribed { channel } => {
                 self.subscribe_log.confirm(channel).ok_or(LinkError::Unasked)?;
                 self.handle_subscribed(channel, sink);
-                self.begin_if_renewed(now_ms);
+                self.begin_if_renewed(now);
             }
             Reply::Unsubscribed { .. } => {
                 self.subscribe_log.leave_one().ok_or(LinkError::Unasked)?;
             }
             Reply::Pong => match self.subscribe_log.take_answered() {
-                Some(Sent::Ping(_)) => self.handle_pong(now_ms),
+                Some(Sent::Ping(_)) => self.handle_pong(now),
                 _ => return Err(LinkError::Unasked),
             },
-            Reply::Error(text) => self.handle_subscribing_error(text, now_ms, sink)?,
+            Reply::Error(text) => self.handle_subscribing_error(text, now, sink)?,
             // A push message of another type.
             Reply::Other => {}
             _ => return Err(LinkError::Unasked),
@@ -208,25 +209,25 @@ impl Broker {
     fn handle_subscribing_error(
         &mut self,
         text: &[u8],
-        now_ms: u64,
+        now: MonotonicMs,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkError> {
         let forbidden = match self.subscribe_log.take_answered() {
             None if facts::is_sign_of_life(text) => return Ok(()),
             Some(Sent::Ping(_)) if facts::is_sign_of_life(text) => {
-                self.handle_pong(now_ms);
+                self.handle_pong(now);
                 return Ok(());
             }
             Some(Sent::Subscribe { names, at, is_renewal }) if text.starts_with(b"NOPERM") => {
                 let names: Vec<&[u8]> = bundle::added(&names[at..]).collect();
                 self.subscribe_log.settle(names.len(), is_renewal);
                 self.handle_refused(&names, is_renewal, text, sink)?;
-                self.subscribing.handle_asked(self.listening.at(now_ms));
-                self.begin_if_renewed(now_ms);
+                self.subscribing.handle_asked(self.listening.at(now));
+                self.begin_if_renewed(now);
                 return Ok(());
             }
             Some(Sent::Ping(_)) if facts::is_forbidden(text) => {
-                self.handle_pong(now_ms);
+                self.handle_pong(now);
                 Command::Ping
             }
             Some(Sent::Unsubscribe(_)) if facts::is_forbidden(text) => Command::Unsubscribe,
@@ -285,7 +286,7 @@ impl Broker {
     fn handle_subscribed(&mut self, channel: &[u8], sink: &mut dyn Sink) {
         if self.subscribe_log.refused.remove(channel) {
             // The others may be permitted now as well.
-            self.subscribe_log.again_ms = 0;
+            self.subscribe_log.again_at = MonotonicMs::default();
             self.events.push(Event::ChannelAllowed { channel: channel.into() });
         }
         for (worker, interest) in self.interests.confirm(channel) {
@@ -296,25 +297,25 @@ impl Broker {
         }
     }
 
-    pub(super) fn subscribe_to_all(&mut self, now_ms: u64) {
+    pub(super) fn subscribe_to_all(&mut self, now: MonotonicMs) {
         let Self { interests, subscribe_log, subscribing, .. } = self;
         let mut names: Vec<&[u8]> = interests.names().collect();
         names.sort_unstable();
         subscribe_log.subscribe(subscribing, &names, true);
-        subscribing.handle_asked(self.listening.at(now_ms));
+        subscribing.handle_asked(self.listening.at(now));
     }
 
     /// Requests refused channels again.
-    pub(super) fn subscribe_again(&mut self, now_ms: u64) {
-        for name in self.subscribe_log.take_again(now_ms) {
+    pub(super) fn subscribe_again(&mut self, now: MonotonicMs) {
+        for name in self.subscribe_log.take_again(now) {
             self.subscribe_log.subscribe(&mut self.subscribing, &[&name], false);
-            self.subscribing.handle_asked(self.listening.at(now_ms));
+            self.subscribing.handle_asked(self.listening.at(now));
         }
     }
 
-    fn begin_if_renewed(&mut self, now_ms: u64) {
+    fn begin_if_renewed(&mut self, now: MonotonicMs) {
         if self.subscribe_log.unrenewed == 0 && self.state == LinksState::Opening {
-            self.begin_publishing(now_ms);
+            self.begin_publishing(now);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::state::projects::{Project, SubscribePolicy};
 use crate::state::subscriptions::{BrokerRequest, Relay, Server, To};
-use crate::types::{Cid, EventSet, Incarnation, Routing, WallMs};
+use crate::types::{Cid, EventSet, Incarnation, MonotonicMs, Now, Routing, WallMs};
 use crate::wire::envelope::{CidsBuf, NamesBuf, TargetsBuf};
 use crate::wire::member::{self, Cids, Member, Servers};
 use crate::wire::parcel::{self, Answer, Response, Sender};
@@ -20,6 +20,10 @@ mod resp_text;
 mod stalls;
 
 use resp_text::{bulk, commands, message};
+
+fn ms(ms: u64) -> MonotonicMs {
+    MonotonicMs::new(ms)
+}
 
 const KEYS: (u64, u64) = (1, 2);
 
@@ -75,7 +79,7 @@ impl Sink for Said {
 struct Setting {
     broker: Broker,
     said: Said,
-    now_ms: u64,
+    now: Now,
     /// Redis accepts what is published and delivers nothing.
     is_deaf: bool,
     /// Redis answers nothing at all.
@@ -123,7 +127,7 @@ impl Setting {
         Self {
             broker: Broker::new(config(workers)),
             said: Said::default(),
-            now_ms: 1_000,
+            now: Now { monotonic: MonotonicMs::new(1_000), wall: WallMs::default() },
             is_deaf: false,
             is_silent: false,
             subscribed: Vec::new(),
@@ -148,7 +152,7 @@ impl Setting {
     }
 
     fn open(&mut self) {
-        self.broker.handle_open(self.now_ms);
+        self.broker.handle_open(self.now);
         self.talk();
     }
 
@@ -217,14 +221,15 @@ impl Setting {
     }
 
     fn hear(&mut self, link: LinkName, bytes: &[u8]) {
-        let handled = self.broker.handle_bytes(link, bytes, self.now_ms, &mut self.said).unwrap();
+        let handled =
+            self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.said).unwrap();
         assert_eq!(handled.bytes, bytes.len());
     }
 
     fn tick(&mut self, ms: u64) -> Result<(), LinkError> {
         for _ in 0..ms / 50 {
-            self.now_ms += 50;
-            self.broker.handle_tick(self.now_ms, &mut self.said)?;
+            self.now.monotonic += 50;
+            self.broker.handle_tick(self.now, &mut self.said)?;
             self.talk();
         }
         Ok(())
@@ -236,7 +241,7 @@ impl Setting {
 
     fn push_by(&mut self, routing: Routing, ticket: u32, data: &str, targets: &TargetsBuf) {
         let (envelope, pusher) = (envelope(7, 100, data, targets), Pusher { worker: 0, ticket });
-        self.broker.handle_push(&envelope, routing, pusher, self.now_ms, &mut self.said);
+        self.broker.handle_push(&envelope, routing, pusher, self.now.monotonic, &mut self.said);
     }
 
     /// Delivers a message of another node.
@@ -261,7 +266,7 @@ impl Setting {
 
     fn join(&mut self, worker: usize) {
         let request = BrokerRequest::Join(Interest::Project(ProjectId(0)));
-        self.broker.handle_request(worker, &request, self.now_ms, &mut self.said);
+        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.said);
     }
 }
 
@@ -309,7 +314,7 @@ fn while_the_links_are_down_nothing_is_accepted_and_nobody_waits() {
     setting.join(0);
     assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
     assert_eq!(setting.said.ready, [0]);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     setting.push(2, "no", &TargetsBuf::default());
     assert_eq!(setting.said.answers[1], (2, Outcome::Unreachable));
     setting.talk();
@@ -334,7 +339,7 @@ fn what_was_not_answered_is_sent_again_and_delivered_once() {
     setting.hear(LinkName::Subscribe, &bytes);
     setting.broker.handle_lost(&mut setting.said);
     assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     setting.talk();
     assert_eq!(setting.said.answers, [(1, Outcome::Accepted), (2, Outcome::Accepted)]);
     let data: Vec<&str> = setting.said.delivered.iter().map(|(_, data)| &**data).collect();
@@ -364,9 +369,9 @@ fn only_workers_that_may_have_a_target_are_woken() {
     setting.talk();
     let user = |uid| user_hash(KEYS, ProjectId(0), uid);
     let (broker, said) = (&mut setting.broker, &mut setting.said);
-    broker.handle_request(1, &BrokerRequest::UserHere(user("a")), 0, said);
-    broker.handle_request(2, &BrokerRequest::UserHere(user("b")), 0, said);
-    broker.handle_request(3, &BrokerRequest::UserHere(user("b")), 0, said);
+    broker.handle_request(1, &BrokerRequest::UserHere(user("a")), ms(0), said);
+    broker.handle_request(2, &BrokerRequest::UserHere(user("b")), ms(0), said);
+    broker.handle_request(3, &BrokerRequest::UserHere(user("b")), ms(0), said);
     let mut cids = CidsBuf::default();
     cids.push(Cid(7 << 12 | 2 << 10));
     let cids = TargetsBuf { cids: Some(cids), ..TargetsBuf::default() };
@@ -410,9 +415,9 @@ fn a_worker_that_does_not_hear_the_canary_is_named() {
         setting.tick(50).unwrap();
         setting.broker.handle_canary_seen(0);
     }
-    assert_eq!(setting.broker.stuck_worker(setting.now_ms), Some(1));
+    assert_eq!(setting.broker.stuck_worker(setting.now.monotonic), Some(1));
     setting.broker.handle_canary_seen(1);
-    assert_eq!(setting.broker.stuck_worker(setting.now_ms), None);
+    assert_eq!(setting.broker.stuck_worker(setting.now.monotonic), None);
 }
 
 #[test]
@@ -473,7 +478,7 @@ fn a_full_sink_pauses_the_reading() {
     setting.said.is_full = true;
     let bytes = b">0\r\n>0\r\n";
     let (broker, said) = (&mut setting.broker, &mut setting.said);
-    let handled = broker.handle_bytes(LinkName::Subscribe, bytes, 1_000, said).unwrap();
+    let handled = broker.handle_bytes(LinkName::Subscribe, bytes, ms(1_000), said).unwrap();
     assert_eq!(handled, Handled { bytes: 0, is_paused: true });
 }
 
@@ -484,7 +489,7 @@ fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     let mut setting = Setting::ready(1);
     let request = |setting: &mut Setting, interest| {
         let request = BrokerRequest::Join(interest);
-        setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
+        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
     };
     request(&mut setting, Interest::Inbox(ProjectId(0)));
     setting.talk();
@@ -593,7 +598,7 @@ fn whoever_missed_a_change_asks_for_everything() {
     });
     assert_eq!(events(&mut setting), ["0: 7 here"]);
     // When asked, it sends its full state.
-    setting.now_ms += 100;
+    setting.now.monotonic += 100;
     say(&mut setting, 1, 4, |announcement| announcement.requests_full_state = true);
     let said = published(&mut setting, b"x:nodes");
     assert!(said.iter().any(|announcement| Member::decode(announcement).unwrap().is_full_state));
@@ -614,7 +619,7 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
         Response { id, client, server, pid, answer: Answer::Gone }.encode(sender, &mut parcel);
         let to = To::Holder { project: ProjectId(0), cid: client };
         let request = BrokerRequest::Relay(Relay { to, parcel });
-        setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
+        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
         assert_eq!(std::mem::take(&mut setting.said.relayed), expected);
     }
 }
@@ -646,8 +651,8 @@ fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     setting.tick(4_900).unwrap();
     assert_eq!(events(&mut setting), [""; 0]);
     // This very thread was suspended: it has not listened.
-    setting.now_ms += 1_100;
-    setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+    setting.now.monotonic += 1_100;
+    setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
     setting.talk();
     assert_eq!(events(&mut setting), [""; 0]);
     setting.tick(5_100).unwrap();
@@ -665,16 +670,16 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
         let list = parcel::EventList(&[]);
         parcel::Events { sender, worker: 0, pid: "p", list }.encode(&mut parcel);
         let relay = Relay { to: To::Events(ProjectId(0)), parcel };
-        let now_ms = setting.now_ms;
-        setting.broker.handle_request(0, &BrokerRequest::Relay(relay), now_ms, &mut setting.said);
-        setting.now_ms += 100;
-        setting.broker.handle_open(setting.now_ms);
+        let now = setting.now.monotonic;
+        setting.broker.handle_request(0, &BrokerRequest::Relay(relay), now, &mut setting.said);
+        setting.now.monotonic += 100;
+        setting.broker.handle_open(setting.now);
         setting.talk();
         setting.tick(900).unwrap();
         assert!(!setting.broker.is_ready() && setting.events.is_empty());
         match is_back {
             true => say(&mut setting, 1, 0, |_| {}),
-            false => setting.now_ms += 50,
+            false => setting.now.monotonic += 50,
         }
         setting.tick(100).unwrap();
         assert!(setting.broker.is_ready());

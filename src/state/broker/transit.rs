@@ -7,6 +7,7 @@
 //! its buffer when the PING is answered.
 
 use super::{Broker, LinkName};
+use crate::types::MonotonicMs;
 use crate::wire::bundle;
 use crate::wire::resp::Reply;
 use std::collections::VecDeque;
@@ -26,7 +27,7 @@ pub(super) struct Transit {
     /// As `unseen_bytes`, and answered before the PING in flight.
     pinged_bytes: usize,
     /// On channels that this node is not subscribed to: bytes, and until when they count.
-    unheard: VecDeque<(usize, u64)>,
+    unheard: VecDeque<(usize, MonotonicMs)>,
     unheard_bytes: usize,
 }
 
@@ -66,7 +67,7 @@ impl Transit {
 
     /// Notes Redis's reply to a command. `receivers`: subscribers it delivers to; `is_heard`: this
     /// node is one of them.
-    fn handle_answered(&mut self, bytes: usize, receivers: i64, is_heard: bool, now_ms: u64) {
+    fn handle_answered(&mut self, bytes: usize, receivers: i64, is_heard: bool, now: MonotonicMs) {
         self.sent_bytes -= bytes;
         if receivers == 0 {
             return;
@@ -75,8 +76,8 @@ impl Transit {
             self.unseen_bytes += bytes;
             return;
         }
-        let since_ms = self.unheard.back().map_or(now_ms, |&(_, until_ms)| until_ms.max(now_ms));
-        self.unheard.push_back((bytes, since_ms + bytes as u64 / UNHEARD_BYTES_PER_MS));
+        let since = self.unheard.back().map_or(now, |&(_, until)| until.max(now));
+        self.unheard.push_back((bytes, since + bytes as u64 / UNHEARD_BYTES_PER_MS));
         self.unheard_bytes += bytes;
     }
 
@@ -90,9 +91,8 @@ impl Transit {
         self.pinged_bytes = 0;
     }
 
-    fn tick(&mut self, now_ms: u64) {
-        while let Some((bytes, _)) = self.unheard.pop_front_if(|(_, until_ms)| *until_ms <= now_ms)
-        {
+    fn tick(&mut self, now: MonotonicMs) {
+        while let Some((bytes, _)) = self.unheard.pop_front_if(|(_, until)| *until <= now) {
             self.unheard_bytes -= bytes;
         }
     }
@@ -100,7 +100,7 @@ impl Transit {
 
 impl Broker {
     /// Handles a reply to the oldest command; a refused command delivers nothing.
-    pub(super) fn handle_taken(&mut self, reply: &Reply<'_>, now_ms: u64) {
+    pub(super) fn handle_taken(&mut self, reply: &Reply<'_>, now: MonotonicMs) {
         let receivers = if let Reply::Integer(count) = reply { *count } else { 0 };
         let channel = self.log.front_channel();
         if channel.is_empty() {
@@ -108,28 +108,28 @@ impl Broker {
         }
         let bytes = self.log.due_bytes();
         let is_heard = bytes <= bundle::MAX_BYTES || self.interests.has(channel);
-        self.transit.handle_answered(bytes, receivers, is_heard, now_ms);
+        self.transit.handle_answered(bytes, receivers, is_heard, now);
     }
 
     /// Sends a PING on the subscribing link if commands wait for it or soon will.
-    pub(super) fn ping_for_room(&mut self, now_ms: u64) {
+    pub(super) fn ping_for_room(&mut self, now: MonotonicMs) {
         let Transit { unseen_bytes, window_bytes, .. } = self.transit;
         let is_urgent = unseen_bytes > window_bytes / 2 || self.is_held_back();
-        if unseen_bytes > 0 && is_urgent && self.subscribe_log.is_ping_due(now_ms, true) {
-            self.ping_subscribing(now_ms);
+        if unseen_bytes > 0 && is_urgent && self.subscribe_log.is_ping_due(now, true) {
+            self.ping_subscribing(now);
         }
     }
 
-    pub(super) fn ping_subscribing(&mut self, now_ms: u64) {
-        self.subscribe_log.ping(&mut self.subscribing, now_ms);
-        self.subscribing.handle_asked(self.listening.at(now_ms));
+    pub(super) fn ping_subscribing(&mut self, now: MonotonicMs) {
+        self.subscribe_log.ping(&mut self.subscribing, now);
+        self.subscribing.handle_asked(self.listening.at(now));
         self.transit.handle_pinged();
     }
 
     /// Handles Redis's reply to the PING, or its refusal.
-    pub(super) fn handle_pong(&mut self, now_ms: u64) {
+    pub(super) fn handle_pong(&mut self, now: MonotonicMs) {
         self.transit.handle_pong();
-        self.ping_for_room(now_ms);
+        self.ping_for_room(now);
     }
 
     /// Whether a command waits for bytes in transit.
@@ -150,15 +150,15 @@ impl Broker {
         }
     }
 
-    pub(super) fn tick_transit(&mut self, now_ms: u64) {
+    pub(super) fn tick_transit(&mut self, now: MonotonicMs) {
         if self.publishing.is_greeted() {
             self.settle_limit();
         }
-        self.transit.tick(now_ms);
-        self.ping_for_room(now_ms);
+        self.transit.tick(now);
+        self.ping_for_room(now);
         if self.is_held_back() && !self.log.has_sent() {
             // No reply is due from it: we do not ask.
-            self.handle_written(LinkName::Publish, now_ms);
+            self.handle_written(LinkName::Publish, now);
         }
     }
 }
@@ -167,17 +167,21 @@ impl Broker {
 mod tests {
     use super::*;
 
+    fn ms(ms: u64) -> MonotonicMs {
+        MonotonicMs::new(ms)
+    }
+
     #[test]
     fn what_redis_may_hold_is_bounded_and_one_command_always_goes() {
         let mut transit = Transit { window_bytes: 100, ..Transit::default() };
         assert!(transit.has_room(1_000), "alone");
         transit.handle_sent(60);
         assert!(transit.has_room(40) && !transit.has_room(41));
-        transit.handle_answered(60, 2, true, 0);
+        transit.handle_answered(60, 2, true, ms(0));
         assert!(!transit.has_room(41), "its answer is not its arrival");
         transit.handle_pinged();
         transit.handle_sent(30);
-        transit.handle_answered(30, 1, true, 0);
+        transit.handle_answered(30, 1, true, ms(0));
         transit.handle_pong();
         assert!(transit.has_room(70) && !transit.has_room(71), "30 came after the PING");
         transit.clear();
@@ -189,14 +193,14 @@ mod tests {
         let mut transit = Transit { window_bytes: 25 << 20, ..Transit::default() };
         for (receivers, has_room) in [(0, true), (1, false)] {
             transit.handle_sent(20 << 20);
-            transit.handle_answered(20 << 20, receivers, false, 1_000);
+            transit.handle_answered(20 << 20, receivers, false, ms(1_000));
             assert_eq!(transit.has_room(20 << 20), has_room);
         }
         transit.handle_pinged();
         transit.handle_pong();
-        transit.tick(1_159);
+        transit.tick(ms(1_159));
         assert!(!transit.has_room(20 << 20));
-        transit.tick(1_160);
+        transit.tick(ms(1_160));
         assert_eq!(transit.bytes(), 0);
     }
 }

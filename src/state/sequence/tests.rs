@@ -3,11 +3,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
+fn ms(ms: u64) -> MonotonicMs {
+    MonotonicMs::new(ms)
+}
+
 const KEYS: (u64, u64) = (1, 2);
 
 fn repeated(sequences: &mut OutgoingSequences, now_ms: u64) -> Vec<(String, u64)> {
     let mut found = Vec::new();
-    sequences.repeat_tails(now_ms, |name, seq| {
+    sequences.repeat_tails(ms(now_ms), |name, seq| {
         found.push((String::from_utf8(name.to_vec()).unwrap(), seq));
     });
     found.sort();
@@ -21,17 +25,17 @@ fn node(number: u16) -> NodeId {
 #[test]
 fn numbers_rise_by_one_and_a_refused_one_is_given_again() {
     let mut sequences = OutgoingSequences::new(KEYS);
-    assert_eq!([sequences.next(b"a", 0), sequences.next(b"a", 0)], [1, 2]);
-    assert_eq!(sequences.next(b"b", 0), 1);
+    assert_eq!([sequences.next(b"a", ms(0)), sequences.next(b"a", ms(0))], [1, 2]);
+    assert_eq!(sequences.next(b"b", ms(0)), 1);
     sequences.roll_back(b"a", 2);
-    assert_eq!(sequences.next(b"a", 0), 2);
+    assert_eq!(sequences.next(b"a", ms(0)), 2);
     sequences.roll_back(b"a", 1); // not the latest
     sequences.roll_back(b"a", 3); // never given out
     sequences.roll_back(b"c", 1); // not known
-    assert_eq!(sequences.next(b"a", 0), 3);
+    assert_eq!(sequences.next(b"a", ms(0)), 3);
     sequences.roll_back(b"b", 1);
     sequences.roll_back(b"b", 0);
-    assert_eq!(sequences.next(b"b", 0), 1);
+    assert_eq!(sequences.next(b"b", ms(0)), 1);
     assert_eq!(sequences.len(), 2);
 }
 
@@ -39,33 +43,33 @@ fn numbers_rise_by_one_and_a_refused_one_is_given_again() {
 #[test]
 fn a_number_that_was_repeated_is_not_given_again() {
     let mut sequences = OutgoingSequences::new(KEYS);
-    assert_eq!([sequences.next(b"a", 0), sequences.next(b"a", 0)], [1, 2]);
-    sequences.handle_reconnect(10);
+    assert_eq!([sequences.next(b"a", ms(0)), sequences.next(b"a", ms(0))], [1, 2]);
+    sequences.handle_reconnect(ms(10));
     assert_eq!(repeated(&mut sequences, 10), [("a".to_string(), 2)]);
     sequences.roll_back(b"a", 2);
-    assert_eq!(sequences.next(b"a", 10), 3);
+    assert_eq!(sequences.next(b"a", ms(10)), 3);
     sequences.roll_back(b"a", 3);
-    assert_eq!(sequences.next(b"a", 10), 3);
+    assert_eq!(sequences.next(b"a", ms(10)), 3);
 }
 
 #[test]
 fn tails_are_repeated_for_a_minute() {
     let mut sequences = OutgoingSequences::new(KEYS);
     let last = |seq| vec![("a".to_string(), seq)];
-    sequences.next(b"a", 1_000);
-    sequences.next(b"refused", 1_000);
+    sequences.next(b"a", ms(1_000));
+    sequences.next(b"refused", ms(1_000));
     sequences.roll_back(b"refused", 1);
     assert_eq!(repeated(&mut sequences, 3_999), []);
     assert_eq!(repeated(&mut sequences, 4_000), last(1));
     assert_eq!(repeated(&mut sequences, 4_000), []);
-    sequences.next(b"a", 6_999);
+    sequences.next(b"a", ms(6_999));
     assert_eq!(repeated(&mut sequences, 7_000), []);
     assert_eq!(repeated(&mut sequences, 9_998), []);
     let times: Vec<u64> =
         (7_000..100_000).filter(|&now| repeated(&mut sequences, now) == last(2)).collect();
     assert_eq!(times, (1..=20).map(|n| 6_999 + n * 3_000).collect::<Vec<_>>());
     assert!(sequences.tails.is_empty());
-    sequences.next(b"a", 100_000);
+    sequences.next(b"a", ms(100_000));
     assert_eq!(repeated(&mut sequences, 111_000), last(3)); // late: once
     assert_eq!(repeated(&mut sequences, 111_999), []);
     assert_eq!(repeated(&mut sequences, 112_000), last(3));
@@ -76,16 +80,16 @@ fn tails_are_repeated_for_a_minute() {
 #[test]
 fn a_reconnect_repeats_every_tail() {
     let mut sequences = OutgoingSequences::new(KEYS);
-    sequences.next(b"a", 0);
-    sequences.next(b"b", 500_000);
+    sequences.next(b"a", ms(0));
+    sequences.next(b"b", ms(500_000));
     repeated(&mut sequences, 600_000);
-    sequences.handle_reconnect(600_000);
+    sequences.handle_reconnect(ms(600_000));
     let both = [("a".to_string(), 1), ("b".to_string(), 1)];
     let times: Vec<u64> =
         (600_000..700_000).filter(|&now| repeated(&mut sequences, now) == both).collect();
     assert_eq!(times, (0..=20).map(|n| 600_000 + n * 3_000).collect::<Vec<_>>());
     // The last message of a is too old for another minute of repeats, that of b is not.
-    sequences.handle_reconnect(FORGET_MS);
+    sequences.handle_reconnect(ms(FORGET_MS));
     assert_eq!(repeated(&mut sequences, FORGET_MS), both[1..]);
     repeated(&mut sequences, 600_000 + FORGET_MS);
     assert_eq!(sequences.len(), 1);
@@ -96,9 +100,9 @@ fn a_reconnect_repeats_every_tail() {
 fn many_tails_are_repeated_a_thousand_at_a_time() {
     let mut sequences = OutgoingSequences::new(KEYS);
     for channel in 0..2_500 {
-        sequences.next(format!("{channel}").as_bytes(), 0);
+        sequences.next(format!("{channel}").as_bytes(), ms(0));
     }
-    sequences.handle_reconnect(50);
+    sequences.handle_reconnect(ms(50));
     let mut seen = HashMap::new();
     for (now_ms, count) in [(50, 1_000), (100, 1_000), (150, 500), (200, 0)] {
         let some = repeated(&mut sequences, now_ms);
@@ -119,10 +123,10 @@ fn many_tails_are_repeated_a_thousand_at_a_time() {
 fn idle_channels_are_forgotten_and_come_back_above_all_others() {
     let mut sequences = OutgoingSequences::new(KEYS);
     for channel in 0..20_000_u32 {
-        sequences.next(&channel.to_le_bytes(), 0);
+        sequences.next(&channel.to_le_bytes(), ms(0));
     }
-    assert_eq!((sequences.next(b"a", 0), sequences.next(b"a", 0)), (1, 2));
-    sequences.next(b"stays", 1_000);
+    assert_eq!((sequences.next(b"a", ms(0)), sequences.next(b"a", ms(0))), (1, 2));
+    sequences.next(b"stays", ms(1_000));
     repeated_count(&mut sequences, 60_000);
     repeated_count(&mut sequences, FORGET_MS - 1);
     assert_eq!(sequences.len(), 20_002);
@@ -132,11 +136,11 @@ fn idle_channels_are_forgotten_and_come_back_above_all_others() {
     // Empty shards have freed everything.
     let full = sequences.shards.iter().filter(|shard| shard.channels.capacity() > 0);
     assert_eq!(full.count(), 1);
-    assert_eq!(sequences.next(b"stays", FORGET_MS), 2);
-    assert_eq!(sequences.next(b"new", FORGET_MS), 3);
+    assert_eq!(sequences.next(b"stays", ms(FORGET_MS)), 2);
+    assert_eq!(sequences.next(b"new", ms(FORGET_MS)), 3);
     sequences.roll_back(b"new", 3);
     sequences.roll_back(b"new", 2);
-    assert_eq!(sequences.next(b"new", FORGET_MS), 3);
+    assert_eq!(sequences.next(b"new", ms(FORGET_MS)), 3);
     repeated_count(&mut sequences, 2 * FORGET_MS - 1);
     assert_eq!(sequences.len(), 2);
 }
@@ -145,7 +149,7 @@ fn repeated_count(sequences: &mut OutgoingSequences, now_ms: u64) -> usize {
     let mut count = 0;
     loop {
         let before = count;
-        sequences.repeat_tails(now_ms, |_, _| count += 1);
+        sequences.repeat_tails(ms(now_ms), |_, _| count += 1);
         if count == before {
             return count;
         }
@@ -155,7 +159,7 @@ fn repeated_count(sequences: &mut OutgoingSequences, now_ms: u64) -> usize {
 #[test]
 fn a_late_repeat_puts_off_the_end() {
     let mut sequences = OutgoingSequences::new(KEYS);
-    sequences.next(b"a", 0);
+    sequences.next(b"a", ms(0));
     assert_eq!(repeated(&mut sequences, 2 * FORGET_MS), [("a".to_string(), 1)]);
     repeated(&mut sequences, 2 * FORGET_MS + STALE_MS + 1_000);
     assert_eq!(sequences.len(), 1);
@@ -168,20 +172,20 @@ fn the_end_of_time_is_survived() {
     let mut sequences = OutgoingSequences::new(KEYS);
     sequences.floor = u64::MAX - 1;
     for _ in 0..3 {
-        assert_eq!(sequences.next(b"a", u64::MAX), u64::MAX);
+        assert_eq!(sequences.next(b"a", ms(u64::MAX)), u64::MAX);
         repeated(&mut sequences, u64::MAX);
-        sequences.handle_reconnect(u64::MAX);
+        sequences.handle_reconnect(ms(u64::MAX));
         repeated(&mut sequences, u64::MAX);
     }
     let mut origins = Origins::default();
     let now = u64::MAX;
-    assert_eq!(origins.receive(node(1), 1, 0, false, now), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 1, 0, false, ms(now)), Arrival::New { missed: 0 });
     let most = Arrival::New { missed: u64::MAX - 1 };
-    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, now), most);
-    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, now), Arrival::Repeated);
-    assert_eq!(origins.receive_tail(node(2), 1, 0, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, ms(now)), most);
+    assert_eq!(origins.receive(node(1), 1, u64::MAX, false, ms(now)), Arrival::Repeated);
+    assert_eq!(origins.receive_tail(node(2), 1, 0, false, ms(0)), Arrival::New { missed: 0 });
     assert_eq!(
-        origins.receive_tail(node(2), 1, u64::MAX, false, 0),
+        origins.receive_tail(node(2), 1, u64::MAX, false, ms(0)),
         Arrival::New { missed: u64::MAX }
     );
 }
@@ -205,7 +209,7 @@ fn arrivals_are_new_repeated_or_after_a_loss() {
         (1_200, 1, 10, 5, New { missed: 1 }),
         (1_800, 1, 10, 4, New { missed: 0 }),
     ] {
-        let arrival = origins.receive(node(origin), epoch, seq, false, seconds * 1_000);
+        let arrival = origins.receive(node(origin), epoch, seq, false, ms(seconds * 1_000));
         assert_eq!(arrival, expected, "{seq} of {origin} at {seconds}");
     }
     assert_eq!(size_of::<Origins>(), 32);
@@ -226,33 +230,40 @@ fn two_lives_of_an_origin_are_told_apart() {
         (2, 4, New { missed: 1 }),
         (1, 8, Repeated),
     ] {
-        assert_eq!(origins.receive(node(1), epoch, seq, false, 0), expected, "{seq} of {epoch}");
+        assert_eq!(
+            origins.receive(node(1), epoch, seq, false, ms(0)),
+            expected,
+            "{seq} of {epoch}"
+        );
     }
 }
 
 #[test]
 fn tails_show_what_was_lost_last() {
     let mut origins = Origins::default();
-    assert_eq!(origins.receive_tail(node(1), 9, 50, false, 0), Arrival::New { missed: 0 });
-    assert_eq!(origins.receive(node(1), 9, 50, false, 0), Arrival::Repeated);
-    assert_eq!(origins.receive(node(1), 9, 51, false, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive_tail(node(1), 9, 50, false, ms(0)), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 9, 50, false, ms(0)), Arrival::Repeated);
+    assert_eq!(origins.receive(node(1), 9, 51, false, ms(0)), Arrival::New { missed: 0 });
     for (seq, missed) in [(51, 0), (54, 3), (54, 0), (53, 0)] {
         assert_eq!(
-            origins.receive_tail(node(1), 9, seq, false, 0),
+            origins.receive_tail(node(1), 9, seq, false, ms(0)),
             Arrival::New { missed },
             "{seq}"
         );
     }
-    assert_eq!(origins.receive(node(1), 9, 55, false, 0), Arrival::New { missed: 0 });
-    assert_eq!(origins.receive_tail(node(1), 10, 80, false, 0), Arrival::New { missed: 0 });
-    assert_eq!(origins.receive_tail(node(1), 10, 81, false, STALE_MS), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 9, 55, false, ms(0)), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive_tail(node(1), 10, 80, false, ms(0)), Arrival::New { missed: 0 });
+    assert_eq!(
+        origins.receive_tail(node(1), 10, 81, false, ms(STALE_MS)),
+        Arrival::New { missed: 0 }
+    );
 }
 
 #[test]
 fn an_origin_that_has_gone_makes_room() {
     let mut origins = Origins::default();
     for origin in 0..1_000_u16 {
-        origins.receive(node(origin), 1, 1, false, u64::from(origin) * STALE_MS / 4);
+        origins.receive(node(origin), 1, 1, false, ms(u64::from(origin) * STALE_MS / 4));
     }
     assert_eq!(origins.known.len(), 4);
 }
@@ -290,7 +301,7 @@ proptest! {
                     known.last += 1;
                     (known.message_ms, known.tail_from_ms) = (now, now);
                     known.owed = (1..=20).map(|n| now + n * 3_000).collect();
-                    prop_assert_eq!(sequences.next(name.as_bytes(), now), known.last);
+                    prop_assert_eq!(sequences.next(name.as_bytes(), ms(now)), known.last);
                 }
                 5 => if let Some(known) = plain.get_mut(&name) {
                     let seq = known.last.saturating_sub(later % 2);
@@ -307,7 +318,7 @@ proptest! {
                             known.owed = (0..=20).map(|n| now + n * 3_000).collect();
                         }
                     }
-                    sequences.handle_reconnect(now);
+                    sequences.handle_reconnect(ms(now));
                 }
                 _ => {
                     let mut expected = Vec::new();
@@ -359,7 +370,7 @@ proptest! {
                     (end.saturating_sub(again as u64).max(1)..=end).collect()
                 }
                 3 if sent[from] > 0 => {
-                    let tail = origins.receive_tail(node(origin), 7, sent[from], false, 0);
+                    let tail = origins.receive_tail(node(origin), 7, sent[from], false, ms(0));
                     let Arrival::New { missed: more } = tail else { panic!("{tail:?}") };
                     missed[from] += more;
                     let heard = heard.entry(origin).or_default().len() as u64;
@@ -370,7 +381,7 @@ proptest! {
             };
             for seq in arrivals {
                 let list = heard.entry(origin).or_default();
-                match origins.receive(node(origin), 7, seq, false, 0) {
+                match origins.receive(node(origin), 7, seq, false, ms(0)) {
                     Arrival::Repeated | Arrival::Reset => {
                         prop_assert!(missed[from] > 0 || list.contains(&seq));
                     }
@@ -390,23 +401,24 @@ proptest! {
 #[test]
 fn a_number_that_was_false_gives_way_to_the_next_message_or_tail() {
     let mut origins = Origins::default();
-    origins.receive(node(1), 9, 5, true, 0);
-    assert_eq!(origins.receive(node(1), 9, 800, false, 0), Arrival::New { missed: 794 });
-    assert_eq!(origins.receive(node(1), 9, 5, false, 0), Arrival::Repeated, "sent again");
-    assert_eq!(origins.receive(node(1), 9, 6, true, 0), Arrival::Reset);
-    assert_eq!(origins.receive(node(1), 9, 7, true, 0), Arrival::New { missed: 0 });
-    origins.receive(node(1), 9, 900, false, 0);
-    let tail = |origins: &mut Origins, is_latest| origins.receive_tail(node(1), 9, 7, is_latest, 0);
+    origins.receive(node(1), 9, 5, true, ms(0));
+    assert_eq!(origins.receive(node(1), 9, 800, false, ms(0)), Arrival::New { missed: 794 });
+    assert_eq!(origins.receive(node(1), 9, 5, false, ms(0)), Arrival::Repeated, "sent again");
+    assert_eq!(origins.receive(node(1), 9, 6, true, ms(0)), Arrival::Reset);
+    assert_eq!(origins.receive(node(1), 9, 7, true, ms(0)), Arrival::New { missed: 0 });
+    origins.receive(node(1), 9, 900, false, ms(0));
+    let tail =
+        |origins: &mut Origins, is_latest| origins.receive_tail(node(1), 9, 7, is_latest, ms(0));
     assert_eq!(tail(&mut origins, false), Arrival::New { missed: 0 }, "of an old link");
     assert_eq!(tail(&mut origins, true), Arrival::Reset);
-    assert_eq!(origins.receive(node(1), 9, 8, true, 0), Arrival::New { missed: 0 });
+    assert_eq!(origins.receive(node(1), 9, 8, true, ms(0)), Arrival::New { missed: 0 });
 }
 
 #[test]
 fn lives_that_are_none_are_bounded() {
     let mut origins = Origins::default();
     for epoch in 0..10_000 {
-        origins.receive(node(1), epoch, 1, true, 0);
+        origins.receive(node(1), epoch, 1, true, ms(0));
     }
     assert!(origins.known.len() <= MAX_LIVES);
 }

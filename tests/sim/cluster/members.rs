@@ -125,7 +125,7 @@ impl Node {
             DrainStep::Wait => {
                 let is_gone = |core: &Core| core.worker.connections() == 0 && core.has_told_all();
                 if drain.is_closing() && self.cores.iter().all(is_gone) {
-                    broker.handle_leaving(world.now_ms);
+                    broker.handle_leaving(world.now().monotonic);
                 }
             }
             DrainStep::End => self.has_drained = true,

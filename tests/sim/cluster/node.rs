@@ -21,7 +21,7 @@ use ws_cluster::state::servers::Loads;
 use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
 use ws_cluster::state::{Hearing, Worker, WorkerConfig};
-use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Routing, WallMs};
+use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Now, Routing, WallMs};
 use ws_cluster::wire::envelope::{Envelope, EnvelopeKind};
 use ws_cluster::wire::parcel::Parcel;
 use ws_cluster::wire::publication::Publication;
@@ -357,7 +357,7 @@ impl Node {
         if self.is_alone() {
             let mut words = Words { list: Vec::new(), room: usize::MAX };
             let pusher = Pusher { worker, ticket };
-            self.broker.handle_push(envelope, routing, pusher, world.now_ms, &mut words);
+            self.broker.handle_push(envelope, routing, pusher, world.now().monotonic, &mut words);
             self.dispatch(words, world);
         } else {
             let mut publication = Publication::default();
@@ -375,8 +375,8 @@ impl Node {
                 match message {
                     ToBroker::Publish(publication, ticket) => {
                         let mut words = Words { list: Vec::new(), room: usize::MAX };
-                        let (now_ms, pusher) = (world.now_ms, Pusher { worker, ticket });
-                        self.broker.handle_publish(&publication, pusher, now_ms, &mut words);
+                        let (now, pusher) = (world.now().monotonic, Pusher { worker, ticket });
+                        self.broker.handle_publish(&publication, pusher, now, &mut words);
                         self.dispatch(words, world);
                     }
                     ToBroker::Request(request) => self.request(worker, &request, world),
@@ -407,7 +407,7 @@ impl Node {
                 .note(format!("node {}: worker {worker} requests {request:?}", self.home.number));
         }
         let mut words = Words { list: Vec::new(), room: usize::MAX };
-        self.broker.handle_request(worker, request, world.now_ms, &mut words);
+        self.broker.handle_request(worker, request, world.now().monotonic, &mut words);
         self.dispatch(words, world);
     }
 
@@ -499,14 +499,19 @@ impl Node {
         }
         self.hear(world);
         let mut words = Words { list: Vec::new(), room: usize::MAX };
-        self.broker.set_wall(world.now().wall + self.ahead_ms);
-        let result = self.broker.handle_tick(world.now_ms, &mut words);
+        let result = self.broker.handle_tick(self.now(world), &mut words);
         self.dispatch(words, world);
         if let Err(error) = result {
             self.lose(error, world);
         }
         self.drain(world);
-        assert_eq!(self.broker.stuck_worker(world.now_ms), None);
+        assert_eq!(self.broker.stuck_worker(world.now().monotonic), None);
+    }
+
+    /// Both clocks as the broker reads them.
+    fn now(&self, world: &World) -> Now {
+        let now = world.now();
+        Now { wall: now.wall + self.ahead_ms, ..now }
     }
 
     // The links.
@@ -528,8 +533,8 @@ impl Node {
                 *until_ms = now_ms + world.rng.number() % 20;
                 if let [subscribing, publishing] = links[..] {
                     self.driver = Driver::Open { links: [publishing, subscribing] };
-                    self.broker.set_wall(world.now().wall + self.ahead_ms);
-                    self.broker.handle_open(now_ms);
+                    let now = self.now(world);
+                    self.broker.handle_open(now);
                 }
             }
             Driver::Waiting { .. } | Driver::Connecting { .. } => {}
@@ -553,9 +558,9 @@ impl Node {
             let full = self.is_alone() && world.rng.chance(20);
             let room = if full { world.rng.below(4) } else { usize::MAX };
             let mut words = Words { list: Vec::new(), room };
-            let now_ms = world.now_ms;
+            let now = world.now().monotonic;
             let bytes = &self.unread[index];
-            let result = self.broker.handle_bytes(LINKS[index], bytes, now_ms, &mut words);
+            let result = self.broker.handle_bytes(LINKS[index], bytes, now, &mut words);
             let taken = result.as_ref().map_or(0, |handled| handled.bytes);
             self.unread[index].drain(..taken);
             for Delivery { channel, header, is_last_word, .. } in

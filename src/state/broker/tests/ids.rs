@@ -27,7 +27,7 @@ fn run(now_ms: u64, number: i64) -> Setting {
         ..config(1)
     });
     setting.number = number;
-    setting.broker.set_wall(WallMs::new(now_ms));
+    setting.now.wall = WallMs::new(now_ms);
     setting
 }
 
@@ -68,7 +68,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
     assert_eq!(setting.number as u64, NOW_MS + 10_000);
     let before = setting.asked_numbers;
     for second in 1..=20 {
-        setting.broker.set_wall(WallMs::new(NOW_MS + second * 1_000));
+        setting.now.wall = WallMs::new(NOW_MS + second * 1_000);
         setting.tick(1_000).unwrap();
         assert!(id_ms(&setting, NOW_MS + second * 1_000) == NOW_MS + second * 1_000);
         assert!(setting.number as u64 >= NOW_MS + second * 1_000 + 9_000);
@@ -76,7 +76,7 @@ fn what_is_reserved_goes_on_before_the_clock_and_is_not_asked_for_all_the_time()
     assert!(setting.asked_numbers - before <= 20);
     // Redis was emptied: the full number is stored again.
     setting.number = 0;
-    setting.broker.set_wall(WallMs::new(NOW_MS + 23_000));
+    setting.now.wall = WallMs::new(NOW_MS + 23_000);
     setting.tick(200).unwrap();
     assert_eq!(setting.number as u64, NOW_MS + 33_000);
 }
@@ -97,7 +97,7 @@ fn where_redis_refuses_to_keep_it_the_node_works_and_says_so_once() {
     // An administrator grants it.
     setting.refuses_numbers = None;
     setting.number = NOW_MS as i64;
-    setting.broker.set_wall(WallMs::new(NOW_MS + 60_000));
+    setting.now.wall = WallMs::new(NOW_MS + 60_000);
     setting.tick(60_000).unwrap();
     assert_eq!(setting.number as u64, NOW_MS + 70_000);
     assert_eq!(setting.broker.config.counters.ids_kept.value(), 1);
@@ -107,7 +107,7 @@ fn where_redis_refuses_to_keep_it_the_node_works_and_says_so_once() {
 fn a_number_that_is_no_time_is_refused_by_name() {
     for number in [-1, i64::MAX, SnowflakeClock::MAX_MS as i64] {
         let mut setting = run(NOW_MS, number);
-        setting.broker.handle_open(setting.now_ms);
+        setting.broker.handle_open(setting.now);
         let error = (0..20).find_map(|_| answer_once(&mut setting).err()).expect("it is refused");
         let error = error.to_string();
         assert!(error.contains("x:ids:7") && error.contains(&number.to_string()), "{error}");
@@ -122,7 +122,7 @@ fn answer_once(setting: &mut Setting) -> Result<(), LinkError> {
         for command in commands(&out) {
             setting.execute(&command, &mut answers, &mut Vec::new());
         }
-        setting.broker.handle_bytes(link, &answers, setting.now_ms, &mut setting.said)?;
+        setting.broker.handle_bytes(link, &answers, setting.now.monotonic, &mut setting.said)?;
     }
     Ok(())
 }

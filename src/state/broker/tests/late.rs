@@ -11,12 +11,12 @@ fn a_node_that_has_left_says_nothing_more() {
         setting.push_by(Routing::User, ticket, "1", &uids(&[&format!("u{ticket}")]));
         setting.tick(50).unwrap();
     }
-    setting.broker.handle_leaving(setting.now_ms);
+    setting.broker.handle_leaving(setting.now.monotonic);
     setting.talk();
     let mut idle = 0;
     for _ in 0..100 {
-        setting.now_ms += 50;
-        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        setting.now.monotonic += 50;
+        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
         idle += u32::from(setting.broker.has_left() && setting.broker.is_idle());
         setting.talk();
     }
@@ -42,11 +42,11 @@ fn a_node_that_left_may_come_back_with_a_clock_that_is_behind() {
 fn a_canary_is_not_late_before_it_flew() {
     let mut setting = Setting::ready(1);
     setting.tick(500).unwrap();
-    setting.now_ms += 10_000;
+    setting.now.monotonic += 10_000;
     setting.is_silent = true;
     for _ in 0..10 {
-        setting.now_ms += 50;
-        assert_eq!(setting.broker.handle_tick(setting.now_ms, &mut setting.said), Ok(()));
+        setting.now.monotonic += 50;
+        assert_eq!(setting.broker.handle_tick(setting.now, &mut setting.said), Ok(()));
     }
 }
 
@@ -58,7 +58,8 @@ fn a_redis_that_cannot_save_is_alive() {
     }
     let refused = b"-NOPERM this user has no permissions\r\n";
     let said = &mut setting.said;
-    let result = setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now_ms, said);
+    let result =
+        setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now.monotonic, said);
     assert!(matches!(result, Err(LinkError::Refused(_))));
 }
 
@@ -71,7 +72,7 @@ fn a_link_that_takes_what_is_written_is_not_silent() {
     for _ in 0..10 {
         setting.tick(1_000).unwrap();
         for link in [LinkName::Publish, LinkName::Subscribe] {
-            setting.broker.handle_written(link, setting.now_ms);
+            setting.broker.handle_written(link, setting.now.monotonic);
         }
     }
     assert_eq!(setting.tick(2_000), Err(LinkError::Silent));
@@ -88,7 +89,7 @@ fn an_unanswered_push_is_unknown_after_its_time_and_not_delivered_later() {
     assert!(setting.said.answers.is_empty());
     assert_eq!(setting.tick(50), Ok(()));
     assert_eq!(setting.said.answers, [(1, Outcome::Unknown)]);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     setting.talk();
     setting.push(2, "next", &TargetsBuf::default());
     setting.talk();

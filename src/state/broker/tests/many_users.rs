@@ -75,16 +75,16 @@ fn what_a_worker_on_another_thread_hands_over_is_published_in_the_same_way() {
             let mut publication = Publication::default();
             let envelope = envelope(7, 100, "1", targets);
             publication.add_message(&ChannelNames::new("x"), routing, &envelope);
-            let (pusher, now_ms) = (Pusher { worker: 0, ticket }, there.now_ms);
-            there.broker.handle_publish(&publication, pusher, now_ms, &mut there.said);
+            let (pusher, now) = (Pusher { worker: 0, ticket }, there.now.monotonic);
+            there.broker.handle_publish(&publication, pusher, now, &mut there.said);
         }
     }
     let bytes = published(&mut here);
     assert!(commands(&bytes).len() > 3);
     assert_eq!(bytes, published(&mut there));
     for setting in [&mut here, &mut there] {
-        let (now_ms, said) = (setting.now_ms, &mut setting.said);
-        setting.broker.handle_bytes(LinkName::Publish, b":1\r\n:1\r\n", now_ms, said).unwrap();
+        let (now, said) = (setting.now.monotonic, &mut setting.said);
+        setting.broker.handle_bytes(LinkName::Publish, b":1\r\n:1\r\n", now, said).unwrap();
     }
     assert_eq!(here.said.answers, there.said.answers);
     let bundle = [0, 1, 2].map(|ticket| (ticket, Outcome::Accepted));

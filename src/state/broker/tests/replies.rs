@@ -15,7 +15,7 @@ fn asked(setting: &mut Setting, link: LinkName) -> Vec<String> {
 }
 
 fn answer(setting: &mut Setting, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
-    setting.broker.handle_bytes(link, bytes, setting.now_ms, &mut setting.said)
+    setting.broker.handle_bytes(link, bytes, setting.now.monotonic, &mut setting.said)
 }
 
 /// Greets the new publishing link; nothing else was asked on it.
@@ -34,7 +34,7 @@ fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
         setting.push(1, "sent", &TargetsBuf::default());
         assert_eq!(asked(&mut setting, LinkName::Publish).len(), 1);
         setting.broker.handle_lost(&mut setting.said);
-        setting.broker.handle_open(setting.now_ms);
+        setting.broker.handle_open(setting.now);
         if is_greeted {
             greet_publishing(&mut setting);
         }
@@ -43,7 +43,7 @@ fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
         assert!(setting.said.answers.is_empty());
         // It is sent again, and answered once.
         setting.broker.handle_lost(&mut setting.said);
-        setting.broker.handle_open(setting.now_ms);
+        setting.broker.handle_open(setting.now);
         setting.talk();
         assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
     }
@@ -57,11 +57,11 @@ fn a_reply_that_precedes_its_question_answers_none_of_the_greeting_and_no_reserv
     let wrong = [&b"%0\r\n"[..], b"+OK\r\n", b":1\r\n", MASTER];
     for reply in wrong {
         let mut setting = Setting::new(1);
-        setting.broker.handle_open(setting.now_ms);
+        setting.broker.handle_open(setting.now);
         assert_eq!(answer(&mut setting, publish, reply), Err(LinkError::Unasked), "at once");
     }
     let mut setting = Setting::new(1);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     asked(&mut setting, LinkName::Subscribe);
     answer(&mut setting, LinkName::Subscribe, b"%0\r\n").unwrap();
     let mut questions = asked(&mut setting, publish);
@@ -81,8 +81,8 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     let mut setting = Setting::ready(1);
     let mut result = None;
     for _ in 0..1_000 / 50 {
-        setting.now_ms += 50;
-        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        setting.now.monotonic += 50;
+        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
         for question in asked(&mut setting, LinkName::Publish) {
             let reply = match &*question {
                 "ROLE" => REPLICA,
@@ -107,7 +107,7 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
 
 fn request(setting: &mut Setting, interest: Interest) {
     let request = BrokerRequest::Join(interest);
-    setting.broker.handle_request(0, &request, setting.now_ms, &mut setting.said);
+    setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
     setting.talk();
 }
 
@@ -139,7 +139,7 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     setting.broker.handle_request(
         0,
         &BrokerRequest::Join(events.clone()),
-        setting.now_ms,
+        setting.now.monotonic,
         &mut setting.said,
     );
     assert_eq!(setting.said.refused.len(), 2);
@@ -163,7 +163,7 @@ fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
     setting.broker.handle_lost(&mut setting.said);
     setting.subscribed.clear();
     forbid(&mut setting, &["x:{p}:u:u7", "x:{p}:u:u900", "x:{p}:n:7"]);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     setting.talk();
     setting.tick(1_000).unwrap();
     assert!(setting.broker.is_ready(), "the others do not wait for it");
@@ -184,7 +184,7 @@ fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
 fn a_node_that_may_not_hear_itself_says_what_it_needs() {
     let mut setting = Setting::new(1);
     forbid(&mut setting, &["x:nodes"]);
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     let result = loop {
         let mut answers = Vec::new();
         for link in [LinkName::Publish, LinkName::Subscribe] {
@@ -225,8 +225,8 @@ fn a_number_that_redis_refuses_costs_no_link() {
     setting.talk();
     let mut refused = 0;
     for _ in 0..5_000 / 50 {
-        setting.now_ms += 50;
-        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        setting.now.monotonic += 50;
+        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
         let mut out = Vec::new();
         setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
         for command in commands(&out) {
@@ -250,8 +250,8 @@ fn a_missing_right_to_ping_is_said_once() {
     let mut setting = Setting::ready(1);
     let mut pings = 0;
     for _ in 0..2_000 / 50 {
-        setting.now_ms += 50;
-        setting.broker.handle_tick(setting.now_ms, &mut setting.said).unwrap();
+        setting.now.monotonic += 50;
+        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
         for question in asked(&mut setting, LinkName::Subscribe) {
             assert_eq!(question, "PING");
             pings += 1;
@@ -272,7 +272,7 @@ fn a_business_server_is_known_when_redis_has_it_or_is_away() {
     let mut setting = Setting::ready(2);
     let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
     let request = |setting: &mut Setting, request: BrokerRequest| {
-        setting.broker.handle_request(1, &request, setting.now_ms, &mut setting.said);
+        setting.broker.handle_request(1, &request, setting.now.monotonic, &mut setting.said);
     };
     request(&mut setting, BrokerRequest::ServerHere(server(5)));
     assert_eq!(events(&mut setting), ["0: 5 here"]);

@@ -35,8 +35,8 @@ impl Unread {
         for (link, bytes) in
             [(LinkName::Subscribe, &mut self.messages), (LinkName::Publish, &mut self.answers)]
         {
-            let (now_ms, said) = (setting.now_ms, &mut setting.said);
-            let handled = setting.broker.handle_bytes(link, bytes, now_ms, said).unwrap();
+            let (now, said) = (setting.now.monotonic, &mut setting.said);
+            let handled = setting.broker.handle_bytes(link, bytes, now, said).unwrap();
             bytes.drain(..handled.bytes);
             assert_eq!(handled.is_paused, !bytes.is_empty());
         }
@@ -44,8 +44,8 @@ impl Unread {
 }
 
 fn tick_only(setting: &mut Setting, ms: u64) -> Result<(), LinkError> {
-    setting.now_ms += ms;
-    setting.broker.handle_tick(setting.now_ms, &mut setting.said)
+    setting.now.monotonic += ms;
+    setting.broker.handle_tick(setting.now, &mut setting.said)
 }
 
 /// One push of 50 KB to 18,500 clients: the open batch was full for seconds, and the links were
@@ -91,8 +91,8 @@ fn a_canary_behind_a_backlog_is_not_lost() {
     let backlog = unread.messages.clone();
     for _ in 0..10_000 / 50 {
         // Read in the order in which it was sent.
-        let (now_ms, said) = (setting.now_ms, &mut setting.said);
-        let handled = setting.broker.handle_bytes(LinkName::Subscribe, &backlog, now_ms, said);
+        let (now, said) = (setting.now.monotonic, &mut setting.said);
+        let handled = setting.broker.handle_bytes(LinkName::Subscribe, &backlog, now, said);
         assert!(handled.is_ok());
         let answers = std::mem::take(&mut unread.answers);
         setting.hear(LinkName::Publish, &answers);
@@ -146,7 +146,7 @@ fn a_long_message_that_is_being_written_is_no_silence() {
                 setting.hear(LinkName::Subscribe, b"+PONG\r\n");
             }
             if has_progress {
-                setting.broker.handle_written(LinkName::Publish, setting.now_ms);
+                setting.broker.handle_written(LinkName::Publish, setting.now.monotonic);
             }
         }
         assert_eq!(failed, (!has_progress).then_some(LinkError::Silent));
@@ -183,9 +183,9 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     assert_eq!(setting.said.answers.len(), 2);
     for _ in 0..1_500 / 50 {
         // The first of them is in transit to this node for as long.
-        let (now_ms, some) = (setting.now_ms, &unread.messages[..1_000]);
+        let (now, some) = (setting.now.monotonic, &unread.messages[..1_000]);
         let handled =
-            setting.broker.handle_bytes(LinkName::Subscribe, some, now_ms, &mut setting.said);
+            setting.broker.handle_bytes(LinkName::Subscribe, some, now, &mut setting.said);
         assert!(handled.is_ok());
         assert_eq!(tick_only(&mut setting, 50), Ok(()), "Redis owes nothing");
         unread.collect(&mut setting);
@@ -216,7 +216,7 @@ fn what_another_redis_holds_is_known_before_anything_is_sent_again() {
     assert_eq!(unread.messages.len() / data.len(), 9);
     setting.broker.handle_lost(&mut setting.said);
     setting.output_limit = 300_000;
-    setting.broker.handle_open(setting.now_ms);
+    setting.broker.handle_open(setting.now);
     let mut unread = Unread::default();
     for _ in 0..100 {
         unread.collect(&mut setting);
