@@ -50,7 +50,7 @@ impl Moment {
         Self::at(Instant::now())
     }
 
-    /// `instant` was just read.
+    /// `instant` was read a moment ago.
     pub fn at(instant: Instant) -> Self {
         Self { instant, wall_us: wall_us() }
     }
