@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 /// Interval between checks of the memory in use.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Interval between purges that nobody has requested.
+/// Interval between purges that nobody has requested: of what other threads than workers have
+/// freed, and workers in small amounts. With nothing to return one takes 50 us and makes no system
+/// call, so that nobody needs to keep account of what was freed; after 110 MB it took 12 ms.
 const PURGE_EVERY: Duration = Duration::from_secs(1);
 /// Minimum interval between sheds: memory that workers give up takes a moment to show.
 const SHED_EVERY: Duration = Duration::from_millis(500);
