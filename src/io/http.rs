@@ -311,7 +311,7 @@ impl<'s, S: Service> Connection<'s, S> {
     /// Marks the connection as waiting for its peer, and returns its deadline.
     fn begin_to_wait(&self, patience_ms: u64) -> MonotonicMs {
         self.service.connections().borrow_mut().set_waiting(self.key);
-        clock::monotonic() + patience_ms
+        self.deadline_in(patience_ms)
     }
 
     /// Decodes what has arrived of a chunked body. Returns the number of bytes used and whether the
@@ -424,7 +424,7 @@ impl<'s, S: Service> Connection<'s, S> {
         let times = self.service.times();
         let is_draining = self.service.connections().borrow().is_draining();
         let patience_ms = if is_draining { times.linger_ms } else { times.request_timeout_ms };
-        let deadline = clock::monotonic() + patience_ms.min(times.request_timeout_ms);
+        let deadline = self.deadline_in(patience_ms.min(times.request_timeout_ms));
         self.service.connections().borrow_mut().set_writing(self.key, deadline);
         let out = std::mem::take(&mut self.out);
         let (result, mut out) = self.stream.write_all(out).await;
@@ -443,7 +443,7 @@ impl<'s, S: Service> Connection<'s, S> {
     async fn linger(&mut self) {
         sys::shutdown(self.stream.lend(), Shutdown::Write);
         self.service.connections().borrow_mut().set_waiting(self.key);
-        let deadline = clock::monotonic() + self.service.times().linger_ms;
+        let deadline = self.deadline_in(self.service.times().linger_ms);
         self.set_deadline(deadline, Shutdown::Read);
         while !matches!(self.ending(), Some(Ending::Late | Ending::Place)) {
             self.input.clear();
@@ -462,6 +462,11 @@ impl<'s, S: Service> Connection<'s, S> {
 
     fn ending(&self) -> Option<Ending> {
         self.service.connections().borrow().ending(self.key)
+    }
+
+    /// Returns the deadline after `ms`, by [`Connections::awake_at`].
+    fn deadline_in(&self, ms: u64) -> MonotonicMs {
+        self.service.connections().borrow().awake_at(clock::monotonic()) + ms
     }
 
     fn set_deadline(&self, deadline: MonotonicMs, side: Shutdown) {

@@ -7,6 +7,7 @@ use crate::io::sync::WaitQueue;
 use crate::io::sys;
 use crate::types::MonotonicMs;
 use slab::Slab;
+use std::collections::BTreeSet;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Late connections that one tick ends: each wakes a task.
 const ENDS_PER_TICK: usize = 64;
+/// Entries of the agenda that one tick looks at.
+const LOOKS_PER_TICK: usize = 1_024;
 /// Connections above the limit that may be closing in favour of new ones: their tasks end them a
 /// moment later, and further new connections wait for that.
 const MAX_LEAVING: usize = 16;
@@ -56,6 +59,8 @@ struct ConnectionEntry {
     fd: RawFd,
     /// See [`Connections::awake_at`].
     deadline: MonotonicMs,
+    /// Its place in the agenda: at its deadline or before; `NEVER`: it is not there.
+    due: MonotonicMs,
     /// The side that is shut down at the deadline. Only `Both` ends a write that waits for its
     /// peer.
     side: Shutdown,
@@ -85,6 +90,12 @@ pub struct Connections {
     table: Slab<ConnectionEntry>,
     /// Time in which this thread did not run.
     stalled_ms: u64,
+    /// When to look at a connection's deadline, with its key. A connection is in it once while it
+    /// has a deadline. One that is moved to a later time leaves it as it is, so that a request
+    /// costs nothing here, and an idle connection only when its entry is due.
+    agenda: BTreeSet<(MonotonicMs, usize)>,
+    /// Connections with a request in progress that a drain waits for.
+    busy: usize,
     /// A drain does not wait for requests that begin now.
     is_draining: bool,
     /// The latest stamp: later events get larger stamps.
@@ -115,6 +126,8 @@ impl Connections {
     pub fn new(max_bytes: usize) -> Self {
         Self {
             table: Slab::new(),
+            agenda: BTreeSet::new(),
+            busy: 0,
             stalled_ms: 0,
             is_draining: false,
             stamp: 0,
@@ -151,9 +164,10 @@ impl Connections {
     pub fn begin_drain(&mut self, unread_until: MonotonicMs) {
         self.is_draining = true;
         let unread_until = self.awake_at(unread_until);
-        for (_, entry) in self.table.iter_mut().filter(|(_, entry)| entry.is_writing) {
-            entry.deadline = entry.deadline.min(unread_until);
-        }
+        let late = |entry: &ConnectionEntry| entry.is_writing && entry.deadline > unread_until;
+        let writing = self.table.iter().filter(|(_, entry)| late(entry));
+        let writing: Vec<usize> = writing.map(|(key, _)| key).collect();
+        writing.into_iter().for_each(|key| self.set_deadline(key, unread_until, Shutdown::Both));
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -162,7 +176,7 @@ impl Connections {
 
     /// Returns whether no request is in progress that began before the drain.
     pub fn is_quiet(&self) -> bool {
-        self.table.iter().all(|(_, entry)| !entry.is_busy)
+        self.busy == 0
     }
 
     /// Adds a connection that waits for its first request and returns its key.
@@ -173,6 +187,7 @@ impl Connections {
         let key = self.table.insert(ConnectionEntry {
             fd: socket.as_raw_fd(),
             deadline: MonotonicMs::NEVER,
+            due: MonotonicMs::NEVER,
             side: Shutdown::Read,
             is_busy: false,
             is_known: false,
@@ -191,7 +206,10 @@ impl Connections {
 
     pub(super) fn remove(&mut self, key: usize) {
         self.release(key);
-        if self.table.remove(key).is_leaving {
+        self.set_awaited(key, false);
+        let entry = self.table.remove(key);
+        self.agenda.remove(&(entry.due, key));
+        if entry.is_leaving {
             self.leaving -= 1;
             self.left.wake_all();
         }
@@ -232,7 +250,7 @@ impl Connections {
 
     /// Marks a connection as waiting for its peer's next request.
     pub(super) fn set_waiting(&mut self, key: usize) {
-        self.table[key].is_busy = false;
+        self.set_awaited(key, false);
         self.enter_queue(key);
     }
 
@@ -271,9 +289,15 @@ impl Connections {
     /// Marks a connection's request as complete and in progress. The deadline was for the request
     /// to arrive; the answer may take longer, as a profile does.
     pub(super) fn set_busy(&mut self, key: usize) {
+        self.set_awaited(key, !self.is_draining);
         let entry = &mut self.table[key];
-        entry.is_busy = !self.is_draining;
         (entry.waiting, entry.body, entry.deadline) = (0, 0, MonotonicMs::NEVER);
+    }
+
+    /// Sets whether a drain waits for a connection's request.
+    fn set_awaited(&mut self, key: usize, is_busy: bool) {
+        let was_busy = std::mem::replace(&mut self.table[key].is_busy, is_busy);
+        self.busy = self.busy + usize::from(is_busy) - usize::from(was_busy);
     }
 
     pub(super) fn set_known(&mut self, key: usize) {
@@ -420,10 +444,15 @@ impl Connections {
         self.table[key].ending
     }
 
+    /// Sets the deadline of a connection, by [`Connections::awake_at`], and what it then loses.
     pub(super) fn set_deadline(&mut self, key: usize, deadline: MonotonicMs, side: Shutdown) {
-        let deadline = self.awake_at(deadline);
         let entry = &mut self.table[key];
         (entry.deadline, entry.side) = (deadline, side);
+        if deadline < entry.due {
+            self.agenda.remove(&(entry.due, key));
+            entry.due = deadline;
+            self.agenda.insert((deadline, key));
+        }
     }
 
     /// Handles a stall: this thread did not run for `stall_ms`, and deadlines of peers move by that
@@ -434,7 +463,7 @@ impl Connections {
 
     /// Returns `now` on the clock by which peers are late. It stands still while this thread does
     /// not run, so no peer is blamed for that time.
-    fn awake_at(&self, now: MonotonicMs) -> MonotonicMs {
+    pub(super) fn awake_at(&self, now: MonotonicMs) -> MonotonicMs {
         now - self.stalled_ms
     }
 
@@ -442,146 +471,38 @@ impl Connections {
     /// read what they are sent are shut down altogether. Ends a bounded number; the others follow
     /// with the next tick.
     pub fn handle_tick(&mut self, now: MonotonicMs) {
-        let awake = self.awake_at(now);
-        let late = self.table.iter().filter(|(_, entry)| entry.deadline <= awake);
-        let late: Vec<usize> = late.map(|(key, _)| key).take(ENDS_PER_TICK).collect();
-        late.into_iter().for_each(|key| self.end(key, Ending::Late));
+        self.check_deadlines(self.awake_at(now));
+    }
+
+    /// Returns whether no deadline has to be checked within this time, unless it is set later.
+    pub fn is_calm(&self, now: MonotonicMs, within_ms: u64) -> bool {
+        let until = self.awake_at(now) + within_ms;
+        self.agenda.first().is_none_or(|(due, _)| *due > until)
+    }
+
+    /// Returns the number of connections that it looked at.
+    fn check_deadlines(&mut self, awake: MonotonicMs) -> usize {
+        let (mut looks, mut ends) = (0, 0);
+        while looks < LOOKS_PER_TICK && ends < ENDS_PER_TICK {
+            let Some(&(due, key)) = self.agenda.first().filter(|(due, _)| *due <= awake) else {
+                break;
+            };
+            looks += 1;
+            self.agenda.remove(&(due, key));
+            let entry = &mut self.table[key];
+            entry.due = MonotonicMs::NEVER;
+            let deadline = entry.deadline;
+            if deadline <= awake {
+                ends += 1;
+                self.end(key, Ending::Late);
+            } else if deadline < MonotonicMs::NEVER {
+                entry.due = deadline;
+                self.agenda.insert((deadline, key));
+            }
+        }
+        looks
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
-
-    /// Adds connections; returns their keys, and both ends of each.
-    fn open(max_bytes: usize, count: usize) -> (Connections, Vec<usize>, Vec<UnixStream>) {
-        let mut all = Connections::new(max_bytes);
-        let ends: Vec<UnixStream> =
-            (0..count).map(|_| UnixStream::pair().unwrap()).flat_map(|(a, b)| [a, b]).collect();
-        // SAFETY: the tests keep both ends open for as long as the connections are listed.
-        let keys = ends.chunks(2).map(|pair| unsafe { all.add(pair[0].as_fd()) }).collect();
-        (all, keys, ends)
-    }
-
-    #[test]
-    fn who_has_waited_longest_makes_way_and_who_is_known_comes_last() {
-        let (mut all, keys, _ends) = open(0, 4);
-        assert_eq!(all.make_room(5), Room::Now);
-        assert!(keys.iter().all(|&key| all.ending(key).is_none()));
-        for &key in &keys[..2] {
-            all.set_busy(key);
-        }
-        all.set_known(keys[1]);
-        all.set_waiting(keys[1]);
-        let ended = |all: &Connections| {
-            let is_ended = |&&key: &&usize| all.ending(key) == Some(Ending::Place);
-            keys.iter().filter(is_ended).copied().collect::<Vec<_>>()
-        };
-        assert_eq!(all.make_room(4), Room::Now);
-        assert_eq!(ended(&all), [keys[2]]);
-        assert_eq!(all.make_room(3), Room::Now);
-        assert_eq!(ended(&all), [keys[2], keys[3]]);
-        assert_eq!(all.make_room(2), Room::Now);
-        assert_eq!(ended(&all), keys[1..]);
-        // Only one with a request in progress is left.
-        assert_eq!(all.make_room(1), Room::None);
-        all.remove(keys[3]);
-        assert_eq!((all.make_room(2), all.make_room(1)), (Room::Now, Room::None));
-    }
-
-    #[test]
-    fn who_does_not_read_its_answer_makes_way_too() {
-        let (mut all, keys, ends) = open(0, 2);
-        keys.iter().for_each(|&key| all.set_busy(key));
-        assert_eq!(all.make_room(2), Room::None);
-        all.set_writing(keys[1], MonotonicMs::new(9));
-        assert!(!all.is_quiet(), "a drain waits for it");
-        all.set_written(keys[1]);
-        assert_eq!(all.make_room(2), Room::None);
-        all.set_writing(keys[1], MonotonicMs::new(9));
-        assert_eq!(all.make_room(2), Room::Now);
-        assert_eq!(all.ending(keys[1]), Some(Ending::Place));
-        // What is being sent to it ends as well.
-        assert!(sys::send(&ends[2], b"answer").is_err());
-    }
-
-    /// One that read nothing kept a node from ending for `--drain_ms`.
-    #[test]
-    fn a_drain_does_not_wait_long_for_who_does_not_read_its_answer() {
-        let (mut all, keys, _ends) = open(0, 2);
-        keys.iter().for_each(|&key| all.set_busy(key));
-        all.set_writing(keys[1], MonotonicMs::new(10_000));
-        all.begin_drain(MonotonicMs::new(2_000));
-        all.handle_tick(MonotonicMs::new(1_999));
-        assert_eq!(all.ending(keys[1]), None);
-        all.handle_tick(MonotonicMs::new(2_000));
-        assert_eq!((all.ending(keys[0]), all.ending(keys[1])), (None, Some(Ending::Late)));
-    }
-
-    #[test]
-    fn who_comes_while_others_leave_waits_for_that() {
-        let (mut all, keys, _ends) = open(0, MAX_LEAVING + 1);
-        assert_eq!((all.make_room(1), all.make_room(2)), (Room::Soon, Room::Now));
-        all.remove(keys[0]);
-        assert_eq!(all.make_room(1), Room::Now);
-    }
-
-    #[test]
-    fn memory_is_for_those_whose_requests_arrive() {
-        let (mut all, keys, _ends) = open(100, 4);
-        let with = |bytes: usize| BUFFER_BYTES + bytes;
-        let age = |all: &mut Connections, key: usize| {
-            all.table[key].body_since = Instant::now().checked_sub(BODY_PATIENCE).unwrap();
-        };
-        assert_eq!(all.ask(keys[0], BUFFER_BYTES), Grant::Granted);
-        assert_eq!(all.ask(keys[0], with(60)), Grant::Granted);
-        assert_eq!(all.ask(keys[1], with(40)), Grant::Granted);
-        assert_eq!(all.body_bytes(), 100);
-        // Both have begun just now.
-        assert!(!all.ask_for_spare(keys[2], with(1)));
-        // The one that has held memory for long gives it back; others wait for that and end no
-        // further one.
-        age(&mut all, keys[0]);
-        assert_eq!(all.ask(keys[2], with(30)), Grant::Wait);
-        age(&mut all, keys[1]);
-        assert_eq!(all.ask(keys[3], with(30)), Grant::Wait);
-        assert_eq!(all.ending(keys[0]), Some(Ending::Memory));
-        assert_eq!(all.ending(keys[1]), None);
-        assert_eq!(all.ask(keys[0], with(61)), Grant::Refused);
-        all.remove(keys[0]);
-        assert_eq!(all.ask(keys[2], with(30)), Grant::Granted);
-        assert_eq!(all.ask(keys[3], with(30)), Grant::Granted);
-        // A complete request keeps its memory, however long its answer takes.
-        all.set_busy(keys[1]);
-        assert_eq!(all.ask(keys[2], with(31)), Grant::Refused);
-        keys[1..].iter().for_each(|&key| all.remove(key));
-        assert_eq!((all.body_bytes(), all.ending_bytes, all.count()), (0, 0, 0));
-        assert_eq!((all.promised_bytes, all.freed_bytes()), (0, 160));
-    }
-
-    /// Each used to be refused for the memory of others that had been refused a moment before, so
-    /// none made progress.
-    #[test]
-    fn of_requests_that_grow_in_step_as_many_go_on_as_there_is_memory_for() {
-        let (mut all, keys, _ends) = open(800, 9);
-        let (&late, keys) = keys.split_last().unwrap();
-        let with = |bytes: usize| BUFFER_BYTES + bytes;
-        assert!(keys.iter().all(|&key| all.ask(key, with(100)) == Grant::Granted));
-        let mut grants: Vec<Grant> = keys.iter().map(|&key| all.ask(key, with(200))).collect();
-        assert_eq!(grants.iter().filter(|&&grant| grant == Grant::Wait).count(), 4);
-        // Promised memory is not given to others.
-        all.release(keys[0]);
-        assert_eq!(grants[0], Grant::Refused);
-        assert!(!all.ask_for_spare(late, with(1)));
-        for (&key, _) in keys.iter().zip(&grants).filter(|(_, grant)| **grant == Grant::Refused) {
-            all.release(key);
-        }
-        for (&key, grant) in keys.iter().zip(&mut grants).filter(|(_, one)| **one == Grant::Wait) {
-            *grant = all.ask(key, with(200));
-        }
-        assert_eq!(grants.iter().filter(|&&grant| grant == Grant::Granted).count(), 4);
-        assert_eq!((all.body_bytes(), all.promised_bytes, all.ending_bytes), (800, 0, 0));
-    }
-}
+mod tests;

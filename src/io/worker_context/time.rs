@@ -65,11 +65,19 @@ impl WorkerContext {
         }
     }
 
-    /// Returns whether only the sweep waits for a deadline.
+    /// Returns whether only the sweep waits for a deadline, and HTTP connections for a later one
+    /// than the next tick.
     fn is_calm(&self) -> bool {
-        self.transport.is_calm()
+        let calm_ms = self.ws_server.borrow().worker.calm_ms();
+        let times = &self.shared.settings.times;
+        // A connection's next deadline is further away than this, so a tick comes before it.
+        let shortest_ms = times.request_timeout_ms.min(times.keep_alive_ms).min(times.linger_ms);
+        let http = self.http.borrow();
+        let is_http_calm = http.count() == 0
+            || shortest_ms > calm_ms && http.is_calm(self.last_tick.get().monotonic, 2 * calm_ms);
+        is_http_calm
+            && self.transport.is_calm()
             && !self.shared.is_draining()
-            && self.http.borrow().count() == 0
             && !self.reclaim.is_pending()
             && self.ws_server.borrow().is_calm()
     }
