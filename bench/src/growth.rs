@@ -10,6 +10,7 @@ use argh::FromArgs;
 use ws_cluster::state::counters::Counters;
 use ws_cluster::state::idempotency::{RememberedKeys, key_hash};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
+use ws_cluster::state::sequence::OutgoingSequences;
 use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::subscriptions::Interest;
 use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
@@ -47,23 +48,27 @@ struct Longest {
     connect: Duration,
     leave: Duration,
     key: Duration,
+    channel: Duration,
 }
 
 fn report(args: &Args) -> io::Result<String> {
     let mut best: Option<Longest> = None;
     for _ in 0..args.rounds.max(1) {
         let (connect, leave) = connections(args.entries)?;
-        let now = Longest { connect, leave, key: keys(args.entries)? };
+        let (key, channel) = (keys(args.entries)?, channels(args.entries)?);
+        let now = Longest { connect, leave, key, channel };
         best = Some(best.map_or(now, |best| Longest {
             connect: best.connect.min(now.connect),
             leave: best.leave.min(now.leave),
             key: best.key.min(now.key),
+            channel: best.channel.min(now.channel),
         }));
     }
-    let Some(Longest { connect, leave, key }) = best else { return Ok(String::new()) };
+    let Some(Longest { connect, leave, key, channel }) = best else { return Ok(String::new()) };
     Ok(format!(
         "{} in one worker, each with its own user, tag and device; the longest step: a connect \
-         {connect:?}, a disconnect {leave:?}, an idempotency key {key:?}",
+         {connect:?}, a disconnect {leave:?}, an idempotency key {key:?}, \
+         the first message on a channel {channel:?}",
         args.entries
     ))
 }
@@ -138,6 +143,17 @@ fn keys(count: usize) -> io::Result<Duration> {
     for number in 0..count {
         let key = key_hash("1", &number.to_string());
         timed(&mut longest, || black_box(keys.insert(&key, NOW.monotonic)))?;
+    }
+    Ok(longest)
+}
+
+/// Publishes on channels of users, as with `--routing user`.
+fn channels(count: usize) -> io::Result<Duration> {
+    let mut sequences = OutgoingSequences::new((1, 2));
+    let mut longest = Duration::ZERO;
+    for number in 0..count {
+        let channel = format!("wsc:1:user {number}");
+        timed(&mut longest, || black_box(sequences.next(channel.as_bytes(), NOW.monotonic)))?;
     }
     Ok(longest)
 }

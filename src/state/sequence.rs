@@ -8,10 +8,10 @@
 #[cfg(test)]
 mod tests;
 
+use super::chunked_slab::ChunkedSlab;
+use super::sharded_table::ShardedTable;
 use crate::types::{MonotonicMs, NodeId};
-use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
-use slab::Slab;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::hash::Hasher;
@@ -37,18 +37,17 @@ const _: () = assert!(STALE_MS + TAIL_FOR_MS + TAIL_EVERY_MS < FORGET_MS);
 /// restarted in the last minutes.
 const MAX_LIVES: usize = 2_048;
 
-const SHARDS: usize = 256;
-
 /// Sequence numbers of what this node publishes: one per channel, increasing by one.
 ///
 /// Every known channel is in `ends` once, and in `tails` once while it has a tail to repeat. Both
 /// are read when an entry is due, and it is entered again while there is more to wait for: a
-/// message moves nothing in them, and idle channels cost nothing in between. Channels are spread
-/// over 256 shards, each with its own table and slab, so that growing one moves a 256th.
+/// message moves nothing in them, and idle channels cost nothing in between.
 #[derive(Debug)]
 pub struct OutgoingSequences {
     hash_keys: (u64, u64),
-    shards: Box<[Shard]>,
+    /// Slots of `channels`.
+    table: ShardedTable<u32>,
+    channels: ChunkedSlab<ChannelNumbers>,
     /// Channels by the millisecond at which to check their tail, which may have been postponed.
     tails: Agenda,
     /// Channels by the second at which to check whether to forget them. Coarser than `tails`, so
@@ -56,15 +55,8 @@ pub struct OutgoingSequences {
     ends: Agenda,
     /// The highest number of any forgotten channel.
     floor: u64,
-    len: usize,
-    /// Place of the last message's channel: the next one is often on the same channel.
-    latest: Option<SequencePlace>,
-}
-
-#[derive(Debug, Default)]
-struct Shard {
-    table: HashTable<u32>,
-    channels: Slab<ChannelNumbers>,
+    /// Slot of the last message's channel: the next one is often on the same channel.
+    latest: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -84,26 +76,19 @@ struct ChannelNumbers {
     is_in_tails: bool,
 }
 
-/// Channels by the time at which to check them.
-type Agenda = BTreeMap<MonotonicMs, Vec<SequencePlace>>;
-
-/// A slot in a shard's slab.
-#[derive(Debug, Clone, Copy)]
-struct SequencePlace {
-    shard: u8,
-    slot: u32,
-}
+/// Slots of channels by the time at which to check them.
+type Agenda = BTreeMap<MonotonicMs, Vec<u32>>;
 
 impl OutgoingSequences {
     /// `hash_keys` seed the hash: unknown to peers, so that they cannot cause collisions.
     pub fn new(hash_keys: (u64, u64)) -> Self {
         Self {
             hash_keys,
-            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            table: ShardedTable::default(),
+            channels: ChunkedSlab::default(),
             tails: BTreeMap::new(),
             ends: BTreeMap::new(),
             floor: 0,
-            len: 0,
             latest: None,
         }
     }
@@ -111,19 +96,19 @@ impl OutgoingSequences {
     /// Returns the number of the next message on `channel`. An unknown channel starts above the
     /// numbers of all forgotten ones, initially with 1.
     pub fn next(&mut self, channel: &[u8], now: MonotonicMs) -> u64 {
-        let place = self.latest.filter(|&place| self.is_at(place, channel)).unwrap_or_else(|| {
+        let slot = self.latest.filter(|&slot| self.is_at(slot, channel)).unwrap_or_else(|| {
             let hash = self.hash(channel);
             self.find(hash, channel).unwrap_or_else(|| self.enter(hash, channel, now))
         });
-        self.latest = Some(place);
-        let known = self.channel_mut(place);
+        self.latest = Some(slot);
+        let known = &mut self.channels[slot as usize];
         known.last = known.last.saturating_add(1);
         known.message_at = now;
         known.tail_from = now;
         known.due = now + TAIL_EVERY_MS;
         let (seq, due) = (known.last, known.due);
         if !std::mem::replace(&mut known.is_in_tails, true) {
-            self.tails.entry(due).or_default().push(place);
+            self.tails.entry(due).or_default().push(slot);
         }
         seq
     }
@@ -136,8 +121,8 @@ impl OutgoingSequences {
     /// is issued again and counts as no loss; otherwise later numbers, or its repeat, are in flight
     /// and it counts as one.
     pub fn roll_back(&mut self, channel: &[u8], seq: u64) {
-        let Some(place) = self.find(self.hash(channel), channel) else { return };
-        let known = self.channel_mut(place);
+        let Some(slot) = self.find(self.hash(channel), channel) else { return };
+        let known = &mut self.channels[slot as usize];
         if known.last == seq && seq > known.first.max(known.repeated) {
             known.last -= 1;
         }
@@ -150,8 +135,8 @@ impl OutgoingSequences {
     pub fn repeat_tails(&mut self, now: MonotonicMs, mut repeat: impl FnMut(&[u8], u64)) {
         // Taken out completely: what is entered again meanwhile is for a later call.
         let mut due = take_until(&mut self.tails, now);
-        for place in due.by_ref().take(REPEATS_PER_CALL) {
-            let known = self.channel_mut(place);
+        for slot in due.by_ref().take(REPEATS_PER_CALL) {
+            let known = &mut self.channels[slot as usize];
             if known.due <= now {
                 if known.last > known.first {
                     known.repeated = known.last;
@@ -161,21 +146,21 @@ impl OutgoingSequences {
             }
             if known.is_in_tails {
                 let due = known.due;
-                self.tails.entry(due).or_default().push(place);
+                self.tails.entry(due).or_default().push(slot);
             }
         }
-        let rest: Vec<SequencePlace> = due.collect();
+        let rest: Vec<u32> = due.collect();
         if !rest.is_empty() {
             self.tails.entry(now).or_default().extend(rest);
         }
-        for place in take_until(&mut self.ends, now) {
-            let known = self.channel_mut(place);
+        for slot in take_until(&mut self.ends, now) {
+            let known = &mut self.channels[slot as usize];
             let end = whole_second(known.tail_from + FORGET_MS);
             // Its last repeat may have been postponed to a later call.
             if end <= now && !known.is_in_tails {
-                self.forget(place);
+                self.forget(slot);
             } else {
-                self.ends.entry(end.max(whole_second(now + 1))).or_default().push(place);
+                self.ends.entry(end.max(whole_second(now + 1))).or_default().push(slot);
             }
         }
     }
@@ -184,15 +169,13 @@ impl OutgoingSequences {
     /// next `repeat_tails`; except those about to be forgotten, whose last message is older than
     /// [`FORGET_MS`]: a link that breaks often would keep them for ever.
     pub fn handle_reconnect(&mut self, now: MonotonicMs) {
-        let mut due = Vec::with_capacity(self.len);
-        for (number, shard) in self.shards.iter_mut().enumerate() {
-            for (slot, known) in &mut shard.channels {
-                known.is_in_tails = now.since(known.message_at) < FORGET_MS;
-                if known.is_in_tails {
-                    known.tail_from = now;
-                    known.due = now;
-                    due.push(SequencePlace { shard: number as u8, slot: slot as u32 });
-                }
+        let mut due = Vec::with_capacity(self.channels.len());
+        for (slot, known) in self.channels.iter_mut() {
+            known.is_in_tails = now.since(known.message_at) < FORGET_MS;
+            if known.is_in_tails {
+                known.tail_from = now;
+                known.due = now;
+                due.push(slot as u32);
             }
         }
         self.tails = BTreeMap::from([(now, due)]);
@@ -200,11 +183,11 @@ impl OutgoingSequences {
 
     /// Number of known channels.
     pub fn len(&self) -> usize {
-        self.len
+        self.channels.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.channels.is_empty()
     }
 
     fn hash(&self, channel: &[u8]) -> u64 {
@@ -213,29 +196,20 @@ impl OutgoingSequences {
         hasher.finish()
     }
 
-    fn find(&self, hash: u64, channel: &[u8]) -> Option<SequencePlace> {
-        let shard = shard_of(hash);
-        let Shard { table, channels } = &self.shards[usize::from(shard)];
+    fn find(&self, hash: u64, channel: &[u8]) -> Option<u32> {
         let is_it = |slot: &u32| {
-            let known = &channels[*slot as usize];
+            let known = &self.channels[*slot as usize];
             known.hash == hash && *known.name == *channel
         };
-        table.find(hash, is_it).map(|&slot| SequencePlace { shard, slot })
+        self.table.find(hash, is_it).copied()
     }
 
-    fn is_at(&self, place: SequencePlace, channel: &[u8]) -> bool {
-        let channels = &self.shards[usize::from(place.shard)].channels;
-        channels.get(place.slot as usize).is_some_and(|known| *known.name == *channel)
+    fn is_at(&self, slot: u32, channel: &[u8]) -> bool {
+        self.channels.get(slot as usize).is_some_and(|known| *known.name == *channel)
     }
 
-    fn channel_mut(&mut self, place: SequencePlace) -> &mut ChannelNumbers {
-        &mut self.shards[usize::from(place.shard)].channels[place.slot as usize]
-    }
-
-    fn enter(&mut self, hash: u64, channel: &[u8], now: MonotonicMs) -> SequencePlace {
-        let shard = shard_of(hash);
-        let Shard { table, channels } = &mut self.shards[usize::from(shard)];
-        let slot = channels.insert(ChannelNumbers {
+    fn enter(&mut self, hash: u64, channel: &[u8], now: MonotonicMs) -> u32 {
+        let slot = self.channels.insert(ChannelNumbers {
             name: channel.into(),
             hash,
             last: self.floor,
@@ -246,32 +220,20 @@ impl OutgoingSequences {
             due: now,
             is_in_tails: false,
         }) as u32;
-        table.insert_unique(hash, slot, |slot| channels[*slot as usize].hash);
-        let place = SequencePlace { shard, slot };
+        self.table.insert(hash, slot, |slot| self.channels[*slot as usize].hash);
         let end = whole_second(now + FORGET_MS);
-        self.ends.entry(end).or_default().push(place);
-        self.len += 1;
-        place
+        self.ends.entry(end).or_default().push(slot);
+        slot
     }
 
     /// Removes a channel that is in neither list: it was taken out of `ends`, and its last repeat,
     /// which took it out of `tails`, is `FORGET_MS - TAIL_FOR_MS` ago.
-    fn forget(&mut self, place: SequencePlace) {
-        let Shard { table, channels } = &mut self.shards[usize::from(place.shard)];
-        let known = channels.remove(place.slot as usize);
+    fn forget(&mut self, slot: u32) {
+        let Some(known) = self.channels.try_remove(slot as usize) else { return };
         debug_assert!(!known.is_in_tails);
         self.floor = self.floor.max(known.last);
-        self.len -= 1;
-        if let Ok(found) = table.find_entry(known.hash, |slot| *slot == place.slot) {
-            found.remove();
-        }
-        if channels.is_empty() {
-            self.shards[usize::from(place.shard)] = Shard::default();
-        } else if table.capacity() > 64 && table.len() < table.capacity() / 4 {
-            table.shrink_to(table.len() * 2, |slot| channels[*slot as usize].hash);
-            // Frees the unused end of the slab; the rest is kept for the next channels.
-            channels.shrink_to_fit();
-        }
+        let hash_of = |slot: &u32| self.channels[*slot as usize].hash;
+        self.table.remove(known.hash, |it| *it == slot, hash_of);
     }
 }
 
@@ -288,18 +250,13 @@ impl ChannelNumbers {
     }
 }
 
-/// Uses other bits than those by which the table places and distinguishes its entries.
-fn shard_of(hash: u64) -> u8 {
-    (hash >> 40) as u8
-}
-
 /// Returns `time`, or the beginning of the next second.
 fn whole_second(time: MonotonicMs) -> MonotonicMs {
     MonotonicMs::new(time.value().div_ceil(1_000).saturating_mul(1_000))
 }
 
 /// Removes the entries with keys up to `last`.
-fn take_until(map: &mut Agenda, last: MonotonicMs) -> impl Iterator<Item = SequencePlace> + use<> {
+fn take_until(map: &mut Agenda, last: MonotonicMs) -> impl Iterator<Item = u32> + use<> {
     let later = map.split_off(&(last + 1));
     std::mem::replace(map, later).into_values().flatten()
 }

@@ -133,9 +133,7 @@ fn idle_channels_are_forgotten_and_come_back_above_all_others() {
     assert_eq!(sequences.ends.len(), 2);
     repeated_count(&mut sequences, FORGET_MS);
     assert_eq!(sequences.len(), 1);
-    // Empty shards have freed everything.
-    let full = sequences.shards.iter().filter(|shard| shard.channels.capacity() > 0);
-    assert_eq!(full.count(), 1);
+    assert!(sequences.channels.capacity() < 20_000 / 4, "{}", sequences.channels.capacity());
     assert_eq!(sequences.next(b"stays", ms(FORGET_MS)), 2);
     assert_eq!(sequences.next(b"new", ms(FORGET_MS)), 3);
     sequences.roll_back(b"new", 3);
