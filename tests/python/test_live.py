@@ -182,7 +182,9 @@ def test_the_feed_says_what_the_metrics_say(serve):
     assert feed["memory_bytes"] > 1 << 20
     assert feed["queue"] == {"kind": "local", "ready": True}
     assert abs(feed["ts"] / 1000 - time.time()) < PATIENCE
-    assert 0 <= feed["uptime_ms"] == feed["ts"] - feed["epoch"] < PATIENCE * 1000
+    # By a clock that nobody sets; the milliseconds of the two do not change together.
+    assert abs(feed["uptime_ms"] - (feed["ts"] - feed["epoch"])) <= 2
+    assert 0 <= feed["uptime_ms"] < PATIENCE * 1000
     assert feed["ws"] == "%s:%d" % server.ws and feed["http"] == "%s:%d" % server.http
     assert len(feed["workers"]) == 2
     total = lambda name: sum(worker[name] for worker in feed["workers"])
