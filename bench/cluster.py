@@ -435,7 +435,7 @@ def report_throughput(args, results):
             print(f"| pipeline {pipeline}: {what} | {' | '.join(columns)} |", end="")
             print(f" ≥ {THROUGHPUT:g} | {reached} |")
     names = ("server", "redis", "tool")
-    print(f"\n| processor time | {' | '.join(f'{name} (s)' for name in names)} |", end="")
+    print(f"\n| CPU time | {' | '.join(f'{name} (s)' for name in names)} |", end="")
     print(f" {' | '.join(f'{name} (us a push)' for name in names)} | cores busy | p50 (us) |")
     print("|---|" + "---:|" * 8)
     keys = [f"{name}_cpu_s" for name in names] + [f"{name}_us" for name in names]
@@ -452,7 +452,7 @@ def report_throughput(args, results):
 
 def report_broker(results):
     failed = False
-    print("\n| what the broker could take | messages/s | ns of processor time each |", end="")
+    print("\n| what the broker could take | messages/s | ns of CPU time each |", end="")
     print(" Redis gave | needed | reached |\n|---|---:|---:|---:|---:|---|")
     for title, samples in results.items():
         if not title.startswith("broker"):

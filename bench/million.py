@@ -286,7 +286,7 @@ def figures(args, out, memory, bare):
         ("storm: canaries' p99", ms(value(storm, "canary_us", "p99")), "ms", (50, False)),
         ("storm: canaries' messages lost", value(storm, "canary_lost"), "", (0, False)),
         ("drain: SIGTERM to the last close", value(drain, "drain_s"), "s", None),
-        ("longest pause of a worker, its own processor time", memory["own_pause_ms"], "ms", (2, False)),
+        ("longest pause of a worker, its own CPU time", memory["own_pause_ms"], "ms", (2, False)),
         ("the same by the clock, with all workers and the tool on the same cores", memory["wall_pause_ms"], "ms", None),
         ("whole run", value(out, "elapsed_s"), "s", (args.seconds, True)),
         ("lost, doubled or misdelivered messages", sum(value(out, key) or 0 for key in ("lost", "doubled", "misdelivered")), "", (0, False)),

@@ -16,7 +16,7 @@ use argh::FromArgs;
 
 use crate::sys::{self, PollRing};
 
-/// Pings N idle loopback sockets in turn, and prints the processor time of a ping and its pong.
+/// Pings N idle loopback sockets in turn, and prints the CPU time of a ping and its pong.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "bare-ping")]
 pub struct Args {

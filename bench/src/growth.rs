@@ -24,7 +24,7 @@ const NOW: Now = Now { monotonic: MonotonicMs::new(90_000_000), wall: WallMs::ne
 /// Connections between two flushes.
 const FLUSH_EVERY: usize = 64;
 
-/// Grows one worker's tables and prints the longest processor time of one step.
+/// Grows one worker's tables and prints the longest CPU time of one step.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "growth")]
 pub struct Args {
@@ -73,7 +73,7 @@ fn report(args: &Args) -> io::Result<String> {
     ))
 }
 
-/// Returns a step's result, and records its processor time.
+/// Returns a step's result, and records its CPU time.
 fn timed<T>(longest: &mut Duration, step: impl FnOnce() -> T) -> io::Result<T> {
     let before = sys::thread_cpu()?;
     let result = step();

@@ -74,7 +74,7 @@ pub fn accept_all(listener: &TcpListener, count: usize) -> io::Result<(TcpStream
     Ok((control, sockets))
 }
 
-/// Returns the processor time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub fn thread_cpu() -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a live timespec that the call fills.

@@ -1,5 +1,5 @@
-//! Figures from a server's `/metrics`: processor time, memory, connections, and how long its
-//! workers kept others waiting.
+//! Figures from a server's `/metrics`: CPU time, memory, connections, and how long its workers kept
+//! others waiting.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

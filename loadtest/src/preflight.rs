@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(needed(40_000, 2, true).fits(&machine()), Ok(Vec::new()));
         let files = needed(60_000, 32, true).fits(&machine()).unwrap_err();
         assert!(
-            files.contains("50000 would fit") && files.contains("file-max) + 20000"),
+            files.contains("enough for 50000") && files.contains("file-max) + 20000"),
             "{files}"
         );
         let ports = needed(40_000, 1, true).fits(&machine()).unwrap_err();

@@ -28,7 +28,7 @@ pub struct ThreadLive {
     pub lost: AtomicU64,
     /// Messages received twice.
     pub doubled: AtomicU64,
-    /// If this stands for another process: its memory and its processor time.
+    /// If this stands for another process: its memory and its CPU time.
     pub process_rss: AtomicU64,
     pub process_cpu_ns: AtomicU64,
     /// TCP connect to welcome.

@@ -72,7 +72,7 @@ impl CpuTime {
     }
 }
 
-/// Returns the processor time of this process in nanoseconds, including ended threads.
+/// Returns the CPU time of this process in nanoseconds, including ended threads.
 pub fn process_cpu_ns() -> u64 {
     clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }

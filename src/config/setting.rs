@@ -204,7 +204,7 @@ impl Setting<'_> {
     fn malformed(&self) -> Exit {
         match (self.flag.name, self.text.as_deref(), self.flag.kind) {
             ("queue", Some(text @ "redis-stream"), _) => Exit::Error(format!(
-                "{} is not supported by this version: use {} or local",
+                "{} is planned for a later version: use {} or local",
                 self.written(text),
                 self.written("redis")
             )),

@@ -183,7 +183,7 @@ fn the_environment_counts_where_no_flag_was_given() {
     );
     assert_eq!(
         error(config_with("", &[("WS_CLUSTER_QUEUE", "redis-stream")])),
-        "ws-cluster: WS_CLUSTER_QUEUE=redis-stream is not supported by this version: use \
+        "ws-cluster: WS_CLUSTER_QUEUE=redis-stream is planned for a later version: use \
          WS_CLUSTER_QUEUE=redis or local"
     );
 }
@@ -353,7 +353,7 @@ fn one_number_serves_two_ports_where_their_addresses_differ() {
 fn values_that_contradict_each_other() {
     assert_eq!(
         error(config("--queue redis-stream")),
-        "ws-cluster: --queue redis-stream is not supported by this version: use --queue redis or \
+        "ws-cluster: --queue redis-stream is planned for a later version: use --queue redis or \
          local"
     );
     assert_eq!(

@@ -4,7 +4,7 @@
 //! ends after the last; then the executor looks at its ring again. Its length is the pause: an
 //! event that arrives during it waits for up to that long, and then for its own turn. While other
 //! threads use the core, the scheduler causes most of a long round; the thread's own part is the
-//! processor time that it used.
+//! CPU time that it used.
 //!
 //! Tasks started by [`spawn`] open a round when they are polled. A woken task queues behind all
 //! others that are ready: the task of [`observe`] is woken by the first task of a round and so ends
@@ -20,10 +20,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-/// Length from which a pause is examined: its processor time is read, and it may be the longest of
-/// its minute. A shorter one counts entirely as the thread's own.
+/// Length from which a pause is examined: its CPU time is read, and it may be the longest of its
+/// minute. A shorter one counts entirely as the thread's own.
 const LONG_NS: u64 = 500_000;
-/// Time in rounds after which the processor time is read again. The own part of a long round is
+/// Time in rounds after which the CPU time is read again. The own part of a long round is
 /// overstated by at most this, plus what the executor itself used. The system call takes 0.3 us; at
 /// this rate its cost cannot be measured.
 const READ_EVERY_NS: u64 = 200_000;
@@ -53,7 +53,7 @@ struct Rounds {
     shares_core: bool,
     /// What is left of [`PIECES_PER_ROUND`].
     pieces: Cell<u32>,
-    /// The thread's processor time when it was last read, and the time spent in rounds since then.
+    /// The thread's CPU time when it was last read, and the time spent in rounds since then.
     cpu_ns: Cell<u64>,
     since_ns: Cell<u64>,
 }

@@ -64,7 +64,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Opens a sampler without starting it. `period_ns` is in processor time of the thread.
+    /// Opens a sampler without starting it. `period_ns` is in CPU time of the thread.
     ///
     /// Fails with `PermissionDenied` or `Unsupported` where the machine does not allow it (EACCES,
     /// EPERM, ENOSYS), and with `ESRCH` if there is no such thread (any more).

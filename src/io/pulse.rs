@@ -10,9 +10,9 @@ use std::sync::atomic::{
 };
 use std::thread;
 
-/// Processor time that a thread may use between two beats, which are some tens of milliseconds
-/// apart. A thread that gets no core, or waits, uses none. Far above the longest turn: a worker
-/// that sends a push to a million connections uses 4 to 8 s.
+/// CPU time that a thread may use between two beats, which are some tens of milliseconds apart. A
+/// thread that gets no core, or waits, uses none. Far above the longest turn: a worker that sends a
+/// push to a million connections uses 4 to 8 s.
 const STUCK_NS: u64 = 60_000_000_000;
 /// The same while no task of ours runs: all of it is used by the executor and the kernel.
 const IDLE_STUCK_NS: u64 = 4_000_000_000;
@@ -50,7 +50,7 @@ pub struct Pulse {
     heart: Arc<Heart>,
     clock: ThreadClock,
     last_beats: u64,
-    /// Processor time at the last beat that was observed.
+    /// CPU time at the last beat that was observed.
     last_ns: u64,
 }
 
@@ -65,13 +65,12 @@ impl Pulse {
         Self { name, heart, clock, last_beats: 0, last_ns }
     }
 
-    /// Returns the thread's name if it uses processor time without beating. Call it about every
-    /// second.
+    /// Returns the thread's name if it uses CPU time without beating. Call it about every second.
     pub fn stuck_thread(&mut self) -> Option<String> {
         self.has_spent(STUCK_NS, IDLE_STUCK_NS).then(|| self.name.clone())
     }
 
-    /// Returns whether the thread has used `limit_ns` of processor time since its last beat, or
+    /// Returns whether the thread has used `limit_ns` of CPU time since its last beat, or
     /// `idle_limit_ns` of it outside a round.
     fn has_spent(&mut self, limit_ns: u64, idle_limit_ns: u64) -> bool {
         // A thread that has ended is not stuck.
@@ -150,8 +149,7 @@ mod tests {
         assert!(!own.has_spent(1_000_000, u64::MAX));
     }
 
-    /// The executor swallows errors of its ring: a node used a minute of processor time before it
-    /// ended.
+    /// The executor swallows errors of its ring: a node used a minute of CPU time before it ended.
     #[test]
     fn what_is_spent_without_a_round_counts_sooner() {
         let mut own = Pulse::begin();

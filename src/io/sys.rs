@@ -86,7 +86,7 @@ pub fn page_bytes() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
-/// Returns the processor time of this process, including threads that have ended.
+/// Returns the CPU time of this process, including threads that have ended.
 pub fn process_cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it points to a live, writable timespec.
@@ -94,12 +94,12 @@ pub fn process_cpu_ns() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Returns the processor time of the calling thread.
+/// Returns the CPU time of the calling thread.
 pub fn own_cpu_ns() -> u64 {
     thread_cpu_ns(ThreadClock(libc::CLOCK_THREAD_CPUTIME_ID)).unwrap_or(0)
 }
 
-/// The clock of a thread's processor time.
+/// The clock of a thread's CPU time.
 #[derive(Debug, Clone, Copy)]
 pub struct ThreadClock(libc::clockid_t);
 
@@ -112,7 +112,7 @@ pub fn thread_clock() -> ThreadClock {
     ThreadClock(clock)
 }
 
-/// Returns the processor time of a thread, or `None` if it has ended.
+/// Returns the CPU time of a thread, or `None` if it has ended.
 pub fn thread_cpu_ns(ThreadClock(clock): ThreadClock) -> Option<u64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: it points to a live, writable timespec.

@@ -262,7 +262,7 @@ pub struct Counters {
     pub backlogged: Counter,
     /// Durations of the WebSocket side's work items, between which other tasks run.
     pub turns: Latencies,
-    /// Durations of full loop turns over all ready tasks, and the processor time in them.
+    /// Durations of full loop turns over all ready tasks, and the CPU time in them.
     pub pauses: Pauses,
     pub own_pauses: Pauses,
     /// Memory of incomplete incoming messages.

@@ -60,7 +60,7 @@ fn read_events(params: &Params<'_>) -> Result<EventSet, ApiError> {
     split(list).enumerate().try_fold(EventSet::NONE, |set, (index, name)| {
         let event = EventSet::named(name).ok_or_else(|| {
             let reason = unknown("event", name, &EventSet::NAMES);
-            ApiError::bad(format!("events[{index}] is an {reason}"))
+            ApiError::bad(format!("events must be known events: events[{index}] is an {reason}"))
         })?;
         Ok(set.union(event))
     })
@@ -140,9 +140,12 @@ mod tests {
             ("pid=1&uid=u&session_exp=-1", "session_exp must be"),
             (
                 "pid=1&type=2&events=request,connects",
-                "events[1] is an unknown event \"connects\"; did you mean",
+                "events must be known events: events[1] is an unknown event \"connects\"",
             ),
-            ("pid=1&type=2&events=request,", "events[1] is an unknown event \"\""),
+            (
+                "pid=1&type=2&events=request,",
+                "events must be known events: events[1] is an unknown event \"\"",
+            ),
             ("pid=1&uid=u&session_exp=1700000000000", "session_exp must be in unix seconds: 17"),
         ];
         for (query, start) in cases {

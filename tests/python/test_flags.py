@@ -129,7 +129,7 @@ def test_prod_refuses_weak_secrets_and_dev_warns(tmp_path):
     file = tmp_path / "projects.toml"
     shared = "hidden-from-everybody"
     for secrets, named in (
-        (("hidden", shared), "line 3: secret 1 of project 'a' has 6 bytes"),
+        (("hidden", shared), "line 3: secret 1 of project 'a' has only 6 bytes"),
         ((shared, shared), "line 6: secret 1 of project 'b' is also that of project 'a' on line 3"),
     ):
         projects = zip("ab", secrets)

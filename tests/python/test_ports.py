@@ -70,7 +70,7 @@ def test_in_dev_nobody_else_reaches_a_node_that_was_not_told_otherwise():
     with Server(bind="0.0.0.0") as server:
         assert (server.ws[0], server.http[0]) == ("0.0.0.0", "0.0.0.0")
         [warning] = [line for line in server.output if "dev-secret" in line]
-        assert "--bind 0.0.0.0 lets other machines in" in warning
+        assert "--bind 0.0.0.0 is reachable from other machines" in warning
 
 
 def test_prod_listens_on_all_addresses(tmp_path):

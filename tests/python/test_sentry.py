@@ -107,7 +107,7 @@ def test_the_error_that_ends_a_node_is_sent_before_its_end():
     assert event["logger"] == "ws_cluster" and event["environment"] == "test"
     version = subprocess.run([BINARY, "--version"], capture_output=True, text=True).stdout
     assert event["release"] == "@".join(version.split())
-    assert done.stdout == "" and done.stderr.startswith("ws-cluster: --ws_port")
+    assert done.stdout == "" and done.stderr.startswith("ws-cluster: cannot listen on --ws_port")
 
 
 def test_two_nodes_with_one_number(own_redis, own_node):

@@ -1,6 +1,6 @@
 //! From a live Redis: one thread publishes as fast as Redis answers, the broker is fed from a
 //! subscribed, blocking socket. There are three busy threads, Redis being one: on a machine with
-//! fewer cores only processor time shows what the broker needs.
+//! fewer cores only CPU time shows what the broker needs.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -7,8 +7,8 @@ use crate::io::sys;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Processor time by thread. Threads of the same name, such as a library's, cannot be told apart
-/// and are summed.
+/// CPU time by thread. Threads of the same name, such as a library's, cannot be told apart and are
+/// summed.
 pub(super) fn busy(_: &Shared, samples: &mut Samples) {
     let mut threads: Vec<(String, u64)> = Vec::new();
     for (_, name, busy_ns) in tasks() {
@@ -44,8 +44,8 @@ pub(in crate::ops) fn memory() -> [u64; 2] {
     [(); 2].map(|()| page_bytes * bytes.next().unwrap_or(0))
 }
 
-/// Returns each thread's directory in `/proc`, its name, and the nanoseconds of processor time that
-/// it has used.
+/// Returns each thread's directory in `/proc`, its name, and the nanoseconds of CPU time that it
+/// has used.
 pub(in crate::ops) fn tasks() -> impl Iterator<Item = (PathBuf, String, u64)> {
     fs::read_dir("/proc/self/task").into_iter().flatten().flatten().filter_map(|task| {
         let path = task.path();

@@ -11,7 +11,7 @@ use std::{fs, io, thread};
 /// Samples per second of a thread's running time: a prime, so that periodic work with a period of
 /// whole milliseconds is neither always hit nor always missed.
 pub const RATE_HZ: u64 = 199;
-/// Processor time between two samples.
+/// CPU time between two samples.
 pub const PERIOD_NS: u64 = 1_000_000_000 / RATE_HZ;
 /// Interval at which the rings are read; they have room for at least six times as long.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);

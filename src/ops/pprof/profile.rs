@@ -53,7 +53,7 @@ pub struct Profile {
     /// Nanoseconds since 1970.
     pub began_ns: u64,
     pub lasted_ns: u64,
-    /// Processor time that one sample stands for.
+    /// CPU time that one sample stands for.
     pub period_ns: u64,
     pub mappings: Vec<Mapping>,
     pub functions: Vec<Function>,

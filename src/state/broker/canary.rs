@@ -78,7 +78,8 @@ impl Broker {
         }
     }
 
-    /// Whether Redis accepted the canary so long ago that it may soon count as lost.
+    /// Whether the canary, although accepted by Redis, has been out for almost its time limit and
+    /// may soon count as lost.
     pub(super) fn is_canary_late(&self, now: MonotonicMs) -> bool {
         let waited_ms = now.since(self.canary.taken_at);
         !self.canary.is_back && self.canary.untaken == 0 && waited_ms > self.canary_patience_ms()

@@ -70,7 +70,7 @@ impl<'t> Table<'t> {
 
     fn wrong(&self, key: &str, wanted: &str) -> String {
         let found = self.members.get(key).map_or("", |value| value.get_ref().type_str());
-        self.error_at(key, &format!("{wanted} is wanted, not {found}"))
+        self.error_at(key, &format!("{wanted} is expected, not {found}"))
     }
 
     fn get(&self, key: &str) -> Option<&'t Value<'t>> {

@@ -76,28 +76,31 @@ fn an_unknown_key_is_named_with_its_place_and_the_nearest_one() {
 fn a_wrong_value_is_named_with_its_place_and_what_is_wanted() {
     for (text, wanted) in [
         ("open = -1", "s.toml:5:8: open: -1 is not from 0 to 100000000"),
-        ("open = \"all\"", "s.toml:5:8: open: a whole number, 0 to 100000000, is wanted, not str"),
+        (
+            "open = \"all\"",
+            "s.toml:5:8: open: a whole number, 0 to 100000000, is expected, not str",
+        ),
         ("open = 1001", "s.toml:5:8: open: 1001 is above population.connections, 1000"),
-        ("open_per_s = 5", "s.toml:5:14: open_per_s: how many are to be open?"),
+        ("open_per_s = 5", "s.toml:5:14: open_per_s: the number of conn"),
         ("duration = 1e9", "s.toml:5:12: duration: 1e9 is not from 0 to 1000000"),
         ("duration = nan", "s.toml:5:12: duration: nan is not from 0 to"),
-        ("drain = 1", "s.toml:5:9: drain: true or false is wanted, not integer"),
+        ("drain = 1", "s.toml:5:9: drain: true or false is expected, not integer"),
         ("cut = { share = 1.5 }", "s.toml:5:17: share: 1.5 is not from 0 to 1"),
         ("cut = { share = 1, count = 1 }", "s.toml:5:28: count: use share or count, not both"),
         ("cut = {}", "s.toml:5:7: share is missing: add share = 0.2"),
-        ("cut = { share = 1, how = \"x\" }", "s.toml:5:26: how: \"x\": reset, fin or close"),
-        ("reconnect = \"later\"", "s.toml:5:13: reconnect: \"at once\", or {"),
-        ("until = \"all gone\"", "s.toml:5:9: until: \"all gone\": the one condition"),
+        ("cut = { share = 1, how = \"x\" }", "s.toml:5:26: how: \"x\" must be reset, fin"),
+        ("reconnect = \"later\"", "s.toml:5:13: reconnect: must be \"at once\""),
+        ("until = \"all gone\"", "s.toml:5:9: until: \"all gone\": the only cond"),
         ("until = \"all back\"", "s.toml:5:9: until: \"all back\" needs cut and reconnect"),
         ("tag_pushes_per_s = 5", "s.toml:5:20: tag_pushes_per_s: there are no tags"),
         ("with_devices = true", "s.toml:5:16: with_devices: there are no devices"),
-        ("project_pushes = 5\nproject_pushes_per_s = 1", "s.toml:5:18: project_pushes: these go"),
+        ("project_pushes = 5\nproject_pushes_per_s = 1", "s.toml:5:18: project_pushes: these are"),
         ("drain = true\nunicast_per_s = 5", "s.toml:5:9: drain: no traffic"),
-        ("churn_per_s = 5", "s.toml:3:1: nothing ends this phase: add duration = 10"),
+        ("churn_per_s = 5", "s.toml:3:1: this phase has no end: add duration = 10"),
         ("open = 5\nopen = 6", "s.toml:6:1: duplicate key"),
         ("open = ", "s.toml:5:"),
-        ("open = 5\n[[phase]]\nname = \"a\"\nhold = 1", "s.toml:7:8: name: the name \"a\" was"),
-        ("open = 5\n[[phase]]\nname = \"b\"\nopen = 4", "s.toml:8:8: open: 5 were opened before"),
+        ("open = 5\n[[phase]]\nname = \"a\"\nhold = 1", "s.toml:7:8: name: the name \"a\" is"),
+        ("open = 5\n[[phase]]\nname = \"b\"\nopen = 4", "s.toml:8:8: open: 5 are already open"),
         ("drain = true\n[[phase]]\nname = \"b\"\nhold = 4", "s.toml:6:1: no phase can follow"),
     ] {
         let error = error_of(text);
@@ -108,7 +111,7 @@ fn a_wrong_value_is_named_with_its_place_and_what_is_wanted() {
     assert!(error.contains("[[phase]] with two brackets"), "{error}");
     let devices = "[population]\nconnections = 5\ndevices = [\"IOS\"]\n";
     let error = parse("s.toml", devices).err().unwrap();
-    assert!(error.starts_with("s.toml:3:11: devices: \"IOS\": a device is"), "{error}");
+    assert!(error.starts_with("s.toml:3:11: devices: \"IOS\": a device must"), "{error}");
 }
 
 #[test]
