@@ -50,18 +50,18 @@ def main():
             scenario = os.path.join(folder, "scenario.toml")
             with open(scenario, "w", encoding="utf-8") as file:
                 file.write(text)
-        out, memory = run(args, plan, scenario)
+        out, memory, chain = run(args, plan, scenario)
     if args.picture:
         photograph(args.report, args.picture)
     # The kernel takes a while to tear down the sockets of a million connections.
     time.sleep(min(20, args.connections / 50_000))
     bare = None if args.no_bare else bare_loops(args, plan)
-    rows = figures(args, out, memory, bare)
+    rows = figures(args, out, memory, chain, bare)
     table = markdown(args, rows)
     print(table)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            everything = {"report": out, "memory": memory, "bare": bare}
+            everything = {"report": out, "memory": memory, "chain": chain, "bare": bare}
             json.dump(everything | {"workers": plan["workers"]}, file, indent=1)
     if not out.get("ok"):
         sys.exit(f"the run failed: {json.dumps(out.get('failures', {}))}")
@@ -144,15 +144,21 @@ def run(args, plan, scenario):
             load += ["--http", f"127.0.0.1:{ports[1]}", "--pid-of-server", str(server.pid)]
             load += ["--metrics", f"http://127.0.0.1:{ports[2]}/metrics", "--json"]
             load += ["--report", args.report] if args.report else []
-            tool = subprocess.Popen(load, stdout=subprocess.PIPE, text=True)
+            pipe = subprocess.PIPE
+            tool = subprocess.Popen(load, stdout=pipe, stderr=pipe, text=True)
             metrics = f"http://127.0.0.1:{ports[2]}/metrics"
             watch = Watch(before, server.pid, tool.pid, metrics)
-            text, _ = tool.communicate(timeout=args.seconds + args.connections / 1_000 + 900)
+            chain = Chain(args, tool.stderr)
+            timer = threading.Timer(args.seconds + args.connections / 1_000 + 900, tool.kill)
+            timer.start()
+            text = tool.stdout.read()
+            tool.wait()
+            timer.cancel()
             watch.stop()
             objects = [one for one in text.splitlines() if one.startswith("{")]
             if not objects:
                 sys.exit(f"the load tool printed no report ({tool.returncode}): {tail(log)}")
-            return json.loads(objects[-1]), watch.summary()
+            return json.loads(objects[-1]), watch.summary(), chain.result()
         finally:
             for process in (tool, server):
                 if process is not None and process.poll() is None:
@@ -162,6 +168,38 @@ def run(args, plan, scenario):
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
+
+
+class Chain:
+    """During the storm, messages that only wake three threads one after the other, as a push does:
+    what the machine's scheduler alone needs then (`bench bare-wake`)."""
+
+    def __init__(self, args, log):
+        self.bench, self.log, self.chain, self.out = args.bench, log, None, None
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+        self.thread.start()
+
+    def follow(self):
+        """Passes on what the load tool logs; it names its phases."""
+        for line in self.log:
+            sys.stderr.write(line)
+            if (name := line.removeprefix("loadtest: phase ").strip()) == line.strip():
+                continue
+            self.end()
+            if name == "storm":
+                line = [self.bench, "bare-wake", "--seconds", "3600", "--until-eof", "--json"]
+                pipe = subprocess.PIPE
+                self.chain = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True)
+
+    def end(self):
+        if self.chain is not None:
+            self.out, _ = self.chain.communicate(timeout=60)
+            self.chain = None
+
+    def result(self):
+        self.thread.join()
+        self.end()
+        return json.loads(self.out) if self.out else {}
 
 
 def photograph(page, picture):
@@ -261,7 +299,7 @@ def value(out, *keys):
     return out if isinstance(out, (int, float)) else None
 
 
-def figures(args, out, memory, bare):
+def figures(args, out, memory, chain, bare):
     """The rows of the table: (title, value, limit). A limit is (number, whether it is a
     minimum)."""
     phase = out.get("phases", {})
@@ -283,7 +321,10 @@ def figures(args, out, memory, bare):
         ("the same, p99", value(phase, "unicast", "unicast_us", "p99"), "us", None),
         ("storm: connections cut", value(storm, "cut"), "", None),
         ("storm: until all are back", value(storm, "all_back_s"), "s", (30, False)),
+        ("storm: canaries' p50", ms(value(storm, "canary_us", "p50")), "ms", None),
         ("storm: canaries' p99", ms(value(storm, "canary_us", "p99")), "ms", (50, False)),
+        ("bare loop: the same over three threads that only wake each other, p50", ms(value(chain, "p50_us")), "ms", None),
+        ("the same, p99", ms(value(chain, "p99_us")), "ms", None),
         ("storm: canaries' messages lost", value(storm, "canary_lost"), "", (0, False)),
         ("drain: SIGTERM to the last close", value(drain, "drain_s"), "s", None),
         ("longest pause of a worker, its own CPU time", memory["own_pause_ms"], "ms", (2, False)),

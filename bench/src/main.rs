@@ -7,6 +7,7 @@
 mod bare_ping;
 mod bare_push;
 mod bare_send;
+mod bare_wake;
 mod broker;
 mod drain;
 mod growth;
@@ -35,6 +36,7 @@ enum Command {
     BarePing(bare_ping::Args),
     BarePush(bare_push::Args),
     BareSend(bare_send::Args),
+    BareWake(bare_wake::Args),
     Broker(broker::Args),
     Drain(drain::Args),
     Growth(growth::Args),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::BarePing(args) => bare_ping::run(&args),
         Command::BarePush(args) => bare_push::run(&args),
         Command::BareSend(args) => bare_send::run(&args),
+        Command::BareWake(args) => bare_wake::run(&args),
         Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Growth(args) => growth::run(&args),

@@ -127,6 +127,13 @@ impl Common {
         bar
     }
 
+    /// Names the phase that begins on stderr if no progress bar shows it.
+    pub fn announce(&self, phase: &str) {
+        if !self.progress && !self.part.is_child() {
+            eprintln!("loadtest: phase {phase}");
+        }
+    }
+
     /// Runs `body` once per thread, each with its own descriptor table and core, and meanwhile
     /// calls `watch` here twenty times a second until every thread is done. The body learns whether
     /// its thread got what it needs, so that it can tell the threads that wait for it.

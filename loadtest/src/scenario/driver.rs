@@ -220,6 +220,7 @@ impl<'a> Driver<'a> {
             Count::Connections(count) => count,
         });
         self.shared.common.live.mark(&phase.name);
+        self.shared.common.announce(&phase.name);
         let begin =
             Begin { now, unicast_from: self.next_unicast, unicast_range: self.open_goal, cut };
         self.shared.begin(index, &begin);
