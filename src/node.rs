@@ -14,7 +14,7 @@ pub use ports::Addresses;
 use crate::config::Config;
 use crate::io::broker::driver::{Driver, Host};
 use crate::io::broker::inline::InlineHost;
-use crate::io::broker::threaded::{self, BrokerPort};
+use crate::io::broker::threaded::{self, BrokerEnd};
 use crate::io::descriptors::Descriptors;
 use crate::io::mailbox::Mailbox;
 use crate::io::pauses;
@@ -33,7 +33,7 @@ use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::settings::RedisSettings;
-use crate::state::{Hearing, Worker, WorkerConfig};
+use crate::state::{QueueNeeds, Worker, WorkerConfig};
 use crate::types::{SnowflakeClock, WallMs};
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
@@ -94,8 +94,8 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
         sources.extend(source);
         spawn_worker(index, carrier, recorder, &shared, &birth, &news_sender)?;
     }
-    if let Some(broker_port) = broker {
-        spawn_broker(broker_port, &shared, &birth, &news_sender)?;
+    if let Some(broker_end) = broker {
+        spawn_broker(broker_end, &shared, &birth, &news_sender)?;
     }
     spawn_ops(&shared, &birth, &news_sender)?;
     // Every thread has its own table now; what main opens from here on is in no other.
@@ -233,13 +233,13 @@ fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<()
 }
 
 /// Creates each worker's carrier, and the broker's end if it has its own thread.
-fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<BrokerPort>)> {
+fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<BrokerEnd>)> {
     let workers = shared.settings.workers;
     match &shared.settings.redis {
         None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
         Some(redis) if redis.broker_thread => {
-            let (worker_ports, broker_port) = threaded::ports(workers, &shared.broker_counters)?;
-            Ok((worker_ports.into_iter().map(Carrier::Threaded).collect(), Some(broker_port)))
+            let (worker_ends, broker_end) = threaded::ends(workers, &shared.broker_counters)?;
+            Ok((worker_ends.into_iter().map(Carrier::Threaded).collect(), Some(broker_end)))
         }
         Some(_) => Ok(((0..workers).map(|_| Carrier::Inline).collect(), None)),
     }
@@ -351,7 +351,7 @@ fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<D
 
 /// Starts the broker's thread: its links, the workers' lanes and the ticks.
 fn spawn_broker(
-    broker_port: BrokerPort,
+    broker_end: BrokerEnd,
     shared: &Arc<Shared>,
     birth: &Arc<Birth>,
     news: &Sender<News>,
@@ -364,9 +364,9 @@ fn spawn_broker(
                 return Ok(());
             };
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
-            let driver = driver(&shared, redis, broker_port);
+            let driver = driver(&shared, redis, broker_end);
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
-            runtime.block_on(threaded::run(driver)).map_err(system("hearing the workers"))
+            runtime.block_on(threaded::run(driver)).map_err(system("receiving from the workers"))
         });
         if result.is_err() {
             let _ = news.send(News::Ended(result));
@@ -444,7 +444,7 @@ fn worker_config(index: usize, shared: &Shared) -> io::Result<WorkerConfig> {
         loads: Arc::clone(&shared.loads),
         incarnation: Arc::clone(&shared.incarnation),
         hash_keys: sys::random_keys()?,
-        hearing: settings.redis.as_ref().map(|redis| Hearing {
+        queue_needs: settings.redis.as_ref().map(|redis| QueueNeeds {
             routing: redis.routing,
             announces_users: settings.workers > 1,
             user_keys: shared.user_keys,

@@ -13,7 +13,7 @@ use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy}
 use ws_cluster::state::sequence::OutgoingSequences;
 use ws_cluster::state::settings::{Memory, Settings};
 use ws_cluster::state::subscriptions::Interest;
-use ws_cluster::state::{Hearing, Identity, Role, Sealed, Worker, WorkerConfig};
+use ws_cluster::state::{Identity, QueueNeeds, Role, Sealed, Worker, WorkerConfig};
 use ws_cluster::types::{Incarnation, MonotonicMs, Now, Routing, WallMs};
 use ws_cluster::wire::sign::Secret;
 
@@ -178,7 +178,11 @@ fn config(max_connections: usize) -> io::Result<WorkerConfig> {
         loads: Arc::default(),
         incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
         hash_keys: (1, 2),
-        hearing: Some(Hearing { routing: Routing::User, announces_users: true, user_keys: (3, 4) }),
+        queue_needs: Some(QueueNeeds {
+            routing: Routing::User,
+            announces_users: true,
+            user_keys: (3, 4),
+        }),
         counters: Arc::new(Counters::default()),
     })
 }

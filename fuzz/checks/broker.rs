@@ -17,14 +17,14 @@ use ws_cluster::wire::sign::Secret;
 const WORKERS: usize = 2;
 
 #[derive(Default)]
-struct Said {
+struct Recorder {
     waiting: BTreeSet<u32>,
     joins: usize,
     /// Workers that received a refusal: they wait for nothing, and may receive more.
     refused: BTreeSet<usize>,
 }
 
-impl Sink for Said {
+impl Sink for Recorder {
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
         assert!(workers != 0 && workers < 1 << WORKERS);
         assert!(std::str::from_utf8(envelope.data).is_ok());
@@ -62,7 +62,7 @@ impl Sink for Said {
 
 struct Rig {
     broker: Broker,
-    said: Said,
+    recorder: Recorder,
     now: Now,
     tickets: u32,
     has_asked: [bool; WORKERS],
@@ -93,7 +93,7 @@ impl Rig {
         });
         Self {
             broker,
-            said: Said::default(),
+            recorder: Recorder::default(),
             now: Now::default(),
             tickets: 0,
             has_asked: [false; WORKERS],
@@ -104,21 +104,21 @@ impl Rig {
     /// Opens links if there are none, for example because the previous ones were lost.
     fn open(&mut self) {
         if std::mem::replace(&mut self.is_open, true) {
-            self.broker.handle_lost(&mut self.said);
+            self.broker.handle_lost(&mut self.recorder);
         }
         self.broker.handle_open(self.now);
     }
 
     fn hear(&mut self, link: LinkName, bytes: &[u8]) {
-        if self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.said).is_err() {
-            self.broker.handle_lost(&mut self.said);
+        if self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.recorder).is_err() {
+            self.broker.handle_lost(&mut self.recorder);
         }
     }
 
     fn tick(&mut self, ms: u64) {
         self.now += ms;
-        if self.broker.handle_tick(self.now, &mut self.said).is_err() {
-            self.broker.handle_lost(&mut self.said);
+        if self.broker.handle_tick(self.now, &mut self.recorder).is_err() {
+            self.broker.handle_lost(&mut self.recorder);
         }
     }
 
@@ -137,28 +137,28 @@ impl Rig {
             data: b"1",
         };
         self.tickets += 1;
-        self.said.waiting.insert(self.tickets);
+        self.recorder.waiting.insert(self.tickets);
         let pusher = Pusher { worker: 0, ticket: self.tickets };
         let (routing, now) = (Routing::Project, self.now.monotonic);
-        self.broker.handle_push(&envelope, routing, pusher, now, &mut self.said);
+        self.broker.handle_push(&envelope, routing, pusher, now, &mut self.recorder);
     }
 
-    /// A worker has one request outstanding at a time, as `Wants` ensures.
+    /// A worker has one request outstanding at a time, as `Subscriptions` ensures.
     fn request(&mut self, worker: usize) {
         let interest = Interest::Project(ProjectId(0));
         let asked = &mut self.has_asked[worker];
         *asked = !*asked;
         let request = if *asked {
-            self.said.joins += 1;
+            self.recorder.joins += 1;
             BrokerRequest::Join(interest)
-        } else if self.said.joins > 0 {
+        } else if self.recorder.joins > 0 {
             // It leaves only channels that are in force.
             *asked = true;
             return;
         } else {
             BrokerRequest::Leave(interest)
         };
-        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.said);
+        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.recorder);
     }
 
     /// Redis answers the commands, and delivers what was published.
@@ -242,7 +242,7 @@ pub fn run(mut bytes: &[u8]) {
         match event % 16 {
             0..5 => rig.talk(),
             5 => rig.open(),
-            6 => rig.broker.handle_lost(&mut rig.said),
+            6 => rig.broker.handle_lost(&mut rig.recorder),
             7..10 => rig.push(),
             10 => rig.tick(u64::from(event) * 10),
             11 => rig.tick(50),
@@ -256,9 +256,9 @@ pub fn run(mut bytes: &[u8]) {
         }
     }
     // When links end, nobody may be left waiting for a subscription, nor any push for its outcome.
-    rig.broker.handle_lost(&mut rig.said);
-    assert_eq!(rig.said.joins, 0);
+    rig.broker.handle_lost(&mut rig.recorder);
+    assert_eq!(rig.recorder.joins, 0);
     // In steps: time without ticks does not count as Redis's silence.
     (0..200).for_each(|_| rig.tick(50));
-    assert!(rig.said.waiting.is_empty(), "{:?}", rig.said.waiting);
+    assert!(rig.recorder.waiting.is_empty(), "{:?}", rig.recorder.waiting);
 }

@@ -1,11 +1,11 @@
 //! A lane from one thread to another: a bounded single-producer ring, a backlog of items that wait
 //! for room in it, and the bell of the reading thread. The mailboxes of the workers
-//! ([`super::mailbox`]) and the connection to a broker's thread ([`super::port`]) are made of
-//! lanes.
+//! ([`super::mailbox`]) and the connection to a broker's thread ([`super::broker::threaded`]) are
+//! made of lanes.
 //!
 //! Four kinds of items share a lane:
 //! - messages are sent only if there is room ([`Lanes::has_room`], [`Lanes::send`]);
-//! - answers are never lost: those that find no room wait, and go first ([`Lanes::tell`]);
+//! - answers are never lost: those that find no room wait, and go first ([`Lanes::answer`]);
 //! - notices are never lost, and keep their order among themselves ([`Lanes::notify`]);
 //! - parcels leave half of the ring to the others, and wait by project ([`Lanes::relay`]).
 
@@ -425,7 +425,7 @@ impl<T: Load> Lanes<T> {
     }
 
     /// Sends an answer, which is never lost, ahead of everything that waits.
-    pub fn tell(&mut self, to: usize, item: T) {
+    pub fn answer(&mut self, to: usize, item: T) {
         let lane = &mut self.lanes[to];
         self.due |= 1 << to;
         let unsent = if lane.answers.is_empty() { lane.put(item) } else { Err(item) };

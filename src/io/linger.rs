@@ -103,7 +103,7 @@ impl LingeringSockets {
         let lingering = Lingering { fd, generation, deadline, rest, last_bytes, is_refusal };
         let index = self.sockets.insert(lingering);
         let (sockets, live) = (&self.sockets, self.sockets.len());
-        let is_current = |index, stamp| is_current(sockets, index, stamp);
+        let is_current = |index, generation| is_current(sockets, index, generation);
         self.by_age.push((index, u64::from(self.generation)), live, is_current);
         if self.write(index) {
             self.arm(ring, index);
@@ -161,7 +161,7 @@ impl LingeringSockets {
     /// Ends the oldest early, to free its descriptor. Returns `false` if there is none.
     pub fn end_oldest(&mut self) -> bool {
         let sockets = &self.sockets;
-        let oldest = self.by_age.oldest(|index, stamp| is_current(sockets, index, stamp));
+        let oldest = self.by_age.oldest(|index, generation| is_current(sockets, index, generation));
         let Some(socket) = oldest.and_then(|index| self.remove(index)) else { return false };
         if socket.has_pending() {
             sys::set_reset_on_close(&socket.fd);
@@ -208,8 +208,8 @@ impl LingeringSockets {
     }
 }
 
-fn is_current(sockets: &ChunkedSlab<Lingering>, index: usize, stamp: u64) -> bool {
-    sockets.get(index).is_some_and(|socket| u64::from(socket.generation) == stamp)
+fn is_current(sockets: &ChunkedSlab<Lingering>, index: usize, generation: u64) -> bool {
+    sockets.get(index).is_some_and(|socket| u64::from(socket.generation) == generation)
 }
 
 /// Reads and drops input. Returns `false` if the peer has ended its side.

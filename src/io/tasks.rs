@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 /// Messages taken from the mailbox before other tasks run, and the time after which they run
 /// anyway: one may be a push to a very large audience.
-const WORDS_PER_TURN: usize = 256;
-const HEARING: Duration = Duration::from_micros(300);
+const MESSAGES_PER_TURN: usize = 256;
+const RECEIVING: Duration = Duration::from_micros(300);
 /// Messages between two clock readings.
-const WORDS_PER_LOOK: usize = 8;
+const MESSAGES_PER_LOOK: usize = 8;
 /// After a turn of this length, other tasks run before anything is sent.
 const LONG_TURN: Duration = Duration::from_micros(500);
 
@@ -116,25 +116,25 @@ async fn receive(context: Rc<WorkerContext>, mut eventfd: EventFd) {
     loop {
         let began = Instant::now();
         let mut looked = began;
-        for word in 1..=WORDS_PER_TURN {
+        for count in 1..=MESSAGES_PER_TURN {
             if !context.receive_one(looked) {
                 break;
             }
             context.wait_for_room().await;
-            if word % WORDS_PER_LOOK == 0 {
+            if count % MESSAGES_PER_LOOK == 0 {
                 looked = Instant::now();
-                if looked.duration_since(began) >= HEARING {
+                if looked.duration_since(began) >= RECEIVING {
                     break;
                 }
             }
         }
-        if !context.transport.has_heard_all() {
+        if !context.transport.has_received_all() {
             context.tick(clock::now());
             yield_now().await;
             continue;
         }
         context.transport.with_bell(Bell::fall_asleep);
-        if context.transport.has_heard_all() {
+        if context.transport.has_received_all() {
             eventfd.wait().await;
         }
     }

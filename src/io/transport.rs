@@ -3,7 +3,7 @@
 //! the worker does not know which.
 
 use super::broker::pending::{Ticket, Tickets};
-use super::broker::threaded::{ToWorker, WorkerPort};
+use super::broker::threaded::{ToWorker, WorkerEnd};
 use super::lane::{Bell, LOOK_FOR_ROOM_EVERY};
 use super::mailbox::{Mailbox, MailboxMessage};
 use super::shared::Shared;
@@ -27,7 +27,7 @@ pub enum Carrier {
     Mailbox(Mailbox),
     /// The broker runs on the same thread: see [`Transport::set_broker`].
     Inline,
-    Threaded(WorkerPort),
+    Threaded(WorkerEnd),
 }
 
 /// A broker on the thread of the node's only worker.
@@ -41,7 +41,7 @@ pub trait InlineBroker {
 enum Way {
     Mailbox(RefCell<Mailbox>),
     Inline { broker: OnceCell<Rc<dyn InlineBroker>>, routing: Routing },
-    Threaded { port: RefCell<WorkerPort>, names: ChannelNames, routing: Routing },
+    Threaded { port: RefCell<WorkerEnd>, names: ChannelNames, routing: Routing },
 }
 
 /// One worker's end of the transport.
@@ -184,12 +184,12 @@ impl Transport {
     /// Hands a request to those that it concerns. Returns a parcel that cannot be handed over.
     pub fn forward(&self, request: BrokerRequest) -> Result<(), (Relay, Unsent)> {
         match &self.way {
-            Way::Mailbox(mailbox) => self.tell_workers(&mut mailbox.borrow_mut(), request),
-            way => self.tell_broker(way, request),
+            Way::Mailbox(mailbox) => self.send_to_workers(&mut mailbox.borrow_mut(), request),
+            way => self.send_to_broker(way, request),
         }
     }
 
-    fn tell_workers(
+    fn send_to_workers(
         &self,
         mailbox: &mut Mailbox,
         request: BrokerRequest,
@@ -206,7 +206,7 @@ impl Transport {
         Ok(())
     }
 
-    fn tell_broker(&self, way: &Way, request: BrokerRequest) -> Result<(), (Relay, Unsent)> {
+    fn send_to_broker(&self, way: &Way, request: BrokerRequest) -> Result<(), (Relay, Unsent)> {
         let queue = &self.shared.queue;
         let state = QueueState { is_down: queue.is_down(), max_bytes: queue.max_bytes() };
         let unsent = self.router.unsent(&request, state);
@@ -273,7 +273,7 @@ impl Transport {
     }
 
     /// Returns whether nothing waits for [`Transport::receive`].
-    pub fn has_heard_all(&self) -> bool {
+    pub fn has_received_all(&self) -> bool {
         match &self.way {
             Way::Mailbox(mailbox) => mailbox.borrow().is_empty(),
             Way::Inline { .. } => true,
@@ -282,9 +282,9 @@ impl Transport {
     }
 
     /// Reports to the broker that the canary message has arrived.
-    pub fn say_canary_seen(&self) {
+    pub fn confirm_canary(&self) {
         if let Way::Threaded { port, .. } = &self.way {
-            port.borrow_mut().say_canary_seen();
+            port.borrow_mut().confirm_canary();
         }
     }
 
@@ -315,7 +315,7 @@ impl Transport {
     }
 
     /// Returns whether the others know, as far as they have to, that this node leaves.
-    pub fn has_taken_leave(&self) -> bool {
+    pub fn has_announced_leave(&self) -> bool {
         matches!(self.way, Way::Mailbox(_)) || self.shared.queue.is_over()
     }
 }

@@ -179,9 +179,9 @@ impl WorkerContext {
     /// Handles one message of another worker, or of the broker's thread. Returns `false` if there
     /// is none. `instant` was read a few messages ago at most.
     pub(super) fn receive_one(&self, instant: Instant) -> bool {
-        let Some(word) = self.transport.receive() else { return false };
+        let Some(message) = self.transport.receive() else { return false };
         let at = Moment::at(instant);
-        match word {
+        match message {
             ToWorker::Deliver(bytes) => self.deliver_bytes(&bytes, at),
             ToWorker::Answer(ticket, outcome) => {
                 self.transport.settle(ticket, outcome, at.wall_us);
@@ -189,7 +189,7 @@ impl WorkerContext {
             ToWorker::Ready(interest) => self.handle_ready(&interest, at.now()),
             ToWorker::Refused(interest) => self.handle_refused(&interest, at.now()),
             ToWorker::Event(event) => self.handle_worker_event(event, at.now()),
-            ToWorker::Canary => self.transport.say_canary_seen(),
+            ToWorker::Canary => self.transport.confirm_canary(),
         }
         true
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Time in which a signal of another kind counts as part of the first: a terminal sends SIGINT to a
 /// whole group, whose leader sends SIGTERM; systemd sends SIGHUP after SIGTERM.
-const ONE_WISH: Duration = Duration::from_secs(1);
+const SAME_INTENT: Duration = Duration::from_secs(1);
 /// Time in which a signal of the same kind counts as a duplicate of the first: `timeout` sends
 /// SIGTERM to the process and to its group.
 const ONE_SENDING: Duration = Duration::from_millis(5);
@@ -94,7 +94,7 @@ impl Lifecycle {
                 thread::sleep(ONE_SENDING);
                 sys::drop_pending(signal);
             }
-            Some((first, at)) if first != signal && at.elapsed() < ONE_WISH => {
+            Some((first, at)) if first != signal && at.elapsed() < SAME_INTENT => {
                 tracing::debug!(%signal, "the signal is ignored: the drain has just begun");
             }
             Some(_) => {

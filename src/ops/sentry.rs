@@ -34,7 +34,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 static UNSENT: AtomicU64 = AtomicU64::new(0);
 
 /// Unsent events that a later event has reported.
-static TOLD: AtomicU64 = AtomicU64::new(0);
+static REPORTED: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the events that Sentry did not get: over the limit per minute, or not accepted.
 pub fn unsent() -> u64 {
@@ -144,9 +144,9 @@ fn finished(mut event: Event<'static>, node: NodeId, budget: &Budget) -> Option<
         event.tags.insert("worker".into(), worker.into());
     }
     let unsent = unsent();
-    let untold = unsent - TOLD.swap(unsent, Relaxed).min(unsent);
-    if untold > 0 {
-        event.extra.insert("events_not_sent".into(), untold.into());
+    let unreported = unsent - REPORTED.swap(unsent, Relaxed).min(unsent);
+    if unreported > 0 {
+        event.extra.insert("events_not_sent".into(), unreported.into());
     }
     // A panic message may quote anything.
     for text in event.exception.values.iter_mut().filter_map(|panic| panic.value.as_mut()) {

@@ -475,7 +475,7 @@ impl Broker {
     fn begin_publishing(&mut self, now: MonotonicMs) {
         self.state = LinksState::Proving;
         self.held = Some(std::mem::take(&mut self.log));
-        self.say_hello(now);
+        self.announce_arrival(now);
         self.send_canary(now);
     }
 

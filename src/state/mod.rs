@@ -32,6 +32,6 @@ pub use connection::CloseCause;
 pub use outbox::Outbox;
 pub use rest::Rest;
 pub use worker::{
-    Admission, Hearing, Identity, Note, PendingRequests, PushOutcome, Released, Role, ServerPush,
-    Worker, WorkerConfig,
+    Admission, Identity, Note, PendingRequests, PushOutcome, QueueNeeds, Released, Role,
+    ServerPush, Worker, WorkerConfig,
 };

@@ -57,8 +57,8 @@ pub enum Distance {
     /// On this very worker.
     Here,
     /// On another worker of this node.
-    Near,
-    Far,
+    SameNode,
+    OtherNode,
 }
 
 #[derive(Debug)]
@@ -186,9 +186,9 @@ impl Registry {
 
     fn distance(&self, cid: Cid) -> Distance {
         if SnowflakeClock::node_of(cid.0) != self.node {
-            Distance::Far
+            Distance::OtherNode
         } else if SnowflakeClock::worker_of(cid.0, self.workers) != self.worker {
-            Distance::Near
+            Distance::SameNode
         } else {
             Distance::Here
         }

@@ -347,7 +347,7 @@ impl Subscriptions {
     }
 
     /// Queues another request to the broker.
-    pub fn tell(&mut self, request: BrokerRequest) {
+    pub fn request(&mut self, request: BrokerRequest) {
         self.requests.push(request);
     }
 

@@ -62,13 +62,13 @@ pub struct WorkerConfig {
     /// Seeds of the keyed hashes, unknown to peers.
     pub hash_keys: (u64, u64),
     /// `None`: the `local` queue, where everything accepted is received.
-    pub hearing: Option<Hearing>,
+    pub queue_needs: Option<QueueNeeds>,
     pub counters: Arc<Counters>,
 }
 
 /// How a worker receives what other nodes accept.
 #[derive(Debug, Clone, Copy)]
-pub struct Hearing {
+pub struct QueueNeeds {
     pub routing: Routing,
     /// Whether the users of its connections are announced to the broker, which then chooses between
     /// workers.
@@ -253,7 +253,7 @@ impl Worker {
             answers_left: ANSWERS_PER_SLICE,
             sessions: BTreeSet::new(),
             subscriptions: Subscriptions::new(
-                config.hearing.map(|hearing| hearing.routing),
+                config.queue_needs.map(|queue_needs| queue_needs.routing),
                 config.projects.len(),
                 config.hash_keys,
                 now.monotonic,
@@ -316,7 +316,7 @@ impl Worker {
 
     /// Takes the requests to the broker, in order. Hand them over before anything is sent.
     pub fn take_broker_requests(&mut self) -> Vec<BrokerRequest> {
-        self.send_untold();
+        self.send_pending_events();
         self.subscriptions.take_broker_requests()
     }
 

@@ -9,7 +9,7 @@
 //! 2. one pusher's pushes reach a client in order. If a push was sent twice, and a later one of the
 //!    same pusher was published in between, a client that missed the first copy never gets the
 //!    push, and that is counted;
-//! 3. a push reaches exactly the clients that match it (`core::Core::handle_envelope`);
+//! 3. a push reaches exactly the clients that match it (`core::SimWorker::handle_envelope`);
 //! 4. an accepted push that began after a client had its welcome or its answer reaches that client,
 //!    unless its node's links had a fault meanwhile, or Redis refused it first and the link was
 //!    lost with that answer; then the missing ones are counted, exactly (see `gaps`);
@@ -277,7 +277,7 @@ impl Simulation for Cluster {
             assert!(node.broker.is_ready());
             // Room for a ping, a canary and a few tails.
             assert!(node.counters.pending_bytes.value() < 5_000);
-            assert!(node.cores.iter().all(|core| !core.is_anybody_waiting()));
+            assert!(node.workers.iter().all(|core| !core.is_anybody_waiting()));
         }
         if self.world.rng.chance(30) {
             self.leave_all();
@@ -296,7 +296,7 @@ impl Simulation for Cluster {
         totals.extend(business.requests.outcomes);
         totals.extend([business.heard, business.checked, self.judged, self.world.redis.crowded]);
         for node in self.nodes.iter().flatten() {
-            totals.extend(node.cores.iter().map(|core| core.counters.deliveries.value()));
+            totals.extend(node.workers.iter().map(|core| core.counters.deliveries.value()));
             totals.extend(node.counters.missed().values());
         }
         totals
@@ -308,7 +308,7 @@ impl Cluster {
     fn pass(&mut self, step_ms: u64) {
         let world = &mut self.world;
         for node in self.nodes.iter_mut().flatten().filter(|_| step_ms > 0) {
-            (0..node.cores.len()).for_each(|worker| node.flush(worker, world));
+            (0..node.workers.len()).for_each(|worker| node.flush(worker, world));
         }
         world.now_ms += step_ms;
         let now_ms = world.now_ms;
@@ -411,10 +411,10 @@ impl Cluster {
             return;
         }
         let world = &mut self.world;
-        let worker = world.rng.below(node.cores.len());
+        let worker = world.rng.below(node.workers.len());
         let here: Vec<u64> = node.model.people.keys().copied().collect();
         let servers: Vec<(usize, u64)> = node
-            .cores
+            .workers
             .iter()
             .flat_map(|core| core.servers.keys().map(|server| (core.index, *server)))
             .collect();
@@ -428,32 +428,32 @@ impl Cluster {
             11..20 if !here.is_empty() => {
                 let cid = *world.rng.pick(&here);
                 let worker = node.model.people[&cid].worker;
-                node.cores[worker].hear_client(cid, world, &mut node.model);
+                node.workers[worker].hear_client(cid, world, &mut node.model);
             }
             20..22 => self.new_pusher(index, worker),
             22..24 if servers.len() < MAX_SERVERS => node.connect_server(worker, world),
             24 if !servers.is_empty() => {
                 // Preferably one that has not read all of its requests.
                 let is_slow = |(worker, server): &&(usize, u64)| {
-                    node.cores[*worker].servers[server].is_blocked
+                    node.workers[*worker].servers[server].is_blocked
                 };
                 let slow = servers.iter().find(is_slow).filter(|_| world.rng.chance(80));
                 let (worker, server) = *slow.unwrap_or_else(|| world.rng.pick(&servers));
                 if slow.is_some() || world.rng.chance(40) {
-                    node.cores[worker].leave_server(server, world);
+                    node.workers[worker].leave_server(server, world);
                 }
             }
             25..50 if !servers.is_empty() => {
                 let (worker, server) = *world.rng.pick(&servers);
                 match world.rng.chance(15) {
                     true => self.push_of_server(index, worker, server),
-                    false => (0..3).for_each(|_| node.cores[worker].hear_server(server, world)),
+                    false => (0..3).for_each(|_| node.workers[worker].hear_server(server, world)),
                 }
             }
             50..62 if !here.is_empty() => {
                 let cid = *world.rng.pick(&here);
                 let worker = node.model.people[&cid].worker;
-                node.cores[worker].request_something(cid, world, node.home);
+                node.workers[worker].request_something(cid, world, node.home);
             }
             _ => self.push_some(),
         }
@@ -534,7 +534,7 @@ impl Cluster {
             let record = &truth.records[&id];
             for ((index, cid), unsubscribes) in &record.certain {
                 let Ok(node) = &self.nodes[*index] else { continue };
-                let client = node.cores.iter().find_map(|core| core.clients.get(cid));
+                let client = node.workers.iter().find_map(|core| core.clients.get(cid));
                 let begun_ms = match record.group {
                     Some(group) => truth.groups[group].first_ms.unwrap_or(record.begun_ms),
                     None => record.begun_ms,
@@ -598,7 +598,7 @@ impl Cluster {
             for (cid, worker) in here {
                 node.disconnect(worker, cid, &mut self.world);
             }
-            for core in &mut node.cores {
+            for core in &mut node.workers {
                 let servers: Vec<u64> = core.servers.keys().copied().collect();
                 servers.into_iter().for_each(|server| core.leave_server(server, &mut self.world));
             }

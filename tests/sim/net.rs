@@ -114,7 +114,7 @@ enum InboxItem {
     Event(WorkerEvent),
 }
 
-struct Core {
+struct SimWorker {
     worker: Worker,
     counters: Arc<Counters>,
     /// The client in each slot, until it is released.
@@ -141,7 +141,7 @@ pub struct Node {
     now_ms: u64,
     wall: WallClock,
     config: (usize, usize),
-    cores: Vec<Core>,
+    workers: Vec<SimWorker>,
     clients: BTreeMap<u64, Client>,
     model: Model,
     pushed: u64,
@@ -203,10 +203,10 @@ impl Simulation for Node {
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
                 hash_keys: (seed, worker as u64),
-                hearing: None,
+                queue_needs: None,
                 counters: counters.clone(),
             };
-            Core {
+            SimWorker {
                 worker: Worker::new(config, now_of(now_ms, now_ms)),
                 counters,
                 slots: BTreeMap::new(),
@@ -225,7 +225,7 @@ impl Simulation for Node {
         business.requests.timeout_ms = request_timeout_ms;
         business.requests.has_slow_clients = true;
         Self {
-            cores: (0..workers).map(core).collect(),
+            workers: (0..workers).map(core).collect(),
             rng,
             now_ms,
             wall: WallClock::steady(now_ms),
@@ -247,22 +247,23 @@ impl Simulation for Node {
 
     /// Returns the numbers of matches, deliveries and closes.
     fn totals(&self) -> Vec<u64> {
-        let closes = |core: &Core| core.closes.iter().sum();
-        let total = |core: &Core| [core.matched, core.counters.deliveries.value(), closes(core)];
+        let closes = |core: &SimWorker| core.closes.iter().sum();
+        let total =
+            |core: &SimWorker| [core.matched, core.counters.deliveries.value(), closes(core)];
         let business = &self.business;
         let mut totals = business.requests.outcomes.to_vec();
         totals.extend([business.heard, business.checked]);
-        totals.extend(self.cores.iter().flat_map(total));
+        totals.extend(self.workers.iter().flat_map(total));
         totals
     }
 
     fn step(&mut self) {
-        let worker = self.rng.below(self.cores.len());
+        let worker = self.rng.below(self.workers.len());
         match self.rng.below(1_000) {
             0..600 => self.event(worker),
             600..850 => self.flush(worker),
             850..900 => self.pass_time(),
-            900..940 => self.cores[worker].worker.check(),
+            900..940 => self.workers[worker].worker.check(),
             940..948 => self.vanish(),
             948..990 => self.change_pace(),
             _ => self.quiesce(),
@@ -275,9 +276,9 @@ impl Simulation for Node {
         self.is_ending = true;
         if self.rng.chance(50) {
             self.note("shutdown".into());
-            for worker in 0..self.cores.len() {
+            for worker in 0..self.workers.len() {
                 let rng = &mut self.rng;
-                while self.cores[worker].worker.handle_shutdown(|| rng.below(5_000) as u32) {}
+                while self.workers[worker].worker.handle_shutdown(|| rng.below(5_000) as u32) {}
                 self.notice_closes(worker);
             }
         } else {
@@ -286,10 +287,10 @@ impl Simulation for Node {
                 self.notice_break(cid);
             }
         }
-        (0..self.cores.len()).for_each(|worker| self.flush(worker));
+        (0..self.workers.len()).for_each(|worker| self.flush(worker));
         assert!(self.clients.is_empty() && self.model.people.is_empty());
         self.forget_requests();
-        for core in &self.cores {
+        for core in &self.workers {
             core.worker.check();
             assert_eq!(core.worker.connections(), 0);
             assert_eq!(core.counters.connections.value(), 0);
@@ -342,7 +343,7 @@ impl Node {
             false => Role::Client,
         };
         let now = self.now();
-        let core = &mut self.cores[worker];
+        let core = &mut self.workers[worker];
         let project = ProjectId(project as u32);
         let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", now);
@@ -386,7 +387,7 @@ impl Node {
 
     /// Has the worker read from one of its sockets.
     fn read(&mut self, worker: usize) {
-        let core = &self.cores[worker];
+        let core = &self.workers[worker];
         let can_read = |client: &Client| {
             client.worker == worker
                 && client.closing_ms.is_none()
@@ -413,7 +414,7 @@ impl Node {
                 Some(Intent::Violation(code)) => assert_eq!(code, violation.code),
                 other => panic!("{violation} where {other:?} was sent"),
             }
-            self.cores[worker].worker.handle_violation(slot, violation);
+            self.workers[worker].worker.handle_violation(slot, violation);
         }
         self.client(cid).inbound = inbound;
         self.notice_closes(worker);
@@ -470,18 +471,18 @@ impl Node {
         let is_asked = owed.is_some();
         self.client(cid).receiver.owed.extend(owed);
         let now = self.now();
-        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now);
-        assert!(!is_asked || !self.cores[worker].worker.may_wait(), "an answer may be held");
+        let wants_more = self.workers[worker].worker.handle_frame(slot, message, now);
+        assert!(!is_asked || !self.workers[worker].worker.may_wait(), "an answer may be held");
         self.notice_closes(worker);
         if wants_more { ControlFlow::Continue(()) } else { ControlFlow::Break(Rest::Dropped) }
     }
 
     /// Delivers the parcels that are due; each queue in its order.
     fn deliver_parcels(&mut self, worker: usize, all: bool) {
-        for from in 0..self.cores.len() {
-            while let Some(parcel) = self.cores[worker].inboxes[from].front()
+        for from in 0..self.workers.len() {
+            while let Some(parcel) = self.workers[worker].inboxes[from].front()
                 && (all || (parcel.due_ms <= self.now_ms && self.rng.chance(80)))
-                && let Some(parcel) = self.cores[worker].inboxes[from].pop_front()
+                && let Some(parcel) = self.workers[worker].inboxes[from].pop_front()
             {
                 match parcel.item {
                     InboxItem::Push { bytes, push, promised } => {
@@ -513,7 +514,7 @@ impl Node {
             self.client(*cid).receiver.owed.push_back(Owed::Push(push.clone()));
         }
         let now = self.now();
-        let core = &mut self.cores[worker];
+        let core = &mut self.workers[worker];
         let outcome = core.worker.handle_envelope(envelope, now);
         assert_eq!(outcome.matched, matching.len() as u64, "push {} matches {matching:?}", push.id);
         core.matched += outcome.matched;
@@ -521,7 +522,7 @@ impl Node {
     }
 
     fn pass_time(&mut self) {
-        (0..self.cores.len()).for_each(|worker| self.flush(worker));
+        (0..self.workers.len()).for_each(|worker| self.flush(worker));
         let step_ms = 1 + self.rng.below(LONGEST_STEP_MS) as u64;
         self.advance(step_ms, step_ms as i64);
         self.tick();
@@ -550,9 +551,9 @@ impl Node {
     }
 
     fn tick(&mut self) {
-        for worker in 0..self.cores.len() {
+        for worker in 0..self.workers.len() {
             let now = self.now();
-            self.cores[worker].worker.handle_tick(now);
+            self.workers[worker].worker.handle_tick(now);
             self.notice_closes(worker);
             self.send_late(worker);
             self.check_waiting(worker);
@@ -576,7 +577,7 @@ impl Node {
     fn notice_break(&mut self, cid: u64) {
         let client = self.client(cid);
         let (worker, slot) = (client.worker, client.key.slot);
-        self.cores[worker].worker.handle_disconnect(slot);
+        self.workers[worker].worker.handle_disconnect(slot);
         self.notice_closes(worker);
     }
 
@@ -593,7 +594,7 @@ impl Node {
     /// Lets everything in flight arrive: then every client has what it must have.
     fn quiesce(&mut self) {
         self.note("quiesce".into());
-        let workers = self.cores.len();
+        let workers = self.workers.len();
         (0..workers).for_each(|worker| self.deliver_parcels(worker, true));
         loop {
             (0..workers).for_each(|worker| self.flush(worker));
@@ -602,13 +603,13 @@ impl Node {
             let blocked: Vec<u64> = blocked.collect();
             self.begin_all_server_pushes();
             self.make_room();
-            let is_calm = |core: &Core| {
+            let is_calm = |core: &SimWorker| {
                 !core.worker.has_output()
                     && !core.worker.has_broker_requests()
                     && !core.worker.has_server_pushes()
                     && core.inboxes.iter().all(|inbox| inbox.is_empty())
             };
-            if blocked.is_empty() && self.cores.iter().all(is_calm) {
+            if blocked.is_empty() && self.workers.iter().all(is_calm) {
                 break;
             }
             blocked.into_iter().for_each(|cid| self.write_outbox(cid, usize::MAX));
@@ -619,8 +620,8 @@ impl Node {
             client.receiver.assert_served(wall);
         }
         self.check_servers();
-        self.cores.iter().for_each(|core| core.worker.check());
-        for (worker, core) in self.cores.iter().enumerate() {
+        self.workers.iter().for_each(|core| core.worker.check());
+        for (worker, core) in self.workers.iter().enumerate() {
             let here = self.clients.values().filter(|client| client.worker == worker).count();
             assert_eq!(core.worker.connections(), here);
             assert_eq!(core.counters.connections.value(), here as u64);
@@ -629,7 +630,7 @@ impl Node {
 
     /// Handles connections that the worker closed by itself: from now on they receive nothing.
     fn notice_closes(&mut self, worker: usize) {
-        let core = &mut self.cores[worker];
+        let core = &mut self.workers[worker];
         let closes = std::array::from_fn(|cause| core.counters.closes(cause));
         if core.closes == closes {
             return;
@@ -666,7 +667,7 @@ impl Node {
 
     fn note(&mut self, line: String) {
         if self.log.is_empty() {
-            let (workers, config) = (self.cores.len(), self.config);
+            let (workers, config) = (self.workers.len(), self.config);
             self.log.push_back(format!("{workers} workers, outbox budgets {config:?}"));
         }
         if self.log.len() > 80 {

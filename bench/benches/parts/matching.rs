@@ -115,7 +115,7 @@ fn crowd() -> Worker {
         loads: Arc::default(),
         incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
         hash_keys: (1, 2),
-        hearing: None,
+        queue_needs: None,
         counters: Arc::new(Counters::default()),
     };
     let mut worker = Worker::new(config, NOW);
@@ -143,8 +143,8 @@ fn crowd() -> Worker {
     worker
 }
 
-/// Offset of an entry's mark in [`Others`]: the same as that of a connection's stamp.
-const STAMP: usize = 10;
+/// Offset of an entry's mark in [`Others`]: the same as that of a connection's visit epoch.
+const EPOCH: usize = 10;
 
 /// The same clients, in entries of the same size as a connection's.
 struct Others {
@@ -182,7 +182,7 @@ impl Others {
         let mut entries = self.entries.borrow_mut();
         slots.iter().fold(0, |sum, &slot| {
             let entry = &mut entries[slot as usize];
-            entry[STAMP] += 1;
+            entry[EPOCH] += 1;
             sum + entry[0]
         })
     }

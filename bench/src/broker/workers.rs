@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ws_cluster::io::broker::driver::Host;
-use ws_cluster::io::broker::threaded::{self, BrokerPort, ToWorker, WorkerPort};
+use ws_cluster::io::broker::threaded::{self, BrokerEnd, ToWorker, WorkerEnd};
 use ws_cluster::state::broker::{Outcome, Pusher, Sink};
 use ws_cluster::state::counters::BrokerCounters;
 use ws_cluster::state::projects::ProjectId;
@@ -66,22 +66,22 @@ impl Sink for Counting {
 
 /// The server's own rings, to workers that are awake.
 pub struct Rings {
-    broker_port: BrokerPort,
-    ports: Vec<WorkerPort>,
+    broker_end: BrokerEnd,
+    ports: Vec<WorkerEnd>,
     delivered: u64,
 }
 
 impl Rings {
     pub fn new(workers: usize, counters: &Arc<BrokerCounters>) -> io::Result<Self> {
-        let (ports, broker_port) = threaded::ports(workers, counters)?;
-        Ok(Self { broker_port, ports, delivered: 0 })
+        let (ports, broker_end) = threaded::ends(workers, counters)?;
+        Ok(Self { broker_end, ports, delivered: 0 })
     }
 }
 
 impl Workers for Rings {
     fn with_sink(&mut self, act: &mut dyn FnMut(&mut dyn Sink)) {
-        act(&mut self.broker_port.sink(Instant::now()));
-        self.broker_port.wake();
+        act(&mut self.broker_end.sink(Instant::now()));
+        self.broker_end.wake();
     }
 
     fn drain(&mut self) {

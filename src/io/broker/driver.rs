@@ -46,7 +46,7 @@ pub trait Host: 'static {
     /// Returns what takes the output of one call of the broker, which was made at `at`.
     fn sink(&self, at: Instant) -> impl Sink + '_;
     /// Passes to the broker what the workers have sent up to now.
-    fn hear(&self, broker: &mut Broker, now: MonotonicMs);
+    fn receive(&self, broker: &mut Broker, now: MonotonicMs);
     /// Wakes the receivers of what was put in the sink.
     fn wake(&self);
     /// Returns whether the thread may wait actively because nobody else needs its core.
@@ -244,7 +244,7 @@ impl<H: Host> Driver<H> {
 
     pub(super) fn handle_bytes(&self, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
         self.with_broker(|broker, now, sink| {
-            self.host.hear(broker, now);
+            self.host.receive(broker, now);
             broker.handle_bytes(link, bytes, now, sink)
         })
     }
@@ -267,13 +267,13 @@ impl<H: Host> Driver<H> {
         self.with_broker(|broker, now, sink| broker.handle_request(worker, request, now, sink));
     }
 
-    pub(super) fn hear(&self) {
-        self.with_broker(|broker, now, _| self.host.hear(broker, now));
+    pub(super) fn receive(&self) {
+        self.with_broker(|broker, now, _| self.host.receive(broker, now));
     }
 
     pub(super) fn handle_tick(&self) {
         let result = self.with_broker(|broker, now, sink| {
-            self.host.hear(broker, now);
+            self.host.receive(broker, now);
             let both = Now { monotonic: now, wall: clock::wall() };
             let result = broker.handle_tick(both, sink);
             if result.is_ok() && broker.is_ready() {

@@ -30,7 +30,7 @@ impl Host for InlineHost {
         InlineSink { host: self, at, moment: None }
     }
 
-    fn hear(&self, broker: &mut Broker, _: MonotonicMs) {
+    fn receive(&self, broker: &mut Broker, _: MonotonicMs) {
         if self.has_canary.take() {
             broker.handle_canary_seen(0);
         }

@@ -66,14 +66,14 @@ impl Load for ToWorker {
 
 /// A worker's end.
 #[derive(Debug)]
-pub struct WorkerPort {
+pub struct WorkerEnd {
     lanes: Lanes<ToBroker>,
     inbox: Inbox<ToWorker>,
     /// A request waits for room. Until it is sent, the broker sends this worker everything.
     is_unsure: Arc<AtomicBool>,
 }
 
-impl WorkerPort {
+impl WorkerEnd {
     pub fn bell(&self) -> &Bell {
         self.inbox.bell()
     }
@@ -91,20 +91,20 @@ impl WorkerPort {
         is_sent
     }
 
-    /// Returns whether [`WorkerPort::publish`] would take a message.
+    /// Returns whether [`WorkerEnd::publish`] would take a message.
     pub fn has_room(&self) -> bool {
         self.lanes.has_room(BROKER)
     }
 
     /// Sends the broker a request or an announcement, which is never lost. For parcels use
-    /// [`WorkerPort::relay`].
+    /// [`WorkerEnd::relay`].
     pub fn request(&mut self, request: BrokerRequest) {
         let is_end = request.is_end();
         match &request {
             BrokerRequest::ServerHere(_) | BrokerRequest::ServerGone(_) => {
                 self.lanes.notify(BROKER, ToBroker::Request(request), is_end);
             }
-            _ => self.lanes.tell(BROKER, ToBroker::Request(request)),
+            _ => self.lanes.answer(BROKER, ToBroker::Request(request)),
         }
         self.handle_sent();
     }
@@ -121,7 +121,7 @@ impl WorkerPort {
         }
     }
 
-    /// Returns whether something waits for [`WorkerPort::send_late`].
+    /// Returns whether something waits for [`WorkerEnd::send_late`].
     pub fn has_late(&self) -> bool {
         self.lanes.has_late()
     }
@@ -140,7 +140,7 @@ impl WorkerPort {
         self.lanes.wake();
     }
 
-    pub fn say_canary_seen(&mut self) {
+    pub fn confirm_canary(&mut self) {
         // If it does not fit, the next one comes in a second.
         let _ = self.lanes.send(BROKER, ToBroker::CanarySeen);
         self.lanes.wake();
@@ -156,11 +156,11 @@ impl WorkerPort {
 }
 
 /// The broker's ends of all lanes, for a broker with a thread of its own.
-pub struct BrokerPort {
+pub struct BrokerEnd {
     inbox: RefCell<Inbox<ToBroker>>,
     /// By worker.
     lanes: RefCell<Lanes<ToWorker>>,
-    /// By worker: see [`WorkerPort::is_unsure`].
+    /// By worker: see [`WorkerEnd::is_unsure`].
     are_unsure: Box<[Arc<AtomicBool>]>,
     /// Something waits for room at the workers; [`Host::hear`] retries it.
     waits_for_room: Notify,
@@ -169,31 +169,31 @@ pub struct BrokerPort {
 
 /// Creates both ends for all workers of a node. Must be called before the threads have their own
 /// descriptor tables.
-pub fn ports(
+pub fn ends(
     workers: usize,
     counters: &Arc<BrokerCounters>,
-) -> io::Result<(Vec<WorkerPort>, BrokerPort)> {
+) -> io::Result<(Vec<WorkerEnd>, BrokerEnd)> {
     let to_broker = Entrance::new()?;
     let to_workers = (0..workers).map(|_| Entrance::new()).collect::<io::Result<Vec<_>>>()?;
     let are_unsure: Box<[Arc<AtomicBool>]> = (0..workers).map(|_| Arc::default()).collect();
     let lanes = Lanes::new(BROKER, TO_WORKER_ENTRIES, &to_workers);
-    let port = |(worker, (entrance, is_unsure)): (_, (_, &Arc<_>))| WorkerPort {
+    let port = |(worker, (entrance, is_unsure)): (_, (_, &Arc<_>))| WorkerEnd {
         lanes: Lanes::new(worker, TO_BROKER_ENTRIES, slice::from_ref(&to_broker)),
         inbox: Inbox::new(entrance),
         is_unsure: Arc::clone(is_unsure),
     };
-    let worker_ports = to_workers.into_iter().zip(&are_unsure).enumerate().map(port).collect();
-    let broker_port = BrokerPort {
+    let worker_ends = to_workers.into_iter().zip(&are_unsure).enumerate().map(port).collect();
+    let broker_end = BrokerEnd {
         inbox: RefCell::new(Inbox::new(Arc::clone(&to_broker))),
         lanes: RefCell::new(lanes),
         are_unsure,
         waits_for_room: Notify::default(),
         counters: Arc::clone(counters),
     };
-    Ok((worker_ports, broker_port))
+    Ok((worker_ends, broker_end))
 }
 
-impl BrokerPort {
+impl BrokerEnd {
     /// Calls `look` with the bell that the workers ring.
     pub fn with_bell<R>(&self, look: impl FnOnce(&Bell) -> R) -> R {
         look(self.inbox.borrow().bell())
@@ -205,12 +205,12 @@ impl BrokerPort {
     }
 }
 
-impl Host for BrokerPort {
+impl Host for BrokerEnd {
     fn sink(&self, _: Instant) -> impl Sink + '_ {
-        BrokerPortSink(self)
+        BrokerEndSink(self)
     }
 
-    fn hear(&self, broker: &mut Broker, now: MonotonicMs) {
+    fn receive(&self, broker: &mut Broker, now: MonotonicMs) {
         let mut unsure = 0;
         // Read before the rings: whatever is not in a ring by then was flagged before.
         for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
@@ -219,10 +219,10 @@ impl Host for BrokerPort {
         self.inbox.borrow_mut().receive_all(|worker, item| match item {
             ToBroker::Publish(publication, ticket) => {
                 let pusher = Pusher { worker, ticket };
-                broker.handle_publish(&publication, pusher, now, &mut BrokerPortSink(self));
+                broker.handle_publish(&publication, pusher, now, &mut BrokerEndSink(self));
             }
             ToBroker::Request(request) => {
-                broker.handle_request(worker, &request, now, &mut BrokerPortSink(self))
+                broker.handle_request(worker, &request, now, &mut BrokerEndSink(self))
             }
             ToBroker::CanarySeen => broker.handle_canary_seen(worker),
         });
@@ -254,7 +254,7 @@ impl Host for BrokerPort {
 }
 
 /// Runs a broker on a thread of its own, for as long as the node lives.
-pub async fn run(driver: Rc<Driver<BrokerPort>>) -> io::Result<()> {
+pub async fn run(driver: Rc<Driver<BrokerEnd>>) -> io::Result<()> {
     let mut eventfd = EventFd::new(driver.host().with_bell(|bell| duplicate(bell.eventfd()))?)?;
     monoio::spawn(Rc::clone(&driver).run());
     let ticking = Rc::clone(&driver);
@@ -270,14 +270,14 @@ pub async fn run(driver: Rc<Driver<BrokerPort>>) -> io::Result<()> {
         loop {
             poll_fn(|context| relaying.host().waits_for_room.poll(context)).await;
             monoio::time::sleep(LOOK_FOR_ROOM_EVERY).await;
-            relaying.hear();
+            relaying.receive();
         }
     });
     // A spawned task like the others: the executor's root task would not let them have a turn.
     monoio::spawn(async move {
         let mut ticked = Instant::now();
         loop {
-            driver.hear();
+            driver.receive();
             // The executor's timers starve while there is always something to receive.
             if ticked.elapsed() >= Duration::from_millis(TICK_MS) {
                 ticked = Instant::now();
@@ -295,9 +295,9 @@ pub async fn run(driver: Rc<Driver<BrokerPort>>) -> io::Result<()> {
     std::future::pending().await
 }
 
-struct BrokerPortSink<'a>(&'a BrokerPort);
+struct BrokerEndSink<'a>(&'a BrokerEnd);
 
-impl Sink for BrokerPortSink<'_> {
+impl Sink for BrokerEndSink<'_> {
     fn deliver(&mut self, workers: u64, _envelope: &Envelope<'_>, bytes: &[u8]) {
         let envelope: Arc<[u8]> = Arc::from(bytes);
         let mut lanes = self.0.lanes.borrow_mut();
@@ -321,27 +321,27 @@ impl Sink for BrokerPortSink<'_> {
         let mut lanes = self.0.lanes.borrow_mut();
         match event {
             // Goes before the first welcome, whatever else waits.
-            WorkerEvent::IdsBegin { .. } => lanes.tell(worker, ToWorker::Event(event)),
+            WorkerEvent::IdsBegin { .. } => lanes.answer(worker, ToWorker::Event(event)),
             _ => lanes.notify(worker, ToWorker::Event(event), event.is_end()),
         }
     }
 
     fn answer(&mut self, pusher: Pusher, outcome: Outcome) {
         let item = ToWorker::Answer(pusher.ticket, outcome);
-        self.0.lanes.borrow_mut().tell(pusher.worker, item);
+        self.0.lanes.borrow_mut().answer(pusher.worker, item);
     }
 
     fn ready(&mut self, worker: usize, interest: &Interest) {
-        self.0.lanes.borrow_mut().tell(worker, ToWorker::Ready(interest.clone()));
+        self.0.lanes.borrow_mut().answer(worker, ToWorker::Ready(interest.clone()));
     }
 
     fn refuse(&mut self, worker: usize, interest: &Interest) {
-        self.0.lanes.borrow_mut().tell(worker, ToWorker::Refused(interest.clone()));
+        self.0.lanes.borrow_mut().answer(worker, ToWorker::Refused(interest.clone()));
     }
 
     fn canary(&mut self) {
         let mut lanes = self.0.lanes.borrow_mut();
-        (0..self.0.are_unsure.len()).for_each(|worker| lanes.tell(worker, ToWorker::Canary));
+        (0..self.0.are_unsure.len()).for_each(|worker| lanes.answer(worker, ToWorker::Canary));
     }
 
     fn has_room(&self) -> bool {
@@ -356,13 +356,13 @@ mod tests {
     use crate::types::{Cid, MessageId, NodeId};
     use crate::wire::envelope::Targets;
 
-    fn pair(workers: usize) -> (Vec<WorkerPort>, BrokerPort, Arc<BrokerCounters>) {
+    fn pair(workers: usize) -> (Vec<WorkerEnd>, BrokerEnd, Arc<BrokerCounters>) {
         let counters = Arc::default();
-        let (worker_ports, broker_port) = ports(workers, &counters).unwrap();
-        (worker_ports, broker_port, counters)
+        let (worker_ends, broker_end) = ends(workers, &counters).unwrap();
+        (worker_ends, broker_end, counters)
     }
 
-    fn deliver(broker_port: &BrokerPort, workers: u64, bytes: &[u8]) {
+    fn deliver(broker_end: &BrokerEnd, workers: u64, bytes: &[u8]) {
         let envelope = Envelope {
             origin: NodeId::default(),
             epoch: 1,
@@ -376,81 +376,79 @@ mod tests {
             targets: Targets::default(),
             data: b"1",
         };
-        broker_port.sink(Instant::now()).deliver(workers, &envelope, bytes);
-        broker_port.wake();
+        broker_end.sink(Instant::now()).deliver(workers, &envelope, bytes);
+        broker_end.wake();
     }
 
     #[test]
     fn messages_go_where_they_are_wanted_and_beyond_a_full_ring_they_are_counted() {
-        let (mut worker_ports, broker_port, counters) = pair(3);
+        let (mut worker_ends, broker_end, counters) = pair(3);
         for _ in 0..TO_WORKER_ENTRIES + 5 {
-            deliver(&broker_port, 0b101, b"x");
+            deliver(&broker_end, 0b101, b"x");
             // This one keeps up.
-            assert!(matches!(worker_ports[2].receive(), Some(ToWorker::Deliver(_))));
+            assert!(matches!(worker_ends[2].receive(), Some(ToWorker::Deliver(_))));
         }
         assert_eq!(counters.worker_full.value(), 5);
-        assert!(worker_ports[1].is_empty());
+        assert!(worker_ends[1].is_empty());
         let mut taken = 0;
-        while worker_ports[0].receive().is_some() {
+        while worker_ends[0].receive().is_some() {
             taken += 1;
         }
         assert_eq!(taken, TO_WORKER_ENTRIES);
-        assert_eq!(worker_ports[0].bell().waiting_bytes(), 0);
+        assert_eq!(worker_ends[0].bell().waiting_bytes(), 0);
     }
 
     #[test]
     fn large_messages_fill_a_ring_by_their_bytes() {
-        let (mut worker_ports, broker_port, counters) = pair(1);
+        let (mut worker_ends, broker_end, counters) = pair(1);
         let large = vec![0; 1 << 20];
         while counters.worker_full.value() == 0 {
-            deliver(&broker_port, 1, &large);
+            deliver(&broker_end, 1, &large);
         }
-        assert_eq!(worker_ports[0].bell().waiting_bytes(), WAITING_BYTES + (1 << 20));
-        worker_ports[0].receive().unwrap();
-        deliver(&broker_port, 1, &large);
+        assert_eq!(worker_ends[0].bell().waiting_bytes(), WAITING_BYTES + (1 << 20));
+        worker_ends[0].receive().unwrap();
+        deliver(&broker_end, 1, &large);
         assert_eq!(counters.worker_full.value(), 1);
     }
 
     #[test]
     fn answers_are_late_rather_than_lost_and_keep_their_order() {
-        let (mut worker_ports, broker_port, counters) = pair(1);
+        let (mut worker_ends, broker_end, counters) = pair(1);
         let answers = TO_WORKER_ENTRIES as u32 + 10;
         for ticket in 0..answers {
-            broker_port
-                .sink(Instant::now())
-                .answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
+            broker_end.sink(Instant::now()).answer(Pusher { worker: 0, ticket }, Outcome::Accepted);
         }
-        deliver(&broker_port, 1, b"after them");
+        deliver(&broker_end, 1, b"after them");
         assert_eq!(counters.worker_full.value(), 1, "nothing overtakes an answer");
         for ticket in 0..answers {
-            let Some(ToWorker::Answer(found, Outcome::Accepted)) = worker_ports[0].receive() else {
+            let Some(ToWorker::Answer(found, Outcome::Accepted)) = worker_ends[0].receive() else {
                 panic!("ticket {ticket} has no answer");
             };
             assert_eq!(found, ticket);
-            if worker_ports[0].is_empty() {
-                broker_port.lanes.borrow_mut().flush();
+            if worker_ends[0].is_empty() {
+                broker_end.lanes.borrow_mut().flush();
             }
         }
-        assert!(worker_ports[0].is_empty());
+        assert!(worker_ends[0].is_empty());
     }
 
     #[test]
     fn a_worker_that_cannot_announce_all_its_users_says_so() {
-        let (mut worker_ports, broker_port, _) = pair(1);
+        let (mut worker_ends, broker_end, _) = pair(1);
         for user in 0..=TO_BROKER_ENTRIES as u64 {
-            worker_ports[0].request(BrokerRequest::UserHere(user));
+            worker_ends[0].request(BrokerRequest::UserHere(user));
         }
-        let is_unsure = || broker_port.are_unsure[0].load(Ordering::SeqCst);
+        let is_unsure = || broker_end.are_unsure[0].load(Ordering::SeqCst);
         assert!(is_unsure());
-        assert!(!worker_ports[0].publish(Publication::default(), 1), "the push is refused");
+        assert!(!worker_ends[0].publish(Publication::default(), 1), "the push is refused");
         let mut asked = 0;
-        while !broker_port.is_quiet() {
-            for item in heard(&broker_port) {
+        while !broker_end.is_quiet() {
+            for item in heard(&broker_end) {
                 let expected = BrokerRequest::UserHere(asked);
                 assert!(matches!(item, ToBroker::Request(request) if request == expected));
                 asked += 1;
             }
-            worker_ports[0].send_late();
+            worker_ends[0].send_late();
         }
         assert_eq!(asked, TO_BROKER_ENTRIES as u64 + 1);
         assert!(!is_unsure());
@@ -460,17 +458,17 @@ mod tests {
     const CALM: ProjectId = ProjectId(1);
 
     /// Returns what the broker takes in one call.
-    fn heard(broker_port: &BrokerPort) -> Vec<ToBroker> {
+    fn heard(broker_end: &BrokerEnd) -> Vec<ToBroker> {
         let mut words = Vec::new();
-        broker_port.inbox.borrow_mut().receive_all(|_, item| words.push(item));
+        broker_end.inbox.borrow_mut().receive_all(|_, item| words.push(item));
         words
     }
 
     /// Returns the messages by name, parcels by project and text.
-    fn all_heard(worker_ports: &mut WorkerPort, broker_port: &BrokerPort) -> Vec<String> {
+    fn all_heard(worker_ends: &mut WorkerEnd, broker_end: &BrokerEnd) -> Vec<String> {
         let mut names = Vec::new();
-        while !broker_port.is_quiet() {
-            names.extend(heard(broker_port).into_iter().map(|item| match item {
+        while !broker_end.is_quiet() {
+            names.extend(heard(broker_end).into_iter().map(|item| match item {
                 ToBroker::Publish(..) => "push".into(),
                 ToBroker::Request(BrokerRequest::Relay(relay)) => {
                     String::from_utf8(relay.parcel).unwrap()
@@ -479,7 +477,7 @@ mod tests {
                 ToBroker::Request(BrokerRequest::ServerGone(_)) => "server gone".into(),
                 item => panic!("{item:?}"),
             }));
-            worker_ports.send_late();
+            worker_ends.send_late();
         }
         names
     }
@@ -492,53 +490,53 @@ mod tests {
     /// pushes too.
     #[test]
     fn a_flood_of_one_projects_parcels_to_the_broker_leaves_room_for_others_and_for_pushes() {
-        let (mut worker_ports, broker_port, _) = pair(1);
+        let (mut worker_ends, broker_end, _) = pair(1);
         let request = |project, text: &str| {
             let to = To::Holder { project, cid: Cid(1) };
             Relay { to, parcel: text.into() }
         };
         let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
         for text in &loud {
-            worker_ports[0].relay(request(LOUD, text)).unwrap();
+            worker_ends[0].relay(request(LOUD, text)).unwrap();
         }
-        worker_ports[0].relay(request(CALM, "calm")).unwrap();
-        worker_ports[0].request(BrokerRequest::ServerGone(Cid(1)));
-        assert!(worker_ports[0].publish(Publication::default(), 1), "pushes have room");
-        worker_ports[0].request(BrokerRequest::Join(Interest::Project(CALM)));
-        let mut names = all_heard(&mut worker_ports[0], &broker_port);
+        worker_ends[0].relay(request(CALM, "calm")).unwrap();
+        worker_ends[0].request(BrokerRequest::ServerGone(Cid(1)));
+        assert!(worker_ends[0].publish(Publication::default(), 1), "pushes have room");
+        worker_ends[0].request(BrokerRequest::Join(Interest::Project(CALM)));
+        let mut names = all_heard(&mut worker_ends[0], &broker_end);
         assert!(place_of("push", &names) <= TO_BROKER_ENTRIES / 2);
         assert!(place_of("join", &names) <= TO_BROKER_ENTRIES / 2 + 1);
         assert!(place_of("calm", &names) <= TO_BROKER_ENTRIES / 2 + 4);
         assert_eq!(names.last().unwrap(), "server gone", "behind what it had answered");
         names.retain(|name| name.starts_with("loud"));
         assert_eq!(names, loud);
-        assert!(!worker_ports[0].has_late());
+        assert!(!worker_ends[0].has_late());
     }
 
     /// They also used to fill the ring from the broker, and messages of other projects were
     /// dropped.
     #[test]
     fn a_flood_of_one_projects_parcels_to_a_worker_leaves_room_for_others_and_for_pushes() {
-        let (mut worker_ports, broker_port, counters) = pair(2);
+        let (mut worker_ends, broker_end, counters) = pair(2);
         let loud: Vec<String> = (0..50_000).map(|number| format!("loud {number}")).collect();
         for text in &loud {
-            broker_port.sink(Instant::now()).relay(0b11, LOUD, text.as_bytes());
+            broker_end.sink(Instant::now()).relay(0b11, LOUD, text.as_bytes());
             // This one keeps up.
-            assert!(matches!(worker_ports[1].receive(), Some(ToWorker::Deliver(_))));
+            assert!(matches!(worker_ends[1].receive(), Some(ToWorker::Deliver(_))));
         }
-        broker_port.sink(Instant::now()).relay(1, CALM, b"calm");
-        broker_port.sink(Instant::now()).event(0, WorkerEvent::ServerGone(Cid(1)));
-        deliver(&broker_port, 1, b"push");
-        broker_port.sink(Instant::now()).answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
+        broker_end.sink(Instant::now()).relay(1, CALM, b"calm");
+        broker_end.sink(Instant::now()).event(0, WorkerEvent::ServerGone(Cid(1)));
+        deliver(&broker_end, 1, b"push");
+        broker_end.sink(Instant::now()).answer(Pusher { worker: 0, ticket: 1 }, Outcome::Accepted);
         let mut names = Vec::new();
-        while let Some(item) = worker_ports[0].receive() {
+        while let Some(item) = worker_ends[0].receive() {
             names.push(match item {
                 ToWorker::Deliver(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
                 ToWorker::Answer(..) => "answer".into(),
                 ToWorker::Event(_) => "server gone".into(),
                 item => panic!("{item:?}"),
             });
-            broker_port.lanes.borrow_mut().flush();
+            broker_end.lanes.borrow_mut().flush();
         }
         assert!(place_of("push", &names) <= TO_WORKER_ENTRIES / 2);
         assert!(place_of("answer", &names) <= TO_WORKER_ENTRIES / 2 + 1);
@@ -547,24 +545,24 @@ mod tests {
         names.retain(|name| name.starts_with("loud"));
         assert_eq!(names, loud);
         assert_eq!(counters.worker_full.value(), 0);
-        assert!(!broker_port.lanes.borrow().has_late() && worker_ports[1].is_empty());
+        assert!(!broker_end.lanes.borrow().has_late() && worker_ends[1].is_empty());
     }
 
     #[test]
     fn parcels_that_wait_have_a_bound_and_each_project_a_share() {
-        let (_worker_ports, broker_port, counters) = pair(1);
+        let (_worker_ends, broker_end, counters) = pair(1);
         let parcel = vec![0; 1 << 20];
         let fill = |project| {
             let before = counters.worker_full.value();
             let sent = (0..100).take_while(|_| {
-                broker_port.sink(Instant::now()).relay(1, ProjectId(project), &parcel);
+                broker_end.sink(Instant::now()).relay(1, ProjectId(project), &parcel);
                 counters.worker_full.value() == before
             });
             sent.count()
         };
         let in_ring = (PARCEL_BYTES >> 20) + 1;
         assert_eq!([fill(0), fill(1)], [in_ring + (BACKLOG_BYTES >> 21), BACKLOG_BYTES >> 22]);
-        deliver(&broker_port, 1, b"push");
+        deliver(&broker_end, 1, b"push");
         assert_eq!(counters.worker_full.value(), 2, "pushes have room");
     }
 }

@@ -98,8 +98,8 @@ pub struct Connections {
     busy: usize,
     /// A drain does not wait for requests that begin now.
     is_draining: bool,
-    /// The latest stamp: later events get larger stamps.
-    stamp: u64,
+    /// The latest generation: later events get larger ones.
+    generation: u64,
     /// Connections that wait for their peers, unknown and known ones.
     unknown: Fifo,
     known: Fifo,
@@ -130,7 +130,7 @@ impl Connections {
             busy: 0,
             stalled_ms: 0,
             is_draining: false,
-            stamp: 0,
+            generation: 0,
             unknown: Fifo::default(),
             known: Fifo::default(),
             bodies: Fifo::default(),
@@ -231,9 +231,11 @@ impl Connections {
             }
             let table = &self.table;
             let is_waiting = |is_known: bool| {
-                move |key: usize, stamp: u64| {
+                move |key: usize, generation: u64| {
                     table.get(key).is_some_and(|entry| {
-                        entry.waiting == stamp && entry.is_known == is_known && !entry.is_leaving
+                        entry.waiting == generation
+                            && entry.is_known == is_known
+                            && !entry.is_leaving
                     })
                 }
             };
@@ -274,16 +276,16 @@ impl Connections {
     /// Queues a connection that waits for its peer: it makes way after those that have waited
     /// longer.
     fn enter_queue(&mut self, key: usize) {
-        self.stamp += 1;
+        self.generation += 1;
         let entry = &mut self.table[key];
-        entry.waiting = self.stamp;
+        entry.waiting = self.generation;
         let is_known = entry.is_known;
         let (table, live) = (&self.table, self.table.len());
-        let is_current = |key: usize, stamp| {
-            table.get(key).is_some_and(|one| one.waiting == stamp && one.is_known == is_known)
+        let is_current = |key: usize, generation| {
+            table.get(key).is_some_and(|one| one.waiting == generation && one.is_known == is_known)
         };
         let fifo = if is_known { &mut self.known } else { &mut self.unknown };
-        fifo.push((key, self.stamp), live, is_current);
+        fifo.push((key, self.generation), live, is_current);
     }
 
     /// Marks a connection's request as complete and in progress. The deadline was for the request
@@ -352,12 +354,12 @@ impl Connections {
         self.bytes += more;
         entry.bytes = wanted;
         if entry.body == 0 {
-            self.stamp += 1;
-            (entry.body, entry.body_since) = (self.stamp, Instant::now());
+            self.generation += 1;
+            (entry.body, entry.body_since) = (self.generation, Instant::now());
             let (table, live) = (&self.table, self.table.len());
             let is_current =
-                |key: usize, stamp| table.get(key).is_some_and(|one| one.body == stamp);
-            self.bodies.push((key, self.stamp), live, is_current);
+                |key: usize, generation| table.get(key).is_some_and(|one| one.body == generation);
+            self.bodies.push((key, self.generation), live, is_current);
         }
         true
     }
@@ -391,8 +393,8 @@ impl Connections {
     fn free(&mut self, key: usize, more: usize) -> Grant {
         while self.bytes - self.ending_bytes + self.promised_bytes + more > self.max_bytes {
             let table = &self.table;
-            let is_current = |key: usize, stamp: u64| {
-                table.get(key).is_some_and(|one| one.body == stamp && one.ending.is_none())
+            let is_current = |key: usize, generation: u64| {
+                table.get(key).is_some_and(|one| one.body == generation && one.ending.is_none())
             };
             match self.bodies.oldest(is_current) {
                 Some(oldest)

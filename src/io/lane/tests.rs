@@ -21,16 +21,16 @@ fn lanes(readers: usize) -> (Lanes<Arc<str>>, Vec<Inbox<Arc<str>>>) {
 
 /// Reads everything while the sender looks for room after each item.
 fn read(lanes: &mut Lanes<Arc<str>>, inbox: &mut Inbox<Arc<str>>) -> Vec<String> {
-    let mut words = Vec::new();
+    let mut items = Vec::new();
     while let Some(item) = inbox.receive() {
-        words.push(item.to_string());
+        items.push(item.to_string());
         lanes.flush();
     }
-    words
+    items
 }
 
-fn relay(lanes: &mut Lanes<Arc<str>>, project: ProjectId, words: &[&str]) {
-    for &item in words {
+fn relay(lanes: &mut Lanes<Arc<str>>, project: ProjectId, items: &[&str]) {
+    for &item in items {
         lanes.relay(0, project, item.into()).unwrap();
     }
 }
@@ -44,12 +44,12 @@ fn answers_go_first_notices_in_order_and_parcels_in_turn() {
     lanes.notify(0, "c is here".into(), false);
     relay(&mut lanes, A, &["a6"]);
     for answer in ["1", "2", "3"] {
-        lanes.tell(0, answer.into());
+        lanes.answer(0, answer.into());
     }
     assert!(lanes.has_late_answers(0) && !lanes.has_room(0), "nothing overtakes an answer");
-    let words = read(&mut lanes, &mut inboxes[0]);
+    let items = read(&mut lanes, &mut inboxes[0]);
     let expected = "a1 a2 1 2 3 a3 b1 a4 b2 a5 a is gone c is here a6";
-    assert_eq!(words.join(" "), expected);
+    assert_eq!(items.join(" "), expected);
     assert!(!lanes.has_late() && lanes.waiting_bytes() == 0 && inboxes[0].is_empty());
     assert_eq!(inboxes[0].bell().waiting_bytes(), 0);
 }
@@ -60,8 +60,8 @@ fn a_notice_that_ends_nothing_does_not_wait_for_parcels() {
     let (mut lanes, mut inboxes) = lanes(1);
     relay(&mut lanes, A, &["a1", "a2", "a3", "a4", "a5"]);
     lanes.notify(0, "b is here".into(), false);
-    let words = read(&mut lanes, &mut inboxes[0]);
-    assert_eq!(words.join(" "), "a1 a2 b is here a3 a4 a5");
+    let items = read(&mut lanes, &mut inboxes[0]);
+    assert_eq!(items.join(" "), "a1 a2 b is here a3 a4 a5");
 }
 
 #[test]

@@ -155,7 +155,7 @@ impl WorkerContext {
         let is_empty = || {
             self.ws_server.borrow().connections() == 0
                 && self.http.borrow().is_quiet()
-                && self.transport.has_taken_leave()
+                && self.transport.has_announced_leave()
         };
         let step = self.drain.borrow_mut().step(now, drain_ms, is_awaited, is_empty);
         match step {

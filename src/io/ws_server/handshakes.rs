@@ -62,7 +62,7 @@ impl Handshakes {
         let is_waiting = false;
         let index = self.table.insert(Handshake { fd, generation, deadline, received, is_waiting });
         let (table, live) = (&self.table, self.table.len());
-        let is_current = |index, stamp| is_half_open(table, index, stamp);
+        let is_current = |index, generation| is_half_open(table, index, generation);
         self.by_age.push((index, u64::from(generation)), live, is_current);
         index
     }
@@ -136,7 +136,7 @@ impl Handshakes {
     /// Returns the oldest incomplete handshake.
     pub(super) fn oldest(&mut self) -> Option<usize> {
         let table = &self.table;
-        self.by_age.oldest(|index, stamp| is_half_open(table, index, stamp))
+        self.by_age.oldest(|index, generation| is_half_open(table, index, generation))
     }
 
     /// Returns at most `max` of those whose deadline has passed.
@@ -146,8 +146,8 @@ impl Handshakes {
     }
 }
 
-fn is_half_open(table: &Slab<Handshake>, index: usize, stamp: u64) -> bool {
-    table.get(index).is_some_and(|one| u64::from(one.generation) == stamp && !one.is_waiting)
+fn is_half_open(table: &Slab<Handshake>, index: usize, generation: u64) -> bool {
+    table.get(index).is_some_and(|one| u64::from(one.generation) == generation && !one.is_waiting)
 }
 
 #[cfg(test)]

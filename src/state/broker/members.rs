@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 /// Interval between heartbeats.
-const SAY_EVERY_MS: u64 = 1_000;
+const ANNOUNCE_EVERY_MS: u64 = 1_000;
 /// A node silent for this time is lost, once everything Redis sent meanwhile is read.
 const LOST_AFTER_MS: u64 = 5_000;
 /// How long a node that announced its end is remembered: late messages do not bring it back, and a
@@ -29,19 +29,19 @@ const SETTLE_MS: u64 = 150;
 /// between connection attempts.
 const REUNITE_MS: u64 = 1_000;
 /// Minimum interval between full states sent, and between requests for one.
-const WHOLE_EVERY_MS: u64 = 50;
+const FULL_STATE_EVERY_MS: u64 = 50;
 
 #[derive(Debug, Default)]
 pub(super) struct Members {
     own: Vec<Server>,
     version: u64,
     /// Announcements sent in this run.
-    words: u64,
+    announcements: u64,
     others: BTreeMap<NodeId, Other>,
-    said_at: MonotonicMs,
+    announced_at: MonotonicMs,
     /// When the full state was last sent; whether it is due again.
-    said_whole_at: MonotonicMs,
-    is_whole_due: bool,
+    full_state_sent_at: MonotonicMs,
+    is_full_state_due: bool,
     /// Until when the state of the other nodes is awaited; only in the first incarnation of the
     /// links.
     settle_until: Option<MonotonicMs>,
@@ -75,7 +75,7 @@ impl Broker {
 
     /// Announces this node once the links are up: sends its full state and requests that of the
     /// others.
-    pub(super) fn say_hello(&mut self, now: MonotonicMs) {
+    pub(super) fn announce_arrival(&mut self, now: MonotonicMs) {
         self.members.settle_until.get_or_insert(now + SETTLE_MS);
         self.members.hears_since = now;
         self.members.hello_at = now;
@@ -98,7 +98,7 @@ impl Broker {
             return;
         }
         let announcement = Member { is_leaving: true, ..self.member() };
-        self.say(&announcement, None, now);
+        self.announce(&announcement, None, now);
     }
 
     /// Whether this node has announced its end.
@@ -122,7 +122,7 @@ impl Broker {
         let mut here = Vec::new();
         put_server(&mut here, &self.config.projects, &server);
         let announcement = Member { here: Servers(&here), ..self.member() };
-        self.say(&announcement, Some((worker, server.cid)), now);
+        self.announce(&announcement, Some((worker, server.cid)), now);
     }
 
     pub(super) fn handle_server_gone(
@@ -142,7 +142,7 @@ impl Broker {
         if self.may_publish() {
             let gone = cid.0.to_le_bytes();
             let announcement = Member { gone: Cids(&gone), ..self.member() };
-            self.say(&announcement, None, now);
+            self.announce(&announcement, None, now);
         }
     }
 
@@ -161,10 +161,10 @@ impl Broker {
     /// Encodes an announcement for sending: numbered, with the order of the latest message before
     /// it.
     fn encode_announcement(&mut self, announcement: &Member<'_>) -> Vec<u8> {
-        self.members.words += 1;
+        self.members.announcements += 1;
         self.announced_order = self.order;
         let mut bytes = Vec::new();
-        Member { number: self.members.words, order: self.order, ..*announcement }
+        Member { number: self.members.announcements, order: self.order, ..*announcement }
             .encode(&mut bytes);
         bytes
     }
@@ -173,7 +173,7 @@ impl Broker {
     pub(super) fn announce_order(&mut self, now: MonotonicMs) {
         if self.state == LinksState::Ready && self.order - self.announced_order >= ANNOUNCE_EVERY {
             let announcement = self.member();
-            self.say(&announcement, None, now);
+            self.announce(&announcement, None, now);
         }
     }
 
@@ -188,18 +188,23 @@ impl Broker {
             here: Servers(&here),
             ..self.member()
         };
-        self.say(&announcement, None, now);
-        self.members.said_whole_at = now;
-        self.members.is_whole_due = false;
+        self.announce(&announcement, None, now);
+        self.members.full_state_sent_at = now;
+        self.members.is_full_state_due = false;
     }
 
     /// Publishes an announcement to all nodes; `waiter`: notified once Redis has it.
-    fn say(&mut self, announcement: &Member<'_>, waiter: Option<(usize, Cid)>, now: MonotonicMs) {
+    fn announce(
+        &mut self,
+        announcement: &Member<'_>,
+        waiter: Option<(usize, Cid)>,
+        now: MonotonicMs,
+    ) {
         let bytes = self.encode_announcement(announcement);
         let deadline = self.deadline(now);
         self.log.add_word(&self.nodes_channel, &bytes, waiter, deadline);
         self.publishing.handle_asked(self.listening.at(now));
-        self.members.said_at = now;
+        self.members.announced_at = now;
     }
 
     /// Sends announcements that are due and detects silent nodes.
@@ -208,12 +213,12 @@ impl Broker {
         if members.has_left {
             return;
         }
-        let since_whole_ms = now.since(members.said_whole_at);
-        if members.is_whole_due && since_whole_ms >= WHOLE_EVERY_MS {
+        let since_full_state_ms = now.since(members.full_state_sent_at);
+        if members.is_full_state_due && since_full_state_ms >= FULL_STATE_EVERY_MS {
             self.announce_full_state(false, now);
-        } else if now.since(members.said_at) >= SAY_EVERY_MS {
+        } else if now.since(members.announced_at) >= ANNOUNCE_EVERY_MS {
             let announcement = self.member();
-            self.say(&announcement, None, now);
+            self.announce(&announcement, None, now);
         }
         let is_over = |other: &Other| other.has_left && now.since(other.heard_at) > FORGET_LEFT_MS;
         self.members.others.retain(|_, other| !is_over(other));
@@ -227,7 +232,7 @@ impl Broker {
             others.filter(|(_, other)| is_lost(other)).map(|(&node, _)| node).collect();
         for node in lost {
             self.members.others.remove(&node);
-            self.tell_node(node, false, sink);
+            self.report_node(node, false, sink);
         }
     }
 
@@ -266,22 +271,22 @@ impl Broker {
             let left = Other { has_left: true, ..Other::new(epoch, now) };
             self.members.others.insert(node, left);
             if was_there {
-                self.tell_node(node, false, sink);
+                self.report_node(node, false, sink);
             }
             return Ok(());
         }
         if !is_same {
             if known.is_some_and(|other| !other.has_left) {
-                self.tell_node(node, false, sink);
+                self.report_node(node, false, sink);
             }
             self.members.others.insert(node, Other::new(epoch, now));
-            self.tell_node(node, true, sink);
+            self.report_node(node, true, sink);
         }
         self.take_servers(&announcement, heard, now, sink);
         if announcement.requests_full_state {
-            match now.since(self.members.said_whole_at) >= WHOLE_EVERY_MS {
+            match now.since(self.members.full_state_sent_at) >= FULL_STATE_EVERY_MS {
                 true if self.may_publish() => self.announce_full_state(false, now),
-                _ => self.members.is_whole_due = true,
+                _ => self.members.is_full_state_due = true,
             }
         }
         Ok(())
@@ -337,7 +342,7 @@ impl Broker {
             }
         }
         let misses_some = other.version != Some(announcement.version);
-        let may_ask = |asked_at: MonotonicMs| now.since(asked_at) >= WHOLE_EVERY_MS;
+        let may_ask = |asked_at: MonotonicMs| now.since(asked_at) >= FULL_STATE_EVERY_MS;
         if misses_some && other.asked_at.is_none_or(may_ask) {
             self.request(node, now);
         }
@@ -372,7 +377,7 @@ impl Broker {
         *self.config.counters.nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
     }
 
-    fn tell_node(&mut self, node: NodeId, is_up: bool, sink: &mut dyn Sink) {
+    fn report_node(&mut self, node: NodeId, is_up: bool, sink: &mut dyn Sink) {
         self.show_nodes();
         let workers = 0..self.config.workers;
         workers.for_each(|worker| sink.event(worker, WorkerEvent::Node { node, is_up }));

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 /// links: longer than what Redis, or the buffers of its subscribers, accept. After this number of
 /// links that ended before it was answered it is sent alone, to find out; if that link ends as
 /// well, it is never sent again.
-const LIVES_BEFORE_SUSPECT: u8 = 2;
+const SENDS_BEFORE_SUSPECT: u8 = 2;
 
 /// Buffers of answered commands kept for reuse, and the maximum length of one.
 const KEEP_BUFFERS: usize = 64;
@@ -28,7 +28,7 @@ pub struct Pusher {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum What {
+enum Purpose {
     Question(Question),
     /// Raises the number of `super::reservation`.
     Reservation,
@@ -44,7 +44,7 @@ enum What {
         may_expire: bool,
         has_expired: bool,
         /// Links that ended after it was sent and before it was answered.
-        lives: u8,
+        failed_sends: u8,
         /// It ended the last of them: only its number is sent again.
         is_abandoned: bool,
     },
@@ -56,7 +56,7 @@ pub type Waiter = (usize, Cid);
 #[derive(Debug, Clone, Copy)]
 struct SentCommand {
     deadline: MonotonicMs,
-    what: What,
+    what: Purpose,
 }
 
 /// One command to Redis: a question, an announcement, or messages of one channel.
@@ -94,10 +94,10 @@ pub struct AskedMessage {
 impl AskedMessage {
     fn of(entry: SentCommand) -> Option<Self> {
         match entry.what {
-            What::Message { pusher, is_last_part, lives, is_abandoned, .. } => {
-                Some(Self { pusher, is_last_part, was_sent_before: lives > 0, is_abandoned })
+            Purpose::Message { pusher, is_last_part, failed_sends, is_abandoned, .. } => {
+                Some(Self { pusher, is_last_part, was_sent_before: failed_sends > 0, is_abandoned })
             }
-            What::Question(_) | What::Reservation | What::Announcement(_) => None,
+            Purpose::Question(_) | Purpose::Reservation | Purpose::Announcement(_) => None,
         }
     }
 }
@@ -171,12 +171,12 @@ impl PublishLog {
         deadline: MonotonicMs,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> &mut [u8] {
-        let what = What::Message {
+        let what = Purpose::Message {
             pusher: None,
             is_last_part: false,
             may_expire,
             has_expired: false,
-            lives: 0,
+            failed_sends: 0,
             is_abandoned: false,
         };
         self.add(channel, bytes, deadline, what, write)
@@ -184,7 +184,7 @@ impl PublishLog {
 
     /// Ends a message whose parts are all added; `waiting`: who gets the outcome.
     pub fn end_message(&mut self, waiting: Option<Pusher>) {
-        if let Some(SentCommand { what: What::Message { pusher, is_last_part, .. }, .. }) =
+        if let Some(SentCommand { what: Purpose::Message { pusher, is_last_part, .. }, .. }) =
             self.entries.back_mut()
         {
             (*pusher, *is_last_part) = (waiting, true);
@@ -197,7 +197,7 @@ impl PublishLog {
         self.bytes += bytes.len();
         let (channel_bytes, is_suspect) = (0, false);
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes, is_suspect });
-        self.entries.push_back(SentCommand { deadline, what: What::Question(question) });
+        self.entries.push_back(SentCommand { deadline, what: Purpose::Question(question) });
     }
 
     /// Appends a complete command that raises the number of `super::reservation`.
@@ -205,7 +205,7 @@ impl PublishLog {
         self.bytes += command.len();
         let bytes = command.to_vec();
         self.commands.push_back(Command { entries: 1, bytes, channel_bytes: 0, is_suspect: false });
-        self.entries.push_back(SentCommand { deadline, what: What::Reservation });
+        self.entries.push_back(SentCommand { deadline, what: Purpose::Reservation });
     }
 
     /// Appends an announcement, an envelope of any kind without a number.
@@ -217,7 +217,7 @@ impl PublishLog {
         deadline: MonotonicMs,
     ) {
         let write = |out: &mut Vec<u8>| out.extend_from_slice(envelope);
-        self.add(channel, envelope.len(), deadline, What::Announcement(waiter), write);
+        self.add(channel, envelope.len(), deadline, Purpose::Announcement(waiter), write);
     }
 
     fn add(
@@ -225,7 +225,7 @@ impl PublishLog {
         channel: &[u8],
         length: usize,
         deadline: MonotonicMs,
-        what: What,
+        what: Purpose,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> &mut [u8] {
         if !self.may_join_last(channel, length, &what) {
@@ -233,7 +233,7 @@ impl PublishLog {
             bytes.extend_from_slice(channel);
             self.bytes += channel.len();
             let is_suspect = length > bundle::MAX_BYTES
-                && matches!(what, What::Message { lives: LIVES_BEFORE_SUSPECT.., .. });
+                && matches!(what, Purpose::Message { failed_sends: SENDS_BEFORE_SUSPECT.., .. });
             let channel_bytes = channel.len();
             self.commands.push_back(Command { entries: 0, bytes, channel_bytes, is_suspect });
         }
@@ -244,9 +244,9 @@ impl PublishLog {
     }
 
     /// Whether the last command is unsent and has room for another envelope of this length.
-    fn may_join_last(&self, channel: &[u8], length: usize, what: &What) -> bool {
+    fn may_join_last(&self, channel: &[u8], length: usize, what: &Purpose) -> bool {
         let (Some(command), true) = (self.commands.back(), self.has_unsent()) else { return false };
-        let is_message = |what: &What| matches!(what, What::Message { .. });
+        let is_message = |what: &Purpose| matches!(what, Purpose::Message { .. });
         let added_bytes = bundle::LENGTH_BYTES + length;
         is_message(what)
             && self.entries.back().is_some_and(|last| is_message(&last.what))
@@ -259,8 +259,8 @@ impl PublishLog {
     /// Takes the waiters of announcements, which need not wait any more.
     pub fn take_waiters(&mut self) -> Vec<Waiter> {
         let waiter = |entry: &mut SentCommand| match &mut entry.what {
-            What::Announcement(waiter) => waiter.take(),
-            What::Question(_) | What::Reservation | What::Message { .. } => None,
+            Purpose::Announcement(waiter) => waiter.take(),
+            Purpose::Question(_) | Purpose::Reservation | Purpose::Message { .. } => None,
         };
         self.entries.iter_mut().filter_map(waiter).collect()
     }
@@ -323,10 +323,10 @@ impl PublishLog {
     pub fn front(&self) -> Option<Asked> {
         let command = self.commands.front().filter(|_| self.sent_commands > 0)?;
         Some(match self.entries.front()?.what {
-            What::Question(question) => Asked::Question(question),
-            What::Reservation => Asked::Reservation,
-            What::Announcement(waiter) => Asked::Announcement(waiter),
-            What::Message { .. } => Asked::Messages(command.entries),
+            Purpose::Question(question) => Asked::Question(question),
+            Purpose::Reservation => Asked::Reservation,
+            Purpose::Announcement(waiter) => Asked::Announcement(waiter),
+            Purpose::Message { .. } => Asked::Messages(command.entries),
         })
     }
 
@@ -379,7 +379,7 @@ impl PublishLog {
             && entry.deadline <= now
         {
             self.expired += 1;
-            if let What::Message { pusher, may_expire, has_expired, .. } = &mut entry.what {
+            if let Purpose::Message { pusher, may_expire, has_expired, .. } = &mut entry.what {
                 *has_expired = *may_expire;
                 if let Some(pusher) = pusher.take() {
                     expire(pusher);
@@ -395,10 +395,11 @@ impl PublishLog {
         let mut entries = self.entries.iter_mut();
         for command in self.commands.iter().take(self.sent_commands) {
             for entry in entries.by_ref().take(command.entries) {
-                let What::Message { lives, is_abandoned, pusher, .. } = &mut entry.what else {
+                let Purpose::Message { failed_sends, is_abandoned, pusher, .. } = &mut entry.what
+                else {
                     continue;
                 };
-                *lives = lives.saturating_add(1);
+                *failed_sends = failed_sends.saturating_add(1);
                 if command.is_suspect {
                     *is_abandoned = true;
                     abandon(command.channel(), command.envelope_bytes(), pusher.take());
@@ -423,7 +424,7 @@ impl PublishLog {
     }
 
     fn add_again(&mut self, channel: &[u8], envelope: &[u8], entry: SentCommand) {
-        let What::Message { has_expired, is_abandoned, .. } = entry.what else { return };
+        let Purpose::Message { has_expired, is_abandoned, .. } = entry.what else { return };
         match Header::read(envelope) {
             Ok(header) if has_expired || is_abandoned => {
                 self.expired += usize::from(has_expired);

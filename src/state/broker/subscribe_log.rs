@@ -326,12 +326,12 @@ impl Broker {
     }
 
     /// Describes Redis's refusal of something that the links cannot do without.
-    pub(super) fn refused(&self, text: &[u8]) -> LinkError {
-        let mut said = String::from_utf8_lossy(text).into_owned();
-        if text.starts_with(b"NOPERM") {
-            said += &format!(": {}", self.acl_rule());
+    pub(super) fn refused(&self, error: &[u8]) -> LinkError {
+        let mut text = String::from_utf8_lossy(error).into_owned();
+        if error.starts_with(b"NOPERM") {
+            text += &format!(": {}", self.acl_rule());
         }
-        LinkError::Refused(said)
+        LinkError::Refused(text)
     }
 
     /// The ACL rule that permits this node's user everything it needs.

@@ -29,7 +29,7 @@ const KEYS: (u64, u64) = (1, 2);
 
 /// Output of the broker to its workers.
 #[derive(Debug, Default)]
-struct Said {
+struct Recorder {
     delivered: Vec<(u64, String)>,
     relayed: Vec<(u64, EnvelopeKind)>,
     events: Vec<(usize, WorkerEvent)>,
@@ -40,7 +40,7 @@ struct Said {
     is_full: bool,
 }
 
-impl Sink for Said {
+impl Sink for Recorder {
     fn deliver(&mut self, workers: u64, envelope: &Envelope<'_>, _bytes: &[u8]) {
         let data = std::str::from_utf8(envelope.data).unwrap().trim_matches('"').to_owned();
         self.delivered.push((workers, data));
@@ -78,7 +78,7 @@ impl Sink for Said {
 
 struct Setting {
     broker: Broker,
-    said: Said,
+    recorder: Recorder,
     now: Now,
     /// Redis accepts what is published and delivers nothing.
     is_deaf: bool,
@@ -126,7 +126,7 @@ impl Setting {
     fn new(workers: usize) -> Self {
         Self {
             broker: Broker::new(config(workers)),
-            said: Said::default(),
+            recorder: Recorder::default(),
             now: Now { monotonic: MonotonicMs::new(1_000), wall: WallMs::default() },
             is_deaf: false,
             is_silent: false,
@@ -222,14 +222,14 @@ impl Setting {
 
     fn hear(&mut self, link: LinkName, bytes: &[u8]) {
         let handled =
-            self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.said).unwrap();
+            self.broker.handle_bytes(link, bytes, self.now.monotonic, &mut self.recorder).unwrap();
         assert_eq!(handled.bytes, bytes.len());
     }
 
     fn tick(&mut self, ms: u64) -> Result<(), LinkError> {
         for _ in 0..ms / 50 {
             self.now.monotonic += 50;
-            self.broker.handle_tick(self.now, &mut self.said)?;
+            self.broker.handle_tick(self.now, &mut self.recorder)?;
             self.talk();
         }
         Ok(())
@@ -241,7 +241,7 @@ impl Setting {
 
     fn push_by(&mut self, routing: Routing, ticket: u32, data: &str, targets: &TargetsBuf) {
         let (envelope, pusher) = (envelope(7, 100, data, targets), Pusher { worker: 0, ticket });
-        self.broker.handle_push(&envelope, routing, pusher, self.now.monotonic, &mut self.said);
+        self.broker.handle_push(&envelope, routing, pusher, self.now.monotonic, &mut self.recorder);
     }
 
     /// Delivers a message of another node.
@@ -266,7 +266,7 @@ impl Setting {
 
     fn join(&mut self, worker: usize) {
         let request = BrokerRequest::Join(Interest::Project(ProjectId(0)));
-        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.said);
+        self.broker.handle_request(worker, &request, self.now.monotonic, &mut self.recorder);
     }
 }
 
@@ -296,27 +296,27 @@ fn uids(list: &[&str]) -> TargetsBuf {
 fn a_push_is_answered_when_redis_has_it_and_comes_back_to_those_who_are_meant() {
     let mut setting = Setting::ready(2);
     setting.join(1);
-    assert!(setting.said.ready.is_empty(), "not before Redis confirmed it");
+    assert!(setting.recorder.ready.is_empty(), "not before Redis confirmed it");
     setting.talk();
-    assert_eq!(setting.said.ready, [1]);
+    assert_eq!(setting.recorder.ready, [1]);
     setting.push(5, "hello", &TargetsBuf::default());
-    assert!(setting.said.answers.is_empty());
+    assert!(setting.recorder.answers.is_empty());
     setting.talk();
-    assert_eq!(setting.said.answers, [(5, Outcome::Accepted)]);
-    assert_eq!(setting.said.delivered, [(0b10, "hello".into())]);
+    assert_eq!(setting.recorder.answers, [(5, Outcome::Accepted)]);
+    assert_eq!(setting.recorder.delivered, [(0b10, "hello".into())]);
 }
 
 #[test]
 fn while_the_links_are_down_nothing_is_accepted_and_nobody_waits() {
     let mut setting = Setting::new(1);
-    setting.broker.handle_lost(&mut setting.said);
+    setting.broker.handle_lost(&mut setting.recorder);
     setting.push(1, "no", &TargetsBuf::default());
     setting.join(0);
-    assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
-    assert_eq!(setting.said.ready, [0]);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Unreachable)]);
+    assert_eq!(setting.recorder.ready, [0]);
     setting.broker.handle_open(setting.now);
     setting.push(2, "no", &TargetsBuf::default());
-    assert_eq!(setting.said.answers[1], (2, Outcome::Unreachable));
+    assert_eq!(setting.recorder.answers[1], (2, Outcome::Unreachable));
     setting.talk();
     let names: [&[u8]; 3] = [b"x:node:7", b"x:{p}", b"x:{p}:n:7"];
     assert!(names.iter().all(|name| setting.subscribed.iter().any(|one| one == name)));
@@ -337,12 +337,12 @@ fn what_was_not_answered_is_sent_again_and_delivered_once() {
     let mut bytes = Vec::new();
     message(&mut bytes, &command[1], &command[2]);
     setting.hear(LinkName::Subscribe, &bytes);
-    setting.broker.handle_lost(&mut setting.said);
-    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    setting.broker.handle_lost(&mut setting.recorder);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Accepted)]);
     setting.broker.handle_open(setting.now);
     setting.talk();
-    assert_eq!(setting.said.answers, [(1, Outcome::Accepted), (2, Outcome::Accepted)]);
-    let data: Vec<&str> = setting.said.delivered.iter().map(|(_, data)| &**data).collect();
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Accepted), (2, Outcome::Accepted)]);
+    let data: Vec<&str> = setting.recorder.delivered.iter().map(|(_, data)| &**data).collect();
     assert_eq!(data, ["first", "second"]);
 }
 
@@ -354,7 +354,7 @@ fn gaps_and_repeats_are_counted_by_origin_and_channel() {
     for seq in [4, 5, 5, 9, 3, 10] {
         setting.arrive(seq, &seq.to_string(), &TargetsBuf::default());
     }
-    let data: Vec<&str> = setting.said.delivered.iter().map(|(_, data)| &**data).collect();
+    let data: Vec<&str> = setting.recorder.delivered.iter().map(|(_, data)| &**data).collect();
     assert_eq!(data, ["4", "5", "9", "10"]);
     let counters = &setting.broker.config.counters;
     assert_eq!(counters.repeated.value(), 2);
@@ -368,10 +368,10 @@ fn only_workers_that_may_have_a_target_are_woken() {
     (0..3).for_each(|worker| setting.join(worker));
     setting.talk();
     let user = |uid| user_hash(KEYS, ProjectId(0), uid);
-    let (broker, said) = (&mut setting.broker, &mut setting.said);
-    broker.handle_request(1, &BrokerRequest::UserHere(user("a")), ms(0), said);
-    broker.handle_request(2, &BrokerRequest::UserHere(user("b")), ms(0), said);
-    broker.handle_request(3, &BrokerRequest::UserHere(user("b")), ms(0), said);
+    let (broker, recorder) = (&mut setting.broker, &mut setting.recorder);
+    broker.handle_request(1, &BrokerRequest::UserHere(user("a")), ms(0), recorder);
+    broker.handle_request(2, &BrokerRequest::UserHere(user("b")), ms(0), recorder);
+    broker.handle_request(3, &BrokerRequest::UserHere(user("b")), ms(0), recorder);
     let mut cids = CidsBuf::default();
     cids.push(Cid(7 << 12 | 2 << 10));
     let cids = TargetsBuf { cids: Some(cids), ..TargetsBuf::default() };
@@ -389,7 +389,7 @@ fn only_workers_that_may_have_a_target_are_woken() {
         (0b100, "a client of worker 2"),
         (0b001, "who knows"),
     ];
-    assert_eq!(setting.said.delivered, expected.map(|(set, data)| (set, data.to_owned())));
+    assert_eq!(setting.recorder.delivered, expected.map(|(set, data)| (set, data.to_owned())));
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn a_redis_that_says_nothing_is_noticed_within_two_seconds() {
 #[test]
 fn a_redis_that_delivers_nothing_is_noticed_by_the_canary() {
     let mut setting = Setting::ready(1);
-    assert!(setting.tick(10_000).is_ok() && setting.said.canaries >= 9);
+    assert!(setting.tick(10_000).is_ok() && setting.recorder.canaries >= 9);
     setting.is_deaf = true;
     assert_eq!(setting.tick(5_000), Err(LinkError::CanaryLost));
 }
@@ -433,7 +433,7 @@ fn an_error_of_redis_refuses_the_push_and_its_number_is_given_again() {
     setting.push(3, "after", &TargetsBuf::default());
     setting.talk();
     let (ok, refused) = (Outcome::Accepted, Outcome::Refused);
-    assert_eq!(setting.said.answers, [(1, ok), (2, refused), (3, ok)]);
+    assert_eq!(setting.recorder.answers, [(1, ok), (2, refused), (3, ok)]);
     assert!(setting.broker.config.counters.missed().is_empty());
 }
 
@@ -448,7 +448,8 @@ fn a_message_that_redis_took_in_part_is_neither_accepted_nor_refused() {
         setting.hear(LinkName::Publish, replies.as_bytes());
     }
     let expected = [Outcome::Accepted, Outcome::Refused, Outcome::Unknown];
-    let answers: Vec<Outcome> = setting.said.answers.iter().map(|(_, outcome)| *outcome).collect();
+    let answers: Vec<Outcome> =
+        setting.recorder.answers.iter().map(|(_, outcome)| *outcome).collect();
     assert_eq!(answers, expected);
     let counters = &setting.broker.config.counters;
     let counts = [&counters.published, &counters.refused, &counters.unknown];
@@ -468,17 +469,17 @@ fn bad_bytes_on_a_channel_cost_nothing_but_themselves() {
     }
     setting.arrive(1, &"x".repeat(10_000), &TargetsBuf::default());
     setting.arrive(2, "good", &TargetsBuf::default());
-    assert_eq!(setting.said.delivered, [(1, "good".into())]);
+    assert_eq!(setting.recorder.delivered, [(1, "good".into())]);
     assert_eq!(setting.broker.config.counters.malformed.value(), 9);
 }
 
 #[test]
 fn a_full_sink_pauses_the_reading() {
     let mut setting = Setting::ready(1);
-    setting.said.is_full = true;
+    setting.recorder.is_full = true;
     let bytes = b">0\r\n>0\r\n";
-    let (broker, said) = (&mut setting.broker, &mut setting.said);
-    let handled = broker.handle_bytes(LinkName::Subscribe, bytes, ms(1_000), said).unwrap();
+    let (broker, recorder) = (&mut setting.broker, &mut setting.recorder);
+    let handled = broker.handle_bytes(LinkName::Subscribe, bytes, ms(1_000), recorder).unwrap();
     assert_eq!(handled, Handled { bytes: 0, is_paused: true });
 }
 
@@ -489,18 +490,18 @@ fn whoever_needs_two_channels_is_told_when_both_are_in_force() {
     let mut setting = Setting::ready(1);
     let request = |setting: &mut Setting, interest| {
         let request = BrokerRequest::Join(interest);
-        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
+        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.recorder);
     };
     request(&mut setting, Interest::Inbox(ProjectId(0)));
     setting.talk();
-    assert_eq!(setting.said.ready.len(), 1);
+    assert_eq!(setting.recorder.ready.len(), 1);
     request(&mut setting, Interest::Project(ProjectId(0)));
-    assert_eq!(setting.said.ready.len(), 1, "one of the two is not confirmed");
+    assert_eq!(setting.recorder.ready.len(), 1, "one of the two is not confirmed");
     setting.talk();
-    assert_eq!(setting.said.ready.len(), 2);
+    assert_eq!(setting.recorder.ready.len(), 2);
     request(&mut setting, Interest::Events(ProjectId(0)));
-    setting.broker.handle_lost(&mut setting.said);
-    assert_eq!(setting.said.ready.len(), 3, "nobody waits for a link that is lost");
+    setting.broker.handle_lost(&mut setting.recorder);
+    assert_eq!(setting.recorder.ready.len(), 3, "nobody waits for a link that is lost");
 }
 
 /// Delivers an announcement of node 9.
@@ -524,7 +525,7 @@ fn here(cids: &[u64]) -> Vec<u8> {
 }
 
 fn events(setting: &mut Setting) -> Vec<String> {
-    let said = std::mem::take(&mut setting.said.events).into_iter();
+    let said = std::mem::take(&mut setting.recorder.events).into_iter();
     said.map(|(worker, event)| match event {
         WorkerEvent::ServerHere(server) => format!("{worker}: {} here", server.cid),
         WorkerEvent::ServerGone(cid) => format!("{worker}: {cid} gone"),
@@ -619,8 +620,8 @@ fn a_parcel_for_another_worker_of_this_node_does_not_take_the_way_over_redis() {
         Response { id, client, server, pid, answer: Answer::Gone }.encode(sender, &mut parcel);
         let to = To::Holder { project: ProjectId(0), cid: client };
         let request = BrokerRequest::Relay(Relay { to, parcel });
-        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
-        assert_eq!(std::mem::take(&mut setting.said.relayed), expected);
+        setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.recorder);
+        assert_eq!(std::mem::take(&mut setting.recorder.relayed), expected);
     }
 }
 
@@ -652,7 +653,7 @@ fn a_node_that_is_silent_is_lost_and_one_whose_broker_stood_still_is_not() {
     assert_eq!(events(&mut setting), [""; 0]);
     // This very thread was suspended: it has not listened.
     setting.now.monotonic += 1_100;
-    setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
+    setting.broker.handle_tick(setting.now, &mut setting.recorder).unwrap();
     setting.talk();
     assert_eq!(events(&mut setting), [""; 0]);
     setting.tick(5_100).unwrap();
@@ -664,14 +665,14 @@ fn what_waited_for_the_queue_goes_when_the_others_are_back_or_time_is_up() {
     for is_back in [true, false] {
         let mut setting = Setting::ready(1);
         say(&mut setting, 1, 0, |_| {});
-        setting.broker.handle_lost(&mut setting.said);
+        setting.broker.handle_lost(&mut setting.recorder);
         let sender = Sender { node: NodeId::new(7).unwrap(), epoch: 100 };
         let mut parcel = Vec::new();
         let list = parcel::EventList(&[]);
         parcel::Events { sender, worker: 0, pid: "p", list }.encode(&mut parcel);
         let relay = Relay { to: To::Events(ProjectId(0)), parcel };
         let now = setting.now.monotonic;
-        setting.broker.handle_request(0, &BrokerRequest::Relay(relay), now, &mut setting.said);
+        setting.broker.handle_request(0, &BrokerRequest::Relay(relay), now, &mut setting.recorder);
         setting.now.monotonic += 100;
         setting.broker.handle_open(setting.now);
         setting.talk();

@@ -24,7 +24,7 @@ impl PendingEvents {
 impl Worker {
     /// Publishes an event of the client in `slot`, which is in the directory, to all business
     /// servers that want it.
-    pub(super) fn tell_of(&mut self, slot: u32, kind: EventSet, detail: Detail<'_, '_>) {
+    pub(super) fn report_event(&mut self, slot: u32, kind: EventSet, detail: Detail<'_, '_>) {
         if self.registry.is_empty() {
             return;
         }
@@ -61,7 +61,7 @@ impl Worker {
     }
 
     /// Sends the events collected for business servers elsewhere.
-    pub(super) fn send_untold(&mut self) {
+    pub(super) fn send_pending_events(&mut self) {
         for (project, list) in std::mem::take(&mut self.pending_events.0) {
             if !list.is_empty() {
                 self.send_events(project, &list);
@@ -75,7 +75,7 @@ impl Worker {
         let (sender, worker) = (self.sender(), self.config.worker as u8);
         Events { sender, worker, pid, list: EventList(list) }.encode(&mut bytes);
         self.subscriptions
-            .tell(BrokerRequest::Relay(Relay { to: To::Events(project), parcel: bytes }));
+            .request(BrokerRequest::Relay(Relay { to: To::Events(project), parcel: bytes }));
     }
 
     /// Handles events of another worker. This worker's own were already delivered here.

@@ -34,7 +34,7 @@ impl Worker {
                 }
                 Leaving::Forgotten => {}
                 // After the answers, so that those who may ask another server get them first.
-                Leaving::Done(cid) => self.subscriptions.tell(BrokerRequest::ServerGone(cid)),
+                Leaving::Done(cid) => self.subscriptions.request(BrokerRequest::ServerGone(cid)),
             }
         }
         while self.answers_left > 0

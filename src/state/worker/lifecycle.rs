@@ -69,7 +69,7 @@ impl Worker {
             [] => Detail::None,
             tags => Detail::Tags(tags),
         };
-        self.tell_of(slot, EventSet::CONNECT, detail);
+        self.report_event(slot, EventSet::CONNECT, detail);
     }
 
     pub(super) fn welcome(&mut self, slot: u32) {
@@ -193,7 +193,7 @@ impl Worker {
         self.subscriptions.leave(ProjectId(connection.project), listener);
         self.announce(slot, BrokerRequest::UserGone);
         let reason = Detail::Reason(CLOSE_CAUSES[cause.index()]);
-        self.tell_of(slot, EventSet::DISCONNECT, reason);
+        self.report_event(slot, EventSet::DISCONNECT, reason);
         let generation = self.connections[slot as usize].generation;
         self.free_requests(ConnKey { slot, generation });
         self.directory.remove(&mut self.connections, slot);
@@ -203,10 +203,12 @@ impl Worker {
     fn announce(&mut self, slot: u32, request: impl FnOnce(u64) -> BrokerRequest) {
         let connection = &self.connections[slot as usize];
         let is_only = connection.user_next == NONE && connection.user_previous == NONE;
-        if let Some(hearing) = self.config.hearing.filter(|one| one.announces_users && is_only) {
+        if let Some(queue_needs) =
+            self.config.queue_needs.filter(|one| one.announces_users && is_only)
+        {
             let project = ProjectId(connection.project);
-            self.subscriptions.tell(request(user_hash(
-                hearing.user_keys,
+            self.subscriptions.request(request(user_hash(
+                queue_needs.user_keys,
                 project,
                 &connection.uid,
             )));

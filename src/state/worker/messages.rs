@@ -107,7 +107,7 @@ impl Worker {
         }
         // The reply may exceed its outbox and close the connection.
         if !new.is_empty() {
-            self.tell_of(slot, EventSet::SUBSCRIBE, Detail::Tags(&new));
+            self.report_event(slot, EventSet::SUBSCRIBE, Detail::Tags(&new));
         }
         self.answer_tags(slot, MessageKind::Subscribe, id);
     }
@@ -120,7 +120,7 @@ impl Worker {
             }
         }
         if !gone.is_empty() {
-            self.tell_of(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone));
+            self.report_event(slot, EventSet::UNSUBSCRIBE, Detail::Tags(&gone));
         }
         self.answer_tags(slot, MessageKind::Unsubscribe, id);
     }

@@ -289,9 +289,9 @@ impl Worker {
             return self.handle_parcel(&parcel, self.now);
         }
         // After the events of its client: the server must know whom it answers.
-        self.send_untold();
+        self.send_pending_events();
         let to = To::Holder { project, cid: server };
-        self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
+        self.subscriptions.request(BrokerRequest::Relay(Relay { to, parcel }));
     }
 
     /// Handles a response. It counts only from the connection that was asked.
@@ -400,7 +400,7 @@ impl Worker {
             let mut parcel = Vec::new();
             Cancel::encode_of(self.sender(), (server, client, pid), &ids, &mut parcel);
             let to = To::Holder { project, cid: server };
-            self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
+            self.subscriptions.request(BrokerRequest::Relay(Relay { to, parcel }));
         }
         self.is_overdue |= self.requests.has_ended();
     }

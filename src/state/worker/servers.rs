@@ -203,7 +203,7 @@ impl Worker {
     pub(super) fn enter_server(&mut self, slot: u32, project: ProjectId, events: EventSet) {
         let cid = self.connections[slot as usize].cid;
         let server = Server { cid, project, events };
-        let unknown_to = match self.config.hearing {
+        let unknown_to = match self.config.queue_needs {
             // The broker acknowledges for all.
             Some(_) => 1,
             None => self.config.settings.workers - 1,
@@ -220,7 +220,7 @@ impl Worker {
         self.own_servers.all.insert(cid, own);
         self.own_servers.by_project.entry(project).or_default().insert(cid);
         self.config.counters.servers.set(self.own_servers.len() as u64);
-        self.subscriptions.tell(BrokerRequest::ServerHere(server));
+        self.subscriptions.request(BrokerRequest::ServerHere(server));
         if unknown_to == 0 {
             self.welcome_server(cid);
         }
@@ -359,7 +359,7 @@ impl Worker {
         let mut parcel = Vec::new();
         response.encode(self.sender(), &mut parcel);
         let to = To::Holder { project, cid: client };
-        self.subscriptions.tell(BrokerRequest::Relay(Relay { to, parcel }));
+        self.subscriptions.request(BrokerRequest::Relay(Relay { to, parcel }));
     }
 
     // Messages from it.
@@ -447,8 +447,8 @@ impl Worker {
             WorkerEvent::ServerHere(server) => {
                 self.registry.insert(server);
                 self.show_known();
-                if self.config.hearing.is_none() {
-                    self.subscriptions.tell(BrokerRequest::ServerSeen(server.cid));
+                if self.config.queue_needs.is_none() {
+                    self.subscriptions.request(BrokerRequest::ServerSeen(server.cid));
                 }
             }
             WorkerEvent::ServerGone(cid) => {

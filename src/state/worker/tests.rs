@@ -84,7 +84,7 @@ impl Rig {
             loads: Arc::default(),
             incarnation: Arc::new(Incarnation::new(WallMs::new(1))),
             hash_keys: (1, 2),
-            hearing: None,
+            queue_needs: None,
             counters: Arc::default(),
         };
         change(&mut config);

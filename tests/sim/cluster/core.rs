@@ -1,7 +1,7 @@
 //! A worker of a node, and its clients. Their sockets take everything at once: slow clients are in
 //! the other simulation, slow business servers in `servers`.
 
-use super::servers::{BegunPush, Socket};
+use super::servers::{PendingPush, Socket};
 use super::truth::Truth;
 use super::{DEVICES, History, Model, Owed, Person, Push, Receiver, UIDS, World};
 use crate::business::SentPush;
@@ -72,7 +72,7 @@ pub struct Home {
     pub clean_since_ms: Option<u64>,
 }
 
-pub struct Core {
+pub struct SimWorker {
     pub index: usize,
     pub worker: Worker,
     pub counters: Arc<Counters>,
@@ -86,7 +86,7 @@ pub struct Core {
     /// For each client elsewhere, the last event that was forwarded, and the next one.
     pub heard_events: BTreeMap<u64, usize>,
     /// Pushes of business servers that wait for the queue, in order.
-    pub begun: VecDeque<BegunPush>,
+    pub begun: VecDeque<PendingPush>,
     /// Pushes of business servers that have left, which their worker may have read.
     pub orphans: Vec<SentPush>,
     waiting: Vec<(Interest, Guest)>,
@@ -97,7 +97,7 @@ pub struct Core {
     keys: BTreeMap<usize, u64>,
 }
 
-impl Core {
+impl SimWorker {
     pub fn new(index: usize, worker: Worker, counters: Arc<Counters>, loads: Arc<Loads>) -> Self {
         Self {
             index,

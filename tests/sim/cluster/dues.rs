@@ -97,7 +97,7 @@ impl Cluster {
     fn socket(&self, server: u64) -> Option<(&Node, &Socket)> {
         let profile = self.world.business.profiles.get(&server)?;
         let node = self.nodes[profile.node].as_ref().ok()?;
-        let socket = node.cores.get(profile.worker)?.servers.get(&server)?;
+        let socket = node.workers.get(profile.worker)?.servers.get(&server)?;
         (node.home.epoch == profile.epoch && !socket.is_closing).then_some((node, socket))
     }
 
@@ -184,7 +184,7 @@ impl Cluster {
     fn holder(&self, server: u64) -> Option<(&Node, Option<&Socket>)> {
         let profile = self.world.business.profiles.get(&server)?;
         let node = self.nodes[profile.node].as_ref().ok()?;
-        let socket = node.cores.get(profile.worker)?.servers.get(&server);
+        let socket = node.workers.get(profile.worker)?.servers.get(&server);
         (node.home.epoch == profile.epoch).then_some((node, socket))
     }
 

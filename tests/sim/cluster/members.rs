@@ -2,7 +2,7 @@
 //! nodes that shut down.
 
 use super::Cluster;
-use super::core::Core;
+use super::core::SimWorker;
 use super::node::Node;
 use super::{Model, World};
 use crate::business::Profile;
@@ -102,7 +102,7 @@ impl Node {
     pub fn begin_drain(&mut self, world: &mut World) {
         world.log.note(format!("node {} is told to end", self.home.number));
         self.draining.get_or_insert_default();
-        self.cores.iter_mut().for_each(Core::send_guests_away);
+        self.workers.iter_mut().for_each(SimWorker::send_guests_away);
     }
 
     /// Drives the shutdown, at each tick.
@@ -110,21 +110,22 @@ impl Node {
         let Some(drain) = &mut self.draining else { return };
         let is_awaited = || {
             world.truth.is_waiting(self.home.node)
-                || self.cores.iter().any(|core| !core.begun.is_empty())
+                || self.workers.iter().any(|core| !core.begun.is_empty())
         };
         let broker = &mut self.broker;
         let is_empty = || broker.has_left() && broker.is_idle() || !broker.is_ready();
         match drain.step(world.now().monotonic, DRAIN_MS, is_awaited, is_empty) {
             DrainStep::Refuse => {}
             DrainStep::Close => {
-                for worker in 0..self.cores.len() {
-                    self.cores[worker].shut_down(world, &mut self.model);
+                for worker in 0..self.workers.len() {
+                    self.workers[worker].shut_down(world, &mut self.model);
                     self.flush(worker, world);
                 }
             }
             DrainStep::Wait => {
-                let is_gone = |core: &Core| core.worker.connections() == 0 && core.has_told_all();
-                if drain.is_closing() && self.cores.iter().all(is_gone) {
+                let is_gone =
+                    |core: &SimWorker| core.worker.connections() == 0 && core.has_told_all();
+                if drain.is_closing() && self.workers.iter().all(is_gone) {
                     broker.handle_leaving(world.now().monotonic);
                 }
             }
@@ -133,7 +134,7 @@ impl Node {
     }
 }
 
-impl Core {
+impl SimWorker {
     /// Closes business servers first, so that those elsewhere receive the clients' events.
     fn shut_down(&mut self, world: &mut World, model: &mut Model) {
         for (cid, socket) in &mut self.servers {
@@ -263,9 +264,9 @@ impl Cluster {
         }
     }
 
-    pub fn workers(&self) -> impl Iterator<Item = (&Node, &Core)> {
+    pub fn workers(&self) -> impl Iterator<Item = (&Node, &SimWorker)> {
         let nodes = self.nodes.iter().flatten();
-        nodes.flat_map(|node| node.cores.iter().map(move |core| (node, core)))
+        nodes.flat_map(|node| node.workers.iter().map(move |core| (node, core)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A node: a broker, its workers, the channels between them, and what keeps its links open. What
 //! `io::broker` and `io::transport` do with sockets and threads is done here with time.
 
-use super::core::{Core, Home, InboxItem, ToBroker};
+use super::core::{Home, InboxItem, SimWorker, ToBroker};
 use super::gaps::Heard;
 use super::members::Views;
 use super::redis::{Delivery, Owner};
@@ -20,7 +20,7 @@ use ws_cluster::state::router::{QueueState, Router};
 use ws_cluster::state::servers::Loads;
 use ws_cluster::state::settings::{Memory, Settings, Times};
 use ws_cluster::state::subscriptions::{BrokerRequest, Interest, Relay, WorkerEvent};
-use ws_cluster::state::{Hearing, Worker, WorkerConfig};
+use ws_cluster::state::{QueueNeeds, Worker, WorkerConfig};
 use ws_cluster::types::{Env, Incarnation, Limits, NodeId, Now, Routing, WallMs};
 use ws_cluster::wire::envelope::{Envelope, EnvelopeKind};
 use ws_cluster::wire::parcel::Parcel;
@@ -46,7 +46,7 @@ enum Driver {
 
 pub struct Node {
     pub home: Home,
-    pub cores: Vec<Core>,
+    pub workers: Vec<SimWorker>,
     pub broker: Broker,
     pub counters: Arc<BrokerCounters>,
     pub model: Model,
@@ -176,14 +176,14 @@ impl Node {
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
                 hash_keys: (setup.seed, worker as u64),
-                hearing: Some(Hearing {
+                queue_needs: Some(QueueNeeds {
                     routing: setup.routing,
                     announces_users: workers > 1,
                     user_keys: hash_keys,
                 }),
                 counters: counters.clone(),
             };
-            Core::new(worker, Worker::new(config, world.now()), counters, loads.clone())
+            SimWorker::new(worker, Worker::new(config, world.now()), counters, loads.clone())
         };
         let counters = Arc::new(BrokerCounters::default());
         let broker = Broker::new(BrokerConfig {
@@ -202,7 +202,7 @@ impl Node {
         });
         Self {
             home: Home { node: index, number, epoch, clean_since_ms: None },
-            cores: (0..workers).map(core).collect(),
+            workers: (0..workers).map(core).collect(),
             broker,
             counters,
             model: Model::default(),
@@ -230,7 +230,7 @@ impl Node {
 
     /// Returns whether its broker runs on the thread of its only worker.
     fn is_alone(&self) -> bool {
-        self.cores.len() == 1
+        self.workers.len() == 1
     }
 
     pub fn links(&self) -> Vec<u64> {
@@ -263,7 +263,7 @@ impl Node {
             self.next_tick_ms = world.now_ms + TICK_MS;
             self.tick(world);
         }
-        for worker in 0..self.cores.len() {
+        for worker in 0..self.workers.len() {
             self.work(worker, world);
         }
         self.send(world);
@@ -272,17 +272,17 @@ impl Node {
     // Workers.
 
     fn work(&mut self, worker: usize, world: &mut World) {
-        while let Some((due_ms, _)) = self.cores[worker].inbox.front()
+        while let Some((due_ms, _)) = self.workers[worker].inbox.front()
             && *due_ms <= world.now_ms
-            && let Some((_, item)) = self.cores[worker].inbox.pop_front()
+            && let Some((_, item)) = self.workers[worker].inbox.pop_front()
         {
             self.handle_item(worker, item, world);
         }
-        self.cores[worker].serve_sockets(world);
+        self.workers[worker].serve_sockets(world);
         // What a tick left undone is due at once, slice by slice.
-        while self.cores[worker].worker.is_overdue() && world.rng.chance(80) {
+        while self.workers[worker].worker.is_overdue() && world.rng.chance(80) {
             self.flush(worker, world);
-            self.cores[worker].worker.handle_tick(world.now());
+            self.workers[worker].worker.handle_tick(world.now());
             self.forward_asks(worker, world);
         }
         if world.rng.chance(70) {
@@ -294,30 +294,30 @@ impl Node {
     pub fn flush(&mut self, worker: usize, world: &mut World) {
         loop {
             self.forward_asks(worker, world);
-            if !self.cores[worker].worker.has_output() {
+            if !self.workers[worker].worker.has_output() {
                 return;
             }
-            self.cores[worker].flush(world);
+            self.workers[worker].flush(world);
         }
     }
 
     fn handle_item(&mut self, worker: usize, item: InboxItem, world: &mut World) {
-        self.cores[worker].handle_item(item, world, &mut self.model, self.home);
+        self.workers[worker].handle_item(item, world, &mut self.model, self.home);
     }
 
     pub fn connect(&mut self, worker: usize, world: &mut World) {
-        self.cores[worker].connect(world, &mut self.model, self.home);
+        self.workers[worker].connect(world, &mut self.model, self.home);
         self.forward_asks(worker, world);
     }
 
     pub fn connect_server(&mut self, worker: usize, world: &mut World) {
-        self.cores[worker].connect_server(world, self.home);
+        self.workers[worker].connect_server(world, self.home);
         self.forward_asks(worker, world);
     }
 
     pub fn disconnect(&mut self, worker: usize, cid: u64, world: &mut World) {
         self.flush(worker, world);
-        self.cores[worker].disconnect(cid, world, &mut self.model);
+        self.workers[worker].disconnect(cid, world, &mut self.model);
         world.log.note(format!("node {}: {cid} leaves", self.home.number));
         self.flush(worker, world);
     }
@@ -325,20 +325,20 @@ impl Node {
     /// The broker learns of everything before a client does.
     fn forward_asks(&mut self, worker: usize, world: &mut World) {
         let node = NodeId::new(self.home.number).unwrap();
-        let router = Router::new(node, worker, self.cores.len());
-        while self.cores[worker].worker.has_broker_requests() {
-            for request in self.cores[worker].worker.take_broker_requests() {
+        let router = Router::new(node, worker, self.workers.len());
+        while self.workers[worker].worker.has_broker_requests() {
+            for request in self.workers[worker].worker.take_broker_requests() {
                 if let BrokerRequest::Relay(relay) = &request {
                     see_request(relay, world);
                 }
                 let queue = QueueState { is_down: self.is_down, max_bytes: usize::MAX };
                 match (router.unsent(&request, queue), request) {
                     (Some(why), BrokerRequest::Relay(relay)) => {
-                        self.cores[worker].handle_unsent(&relay, why, world);
+                        self.workers[worker].handle_unsent(&relay, why, world);
                     }
                     (_, request) if self.is_alone() => self.request(worker, &request, world),
                     (_, request) => {
-                        self.cores[worker].to_broker.push_back(ToBroker::Request(request))
+                        self.workers[worker].to_broker.push_back(ToBroker::Request(request))
                     }
                 }
             }
@@ -362,7 +362,7 @@ impl Node {
         } else {
             let mut publication = Publication::default();
             publication.add_message(&world.setup.names, routing, envelope);
-            self.cores[worker].to_broker.push_back(ToBroker::Publish(publication, ticket));
+            self.workers[worker].to_broker.push_back(ToBroker::Publish(publication, ticket));
         }
     }
 
@@ -370,8 +370,8 @@ impl Node {
 
     /// Handles what the workers have sent so far.
     fn hear(&mut self, world: &mut World) {
-        for worker in 0..self.cores.len() {
-            while let Some(message) = self.cores[worker].to_broker.pop_front() {
+        for worker in 0..self.workers.len() {
+            while let Some(message) = self.workers[worker].to_broker.pop_front() {
                 match message {
                     ToBroker::Publish(publication, ticket) => {
                         let mut words = Words { list: Vec::new(), room: usize::MAX };
@@ -476,7 +476,7 @@ impl Node {
                 self.tell(worker, item, world);
                 continue;
             }
-            for worker in 0..self.cores.len() {
+            for worker in 0..self.workers.len() {
                 self.tell(worker, InboxItem::Canary, world);
             }
         }
@@ -487,14 +487,14 @@ impl Node {
             return self.handle_item(worker, item, world);
         }
         let delay_ms = if world.rng.chance(70) { 0 } else { world.rng.number() % 60 };
-        let inbox = &mut self.cores[worker].inbox;
+        let inbox = &mut self.workers[worker].inbox;
         let last_ms = inbox.back().map_or(0, |(due_ms, _)| *due_ms);
         inbox.push_back((last_ms.max(world.now_ms + delay_ms), item));
     }
 
     fn tick(&mut self, world: &mut World) {
-        for worker in 0..self.cores.len() {
-            self.cores[worker].worker.handle_tick(world.now());
+        for worker in 0..self.workers.len() {
+            self.workers[worker].worker.handle_tick(world.now());
             self.forward_asks(worker, world);
         }
         self.hear(world);
@@ -631,7 +631,7 @@ impl Node {
             world.redis.close(link, &mut world.rng);
         }
         world.truth.forget_waiting(self.home.node);
-        for core in &self.cores {
+        for core in &self.workers {
             core.servers.keys().for_each(|server| world.business.end(*server, world.now_ms));
             let requests = &mut world.business.requests;
             core.clients.keys().for_each(|client| requests.forget_client(*client));
@@ -655,9 +655,9 @@ impl Node {
             let deaf_ms = now_ms - since_ms;
             assert!(deaf_ms <= DEAF_MS, "ready, and nothing has come for {deaf_ms} ms");
         }
-        self.cores.iter_mut().for_each(|core| core.check(now_ms));
-        let in_flight = self.cores[0].loads.in_flight();
-        let waiting = self.cores.iter().map(|core| core.worker.pending_requests().waiting);
+        self.workers.iter_mut().for_each(|core| core.check(now_ms));
+        let in_flight = self.workers[0].loads.in_flight();
+        let waiting = self.workers.iter().map(|core| core.worker.pending_requests().waiting);
         assert_eq!(in_flight.values().sum::<u32>() as usize, waiting.sum::<usize>());
     }
 

@@ -96,7 +96,7 @@ impl Cluster {
         let Ok(node) = &mut self.nodes[index] else { panic!("a push at a node that is dead") };
         let now_ms = self.world.now_ms;
         self.pushed += 1;
-        let id = node.cores[worker].worker.next_message_id(WallMs::new(now_ms));
+        let id = node.workers[worker].worker.next_message_id(WallMs::new(now_ms));
         (push.id, push.number, push.accepted_ms) = (id.0, self.pushed, now_ms);
         let push = Rc::new(push);
         let certain = certain_clients(&self.nodes, &push);
@@ -147,7 +147,7 @@ impl Cluster {
         let (mut push, group) = self.new_push();
         let world = &mut self.world;
         let Ok(node) = &mut self.nodes[index] else { return };
-        let socket = node.cores[worker].servers.get_mut(&server).unwrap();
+        let socket = node.workers[worker].servers.get_mut(&server).unwrap();
         if socket.is_closing || socket.server.welcomed_ms.is_none() {
             return;
         }
@@ -165,24 +165,24 @@ impl Cluster {
         let group = group.or_else(|| world.rng.chance(12).then(|| world.truth.new_group(&push)));
         let echo = world.rng.chance(70).then(|| format!("p\"{}", self.pushed));
         let text = socket.server.push(push, group, echo);
-        node.cores[worker].push_of_server(server, text);
+        node.workers[worker].push_of_server(server, text);
     }
 
     /// Begins the pushes that workers have read, as `io::server_pushes` does: several together, and
     /// no more before all of them are answered.
     pub fn begin_server_pushes(&mut self) {
         for index in 0..self.nodes.len() {
-            let workers = self.nodes[index].as_ref().map_or(0, |node| node.cores.len());
+            let workers = self.nodes[index].as_ref().map_or(0, |node| node.workers.len());
             for worker in 0..workers {
                 let Ok(node) = &mut self.nodes[index] else { break };
-                if !node.cores[worker].begun.is_empty() {
+                if !node.workers[worker].begun.is_empty() {
                     continue;
                 }
                 for _ in 0..PUSHES_PER_TURN {
                     let Some(push) = self.nodes[index]
                         .as_mut()
                         .ok()
-                        .and_then(|node| node.cores[worker].worker.take_server_push())
+                        .and_then(|node| node.workers[worker].worker.take_server_push())
                     else {
                         break;
                     };
@@ -195,7 +195,7 @@ impl Cluster {
     fn begin_server_push(&mut self, index: usize, worker: usize, push: ServerPush) {
         let Ok(node) = &mut self.nodes[index] else { return };
         let is_draining = node.draining.is_some();
-        let (sent, group) = node.cores[worker].sent_push(&push);
+        let (sent, group) = node.workers[worker].sent_push(&push);
         let message = push.message.clone();
         let members = json::members(&message).unwrap();
         let (read, _) = wire::Push::from_server(&members, &Limits::default()).unwrap();
@@ -204,12 +204,12 @@ impl Cluster {
         assert_eq!(read.idempotency_key.as_deref(), group.map(|it| it.to_string()).as_deref());
         let begun = (!is_draining).then(|| self.begin_push(index, worker, sent, group));
         let Ok(node) = &mut self.nodes[index] else { return };
-        node.cores[worker].begin_push(push, begun, &mut self.world);
+        node.workers[worker].begin_push(push, begun, &mut self.world);
     }
 }
 
 fn known_cids(node: &Node) -> Vec<u64> {
-    node.cores.iter().flat_map(|core| core.slots.values().copied()).collect()
+    node.workers.iter().flat_map(|core| core.slots.values().copied()).collect()
 }
 
 /// Returns the clients that are guaranteed to get this.
@@ -217,7 +217,7 @@ fn certain_clients(nodes: &[Result<Node, u64>], push: &Push) -> Certain {
     let mut certain = Certain::new();
     for (index, node) in nodes.iter().enumerate() {
         let Ok(node) = node else { continue };
-        for (cid, client) in node.cores.iter().flat_map(|core| &core.clients) {
+        for (cid, client) in node.workers.iter().flat_map(|core| &core.clients) {
             let tags = client.receiver.tags.as_deref();
             let person = node.model.people.get(cid);
             let is_certain = tags.zip(person).is_some_and(|(tags, person)| {

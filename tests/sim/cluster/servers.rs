@@ -1,7 +1,7 @@
 //! Business servers of one worker: their sockets, which may be slow, what they must receive, and
 //! what their worker knows of those elsewhere.
 
-use super::core::{Core, Guest, Home};
+use super::core::{Guest, Home, SimWorker};
 use super::{Push, Receiver, World};
 use crate::business::requests::{MAX_OF_CLIENT, Request, risen};
 use crate::business::{Profile, Said, SentPush, Server, Told, random_events};
@@ -36,14 +36,14 @@ pub struct Socket {
 }
 
 /// A push of a business server that waits for the queue's answer.
-pub struct BegunPush {
+pub struct PendingPush {
     push: ServerPush,
     ticket: u32,
     result: Option<Result<MessageId, &'static str>>,
     id: MessageId,
 }
 
-impl Core {
+impl SimWorker {
     // Their lives.
 
     pub fn connect_server(&mut self, world: &mut World, home: Home) {
@@ -467,7 +467,7 @@ impl Core {
         }
         let refusal = begun.is_none().then_some(Err("this node is draining: push to another node"));
         let (id, ticket) = begun.unwrap_or((MessageId(0), 0));
-        self.begun.push_back(BegunPush { push, ticket, result: refusal, id });
+        self.begun.push_back(PendingPush { push, ticket, result: refusal, id });
         // It may have been refused at once.
         let record = world.truth.records.get(&id.0).filter(|record| record.is_told);
         let outcome = record.and_then(|record| record.outcome);
@@ -486,7 +486,7 @@ impl Core {
             });
         }
         while let Some(result) = self.begun.front().and_then(|begun| begun.result)
-            && let Some(BegunPush { push, .. }) = self.begun.pop_front()
+            && let Some(PendingPush { push, .. }) = self.begun.pop_front()
         {
             self.worker.answer_push(&push, result);
         }

@@ -159,7 +159,7 @@ impl Node {
     pub(super) fn begin_push(&mut self, worker: usize, mut push: Push) -> MessageId {
         self.pushed += 1;
         let wall = self.now().wall;
-        let id = self.cores[worker].worker.next_message_id(wall);
+        let id = self.workers[worker].worker.next_message_id(wall);
         (push.id, push.accepted_ms, push.number) = (id.0, self.wall.now_ms, self.pushed);
         let push = Rc::new(push);
         self.note(format!(
@@ -194,7 +194,7 @@ impl Node {
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
         let wanted = self.router(worker).others_with(&envelope.targets);
-        for other in (0..self.cores.len()).filter(|other| *other != worker) {
+        for other in (0..self.workers.len()).filter(|other| *other != worker) {
             if !wanted.contains(other) {
                 let matching = self.model.matching(other, &push);
                 assert!(matching.is_empty(), "worker {other} is left out, and has {matching:?}");
@@ -204,7 +204,7 @@ impl Node {
                 self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
             let (bytes, push, promised) = (bytes.clone(), push.clone(), promised.clone());
             let parcel = Parcel { due_ms, item: InboxItem::Push { bytes, push, promised } };
-            self.cores[other].inboxes[worker].push_back(parcel);
+            self.workers[other].inboxes[worker].push_back(parcel);
         }
         self.handle_envelope(worker, &envelope, &push, &promised);
         id

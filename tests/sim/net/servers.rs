@@ -28,7 +28,7 @@ impl Node {
     ) {
         let profile = Profile { cid, pid, events, node: 0, epoch: 1, worker };
         self.business.profiles.insert(cid, profile);
-        let others = self.cores.len() - 1;
+        let others = self.workers.len() - 1;
         let server = Server::new(profile, others, &mut self.rng);
         let client = self.client(cid);
         client.business = Some(Box::new(server));
@@ -100,7 +100,7 @@ impl Node {
         let wants = |known: &&subscriptions::Server| {
             PIDS[known.project.0 as usize].0 == pid && known.events.meets(kind)
         };
-        self.cores[worker].told.values().filter(wants).map(|known| known.cid.0).collect()
+        self.workers[worker].told.values().filter(wants).map(|known| known.cid.0).collect()
     }
 
     /// Adds what the business servers of a worker must receive.
@@ -174,7 +174,7 @@ impl Node {
             }
         }
         let before = self.loads.in_flight();
-        let wants_more = self.cores[worker].worker.handle_frame(slot, message, now);
+        let wants_more = self.workers[worker].worker.handle_frame(slot, message, now);
         let after = self.loads.in_flight();
         self.business.requests.judge_choice(number, &candidates, &before, &after, now_ms);
         self.notice_closes(worker);
@@ -183,7 +183,7 @@ impl Node {
 
     /// Accepts at once the pushes that workers have read.
     pub(super) fn begin_server_pushes(&mut self, worker: usize) {
-        while let Some(push) = self.cores[worker].worker.take_server_push() {
+        while let Some(push) = self.workers[worker].worker.take_server_push() {
             let ServerPush { key, echo, message, .. } = &push;
             let members = text::members(message).unwrap();
             let (read, _) = wire::Push::from_server(&members, &Limits::default()).unwrap();
@@ -197,7 +197,7 @@ impl Node {
             if let Some(business) = self.business_of(worker, key) {
                 business.begin_push(Some(id.0));
             }
-            self.cores[worker].worker.answer_push(&push, Ok(id));
+            self.workers[worker].worker.answer_push(&push, Ok(id));
             self.notice_closes(worker);
         }
     }
@@ -208,7 +208,7 @@ impl Node {
     }
 
     pub(super) fn begin_all_server_pushes(&mut self) {
-        (0..self.cores.len()).for_each(|worker| self.begin_server_pushes(worker));
+        (0..self.workers.len()).for_each(|worker| self.begin_server_pushes(worker));
     }
 
     // What they receive.
@@ -220,7 +220,8 @@ impl Node {
         let is_welcome = client.business.as_ref().is_some_and(|one| one.welcomed_ms.is_some());
         if is_welcome && !was_welcome {
             let worker = client.worker;
-            for (other, core) in self.cores.iter().enumerate().filter(|(other, _)| *other != worker)
+            for (other, core) in
+                self.workers.iter().enumerate().filter(|(other, _)| *other != worker)
             {
                 let knows = core.told.contains_key(&cid) || client.closing_ms.is_some();
                 assert!(knows, "{cid} is welcome, and worker {other} does not know of it");
@@ -233,8 +234,8 @@ impl Node {
     /// As `io::transport` does without a broker.
     pub(super) fn forward_asks(&mut self, worker: usize) {
         let router = self.router(worker);
-        while self.cores[worker].worker.has_broker_requests() {
-            for request in self.cores[worker].worker.take_broker_requests() {
+        while self.workers[worker].worker.has_broker_requests() {
+            for request in self.workers[worker].worker.take_broker_requests() {
                 match router.among_workers(request) {
                     Some((to, WorkerMessage::Event(event))) => self.tell(worker, to, event),
                     Some((to, WorkerMessage::Parcel(_, relay))) => {
@@ -247,48 +248,48 @@ impl Node {
     }
 
     pub(super) fn router(&self, worker: usize) -> Router {
-        Router::new(NodeId::new(200).unwrap(), worker, self.cores.len())
+        Router::new(NodeId::new(200).unwrap(), worker, self.workers.len())
     }
 
     /// Returns one worker, or all others.
     fn receivers(&self, worker: usize, to: Option<usize>) -> Vec<usize> {
         let is_meant = |other: &usize| to.map_or(*other != worker, |to| to == *other);
-        (0..self.cores.len()).filter(is_meant).collect()
+        (0..self.workers.len()).filter(is_meant).collect()
     }
 
     fn tell(&mut self, worker: usize, to: Option<usize>, event: WorkerEvent) {
         for other in self.receivers(worker, to) {
-            self.cores[worker].late.push_back((other, event));
+            self.workers[worker].late.push_back((other, event));
         }
         self.send_late(worker);
     }
 
     /// Sends waiting notices, which are never lost but may be overtaken.
     pub(super) fn send_late(&mut self, worker: usize) {
-        while let Some((to, event)) = self.cores[worker].late.front().copied()
+        while let Some((to, event)) = self.workers[worker].late.front().copied()
             && !self.is_full(worker, to)
         {
-            self.cores[worker].late.pop_front();
+            self.workers[worker].late.pop_front();
             self.put(worker, to, InboxItem::Event(event));
         }
     }
 
     fn is_full(&self, worker: usize, to: usize) -> bool {
-        self.now_ms < self.cores[worker].full_until_ms[to]
+        self.now_ms < self.workers[worker].full_until_ms[to]
     }
 
     pub(super) fn make_room(&mut self) {
-        for worker in 0..self.cores.len() {
-            self.cores[worker].full_until_ms.fill(0);
+        for worker in 0..self.workers.len() {
+            self.workers[worker].full_until_ms.fill(0);
             self.send_late(worker);
         }
     }
 
     fn put(&mut self, worker: usize, to: usize, item: InboxItem) {
         let due_ms = self.now_ms + if self.rng.chance(80) { 0 } else { self.rng.number() % 100 };
-        self.cores[to].inboxes[worker].push_back(Parcel { due_ms, item });
+        self.workers[to].inboxes[worker].push_back(Parcel { due_ms, item });
         if self.rng.below(300) == 0 {
-            self.cores[worker].full_until_ms[to] = self.now_ms + self.rng.number() % FULL_MS;
+            self.workers[worker].full_until_ms[to] = self.now_ms + self.rng.number() % FULL_MS;
         }
     }
 
@@ -322,20 +323,20 @@ impl Node {
             }
             Package::Response(_) | Package::Cancel(_) => {}
         }
-        self.cores[worker].worker.handle_unsent(&relay, Unsent::Full);
+        self.workers[worker].worker.handle_unsent(&relay, Unsent::Full);
         self.notice_closes(worker);
     }
 
     pub(super) fn handle_relay(&mut self, worker: usize, bytes: &[u8]) {
         let package = Package::decode(bytes).unwrap();
         if let Package::Events(events) = &package {
-            let heard = &mut self.cores[worker].heard_events;
+            let heard = &mut self.workers[worker].heard_events;
             for (kind, told) in self.business.events.hear(events, heard) {
                 self.owe(worker, events.pid, kind, told);
             }
         }
         let (now, before) = (self.now(), self.loads.in_flight());
-        self.cores[worker].worker.handle_parcel(bytes, now);
+        self.workers[worker].worker.handle_parcel(bytes, now);
         if let Package::Response(response) = &package
             && let Some(server) = risen(&before, &self.loads.in_flight())
         {
@@ -346,7 +347,7 @@ impl Node {
     }
 
     pub(super) fn handle_worker_event(&mut self, worker: usize, event: WorkerEvent) {
-        let told = &mut self.cores[worker].told;
+        let told = &mut self.workers[worker].told;
         match event {
             WorkerEvent::ServerHere(server) => drop(told.insert(server.cid.0, server)),
             WorkerEvent::ServerGone(Cid(cid)) => {
@@ -363,7 +364,7 @@ impl Node {
             WorkerEvent::IdsBegin { .. } => panic!("there is no Redis"),
         }
         let now = self.now();
-        self.cores[worker].worker.handle_worker_event(event, now);
+        self.workers[worker].worker.handle_worker_event(event, now);
         self.notice_closes(worker);
     }
 
@@ -387,7 +388,7 @@ impl Node {
             assert!(has_it, "{server} was never told of {cid}: {happening:?}");
             self.business.checked += 1;
         }
-        for (worker, core) in self.cores.iter().enumerate() {
+        for (worker, core) in self.workers.iter().enumerate() {
             let elsewhere = self.clients.values().filter(|client| client.worker != worker);
             let servers = elsewhere.filter(|client| client.business.is_some()).count();
             assert_eq!(core.told.len(), servers, "what worker {worker} knows");
@@ -400,7 +401,7 @@ impl Node {
         let after_ms = self.now_ms - requests.timeout_ms;
         let is_young = |one: &&Request| one.worker == worker && one.sent_ms > after_ms;
         let most = requests.all.iter().filter(is_young).count();
-        assert!(self.cores[worker].worker.pending_requests().waiting <= most);
+        assert!(self.workers[worker].worker.pending_requests().waiting <= most);
     }
 
     /// After everybody has left, lets time pass until no request is remembered.
@@ -409,14 +410,14 @@ impl Node {
         while self.now_ms < end_ms {
             self.advance(LONGEST_STEP_MS as u64, LONGEST_STEP_MS as i64);
             self.make_room();
-            for worker in 0..self.cores.len() {
+            for worker in 0..self.workers.len() {
                 self.deliver_parcels(worker, true);
                 self.flush(worker);
                 let now = self.now();
-                self.cores[worker].worker.handle_tick(now);
+                self.workers[worker].worker.handle_tick(now);
             }
         }
-        for core in &self.cores {
+        for core in &self.workers {
             assert_eq!(core.worker.pending_requests(), PendingRequests::default());
             assert!(core.told.is_empty() && !core.worker.has_broker_requests());
             assert_eq!(core.counters.lost_answers(LostAnswer::Forged), 0);

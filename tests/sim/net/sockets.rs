@@ -12,24 +12,24 @@ impl Node {
         let mut sealed = Sealed::default();
         loop {
             self.forward_asks(worker);
-            if !self.cores[worker].worker.has_output() {
+            if !self.workers[worker].worker.has_output() {
                 return;
             }
             let now = self.now();
-            let core = &mut self.cores[worker];
+            let core = &mut self.workers[worker];
             core.worker.match_more(now, |_| {});
             core.worker.seal(&mut sealed);
             while !sealed.is_last_part() {
                 let most = 1 + self.rng.below(LARGEST_PART);
-                self.cores[worker].worker.lay_out(&mut sealed, most);
+                self.workers[worker].worker.lay_out(&mut sealed, most);
                 self.notice_closes(worker);
                 self.send_part(worker, &sealed);
             }
-            for slot in self.cores[worker].worker.take_blocked() {
-                let cid = self.cores[worker].slots[&slot];
+            for slot in self.workers[worker].worker.take_blocked() {
+                let cid = self.workers[worker].slots[&slot];
                 self.client(cid).is_blocked = true;
             }
-            let closes = self.cores[worker].worker.finish(&mut sealed);
+            let closes = self.workers[worker].worker.finish(&mut sealed);
             self.notice_closes(worker);
             closes.into_iter().for_each(|close| self.carry_out_close(worker, close));
         }
@@ -42,7 +42,7 @@ impl Node {
             }
             if let Some(outgoing) = sealed.outgoing(index) {
                 let sent = self.send(worker, outgoing.slot, outgoing.bytes);
-                let core = &mut self.cores[worker];
+                let core = &mut self.workers[worker];
                 match sent {
                     Some(written) => {
                         let whole = written == outgoing.bytes.len();
@@ -57,7 +57,7 @@ impl Node {
 
     /// Returns how much of `bytes` the socket in `slot` takes; `None`: it is broken.
     fn send(&mut self, worker: usize, slot: u32, bytes: &[u8]) -> Option<usize> {
-        let cid = self.cores[worker].slots[&slot];
+        let cid = self.workers[worker].slots[&slot];
         let wall = self.wall;
         let fast_window = match self.rng.below(100) {
             0..85 => usize::MAX,
@@ -81,7 +81,7 @@ impl Node {
 
     fn carry_out_close(&mut self, worker: usize, request: CloseRequest) {
         let CloseRequest { slot, cause } = request;
-        let core = &mut self.cores[worker];
+        let core = &mut self.workers[worker];
         let cid = core.slots.remove(&slot).expect("a close of a free slot");
         let mut client = self.clients.remove(&cid).unwrap();
         let closing_ms = client.closing_ms.expect("a close that was never decided");
@@ -140,7 +140,7 @@ impl Node {
         if client.is_gone {
             return self.notice_break(cid);
         }
-        let core = &mut self.cores[client.worker];
+        let core = &mut self.workers[client.worker];
         let mut bytes = Vec::new();
         if let Some(outbox) = core.worker.outbox(client.key.slot, now.wall) {
             outbox.slices(slices, |slice| bytes.extend_from_slice(slice));

@@ -20,7 +20,7 @@ fn encoded(node: u16, epoch: u64, data: &str, seq: u64, order: u64) -> Vec<u8> {
 }
 
 fn delivered(setting: &mut Setting) -> Vec<String> {
-    std::mem::take(&mut setting.said.delivered).into_iter().map(|(_, data)| data).collect()
+    std::mem::take(&mut setting.recorder.delivered).into_iter().map(|(_, data)| data).collect()
 }
 
 fn ready() -> Setting {
@@ -177,7 +177,7 @@ fn data_that_is_not_json_goes_to_nobody() {
     let mut parcel = encoded_events("p", b"{\"type\":");
     Header::set_numbers(&mut parcel, 5, 6, 6);
     bring(&mut setting, &parcel);
-    assert!(setting.said.relayed.is_empty());
+    assert!(setting.recorder.relayed.is_empty());
     assert_eq!(setting.broker.config.counters.malformed.value(), 5);
 }
 
@@ -198,7 +198,7 @@ fn parcels_of_a_project_that_is_not_served_are_counted() {
         Header::set_numbers(&mut parcel, 5, number, number);
         bring(&mut setting, &parcel);
     }
-    assert_eq!(setting.said.relayed, [(1, EnvelopeKind::Events)]);
+    assert_eq!(setting.recorder.relayed, [(1, EnvelopeKind::Events)]);
     let counters = &setting.broker.config.counters;
     assert_eq!((counters.unknown_project.value(), counters.malformed.value()), (2, 0));
 }

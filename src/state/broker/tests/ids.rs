@@ -48,14 +48,14 @@ fn a_node_that_starts_again_with_its_clock_behind_repeats_no_id() {
     let mut second = run(NOW_MS - 5_000, first.number);
     // It is not known yet which ids were issued: new interests wait.
     second.join(0);
-    assert!(second.said.ready.is_empty());
+    assert!(second.recorder.ready.is_empty());
     second.open();
     second.tick(150).unwrap();
     assert!(second.broker.is_ready());
-    assert_eq!(second.said.ready, [0]);
+    assert_eq!(second.recorder.ready, [0]);
     assert!(id_ms(&second, NOW_MS - 4_800) > last_ms);
     let used_ms = first.number as u64;
-    assert_eq!(second.said.events[0], (0, WorkerEvent::IdsBegin { used_ms }));
+    assert_eq!(second.recorder.events[0], (0, WorkerEvent::IdsBegin { used_ms }));
     assert!(second.broker.config.epoch() > used_ms, "others take it for the later run");
     assert!(second.number > first.number);
 }
@@ -122,7 +122,12 @@ fn answer_once(setting: &mut Setting) -> Result<(), LinkError> {
         for command in commands(&out) {
             setting.execute(&command, &mut answers, &mut Vec::new());
         }
-        setting.broker.handle_bytes(link, &answers, setting.now.monotonic, &mut setting.said)?;
+        setting.broker.handle_bytes(
+            link,
+            &answers,
+            setting.now.monotonic,
+            &mut setting.recorder,
+        )?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ fn a_node_that_has_left_says_nothing_more() {
     let mut idle = 0;
     for _ in 0..100 {
         setting.now.monotonic += 50;
-        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
+        setting.broker.handle_tick(setting.now, &mut setting.recorder).unwrap();
         idle += u32::from(setting.broker.has_left() && setting.broker.is_idle());
         setting.talk();
     }
@@ -46,7 +46,7 @@ fn a_canary_is_not_late_before_it_flew() {
     setting.is_silent = true;
     for _ in 0..10 {
         setting.now.monotonic += 50;
-        assert_eq!(setting.broker.handle_tick(setting.now, &mut setting.said), Ok(()));
+        assert_eq!(setting.broker.handle_tick(setting.now, &mut setting.recorder), Ok(()));
     }
 }
 
@@ -57,9 +57,9 @@ fn a_redis_that_cannot_save_is_alive() {
         setting.hear(LinkName::Subscribe, format!("-{error}\r\n").as_bytes());
     }
     let refused = b"-NOPERM this user has no permissions\r\n";
-    let said = &mut setting.said;
+    let recorder = &mut setting.recorder;
     let result =
-        setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now.monotonic, said);
+        setting.broker.handle_bytes(LinkName::Subscribe, refused, setting.now.monotonic, recorder);
     assert!(matches!(result, Err(LinkError::Refused(_))));
 }
 
@@ -84,16 +84,16 @@ fn an_unanswered_push_is_unknown_after_its_time_and_not_delivered_later() {
     setting.join(0);
     setting.talk();
     setting.push(1, "late", &TargetsBuf::default());
-    setting.broker.handle_lost(&mut setting.said);
+    setting.broker.handle_lost(&mut setting.recorder);
     assert_eq!(setting.tick(1_950), Ok(()));
-    assert!(setting.said.answers.is_empty());
+    assert!(setting.recorder.answers.is_empty());
     assert_eq!(setting.tick(50), Ok(()));
-    assert_eq!(setting.said.answers, [(1, Outcome::Unknown)]);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Unknown)]);
     setting.broker.handle_open(setting.now);
     setting.talk();
     setting.push(2, "next", &TargetsBuf::default());
     setting.talk();
     // Its number was not used up: no gap.
-    assert_eq!(setting.said.delivered, [(1, "next".into())]);
+    assert_eq!(setting.recorder.delivered, [(1, "next".into())]);
     assert!(setting.broker.config.counters.missed().is_empty());
 }

@@ -14,17 +14,17 @@ fn users_beyond_the_bound_are_reached_by_their_projects_channel() {
     setting.talk();
     assert!(setting.broker.sequences.len() <= 101, "{}", setting.broker.sequences.len());
     // No node is subscribed to a user's channel here: everything arrived on the project's.
-    let arrived: Vec<_> = setting.said.delivered.iter().map(|(_, data)| data.clone()).collect();
+    let arrived: Vec<_> = setting.recorder.delivered.iter().map(|(_, data)| data.clone()).collect();
     let first = 300 - arrived.len() as u32;
     assert!((90..=100).contains(&first), "{first}");
     assert_eq!(arrived, (first..300).map(|number| number.to_string()).collect::<Vec<_>>());
     let accepted: Vec<_> = (0..300).map(|ticket| (ticket, Outcome::Accepted)).collect();
-    assert_eq!(setting.said.answers, accepted);
+    assert_eq!(setting.recorder.answers, accepted);
 
     // A user whose channel is known keeps it.
     setting.push_by(Routing::User, 300, "again", &user(0));
     setting.talk();
-    assert_eq!(setting.said.delivered.len(), arrived.len());
+    assert_eq!(setting.recorder.delivered.len(), arrived.len());
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn of_several_users_each_is_reached_once() {
         setting.push_by(Routing::User, number, "first", &user(number));
     }
     setting.talk();
-    setting.said = Said::default();
+    setting.recorder = Recorder::default();
     let mut uids = NamesBuf::default();
     for number in [0, 500, 501] {
         uids.push(format!("u{number}"));
@@ -43,8 +43,8 @@ fn of_several_users_each_is_reached_once() {
     let targets = TargetsBuf { uids: Some(uids), ..TargetsBuf::default() };
     setting.push_by(Routing::User, 7, "second", &targets);
     setting.talk();
-    assert_eq!(setting.said.delivered, [(1, "second".to_owned()), (1, "second".to_owned())]);
-    assert_eq!(setting.said.answers, [(7, Outcome::Accepted)]);
+    assert_eq!(setting.recorder.delivered, [(1, "second".to_owned()), (1, "second".to_owned())]);
+    assert_eq!(setting.recorder.answers, [(7, Outcome::Accepted)]);
 }
 
 fn user(number: u32) -> TargetsBuf {
@@ -76,17 +76,17 @@ fn what_a_worker_on_another_thread_hands_over_is_published_in_the_same_way() {
             let envelope = envelope(7, 100, "1", targets);
             publication.add_message(&ChannelNames::new("x"), routing, &envelope);
             let (pusher, now) = (Pusher { worker: 0, ticket }, there.now.monotonic);
-            there.broker.handle_publish(&publication, pusher, now, &mut there.said);
+            there.broker.handle_publish(&publication, pusher, now, &mut there.recorder);
         }
     }
     let bytes = published(&mut here);
     assert!(commands(&bytes).len() > 3);
     assert_eq!(bytes, published(&mut there));
     for setting in [&mut here, &mut there] {
-        let (now, said) = (setting.now.monotonic, &mut setting.said);
-        setting.broker.handle_bytes(LinkName::Publish, b":1\r\n:1\r\n", now, said).unwrap();
+        let (now, recorder) = (setting.now.monotonic, &mut setting.recorder);
+        setting.broker.handle_bytes(LinkName::Publish, b":1\r\n:1\r\n", now, recorder).unwrap();
     }
-    assert_eq!(here.said.answers, there.said.answers);
+    assert_eq!(here.recorder.answers, there.recorder.answers);
     let bundle = [0, 1, 2].map(|ticket| (ticket, Outcome::Accepted));
-    assert_eq!(here.said.answers[..3], bundle);
+    assert_eq!(here.recorder.answers[..3], bundle);
 }

@@ -15,7 +15,7 @@ fn asked(setting: &mut Setting, link: LinkName) -> Vec<String> {
 }
 
 fn answer(setting: &mut Setting, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
-    setting.broker.handle_bytes(link, bytes, setting.now.monotonic, &mut setting.said)
+    setting.broker.handle_bytes(link, bytes, setting.now.monotonic, &mut setting.recorder)
 }
 
 /// Greets the new publishing link; nothing else was asked on it.
@@ -33,19 +33,19 @@ fn a_reply_to_nothing_answers_no_push_of_the_last_link() {
         let mut setting = Setting::ready(1);
         setting.push(1, "sent", &TargetsBuf::default());
         assert_eq!(asked(&mut setting, LinkName::Publish).len(), 1);
-        setting.broker.handle_lost(&mut setting.said);
+        setting.broker.handle_lost(&mut setting.recorder);
         setting.broker.handle_open(setting.now);
         if is_greeted {
             greet_publishing(&mut setting);
         }
         let result = answer(&mut setting, LinkName::Publish, b":1\r\n");
         assert_eq!(result, Err(LinkError::Unasked));
-        assert!(setting.said.answers.is_empty());
+        assert!(setting.recorder.answers.is_empty());
         // It is sent again, and answered once.
-        setting.broker.handle_lost(&mut setting.said);
+        setting.broker.handle_lost(&mut setting.recorder);
         setting.broker.handle_open(setting.now);
         setting.talk();
-        assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+        assert_eq!(setting.recorder.answers, [(1, Outcome::Accepted)]);
     }
 }
 
@@ -82,7 +82,7 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     let mut result = None;
     for _ in 0..1_000 / 50 {
         setting.now.monotonic += 50;
-        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
+        setting.broker.handle_tick(setting.now, &mut setting.recorder).unwrap();
         for question in asked(&mut setting, LinkName::Publish) {
             let reply = match &*question {
                 "ROLE" => REPLICA,
@@ -100,14 +100,14 @@ fn a_master_that_becomes_a_replica_is_left_within_a_second() {
     }
     let error = result.unwrap().unwrap_err().to_string();
     assert!(error.contains("redis://h:6379/0 is a replica of 10.0.0.1:6379"), "{error}");
-    setting.broker.handle_lost(&mut setting.said);
+    setting.broker.handle_lost(&mut setting.recorder);
     setting.push(1, "no", &TargetsBuf::default());
-    assert_eq!(setting.said.answers, [(1, Outcome::Unreachable)]);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Unreachable)]);
 }
 
 fn request(setting: &mut Setting, interest: Interest) {
     let request = BrokerRequest::Join(interest);
-    setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.said);
+    setting.broker.handle_request(0, &request, setting.now.monotonic, &mut setting.recorder);
     setting.talk();
 }
 
@@ -123,8 +123,8 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     forbid(&mut setting, &["x:{p}:e"]);
     request(&mut setting, events.clone());
     request(&mut setting, project.clone());
-    assert_eq!(setting.said.refused, [(0, events.clone())]);
-    assert_eq!(setting.said.ready, [0], "the other one is in force");
+    assert_eq!(setting.recorder.refused, [(0, events.clone())]);
+    assert_eq!(setting.recorder.ready, [0], "the other one is in force");
     let events_logged = setting.broker.take_events();
     let refused = events_logged.iter().find_map(|event| match event {
         Event::ChannelRefused { channel, rule, .. } => Some((&**channel, &**rule)),
@@ -134,22 +134,22 @@ fn a_channel_that_redis_refuses_costs_only_those_who_need_it() {
     assert_eq!(refused, Some((&b"x:{p}:e"[..], rule)));
     setting.push(1, "works", &TargetsBuf::default());
     setting.talk();
-    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Accepted)]);
     // Any other worker that asks gets the answer at once.
     setting.broker.handle_request(
         0,
         &BrokerRequest::Join(events.clone()),
         setting.now.monotonic,
-        &mut setting.said,
+        &mut setting.recorder,
     );
-    assert_eq!(setting.said.refused.len(), 2);
+    assert_eq!(setting.recorder.refused.len(), 2);
     setting.tick(10_000).unwrap();
-    assert_eq!(setting.said.refused.len(), 2, "notified once");
+    assert_eq!(setting.recorder.refused.len(), 2, "notified once");
     assert_eq!(setting.broker.config.counters.channels_refused.value(), 1);
     // It becomes permitted, which is detected within five seconds.
     setting.forbidden.clear();
     setting.tick(5_100).unwrap();
-    assert!(setting.said.ready.len() > 1 && setting.subscribed.contains(&b"x:{p}:e".to_vec()));
+    assert!(setting.recorder.ready.len() > 1 && setting.subscribed.contains(&b"x:{p}:e".to_vec()));
     assert_eq!(setting.broker.config.counters.channels_refused.value(), 0);
 }
 
@@ -159,25 +159,25 @@ fn what_was_in_force_and_is_refused_at_the_next_link_is_told() {
     let interest = |number: u32| Interest::User(ProjectId(0), format!("u{number}").into());
     (0..1_200).for_each(|number| request(&mut setting, interest(number)));
     request(&mut setting, Interest::Project(ProjectId(0)));
-    assert_eq!(setting.said.ready.len(), 1_201);
-    setting.broker.handle_lost(&mut setting.said);
+    assert_eq!(setting.recorder.ready.len(), 1_201);
+    setting.broker.handle_lost(&mut setting.recorder);
     setting.subscribed.clear();
     forbid(&mut setting, &["x:{p}:u:u7", "x:{p}:u:u900", "x:{p}:n:7"]);
     setting.broker.handle_open(setting.now);
     setting.talk();
     setting.tick(1_000).unwrap();
     assert!(setting.broker.is_ready(), "the others do not wait for it");
-    setting.said.refused.sort_by_key(|(_, interest)| format!("{interest:?}"));
+    setting.recorder.refused.sort_by_key(|(_, interest)| format!("{interest:?}"));
     let inbox = Interest::Inbox(ProjectId(0));
     let expected = [inbox, Interest::Project(ProjectId(0)), interest(7), interest(900)];
-    assert_eq!(setting.said.refused, expected.map(|interest| (0, interest)));
+    assert_eq!(setting.recorder.refused, expected.map(|interest| (0, interest)));
     // Of 1,204 channels all but those three, each once.
     assert_eq!(setting.subscribed.len(), 1_201);
-    setting.said.ready.clear();
+    setting.recorder.ready.clear();
     setting.forbidden.clear();
     setting.tick(5_000).unwrap();
     assert_eq!(setting.subscribed.len(), 1_204);
-    assert!(setting.said.ready.len() >= 3);
+    assert!(setting.recorder.ready.len() >= 3);
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn a_number_that_redis_refuses_costs_no_link() {
     let mut refused = 0;
     for _ in 0..5_000 / 50 {
         setting.now.monotonic += 50;
-        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
+        setting.broker.handle_tick(setting.now, &mut setting.recorder).unwrap();
         let mut out = Vec::new();
         setting.broker.take_outgoing(LinkName::Publish, &mut out, usize::MAX);
         for command in commands(&out) {
@@ -251,7 +251,7 @@ fn a_missing_right_to_ping_is_said_once() {
     let mut pings = 0;
     for _ in 0..2_000 / 50 {
         setting.now.monotonic += 50;
-        setting.broker.handle_tick(setting.now, &mut setting.said).unwrap();
+        setting.broker.handle_tick(setting.now, &mut setting.recorder).unwrap();
         for question in asked(&mut setting, LinkName::Subscribe) {
             assert_eq!(question, "PING");
             pings += 1;
@@ -272,14 +272,14 @@ fn a_business_server_is_known_when_redis_has_it_or_is_away() {
     let mut setting = Setting::ready(2);
     let server = |cid| Server { cid: Cid(cid), project: ProjectId(0), events: EventSet::REQUEST };
     let request = |setting: &mut Setting, request: BrokerRequest| {
-        setting.broker.handle_request(1, &request, setting.now.monotonic, &mut setting.said);
+        setting.broker.handle_request(1, &request, setting.now.monotonic, &mut setting.recorder);
     };
     request(&mut setting, BrokerRequest::ServerHere(server(5)));
     assert_eq!(events(&mut setting), ["0: 5 here"]);
     setting.talk();
     assert_eq!(events(&mut setting), ["1: 5 known"]);
     request(&mut setting, BrokerRequest::ServerHere(server(6)));
-    setting.broker.handle_lost(&mut setting.said);
+    setting.broker.handle_lost(&mut setting.recorder);
     assert_eq!(events(&mut setting), ["0: 6 here", "1: 6 known"]);
     request(&mut setting, BrokerRequest::ServerHere(server(7)));
     request(&mut setting, BrokerRequest::ServerGone(Cid(5)));

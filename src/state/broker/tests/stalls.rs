@@ -35,8 +35,8 @@ impl Unread {
         for (link, bytes) in
             [(LinkName::Subscribe, &mut self.messages), (LinkName::Publish, &mut self.answers)]
         {
-            let (now, said) = (setting.now.monotonic, &mut setting.said);
-            let handled = setting.broker.handle_bytes(link, bytes, now, said).unwrap();
+            let (now, recorder) = (setting.now.monotonic, &mut setting.recorder);
+            let handled = setting.broker.handle_bytes(link, bytes, now, recorder).unwrap();
             bytes.drain(..handled.bytes);
             assert_eq!(handled.is_paused, !bytes.is_empty());
         }
@@ -45,7 +45,7 @@ impl Unread {
 
 fn tick_only(setting: &mut Setting, ms: u64) -> Result<(), LinkError> {
     setting.now.monotonic += ms;
-    setting.broker.handle_tick(setting.now, &mut setting.said)
+    setting.broker.handle_tick(setting.now, &mut setting.recorder)
 }
 
 /// One push of 50 KB to 18,500 clients: the open batch was full for seconds, and the links were
@@ -61,19 +61,19 @@ fn a_full_batch_is_not_redis_that_is_silent() {
         setting.push(ticket, &ticket.to_string(), &TargetsBuf::default());
     }
     unread.collect(&mut setting);
-    setting.said.is_full = true;
+    setting.recorder.is_full = true;
     unread.offer(&mut setting);
     for _ in 0..10_000 / 50 {
         assert_eq!(tick_only(&mut setting, 50), Ok(()));
         unread.collect(&mut setting);
     }
-    assert!(setting.said.answers.is_empty(), "a push is not late for what is not read");
-    setting.said.is_full = false;
+    assert!(setting.recorder.answers.is_empty(), "a push is not late for what is not read");
+    setting.recorder.is_full = false;
     unread.offer(&mut setting);
     assert_eq!(tick_only(&mut setting, 50), Ok(()));
     let accepted: Vec<_> = (0..20).map(|ticket| (ticket, Outcome::Accepted)).collect();
-    assert_eq!(setting.said.answers, accepted);
-    assert_eq!(setting.said.delivered.len(), 20);
+    assert_eq!(setting.recorder.answers, accepted);
+    assert_eq!(setting.recorder.delivered.len(), 20);
     assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (2, true));
 }
 
@@ -91,8 +91,8 @@ fn a_canary_behind_a_backlog_is_not_lost() {
     let backlog = unread.messages.clone();
     for _ in 0..10_000 / 50 {
         // Read in the order in which it was sent.
-        let (now, said) = (setting.now.monotonic, &mut setting.said);
-        let handled = setting.broker.handle_bytes(LinkName::Subscribe, &backlog, now, said);
+        let (now, recorder) = (setting.now.monotonic, &mut setting.recorder);
+        let handled = setting.broker.handle_bytes(LinkName::Subscribe, &backlog, now, recorder);
         assert!(handled.is_ok());
         let answers = std::mem::take(&mut unread.answers);
         setting.hear(LinkName::Publish, &answers);
@@ -122,10 +122,10 @@ fn a_node_that_stood_still_reads_before_it_judges() {
     // Ticks may come first.
     assert_eq!(tick_only(&mut setting, 10_000), Ok(()));
     assert_eq!(tick_only(&mut setting, 50), Ok(()));
-    assert!(setting.said.answers.is_empty());
+    assert!(setting.recorder.answers.is_empty());
     assert_eq!(setting.broker.nodes(), 2);
     unread.offer(&mut setting);
-    assert_eq!(setting.said.answers, [(1, Outcome::Accepted)]);
+    assert_eq!(setting.recorder.answers, [(1, Outcome::Accepted)]);
     say(&mut setting, 9, 1, |_| {});
     assert!(setting.tick(4_000).is_ok());
     assert_eq!((setting.broker.nodes(), setting.broker.is_ready()), (2, true));
@@ -180,12 +180,12 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     assert_eq!(unread.messages.len() / data.len(), 2, "of 32 MiB a message may take four fifths");
     let answers = std::mem::take(&mut unread.answers);
     setting.hear(LinkName::Publish, &answers);
-    assert_eq!(setting.said.answers.len(), 2);
+    assert_eq!(setting.recorder.answers.len(), 2);
     for _ in 0..1_500 / 50 {
         // The first of them is in transit to this node for as long.
         let (now, some) = (setting.now.monotonic, &unread.messages[..1_000]);
         let handled =
-            setting.broker.handle_bytes(LinkName::Subscribe, some, now, &mut setting.said);
+            setting.broker.handle_bytes(LinkName::Subscribe, some, now, &mut setting.recorder);
         assert!(handled.is_ok());
         assert_eq!(tick_only(&mut setting, 50), Ok(()), "Redis owes nothing");
         unread.collect(&mut setting);
@@ -196,7 +196,7 @@ fn large_messages_wait_until_those_before_have_left_redis() {
     assert_eq!(unread.messages.len() / data.len(), 1);
     unread.offer(&mut setting);
     let accepted: Vec<_> = (0..3).map(|ticket| (ticket, Outcome::Accepted)).collect();
-    assert_eq!(setting.said.answers, accepted);
+    assert_eq!(setting.recorder.answers, accepted);
 }
 
 /// A node moved from one Redis to another with a smaller output buffer, and until its next tick it
@@ -214,7 +214,7 @@ fn what_another_redis_holds_is_known_before_anything_is_sent_again() {
     let mut unread = Unread::default();
     unread.collect(&mut setting);
     assert_eq!(unread.messages.len() / data.len(), 9);
-    setting.broker.handle_lost(&mut setting.said);
+    setting.broker.handle_lost(&mut setting.recorder);
     setting.output_limit = 300_000;
     setting.broker.handle_open(setting.now);
     let mut unread = Unread::default();
@@ -223,5 +223,5 @@ fn what_another_redis_holds_is_known_before_anything_is_sent_again() {
         assert!(unread.messages.len() < 240_000 + 1_000, "{} bytes", unread.messages.len());
         unread.offer(&mut setting);
     }
-    assert_eq!(setting.said.answers.len(), 9);
+    assert_eq!(setting.recorder.answers.len(), 9);
 }

@@ -111,8 +111,9 @@ fn business_servers_elsewhere_hear_of_an_end_last() {
 /// gone.
 #[test]
 fn a_user_whose_connections_end_together_is_gone() {
-    let hearing = Hearing { routing: Routing::Project, announces_users: true, user_keys: (1, 2) };
-    let mut rig = Rig::with(1 << 20, 1 << 20, |config| config.hearing = Some(hearing));
+    let queue_needs =
+        QueueNeeds { routing: Routing::Project, announces_users: true, user_keys: (1, 2) };
+    let mut rig = Rig::with(1 << 20, 1 << 20, |config| config.queue_needs = Some(queue_needs));
     let (first, second) = (rig.connect("u"), rig.connect("u"));
     rig.room = 0;
     rig.push("u", 10_000, 0);

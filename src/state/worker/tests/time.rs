@@ -352,9 +352,9 @@ fn a_clock_that_is_set_changes_no_age_of_a_key() {
 #[test]
 fn a_clock_that_is_set_changes_no_minute_of_a_subscription() {
     for step_ms in [HOUR_MS, -HOUR_MS] {
-        let hearing =
-            Hearing { routing: Routing::Project, announces_users: false, user_keys: (1, 2) };
-        let mut rig = Rig::with(1 << 20, 1 << 30, |config| config.hearing = Some(hearing));
+        let queue_needs =
+            QueueNeeds { routing: Routing::Project, announces_users: false, user_keys: (1, 2) };
+        let mut rig = Rig::with(1 << 20, 1 << 30, |config| config.queue_needs = Some(queue_needs));
         let interest = Interest::Project(ProjectId(0));
         assert_eq!(rig.worker.admit(&client("u", 0)), Admission::After(interest.clone()));
         rig.worker.handle_ready(&interest);
