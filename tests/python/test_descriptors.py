@@ -147,7 +147,7 @@ def test_readyz_says_that_max_connections_are_open(stack):
     stack.callback(server.stop)
     assert limit_of(server) == 6
     clients = [stack.enter_context(server.client(f"u{n}")) for n in range(6)]
-    assert "there is room for 6" in readiness(server).assert_refused(503)
+    assert "the maximum is 6" in readiness(server).assert_refused(503)
     clients.pop().close()
     eventually(lambda: readiness(server).status == 200, "room for one more")
 

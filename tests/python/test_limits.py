@@ -57,7 +57,7 @@ def test_max_selector_ids(start):
         for selector in ("uids", "cids", "tags", "devices", "except_cids"):
             body = {"pid": "1", "data": 1, selector: ["1", "2", "3", "4", "5"]}
             msg = server.post_json("/ws/push", body).assert_refused(400)
-            assert msg == f"{selector}: at most 4 in one selector, split the request"
+            assert msg == f"{selector}: at most 4 in one selector; split the request"
 
 
 def test_more_selector_ids_than_the_default(start):

@@ -335,7 +335,7 @@ def test_behind_a_token_far_from_localhost_in_prod(prod_projects):
         try:
             assert page.run("return [isSecureContext, typeof crypto.subtle]") == [False, "undefined"]
             assert page.run("return location.search") == ""
-            assert "can be read on its way" in page.texts("#signing-state")[0]
+            assert "can be read in transit" in page.texts("#signing-state")[0]
             page.type("#secret", PROD_SECRET)
             status, answer = page.execute()
             assert status == "401" and "exp" in answer["msg"]

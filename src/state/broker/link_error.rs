@@ -16,7 +16,7 @@ pub enum LinkName {
 /// Why a link is given up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
-    #[error("Redis does not respond (no reply for {SILENCE_MS} ms)")]
+    #[error("Redis does not answer (no reply for {SILENCE_MS} ms)")]
     Silent,
     #[error("Redis closed the connection")]
     Closed,
