@@ -80,6 +80,13 @@ fn the_tree_is_tidy() {
         if !is_at_top(&path) {
             let _ = writeln!(report, "{path}: not in the list of top-level entries in tidy.rs");
         }
+        if path.ends_with(".md")
+            && let Ok(text) = fs::read_to_string(root.join(&path))
+        {
+            for line in long_prose(&text) {
+                let _ = writeln!(report, "{path}:{line}: more than {MAX_LINE_CHARS} characters");
+            }
+        }
         if path.ends_with(".rs")
             && let Ok(text) = fs::read_to_string(root.join(&path))
         {
@@ -99,6 +106,27 @@ fn no_module_is_in_a_circle() {
     let files: Vec<(String, String)> = paths.filter_map(read).collect();
     let circles = circles::circles(files.iter().map(|(text, path)| (&**path, &**text)));
     assert!(circles.is_empty(), "these modules import each other in a circle:\n{circles}");
+}
+
+/// Returns the numbers of the lines of prose that are too long. Tables, code and pictures may be.
+fn long_prose(text: &str) -> Vec<usize> {
+    let (mut is_code, mut found) = (false, Vec::new());
+    for (index, line) in text.lines().enumerate() {
+        let start = line.trim_start();
+        is_code ^= start.starts_with("```");
+        let may_be_long = is_code || line.starts_with("    ") || start.starts_with(['|', '!', '`']);
+        if !may_be_long && line.chars().count() > MAX_LINE_CHARS {
+            found.push(index + 1);
+        }
+    }
+    found
+}
+
+#[test]
+fn long_prose_is_found_and_code_and_tables_are_left_alone() {
+    let long = "word ".repeat(30);
+    let text = format!("{long}\n| {long}\n```\n{long}\n```\n    {long}\n- {long}\n![{long}](a)\n");
+    assert_eq!(long_prose(&text), [1, 7]);
 }
 
 /// Files that git tracks or would add: a new file counts before it is committed.
