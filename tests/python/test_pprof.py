@@ -173,7 +173,7 @@ def test_a_profile_has_threads_functions_and_lines_and_nothing_is_missed(start):
     assert any(name.endswith("/ws-cluster") for name in profile.mappings)
     # Complete stacks: a worker's functions are below the one that it runs in for its whole life.
     worker = sum(n for thread, _, n in profile.stacks if thread.startswith("worker-"))
-    whole = profile.samples("ws_cluster::node::WorkerLife::run")
+    whole = profile.samples("ws_cluster::node::WorkerThread::run")
     assert whole > 0.8 * worker > 0, (whole, worker)
     assert profile.samples("ws_cluster::io::") > 0
     files = {file for _, file in profile.functions.values()}
@@ -193,7 +193,7 @@ def test_go_reads_it(start, tmp_path):
     file.write_bytes(answer.body)
     command = ["go", "tool", "pprof", "-top", "-cum", "-nodecount=500", str(file)]
     top = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert "Type: cpu" in top and "ws_cluster::node::WorkerLife::run" in top, top
+    assert "Type: cpu" in top and "ws_cluster::node::WorkerThread::run" in top, top
 
 
 def test_a_flame_graph_is_one_drawing_that_needs_nothing_else(start):
@@ -205,7 +205,7 @@ def test_a_flame_graph_is_one_drawing_that_needs_nothing_else(start):
     svg = xml.etree.ElementTree.fromstring(answer.body)
     titles = [title.text for title in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert any(title.startswith("worker-0\n") for title in titles), titles
-    assert any(title.startswith("ws_cluster::node::WorkerLife::run\nsrc/node.rs\n") for title in titles)
+    assert any(title.startswith("ws_cluster::node::WorkerThread::run\nsrc/node.rs\n") for title in titles)
     assert answer.text.count("://") == 1, "the name of SVG's own space"
     assert "url(" not in answer.text and "src=" not in answer.text
     assert "prefers-color-scheme: dark" in answer.text
