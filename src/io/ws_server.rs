@@ -89,6 +89,8 @@ pub struct WsServer {
     /// Bytes that were read in this turn, or kept from earlier reads.
     turn_bytes: usize,
     events: Vec<Completion>,
+    /// Completions on their way from the ring to `events`.
+    reaped: Vec<Completion>,
     /// Events of sockets whose connections have ended. They come after all others: thousands of
     /// clients that are closed together answer together, and who stays does not wait for that.
     lingering_events: VecDeque<OperationToken>,
@@ -131,6 +133,7 @@ impl WsServer {
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             turn_bytes: 0,
             events: Vec::with_capacity(EVENTS_PER_TURN),
+            reaped: Vec::new(),
             lingering_events: VecDeque::new(),
             sealed: Sealed::default(),
             partials: Partials::default(),
@@ -200,15 +203,17 @@ impl WsServer {
     /// that work at a time, and one at the end would wait for as many turns as there are before it.
     fn reap(&mut self) {
         let began = Instant::now();
-        let mut reaped = Vec::new();
+        // Empty between turns; kept for its capacity.
+        let mut reaped = std::mem::take(&mut self.reaped);
         while began.elapsed() < REAPING {
             self.ring.run_deferred();
             self.ring.reap(EVENTS_PER_TURN.saturating_sub(self.events.len()), &mut reaped);
             if reaped.is_empty() {
-                return;
+                break;
             }
             reaped.drain(..).for_each(|event| self.keep(event));
         }
+        self.reaped = reaped;
     }
 
     /// Adds a completion to those that wait to be handled.

@@ -79,7 +79,7 @@ impl Exporter {
     }
 }
 
-/// Exports spans until it is told to stop; then those that are left.
+/// Exports spans until it is asked to stop; then those that are left.
 fn run(
     settings: &OtelSettings,
     shared: &Shared,

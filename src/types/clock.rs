@@ -66,8 +66,8 @@ clock_time! {
     MonotonicMs
 }
 clock_time! {
-    /// A time as others know it, in milliseconds since 1970: for ids, for times that clients,
-    /// servers and nodes are told, and for those they give. Operators and NTP set this clock.
+    /// A time as others know it, in milliseconds since 1970: for ids, and for times exchanged with
+    /// clients, servers and nodes. Operators and NTP set this clock.
     WallMs
 }
 

@@ -177,7 +177,7 @@ def test_idle_http_connections_make_way(stack):
     server.push("second")
     refused = lambda reason: server.metric("ws_cluster_refused_total", port="http", reason=reason)
     assert (refused("idle"), refused("half_request"), refused("connections")) == (3, 0, 0)
-    # So is one without a complete request; it is told the reason.
+    # So is one without a complete request; it gets the reason.
     half = stack.enter_context(Raw(server.http))
     half.send("GET /healthz HTTP/1.1\r\n")
     eventually(lambda: server.metric("ws_cluster_http_connection") == 3, "the half one is there")

@@ -177,7 +177,7 @@ def test_small_pushes_that_leave_together_fit_what_redis_holds(own_redis, own_no
 
 
 def test_a_push_that_would_exceed_the_memory_of_all_clients(own_redis, own_node):
-    """Redis ended the link that brought it; it went three times, and its answer was 504."""
+    """Redis ended the link that brought it; it was sent three times and answered with 504."""
     redis = own_redis()
     redis.command("CONFIG", "SET", "maxmemory", "64mb", "maxmemory-clients", "5%")
     server = own_node(7, redis.url, *ARGS, workers="1")

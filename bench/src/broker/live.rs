@@ -173,7 +173,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Both clocks are of the benchmark: nobody is told the time.
+    /// Both clocks are of the benchmark: nobody else sees the time.
     fn now(&self) -> Now {
         Now::default() + (self.began.elapsed().as_millis() as u64 + 1)
     }
