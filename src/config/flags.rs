@@ -1,5 +1,5 @@
 //! Flags. Each is declared once, in [`table`]; arguments, `--help`, the environment variables, the
-//! config file, `print-config` and the tables of docs/operations.md are derived from it.
+//! config file, `print-config` and the tables of docs/configuration.md are derived from it.
 
 mod docs;
 mod help;

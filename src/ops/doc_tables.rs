@@ -1,13 +1,14 @@
-//! Tables of docs/operations.md that are made from code: a test writes or checks them.
+//! Tables of pages in docs/ that are made from code: a test writes or checks them.
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::{env, fs};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/");
 
-/// Tables between two comments of the page.
+/// Tables between two comments of a page.
 pub(crate) struct DocTables {
+    page: &'static str,
     begin: String,
     end: String,
     /// Their first two lines: the names of the columns, and the line below.
@@ -16,10 +17,12 @@ pub(crate) struct DocTables {
 }
 
 impl DocTables {
-    /// `what`: as the comments name it; `source`: the file that the tables are made from.
-    pub(crate) fn new(what: &str, source: &str, columns: &[&str]) -> Self {
+    /// `page`: its file in docs/; `what`: as the comments name it; `source`: the file that the
+    /// tables are made from.
+    pub(crate) fn new(page: &'static str, what: &str, source: &str, columns: &[&str]) -> Self {
         let rule = "|---".repeat(columns.len());
         Self {
+            page,
             begin: format!("<!-- {what}: made by `make docs` from {source}. -->\n"),
             end: format!("<!-- End of {}. -->\n", what.to_lowercase()),
             head: format!("| {} |\n{rule}|\n", columns.join(" | ")),
@@ -46,17 +49,18 @@ impl DocTables {
 
     /// Fails if the page has other tables; with `RENEW_DOCS` in the environment, writes them there.
     pub(crate) fn check(self) -> Result<(), Box<dyn Error>> {
-        let Self { begin, end, text, .. } = self;
+        let Self { page: name, begin, end, text, .. } = self;
+        let path = [DOCS, name].concat();
         let made = text + "\n";
-        let page = fs::read_to_string(PAGE)?;
+        let page = fs::read_to_string(&path)?;
         let place = page.split_once(&begin).and_then(|(before, rest)| {
             rest.split_once(&end).map(|(found, after)| (before, found, after))
         });
-        let (before, found, after) = place.ok_or_else(|| format!("{PAGE} has no {begin}"))?;
+        let (before, found, after) = place.ok_or_else(|| format!("{path} has no {begin}"))?;
         if env::var_os("RENEW_DOCS").is_some() {
-            fs::write(PAGE, [before, &begin, &made, &end, after].concat())?;
+            fs::write(&path, [before, &begin, &made, &end, after].concat())?;
         } else if found != made {
-            return Err("docs/operations.md is not what the code says: `make docs`".into());
+            return Err(format!("docs/{name} is not what the code says: `make docs`").into());
         }
         Ok(())
     }

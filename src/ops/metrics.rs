@@ -1,5 +1,5 @@
 //! `/metrics` for Prometheus. Each metric is declared once, in [`table`]; the scrape, the counters
-//! of the live page and the tables of docs/operations.md are derived from that.
+//! of the live page and the tables of docs/monitor.md are derived from that.
 
 pub(super) mod process;
 pub(super) mod read;

@@ -322,9 +322,9 @@ def test_promtool_is_content():
         assert tested == set(re.findall(r"- alert: (\w+)", file.read()))
 
 
-def test_the_alerts_are_those_of_the_operations_page():
-    with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
-        section = file.read().partition("### What to alert on")[2].partition("```promql")[2]
+def test_the_alerts_are_those_of_the_monitoring_page():
+    with open(os.path.join(ROOT, "docs/monitor.md"), encoding="utf-8") as file:
+        section = file.read().partition("## What to alert on")[2].partition("```promql")[2]
     page = "".join(section.partition("```")[0].split())
     for query in rule_queries():
         # The page omits the job, and breaks lines differently.

@@ -1,6 +1,7 @@
 """The README's snippets work as described, against a real server."""
 
 import contextlib
+import glob
 import os
 import re
 import shlex
@@ -153,8 +154,8 @@ def test_the_two_node_walk(nodes):
 
 
 @needs("redis-server")
-def test_the_access_rules_of_the_operations_page_are_enough(tmp_path):
-    with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
+def test_the_access_rules_of_the_cluster_page_are_enough(tmp_path):
+    with open(os.path.join(ROOT, "docs/cluster.md"), encoding="utf-8") as file:
         rule = re.search(r"^ACL SETUSER .*", file.read(), re.MULTILINE)[0]
     redis_line = snippet("sh", "## Two nodes").splitlines()[0]
     with running(redis_line, tmp_path) as port:
@@ -229,24 +230,40 @@ def test_the_python_snippet_signs_as_the_contract_does():
     assert target == f"/ws/connect?pid=1&type=1&uid=u%201&sign={sign}"
 
 
-def test_the_snippets_name_files_that_exist():
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        links = re.findall(r"\]\(([^)#:]+)\)", file.read())
-    assert links
-    for link in links:
-        assert os.path.exists(os.path.join(ROOT, link)), link
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    with open(page, encoding="utf-8") as file:
+        text = re.sub(r"^```.*?^```", "", file.read(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    bare = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in bare}
 
 
-def test_the_servers_help_names_every_flag_of_the_operations_page(server):
+def test_links_between_pages_name_files_and_headings_that_exist():
+    pages = [*glob.glob(os.path.join(ROOT, "*.md")), *glob.glob(os.path.join(ROOT, "*/*.md"))]
+    found = 0
+    for page in pages:
+        with open(page, encoding="utf-8") as file:
+            links = re.findall(r"\]\(([^)\s:#]*)(?:#([^)\s]*))?\)", file.read())
+        for path, anchor in links:
+            target = os.path.join(os.path.dirname(page), path) if path else page
+            assert os.path.exists(target), f"{page}: {path}"
+            if anchor and target.endswith(".md"):
+                assert anchor in anchors(target), f"{page}: {path}#{anchor}"
+            found += 1
+    assert found > 50, found
+
+
+def test_the_servers_help_names_every_flag_of_the_configuration_page(server):
     done = subprocess.run([BINARY, "--help"], capture_output=True, text=True, timeout=PATIENCE)
     flags = set(re.findall(r"^  --([a-z_]+)", done.stdout, re.MULTILINE)) - {"version"}
-    with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
+    with open(os.path.join(ROOT, "docs/configuration.md"), encoding="utf-8") as file:
         documented = set(re.findall(r"^\| `--([a-z_]+)`", file.read(), re.MULTILINE))
     assert flags == documented
 
 
 @needs("redis-server")
-def test_every_metric_is_in_the_operations_page(server, nodes):
+def test_every_metric_is_in_the_monitoring_page(server, nodes):
     def names(server):
         text = server.request("GET", "/metrics", at=server.metrics_address).text
         assert text.endswith("\n# EOF\n"), text
@@ -261,7 +278,7 @@ def test_every_metric_is_in_the_operations_page(server, nodes):
     found = names(nodes[0])
     assert nodes[0].metric("ws_cluster_queue_ready") == 1
     assert nodes[0].metric("ws_cluster_queue_publish_total", result="accepted") >= 1
-    with open(os.path.join(ROOT, "docs/operations.md"), encoding="utf-8") as file:
+    with open(os.path.join(ROOT, "docs/monitor.md"), encoding="utf-8") as file:
         page = file.read()
     for name in found:
         assert f"`{name}" in page or f"`{name}_info`" in page, name

@@ -1,4 +1,4 @@
-//! The tables of flags in docs/operations.md.
+//! The tables of flags in docs/configuration.md.
 
 use super::{Flag, GIB, ValueKind};
 
@@ -62,7 +62,8 @@ mod tests {
     #[test]
     fn the_page_has_what_the_table_says() {
         let columns = ["Flag", "Default", "Bounds", "Reload", "Meaning"];
-        let mut tables = DocTables::new("Flags", "src/config/flags/table.rs", &columns);
+        let source = "src/config/flags/table.rs";
+        let mut tables = DocTables::new("configuration.md", "Flags", source, &columns);
         for group in GROUPS {
             tables.table(group.title, group.flags.iter().map(|flag| row(flag)));
         }

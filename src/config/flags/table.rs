@@ -1,4 +1,4 @@
-//! All flags. `help` is shown by `--help`; in docs/operations.md `more` follows it. A flag takes
+//! All flags. `help` is shown by `--help`; in docs/configuration.md `more` follows it. A flag takes
 //! effect at the start, unless `reload` says more.
 
 use super::super::GIB;
@@ -98,7 +98,7 @@ groups! {
         OPS_HOSTS = Flag::free("ops_hosts", "NAMES")
             .help("further host names that requests to those three ports may use, separated by \
                 commas: a DNS name, a proxy's name; localhost and their address always work")
-            .more(". See [The ops ports](#the-ops-ports)");
+            .more(". See [The ops ports](monitor.md#the-ops-ports)");
         OPS_TOKEN = Flag::secret("ops_token", "TOKEN")
             .help("the token that those three require as `Authorization: Bearer TOKEN`, at least \
                 16 characters")
@@ -155,15 +155,15 @@ groups! {
             .default("1000000")
             .help("maximum number of open WebSocket connections on this node; further ones get 503")
             .more(". The limit of open files may leave room for fewer, see [Open \
-                files](#open-files)");
+                files](tune.md#open-files)");
         MAX_HTTP_CONNECTIONS =
             Flag::number("max_http_connections", "a number of connections", 1, 1_000_000)
             .default("10000")
             .help("maximum number of open HTTP connections on one worker")
             .more(
-                ", at most half of its [descriptors](#open-files); above it, the connection that \
-                 has waited longest for its peer is closed, or the new one gets 503 if all have \
-                 requests in progress",
+                ", at most half of its [descriptors](tune.md#open-files); above it, the connection \
+                 that has waited longest for its peer is closed, or the new one gets 503 if all \
+                 have requests in progress",
             );
         MAX_HANDSHAKES = Flag::number("max_handshakes", "a number of handshakes", 1, 1_000_000)
             .default("1024")
@@ -174,7 +174,7 @@ groups! {
         PING_INTERVAL_MS = Flag::ms("ping_interval_ms", 100).default("45000")
             .help("a WebSocket connection that has been idle for this long is pinged, at most 5 s \
                 late; keep it below the idle timeout of every proxy in front")
-            .more(", see [Behind a proxy](#behind-a-proxy)");
+            .more(", see [Behind a proxy](proxies.md)");
         IDLE_TIMEOUT_MS = Flag::ms("idle_timeout_ms", 100).default("120000")
             .help("a WebSocket connection whose peer has sent nothing for this long is closed with \
                 4002; it is pinged after half of it at the latest")
@@ -194,7 +194,7 @@ groups! {
         KEEP_ALIVE_MS = Flag::ms("keep_alive_ms", 100).default("620000")
             .help("time that an HTTP connection may wait for its next request; keep it above the \
                 idle timeout of a proxy that keeps connections open")
-            .more(", see [Behind a proxy](#behind-a-proxy)");
+            .more(", see [Behind a proxy](proxies.md)");
         LINGER_MS = Flag::ms("linger_ms", 0).default("2000")
             .help("time that a closing connection waits for its peer to close");
         COALESCE_US = Flag::number("coalesce_us", "a time in microseconds", 0, MAX_COALESCE_US)
@@ -247,7 +247,7 @@ groups! {
         MEMORY_LIMIT_BYTES = Flag::size("memory_limit_bytes", 32 * MIB, 1_024 * GIB)
             .computed("the cgroup's limit, else the machine's memory")
             .help("memory that the process may use; other defaults are derived from it")
-            .more(", see [Memory](#memory)");
+            .more(", see [Memory](tune.md#memory)");
         OUTBOX_BYTES = Flag::size("outbox_bytes", 4_096, GIB).default("1M")
             .help("maximum unsent bytes of one connection; above it, the connection is closed with \
                 4000 (slow consumer)")
@@ -270,13 +270,13 @@ groups! {
         SEND_BUFFER_BYTES = Flag::size("send_buffer_bytes", 0, GIB).default("128K")
             .help("unsent bytes that the kernel buffers for one socket (SO_SNDBUF); 0 lets it \
                 decide")
-            .more(", up to 4 MB. Its cost is in [Memory](#memory)");
+            .more(", up to 4 MB. Its cost is in [Memory](tune.md#memory)");
         WORKER_BODY_BYTES = Flag::size("worker_body_bytes", 1_024, 1_024 * GIB)
             .computed("64M, or an eighth of the memory limit divided by --workers")
             .help("memory for the HTTP requests of one worker; above it, requests get 503")
             .more(
                 ". By default at least four times --max_body_bytes, see [Incomplete \
-                 requests](#incomplete-requests)",
+                 requests](tune.md#incomplete-requests)",
             );
         WORKER_INBOUND_BYTES = Flag::size("worker_inbound_bytes", 65_536, 1_024 * GIB)
             .computed("64M, or an eighth of the memory limit divided by --workers")
@@ -289,7 +289,7 @@ groups! {
             .help("what to log: a level (error, warn, info, debug, trace, off), with or without \
                 target=level pairs, e.g. `info,ws_cluster=debug`")
             .more("; any other word is refused. If no level is given, targets that no pair names \
-                are logged from info on. See [Logs](#logs), also for the flags below");
+                are logged from info on. See [Logs](monitor.md#logs), also for the flags below");
         LOG_FORMAT = word("log_format", "FORMAT", "a log format", "use text or json", "json")
             .default("text")
             .help("`text`, for people; `json`, one object per line, for machines");
@@ -311,6 +311,6 @@ groups! {
             .help("number of rotated log files to keep, compressed");
         SENTRY_DSN = Flag::secret("sentry_dsn", "DSN")
             .help("the Sentry project to report errors and panics to, https://KEY@HOST/PROJECT")
-            .more(", see [Sentry](#sentry)");
+            .more(", see [Sentry](monitor.md#sentry)");
     }
 }

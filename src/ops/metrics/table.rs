@@ -1,4 +1,4 @@
-//! All metrics. `help` is their HELP line in a scrape; docs/operations.md appends `more` to it.
+//! All metrics. `help` is their HELP line in a scrape; docs/monitor.md appends `more` to it.
 
 use super::process;
 use super::read::{
@@ -48,7 +48,7 @@ metrics! {
         Metric::gauge("ws_cluster_connections_limit", Value::Node(|shared| shared.room() as u64))
             .help("Maximum number of WebSocket connections: --max_connections, or fewer if the \
                 limit of open files leaves room for fewer")
-            .more(", see [Open files](#open-files)");
+            .more(", see [Open files](tune.md#open-files)");
         Metric::gauge("ws_cluster_project_connection", Value::Samples(read::project_connections))
             .labels("`project`, `type`")
             .help("Open WebSocket connections by project, for the 100 projects with the most")
@@ -359,7 +359,7 @@ metrics! {
             Value::Broker(|broker| &broker.channels_refused),
         )
             .help("Channels that Redis does not let this node subscribe to")
-            .more(": see its [access rules](#access-rules-of-redis)");
+            .more(": see its [access rules](cluster.md#access-rules-of-redis)");
         Metric::counter(
             "ws_cluster_queue_sent_bytes_total",
             Value::Broker(|broker| &broker.sent_bytes),
@@ -422,7 +422,7 @@ metrics! {
             Value::Node(read::max_message_bytes),
         )
             .help("Size in bytes of the largest message that the queue carries, as far as known")
-            .more(", see [The size of a message](#the-size-of-a-message)");
+            .more(", see [The size of a message](cluster.md#the-size-of-a-message)");
         Metric::counter("ws_cluster_queue_too_large_total", Value::Samples(read::too_large))
             .labels("`what`")
             .help("Messages too large for the queue: pushes (413), and requests, answers and \

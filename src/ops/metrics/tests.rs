@@ -9,7 +9,7 @@ fn all() -> impl Iterator<Item = &'static Metric> {
 #[test]
 fn the_page_has_what_the_table_says() {
     let columns = ["Metric", "Type", "Labels", "What"];
-    let mut tables = DocTables::new("Metrics", "src/ops/metrics/table.rs", &columns);
+    let mut tables = DocTables::new("monitor.md", "Metrics", "src/ops/metrics/table.rs", &columns);
     for group in GROUPS {
         let row = |metric: &Metric| {
             let Metric { name, kind, labels, help, more, .. } = metric;
