@@ -328,7 +328,7 @@ def figures(args, out, memory, chain, bare):
         ("storm: canaries' messages lost", value(storm, "canary_lost"), "", (0, False)),
         ("drain: SIGTERM to the last close", value(drain, "drain_s"), "s", None),
         ("longest pause of a worker, its own CPU time", memory["own_pause_ms"], "ms", (2, False)),
-        ("the same by the clock, with all workers and the tool on the same cores", memory["wall_pause_ms"], "ms", None),
+        ("a worker's pause by the clock, with all workers and the tool on the same cores", memory["wall_pause_ms"], "ms", None),
         ("whole run", value(out, "elapsed_s"), "s", (args.seconds, True)),
         ("lost, doubled or misdelivered messages", sum(value(out, key) or 0 for key in ("lost", "doubled", "misdelivered")), "", (0, False)),
     ]
@@ -336,6 +336,11 @@ def figures(args, out, memory, chain, bare):
     p50 = value(last, "p50")
     if sends and p50:
         rows.insert(8, ("the same in bare sends to as many sockets", p50 / 1e6 * sends, "", (1.2 * args.connections, False)))
+    slice_ms = value(bare or {}, "send", "longest_slice_ms")
+    if slice_ms:
+        title = "bare loop: CPU time of 64 sends in a row, the longest"
+        at = next(index for index, row in enumerate(rows) if row[0].startswith("longest pause"))
+        rows.insert(at + 1, (title, slice_ms, "ms", None))
     ping = value(bare or {}, "ping", "cpu_us_per_ping")
     if ping:
         rows.insert(6, ("bare loop: a ping and its pong", ping, "us", None))

@@ -65,7 +65,12 @@ struct Tally {
     short: u64,
     elapsed: Duration,
     cpu: Duration,
+    /// Most CPU time of [`SLICE`] sends in a row.
+    longest_slice: Duration,
 }
+
+/// Sends between two looks at the thread's CPU time: as many as a worker's ring sends at a time.
+const SLICE: usize = 64;
 
 pub fn run(args: &Args) -> io::Result<()> {
     let wrong = |text: &str| Err(Error::new(io::ErrorKind::InvalidInput, text));
@@ -104,6 +109,7 @@ impl Tally {
             short: self.short + other.short,
             elapsed: self.elapsed.max(other.elapsed),
             cpu: self.cpu + other.cpu,
+            longest_slice: self.longest_slice.max(other.longest_slice),
         }
     }
 }
@@ -213,9 +219,15 @@ impl Sender {
     fn round(&mut self, fds: &[RawFd], tally: &mut Tally) -> io::Result<()> {
         match self {
             Self::Calls { payload } => {
-                for &fd in fds {
-                    let sent = sys::send_now(fd, payload);
-                    finish(fd, payload, sent, tally)?;
+                let mut before = sys::thread_cpu()?;
+                for slice in fds.chunks(SLICE) {
+                    for &fd in slice {
+                        let sent = sys::send_now(fd, payload);
+                        finish(fd, payload, sent, tally)?;
+                    }
+                    let after = sys::thread_cpu()?;
+                    tally.longest_slice = tally.longest_slice.max(after.saturating_sub(before));
+                    before = after;
                 }
             }
             Self::Ring { ring, results } => {
@@ -268,6 +280,7 @@ fn print(args: &Args, tally: &Tally) {
     let rate = tally.sends as f64 / seconds;
     let ns = seconds * 1e9 / tally.sends.max(1) as f64;
     let cpu_ns = tally.cpu.as_secs_f64() * 1e9 / tally.sends.max(1) as f64;
+    let longest_ms = tally.longest_slice.as_secs_f64() * 1e3;
     let call = if args.ring { "io_uring SEND" } else { "send(2)" };
     let mode = match args.outstanding {
         Some(outstanding) => format!("outstanding {outstanding}"),
@@ -283,7 +296,8 @@ fn print(args: &Args, tally: &Tally) {
         let command = command.escape_default();
         println!(
             "{{\"sends_per_s\":{rate:.0},\"ns_per_send\":{ns:.1},\"cpu_ns_per_send\":{cpu_ns:.1},\
-             \"sends\":{sends},\"rounds\":{rounds},\"seconds\":{seconds:.3},\"full\":{full},\
+             \"longest_slice_ms\":{longest_ms:.3},\"sends\":{sends},\
+             \"rounds\":{rounds},\"seconds\":{seconds:.3},\"full\":{full},\
              \"short\":{short},\"call\":\"{call}\",\"mode\":\"{mode}\",\"connections\":\
              {connections},\"threads\":{threads},\"bytes\":{bytes},\"cores\":{cores},\
              \"kernel\":\"{kernel}\",\
@@ -299,6 +313,9 @@ fn print(args: &Args, tally: &Tally) {
         "{full} sends found the socket full, {short} were partial; both were continued until \
          complete"
     );
+    if !args.ring {
+        println!("{SLICE} sends in a row took at most {longest_ms:.3} ms of CPU time");
+    }
     println!("machine: {cores} cores, Linux {kernel}");
     println!("command: bench {command}");
 }
