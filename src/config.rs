@@ -19,6 +19,7 @@ mod print;
 mod projects_file;
 mod queue;
 mod setting;
+mod trusted_proxies;
 mod variables;
 
 use std::net::{IpAddr, SocketAddr};
@@ -135,6 +136,7 @@ impl Config {
             max_connections: count(&flags::MAX_CONNECTIONS)?,
             max_http_connections: count(&flags::MAX_HTTP_CONNECTIONS)?,
             max_handshakes: count(&flags::MAX_HANDSHAKES)?,
+            trusted_proxies: trusted_proxies::resolve(from)?,
             times: resolve_times(from)?,
             memory: memory::resolve(from, memory_limit.as_ref(), workers, &limits)?,
             idempotency_keys: count(&flags::IDEMPOTENCY_KEYS)?,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use ws_cluster::state::counters::Counters;
@@ -83,6 +84,7 @@ impl Rig {
                 tags: &["news"],
                 session_exp: 0,
                 role: Role::Client,
+                ip: Some(Ipv4Addr::LOCALHOST.into()),
             };
             rig.worker.handle_connect(identity, b"", NOW);
             rig.flush();

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 #[path = "../fuzz/checks/broker.rs"]
 mod broker;
+#[path = "../fuzz/checks/client_address.rs"]
+mod client_address;
 #[path = "../fuzz/checks/envelope.rs"]
 mod envelope;
 #[path = "../fuzz/checks/frames.rs"]
@@ -129,6 +131,19 @@ fn http_requests() {
         3\r\nabc\r\n0\r\n\r\n";
     let chunks = b"\x02\x01\x04a;x=y\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n";
     fuzz("http", http::run, &[push, chunked, chunks]);
+}
+
+#[test]
+fn the_address_of_a_client() {
+    let forwarded = b"\x00GET / HTTP/1.1\r\nHost: a\r\n\
+        X-Forwarded-For: 1.2.3.4, [::1]:9, 10.0.0.1\r\nx-forwarded-for: 10.0.0.2\r\n\r\n";
+    let line = b"\x01PROXY TCP6 2001:db9::1 ::1 65535 1\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let unknown = b"\x02PROXY UNKNOWN\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let binary = b"\x00\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x10\
+        \x01\x02\x03\x04\x05\x06\x07\x08\0\x01\0\x02\
+        \x04\0\x01xGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let local = b"\x03\r\n\r\n\0\r\nQUIT\n\x20\0\0\0GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    fuzz("client_address", client_address::run, &[forwarded, line, unknown, binary, local]);
 }
 
 #[test]

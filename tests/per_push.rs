@@ -60,6 +60,7 @@ impl Rig {
             tags: &[tag],
             session_exp: 0,
             role: Role::Client,
+            ip: None,
         };
         self.worker.handle_connect(identity, b"", NOW);
         self.flush(true);

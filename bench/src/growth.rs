@@ -117,7 +117,7 @@ fn connections(count: usize) -> io::Result<(Duration, Duration)> {
 
 fn identity<'a>(uid: &'a str, device: &'a str, tags: &'a [&'a str]) -> Identity<'a> {
     let project = ProjectId(0);
-    Identity { project, uid, device, tags, session_exp: 0, role: Role::Client }
+    Identity { project, uid, device, tags, session_exp: 0, role: Role::Client, ip: None }
 }
 
 /// Discards what sockets would take.

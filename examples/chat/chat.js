@@ -45,9 +45,9 @@ function leave() {
 
 async function fetchToken(name, room) {
   const answer = await fetch(`token?${new URLSearchParams({ name, room })}`);
-  const { url, error } = await answer.json();
-  if (answer.status === 400) throw new Refusal(error);
-  return url;
+  const token = await answer.json();
+  if (answer.status === 400) throw new Refusal(token.error);
+  return token;
 }
 
 function take(data) {

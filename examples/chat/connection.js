@@ -12,7 +12,7 @@ const GOING_AWAY = 1001;
 /** The token page will not give this one a URL, however often it is asked. */
 export class Refusal extends Error {}
 
-/** One stay in a room: connects with a fresh URL each time, and comes back until it is closed. */
+/** One stay in a room: connects with a fresh token each time, and comes back until it is closed. */
 export class Connection {
   #token;
   #on;
@@ -26,7 +26,7 @@ export class Connection {
   #requests = new Map();
 
   /**
-   * `token()` returns a promise of a URL. Calls `on.connecting()`, `on.welcome(node)`,
+   * `token()` returns a promise of `{url, protocols}`. Calls `on.connecting()`, `on.welcome(node)`,
    * `on.push(data)`, `on.waiting(ms)` until the next attempt, and `on.end(why)` when it does not
    * come back.
    */
@@ -52,8 +52,8 @@ export class Connection {
   async #open() {
     this.#on.connecting();
     try {
-      const url = await this.#token();
-      if (!this.#isClosed) this.#attach(new WebSocket(url));
+      const { url, protocols } = await this.#token();
+      if (!this.#isClosed) this.#attach(new WebSocket(url, protocols));
     } catch (error) {
       if (this.#isClosed) return;
       if (error instanceof Refusal) this.#end(error.message);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The chat's business server, and the page that hands out signed connect URLs.
+"""The chat's business server, and the page that hands out signed handshakes.
 
 It holds one type=2 connection to ws-cluster. A chat page sends each line as a request; the line is
 pushed to the room, and the request is answered. Who is in which room is known from events.
@@ -7,6 +7,7 @@ pushed to the room, and the request is answered. Who is in which room is known f
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import hmac
 import http.server
@@ -49,14 +50,21 @@ def log(text):
     print(f"chat: {text}", file=sys.stderr, flush=True)
 
 
-def connect_url(node, secret, **params):
-    """Returns a signed connect URL that is valid for a minute."""
+def signed_query(secret, **params):
+    """Returns the signed query of a connect URL, valid for a minute."""
     quote = lambda text: urllib.parse.quote(str(text), safe="-._~")
     params["exp"] = int(time.time()) + TOKEN_SECONDS
     canonical = "&".join(f"{quote(name)}={quote(params[name])}" for name in sorted(params))
     text = f"{CONNECT_PATH}\n{canonical}"
     sign = hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
-    return f"{node}{CONNECT_PATH}?{canonical}&sign={sign}"
+    return f"{canonical}&sign={sign}"
+
+
+def protocols_of(query):
+    """Returns the subprotocols that carry a query: in the URL it would end up in the access logs of
+    proxies, and whoever reads it there could connect with it."""
+    encoded = base64.urlsafe_b64encode(query.encode()).decode().rstrip("=")
+    return ["ws-cluster", f"q.{encoded}"]
 
 
 # A uid contains the name and the room. It is signed, so both can be trusted; and every event and
@@ -173,10 +181,11 @@ async def stay_connected(nodes, pid, secret):
     """Connects to the first node, and to the next one whenever a connection ends."""
     delay = 0.0
     for node in itertools.cycle(nodes):
-        url = connect_url(node, secret, pid=pid, type=2, events=EVENTS)
+        query = signed_query(secret, pid=pid, type=2, events=EVENTS)
+        # The nodes are close: no proxy, no compression needed.
+        options = {"proxy": None, "compression": None, "subprotocols": protocols_of(query)}
         try:
-            # The nodes are close: no proxy, no compression needed.
-            async with connect(url, proxy=None, compression=None) as websocket:
+            async with connect(node + CONNECT_PATH, **options) as websocket:
                 log(f"connected to {node}")
                 delay = 0.0
                 chat = Chat()
@@ -209,9 +218,11 @@ class PageServer(http.server.ThreadingHTTPServer):
         self.next_node = itertools.cycle(nodes)
 
     def token(self, name, room):
-        """Returns a connect URL of the next node, so a page whose node is gone gets another one."""
+        """Returns the URL and the subprotocols for the next node, so a page whose node is gone gets
+        another one."""
         params = {"uid": uid_of(name, room), "tags": room, "device": DEVICE}
-        return connect_url(next(self.next_node), self.secret, pid=self.pid, type=1, **params)
+        query = signed_query(self.secret, pid=self.pid, type=1, **params)
+        return {"url": next(self.next_node) + CONNECT_PATH, "protocols": protocols_of(query)}
 
 
 class PageRequest(http.server.BaseHTTPRequestHandler):
@@ -236,7 +247,7 @@ class PageRequest(http.server.BaseHTTPRequestHandler):
             error = "a room is 1 to 24 of the characters a-z, 0-9 and -"
             self.answer_json(400, {"error": error})
         else:
-            self.answer_json(200, {"url": self.server.token(name, room)})
+            self.answer_json(200, self.server.token(name, room))
 
     def answer_json(self, status, value):
         self.answer(status, "application/json", json.dumps(value).encode())

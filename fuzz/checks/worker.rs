@@ -1,6 +1,7 @@
 //! `state::Worker` driven by arbitrary bytes: each pair is an event and its argument. The directory
 //! must agree with the slab throughout, and nothing may remain once everybody has left.
 
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use ws_cluster::state::counters::{Counters, Drop};
@@ -106,6 +107,11 @@ impl Rig {
                     role: match kind / 10 % 3 {
                         0 => Role::Server(EventSet::from_bits(argument | 1)),
                         _ => Role::Client,
+                    },
+                    ip: match argument % 3 {
+                        0 => None,
+                        1 => Some(IpAddr::from([192, 0, 2, argument])),
+                        _ => Some(IpAddr::from([u16::from(argument); 8])),
                     },
                 };
                 let (key, cid) = self.worker.handle_connect(identity, b"", self.now);

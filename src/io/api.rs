@@ -12,7 +12,7 @@ use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
 use crate::state::settings::Times;
-use crate::types::{Limits, MessageId, WallMs, quoted, version};
+use crate::types::{Limits, MessageId, Networks, WallMs, quoted, version};
 use crate::wire::http::{Body, Head, HttpError};
 use crate::wire::json::{self, Members, write_string};
 use crate::wire::params::Params;
@@ -25,6 +25,7 @@ use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ pub fn serve_port(context: &Rc<WorkerContext>, listener: std::net::TcpListener) 
 async fn accept_all(context: Rc<WorkerContext>, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => accept(&context, stream).await,
+            Ok((stream, peer)) => accept(&context, stream, peer.ip()).await,
             Err(error) => {
                 context.shared.http_counters[context.index].accept_errors.add(1);
                 sleep(context.shared.http_accepts.handle(&error)).await;
@@ -62,14 +63,14 @@ async fn accept_all(context: Rc<WorkerContext>, listener: Rc<TcpListener>) {
     }
 }
 
-async fn accept(context: &Rc<WorkerContext>, stream: TcpStream) {
+async fn accept(context: &Rc<WorkerContext>, stream: TcpStream, peer: IpAddr) {
     if !http::make_room(&context.http, context.max_http_connections()).await {
         context.count_refusal(Refusal::HttpConnections);
         let other = HttpCounters::url_of("other");
         context.shared.http_counters[context.index].count(other, 503, 0, 1);
         return http::refuse_connection(stream);
     }
-    let admitted = http::admit(&context.http, stream);
+    let admitted = http::admit(&context.http, stream, peer);
     context.note_http_connections();
     let context = Rc::clone(context);
     pauses::spawn(async move {
@@ -89,6 +90,10 @@ impl Service for WorkerContext {
         &self.shared.settings.times
     }
 
+    fn trusted_proxies(&self) -> &Networks {
+        &self.shared.settings.trusted_proxies
+    }
+
     fn connections(&self) -> &RefCell<Connections> {
         &self.http
     }
@@ -101,7 +106,15 @@ impl Service for WorkerContext {
         self.requests.flush();
     }
 
-    fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
+    fn refuse(
+        &self,
+        origin: Option<&str>,
+        ip: Option<IpAddr>,
+        error: &HttpError,
+        out: &mut Vec<u8>,
+    ) {
+        let HttpError { status, msg } = *error;
+        tracing::debug!(ip = ip.map(tracing::field::display), status, msg, "refused a request");
         let other = HttpCounters::url_of("other");
         self.shared.http_counters[self.index].count(other, error.status, 0, 1);
         let mut reply = Reply {
@@ -145,6 +158,10 @@ impl Service for WorkerContext {
             }
         };
         let (status, is_known) = (answer.reply.status, answer.is_signed);
+        if status >= 400 && tracing::enabled!(tracing::Level::DEBUG) {
+            let ip = request.client_ip(self.trusted_proxies()).map(tracing::field::display);
+            tracing::debug!(ip, status, path = head.path, "refused a request");
+        }
         self.wait_for_room().await;
         let pending = pending.map(|(push, project)| PendingReply {
             push,

@@ -7,13 +7,14 @@ use super::shared::Shared;
 use crate::state::projects::ProjectId;
 use crate::state::{Identity, Role};
 use crate::types::WallMs;
-use crate::wire::connect::{Peer, parse_connect};
+use crate::wire::connect::{Peer, parse_connect, query_of};
 use crate::wire::http::{Head, HttpError};
 use crate::wire::params::Params;
 use crate::wire::request::ApiError;
 use crate::wire::response::write_refusal;
 use crate::wire::sign::{self, SignPlace, SignRules};
 use crate::wire::upgrade::{accept_key, refusal_fields, upgrade, write_switching};
+use std::net::IpAddr;
 
 /// The identity of a client in echo mode.
 const ECHO: Identity<'static> = Identity {
@@ -23,12 +24,14 @@ const ECHO: Identity<'static> = Identity {
     tags: &[],
     session_exp: 0,
     role: Role::Client,
+    ip: None,
 };
 
 /// Judges a complete head. If it is valid, calls `open` with the identity and the bytes of the 101
-/// response.
+/// response. `ip`: the client's address, if it is known.
 pub fn judge<R>(
     head: &Head<'_>,
+    ip: Option<IpAddr>,
     shared: &Shared,
     now: WallMs,
     open: impl FnOnce(Identity<'_>, &[u8]) -> Result<R, ApiError>,
@@ -45,9 +48,10 @@ pub fn judge<R>(
     let accept = accept_key(key);
     write_switching(&mut switching, &accept, http_date(now), head.offers_protocol);
     if node.echo {
-        return open(ECHO, &switching);
+        return open(Identity { ip, ..ECHO }, &switching);
     }
-    let params = Params::parse(head.query.unwrap_or("").as_bytes())?;
+    let query = query_of(head)?;
+    let params = Params::parse(&query)?;
     let connect = parse_connect(&params, &node.limits)?;
     let credentials = &connect.credentials;
     let Some((project, settings)) = shared.projects.find(&*credentials.pid) else {
@@ -71,7 +75,8 @@ pub fn judge<R>(
     let device = connect.device.unwrap_or("");
     // 0 stands for "no end"; no session that is still to end has it.
     let session_exp = connect.session_exp.unwrap_or(0);
-    open(Identity { project, uid, device, tags: &connect.tags, session_exp, role }, &switching)
+    let tags = &connect.tags;
+    open(Identity { project, uid, device, tags, session_exp, role, ip }, &switching)
 }
 
 pub fn refuse(status: u16, msg: &'static str) -> ApiError {

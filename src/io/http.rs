@@ -12,8 +12,9 @@ use super::pauses;
 use super::sys::{self, Lend};
 use crate::state::counters::Refusal;
 use crate::state::settings::Times;
-use crate::types::{Limits, MonotonicMs};
+use crate::types::{Limits, MonotonicMs, Networks};
 use crate::wire::chunked::Chunked;
+use crate::wire::client_address::{self, Start, Via};
 use crate::wire::http::{Body, Head, HttpError, TOO_LARGE, parse_head};
 use crate::wire::response::write_refusal;
 use connections::{Ending, Grant, Room};
@@ -23,7 +24,7 @@ use monoio::net::TcpStream;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, ready};
 
@@ -41,6 +42,9 @@ const UNKNOWN_FLUSH_BYTES: usize = BUFFER_BYTES;
 /// Pipelined requests that may be in progress at once.
 const MAX_DUE: usize = 256;
 
+/// The proxies that a service without such ones trusts.
+static NOBODY: Networks = Networks::NONE;
+
 /// A complete request.
 pub struct Request<'a> {
     pub head: &'a Head<'a>,
@@ -49,6 +53,16 @@ pub struct Request<'a> {
     pub read_at: Moment,
     /// The connection that it came from.
     pub connection: BorrowedFd<'a>,
+    /// How its client is found, which may be behind proxies.
+    via: Via,
+    head_bytes: &'a [u8],
+}
+
+impl Request<'_> {
+    /// Returns the address of its client, if it is known.
+    pub fn client_ip(&self, trusted_proxies: &Networks) -> Option<IpAddr> {
+        self.via.client(self.head_bytes, trusted_proxies)
+    }
 }
 
 /// Outcome of a request.
@@ -70,6 +84,10 @@ pub trait Service {
 
     fn limits(&self) -> &Limits;
     fn times(&self) -> &Times;
+    /// The proxies that are believed when they name a client.
+    fn trusted_proxies(&self) -> &Networks {
+        &NOBODY
+    }
     /// Maximum time that a connection without a known peer may wait for its next request.
     fn unknown_ms(&self) -> u64 {
         u64::MAX
@@ -91,8 +109,15 @@ pub trait Service {
     ) -> Poll<()>;
     /// Called when the answers up to now are about to be written.
     fn handle_answered(&self);
-    /// Appends the refusal of a request that never became complete. `origin`: from its head.
-    fn refuse(&self, origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>);
+    /// Appends the refusal of a request that never became complete. `origin`: from its head; `ip`:
+    /// the address of the client, or of its proxy.
+    fn refuse(
+        &self,
+        origin: Option<&str>,
+        ip: Option<IpAddr>,
+        error: &HttpError,
+        out: &mut Vec<u8>,
+    );
     fn connections(&self) -> &RefCell<Connections>;
     fn count_refusal(&self, why: Refusal);
 }
@@ -127,23 +152,27 @@ const NO_PLACE: HttpError =
 pub struct Admitted {
     stream: TcpStream,
     key: usize,
+    peer: IpAddr,
 }
 
-/// Lists a connection, to be served.
-pub fn admit(connections: &RefCell<Connections>, stream: TcpStream) -> Admitted {
+/// Lists a connection, to be served. `peer`: its address.
+pub fn admit(connections: &RefCell<Connections>, stream: TcpStream, peer: IpAddr) -> Admitted {
     // SAFETY: only `serve` takes the stream out of `Admitted`, and it removes the connection from
     // the table before it closes the stream. If its future is dropped before it ends, the thread's
     // runtime is ending, and nothing looks into the table any more.
     let key = unsafe { connections.borrow_mut().add(stream.lend()) };
-    Admitted { stream, key }
+    Admitted { stream, key, peer }
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S: Service>(Admitted { stream, key }: Admitted, service: &S) {
+pub async fn serve<S: Service>(admitted: Admitted, service: &S) {
+    let Admitted { stream, key, peer } = admitted;
     let mut connection = Connection {
         stream,
         service,
         key,
+        via: Via::Client(Some(peer)),
+        first_deadline: None,
         input: Vec::new(),
         read_to: 0,
         read_at: Moment::read(),
@@ -164,6 +193,10 @@ struct Connection<'s, S: Service + 's> {
     stream: TcpStream,
     service: &'s S,
     key: usize,
+    /// How the client is found; its peer's address until its first bytes were read.
+    via: Via,
+    /// The deadline of the first request, which began with the connection.
+    first_deadline: Option<MonotonicMs>,
     input: Vec<u8>,
     /// Length of the part of `input` that has been answered.
     read_to: usize,
@@ -176,16 +209,7 @@ struct Connection<'s, S: Service + 's> {
 impl<'s, S: Service> Connection<'s, S> {
     async fn run(&mut self) {
         let mut is_first = true;
-        let end = loop {
-            match self.next_request(is_first).await {
-                Ok(true) => is_first = false,
-                Ok(false) => break End::Done,
-                Err(end) => break end,
-            }
-            if let Err(end) = self.write_if_full().await {
-                break end;
-            }
-        };
+        let end = self.answer_all(&mut is_first).await;
         let error = match end {
             End::Peer => return,
             End::Unread => return self.service.count_refusal(Refusal::HttpUnread),
@@ -208,7 +232,7 @@ impl<'s, S: Service> Connection<'s, S> {
         if let Some(error) = error {
             let head = parse_head(&self.input[self.read_to..], self.service.limits());
             let origin = head.ok().flatten().and_then(|head| head.origin);
-            self.service.refuse(origin, &error, &mut refusal);
+            self.service.refuse(origin, self.via.peer(), &error, &mut refusal);
         }
         // Others may wait for its memory, and its peer may take a long time.
         self.drop_input();
@@ -223,6 +247,42 @@ impl<'s, S: Service> Connection<'s, S> {
         }
     }
 
+    /// Answers requests until the connection ends. `is_first`: none has been answered.
+    async fn answer_all(&mut self, is_first: &mut bool) -> End {
+        if let Err(end) = self.read_start().await {
+            return end;
+        }
+        loop {
+            match self.next_request(*is_first).await {
+                Ok(true) => *is_first = false,
+                Ok(false) => return End::Done,
+                Err(end) => return end,
+            }
+            if let Err(end) = self.write_if_full().await {
+                return end;
+            }
+        }
+    }
+
+    /// Reads the first bytes of the connection, until it is known who its client is: a proxy may
+    /// put a header before the first request.
+    async fn read_start(&mut self) -> Result<(), End> {
+        let deadline = self.begin_to_wait(self.patience_ms(true));
+        self.first_deadline = Some(deadline);
+        loop {
+            let (trusted, max_bytes) =
+                (self.service.trusted_proxies(), self.service.limits().head_bytes);
+            let start = client_address::start(&self.input, self.via.peer(), trusted, max_bytes);
+            if let Start::Request { via, skip } = start.map_err(End::Refused)? {
+                (self.via, self.read_to) = (via, skip);
+                return Ok(());
+            }
+            self.set_deadline(deadline, Shutdown::Read);
+            let (end_of_body, chunk_bytes) = (0, 0);
+            self.read(end_of_body, chunk_bytes).await?;
+        }
+    }
+
     /// Returns whether nothing of a next request has arrived.
     fn is_idle(&self) -> bool {
         self.input.len() == self.read_to
@@ -230,15 +290,14 @@ impl<'s, S: Service> Connection<'s, S> {
 
     /// Reads and answers one request. Returns `Ok(false)` if it was the last.
     async fn next_request(&mut self, is_first: bool) -> Result<bool, End> {
-        let times = self.service.times();
-        let limits = self.service.limits();
+        let (times, limits) = (self.service.times(), self.service.limits());
         let mut is_continued = false;
         let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
         let mut patience_ms = self.patience_ms(is_first);
         // The end of the request's body in `input`, if known.
         let mut end_of_body = 0;
-        let mut deadline = None;
+        let mut deadline = self.first_deadline.take();
         loop {
             // The head is parsed again whenever more of the body has arrived: it is short.
             let input = &self.input[self.read_to..];
@@ -265,7 +324,8 @@ impl<'s, S: Service> Connection<'s, S> {
                 if let Some(body) = body {
                     self.service.connections().borrow_mut().set_busy(self.key);
                     let (read_at, connection) = (self.read_at, self.stream.lend());
-                    let request = Request { head, body, read_at, connection };
+                    let (via, head_bytes) = (self.via, &input[..head.head_len]);
+                    let request = Request { head, body, read_at, connection, via, head_bytes };
                     let mut later = Vec::new();
                     let out = if self.due.is_empty() { &mut self.out } else { &mut later };
                     let answer = self.service.answer(request, keep_alive, out).await;

@@ -2,11 +2,11 @@
 
 use monoio::net::{TcpStream, UnixStream};
 use smallvec::SmallVec;
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -147,16 +147,21 @@ pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {
 }
 
 /// Accepts the next connection of a non-blocking listener, itself non-blocking and closed on exec.
-/// `socket2` needs a second system call for the former.
-pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+/// `socket2` needs a second system call for the former. Returns the peer's address as well.
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, Option<IpAddr>)> {
     let listener = listener.as_fd().as_raw_fd();
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: a null address is allowed and means that the peer's is not wanted.
-    let fd = check(unsafe {
-        libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags)
-    })?;
+    let accept = |address: *mut libc::sockaddr_storage, length: *mut libc::socklen_t| {
+        // SAFETY: `address` points to a writable storage of the size in `length`, which is
+        // writable, too: that is what `SockAddr::try_init` passes.
+        check(unsafe { libc::accept4(listener, address.cast(), length, flags) })
+    };
+    // SAFETY: accept4 writes an address of the family that it names, and its length. If it fails,
+    // so does the closure.
+    let (fd, address) = unsafe { SockAddr::try_init(accept) }?;
     // SAFETY: accept4 returned a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((fd, address.as_socket().map(|address| address.ip())))
 }
 
 /// Makes a later close send RST instead of waiting for a peer that reads nothing.

@@ -18,9 +18,11 @@ use super::ring::{Completion, GENERATION_MASK, OperationKind, OperationToken, Ri
 use super::shared::Shared;
 use super::sys;
 use crate::state::counters::{HttpCounters, Refusal};
+use crate::state::settings::Settings;
 use crate::state::subscriptions::Interest;
 use crate::state::{Admission, CloseRequest, Sealed, Worker};
 use crate::types::{ConnKey, Now};
+use crate::wire::client_address::{self, Start};
 use crate::wire::http::parse_head;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest};
@@ -28,7 +30,7 @@ use handshakes::Handshakes;
 use partials::{Before, Partials};
 use slot::{HELD, PAUSED, POLLED, Slot};
 use std::collections::VecDeque;
-use std::net::{Shutdown, TcpListener};
+use std::net::{IpAddr, Shutdown, TcpListener};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -64,12 +66,11 @@ enum HandshakeResult {
     Incomplete,
     /// It is valid, but this interest is not in force yet.
     Waiting(Interest),
-    /// The worker has added the connection; the request takes the first `head_len` bytes.
-    Open {
-        key: ConnKey,
-        head_len: usize,
-    },
-    Refused(ApiError),
+    /// The worker has added the connection; the request, and what a proxy has put before it, takes
+    /// the first `used` bytes.
+    Open { key: ConnKey, used: usize },
+    /// `ip`: the address of the client, or of its proxy.
+    Refused { error: ApiError, ip: Option<IpAddr> },
 }
 
 /// All of a worker's WebSocket side except its executor. Its methods never block.
@@ -275,11 +276,11 @@ impl WsServer {
         let began = Instant::now();
         for accepted in 1..=ACCEPTS_PER_EVENT {
             match sys::accept(&self.listener) {
-                Ok(fd) => {
+                Ok((fd, peer)) => {
                     if self.make_room() {
-                        self.begin_handshake(fd);
+                        self.begin_handshake(fd, peer);
                     } else {
-                        self.refuse_at_once(fd, Refusal::OpenFiles);
+                        self.refuse_at_once(fd, peer, Refusal::OpenFiles);
                     }
                 }
                 Err(error) if sys::is_not_now(&error) => break,
@@ -301,29 +302,31 @@ impl WsServer {
 
     /// Begins a handshake. Under load the request has often arrived by the time the connection is
     /// accepted.
-    fn begin_handshake(&mut self, fd: OwnedFd) {
+    fn begin_handshake(&mut self, fd: OwnedFd, peer: Option<IpAddr>) {
         let mut buffer = std::mem::take(&mut self.buffer);
         match sys::recv(&fd, &mut buffer) {
             Ok(0) => {}
-            Ok(bytes) => match self.check_handshake(&buffer[..bytes]) {
-                HandshakeResult::Incomplete => self.keep_handshake(fd, buffer[..bytes].to_vec()),
+            Ok(bytes) => match self.check_handshake(&buffer[..bytes], peer) {
+                HandshakeResult::Incomplete => {
+                    self.keep_handshake(fd, peer, buffer[..bytes].to_vec());
+                }
                 HandshakeResult::Waiting(interest) => {
-                    let index = self.insert_handshake(fd, buffer[..bytes].to_vec());
+                    let index = self.insert_handshake(fd, peer, buffer[..bytes].to_vec());
                     self.handshakes.let_wait(index, interest);
                 }
-                HandshakeResult::Open { key, head_len } => {
-                    self.open(key, fd, &mut buffer[head_len..bytes]);
+                HandshakeResult::Open { key, used } => {
+                    self.open(key, fd, &mut buffer[used..bytes]);
                 }
-                HandshakeResult::Refused(error) => self.refuse_handshake(fd, &error),
+                HandshakeResult::Refused { error, ip } => self.refuse_handshake(fd, ip, &error),
             },
-            Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, Vec::new()),
+            Err(error) if sys::is_not_now(&error) => self.keep_handshake(fd, peer, Vec::new()),
             Err(_) => {}
         }
         self.buffer = buffer;
     }
 
-    fn keep_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) {
-        let index = self.insert_handshake(fd, received);
+    fn keep_handshake(&mut self, fd: OwnedFd, peer: Option<IpAddr>, received: Vec<u8>) {
+        let index = self.insert_handshake(fd, peer, received);
         if let Some(handshake) = self.handshakes.get(index) {
             let token =
                 OperationToken::new(OperationKind::Handshake, index as u32, handshake.generation);
@@ -332,9 +335,9 @@ impl WsServer {
         self.end_surplus();
     }
 
-    fn insert_handshake(&mut self, fd: OwnedFd, received: Vec<u8>) -> usize {
+    fn insert_handshake(&mut self, fd: OwnedFd, peer: Option<IpAddr>, received: Vec<u8>) -> usize {
         let deadline = self.awake() + self.shared.settings.times.handshake_timeout_ms;
-        self.handshakes.insert(fd, received, deadline)
+        self.handshakes.insert((fd, peer), received, deadline)
     }
 
     /// Makes sure that this worker has a descriptor for one more socket; `false` if it has none.
@@ -360,14 +363,14 @@ impl WsServer {
 
     fn end_handshake(&mut self, index: usize, why: Refusal) {
         let handshake = self.handshakes.remove(index);
-        self.refuse_at_once(handshake.fd, why);
+        self.refuse_at_once(handshake.fd, handshake.peer, why);
     }
 
     /// Refuses a connection that may no longer keep its descriptor.
-    fn refuse_at_once(&mut self, fd: OwnedFd, why: Refusal) {
+    fn refuse_at_once(&mut self, fd: OwnedFd, peer: Option<IpAddr>, why: Refusal) {
         self.counters.refusals.count(why);
-        self.counters.handshakes.count(503, 1);
         let error = refuse(503, "this node has too many connections: try again");
+        self.note_refused(peer, &error);
         // Best effort: there is nothing to do for a peer that does not take it.
         let _ = sys::send(&fd, &handshake::refusal(&error, self.now.wall));
         linger::close(fd);
@@ -420,8 +423,9 @@ impl WsServer {
         if self.handshakes.get(index).is_none() {
             return false;
         }
+        let peer = self.handshakes.get(index).and_then(|handshake| handshake.peer);
         let mut received = self.handshakes.take_received(index);
-        match self.check_handshake(&received) {
+        match self.check_handshake(&received, peer) {
             HandshakeResult::Incomplete => {
                 self.handshakes.keep(index, received);
                 return true;
@@ -430,27 +434,43 @@ impl WsServer {
                 self.handshakes.keep(index, received);
                 self.handshakes.let_wait(index, interest);
             }
-            HandshakeResult::Open { key, head_len } => {
+            HandshakeResult::Open { key, used } => {
                 let fd = self.handshakes.remove(index).fd;
-                self.open(key, fd, &mut received[head_len..]);
+                self.open(key, fd, &mut received[used..]);
             }
-            HandshakeResult::Refused(error) => {
+            HandshakeResult::Refused { error, ip } => {
                 let fd = self.handshakes.remove(index).fd;
-                self.refuse_handshake(fd, &error);
+                self.refuse_handshake(fd, ip, &error);
             }
         }
         false
     }
 
-    fn check_handshake(&mut self, bytes: &[u8]) -> HandshakeResult {
-        let head = match parse_head(bytes, &self.shared.settings.limits) {
-            Ok(None) => return HandshakeResult::Incomplete,
-            Err(error) => return HandshakeResult::Refused(ApiError::from(error)),
-            Ok(Some(head)) => head,
+    /// `peer`: the address of the connection's peer, which may be a proxy.
+    fn check_handshake(&mut self, bytes: &[u8], peer: Option<IpAddr>) -> HandshakeResult {
+        let mut ip = peer;
+        let result = self.judge_handshake(bytes, &mut ip);
+        result.unwrap_or_else(|error| HandshakeResult::Refused { error, ip })
+    }
+
+    /// Sets `ip`, the address of the peer, to that of the client once it is known.
+    fn judge_handshake(
+        &mut self,
+        bytes: &[u8],
+        ip: &mut Option<IpAddr>,
+    ) -> Result<HandshakeResult, ApiError> {
+        let Settings { limits, trusted_proxies, .. } = &*self.shared.settings;
+        let start = client_address::start(bytes, *ip, trusted_proxies, limits.head_bytes)?;
+        let Start::Request { via, skip } = start else { return Ok(HandshakeResult::Incomplete) };
+        *ip = via.peer();
+        let Some(head) = parse_head(&bytes[skip..], limits)? else {
+            return Ok(HandshakeResult::Incomplete);
         };
+        let used = skip + head.head_len;
+        *ip = via.client(&bytes[skip..used], trusted_proxies);
         let (worker, shared, now) = (&mut self.worker, &self.shared, self.now);
         let (descriptors, counters) = (&self.descriptors, &self.counters);
-        let result = handshake::judge(&head, shared, now.wall, |identity, switching| {
+        handshake::judge(&head, *ip, shared, now.wall, |identity, switching| {
             match worker.admit(&identity) {
                 Admission::Now => {}
                 Admission::After(interest) => return Ok(HandshakeResult::Waiting(interest)),
@@ -466,16 +486,19 @@ impl WsServer {
                 return Err(refuse(503, "this node is full: connect to another node"));
             }
             let (key, _) = worker.handle_connect(identity, switching, now);
-            Ok(HandshakeResult::Open { key, head_len: head.head_len })
-        });
-        result.unwrap_or_else(HandshakeResult::Refused)
+            Ok(HandshakeResult::Open { key, used })
+        })
     }
 
     /// Makes `fd` an open connection. `bytes`: frames that came in the same packet as the
     /// handshake, before the welcome.
     fn open(&mut self, key: ConnKey, fd: OwnedFd, bytes: &mut [u8]) {
         self.counters.handshakes.count(101, 1);
-        tracing::trace!(slot = key.slot, "opened a connection");
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            let ip = self.worker.ip(key.slot).map(tracing::field::display);
+            let client_id = self.worker.cid(key.slot).map(tracing::field::display);
+            tracing::debug!(client_id, ip, slot = key.slot, "opened a connection");
+        }
         self.fill_slot(key.slot, key.generation, fd);
         if !bytes.is_empty() {
             if self.worker.wants_input(key.slot) {
@@ -490,13 +513,19 @@ impl WsServer {
         self.read_on(key.slot);
     }
 
-    fn refuse_handshake(&mut self, fd: OwnedFd, error: &ApiError) {
-        self.counters.handshakes.count(error.status, 1);
-        tracing::trace!(status = error.status, msg = &*error.msg, "refused a handshake");
+    fn refuse_handshake(&mut self, fd: OwnedFd, ip: Option<IpAddr>, error: &ApiError) {
+        self.note_refused(ip, error);
         let deadline = self.awake() + self.shared.settings.times.linger_ms;
         let bytes = handshake::refusal(error, self.now.wall);
         let last = Last { bytes, is_refusal: true };
         self.lingering.add(&mut self.ring, fd, None, last, deadline);
+    }
+
+    /// Counts a refused handshake. `ip`: the address of its client, or of its proxy.
+    fn note_refused(&self, ip: Option<IpAddr>, error: &ApiError) {
+        self.counters.handshakes.count(error.status, 1);
+        let ip = ip.map(tracing::field::display);
+        tracing::debug!(ip, status = error.status, msg = &*error.msg, "refused a handshake");
     }
 
     fn fill_slot(&mut self, slot: u32, generation: u32, fd: OwnedFd) {

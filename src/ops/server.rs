@@ -112,7 +112,7 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
     let errors = AcceptErrors::new(port.site.flag());
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve_one(&port, stream).await,
+            Ok((stream, peer)) => serve_one(&port, stream, peer.ip()).await,
             Err(error) => {
                 port.ops.node.shared.ops_accept_errors.add(1);
                 monoio::time::sleep(errors.handle(&error)).await;
@@ -121,12 +121,12 @@ async fn accept(port: Rc<Port>, listener: TcpListener) {
     }
 }
 
-async fn serve_one(port: &Rc<Port>, stream: TcpStream) {
+async fn serve_one(port: &Rc<Port>, stream: TcpStream, peer: IpAddr) {
     if !http::make_room(&port.connections, port.max_connections).await {
         port.count_refusal(Refusal::HttpConnections);
         return http::refuse_connection(stream);
     }
-    let admitted = http::admit(&port.connections, stream);
+    let admitted = http::admit(&port.connections, stream, peer);
     let port = Rc::clone(port);
     monoio::spawn(async move { http::serve(admitted, &*port).await });
 }
@@ -241,7 +241,13 @@ impl Service for Port {
 
     fn handle_answered(&self) {}
 
-    fn refuse(&self, _origin: Option<&str>, error: &HttpError, out: &mut Vec<u8>) {
+    fn refuse(
+        &self,
+        _origin: Option<&str>,
+        _ip: Option<IpAddr>,
+        error: &HttpError,
+        out: &mut Vec<u8>,
+    ) {
         write_refusal(out, error.status, false, http_date(clock::wall()), &[], error.msg);
     }
 

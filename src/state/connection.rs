@@ -1,9 +1,11 @@
 //! One open connection, as plain data.
 
+use super::addresses::Addresses;
 use super::outbox::Outbox;
 use crate::types::Cid;
 use crate::wire::websocket::{Violation, close};
 use compact_str::CompactString;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// No slot, no entry, end of list: an index that is never valid.
 pub const NONE: u32 = u32::MAX;
@@ -137,7 +139,7 @@ impl TagSet {
     }
 }
 
-/// The slab entry. It stays below 104 bytes; ARCHITECTURE.md gives the reason for every field.
+/// The slab entry. It is at most 104 bytes; ARCHITECTURE.md gives the reason for every field.
 #[derive(Debug)]
 pub struct Connection {
     pub cid: Cid,
@@ -163,20 +165,29 @@ pub struct Connection {
     pub session_exp: u32,
     /// When a frame was last sent or received, on the sweep's coarse clock, which wraps.
     pub last_frame: u16,
-    pub phase: Phase,
-    /// A ping was sent since anything was last received.
-    pub pinged: bool,
-    /// It belongs to a business server: it is in no index of the directory, so that no push finds
-    /// it.
-    pub is_server: bool,
+    flags: Flags,
+    /// The client's address, in the form that the flags name.
+    address: u32,
 }
 
-/// Phase of a connection's life cycle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    Open,
-    /// Removed from the directory; its slot is released once its last bytes are being written.
-    Closing,
+/// Several facts in one byte.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flags(u8);
+
+impl Flags {
+    const CLOSING: u8 = 1;
+    const PINGED: u8 = 1 << 1;
+    const SERVER: u8 = 1 << 2;
+    const IPV4: u8 = 1 << 3;
+    const IPV6: u8 = 1 << 4;
+
+    fn has(self, flag: u8) -> bool {
+        self.0 & flag != 0
+    }
+
+    fn set(&mut self, flag: u8, on: bool) {
+        self.0 = self.0 & !flag | if on { flag } else { 0 };
+    }
 }
 
 impl Connection {
@@ -197,10 +208,70 @@ impl Connection {
             last_heard_ms: heard_ms,
             session_exp: 0,
             last_frame: 0,
-            phase: Phase::Open,
-            pinged: false,
-            is_server: false,
+            flags: Flags::default(),
+            address: 0,
         }
+    }
+
+    /// Whether it is not being closed. A closing one is no longer in the directory; its slot is
+    /// released once its last bytes are being written.
+    pub fn is_open(&self) -> bool {
+        !self.flags.has(Flags::CLOSING)
+    }
+
+    pub fn set_closing(&mut self) {
+        self.flags.set(Flags::CLOSING, true);
+    }
+
+    /// Whether a ping was sent since anything was last received.
+    pub fn is_pinged(&self) -> bool {
+        self.flags.has(Flags::PINGED)
+    }
+
+    pub fn set_pinged(&mut self, is_pinged: bool) {
+        self.flags.set(Flags::PINGED, is_pinged);
+    }
+
+    /// Whether it belongs to a business server: then it is in no index of the directory, so that no
+    /// push finds it.
+    pub fn is_server(&self) -> bool {
+        self.flags.has(Flags::SERVER)
+    }
+
+    pub fn set_server(&mut self) {
+        self.flags.set(Flags::SERVER, true);
+    }
+
+    /// Stores the client's address: an IPv6 address in `addresses`, until
+    /// [`Connection::release_ip`]. It must have none yet.
+    pub fn set_ip(&mut self, ip: IpAddr, addresses: &mut Addresses) {
+        let flag;
+        (flag, self.address) = match ip.to_canonical() {
+            IpAddr::V4(ip) => (Flags::IPV4, ip.to_bits()),
+            IpAddr::V6(ip) => (Flags::IPV6, addresses.insert(ip)),
+        };
+        self.flags.set(flag, true);
+    }
+
+    /// Returns the client's address; `None` if it is unknown.
+    pub fn ip(&self, addresses: &Addresses) -> Option<IpAddr> {
+        if self.flags.has(Flags::IPV4) {
+            return Some(IpAddr::V4(Ipv4Addr::from_bits(self.address)));
+        }
+        addresses.get(self.ipv6_index()?).map(IpAddr::V6)
+    }
+
+    /// Forgets the client's address.
+    pub fn release_ip(&mut self, addresses: &mut Addresses) {
+        if let Some(index) = self.ipv6_index() {
+            addresses.remove(index);
+        }
+        self.flags.set(Flags::IPV4 | Flags::IPV6, false);
+    }
+
+    /// Returns the index of its IPv6 address, if it has one.
+    pub fn ipv6_index(&self) -> Option<u32> {
+        self.flags.has(Flags::IPV6).then_some(self.address)
     }
 }
 
@@ -212,6 +283,32 @@ mod tests {
     fn an_entry_is_small() {
         assert!(size_of::<Connection>() <= 104, "{}", size_of::<Connection>());
         assert_eq!(size_of::<Connection>(), size_of::<Option<Connection>>());
+    }
+
+    #[test]
+    fn facts_share_a_byte_and_the_address_is_in_four() {
+        let mut addresses = Addresses::default();
+        let mut connection = Connection::new(Cid(1), 1, 0, "u", 0);
+        assert!(connection.is_open() && !connection.is_pinged() && !connection.is_server());
+        assert_eq!(connection.ip(&addresses), None);
+        connection.set_server();
+        connection.set_pinged(true);
+        for (given, ip, held) in [
+            ("192.0.2.1", "192.0.2.1", 0),
+            ("255.255.255.255", "255.255.255.255", 0),
+            ("::ffff:192.0.2.1", "192.0.2.1", 0),
+            ("2001:db8::1", "2001:db8::1", 1),
+            ("::", "::", 1),
+        ] {
+            connection.set_ip(given.parse().unwrap(), &mut addresses);
+            assert_eq!(connection.ip(&addresses), Some(ip.parse().unwrap()));
+            assert_eq!(addresses.len(), held, "{given}");
+            connection.release_ip(&mut addresses);
+            assert_eq!((connection.ip(&addresses), addresses.len()), (None, 0));
+        }
+        connection.set_pinged(false);
+        connection.set_closing();
+        assert!(!connection.is_open() && !connection.is_pinged() && connection.is_server());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Counters of one worker: written by that worker alone, read by any thread.
 
 mod pauses;
+mod recent;
 
 use crate::types::NodeId;
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 pub use pauses::{LONGEST_OF_MINUTES, PAUSE_BOUNDS_US, Pauses};
+pub use recent::{RecentConnect, RecentConnects};
 
 /// Why a message that matched an open connection did not reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,6 +246,8 @@ pub struct Counters {
     /// By [`super::projects::ProjectId`]; empty if no metrics are requested.
     pub projects: Box<[ProjectCounters]>,
     pub connects: Counter,
+    /// The connections that opened last.
+    pub recent: RecentConnects,
     /// Pushes that were accepted and rejected here.
     pub pushes_accepted: Counter,
     pub pushes_refused: Counter,

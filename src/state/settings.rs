@@ -1,7 +1,7 @@
 //! The settings of a node that its threads read: resolved once, shared by all of them in one `Arc`,
 //! never changed. `config` builds them, and every other floor reads these.
 
-use crate::types::{Env, Limits, NodeId, Routing};
+use crate::types::{Env, Limits, Networks, NodeId, Routing};
 use crate::wire::redis_url::RedisUrl;
 use crate::wire::sign::Token;
 
@@ -23,6 +23,8 @@ pub struct Settings {
     pub max_http_connections: usize,
     /// Maximum of incomplete handshakes of one worker; above it, the oldest gets 503.
     pub max_handshakes: usize,
+    /// Proxies that are believed when they name the client of a connection or a request.
+    pub trusted_proxies: Networks,
     pub times: Times,
     pub limits: Limits,
     pub memory: Memory,
@@ -107,6 +109,7 @@ impl Default for Settings {
             max_connections: 1_000_000,
             max_http_connections: 10_000,
             max_handshakes: 1_024,
+            trusted_proxies: Networks::NONE,
             times: Times::default(),
             limits: Limits::default(),
             memory: Memory::default(),

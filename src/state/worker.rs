@@ -12,10 +12,11 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
+use super::addresses::Addresses;
 use super::batch::{Batch, CloseRequest, Sealed};
 use super::budget::Budget;
 use super::by_size::BySize;
-use super::connection::{CloseCause, Connection, NONE, Phase};
+use super::connection::{CloseCause, Connection, NONE};
 use super::counters::{Counters, Drop};
 use super::directory::Directory;
 use super::idempotency::RememberedKeys;
@@ -44,6 +45,7 @@ pub use requests::Note;
 pub use servers::ServerPush;
 use slab::Slab;
 use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Parameters of a worker.
@@ -89,6 +91,8 @@ pub struct Identity<'a> {
     /// Unix seconds at which the session ends with 4003 unless refreshed; 0: never.
     pub session_exp: u64,
     pub role: Role,
+    /// The client's address; `None` if it is unknown.
+    pub ip: Option<IpAddr>,
 }
 
 /// Role of a connection.
@@ -147,6 +151,8 @@ pub struct Worker {
     config: WorkerConfig,
     outbox_limit: usize,
     connections: Slab<Connection>,
+    /// The addresses of clients that have no room in their entry.
+    addresses: Addresses,
     directory: Directory,
     open: Batch,
     ids: SnowflakeClock,
@@ -225,6 +231,7 @@ impl Worker {
                 .outbox_bytes
                 .max(2 * config.settings.limits.message_bytes),
             connections: Slab::with_capacity(reserved),
+            addresses: Addresses::default(),
             directory: Directory::new(config.hash_keys),
             open: Batch::default(),
             ids: SnowflakeClock::new(config.settings.node, config.worker, config.settings.workers),
@@ -332,7 +339,7 @@ impl Worker {
         let connection = &mut self.connections[slot as usize];
         connection.last_heard_ms = heard_ms;
         connection.last_frame = self.sweep.frame_clock();
-        connection.pinged = false;
+        connection.set_pinged(false);
     }
 
     /// Handles one message or control frame of the connection in `slot`. Returns whether to read
@@ -359,7 +366,7 @@ impl Worker {
                     };
                     let frame = self.open.add_frame(kind, payload);
                     self.owe(slot, frame);
-                } else if self.connections[slot as usize].is_server {
+                } else if self.connections[slot as usize].is_server() {
                     self.handle_server_message(slot, payload, now);
                 } else {
                     self.handle_message(slot, payload, now);
@@ -483,7 +490,8 @@ impl Worker {
     /// Frees the slot of a connection whose close is due.
     pub fn release(&mut self, slot: u32, cause: CloseCause) -> Released {
         let mut connection = self.connections.remove(slot as usize);
-        debug_assert_eq!(connection.phase, Phase::Closing);
+        debug_assert!(!connection.is_open());
+        connection.release_ip(&mut self.addresses);
         let outbox = connection.outbox.take();
         let was_blocked = outbox.is_some();
         let rest = outbox.and_then(|outbox| self.rest_of(outbox, cause));
@@ -495,7 +503,7 @@ impl Worker {
         self.connections.get(slot as usize).is_some_and(|connection| {
             self.takes_frames(slot)
                 && !self.leaves_unread(slot)
-                && (!connection.is_server || self.own_servers.takes_more(connection.cid))
+                && (!connection.is_server() || self.own_servers.takes_more(connection.cid))
         })
     }
 
@@ -503,19 +511,24 @@ impl Worker {
     pub fn message_limit(&self, slot: u32) -> usize {
         let limits = &self.config.settings.limits;
         match self.connections.get(slot as usize) {
-            Some(connection) if connection.is_server => limits.body_bytes,
+            Some(connection) if connection.is_server() => limits.body_bytes,
             _ => limits.message_bytes,
         }
     }
 
     /// Whether the connection in `slot` exists and is not being closed.
     pub fn is_open(&self, slot: u32) -> bool {
-        self.connections.get(slot as usize).is_some_and(|one| one.phase == Phase::Open)
+        self.connections.get(slot as usize).is_some_and(Connection::is_open)
     }
 
     /// Returns the client id of the connection in `slot`.
     pub fn cid(&self, slot: u32) -> Option<Cid> {
         self.connections.get(slot as usize).map(|connection| connection.cid)
+    }
+
+    /// Returns the address of the client in `slot`, if it is known.
+    pub fn ip(&self, slot: u32) -> Option<IpAddr> {
+        self.connections.get(slot as usize)?.ip(&self.addresses)
     }
 
     /// Returns the requests in progress. For the simulator and tests.
@@ -526,10 +539,10 @@ impl Worker {
 
     /// Panics unless directory and slab agree; visits everything. For the simulator and tests.
     pub fn check(&self) {
-        let is_open = |connection: &Connection| connection.phase == Phase::Open;
-        let is_client = |connection: &Connection| is_open(connection) && !connection.is_server;
+        let is_open = Connection::is_open;
+        let is_client = |connection: &Connection| is_open(connection) && !connection.is_server();
         self.directory.check(&self.connections, is_client);
-        let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server);
+        let servers = self.connections.iter().filter(|(_, c)| is_open(c) && c.is_server());
         assert_eq!(servers.count(), self.own_servers.len());
         self.own_servers.check(|slot| self.connections[slot as usize].outbox.is_none());
         self.requests.check(|key| {
@@ -539,6 +552,10 @@ impl Worker {
         self.check_outboxes();
         let with_end = self.connections.iter().filter(|(_, c)| is_open(c) && c.session_exp != 0);
         assert_eq!(with_end.count(), self.sessions.len());
+        let addresses = self.connections.iter().filter_map(|(_, c)| c.ipv6_index());
+        let addresses: BTreeSet<u32> = addresses.collect();
+        assert!(addresses.iter().all(|&index| self.addresses.get(index).is_some()));
+        assert_eq!(addresses.len(), self.addresses.len());
     }
 
     // Helpers.
@@ -577,7 +594,7 @@ impl Worker {
     }
 
     fn outbox_limit_of(&self, connection: &Connection) -> usize {
-        if connection.is_server {
+        if connection.is_server() {
             self.config.settings.memory.server_outbox_bytes
         } else {
             self.outbox_limit

@@ -9,6 +9,7 @@ mod ids;
 mod incarnation;
 mod limits;
 mod names;
+mod networks;
 mod routing;
 pub mod version;
 
@@ -22,4 +23,5 @@ pub use ids::{
 pub use incarnation::Incarnation;
 pub use limits::Limits;
 pub use names::{in_one_line, quoted, similar, unknown};
+pub use networks::{NetworkError, Networks};
 pub use routing::Routing;

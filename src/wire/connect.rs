@@ -1,7 +1,11 @@
 //! The parameters of `GET /ws/connect`.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use smallvec::SmallVec;
+use std::borrow::Cow;
 
+use super::http::{Head, PROTOCOL, QueryProtocol};
 use super::params::Params;
 use super::request::{ApiError, Credentials, Source};
 use super::tags::{TagList, split};
@@ -25,6 +29,37 @@ pub enum Peer<'a> {
     Client { uid: &'a str },
     /// `type=2`; `events`: those it subscribes to.
     BusinessServer { uid: Option<&'a str>, events: EventSet },
+}
+
+/// Returns the query of a handshake, from the URL or from a subprotocol: there it stays out of the
+/// access logs of proxies, which contain the URL.
+pub fn query_of<'a>(head: &Head<'a>) -> Result<Cow<'a, [u8]>, ApiError> {
+    let in_url = head.query.unwrap_or("");
+    let encoded = match head.query_protocol {
+        QueryProtocol::None => return Ok(Cow::Borrowed(in_url.as_bytes())),
+        QueryProtocol::Several => {
+            return Err(ApiError::bad("Sec-WebSocket-Protocol has several queries (q.…)"));
+        }
+        QueryProtocol::One(encoded) => encoded,
+    };
+    if !head.offers_protocol {
+        let msg = format!(
+            "Sec-WebSocket-Protocol has a query (q.…) without {PROTOCOL}, which the answer would \
+             select: offer both"
+        );
+        return Err(ApiError::bad(msg));
+    }
+    if !in_url.is_empty() {
+        return Err(ApiError::bad(
+            "the query is in the URL and in Sec-WebSocket-Protocol (q.…): use one of them",
+        ));
+    }
+    URL_SAFE_NO_PAD.decode(encoded).map(Cow::Owned).map_err(|_| {
+        ApiError::bad(
+            "the query in Sec-WebSocket-Protocol (q.…) must be base64url (A-Z a-z 0-9 - _) without \
+             padding",
+        )
+    })
 }
 
 /// Parses the parameters of a handshake; 400 if anything is malformed or missing. The caller reads
@@ -85,6 +120,7 @@ fn read_tags<'t>(list: &'t str, limits: &Limits) -> Result<SmallVec<[&'t str; 8]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::http::parse_head;
     use proptest::prelude::*;
 
     fn refusal(query: &str) -> String {
@@ -151,6 +187,45 @@ mod tests {
         for (query, start) in cases {
             let msg = refusal(query);
             assert!(msg.starts_with(start), "{query}: {msg}");
+        }
+    }
+
+    #[test]
+    fn the_query_is_in_one_place() {
+        let query = |target: &str, protocols: &str| {
+            let head = format!(
+                "GET /ws/connect{target} HTTP/1.1\r\nHost: x\r\n\
+                 Sec-WebSocket-Protocol: {protocols}\r\n\r\n"
+            );
+            let head = parse_head(head.as_bytes(), &Limits::default()).unwrap().unwrap();
+            let query = query_of(&head).map(|query| String::from_utf8(query.into()).unwrap());
+            query.map_err(|error| (error.status, error.msg.into_owned()))
+        };
+        assert_eq!(query("?a=b", "x"), Ok("a=b".into()));
+        assert_eq!(query("?a=b", "ws-cluster, Q.YQ"), Ok("a=b".into()));
+        for target in ["", "?"] {
+            assert_eq!(query(target, "ws-cluster"), Ok(String::new()));
+            assert_eq!(query(target, "ws-cluster, q.YT1iJmM9w6k"), Ok("a=b&c=é".into()));
+            assert_eq!(query(target, "q.YT1i,x,ws-cluster"), Ok("a=b".into()));
+            let two_fields = "q.YT1i\r\nsec-websocket-protocol: ws-cluster";
+            assert_eq!(query(target, two_fields), Ok("a=b".into()));
+            assert_eq!(query(target, "ws-cluster,q."), Ok(String::new()));
+        }
+        for (target, protocols, word) in [
+            ("?a=b", "ws-cluster, q.YT1i", "use one of them"),
+            ("", "q.YT1i", "offer both"),
+            ("", "ws-clusters, q.YT1i", "offer both"),
+            ("", "ws-cluster, q.YT1i, q.YT1i", "several"),
+            ("", "ws-cluster, q.YT1i\r\nSec-WebSocket-Protocol: q.YT1i", "several"),
+            ("", "ws-cluster, q.YQ==", "base64url"),
+            ("", "ws-cluster, q.YR", "base64url"),
+            ("", "ws-cluster, q.Y", "base64url"),
+            ("", "ws-cluster, q.++++", "base64url"),
+            ("", "ws-cluster, q.YT1i YT1i", "base64url"),
+            ("", "ws-cluster, q.\u{e9}", "base64url"),
+        ] {
+            let (status, msg) = query(target, protocols).unwrap_err();
+            assert!(status == 400 && msg.contains(word), "{target} {protocols}: {msg}");
         }
     }
 

@@ -87,11 +87,23 @@ pub struct Head<'a> {
     pub sec_websocket_version: Option<&'a str>,
     /// The client offers the subprotocol [`PROTOCOL`].
     pub offers_protocol: bool,
+    /// The query that it offers as a subprotocol.
+    pub query_protocol: QueryProtocol<'a>,
     /// The first content coding other than `identity`.
     pub content_encoding: Option<&'a str>,
     /// The field Idempotency-Key is present.
     pub has_idempotency_key: bool,
     pub access_control_request_headers: Option<&'a str>,
+}
+
+/// A subprotocol that is not one: `q.` and the query of a handshake.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QueryProtocol<'a> {
+    #[default]
+    None,
+    /// The query, still encoded.
+    One(&'a [u8]),
+    Several,
 }
 
 impl Head<'_> {
@@ -158,6 +170,7 @@ pub fn parse_head<'a>(buf: &'a [u8], limits: &Limits) -> Result<Option<Head<'a>>
         sec_websocket_key: seen.sec_websocket_key,
         sec_websocket_version: seen.sec_websocket_version,
         offers_protocol: seen.offers_protocol,
+        query_protocol: seen.query_protocol,
         content_encoding: seen.content_encoding,
         has_idempotency_key: seen.has_idempotency_key,
         access_control_request_headers: seen.access_control_request_headers,
@@ -248,6 +261,7 @@ struct Fields<'a> {
     sec_websocket_key: Option<&'a str>,
     sec_websocket_version: Option<&'a str>,
     offers_protocol: bool,
+    query_protocol: QueryProtocol<'a>,
     content_encoding: Option<&'a str>,
     has_idempotency_key: bool,
     access_control_request_headers: Option<&'a str>,
@@ -312,9 +326,7 @@ impl<'a> Fields<'a> {
                 let twice = "Sec-WebSocket-Version is given twice";
                 once(&mut self.sec_websocket_version, value, twice)?;
             }
-            22 if is("sec-websocket-protocol") => {
-                self.offers_protocol |= tokens(value).any(|t| t == PROTOCOL.as_bytes());
-            }
+            22 if is("sec-websocket-protocol") => self.add_protocols(value),
             29 | 30 => self.add_preflight(name, value)?,
             _ => {}
         }
@@ -331,6 +343,18 @@ impl<'a> Fields<'a> {
         for token in tokens(value) {
             self.connection_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
             self.connection_close |= token.eq_ignore_ascii_case(b"close");
+        }
+    }
+
+    fn add_protocols(&mut self, value: &'a [u8]) {
+        for token in tokens(value) {
+            self.offers_protocol |= token == PROTOCOL.as_bytes();
+            if let Some(query) = token.strip_prefix(b"q.") {
+                self.query_protocol = match self.query_protocol {
+                    QueryProtocol::None => QueryProtocol::One(query),
+                    _ => QueryProtocol::Several,
+                };
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use super::envelope::{
 };
 use super::json;
 use crate::types::{Cid, EventSet, MessageId, NodeId};
+use std::net::IpAddr;
 
 const FIELD_TO: u8 = 8;
 const FIELD_FROM: u8 = 9;
@@ -16,6 +17,7 @@ const FIELD_UID: u8 = 10;
 const FIELD_DEVICE: u8 = 11;
 const FIELD_STATUS: u8 = 12;
 const FIELD_WORKER: u8 = 13;
+const FIELD_IP: u8 = 18;
 
 /// Maximum number of requests in one [`Cancel`]: as many as a client may have waiting.
 pub const MAX_CANCELLED: usize = 1_000;
@@ -46,6 +48,8 @@ pub struct Request<'a> {
     pub pid: &'a str,
     pub uid: &'a str,
     pub device: &'a str,
+    /// The client's address; `None` if it is unknown, or the sender's version does not report it.
+    pub ip: Option<IpAddr>,
     /// A JSON value, byte for byte.
     pub data: &'a [u8],
 }
@@ -142,6 +146,11 @@ impl Request<'_> {
         put_field(out, FIELD_FROM, &self.client.0.to_le_bytes());
         put_field(out, FIELD_UID, self.uid.as_bytes());
         put_field(out, FIELD_DEVICE, self.device.as_bytes());
+        match self.ip {
+            Some(IpAddr::V4(ip)) => put_field(out, FIELD_IP, &ip.octets()),
+            Some(IpAddr::V6(ip)) => put_field(out, FIELD_IP, &ip.octets()),
+            None => {}
+        }
         put_data(out, start, self.data);
     }
 }
@@ -240,7 +249,7 @@ impl<'a> Parcel<'a> {
     /// response is UTF-8; its sender has checked that it is JSON.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (header, fields, data) = take_apart(bytes)?;
-        let (mut pid, mut uid, mut device) = ("", "", "");
+        let (mut pid, mut uid, mut device, mut ip) = ("", "", "", None);
         let (mut to, mut from, mut status, mut worker) = (None, None, None, None);
         for field in fields {
             let (kind, value) = field?;
@@ -248,6 +257,7 @@ impl<'a> Parcel<'a> {
                 FIELD_PID => pid = text(value)?,
                 FIELD_UID => uid = text(value)?,
                 FIELD_DEVICE => device = text(value)?,
+                FIELD_IP => ip = Some(address(value)?),
                 FIELD_TO => to = Some(cid(value)?),
                 FIELD_FROM => from = Some(cid(value)?),
                 FIELD_STATUS => status = value.first().copied(),
@@ -269,6 +279,7 @@ impl<'a> Parcel<'a> {
                 pid,
                 uid,
                 device,
+                ip,
                 data: utf8(data).map_err(|_| missing)?,
             }),
             EnvelopeKind::Response => Self::Response(Response {
@@ -312,6 +323,15 @@ fn cid(value: &[u8]) -> Result<Cid, EnvelopeError> {
     }
 }
 
+/// Parses an IPv4 or an IPv6 address.
+fn address(value: &[u8]) -> Result<IpAddr, EnvelopeError> {
+    if let Ok(octets) = <[u8; 4]>::try_from(value) {
+        return Ok(IpAddr::from(octets));
+    }
+    let octets = <[u8; 16]>::try_from(value).map_err(|_| EnvelopeError::Field)?;
+    Ok(IpAddr::from(octets).to_canonical())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +347,7 @@ mod tests {
             pid: "p",
             uid: "u é",
             device: "",
+            ip: None,
             data: b"{\"a\": 1}",
         }
     }
@@ -357,6 +378,39 @@ mod tests {
         assert_eq!((cancel.server, cancel.client, cancel.pid), (Cid(2), Cid(3), "p"));
         assert!(cancel.list.ids().eq(ids));
         assert_eq!((addressee(&bytes), check_json(&bytes)), (Ok(Cid(2)), Ok(())));
+    }
+
+    /// The field is newer than the others: during an upgrade some nodes do not send it, and those
+    /// that do not know it skip it.
+    #[test]
+    fn a_request_carries_the_address_of_its_client_if_it_is_known() {
+        let mut before = 0;
+        for (ip, more_bytes) in [(None, 0), (Some("192.0.2.1"), 9), (Some("2001:db8::1"), 21)] {
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            let sent = Request { ip, ..request() };
+            let bytes = encoded(|out| sent.encode(SENDER, out));
+            assert_eq!(Parcel::decode(&bytes), Ok(Parcel::Request(sent)));
+            before = if ip.is_none() { bytes.len() } else { before };
+            assert_eq!(bytes.len(), before + more_bytes);
+        }
+        let with_field = |kind, value: &[u8]| {
+            let mut out = Vec::new();
+            let start = begin(&mut out, EnvelopeKind::Request, SENDER, MessageId(1), "p");
+            put_field(&mut out, FIELD_TO, &[0; 8]);
+            put_field(&mut out, FIELD_FROM, &[0; 8]);
+            put_field(&mut out, kind, value);
+            put_data(&mut out, start, b"1");
+            Parcel::decode(&out).map(|parcel| match parcel {
+                Parcel::Request(request) => request.ip.map(|ip| ip.to_string()),
+                other => panic!("{other:?}"),
+            })
+        };
+        let mapped = [&[0; 10][..], &[255, 255, 192, 0, 2, 1]].concat();
+        assert_eq!(with_field(FIELD_IP, &mapped), Ok(Some("192.0.2.1".into())));
+        assert_eq!(with_field(200, b"a field of a newer version"), Ok(None));
+        for length in [0, 3, 5, 15, 17] {
+            assert!(with_field(FIELD_IP, &vec![1; length]).is_err(), "{length}");
+        }
     }
 
     #[test]

@@ -7,6 +7,8 @@ use super::message::{
 };
 use crate::types::{Cid, MessageId, NodeId, WallMs};
 use std::borrow::Cow;
+use std::io::Write;
+use std::net::IpAddr;
 
 /// One message of a business server, borrowed from its frame unless it contains escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct Client<'a> {
     pub cid: Cid,
     pub uid: &'a str,
     pub device: &'a str,
+    /// `None`: unknown, or from a node that does not report it.
+    pub ip: Option<IpAddr>,
 }
 
 /// The contents of an event besides its client.
@@ -155,6 +159,16 @@ fn put_client(out: &mut Vec<u8>, client: Client<'_>) {
     json::write_string(out, client.uid);
     put(out, ",\"device\":");
     json::write_string(out, client.device);
+    if let Some(ip) = client.ip {
+        put(out, ",\"ip\":\"");
+        put_ip(out, ip);
+        put(out, "\"");
+    }
+}
+
+fn put_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    // A `Vec` takes everything.
+    let _ = write!(out, "{ip}");
 }
 
 #[cfg(test)]
@@ -163,7 +177,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    const CLIENT: Client<'_> = Client { cid: Cid(7), uid: "a\"b", device: "ios" };
+    const CLIENT: Client<'_> = Client { cid: Cid(7), uid: "a\"b", device: "ios", ip: None };
 
     fn written(write: impl FnOnce(&mut Vec<u8>)) -> serde_json::Value {
         let mut out = Vec::new();
@@ -214,6 +228,13 @@ mod tests {
             event("connect", Detail::None),
             json!({"type":"connect","client_id":"7","uid":"a\"b","device":"ios","node":200,"ts":5})
         );
+        for (ip, text) in [("192.0.2.1", "192.0.2.1"), ("2001:DB8:0::1", "2001:db8::1")] {
+            let client = Client { ip: ip.parse().ok(), ..CLIENT };
+            let event = written(|out| write_event(out, "connect", client, node, ts, Detail::None));
+            assert_eq!(event["ip"], json!(text));
+            let request = written(|out| write_request(out, MessageId(9), client, b"[1]"));
+            assert_eq!(request["from"]["ip"], json!(text));
+        }
         let subscribed = event("subscribe", Detail::Tags(&["x", "y"]));
         assert_eq!(subscribed["tags"], json!(["x", "y"]));
         assert_eq!(event("disconnect", Detail::Reason("idle"))["reason"], json!("idle"));

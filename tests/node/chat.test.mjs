@@ -10,8 +10,9 @@ let sockets;
 let seen;
 
 class FakeSocket {
-  constructor(url) {
+  constructor(url, protocols) {
     this.url = url;
+    this.protocols = protocols;
     this.sent = [];
     this.closed = null;
     sockets.push(this);
@@ -50,9 +51,11 @@ async function after(ms) {
   await settled();
 }
 
+const tokenOf = (url) => ({ url, protocols: ["ws-cluster", "q.eA"] });
+
 async function connected() {
   let count = 0;
-  const connection = new Connection(async () => `ws://node/${++count}`, on);
+  const connection = new Connection(async () => tokenOf(`ws://node/${++count}`), on);
   await settled();
   sockets[0].says({ type: "connect", code: 1, node: 7 });
   seen.length = 0;
@@ -80,7 +83,7 @@ test("what waits for an answer is told that the connection is lost", async () =>
   assert.deepEqual(await connection.request({}), { code: 0, msg: "not connected" });
 });
 
-test("it comes back later and later, each time with a fresh URL", async () => {
+test("it comes back later and later, each time with a fresh token", async () => {
   await connected();
   for (let attempt = 0; attempt < 9; attempt++) {
     sockets.at(-1).onclose({ code: 1006, reason: "" });
@@ -92,6 +95,7 @@ test("it comes back later and later, each time with a fresh URL", async () => {
     assert.equal(sockets.length, attempt + 1);
     await after(1);
     assert.equal(sockets.at(-1).url, `ws://node/${attempt + 2}`);
+    assert.deepEqual(sockets.at(-1).protocols, ["ws-cluster", "q.eA"]);
   }
   // A welcome resets the delay.
   sockets.at(-1).says({ type: "connect", code: 1, node: 7 });
@@ -130,7 +134,7 @@ test("silence is asked about, and not waited for", async () => {
 });
 
 test("a handshake that takes too long is given up", async () => {
-  new Connection(async () => "ws://node", on);
+  new Connection(async () => tokenOf("ws://node"), on);
   await settled();
   await after(10_000);
   assert.equal(sockets[0].closed, 1000);
@@ -152,7 +156,7 @@ test("the kicked and the refused do not come back", async () => {
 });
 
 test("a token page that is away is asked again", async () => {
-  const answers = [new TypeError("failed to fetch"), "ws://node"];
+  const answers = [new TypeError("failed to fetch"), tokenOf("ws://node")];
   const token = async () => {
     const answer = answers.shift();
     if (answer instanceof Error) throw answer;
@@ -171,7 +175,7 @@ test("closed is closed", async () => {
   await after(60_000);
   assert.equal(sockets.length, 1);
   // Also while it waits for its token.
-  new Connection(async () => "ws://node", on).close();
+  new Connection(async () => tokenOf("ws://node"), on).close();
   await settled();
   assert.equal(sockets.length, 1);
 });

@@ -30,8 +30,11 @@ test("the contract's vector", async () => {
   const vector = "fc693ec296eeb192fb6458696cdcdbabb265af8ab51ac61badcd7a8bb45ffae9";
   assert.equal(canonical(params), "pid=1&type=1&uid=u%201");
   assert.equal(await sign("dev-secret", `/ws/connect\n${canonical(params)}`), vector);
-  const target = `/ws/connect?pid=1&type=1&uid=u%201&sign=${vector}`;
-  assert.equal(await connectTarget(params, "dev-secret"), target);
+  const { path, protocols } = await connectTarget(params, "dev-secret");
+  assert.deepEqual([path, protocols.length, protocols[0]], ["/ws/connect", 2, "ws-cluster"]);
+  assert.match(protocols[1], /^q\.[A-Za-z0-9_-]+$/);
+  const query = Buffer.from(protocols[1].slice(2), "base64url").toString();
+  assert.equal(query, `pid=1&type=1&uid=u%201&sign=${vector}`);
 });
 
 test("reserved characters are encoded, unreserved ones are not", () => {

@@ -165,6 +165,7 @@ class Server:
 
     def url(self, uid="u1", secret=SECRET, **params):
         host, port = self.ws
+        host = f"[{host}]" if ":" in host else host
         query = signed("/ws/connect", self.connect_params(uid, **params), secret)
         return f"ws://{host}:{port}/ws/connect?{query}"
 
@@ -378,9 +379,12 @@ class Client:
 class Raw:
     """A TCP connection, for things that a proper client does not do."""
 
-    def __init__(self, address, timeout=PATIENCE, receive_buffer=None):
-        self.socket = socket.socket()
+    def __init__(self, address, timeout=PATIENCE, receive_buffer=None, source=None):
+        is_ipv6 = ":" in address[0]
+        self.socket = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
         self.socket.settimeout(timeout)
+        if source:
+            self.socket.bind((source, 0))
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(address)

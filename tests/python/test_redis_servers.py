@@ -110,7 +110,8 @@ def test_a_request_crosses_nodes_and_so_does_its_answer(nodes):
             for number in range(50):
                 request(ann, {"n": number}, str(number))
                 asked = answer_one(server)
-                assert asked["from"] == {"client_id": ann.cid, "uid": "ann", "device": "web"}
+                ann_is = {"client_id": ann.cid, "uid": "ann", "device": "web", "ip": "127.0.0.1"}
+                assert asked["from"] == ann_is
                 answer = ann.json()
                 assert answer == {"type": "response", "id": str(number), "code": 1, "data": {"n": number}}
         eventually(lambda: json.loads(bob.ask({"type": "request", "data": 1}))["msg"] == "no server", "none")

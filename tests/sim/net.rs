@@ -5,7 +5,7 @@ mod sending;
 mod servers;
 mod sockets;
 
-use super::business::{Business, Said, Server, random_events};
+use super::business::{Business, Said, Server, ip_of, random_events};
 use super::checks::{Owed, Receiver, WallClock};
 use super::model::{Model, Person, Push};
 use super::{Rng, Simulation, now_of};
@@ -345,7 +345,8 @@ impl Node {
         let now = self.now();
         let core = &mut self.workers[worker];
         let project = ProjectId(project as u32);
-        let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
+        let (session_exp, ip) = (0, ip_of(uid));
+        let identity = Identity { project, uid, device, tags: &tags, session_exp, role, ip };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", now);
         assert!(core.slots.insert(key.slot, cid).is_none(), "slot {} is taken", key.slot);
         assert!(key.generation > core.generation, "a generation was given out twice");

@@ -129,6 +129,7 @@ fn crowd() -> Worker {
             tags: &[&tag],
             session_exp: 0,
             role: Role::Client,
+            ip: None,
         };
         worker.handle_connect(identity, b"", NOW);
         worker.seal(&mut sealed);

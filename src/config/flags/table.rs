@@ -84,6 +84,11 @@ groups! {
             .more(", see [Addresses](#addresses)");
         HTTP_BIND = ip("http_bind").computed("that of --bind")
             .help("the IP address of the HTTP port, if it differs");
+        TRUSTED_PROXIES = Flag::free("trusted_proxies", "NETWORKS")
+            .help("proxies in front of these two ports, as IP networks separated by commas, e.g. \
+                10.0.0.0/8,::1: a client's address is what they report, with the PROXY protocol or \
+                X-Forwarded-For")
+            .more(", see [The client's address](proxies.md#the-clients-address)");
         PROMETHEUS_PORT = Flag::port("prometheus_port").default("9091")
             .help("the port of the Prometheus metrics");
         PPROF_PORT = Flag::port("pprof_port").default("6060")

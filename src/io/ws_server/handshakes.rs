@@ -7,6 +7,7 @@ use crate::state::subscriptions::Interest;
 use crate::types::MonotonicMs;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 /// Maximum memory of the requests of all handshakes together, as allocated.
@@ -17,6 +18,8 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) struct Handshake {
     pub(super) fd: OwnedFd,
     pub(super) generation: u32,
+    /// The address of its peer, which may be a proxy.
+    pub(super) peer: Option<IpAddr>,
     deadline: MonotonicMs,
     received: Vec<u8>,
     /// The request is complete, and the queue must confirm something first.
@@ -52,7 +55,7 @@ impl Handshakes {
     /// Adds an incomplete one and returns its index.
     pub(super) fn insert(
         &mut self,
-        fd: OwnedFd,
+        (fd, peer): (OwnedFd, Option<IpAddr>),
         received: Vec<u8>,
         deadline: MonotonicMs,
     ) -> usize {
@@ -60,7 +63,8 @@ impl Handshakes {
         self.bytes += received.capacity();
         let generation = self.generation;
         let is_waiting = false;
-        let index = self.table.insert(Handshake { fd, generation, deadline, received, is_waiting });
+        let handshake = Handshake { fd, generation, peer, deadline, received, is_waiting };
+        let index = self.table.insert(handshake);
         let (table, live) = (&self.table, self.table.len());
         let is_current = |index, generation| is_half_open(table, index, generation);
         self.by_age.push((index, u64::from(generation)), live, is_current);
@@ -160,7 +164,7 @@ mod tests {
     fn the_oldest_makes_way_and_memory_is_counted_as_allocated() {
         let mut all = Handshakes::default();
         let deadline = MonotonicMs::new(9);
-        let socket = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let socket = || (OwnedFd::from(File::open("/dev/null").unwrap()), None);
         let indexes: Vec<usize> =
             (0..3).map(|_| all.insert(socket(), Vec::new(), deadline)).collect();
         assert_eq!(all.surplus(3), None);

@@ -79,7 +79,7 @@ impl WsServer {
                 true => refuse(503, "the queue did not confirm a subscription in time: try again"),
                 false => refuse(408, "the request was not complete within --handshake_timeout_ms"),
             };
-            self.refuse_handshake(handshake.fd, &error);
+            self.refuse_handshake(handshake.fd, handshake.peer, &error);
         }
         self.end_surplus();
     }

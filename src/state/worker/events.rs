@@ -36,7 +36,8 @@ impl Worker {
         }
         let mut text = std::mem::take(&mut self.event_text);
         let device = self.directory.device(connection.group);
-        let client = Client { cid: connection.cid, uid: &connection.uid, device };
+        let ip = connection.ip(&self.addresses);
+        let client = Client { cid: connection.cid, uid: &connection.uid, device, ip };
         let name = name_of(kind);
         let (node, ts) = (self.config.settings.node, self.now.wall);
         server_message::write_event(&mut text, name, client, node, ts, detail);

@@ -5,13 +5,14 @@ use super::sweep::{CLOSES_PER_SLICE, VISITS_PER_SLICE};
 use super::{Identity, Role, Worker};
 use crate::state::batch::CloseRequest;
 use crate::state::broker::user_hash;
-use crate::state::connection::{CloseCause, Connection, NONE, Phase};
-use crate::state::counters::CLOSE_CAUSES;
+use crate::state::connection::{CloseCause, Connection, NONE};
+use crate::state::counters::{CLOSE_CAUSES, RecentConnect};
 use crate::state::projects::ProjectId;
 use crate::state::subscriptions::{BrokerRequest, Listener};
 use crate::types::{Cid, ConnKey, EventSet, Now, SnowflakeClock};
 use crate::wire::message;
 use crate::wire::server_message::Detail;
+use compact_str::CompactString;
 
 /// Progress of closing connections whose ids an earlier run may have issued.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +36,16 @@ impl Worker {
         let cid = Cid(self.ids.next(now.wall, &self.config.incarnation));
         let heard_ms = self.heard_ms();
         let Identity { project, uid, role, .. } = identity;
-        let connection = Connection::new(cid, self.generation, project.0, uid, heard_ms);
+        let mut connection = Connection::new(cid, self.generation, project.0, uid, heard_ms);
+        connection.visit_epoch = self.visit_epoch;
+        connection.last_frame = self.sweep.frame_clock();
+        if role != Role::Client {
+            connection.set_server();
+        }
+        if let Some(ip) = identity.ip {
+            connection.set_ip(ip, &mut self.addresses);
+        }
         let slot = self.connections.insert(connection) as u32;
-        self.connections[slot as usize].visit_epoch = self.visit_epoch;
-        self.connections[slot as usize].is_server = role != Role::Client;
-        self.connections[slot as usize].last_frame = self.sweep.frame_clock();
         self.sweep.handle_connect(slot);
         self.subscriptions.join(project, listener(role, uid));
         self.set_session_exp(slot, identity.session_exp);
@@ -49,6 +55,8 @@ impl Worker {
         }
         let counters = &self.config.counters;
         counters.connects.add(1);
+        let (at, uid) = (now.wall, CompactString::new(uid));
+        counters.recent.add(RecentConnect { at, cid, project, uid, ip: identity.ip });
         counters.connections.add(1);
         self.count_in_project(slot, |open| open + 1);
         match role {
@@ -132,9 +140,8 @@ impl Worker {
                 return;
             }
             let connection = self.connections.get(slot);
-            let is_used = |one: &Connection| {
-                one.phase == Phase::Open && SnowflakeClock::ms_of(one.cid.0) <= used_ms
-            };
+            let is_used =
+                |one: &Connection| one.is_open() && SnowflakeClock::ms_of(one.cid.0) <= used_ms;
             if connection.is_some_and(is_used) {
                 closes -= 1;
                 // Spreads the reconnects over a second.
@@ -152,14 +159,14 @@ impl Worker {
     /// Removes a connection from the directory and requests its close after its queued output.
     pub(super) fn close(&mut self, slot: u32, cause: CloseCause) {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.phase == Phase::Closing {
+        if !connection.is_open() {
             return;
         }
-        connection.phase = Phase::Closing;
+        connection.set_closing();
         let place = connection.outbox.as_mut().and_then(|outbox| outbox.place.take());
         let session = (u64::from(connection.session_exp), slot, connection.generation);
         self.sessions.remove(&session);
-        let is_server = connection.is_server;
+        let is_server = connection.is_server();
         place.into_iter().for_each(|place| self.leave_place(place));
         // Business servers that receive the event may need room: a connection closed for that is
         // closed after this one, and finds this one gone from the directory.
@@ -183,7 +190,7 @@ impl Worker {
         let Some(project) = self.config.counters.projects.get(connection.project as usize) else {
             return;
         };
-        let open = if connection.is_server { &project.servers } else { &project.clients };
+        let open = if connection.is_server() { &project.servers } else { &project.clients };
         open.set(change(open.value()));
     }
 

@@ -4,7 +4,7 @@ use super::Worker;
 use crate::state::batch::{Batch, Sealed};
 use crate::state::budget::{Budget, HeldFrame};
 use crate::state::by_size::SizePlace;
-use crate::state::connection::{CloseCause, Connection, NONE, Phase};
+use crate::state::connection::{CloseCause, Connection, NONE};
 use crate::state::counters::{Drop, Shed};
 use crate::state::outbox::{Load, Outbox};
 use crate::state::rest::Rest;
@@ -37,13 +37,14 @@ impl Worker {
     /// connection is about to be closed as slow.
     pub fn handle_outbox_written(&mut self, slot: u32, written: usize) -> bool {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return false };
+        let is_open = connection.is_open();
         let Some(outbox) = connection.outbox.as_deref_mut() else { return false };
         self.config.counters.deliveries.add(outbox.advance(written));
         outbox.was_tried = true;
         // The outbox of a connection waiting for its close stays: nothing may overtake it.
-        let waits_for_close = outbox.is_shed() && connection.phase == Phase::Open;
+        let waits_for_close = outbox.is_shed() && is_open;
         let is_empty = outbox.is_empty() && !waits_for_close;
-        let has_backlog = is_empty && connection.is_server;
+        let has_backlog = is_empty && connection.is_server();
         if is_empty && let Some(outbox) = connection.outbox.take() {
             self.forget_outbox(&outbox);
         } else {
@@ -105,8 +106,9 @@ impl Worker {
     /// connections whose socket had its turn.
     pub(super) fn reorder(&mut self, slot: u32) {
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let is_open = connection.is_open();
         let Some(outbox) = connection.outbox.as_deref_mut() else { return };
-        let is_in_order = outbox.may_be_shed() && connection.phase == Phase::Open;
+        let is_in_order = outbox.may_be_shed() && is_open;
         let size = outbox.size();
         match outbox.place.take() {
             Some(place) if is_in_order && place.fits(size) => outbox.place = Some(place),
@@ -296,12 +298,12 @@ impl Worker {
         for (slot, connection) in &self.connections {
             let Some(outbox) = &connection.outbox else { continue };
             count(outbox);
-            let is_in_order = outbox.may_be_shed() && connection.phase == Phase::Open;
+            let is_in_order = outbox.may_be_shed() && connection.is_open();
             assert_eq!(outbox.place.is_some(), is_in_order);
             assert!(outbox.place.is_none_or(|place| place.fits(outbox.size())));
             in_order += usize::from(is_in_order);
             let key = ConnKey { slot: slot as u32, generation: connection.generation };
-            let waits_for_close = outbox.is_shed() && connection.phase == Phase::Open;
+            let waits_for_close = outbox.is_shed() && connection.is_open();
             assert!(!waits_for_close || self.shed.contains(&key), "nobody closes it");
         }
         assert_eq!(in_order, self.by_size.len());

@@ -1,7 +1,6 @@
 //! Requests of this worker's clients: each is sent to one business server and answered once.
 
 use super::Worker;
-use crate::state::connection::Phase;
 use crate::state::counters::{Answered, LostAnswer};
 use crate::state::projects::ProjectId;
 use crate::state::servers::{Choice, Load};
@@ -281,8 +280,8 @@ impl Worker {
         let (server, project) = (waiting.server, waiting.project);
         let pid = self.config.projects.get(project).map_or("", |project| &project.pid);
         let device = self.directory.device(client.group);
-        let (uid, data) = (&*client.uid, &*waiting.data);
-        let request = Request { id, server, client: client.cid, pid, uid, device, data };
+        let (uid, ip, data) = (&*client.uid, client.ip(&self.addresses), &*waiting.data);
+        let request = Request { id, server, client: client.cid, pid, uid, device, ip, data };
         let mut parcel = Vec::with_capacity(data.len() + 256);
         request.encode(self.sender(), &mut parcel);
         if self.registry.is_here(server) {
@@ -415,8 +414,7 @@ impl Worker {
 
     fn is_there(&self, client: ConnKey) -> bool {
         let connection = self.connections.get(client.slot as usize);
-        connection
-            .is_some_and(|one| one.generation == client.generation && one.phase == Phase::Open)
+        connection.is_some_and(|one| one.generation == client.generation && one.is_open())
     }
 
     fn count_limited(&self, project: ProjectId, full: Full) {

@@ -291,7 +291,7 @@ impl Worker {
     }
 
     fn handle_request(&mut self, request: &Request<'_>) {
-        let Request { id, server, client, pid, uid, device, data } = *request;
+        let Request { id, server, client, pid, uid, device, ip, data } = *request;
         let Some((project, _)) = self.config.projects.find(pid) else { return };
         let deadline =
             self.awake() + self.config.settings.times.request_timeout_ms + FORGET_AFTER_MS;
@@ -309,7 +309,7 @@ impl Worker {
         self.own_servers.deadlines.insert((deadline, server, id));
         let (slot, is_known) = (own.slot, own.unknown_to == 0);
         self.note(Note::Put(id));
-        let from = Client { cid: client, uid, device };
+        let from = Client { cid: client, uid, device, ip };
         if is_known && self.connections[slot as usize].outbox.is_none() {
             let frame =
                 self.open.add_text(|out| server_message::write_request(out, id, from, data));

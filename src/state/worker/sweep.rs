@@ -2,7 +2,7 @@
 
 use super::Worker;
 use super::gone::ANSWERS_PER_SLICE;
-use crate::state::connection::{CloseCause, NONE, Phase};
+use crate::state::connection::{CloseCause, NONE};
 use crate::types::{MonotonicMs, Now, WallMs};
 use fastwebsockets::OpCode;
 
@@ -301,7 +301,7 @@ impl Worker {
         let (is_echo, calm_ms) = (self.config.settings.echo, self.calm_ms());
         let idle_timeout_ms = self.config.settings.times.idle_timeout_ms;
         let Some(connection) = self.connections.get_mut(slot as usize) else { return };
-        if connection.phase != Phase::Open {
+        if !connection.is_open() {
             return;
         }
         if self.visit_epoch.wrapping_sub(connection.visit_epoch) > OLD_EPOCHS {
@@ -315,7 +315,7 @@ impl Worker {
             return;
         };
         if silent_ms >= idle_timeout_ms {
-            let may_answer = connection.pinged || is_echo;
+            let may_answer = connection.is_pinged() || is_echo;
             // It leaves its output unread, so that its input is not read.
             if may_answer && (self.leaves_unread(slot) || !has_unread(slot)) {
                 slice.closes -= 1;
@@ -332,7 +332,7 @@ impl Worker {
         let quiet_ms = self.sweep.quiet_ms(connection.last_frame);
         let is_quiet =
             quiet_ms >= interval_ms + calm_ms || self.sweep.is_early(slot, quiet_ms, interval_ms);
-        let is_doubtful = silent_ms >= idle_timeout_ms / 2 && !connection.pinged;
+        let is_doubtful = silent_ms >= idle_timeout_ms / 2 && !connection.is_pinged();
         if (is_quiet || is_doubtful) && !is_echo {
             slice.pings -= 1;
             self.ping(slot, slice);
@@ -343,7 +343,7 @@ impl Worker {
         if slice.ping_frame == NONE {
             slice.ping_frame = self.open.add_frame(OpCode::Ping, b"");
         }
-        self.connections[slot as usize].pinged = true;
+        self.connections[slot as usize].set_pinged(true);
         self.owe(slot, slice.ping_frame);
     }
 

@@ -43,7 +43,8 @@ struct Rig {
 }
 
 fn client(uid: &str, session_exp: u64) -> Identity<'_> {
-    Identity { project: ProjectId(0), uid, device: "", tags: &[], session_exp, role: Role::Client }
+    let (project, role) = (ProjectId(0), Role::Client);
+    Identity { project, uid, device: "", tags: &[], session_exp, role, ip: None }
 }
 
 impl Rig {
@@ -122,6 +123,7 @@ impl Rig {
             tags: &[],
             session_exp: 0,
             role: Role::Server(EventSet::ALL),
+            ip: None,
         };
         let (key, _) = self.worker.handle_connect(identity, b"", NOW);
         self.flush();

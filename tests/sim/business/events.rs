@@ -1,6 +1,6 @@
 //! Events of clients that business servers must receive.
 
-use super::Told;
+use super::{Told, ip_of};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use ws_cluster::types::EventSet;
@@ -59,6 +59,9 @@ impl Events {
             "type": name_of(kind), "client_id": cid.to_string(), "uid": history.uid,
             "device": history.device, "node": history.node,
         });
+        if let Some(ip) = ip_of(&history.uid) {
+            said["ip"] = json!(ip);
+        }
         if let Some((member, value)) = detail {
             said[member] = value;
         }

@@ -1,6 +1,6 @@
 //! Requests: who sent them, who received them, and their outcomes.
 
-use super::{Business, Profile};
+use super::{Business, Profile, ip_of};
 use crate::rng::Rng;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -197,11 +197,13 @@ impl Requests {
         }
         let server = server.cid;
         let request = &mut self.all[number];
+        let ip = ip_of(&request.uid).map(|ip| format!(r#","ip":"{ip}""#));
         let from = format!(
-            r#"{{"client_id":"{}","uid":{},"device":{}}}"#,
+            r#"{{"client_id":"{}","uid":{},"device":{}{}}}"#,
             request.client,
             Value::from(&*request.uid),
-            Value::from(&*request.device)
+            Value::from(&*request.device),
+            ip.unwrap_or_default()
         );
         let data = &request.data;
         let expected = format!(r#"{{"type":"request","id":"{id}","from":{from},"data":{data}}}"#);

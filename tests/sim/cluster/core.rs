@@ -4,7 +4,7 @@
 use super::servers::{PendingPush, Socket};
 use super::truth::Truth;
 use super::{DEVICES, History, Model, Owed, Person, Push, Receiver, UIDS, World};
-use crate::business::SentPush;
+use crate::business::{SentPush, ip_of};
 use crate::checks::{WallClock, take_rest};
 use crate::now_of;
 use serde_json::json;
@@ -150,7 +150,8 @@ impl SimWorker {
         let project = ProjectId(guest.project as u32);
         let tags: Vec<&str> = guest.tags.iter().map(String::as_str).collect();
         let (uid, device, role) = (guest.uid, guest.device, guest.role);
-        let identity = Identity { project, uid, device, tags: &tags, session_exp: 0, role };
+        let (session_exp, ip) = (0, ip_of(uid));
+        let identity = Identity { project, uid, device, tags: &tags, session_exp, role, ip };
         match self.worker.admit(&identity) {
             Admission::Now => {}
             Admission::After(interest) => return self.waiting.push((interest, guest)),

@@ -8,15 +8,19 @@ use crate::ops::metrics::{self, Value, process};
 use crate::ops::node_view::NodeView;
 use crate::state::counters::{
     Answered, CLOSE_CAUSES, Counters, DURATION_BOUNDS, Drop, HttpCounters, LATENCY_BOUNDS_US,
-    Latencies, PAUSE_BOUNDS_US, Pauses,
+    Latencies, PAUSE_BOUNDS_US, Pauses, RecentConnect,
 };
 use crate::types::NodeId;
 use serde::{Serialize, Serializer};
-use std::net::SocketAddr;
+use std::cmp::Reverse;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 
 /// Projects that the page shows by name.
 const PROJECTS_BY_NAME: usize = 20;
+
+/// Connections that the page lists as those that opened last.
+const RECENT: usize = 8;
 
 /// Reads everything that the page shows; nothing else does.
 pub(super) fn snapshot(view: &NodeView) -> serde_json::Result<Vec<u8>> {
@@ -51,6 +55,8 @@ struct Snapshot<'a> {
     queue: QueueState,
     nodes: Vec<NodeState>,
     projects: Vec<ProjectConnections<'a>>,
+    /// The connections that opened last, the newest first.
+    recent: Vec<Recent<'a>>,
 }
 
 #[derive(Serialize)]
@@ -101,6 +107,16 @@ struct ProjectConnections<'a> {
     pid: &'a str,
     clients: u64,
     servers: u64,
+}
+
+#[derive(Serialize)]
+struct Recent<'a> {
+    ts: u64,
+    client_id: String,
+    pid: &'a str,
+    uid: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip: Option<IpAddr>,
 }
 
 /// An object whose members are named by a table, in its order.
@@ -165,8 +181,21 @@ impl<'a> Snapshot<'a> {
             projects: projects
                 .map(|(clients, servers, pid)| ProjectConnections { pid, clients, servers })
                 .collect(),
+            recent: recent(shared),
         }
     }
+}
+
+fn recent(shared: &Shared) -> Vec<Recent<'_>> {
+    let mut recent: Vec<RecentConnect> =
+        shared.counters.iter().flat_map(|worker| worker.recent.list()).collect();
+    recent.sort_by_key(|one| Reverse(one.cid));
+    let listed = recent.into_iter().take(RECENT).filter_map(|one| {
+        let RecentConnect { at, cid, project, uid, ip } = one;
+        let pid = &*shared.projects.get(project)?.pid;
+        Some(Recent { ts: at.value(), client_id: cid.to_string(), pid, uid: uid.into(), ip })
+    });
+    listed.collect()
 }
 
 /// Returns the nodes that this node currently hears.

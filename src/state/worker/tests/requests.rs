@@ -25,7 +25,8 @@ impl Rig {
 
     fn connect_to(&mut self, project: u32, role: Role) -> u32 {
         let project = ProjectId(project);
-        let identity = Identity { project, uid: "u", device: "", tags: &[], session_exp: 0, role };
+        let (uid, device) = ("u", "");
+        let identity = Identity { project, uid, device, tags: &[], session_exp: 0, role, ip: None };
         let slot = self.worker.handle_connect(identity, b"", NOW).0.slot;
         self.flush();
         slot

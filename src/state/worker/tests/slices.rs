@@ -80,6 +80,7 @@ impl Crowd {
             tags: &names.iter().map(|name| &**name).collect::<Vec<_>>(),
             session_exp: 0,
             role: Role::Client,
+            ip: None,
         };
         let (ConnKey { slot, generation }, _) = self.rig.worker.handle_connect(identity, b"", NOW);
         self.here.insert(slot, generation);

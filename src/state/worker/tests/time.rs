@@ -284,6 +284,7 @@ fn an_answer_or_a_close_ends_the_wait_of_a_batch() {
         tags: &[],
         session_exp: 0,
         role: Role::Client,
+        ip: None,
     };
     rig.worker.handle_connect(identity, b"", NOW + 10_000);
     assert!(!rig.worker.may_wait(), "a welcome waits");

@@ -1,7 +1,7 @@
 // The contents of the live page: its charts, the large figures and the tables.
 
 import { Chart, Sparkline, element } from "./chart.js";
-import { duration, LATENCY_SECONDS, units } from "./figures.js";
+import { clock, duration, LATENCY_SECONDS, units } from "./figures.js";
 
 const byId = (id) => document.getElementById(id);
 
@@ -209,6 +209,7 @@ export class Panels {
       this.#showNodes(snapshot);
       this.#showWorkers(snapshot, history, ms);
       showProjects(snapshot);
+      showRecent(snapshot);
       showRequests(snapshot, values);
     }
     document.querySelectorAll("#tables table").forEach(nameCells);
@@ -326,6 +327,13 @@ function showProjects({ projects }) {
     tableRow(pid, units.count(clients), units.count(servers)),
   );
   byId("projects").replaceChildren(...rows);
+}
+
+function showRecent({ recent = [] }) {
+  const rows = recent.map(({ ts, ip = "unknown", pid, uid, client_id }) =>
+    tableRow(clock(ts), ip, pid, uid, client_id),
+  );
+  byId("recent").replaceChildren(...rows);
 }
 
 function showRequests({ requests, handshakes }, values) {
