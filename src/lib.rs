@@ -2,6 +2,7 @@
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod commands;
 pub mod config;
 pub mod io;
 pub mod node;

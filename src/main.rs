@@ -1,4 +1,4 @@
-//! The program: resolves the configuration and calls [`ws_cluster::node::run`].
+//! The program: runs a command, or resolves the configuration and calls [`ws_cluster::node::run`].
 
 #![warn(clippy::unwrap_used, clippy::expect_used)]
 
@@ -10,7 +10,8 @@ use std::time::Duration;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
-use ws_cluster::config::{Config, Exit, log_format};
+use ws_cluster::commands::{self, Environment, Output};
+use ws_cluster::config::{Arguments, Command, Config, Exit, log_format};
 use ws_cluster::io::sys;
 use ws_cluster::io::threads::StartError;
 use ws_cluster::node::{self, Addresses, Needs};
@@ -30,20 +31,28 @@ fn main() -> ExitCode {
     let env = |name: &str| std::env::var_os(name).map(text);
     let variables: Vec<(String, String)> =
         std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-    let config = match Config::from_args(&args, &env) {
+    let arguments = match Arguments::parse(&args) {
+        Ok(arguments) => arguments,
+        Err(exit) => return end(exit, log_format(&args, &env)),
+    };
+    if arguments.command() != Command::Serve {
+        let environment = Environment { get: &env, all: &variables };
+        return match commands::run(&arguments, environment) {
+            Ok(Output { text, code }) => print(&text, code, log_format(&args, &env)),
+            Err(exit) => end(exit, log_format(&args, &env)),
+        };
+    }
+    match Config::of(&arguments, &env) {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
-            if let Some(text) = config.printed() {
-                return print(&text, 0, config.logs.format);
-            }
-            config
+            serve(config)
         }
-        Err(Exit::Error(why)) => {
-            logs::fail(log_format(&args, &env), None, &why);
-            return ExitCode::from(Exit::Error(why).code());
-        }
-        Err(exit) => return print(&exit.to_string(), exit.code(), log_format(&args, &env)),
-    };
+        Err(exit) => end(exit, log_format(&args, &env)),
+    }
+}
+
+/// Runs a node.
+fn serve(config: Config) -> ExitCode {
     // Before the first thread, which is the log's.
     if let Err(error) = sys::block_signals() {
         return fail(&config, &format!("signals cannot be blocked: {error}"));
@@ -74,6 +83,18 @@ fn main() -> ExitCode {
     drop(reporter);
     logs.flush(LAST_WORDS);
     code
+}
+
+/// Ends the program without a configuration.
+fn end(exit: Exit, format: Format) -> ExitCode {
+    let code = exit.code();
+    match exit {
+        Exit::Output(text) => print(&text, code, format),
+        Exit::Error(why) => {
+            logs::fail(format, None, &why);
+            ExitCode::from(code)
+        }
+    }
 }
 
 fn report(config: &Config) -> io::Result<Option<Reporter>> {

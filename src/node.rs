@@ -6,10 +6,12 @@ mod lifecycle;
 mod machine;
 mod memory_watch;
 mod ports;
+pub mod preflight;
 
 pub use error::{Needs, NodeError};
 pub use first_push::first_push;
-pub use ports::Addresses;
+pub use machine::Machine;
+pub use ports::{Addresses, PortState};
 
 use crate::config::Config;
 use crate::io::broker::driver::{Driver, Host};
@@ -27,14 +29,12 @@ use crate::io::transport::Carrier;
 use crate::io::worker_context::WorkerContext;
 use crate::io::ws_server::WsServer;
 use crate::io::{clock, sys, threads};
-use crate::ops::logs::timestamp;
 use crate::ops::otel::Exporter;
 use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::settings::RedisSettings;
 use crate::state::{QueueNeeds, Worker, WorkerConfig};
-use crate::types::{SnowflakeClock, WallMs};
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
@@ -71,15 +71,11 @@ enum News {
 /// table; all meet at a barrier; only then is anything opened of which other tables must have no
 /// copy.
 pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
-    check_clock(clock::wall())?;
-    let open_files = sys::raise_open_files();
-    let open_files = open_files.map_err(system("raising the limit of open files"))?;
     let needs = Needs::of(&config);
-    // Report once, before the first thread starts, what every thread would report.
-    Ring::probe().map_err(|error| needs.no_ring(error))?;
+    let open_files = preflight::check(&needs)?;
     let ports = Wanted::of(&config);
     let otel = config.otel.clone();
-    let shared = Arc::new(shared_of(config, open_files as usize).map_err(no_seeds())?);
+    let shared = Arc::new(shared_of(config, open_files).map_err(no_seeds())?);
     let (carriers, broker) = carriers(&shared).map_err(system("making eventfds"))?;
     let (news_sender, news) = mpsc::channel();
     // Plus main.
@@ -141,16 +137,6 @@ fn warn_of_open_files(shared: &Shared, needed_files: usize) {
     }
 }
 
-/// Fails if the clock is before the epoch of ids. Ids would be unique with any clock, but expiries
-/// and signatures would be checked against a wrong one, and ids of the next run would not follow
-/// those of this one.
-fn check_clock(now: WallMs) -> Result<(), NodeError> {
-    if now.value() >= SnowflakeClock::EPOCH_MS {
-        return Ok(());
-    }
-    Err(NodeError::Clock { now: timestamp::rfc3339(now.value()) })
-}
-
 /// Waits until all threads have everything they need.
 fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize), NodeError> {
     let mut needed_files = 0;
@@ -194,7 +180,7 @@ fn live(
                 next_look = Instant::now() + LOOK_EVERY;
                 if let Some(stuck) = pulses.iter_mut().find_map(Pulse::stuck_thread) {
                     // The thread cannot report the cause, but it may be visible from here.
-                    Ring::probe().map_err(|error| needs.no_ring(error))?;
+                    preflight::ring(needs)?;
                     return Err(NodeError::Stuck { thread: stuck });
                 }
             }

@@ -18,12 +18,13 @@ const MAX_TOOL_FUNCTION_LINES: usize = 120;
 
 /// The layer of each module of the root crate; a file imports its own layer or lower ones. Modules
 /// of one layer may import each other.
-const FLOORS: [(&str, u8); 8] = [
+const FLOORS: [(&str, u8); 9] = [
     ("types", 0),
     ("wire", 1),
     ("state", 2),
     ("io", 3),
     ("ops", 4),
+    ("commands", 5),
     ("config", 5),
     ("node", 5),
     ("main", 5),

@@ -4,9 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::DEV_SECRET;
 use super::flags::{self, Flag, PREFIX};
+use super::mistake::Mistake;
 use super::setting::Source;
-use super::{DEV_SECRET, Exit};
 use crate::state::projects::Projects;
 use crate::types::Env;
 use crate::wire::sign::{Secret, sign_hex};
@@ -29,15 +30,15 @@ pub(super) struct Binds {
 impl Binds {
     /// Resolves the addresses. Outside `prod` a node listens on this machine only unless --bind
     /// says otherwise: its built-in project has a published secret.
-    pub(super) fn resolve(from: &Source<'_>, env: Env) -> Result<Self, Exit> {
+    pub(super) fn resolve(from: &Source<'_>, env: Env) -> Self {
         let default = match env {
             Env::Prod => IpAddr::from([0, 0, 0, 0]),
             Env::Dev | Env::Test => IpAddr::from([127, 0, 0, 1]),
         };
-        let ws = Bind::resolve(from, &flags::BIND, default)?;
-        let own = Bind::resolve(from, &flags::HTTP_BIND, ws.ip)?;
+        let ws = Bind::resolve(from, &flags::BIND, default);
+        let own = Bind::resolve(from, &flags::HTTP_BIND, ws.ip);
         let http = if from.get(&flags::HTTP_BIND).text.is_some() { own } else { ws.clone() };
-        Ok(Self { ws, http })
+        Self { ws, http }
     }
 }
 
@@ -47,7 +48,7 @@ pub(super) fn warn_of_dev_secret(
     binds: [&Bind; 2],
     env: Env,
     projects: &Projects,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<Mistake>,
 ) {
     let known = sign_hex(&Secret::new(DEV_SECRET.as_bytes()), &[]);
     let is_known = |secret: &Secret| sign_hex(secret, &[]) == known;
@@ -62,20 +63,16 @@ pub(super) fn warn_of_dev_secret(
             bind.written(),
             project.pid,
             bind.name
-        ));
+        ).into());
     }
 }
 
 impl Bind {
-    pub(super) fn resolve(
-        from: &Source<'_>,
-        flag: &'static Flag,
-        default: IpAddr,
-    ) -> Result<Self, Exit> {
+    pub(super) fn resolve(from: &Source<'_>, flag: &'static Flag, default: IpAddr) -> Self {
         let setting = from.get(flag);
         let name = setting.name();
-        let Address(ip) = setting.parsed_or(Address(default))?;
-        Ok(Self { ip, name })
+        let Address(ip) = setting.parsed_or(Address(default));
+        Self { ip, name }
     }
 
     /// Returns the name and address as given.
@@ -189,7 +186,7 @@ mod tests {
             let warnings = config(line).warnings;
             assert_eq!(warnings.len(), usize::from(named.is_some()), "{warnings:?}");
             if let Some(named) = named {
-                assert!(warnings[0].starts_with(named), "{warnings:?}");
+                assert!(warnings[0].what.starts_with(named), "{warnings:?}");
             }
         }
     }

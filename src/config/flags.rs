@@ -1,19 +1,21 @@
 //! Flags. Each is declared once, in [`table`]; arguments, `--help`, the environment variables, the
 //! config file, `print-config` and the tables of docs/configuration.md are derived from it.
 
+mod commands;
 mod docs;
 mod help;
 mod table;
 
 use super::GIB;
 
+pub use commands::{COMMANDS, Command, CommandOption, CommandSpec};
 pub(super) use docs::size;
-pub(super) use help::help;
+pub(super) use help::{help, help_of};
 pub(super) use table::*;
 
 /// A setting of a node.
 #[derive(Debug)]
-pub(super) struct Flag {
+pub struct Flag {
     /// With underscores: it is the argument, the key in the config file, and in capitals after
     /// `WS_CLUSTER_` the variable.
     pub(super) name: &'static str,
@@ -32,6 +34,8 @@ pub(super) struct Flag {
     reload: Reload,
     /// Its value is never shown, and may be `file:` with the path of a file that holds it.
     pub(super) is_secret: bool,
+    /// All words that are values of it; empty if there are too many.
+    choices: &'static [&'static str],
 }
 
 /// What a reload of a running node, SIGHUP, does with a flag.
@@ -61,9 +65,14 @@ pub(super) enum ValueKind {
 }
 
 /// Flags that belong together.
-pub(super) struct FlagGroup {
-    pub(super) title: &'static str,
-    pub(super) flags: &'static [&'static Flag],
+pub struct FlagGroup {
+    pub title: &'static str,
+    pub flags: &'static [&'static Flag],
+}
+
+/// Returns all flags, by group.
+pub fn flag_groups() -> &'static [FlagGroup] {
+    GROUPS
 }
 
 /// Returns all flags.
@@ -83,8 +92,8 @@ pub(super) fn find(name: &str) -> Option<&'static Flag> {
 impl Flag {
     const fn new(name: &'static str, kind: ValueKind) -> Self {
         let (default, computed, help, more) = ("", "", "", "");
-        let reload = Reload::Restart;
-        Self { name, kind, default, computed, help, more, reload, is_secret: false }
+        let (reload, is_secret, choices) = (Reload::Restart, false, &[]);
+        Self { name, kind, default, computed, help, more, reload, is_secret, choices }
     }
 
     const fn number(name: &'static str, what: &'static str, min: u64, max: u64) -> Self {
@@ -125,6 +134,11 @@ impl Flag {
         Self { computed, ..self }
     }
 
+    /// Declares the words that are its values.
+    const fn choices(self, choices: &'static [&'static str]) -> Self {
+        Self { choices, ..self }
+    }
+
     const fn help(self, help: &'static str) -> Self {
         Self { help, ..self }
     }
@@ -138,13 +152,42 @@ impl Flag {
         Self { reload, ..self }
     }
 
+    /// Returns the word that stands for its value in a description; `None`: it may stand alone.
+    pub fn value_name(&self) -> Option<&'static str> {
+        match self.kind {
+            ValueKind::Number { .. } => Some("N"),
+            ValueKind::Size { .. } => Some("BYTES"),
+            ValueKind::Bool => Some("true|false"),
+            ValueKind::Switch => None,
+            ValueKind::Text { value, .. } | ValueKind::Free { value } => Some(value),
+        }
+    }
+
+    /// Returns the words that are its values; empty if there are too many to list.
+    pub fn value_words(&self) -> &'static [&'static str] {
+        match self.kind {
+            ValueKind::Bool | ValueKind::Switch => &["true", "false"],
+            _ => self.choices,
+        }
+    }
+
+    /// Returns its description for people: its purpose, bounds and default.
+    pub fn about(&self) -> String {
+        help::about(self)
+    }
+
+    /// Returns its purpose in a few words.
+    pub fn summary(&self) -> String {
+        self.help.split([';', ':', '(']).next().unwrap_or_default().trim().replace('`', "")
+    }
+
     /// Returns the name of its environment variable.
-    pub(super) fn variable(&self) -> String {
+    pub fn variable(&self) -> String {
         format!("{PREFIX}{}", self.name.to_ascii_uppercase())
     }
 
     /// Returns its name as an argument, which is also the one shown.
-    pub(super) fn argument(&self) -> String {
+    pub fn argument(&self) -> String {
         format!("--{}", self.name)
     }
 

@@ -7,11 +7,11 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::Exit;
 use super::arguments::Arguments;
 use super::flags;
+use super::mistake::Mistake;
 use super::setting::{Setting, Source};
-use crate::ops::logs::{FileSettings, Format};
+use crate::ops::logs::{FileSettings, Format, Rotate};
 
 /// What is logged, in which format, and where.
 #[derive(Debug, Clone)]
@@ -26,9 +26,9 @@ pub struct LogSettings {
 }
 
 impl LogSettings {
-    pub(super) fn resolve(from: &Source<'_>, warnings: &mut Vec<String>) -> Result<Self, Exit> {
-        let filter = resolve_filter(&from.get(&flags::LOG))?;
-        let format = from.get(&flags::LOG_FORMAT).parsed()?;
+    pub(super) fn resolve(from: &Source<'_>, warnings: &mut Vec<Mistake>) -> Self {
+        let filter = resolve_filter(&from.get(&flags::LOG));
+        let format = from.get(&flags::LOG_FORMAT).parsed(Format::Text);
         let path = from.get(&flags::LOG_PATH);
         let rotate = from.get(&flags::LOG_ROTATE);
         let max_bytes = from.get(&flags::LOG_MAX_BYTES);
@@ -37,16 +37,17 @@ impl LogSettings {
             let useless = [&rotate, &max_bytes, &keep].into_iter().find(|one| one.text.is_some());
             warnings.extend(useless.map(|one| {
                 let path = path.sibling(one, "/var/log/ws-cluster/ws-cluster.log");
-                format!("{} has no effect without a log file: use {path}, or omit it", one.name())
+                let what = "has no effect without a log file: use";
+                one.origin.mistake(format!("{} {what} {path}, or omit it", one.name()))
             }));
         }
-        let rotate = rotate.parsed()?;
+        let rotate = rotate.parsed(Rotate::Daily);
         // 0 means no limit, for those who leave rotation to logrotate.
         let max_bytes = match max_bytes.text.as_deref() {
             Some("0") => None,
-            _ => Some(max_bytes.size()?),
+            _ => Some(max_bytes.size()),
         };
-        let keep = keep.number()? as usize;
+        let keep = keep.number() as usize;
         let path_name = path.name();
         let file = path.text.map(|path| FileSettings {
             path: PathBuf::from(path),
@@ -54,7 +55,7 @@ impl LogSettings {
             max_bytes,
             keep,
         });
-        Ok(Self { filter, format, file, path_name })
+        Self { filter, format, file, path_name }
     }
 
     /// Returns the error text for an output that cannot be opened.
@@ -81,7 +82,7 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
     });
     let of_file = || {
         let arguments = Arguments::parse(args).ok()?;
-        Source::new(&arguments, env).ok()?.get(&flags::LOG_FORMAT).text
+        Source::new(&arguments, env).get(&flags::LOG_FORMAT).text
     };
     let of_env = || env(&flags::LOG_FORMAT.variable()).filter(|text| !text.is_empty());
     let text = given.next().or_else(of_env).or_else(of_file);
@@ -90,8 +91,15 @@ pub fn log_format(args: &[String], env: &dyn Fn(&str) -> Option<String>) -> Form
 
 /// Checks the filter. A word that is neither a level nor a pair would be taken for a target and
 /// mute everything else; so would an unknown target without a level.
-fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
-    let Some(text) = &setting.text else { return Ok(flags::LOG.default.into()) };
+fn resolve_filter(setting: &Setting<'_>) -> String {
+    let Some(text) = &setting.text else { return flags::LOG.default.into() };
+    check_filter(setting, text).unwrap_or_else(|what| {
+        setting.report(what);
+        flags::LOG.default.into()
+    })
+}
+
+fn check_filter(setting: &Setting<'_>, text: &str) -> Result<String, String> {
     let fix = "use a level (error, warn, info, debug, trace, off) or target=level pairs";
     let wrong = |why: &str| {
         let fix = format!("{fix}{why}");
@@ -119,7 +127,7 @@ fn resolve_filter(setting: &Setting<'_>) -> Result<String, Exit> {
         }
     }
     match EnvFilter::builder().parse(text) {
-        Ok(_) if has_level => Ok(text.clone()),
+        Ok(_) if has_level => Ok(text.to_owned()),
         Ok(_) => Ok(format!("{},{text}", flags::LOG.default)),
         Err(_) => Err(wrong("")),
     }
@@ -138,8 +146,12 @@ mod tests {
 
     fn resolve(text: &str) -> Result<String, String> {
         let arguments = Arguments::parse(&["--log".into(), text.into()]).unwrap();
-        let source = Source::new(&arguments, &|_| None).unwrap();
-        resolve_filter(&source.get(&flags::LOG)).map_err(|exit| exit.to_string())
+        let source = Source::new(&arguments, &|_| None);
+        let filter = resolve_filter(&source.get(&flags::LOG));
+        match source.mistakes().pop() {
+            Some(mistake) => Err(mistake.to_string()),
+            None => Ok(filter),
+        }
     }
 
     #[test]
@@ -159,7 +171,7 @@ mod tests {
             (",", "target=level pairs, e.g."),
         ] {
             let error = resolve(text).unwrap_err();
-            let start = format!("ws-cluster: --log '{text}' is not a log filter: use a level (");
+            let start = format!("--log '{text}' is not a log filter: use a level (");
             assert!(error.starts_with(&start) && error.contains(named), "{error}");
         }
         for text in ["off", "WARN", "info,ws_cluster=debug", "off,panic=error", "[a{b=1}]=debug, 3"]

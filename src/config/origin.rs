@@ -1,18 +1,15 @@
 //! Where a value was given, and how it is written there.
 
 use super::flags::Flag;
+use super::mistake::{Mistake, Place};
 use serde_json::Value;
 use std::fmt::Display;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
     Default,
-    /// The config file: its path, and the place in it.
-    File {
-        path: String,
-        line: usize,
-        column: usize,
-    },
+    /// A place in the config file.
+    File(Place),
     Environment,
     Argument,
 }
@@ -23,9 +20,7 @@ impl Origin {
         match self {
             Self::Default | Self::Argument => flag.argument(),
             Self::Environment => flag.variable(),
-            Self::File { path, line, column } => {
-                format!("{path}, line {line}, column {column}: {}", flag.name)
-            }
+            Self::File(place) => format!("{place}: {}", flag.name),
         }
     }
 
@@ -34,15 +29,22 @@ impl Origin {
         match self {
             Self::Default | Self::Argument => format!("{} {value}", flag.argument()),
             Self::Environment => format!("{}={value}", flag.variable()),
-            Self::File { .. } => line(flag, &value.to_string()),
+            Self::File(_) => line(flag, &value.to_string()),
         }
+    }
+
+    /// Returns the mistake of a value from here. The text may begin with [`Self::name`].
+    pub(super) fn mistake(&self, what: String) -> Mistake {
+        let Self::File(place) = self else { return what.into() };
+        let start = format!("{place}: ");
+        Mistake::at(place.clone(), what.strip_prefix(&start).unwrap_or(&what))
     }
 
     /// Returns the origin for a list of values and their origins.
     pub(super) fn source(&self, flag: &Flag) -> String {
         match self {
             Self::Default => "default".into(),
-            Self::File { path, line, .. } => format!("{path}, line {line}"),
+            Self::File(Place { file, line, .. }) => format!("{file}, line {line}"),
             Self::Environment => flag.variable(),
             Self::Argument => flag.argument(),
         }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::flags::GROUPS;
+use super::mistake::Mistake;
 use super::origin::line;
 use super::setting::Resolved;
 use serde_json::{Value, json};
@@ -39,7 +40,8 @@ fn print(one: &Resolved, text: &mut String) {
     let _ = writeln!(text, "{setting:COMMENT_COLUMN$} # {origin}{hidden}");
 }
 
-pub(super) fn as_json(resolved: &[Resolved], warnings: &[String]) -> String {
+pub(super) fn as_json(resolved: &[Resolved], warnings: &[Mistake]) -> String {
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     let settings = resolved.iter().map(|one| {
         let value = match (&one.value, one.is_hidden) {
             (None, true) => Some(HIDDEN),

@@ -2,12 +2,12 @@
 
 use std::str::FromStr;
 
-use super::Exit;
 use super::flags;
+use super::mistake::Mistake;
 use super::setting::Source;
 use crate::state::broker::MAX_MESSAGE_BYTES;
 use crate::state::settings::RedisSettings;
-use crate::types::Limits;
+use crate::types::{Limits, Routing};
 use crate::wire::redis_url::RedisUrl;
 
 /// What carries messages between nodes.
@@ -24,45 +24,49 @@ pub(super) fn resolve(
     from: &Source<'_>,
     workers: usize,
     limits: &Limits,
-    warnings: &mut Vec<String>,
-) -> Result<Option<RedisSettings>, Exit> {
-    let queue = from.get(&flags::QUEUE).parsed()?;
-    let url = resolve_redis(from, queue, warnings)?;
-    let prefix: Prefix = from.get(&flags::REDIS_PREFIX).parsed()?;
-    let queue_timeout_ms = from.get(&flags::QUEUE_TIMEOUT_MS).number()?;
-    let routing = from.get(&flags::ROUTING).parsed()?;
-    let broker_thread = resolve_broker_thread(from, workers)?;
+    warnings: &mut Vec<Mistake>,
+) -> Option<RedisSettings> {
+    let queue = from.get(&flags::QUEUE).parsed(Queue::Local);
+    let url = resolve_redis(from, queue, warnings);
+    let fallback = Prefix(flags::REDIS_PREFIX.default.into());
+    let Prefix(prefix) = from.get(&flags::REDIS_PREFIX).parsed(fallback);
+    let queue_timeout_ms = from.get(&flags::QUEUE_TIMEOUT_MS).number();
+    let routing = from.get(&flags::ROUTING).parsed(Routing::Project);
+    let broker_thread = resolve_broker_thread(from, workers);
     if queue == Queue::Local {
-        return Ok(None);
+        return None;
     }
-    check_sizes(limits)?;
-    Ok(Some(RedisSettings { url, prefix: prefix.0, queue_timeout_ms, routing, broker_thread }))
+    check_sizes(from, limits);
+    // Without a URL there is a mistake, and no node.
+    Some(RedisSettings { url: url?, prefix, queue_timeout_ms, routing, broker_thread })
 }
 
 /// Checks that Redis can carry everything that may be sent.
-fn check_sizes(limits: &Limits) -> Result<(), Exit> {
-    let sizes =
-        [("max_body_bytes", limits.body_bytes), ("max_message_bytes", limits.message_bytes)];
-    match sizes.into_iter().find(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
-        Some((flag, bytes)) => Err(Exit::Error(format!(
-            "--{flag} {bytes} is more than --queue redis carries in one message, \
-             {MAX_MESSAGE_BYTES} bytes: use e.g. --{flag} 16M"
-        ))),
-        None => Ok(()),
+fn check_sizes(from: &Source<'_>, limits: &Limits) {
+    let sizes = [
+        (&flags::MAX_BODY_BYTES, limits.body_bytes),
+        (&flags::MAX_MESSAGE_BYTES, limits.message_bytes),
+    ];
+    for (flag, bytes) in sizes.into_iter().filter(|(_, bytes)| *bytes > MAX_MESSAGE_BYTES) {
+        let setting = from.get(flag);
+        setting.report(format!(
+            "{} {bytes} is more than --queue redis carries in one message, {MAX_MESSAGE_BYTES} \
+             bytes: use e.g. {}",
+            setting.name(),
+            setting.written("16M")
+        ));
     }
 }
 
 /// Resolves the URL. Errors never quote it: a malformed URL may hold a password anywhere.
-fn resolve_redis(
-    from: &Source<'_>,
-    queue: Queue,
-    warnings: &mut Vec<String>,
-) -> Result<RedisUrl, Exit> {
-    let setting = from.secret(&flags::REDIS)?;
+fn resolve_redis(from: &Source<'_>, queue: Queue, warnings: &mut Vec<Mistake>) -> Option<RedisUrl> {
+    let setting = from.secret(&flags::REDIS);
     let name = setting.name();
     let text = setting.text.as_deref().unwrap_or(flags::REDIS.default);
-    let redis: RedisUrl =
-        text.parse().map_err(|error| Exit::Error(format!("{name} is not a Redis URL: {error}")))?;
+    let redis: Result<RedisUrl, _> = text.parse();
+    let redis = redis
+        .map_err(|error| setting.report(format!("{name} is not a Redis URL: {error}")))
+        .ok()?;
     match redis.password {
         // Displaying the URL shows its password as ***.
         Some(_) => setting.note(redis.to_string()),
@@ -76,24 +80,24 @@ fn resolve_redis(
         );
     }
     if queue == Queue::Local && setting.text.is_some() {
-        warnings.push(format!(
-            "{name} has no effect with --queue local: use --queue redis, or omit it"
-        ));
+        let what = "has no effect with --queue local: use --queue redis, or omit it";
+        warnings.push(setting.origin.mistake(format!("{name} {what}")));
     }
-    Ok(redis)
+    Some(redis)
 }
 
-fn resolve_broker_thread(from: &Source<'_>, workers: usize) -> Result<bool, Exit> {
+fn resolve_broker_thread(from: &Source<'_>, workers: usize) -> bool {
     let setting = from.get(&flags::BROKER_THREAD);
     let refused = format!(
         "{} needs a single worker, whose thread the broker shares, but there are {workers}: omit \
          it, or use --workers 1",
         setting.written("false")
     );
-    match setting.flag_or(workers > 1)? {
-        false if workers > 1 => Err(Exit::Error(refused)),
-        own => Ok(own),
+    let own = setting.flag_or(workers > 1);
+    if !own && workers > 1 && from.is_sound(&[&flags::WORKERS]) {
+        from.get(&flags::BROKER_THREAD).report(refused);
     }
+    own
 }
 
 impl FromStr for Queue {

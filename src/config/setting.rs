@@ -5,21 +5,26 @@ use std::fmt::Display;
 use std::fs;
 use std::str::FromStr;
 
+use super::GIB;
 use super::arguments::Arguments;
 use super::config_file::ConfigFile;
 use super::flags::{self, Flag, ValueKind};
+use super::mistake::Mistake;
 use super::origin::Origin;
 use super::variables::is_service_url;
-use super::{Exit, GIB};
 
 /// Where values come from: arguments take precedence over the environment, and that over the config
-/// file.
+/// file. What is wrong is collected here, and a default takes its place, so that one pass finds
+/// every mistake.
 pub(super) struct Source<'a> {
     arguments: &'a Arguments,
     env: &'a dyn Fn(&str) -> Option<String>,
     file: ConfigFile,
     /// The flags read so far; in the end every flag.
     resolved: RefCell<Vec<Resolved>>,
+    mistakes: RefCell<Vec<Mistake>>,
+    /// Flags whose values are replaced by their defaults.
+    unsound: RefCell<Vec<&'static str>>,
 }
 
 /// A flag's effective value, and its origin.
@@ -31,28 +36,49 @@ pub(super) struct Resolved {
     pub(super) origin: Origin,
     /// The value is not shown.
     pub(super) is_hidden: bool,
+    /// The value is in a file of its own.
+    pub(super) names_file: bool,
 }
 
 impl<'a> Source<'a> {
     /// Reads the config file if one is named.
-    pub(super) fn new(
-        arguments: &'a Arguments,
-        env: &'a dyn Fn(&str) -> Option<String>,
-    ) -> Result<Self, Exit> {
-        let (file, resolved) = (ConfigFile::default(), RefCell::default());
-        let mut source = Self { arguments, env, file, resolved };
-        let (path, origin) = {
+    pub(super) fn new(arguments: &'a Arguments, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        let mut source = Self {
+            arguments,
+            env,
+            file: ConfigFile::default(),
+            resolved: RefCell::default(),
+            mistakes: RefCell::default(),
+            unsound: RefCell::default(),
+        };
+        let (path, name) = {
             let setting = source.get(&flags::CONFIG);
-            (setting.text, setting.origin)
+            (setting.text.clone(), setting.name())
         };
         if let Some(path) = path {
-            source.file = ConfigFile::read(&path, &origin.name(&flags::CONFIG))?;
+            source.file = ConfigFile::read(&path, &name, &mut source.mistakes.borrow_mut());
         }
-        Ok(source)
+        source
     }
 
     pub(super) fn env(&self) -> &'a dyn Fn(&str) -> Option<String> {
         self.env
+    }
+
+    pub(super) fn report(&self, mistake: impl Into<Mistake>) {
+        self.mistakes.borrow_mut().push(mistake.into());
+    }
+
+    /// Returns whether all of these flags have the values that were given. What contradicts a
+    /// default that replaces a wrong value is no mistake of its own.
+    pub(super) fn is_sound(&self, flags: &[&'static Flag]) -> bool {
+        let unsound = self.unsound.borrow();
+        !flags.iter().any(|flag| unsound.contains(&flag.name))
+    }
+
+    /// Returns what is wrong, in the order in which it was found.
+    pub(super) fn mistakes(&self) -> Vec<Mistake> {
+        self.mistakes.borrow().clone()
     }
 
     pub(super) fn get(&self, flag: &'static Flag) -> Setting<'_> {
@@ -71,32 +97,21 @@ impl<'a> Source<'a> {
             Some(_) if flag.is_secret => (None, true),
             _ => (text.clone().or(default), false),
         };
-        let resolved = Resolved { flag, value, origin: origin.clone(), is_hidden };
+        let names_file = is_hidden && text.as_ref().is_some_and(|text| text.starts_with("file:"));
+        let resolved = Resolved { flag, value, origin: origin.clone(), is_hidden, names_file };
         self.resolved.borrow_mut().push(resolved);
         Setting { flag, text, origin, is_from_file: false, source: self }
     }
 
     /// Returns the value of a secret, which may be in a file of its own.
-    pub(super) fn secret(&self, flag: &'static Flag) -> Result<Setting<'_>, Exit> {
+    pub(super) fn secret(&self, flag: &'static Flag) -> Setting<'_> {
         let mut setting = self.get(flag);
         if let Some(path) = setting.text.as_deref().and_then(|text| text.strip_prefix("file:")) {
-            let name = setting.name();
-            let text = fs::read_to_string(path).map_err(|error| {
-                Exit::Error(format!(
-                    "{name}: the file {path} cannot be read: {error}; use file:/path with a file \
-                     that this user may read"
-                ))
-            })?;
-            let text = text.trim_end_matches(['\n', '\r']);
-            if text.is_empty() || text.contains(['\n', '\r']) {
-                return Err(Exit::Error(format!(
-                    "{name}: the file {path} must contain exactly one line, the value"
-                )));
-            }
-            setting.text = Some(text.to_owned());
+            let read = read_secret(&setting.name(), path);
+            setting.text = read.map_err(|what| setting.report(what)).ok();
             setting.is_from_file = true;
         }
-        Ok(setting)
+        setting
     }
 
     /// Returns every flag with its value, in the order of [`flags::all`].
@@ -106,6 +121,21 @@ impl<'a> Source<'a> {
         found.sort_by_key(|one| place(one.flag.name));
         found.dedup_by(|later, earlier| later.flag.name == earlier.flag.name);
         found
+    }
+}
+
+/// Reads the file of a secret: one line. `name` is what refers to it, for an error.
+pub(super) fn read_secret(name: &str, path: &str) -> Result<String, String> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        format!(
+            "{name}: the file {path} cannot be read: {error}; use file:/path with a file that this \
+             user may read"
+        )
+    })?;
+    let text = text.trim_end_matches(['\n', '\r']);
+    match text.is_empty() || text.contains(['\n', '\r']) {
+        true => Err(format!("{name}: the file {path} must contain exactly one line, the value")),
+        false => Ok(text.to_owned()),
     }
 }
 
@@ -120,115 +150,139 @@ pub(super) struct Setting<'s> {
 }
 
 impl Setting<'_> {
-    pub(super) fn number(self) -> Result<u64, Exit> {
+    pub(super) fn number(self) -> u64 {
         let default = self.flag.default.parse().unwrap_or_default();
         self.number_or(default)
     }
 
     /// Returns the number. `default` is for a flag whose default is computed; so it is in
     /// `size_or`.
-    pub(super) fn number_or(self, default: u64) -> Result<u64, Exit> {
+    pub(super) fn number_or(self, default: u64) -> u64 {
         let (what, range) = match self.flag.kind {
             ValueKind::Number { what, min, max } => (what, min..=max),
             _ => ("a number", 0..=u64::MAX),
         };
-        let Some(text) = &self.text else { return Ok(self.take_default(default)) };
+        let Some(text) = &self.text else { return self.take_default(default) };
         let digits_only = text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
-            Ok(number) if digits_only && range.contains(&number) => Ok(number),
+            Ok(number) if digits_only && range.contains(&number) => number,
             _ => {
                 let fix = format!("use a number from {} to {}", range.start(), range.end());
-                Err(self.wrong(what, &fix, default))
+                self.refuse(what, &fix, default);
+                default
             }
         }
     }
 
-    pub(super) fn size(self) -> Result<u64, Exit> {
+    pub(super) fn size(self) -> u64 {
         let default = parse_size(self.flag.default).unwrap_or_default();
         self.sized(default)
     }
 
-    pub(super) fn size_or(self, default: u64) -> Result<u64, Exit> {
+    pub(super) fn size_or(self, default: u64) -> u64 {
         if self.text.is_none() {
             self.note(flags::size(default));
         }
         self.sized(default)
     }
 
-    fn sized(self, default: u64) -> Result<u64, Exit> {
+    fn sized(self, default: u64) -> u64 {
         let range = match self.flag.kind {
             ValueKind::Size { min, max } => min..=max,
             _ => 0..=u64::MAX,
         };
-        let Some(text) = &self.text else { return Ok(default) };
+        let Some(text) = &self.text else { return default };
         match parse_size(text) {
-            Some(bytes) if range.contains(&bytes) => Ok(bytes),
+            Some(bytes) if range.contains(&bytes) => bytes,
             _ => {
                 let fix = format!(
                     "use a number of bytes from {} to {}, optionally with K, M or G",
                     range.start(),
                     range.end()
                 );
-                Err(self.wrong("a size", &fix, default))
+                self.refuse("a size", &fix, default);
+                default
             }
         }
     }
 
-    pub(super) fn flag(self) -> Result<bool, Exit> {
+    pub(super) fn flag(self) -> bool {
         let default = self.flag.default == "true";
         self.flag_or(default)
     }
 
-    pub(super) fn flag_or(self, default: bool) -> Result<bool, Exit> {
+    pub(super) fn flag_or(self, default: bool) -> bool {
         match self.text.as_deref() {
-            None => Ok(self.take_default(default)),
-            Some("true" | "1") => Ok(true),
-            Some("false" | "0") => Ok(false),
-            Some(_) => Err(self.wrong("true or false", "use one of them", default)),
+            None => self.take_default(default),
+            Some("true" | "1") => true,
+            Some("false" | "0") => false,
+            Some(_) => {
+                self.refuse("true or false", "use one of them", default);
+                default
+            }
         }
     }
 
-    /// Parses the value of a flag that has a form.
-    pub(super) fn parsed<T: FromStr>(self) -> Result<T, Exit> {
+    /// Parses the value of a flag that has a form and a default. `fallback` takes the place of a
+    /// wrong one.
+    pub(super) fn parsed<T: FromStr>(self, fallback: T) -> T {
         let text = self.text.as_deref().unwrap_or(self.flag.default);
-        text.parse().map_err(|_| self.malformed())
+        text.parse().unwrap_or_else(|_| {
+            self.refuse_form();
+            fallback
+        })
     }
 
-    pub(super) fn parsed_or<T: FromStr + Display>(self, default: T) -> Result<T, Exit> {
+    pub(super) fn parsed_or<T: FromStr + Display>(self, default: T) -> T {
         match &self.text {
-            None => Ok(self.take_default(default)),
-            Some(text) => text.parse().map_err(|_| self.malformed()),
+            None => self.take_default(default),
+            Some(text) => text.parse().unwrap_or_else(|_| {
+                self.refuse_form();
+                default
+            }),
         }
     }
 
-    fn malformed(&self) -> Exit {
+    fn refuse_form(&self) {
         match (self.flag.name, self.text.as_deref(), self.flag.kind) {
-            ("queue", Some(text @ "redis-stream"), _) => Exit::Error(format!(
+            ("queue", Some(text @ "redis-stream"), _) => self.report(format!(
                 "{} is planned for a later version: use {} or local",
                 self.written(text),
                 self.written("redis")
             )),
-            (_, _, ValueKind::Text { what, fix, example, .. }) => self.wrong(what, fix, example),
-            _ => self.wrong("a value", "use another", self.flag.default),
+            (_, _, ValueKind::Text { what, fix, example, .. }) => self.refuse(what, fix, example),
+            _ => self.refuse("a value", "use another", self.flag.default),
         }
     }
 
-    pub(super) fn wrong(&self, what: &str, fix: &str, example: impl Display) -> Exit {
+    /// Reports that the value is not what it has to be.
+    pub(super) fn refuse(&self, what: &str, fix: &str, example: impl Display) {
+        self.report(self.wrong(what, fix, example));
+    }
+
+    pub(super) fn wrong(&self, what: &str, fix: &str, example: impl Display) -> String {
         let name = self.name();
         let value = self.text.as_deref().unwrap_or_default();
         let is_variable = self.origin == Origin::Environment;
         let service = name.strip_suffix("_PORT").filter(|_| is_variable && is_service_url(value));
         if let Some(service) = service {
             let service = service.to_ascii_lowercase().replace('_', "-");
-            return Exit::Error(format!(
+            return format!(
                 "{name} '{value}' is not {what}: Kubernetes sets it for the service {service}; set \
                  enableServiceLinks: false in the pod's spec, rename the service, or pass --{} \
                  {example}",
                 self.flag.name
-            ));
+            );
         }
         let example = self.written(example);
-        Exit::Error(format!("{name} '{value}' is not {what}: {fix}, e.g. {example}"))
+        format!("{name} '{value}' is not {what}: {fix}, e.g. {example}")
+    }
+
+    /// Reports a mistake in this value, which a default replaces. The text may begin with
+    /// [`Self::name`].
+    pub(super) fn report(&self, what: impl Into<String>) {
+        self.source.unsound.borrow_mut().push(self.flag.name);
+        self.source.report(self.origin.mistake(what.into()));
     }
 
     /// Returns the flag, the variable or the place in the config file, depending on its origin.

@@ -1,20 +1,20 @@
 //! The networks of `--trusted_proxies`.
 
-use super::Exit;
 use super::flags;
 use super::setting::Source;
 use crate::types::Networks;
 
-pub(super) fn resolve(from: &Source<'_>) -> Result<Networks, Exit> {
+pub(super) fn resolve(from: &Source<'_>) -> Networks {
     let setting = from.get(&flags::TRUSTED_PROXIES);
     let text = setting.text.as_deref().unwrap_or("");
-    Networks::parse(text).map_err(|(entry, error)| {
-        Exit::Error(format!(
+    Networks::parse(text).unwrap_or_else(|(entry, error)| {
+        setting.report(format!(
             "{}: '{entry}' {error}; use networks in CIDR notation or IP addresses, separated by \
              commas, e.g. {}",
             setting.name(),
             setting.written("10.0.0.0/8,::1")
-        ))
+        ));
+        Networks::default()
     })
 }
 

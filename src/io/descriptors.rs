@@ -14,6 +14,8 @@ use std::fs;
 /// the links to Redis (two sockets, a second descriptor of each) and their predecessors, name
 /// resolution, and a socket that is about to be refused.
 const OWN_RESERVE: usize = 32;
+/// About what a worker has opened when it begins, besides one descriptor for each worker.
+const EXPECTED_OWN: usize = 28;
 /// Each share (of HTTP connections, of handshakes) is all sockets divided by this, within the
 /// bounds below.
 const SHARE: usize = 256;
@@ -55,6 +57,21 @@ impl Descriptors {
         let own = fs::read_dir("/proc/thread-self/fd").map_or(OWN_RESERVE, Iterator::count);
         let settings = &shared.settings;
         Self::new(shared.open_files, settings.max_handshakes, settings.max_http_connections, own)
+    }
+
+    /// Estimates the shares of a worker that does not exist yet.
+    pub fn expected(
+        open_files: usize,
+        workers: usize,
+        max_handshakes: usize,
+        max_http: usize,
+    ) -> Result<Self, TooFewFiles> {
+        Self::new(open_files, max_handshakes, max_http, EXPECTED_OWN + workers)
+    }
+
+    /// Fails if no worker could serve anybody with this limit.
+    pub fn check_limit(open_files: usize) -> Result<(), TooFewFiles> {
+        Self::new(open_files, 1, 1, 0).map(drop)
     }
 
     fn new(

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Connections that the kernel queues until a worker accepts them.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 /// How long a start waits for a port to become free.
 const RESTART_PATIENCE: Duration = Duration::from_millis(300);
 

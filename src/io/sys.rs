@@ -407,6 +407,23 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_max)
 }
 
+/// What the kernel knows about the wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockState {
+    /// A time service sets it.
+    pub is_synchronised: bool,
+    pub max_error_us: i64,
+}
+
+pub fn clock_state() -> io::Result<ClockState> {
+    // SAFETY: all-zero is a valid timex, which changes nothing.
+    let mut time: libc::timex = unsafe { mem::zeroed() };
+    // SAFETY: the struct is writable.
+    let state = check(unsafe { libc::adjtimex(&mut time) })?;
+    let is_synchronised = state != libc::TIME_ERROR && time.status & libc::STA_UNSYNC == 0;
+    Ok(ClockState { is_synchronised, max_error_us: time.maxerror })
+}
+
 /// Returns whether the peer has ended at least its side of a connection, or is gone.
 pub fn has_peer_ended(socket: impl AsFd) -> bool {
     let fd = socket.as_fd().as_raw_fd();

@@ -66,7 +66,7 @@ pub struct Needs {
     pub(super) workers: usize,
     /// Threads with an executor besides the workers: the one of the ops ports, and the broker.
     pub(super) executors: usize,
-    pub(super) threads: usize,
+    pub threads: usize,
     /// Entries of each of a worker's two rings.
     pub(super) ring_entries: u32,
 }
@@ -89,8 +89,30 @@ impl Needs {
     }
 
     /// Returns the bytes of memory that the kernel locks for rings.
-    fn locked_bytes(&self) -> u64 {
+    pub fn locked_bytes(&self) -> u64 {
         self.workers as u64 * self.worker_bytes() + self.other_bytes()
+    }
+
+    /// Returns why the memory for rings is not there.
+    pub fn memory_fix(&self, machine: &Machine) -> String {
+        let Some(limit) = machine.memlock.filter(|_| !machine.has_ipc_lock) else {
+            return "the kernel has no memory for it: check the cgroup's limit (MemoryMax= in the \
+                systemd unit, docker run --memory) and the machine's free memory"
+                .into();
+        };
+        let kib = |bytes: u64| bytes.div_ceil(1024);
+        format!(
+            "locked memory is limited to {} KiB for all processes of user {} together \
+             (RLIMIT_MEMLOCK), but this node needs {} KiB: {} for each of {} workers, {} for other \
+             threads; raise it (LimitMEMLOCK=infinity in the systemd unit, `ulimit -l unlimited`, \
+             docker run --ulimit memlock=-1), or use fewer --workers",
+            kib(limit),
+            machine.uid,
+            kib(self.locked_bytes()),
+            kib(self.worker_bytes()),
+            self.workers,
+            kib(self.other_bytes()),
+        )
     }
 
     /// Returns the bytes for one worker's rings.
@@ -151,27 +173,6 @@ impl Needs {
             Some(libc::EMFILE) => files_fix(machine),
             _ => format!("Linux 6.1 or later with io_uring is needed; this is {kernel}"),
         }
-    }
-
-    fn memory_fix(&self, machine: &Machine) -> String {
-        let Some(limit) = machine.memlock.filter(|_| !machine.has_ipc_lock) else {
-            return "the kernel has no memory for it: check the cgroup's limit (MemoryMax= in the \
-                systemd unit, docker run --memory) and the machine's free memory"
-                .into();
-        };
-        let kib = |bytes: u64| bytes.div_ceil(1024);
-        format!(
-            "locked memory is limited to {} KiB for all processes of user {} together \
-             (RLIMIT_MEMLOCK), but this node needs {} KiB: {} for each of {} workers, {} for other \
-             threads; raise it (LimitMEMLOCK=infinity in the systemd unit, `ulimit -l unlimited`, \
-             docker run --ulimit memlock=-1), or use fewer --workers",
-            kib(limit),
-            machine.uid,
-            kib(self.locked_bytes()),
-            kib(self.worker_bytes()),
-            self.workers,
-            kib(self.other_bytes()),
-        )
     }
 
     /// Explains why a thread besides the node's own is missing.

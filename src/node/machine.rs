@@ -3,6 +3,7 @@
 
 use crate::io::sys;
 use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 /// The kernel's default of `net.ipv4.ip_unprivileged_port_start`.
@@ -12,47 +13,55 @@ const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_ADMIN: u32 = 21;
 
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Machine {
+pub struct Machine {
     /// `uname -r`.
-    pub(super) kernel: String,
+    pub kernel: String,
     /// Lower ports require CAP_NET_BIND_SERVICE.
-    pub(super) first_unprivileged_port: u16,
+    pub first_unprivileged_port: u16,
     /// A seccomp filter checks the process's system calls.
-    pub(super) has_seccomp: bool,
+    pub has_seccomp: bool,
     /// `kernel.io_uring_disabled`: 1 disables it except for CAP_SYS_ADMIN and a group, 2 for all.
-    pub(super) io_uring_disabled: u8,
-    pub(super) has_sys_admin: bool,
+    pub io_uring_disabled: u8,
+    pub has_sys_admin: bool,
     /// RLIMIT_MEMLOCK does not apply to the process.
-    pub(super) has_ipc_lock: bool,
-    pub(super) uid: u32,
+    pub has_ipc_lock: bool,
+    pub uid: u32,
     /// RLIMIT_MEMLOCK in bytes.
-    pub(super) memlock: Option<u64>,
+    pub memlock: Option<u64>,
     /// RLIMIT_NPROC.
-    pub(super) processes: Option<u64>,
+    pub processes: Option<u64>,
     /// RLIMIT_AS in bytes, and RLIMIT_DATA.
-    pub(super) address_space: Option<u64>,
-    pub(super) data: Option<u64>,
+    pub address_space: Option<u64>,
+    pub data: Option<u64>,
     /// RLIMIT_NOFILE.
-    pub(super) files: Option<u64>,
+    pub files: Option<u64>,
     /// The lowest `pids.max` of the cgroup and its ancestors.
-    pub(super) cgroup_pids: Option<u64>,
+    pub cgroup_pids: Option<u64>,
 }
 
 impl Machine {
-    pub(super) fn look() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    pub fn look() -> Self {
+        // If the limit of open files was reached, no file of /proc can be opened.
+        Self { files: sys::open_files().ok(), ..Self::look_in(Path::new("/")) }
+    }
+
+    /// Reads the limits from the files below `root`.
+    pub fn look_in(root: &Path) -> Self {
+        let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_default();
+        let status = read("proc/self/status");
         let capabilities =
             field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
         let has = |capability: u32| capabilities.is_some_and(|set| set >> capability & 1 == 1);
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        let limits = read("proc/self/limits");
         let limit = |name| field(&limits, name).and_then(|soft| soft.parse().ok());
-        let port = number("/proc/sys/net/ipv4/ip_unprivileged_port_start");
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let port = number(&read("proc/sys/net/ipv4/ip_unprivileged_port_start"));
+        let disabled = number(&read("proc/sys/kernel/io_uring_disabled"));
+        let kernel = read("proc/sys/kernel/osrelease");
         Self {
             kernel: kernel.trim().into(),
             first_unprivileged_port: port.unwrap_or(FIRST_UNPRIVILEGED_PORT),
             has_seccomp: field(&status, "Seccomp:").is_some_and(|mode| mode != "0"),
-            io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled").unwrap_or(0),
+            io_uring_disabled: disabled.unwrap_or(0),
             has_sys_admin: has(CAP_SYS_ADMIN),
             has_ipc_lock: has(CAP_IPC_LOCK),
             uid: field(&status, "Uid:").and_then(|uid| uid.parse().ok()).unwrap_or(0),
@@ -60,9 +69,8 @@ impl Machine {
             processes: limit("Max processes"),
             address_space: limit("Max address space"),
             data: limit("Max data size"),
-            // If this is the limit that was reached, no file of /proc can be opened.
-            files: sys::open_files().ok(),
-            cgroup_pids: cgroup_pids(),
+            files: limit("Max open files"),
+            cgroup_pids: cgroup_pids(root),
         }
     }
 }
@@ -73,17 +81,18 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     rest.split_whitespace().next()
 }
 
-fn number<T: FromStr>(file: &str) -> Option<T> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.trim().parse().ok()
 }
 
-fn cgroup_pids() -> Option<u64> {
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+fn cgroup_pids(root: &Path) -> Option<u64> {
+    let own = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     let mut limits = Vec::new();
     let mut path = path.trim_end_matches('/');
     loop {
-        limits.extend(number::<u64>(&format!("/sys/fs/cgroup{path}/pids.max")));
+        let file = root.join(format!("sys/fs/cgroup{path}/pids.max"));
+        limits.extend(fs::read_to_string(file).ok().and_then(|text| number::<u64>(&text)));
         match path.rsplit_once('/') {
             Some((above, _)) => path = above,
             None => return limits.into_iter().min(),

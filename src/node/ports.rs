@@ -16,6 +16,17 @@ pub struct Addresses {
     pub swagger: SocketAddr,
 }
 
+/// One port of a node before it starts.
+#[derive(Debug)]
+pub struct PortState {
+    pub flag: &'static str,
+    pub address: SocketAddr,
+    /// Why it cannot be opened.
+    pub error: Option<NodeError>,
+    /// Any other will do.
+    pub may_differ: bool,
+}
+
 /// The requested ports.
 pub(super) struct Wanted {
     ws: PortFlag,
@@ -56,6 +67,24 @@ impl Wanted {
         let (swagger_held, swagger) = take_or_any(&self.swagger, self.any_swagger)?;
         let addresses = Addresses { ws, http, metrics, pprof, swagger };
         Ok((addresses, [ws_held, http_held, metrics_held, pprof_held, swagger_held]))
+    }
+
+    /// Takes every port for a moment, and tells which cannot be had.
+    pub(super) fn try_all(&self) -> Vec<PortState> {
+        let ports = [
+            (&self.ws, false),
+            (&self.http, false),
+            (&self.metrics, false),
+            (&self.pprof, self.any_pprof),
+            (&self.swagger, self.any_swagger),
+        ];
+        let state = |(port, may_differ): (&PortFlag, bool)| PortState {
+            flag: port.flag,
+            address: port.address(),
+            error: take(port).err(),
+            may_differ,
+        };
+        ports.map(state).into()
     }
 
     /// Listens on the WebSocket port and the HTTP port, for one worker.

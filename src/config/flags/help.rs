@@ -1,6 +1,7 @@
 //! The output of `--help`.
 
-use super::{Flag, GROUPS, ValueKind, docs};
+use super::commands::{COMMANDS, CommandSpec};
+use super::{Flag, GROUPS, docs};
 use std::fmt::Write as _;
 
 const WIDTH: usize = 96;
@@ -10,14 +11,9 @@ const HEAD: &str = "\
 ws-cluster: a WebSocket push server, thread per core over io_uring.
 
 Usage: ws-cluster [serve] [flags]
-       ws-cluster print-config [--json] [flags]
+       ws-cluster COMMAND [options] [flags]
 
-Commands:
-  serve         run a node (the default)
-  print-config  print the effective configuration of flags, environment and config file, with the
-                source of each value, as a config file or with --json, and exit
-
-Flags, with their (bounds) and [defaults]:
+Commands (ws-cluster COMMAND --help explains one):
 ";
 
 const FOOT: &str = "
@@ -43,14 +39,18 @@ secrets = [\"at least 16 random bytes\"]      # several while rotating
 allowed_origins = [\"https://shop.example\"]  # optional; absent: any
 subscribe = \"any\"                           # any (default), none or signed
 
-Exit codes: 0 for help, the version or a regular stop; 1 if the node cannot start or continue; 2 for
-a wrong argument, variable, config file or projects file.
+Exit codes: 0 for help, the version or a regular stop; 1 if the node cannot start or continue, or if
+a command finds a problem; 2 for a wrong argument, variable, config file or projects file.
 ";
 
 pub(in crate::config) fn help() -> String {
     let mut text = HEAD.to_owned();
-    for group in GROUPS {
+    for spec in &COMMANDS {
         // Writing to a String cannot fail, here and below.
+        let _ = writeln!(text, "  {:14}{}", spec.name, spec.summary);
+    }
+    text.push_str("\nFlags, with their (bounds) and [defaults]:\n");
+    for group in GROUPS {
         let _ = writeln!(text, "\n{}:", group.title);
         group.flags.iter().for_each(|flag| describe(flag, &mut text));
     }
@@ -58,15 +58,45 @@ pub(in crate::config) fn help() -> String {
     text
 }
 
+/// Returns the help of one command.
+pub(in crate::config) fn help_of(spec: &CommandSpec) -> String {
+    let mut text = format!("ws-cluster {}: {}\n\n", spec.name, spec.summary);
+    for (index, usage) in spec.usage.iter().enumerate() {
+        let start = if index == 0 { "Usage:" } else { "      " };
+        let _ =
+            writeln!(text, "{}", format!("{start} ws-cluster {} {usage}", spec.name).trim_end());
+    }
+    text.push('\n');
+    wrap(spec.about, "", &mut text);
+    if !spec.options.is_empty() {
+        text.push_str("\nOptions:\n");
+    }
+    for option in spec.options {
+        let value = option.value.map(|value| format!(" {value}")).unwrap_or_default();
+        let _ = writeln!(text, "  --{}{value}", option.name);
+        wrap(option.help, INDENT, &mut text);
+    }
+    match spec.takes_all_flags() {
+        true => text.push_str("\nThe flags are those of a node; ws-cluster --help lists them.\n"),
+        false => {
+            let flags = spec.flags();
+            if !flags.is_empty() {
+                text.push_str("\nFlags of a node that apply:\n");
+            }
+            flags.iter().for_each(|flag| describe(flag, &mut text));
+        }
+    }
+    let _ = writeln!(text, "\nExample:\n  {}", spec.example);
+    text
+}
+
 fn describe(flag: &Flag, text: &mut String) {
-    let value = match flag.kind {
-        ValueKind::Number { .. } => " N",
-        ValueKind::Size { .. } => " BYTES",
-        ValueKind::Bool => " true|false",
-        ValueKind::Switch => "",
-        ValueKind::Text { value, .. } | ValueKind::Free { value } => &format!(" {value}"),
-    };
+    let value = flag.value_name().map(|value| format!(" {value}")).unwrap_or_default();
     let _ = writeln!(text, "  --{}{value}", flag.name);
+    wrap(&about(flag), INDENT, text);
+}
+
+pub(super) fn about(flag: &Flag) -> String {
     let mut about = flag.help.replace('`', "");
     if let Some(bounds) = docs::bounds(flag) {
         let _ = write!(about, " ({bounds})");
@@ -77,16 +107,16 @@ fn describe(flag: &Flag, text: &mut String) {
             let _ = write!(about, " [{}]", default.replace('`', ""));
         }
     }
-    wrap(&about, text);
+    about
 }
 
-/// Breaks text into indented lines.
-fn wrap(about: &str, text: &mut String) {
-    let mut line = INDENT.to_owned();
+/// Breaks text into lines with this indent.
+fn wrap(about: &str, indent: &str, text: &mut String) {
+    let mut line = indent.to_owned();
     for word in about.split(' ') {
         if line.len() + word.len() >= WIDTH {
             let _ = writeln!(text, "{}", line.trim_end());
-            line = INDENT.to_owned();
+            line = indent.to_owned();
         }
         line.push_str(word);
         line.push(' ');

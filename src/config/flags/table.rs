@@ -60,6 +60,7 @@ groups! {
         NODE = Flag::number("node", "a node number", 0, 1_023).default("1")
             .help("this node's number, unique in the cluster");
         ENV = word("env", "ENV", "an environment", "use dev, test or prod", "dev").default("dev")
+            .choices(&["dev", "test", "prod"])
             .help(
                 "`dev`, `test` or `prod`; `prod` requires --projects and an `exp` in every signed \
                  request",
@@ -114,6 +115,7 @@ groups! {
     }
     "The queue between nodes" {
         QUEUE = word("queue", "QUEUE", "a queue", "use local or redis", "local").default("local")
+            .choices(&["local", "redis"])
             .help(
                 "what carries messages between nodes: `local`, for a single node; `redis`, Pub/Sub \
                  of the server at --redis",
@@ -144,6 +146,7 @@ groups! {
             "project",
         )
             .default("project")
+            .choices(&["project", "user"])
             .help("the channels that a node subscribes to: `project`, one for each project; \
                 `user`, one for each connected user as well, for clusters of many nodes where most \
                 pushes are to single users. The same on all nodes");
@@ -297,6 +300,7 @@ groups! {
                 are logged from info on. See [Logs](monitor.md#logs), also for the flags below");
         LOG_FORMAT = word("log_format", "FORMAT", "a log format", "use text or json", "json")
             .default("text")
+            .choices(&["text", "json"])
             .help("`text`, for people; `json`, one object per line, for machines");
         LOG_PATH = Flag::free("log_path", "FILE")
             .help("the file to log to; without it, standard output. SIGUSR1 and SIGHUP reopen it")
@@ -309,6 +313,7 @@ groups! {
             "daily",
         )
             .default("daily")
+            .choices(&["hourly", "daily", "never"])
             .help("start a new log file every hour or day (UTC): `hourly`, `daily` or `never`");
         LOG_MAX_BYTES = Flag::size("log_max_bytes", 65_536, 1_024 * GIB).default("100M")
             .help("maximum size of a log file, after which a new one is started; 0: no maximum");
