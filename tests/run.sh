@@ -57,6 +57,7 @@ run cargo clippy --workspace --all-targets -- -D warnings
 run tests/redis.sh
 run tests/chromium.sh
 run tests/prometheus.sh
+run tests/proxies.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 run cargo build -p loadtest
