@@ -196,6 +196,11 @@ impl Config {
         }
     }
 
+    /// Returns where this machine reaches the HTTP port.
+    pub fn local_http(&self) -> SocketAddr {
+        local(self.http_bind.ip, self.ports.http)
+    }
+
     /// Returns whether a secret is written in the config file itself.
     pub fn has_secret_in_file(&self) -> bool {
         let is_secret = |one: &&Resolved| one.is_hidden && !one.names_file;
@@ -230,12 +235,17 @@ pub fn local_http_port(
              port"
         )));
     }
-    let ip = match http.ip {
+    Ok(local(http.ip, port))
+}
+
+/// Returns the address at which this machine reaches a port that listens on `ip`.
+fn local(ip: IpAddr, port: u16) -> SocketAddr {
+    let ip = match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    Ok(SocketAddr::new(ip, port))
+    SocketAddr::new(ip, port)
 }
 
 /// Returns the secrets of a project, as the node with these arguments reads them.

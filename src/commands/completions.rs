@@ -119,19 +119,26 @@ fn zsh() -> String {
     for spec in &COMMANDS {
         let _ = writeln!(script, "        {}", quoted(&described(spec.name, spec.summary)));
     }
-    script.push_str(
+    let names: Vec<&str> = COMMANDS.iter().map(|spec| spec.name).collect();
+    let _ = write!(
+        script,
         "    )\n    \
-         if (( CURRENT == 2 )) && [[ ${words[2]} != -* ]]; then\n        \
+         if (( CURRENT == 2 )) && [[ ${{words[2]}} != -* ]]; then\n        \
              _describe command commands\n        \
              return\n    \
          fi\n    \
-         case ${words[2]} in\n",
+         local command=${{words[2]}}\n    \
+         case $command in\n        \
+             # What follows a command is completed as if the command were the program.\n        \
+             {}) shift words; (( CURRENT-- )) ;;\n    \
+         esac\n    \
+         case $command in\n",
+        names.join("|")
     );
     for spec in COMMANDS.iter().skip(1) {
-        let _ =
-            write!(script, "        {})\n{}            ;;\n", spec.name, zsh_arguments(spec, 2));
+        let _ = write!(script, "        {})\n{}            ;;\n", spec.name, zsh_arguments(spec));
     }
-    let _ = write!(script, "        *)\n{}            ;;\n", zsh_arguments(&COMMANDS[0], 1));
+    let _ = write!(script, "        *)\n{}            ;;\n", zsh_arguments(&COMMANDS[0]));
     script.push_str(
         "    esac\n}\n\
          # It runs as a function of the completion system, or defines one for `compdef`.\n\
@@ -145,7 +152,7 @@ fn zsh() -> String {
 }
 
 /// Returns the call that completes the arguments of a command.
-fn zsh_arguments(spec: &CommandSpec, first: usize) -> String {
+fn zsh_arguments(spec: &CommandSpec) -> String {
     let mut call = String::from("            _arguments");
     let mut add = |argument: String| {
         let _ = write!(call, " \\\n                {}", quoted(&argument));
@@ -165,7 +172,7 @@ fn zsh_arguments(spec: &CommandSpec, first: usize) -> String {
     }
     add("--help[explain the command]".into());
     if !spec.operand_words.is_empty() {
-        add(format!("{first}:word:({})", spec.operand_words.join(" ")));
+        add(format!("1:word:({})", spec.operand_words.join(" ")));
     }
     call.push('\n');
     call

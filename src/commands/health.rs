@@ -17,7 +17,7 @@ pub(super) fn run(arguments: &Arguments, env: Environment<'_>) -> Result<Output,
     let address = local_http_port(arguments, env.get)?;
     let url = format!("http://{address}/readyz");
     let began = Instant::now();
-    let answer = ask(address, began + timeout);
+    let answer = ask(address, "/readyz", began + timeout);
     let elapsed_ms = began.elapsed().as_millis() as u64;
     let is_ready = answer.as_ref().is_ok_and(|answer| answer.status == 200);
     let text = if arguments.has("json") {
@@ -55,6 +55,12 @@ fn timeout(arguments: &Arguments) -> Result<Duration, Exit> {
     }
 }
 
+/// Asks the node whose HTTP port this is for its number; `None`: no node listens there.
+pub(super) fn node_at(address: SocketAddr) -> Option<u64> {
+    let answer = ask(address, "/version", Instant::now() + Duration::from_secs(1)).ok()?;
+    answer.body()["node"].as_u64().filter(|_| answer.status == 200)
+}
+
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -76,14 +82,14 @@ impl Answer {
     }
 }
 
-fn ask(address: SocketAddr, until: Instant) -> io::Result<Answer> {
+fn ask(address: SocketAddr, path: &str, until: Instant) -> io::Result<Answer> {
     let left = || match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(ErrorKind::TimedOut)),
         left => Ok(left),
     };
     let mut stream = TcpStream::connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
-    let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
     let mut piece = [0; 4096];

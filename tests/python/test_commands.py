@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import pty
 import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -279,6 +282,8 @@ def test_health_waits_no_longer_than_it_is_told():
 
 # Completions and the man page.
 
+zsh_is_there = pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+
 
 def completed(*words):
     """What bash offers for the last of these words."""
@@ -313,7 +318,7 @@ def test_bash_completes_commands_flags_and_values(tmp_path):
     assert completed("ws-cluster", "--config", start) == [str(tmp_path / "my-config.toml")]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@zsh_is_there
 def test_zsh_accepts_its_completions(tmp_path):
     script = tmp_path / "_ws-cluster"
     script.write_text(run("completions", "zsh").stdout)
@@ -322,6 +327,53 @@ def test_zsh_accepts_its_completions(tmp_path):
     done = subprocess.run(["zsh", "-f", "-c", check], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert done.stdout.split()[-1] == "_ws_cluster"
+
+
+def shown_by_zsh(script, folder, keys, wanted):
+    """Types keys into an interactive zsh until it shows what is wanted."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {**os.environ, "TERM": "dumb", "PS1": "> "}
+        os.execvpe("zsh", ["zsh", "-f", "-i"], environment)
+    shown = ""
+
+    def until(text):
+        nonlocal shown
+        deadline = time.monotonic() + PATIENCE
+        while text not in shown and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown += os.read(terminal, 65_536).decode(errors="replace")
+        assert text in shown, (keys, text, shown)
+
+    try:
+        load = f"autoload -Uz compinit && compinit -u -d {folder}/dump && source {script}"
+        os.write(terminal, f"{load}; print read''y\n".encode())
+        until("\nready")
+        shown = ""
+        os.write(terminal, keys.encode())
+        until(wanted)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
+@zsh_is_there
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ("ws-cluster chec\t", "check-config"),
+        ("ws-cluster doctor --js\t", "--json"),
+        ("ws-cluster sign --ex\t", "--exp"),
+        ("ws-cluster serve --queue r\t", "redis"),
+        ("ws-cluster --env p\t", "prod"),
+        ("ws-cluster completions z\t", "zsh"),
+    ],
+)
+def test_zsh_completes_commands_options_and_values(tmp_path, keys, wanted):
+    script = tmp_path / "_ws-cluster"
+    script.write_text(run("completions", "zsh").stdout)
+    shown_by_zsh(script, tmp_path, keys, wanted)
 
 
 def test_the_man_page_is_valid_roff(tmp_path):
@@ -415,11 +467,26 @@ def test_doctor_sees_io_uring_that_is_forbidden():
     assert "allow io_uring_setup" in checks["io_uring"]["fix"], checks["io_uring"]
 
 
-def test_doctor_asks_redis(stack):
-    redis = Redis()
+def test_doctor_knows_a_node_that_runs_here():
+    with Server("--workers", "1", "--node", "77") as server:
+        args = ["--ws_port", str(server.ws[1]), "--http_port", str(server.http[1])]
+        done = run("doctor", "--json", *free_ports()[4:], *args)
+        checks = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
+        for name in ("port of WebSocket", "port of HTTP"):
+            assert checks[name]["status"] == "ok" and "node 77 runs here" in checks[name]["is"]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_doctor_asks_redis(stack, kind):
+    redis = Redis("--unixsocket", "SOCKET", "--requirepass", "hidden", login=("hidden",))
     stack.callback(redis.stop)
-    args = ["doctor", "--json", *free_ports(), "--queue", "redis", "--redis", redis.url]
-    checks = {one["name"]: one for one in json.loads(run(*args).stdout)["checks"]}
+    address = f"127.0.0.1:{redis.port}" if kind == "tcp" else redis.socket_path
+    scheme = "redis" if kind == "tcp" else "unix"
+    env = {"WS_CLUSTER_REDIS": f"{scheme}://:hidden@{address}"}
+    args = ["doctor", "--json", *free_ports(), "--queue", "redis"]
+    done = run(*args, env=env)
+    assert "hidden" not in done.stdout
+    checks = {one["name"]: one for one in json.loads(done.stdout)["checks"]}
     assert checks["redis"]["status"] == "ok" and "role master" in checks["redis"]["is"], checks
     assert checks["redis output buffer"]["is"].startswith("pubsub 32 MiB, 8 MiB for 60 s"), checks
     assert re.match(r"[\d,]+ us, median of 20 PINGs", checks["redis latency"]["is"]), checks

@@ -1,14 +1,19 @@
 //! The node's ports, and who may read its files.
 
+use super::super::health::node_at;
 use super::Finding;
 use crate::config::Config;
-use crate::node::{PortState, preflight};
+use crate::node::{NodeError, PortState, preflight};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = preflight::ports(config).iter().map(port).collect();
+    let states = preflight::ports(config);
+    // A node that runs already is no mistake, and its ports are not free.
+    let node = states.iter().any(is_in_use).then(|| node_at(config.local_http())).flatten();
+    let mut findings: Vec<Finding> = states.iter().map(|state| port(state, node)).collect();
     let projects = config.projects_file.as_deref();
     findings.extend(projects.map(|path| file("projects file", path, true)));
     let config_file = config.config_file().map(Path::new);
@@ -27,12 +32,24 @@ fn name_of(flag: &str) -> &'static str {
     }
 }
 
-fn port(state: &PortState) -> Finding {
+fn is_in_use(state: &PortState) -> bool {
+    match &state.error {
+        Some(NodeError::Port { error, .. }) => error.kind() == ErrorKind::AddrInUse,
+        _ => false,
+    }
+}
+
+/// `node`: the number of the node that runs here, if one does.
+fn port(state: &PortState, node: Option<u64>) -> Finding {
     let (name, address) = (name_of(state.flag), state.address);
     let costs = "a node whose port is taken does not start";
     let Some(error) = &state.error else {
         return Finding::ok(name, format!("{address} is free"), costs);
     };
+    if let Some(node) = node.filter(|_| is_in_use(state)) {
+        let is = format!("{address} is in use; node {node} runs here");
+        return Finding::ok(name, is, costs);
+    }
     let text = error.to_string();
     let (is, fix) = text.split_once("): ").unwrap_or((&text, ""));
     match state.may_differ {

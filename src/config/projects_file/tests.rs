@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::mistake::Place;
+use proptest::prelude::*;
 
 fn projects(text: &str, env: Env) -> Result<(Projects, Vec<String>), String> {
     let (projects, mistakes, warnings) = parse(text, env, &Limits::default());
@@ -217,5 +218,22 @@ fn no_error_shows_a_secret() {
         let error = projects(text, Env::Dev).unwrap_err();
         assert!(error.contains("p.toml, line 3"), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_without_a_panic_and_places_are_in_it(
+        text in "(\\[\\[project\\]\\]\n|pid = |secrets = |[a-z='\"\\[\\],{}.0-9\n #é-]){0,40}",
+    ) {
+        let mut warnings = Vec::new();
+        let mut notes = Notes { mistakes: Vec::new(), warnings: &mut warnings };
+        let limits = Limits::default();
+        let file = ProjectsFile { text: FileText::new("p", &text), limits: &limits, env: Env::Prod };
+        let projects = file.parse(&mut notes);
+        prop_assert!(!projects.is_empty() || !notes.mistakes.is_empty());
+        for place in notes.mistakes.iter().filter_map(|mistake| mistake.place.as_ref()) {
+            prop_assert!((1..=1 + text.matches('\n').count()).contains(&place.line));
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Where values are given: the config file, files of secrets, and `print-config`, which reports it.
 
 use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 fn file_config(line: &str, text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
@@ -150,4 +152,16 @@ fn print_config_names_each_value_and_its_origin_and_is_a_config_file() {
     assert_eq!(second.iter().filter(|line| !line.starts_with("redis =")).collect::<Vec<_>>(), {
         first.iter().collect::<Vec<_>>()
     });
+}
+
+proptest! {
+    #[test]
+    fn any_arguments_are_parsed_without_a_panic(
+        args in vec("(check-config|sign|doctor|--|-|json|=|ws_port|secret|node|[a-z_=.é-]){0,4}", 0..6),
+    ) {
+        if let Ok(arguments) = Arguments::parse(&args) {
+            let (_, mistakes) = Config::check(&arguments, &|_| None);
+            prop_assert_eq!(mistakes.is_empty(), Config::of(&arguments, &|_| None).is_ok());
+        }
+    }
 }
