@@ -409,6 +409,10 @@ def test_the_charts_move_under_load(redis, own_node, name, stack, page, tmp_path
     )
     assert len(shares) == 3 and all("L" in share for share in shares)
     assert "/ws/push" in page.texts("#requests th") and page.texts("#projects th") == ["1"]
+    # The connections that opened last: their addresses, projects, users.
+    recent = [page.texts(f"#recent td:nth-child({column})") for column in (2, 3, 4)]
+    assert len(recent[0]) > 1 and set(recent[0]) == {"127.0.0.1"} and set(recent[1]) == {"1"}
+    assert all(recent[2])
 
     if PICTURES:
         # As long as the time span of the charts.
