@@ -20,7 +20,8 @@ API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
 .PHONY: help build fmt lint python-env check test \
-        sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench coalesce-bench criterion \
+        sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench reload-bench \
+        coalesce-bench criterion \
         soak openapi docs \
         api-check swagger-ui pictures fuzz fuzz-short clean
 
@@ -79,6 +80,9 @@ request-bench: build ## requests to business servers and events of a storm, with
 
 ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating runs (ROUNDS=12)
 	bench/ops.py --rounds $(if $(filter 5,$(ROUNDS)),12,$(ROUNDS))
+
+reload-bench: build python-env ## what reloads of 10,000 projects cost a node under load: pauses, refusals, time
+	$(VENV)/bin/python bench/reload.py $(RELOAD_ARGS)
 
 coalesce-bench: build ## the fan-out with --coalesce_us 0 to 2000; draws docs/coalesce.svg (ROUNDS=5)
 	bench/coalesce.py --rounds $(ROUNDS)

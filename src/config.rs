@@ -19,6 +19,7 @@ mod otel;
 mod print;
 mod projects_file;
 mod queue;
+mod reload;
 mod setting;
 mod trusted_proxies;
 mod variables;
@@ -37,7 +38,7 @@ use crate::wire::sign::Token;
 
 use bind::Binds;
 use origin::Origin;
-use setting::{Resolved, Source};
+use setting::{InForce, Resolved, Source};
 
 pub use arguments::Arguments;
 pub use bind::Bind;
@@ -45,8 +46,10 @@ pub use flags::{COMMANDS, Command, CommandOption, CommandSpec, Flag, flag_groups
 pub use logs::{LogSettings, log_format};
 pub use mistake::{Mistake, Place};
 pub use projects_file::{DEV_PID, DEV_SECRET, ProjectSecrets};
+pub use reload::{Reloader, Reread};
 
-/// The configuration of a node. Every value has been checked; nothing changes while the node runs.
+/// The configuration of a node. Every value has been checked. A reload of a running node makes
+/// another one ([`Reloader`]).
 #[derive(Debug)]
 pub struct Config {
     /// What the node's threads read; the other fields are for its start.
@@ -59,7 +62,7 @@ pub struct Config {
     pub ops_bind: Bind,
     pub ports: Ports,
     pub projects: Projects,
-    /// The file of `projects`, for a reload; `None` for the built-in project of `dev`.
+    /// The file of `projects`; `None` for the built-in project of `dev`.
     pub projects_file: Option<PathBuf>,
     /// The process's memory limit; `None`: it cannot be read.
     pub memory_limit: Option<MemoryLimit>,
@@ -68,8 +71,9 @@ pub struct Config {
     pub logs: LogSettings,
     /// Where errors and panics are reported.
     pub sentry_dsn: Option<SentryDsn>,
+    arguments: Arguments,
     /// Every flag with its effective value.
-    resolved: Vec<Resolved>,
+    in_force: InForce,
     /// Warnings for the operator, one sentence each; logged at the start, not fatal.
     pub warnings: Vec<Mistake>,
 }
@@ -121,7 +125,8 @@ impl Config {
         let source = Source::new(arguments, env);
         let mut config = Self::resolve(&source);
         let mistakes = source.mistakes();
-        config.resolved = source.resolved();
+        (config.in_force, _) = source.finish(config.settings.workers);
+        config.arguments = arguments.clone();
         (config, mistakes)
     }
 
@@ -143,7 +148,8 @@ impl Config {
         let sentry_dsn = resolve_sentry(from, &mut warnings);
         let ports = Ports::resolve(from, [bind.ip, http_bind.ip, ops_bind.ip]);
         let count = |flag: &'static Flag| from.get(flag).number() as usize;
-        let workers = from.get(&flags::WORKERS).number_or(default_workers()) as usize;
+        let workers = from.running_workers().unwrap_or_else(default_workers);
+        let workers = from.get(&flags::WORKERS).number_or(workers) as usize;
         let memory_limit = memory::limit(from);
         let has_dev_project = env == Env::Dev && projects_file.is_none();
         let settings = Settings {
@@ -177,7 +183,8 @@ impl Config {
             otel,
             logs,
             sentry_dsn,
-            resolved: Vec::new(),
+            arguments: Arguments::default(),
+            in_force: InForce::default(),
             warnings,
         }
     }
@@ -191,8 +198,8 @@ impl Config {
     /// Returns the output of `print-config`.
     pub fn printed(&self, as_json: bool) -> String {
         match as_json {
-            true => print::as_json(&self.resolved, &self.warnings),
-            false => print::as_toml(&self.resolved),
+            true => print::as_json(&self.in_force.resolved, &self.warnings),
+            false => print::as_toml(&self.in_force.resolved),
         }
     }
 
@@ -204,12 +211,16 @@ impl Config {
     /// Returns whether a secret is written in the config file itself.
     pub fn has_secret_in_file(&self) -> bool {
         let is_secret = |one: &&Resolved| one.is_hidden && !one.names_file;
-        self.resolved.iter().filter(is_secret).any(|one| matches!(one.origin, Origin::File(_)))
+        self.in_force
+            .resolved
+            .iter()
+            .filter(is_secret)
+            .any(|one| matches!(one.origin, Origin::File(_)))
     }
 
     /// Returns the path of the config file, if there is one.
     pub fn config_file(&self) -> Option<&str> {
-        let mut resolved = self.resolved.iter();
+        let mut resolved = self.in_force.resolved.iter();
         resolved.find(|one| one.flag.name == flags::CONFIG.name)?.value.as_deref()
     }
 }

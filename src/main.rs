@@ -7,11 +7,11 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
+use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 use ws_cluster::commands::{self, Environment, Output};
-use ws_cluster::config::{Arguments, Command, Config, Exit, log_format};
+use ws_cluster::config::{Arguments, Command, Config, Exit, Reloader, log_format};
 use ws_cluster::io::sys;
 use ws_cluster::io::threads::StartError;
 use ws_cluster::node::{self, Addresses, Needs};
@@ -25,30 +25,36 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    // A value that is not UTF-8 is reported like any other wrong value.
-    let text = |text: OsString| text.to_string_lossy().into_owned();
     let args: Vec<String> = std::env::args_os().skip(1).map(text).collect();
-    let env = |name: &str| std::env::var_os(name).map(text);
     let variables: Vec<(String, String)> =
         std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
     let arguments = match Arguments::parse(&args) {
         Ok(arguments) => arguments,
-        Err(exit) => return end(exit, log_format(&args, &env)),
+        Err(exit) => return end(exit, log_format(&args, &variable)),
     };
     if arguments.command() != Command::Serve {
-        let environment = Environment { get: &env, all: &variables };
+        let environment = Environment { get: &variable, all: &variables };
         return match commands::run(&arguments, environment) {
-            Ok(Output { text, code }) => print(&text, code, log_format(&args, &env)),
-            Err(exit) => end(exit, log_format(&args, &env)),
+            Ok(Output { text, code }) => print(&text, code, log_format(&args, &variable)),
+            Err(exit) => end(exit, log_format(&args, &variable)),
         };
     }
-    match Config::of(&arguments, &env) {
+    match Config::of(&arguments, &variable) {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
             serve(config)
         }
-        Err(exit) => end(exit, log_format(&args, &env)),
+        Err(exit) => end(exit, log_format(&args, &variable)),
     }
+}
+
+/// A value that is not UTF-8 is reported like any other wrong value.
+fn text(text: OsString) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(text)
 }
 
 /// Runs a node.
@@ -72,14 +78,15 @@ fn serve(config: Config) -> ExitCode {
         Ok(reporter) => reporter,
         Err(error) => return no_thread(&config, error),
     };
-    let filter = EnvFilter::new(&settings.filter);
+    let filter = logs::filter(&settings.filter);
     tracing_subscriber::registry()
         .with(logs.clone().with_filter(filter))
         .with(reporter.as_ref().map(|_| sentry::errors()))
         .init();
     logs::install(logs.clone());
     logs::log_panics();
-    let code = run(config, &logs);
+    let reloader = config.reloader(variable);
+    let code = run(config, reloader, &logs);
     drop(reporter);
     logs.flush(LAST_WORDS);
     code
@@ -127,13 +134,13 @@ fn no_thread(config: &Config, error: io::Error) -> ExitCode {
     fail(config, &Needs::of(config).explain(error))
 }
 
-fn run(config: Config, logs: &Logs) -> ExitCode {
+fn run(config: Config, reloader: Reloader, logs: &Logs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let shows_lines = config.settings.dev_project.is_some() && !config.settings.echo;
     let (format, number) = (config.logs.format, config.settings.node);
-    let result = node::run(config, |addresses| {
+    let result = node::run(config, reloader, |addresses| {
         let line = listening(addresses);
         // Scripts find the ports in both forms, so no address may end a message.
         let message = format!("{} (every port is open)", line.trim_end());

@@ -7,13 +7,14 @@ mod machine;
 mod memory_watch;
 mod ports;
 pub mod preflight;
+mod reload;
 
 pub use error::{Needs, NodeError};
 pub use first_push::first_push;
 pub use machine::Machine;
 pub use ports::{Addresses, PortState};
 
-use crate::config::Config;
+use crate::config::{Config, Reloader};
 use crate::io::broker::driver::{Driver, Host};
 use crate::io::broker::inline::InlineHost;
 use crate::io::broker::threaded::{self, BrokerEnd};
@@ -30,8 +31,10 @@ use crate::io::worker_context::WorkerContext;
 use crate::io::ws_server::WsServer;
 use crate::io::{clock, sys, threads};
 use crate::ops::otel::Exporter;
+use crate::ops::reload::Reload;
 use crate::ops::server::{self, Ops};
 use crate::ops::site::Site;
+use crate::state::active_config::ActiveConfig;
 use crate::state::broker::{Broker, BrokerConfig, Credentials, MAX_OUTGOING_CHANNELS};
 use crate::state::settings::RedisSettings;
 use crate::state::{QueueNeeds, Worker, WorkerConfig};
@@ -64,13 +67,18 @@ enum News {
 }
 
 /// Runs a node until SIGTERM or SIGINT tells it to end and it has drained; a second signal ends the
-/// process at once, with code 143. SIGUSR1 and SIGHUP reopen the log file. Calls `started` when
-/// every port is open. [`sys::block_signals`] must have been called.
+/// process at once, with code 143. SIGUSR1 reopens the log file; SIGHUP does too, and reads the
+/// configuration again. Calls `started` when every port is open. [`sys::block_signals`] must have
+/// been called.
 ///
 /// The order of a start: main creates the eventfds; every worker takes its own file-descriptor
 /// table; all meet at a barrier; only then is anything opened of which other tables must have no
 /// copy.
-pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeError> {
+pub fn run(
+    config: Config,
+    reloader: Reloader,
+    started: impl FnOnce(&Addresses),
+) -> Result<(), NodeError> {
     let needs = Needs::of(&config);
     let open_files = preflight::check(&needs)?;
     let ports = Wanted::of(&config);
@@ -93,7 +101,8 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     if let Some(broker_end) = broker {
         spawn_broker(broker_end, &shared, &birth, &news_sender)?;
     }
-    spawn_ops(&shared, &birth, &news_sender)?;
+    let lifecycle = Lifecycle::new(Arc::clone(&shared), reloader);
+    spawn_ops(&shared, &lifecycle, &birth, &news_sender)?;
     // Every thread has its own table now; what main opens from here on is in no other.
     birth.barrier.wait();
     let reserved = birth.ports.reserve();
@@ -114,7 +123,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
     let exporter = otel.map(|otel| Exporter::start(otel, Arc::clone(&shared), sources));
     let exporter = exporter.transpose().map_err(|error| needs.no_thread(error))?;
     started(&addresses);
-    let lifecycle = Lifecycle::begin(Arc::clone(&shared), &addresses);
+    lifecycle.begin(&addresses);
     lifecycle.watch_signals().map_err(|error| needs.no_thread(error))?;
     let result = live(&shared, &news, pulses, &needs);
     if let Some(exporter) = exporter {
@@ -125,7 +134,7 @@ pub fn run(config: Config, started: impl FnOnce(&Addresses)) -> Result<(), NodeE
 }
 
 fn warn_of_open_files(shared: &Shared, needed_files: usize) {
-    let (max_connections, open_files) = (shared.settings.max_connections, shared.open_files);
+    let (max_connections, open_files) = (shared.at_start.max_connections, shared.open_files);
     let room = shared.room();
     if room < max_connections {
         tracing::warn!(
@@ -220,8 +229,8 @@ fn caught(name: &str, body: impl FnOnce() -> Result<(), NodeError>) -> Result<()
 
 /// Creates each worker's carrier, and the broker's end if it has its own thread.
 fn carriers(shared: &Shared) -> io::Result<(Vec<Carrier>, Option<BrokerEnd>)> {
-    let workers = shared.settings.workers;
-    match &shared.settings.redis {
+    let workers = shared.at_start.workers;
+    match &shared.at_start.redis {
         None => Ok((Mailbox::all(workers)?.into_iter().map(Carrier::Mailbox).collect(), None)),
         Some(redis) if redis.broker_thread => {
             let (worker_ends, broker_end) = threaded::ends(workers, &shared.broker_counters)?;
@@ -278,32 +287,36 @@ impl WorkerThread {
     ) -> Result<(), NodeError> {
         let Self { index, carrier, recorder, needs } = self;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let shares_core = shared.settings.workers > cores;
+        let shares_core = shared.at_start.workers > cores;
         if shares_core && let Err(error) = sys::ask_for_slices_of(SHARED_CORE_SLICE_NS) {
             tracing::debug!(%error, "the scheduler does not support shorter time slices");
         }
-        if shared.settings.pin {
+        if shared.at_start.pin {
             sys::pin_to_core(index).map_err(NodeError::no_pin)?;
         }
         let mut runtime = executor(&needs, needs.ring_entries)?;
         let ring = Ring::new(needs.ring_entries)
             .map_err(|error| needs.no_ring(RingError::Setup(error)))?;
-        let worker = Worker::new(worker_config(index, shared).map_err(no_seeds())?, clock::now());
+        let active = Rc::new(shared.active());
+        let config = worker_config(index, shared, &active).map_err(no_seeds())?;
+        let worker = Worker::new(config, clock::now());
         let http_counters = Arc::clone(&shared.http_counters[index]);
         // Everything that the worker needs for itself is open.
         let descriptors = Rc::new(Descriptors::of_this_thread(shared)?);
         http_counters.max_connections.set(descriptors.max_connections() as u64);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-        let ws_server = WsServer::new(worker, shared_too, http_counters, ring, ws, table);
+        let config = Rc::clone(&active);
+        let ws_server = WsServer::new(worker, config, shared_too, http_counters, ring, ws, table);
         let is_inline = matches!(carrier, Carrier::Inline);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
-        let context = WorkerContext::new(shared_too, index, ws_server, carrier, recorder, table);
-        let connections = shared.settings.max_connections.div_ceil(shared.settings.workers);
+        let context =
+            WorkerContext::new(shared_too, active, index, ws_server, carrier, recorder, table);
+        let connections = shared.at_start.max_connections.div_ceil(shared.at_start.workers);
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
         let serve = async {
             pauses::observe(Arc::clone(&shared.counters[index]), shares_core);
-            if let Some(redis) = shared.settings.redis.as_ref().filter(|_| is_inline) {
+            if let Some(redis) = shared.at_start.redis.as_ref().filter(|_| is_inline) {
                 let driver = driver(shared, redis, InlineHost::new(Rc::clone(&context)));
                 let broker = Rc::clone(&driver);
                 context.set_broker(broker);
@@ -318,12 +331,12 @@ impl WorkerThread {
 }
 
 fn driver<H: Host>(shared: &Arc<Shared>, redis: &RedisSettings, host: H) -> Rc<Driver<H>> {
-    let settings = &shared.settings;
+    let ActiveConfig { settings, projects, .. } = shared.active();
     let broker = Broker::new(BrokerConfig {
         node: settings.node,
         incarnation: Arc::clone(&shared.incarnation),
         workers: settings.workers,
-        projects: Arc::clone(&shared.projects),
+        projects,
         names: ChannelNames::new(&redis.prefix),
         credentials: Credentials { url: redis.url.clone() },
         queue_timeout_ms: redis.queue_timeout_ms,
@@ -346,7 +359,7 @@ fn spawn_broker(
     let needs = birth.needs;
     let body = move || {
         let result = caught("broker", || {
-            let (Some(_), Some(redis)) = (birth.take_table()?, &shared.settings.redis) else {
+            let (Some(_), Some(redis)) = (birth.take_table()?, &shared.at_start.redis) else {
                 return Ok(());
             };
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
@@ -376,10 +389,12 @@ fn executor(needs: &Needs, entries: u32) -> Result<Executor, NodeError> {
 
 fn spawn_ops(
     shared: &Arc<Shared>,
+    lifecycle: &Arc<Lifecycle>,
     birth: &Arc<Birth>,
     news: &Sender<News>,
 ) -> Result<(), NodeError> {
     let (shared, birth, news) = (Arc::clone(shared), Arc::clone(birth), news.clone());
+    let reload: Arc<dyn Reload> = Arc::<Lifecycle>::clone(lifecycle);
     let needs = birth.needs;
     let body = move || {
         let result = caught("ops", || {
@@ -388,7 +403,8 @@ fn spawn_ops(
             let sites = [Site::Metrics, Site::Pprof, Site::Pages];
             let mut runtime = executor(&needs, EXECUTOR_ENTRIES)?;
             let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files: 0 });
-            let ops = Ops::new(shared, addresses.ws, addresses.http, addresses.metrics.ip());
+            let Addresses { ws, http, metrics, .. } = addresses;
+            let ops = Ops::new(shared, [ws, http], metrics.ip(), reload);
             runtime
                 .block_on(server::serve(ops, sites.into_iter().zip(listeners)))
                 .map_err(system("serving ops"))
@@ -413,19 +429,19 @@ fn shared_of(config: Config, open_files: usize) -> io::Result<Shared> {
         user_keys: sys::random_keys()?,
     };
     let shared = Shared::new(config.settings, config.projects, start);
-    if shared.settings.redis.is_some() {
+    if shared.at_start.redis.is_some() {
         // Until the broker reports otherwise.
         shared.queue.set_down("connecting to Redis");
     }
     Ok(shared)
 }
 
-fn worker_config(index: usize, shared: &Shared) -> io::Result<WorkerConfig> {
-    let settings = &shared.settings;
+fn worker_config(index: usize, shared: &Shared, active: &ActiveConfig) -> io::Result<WorkerConfig> {
+    let settings = &active.settings;
     Ok(WorkerConfig {
         settings: Arc::clone(settings),
         worker: index,
-        projects: Arc::clone(&shared.projects),
+        projects: Arc::clone(&active.projects),
         slots: shared.slots(),
         loads: Arc::clone(&shared.loads),
         incarnation: Arc::clone(&shared.incarnation),

@@ -1,13 +1,14 @@
 //! The command line: a command, and values that are still text.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use super::Exit;
 use super::flags::{self, COMMANDS, Command, CommandSpec, Flag, ValueKind};
 use crate::types::similar;
 
 /// The arguments of the program, without its name.
-#[derive(Debug, Default)]
+#[derive(Default, Clone)]
 pub struct Arguments {
     command: Command,
     /// The node's flags.
@@ -15,6 +16,13 @@ pub struct Arguments {
     /// The options of the command itself; a switch has an empty value.
     options: HashMap<&'static str, String>,
     operands: Vec<String>,
+}
+
+/// A value may be a secret.
+impl fmt::Debug for Arguments {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Arguments").field(&self.command).finish()
+    }
 }
 
 impl Arguments {

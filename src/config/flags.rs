@@ -29,18 +29,19 @@ pub struct Flag {
     /// The rest of that row.
     #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
     more: &'static str,
-    /// What a reload does with it, for the docs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a test makes and checks the docs"))]
-    reload: Reload,
+    /// What a reload does with it.
+    pub(super) reload: Reload,
     /// Its value is never shown, and may be `file:` with the path of a file that holds it.
     pub(super) is_secret: bool,
     /// All words that are values of it; empty if there are too many.
     choices: &'static [&'static str],
 }
 
-/// What a reload of a running node, SIGHUP, does with a flag.
+/// What a reload of a running node (SIGHUP, `POST /reload`) does with a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reload {
+pub(super) enum Reload {
+    /// Another value takes effect.
+    Takes,
     /// Nothing: another value takes effect with the next start.
     Restart,
     /// The same value is used anew: the file that it names is opened again.

@@ -1,14 +1,15 @@
 //! One value of the configuration, whatever its origin, and its errors.
 
 use std::cell::RefCell;
-use std::fmt::Display;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::{self, Display};
 use std::fs;
 use std::str::FromStr;
 
 use super::GIB;
 use super::arguments::Arguments;
 use super::config_file::ConfigFile;
-use super::flags::{self, Flag, ValueKind};
+use super::flags::{self, Flag, Reload, ValueKind};
 use super::mistake::Mistake;
 use super::origin::Origin;
 use super::variables::is_service_url;
@@ -25,6 +26,61 @@ pub(super) struct Source<'a> {
     mistakes: RefCell<Vec<Mistake>>,
     /// Flags whose values are replaced by their defaults.
     unsound: RefCell<Vec<&'static str>>,
+    texts: RefCell<Texts>,
+    /// For a reload: the values of the running node. Those that need a restart stay.
+    in_force: Option<&'a InForce>,
+    /// The flags whose values stay although others are given.
+    kept: RefCell<BTreeSet<&'static str>>,
+}
+
+/// The values of a running node.
+#[derive(Debug, Default, Clone)]
+pub(super) struct InForce {
+    pub(super) resolved: Vec<Resolved>,
+    texts: Texts,
+    pub(super) workers: u64,
+}
+
+/// The text that was given for each flag, by name. It may be a secret, and is not shown.
+#[derive(Default, Clone)]
+struct Texts(HashMap<&'static str, GivenText>);
+
+#[derive(Default, Clone, PartialEq, Eq)]
+struct GivenText {
+    given: Option<String>,
+    /// The value of a secret, which may be in a file of its own.
+    secret: Option<String>,
+}
+
+impl Texts {
+    fn get(&self, flag: &Flag) -> GivenText {
+        self.0.get(flag.name).cloned().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Texts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl InForce {
+    /// Returns the flags that a reload takes whose value differs from `before`.
+    pub(super) fn changed_since(&self, before: &Self) -> Vec<&'static str> {
+        let both = self.resolved.iter().filter(|now| now.flag.reload == Reload::Takes);
+        let changed = both.filter(|now| {
+            let flag = now.flag;
+            let secret = |one: &Self| one.texts.get(flag).secret;
+            now.value != before.value(flag) || secret(self) != secret(before)
+        });
+        changed.map(|now| now.flag.name).collect()
+    }
+
+    /// Returns a flag's value; `None` also for a secret.
+    pub(super) fn value(&self, flag: &Flag) -> Option<String> {
+        let ours = self.resolved.iter().find(|one| one.flag.name == flag.name)?;
+        ours.value.clone().filter(|_| !ours.is_hidden)
+    }
 }
 
 /// A flag's effective value, and its origin.
@@ -43,6 +99,15 @@ pub(super) struct Resolved {
 impl<'a> Source<'a> {
     /// Reads the config file if one is named.
     pub(super) fn new(arguments: &'a Arguments, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Self::for_node(arguments, env, None)
+    }
+
+    /// The same for a reload: flags that need a restart have the values in force.
+    pub(super) fn for_node(
+        arguments: &'a Arguments,
+        env: &'a dyn Fn(&str) -> Option<String>,
+        in_force: Option<&'a InForce>,
+    ) -> Self {
         let mut source = Self {
             arguments,
             env,
@@ -50,6 +115,9 @@ impl<'a> Source<'a> {
             resolved: RefCell::default(),
             mistakes: RefCell::default(),
             unsound: RefCell::default(),
+            texts: RefCell::default(),
+            in_force,
+            kept: RefCell::default(),
         };
         let (path, name) = {
             let setting = source.get(&flags::CONFIG);
@@ -92,6 +160,8 @@ impl<'a> Source<'a> {
         } else {
             (None, Origin::Default)
         };
+        let text = self.or_in_force(flag, text, |texts| texts.given);
+        self.texts.borrow_mut().0.entry(flag.name).or_default().given = text.clone();
         let default = Some(flag.default).filter(|text| !text.is_empty()).map(String::from);
         let (value, is_hidden) = match &text {
             Some(_) if flag.is_secret => (None, true),
@@ -111,16 +181,43 @@ impl<'a> Source<'a> {
             setting.text = read.map_err(|what| setting.report(what)).ok();
             setting.is_from_file = true;
         }
+        setting.text = self.or_in_force(flag, setting.text, |texts| texts.secret);
+        self.texts.borrow_mut().0.entry(flag.name).or_default().secret = setting.text.clone();
         setting
     }
 
-    /// Returns every flag with its value, in the order of [`flags::all`].
-    pub(super) fn resolved(self) -> Vec<Resolved> {
-        let mut found = self.resolved.into_inner();
+    /// Returns the text in force instead of another one that needs a restart.
+    fn or_in_force(
+        &self,
+        flag: &'static Flag,
+        text: Option<String>,
+        of: impl FnOnce(GivenText) -> Option<String>,
+    ) -> Option<String> {
+        let Some(in_force) = self.in_force.filter(|_| flag.reload != Reload::Takes) else {
+            return text;
+        };
+        let before = of(in_force.texts.get(flag));
+        if text != before {
+            self.kept.borrow_mut().insert(flag.name);
+        }
+        before
+    }
+
+    /// Returns the number of workers of the running node, for a reload.
+    pub(super) fn running_workers(&self) -> Option<u64> {
+        self.in_force.map(|in_force| in_force.workers)
+    }
+
+    /// Returns every flag with its value, in the order of [`flags::all`], and those flags whose
+    /// values stay although others are given. `workers`: of the node.
+    pub(super) fn finish(self, workers: usize) -> (InForce, Vec<&'static Flag>) {
+        let mut resolved = self.resolved.into_inner();
         let place = |name| flags::all().position(|flag| flag.name == name);
-        found.sort_by_key(|one| place(one.flag.name));
-        found.dedup_by(|later, earlier| later.flag.name == earlier.flag.name);
-        found
+        resolved.sort_by_key(|one| place(one.flag.name));
+        resolved.dedup_by(|later, earlier| later.flag.name == earlier.flag.name);
+        let kept = self.kept.into_inner();
+        let kept = flags::all().filter(|flag| kept.contains(flag.name)).collect();
+        (InForce { resolved, texts: self.texts.into_inner(), workers: workers as u64 }, kept)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::ops::logs::{Format, Rotate};
 use crate::types::{Limits, Routing};
 
 mod places;
+mod reload;
 
 const DEFAULT_REDIS: &str = "redis://127.0.0.1:6379/0";
 

@@ -8,6 +8,7 @@ use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
 use super::sync::sleep;
 use super::worker_context::{PendingPush, PushOrigin, WorkerContext};
+use crate::state::active_config::ActiveConfig;
 use crate::state::broker::Outcome;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::projects::Project;
@@ -82,16 +83,16 @@ async fn accept(context: &Rc<WorkerContext>, stream: TcpStream, peer: IpAddr) {
 impl Service for WorkerContext {
     type Pending<'a> = PendingReply<'a>;
 
-    fn limits(&self) -> &Limits {
-        &self.shared.settings.limits
+    fn limits(&self) -> Limits {
+        self.active().settings.limits.clone()
     }
 
-    fn times(&self) -> &Times {
-        &self.shared.settings.times
+    fn times(&self) -> Times {
+        self.active().settings.times
     }
 
-    fn trusted_proxies(&self) -> &Networks {
-        &self.shared.settings.trusted_proxies
+    fn with_trusted_proxies<R>(&self, look: impl FnOnce(&Networks) -> R) -> R {
+        look(&self.active.borrow().settings.trusted_proxies)
     }
 
     fn connections(&self) -> &RefCell<Connections> {
@@ -120,6 +121,7 @@ impl Service for WorkerContext {
         let mut reply = Reply {
             context: self,
             origin,
+            is_allowed: None,
             is_head: false,
             is_encoded: false,
             keep_alive: false,
@@ -138,9 +140,11 @@ impl Service for WorkerContext {
         pauses::take_turn(pauses::REQUEST).await;
         let keep_alive = keep_alive && !self.shared.is_draining();
         let head = request.head;
+        let active = self.active();
         let reply = Reply {
             context: self,
             origin: head.origin,
+            is_allowed: None,
             is_head: head.method == "HEAD",
             is_encoded: head.content_encoding.is_some(),
             keep_alive,
@@ -149,7 +153,8 @@ impl Service for WorkerContext {
         };
         let read_at = request.read_at;
         let (project, is_signed) = (None, false);
-        let mut answer = Answer { context: self, head, read_at, project, is_signed, reply };
+        let active = &*active;
+        let mut answer = Answer { context: self, active, head, read_at, project, is_signed, reply };
         let pending = match answer.route(request.body).await {
             Ok(pending) => pending,
             Err(error) => {
@@ -159,15 +164,16 @@ impl Service for WorkerContext {
         };
         let (status, is_known) = (answer.reply.status, answer.is_signed);
         if status >= 400 && tracing::enabled!(tracing::Level::DEBUG) {
-            let ip = request.client_ip(self.trusted_proxies()).map(tracing::field::display);
+            let ip = request.client_ip(&active.settings.trusted_proxies);
+            let ip = ip.map(tracing::field::display);
             tracing::debug!(ip, status, path = head.path, "refused a request");
         }
         self.wait_for_room().await;
         let pending = pending.map(|(push, project)| PendingReply {
             push,
-            project,
             keep_alive,
             origin: request.head.origin.map(Into::into),
+            is_allowed: project.allows_origin(request.head.origin),
             started: read_at.instant,
         });
         if pending.is_none() {
@@ -187,13 +193,14 @@ impl Service for WorkerContext {
         let mut reply = Reply {
             context: self,
             origin: pending.origin.as_deref(),
+            is_allowed: Some(pending.is_allowed),
             is_head: false,
             is_encoded: false,
             keep_alive: pending.keep_alive,
             out,
             status: 200,
         };
-        reply.answer_push(pending.project, result);
+        reply.answer_push(None, result);
         self.requests.add(PUSH, reply.status, pending.started);
         Poll::Ready(())
     }
@@ -219,19 +226,22 @@ impl WorkerContext {
 /// A push that waits for the queue's answer, with what its response needs of the request.
 pub struct PendingReply<'a> {
     push: PendingPush<'a>,
-    project: &'a Project,
     keep_alive: bool,
     origin: Option<Box<str>>,
+    /// The project allows this origin.
+    is_allowed: bool,
     started: Instant,
 }
 
 /// A request on its way to its response.
-struct Answer<'c, 'r, 'h> {
+struct Answer<'c, 'a, 'r, 'h> {
     context: &'c WorkerContext,
+    /// What it is judged by, whatever a reload does in the meantime.
+    active: &'a ActiveConfig,
     head: &'r Head<'h>,
     read_at: Moment,
     /// The project that the request claims; known before its signature is checked.
-    project: Option<&'c Project>,
+    project: Option<&'a Project>,
     is_signed: bool,
     reply: Reply<'c, 'r>,
 }
@@ -240,6 +250,8 @@ struct Answer<'c, 'r, 'h> {
 struct Reply<'c, 'r> {
     context: &'c WorkerContext,
     origin: Option<&'r str>,
+    /// Whether the origin is allowed, if that is known; otherwise its project says it.
+    is_allowed: Option<bool>,
     is_head: bool,
     /// The request's body has a Content-Encoding.
     is_encoded: bool,
@@ -249,14 +261,14 @@ struct Reply<'c, 'r> {
 }
 
 /// A push that has begun, and its project.
-type PendingOf<'c> = (PendingPush<'c>, &'c Project);
+type PendingOf<'c, 'a> = (PendingPush<'c>, &'a Project);
 
 /// Fields of a response.
 type Fields<'a> = SmallVec<[(&'a str, &'a str); 6]>;
 
-impl<'c, 'h> Answer<'c, '_, 'h> {
+impl<'c, 'a, 'h> Answer<'c, 'a, '_, 'h> {
     /// Routes a request. A push that has begun is returned, to be answered later.
-    async fn route(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c>>, ApiError> {
+    async fn route(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c, 'a>>, ApiError> {
         let (path, method) = (self.head.path, self.head.method);
         let Some(allowed) = methods_of(path) else { return Err(self.not_found()) };
         match method {
@@ -299,7 +311,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         }
         match self.head.path {
             "/version" => {
-                let node = self.context.shared.settings.node;
+                let node = self.context.shared.at_start.node;
                 let (version, commit) = (version::VERSION, version::COMMIT);
                 let program =
                     format!(r#""name":"ws-cluster","version":"{version}","commit":"{commit}""#);
@@ -315,7 +327,7 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         let asked = self.head.access_control_request_headers;
         let project = self.head.query.and_then(|query| {
             let params = Params::parse(query.as_bytes()).ok()?;
-            Some(self.context.shared.projects.find(params.get("pid")?)?.1)
+            Some(self.active.projects.find(params.get("pid")?)?.1)
         });
         let fields = [
             ("Allow", allowed),
@@ -328,9 +340,9 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 
     // Pushes.
 
-    fn push(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c>>, ApiError> {
+    fn push(&mut self, body: &[u8]) -> Result<Option<PendingOf<'c, 'a>>, ApiError> {
         let head = self.head;
-        let limits = &self.context.shared.settings.limits;
+        let limits = &self.active.settings.limits;
         let now = self.read_at.wall();
         let project;
         let result = match parameters(head, body)? {
@@ -354,14 +366,14 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         };
         match result {
             Ok(pending) if !pending.is_accepted() => return Ok(Some((pending, project))),
-            Ok(pending) => self.reply.answer_push(project, Ok(pending.id())),
+            Ok(pending) => self.reply.answer_push(Some(project), Ok(pending.id())),
             Err(error) => self.reply.refuse(Some(project), &error),
         }
         Ok(None)
     }
 
     async fn push_batch(&mut self, body: &[u8]) -> Result<(), ApiError> {
-        let limits = &self.context.shared.settings.limits;
+        let limits = &self.active.settings.limits;
         let now = self.read_at.wall();
         let Parameters::Json = parameters(self.head, body)? else {
             return Err(error(415, "a batch must be JSON: send Content-Type: application/json"));
@@ -418,11 +430,11 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         members: &Members<'b>,
         body: &[u8],
         now: WallMs,
-    ) -> Result<&'c Project, ApiError>
+    ) -> Result<&'a Project, ApiError>
     where
         'h: 'b,
     {
-        let limits = &self.context.shared.settings.limits;
+        let limits = &self.active.settings.limits;
         let credentials = Credentials::from_json(members, self.head.x_sign, limits)?;
         let path = self.head.path.as_bytes();
         let place = SignPlace::Header { is_in_body: has_sign(members) };
@@ -439,16 +451,16 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
         credentials: &Credentials<'_>,
         now: WallMs,
         check: impl FnOnce(&[sign::Secret], bool) -> Result<(), Cow<'static, str>>,
-    ) -> Result<&'c Project, ApiError> {
-        let shared = &self.context.shared;
-        let Some((_, project)) = shared.projects.find(&*credentials.pid) else {
+    ) -> Result<&'a Project, ApiError> {
+        let active = self.active;
+        let Some((_, project)) = active.projects.find(&*credentials.pid) else {
             return Err(error(403, "unknown project"));
         };
         self.project = Some(project);
-        check(&project.secrets, shared.settings.env.shows_signed_text())
+        check(&project.secrets, active.settings.env.shows_signed_text())
             .map_err(|msg| ApiError { status: 401, msg })?;
         self.is_signed = true;
-        sign::check_exp(credentials.exp, shared.settings.env.demands_exp(), now)?;
+        sign::check_exp(credentials.exp, active.settings.env.demands_exp(), now)?;
         Ok(project)
     }
 
@@ -463,16 +475,16 @@ impl<'c, 'h> Answer<'c, '_, 'h> {
 }
 
 impl Reply<'_, '_> {
-    fn answer_push(&mut self, project: &Project, result: Result<MessageId, ApiError>) {
+    fn answer_push(&mut self, project: Option<&Project>, result: Result<MessageId, ApiError>) {
         match result {
             Ok(id) => {
                 let mut response: SmallVec<[u8; 96]> = SmallVec::new();
                 response.extend_from_slice(b"{\"code\":1,\"msg\":\"success\",\"id\":\"");
                 response.extend_from_slice(itoa::Buffer::new().format(id.0).as_bytes());
                 response.extend_from_slice(b"\"}");
-                self.respond(200, Some(project), &[], &response);
+                self.respond(200, project, &[], &response);
             }
-            Err(error) => self.refuse(Some(project), &error),
+            Err(error) => self.refuse(project, &error),
         }
     }
 
@@ -513,10 +525,10 @@ impl Reply<'_, '_> {
     }
 
     fn add_cors<'f>(&self, origin: &'f str, project: Option<&Project>, fields: &mut Fields<'f>) {
-        let is_allowed = match project {
+        let is_allowed = self.is_allowed.unwrap_or_else(|| match project {
             Some(project) => project.allows_origin(Some(origin)),
-            None => self.context.shared.projects.any_allows_origin(origin),
-        };
+            None => self.context.active().projects.any_allows_origin(origin),
+        });
         fields.push(("Vary", "Origin"));
         if is_allowed {
             fields.push(("Access-Control-Allow-Origin", origin));

@@ -33,8 +33,8 @@ pub struct Descriptors {
     sockets: usize,
     /// Sockets that WebSocket connections leave to HTTP, and that open ones leave to handshakes.
     share: usize,
-    max_handshakes: usize,
-    max_http: usize,
+    max_handshakes: Cell<usize>,
+    max_http: Cell<usize>,
     /// HTTP connections that are open now.
     http: Cell<usize>,
 }
@@ -55,7 +55,7 @@ impl Descriptors {
     pub fn of_this_thread(shared: &Shared) -> Result<Self, TooFewFiles> {
         // Includes the descriptor of the directory itself, which is closed again.
         let own = fs::read_dir("/proc/thread-self/fd").map_or(OWN_RESERVE, Iterator::count);
-        let settings = &shared.settings;
+        let settings = &shared.at_start;
         Self::new(shared.open_files, settings.max_handshakes, settings.max_http_connections, own)
     }
 
@@ -90,8 +90,8 @@ impl Descriptors {
             own,
             sockets,
             share: share(sockets),
-            max_handshakes: max_handshakes.min(sockets / 4),
-            max_http: max_http.min(sockets / 2),
+            max_handshakes: Cell::new(max_handshakes.min(sockets / 4)),
+            max_http: Cell::new(max_http.min(sockets / 2)),
             http: Cell::new(0),
         })
     }
@@ -122,14 +122,20 @@ impl Descriptors {
 
     /// Returns the maximum number of handshakes with an incomplete request.
     pub fn max_handshakes(&self) -> usize {
-        self.max_handshakes
+        self.max_handshakes.get()
+    }
+
+    /// Sets the maxima of the configuration, which these sockets may not allow.
+    pub fn set_maxima(&self, max_handshakes: usize, max_http: usize) {
+        self.max_handshakes.set(max_handshakes.min(self.sockets / 4));
+        self.max_http.set(max_http.min(self.sockets / 2));
     }
 
     /// Returns the number of HTTP connections that there may be now, besides `websockets` sockets
     /// of the other port.
     pub fn http_connections(&self, websockets: usize) -> usize {
         let left = self.sockets.saturating_sub(websockets + self.share);
-        self.max_http.min(left.max(self.share))
+        self.max_http.get().min(left.max(self.share))
     }
 
     /// Sets the number of HTTP connections that are open now.

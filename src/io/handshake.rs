@@ -4,6 +4,7 @@
 use super::date::http_date;
 use super::routes;
 use super::shared::Shared;
+use crate::state::active_config::ActiveConfig;
 use crate::state::projects::ProjectId;
 use crate::state::{Identity, Role};
 use crate::types::WallMs;
@@ -27,16 +28,17 @@ const ECHO: Identity<'static> = Identity {
     ip: None,
 };
 
-/// Judges a complete head. If it is valid, calls `open` with the identity and the bytes of the 101
-/// response. `ip`: the client's address, if it is known.
+/// Judges a complete head by `active`. If it is valid, calls `open` with the identity and the bytes
+/// of the 101 response. `ip`: the client's address, if it is known.
 pub fn judge<R>(
     head: &Head<'_>,
     ip: Option<IpAddr>,
     shared: &Shared,
+    active: &ActiveConfig,
     now: WallMs,
     open: impl FnOnce(Identity<'_>, &[u8]) -> Result<R, ApiError>,
 ) -> Result<R, ApiError> {
-    let node = &*shared.settings;
+    let node = &*active.settings;
     if head.path != "/ws/connect" && !node.echo {
         return Err(not_found(head.path, shared));
     }
@@ -54,7 +56,7 @@ pub fn judge<R>(
     let params = Params::parse(&query)?;
     let connect = parse_connect(&params, &node.limits)?;
     let credentials = &connect.credentials;
-    let Some((project, settings)) = shared.projects.find(&*credentials.pid) else {
+    let Some((project, settings)) = active.projects.find(&*credentials.pid) else {
         return Err(refuse(403, "unknown project"));
     };
     if !settings.allows_origin(head.origin) {

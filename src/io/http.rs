@@ -42,9 +42,6 @@ const UNKNOWN_FLUSH_BYTES: usize = BUFFER_BYTES;
 /// Pipelined requests that may be in progress at once.
 const MAX_DUE: usize = 256;
 
-/// The proxies that a service without such ones trusts.
-static NOBODY: Networks = Networks::NONE;
-
 /// A complete request.
 pub struct Request<'a> {
     pub head: &'a Head<'a>,
@@ -82,11 +79,12 @@ pub trait Service {
     where
         Self: 'a;
 
-    fn limits(&self) -> &Limits;
-    fn times(&self) -> &Times;
-    /// The proxies that are believed when they name a client.
-    fn trusted_proxies(&self) -> &Networks {
-        &NOBODY
+    /// The limits and times in force now: a connection may wait for longer than they last.
+    fn limits(&self) -> Limits;
+    fn times(&self) -> Times;
+    /// Calls `look` with the proxies that are believed when they name a client.
+    fn with_trusted_proxies<R>(&self, look: impl FnOnce(&Networks) -> R) -> R {
+        look(&Networks::NONE)
     }
     /// Maximum time that a connection without a known peer may wait for its next request.
     fn unknown_ms(&self) -> u64 {
@@ -230,7 +228,7 @@ impl<'s, S: Service> Connection<'s, S> {
         }
         let mut refusal = Vec::new();
         if let Some(error) = error {
-            let head = parse_head(&self.input[self.read_to..], self.service.limits());
+            let head = parse_head(&self.input[self.read_to..], &self.service.limits());
             let origin = head.ok().flatten().and_then(|head| head.origin);
             self.service.refuse(origin, self.via.peer(), &error, &mut refusal);
         }
@@ -270,9 +268,10 @@ impl<'s, S: Service> Connection<'s, S> {
         let deadline = self.begin_to_wait(self.patience_ms(true));
         self.first_deadline = Some(deadline);
         loop {
-            let (trusted, max_bytes) =
-                (self.service.trusted_proxies(), self.service.limits().head_bytes);
-            let start = client_address::start(&self.input, self.via.peer(), trusted, max_bytes);
+            let max_bytes = self.service.limits().head_bytes;
+            let start = self.service.with_trusted_proxies(|trusted| {
+                client_address::start(&self.input, self.via.peer(), trusted, max_bytes)
+            });
             if let Start::Request { via, skip } = start.map_err(End::Refused)? {
                 (self.via, self.read_to) = (via, skip);
                 return Ok(());
@@ -290,7 +289,6 @@ impl<'s, S: Service> Connection<'s, S> {
 
     /// Reads and answers one request. Returns `Ok(false)` if it was the last.
     async fn next_request(&mut self, is_first: bool) -> Result<bool, End> {
-        let (times, limits) = (self.service.times(), self.service.limits());
         let mut is_continued = false;
         let mut chunks: Option<(Chunked, Vec<u8>)> = None;
         let mut is_begun = is_first;
@@ -301,12 +299,12 @@ impl<'s, S: Service> Connection<'s, S> {
         loop {
             // The head is parsed again whenever more of the body has arrived: it is short.
             let input = &self.input[self.read_to..];
-            let head = parse_head(input, limits).map_err(End::Refused)?;
+            let (head, max_bytes) = next_head(self.service, input)?;
             if let Some(head) = &head {
                 let keep_alive = head.keep_alive;
                 let (body, end) = match head.body {
                     Body::None => (Some(&[][..]), head.head_len),
-                    Body::Length(length) if length > limits.body_bytes as u64 => {
+                    Body::Length(length) if length > max_bytes as u64 => {
                         return Err(End::Refused(TOO_LARGE));
                     }
                     Body::Length(length) => {
@@ -348,7 +346,7 @@ impl<'s, S: Service> Connection<'s, S> {
             }
             if !is_begun && self.read_to < self.input.len() {
                 is_begun = true;
-                patience_ms = times.request_timeout_ms;
+                patience_ms = self.service.times().request_timeout_ms;
                 deadline = None;
             }
             self.finish_due().await;
@@ -532,6 +530,16 @@ impl<'s, S: Service> Connection<'s, S> {
     fn set_deadline(&self, deadline: MonotonicMs, side: Shutdown) {
         self.service.connections().borrow_mut().set_deadline(self.key, deadline, side);
     }
+}
+
+/// Parses the head of a request, if it has arrived. Returns it with the maximum size of its body.
+fn next_head<'i, S: Service>(
+    service: &S,
+    input: &'i [u8],
+) -> Result<(Option<Head<'i>>, usize), End> {
+    let limits = service.limits();
+    let head = parse_head(input, &limits).map_err(End::Refused)?;
+    Ok((head, limits.body_bytes))
 }
 
 /// Waits until the buffers of a request may have this size together.

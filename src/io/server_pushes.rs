@@ -50,12 +50,12 @@ async fn begin_some<'c>(
 }
 
 fn begin<'c>(context: &'c WorkerContext, push: &ServerPush) -> Result<PendingPush<'c>, ApiError> {
-    let settings = &context.shared.settings;
+    let active = context.active();
     let members = json::members(&push.message)?;
-    let (read, exp) = Push::from_server(&members, &settings.limits)?;
+    let (read, exp) = Push::from_server(&members, &active.settings.limits)?;
     let read_at = Moment::read();
     sign::check_exp(exp, false, read_at.wall())?;
-    let pid = context.shared.projects.get(push.project).map_or("", |project| &*project.pid);
+    let pid = active.projects.get(push.project).map_or("", |project| &*project.pid);
     if context.shared.is_draining() {
         let msg = "this node is draining: push to another node".into();
         return Err(ApiError { status: 503, msg });

@@ -1,15 +1,17 @@
-//! What all workers of a node share: the immutable configuration, and counters that change at
-//! connect and close.
+//! What all workers of a node share: the configuration, which a reload replaces as a whole, and
+//! counters that change at connect and close.
 
 use super::accept_errors::AcceptErrors;
 use super::memory::MemoryLimit;
+use crate::state::active_config::ActiveConfig;
 use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::state::settings::Settings;
-use crate::types::{Incarnation, Now};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use crate::types::{Incarnation, Now, WallMs};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What a node finds out when it starts.
@@ -35,13 +37,17 @@ pub struct Ports {
 /// State of a node, one per process.
 #[derive(Debug)]
 pub struct Shared {
-    pub settings: Arc<Settings>,
+    /// The settings of the start: for those that no reload changes, such as the node's number. The
+    /// others are in [`Shared::active`].
+    pub at_start: Arc<Settings>,
+    /// The configuration in force, and its generation.
+    active: Mutex<ActiveConfig>,
+    generation: AtomicU64,
     pub open_files: usize,
     /// Seeds of the hash of users, which the workers and the broker share.
     pub user_keys: (u64, u64),
     /// Set before a worker serves any connection.
     pub ports: OnceLock<Ports>,
-    pub projects: Arc<Projects>,
     /// When the node starts.
     pub started: Now,
     pub incarnation: Arc<Incarnation>,
@@ -60,6 +66,31 @@ pub struct Shared {
     pub ops_accept_errors: Counter,
     pub broker_counters: Arc<BrokerCounters>,
     pub memory: MemoryPressure,
+    pub reloads: Reloads,
+}
+
+/// The reloads of a node, counted by the thread that reloads.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    pub done: Counter,
+    pub failed: Counter,
+    /// When the last one ended, in wall-clock milliseconds, and whether it failed; 0: none has.
+    last_at_ms: Counter,
+    last_failed: Counter,
+}
+
+impl Reloads {
+    pub fn count(&self, is_done: bool, now: WallMs) {
+        if is_done { &self.done } else { &self.failed }.add(1);
+        self.last_failed.set(u64::from(!is_done));
+        self.last_at_ms.set(now.value());
+    }
+
+    /// Returns when the last reload ended, and whether it was done; `None`: there was none.
+    pub fn last(&self) -> Option<(WallMs, bool)> {
+        let at_ms = self.last_at_ms.value();
+        (at_ms > 0).then(|| (WallMs::new(at_ms), self.last_failed.value() == 0))
+    }
 }
 
 /// How much of its memory limit the process uses, and how much the workers are asked to free.
@@ -194,13 +225,16 @@ impl Shared {
     pub fn new(settings: Settings, projects: Projects, start: Start) -> Self {
         let Start { now: started, open_files, memory_limit, user_keys } = start;
         let workers = settings.workers;
-        let projects = Arc::new(projects);
+        let (at_start, projects) = (Arc::new(settings), Arc::new(projects));
+        let ids = projects.ids();
+        let active = ActiveConfig { generation: 1, settings: Arc::clone(&at_start), projects };
         Self {
-            settings: Arc::new(settings),
+            at_start,
+            generation: AtomicU64::new(active.generation),
+            active: Mutex::new(active),
             open_files,
             user_keys,
             ports: OnceLock::new(),
-            projects: Arc::clone(&projects),
             started,
             incarnation: Arc::new(Incarnation::new(started.wall)),
             connections: AtomicUsize::new(0),
@@ -208,26 +242,63 @@ impl Shared {
             queue: QueueHealth::default(),
             loads: Arc::default(),
             broker_counters: Arc::default(),
-            counters: (0..workers).map(|_| Arc::new(Counters::new(projects.len()))).collect(),
+            counters: (0..workers).map(|_| Arc::new(Counters::new(ids))).collect(),
             http_counters: (0..workers).map(|_| Arc::default()).collect(),
             ops_refusals: RefusalCounts::default(),
             ws_accepts: AcceptErrors::new("--ws_port"),
             http_accepts: AcceptErrors::new("--http_port"),
             ops_accept_errors: Counter::default(),
             memory: MemoryPressure::new(memory_limit, workers),
+            reloads: Reloads::default(),
         }
+    }
+
+    /// Returns the configuration in force. Locks: a worker and the broker call it only when
+    /// [`Shared::generation`] has changed.
+    pub fn active(&self) -> ActiveConfig {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the generation of [`Shared::active`]. A message that was sent under a generation is
+    /// received at that one or a later one.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
+    }
+
+    /// Puts another configuration in force, and returns the one before it. Each thread takes it
+    /// before its next tick ends.
+    pub fn activate(&self, settings: Settings, projects: Projects) -> ActiveConfig {
+        let ids = projects.ids();
+        self.counters.iter().for_each(|worker| worker.projects.grow(ids));
+        let (settings, projects) = (Arc::new(settings), Arc::new(projects));
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = active.generation + 1;
+        let before =
+            std::mem::replace(&mut *active, ActiveConfig { generation, settings, projects });
+        self.generation.store(generation, Release);
+        before
+    }
+
+    /// Returns whether all workers, and the broker if there is one, use this generation or a later
+    /// one.
+    pub fn is_taken(&self, generation: u64) -> bool {
+        let by_broker = self.at_start.redis.is_none()
+            || self.broker_counters.config_generation.value() >= generation;
+        by_broker
+            && self.counters.iter().all(|worker| worker.config_generation.value() >= generation)
     }
 
     /// Returns the maximum number of connections of one worker: address space is reserved for them.
     pub fn slots(&self) -> usize {
-        self.settings.max_connections.min(self.open_files)
+        self.at_start.max_connections.min(self.open_files)
     }
 
     /// Takes a place among `--max_connections`; returns `false` if there is none. [`Shared::leave`]
     /// gives it back.
     pub fn enter(&self) -> bool {
         let before = self.connections.fetch_add(1, Relaxed);
-        if before < self.settings.max_connections {
+        if before < self.at_start.max_connections {
             return true;
         }
         self.leave();
@@ -246,7 +317,7 @@ impl Shared {
     /// Returns the number of WebSocket connections for which this node has room.
     pub fn room(&self) -> usize {
         let of_workers = self.http_counters.iter().map(|one| one.max_connections.value());
-        self.settings.max_connections.min(of_workers.sum::<u64>() as usize)
+        self.at_start.max_connections.min(of_workers.sum::<u64>() as usize)
     }
 
     /// Returns why no WebSocket client is admitted; `None` if at least one worker has room.
@@ -255,7 +326,7 @@ impl Shared {
             counters.connections.value() < http.max_connections.value()
         };
         let open = self.connections();
-        let is_full = open >= self.settings.max_connections
+        let is_full = open >= self.at_start.max_connections
             || !self.counters.iter().zip(&self.http_counters).any(has_room);
         is_full.then(|| {
             format!("full: {open} WebSocket connections are open, and the maximum is {}", {

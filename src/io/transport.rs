@@ -58,7 +58,7 @@ pub struct Transport {
 
 impl Transport {
     pub fn new(shared: Arc<Shared>, index: usize, carrier: Carrier) -> Self {
-        let (settings, redis) = (&shared.settings, shared.settings.redis.as_ref());
+        let (settings, redis) = (&shared.at_start, shared.at_start.redis.as_ref());
         let routing = redis.map_or(Routing::Project, |redis| redis.routing);
         let way = match carrier {
             Carrier::Mailbox(mailbox) => Way::Mailbox(RefCell::new(mailbox)),

@@ -18,6 +18,7 @@ use super::spans::Recorder;
 use super::sync::{Notify, WaitQueue};
 use super::transport::{Carrier, InlineBroker, Transport};
 use super::ws_server::WsServer;
+use crate::state::active_config::ActiveConfig;
 use crate::state::counters::Counters;
 use crate::state::drain::Drain;
 use crate::state::subscriptions::{Interest, WorkerEvent};
@@ -39,6 +40,7 @@ pub use pushes::{PendingPush, PushOrigin};
 /// State shared by the tasks of one worker.
 pub struct WorkerContext {
     pub shared: Arc<Shared>,
+    pub(super) active: RefCell<Rc<ActiveConfig>>,
     pub index: usize,
     pub ws_server: RefCell<WsServer>,
     pub(super) counters: Arc<Counters>,
@@ -70,9 +72,10 @@ pub struct WorkerContext {
 }
 
 impl WorkerContext {
-    /// `recorder`: where traces go, if they are recorded.
+    /// `active`: what `ws_server` uses; `recorder`: where traces go, if they are recorded.
     pub fn new(
         shared: Arc<Shared>,
+        active: Rc<ActiveConfig>,
         index: usize,
         mut ws_server: WsServer,
         carrier: Carrier,
@@ -80,14 +83,15 @@ impl WorkerContext {
         descriptors: Rc<Descriptors>,
     ) -> Rc<Self> {
         ws_server.worker.set_notes(recorder.is_some());
-        let coalesce_us = shared.settings.times.coalesce_us;
-        let http = Connections::new(shared.settings.memory.worker_body_bytes);
+        let coalesce_us = active.settings.times.coalesce_us;
+        let http = Connections::new(active.settings.memory.worker_body_bytes);
         let requests = RequestCounts::new(Arc::clone(&shared.http_counters[index]));
         let transport = Transport::new(Arc::clone(&shared), index, carrier);
         Rc::new(Self {
             requests,
             counters: Arc::clone(&shared.counters[index]),
             shared,
+            active: RefCell::new(active),
             index,
             ws_server: RefCell::new(ws_server),
             transport,
@@ -112,6 +116,29 @@ impl WorkerContext {
     /// Sets the broker that runs on this worker's thread.
     pub fn set_broker(&self, broker: Rc<dyn InlineBroker>) {
         self.transport.set_broker(broker);
+    }
+
+    /// Returns the configuration that this worker uses now. Keep it for one request at most: a
+    /// reload frees the old one when no worker has it any more.
+    pub(super) fn active(&self) -> Rc<ActiveConfig> {
+        Rc::clone(&self.active.borrow())
+    }
+
+    /// Takes the configuration that a reload has put in force, if it has. The last one to give the
+    /// old one up is the thread that reloads.
+    fn take_config(&self, now: Now) {
+        let generation = self.shared.generation();
+        if self.active.borrow().generation == generation {
+            return;
+        }
+        let active = Rc::new(self.shared.active());
+        let settings = &active.settings;
+        self.hold.set_coalesce_us(settings.times.coalesce_us);
+        self.http.borrow_mut().set_max_bytes(settings.memory.worker_body_bytes);
+        self.descriptors.set_maxima(settings.max_handshakes, settings.max_http_connections);
+        self.ws_server.borrow_mut().reload(Rc::clone(&active), now);
+        self.counters.config_generation.set(active.generation);
+        self.active.replace(active);
     }
 
     /// Delivers a parcel of another worker or node to this worker.

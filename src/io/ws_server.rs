@@ -17,6 +17,7 @@ use super::linger::{self, Last, LingeringSockets};
 use super::ring::{Completion, GENERATION_MASK, OperationKind, OperationToken, Ring};
 use super::shared::Shared;
 use super::sys;
+use crate::state::active_config::ActiveConfig;
 use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::settings::Settings;
 use crate::state::subscriptions::Interest;
@@ -76,6 +77,8 @@ enum HandshakeResult {
 /// All of a worker's WebSocket side except its executor. Its methods never block.
 pub struct WsServer {
     pub worker: Worker,
+    /// What `worker` uses.
+    active: Rc<ActiveConfig>,
     shared: Arc<Shared>,
     counters: Arc<HttpCounters>,
     ring: Ring,
@@ -114,6 +117,7 @@ pub struct WsServer {
 impl WsServer {
     pub fn new(
         worker: Worker,
+        active: Rc<ActiveConfig>,
         shared: Arc<Shared>,
         counters: Arc<HttpCounters>,
         ring: Ring,
@@ -123,6 +127,7 @@ impl WsServer {
         let mut ws_server = Self {
             slots: Vec::with_capacity(shared.slots()),
             worker,
+            active,
             shared,
             counters,
             ring,
@@ -147,6 +152,13 @@ impl WsServer {
         };
         ws_server.poll_listener();
         ws_server
+    }
+
+    /// Takes another configuration. Handshakes that wait are judged by it.
+    pub fn reload(&mut self, active: Rc<ActiveConfig>, now: Now) {
+        self.now = now;
+        self.worker.reload(&active, now);
+        self.active = active;
     }
 
     pub fn ring(&mut self) -> &mut Ring {
@@ -336,7 +348,7 @@ impl WsServer {
     }
 
     fn insert_handshake(&mut self, fd: OwnedFd, peer: Option<IpAddr>, received: Vec<u8>) -> usize {
-        let deadline = self.awake() + self.shared.settings.times.handshake_timeout_ms;
+        let deadline = self.awake() + self.active.settings.times.handshake_timeout_ms;
         self.handshakes.insert((fd, peer), received, deadline)
     }
 
@@ -459,7 +471,8 @@ impl WsServer {
         bytes: &[u8],
         ip: &mut Option<IpAddr>,
     ) -> Result<HandshakeResult, ApiError> {
-        let Settings { limits, trusted_proxies, .. } = &*self.shared.settings;
+        let active = Rc::clone(&self.active);
+        let Settings { limits, trusted_proxies, .. } = &*active.settings;
         let start = client_address::start(bytes, *ip, trusted_proxies, limits.head_bytes)?;
         let Start::Request { via, skip } = start else { return Ok(HandshakeResult::Incomplete) };
         *ip = via.peer();
@@ -470,7 +483,7 @@ impl WsServer {
         *ip = via.client(&bytes[skip..used], trusted_proxies);
         let (worker, shared, now) = (&mut self.worker, &self.shared, self.now);
         let (descriptors, counters) = (&self.descriptors, &self.counters);
-        handshake::judge(&head, *ip, shared, now.wall, |identity, switching| {
+        handshake::judge(&head, *ip, shared, &active, now.wall, |identity, switching| {
             match worker.admit(&identity) {
                 Admission::Now => {}
                 Admission::After(interest) => return Ok(HandshakeResult::Waiting(interest)),
@@ -515,7 +528,7 @@ impl WsServer {
 
     fn refuse_handshake(&mut self, fd: OwnedFd, ip: Option<IpAddr>, error: &ApiError) {
         self.note_refused(ip, error);
-        let deadline = self.awake() + self.shared.settings.times.linger_ms;
+        let deadline = self.awake() + self.active.settings.times.linger_ms;
         let bytes = handshake::refusal(error, self.now.wall);
         let last = Last { bytes, is_refusal: true };
         self.lingering.add(&mut self.ring, fd, None, last, deadline);

@@ -2,12 +2,17 @@
 
 use super::Addresses;
 use super::error::NodeError;
+use super::reload::Reloading;
+use crate::config::Reloader;
+use crate::io::clock;
 use crate::io::shared::Shared;
 use crate::io::sys::{self, Signal};
 use crate::io::threads::{self, StartError};
 use crate::ops::logs;
+use crate::ops::reload::{NeedsRestart, Reload, ReloadError, ReloadReport};
 use crate::state::counters::Drop;
 use crate::types::version;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,12 +38,22 @@ pub(super) struct Lifecycle {
     began: Instant,
     /// The signal that began the drain, and its time.
     end: Mutex<Option<(Signal, Instant)>>,
+    reloading: Mutex<Reloading>,
+    /// A thread waits for its turn to reload.
+    is_reload_due: AtomicBool,
 }
 
 impl Lifecycle {
+    pub(super) fn new(shared: Arc<Shared>, reloader: Reloader) -> Arc<Self> {
+        let (end, reloading) = (Mutex::new(None), Mutex::new(Reloading::new(reloader)));
+        let is_reload_due = AtomicBool::new(false);
+        Arc::new(Self { shared, began: Instant::now(), end, reloading, is_reload_due })
+    }
+
     /// Logs the start. Must be called when every port is open.
-    pub(super) fn begin(shared: Arc<Shared>, addresses: &Addresses) -> Arc<Self> {
-        let settings = &shared.settings;
+    pub(super) fn begin(&self, addresses: &Addresses) {
+        let shared = &self.shared;
+        let settings = &shared.at_start;
         let queue = if settings.redis.is_some() { "redis" } else { "local" };
         let Addresses { ws, http, metrics, pprof, swagger } = addresses;
         tracing::info!(
@@ -47,7 +62,7 @@ impl Lifecycle {
             node = settings.node.value(),
             env = settings.env.name(),
             queue,
-            projects = shared.projects.len(),
+            projects = shared.active().projects.len(),
             workers = settings.workers,
             io = "io_uring",
             %ws,
@@ -65,7 +80,6 @@ impl Lifecycle {
             room = shared.room(),
             "started"
         );
-        Arc::new(Self { shared, began: Instant::now(), end: Mutex::new(None) })
     }
 
     /// Starts the thread that waits for signals. The first terminating signal begins the drain, the
@@ -76,11 +90,81 @@ impl Lifecycle {
             while let Ok(signal) = sys::wait_for_signal() {
                 match signal {
                     Signal::Reopen => logs::reopen(),
-                    Signal::HangUp if !ends_with_terminal() => logs::reopen(),
+                    Signal::HangUp if !ends_with_terminal() => {
+                        logs::reopen();
+                        lifecycle.reload_soon();
+                    }
                     signal => lifecycle.handle_end(signal),
                 }
             }
         })
+    }
+
+    /// Has another thread reload: signals that end the node do not wait for it.
+    fn reload_soon(self: &Arc<Self>) {
+        if self.is_reload_due.swap(true, Relaxed) {
+            // The one that waits reads what is in the files now.
+            return;
+        }
+        let lifecycle = Arc::clone(self);
+        let started = threads::spawn("reload", move || {
+            // It logs the result, and there is nobody else to report it to.
+            let _ = lifecycle.reload();
+        });
+        if let Err(error) = started {
+            self.is_reload_due.store(false, Relaxed);
+            tracing::error!("the configuration was not reloaded: {error}");
+        }
+    }
+
+    /// Reads the configuration again and puts it in force, or keeps the one before and returns why.
+    /// One reload at a time; logs and counts it.
+    pub(super) fn reload(&self) -> Result<ReloadReport, ReloadError> {
+        let mut reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_reload_due.store(false, Relaxed);
+        if self.shared.is_draining() {
+            // systemd sends SIGHUP after SIGTERM.
+            tracing::debug!("the node drains: the configuration is not read again");
+            return Err(ReloadError::Draining);
+        }
+        let began = Instant::now();
+        let result = reloading.reload(&self.shared);
+        self.shared.reloads.count(result.is_ok(), clock::wall());
+        match &result {
+            Ok(report) => self.log_reload(report, began.elapsed()),
+            Err(error) => tracing::error!(
+                "the configuration was not reloaded, and the one before stays in force: {error}"
+            ),
+        }
+        result
+    }
+
+    fn log_reload(&self, report: &ReloadReport, took: Duration) {
+        for warning in &report.warnings {
+            tracing::warn!("{warning}");
+        }
+        for NeedsRestart { flag, value } in &report.needs_restart {
+            match value {
+                Some(value) => tracing::warn!(
+                    "--{flag} has another value now, which takes effect with the next start; \
+                     {value} stays in force"
+                ),
+                None => tracing::warn!(
+                    "--{flag} has another value now, which takes effect with the next start; the \
+                     one before stays in force"
+                ),
+            }
+        }
+        let ReloadReport { changed, projects, .. } = report;
+        tracing::info!(
+            changed = changed.join(" "),
+            projects_added = projects.added.len(),
+            projects_changed = projects.changed.len(),
+            projects_removed = projects.removed.len(),
+            generation = self.shared.generation(),
+            took_ms = took.as_millis() as u64,
+            "reloaded"
+        );
     }
 
     fn handle_end(&self, signal: Signal) {
@@ -88,7 +172,7 @@ impl Lifecycle {
         match *end {
             None => {
                 *end = Some((signal, Instant::now()));
-                let drain_ms = self.shared.settings.times.drain_ms;
+                let drain_ms = self.shared.active().settings.times.drain_ms;
                 tracing::info!(drain_ms, "draining: a second signal stops the node at once");
                 self.shared.drain();
                 thread::sleep(ONE_SENDING);
@@ -133,5 +217,11 @@ impl Lifecycle {
             messages_dropped = dropped + shared.broker_counters.worker_full.value(),
             "stopped"
         );
+    }
+}
+
+impl Reload for Lifecycle {
+    fn reload(&self) -> Result<ReloadReport, ReloadError> {
+        Self::reload(self)
     }
 }

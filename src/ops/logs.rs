@@ -30,8 +30,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use writer::{LogMessage, Output, Writer};
 
 /// Maximum number of messages waiting for the output, and of their bytes; beyond, lines are
@@ -52,6 +52,26 @@ static LOGS: OnceLock<Logs> = OnceLock::new();
 /// Makes it the log of this process, which the functions below use. The first one stays.
 pub fn install(logs: Logs) {
     let _ = LOGS.set(logs);
+}
+
+/// The filter of this process's log, which a reload may replace.
+static FILTER: OnceLock<FilterHandle> = OnceLock::new();
+
+type FilterHandle = reload::Handle<EnvFilter, Registry>;
+
+/// Returns the filter of this process's log. `text` must be valid; [`set_filter`] replaces it.
+pub fn filter(text: &str) -> reload::Layer<EnvFilter, Registry> {
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(text));
+    let _ = FILTER.set(handle);
+    filter
+}
+
+/// Replaces the filter of this process's log. `text` must be valid.
+pub fn set_filter(text: &str) {
+    if let Some(handle) = FILTER.get() {
+        // It fails only if the subscriber is gone, and then nothing is logged any more.
+        let _ = handle.reload(EnvFilter::new(text));
+    }
 }
 
 /// Returns the lines dropped since the start: `ws_cluster_log_dropped_total`.

@@ -290,7 +290,7 @@ struct NodeMetrics(Arc<Shared>);
 
 impl Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let has_redis = self.0.settings.redis.is_some();
+        let has_redis = self.0.at_start.redis.is_some();
         for group in GROUPS.iter().filter(|group| has_redis || !group.needs_redis) {
             for metric in group.metrics {
                 metric.encode(&self.0, &mut encoder)?;

@@ -6,6 +6,7 @@ mod asset;
 mod client;
 #[cfg(test)]
 pub(crate) mod doc_tables;
+mod job;
 pub mod logs;
 pub mod metrics;
 mod names;
@@ -14,6 +15,7 @@ pub mod openapi;
 pub mod otel;
 pub mod pages;
 pub mod pprof;
+pub mod reload;
 mod reply;
 pub mod sentry;
 pub mod server;

@@ -6,6 +6,7 @@
 //! cannot be rebound.
 
 use super::pages;
+use super::reload;
 use super::reply::Reply;
 use super::site::Site;
 use crate::state::counters::Refusal;
@@ -17,18 +18,14 @@ const QUOTED_BYTES: usize = 100;
 
 /// The host names that the ops ports accept.
 #[derive(Debug)]
-pub struct Names {
+pub struct Names<'a> {
     /// The address that the ports are bound to.
-    bound: IpAddr,
+    pub bound: IpAddr,
     /// `--ops_hosts`.
-    more: Vec<String>,
+    pub more: &'a [String],
 }
 
-impl Names {
-    pub fn new(bound: IpAddr, more: Vec<String>) -> Self {
-        Self { bound, more }
-    }
-
+impl Names<'_> {
     /// Returns the refusal of a request that does not name this node.
     pub(super) fn check(&self, host: Option<&str>) -> Result<(), Reply> {
         let Some(host) = host else {
@@ -71,12 +68,13 @@ impl Names {
 /// something: the page cannot read the answer, but it could have a profile taken.
 pub(super) fn check_site(site: Site, head: &Head<'_>) -> Result<(), Reply> {
     let shows_node = site == Site::Pages && pages::shows_node(head.path);
-    let costs = site == Site::Pprof && head.path.len() > "/debug/pprof/".len();
+    let costs = site == Site::Pprof && head.path.len() > "/debug/pprof/".len()
+        || site == Site::Pages && head.path == reload::PATH;
     let from = head.sec_fetch_site.unwrap_or("none");
     let is_foreign = match from {
         "none" | "same-origin" => false,
         // Another port of this machine is the same site.
-        "same-site" => shows_node,
+        "same-site" => shows_node || head.path == reload::PATH,
         _ => shows_node || costs,
     };
     let same_origin = |origin: &str| {
@@ -124,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_request_names_this_node() {
-        let names = |bound: &str| Names::new(bound.parse().unwrap(), vec!["node-1.example".into()]);
+        let more = ["node-1.example".into()];
+        let names = |bound: &str| Names { bound: bound.parse().unwrap(), more: &more };
         let check = |bound, host| names(bound).check(Some(host)).is_ok();
         for bound in ["127.0.0.1", "10.0.0.7", "0.0.0.0", "::1"] {
             for host in [
@@ -162,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_host_and_the_flag_and_is_short() {
-        let names = Names::new([127, 0, 0, 1].into(), Vec::new());
+        let names = Names { bound: [127, 0, 0, 1].into(), more: &[] };
         let refused = names.check(Some("evil.example:9092")).unwrap_err();
         let text = String::from_utf8(refused.body).unwrap();
         assert_eq!(refused.status, 421);
@@ -199,6 +198,12 @@ mod tests {
                 check(Site::Pages, "/", foreign) && check(Site::Pprof, "/debug/pprof/", foreign)
             );
         }
+        let reload = |fields| check(Site::Pages, "/reload", fields);
+        assert!(reload("") && reload("Sec-Fetch-Site: same-origin\r\n"));
+        for foreign in ["Sec-Fetch-Site: cross-site\r\n", "Sec-Fetch-Site: same-site\r\n"] {
+            assert!(!reload(foreign), "{foreign}");
+        }
+        assert!(!reload("Origin: http://evil.example\r\n"));
         // The live page links to the profiles, which are on another port.
         assert!(!live("Sec-Fetch-Site: same-site\r\n") && profile("Sec-Fetch-Site: same-site\r\n"));
     }

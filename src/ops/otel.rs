@@ -4,6 +4,7 @@ use super::client;
 use crate::io::shared::Shared;
 use crate::io::spans::{Sampler, Span, SpanName};
 use crate::io::threads::{self, StartError};
+use crate::state::projects::Projects;
 use crate::types::version;
 use prost::Message;
 use rtrb::Consumer;
@@ -143,7 +144,7 @@ fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRe
         settings.attributes.iter().map(|(key, value)| text(key, value)).collect();
     let own = [
         ("service.version", version::FULL.to_owned()),
-        ("service.instance.id", shared.settings.node.to_string()),
+        ("service.instance.id", shared.at_start.node.to_string()),
     ];
     // The environment's values take precedence.
     for (key, value) in own {
@@ -152,7 +153,8 @@ fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRe
         }
     }
     let scope = Scope { name: "ws-cluster".into(), version: env!("CARGO_PKG_VERSION").into() };
-    let spans = spans.iter().map(|span| encode(shared, span)).collect();
+    let projects = shared.active().projects;
+    let spans = spans.iter().map(|span| encode(&projects, span)).collect();
     ExportRequest {
         resource_spans: vec![ResourceSpans {
             resource: Some(Resource { attributes }),
@@ -161,7 +163,7 @@ fn request(settings: &OtelSettings, shared: &Shared, spans: &[Span]) -> ExportRe
     }
 }
 
-fn encode(shared: &Shared, span: &Span) -> SpanMessage {
+fn encode(projects: &Projects, span: &Span) -> SpanMessage {
     // SPAN_KIND_SERVER 2, CLIENT 3, PRODUCER 4, CONSUMER 5, INTERNAL 1.
     let (name, kind) = match span.name {
         SpanName::PushAccepted => ("push accepted", 2),
@@ -175,7 +177,7 @@ fn encode(shared: &Shared, span: &Span) -> SpanMessage {
         text("messaging.message.id", &span.id.to_string()),
         text("thread.name", &format!("worker-{}", span.worker)),
     ];
-    if let Some(project) = span.project.and_then(|project| shared.projects.get(project)) {
+    if let Some(project) = span.project.and_then(|project| projects.get(project)) {
         attributes.push(text("ws.project", &project.pid));
     }
     if matches!(span.name, SpanName::PushReceived | SpanName::PushWritten) {

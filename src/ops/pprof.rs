@@ -17,9 +17,10 @@ mod records;
 mod source;
 mod symbols;
 
+use super::job::Job;
 use super::reply::Reply;
 use crate::io::shared::Shared;
-use crate::io::{sys, threads};
+use crate::io::sys;
 use crate::types::NodeId;
 use crate::wire::http::Head;
 use crate::wire::params::Params;
@@ -29,15 +30,12 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Go's default.
 const DEFAULT_SECONDS: u64 = 30;
 const MAX_SECONDS: u64 = 300;
-/// Interval at which a job's completion and its client's presence are checked.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Seconds allowed for resolving names, in the `Retry-After` sent to others.
 const NAMING_SECONDS: u64 = 2;
 
@@ -66,10 +64,10 @@ pub async fn answer(
     head: &Head<'_>,
     connection: BorrowedFd<'_>,
 ) -> Reply {
-    let node = shared.settings.node;
+    let node = shared.at_start.node;
     match head.path {
         "/" | "/debug/pprof" | "/debug/pprof/" => {
-            index::page(head, shared.settings.ops_token.is_some())
+            index::page(head, shared.active().settings.ops_token.is_some())
         }
         "/debug/pprof/profile" => take(profiler, node, head, connection, ProfileKind::Pprof).await,
         "/debug/pprof/flamegraph" => {
@@ -77,7 +75,11 @@ pub async fn answer(
         }
         "/debug/pprof/heap" => {
             let shared = Arc::clone(shared);
-            match Job::start(move |_| heap::report(&shared)) {
+            let work = move |_: &AtomicBool| {
+                sys::yield_to_others();
+                heap::report(&shared)
+            };
+            match Job::start("pprof", work) {
                 Ok(job) => job.result(connection).await.map_or_else(ended_early, text),
                 Err(error) => no_thread(&error),
             }
@@ -124,6 +126,7 @@ async fn take(
     };
     let length = Duration::from_secs(seconds);
     let work = move |is_cancelled: &AtomicBool| {
+        sys::yield_to_others();
         let recording = cpu::record(length, is_cancelled)?;
         let profile = Profile::new(&recording);
         Ok(match kind {
@@ -135,7 +138,7 @@ async fn take(
             }
         })
     };
-    let job = match Job::start(work) {
+    let job = match Job::start("pprof", work) {
         Ok(job) => job,
         Err(error) => return no_thread(&error),
     };
@@ -213,41 +216,6 @@ struct ProfilerPlace<'a>(&'a Profiler);
 impl Drop for ProfilerPlace<'_> {
     fn drop(&mut self) {
         self.0.0.take();
-    }
-}
-
-/// Work on a separate thread, which shares the ops thread's descriptor table.
-struct Job<T> {
-    result: Receiver<T>,
-    is_cancelled: Arc<AtomicBool>,
-}
-
-impl<T: Send + 'static> Job<T> {
-    fn start(work: impl FnOnce(&AtomicBool) -> T + Send + 'static) -> io::Result<Self> {
-        let is_cancelled = Arc::new(AtomicBool::new(false));
-        let (sender, result) = mpsc::channel();
-        let seen = Arc::clone(&is_cancelled);
-        threads::spawn("pprof", move || {
-            sys::yield_to_others();
-            // If nobody waits any more, the result is discarded.
-            let _ = sender.send(work(&seen));
-        })?;
-        Ok(Self { result, is_cancelled })
-    }
-
-    /// Waits for the work to end, and cancels it if the client disconnects. `None`: it panicked.
-    async fn result(self, connection: BorrowedFd<'_>) -> Option<T> {
-        loop {
-            match self.result.try_recv() {
-                Ok(result) => return Some(result),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => monoio::time::sleep(LOOK_EVERY).await,
-            }
-            // Like Go, treats the end of the client's stream as a disconnect.
-            if sys::has_peer_ended(connection) {
-                self.is_cancelled.store(true, Relaxed);
-            }
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use super::access::{self, Access};
 use super::names::{self, Names};
 use super::node_view::NodeView;
 use super::pprof::{self, Profiler};
+use super::reload::{self, Reload};
 use super::reply::Reply;
 use super::site::Site;
 use super::{metrics, pages};
@@ -15,7 +16,7 @@ use crate::io::pulse;
 use crate::io::routes;
 use crate::io::shared::Shared;
 use crate::state::counters::Refusal;
-use crate::state::settings::Times;
+use crate::state::settings::{Settings, Times};
 use crate::types::Limits;
 use crate::wire::http::{Head, HttpError};
 use crate::wire::response::{write_refusal, write_response};
@@ -50,16 +51,22 @@ const MAX_REQUEST_BYTES: usize = 4 << 20;
 pub struct Ops {
     node: NodeView,
     registry: Registry,
-    names: Names,
+    /// The address that the ports are bound to.
+    bound: IpAddr,
+    reload: Arc<dyn Reload>,
     profiler: Profiler,
 }
 
 impl Ops {
     /// `bound`: the address of the ops ports.
-    pub fn new(shared: Arc<Shared>, ws: SocketAddr, http: SocketAddr, bound: IpAddr) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        [ws, http]: [SocketAddr; 2],
+        bound: IpAddr,
+        reload: Arc<dyn Reload>,
+    ) -> Self {
         let (registry, profiler) = (metrics::registry(&shared), Profiler::default());
-        let names = Names::new(bound, shared.settings.ops_hosts.clone());
-        Self { node: NodeView { shared, ws, http }, registry, names, profiler }
+        Self { node: NodeView { shared, ws, http }, registry, bound, reload, profiler }
     }
 }
 
@@ -79,13 +86,11 @@ pub async fn serve(
         listener.set_nonblocking(false)?;
         let listener = TcpListener::from_std(listener)?;
         let shared = &ops.node.shared;
-        let limits = Limits { body_bytes: MAX_BODY_BYTES, ..shared.settings.limits.clone() };
         let left = shared.open_files.saturating_sub(RESERVED_FILES) / 4;
         let port = Rc::new(Port {
             ops: Rc::clone(&ops),
             site,
             sites: Rc::clone(&sites),
-            limits,
             max_connections: left.clamp(8, MAX_CONNECTIONS),
             connections: RefCell::new(Connections::new(MAX_REQUEST_BYTES)),
         });
@@ -136,21 +141,26 @@ struct Port {
     site: Site,
     /// The ports of all sites.
     sites: Rc<[(Site, u16)]>,
-    limits: Limits,
     max_connections: usize,
     connections: RefCell<Connections>,
 }
 
 impl Port {
     async fn reply(&self, head: &Head<'_>, connection: BorrowedFd<'_>) -> Reply {
-        let named = self.ops.names.check(head.host);
+        let settings = self.settings();
+        let names = Names { bound: self.ops.bound, more: &settings.ops_hosts };
+        let named = names.check(head.host);
         if let Err(refusal) = named.and_then(|()| names::check_site(self.site, head)) {
             return refusal;
         }
         if let Some(elsewhere) = self.of_the_api(head.path) {
             return elsewhere;
         }
-        if !matches!(head.method, "GET" | "HEAD") {
+        let is_reload = self.site == Site::Pages && head.path == reload::PATH;
+        if is_reload && head.method != "POST" {
+            return reload::wrong_method();
+        }
+        if !is_reload && !matches!(head.method, "GET" | "HEAD") {
             return Reply::text(405, "use GET\n").with("Allow", "GET, HEAD");
         }
         if let Some(file) = access::file(head) {
@@ -181,6 +191,9 @@ impl Port {
                 let Ops { node, profiler, .. } = &*self.ops;
                 pprof::answer(&node.shared, profiler, head, connection).await
             }
+            Site::Pages if head.path == reload::PATH => {
+                reload::answer(&self.ops.reload, connection).await
+            }
             Site::Pages => pages::answer(&self.ops.node, head).await,
         }
     }
@@ -200,15 +213,21 @@ impl Port {
     /// Returns whether the request comes from somebody who has full access.
     fn is_known(&self, head: &Head<'_>, status: u16) -> bool {
         // Public files prove nothing.
-        let token = self.ops.node.shared.settings.ops_token.as_ref();
-        names::reason_of(status).is_none() && Access::of(token, head) != Access::Denied
+        let settings = self.settings();
+        names::reason_of(status).is_none()
+            && Access::of(settings.ops_token.as_ref(), head) != Access::Denied
     }
 
     fn access(&self, head: &Head<'_>) -> Access {
         if self.site == Site::Pages && pages::is_public(head.path) {
             return Access::Granted;
         }
-        Access::of(self.ops.node.shared.settings.ops_token.as_ref(), head)
+        Access::of(self.settings().ops_token.as_ref(), head)
+    }
+
+    /// Returns the settings in force.
+    fn settings(&self) -> Arc<Settings> {
+        self.ops.node.shared.active().settings
     }
 }
 
@@ -219,12 +238,12 @@ fn not_here(path: &str, flag: &str, port: u16) -> Reply {
 impl Service for Port {
     type Pending<'a> = Infallible;
 
-    fn limits(&self) -> &Limits {
-        &self.limits
+    fn limits(&self) -> Limits {
+        Limits { body_bytes: MAX_BODY_BYTES, ..self.settings().limits.clone() }
     }
 
-    fn times(&self) -> &Times {
-        &self.ops.node.shared.settings.times
+    fn times(&self) -> Times {
+        self.settings().times
     }
 
     fn unknown_ms(&self) -> u64 {

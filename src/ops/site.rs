@@ -1,5 +1,7 @@
 //! The sites of the ops ports.
 
+use super::reload;
+
 /// What answers on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Site {
@@ -14,7 +16,7 @@ impl Site {
     pub fn of(path: &str) -> Option<Self> {
         match path {
             "/metrics" => Some(Self::Metrics),
-            "/live.json" => Some(Self::Pages),
+            "/live.json" | reload::PATH => Some(Self::Pages),
             _ if path.starts_with("/debug/pprof") => Some(Self::Pprof),
             _ if path.starts_with("/swagger") => Some(Self::Pages),
             _ => None,

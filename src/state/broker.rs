@@ -315,6 +315,18 @@ impl Broker {
         }
     }
 
+    /// Takes other projects, which have the ids of those before them, and other limits. Must be
+    /// called before a request of a worker that has taken them.
+    pub fn reload(&mut self, projects: Arc<Projects>, max_envelope_bytes: usize, now: MonotonicMs) {
+        let adds_any = projects.adds_any_to(&self.config.projects);
+        self.config.projects = projects;
+        // Never less: messages that were accepted by the limit before are on their way.
+        self.config.max_envelope_bytes = self.config.max_envelope_bytes.max(max_envelope_bytes);
+        if adds_any {
+            self.review_members(now);
+        }
+    }
+
     /// Whether nothing waits to be sent to Redis or to be answered by it.
     pub fn is_idle(&self) -> bool {
         self.log.is_empty() && self.held.as_ref().is_none_or(PublishLog::is_empty)

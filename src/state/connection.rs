@@ -29,6 +29,8 @@ pub enum CloseCause {
     MessageTimeout,
     /// The worker needed the memory of its incomplete message: 1008.
     InboundBudget,
+    /// A reload has removed its project: 1008.
+    ProjectRemoved,
     /// The socket is gone: nothing can be sent.
     Gone,
 }
@@ -46,6 +48,7 @@ impl CloseCause {
             Self::SessionExpired => 6,
             Self::MessageTimeout => 7,
             Self::InboundBudget => 8,
+            Self::ProjectRemoved => 9,
         }
     }
 
@@ -58,7 +61,9 @@ impl CloseCause {
             Self::Idle => Some(close::IDLE),
             Self::SessionExpired => Some(close::SESSION_EXPIRED),
             Self::GoingAway { .. } => Some(close::GOING_AWAY),
-            Self::MessageTimeout | Self::InboundBudget => Some(close::POLICY),
+            Self::MessageTimeout | Self::InboundBudget | Self::ProjectRemoved => {
+                Some(close::POLICY)
+            }
             Self::Gone => None,
         }
     }

@@ -6,7 +6,7 @@ mod recent;
 use crate::types::NodeId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use pauses::{LONGEST_OF_MINUTES, PAUSE_BOUNDS_US, Pauses};
 pub use recent::{RecentConnect, RecentConnects};
@@ -161,7 +161,7 @@ impl RefusalCounts {
 }
 
 /// How a connection ended.
-pub const CLOSE_CAUSES: [&str; 9] = [
+pub const CLOSE_CAUSES: [&str; 10] = [
     "peer",
     "violation",
     "slow_consumer",
@@ -171,6 +171,7 @@ pub const CLOSE_CAUSES: [&str; 9] = [
     "session_expired",
     "message_timeout",
     "inbound_budget",
+    "project_removed",
 ];
 
 /// A number that one thread increases and others read: no locked instruction.
@@ -237,14 +238,61 @@ pub struct ProjectCounters {
     pub limited_by_project: Counter,
 }
 
+/// The counters of all projects at one worker, by [`super::projects::ProjectId`]. A reload adds
+/// some; those that exist stay where they are, because threads count in them.
+#[derive(Debug, Default)]
+pub struct ProjectTable {
+    first: Box<[ProjectCounters]>,
+    /// Each twice as long as the one before it.
+    more: [OnceLock<Box<[ProjectCounters]>>; MORE_CHUNKS],
+}
+
+const FIRST_CHUNK: usize = 64;
+/// Enough for [`super::projects::MAX_PROJECT_IDS`].
+const MORE_CHUNKS: usize = 15;
+
+impl ProjectTable {
+    fn new(projects: usize) -> Self {
+        Self { first: chunk(projects), ..Self::default() }
+    }
+
+    /// Returns a project's counters; `None`: no metrics are requested.
+    pub fn get(&self, project: usize) -> Option<&ProjectCounters> {
+        if let Some(counters) = self.first.get(project) {
+            return Some(counters);
+        }
+        // Chunk n begins after FIRST_CHUNK * (2^n - 1) others.
+        let index = project - self.first.len();
+        let number = (index / FIRST_CHUNK + 1).ilog2() as usize;
+        let begin = FIRST_CHUNK * ((1 << number) - 1);
+        self.more.get(number)?.get()?.get(index - begin)
+    }
+
+    /// Makes room for this number of projects.
+    pub fn grow(&self, projects: usize) {
+        let mut room = self.first.len();
+        for (number, more) in self.more.iter().enumerate() {
+            if room >= projects {
+                return;
+            }
+            room += more.get_or_init(|| chunk(FIRST_CHUNK << number)).len();
+        }
+    }
+}
+
+fn chunk(projects: usize) -> Box<[ProjectCounters]> {
+    (0..projects).map(|_| ProjectCounters::default()).collect()
+}
+
 /// All counters of one worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Counters {
     /// Connections open now.
     pub connections: Counter,
-    /// By [`super::projects::ProjectId`]; empty if no metrics are requested.
-    pub projects: Box<[ProjectCounters]>,
+    pub projects: ProjectTable,
+    /// The generation of the configuration that this worker uses.
+    pub config_generation: Counter,
     pub connects: Counter,
     /// The connections that opened last.
     pub recent: RecentConnects,
@@ -316,8 +364,7 @@ pub struct Counters {
 
 impl Counters {
     pub fn new(projects: usize) -> Self {
-        let projects = (0..projects).map(|_| ProjectCounters::default()).collect();
-        Self { projects, ..Self::default() }
+        Self { projects: ProjectTable::new(projects), ..Self::default() }
     }
 
     pub fn count_drops(&self, reason: Drop, n: u64) {
@@ -369,6 +416,8 @@ const MISSED_PAIRS: usize = 1_000;
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct BrokerCounters {
+    /// The generation of the configuration that the broker uses.
+    pub config_generation: Counter,
     /// 1 while the queue accepts pushes and its messages arrive here.
     pub ready: Counter,
     /// 1 while Redis stores which ids this node has issued.

@@ -1,6 +1,7 @@
 //! Floor 2: connections and the output queued for each. No sockets, no clock, no randomness: time,
 //! id seeds and hash keys are arguments, and effects on the outside leave through the batch.
 
+pub mod active_config;
 mod addresses;
 mod batch;
 pub mod broker;

@@ -152,6 +152,26 @@ struct ProjectWants {
     events: Want,
 }
 
+/// By [`ProjectId`], in chunks that exist from their first use on: it never grows in one piece,
+/// whatever a reload adds.
+#[derive(Debug, Default)]
+struct WantsOfProjects(Vec<Option<Box<[ProjectWants; WANTS_PER_CHUNK]>>>);
+
+const WANTS_PER_CHUNK: usize = 64;
+
+impl WantsOfProjects {
+    fn get_mut(&mut self, project: ProjectId) -> &mut ProjectWants {
+        let index = project.0 as usize;
+        let (chunk, place) = (index / WANTS_PER_CHUNK, index % WANTS_PER_CHUNK);
+        if self.0.len() <= chunk {
+            self.0.resize_with(chunk + 1, || None);
+        }
+        let chunk = self.0[chunk]
+            .get_or_insert_with(|| Box::new(std::array::from_fn(|_| ProjectWants::default())));
+        &mut chunk[place]
+    }
+}
+
 /// What the connections of one user need.
 #[derive(Debug)]
 struct UserWant {
@@ -213,8 +233,7 @@ fn user_hash(keys: (u64, u64), project: ProjectId, uid: &str) -> u64 {
 pub struct Subscriptions {
     /// `None`: the `local` queue, which needs no subscriptions.
     routing: Option<Routing>,
-    /// By [`ProjectId`].
-    projects: Vec<ProjectWants>,
+    projects: WantsOfProjects,
     users: UserWants,
     /// Idle interests with the time since when, oldest first.
     idle: ChunkedQueue<(MonotonicMs, Interest)>,
@@ -224,15 +243,10 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    pub fn new(
-        routing: Option<Routing>,
-        projects: usize,
-        hash_keys: (u64, u64),
-        now: MonotonicMs,
-    ) -> Self {
+    pub fn new(routing: Option<Routing>, hash_keys: (u64, u64), now: MonotonicMs) -> Self {
         Self {
             routing,
-            projects: (0..projects).map(|_| ProjectWants::default()).collect(),
+            projects: WantsOfProjects::default(),
             users: UserWants { table: ShardedTable::default(), hash_keys },
             idle: ChunkedQueue::default(),
             requests: Vec::new(),
@@ -386,7 +400,7 @@ impl Subscriptions {
         | Interest::User(id, _)
         | Interest::Inbox(id)
         | Interest::Events(id)) = interest;
-        let project = self.projects.get_mut(id.0 as usize)?;
+        let project = self.projects.get_mut(*id);
         Some(match interest {
             Interest::Project(_) => &mut project.pushes,
             Interest::Inbox(_) => &mut project.inbox,
@@ -419,12 +433,12 @@ mod tests {
     }
 
     fn subscriptions(routing: Routing) -> Subscriptions {
-        Subscriptions::new(Some(routing), 2, (1, 2), ms(1_000))
+        Subscriptions::new(Some(routing), (1, 2), ms(1_000))
     }
 
     #[test]
     fn the_local_queue_needs_nothing() {
-        let mut subscriptions = Subscriptions::new(None, 2, (1, 2), ms(0));
+        let mut subscriptions = Subscriptions::new(None, (1, 2), ms(0));
         assert_eq!(subscriptions.admit(SHOP, client("u")), None);
         subscriptions.join(SHOP, client("u"));
         subscriptions.leave(SHOP, client("u"));

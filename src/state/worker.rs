@@ -6,6 +6,7 @@ mod lifecycle;
 mod messages;
 mod outboxes;
 mod pushes;
+mod reload;
 mod requests;
 mod servers;
 mod sweep;
@@ -37,6 +38,7 @@ use gone::ANSWERS_PER_SLICE;
 use lifecycle::UsedIds;
 use outboxes::{Owed, deliver};
 use pushes::Pushes;
+use reload::Removal;
 use requests::Requests;
 use servers::OwnServers;
 use sweep::{CLOSES_PER_SLICE, Sweep};
@@ -184,6 +186,7 @@ pub struct Worker {
     sweep: Sweep,
     is_overdue: bool,
     used_ids: Option<UsedIds>,
+    removal: Option<Removal>,
     /// Requests that may be answered or freed before the next tick because their business server or
     /// client is gone, or they have timed out.
     answers_left: usize,
@@ -225,11 +228,7 @@ impl Worker {
     pub fn new(config: WorkerConfig, now: Now) -> Self {
         let reserved = config.slots.min(NONE as usize - 1);
         Self {
-            outbox_limit: config
-                .settings
-                .memory
-                .outbox_bytes
-                .max(2 * config.settings.limits.message_bytes),
+            outbox_limit: reload::outbox_limit(&config.settings),
             connections: Slab::with_capacity(reserved),
             addresses: Addresses::default(),
             directory: Directory::new(config.hash_keys),
@@ -250,18 +249,17 @@ impl Worker {
             holds_closes: false,
             blocked: Vec::new(),
             sweep: Sweep::new(
-                config.settings.times.ping_interval_ms,
-                config.settings.times.idle_timeout_ms,
+                &config.settings.times,
                 (config.worker, config.settings.workers),
                 now.monotonic,
             ),
             is_overdue: false,
             used_ids: None,
+            removal: None,
             answers_left: ANSWERS_PER_SLICE,
             sessions: BTreeSet::new(),
             subscriptions: Subscriptions::new(
                 config.queue_needs.map(|queue_needs| queue_needs.routing),
-                config.projects.len(),
                 config.hash_keys,
                 now.monotonic,
             ),

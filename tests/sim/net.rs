@@ -1,6 +1,7 @@
 //! The node and its surroundings: workers, the queues between them, sockets, and the clients and
 //! business servers behind them.
 
+mod reloads;
 mod sending;
 mod servers;
 mod sockets;
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
+use ws_cluster::state::active_config::ActiveConfig;
 use ws_cluster::state::counters::{CLOSE_CAUSES, Counters, Drop, LostAnswer};
 use ws_cluster::state::projects::{Project, ProjectId, Projects, SubscribePolicy};
 use ws_cluster::state::servers::Loads;
@@ -94,6 +96,8 @@ struct Client {
     intents: VecDeque<Intent>,
     inbound: Option<Box<Inbound>>,
     has_said_goodbye: bool,
+    /// A reload has removed its project.
+    is_removed: bool,
     unsubscribes_sent: u64,
 }
 
@@ -116,6 +120,8 @@ enum InboxItem {
 
 struct SimWorker {
     worker: Worker,
+    /// The configuration that it uses.
+    active: ActiveConfig,
     counters: Arc<Counters>,
     /// The client in each slot, until it is released.
     slots: BTreeMap<u32, u64>,
@@ -141,6 +147,8 @@ pub struct Node {
     now_ms: u64,
     wall: WallClock,
     config: (usize, usize),
+    /// The configuration in force, which workers take later.
+    active: ActiveConfig,
     workers: Vec<SimWorker>,
     clients: BTreeMap<u64, Client>,
     model: Model,
@@ -173,32 +181,33 @@ impl Simulation for Node {
         let request_timeout_ms = *rng.pick(&[300, 2_000, 10_000]);
         let loads = Arc::<Loads>::default();
         let incarnation = Arc::new(Incarnation::new(WallMs::new(1)));
+        let settings = Arc::new(Settings {
+            node: NodeId::new(200).unwrap(),
+            workers,
+            env: Env::Test,
+            limits: Limits { message_bytes: 1_000, tags: MAX_TAGS, ..Limits::default() },
+            times: Times {
+                ping_interval_ms: PING_MS,
+                idle_timeout_ms: IDLE_MS,
+                request_timeout_ms,
+                ..Times::default()
+            },
+            memory: Memory {
+                outbox_bytes,
+                worker_outbox_bytes,
+                server_outbox_bytes,
+                ..Memory::default()
+            },
+            idempotency_keys: 1_000,
+            ..Settings::default()
+        });
+        let active = ActiveConfig { generation: 1, settings, projects };
         let core = |worker| {
             let counters = Arc::new(Counters::default());
-            let settings = Settings {
-                node: NodeId::new(200).unwrap(),
-                workers,
-                env: Env::Test,
-                limits: Limits { message_bytes: 1_000, tags: MAX_TAGS, ..Limits::default() },
-                times: Times {
-                    ping_interval_ms: PING_MS,
-                    idle_timeout_ms: IDLE_MS,
-                    request_timeout_ms,
-                    ..Times::default()
-                },
-                memory: Memory {
-                    outbox_bytes,
-                    worker_outbox_bytes,
-                    server_outbox_bytes,
-                    ..Memory::default()
-                },
-                idempotency_keys: 1_000,
-                ..Settings::default()
-            };
             let config = WorkerConfig {
-                settings: Arc::new(settings),
+                settings: active.settings.clone(),
                 worker,
-                projects: projects.clone(),
+                projects: active.projects.clone(),
                 slots: 64,
                 loads: loads.clone(),
                 incarnation: incarnation.clone(),
@@ -208,6 +217,7 @@ impl Simulation for Node {
             };
             SimWorker {
                 worker: Worker::new(config, now_of(now_ms, now_ms)),
+                active: active.clone(),
                 counters,
                 slots: BTreeMap::new(),
                 generation: 0,
@@ -226,6 +236,7 @@ impl Simulation for Node {
         business.requests.has_slow_clients = true;
         Self {
             workers: (0..workers).map(core).collect(),
+            active,
             rng,
             now_ms,
             wall: WallClock::steady(now_ms),
@@ -265,7 +276,9 @@ impl Simulation for Node {
             850..900 => self.pass_time(),
             900..940 => self.workers[worker].worker.check(),
             940..948 => self.vanish(),
-            948..990 => self.change_pace(),
+            948..985 => self.change_pace(),
+            985..987 => self.reload(),
+            987..990 => self.take_config(worker),
             _ => self.quiesce(),
         }
     }
@@ -327,7 +340,10 @@ impl Node {
         }
         let servers = self.clients.values().filter(|client| client.business.is_some()).count();
         let is_server = servers < MAX_SERVERS && self.rng.chance(15);
-        let project = self.rng.below(PIDS.len());
+        let project = ProjectId(self.rng.below(PIDS.len()) as u32);
+        if !self.serves(worker, project) {
+            return;
+        }
         let uid = *self.rng.pick(&UIDS);
         let device = *self.rng.pick(&DEVICES);
         let count = if is_server { 0 } else { self.rng.below(4) };
@@ -344,7 +360,6 @@ impl Node {
         };
         let now = self.now();
         let core = &mut self.workers[worker];
-        let project = ProjectId(project as u32);
         let (session_exp, ip) = (0, ip_of(uid));
         let identity = Identity { project, uid, device, tags: &tags, session_exp, role, ip };
         let (key, Cid(cid)) = core.worker.handle_connect(identity, b"", now);
@@ -372,6 +387,7 @@ impl Node {
             intents: VecDeque::new(),
             inbound: None,
             has_said_goodbye: false,
+            is_removed: false,
             unsubscribes_sent: 0,
         };
         self.clients.insert(cid, client);

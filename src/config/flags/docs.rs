@@ -37,6 +37,7 @@ mod tests {
             ["", default] | [default, _] => default,
         };
         let reload = match flag.reload {
+            Reload::Takes => "yes",
             Reload::Restart => "no",
             Reload::Reopen => "reopened",
         };

@@ -56,7 +56,8 @@ groups! {
     "The node" {
         CONFIG = Flag::free("config", "FILE")
             .help("a TOML file of these flags; each key is a flag's name without the dashes")
-            .more(", see [The config file](#the-config-file)");
+            .more(", see [The config file](#the-config-file)")
+            .reload(Reload::Takes);
         NODE = Flag::number("node", "a node number", 0, 1_023).default("1")
             .help("this node's number, unique in the cluster");
         ENV = word("env", "ENV", "an environment", "use dev, test or prod", "dev").default("dev")
@@ -68,7 +69,8 @@ groups! {
         PROJECTS = Flag::free("projects", "FILE")
             .help("the projects file; without one, dev and test have project `1` with the secret \
                 `dev-secret`")
-            .more(", see [Projects](#projects)");
+            .more(", see [Projects](#projects)")
+            .reload(Reload::Takes);
         WORKERS = Flag::number("workers", "a number of workers", 1, 64).computed("cores - 1")
             .help("worker threads");
         PIN = Flag::bool("pin").default("true").help("pin every worker to a core");
@@ -89,7 +91,8 @@ groups! {
             .help("proxies in front of these two ports, as IP networks separated by commas, e.g. \
                 10.0.0.0/8,::1: a client's address is what they report, with the PROXY protocol or \
                 X-Forwarded-For")
-            .more(", see [The client's address](proxies.md#the-clients-address)");
+            .more(", see [The client's address](proxies.md#the-clients-address)")
+            .reload(Reload::Takes);
         PROMETHEUS_PORT = Flag::port("prometheus_port").default("9091")
             .help("the port of the Prometheus metrics");
         PPROF_PORT = Flag::port("pprof_port").default("6060")
@@ -104,14 +107,16 @@ groups! {
         OPS_HOSTS = Flag::free("ops_hosts", "NAMES")
             .help("further host names that requests to those three ports may use, separated by \
                 commas: a DNS name, a proxy's name; localhost and their address always work")
-            .more(". See [The ops ports](monitor.md#the-ops-ports)");
+            .more(". See [The ops ports](monitor.md#the-ops-ports)")
+            .reload(Reload::Takes);
         OPS_TOKEN = Flag::secret("ops_token", "TOKEN")
             .help("the token that those three require as `Authorization: Bearer TOKEN`, at least \
                 16 characters")
             .more(
                 ", or as `?token=…` for tools that accept only a URL; a browser shows a form for \
                  it",
-            );
+            )
+            .reload(Reload::Takes);
     }
     "The queue between nodes" {
         QUEUE = word("queue", "QUEUE", "a queue", "use local or redis", "local").default("local")
@@ -172,39 +177,49 @@ groups! {
                 ", at most half of its [descriptors](tune.md#open-files); above it, the connection \
                  that has waited longest for its peer is closed, or the new one gets 503 if all \
                  have requests in progress",
-            );
+            )
+            .reload(Reload::Takes);
         MAX_HANDSHAKES = Flag::number("max_handshakes", "a number of handshakes", 1, 1_000_000)
             .default("1024")
             .help("maximum number of handshakes on one worker whose request is incomplete, at most \
-                a quarter of its descriptors; above it, the oldest gets 503");
+                a quarter of its descriptors; above it, the oldest gets 503")
+            .reload(Reload::Takes);
         DRAIN_MS = Flag::ms("drain_ms", 0).default("10000")
-            .help("time that a stopping node waits for its connections to end");
+            .help("time that a stopping node waits for its connections to end")
+            .reload(Reload::Takes);
         PING_INTERVAL_MS = Flag::ms("ping_interval_ms", 100).default("45000")
             .help("a WebSocket connection that has been idle for this long is pinged, at most 5 s \
                 late; keep it below the idle timeout of every proxy in front")
-            .more(", see [Behind a proxy](proxies.md)");
+            .more(", see [Behind a proxy](proxies.md)")
+            .reload(Reload::Takes);
         IDLE_TIMEOUT_MS = Flag::ms("idle_timeout_ms", 100).default("120000")
             .help("a WebSocket connection whose peer has sent nothing for this long is closed with \
                 4002; it is pinged after half of it at the latest")
-            .more(", so that it can answer");
+            .more(", so that it can answer")
+            .reload(Reload::Takes);
         MESSAGE_TIMEOUT_MS = Flag::ms("message_timeout_ms", 100).default("30000")
             .help("time for all fragments of a WebSocket message to arrive; after that the \
                 connection is closed with 1008")
-            .more(". 64 KiB in 30 s is 17 kbit/s");
+            .more(". 64 KiB in 30 s is 17 kbit/s")
+            .reload(Reload::Takes);
         REQUEST_TIMEOUT_MS = Flag::ms("request_timeout_ms", 100).default("10000")
             .help("time for a complete HTTP request to arrive, after that it gets 408; and for a \
                 business server to answer a client's request, after that the client gets \
-                \"timeout\"");
+                \"timeout\"")
+            .reload(Reload::Takes);
         HANDSHAKE_TIMEOUT_MS =
             Flag::ms("handshake_timeout_ms", 100).computed("that of --request_timeout_ms")
             .help("time for a complete WebSocket handshake to arrive; after that it gets 408")
-            .more("; and for Redis to confirm the subscriptions it needs, after that it gets 503");
+            .more("; and for Redis to confirm the subscriptions it needs, after that it gets 503")
+            .reload(Reload::Takes);
         KEEP_ALIVE_MS = Flag::ms("keep_alive_ms", 100).default("620000")
             .help("time that an HTTP connection may wait for its next request; keep it above the \
                 idle timeout of a proxy that keeps connections open")
-            .more(", see [Behind a proxy](proxies.md)");
+            .more(", see [Behind a proxy](proxies.md)")
+            .reload(Reload::Takes);
         LINGER_MS = Flag::ms("linger_ms", 0).default("2000")
-            .help("time that a closing connection waits for its peer to close");
+            .help("time that a closing connection waits for its peer to close")
+            .reload(Reload::Takes);
         COALESCE_US = Flag::number("coalesce_us", "a time in microseconds", 0, MAX_COALESCE_US)
             .default("0")
             .help("time in microseconds that a worker holds pushes to collect more of them, so \
@@ -213,19 +228,23 @@ groups! {
             .more(
                 ": they are sent at once, with everything held before them; a push with a \
                  `ttl_ms` is sent before it expires. [When it pays](measured.md#coalescing)",
-            );
+            )
+            .reload(Reload::Takes);
     }
     "Limits of what peers send" {
         MAX_MESSAGE_BYTES = Flag::size("max_message_bytes", 128, GIB).default("64K")
             .help("maximum size of a client's message; a larger one closes the connection with \
-                1009");
+                1009")
+            .reload(Reload::Takes);
         MAX_BODY_BYTES = Flag::size("max_body_bytes", 1_024, GIB).default("1M")
             .help("maximum size of an HTTP body (larger: 413) and of a business server's message \
                 (larger: 1009)")
-            .more(". With `--queue redis` 63M at most");
+            .more(". With `--queue redis` 63M at most")
+            .reload(Reload::Takes);
         MAX_HEAD_BYTES =
             Flag::size("max_head_bytes", MIN_HEAD_BYTES, HEAD_BYTES_LIMIT).default("8K")
-            .help("maximum size of a request's head (larger: 431)");
+            .help("maximum size of a request's head (larger: 431)")
+            .reload(Reload::Takes);
         MAX_HEAD_FIELDS = Flag::number(
             "max_head_fields",
             "a number of header fields",
@@ -233,23 +252,31 @@ groups! {
             MAX_FIELDS as u64,
         )
             .default("100")
-            .help("maximum number of header fields in a request (more: 431)");
+            .help("maximum number of header fields in a request (more: 431)")
+            .reload(Reload::Takes);
         MAX_TAGS = Flag::number("max_tags", "a number of tags", 1, TAGS_LIMIT).default("256")
-            .help("maximum number of tags of one connection (more: 400, or a refused message)");
+            .help("maximum number of tags of one connection (more: 400, or a refused message)")
+            .reload(Reload::Takes);
         MAX_SELECTOR_IDS = Flag::number("max_selector_ids", "a number of ids", 1, MAX_IDS)
             .default("1000")
-            .help("maximum number of ids in one selector of a push (more: 400)");
+            .help("maximum number of ids in one selector of a push (more: 400)")
+            .reload(Reload::Takes);
         MAX_BATCH = Flag::number("max_batch", "a number of messages", 1, MAX_IDS).default("1000")
-            .help("maximum number of messages in one batch (more: 400)");
+            .help("maximum number of messages in one batch (more: 400)")
+            .reload(Reload::Takes);
         MAX_PID_BYTES = name_bytes("max_pid_bytes").default("64")
             .help("maximum length of a project id in bytes (longer: 400; in the projects file, an \
-                error)");
+                error)")
+            .reload(Reload::Takes);
         MAX_UID_BYTES = name_bytes("max_uid_bytes").default("128")
-            .help("maximum length of a user id in bytes (longer: 400)");
+            .help("maximum length of a user id in bytes (longer: 400)")
+            .reload(Reload::Takes);
         MAX_TAG_BYTES = name_bytes("max_tag_bytes").default("128")
-            .help("maximum length of a tag in bytes (longer: 400, or a refused message)");
+            .help("maximum length of a tag in bytes (longer: 400, or a refused message)")
+            .reload(Reload::Takes);
         MAX_DEVICE_BYTES = name_bytes("max_device_bytes").default("32")
-            .help("maximum length of a device in bytes (longer: 400)");
+            .help("maximum length of a device in bytes (longer: 400)")
+            .reload(Reload::Takes);
     }
     "Memory" {
         MEMORY_LIMIT_BYTES = Flag::size("memory_limit_bytes", 32 * MIB, 1_024 * GIB)
@@ -262,7 +289,8 @@ groups! {
             .more(
                 ". Everything behind the frame that is being sent counts, plus 24 bytes for each \
                  frame. At least twice --max_message_bytes",
-            );
+            )
+            .reload(Reload::Takes);
         WORKER_OUTBOX_BYTES = Flag::size("worker_outbox_bytes", 4_096, 1_024 * GIB)
             .computed("a quarter of the memory limit, divided by --workers, at most 256M")
             .help("memory for the unsent bytes of all connections of one worker; above it, the \
@@ -270,11 +298,13 @@ groups! {
             .more(
                 ". Allocated memory counts, shared frames once. Closing connections lose the rest \
                  of their frame first",
-            );
+            )
+            .reload(Reload::Takes);
         SERVER_OUTBOX_BYTES = Flag::size("server_outbox_bytes", 4_096, GIB)
             .computed("64M, at most --worker_outbox_bytes")
             .help("maximum unsent bytes of a business server's connection; above it, the \
-                connection is closed with 4000");
+                connection is closed with 4000")
+            .reload(Reload::Takes);
         SEND_BUFFER_BYTES = Flag::size("send_buffer_bytes", 0, GIB).default("128K")
             .help("unsent bytes that the kernel buffers for one socket (SO_SNDBUF); 0 lets it \
                 decide")
@@ -285,19 +315,22 @@ groups! {
             .more(
                 ". By default at least four times --max_body_bytes, see [Incomplete \
                  requests](tune.md#incomplete-requests)",
-            );
+            )
+            .reload(Reload::Takes);
         WORKER_INBOUND_BYTES = Flag::size("worker_inbound_bytes", 65_536, 1_024 * GIB)
             .computed("64M, or an eighth of the memory limit divided by --workers")
             .help("memory for all incomplete WebSocket messages of one worker; above it, the \
                 connection whose message is the oldest is closed with 1008")
-            .more(". At least twice the longest message");
+            .more(". At least twice the longest message")
+            .reload(Reload::Takes);
     }
     "Logs and error reports" {
         LOG = Flag::free("log", "FILTER").default("info")
             .help("what to log: a level (error, warn, info, debug, trace, off), with or without \
                 target=level pairs, e.g. `info,ws_cluster=debug`")
             .more("; any other word is refused. If no level is given, targets that no pair names \
-                are logged from info on. See [Logs](monitor.md#logs), also for the flags below");
+                are logged from info on. See [Logs](monitor.md#logs), also for the flags below")
+            .reload(Reload::Takes);
         LOG_FORMAT = word("log_format", "FORMAT", "a log format", "use text or json", "json")
             .default("text")
             .choices(&["text", "json"])

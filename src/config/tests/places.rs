@@ -16,7 +16,7 @@ fn file_config(line: &str, text: &str, env: &[(&str, &str)]) -> Result<Config, S
 }
 
 /// Creates a file of its own in the directory for temporary files.
-fn temporary(name: &str, text: &str) -> String {
+pub(super) fn temporary(name: &str, text: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let number = NEXT.fetch_add(1, Relaxed);
     let name = format!("ws-cluster-{name}-{}-{number}", std::process::id());

@@ -11,7 +11,7 @@ use crate::state::broker::{Broker, Event, Handled, LinkError, LinkName, Pusher, 
 use crate::state::counters::BrokerCounters;
 use crate::state::subscriptions::BrokerRequest;
 use crate::types::{MonotonicMs, NodeId, Now, Routing};
-use crate::wire::envelope::Envelope;
+use crate::wire::envelope::{self, Envelope};
 use crate::wire::redis_url::RedisUrl;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -46,7 +46,9 @@ pub trait Host: 'static {
     /// Returns what takes the output of one call of the broker, which was made at `at`.
     fn sink(&self, at: Instant) -> impl Sink + '_;
     /// Passes to the broker what the workers have sent up to now.
-    fn receive(&self, broker: &mut Broker, now: MonotonicMs);
+    /// `take_config`: to be called before each request, whose worker may have taken another
+    /// configuration.
+    fn receive(&self, broker: &mut Broker, now: MonotonicMs, take_config: &dyn Fn(&mut Broker));
     /// Wakes the receivers of what was put in the sink.
     fn wake(&self);
     /// Returns whether the thread may wait actively because nobody else needs its core.
@@ -81,6 +83,8 @@ pub struct Driver<H> {
     refused: RefCell<HashSet<Box<[u8]>>>,
     /// When each kind of trouble was last logged.
     logged: RefCell<[Option<Instant>; 7]>,
+    /// The generation of the configuration that the broker uses; 0: not checked yet.
+    generation: Cell<u64>,
 }
 
 /// Gaps since the links came up: the first are logged one by one, the rest as a sum.
@@ -111,6 +115,7 @@ impl<H: Host> Driver<H> {
             gaps: RefCell::default(),
             refused: RefCell::default(),
             logged: RefCell::default(),
+            generation: Cell::default(),
         })
     }
 
@@ -244,7 +249,7 @@ impl<H: Host> Driver<H> {
 
     pub(super) fn handle_bytes(&self, link: LinkName, bytes: &[u8]) -> Result<Handled, LinkError> {
         self.with_broker(|broker, now, sink| {
-            self.host.receive(broker, now);
+            self.receive_from_workers(broker, now);
             broker.handle_bytes(link, bytes, now, sink)
         })
     }
@@ -264,16 +269,37 @@ impl<H: Host> Driver<H> {
     }
 
     pub(super) fn request(&self, worker: usize, request: &BrokerRequest) {
-        self.with_broker(|broker, now, sink| broker.handle_request(worker, request, now, sink));
+        self.with_broker(|broker, now, sink| {
+            self.take_config(broker, now);
+            broker.handle_request(worker, request, now, sink);
+        });
     }
 
     pub(super) fn receive(&self) {
-        self.with_broker(|broker, now, _| self.host.receive(broker, now));
+        self.with_broker(|broker, now, _| self.receive_from_workers(broker, now));
+    }
+
+    fn receive_from_workers(&self, broker: &mut Broker, now: MonotonicMs) {
+        self.host.receive(broker, now, &|broker| self.take_config(broker, now));
+    }
+
+    /// Takes the configuration that a reload has put in force, if it has. A worker that has taken
+    /// it before sends requests for its projects.
+    fn take_config(&self, broker: &mut Broker, now: MonotonicMs) {
+        if self.generation.get() == self.shared.generation() {
+            return;
+        }
+        let active = self.shared.active();
+        let max_bytes = envelope::max_bytes(&active.settings.limits);
+        broker.reload(active.projects, max_bytes, now);
+        self.generation.set(active.generation);
+        self.counters.config_generation.set(active.generation);
     }
 
     pub(super) fn handle_tick(&self) {
         let result = self.with_broker(|broker, now, sink| {
-            self.host.receive(broker, now);
+            self.take_config(broker, now);
+            self.receive_from_workers(broker, now);
             let both = Now { monotonic: now, wall: clock::wall() };
             let result = broker.handle_tick(both, sink);
             if result.is_ok() && broker.is_ready() {
@@ -363,7 +389,7 @@ impl<H: Host> Driver<H> {
                     );
                 }
                 Event::SameNode if self.may_log(2) => {
-                    let node = self.shared.settings.node;
+                    let node = self.shared.at_start.node;
                     tracing::error!(
                         %node,
                         "another process uses this node's number: give each node its own --node"
@@ -430,7 +456,7 @@ impl<H: Host> Driver<H> {
 
     fn handle_limit(&self, limit: SizeLimit) {
         self.shared.queue.set_limit(limit);
-        if limit.bytes < self.shared.settings.limits.body_bytes {
+        if limit.bytes < self.shared.active().settings.limits.body_bytes {
             tracing::warn!("larger pushes are refused with 413: {limit}");
         }
     }

@@ -30,7 +30,8 @@ impl Host for InlineHost {
         InlineSink { host: self, at, moment: None }
     }
 
-    fn receive(&self, broker: &mut Broker, _: MonotonicMs) {
+    /// Requests come from [`Driver::request`].
+    fn receive(&self, broker: &mut Broker, _: MonotonicMs, _: &dyn Fn(&mut Broker)) {
         if self.has_canary.take() {
             broker.handle_canary_seen(0);
         }

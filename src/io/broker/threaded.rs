@@ -210,7 +210,7 @@ impl Host for BrokerEnd {
         BrokerEndSink(self)
     }
 
-    fn receive(&self, broker: &mut Broker, now: MonotonicMs) {
+    fn receive(&self, broker: &mut Broker, now: MonotonicMs, take_config: &dyn Fn(&mut Broker)) {
         let mut unsure = 0;
         // Read before the rings: whatever is not in a ring by then was flagged before.
         for (worker, is_unsure) in self.are_unsure.iter().enumerate() {
@@ -222,6 +222,7 @@ impl Host for BrokerEnd {
                 broker.handle_publish(&publication, pusher, now, &mut BrokerEndSink(self));
             }
             ToBroker::Request(request) => {
+                take_config(broker);
                 broker.handle_request(worker, &request, now, &mut BrokerEndSink(self))
             }
             ToBroker::CanarySeen => broker.handle_canary_seen(worker),

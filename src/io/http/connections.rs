@@ -145,6 +145,11 @@ impl Connections {
         }
     }
 
+    /// Sets the memory for all requests together. What is already taken stays.
+    pub fn set_max_bytes(&mut self, max_bytes: usize) {
+        self.max_bytes = max_bytes;
+    }
+
     pub fn count(&self) -> usize {
         self.table.len()
     }

@@ -36,7 +36,7 @@ impl WorkerContext {
                 trace: trace.map(|trace| TracedDelivery {
                     parent: TraceContext::from_bytes(trace),
                     id: envelope.id,
-                    project: self.shared.projects.find(envelope.pid).map(|(project, _)| project),
+                    project: self.active.borrow().projects.id_of(envelope.pid),
                     received_us: received_at.wall_us,
                     matched: 0,
                 }),

@@ -10,22 +10,28 @@ const TTL_MARGIN_US: u64 = 1_000;
 /// The deadline of the messages in the open batch.
 pub(super) struct Hold {
     /// 0: nothing is held.
-    coalesce_us: u64,
+    coalesce_us: Cell<u64>,
     /// Microseconds since the Unix epoch; `u64::MAX`: the batch holds no message.
     until_us: Cell<u64>,
 }
 
 impl Hold {
     pub(super) fn new(coalesce_us: u64) -> Self {
-        Self { coalesce_us, until_us: Cell::new(u64::MAX) }
+        Self { coalesce_us: Cell::new(coalesce_us), until_us: Cell::new(u64::MAX) }
+    }
+
+    /// Sets how long messages from now on are held.
+    pub(super) fn set_coalesce_us(&self, coalesce_us: u64) {
+        self.coalesce_us.set(coalesce_us);
     }
 
     /// Adds a message that was received at `received_us`.
     pub(super) fn add(&self, received_us: u64, expires: Option<WallMs>) {
-        if self.coalesce_us == 0 {
+        let coalesce_us = self.coalesce_us.get();
+        if coalesce_us == 0 {
             return;
         }
-        let mut until_us = self.until_us.get().min(received_us + self.coalesce_us);
+        let mut until_us = self.until_us.get().min(received_us + coalesce_us);
         if let Some(expires) = expires {
             let expires_us = expires.value().saturating_mul(1_000);
             until_us = until_us.min(expires_us.saturating_sub(TTL_MARGIN_US));
@@ -41,11 +47,12 @@ impl Hold {
     /// Returns how much longer the batch may wait; `None`: not at all. A batch without a message
     /// does not wait, nor does one whose deadline has moved away because the clock was set back.
     pub(super) fn left(&self, now_us: impl FnOnce() -> u64) -> Option<Duration> {
-        if self.coalesce_us == 0 || self.until_us.get() == u64::MAX {
+        let coalesce_us = self.coalesce_us.get();
+        if coalesce_us == 0 || self.until_us.get() == u64::MAX {
             return None;
         }
         let left_us = self.until_us.get().checked_sub(now_us())?;
-        (1..=self.coalesce_us).contains(&left_us).then(|| Duration::from_micros(left_us))
+        (1..=coalesce_us).contains(&left_us).then(|| Duration::from_micros(left_us))
     }
 }
 

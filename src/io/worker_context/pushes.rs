@@ -91,7 +91,7 @@ impl WorkerContext {
         let key = push.idempotency_key.as_deref().map(|key| key_hash(pid, key));
         let id = self.ws_server.borrow_mut().worker.next_message_id(read_at.wall());
         let envelope = Envelope {
-            origin: self.shared.settings.node,
+            origin: self.shared.at_start.node,
             epoch: self.shared.incarnation.epoch(),
             seq: 0,
             accepted_us: read_at.wall_us,

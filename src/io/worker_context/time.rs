@@ -69,7 +69,7 @@ impl WorkerContext {
     /// than the next tick.
     fn is_calm(&self) -> bool {
         let calm_ms = self.ws_server.borrow().worker.calm_ms();
-        let times = &self.shared.settings.times;
+        let times = self.active.borrow().settings.times;
         // A connection's next deadline is further away than this, so a tick comes before it.
         let shortest_ms = times.request_timeout_ms.min(times.keep_alive_ms).min(times.linger_ms);
         let http = self.http.borrow();
@@ -115,6 +115,7 @@ impl WorkerContext {
         if stall_ms > 0 {
             self.handle_stall(stall_ms);
         }
+        self.take_config(now);
         self.ws_server.borrow_mut().handle_tick(now);
         self.http.borrow_mut().handle_tick(now.monotonic);
         let body_bytes = self.http.borrow().body_bytes();
@@ -146,7 +147,8 @@ impl WorkerContext {
 
     /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
     fn drain(&self, now: MonotonicMs) {
-        let drain_ms = self.shared.settings.times.drain_ms.saturating_sub(4 * TICK_MS);
+        let times = self.active.borrow().settings.times;
+        let drain_ms = times.drain_ms.saturating_sub(4 * TICK_MS);
         let is_awaited = || {
             let instant = Instant::now();
             while self.receive_one(instant) {}
@@ -160,7 +162,7 @@ impl WorkerContext {
         let step = self.drain.borrow_mut().step(now, drain_ms, is_awaited, is_empty);
         match step {
             DrainStep::Refuse => {
-                let unread_until = now + self.shared.settings.times.linger_ms;
+                let unread_until = now + times.linger_ms;
                 self.http.borrow_mut().begin_drain(unread_until);
             }
             DrainStep::Close => self.ws_server.borrow_mut().shut_down(),

@@ -72,7 +72,7 @@ impl WsServer {
             }
             CloseCause::Violation(violation) => write_close(&mut last_bytes, code, violation.msg),
             CloseCause::MessageTimeout => {
-                let timeout_ms = self.shared.settings.times.message_timeout_ms;
+                let timeout_ms = self.active.settings.times.message_timeout_ms;
                 let reason = format!("the message was incomplete after {timeout_ms} ms");
                 write_close(&mut last_bytes, code, &reason);
             }
@@ -83,12 +83,13 @@ impl WsServer {
                     "too many incomplete messages: send all fragments at once",
                 );
             }
+            CloseCause::ProjectRemoved => write_close(&mut last_bytes, code, "project removed"),
             CloseCause::SlowConsumer => write_close(&mut last_bytes, code, "slow consumer"),
             CloseCause::Idle => write_close(&mut last_bytes, code, "idle timeout"),
             CloseCause::SessionExpired => write_close(&mut last_bytes, code, "session expired"),
             CloseCause::Peer(_) | CloseCause::Gone => write_close(&mut last_bytes, code, ""),
         }
-        let deadline = self.awake() + self.shared.settings.times.linger_ms;
+        let deadline = self.awake() + self.active.settings.times.linger_ms;
         let last = Last { bytes: last_bytes, is_refusal: false };
         self.lingering.add(&mut self.ring, fd, released.rest, last, deadline);
     }

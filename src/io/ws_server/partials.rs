@@ -88,7 +88,7 @@ impl WsServer {
         }
         let awake = self.worker.awake_at(self.now.monotonic);
         self.partials.update(slot, before, inbound, is_another, awake);
-        while self.partials.bytes > self.shared.settings.memory.worker_inbound_bytes
+        while self.partials.bytes > self.active.settings.memory.worker_inbound_bytes
             && let Some(&(_, oldest)) = self.partials.by_age.first()
         {
             self.end_partial(oldest, CloseCause::InboundBudget);
@@ -113,7 +113,7 @@ impl WsServer {
     /// there are more.
     pub(super) fn end_late_messages(&mut self) -> bool {
         let awake = self.awake();
-        let timeout_ms = self.shared.settings.times.message_timeout_ms;
+        let timeout_ms = self.active.settings.times.message_timeout_ms;
         for _ in 0..ENDS_PER_SLICE {
             let Some(&(since, slot)) = self.partials.by_age.first() else { return false };
             if since + timeout_ms > awake {

@@ -195,9 +195,11 @@ pub(super) fn pushes(shared: &Shared, samples: &mut Samples) {
 
 /// Returns clients, business servers and pid of the projects that have any: the `named` ones with
 /// the most by name, the rest summed as `other`.
-pub(in crate::ops) fn projects(shared: &Shared, named: usize) -> Vec<(u64, u64, &str)> {
+pub(in crate::ops) fn projects(shared: &Shared, named: usize) -> Vec<(u64, u64, Box<str>)> {
+    let projects = shared.active().projects;
     let mut list: Vec<(u64, u64, &str)> = Vec::new();
-    for (id, project) in shared.projects.iter() {
+    // Those of removed projects count until they are closed.
+    for (id, project) in projects.iter() {
         let of = |counter| of_project(shared, id.0 as usize, counter);
         let (clients, servers) = (of(|project| &project.clients), of(|project| &project.servers));
         if clients + servers > 0 {
@@ -210,7 +212,7 @@ pub(in crate::ops) fn projects(shared: &Shared, named: usize) -> Vec<(u64, u64, 
         let sum = |of: fn(&(u64, u64, &str)) -> u64| rest.iter().map(of).sum();
         list.push((sum(|one| one.0), sum(|one| one.1), "other"));
     }
-    list
+    list.into_iter().map(|(clients, servers, pid)| (clients, servers, pid.into())).collect()
 }
 
 fn of_project(shared: &Shared, index: usize, counter: fn(&ProjectCounters) -> &Counter) -> u64 {
@@ -221,7 +223,7 @@ fn of_project(shared: &Shared, index: usize, counter: fn(&ProjectCounters) -> &C
 pub(super) fn project_connections(shared: &Shared, samples: &mut Samples) {
     for (clients, servers, pid) in projects(shared, PROJECTS_BY_NAME) {
         for (kind, count) in [("client", clients), ("server", servers)] {
-            samples.add(vec![("project", pid.into()), ("type", kind.into())], count);
+            samples.add(vec![("project", pid.to_string()), ("type", kind.into())], count);
         }
     }
 }
@@ -233,7 +235,7 @@ pub(super) fn limited(shared: &Shared, samples: &mut Samples) {
         ("requests_of_client", |project| &project.limited_by_client),
         ("requests_of_project", |project| &project.limited_by_project),
     ];
-    for (id, project) in shared.projects.iter() {
+    for (id, project) in shared.active().projects.iter() {
         for (limit, of) in limits {
             let count = of_project(shared, id.0 as usize, of);
             if count > 0 {
@@ -262,7 +264,7 @@ pub(super) fn parcels_unsent(shared: &Shared) -> u64 {
 }
 
 pub(super) fn info(shared: &Shared, samples: &mut Samples) {
-    let settings = &shared.settings;
+    let settings = &shared.at_start;
     let labels: Labels = vec![
         ("version", version::VERSION.to_owned()),
         ("commit", version::COMMIT.to_owned()),
@@ -273,9 +275,16 @@ pub(super) fn info(shared: &Shared, samples: &mut Samples) {
     samples.add(labels, 1);
 }
 
+pub(super) fn reloads(shared: &Shared, samples: &mut Samples) {
+    let reloads = &shared.reloads;
+    for (result, counter) in [("ok", &reloads.done), ("error", &reloads.failed)] {
+        samples.add(vec![("result", result.into())], counter.value());
+    }
+}
+
 /// With the `local` queue, pushes are always accepted.
 pub(super) fn queue_ready(shared: &Shared) -> u64 {
-    if shared.settings.redis.is_some() { shared.broker_counters.ready.value() } else { 1 }
+    if shared.at_start.redis.is_some() { shared.broker_counters.ready.value() } else { 1 }
 }
 
 pub(super) fn nodes(shared: &Shared) -> u64 {

@@ -6,6 +6,7 @@ use super::read::{
     missed, pauses, requests, sheds,
 };
 use super::{Metric, MetricGroup, Value};
+use crate::io::shared::Shared;
 use crate::ops::{logs, sentry};
 use crate::state::counters::{Answered, LostAnswer};
 
@@ -71,7 +72,8 @@ metrics! {
                 ": `peer`, `violation`, `slow_consumer`, `idle`, `going_away`, `gone`, \
                  `session_expired`, `message_timeout` (a message was still incomplete after \
                  `--message_timeout_ms`), `inbound_budget` (incomplete messages exceeded \
-                 `--worker_inbound_bytes`, and this connection's was the oldest)",
+                 `--worker_inbound_bytes`, and this connection's was the oldest), \
+                 `project_removed` (a reload has removed its project)",
             );
         Metric::counter("ws_cluster_refused_total", Value::Samples(read::refusals))
             .labels("`port`, `reason`")
@@ -299,6 +301,16 @@ metrics! {
         Metric::info("ws_cluster_info", Value::Samples(info))
             .labels("`version`, `commit`, `node`, `queue`, `workers`")
             .help("Version and start configuration of this node; the value is always 1");
+        Metric::counter("ws_cluster_reload_total", Value::Samples(read::reloads))
+            .labels("`result`")
+            .help("Reloads of the configuration")
+            .more(
+                ": `ok`; `error`, it was wrong, and the one before stayed in force. See \
+                 [Reload](drain.md#reload)",
+            );
+        Metric::gauge("ws_cluster_config_generation", Value::Node(Shared::generation))
+            .help("Number of the configuration in force: 1 at the start, and one more with each \
+                reload that changed something");
         Metric::counter("ws_cluster_thread_busy_seconds_total", Value::Samples(process::busy))
             .labels("`thread`")
             .help("Seconds of CPU time used by each thread")

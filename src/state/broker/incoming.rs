@@ -285,11 +285,11 @@ impl Broker {
     fn project_of(&mut self, channel_name: &[u8], parcel: &[u8]) -> Option<ProjectId> {
         match parcel::pid(parcel) {
             Ok(pid) => {
-                let found = self.config.projects.find(pid);
+                let found = self.config.projects.id_of(pid);
                 if found.is_none() {
                     self.config.counters.unknown_project.add(1);
                 }
-                found.map(|(project, _)| project)
+                found
             }
             Err(error) => {
                 self.refuse_envelope(channel_name, error.to_string());
@@ -336,7 +336,7 @@ impl Broker {
             return workers & cids.iter().fold(0, |set, cid| set | 1 << worker_of(cid));
         }
         let Some(uids) = envelope.targets.uids else { return workers };
-        let Some((project, _)) = config.projects.find(envelope.pid) else { return 0 };
+        let Some(project) = config.projects.id_of(envelope.pid) else { return 0 };
         let users = uids.iter().map(|uid| user_hash(config.hash_keys, project, uid));
         workers & users.fold(self.unsure, |set, user| set | self.presence.workers_of(user))
     }

@@ -153,6 +153,16 @@ impl Broker {
         }
     }
 
+    /// Requests the full state of the other nodes: business servers that they have announced may be
+    /// of projects that this node did not serve until now.
+    pub(super) fn review_members(&mut self, now: MonotonicMs) {
+        // Until it arrives, their heartbeats remind of it.
+        self.members.others.values_mut().for_each(|other| other.version = None);
+        if self.may_publish() {
+            self.announce_full_state(true, now);
+        }
+    }
+
     fn member(&self) -> Member<'static> {
         let sender = Sender { node: self.config.node, epoch: self.config.epoch() };
         Member::new(sender, self.members.version)
@@ -397,10 +407,10 @@ fn put_server(list: &mut Vec<u8>, projects: &Projects, server: &Server) {
     add_server(list, &member::Server { cid, events, pid: &project.pid });
 }
 
-/// Returns the announced servers whose projects this node serves.
+/// Returns the announced servers whose projects this node serves or has served.
 fn servers_of(announcement: &Member<'_>, projects: &Projects) -> Vec<Server> {
     let known = |server: member::Server<'_>| {
-        let (project, _) = projects.find(server.pid)?;
+        let project = projects.id_of(server.pid)?;
         Some(Server { cid: server.cid, project, events: server.events })
     };
     announcement.here.filter_map(|server| known(server.ok()?)).collect()

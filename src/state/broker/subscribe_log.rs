@@ -344,7 +344,7 @@ impl Broker {
     /// Returns the interests that a channel is part of.
     fn interests_of(&self, channel: &[u8]) -> Vec<Interest> {
         let Some((pid, what)) = self.config.names.parse(channel) else { return Vec::new() };
-        let Some((project, _)) = self.config.projects.find(pid) else { return Vec::new() };
+        let Some(project) = self.config.projects.id_of(pid) else { return Vec::new() };
         match what {
             None => vec![Interest::Events(project)],
             Some(Channel::Project) => vec![Interest::Project(project)],

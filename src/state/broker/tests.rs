@@ -15,6 +15,7 @@ mod forged;
 mod ids;
 mod late;
 mod many_users;
+mod reload;
 mod replies;
 mod resp_text;
 mod stalls;

@@ -83,7 +83,7 @@ impl Worker {
     pub(super) fn handle_events(&mut self, events: &Events<'_>) {
         let is_own =
             events.sender == self.sender() && usize::from(events.worker) == self.config.worker;
-        let Some((project, _)) = self.config.projects.find(events.pid).filter(|_| !is_own) else {
+        let Some(project) = self.config.projects.id_of(events.pid).filter(|_| !is_own) else {
             return;
         };
         for event in events.list {

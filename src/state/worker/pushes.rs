@@ -115,7 +115,7 @@ impl Worker {
     pub fn handle_envelope(&mut self, envelope: &Envelope<'_>, now: Now) -> PushOutcome {
         self.now = now;
         self.config.counters.envelopes.add(1);
-        let Some((project, _)) = self.config.projects.find(envelope.pid) else {
+        let Some(project) = self.config.projects.id_of(envelope.pid) else {
             return PushOutcome::default();
         };
         if envelope.key.is_some_and(|key| !self.is_first(key)) {

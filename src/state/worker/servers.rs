@@ -83,6 +83,13 @@ impl OwnServers {
         self.all.values().next().map(|own| own.slot)
     }
 
+    /// Returns the slots of servers whose project is one of these, at most `max`.
+    pub(super) fn slots_of(&self, is_it: impl Fn(ProjectId) -> bool, max: usize) -> Vec<u32> {
+        let cids = self.by_project.iter().filter(|(project, _)| is_it(**project));
+        let servers = cids.flat_map(|(_, cids)| cids).filter_map(|cid| self.all.get(cid));
+        servers.map(|own| own.slot).take(max).collect()
+    }
+
     pub(super) fn want(&self, project: ProjectId, kind: EventSet) -> bool {
         self.that_want(Some(project), kind).next().is_some()
     }
@@ -292,7 +299,7 @@ impl Worker {
 
     fn handle_request(&mut self, request: &Request<'_>) {
         let Request { id, server, client, pid, uid, device, ip, data } = *request;
-        let Some((project, _)) = self.config.projects.find(pid) else { return };
+        let Some(project) = self.config.projects.id_of(pid) else { return };
         let deadline =
             self.awake() + self.config.settings.times.request_timeout_ms + FORGET_AFTER_MS;
         let own = self.own_servers.all.get_mut(&server);

@@ -3,6 +3,7 @@
 use super::Worker;
 use super::gone::ANSWERS_PER_SLICE;
 use crate::state::connection::{CloseCause, NONE};
+use crate::state::settings::Times;
 use crate::types::{MonotonicMs, Now, WallMs};
 use fastwebsockets::OpCode;
 
@@ -55,9 +56,12 @@ pub(super) struct Sweep {
     /// Time since the last slice.
     since_slice_ms: u64,
     last_tick: MonotonicMs,
-    /// Time since the start, on the frame clock.
+    /// Time since the start.
     elapsed_ms: u64,
     unit_ms: u64,
+    /// When the unit was last set, and what the frame clock showed then.
+    unit_set_ms: u64,
+    unit_set_at: u64,
     /// Completed rounds.
     rounds: usize,
     crowd: Crowd,
@@ -87,32 +91,50 @@ struct Slice {
 
 impl Sweep {
     /// `worker`: this worker's index among `workers`.
-    pub(super) fn new(
-        ping_interval_ms: u64,
-        idle_timeout_ms: u64,
-        (worker, workers): (usize, usize),
-        now: MonotonicMs,
-    ) -> Self {
-        let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8);
-        let shorter_ms = round_ms / ROUND_SPREAD * worker as u64 / workers.max(1) as u64;
-        let round_ms = (round_ms - shorter_ms).max(1);
-        let slice_ms = (round_ms / SLICES_PER_ROUND).clamp(1, MAX_SLICE_MS);
-        let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
-        Self {
+    pub(super) fn new(times: &Times, (worker, workers): (usize, usize), now: MonotonicMs) -> Self {
+        let mut sweep = Self {
             next_slot: 0,
             slots: 0,
             next_shutdown: 0,
             debt: 0,
-            round_ms,
-            slice_ms,
-            // Staggers the slices of the workers.
-            since_slice_ms: slice_ms * worker as u64 / workers.max(1) as u64,
+            round_ms: 0,
+            slice_ms: 0,
+            since_slice_ms: 0,
             last_tick: now,
             elapsed_ms: 0,
-            unit_ms,
+            unit_ms: 1,
+            unit_set_ms: 0,
+            unit_set_at: 0,
             rounds: 0,
             crowd: Crowd { at_ms: None, early_from_ms: 0 },
+        };
+        sweep.set_times(times, (worker, workers));
+        // Staggers the slices of the workers.
+        sweep.since_slice_ms = sweep.slice_ms * worker as u64 / workers.max(1) as u64;
+        sweep
+    }
+
+    /// Sets the intervals. The frame clock goes on from where it is in the new unit, which is a
+    /// fraction of the ping interval: a connection that was quiet for half of the old interval has
+    /// half of the new one left. So pings stay spread as they are, and none is later than the
+    /// longer of the two intervals.
+    pub(super) fn set_times(&mut self, times: &Times, (worker, workers): (usize, usize)) {
+        let Times { ping_interval_ms, idle_timeout_ms, .. } = *times;
+        let round_ms = MAX_ROUND_MS.min(idle_timeout_ms / 8).min(ping_interval_ms / 8);
+        let shorter_ms = round_ms / ROUND_SPREAD * worker as u64 / workers.max(1) as u64;
+        self.round_ms = (round_ms - shorter_ms).max(1);
+        self.slice_ms = (self.round_ms / SLICES_PER_ROUND).clamp(1, MAX_SLICE_MS);
+        let unit_ms = (ping_interval_ms / UNITS_PER_INTERVAL).max(1);
+        if unit_ms != self.unit_ms {
+            self.unit_set_at = self.units();
+            self.unit_set_ms = self.elapsed_ms;
+            self.unit_ms = unit_ms;
         }
+    }
+
+    /// Units of the frame clock since the start.
+    fn units(&self) -> u64 {
+        self.unit_set_at + (self.elapsed_ms - self.unit_set_ms) / self.unit_ms
     }
 
     /// Notes a message to `matched` of the worker's connections.
@@ -158,7 +180,7 @@ impl Sweep {
     /// The current time in the format of a connection's `last_frame`.
     #[inline]
     pub(super) fn frame_clock(&self) -> u16 {
-        (self.elapsed_ms / self.unit_ms) as u16
+        self.units() as u16
     }
 
     /// Milliseconds since the frame clock read `last_frame`.
@@ -229,6 +251,7 @@ impl Worker {
         self.remembered.handle_tick(now.monotonic);
         self.config.counters.remembered_keys.set(self.remembered.len() as u64);
         self.close_used_ids(slice.closes);
+        self.close_removed(slice.closes);
         self.end_sessions(now.wall, &mut slice);
         self.sweep.advance(now.monotonic, self.config.settings.times.ping_interval_ms);
         self.sweep_slice(&mut slice, has_unread);
@@ -237,6 +260,7 @@ impl Worker {
             || self.has_unanswered()
             || self.requests.has_ended()
             || self.used_ids.is_some()
+            || self.has_removed()
             || !self.shed.is_empty()
             || self.requests.has_late(self.awake())
             || self.own_servers.has_late(self.awake());
@@ -254,6 +278,7 @@ impl Worker {
             && self.requests.len() == 0
             && !self.requests.has_ended()
             && self.used_ids.is_none()
+            && self.removal.is_none()
             && self.own_servers.pending() == (0, 0)
             && !self.has_broker_requests()
     }

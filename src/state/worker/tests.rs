@@ -14,6 +14,7 @@ use crate::wire::sign::{self, Secret};
 use crate::wire::websocket::close;
 
 mod budget;
+mod reload;
 mod requests;
 mod slices;
 mod time;

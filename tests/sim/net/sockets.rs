@@ -95,6 +95,7 @@ impl Node {
             CloseCause::Gone => assert!(client.is_gone),
             CloseCause::Peer(_) | CloseCause::Violation(_) => assert!(client.has_said_goodbye),
             CloseCause::GoingAway { .. } => {}
+            CloseCause::ProjectRemoved => assert!(client.is_removed),
             CloseCause::SessionExpired => panic!("no connection here has a session_exp"),
             CloseCause::MessageTimeout | CloseCause::InboundBudget => {
                 panic!("the loop around the worker asks for that, not the worker")

@@ -28,7 +28,7 @@ pub(super) fn snapshot(view: &NodeView) -> serde_json::Result<Vec<u8>> {
 }
 
 #[derive(Serialize)]
-struct Snapshot<'a> {
+struct Snapshot {
     ts: u64,
     node: u16,
     version: &'static str,
@@ -36,6 +36,9 @@ struct Snapshot<'a> {
     epoch: u64,
     uptime_ms: u64,
     draining: bool,
+    /// The last reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reload: Option<LastReload>,
     ws: SocketAddr,
     http: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,9 +57,15 @@ struct Snapshot<'a> {
     answers: Members<u64>,
     queue: QueueState,
     nodes: Vec<NodeState>,
-    projects: Vec<ProjectConnections<'a>>,
+    projects: Vec<ProjectConnections>,
     /// The connections that opened last, the newest first.
-    recent: Vec<Recent<'a>>,
+    recent: Vec<Recent>,
+}
+
+#[derive(Serialize)]
+struct LastReload {
+    ts: u64,
+    ok: bool,
 }
 
 #[derive(Serialize)]
@@ -103,17 +112,17 @@ struct NodeState {
 }
 
 #[derive(Serialize)]
-struct ProjectConnections<'a> {
-    pid: &'a str,
+struct ProjectConnections {
+    pid: Box<str>,
     clients: u64,
     servers: u64,
 }
 
 #[derive(Serialize)]
-struct Recent<'a> {
+struct Recent {
     ts: u64,
     client_id: String,
-    pid: &'a str,
+    pid: Box<str>,
     uid: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     ip: Option<IpAddr>,
@@ -136,8 +145,8 @@ enum Figure {
     ByReason(Members<u64>),
 }
 
-impl<'a> Snapshot<'a> {
-    fn of(view: &'a NodeView) -> Self {
+impl Snapshot {
+    fn of(view: &NodeView) -> Self {
         let shared = &*view.shared;
         let now = clock::now();
         let threads = process::tasks();
@@ -147,15 +156,17 @@ impl<'a> Snapshot<'a> {
         let (request_counts, _) = read::request_counts(shared);
         Self {
             ts: now.wall.value(),
-            node: shared.settings.node.value(),
+            node: shared.at_start.node.value(),
             version: env!("CARGO_PKG_VERSION"),
-            env: shared.settings.env.name(),
+            env: shared.at_start.env.name(),
             epoch: shared.started.wall.value(),
             uptime_ms: now.monotonic.since(shared.started.monotonic),
             draining: shared.is_draining(),
+            reload: shared.reloads.last().map(|(at, ok)| LastReload { ts: at.value(), ok }),
             ws: view.ws,
             http: view.http,
             dev_project: shared
+                .active()
                 .settings
                 .dev_project
                 .map(|(pid, secret)| DevProject { pid, secret }),
@@ -186,13 +197,14 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-fn recent(shared: &Shared) -> Vec<Recent<'_>> {
+fn recent(shared: &Shared) -> Vec<Recent> {
+    let projects = shared.active().projects;
     let mut recent: Vec<RecentConnect> =
         shared.counters.iter().flat_map(|worker| worker.recent.list()).collect();
     recent.sort_by_key(|one| Reverse(one.cid));
     let listed = recent.into_iter().take(RECENT).filter_map(|one| {
         let RecentConnect { at, cid, project, uid, ip } = one;
-        let pid = &*shared.projects.get(project)?.pid;
+        let pid = projects.get(project)?.pid.clone();
         Some(Recent { ts: at.value(), client_id: cid.to_string(), pid, uid: uid.into(), ip })
     });
     listed.collect()
@@ -200,7 +212,7 @@ fn recent(shared: &Shared) -> Vec<Recent<'_>> {
 
 /// Returns the nodes that this node currently hears.
 fn nodes(shared: &Shared) -> Vec<NodeState> {
-    let own = shared.settings.node;
+    let own = shared.at_start.node;
     let mut nodes =
         shared.broker_counters.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if nodes.is_empty() {
@@ -271,7 +283,7 @@ fn answers(shared: &Shared) -> Members<u64> {
 }
 
 fn queue(shared: &Shared) -> QueueState {
-    let has_redis = shared.settings.redis.is_some();
+    let has_redis = shared.at_start.redis.is_some();
     QueueState {
         kind: if has_redis { "redis" } else { "local" },
         ready: !has_redis || shared.broker_counters.ready.value() == 1,

@@ -65,7 +65,7 @@ impl Rig {
     }
 
     fn limited(&self, project: usize) -> (u64, u64) {
-        let project = &self.worker.counters().projects[project];
+        let project = self.worker.counters().projects.get(project).unwrap();
         (project.limited_by_client.value(), project.limited_by_project.value())
     }
 }

@@ -279,6 +279,7 @@ function showTiles(snapshot, values) {
     queueTile(snapshot.queue),
     ["Memory", units.bytes(snapshot.memory_bytes)],
     ["Uptime", duration(snapshot.uptime_ms)],
+    ...reloadTiles(snapshot),
   ];
   byId("tiles").replaceChildren(...tiles.map(([label, text, state = ""]) => {
     const tile = element("div", "tile");
@@ -286,6 +287,13 @@ function showTiles(snapshot, values) {
     tile.append(element("dt", "", label), element("dd", "", text));
     return tile;
   }));
+}
+
+/** Of the last reload, if there was one. */
+function reloadTiles({ reload, ts }) {
+  if (!reload) return [];
+  const ago = `${duration(ts - reload.ts)} ago`;
+  return [["Last reload", reload.ok ? ago : `failed, ${ago}`, reload.ok ? "" : "bad"]];
 }
 
 /** Of the last minutes; pauses below half a millisecond are not recorded. */
