@@ -224,12 +224,12 @@ fn no_error_shows_a_secret() {
 proptest! {
     #[test]
     fn any_text_is_read_without_a_panic_and_places_are_in_it(
-        text in "(\\[\\[project\\]\\]\n|pid = |secrets = |[a-z='\"\\[\\],{}.0-9\n #é-]){0,40}",
+        text in "(\\[\\[project\\]\\]\n|pid = |secrets = |[a-z='\"\\[\\],{}.0-9\n #é]){0,40}",
     ) {
         let mut warnings = Vec::new();
         let mut notes = Notes { mistakes: Vec::new(), warnings: &mut warnings };
-        let limits = Limits::default();
-        let file = ProjectsFile { text: FileText::new("p", &text), limits: &limits, env: Env::Prod };
+        let (limits, env) = (Limits::default(), Env::Prod);
+        let file = ProjectsFile { text: FileText::new("p", &text), limits: &limits, env };
         let projects = file.parse(&mut notes);
         prop_assert!(!projects.is_empty() || !notes.mistakes.is_empty());
         for place in notes.mistakes.iter().filter_map(|mistake| mistake.place.as_ref()) {
