@@ -259,6 +259,11 @@ fn local(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
+/// Returns whether the node with these arguments demands an `exp` in every request.
+pub fn demands_exp(arguments: &Arguments, env: &dyn Fn(&str) -> Option<String>) -> bool {
+    Source::new(arguments, env).get(&flags::ENV).parsed(Env::Dev).demands_exp()
+}
+
 /// Returns the secrets of a project, as the node with these arguments reads them.
 pub fn project_secrets(
     arguments: &Arguments,

@@ -88,6 +88,9 @@ fn rest(page: &mut String) {
     );
     page.push_str(".SH SIGNALS\n");
     entry("SIGTERM, SIGINT", "The node drains and ends; a second one ends it at once.", page);
+    let reload = "Config file, projects file and files of secrets are read again, and the log file \
+                  is opened again; with a terminal as its log, the node ends instead.";
+    entry("SIGHUP", reload, page);
     entry("SIGUSR1", "The log file is opened again.", page);
     page.push_str(".SH EXIT STATUS\n");
     entry("0", "Help, the version, a regular stop, or nothing was found to be wrong.", page);

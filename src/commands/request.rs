@@ -4,6 +4,8 @@ use super::Environment;
 use crate::config::{Arguments, Exit, given_secret, project_secrets};
 use crate::wire::params::Params;
 use crate::wire::percent::{Plus, decode, encode};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 use std::io::{self, Read};
 
@@ -16,7 +18,12 @@ pub(super) enum Place {
     },
     Form,
     Json,
+    /// The query of a handshake, as a subprotocol.
+    Subprotocol,
 }
+
+/// The path of a handshake.
+const CONNECT: &str = "/ws/connect";
 
 #[derive(Debug)]
 pub(super) struct Request {
@@ -54,7 +61,14 @@ impl Request {
         };
         match (arguments.has("form"), arguments.has("json-body"), operands) {
             (true, true, _) => Err(wrong("--form and --json-body exclude each other".into())),
-            (false, false, [url]) => Self::of_url(url).map_err(wrong),
+            (false, false, [url]) => match subprotocol(url) {
+                Some(query) => {
+                    let query = query.map_err(|what| wrong(what.into()))?;
+                    let (place, path) = (Place::Subprotocol, CONNECT.to_owned());
+                    Self::with_params(place, path, query).map_err(wrong)
+                }
+                None => Self::of_url(url).map_err(wrong),
+            },
             (false, false, _) => Err(wrong("one URL is needed, in quotes".into())),
             (true, false, [path, body]) => {
                 // A trailing newline comes from the shell.
@@ -121,7 +135,7 @@ impl Request {
                 signed.push(b'\n');
                 signed.extend_from_slice(self.text.as_bytes());
             }
-            Place::Query { .. } | Place::Form => {
+            Place::Query { .. } | Place::Form | Place::Subprotocol => {
                 let encoded = encoded(&self.pairs);
                 // It was parsed before.
                 let params = Params::parse(encoded.as_bytes()).unwrap_or_default();
@@ -160,6 +174,14 @@ fn path_of(text: &str) -> Result<String, String> {
         true => Ok(path.to_owned()),
         false => Err("the path must begin with a slash, e.g. /ws/push".into()),
     }
+}
+
+/// Decodes the query that is offered as a subprotocol, `ws-cluster, q.…`; `None`: it is a URL.
+fn subprotocol(text: &str) -> Option<Result<String, &'static str>> {
+    let offers = text.strip_prefix("ws-cluster").map_or(text, |rest| rest.trim_start_matches(','));
+    let digits = offers.trim().strip_prefix("q.")?;
+    let query = URL_SAFE_NO_PAD.decode(digits).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    Some(query.ok_or("what follows q. is not base64url without padding"))
 }
 
 fn stdin() -> io::Result<String> {

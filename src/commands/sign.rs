@@ -5,13 +5,21 @@ use super::{Environment, Output};
 use crate::config::{Arguments, Exit};
 use crate::io::clock;
 use crate::wire::sign::{Secret, sign_hex};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::json;
 
 /// Longest validity that `--exp` accepts, ten years: a longer one is a slip.
 const MAX_VALIDITY_S: u64 = 10 * 366 * 86_400;
 
 pub(super) fn run(arguments: &Arguments, env: Environment<'_>) -> Result<Output, Exit> {
-    let request = Request::of(arguments)?;
+    let mut request = Request::of(arguments)?;
+    if arguments.has("subprotocol") {
+        if !matches!(request.place, Place::Query { .. }) {
+            return Err(arguments.wrong("--subprotocol is for the URL of a handshake"));
+        }
+        request.place = Place::Subprotocol;
+    }
     let keys = Keys::of(arguments, env, &request)?;
     let validity_s = validity(arguments)?;
     let now_s = clock::wall().value() / 1_000;
@@ -43,20 +51,36 @@ fn sign(
         }
         Place::Json if is_new_body => format!("X-Sign: {sign}\n{}\n", request.text),
         Place::Json => format!("X-Sign: {sign}\n"),
+        Place::Subprotocol => {
+            let query = signed_pairs(&request, &sign);
+            let offered = format!("ws-cluster, q.{}", URL_SAFE_NO_PAD.encode(query));
+            match as_json {
+                true => {
+                    let all = json!({ "sign": sign, "text": text, "subprotocol": offered });
+                    format!("{all:#}\n")
+                }
+                false => format!("{offered}\n"),
+            }
+        }
         Place::Form | Place::Query { .. } => {
             let (before, name) = match &request.place {
                 Place::Query { before } => (format!("{before}?"), "url"),
                 _ => (String::new(), "body"),
             };
-            let pairs = encoded(&request.pairs);
-            let separator = if pairs.is_empty() { "" } else { "&" };
-            let signed = format!("{before}{pairs}{separator}sign={sign}");
+            let signed = format!("{before}{}", signed_pairs(&request, &sign));
             match as_json {
                 true => format!("{:#}\n", json!({ "sign": sign, "text": text, name: signed })),
                 false => format!("{signed}\n"),
             }
         }
     })
+}
+
+/// Returns the parameters, percent-encoded, with their sign.
+fn signed_pairs(request: &Request, sign: &str) -> String {
+    let pairs = encoded(&request.pairs);
+    let separator = if pairs.is_empty() { "" } else { "&" };
+    format!("{pairs}{separator}sign={sign}")
 }
 
 fn add_exp(request: &mut Request, exp: u64) -> Result<(), String> {
@@ -125,6 +149,18 @@ mod tests {
     }
 
     #[test]
+    fn the_query_of_a_handshake_may_be_a_subprotocol() {
+        let url = "/ws/connect?pid=1&uid=u 1&type=1";
+        let offered = sign_of(&["sign", "--subprotocol", url]).unwrap();
+        let query = offered.trim_end().strip_prefix("ws-cluster, q.").unwrap();
+        let query = String::from_utf8(URL_SAFE_NO_PAD.decode(query).unwrap()).unwrap();
+        assert_eq!(query, format!("pid=1&uid=u%201&type=1&sign={SIGN}"));
+        // An offer can be signed anew.
+        let again = sign_of(&["sign", offered.trim_end()]).unwrap();
+        assert_eq!(again, offered);
+    }
+
+    #[test]
     fn a_json_body_is_signed_byte_for_byte() {
         let secret = Secret::new(b"s");
         let body = "{\"pid\": \"1\", \"data\":1}";
@@ -163,6 +199,7 @@ mod tests {
             (&["sign", "--secret", "file:/nowhere", "/a?pid=1"], "cannot be read"),
             (&["sign", "--ws_port", "1", "/a?pid=1"], "unknown argument: --ws-port"),
             (&["sign", "/a?pid=1", "b"], "one URL is needed"),
+            (&["sign", "q.%"], "is not base64url"),
         ] {
             let error = sign_of(args).unwrap_err();
             assert!(error.contains(part), "{error}\n{part}");

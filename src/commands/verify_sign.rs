@@ -5,7 +5,7 @@ mod variants;
 
 use super::request::{Keys, Place, Request};
 use super::{Environment, Output};
-use crate::config::{Arguments, Exit};
+use crate::config::{Arguments, Exit, demands_exp};
 use crate::io::clock;
 use crate::ops::logs::timestamp;
 use crate::types::{WallMs, in_one_line};
@@ -88,7 +88,8 @@ pub(super) fn run(arguments: &Arguments, env: Environment<'_>) -> Result<Output,
         let what = "sign is in the body: for JSON it belongs in the header X-Sign";
         verdict.differences.push(difference(Step::Encoding, what));
     }
-    verdict.differences.extend(exp(request.exp.as_deref(), clock::wall()));
+    let is_demanded = demands_exp(arguments, env.get);
+    verdict.differences.extend(exp(request.exp.as_deref(), is_demanded, clock::wall()));
     let text = match arguments.has("json") {
         true => as_json(&verdict),
         false => as_text(&verdict),
@@ -169,8 +170,11 @@ fn digits(given: &str) -> Result<(String, Option<String>), String> {
 }
 
 /// Returns what is wrong with `exp`.
-fn exp(text: Option<&str>, now: WallMs) -> Option<Difference> {
-    let text = text?;
+fn exp(text: Option<&str>, is_demanded: bool, now: WallMs) -> Option<Difference> {
+    let Some(text) = text else {
+        let what = "exp is missing: --env prod demands the time until which the request is valid";
+        return is_demanded.then(|| difference(Step::Exp, what));
+    };
     let what = match text.parse::<u64>() {
         Err(_) => format!("exp {} is not a time in unix seconds", in_one_line(text, 40)),
         Ok(ms @ MS_FROM..) => {

@@ -166,6 +166,13 @@ def test_what_is_signed_is_accepted_by_a_node_and_by_verify_sign(tmp_path):
         with connect(done.stdout.strip(), proxy=None) as client:
             assert '"code":1' in client.recv(PATIENCE)
         assert run("verify-sign", done.stdout.strip()).stdout == "valid\n"
+        done = run("sign", "--subprotocol", "/ws/connect?pid=1&uid=u 2")
+        offered = done.stdout.strip()
+        with connect(
+            "ws://%s:%d/ws/connect" % server.ws, subprotocols=offered.split(", "), proxy=None
+        ) as client:
+            assert '"code":1' in client.recv(PATIENCE)
+        assert run("verify-sign", offered).stdout == "valid\n"
         body = '{"pid": "1", "data": [1, 2]}'
         done = run("sign", "--json-body", "/ws/push", body)
         name, sign = done.stdout.strip().split(": ")
@@ -244,6 +251,9 @@ def test_verify_sign_names_the_step_that_differs():
     late = signed("/ws/connect", {"pid": "1", "exp": int(time.time() * 1000)})
     [(step, what)] = verdict(late)
     assert step == "exp" and "milliseconds" in what
+    done = run("verify-sign", "--env", "prod", "/ws/connect?" + signed("/ws/connect", {"pid": "1"}),
+               "--secret", SECRET)
+    assert done.returncode == 1 and "exp is missing: --env prod demands" in done.stdout, done
 
 
 # health.

@@ -163,8 +163,9 @@ fn a_json_body_is_compared_byte_for_byte() {
 #[test]
 fn exp_is_checked_as_the_node_does() {
     let now = WallMs::from_s(1_700_000_000);
-    let what = |text: &str| exp(Some(text), now).map(|found| found.what);
-    assert_eq!((exp(None, now), what("1700000000"), what("1699999995")), (None, None, None));
+    let what = |text: &str| exp(Some(text), false, now).map(|found| found.what);
+    assert_eq!((exp(None, false, now), what("1700000000"), what("1699999995")), (None, None, None));
+    assert!(exp(None, true, now).unwrap().what.starts_with("exp is missing: --env prod"));
     let past = what("1699999994").unwrap();
     assert!(past.contains("(2023-11-14T22:13:14") && past.contains("passed 6 s ago"), "{past}");
     let ms = what("1700000000000").unwrap();

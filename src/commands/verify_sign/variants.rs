@@ -139,7 +139,7 @@ impl Search<'_> {
     fn bodies(&self) -> Vec<Variant<String>> {
         match self.request.place {
             Place::Json => json_bodies(&self.request.text),
-            Place::Form | Place::Query { .. } => param_bodies(self.request),
+            Place::Form | Place::Query { .. } | Place::Subprotocol => param_bodies(self.request),
         }
     }
 

@@ -157,7 +157,7 @@ pub static COMMANDS: [CommandSpec; 10] = [
         name: "sign",
         summary: "sign a request",
         usage: &[
-            "[--secret SECRET] [--exp 60s] [--json] URL",
+            "[--secret SECRET] [--exp 60s] [--subprotocol] [--json] URL",
             "[--secret SECRET] [--exp 60s] [--json] --form PATH BODY",
             "[--secret SECRET] [--exp 60s] [--json] --json-body PATH BODY",
         ],
@@ -172,6 +172,11 @@ pub static COMMANDS: [CommandSpec; 10] = [
                 name: "exp",
                 value: Some("TIME"),
                 help: "add exp: the request is valid for this long, e.g. 60s, 5m or 1h",
+            },
+            CommandOption {
+                name: "subprotocol",
+                value: None,
+                help: "print the query of a handshake as the subprotocols to offer",
             },
             JSON,
         ],
