@@ -352,9 +352,11 @@ def test_a_draining_node_does_not_reload(start, files):
     assert not any("was not reloaded" in line for line in node.output)
 
 
-def test_a_project_that_is_new_to_two_nodes_works_between_them(own_redis, own_node, files):
+@pytest.mark.parametrize("count", ["1", "2"], ids=["inline-broker", "threaded-broker"])
+def test_a_project_that_is_new_to_two_nodes_works_between_them(count, own_redis, own_node, files):
     redis = own_redis()
-    nodes = [own_node(number, redis.url, "--config", str(files.config), workers="2") for number in (21, 22)]
+    args = (redis.url, "--config", str(files.config))
+    nodes = [own_node(number, *args, workers=count) for number in (21, 22)]
     two = {"secret": "secret-of-two", "pid": "two"}
     files.write(project("1", "dev-secret") + project("two"))
     reload(nodes[0])
