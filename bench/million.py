@@ -130,7 +130,7 @@ def run(args, plan, scenario):
     line += ["--workers", str(plan["workers"]), "--pin", "false"]
     line += ["--max_connections", str(args.connections + args.connections // 20 + 1_000)]
     # Connections not closed by then end with the process, and all must be counted here.
-    line += ["--drain_ms", "120000"]
+    line += ["--drain_ms", "60000"]
     for name, port in zip(("ws", "http", "prometheus", "pprof"), ports):
         line += [f"--{name}_port", str(port)]
     line += args.server_arg

@@ -411,6 +411,7 @@ fn resolve_times(from: &Source<'_>) -> Times {
     let request_timeout_ms = time(&flags::REQUEST_TIMEOUT_MS);
     let handshake = from.get(&flags::HANDSHAKE_TIMEOUT_MS);
     Times {
+        drain_delay_ms: time(&flags::DRAIN_DELAY_MS),
         drain_ms: time(&flags::DRAIN_MS),
         ping_interval_ms: time(&flags::PING_INTERVAL_MS),
         idle_timeout_ms: time(&flags::IDLE_TIMEOUT_MS),

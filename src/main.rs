@@ -12,6 +12,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use ws_cluster::commands::{self, Environment, Output};
 use ws_cluster::config::{Arguments, Command, Config, Exit, Reloader, log_format};
+use ws_cluster::io::inherited::Inherited;
 use ws_cluster::io::sys;
 use ws_cluster::io::threads::StartError;
 use ws_cluster::node::{self, Addresses, Needs};
@@ -25,6 +26,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // Before anything is opened, and before the first thread, which is the log's.
+    let inherited = Inherited::take();
     let args: Vec<String> = std::env::args_os().skip(1).map(text).collect();
     let variables: Vec<(String, String)> =
         std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
     match Config::of(&arguments, &variable) {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));
-            serve(config)
+            serve(config, inherited)
         }
         Err(exit) => end(exit, log_format(&args, &variable)),
     }
@@ -58,7 +61,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Runs a node.
-fn serve(config: Config) -> ExitCode {
+fn serve(config: Config, inherited: io::Result<Inherited>) -> ExitCode {
     // Before the first thread, which is the log's.
     if let Err(error) = sys::block_signals() {
         return fail(&config, &format!("signals cannot be blocked: {error}"));
@@ -86,7 +89,10 @@ fn serve(config: Config) -> ExitCode {
     logs::install(logs.clone());
     logs::log_panics();
     let reloader = config.reloader(variable);
-    let code = run(config, reloader, &logs);
+    let code = match inherited {
+        Ok(inherited) => run(config, reloader, inherited, &logs),
+        Err(error) => fail(&config, &error.to_string()),
+    };
     drop(reporter);
     logs.flush(LAST_WORDS);
     code
@@ -134,13 +140,13 @@ fn no_thread(config: &Config, error: io::Error) -> ExitCode {
     fail(config, &Needs::of(config).explain(error))
 }
 
-fn run(config: Config, reloader: Reloader, logs: &Logs) -> ExitCode {
+fn run(config: Config, reloader: Reloader, inherited: Inherited, logs: &Logs) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let shows_lines = config.settings.dev_project.is_some() && !config.settings.echo;
     let (format, number) = (config.logs.format, config.settings.node);
-    let result = node::run(config, reloader, |addresses| {
+    let result = node::run(config, reloader, inherited, |addresses| {
         let line = listening(addresses);
         // Scripts find the ports in both forms, so no address may end a message.
         let message = format!("{} (every port is open)", line.trim_end());

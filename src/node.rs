@@ -8,6 +8,7 @@ mod memory_watch;
 mod ports;
 pub mod preflight;
 mod reload;
+mod supervisor;
 
 pub use error::{Needs, NodeError};
 pub use first_push::first_push;
@@ -19,6 +20,9 @@ use crate::io::broker::driver::{Driver, Host};
 use crate::io::broker::inline::InlineHost;
 use crate::io::broker::threaded::{self, BrokerEnd};
 use crate::io::descriptors::Descriptors;
+use crate::io::http_port::HttpPort;
+use crate::io::inherited::Inherited;
+use crate::io::listener::Listener;
 use crate::io::mailbox::Mailbox;
 use crate::io::pauses;
 use crate::io::pulse::{self, Pulse};
@@ -41,7 +45,7 @@ use crate::state::{QueueNeeds, Worker, WorkerConfig};
 use crate::wire::envelope;
 use crate::wire::publication::ChannelNames;
 use error::{EXECUTOR_ENTRIES, system};
-use lifecycle::Lifecycle;
+use lifecycle::{DrainLog, Lifecycle};
 use memory_watch::MemoryWatch;
 use ports::Wanted;
 use std::io;
@@ -51,6 +55,7 @@ use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
+use supervisor::{NotifySocket, Supervisor};
 
 /// Interval at which main checks that all threads still take turns.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -77,11 +82,13 @@ enum News {
 pub fn run(
     config: Config,
     reloader: Reloader,
+    inherited: Inherited,
     started: impl FnOnce(&Addresses),
 ) -> Result<(), NodeError> {
     let needs = Needs::of(&config);
     let open_files = preflight::check(&needs)?;
-    let ports = Wanted::of(&config);
+    let Inherited { sockets, notify_socket, watchdog } = inherited;
+    let ports = Wanted::of(&config).with_passed(sockets)?;
     let otel = config.otel.clone();
     let shared = Arc::new(shared_of(config, open_files).map_err(no_seeds())?);
     let (carriers, broker) = carriers(&shared).map_err(system("making eventfds"))?;
@@ -101,8 +108,34 @@ pub fn run(
     if let Some(broker_end) = broker {
         spawn_broker(broker_end, &shared, &birth, &news_sender)?;
     }
-    let lifecycle = Lifecycle::new(Arc::clone(&shared), reloader);
+    let notify = notify_socket.and_then(|address| NotifySocket::of(&address));
+    let lifecycle = Lifecycle::new(Arc::clone(&shared), reloader, notify.clone());
     spawn_ops(&shared, &lifecycle, &birth, &news_sender)?;
+    let (addresses, held) = open_ports(&shared, &birth)?;
+    let (pulses, needed_files) = await_all(&news, needs.workers + needs.executors)?;
+    drop(held);
+    warn_of_open_files(&shared, needed_files);
+    let exporter = otel.map(|otel| Exporter::start(otel, Arc::clone(&shared), sources));
+    let exporter = exporter.transpose().map_err(|error| needs.no_thread(error))?;
+    started(&addresses);
+    lifecycle.begin(&addresses);
+    lifecycle.watch_signals().map_err(|error| needs.no_thread(error))?;
+    let watch = Watch {
+        pulses,
+        memory: MemoryWatch::new(&shared),
+        drain: DrainLog::default(),
+        supervisor: notify.map(|socket| Supervisor::new(socket, watchdog, Instant::now())),
+    };
+    let result = live(&shared, &news, watch, &needs);
+    if let Some(exporter) = exporter {
+        exporter.finish();
+    }
+    lifecycle.handle_result(&result);
+    result
+}
+
+/// Reserves the ports, and lets the threads open theirs. Returns what holds the ports until then.
+fn open_ports(shared: &Shared, birth: &Birth) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
     // Every thread has its own table now; what main opens from here on is in no other.
     birth.barrier.wait();
     let reserved = birth.ports.reserve();
@@ -116,21 +149,7 @@ pub fn run(
     }
     let _ = birth.addresses.set(addresses);
     birth.barrier.wait();
-    let (addresses, held) = reserved?;
-    let (pulses, needed_files) = await_all(&news, needs.workers + needs.executors)?;
-    drop(held);
-    warn_of_open_files(&shared, needed_files);
-    let exporter = otel.map(|otel| Exporter::start(otel, Arc::clone(&shared), sources));
-    let exporter = exporter.transpose().map_err(|error| needs.no_thread(error))?;
-    started(&addresses);
-    lifecycle.begin(&addresses);
-    lifecycle.watch_signals().map_err(|error| needs.no_thread(error))?;
-    let result = live(&shared, &news, pulses, &needs);
-    if let Some(exporter) = exporter {
-        exporter.finish();
-    }
-    lifecycle.handle_result(&result);
-    result
+    reserved
 }
 
 fn warn_of_open_files(shared: &Shared, needed_files: usize) {
@@ -163,14 +182,33 @@ fn await_all(news: &Receiver<News>, threads: usize) -> Result<(Vec<Pulse>, usize
     Ok((pulses, needed_files))
 }
 
+/// What main looks at while the threads work.
+struct Watch {
+    pulses: Vec<Pulse>,
+    memory: MemoryWatch,
+    drain: DrainLog,
+    /// `None`: there is no service manager.
+    supervisor: Option<Supervisor>,
+}
+
+impl Watch {
+    fn look(&mut self, shared: &Shared) {
+        self.memory.look(shared);
+        self.drain.look(shared, Instant::now());
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.look(shared, &self.pulses, Instant::now());
+        }
+    }
+}
+
 /// Runs until the end: a signal and then the workers' drain, or a thread that cannot continue.
 fn live(
     shared: &Shared,
     news: &Receiver<News>,
-    mut pulses: Vec<Pulse>,
+    mut watch: Watch,
     needs: &Needs,
 ) -> Result<(), NodeError> {
-    let mut memory = MemoryWatch::new(shared);
+    watch.look(shared);
     let mut next_look = Instant::now() + LOOK_EVERY;
     let mut ended = 0;
     while ended < needs.workers {
@@ -182,12 +220,12 @@ fn live(
                 return Err(NodeError::Ended("no thread is left".into()));
             }
             Err(RecvTimeoutError::Timeout) => {
-                memory.look(shared);
+                watch.look(shared);
                 if Instant::now() < next_look {
                     continue;
                 }
                 next_look = Instant::now() + LOOK_EVERY;
-                if let Some(stuck) = pulses.iter_mut().find_map(Pulse::stuck_thread) {
+                if let Some(stuck) = watch.pulses.iter_mut().find_map(Pulse::stuck_thread) {
                     // The thread cannot report the cause, but it may be visible from here.
                     preflight::ring(needs)?;
                     return Err(NodeError::Stuck { thread: stuck });
@@ -254,7 +292,7 @@ fn spawn_worker(
         let name = format!("worker-{index}");
         let result = caught(&name, || match birth.take_table()? {
             Some(addresses) => {
-                let listeners = birth.ports.listen_for_worker(&addresses)?;
+                let listeners = birth.ports.listen_for_worker(index, &addresses)?;
                 let thread = WorkerThread { index, carrier, recorder, needs };
                 thread.run(&shared, listeners, &news)
             }
@@ -282,7 +320,7 @@ impl WorkerThread {
     fn run(
         self,
         shared: &Arc<Shared>,
-        [ws, http]: [TcpListener; 2],
+        [ws, http]: [Listener; 2],
         news: &Sender<News>,
     ) -> Result<(), NodeError> {
         let Self { index, carrier, recorder, needs } = self;
@@ -309,8 +347,9 @@ impl WorkerThread {
         let ws_server = WsServer::new(worker, config, shared_too, http_counters, ring, ws, table);
         let is_inline = matches!(carrier, Carrier::Inline);
         let (shared_too, table) = (Arc::clone(shared), Rc::clone(&descriptors));
+        let ports = (ws_server, HttpPort::new(http));
         let context =
-            WorkerContext::new(shared_too, active, index, ws_server, carrier, recorder, table);
+            WorkerContext::new(shared_too, active, index, ports, carrier, recorder, table);
         let connections = shared.at_start.max_connections.div_ceil(shared.at_start.workers);
         let needed_files = descriptors.open_files_for(connections);
         let _ = news.send(News::Ready { pulse: Pulse::begin(), needed_files });
@@ -322,7 +361,7 @@ impl WorkerThread {
                 context.set_broker(broker);
                 pauses::spawn(driver.run());
             }
-            let result = tasks::run(context, http).await;
+            let result = tasks::run(context).await;
             pulse::end_rounds();
             result
         };

@@ -255,7 +255,8 @@ pub fn run(bytes: &[u8]) {
         rest = &tail[taken..];
         rig.worker.check();
     }
-    while rig.worker.handle_shutdown(|| 1) {}
+    while rig.worker.close_clients(0, false, || 1) {}
+    while rig.worker.close_servers(|| 1) {}
     rig.flush();
     assert!(rig.open.is_empty() && rig.worker.connections() == 0);
     assert_eq!(rig.counters.outbox_bytes.value(), 0);

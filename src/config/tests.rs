@@ -41,10 +41,8 @@ fn defaults() {
         (config.settings.max_connections, config.settings.max_http_connections),
         (1_000_000, 10_000)
     );
-    assert_eq!(
-        (config.settings.times.drain_ms, config.settings.times.idle_timeout_ms),
-        (10_000, 120_000)
-    );
+    let times = &config.settings.times;
+    assert_eq!((times.drain_delay_ms, times.drain_ms, times.idle_timeout_ms), (0, 8_000, 120_000));
     assert_eq!(
         (config.settings.times.ping_interval_ms, config.settings.times.message_timeout_ms),
         (45_000, 30_000)
@@ -267,7 +265,7 @@ fn every_wrong_value_names_itself_and_the_fix() {
         ("pin", "yes", "true or false: use one of them, e.g. --pin true"),
         ("max_connections", "1M", "a number of connections: use a number from 1 to"),
         ("max_http_connections", "0", "a number of connections: use a number from 1 to"),
-        ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 10000")),
+        ("drain_ms", "10s", &format!("{ms} 0 to 86400000, e.g. --drain_ms 8000")),
         ("idle_timeout_ms", "99", &format!("{ms} 100 to 86400000, e.g. --idle")),
         ("request_timeout_ms", "0", &format!("{ms} 100 to 86400000, e.g. --request")),
         ("keep_alive_ms", "1.5", &format!("{ms} 100 to 86400000, e.g. --keep_alive_ms 620000")),

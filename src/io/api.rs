@@ -6,7 +6,6 @@ use super::http::{self, Connections, Request, Service};
 use super::pauses;
 use super::routes::{GET, POST, PUSH, methods_of};
 use super::shared::Shared;
-use super::sync::sleep;
 use super::worker_context::{PendingPush, PushOrigin, WorkerContext};
 use crate::state::active_config::ActiveConfig;
 use crate::state::broker::Outcome;
@@ -21,13 +20,10 @@ use crate::wire::push::{Batch, Push, has_sign};
 use crate::wire::request::{ApiError, Credentials};
 use crate::wire::response::write_response;
 use crate::wire::sign::{self, SignPlace, SignRules};
-use monoio::net::{TcpListener, TcpStream};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::io;
 use std::net::IpAddr;
-use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -35,50 +31,6 @@ use std::time::{Duration, Instant};
 const MAX_BATCH_WAIT: Duration = Duration::from_secs(1);
 
 const JSON: &str = "application/json";
-
-/// Connections that one round of the thread's tasks accepts at most. Each is a pending accept: the
-/// executor reaps completions once per round. With only one, a client behind 200 others waited for
-/// 200 rounds.
-const ACCEPTS_PER_ROUND: usize = 16;
-
-/// Accepts on the HTTP port for as long as the worker lives.
-pub fn serve_port(context: &Rc<WorkerContext>, listener: std::net::TcpListener) -> io::Result<()> {
-    // monoio's accept waits in the kernel; with a non-blocking listener it would fail instead.
-    listener.set_nonblocking(false)?;
-    let listener = Rc::new(TcpListener::from_std(listener)?);
-    for _ in 0..ACCEPTS_PER_ROUND {
-        pauses::spawn(accept_all(Rc::clone(context), Rc::clone(&listener)));
-    }
-    Ok(())
-}
-
-async fn accept_all(context: Rc<WorkerContext>, listener: Rc<TcpListener>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => accept(&context, stream, peer.ip()).await,
-            Err(error) => {
-                context.shared.http_counters[context.index].accept_errors.add(1);
-                sleep(context.shared.http_accepts.handle(&error)).await;
-            }
-        }
-    }
-}
-
-async fn accept(context: &Rc<WorkerContext>, stream: TcpStream, peer: IpAddr) {
-    if !http::make_room(&context.http, context.max_http_connections()).await {
-        context.count_refusal(Refusal::HttpConnections);
-        let other = HttpCounters::url_of("other");
-        context.shared.http_counters[context.index].count(other, 503, 0, 1);
-        return http::refuse_connection(stream);
-    }
-    let admitted = http::admit(&context.http, stream, peer);
-    context.note_http_connections();
-    let context = Rc::clone(context);
-    pauses::spawn(async move {
-        http::serve(admitted, &*context).await;
-        context.note_http_connections();
-    });
-}
 
 impl Service for WorkerContext {
     type Pending<'a> = PendingReply<'a>;
@@ -206,23 +158,6 @@ impl Service for WorkerContext {
     }
 }
 
-impl WorkerContext {
-    /// Returns the number of HTTP connections that this worker may have now.
-    fn max_http_connections(&self) -> usize {
-        self.descriptors.http_connections(self.ws_server.borrow().descriptors_in_use())
-    }
-
-    /// Records a change in the number of HTTP connections, which limits what the other port may
-    /// use.
-    fn note_http_connections(&self) {
-        let (count, counters) = (self.http.borrow().count(), &self.shared.http_counters);
-        self.descriptors.set_http(count);
-        self.stir();
-        counters[self.index].connections.set(count as u64);
-        counters[self.index].max_connections.set(self.descriptors.connections() as u64);
-    }
-}
-
 /// A push that waits for the queue's answer, with what its response needs of the request.
 pub struct PendingReply<'a> {
     push: PendingPush<'a>,
@@ -301,13 +236,10 @@ impl<'c, 'a, 'h> Answer<'c, 'a, '_, 'h> {
     // Pages without a signature.
 
     fn status_page(&mut self) {
-        if self.head.path == "/readyz" {
-            let shared = &self.context.shared;
-            let is_draining = shared.is_draining().then(|| "draining".to_owned());
-            let trouble = is_draining.or_else(|| shared.queue.trouble());
-            if let Some(msg) = trouble.or_else(|| shared.full()) {
-                return self.reply.refuse(None, &ApiError { status: 503, msg: msg.into() });
-            }
+        if self.head.path == "/readyz"
+            && let Some(msg) = self.context.shared.unready()
+        {
+            return self.reply.refuse(None, &ApiError { status: 503, msg: msg.into() });
         }
         match self.head.path {
             "/version" => {
@@ -465,7 +397,7 @@ impl<'c, 'a, 'h> Answer<'c, 'a, '_, 'h> {
     }
 
     fn begin(&self, project: &Project, push: &Push<'_>) -> Result<PendingPush<'c>, ApiError> {
-        if self.context.shared.is_draining() {
+        if self.context.shared.is_refusing() {
             return Err(error(503, "this node is draining: push to another node"));
         }
         let origin = PushOrigin { read_at: self.read_at, traceparent: self.head.traceparent };

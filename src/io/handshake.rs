@@ -43,7 +43,7 @@ pub fn judge<R>(
         return Err(not_found(head.path, shared));
     }
     let key = upgrade(head)?;
-    if shared.is_draining() {
+    if shared.is_refusing() {
         return Err(refuse(503, "this node is draining: connect to another node"));
     }
     let mut switching = Vec::with_capacity(240);

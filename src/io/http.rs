@@ -265,7 +265,7 @@ impl<'s, S: Service> Connection<'s, S> {
     /// Reads the first bytes of the connection, until it is known who its client is: a proxy may
     /// put a header before the first request.
     async fn read_start(&mut self) -> Result<(), End> {
-        let deadline = self.begin_to_wait(self.patience_ms(true));
+        let deadline = self.begin_wait(self.patience_ms(true), false);
         self.first_deadline = Some(deadline);
         loop {
             let max_bytes = self.service.limits().head_bytes;
@@ -351,7 +351,7 @@ impl<'s, S: Service> Connection<'s, S> {
             }
             self.finish_due().await;
             self.write().await?;
-            let deadline = *deadline.get_or_insert_with(|| self.begin_to_wait(patience_ms));
+            let deadline = *deadline.get_or_insert_with(|| self.begin_wait(patience_ms, !is_begun));
             self.set_deadline(deadline, Shutdown::Read);
             let chunk_bytes = chunks.as_ref().map_or(0, |(_, body)| body.capacity());
             self.read(end_of_body, chunk_bytes).await?;
@@ -367,8 +367,8 @@ impl<'s, S: Service> Connection<'s, S> {
     }
 
     /// Marks the connection as waiting for its peer, and returns its deadline.
-    fn begin_to_wait(&self, patience_ms: u64) -> MonotonicMs {
-        self.service.connections().borrow_mut().set_waiting(self.key);
+    fn begin_wait(&self, patience_ms: u64, is_idle: bool) -> MonotonicMs {
+        self.service.connections().borrow_mut().set_waiting(self.key, is_idle);
         self.deadline_in(patience_ms)
     }
 
@@ -469,9 +469,22 @@ impl<'s, S: Service> Connection<'s, S> {
         pauses::take_turn(pauses::READ).await;
         self.read_at = Moment::read();
         match result {
+            Ok(0) | Err(_) if self.has_come_last() => Ok(()),
             Ok(0) | Err(_) => Err(end_of(self.ending())),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Returns whether a request came to an idle connection while a drain was about to close it.
+    fn has_come_last(&mut self) -> bool {
+        if self.ending() != Some(Ending::Drained) {
+            return false;
+        }
+        let has_come = sys::recv_spare(self.stream.lend(), &mut self.input).is_ok_and(|it| it > 0);
+        if has_come {
+            self.service.connections().borrow_mut().revive(self.key);
+        }
+        has_come
     }
 
     async fn write(&mut self) -> Result<(), End> {
@@ -500,10 +513,10 @@ impl<'s, S: Service> Connection<'s, S> {
     /// answer arrives.
     async fn linger(&mut self) {
         sys::shutdown(self.stream.lend(), Shutdown::Write);
-        self.service.connections().borrow_mut().set_waiting(self.key);
+        self.service.connections().borrow_mut().set_waiting(self.key, false);
         let deadline = self.deadline_in(self.service.times().linger_ms);
         self.set_deadline(deadline, Shutdown::Read);
-        while !matches!(self.ending(), Some(Ending::Late | Ending::Place)) {
+        while !matches!(self.ending(), Some(Ending::Late | Ending::Place | Ending::Drained)) {
             self.input.clear();
             self.read_to = 0;
             let (end_of_body, chunk_bytes) = (0, 0);
@@ -566,6 +579,7 @@ fn end_of(ending: Option<Ending>) -> End {
         Some(Ending::Late) => End::Late,
         Some(Ending::Place) => End::Place,
         Some(Ending::Memory) => End::Refused(NO_MEMORY),
+        Some(Ending::Drained) => End::Done,
     }
 }
 

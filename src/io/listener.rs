@@ -1,9 +1,9 @@
 //! Listening sockets: one per worker and port, sharing the port (SO_REUSEPORT).
 
 use super::sys;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,48 @@ use std::time::{Duration, Instant};
 pub const BACKLOG: i32 = 4096;
 /// How long a start waits for a port to become free.
 const RESTART_PATIENCE: Duration = Duration::from_millis(300);
+
+/// A listening socket of one worker.
+#[derive(Debug)]
+pub struct Listener {
+    pub socket: TcpListener,
+    /// Several workers accept from it.
+    pub is_shared: bool,
+    is_passed: bool,
+}
+
+impl Listener {
+    /// A socket that this worker alone has opened.
+    pub fn own(socket: TcpListener) -> Self {
+        Self { socket, is_shared: false, is_passed: false }
+    }
+
+    /// A socket that the parent process has opened, and holds as well.
+    pub fn passed(socket: TcpListener, is_shared: bool) -> Self {
+        Self { socket, is_shared, is_passed: true }
+    }
+
+    pub fn is_passed(&self) -> bool {
+        self.is_passed
+    }
+
+    /// Stops accepting. A poll that is still pending keeps an own socket open, and the shutdown
+    /// stops it from listening; a passed one goes on to queue connections for the next process.
+    pub fn close(self) {
+        if !self.is_passed {
+            sys::shutdown(&self.socket, Shutdown::Both);
+        }
+    }
+}
+
+/// Prepares a socket that was passed to this process as [`listen`] prepares its own.
+pub fn prepare_passed(socket: &TcpListener, unsent_bytes: usize) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_nonblocking(true)?;
+    socket.set_nodelay(true)?;
+    bound_unsent(&socket, unsent_bytes);
+    Ok(())
+}
 
 /// Bounds the bytes that the kernel takes for a socket and cannot send yet (TCP_NOTSENT_LOWAT);
 /// accepted sockets inherit it. Without it, a client that reads nothing holds 3.9 MB. Unlike

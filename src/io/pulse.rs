@@ -17,17 +17,17 @@ const STUCK_NS: u64 = 60_000_000_000;
 /// The same while no task of ours runs: all of it is used by the executor and the kernel.
 const IDLE_STUCK_NS: u64 = 4_000_000_000;
 
-/// The thread does not report its rounds.
-const UNKNOWN: u8 = 0;
 /// A round of tasks has begun.
 const IN_ROUND: u8 = 1;
 /// All tasks of the last round have had their turn.
 const IDLE: u8 = 2;
+/// There are no more rounds.
+const ENDED: u8 = 3;
 
 #[derive(Debug, Default)]
 struct Heart {
     beats: AtomicU64,
-    /// [`UNKNOWN`], [`IN_ROUND`] or [`IDLE`].
+    /// [`IN_ROUND`], [`IDLE`] or [`ENDED`]; 0: the thread does not report its rounds.
     state: AtomicU8,
 }
 
@@ -70,6 +70,18 @@ impl Pulse {
         self.has_spent(STUCK_NS, IDLE_STUCK_NS).then(|| self.name.clone())
     }
 
+    /// Returns the number of beats, which grows several times a second; `None`: the thread has
+    /// ended or is about to.
+    pub fn beats(&self) -> Option<u64> {
+        let is_ending = self.heart.state.load(Relaxed) == ENDED;
+        sys::thread_cpu_ns(self.clock).filter(|_| !is_ending)?;
+        Some(self.heart.beats.load(Relaxed))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Returns whether the thread has used `limit_ns` of CPU time since its last beat, or
     /// `idle_limit_ns` of it outside a round.
     fn has_spent(&mut self, limit_ns: u64, idle_limit_ns: u64) -> bool {
@@ -108,7 +120,7 @@ pub fn end_round() {
 
 /// Records that the calling thread has no more rounds. Its shutdown may take long.
 pub fn end_rounds() {
-    with_heart(|heart| heart.state.store(UNKNOWN, Relaxed));
+    with_heart(|heart| heart.state.store(ENDED, Relaxed));
 }
 
 fn with_heart(tell: impl FnOnce(&Heart)) {

@@ -169,16 +169,23 @@ impl Ring {
     /// Polls once for readiness; errors and hang-ups count as ready. The descriptor must stay open
     /// until then (`shutdown` it to get the completion early).
     pub fn poll_readable(&mut self, socket: impl AsFd, token: OperationToken) {
-        self.poll(socket.as_fd(), libc::POLLIN, token);
+        self.poll(socket.as_fd(), libc::POLLIN as u32, token);
+    }
+
+    /// As [`Ring::poll_readable`], for a listener. `is_shared`: several workers poll it, and one
+    /// connection shall wake only one of them.
+    pub fn poll_listener(&mut self, listener: impl AsFd, is_shared: bool, token: OperationToken) {
+        let exclusive = if is_shared { libc::EPOLLEXCLUSIVE as u32 } else { 0 };
+        self.poll(listener.as_fd(), libc::POLLIN as u32 | exclusive, token);
     }
 
     pub fn poll_writable(&mut self, socket: impl AsFd, token: OperationToken) {
-        self.poll(socket.as_fd(), libc::POLLOUT, token);
+        self.poll(socket.as_fd(), libc::POLLOUT as u32, token);
     }
 
-    fn poll(&mut self, socket: BorrowedFd<'_>, events: libc::c_short, token: OperationToken) {
+    fn poll(&mut self, socket: BorrowedFd<'_>, events: u32, token: OperationToken) {
         let fd = types::Fd(socket.as_raw_fd());
-        let entry = opcode::PollAdd::new(fd, events as u32).build();
+        let entry = opcode::PollAdd::new(fd, events).build();
         self.push(&entry.user_data(token.pack()));
     }
 

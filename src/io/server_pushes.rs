@@ -56,7 +56,7 @@ fn begin<'c>(context: &'c WorkerContext, push: &ServerPush) -> Result<PendingPus
     let read_at = Moment::read();
     sign::check_exp(exp, false, read_at.wall())?;
     let pid = active.projects.get(push.project).map_or("", |project| &*project.pid);
-    if context.shared.is_draining() {
+    if context.shared.is_refusing() {
         let msg = "this node is draining: push to another node".into();
         return Err(ApiError { status: 503, msg });
     }

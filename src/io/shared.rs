@@ -6,6 +6,7 @@ use super::memory::MemoryLimit;
 use crate::state::active_config::ActiveConfig;
 use crate::state::broker::SizeLimit;
 use crate::state::counters::{BrokerCounters, Counter, Counters, HttpCounters, RefusalCounts};
+use crate::state::drain::NodeDrain;
 use crate::state::projects::Projects;
 use crate::state::servers::Loads;
 use crate::state::settings::Settings;
@@ -52,7 +53,11 @@ pub struct Shared {
     pub started: Now,
     pub incarnation: Arc<Incarnation>,
     connections: AtomicUsize,
-    draining: AtomicBool,
+    /// The node is about to end, and still serves.
+    is_draining: AtomicBool,
+    /// It refuses connections and pushes.
+    is_refusing: AtomicBool,
+    pub drain: NodeDrain,
     pub queue: QueueHealth,
     /// Requests in flight by business server, counted across all workers.
     pub loads: Arc<Loads>,
@@ -225,6 +230,7 @@ impl Shared {
     pub fn new(settings: Settings, projects: Projects, start: Start) -> Self {
         let Start { now: started, open_files, memory_limit, user_keys } = start;
         let workers = settings.workers;
+        let drain = NodeDrain::new(workers, settings.redis.is_some());
         let (at_start, projects) = (Arc::new(settings), Arc::new(projects));
         let ids = projects.ids();
         let active = ActiveConfig { generation: 1, settings: Arc::clone(&at_start), projects };
@@ -238,7 +244,9 @@ impl Shared {
             started,
             incarnation: Arc::new(Incarnation::new(started.wall)),
             connections: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+            is_refusing: AtomicBool::new(false),
+            drain,
             queue: QueueHealth::default(),
             loads: Arc::default(),
             broker_counters: Arc::default(),
@@ -335,12 +343,33 @@ impl Shared {
         })
     }
 
-    /// Begins to drain: nothing new is admitted from here on.
-    pub fn drain(&self) {
-        self.draining.store(true, Relaxed);
+    /// Begins to drain: the node reports that it is not ready, and refuses what is new after
+    /// `--drain_delay_ms`.
+    pub fn begin_drain(&self) {
+        self.is_draining.store(true, Relaxed);
     }
 
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.is_draining.load(Relaxed)
+    }
+
+    /// Refuses connections and pushes from here on.
+    pub fn refuse(&self) {
+        self.is_refusing.store(true, Relaxed);
+    }
+
+    pub fn is_refusing(&self) -> bool {
+        self.is_refusing.load(Relaxed)
+    }
+
+    /// Returns why the node is not ready; `None` if it is.
+    pub fn unready(&self) -> Option<String> {
+        let is_draining = self.is_draining().then(|| "draining".to_owned());
+        is_draining.or_else(|| self.queue.trouble()).or_else(|| self.full())
+    }
+
+    /// Returns the number of connections that a drain has still to close; 0 before it begins.
+    pub fn to_drain(&self) -> usize {
+        if self.is_draining() { self.connections() } else { 0 }
     }
 }

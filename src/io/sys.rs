@@ -3,11 +3,13 @@
 use monoio::net::{TcpStream, UnixStream};
 use smallvec::SmallVec;
 use socket2::{SockAddr, SockRef};
+use std::ffi::OsString;
 use std::fmt;
+use std::fs;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Returns a random seed from the kernel.
@@ -86,6 +88,14 @@ pub fn page_bytes() -> usize {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
 }
 
+/// Returns the system's monotonic clock, as other processes read it.
+pub fn monotonic_us() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it points to a live, writable timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
 /// Returns the CPU time of this process, including threads that have ended.
 pub fn process_cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -130,6 +140,55 @@ pub fn recv_spare(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<usize> 
     Ok(received)
 }
 
+/// Takes variables out of the environment, so that no child process inherits them. Returns their
+/// values. Other threads may read the environment: while there are any, it is left unchanged.
+pub fn take_variables<const N: usize>(names: [&str; N]) -> [Option<OsString>; N] {
+    let is_alone = fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    names.map(|name| {
+        let value = std::env::var_os(name)?;
+        if is_alone {
+            // SAFETY: no other thread exists, so none reads or writes the environment meanwhile.
+            unsafe { std::env::remove_var(name) };
+        }
+        Some(value)
+    })
+}
+
+/// The first descriptor that systemd passes.
+const FIRST_PASSED: RawFd = 3;
+
+/// Takes over `count` descriptors that the parent process has passed (LISTEN_FDS), closed on exec
+/// from here on.
+///
+/// # Safety
+/// Nothing else in this process may own them: the caller must know from LISTEN_PID that the parent
+/// opened them for this process, and must call this once, before anything else is opened.
+pub(super) unsafe fn take_passed(count: RawFd) -> io::Result<Vec<OwnedFd>> {
+    let fds = FIRST_PASSED..FIRST_PASSED.saturating_add(count);
+    fds.map(|fd| {
+        // SAFETY: no memory is involved; it fails if the descriptor is not open.
+        check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        // SAFETY: it is open, and the caller guarantees that nothing else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+    .collect()
+}
+
+/// Returns whether this is a TCP socket that listens.
+pub fn is_tcp_listener(socket: impl AsFd) -> bool {
+    let fd = socket.as_fd().as_raw_fd();
+    let option = |name| {
+        let mut value: libc::c_int = 0;
+        let mut length = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: value and length are writable, and the length is the value's.
+        let result = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut value).cast(), &mut length)
+        };
+        check(result).map(|_| value).unwrap_or(-1)
+    };
+    option(libc::SO_ACCEPTCONN) == 1 && option(libc::SO_PROTOCOL) == libc::IPPROTO_TCP
+}
+
 /// Writes as much as the socket takes, without waiting and without SIGPIPE.
 pub fn send(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     SockRef::from(&socket).send_with_flags(bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
@@ -146,11 +205,22 @@ pub fn send_slices(socket: impl AsFd, slices: &[&[u8]]) -> io::Result<usize> {
     SockRef::from(&socket).send_vectored_with_flags(&slices, flags)
 }
 
-/// Accepts the next connection of a non-blocking listener, itself non-blocking and closed on exec.
-/// `socket2` needs a second system call for the former. Returns the peer's address as well.
-pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, Option<IpAddr>)> {
+/// Whether calls on a socket wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockingMode {
+    /// As the executor needs it, whose ring waits instead.
+    Blocking,
+    NonBlocking,
+}
+
+/// Accepts the next connection of a non-blocking listener, closed on exec. `socket2` needs a second
+/// system call to make it non-blocking. Returns the peer's address as well.
+pub fn accept(listener: impl AsFd, mode: BlockingMode) -> io::Result<(OwnedFd, Option<IpAddr>)> {
     let listener = listener.as_fd().as_raw_fd();
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let flags = match mode {
+        BlockingMode::Blocking => libc::SOCK_CLOEXEC,
+        BlockingMode::NonBlocking => libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+    };
     let accept = |address: *mut libc::sockaddr_storage, length: *mut libc::socklen_t| {
         // SAFETY: `address` points to a writable storage of the size in `length`, which is
         // writable, too: that is what `SockAddr::try_init` passes.

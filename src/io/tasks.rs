@@ -1,18 +1,16 @@
 //! The tasks of a worker: one drives its WebSocket server, one receives from the other workers, one
 //! ticks.
 
-use super::api;
 use super::clock;
+use super::http_accept;
 use super::lane::Bell;
 use super::pauses;
 use super::server_pushes;
 use super::sync::{EventFd, duplicate, look_at_ring, yield_now};
-use super::sys;
 use super::worker_context::WorkerContext;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Shutdown, TcpListener};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -38,9 +36,8 @@ pub enum TaskError {
 
 /// Runs a worker until the node has drained. Must be called on the worker's own thread, after it
 /// has its own file-descriptor table.
-pub async fn run(context: Rc<WorkerContext>, http_listener: TcpListener) -> Result<(), TaskError> {
+pub async fn run(context: Rc<WorkerContext>) -> Result<(), TaskError> {
     look_at_ring()?;
-    let http_port = http_listener.try_clone()?;
     let failure = Rc::new(RefCell::new(None));
     let (driven, failed) = (Rc::clone(&context), Rc::clone(&failure));
     let ring = duplicate(context.ws_server.borrow_mut().ring().eventfd()).and_then(EventFd::new)?;
@@ -59,14 +56,14 @@ pub async fn run(context: Rc<WorkerContext>, http_listener: TcpListener) -> Resu
     pauses::spawn(server_pushes::serve(Rc::clone(&context)));
     let relaying = Rc::clone(&context);
     pauses::spawn(async move { relaying.transport.relay_late().await });
-    api::serve_port(&context, http_listener)?;
+    pauses::spawn(http_accept::serve(Rc::clone(&context)));
     let ticking = Rc::clone(&context);
     pauses::spawn(async move { ticking.keep_time().await });
     poll_fn(|task| context.ended.poll(task)).await;
     // The kernel tears rings down asynchronously, and a ring keeps its files open: without the
     // shutdown, connections made in the meantime would never be accepted.
-    sys::shutdown(&http_port, Shutdown::Both);
-    context.ws_server.borrow().stop_listening();
+    context.http_port.stop();
+    context.ws_server.borrow_mut().stop_listening();
     failure.take().map_or(Ok(()), |error| Err(TaskError::Ring(error)))
 }
 
@@ -88,6 +85,9 @@ async fn drive(context: &WorkerContext, mut eventfd: EventFd) -> io::Error {
             if has_events {
                 let now = clock::now_at(began);
                 context.ws_server.borrow_mut().turn(began, now);
+                if context.ws_server.borrow_mut().take_http_ready() {
+                    context.http_port.handle_ready();
+                }
                 context.tick(now);
             }
             context.forward_requests();

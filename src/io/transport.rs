@@ -240,7 +240,8 @@ impl Transport {
         }
     }
 
-    fn has_late(&self) -> bool {
+    /// Returns whether something waits for room at the other workers, or at the broker's thread.
+    pub fn has_late(&self) -> bool {
         match &self.way {
             Way::Mailbox(mailbox) => mailbox.borrow().has_late(),
             Way::Inline { .. } => false,

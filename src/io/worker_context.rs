@@ -12,6 +12,8 @@ use super::broker::threaded::ToWorker;
 use super::clock::{self, Moment};
 use super::descriptors::Descriptors;
 use super::http::Connections;
+use super::http_port::HttpPort;
+use super::listener::Listener;
 use super::request_counts::RequestCounts;
 use super::shared::Shared;
 use super::spans::Recorder;
@@ -61,6 +63,7 @@ pub struct WorkerContext {
     /// Woken when a flush has ended.
     flushed: WaitQueue,
     pub http: RefCell<Connections>,
+    pub(super) http_port: HttpPort,
     pub(super) descriptors: Rc<Descriptors>,
     pub(super) requests: RequestCounts,
     last_tick: Cell<Now>,
@@ -77,7 +80,7 @@ impl WorkerContext {
         shared: Arc<Shared>,
         active: Rc<ActiveConfig>,
         index: usize,
-        mut ws_server: WsServer,
+        (mut ws_server, http_port): (WsServer, HttpPort),
         carrier: Carrier,
         recorder: Option<Recorder>,
         descriptors: Rc<Descriptors>,
@@ -104,6 +107,7 @@ impl WorkerContext {
             server_pushes: Notify::default(),
             flushed: WaitQueue::default(),
             http: RefCell::new(http),
+            http_port,
             descriptors,
             last_tick: Cell::new(clock::now()),
             schedule: Schedule::default(),
@@ -190,6 +194,12 @@ impl WorkerContext {
             let notes = self.ws_server.borrow_mut().worker.take_notes();
             notes.into_iter().for_each(|note| self.traces.note(note));
         }
+    }
+
+    /// Waits for connections on the HTTP port.
+    pub(super) fn poll_http_port(&self, listener: &Listener) {
+        self.ws_server.borrow_mut().poll_http_port(listener);
+        self.work.notify();
     }
 
     /// Waits until the open batch has room and few pushes wait to be matched. Pushers that are

@@ -5,6 +5,7 @@ mod closing;
 mod handshakes;
 mod memory;
 mod partials;
+mod port;
 mod sending;
 mod sleep;
 mod slot;
@@ -14,6 +15,7 @@ use super::clock;
 use super::descriptors::Descriptors;
 use super::handshake::{self, refuse};
 use super::linger::{self, Last, LingeringSockets};
+use super::listener::Listener;
 use super::ring::{Completion, GENERATION_MASK, OperationKind, OperationToken, Ring};
 use super::shared::Shared;
 use super::sys;
@@ -22,16 +24,17 @@ use crate::state::counters::{HttpCounters, Refusal};
 use crate::state::settings::Settings;
 use crate::state::subscriptions::Interest;
 use crate::state::{Admission, CloseRequest, Sealed, Worker};
-use crate::types::{ConnKey, Now};
+use crate::types::{ConnKey, MonotonicMs, Now};
 use crate::wire::client_address::{self, Start};
 use crate::wire::http::parse_head;
 use crate::wire::request::ApiError;
 use crate::wire::websocket::{Inbound, Rest};
+use closing::Shutdown;
 use handshakes::Handshakes;
 use partials::{Before, Partials};
 use slot::{HELD, PAUSED, POLLED, Slot};
 use std::collections::VecDeque;
-use std::net::{IpAddr, Shutdown, TcpListener};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -43,10 +46,6 @@ const READ_BYTES: usize = 64 << 10;
 /// Bytes that connections may have sent before other tasks run. With messages of a few bytes each,
 /// they take about a millisecond.
 const BYTES_PER_TURN: usize = 64 << 10;
-/// Connections accepted per event of the listener, and the time after which other events come
-/// first: each connection may bring a complete handshake.
-const ACCEPTS_PER_EVENT: usize = 64;
-const ACCEPTS: Duration = Duration::from_micros(300);
 /// Completions handled per turn, and the time after which the turn ends: one completion may be a
 /// complete handshake or the end of a connection. Overdue work shares that time.
 const EVENTS_PER_TURN: usize = 512;
@@ -82,7 +81,12 @@ pub struct WsServer {
     shared: Arc<Shared>,
     counters: Arc<HttpCounters>,
     ring: Ring,
-    listener: TcpListener,
+    /// `None`: the port is closed.
+    listener: Option<Listener>,
+    /// The port is closed once the connections that wait there are accepted.
+    is_port_closing: bool,
+    /// Until when a drain waits for their requests.
+    newcomers_until: MonotonicMs,
     /// The listener is not polled because the worker ran out of descriptors.
     is_accept_paused: bool,
     slots: Vec<Slot>,
@@ -105,8 +109,9 @@ pub struct WsServer {
     closing: VecDeque<CloseRequest>,
     /// Deadlines of handshakes or lingering sockets may have passed.
     has_late_sockets: bool,
-    /// All connections are being closed, and some are still open.
-    is_shutting_down: bool,
+    shutdown: Shutdown,
+    /// Connections wait on the HTTP port, see [`WsServer::poll_http_port`].
+    is_http_ready: bool,
     /// Connections whose messages did not fit in the batch, to be read again in the next turn, and
     /// whether they and overdue work come before the ring's events, which is every other time.
     paused_by_batch: VecDeque<u32>,
@@ -121,7 +126,7 @@ impl WsServer {
         shared: Arc<Shared>,
         counters: Arc<HttpCounters>,
         ring: Ring,
-        listener: TcpListener,
+        listener: Listener,
         descriptors: Rc<Descriptors>,
     ) -> Self {
         let mut ws_server = Self {
@@ -131,7 +136,9 @@ impl WsServer {
             shared,
             counters,
             ring,
-            listener,
+            listener: Some(listener),
+            is_port_closing: false,
+            newcomers_until: MonotonicMs::NEVER,
             is_accept_paused: false,
             descriptors,
             handshakes: Handshakes::default(),
@@ -145,7 +152,8 @@ impl WsServer {
             partials: Partials::default(),
             closing: VecDeque::new(),
             has_late_sockets: false,
-            is_shutting_down: false,
+            shutdown: Shutdown::new(),
+            is_http_ready: false,
             paused_by_batch: VecDeque::new(),
             paused_first: false,
             now: clock::now(),
@@ -163,11 +171,6 @@ impl WsServer {
 
     pub fn ring(&mut self) -> &mut Ring {
         &mut self.ring
-    }
-
-    /// Stops accepting connections on this port.
-    pub fn stop_listening(&self) {
-        sys::shutdown(&self.listener, Shutdown::Both);
     }
 
     /// Returns the number of sockets that still exist, open or closing.
@@ -262,6 +265,7 @@ impl WsServer {
     fn handle_event(&mut self, event: Completion) {
         let token = event.token;
         match token.kind {
+            OperationKind::Listener if token.index == port::HTTP_PORT => self.is_http_ready = true,
             OperationKind::Listener => self.accept(),
             OperationKind::Handshake => self.continue_handshake(token),
             OperationKind::Readable => self.read(token),
@@ -277,40 +281,7 @@ impl WsServer {
         }
     }
 
-    // Accept and handshake.
-
-    fn poll_listener(&mut self) {
-        let token = OperationToken::new(OperationKind::Listener, 0, 0);
-        self.ring.poll_readable(&self.listener, token);
-    }
-
-    fn accept(&mut self) {
-        let began = Instant::now();
-        for accepted in 1..=ACCEPTS_PER_EVENT {
-            match sys::accept(&self.listener) {
-                Ok((fd, peer)) => {
-                    if self.make_room() {
-                        self.begin_handshake(fd, peer);
-                    } else {
-                        self.refuse_at_once(fd, peer, Refusal::OpenFiles);
-                    }
-                }
-                Err(error) if sys::is_not_now(&error) => break,
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    // Out of descriptors or memory: the next tick tries again.
-                    self.shared.ws_accepts.handle(&error);
-                    self.counters.accept_errors.add(1);
-                    self.is_accept_paused = true;
-                    return;
-                }
-            }
-            if accepted % EVENTS_PER_LOOK == 0 && began.elapsed() >= ACCEPTS {
-                break;
-            }
-        }
-        self.poll_listener();
-    }
+    // Handshakes.
 
     /// Begins a handshake. Under load the request has often arrived by the time the connection is
     /// accepted.

@@ -35,6 +35,9 @@ pub enum NodeError {
     System { what: &'static str, error: io::Error },
     #[error(transparent)]
     Files(#[from] TooFewFiles),
+    /// A socket that a service manager has passed cannot be used.
+    #[error("socket activation: {0}")]
+    Passed(String),
     #[error("a thread ended early: {0}")]
     Ended(String),
     #[error(

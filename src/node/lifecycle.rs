@@ -3,6 +3,7 @@
 use super::Addresses;
 use super::error::NodeError;
 use super::reload::Reloading;
+use super::supervisor::NotifySocket;
 use crate::config::Reloader;
 use crate::io::clock;
 use crate::io::shared::Shared;
@@ -11,6 +12,7 @@ use crate::io::threads::{self, StartError};
 use crate::ops::logs;
 use crate::ops::reload::{NeedsRestart, Reload, ReloadError, ReloadReport};
 use crate::state::counters::Drop;
+use crate::state::settings::Times;
 use crate::types::version;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +34,34 @@ fn ends_with_terminal() -> bool {
     logs::is_on_terminal() && !sys::ignores(Signal::HangUp)
 }
 
+/// Interval between two lines about a drain's progress.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Logs the progress of a drain.
+#[derive(Default)]
+pub(super) struct DrainLog {
+    /// When it began, with this number of connections; `None`: it has not begun.
+    began: Option<(Instant, usize)>,
+    lines: u32,
+}
+
+impl DrainLog {
+    /// Logs a line if one is due. To be called several times a second.
+    pub(super) fn look(&mut self, shared: &Shared, now: Instant) {
+        if !shared.is_draining() {
+            return;
+        }
+        let left = shared.connections();
+        let (began, before) = *self.began.get_or_insert((now, left));
+        let elapsed = now.duration_since(began);
+        if elapsed >= PROGRESS_EVERY * (self.lines + 1) {
+            self.lines += 1;
+            let (closed, seconds) = (before.saturating_sub(left), elapsed.as_secs());
+            tracing::info!(closed, left, seconds, "draining");
+        }
+    }
+}
+
 /// The life of a node; one per process.
 pub(super) struct Lifecycle {
     shared: Arc<Shared>,
@@ -41,13 +71,19 @@ pub(super) struct Lifecycle {
     reloading: Mutex<Reloading>,
     /// A thread waits for its turn to reload.
     is_reload_due: AtomicBool,
+    notify: Option<Arc<NotifySocket>>,
 }
 
 impl Lifecycle {
-    pub(super) fn new(shared: Arc<Shared>, reloader: Reloader) -> Arc<Self> {
+    /// `notify`: where a service manager listens, if there is one.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        reloader: Reloader,
+        notify: Option<Arc<NotifySocket>>,
+    ) -> Arc<Self> {
         let (end, reloading) = (Mutex::new(None), Mutex::new(Reloading::new(reloader)));
         let is_reload_due = AtomicBool::new(false);
-        Arc::new(Self { shared, began: Instant::now(), end, reloading, is_reload_due })
+        Arc::new(Self { shared, began: Instant::now(), end, reloading, is_reload_due, notify })
     }
 
     /// Logs the start. Must be called when every port is open.
@@ -128,7 +164,9 @@ impl Lifecycle {
             return Err(ReloadError::Draining);
         }
         let began = Instant::now();
+        self.notify.iter().for_each(|socket| socket.handle_reloading());
         let result = reloading.reload(&self.shared);
+        self.notify.iter().for_each(|socket| socket.handle_reloaded());
         self.shared.reloads.count(result.is_ok(), clock::wall());
         match &result {
             Ok(report) => self.log_reload(report, began.elapsed()),
@@ -172,9 +210,13 @@ impl Lifecycle {
         match *end {
             None => {
                 *end = Some((signal, Instant::now()));
-                let drain_ms = self.shared.active().settings.times.drain_ms;
-                tracing::info!(drain_ms, "draining: a second signal stops the node at once");
-                self.shared.drain();
+                let Times { drain_delay_ms, drain_ms, .. } = self.shared.active().settings.times;
+                tracing::info!(
+                    drain_delay_ms,
+                    drain_ms,
+                    "draining: a second signal stops the node at once"
+                );
+                self.shared.begin_drain();
                 thread::sleep(ONE_SENDING);
                 sys::drop_pending(signal);
             }

@@ -3,8 +3,11 @@
 
 use super::error::{NodeError, PortFlag};
 use crate::config::{Bind, Config, OpsPort};
-use crate::io::listener::{listen, reserve};
+use crate::io::listener::{Listener, listen, prepare_passed, reserve};
+use crate::io::sys;
+use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 
 /// The addresses on which a node listens.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,10 @@ pub(super) struct Wanted {
     metrics: PortFlag,
     pprof: PortFlag,
     swagger: PortFlag,
+    /// Sockets passed by a service manager, which take the place of own ones.
+    passed_ws: Vec<TcpListener>,
+    passed_http: Vec<TcpListener>,
+    workers: usize,
     /// Whether any free port will do if the requested one is in use.
     any_pprof: bool,
     any_swagger: bool,
@@ -47,6 +54,9 @@ impl Wanted {
         let OpsPort { port: pprof, is_given: is_pprof_given } = config.ports.pprof;
         let OpsPort { port: swagger, is_given: is_swagger_given } = config.ports.swagger;
         Self {
+            passed_ws: Vec::new(),
+            passed_http: Vec::new(),
+            workers: config.settings.workers,
             ws: port("--ws_port", config.ports.ws, &config.bind),
             http: port("--http_port", config.ports.http, &config.http_bind),
             metrics: port("--prometheus_port", config.ports.prometheus, &config.ops_bind),
@@ -58,10 +68,45 @@ impl Wanted {
         }
     }
 
+    /// Uses these sockets, each with its name, instead of own ones: by name, or by port if the name
+    /// is another one, such as that of the unit.
+    pub(super) fn with_passed(mut self, passed: Vec<(OwnedFd, String)>) -> Result<Self, NodeError> {
+        for (number, (fd, name)) in (3..).zip(passed) {
+            self.assign(number, fd, &name).map_err(NodeError::Passed)?;
+        }
+        Ok(self)
+    }
+
+    fn assign(&mut self, number: u32, fd: OwnedFd, name: &str) -> Result<(), String> {
+        if !sys::is_tcp_listener(&fd) {
+            return Err(format!(
+                "descriptor {number} ({name:?}) is not a listening TCP socket: use ListenStream= \
+                 with a port, and no Accept=yes, in the socket unit"
+            ));
+        }
+        let socket = TcpListener::from(fd);
+        let port = socket.local_addr().map_err(|error| error.to_string())?.port();
+        match name {
+            "ws" => self.passed_ws.push(socket),
+            "http" => self.passed_http.push(socket),
+            _ if port == self.ws.port => self.passed_ws.push(socket),
+            _ if port == self.http.port => self.passed_http.push(socket),
+            _ => {
+                let (ws, http) = (self.ws.port, self.http.port);
+                return Err(format!(
+                    "descriptor {number} is named {name:?} and listens on port {port}, which is \
+                     neither --ws_port ({ws}) nor --http_port ({http}): set FileDescriptorName=ws \
+                     or FileDescriptorName=http in the socket unit, or change the port"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Reserves the ports, which are held until every thread listens on its own.
     pub(super) fn reserve(&self) -> Result<(Addresses, [TcpListener; 5]), NodeError> {
-        let (ws_held, ws) = take(&self.ws)?;
-        let (http_held, http) = take(&self.http)?;
+        let (ws_held, ws) = passed_or_own(&self.passed_ws, &self.ws)?;
+        let (http_held, http) = passed_or_own(&self.passed_http, &self.http)?;
         let (metrics_held, metrics) = take(&self.metrics)?;
         let (pprof_held, pprof) = take_or_any(&self.pprof, self.any_pprof)?;
         let (swagger_held, swagger) = take_or_any(&self.swagger, self.any_swagger)?;
@@ -87,10 +132,28 @@ impl Wanted {
         ports.map(state).into()
     }
 
-    /// Listens on the WebSocket port and the HTTP port, for one worker.
-    pub(super) fn listen_for_worker(&self, at: &Addresses) -> Result<[TcpListener; 2], NodeError> {
-        let listen = |port, at| listen_on(port, at, self.unsent_bytes);
-        Ok([listen(&self.ws, at.ws)?, listen(&self.http, at.http)?])
+    /// Listens on the WebSocket port and the HTTP port, for the worker with this index. Passed
+    /// sockets are dealt out to the workers; with fewer sockets than workers several accept from
+    /// one.
+    pub(super) fn listen_for_worker(
+        &self,
+        index: usize,
+        at: &Addresses,
+    ) -> Result<[Listener; 2], NodeError> {
+        let listen = |passed: &[TcpListener], port: &PortFlag, at| match passed {
+            [] => listen_on(port, at, self.unsent_bytes).map(Listener::own),
+            _ => {
+                let socket = &passed[index % passed.len()];
+                // In this thread's own descriptor table.
+                let own = socket.try_clone().map_err(|error| port.failed(error))?;
+                prepare_passed(&own, self.unsent_bytes).map_err(|error| port.failed(error))?;
+                Ok(Listener::passed(own, passed.len() < self.workers))
+            }
+        };
+        Ok([
+            listen(&self.passed_ws, &self.ws, at.ws)?,
+            listen(&self.passed_http, &self.http, at.http)?,
+        ])
     }
 
     /// Listens on the ports of the metrics, the profiles and the pages.
@@ -101,6 +164,18 @@ impl Wanted {
             listen(&self.pprof, at.pprof)?,
             listen(&self.swagger, at.swagger)?,
         ])
+    }
+}
+
+fn passed_or_own(
+    passed: &[TcpListener],
+    port: &PortFlag,
+) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let held =
+        |socket: &TcpListener| -> io::Result<_> { Ok((socket.try_clone()?, socket.local_addr()?)) };
+    match passed {
+        [] => take(port),
+        [socket, ..] => held(socket).map_err(|error| port.failed(error)),
     }
 }
 
@@ -120,8 +195,8 @@ fn take_or_any(port: &PortFlag, may_differ: bool) -> Result<(TcpListener, Socket
     }
 }
 
-fn is_in_use(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::AddrInUse
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 fn listen_on(

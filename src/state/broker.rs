@@ -259,6 +259,8 @@ pub struct Broker {
     transit: Transit,
     listening: Listening,
     canary: Canary,
+    /// Number of the canary that [`Broker::has_come_round`] waits for.
+    round: Option<u64>,
     facts: Facts,
     /// When Redis was last asked for its role, and for its limits.
     role_asked_at: MonotonicMs,
@@ -303,6 +305,7 @@ impl Broker {
             transit: Transit::default(),
             listening: Listening::default(),
             canary: Canary { owed_since: vec![None; config.workers], ..Canary::default() },
+            round: None,
             facts: Facts::new(config.credentials.url.to_string(), MAX_MESSAGE_BYTES),
             role_asked_at: MonotonicMs::default(),
             limits_asked_at: MonotonicMs::default(),

@@ -44,7 +44,9 @@ pub struct Settings {
 /// Timeouts and intervals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// How long a stopping node waits for its connections to leave.
+    /// How long a stopping node still serves.
+    pub drain_delay_ms: u64,
+    /// How long it then takes until it ends, at most.
     pub drain_ms: u64,
     /// Time without traffic in either direction after which a WebSocket connection is pinged.
     pub ping_interval_ms: u64,
@@ -125,7 +127,8 @@ impl Default for Settings {
 impl Default for Times {
     fn default() -> Self {
         Self {
-            drain_ms: 10_000,
+            drain_delay_ms: 0,
+            drain_ms: 8_000,
             ping_interval_ms: 45_000,
             idle_timeout_ms: 120_000,
             message_timeout_ms: 30_000,

@@ -9,6 +9,7 @@ mod pushes;
 mod reload;
 mod requests;
 mod servers;
+mod shutdown;
 mod sweep;
 #[cfg(test)]
 mod tests;

@@ -72,9 +72,12 @@ PORTS = ("ws_port", "http_port", "prometheus_port", "pprof_port", "swagger_port"
 class Server:
     """A running ws-cluster on free ports."""
 
-    def __init__(self, *args, env=None, given=PORTS, bind="127.0.0.1", open_files=None, before=None):
+    def __init__(
+        self, *args, env=None, given=PORTS, bind="127.0.0.1", open_files=None, before=None,
+        wrapper=(), pass_fds=(),
+    ):
         command = ["prlimit", f"--nofile={open_files}"] if open_files else []
-        command += [BINARY]
+        command += [*wrapper, BINARY]
         if bind is not None:
             command += ["--bind", bind]
         for flag in given:
@@ -87,6 +90,7 @@ class Server:
             text=True,
             env={**os.environ, **(env or {})},
             preexec_fn=before,
+            pass_fds=pass_fds,
         )
         self._kept = None
         self._kept_at = 0.0

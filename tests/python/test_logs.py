@@ -128,7 +128,7 @@ def test_a_file_and_what_stays_on_standard_output(start, tmp_path):
     assert server.wait() == 0
     begin, draining, end = [line for line in lines_of(path) if line["level"] == "INFO"]
     assert (begin["msg"], end["msg"]) == ("started", "stopped")
-    assert draining["fields"] == {"drain_ms": 5000}
+    assert draining["fields"] == {"drain_delay_ms": 0, "drain_ms": 5000}
     assert "ws-cluster listening: " in server.output[0]
     assert not any("draining" in line for line in server.output) and server.errors == []
     assert path.stat().st_mode & 0o777 == 0o640

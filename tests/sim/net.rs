@@ -291,7 +291,12 @@ impl Simulation for Node {
             self.note("shutdown".into());
             for worker in 0..self.workers.len() {
                 let rng = &mut self.rng;
-                while self.workers[worker].worker.handle_shutdown(|| rng.below(5_000) as u32) {}
+                let core = &mut self.workers[worker].worker;
+                while core.close_clients(0, false, || rng.below(5_000) as u32) {}
+                self.notice_closes(worker);
+            }
+            for worker in 0..self.workers.len() {
+                while self.workers[worker].worker.close_servers(|| 1_000) {}
                 self.notice_closes(worker);
             }
         } else {

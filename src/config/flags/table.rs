@@ -184,8 +184,15 @@ groups! {
             .help("maximum number of handshakes on one worker whose request is incomplete, at most \
                 a quarter of its descriptors; above it, the oldest gets 503")
             .reload(Reload::Takes);
-        DRAIN_MS = Flag::ms("drain_ms", 0).default("10000")
-            .help("time that a stopping node waits for its connections to end")
+        DRAIN_DELAY_MS = Flag::ms("drain_delay_ms", 0).default("0")
+            .help("time that a stopping node still accepts connections and requests while \
+                `/readyz` says 503, so that a load balancer notices first")
+            .more(", see [Shutdown](drain.md#shutdown)")
+            .reload(Reload::Takes);
+        DRAIN_MS = Flag::ms("drain_ms", 0).default("8000")
+            .help("time that a stopping node then takes to close its connections, evenly; keep \
+                the sum of both below what the service manager waits for")
+            .more(" (`docker stop`: 10 s)")
             .reload(Reload::Takes);
         PING_INTERVAL_MS = Flag::ms("ping_interval_ms", 100).default("45000")
             .help("a WebSocket connection that has been idle for this long is pinged, at most 5 s \

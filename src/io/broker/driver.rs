@@ -298,8 +298,13 @@ impl<H: Host> Driver<H> {
 
     pub(super) fn handle_tick(&self) {
         let result = self.with_broker(|broker, now, sink| {
+            // Before receiving: what workers have sent before is received now.
+            let is_round_due = self.shared.is_draining() && self.shared.drain.is_round_due();
             self.take_config(broker, now);
             self.receive_from_workers(broker, now);
+            if is_round_due && broker.has_come_round(now) {
+                self.shared.drain.complete_round();
+            }
             let both = Now { monotonic: now, wall: clock::wall() };
             let result = broker.handle_tick(both, sink);
             if result.is_ok() && broker.is_ready() {
@@ -320,7 +325,8 @@ impl<H: Host> Driver<H> {
     /// Announces that a draining node leaves, once its last connection is gone: peers must know
     /// before it ends.
     fn leave_when_drained(&self, broker: &mut Broker, now: MonotonicMs) {
-        if !self.shared.is_draining() || self.shared.connections() > 0 {
+        let may_leave = self.shared.is_draining() && self.shared.drain.has_told();
+        if !may_leave || self.shared.connections() > 0 {
             return;
         }
         let has_left = broker.has_left();

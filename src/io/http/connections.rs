@@ -20,6 +20,10 @@ const LOOKS_PER_TICK: usize = 1_024;
 /// Connections above the limit that may be closing in favour of new ones: their tasks end them a
 /// moment later, and further new connections wait for that.
 const MAX_LEAVING: usize = 16;
+/// Minimum number of idle connections that a drain closes per second.
+const MIN_PARTING_PER_S: u64 = 100;
+/// How long a drain waits for the first request of a connection that was accepted before it.
+const NEWCOMER_MS: u64 = 500;
 /// Age from which an incomplete request gives up its memory if others need it; until then, those
 /// others are refused.
 const BODY_PATIENCE: Duration = Duration::from_secs(1);
@@ -33,6 +37,8 @@ pub(super) enum Ending {
     Place,
     /// Other requests need its memory.
     Memory,
+    /// It is idle, and the node drains.
+    Drained,
 }
 
 /// Whether there is a place for one more connection.
@@ -72,6 +78,12 @@ struct ConnectionEntry {
     waiting: u64,
     /// It waits for its peer to read, not to send.
     is_writing: bool,
+    /// It has had a request, and nothing of the next one has arrived.
+    is_idle: bool,
+    /// A drain closes it at its deadline.
+    is_parting: bool,
+    /// It has not been answered yet.
+    is_new: bool,
     /// Stamp of when its request began to take memory; 0: it takes none or is complete.
     body: u64,
     body_since: Instant,
@@ -98,6 +110,11 @@ pub struct Connections {
     busy: usize,
     /// A drain does not wait for requests that begin now.
     is_draining: bool,
+    /// Idle connections that a drain has still to close.
+    parting: usize,
+    /// Connections that have not been answered yet, and until when a drain waits for them.
+    newcomers: usize,
+    newcomers_until: MonotonicMs,
     /// The latest generation: later events get larger ones.
     generation: u64,
     /// Connections that wait for their peers, unknown and known ones.
@@ -130,6 +147,9 @@ impl Connections {
             busy: 0,
             stalled_ms: 0,
             is_draining: false,
+            parting: 0,
+            newcomers: 0,
+            newcomers_until: MonotonicMs::NEVER,
             generation: 0,
             unknown: Fifo::default(),
             known: Fifo::default(),
@@ -165,9 +185,12 @@ impl Connections {
     }
 
     /// Begins a drain: requests that begin from now on do not delay its end, and peers that do not
-    /// read their answers delay it until `unread_until` at most.
-    pub fn begin_drain(&mut self, unread_until: MonotonicMs) {
+    /// read their answers delay it until `unread_until` at most. Idle connections are closed one
+    /// after the other, within `within_ms`.
+    pub fn begin_drain(&mut self, now: MonotonicMs, within_ms: u64, unread_until: MonotonicMs) {
         self.is_draining = true;
+        self.newcomers_until = now + NEWCOMER_MS;
+        self.part_with_idle(now, within_ms);
         let unread_until = self.awake_at(unread_until);
         let late = |entry: &ConnectionEntry| entry.is_writing && entry.deadline > unread_until;
         let writing = self.table.iter().filter(|(_, entry)| late(entry));
@@ -175,13 +198,30 @@ impl Connections {
         writing.into_iter().for_each(|key| self.set_deadline(key, unread_until, Shutdown::Both));
     }
 
+    fn part_with_idle(&mut self, now: MonotonicMs, within_ms: u64) {
+        let idle = self.table.iter().filter(|(_, entry)| entry.is_idle);
+        let idle: Vec<usize> = idle.map(|(key, _)| key).collect();
+        let count = idle.len() as u64;
+        let duration_ms = within_ms.min(count * 1_000 / MIN_PARTING_PER_S);
+        for (number, key) in (1..).zip(idle) {
+            let deadline = self.awake_at(now + duration_ms * number / count);
+            let entry = &mut self.table[key];
+            entry.is_parting = true;
+            self.parting += 1;
+            let deadline = deadline.min(entry.deadline);
+            self.set_deadline(key, deadline, Shutdown::Read);
+        }
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.is_draining
     }
 
-    /// Returns whether no request is in progress that began before the drain.
-    pub fn is_quiet(&self) -> bool {
-        self.busy == 0
+    /// Returns whether no request is in progress that began before the drain, or is about to come
+    /// on a connection that was accepted before, and whether the idle connections are closed.
+    pub fn is_quiet(&self, now: MonotonicMs) -> bool {
+        let has_newcomers = self.newcomers > 0 && now < self.newcomers_until;
+        self.busy == 0 && self.parting == 0 && !has_newcomers
     }
 
     /// Adds a connection that waits for its first request and returns its key.
@@ -198,6 +238,9 @@ impl Connections {
             is_known: false,
             waiting: 0,
             is_writing: false,
+            is_idle: false,
+            is_parting: false,
+            is_new: true,
             body: 0,
             body_since: Instant::now(),
             bytes: 0,
@@ -205,13 +248,16 @@ impl Connections {
             ending: None,
             is_leaving: false,
         });
-        self.set_waiting(key);
+        self.newcomers += 1;
+        self.set_waiting(key, false);
         key
     }
 
     pub(super) fn remove(&mut self, key: usize) {
         self.release(key);
         self.set_awaited(key, false);
+        self.set_idle(key, false);
+        self.set_answered(key);
         let entry = self.table.remove(key);
         self.agenda.remove(&(entry.due, key));
         if entry.is_leaving {
@@ -255,10 +301,21 @@ impl Connections {
         Room::Now
     }
 
-    /// Marks a connection as waiting for its peer's next request.
-    pub(super) fn set_waiting(&mut self, key: usize) {
+    /// Marks a connection as waiting for its peer's next request. `is_idle`: it has had one, and
+    /// nothing of the next one has arrived.
+    pub(super) fn set_waiting(&mut self, key: usize, is_idle: bool) {
         self.set_awaited(key, false);
+        self.set_idle(key, is_idle);
         self.enter_queue(key);
+    }
+
+    /// A connection that is not idle any more is not closed by a drain.
+    fn set_idle(&mut self, key: usize, is_idle: bool) {
+        let entry = &mut self.table[key];
+        entry.is_idle = is_idle;
+        if !is_idle {
+            self.parting -= usize::from(std::mem::take(&mut entry.is_parting));
+        }
     }
 
     /// Marks a connection as waiting for its peer to read, until [`Connections::set_written`].
@@ -272,10 +329,15 @@ impl Connections {
 
     pub(super) fn set_written(&mut self, key: usize) {
         self.set_deadline(key, MonotonicMs::NEVER, Shutdown::Read);
+        self.set_answered(key);
         let entry = &mut self.table[key];
         if std::mem::take(&mut entry.is_writing) {
             entry.waiting = 0;
         }
+    }
+
+    fn set_answered(&mut self, key: usize) {
+        self.newcomers -= usize::from(std::mem::take(&mut self.table[key].is_new));
     }
 
     /// Queues a connection that waits for its peer: it makes way after those that have waited
@@ -297,6 +359,7 @@ impl Connections {
     /// to arrive; the answer may take longer, as a profile does.
     pub(super) fn set_busy(&mut self, key: usize) {
         self.set_awaited(key, !self.is_draining);
+        self.set_idle(key, false);
         let entry = &mut self.table[key];
         (entry.waiting, entry.body, entry.deadline) = (0, 0, MonotonicMs::NEVER);
     }
@@ -447,6 +510,13 @@ impl Connections {
         self.freed.wake_all();
     }
 
+    /// Lets a connection that was about to be closed go on: its next request has arrived.
+    pub(super) fn revive(&mut self, key: usize) {
+        if self.table[key].ending.take().is_some() {
+            self.ending_bytes -= self.table[key].bytes;
+        }
+    }
+
     pub(super) fn ending(&self, key: usize) -> Option<Ending> {
         self.table[key].ending
     }
@@ -501,7 +571,9 @@ impl Connections {
             let deadline = entry.deadline;
             if deadline <= awake {
                 ends += 1;
-                self.end(key, Ending::Late);
+                let is_parting = entry.is_parting;
+                self.set_idle(key, false);
+                self.end(key, if is_parting { Ending::Drained } else { Ending::Late });
             } else if deadline < MonotonicMs::NEVER {
                 entry.due = deadline;
                 self.agenda.insert((deadline, key));

@@ -3,7 +3,7 @@
 use super::WorkerContext;
 use crate::io::clock;
 use crate::io::sync::{Notify, wake_sleepers};
-use crate::state::drain::DrainStep;
+use crate::state::drain::{DrainStep, DrainTimes, DrainingWorker};
 use crate::types::{MonotonicMs, Now, WallMs};
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 
 /// Interval between checks of the deadlines while something waits for one.
 const TICK_MS: u64 = 50;
+/// The same while the node drains: its phases follow each other soon, and closes are even.
+const DRAIN_TICK_MS: u64 = 10;
+/// Part of `--drain_ms` that is left over for the end of the process.
+const END_MS: u64 = 200;
 /// Delay of a tick from which the thread counts as not having run: stopped, or kept from its core.
 /// The excess does not count towards the deadlines of peers.
 const STALL_MS: u64 = TICK_MS;
@@ -85,6 +89,7 @@ impl WorkerContext {
     fn plan_tick(&self) {
         let calm_ms = self.ws_server.borrow().worker.calm_ms();
         let after_ms = match self.is_calm() && calm_ms > TICK_MS {
+            _ if self.shared.is_draining() => DRAIN_TICK_MS,
             true => self.until_own_turn_ms(calm_ms),
             false => TICK_MS,
         };
@@ -147,28 +152,74 @@ impl WorkerContext {
 
     /// Continues the drain. Requests that arrive in the meantime are answered but not waited for.
     fn drain(&self, now: MonotonicMs) {
-        let times = self.active.borrow().settings.times;
-        let drain_ms = times.drain_ms.saturating_sub(4 * TICK_MS);
-        let is_awaited = || {
-            let instant = Instant::now();
-            while self.receive_one(instant) {}
-            self.transport.awaits_answer() || self.ws_server.borrow().worker.is_matching()
-        };
-        let is_empty = || {
-            self.ws_server.borrow().connections() == 0
-                && self.http.borrow().is_quiet()
-                && self.transport.has_announced_leave()
-        };
-        let step = self.drain.borrow_mut().step(now, drain_ms, is_awaited, is_empty);
-        match step {
-            DrainStep::Refuse => {
-                let unread_until = now + times.linger_ms;
-                self.http.borrow_mut().begin_drain(unread_until);
+        loop {
+            let node = &self.shared.drain;
+            let step = self.drain.borrow_mut().step(now, node, &mut Draining(self));
+            match step {
+                DrainStep::Refuse => {
+                    self.shared.refuse();
+                    self.ws_server.borrow_mut().close_port(now);
+                    self.http_port.close();
+                    let DrainTimes { window_ms, linger_ms, .. } = Draining(self).times();
+                    let mut http = self.http.borrow_mut();
+                    http.begin_drain(now, window_ms - window_ms / 4, now + linger_ms);
+                }
+                DrainStep::CloseClients { left, may_wait, spread_ms } => {
+                    return self.ws_server.borrow_mut().close_clients(left, may_wait, spread_ms);
+                }
+                DrainStep::CloseServers { spread_ms } => {
+                    self.ws_server.borrow_mut().close_servers(spread_ms);
+                }
+                DrainStep::Wait => return,
+                DrainStep::End => return self.ended.notify(),
             }
-            DrainStep::Close => self.ws_server.borrow_mut().shut_down(),
-            DrainStep::Wait => {}
-            DrainStep::End => self.ended.notify(),
         }
+    }
+}
+
+/// A worker as its drain sees it.
+struct Draining<'a>(&'a WorkerContext);
+
+impl DrainingWorker for Draining<'_> {
+    fn times(&self) -> DrainTimes {
+        let times = self.0.active.borrow().settings.times;
+        DrainTimes {
+            delay_ms: times.drain_delay_ms,
+            window_ms: times.drain_ms.saturating_sub(END_MS),
+            linger_ms: times.linger_ms,
+        }
+    }
+
+    fn awaits_answer(&self) -> bool {
+        self.0.forward_requests();
+        self.0.transport.awaits_answer() || self.0.transport.has_late()
+    }
+
+    fn has_delivered(&mut self) -> bool {
+        let instant = Instant::now();
+        while self.0.receive_one(instant) {}
+        !self.0.ws_server.borrow().worker.is_matching()
+    }
+
+    fn clients(&self) -> usize {
+        self.0.ws_server.borrow().worker.clients()
+    }
+
+    fn servers(&self) -> usize {
+        self.0.ws_server.borrow().worker.servers()
+    }
+
+    fn node_connections(&self) -> usize {
+        self.0.shared.connections()
+    }
+
+    fn is_empty(&self) -> bool {
+        let now = self.0.last_tick.get().monotonic;
+        let ws_server = self.0.ws_server.borrow();
+        ws_server.connections() == 0
+            && !ws_server.has_newcomers(now)
+            && self.0.http.borrow().is_quiet(now)
+            && self.0.transport.has_announced_leave()
     }
 }
 

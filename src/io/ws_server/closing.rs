@@ -4,6 +4,7 @@ use super::WsServer;
 use super::slot::POLLED;
 use crate::io::linger::{self, Last};
 use crate::io::sys;
+use crate::state::drain::Spread;
 use crate::state::{CloseCause, CloseRequest};
 use crate::wire::message::write_reconnect_reason;
 use crate::wire::websocket::write_close;
@@ -16,10 +17,36 @@ const CLOSES: Duration = Duration::from_micros(400);
 /// events.
 const CLOSES_BEHIND: Duration = Duration::from_micros(40);
 
-/// `reconnect_after_ms` is random, from this minimum to this plus `RECONNECT_SPREAD_MS`, so that a
-/// node's clients do not come back all at once.
-const RECONNECT_MIN_MS: u64 = 1_000;
-const RECONNECT_SPREAD_MS: u64 = 5_000;
+/// The closes of a shutdown.
+#[derive(Debug)]
+pub(super) struct Shutdown {
+    /// `None`: none is due.
+    due: Option<DueCloses>,
+    spread: Spread,
+    /// Maximum of `reconnect_after_ms`.
+    spread_ms: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum DueCloses {
+    /// Until this number is left.
+    Clients {
+        left: usize,
+        may_wait: bool,
+    },
+    Servers,
+}
+
+impl Shutdown {
+    pub(super) fn new() -> Self {
+        let spread = Spread::new(sys::random_below(1 << 32) as u32);
+        Self { due: None, spread, spread_ms: 0 }
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.due.is_some()
+    }
+}
 
 impl WsServer {
     /// Returns the number of WebSocket connections that still exist, open or closing. Refused ones
@@ -28,10 +55,36 @@ impl WsServer {
         self.worker.connections() + self.lingering.connections()
     }
 
-    /// Closes all connections with 1001, some now and some in each of the following turns.
-    pub fn shut_down(&mut self) {
-        let spread = || (RECONNECT_MIN_MS + sys::random_below(RECONNECT_SPREAD_MS)) as u32;
-        self.is_shutting_down = self.worker.handle_shutdown(spread);
+    /// Closes clients with 1001 until `left` are open, some now and some in each of the following
+    /// turns. `may_wait`: those with requests in progress may stay; `spread_ms`: the maximum of the
+    /// delays that they are advised.
+    pub fn close_clients(&mut self, left: usize, may_wait: bool, spread_ms: u32) {
+        self.shutdown.due = Some(DueCloses::Clients { left, may_wait });
+        self.shutdown.spread_ms = spread_ms;
+        self.continue_shutdown();
+    }
+
+    /// Closes the business servers in the same way.
+    pub fn close_servers(&mut self, spread_ms: u32) {
+        self.shutdown.due = Some(DueCloses::Servers);
+        self.shutdown.spread_ms = spread_ms;
+        self.continue_shutdown();
+    }
+
+    /// Carries out some of the closes of a shutdown that are due.
+    pub(super) fn continue_shutdown(&mut self) {
+        let Shutdown { due, spread, spread_ms } = &mut self.shutdown;
+        let delay_ms = || spread.next_ms(*spread_ms);
+        let has_more = match *due {
+            None => return,
+            Some(DueCloses::Clients { left, may_wait }) => {
+                self.worker.close_clients(left, may_wait, delay_ms)
+            }
+            Some(DueCloses::Servers) => self.worker.close_servers(delay_ms),
+        };
+        if !has_more {
+            *due = None;
+        }
     }
 
     /// Carries out closes that are due. The rest follow in later turns: their connections have

@@ -35,7 +35,7 @@ impl WsServer {
     pub(super) fn is_overdue(&self) -> bool {
         self.worker.is_overdue()
             || self.has_late_sockets
-            || self.is_shutting_down
+            || self.shutdown.is_due()
             || self.handshakes.has_ready()
     }
 
@@ -45,9 +45,7 @@ impl WsServer {
         if !self.is_overdue() || self.worker.is_full() {
             return;
         }
-        if self.is_shutting_down {
-            self.shut_down();
-        }
+        self.continue_shutdown();
         if self.worker.is_overdue() {
             self.tick_worker();
         }

@@ -75,6 +75,13 @@ metrics! {
                  `--worker_inbound_bytes`, and this connection's was the oldest), \
                  `project_removed` (a reload has removed its project)",
             );
+        Metric::gauge("ws_cluster_draining", Value::Node(|shared| shared.is_draining().into()))
+            .help("1 while this node drains, else 0");
+        Metric::gauge(
+            "ws_cluster_drain_remaining_connections",
+            Value::Node(|shared| shared.to_drain() as u64),
+        )
+            .help("WebSocket connections that a drain has still to close; 0 while there is none");
         Metric::counter("ws_cluster_refused_total", Value::Samples(read::refusals))
             .labels("`port`, `reason`")
             .help("Connections refused, or closed to make room for others, because a limit was \

@@ -45,6 +45,29 @@ impl Broker {
         self.canary.owed_since.iter().position(is_late).filter(|_| self.is_ready())
     }
 
+    /// Returns whether everything that was handed to this broker before the first call has come
+    /// back through the queue, or is lost, and every worker has received it: a canary follows it.
+    /// To be called at each tick until it returns `true`.
+    pub fn has_come_round(&mut self, now: MonotonicMs) -> bool {
+        if !self.is_ready() || self.has_left() {
+            self.round = None;
+            return true;
+        }
+        let Some(number) = self.round else {
+            if self.canary.is_back {
+                self.send_canary(now);
+                self.round = Some(self.canary.number);
+            }
+            return false;
+        };
+        let is_back = self.canary.is_back || self.canary.number > number;
+        let has_come = is_back && self.canary.owed_since.iter().all(Option::is_none);
+        if has_come {
+            self.round = None;
+        }
+        has_come
+    }
+
     /// Sends the next canary when it is due. `Err`: the last one is lost.
     pub(super) fn tick_canary(&mut self, now: MonotonicMs) -> Result<(), LinkError> {
         if !self.canary.is_back {

@@ -1,6 +1,5 @@
 //! Opening and closing connections.
 
-use super::gone::ANSWERS_PER_SLICE;
 use super::sweep::{CLOSES_PER_SLICE, VISITS_PER_SLICE};
 use super::{Identity, Role, Worker};
 use crate::state::batch::CloseRequest;
@@ -86,37 +85,6 @@ impl Worker {
             let frame = self.open.add_text(|out| message::write_welcome(out, cid, node));
             self.owe(slot, frame);
         }
-    }
-
-    /// Closes connections with 1001, a bounded number per call; `reconnect_after_ms` returns the
-    /// delay to advise to each. Business servers first: those of other nodes receive the events of
-    /// the clients. Returns whether there are more. From the first call on no connection is
-    /// accepted.
-    #[must_use = "while there are more, it is to be called again"]
-    pub fn handle_shutdown(&mut self, mut reconnect_after_ms: impl FnMut() -> u32) -> bool {
-        let (mut closes, mut visits) = (CLOSES_PER_SLICE, VISITS_PER_SLICE);
-        self.answers_left = ANSWERS_PER_SLICE;
-        self.answer_for_gone();
-        while closes > 0
-            && let Some(slot) = self.own_servers.any_slot()
-        {
-            closes -= 1;
-            self.close(slot, CloseCause::GoingAway { reconnect_after_ms: reconnect_after_ms() });
-        }
-        // Clients receive the outcome of their requests before they are closed.
-        while closes > 0
-            && visits > 0
-            && !self.has_unanswered()
-            && let Some(slot) = self.sweep.next_to_shut_down()
-        {
-            visits -= 1;
-            if self.is_open(slot) {
-                closes -= 1;
-                let reconnect_after_ms = reconnect_after_ms();
-                self.close(slot, CloseCause::GoingAway { reconnect_after_ms });
-            }
-        }
-        closes == 0 || visits == 0 || self.has_unanswered()
     }
 
     /// Starts closing the connections whose client ids may be those of an earlier run of this node:

@@ -319,6 +319,11 @@ impl Worker {
         }
     }
 
+    /// Whether a client waits for answers.
+    pub(super) fn has_requests(&self, client: ConnKey) -> bool {
+        self.requests.of_clients.contains_key(&client)
+    }
+
     /// Asks another server if only one has been asked and there is another. Returns whether it did.
     fn ask_another(&mut self, id: MessageId) -> bool {
         let waiting = self.requests.waiting.get(&id).filter(|waiting| !waiting.was_retried);

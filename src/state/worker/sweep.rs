@@ -188,11 +188,11 @@ impl Sweep {
         u64::from(self.frame_clock().wrapping_sub(last_frame)) * self.unit_ms
     }
 
-    /// Returns each slot once.
-    pub(super) fn next_to_shut_down(&mut self) -> Option<u32> {
-        let slot = self.next_shutdown;
-        self.next_shutdown += usize::from(slot < self.slots);
-        (slot < self.slots).then_some(slot as u32)
+    /// Returns one slot after the other, again and again.
+    pub(super) fn next_to_shut_down(&mut self) -> u32 {
+        let slot = if self.next_shutdown < self.slots { self.next_shutdown } else { 0 };
+        self.next_shutdown = slot + 1;
+        slot as u32
     }
 
     fn advance(&mut self, now: MonotonicMs, ping_interval_ms: u64) {

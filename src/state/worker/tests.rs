@@ -321,7 +321,7 @@ fn whoever_closes_shares_the_rest_of_a_frame_within_the_workers_budget() {
         rig.push("u", 100_000, 0);
         rig.flush();
         rig.room = 0;
-        while rig.worker.handle_shutdown(|| 1_000) {
+        while rig.worker.close_clients(0, false, || 1_000) {
             rig.flush();
         }
         rig.flush();

@@ -2,13 +2,14 @@
 //! nodes that shut down.
 
 use super::Cluster;
-use super::core::SimWorker;
+use super::core::{Client, Home, SimWorker};
 use super::node::Node;
 use super::{Model, World};
 use crate::business::Profile;
 use serde_json::json;
 use std::collections::{BTreeMap, VecDeque};
-use ws_cluster::state::drain::{Drain, DrainStep};
+use ws_cluster::state::broker::Outcome;
+use ws_cluster::state::drain::{Drain, DrainStep, DrainTimes, DrainingWorker, NodeDrain, Spread};
 use ws_cluster::state::subscriptions::WorkerEvent;
 use ws_cluster::types::EventSet;
 
@@ -22,7 +23,7 @@ const LOST_EARLIEST_MS: u64 = 3_500;
 const LOST_LATEST_MS: u64 = 9_000;
 /// Maximum delay of an announcement within a node.
 const NEAR_MS: u64 = 500;
-/// How long a shutdown waits for what was accepted before.
+/// How long a shutdown takes at most.
 const DRAIN_MS: u64 = 5_000;
 
 /// What a node received from another, and what it reported of it.
@@ -101,55 +102,175 @@ impl Node {
 
     pub fn begin_drain(&mut self, world: &mut World) {
         world.log.note(format!("node {} is told to end", self.home.number));
-        self.draining.get_or_insert_default();
+        let workers = self.workers.len();
+        self.draining.get_or_insert_with(|| Draining {
+            node: NodeDrain::new(workers, true),
+            workers: (0..workers).map(|_| Some(Drain::default())).collect(),
+            spread: Spread::new(world.rng.number() as u32),
+            began_ms: world.now_ms,
+            has_closed_any: false,
+        });
         self.workers.iter_mut().for_each(SimWorker::send_guests_away);
     }
 
-    /// Drives the shutdown, at each tick.
-    pub fn drain(&mut self, world: &mut World) {
-        let Some(drain) = &mut self.draining else { return };
-        let is_awaited = || {
-            world.truth.is_waiting(self.home.node)
-                || self.workers.iter().any(|core| !core.begun.is_empty())
-        };
-        let broker = &mut self.broker;
-        let is_empty = || broker.has_left() && broker.is_idle() || !broker.is_ready();
-        match drain.step(world.now().monotonic, DRAIN_MS, is_awaited, is_empty) {
-            DrainStep::Refuse => {}
-            DrainStep::Close => {
-                for worker in 0..self.workers.len() {
-                    self.workers[worker].shut_down(world, &mut self.model);
+    /// Whether its clients are being closed, or were.
+    pub fn is_closing(&self) -> bool {
+        let is_closing = |drain: &Option<Drain>| drain.as_ref().is_none_or(Drain::is_closing);
+        self.draining.as_ref().is_some_and(|drain| drain.workers.iter().any(is_closing))
+    }
+
+    /// Drives the shutdown, at each tick. `is_round_due`: the queue was to confirm a round before
+    /// the broker last heard its workers.
+    pub fn drain(&mut self, is_round_due: bool, world: &mut World) {
+        let Some(mut draining) = self.draining.take() else { return };
+        let now = world.now().monotonic;
+        if is_round_due && self.broker.has_come_round(now) {
+            draining.node.complete_round();
+        }
+        for worker in 0..self.workers.len() {
+            self.drain_worker(worker, &mut draining, world);
+        }
+        let is_gone = |core: &SimWorker| core.worker.connections() == 0 && core.has_told_all();
+        if draining.node.has_told() && self.workers.iter().all(is_gone) {
+            self.broker.handle_leaving(now);
+        }
+        self.has_drained = draining.workers.iter().all(Option::is_none);
+        self.draining = Some(draining);
+    }
+
+    fn drain_worker(&mut self, worker: usize, draining: &mut Draining, world: &mut World) {
+        let Some(drain) = &mut draining.workers[worker] else { return };
+        let connections = self.workers.iter().map(|core| core.worker.connections()).sum();
+        let has_left = self.broker.has_left() && self.broker.is_idle();
+        loop {
+            let mut view = DrainView {
+                core: &self.workers[worker],
+                is_awaited: world.truth.is_waiting(self.home.node),
+                connections,
+                has_left: has_left || !self.broker.is_ready(),
+            };
+            match drain.step(world.now().monotonic, &draining.node, &mut view) {
+                DrainStep::Refuse => {}
+                DrainStep::CloseClients { left, may_wait, spread_ms } => {
+                    let is_first = !std::mem::replace(&mut draining.has_closed_any, true);
+                    if is_first && world.now_ms < draining.began_ms + DRAIN_MS / 2 {
+                        self.check_delivered(world);
+                    }
+                    let core = &mut self.workers[worker];
+                    let next_ms = || draining.spread.next_ms(spread_ms);
+                    core.close_clients(left, may_wait, next_ms, world, &mut self.model);
+                    return self.flush(worker, world);
+                }
+                DrainStep::CloseServers { .. } => {
+                    self.workers[worker].close_servers(world);
                     self.flush(worker, world);
                 }
+                DrainStep::Wait => return,
+                DrainStep::End => return draining.workers[worker] = None,
             }
-            DrainStep::Wait => {
-                let is_gone =
-                    |core: &SimWorker| core.worker.connections() == 0 && core.has_told_all();
-                if drain.is_closing() && self.workers.iter().all(is_gone) {
-                    broker.handle_leaving(world.now().monotonic);
-                }
+        }
+    }
+
+    /// Checks, before the first client is closed, that the clients here have everything that this
+    /// node accepted.
+    fn check_delivered(&self, world: &World) {
+        let Home { node, epoch, clean_since_ms, .. } = self.home;
+        let Some(clean_since_ms) = clean_since_ms else { return };
+        for (id, record) in &world.truth.records {
+            let is_accepted = matches!(record.outcome, Some((Outcome::Accepted, _)));
+            let is_own = record.node == node && record.epoch == epoch;
+            let is_simple = record.group.is_none() && record.push.ttl_ms == 0;
+            let was_clean = record.begun_ms >= clean_since_ms && !record.was_refused;
+            if !(is_accepted && is_own && is_simple && was_clean) {
+                continue;
             }
-            DrainStep::End => self.has_drained = true,
+            for ((_, cid), unsubscribes) in record.certain.iter().filter(|one| one.0.0 == node) {
+                let client = self.workers.iter().find_map(|core| core.clients.get(cid));
+                let client = client.filter(|one| one.unsubscribes == *unsubscribes);
+                let has_it = client.is_none_or(|client| client.got.contains(id));
+                assert!(has_it, "{cid} is about to be closed without push {id}");
+            }
         }
     }
 }
 
+/// A node's shutdown.
+pub struct Draining {
+    pub node: NodeDrain,
+    /// `None`: the worker has ended.
+    workers: Vec<Option<Drain>>,
+    spread: Spread,
+    began_ms: u64,
+    has_closed_any: bool,
+}
+
+/// A worker as its drain sees it.
+struct DrainView<'a> {
+    core: &'a SimWorker,
+    is_awaited: bool,
+    connections: usize,
+    has_left: bool,
+}
+
+impl DrainingWorker for DrainView<'_> {
+    fn times(&self) -> DrainTimes {
+        DrainTimes { delay_ms: 0, window_ms: DRAIN_MS, linger_ms: 1_000 }
+    }
+
+    fn awaits_answer(&self) -> bool {
+        self.is_awaited || !self.core.begun.is_empty() || !self.core.has_told_all()
+    }
+
+    fn has_delivered(&mut self) -> bool {
+        self.core.inbox.is_empty() && !self.core.worker.is_matching()
+    }
+
+    fn clients(&self) -> usize {
+        self.core.worker.clients()
+    }
+
+    fn servers(&self) -> usize {
+        self.core.worker.servers()
+    }
+
+    fn node_connections(&self) -> usize {
+        self.connections
+    }
+
+    fn is_empty(&self) -> bool {
+        self.core.worker.connections() == 0 && self.has_left
+    }
+}
+
 impl SimWorker {
-    /// Closes business servers first, so that those elsewhere receive the clients' events.
-    fn shut_down(&mut self, world: &mut World, model: &mut Model) {
-        for (cid, socket) in &mut self.servers {
-            socket.is_closing = true;
-            world.business.end(*cid, world.now_ms);
-        }
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        for cid in clients {
-            // It may be closing.
+    fn close_clients(
+        &mut self,
+        left: usize,
+        may_wait: bool,
+        mut reconnect_after_ms: impl FnMut() -> u32,
+        world: &mut World,
+        model: &mut Model,
+    ) {
+        while self.worker.close_clients(left, may_wait, &mut reconnect_after_ms) {}
+        let is_closed = |client: &Client| !self.worker.is_open(client.key.slot);
+        let closed = self.clients.iter().filter(|(_, client)| is_closed(client));
+        let closed: Vec<u64> = closed.map(|(cid, _)| *cid).collect();
+        for cid in closed {
+            // It may have been closing before.
             if model.people.remove(&cid).is_some() {
                 let detail = Some(("reason", json!("going_away")));
                 self.happens(cid, EventSet::DISCONNECT, detail, world);
             }
         }
-        while self.worker.handle_shutdown(|| 1_000) {}
+    }
+
+    fn close_servers(&mut self, world: &mut World) {
+        for (cid, socket) in &mut self.servers {
+            if !std::mem::replace(&mut socket.is_closing, true) {
+                world.business.end(*cid, world.now_ms);
+            }
+        }
+        while self.worker.close_servers(|| 1_000) {}
     }
 }
 
@@ -163,8 +284,7 @@ impl Cluster {
             let by = node.home.number;
             for (number, epoch) in std::mem::take(&mut node.views.lost) {
                 let Ok(lost) = &self.nodes[usize::from(number) - 7] else { continue };
-                if lost.home.epoch != epoch || lost.draining.as_ref().is_some_and(Drain::is_closing)
-                {
+                if lost.home.epoch != epoch || lost.is_closing() {
                     continue;
                 }
                 match (lost.unclean_since_ms, lost.home.clean_since_ms) {

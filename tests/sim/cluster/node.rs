@@ -3,7 +3,7 @@
 
 use super::core::{Home, InboxItem, SimWorker, ToBroker};
 use super::gaps::Heard;
-use super::members::Views;
+use super::members::{Draining, Views};
 use super::redis::{Delivery, Owner};
 use super::truth::QUEUE_TIMEOUT_MS;
 use super::{MAX_TAGS, Model, World};
@@ -14,7 +14,6 @@ use ws_cluster::state::broker::{
     Broker, BrokerConfig, Event, LinkError, LinkName, Outcome, Pusher, Sink,
 };
 use ws_cluster::state::counters::{BrokerCounters, Counters};
-use ws_cluster::state::drain::Drain;
 use ws_cluster::state::projects::ProjectId;
 use ws_cluster::state::router::{QueueState, Router};
 use ws_cluster::state::servers::Loads;
@@ -76,7 +75,7 @@ pub struct Node {
     /// Offset of its clock into the future.
     pub ahead_ms: u64,
     /// It is shutting down.
-    pub draining: Option<Drain>,
+    pub draining: Option<Draining>,
     pub has_drained: bool,
     /// Joins that the broker has not answered, and since when.
     asked: BTreeMap<(usize, String), u64>,
@@ -497,6 +496,7 @@ impl Node {
             self.workers[worker].worker.handle_tick(world.now());
             self.forward_asks(worker, world);
         }
+        let is_round_due = self.draining.as_ref().is_some_and(|it| it.node.is_round_due());
         self.hear(world);
         let mut words = Words { list: Vec::new(), room: usize::MAX };
         let result = self.broker.handle_tick(self.now(world), &mut words);
@@ -504,7 +504,7 @@ impl Node {
         if let Err(error) = result {
             self.lose(error, world);
         }
-        self.drain(world);
+        self.drain(is_round_due, world);
         assert_eq!(self.broker.stuck_worker(world.now().monotonic), None);
     }
 

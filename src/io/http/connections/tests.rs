@@ -21,7 +21,7 @@ fn who_has_waited_longest_makes_way_and_who_is_known_comes_last() {
         all.set_busy(key);
     }
     all.set_known(keys[1]);
-    all.set_waiting(keys[1]);
+    all.set_waiting(keys[1], false);
     let ended = |all: &Connections| {
         let is_ended = |&&key: &&usize| all.ending(key) == Some(Ending::Place);
         keys.iter().filter(is_ended).copied().collect::<Vec<_>>()
@@ -44,7 +44,7 @@ fn who_does_not_read_its_answer_makes_way_too() {
     keys.iter().for_each(|&key| all.set_busy(key));
     assert_eq!(all.make_room(2), Room::None);
     all.set_writing(keys[1], MonotonicMs::new(9));
-    assert!(!all.is_quiet(), "a drain waits for it");
+    assert!(!all.is_quiet(MonotonicMs::new(9)), "a drain waits for it");
     all.set_written(keys[1]);
     assert_eq!(all.make_room(2), Room::None);
     all.set_writing(keys[1], MonotonicMs::new(9));
@@ -60,11 +60,65 @@ fn a_drain_does_not_wait_long_for_who_does_not_read_its_answer() {
     let (mut all, keys, _ends) = open(0, 2);
     keys.iter().for_each(|&key| all.set_busy(key));
     all.set_writing(keys[1], MonotonicMs::new(10_000));
-    all.begin_drain(MonotonicMs::new(2_000));
+    all.begin_drain(MonotonicMs::new(0), 6_000, MonotonicMs::new(2_000));
     all.handle_tick(MonotonicMs::new(1_999));
     assert_eq!(all.ending(keys[1]), None);
     all.handle_tick(MonotonicMs::new(2_000));
     assert_eq!((all.ending(keys[0]), all.ending(keys[1])), (None, Some(Ending::Late)));
+}
+
+#[test]
+fn a_drain_closes_idle_connections_one_after_the_other() {
+    let (mut all, keys, _ends) = open(0, 12);
+    // The last two have not had a request, or have begun their next one.
+    keys[..11].iter().for_each(|&key| all.set_busy(key));
+    keys[..10].iter().for_each(|&key| all.set_waiting(key, true));
+    all.set_waiting(keys[10], false);
+    all.begin_drain(MonotonicMs::new(1_000), 6_000, MonotonicMs::new(9_000));
+    let ended = |all: &Connections| {
+        keys.iter().filter(|&&key| all.ending(key) == Some(Ending::Drained)).count()
+    };
+    assert_eq!((ended(&all), all.is_quiet(MonotonicMs::new(8_000))), (0, false));
+    all.handle_tick(MonotonicMs::new(1_050));
+    assert_eq!((ended(&all), all.is_quiet(MonotonicMs::new(8_000))), (5, false));
+    // One gets a request at the last moment, another one just before.
+    all.revive(keys[0]);
+    assert_eq!((ended(&all), all.ask(keys[0], BUFFER_BYTES)), (4, Grant::Granted));
+    all.set_busy(keys[9]);
+    all.handle_tick(MonotonicMs::new(1_090));
+    assert_eq!((ended(&all), all.is_quiet(MonotonicMs::new(8_000))), (8, true));
+    all.handle_tick(MonotonicMs::new(7_000));
+    assert_eq!((ended(&all), all.ending(keys[9])), (8, None));
+}
+
+/// One was accepted just before, and its request came to a socket that was closed.
+#[test]
+fn a_drain_waits_a_moment_for_a_first_request() {
+    let (mut all, keys, _ends) = open(0, 2);
+    all.begin_drain(MonotonicMs::new(1_000), 6_000, MonotonicMs::new(9_000));
+    assert!(!all.is_quiet(MonotonicMs::new(1_000)));
+    all.set_busy(keys[0]);
+    assert!(!all.is_quiet(MonotonicMs::new(1_000)), "it is not answered");
+    all.set_writing(keys[0], MonotonicMs::new(9_000));
+    all.set_written(keys[0]);
+    assert!(!all.is_quiet(MonotonicMs::new(1_000)), "the other one is still silent");
+    assert!(all.is_quiet(MonotonicMs::new(1_000 + NEWCOMER_MS)));
+    all.remove(keys[1]);
+    assert!(all.is_quiet(MonotonicMs::new(1_000)));
+}
+
+#[test]
+fn many_idle_connections_have_the_whole_time_of_a_drain() {
+    let (mut all, keys, _ends) = open(0, 300);
+    keys.iter().for_each(|&key| all.set_busy(key));
+    keys.iter().for_each(|&key| all.set_waiting(key, true));
+    all.begin_drain(MonotonicMs::new(0), 1_000, MonotonicMs::new(9_000));
+    for (at_ms, expected) in [(0, 0), (100, 30), (500, 150), (990, 297), (1_000, 300)] {
+        (0..=at_ms).step_by(10).for_each(|ms| all.handle_tick(MonotonicMs::new(ms)));
+        let ended = keys.iter().filter(|&&key| all.ending(key).is_some()).count();
+        assert_eq!(ended, expected, "at {at_ms} ms");
+    }
+    assert!(all.is_quiet(MonotonicMs::new(8_000)));
 }
 
 #[test]
@@ -147,7 +201,7 @@ fn a_tick_costs_nothing_for_connections_that_are_not_due() {
         all.set_busy(key);
         all.set_writing(key, at(11_000));
         all.set_written(key);
-        all.set_waiting(key);
+        all.set_waiting(key, false);
         all.set_deadline(key, at(600_000), Shutdown::Read);
     }
     assert_eq!((all.check_deadlines(at(9_999)), all.agenda.len()), (0, COUNT));
@@ -173,7 +227,7 @@ fn a_tick_costs_nothing_for_connections_that_are_not_due() {
     }
     assert_eq!((ended, all.agenda.len()), (others.len(), 0));
     keys.iter().for_each(|&key| all.remove(key));
-    assert!(all.agenda.is_empty() && all.is_quiet());
+    assert!(all.agenda.is_empty() && all.is_quiet(MonotonicMs::new(8_000)));
 }
 
 /// The deadline of a request that arrives in pieces is set again with each: it used to lose

@@ -178,17 +178,43 @@ fn many_requests_that_were_not_written_are_asked_of_another_server_in_slices() {
 }
 
 #[test]
-fn a_shutdown_answers_requests_before_it_closes_who_asked() {
+fn a_shutdown_lets_who_asked_wait_for_the_answers() {
     let mut rig = Rig::of_two();
-    rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    let server = rig.connect_to(0, Role::Server(EventSet::REQUEST));
+    let slots = [(); 3].map(|()| rig.connect_to(0, Role::Client));
+    slots[..2].iter().for_each(|&slot| (0..1_000).for_each(|_| rig.ask(slot)));
+    rig.flush();
+    for _ in 0..3 {
+        assert!(!rig.worker.close_clients(0, true, || 1), "nothing is to be done at once");
+        rig.flush();
+        assert_eq!((rig.closed.len(), rig.worker.clients()), (1, 2));
+    }
+    rig.worker.handle_disconnect(server);
+    rig.flush();
+    rig.catch_up();
+    assert_eq!(rig.answered(Answered::ServerGone), 2_000);
+    assert!(!rig.worker.close_clients(0, true, || 1));
+    rig.flush();
+    assert_eq!(rig.closed.len(), 4);
+}
+
+#[test]
+fn a_shutdown_closes_who_waits_when_the_time_is_over() {
+    let mut rig = Rig::of_two();
+    let server = rig.connect_to(0, Role::Server(EventSet::REQUEST));
     let slots = [(); 2].map(|()| rig.connect_to(0, Role::Client));
     slots.into_iter().for_each(|slot| (0..1_000).for_each(|_| rig.ask(slot)));
     rig.flush();
-    while rig.worker.handle_shutdown(|| 1) {
+    assert!(!rig.worker.close_clients(0, false, || 1));
+    rig.flush();
+    assert_eq!((rig.closed.len(), rig.worker.clients()), (2, 0));
+    while rig.worker.close_servers(|| 1) {
         rig.flush();
     }
     rig.flush();
-    assert_eq!((rig.answered(Answered::ServerGone), rig.closed.len()), (2_000, 3));
+    assert!(!rig.worker.is_open(server));
+    rig.catch_up();
+    assert_eq!(rig.worker.pending_requests(), PendingRequests::default());
 }
 
 /// All requests unanswered by the business servers of a node were refused in the turn in which the

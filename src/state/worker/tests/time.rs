@@ -215,19 +215,25 @@ fn many_ends_at_once_come_in_slices() {
 }
 
 #[test]
-fn a_shutdown_comes_in_slices_business_servers_first() {
+fn a_shutdown_comes_in_slices_and_closes_as_many_as_it_is_told() {
     let mut rig = rig(45_000, 120_000);
     let clients: Vec<u32> = (0..200).map(|_| rig.connect("u")).collect();
     let server = rig.serve();
+    assert_eq!((rig.worker.clients(), rig.worker.servers()), (200, 1));
+    assert!(!rig.worker.close_clients(200, false, || 1), "none is to be closed");
+    assert!(!rig.worker.close_clients(190, false, || 1) && rig.worker.clients() == 190);
     let mut slices = 1;
-    while rig.worker.handle_shutdown(|| 1) {
+    while rig.worker.close_clients(0, false, || 1) {
         slices += 1;
         rig.flush();
         assert!(rig.closed.len() <= 100 * slices);
     }
     rig.flush();
-    assert_eq!((rig.closed[0], rig.closed.len()), ((server, Some(1001)), 201));
     assert!(slices > 2 && clients.iter().all(|&slot| !rig.worker.is_open(slot)));
+    assert!(rig.closed.len() == 200 && rig.worker.is_open(server));
+    assert!(!rig.worker.close_servers(|| 1));
+    rig.flush();
+    assert_eq!(rig.closed.last(), Some(&(server, Some(1001))));
 }
 
 #[test]
