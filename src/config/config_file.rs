@@ -43,6 +43,8 @@ impl ConfigFile {
     fn parse(file: &FileText<'_>, mistakes: &mut Vec<Mistake>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(file.text);
         let mut found: Vec<Mistake> = errors.iter().map(|error| file.syntax(error)).collect();
+        // What follows a mistake in its line is often no mistake of its own.
+        found.dedup_by_key(|one| one.place.as_ref().map(|place| place.line));
         let broken: Vec<usize> =
             found.iter().filter_map(|one| one.place.as_ref()).map(|place| place.line).collect();
         let mut values = HashMap::new();

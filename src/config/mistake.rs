@@ -1,6 +1,7 @@
 //! Mistakes in the configuration, each with its place if it is in a file.
 
 use std::fmt;
+use std::rc::Rc;
 
 /// A place in a file; line and column are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,29 +53,52 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// The text of a file, with the beginnings of its lines: a place is found without counting all
-/// lines before it, of which a file of ten thousand projects has many.
+/// The text of a file or of a part of it, with the beginnings of the file's lines: a place is found
+/// without counting all lines before it, of which a file of ten thousand projects has many.
 pub(super) struct FileText<'t> {
     pub(super) file: &'t str,
+    /// The part.
     pub(super) text: &'t str,
-    line_starts: Vec<usize>,
+    whole: &'t str,
+    /// Where the part begins.
+    base: usize,
+    line_starts: Rc<[usize]>,
 }
 
 impl<'t> FileText<'t> {
     pub(super) fn new(file: &'t str, text: &'t str) -> Self {
         let behind = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let line_starts = std::iter::once(0).chain(behind.map(|(at, _)| at + 1)).collect();
-        Self { file, text, line_starts }
+        Self { file, text, whole: text, base: 0, line_starts }
+    }
+
+    /// Returns the parts from one header of a table to the next.
+    pub(super) fn sections(&self) -> Vec<Self> {
+        let is_header = |start: &usize| self.whole[*start..].trim_start().starts_with('[');
+        let headers = self.line_starts.iter().copied().skip(1).filter(is_header);
+        let starts: Vec<usize> = std::iter::once(0).chain(headers).collect();
+        let ends = starts.iter().copied().skip(1).chain([self.whole.len()]);
+        let part = |(base, end): (usize, usize)| {
+            let (text, line_starts) = (&self.whole[base..end], Rc::clone(&self.line_starts));
+            Self { file: self.file, text, whole: self.whole, base, line_starts }
+        };
+        starts.iter().copied().zip(ends).map(part).collect()
+    }
+
+    /// Returns where a byte of the part is in the file.
+    pub(super) fn in_file(&self, at: usize) -> usize {
+        self.base + at
     }
 
     /// Returns the line of a byte, counted from 1.
     pub(super) fn line(&self, at: usize) -> usize {
+        let at = self.in_file(at);
         self.line_starts.partition_point(|start| *start <= at).max(1)
     }
 
     pub(super) fn place(&self, at: usize) -> Place {
         let line = self.line(at);
-        let before = self.text.get(self.line_starts[line - 1]..at).unwrap_or("");
+        let before = self.whole.get(self.line_starts[line - 1]..self.in_file(at)).unwrap_or("");
         Place { file: self.file.to_owned(), line, column: 1 + before.chars().count() }
     }
 
@@ -112,5 +136,16 @@ mod tests {
         assert_eq!(FileText::new("f", "").place(0).to_string(), "f, line 1, column 1");
         assert_eq!(text.mistake(8, "is wrong").to_string(), "f, line 3, column 1: is wrong");
         assert_eq!(Mistake::from("is wrong").to_string(), "is wrong");
+    }
+
+    #[test]
+    fn places_in_a_section_are_those_of_the_file() {
+        let text = FileText::new("f", "a = 1\n[[b]]\nc = 1\n\n  [d]\ne = 1");
+        let sections = text.sections();
+        let parts: Vec<&str> = sections.iter().map(|section| section.text).collect();
+        assert_eq!(parts, ["a = 1\n", "[[b]]\nc = 1\n", "\n", "  [d]\ne = 1"]);
+        assert_eq!(sections[3].place(2).to_string(), "f, line 5, column 3");
+        assert_eq!((sections[1].line(6), sections[1].in_file(6)), (3, 12));
+        assert_eq!(FileText::new("f", "").sections().len(), 1);
     }
 }

@@ -150,74 +150,93 @@ impl ProjectsFile<'_> {
             notes.mistakes.push(self.text.mistake(one.span().start, text));
             return Projects::default();
         }
-        notes.mistakes.extend(errors.iter().map(|error| self.text.syntax(error)));
+        let mut found = Found::default();
+        if errors.is_empty() {
+            self.part(&root, &mut found, notes);
+        } else {
+            self.sections(&errors, &mut found, notes);
+        }
+        if found.projects.is_empty() && notes.mistakes.is_empty() {
+            let text = "the file contains no project: add at least one [[project]] with pid and \
+                        secrets";
+            notes.mistakes.push(self.text.mistake(0, text));
+        }
+        // No pid is there twice.
+        Projects::new(found.projects).unwrap_or_default()
+    }
+
+    /// Reads a file that is not TOML section by section: a string or a list without its end makes
+    /// the parser see mistakes in everything behind it. `errors`: of the whole file.
+    fn sections(&self, errors: &[toml::de::Error], found: &mut Found, notes: &mut Notes<'_>) {
+        let before = notes.mistakes.len();
+        for text in self.text.sections() {
+            let (root, errors) = DeTable::parse_recoverable(text.text);
+            let part = ProjectsFile { text, ..*self };
+            match errors.first() {
+                Some(error) => notes.mistakes.push(part.text.syntax(error)),
+                None => part.part(root.get_ref(), found, notes),
+            }
+        }
+        // Sections that contradict each other.
+        if notes.mistakes.len() == before {
+            notes.mistakes.extend(errors.iter().map(|error| self.text.syntax(error)));
+        }
+    }
+
+    /// Reads a part that is TOML.
+    fn part(&self, root: &DeTable<'_>, found: &mut Found, notes: &mut Notes<'_>) {
         for key in root.keys().filter(|key| key.get_ref() != "project") {
             let what = unknown("key", key.get_ref(), &["project"]);
             notes.mistakes.push(self.text.mistake(key.span().start, what));
         }
-        let broken = errors.iter().filter_map(|error| Some(error.span()?.start));
+        let list = root.get("project");
         match list.map(Value::get_ref) {
-            Some(DeValue::Array(tables)) if !tables.is_empty() => {
-                self.tables(tables, &broken.collect::<Vec<_>>(), notes)
+            Some(DeValue::Array(tables)) => {
+                tables.iter().for_each(|one| self.project(one, found, notes));
             }
-            None | Some(DeValue::Array(_)) => {
-                if notes.mistakes.is_empty() {
-                    let text = "the file contains no project: add at least one [[project]] with \
-                                pid and secrets";
-                    notes.mistakes.push(self.text.mistake(0, text));
-                }
-                Projects::default()
-            }
-            Some(_) => {
-                notes.mistakes.push(self.no_tables(list));
-                Projects::default()
-            }
+            Some(_) => notes.mistakes.push(self.no_tables(list)),
+            None => {}
         }
     }
 
-    /// Reads the list of projects. `broken`: where the file is not TOML.
-    fn tables(&self, tables: &[Value<'_>], broken: &[usize], notes: &mut Notes<'_>) -> Projects {
-        let mut owners = Owners::default();
-        let mut lines: HashMap<Box<str>, usize> = HashMap::with_capacity(tables.len());
-        let mut projects = Vec::with_capacity(tables.len());
-        for (index, one) in tables.iter().enumerate() {
-            let start = one.span().start;
-            let DeValue::Table(table) = one.get_ref() else {
-                notes.mistakes.push(self.no_tables(Some(one)));
-                continue;
-            };
-            let end = tables.get(index + 1).map_or(usize::MAX, |next| next.span().start);
-            // What the parser makes of a project that is not TOML says nothing more about it.
-            if broken.iter().any(|at| (start..end).contains(at)) {
-                continue;
+    fn project(&self, one: &Value<'_>, found: &mut Found, notes: &mut Notes<'_>) {
+        let start = one.span().start;
+        let DeValue::Table(table) = one.get_ref() else {
+            notes.mistakes.push(self.no_tables(Some(one)));
+            return;
+        };
+        let project = Reader { file: self, start }.read(table, &mut found.owners, notes);
+        let Some(project) = project else { return };
+        match found.lines.entry(project.pid.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(self.text.line(start));
+                found.projects.push(project);
             }
-            let project = Reader { file: self, start }.read(table, &mut owners, notes);
-            let Some(project) = project else { continue };
-            let line = self.text.line(start);
-            match lines.entry(project.pid.clone()) {
-                Entry::Vacant(place) => {
-                    place.insert(line);
-                    projects.push(project);
-                }
-                Entry::Occupied(first) => {
-                    let what = format!(
-                        "pid '{}' is already used on line {}: give every project its own pid; a \
-                         project with several secrets has secrets = [\"new\", \"old\"]",
-                        project.pid,
-                        first.get()
-                    );
-                    notes.mistakes.push(self.text.mistake(start, what));
-                }
+            Entry::Occupied(first) => {
+                let what = format!(
+                    "pid '{}' is already used on line {}: give every project its own pid; a \
+                     project with several secrets has secrets = [\"new\", \"old\"]",
+                    project.pid,
+                    first.get()
+                );
+                notes.mistakes.push(self.text.mistake(start, what));
             }
         }
-        // No pid is there twice.
-        Projects::new(projects).unwrap_or_default()
     }
 
     fn no_tables(&self, value: Option<&Value<'_>>) -> Mistake {
         let at = value.map_or(0, |value| value.span().start);
         self.text.mistake(at, "project must be a list of tables: write [[project]] for each")
     }
+}
+
+/// The projects found so far.
+#[derive(Default)]
+struct Found {
+    projects: Vec<Project>,
+    /// The line of each pid.
+    lines: HashMap<Box<str>, usize>,
+    owners: Owners,
 }
 
 /// Maps each secret to the project in which it was found first.
@@ -370,7 +389,7 @@ impl Reader<'_, '_> {
     ) -> (Option<String>, bool) {
         let is_prod = self.file.env == Env::Prod;
         match owners.get(secret) {
-            Some(owner) if owner.start == self.start => {
+            Some(owner) if owner.start == self.file.text.in_file(self.start) => {
                 (Some("is given twice: remove one".into()), true)
             }
             // Outside `prod` the published one is no secret. Two projects with the same pid are
@@ -385,7 +404,8 @@ impl Reader<'_, '_> {
             }
             _ => {
                 let line = self.file.text.line(named.value.span().start);
-                let owner = Owner { pid: named.pid.into(), start: self.start, line };
+                let start = self.file.text.in_file(self.start);
+                let owner = Owner { pid: named.pid.into(), start, line };
                 owners.insert(secret.into(), owner);
                 (None, false)
             }

@@ -221,6 +221,28 @@ fn no_error_shows_a_secret() {
     }
 }
 
+/// One quote too few used to be reported as 16 mistakes, in all projects behind it.
+#[test]
+fn what_is_not_toml_hides_no_mistake_behind_it_and_makes_none_up() {
+    let text = "[[project]]\npid = 'a'\nsecrets = ['hunter2\n\n[[project]]\npid = 'b'\n\
+                secrets = ['hunter3', 'hunter3']\n[[project]\npid = 'c'\n[[project]]\n\
+                pid = 'b'\nsecrets = ['hunter4']\n";
+    let (projects, mistakes, _) = parse(text, Env::Dev, &Limits::default());
+    let starts = [
+        "p.toml, line 3: ",
+        "p.toml, line 7: secret 2 of project 'b' is given twice",
+        "p.toml, line 8: ",
+    ];
+    assert_eq!((projects.len(), mistakes.len()), (1, starts.len()), "{mistakes:?}");
+    for (mistake, start) in mistakes.iter().zip(starts) {
+        assert!(mistake.starts_with(start) && !mistake.contains("hunter"), "{mistake}");
+    }
+    // Each section is TOML, but not all of them together.
+    let (_, mistakes, _) =
+        parse("project = []\n[[project]]\npid='a'\n", Env::Dev, &Limits::default());
+    assert!(!mistakes.is_empty(), "{mistakes:?}");
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_without_a_panic_and_places_are_in_it(
