@@ -10,6 +10,8 @@ VENV := tests/.venv
 # The build that the tests run against: with debug assertions, and without a second, slow build.
 export WS_CLUSTER_BIN ?= $(abspath $(TARGET_DIR))/debug/ws-cluster
 
+PREFIX ?= /usr/local
+
 FUZZ_SECONDS ?= 60
 ROUNDS ?= 5
 SOAK_SECONDS ?= 600
@@ -19,7 +21,7 @@ SOAK_CONNECTIONS ?= 1000
 API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
-.PHONY: help build fmt lint python-env check test \
+.PHONY: help build install deb fmt lint python-env check test \
         sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench reload-bench \
         coalesce-bench criterion \
         soak openapi docs \
@@ -30,6 +32,12 @@ help: ## list the targets
 
 build: ## the release binaries: the server, loadtest, bench
 	cargo build --release --workspace
+
+install: build ## the program, its units and its pages, to $(DESTDIR)$(PREFIX) (PREFIX=/usr/local)
+	systemd/install.sh $(TARGET_DIR)/release/ws-cluster "$(DESTDIR)" "$(PREFIX)"
+
+deb: build ## the Debian package, in target/debian
+	systemd/deb.sh $(TARGET_DIR)/release/ws-cluster
 
 fmt: ## format the code
 	cargo fmt --all
@@ -100,7 +108,7 @@ sim: ## the simulator with SIM_RUNS=300 new seeds for each of its tests
 openapi: ## docs/openapi.yaml anew, from the code
 	RENEW_OPENAPI=1 cargo test --lib ops::openapi
 
-docs: ## the tables of flags and metrics in docs/operations.md anew, from the code
+docs: ## the tables of flags and metrics in docs/ anew, from the code
 	RENEW_DOCS=1 cargo test --lib the_page_has_what_the_table_says -- --test-threads 1
 
 api-check: python-env ## the HTTP API against its description, API_EXAMPLES=1000 a path, at random

@@ -58,6 +58,7 @@ run tests/redis.sh
 run tests/chromium.sh
 run tests/prometheus.sh
 run tests/proxies.sh
+run tests/package.sh
 run make python-env
 run cargo test --workspace --no-fail-fast
 run cargo build -p loadtest
