@@ -381,3 +381,23 @@ def test_ten_thousand_clients_keep_their_addresses(start):
             told(own, "disconnect")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_reload_changes_whom_the_node_believes(start, name, tmp_path):
+    file = tmp_path / "node.toml"
+    file.write_text('trusted_proxies = "192.0.2.0/24"\n')
+    server = start("--config", str(file))
+    fields = forwarded("198.51.100.7")
+    with server.business("connect") as own:
+        assert address(server, own, name, fields=fields) == PROXY
+        for networks, ip in ((f"192.0.2.0/24,{PROXY}", "198.51.100.7"), ("192.0.2.0/24", PROXY)):
+            file.write_text(f'trusted_proxies = "{networks}"\n')
+            answer = server.request("POST", "/reload", at=server.swagger)
+            assert answer.status == 200 and answer.json["changed"] == ["trusted_proxies"]
+            # Each worker takes it on its next turn.
+            now_it_is = lambda: address(server, own, name, fields=fields) == ip
+            eventually(now_it_is, f"the client is {ip}")
+        file.write_text('trusted_proxies = "192.0.2.1/24"\n')
+        answer = server.request("POST", "/reload", at=server.swagger)
+        assert answer.status in (400, 422) and "192.0.2.1/24" in answer.text
+        assert address(server, own, name, fields=fields) == PROXY
