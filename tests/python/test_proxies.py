@@ -16,7 +16,6 @@ import time
 
 import pytest
 from harness import (
-    BINARY,
     PATIENCE,
     ROOT,
     Raw,
@@ -135,16 +134,12 @@ class Proxy:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def drain_flags():
-    """A node serves on while the proxy notices that it is not ready, where it can do that."""
-    text = subprocess.run([BINARY, "--help"], capture_output=True, text=True, check=True).stdout
-    return ["--drain_delay_ms", "2000"] if "--drain_delay_ms" in text else []
-
-
 @pytest.fixture(params=["nginx", "haproxy"])
 def site(request, stack, redis, own_node, name):
     """A proxy and the two nodes behind it."""
-    args = ("--redis_prefix", name, "--trusted_proxies", "127.0.0.1", *drain_flags())
+    # A node serves on while HAProxy notices that it is not ready.
+    delay = ("--drain_delay_ms", "2000")
+    args = ("--redis_prefix", name, "--trusted_proxies", "127.0.0.1", *delay)
     nodes = [own_node(number, redis.url, *args, workers="1") for number in (221, 222)]
     proxy = Proxy(request.param, nodes)
     stack.callback(proxy.stop)
@@ -323,8 +318,6 @@ class Visitor(threading.Thread):
 
 def test_a_node_is_drained_without_a_failed_request(site, name):
     proxy, nodes = site
-    if proxy.kind == "haproxy" and not drain_flags():
-        pytest.skip("HAProxy has to notice it first, which needs --drain_delay_ms")
     pushers = [Pusher(proxy, number) for number in range(4)]
     visitors = [Visitor(proxy, nodes[0], f"{name}{number}") for number in range(20)]
     threads = [*pushers, *visitors]
