@@ -125,7 +125,7 @@ impl Config {
         let source = Source::new(arguments, env);
         let mut config = Self::resolve(&source);
         let mistakes = source.mistakes();
-        (config.in_force, _) = source.finish(config.settings.workers);
+        (config.in_force, _) = source.finish(&config.settings);
         config.arguments = arguments.clone();
         (config, mistakes)
     }

@@ -42,6 +42,9 @@ pub struct Flag {
 pub(super) enum Reload {
     /// Another value takes effect.
     Takes,
+    /// Another number takes effect if it is not larger than that of the start, by which tables are
+    /// sized.
+    UpToStart,
     /// Nothing: another value takes effect with the next start.
     Restart,
     /// The same value is used anew: the file that it names is opened again.

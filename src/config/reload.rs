@@ -47,7 +47,7 @@ impl Reloader {
             };
             return Err(Exit::Error(format!("{first}{more}")));
         }
-        let (in_force, kept) = source.finish(config.settings.workers);
+        let (in_force, kept) = source.finish(&config.settings);
         let changed = in_force.changed_since(&self.in_force);
         let needs_restart = kept
             .into_iter()

@@ -13,6 +13,7 @@ use super::flags::{self, Flag, Reload, ValueKind};
 use super::mistake::Mistake;
 use super::origin::Origin;
 use super::variables::is_service_url;
+use crate::state::settings::Settings;
 
 /// Where values come from: arguments take precedence over the environment, and that over the config
 /// file. What is wrong is collected here, and a default takes its place, so that one pass finds
@@ -38,7 +39,9 @@ pub(super) struct Source<'a> {
 pub(super) struct InForce {
     pub(super) resolved: Vec<Resolved>,
     texts: Texts,
-    pub(super) workers: u64,
+    workers: u64,
+    /// `--max_connections` of the start.
+    most_connections: u64,
 }
 
 /// The text that was given for each flag, by name. It may be a secret, and is not shown.
@@ -67,13 +70,27 @@ impl fmt::Debug for Texts {
 impl InForce {
     /// Returns the flags that a reload takes whose value differs from `before`.
     pub(super) fn changed_since(&self, before: &Self) -> Vec<&'static str> {
-        let both = self.resolved.iter().filter(|now| now.flag.reload == Reload::Takes);
-        let changed = both.filter(|now| {
+        let may_change = |reload| matches!(reload, Reload::Takes | Reload::UpToStart);
+        let changed = self.resolved.iter().filter(|now| {
             let flag = now.flag;
             let secret = |one: &Self| one.texts.get(flag).secret;
-            now.value != before.value(flag) || secret(self) != secret(before)
+            may_change(flag.reload)
+                && (now.value != before.value(flag) || secret(self) != secret(before))
         });
         changed.map(|now| now.flag.name).collect()
+    }
+
+    /// Returns whether a reload takes this text for a flag.
+    fn takes(&self, flag: &Flag, text: Option<&str>) -> bool {
+        match flag.reload {
+            Reload::Takes => true,
+            Reload::Restart | Reload::Reopen => false,
+            // What is no number is reported, not kept.
+            Reload::UpToStart => text
+                .unwrap_or(flag.default)
+                .parse()
+                .map_or(true, |number: u64| number <= self.most_connections),
+        }
     }
 
     /// Returns a flag's value; `None` also for a secret.
@@ -193,7 +210,7 @@ impl<'a> Source<'a> {
         text: Option<String>,
         of: impl FnOnce(GivenText) -> Option<String>,
     ) -> Option<String> {
-        let Some(in_force) = self.in_force.filter(|_| flag.reload != Reload::Takes) else {
+        let Some(in_force) = self.in_force.filter(|one| !one.takes(flag, text.as_deref())) else {
             return text;
         };
         let before = of(in_force.texts.get(flag));
@@ -209,15 +226,18 @@ impl<'a> Source<'a> {
     }
 
     /// Returns every flag with its value, in the order of [`flags::all`], and those flags whose
-    /// values stay although others are given. `workers`: of the node.
-    pub(super) fn finish(self, workers: usize) -> (InForce, Vec<&'static Flag>) {
+    /// values stay although others are given. `settings`: what they resolve to.
+    pub(super) fn finish(self, settings: &Settings) -> (InForce, Vec<&'static Flag>) {
         let mut resolved = self.resolved.into_inner();
         let place = |name| flags::all().position(|flag| flag.name == name);
         resolved.sort_by_key(|one| place(one.flag.name));
         resolved.dedup_by(|later, earlier| later.flag.name == earlier.flag.name);
         let kept = self.kept.into_inner();
         let kept = flags::all().filter(|flag| kept.contains(flag.name)).collect();
-        (InForce { resolved, texts: self.texts.into_inner(), workers: workers as u64 }, kept)
+        let at_start = settings.max_connections as u64;
+        let most_connections = self.in_force.map_or(at_start, |one| one.most_connections);
+        let (texts, workers) = (self.texts.into_inner(), settings.workers as u64);
+        (InForce { resolved, texts, workers, most_connections }, kept)
     }
 }
 

@@ -53,6 +53,7 @@ pub struct Shared {
     pub started: Now,
     pub incarnation: Arc<Incarnation>,
     connections: AtomicUsize,
+    max_connections: AtomicUsize,
     /// The node is about to end, and still serves.
     is_draining: AtomicBool,
     /// It refuses connections and pushes.
@@ -229,7 +230,7 @@ impl QueueHealth {
 impl Shared {
     pub fn new(settings: Settings, projects: Projects, start: Start) -> Self {
         let Start { now: started, open_files, memory_limit, user_keys } = start;
-        let workers = settings.workers;
+        let (workers, max_connections) = (settings.workers, settings.max_connections);
         let drain = NodeDrain::new(workers, settings.redis.is_some());
         let (at_start, projects) = (Arc::new(settings), Arc::new(projects));
         let ids = projects.ids();
@@ -244,6 +245,7 @@ impl Shared {
             started,
             incarnation: Arc::new(Incarnation::new(started.wall)),
             connections: AtomicUsize::new(0),
+            max_connections: AtomicUsize::new(max_connections),
             is_draining: AtomicBool::new(false),
             is_refusing: AtomicBool::new(false),
             drain,
@@ -279,6 +281,8 @@ impl Shared {
     pub fn activate(&self, settings: Settings, projects: Projects) -> ActiveConfig {
         let ids = projects.ids();
         self.counters.iter().for_each(|worker| worker.projects.grow(ids));
+        let max_connections = settings.max_connections.min(self.at_start.max_connections);
+        self.max_connections.store(max_connections, Relaxed);
         let (settings, projects) = (Arc::new(settings), Arc::new(projects));
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = active.generation + 1;
@@ -306,11 +310,16 @@ impl Shared {
     /// gives it back.
     pub fn enter(&self) -> bool {
         let before = self.connections.fetch_add(1, Relaxed);
-        if before < self.at_start.max_connections {
+        if before < self.max_connections() {
             return true;
         }
         self.leave();
         false
+    }
+
+    /// Returns `--max_connections`: at most that of the start.
+    fn max_connections(&self) -> usize {
+        self.max_connections.load(Relaxed)
     }
 
     pub fn leave(&self) {
@@ -325,7 +334,7 @@ impl Shared {
     /// Returns the number of WebSocket connections for which this node has room.
     pub fn room(&self) -> usize {
         let of_workers = self.http_counters.iter().map(|one| one.max_connections.value());
-        self.at_start.max_connections.min(of_workers.sum::<u64>() as usize)
+        self.max_connections().min(of_workers.sum::<u64>() as usize)
     }
 
     /// Returns why no WebSocket client is admitted; `None` if at least one worker has room.
@@ -334,7 +343,7 @@ impl Shared {
             counters.connections.value() < http.max_connections.value()
         };
         let open = self.connections();
-        let is_full = open >= self.at_start.max_connections
+        let is_full = open >= self.max_connections()
             || !self.counters.iter().zip(&self.http_counters).any(has_room);
         is_full.then(|| {
             format!("full: {open} WebSocket connections are open, and the maximum is {}", {

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from harness import Raw, eventually, sign_body, signed
+from harness import Raw, eventually, handshake, sign_body, signed
 
 TOKEN = "a-token-of-24-characters"
 
@@ -62,7 +62,7 @@ def test_the_answer_says_what_changed(node, files):
     unchanged = reload(node)
     assert unchanged["changed"] == [] and unchanged["needs_restart"] == []
     assert generation(node) == 1
-    files.write(project("1", "dev-secret", "hunter2hunter2") + project("two"), idle_timeout_ms=9_000, max_connections=7)
+    files.write(project("1", "dev-secret", "hunter2hunter2") + project("two"), idle_timeout_ms=9_000, idempotency_keys=5_000)
     answer = reload(node)
     assert answer["changed"] == ["idle_timeout_ms"]
     assert answer["projects"] == {
@@ -71,7 +71,7 @@ def test_the_answer_says_what_changed(node, files):
         "removed": [],
         "count": {"added": 1, "changed": 1, "removed": 0},
     }
-    assert answer["needs_restart"] == [{"flag": "max_connections", "value": "1000000"}]
+    assert answer["needs_restart"] == [{"flag": "idempotency_keys", "value": "1000000"}]
     assert "hunter2" not in json.dumps(answer) and "secret-of-two" not in json.dumps(answer)
     assert generation(node) == 2
     # As soon as it is answered, every worker has it.
@@ -96,9 +96,7 @@ def test_sighup_reloads_and_says_so_in_the_log(node, files):
         client.text()
     refused = Raw(node.ws)
     query = signed("/ws/connect", node.connect_params("u", tags="a,b,c,d"))
-    refused.send(f"GET /ws/connect?{query} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-                 "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    refused.send(handshake(f"/ws/connect?{query}"))
     assert refused.read_response()[0] == 400
 
 
@@ -190,6 +188,26 @@ def test_limits_timeouts_and_ops_settings_take_effect(start, files, tmp_path):
     assert mute.close_code() == 4002 and time.monotonic() - began < 8
     client.send("x" * 200)
     assert client.close_code()[0] == 1009
+
+
+def test_the_maximum_of_connections_can_be_lowered_and_raised_again(start, files):
+    files.write(project("1", "dev-secret"), max_connections=5)
+    node = start("--config", str(files.config))
+    clients = [node.client(f"u{number}") for number in range(3)]
+    for most, is_full in ((3, True), (4, False), (2, True), (5, False)):
+        files.write(project("1", "dev-secret"), max_connections=most)
+        assert reload(node)["changed"] == ["max_connections"]
+        assert node.metric("ws_cluster_connections_limit") == most
+        assert (node.request("GET", "/readyz").status == 503) == is_full
+        refused = Raw(node.ws)
+        refused.send(handshake("/ws/connect?" + signed("/ws/connect", node.connect_params("more"))))
+        head = refused.read_head()
+        assert head.startswith("HTTP/1.1 503 " if is_full else "HTTP/1.1 101 "), head
+        refused.socket.close()
+        eventually(lambda: node.metric("ws_connection") == 3, "the end of the last one")
+    files.write(project("1", "dev-secret"), max_connections=6)
+    assert reload(node)["needs_restart"] == [{"flag": "max_connections", "value": "5"}]
+    assert node.received(clients) == [[]] * 3
 
 
 def test_who_may_reload(start):

@@ -38,6 +38,7 @@ mod tests {
         };
         let reload = match flag.reload {
             Reload::Takes => "yes",
+            Reload::UpToStart => "up to that of the start",
             Reload::Restart => "no",
             Reload::Reopen => "reopened",
         };

@@ -168,7 +168,8 @@ groups! {
             .default("1000000")
             .help("maximum number of open WebSocket connections on this node; further ones get 503")
             .more(". The limit of open files may leave room for fewer, see [Open \
-                files](tune.md#open-files)");
+                files](tune.md#open-files)")
+            .reload(Reload::UpToStart);
         MAX_HTTP_CONNECTIONS =
             Flag::number("max_http_connections", "a number of connections", 1, 1_000_000)
             .default("10000")

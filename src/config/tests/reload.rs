@@ -97,6 +97,20 @@ fn what_needs_a_restart_keeps_its_value_and_is_named_each_time() {
     assert_eq!(running.take("workers = 2\nlinger_ms = 3\n"), (vec![], vec![]));
 }
 
+/// A worker's tables are sized by it at the start.
+#[test]
+fn the_maximum_of_connections_is_taken_up_to_that_of_the_start() {
+    let mut running = Running::new("", "max_connections = 500\n", no_variable);
+    let kept =
+        |value: &str| vec![NeedsRestart { flag: "max_connections", value: Some(value.into()) }];
+    assert_eq!(running.take("max_connections = 20\n"), (vec!["max_connections"], vec![]));
+    assert_eq!(running.take("max_connections = 501\n"), (vec![], kept("20")));
+    assert_eq!(running.take(""), (vec![], kept("20")), "the default is larger");
+    assert_eq!(running.take("max_connections = 500\n"), (vec!["max_connections"], vec![]));
+    let error = running.read("max_connections = 0\n").unwrap_err();
+    assert!(error.contains("max_connections '0' is not a number of connections"), "{error}");
+}
+
 /// What is derived from a value that stays is derived from that, not from the other one.
 #[test]
 fn defaults_follow_the_values_in_force() {
