@@ -74,6 +74,15 @@ impl Wanted {
         for (number, (fd, name)) in (3..).zip(passed) {
             self.assign(number, fd, &name).map_err(NodeError::Passed)?;
         }
+        for (name, passed) in [("ws", &self.passed_ws), ("http", &self.passed_http)] {
+            let (sockets, workers) = (passed.len(), self.workers);
+            if sockets > workers {
+                return Err(NodeError::Passed(format!(
+                    "{sockets} sockets were passed for {name}, but nobody would accept from more \
+                     than one for each of the {workers} workers: pass fewer, or raise --workers"
+                )));
+            }
+        }
         Ok(self)
     }
 

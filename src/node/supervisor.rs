@@ -29,6 +29,8 @@ const MIN_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct NotifySocket {
     address: SocketAddr,
     is_ready: AtomicBool,
+    /// What the manager waits for could not be sent: it is told again that the node is ready.
+    is_ready_due: AtomicBool,
 }
 
 impl NotifySocket {
@@ -39,7 +41,8 @@ impl NotifySocket {
             [b'/', ..] => SocketAddr::from_pathname(address)?,
             _ => return Err(io::Error::other("only paths and abstract names are supported")),
         };
-        Ok(Self { address, is_ready: AtomicBool::new(false) })
+        let (is_ready, is_ready_due) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { address, is_ready, is_ready_due })
     }
 
     /// `address`: that of the manager's socket (NOTIFY_SOCKET). `None`: it cannot be used.
@@ -63,20 +66,24 @@ impl NotifySocket {
     /// Tells that a reload is over, whatever its result.
     pub(super) fn handle_reloaded(&self) {
         if self.is_ready.load(Relaxed) {
-            self.send("READY=1");
+            // A manager that is not told waits for the end of the reload.
+            let is_sent = self.send("READY=1");
+            self.is_ready_due.store(!is_sent, Relaxed);
         }
     }
 
-    /// Sends assignments, one in each line. Waits for nothing: what is lost is sent again later, or
-    /// the manager is gone.
-    fn send(&self, lines: &str) {
+    /// Sends assignments, one in each line, and returns whether that was possible. Waits for
+    /// nothing: the manager may be gone, or may not receive for a while.
+    fn send(&self, lines: &str) -> bool {
         let sent = UnixDatagram::unbound().and_then(|socket| {
             socket.set_nonblocking(true)?;
             socket.send_to_addr(lines.as_bytes(), &self.address)
         });
         if let Err(error) = sent {
             tracing::debug!(%error, "the service manager cannot be notified");
+            return false;
         }
+        true
     }
 }
 
@@ -91,6 +98,7 @@ pub(super) struct Supervisor {
     status_at: Instant,
     /// Connections when the drain began, and when to ask for more time; `None`: it has not begun.
     drain: Option<(usize, Instant)>,
+    is_stopping_told: bool,
 }
 
 impl Supervisor {
@@ -103,14 +111,16 @@ impl Supervisor {
             pushes: 0,
             status_at: now,
             drain: None,
+            is_stopping_told: false,
         }
     }
 
     /// Sends what is due. To be called several times a second.
     pub(super) fn look(&mut self, shared: &Shared, pulses: &[Pulse], now: Instant) {
         let mut lines = String::new();
-        if !self.socket.is_ready.load(Relaxed) && shared.unready().is_none() {
-            self.socket.is_ready.store(true, Relaxed);
+        let is_first = !self.socket.is_ready.load(Relaxed) && shared.unready().is_none();
+        let is_ready = self.socket.is_ready_due.swap(false, Relaxed) || is_first;
+        if is_ready {
             lines.push_str("READY=1\n");
             self.next_status = now;
         }
@@ -131,13 +141,32 @@ impl Supervisor {
         {
             lines.push_str("WATCHDOG=1\n");
         }
-        if !lines.is_empty() {
-            self.socket.send(lines.trim_end());
+        if lines.is_empty() {
+            return;
+        }
+        if self.socket.send(lines.trim_end()) {
+            self.is_stopping_told |= self.drain.is_some();
+            self.socket.is_ready.fetch_or(is_ready, Relaxed);
+        } else {
+            self.socket.is_ready_due.fetch_or(is_ready && !is_first, Relaxed);
+            self.forget_last(now);
+        }
+    }
+
+    /// What was due could not be sent, and is due again.
+    fn forget_last(&mut self, now: Instant) {
+        self.status.clear();
+        self.next_status = now;
+        if let Some((_, next)) = &mut self.drain {
+            *next = now;
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            watchdog.next = now;
         }
     }
 
     fn tend_drain(&mut self, shared: &Shared, now: Instant, lines: &mut String) {
-        if self.drain.is_none() {
+        if !self.is_stopping_told {
             lines.push_str("STOPPING=1\n");
             self.next_status = now;
         }

@@ -96,6 +96,45 @@ def test_a_reload_is_told(start, tmp_path):
         assert order == ["READY"] + ["RELOADING", "READY"] * 2
 
 
+def test_what_a_full_socket_does_not_take_is_told_later(start, tmp_path):
+    """A manager that receives nothing for a while would wait for READY=1 until its timeout."""
+    path = str(tmp_path / "notify")
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(path)
+        manager.settimeout(PATIENCE)
+
+        def fill():
+            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
+                other.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        other.sendto(b"full", path)
+
+        def await_line(line):
+            return eventually(lambda: line in manager.recv(65536).decode().split("\n"), line)
+
+        file = tmp_path / "config.toml"
+        file.write_text("idle_timeout_ms = 50000\n")
+        fill()
+        args = ["--config", str(file), "--drain_ms", "4000", "--linger_ms", "4000"]
+        server = start(*args, env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "60000000"})
+        eventually(lambda: server.request("GET", "/readyz").status == 200, "it is ready")
+        time.sleep(1)
+        await_line("READY=1")
+        fill()
+        file.write_text("idle_timeout_ms = 60000\n")
+        server.signal(signal.SIGHUP)
+        eventually(lambda: server.metric("ws_cluster_reload_total", result="ok"), "the reload")
+        time.sleep(0.5)
+        await_line("READY=1")
+        with server.raw_ws("stubborn"):
+            fill()
+            server.signal(signal.SIGTERM)
+            time.sleep(0.5)
+            await_line("STOPPING=1")
+        assert server.wait() == 0
+
+
 def test_it_is_ready_when_the_queue_is(own_redis, tmp_path):
     redis = own_redis()
     redis.pause()
@@ -293,6 +332,17 @@ def test_a_wrong_socket_is_named():
         assert "descriptor 3" in said and "not a listening TCP socket" in said, said
         for fd in options["pass_fds"]:
             os.close(fd)
+
+
+def test_more_sockets_than_workers_are_refused():
+    """The kernel would give connections to a socket from which nobody accepts."""
+    for name in ("ws", "http"):
+        with Sockets(**{name: 3}) as sockets:
+            options = sockets.options()
+            said = refused("--workers", "2", **options)
+            assert f"3 sockets were passed for {name}" in said and "--workers" in said, said
+            for fd in options["pass_fds"]:
+                os.close(fd)
 
 
 def test_a_restart_refuses_no_connection(projects):
