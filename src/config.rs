@@ -21,6 +21,7 @@ mod projects_file;
 mod queue;
 mod reload;
 mod setting;
+mod text_file;
 mod trusted_proxies;
 mod variables;
 
@@ -282,7 +283,7 @@ pub fn project_secrets(
 /// Reads the secret that an option of a command gives, which may be `file:` and a path.
 pub fn given_secret(name: &str, text: &str) -> Result<String, Exit> {
     match text.strip_prefix("file:") {
-        Some(path) => setting::read_secret(name, path).map_err(Exit::Error),
+        Some(path) => setting::read_secret(name, path, false).map_err(Exit::Error),
         None => Ok(text.to_owned()),
     }
 }

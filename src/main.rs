@@ -42,6 +42,8 @@ fn main() -> ExitCode {
             Err(exit) => end(exit, log_format(&args, &variable)),
         };
     }
+    // If it fails, so does that of all signals, which reports it.
+    let _ = sys::block_requests();
     match Config::of(&arguments, &variable) {
         Ok(mut config) => {
             config.warn_of_unknown(variables.iter().map(|(name, value)| (&**name, &**value)));

@@ -1,13 +1,13 @@
 //! The file of `--config`: TOML, one key for each flag.
 
 use std::collections::HashMap;
-use std::fs;
 
 use toml::de::{DeTable, DeValue};
 
 use super::flags::{self, Flag};
 use super::mistake::{FileText, Mistake, Place};
 use super::origin::Origin;
+use super::text_file::read_text;
 use crate::types::{quoted, similar};
 
 /// The values of a config file, still text.
@@ -26,8 +26,13 @@ struct Found {
 impl ConfigFile {
     /// Reads the file; what is wrong in it is added to `mistakes`. `name` is the flag or variable
     /// that names it.
-    pub(super) fn read(path: &str, name: &str, mistakes: &mut Vec<Mistake>) -> Self {
-        match fs::read_to_string(path) {
+    pub(super) fn read(
+        path: &str,
+        name: &str,
+        is_reload: bool,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Self {
+        match read_text(path, is_reload) {
             Ok(text) => Self::parse(&FileText::new(path, &text), mistakes),
             Err(error) => {
                 let what = format!(

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::mistake::{FileText, Mistake};
 use super::setting::{Setting, Source};
+use super::text_file::read_text;
 use crate::state::projects::{Project, Projects, SubscribePolicy};
 use crate::types::{Env, Limits, in_one_line, is_pid, quoted, similar, unknown};
 use crate::wire::sign::Secret;
@@ -34,7 +34,7 @@ pub(super) fn load(
 ) -> Projects {
     let mut notes = Notes { mistakes: Vec::new(), warnings };
     let projects = match &setting.text {
-        Some(path) => match fs::read_to_string(path) {
+        Some(path) => match read_text(path, from.is_reload()) {
             Ok(text) => {
                 let file = ProjectsFile { text: FileText::new(path, &text), limits, env };
                 file.parse(&mut notes)
@@ -86,7 +86,7 @@ pub(super) fn secrets(path: Option<&str>, env: Env, pid: &str) -> Result<Project
             )
         });
     };
-    let text = fs::read_to_string(path)
+    let text = read_text(path, false)
         .map_err(|error| format!("the projects file {path} cannot be read: {error}"))?;
     let file = FileText::new(path, &text);
     let (root, errors) = DeTable::parse_recoverable(&text);

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::{self, Display};
-use std::fs;
 use std::str::FromStr;
 
 use super::GIB;
@@ -12,6 +11,7 @@ use super::config_file::ConfigFile;
 use super::flags::{self, Flag, Reload, ValueKind};
 use super::mistake::Mistake;
 use super::origin::Origin;
+use super::text_file::read_text;
 use super::variables::is_service_url;
 use crate::state::settings::Settings;
 
@@ -141,9 +141,18 @@ impl<'a> Source<'a> {
             (setting.text.clone(), setting.name())
         };
         if let Some(path) = path {
-            source.file = ConfigFile::read(&path, &name, &mut source.mistakes.borrow_mut());
+            source.file = ConfigFile::read(
+                &path,
+                &name,
+                source.is_reload(),
+                &mut source.mistakes.borrow_mut(),
+            );
         }
         source
+    }
+
+    pub(super) fn is_reload(&self) -> bool {
+        self.in_force.is_some()
     }
 
     pub(super) fn env(&self) -> &'a dyn Fn(&str) -> Option<String> {
@@ -194,7 +203,7 @@ impl<'a> Source<'a> {
     pub(super) fn secret(&self, flag: &'static Flag) -> Setting<'_> {
         let mut setting = self.get(flag);
         if let Some(path) = setting.text.as_deref().and_then(|text| text.strip_prefix("file:")) {
-            let read = read_secret(&setting.name(), path);
+            let read = read_secret(&setting.name(), path, self.is_reload());
             setting.text = read.map_err(|what| setting.report(what)).ok();
             setting.is_from_file = true;
         }
@@ -242,8 +251,8 @@ impl<'a> Source<'a> {
 }
 
 /// Reads the file of a secret: one line. `name` is what refers to it, for an error.
-pub(super) fn read_secret(name: &str, path: &str) -> Result<String, String> {
-    let text = fs::read_to_string(path).map_err(|error| {
+pub(super) fn read_secret(name: &str, path: &str, is_reload: bool) -> Result<String, String> {
+    let text = read_text(path, is_reload).map_err(|error| {
         format!(
             "{name}: the file {path} cannot be read: {error}; use file:/path with a file that this \
              user may read"

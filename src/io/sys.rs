@@ -378,6 +378,24 @@ pub fn block_signals() -> io::Result<()> {
     }
 }
 
+/// Blocks the signals that end no node, SIGHUP and SIGUSR1: while it reads its configuration they
+/// would. They are taken once it runs. The others still end a start that hangs.
+pub fn block_requests() -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set before anything reads it; the old mask is not
+    // requested.
+    let result = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGHUP);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGUSR1);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    match result {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
 /// Waits for the next signal.
 pub fn wait_for_signal() -> io::Result<Signal> {
     let set = awaited_signals();

@@ -1,7 +1,9 @@
 """A reload: SIGHUP and `POST /reload` put another configuration in force while the node runs."""
 
 import collections
+import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -133,6 +135,59 @@ def test_after_a_mistake_the_old_configuration_stays(start, files):
     files.projects.write_text(projects)
     files.config.write_text(config)
     assert reload(node)["changed"] == []
+
+
+def test_sighup_during_the_start_reloads_after_it(start, tmp_path):
+    """It ended a node that was still reading its configuration."""
+    file = tmp_path / "projects.toml"
+    os.mkfifo(file)
+    failures = []
+
+    def reader():
+        with contextlib.suppress(OSError):
+            return os.open(file, os.O_WRONLY | os.O_NONBLOCK)
+
+    def feed():
+        try:
+            pipe = eventually(reader, "the node reads its projects")
+            pid = int(eventually((tmp_path / "pid").read_text, "its id"))
+            os.kill(pid, signal.SIGHUP)
+            os.kill(pid, signal.SIGUSR1)
+            os.unlink(file)
+            file.write_text(project("1", "dev-secret") + project("two"))
+            os.write(pipe, project("1", "dev-secret").encode())
+            os.close(pipe)
+        except BaseException as error:
+            failures.append(error)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    shell = ["sh", "-c", f'echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec "$@"', "sh"]
+    node = start("--projects", str(file), wrapper=shell)
+    feeding.join()
+    assert failures == []
+    eventually(lambda: node.metric("ws_cluster_reload_total", result="ok"), "the reload")
+    assert node.push("x", secret="secret-of-two", pid="two")
+
+
+def test_a_file_that_is_no_file_keeps_nobody_waiting(start, files, tmp_path):
+    """A pipe that nobody writes to blocked this reload, and so every later one."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN + "\n")
+    node = start("--config", str(files.config), "--ops_token", f"file:{token}")
+    for file in (files.projects, files.config, token):
+        text = file.read_text()
+        file.unlink()
+        os.mkfifo(file)
+        answer = post(node, TOKEN)
+        assert answer.status == 422 and "not a regular file" in answer.text, answer.text
+        file.unlink()
+        file.symlink_to("/dev/zero")
+        answer = post(node, TOKEN)
+        assert answer.status == 422 and "not a regular file" in answer.text, answer.text
+        file.unlink()
+        file.write_text(text)
+        reload(node, token=TOKEN)
 
 
 def test_clients_of_a_removed_project_are_closed_and_others_stay(node, files):
