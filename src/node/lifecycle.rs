@@ -158,15 +158,21 @@ impl Lifecycle {
     pub(super) fn reload(&self) -> Result<ReloadReport, ReloadError> {
         let mut reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_reload_due.store(false, Relaxed);
+        // systemd sends SIGHUP after SIGTERM.
+        let refuse = || {
+            tracing::debug!("the node drains: the configuration stays");
+            Err(ReloadError::Draining)
+        };
         if self.shared.is_draining() {
-            // systemd sends SIGHUP after SIGTERM.
-            tracing::debug!("the node drains: the configuration is not read again");
-            return Err(ReloadError::Draining);
+            return refuse();
         }
         let began = Instant::now();
         self.notify.iter().for_each(|socket| socket.handle_reloading());
         let result = reloading.reload(&self.shared);
         self.notify.iter().for_each(|socket| socket.handle_reloaded());
+        if matches!(result, Err(ReloadError::Draining)) {
+            return refuse();
+        }
         self.shared.reloads.count(result.is_ok(), clock::wall());
         match &result {
             Ok(report) => self.log_reload(report, began.elapsed()),

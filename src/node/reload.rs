@@ -35,6 +35,11 @@ impl Reloading {
         let (projects, changes) = projects
             .succeed(&shared.active().projects)
             .map_err(|error| ReloadError::Wrong(error.to_string()))?;
+        if shared.is_draining() {
+            // A drain has begun while the files were read: it goes by the configuration it began
+            // with.
+            return Err(ReloadError::Draining);
+        }
         let Reread { config, changed, needs_restart, .. } = &reread;
         let mut report = ReloadReport {
             changed: changed.clone(),

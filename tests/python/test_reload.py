@@ -412,6 +412,22 @@ def test_ten_thousand_projects_are_reloaded_under_load(node, files):
     assert node.received(clients) == [[]] * 50
 
 
+def test_a_reload_that_a_drain_overtakes_changes_nothing(start, files):
+    """It removed projects in the middle of the drain."""
+    node = start("--config", str(files.config), "--drain_ms", "30000", "--linger_ms", "30000")
+    stays = node.raw_ws("stays")
+    files.write("".join(project(f"p{number}") for number in range(20_000)))
+    with Raw(node.swagger, timeout=30) as raw:
+        raw.send("POST /reload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        time.sleep(0.05)
+        node.signal(signal.SIGTERM)
+        assert raw.read_response()[0] == 503
+    assert generation(node) == 1
+    stays.socket.close()
+    assert node.wait(30) == 0
+    assert not any("was not reloaded" in line for line in node.output)
+
+
 def test_a_draining_node_does_not_reload(start, files):
     node = start("--config", str(files.config), "--drain_ms", "3000")
     raw = node.raw_ws("stays")
