@@ -16,8 +16,10 @@ for unit in systemd/ws-cluster.service systemd/ws-cluster@.service systemd/ws-cl
 done
 put 0644 systemd/ws-cluster.sysctl.conf "$root/share/ws-cluster/sysctl.conf"
 put 0644 systemd/config.toml "$root/share/ws-cluster/config.toml"
-for page in README.md CHANGELOG.md LICENSE docs/*.md docs/openapi.yaml docs/asyncapi.yaml; do
-    put 0644 "$page" "$root/share/doc/ws-cluster/$(basename "$page")"
+# The folders of a clone, because the pages link to each other and to the examples.
+for page in README.md CHANGELOG.md LICENSE docs/*.md docs/openapi.yaml docs/asyncapi.yaml \
+    systemd/ws-cluster.sysctl.conf deploy/*/*.cfg deploy/*/*.conf deploy/*/*.yml deploy/*/*.json; do
+    put 0644 "$page" "$root/share/doc/ws-cluster/$page"
 done
 
 generated=$(mktemp -d)
@@ -28,7 +30,10 @@ put 0644 "$generated/ws-cluster.1.gz" "$root/share/man/man1/ws-cluster.1.gz"
 "$binary" completions bash >"$generated/bash"
 put 0644 "$generated/bash" "$root/share/bash-completion/completions/ws-cluster"
 "$binary" completions zsh >"$generated/zsh"
-put 0644 "$generated/zsh" "$root/share/zsh/vendor-completions/_ws-cluster"
+# zsh searches the one below /usr, as Debian builds it, and the other below /usr/local.
+functions=site-functions
+[ "$prefix" != /usr ] || functions=vendor-completions
+put 0644 "$generated/zsh" "$root/share/zsh/$functions/_ws-cluster"
 
 if [ -z "$destdir" ]; then
     cat <<END

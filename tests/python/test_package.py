@@ -108,6 +108,13 @@ def test_the_package_starts_pushes_reloads_stops_and_leaves(root, unit):
     push(node, "a-secret-of-the-new-project", "new")
     push(node, secret)
 
+    # One with a mistake: `systemctl reload` fails, and the node keeps what it has.
+    with open(root / "etc/ws-cluster/projects.toml", "a", encoding="utf-8") as file:
+        file.write('[[project]]\npid = "new"\n')
+    with pytest.raises(AssertionError, match="check-config.*projects.toml, line"):
+        unit.reload()
+    push(node, secret)
+
     assert unit.stop() == 0
     sent = "\n".join(unit.messages).split("\n")
     assert "STOPPING=1" in sent and "WATCHDOG=1" not in sent[:1]
@@ -124,6 +131,15 @@ def test_what_is_secret_is_readable_by_root_alone(root):
     for name in ("projects.toml", "redis", "ops_token"):
         status = os.stat(root / "etc/ws-cluster" / name)
         assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600), name
+
+
+def test_root_checks_and_signs_with_the_files_of_the_package(root):
+    config = ("--config", "/etc/ws-cluster/config.toml")
+    checked = run(*inside(root, "ws-cluster", "check-config", *config))
+    assert "no errors, no warnings, 1 usable project" in checked
+    url = "ws://127.0.0.1/ws/connect?pid=1&uid=alice"
+    signed = run(*inside(root, "ws-cluster", "sign", *config, "--exp", "60s", url))
+    assert run(*inside(root, "ws-cluster", "verify-sign", *config, signed.strip())) == "valid\n"
 
 
 def test_a_mistake_in_the_config_file_keeps_the_unit_from_starting(root, unit):
@@ -179,6 +195,10 @@ def test_install_puts_everything_below_its_prefix(tmp_path):
     names = {os.path.basename(path) for _, _, files in os.walk(tmp_path) for path in files}
     assert {"ws-cluster", "ws-cluster.1.gz", "_ws-cluster", "install.md", *UNITS} <= names
     eventually(lambda: os.listdir(tmp_path) == ["opt"], "nothing beside the prefix")
+    # The pages find each other and the examples.
+    pages = tmp_path / "opt/ws/share/doc/ws-cluster"
+    for link in re.findall(r"\]\((\.\./[^)#]+)", (pages / "docs/proxies.md").read_text()):
+        assert (pages / "docs" / link).exists(), link
 
 
 def test_the_package_is_small(package):
