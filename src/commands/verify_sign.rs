@@ -72,7 +72,7 @@ impl Verdict {
 pub(super) fn run(arguments: &Arguments, env: Environment<'_>) -> Result<Output, Exit> {
     let request = Request::of(arguments)?;
     let given = match (&request.place, arguments.option("sign")) {
-        (Place::Json, Some(sign)) => Some(sign.to_owned()),
+        (Place::Json, Some(sign)) => Some(without_name(sign).to_owned()),
         (Place::Json, None) if request.sign.is_none() => {
             return Err(arguments.wrong("--sign is needed: the header X-Sign of the request"));
         }
@@ -95,6 +95,14 @@ pub(super) fn run(arguments: &Arguments, env: Environment<'_>) -> Result<Output,
         false => as_text(&verdict),
     };
     Ok(Output::of(text, verdict.is_valid()))
+}
+
+/// Returns the value of a header that was given with its name, as `sign` prints it.
+fn without_name(header: &str) -> &str {
+    match header.split_once(':') {
+        Some((name, value)) if name.eq_ignore_ascii_case("x-sign") => value.trim(),
+        _ => header,
+    }
 }
 
 fn verdict(request: &Request, given: &str, keys: &Keys) -> Verdict {

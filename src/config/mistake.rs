@@ -3,6 +3,8 @@
 use std::fmt;
 use std::rc::Rc;
 
+use crate::types::quoted;
+
 /// A place in a file; line and column are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -108,8 +110,18 @@ impl<'t> FileText<'t> {
 
     /// Returns an error of the TOML parser. Its own text quotes the line, which may hold a secret.
     pub(super) fn syntax(&self, error: &toml::de::Error) -> Mistake {
-        let message = error.message().lines().collect::<Vec<_>>().join(", ");
-        self.mistake(error.span().map_or(0, |span| span.start), message)
+        let mut message = error.message().lines().collect::<Vec<_>>().join(", ");
+        let span = error.span().unwrap_or(0..0);
+        if message == "duplicate key" {
+            // A key has no secret in it, unlike a value.
+            let key = self.text.get(span.clone()).unwrap_or("");
+            message = format!("duplicate key {}: keep one of the two", quoted(key));
+        } else if message.starts_with("key with no value") {
+            message += "; write each line as key = value";
+        } else if message.contains("basic string, expected `\"`") {
+            message += "; a string ends in its line, with the quote that it begins with";
+        }
+        self.mistake(span.start, message)
     }
 }
 

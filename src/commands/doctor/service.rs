@@ -62,20 +62,31 @@ fn port(state: &PortState, node: Option<u64>) -> Finding {
 fn file(name: &'static str, path: &Path, has_secrets: bool) -> Finding {
     let costs = "who reads the secrets can sign; who writes the file decides what is a secret";
     let shown = path.display();
-    let fix = format!("chown root:ws-cluster {shown}; chmod 640 {shown}");
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) => return Finding::fail(name, format!("{shown}: {error}"), costs, fix),
+        Err(error) => {
+            let fix = format!("create it, or run this as the node's user, who may read {shown}");
+            return Finding::fail(name, format!("{shown}: {error}"), costs, fix);
+        }
     };
+    let fix =
+        format!("chmod o-rwx {shown}, and chgrp it to the node's group if it has another owner");
     let mode = metadata.mode() & 0o777;
     let is = format!("{shown} has mode {mode:o}");
     if mode & 0o002 != 0 {
         return Finding::fail(name, format!("{is}: everybody may write it"), costs, fix);
     }
-    if mode & 0o004 != 0 && has_secrets {
+    if mode & 0o004 != 0 && has_secrets && !is_in_closed_folder(path) {
         return Finding::warn(name, format!("{is}: everybody may read its secrets"), costs, fix);
     }
     Finding::ok(name, is, costs)
+}
+
+/// Whether only the owner and the group of its folder reach the file, as in a RuntimeDirectory.
+fn is_in_closed_folder(path: &Path) -> bool {
+    let folder = path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned));
+    let metadata = folder.and_then(|folder| fs::metadata(folder).ok());
+    metadata.is_some_and(|metadata| metadata.is_dir() && metadata.mode() & 0o001 == 0)
 }
 
 #[cfg(test)]
@@ -87,7 +98,10 @@ mod tests {
 
     #[test]
     fn permissions_are_judged() {
-        let path = std::env::temp_dir().join(format!("ws-cluster-mode-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("ws-cluster-mode-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.join("projects.toml");
         fs::write(&path, "").unwrap();
         for (mode, has_secrets, status) in [
             (0o600, true, Status::Ok),
@@ -100,7 +114,10 @@ mod tests {
             let finding = file("projects file", &path, has_secrets);
             assert_eq!(finding.status, status, "{finding:?}");
         }
-        fs::remove_file(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(file("projects file", &path, true).status, Status::Ok);
+        fs::remove_dir_all(&folder).unwrap();
         assert_eq!(file("projects file", &path, true).status, Status::Fail);
     }
 

@@ -140,7 +140,10 @@ fn a_json_body_is_compared_byte_for_byte() {
         verify(&[&["verify-sign"], &args[..]].concat())
     };
     let of = |text: &str| hmac(secret, text);
-    assert_eq!(verify_body(body, &of(&format!("/ws/push\n{body}"))), ("valid\n".into(), 0));
+    let sign = of(&format!("/ws/push\n{body}"));
+    for header in [sign.clone(), format!("X-Sign: {sign}"), format!("x-sign:{sign}")] {
+        assert_eq!(verify_body(body, &header), ("valid\n".into(), 0));
+    }
     for (text, named) in [
         ("/ws/push\n{\"pid\":\"1\",\"data\":\"a/b \"}", "had no blanks"),
         ("/ws/push\n{\"pid\": \"1\", \"data\": \"a\\/b \"}", "slashes are escaped"),

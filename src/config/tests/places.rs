@@ -52,7 +52,12 @@ fn a_mistake_in_the_config_file_is_named_with_its_place() {
             "config = 'x'",
             "line 1, column 1: a config file cannot include another one: remove config",
         ),
-        ("node = 1\nnode = 2", "line 2, column 1: duplicate key"),
+        ("node = 1\nnode = 2", "line 2, column 1: duplicate key \"node\": keep one of the two"),
+        (
+            "env = \"hunter2",
+            "line 1, column 15: invalid basic string, expected `\"`; a string ends in its line",
+        ),
+        ("node", "line 1, column 5: key with no value, expected `=`; write each line as key ="),
         ("node = [1]", "line 1, column 8: node must be a string, an integer, true or false"),
         ("log_keep = 1.5", "line 1, column 12: log_keep must be"),
         ("[node]", "line 1, column 1: node must be"),
