@@ -222,6 +222,9 @@ impl Lifecycle {
                     drain_ms,
                     "draining: a second signal stops the node at once"
                 );
+                if let Some(notify) = &self.notify {
+                    notify.handle_stopping();
+                }
                 self.shared.begin_drain();
                 thread::sleep(ONE_SENDING);
                 sys::drop_pending(signal);

@@ -31,6 +31,7 @@ pub(super) struct NotifySocket {
     is_ready: AtomicBool,
     /// What the manager waits for could not be sent: it is told again that the node is ready.
     is_ready_due: AtomicBool,
+    is_stopping_told: AtomicBool,
 }
 
 impl NotifySocket {
@@ -41,8 +42,9 @@ impl NotifySocket {
             [b'/', ..] => SocketAddr::from_pathname(address)?,
             _ => return Err(io::Error::other("only paths and abstract names are supported")),
         };
-        let (is_ready, is_ready_due) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { address, is_ready, is_ready_due })
+        let no = || AtomicBool::new(false);
+        let (is_ready, is_ready_due, is_stopping_told) = (no(), no(), no());
+        Ok(Self { address, is_ready, is_ready_due, is_stopping_told })
     }
 
     /// `address`: that of the manager's socket (NOTIFY_SOCKET). `None`: it cannot be used.
@@ -72,6 +74,12 @@ impl NotifySocket {
         }
     }
 
+    /// Tells that a drain begins. Must be called before it does: one without connections may end
+    /// before [`Supervisor::look`] sees it, which sends again what cannot be sent now.
+    pub(super) fn handle_stopping(&self) {
+        self.is_stopping_told.store(self.send("STOPPING=1"), Relaxed);
+    }
+
     /// Sends assignments, one in each line, and returns whether that was possible. Waits for
     /// nothing: the manager may be gone, or may not receive for a while.
     fn send(&self, lines: &str) -> bool {
@@ -98,7 +106,6 @@ pub(super) struct Supervisor {
     status_at: Instant,
     /// Connections when the drain began, and when to ask for more time; `None`: it has not begun.
     drain: Option<(usize, Instant)>,
-    is_stopping_told: bool,
 }
 
 impl Supervisor {
@@ -111,7 +118,6 @@ impl Supervisor {
             pushes: 0,
             status_at: now,
             drain: None,
-            is_stopping_told: false,
         }
     }
 
@@ -145,7 +151,7 @@ impl Supervisor {
             return;
         }
         if self.socket.send(lines.trim_end()) {
-            self.is_stopping_told |= self.drain.is_some();
+            self.socket.is_stopping_told.fetch_or(self.drain.is_some(), Relaxed);
             self.socket.is_ready.fetch_or(is_ready, Relaxed);
         } else {
             self.socket.is_ready_due.fetch_or(is_ready && !is_first, Relaxed);
@@ -166,7 +172,10 @@ impl Supervisor {
     }
 
     fn tend_drain(&mut self, shared: &Shared, now: Instant, lines: &mut String) {
-        if !self.is_stopping_told {
+        if self.drain.is_none() {
+            self.next_status = now;
+        }
+        if !self.socket.is_stopping_told.load(Relaxed) {
             lines.push_str("STOPPING=1\n");
             self.next_status = now;
         }
