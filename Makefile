@@ -22,7 +22,7 @@ API_EXAMPLES ?= 1000
 SWAGGER_UI := 5.35.0
 
 .PHONY: help build install deb fmt lint python-env check test \
-        sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench reload-bench \
+        sim bench side-by-side chromium million scaling cluster-bench request-bench ops-bench reload-bench drain-bench \
         coalesce-bench criterion \
         soak openapi docs \
         api-check swagger-ui pictures fuzz fuzz-short clean
@@ -88,6 +88,9 @@ request-bench: build ## requests to business servers and events of a storm, with
 
 ops-bench: build ## what a scrape and a profile cost the fan-out, in alternating runs (ROUNDS=12)
 	bench/ops.py --rounds $(if $(filter 5,$(ROUNDS)),12,$(ROUNDS))
+
+drain-bench: build python-env ## connects at a second node while one with 15,000 clients drains
+	$(VENV)/bin/python bench/drain.py --server $(TARGET_DIR)/release/ws-cluster
 
 reload-bench: build python-env ## what reloads of 10,000 projects cost a node under load: pauses, refusals, time
 	$(VENV)/bin/python bench/reload.py $(RELOAD_ARGS)
