@@ -5,6 +5,11 @@ cd "$(dirname "$0")/.."
 binary=$1 output=${2:-target/debian}
 cargo_deb=3.8.0
 
+# One at a time: two share the folders below.
+mkdir -p target
+exec 9>target/deb.lock
+flock 9
+
 # In the tree, so that it lasts as long as what was built with it.
 if [ ! -x target/tools/bin/cargo-deb ]; then
     echo "installing cargo-deb $cargo_deb" >&2
