@@ -188,7 +188,7 @@ fn plain(text: &str) -> String {
     text.replace(['[', ']', '`', '\\'], "").replace(':', "\\:")
 }
 
-/// Returns text as one word of a shell.
+/// Quotes text as a single shell argument.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -29,7 +29,7 @@ const MIN_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct NotifySocket {
     address: SocketAddr,
     is_ready: AtomicBool,
-    /// What the manager waits for could not be sent: it is told again that the node is ready.
+    /// What the manager waits for could not be sent: readiness is reported again.
     is_ready_due: AtomicBool,
     is_stopping_told: AtomicBool,
 }
@@ -95,7 +95,7 @@ impl NotifySocket {
     }
 }
 
-/// What the service manager knows of the node, and when it is told more.
+/// What has been reported to the service manager, and when the next report is due.
 pub(super) struct Supervisor {
     socket: Arc<NotifySocket>,
     watchdog: Option<Watchdog>,

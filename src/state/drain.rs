@@ -150,7 +150,7 @@ enum Phase {
     /// It refuses what is new, and waits for what was accepted.
     Settling(Plan),
     Closing(Plan, Pace),
-    /// Its clients are closed; business servers are told of it.
+    /// Its clients are closed; business servers get the disconnect events.
     Telling(Plan, Pace),
     Ending {
         until: MonotonicMs,

@@ -1,4 +1,4 @@
-"""The client's address behind proxies: who is believed, and what business servers are told."""
+"""The client's address behind proxies: who is believed, and what business servers receive."""
 
 import concurrent.futures
 import contextlib
@@ -73,7 +73,7 @@ def connected(server, bytes_, source=None):
 
 
 def address(server, own, uid, source=PROXY, **options):
-    """The address that a business server is told of a client that connects like this."""
+    """The address that a business server receives for a client that connects like this."""
     with connected(server, request(server, uid, **options), source):
         event = own.json()
         while event["uid"] != uid:
@@ -256,7 +256,7 @@ def test_a_proxy_is_a_client_itself_if_it_sends_neither(server, name):
         assert client.pushed() == '"hello"'
 
 
-# What is told.
+# What events carry.
 
 
 def test_every_event_and_request_carries_it(server, name):

@@ -218,7 +218,7 @@ async def frame_of(reader):
 
 
 async def live(uid, first, second, moves):
-    """A client of the first node that comes back at the second one when it is told to."""
+    """A client of the first node that comes back at the second one after the delay it got."""
     query = signed("/ws/connect", {"pid": "1", "uid": uid, "type": "1"})
     async with moves.gate:
         reader, writer = await connect(first.ws, query)

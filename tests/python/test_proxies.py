@@ -287,7 +287,7 @@ class Pusher(threading.Thread):
 
 
 class Visitor(threading.Thread):
-    """A client that comes back when its node goes away, at the time that it is told."""
+    """A client that comes back when its node goes away, after the delay in its Close frame."""
 
     def __init__(self, proxy, node, uid):
         super().__init__(daemon=True)
